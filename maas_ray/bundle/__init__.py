@@ -1,0 +1,1 @@
+"""What is served: a graph with its signature, labels, proofs and lineage, committed as one thing."""

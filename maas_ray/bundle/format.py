@@ -1,0 +1,145 @@
+"""The bundle's format: an ONNX graph and the description that makes it servable and explainable. Runs nothing.
+
+    bundles/<id>/manifest.json                 the description, and the digest of the graph
+    bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside
+
+`id` is taken of the content, so that committing the same bundle twice is harmless.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from maas_ray.errors import BundleError, Conflict, NotFound, ObjectCorrupt
+from maas_ray.spec import Spec, canonical_json
+from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
+from maas_ray.store.objects import ObjectStore
+
+PREFIX = "bundles"
+KIND = "bundle"
+GRAPH = "model.onnx"
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "BF16", "FP32", "FP64", "BYTES",
+]  # fmt: skip
+"""Tensor datatypes of the Open Inference Protocol v2."""
+
+
+class TensorSpec(Spec):
+    """One input or output of the graph."""
+
+    name: str
+    """Name in the graph and on the wire."""
+    datatype: Datatype
+    """Datatype of the Open Inference Protocol v2."""
+    shape: tuple[int, ...]
+    """Sizes; -1 is variable, and the batch dimension where it comes first."""
+    nullable: bool = False
+    """A JSON null is a missing value, which the preprocessing inside the graph fills in (NaN or an empty string)."""
+
+
+class Signature(Spec):
+    """What the graph takes and gives, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the first dimension of every tensor is variable, so that rows of several requests can be merged."""
+        return all(tensor.shape and tensor.shape[0] == -1 for tensor in (*self.inputs, *self.outputs))
+
+
+class Lineage(Spec):
+    """Where a bundle comes from; enough to find and repeat every step."""
+
+    run: str
+    """Id of the training run, also sent in the response header `x-maas-run`."""
+    step: int
+    """Optimizer step of the exported checkpoint."""
+    checkpoint_digest: str
+    """Digest of the checkpoint's manifest."""
+    data_digest: str
+    """Digest of the prepared data set that the run was trained on."""
+    spec_digest: str
+    """Digest of the TrainSpec."""
+    git_commit: str | None = None
+    """Commit of the code, where the run was started inside a git repository."""
+
+
+class BundleInfo(Spec):
+    """Everything about a bundle except the graph's bytes."""
+
+    signature: Signature
+    task: Literal["classification", "binary", "regression", "other"]
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of the scores; None where the model does not classify."""
+    parity: dict[str, Any]
+    """The report of the gate that compared this graph with the trained model."""
+    metrics: dict[str, float]
+    """Figures of the evaluation on held-out data."""
+    lineage: Lineage
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory; `graph` is the serialized ONNX model."""
+
+    id: str
+    info: BundleInfo
+    graph: bytes
+
+
+def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes) -> str:
+    """Commits a bundle and returns its id; saving the same content again returns the same id."""
+    meta = {"info": info.model_dump(mode="json")}
+    bundle_id = sha256(canonical_json(meta) + sha256(graph).digest()).hexdigest()[:32]
+    draft = Draft(store, f"{PREFIX}/{bundle_id}", KIND)
+    draft.put(GRAPH, graph)
+    try:
+        draft.commit(meta)
+    except Conflict:
+        load_bundle(store, bundle_id)  # the same content is there already: make sure that it is whole
+    return bundle_id
+
+
+def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
+    """Loads a bundle; every byte is verified.
+
+    Raises:
+        NotFound: there is no such bundle.
+        ObjectCorrupt: a part is missing, truncated or altered.
+        BundleError: the description is not one that this version understands.
+    """
+    committed = _open(store, bundle_id)
+    return Bundle(bundle_id, _info(bundle_id, committed.meta), committed.read(GRAPH))
+
+
+def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
+    """The description alone, without reading the graph."""
+    return _info(bundle_id, _open(store, bundle_id).meta)
+
+
+def list_bundles(store: ObjectStore) -> list[str]:
+    """Ids of all committed bundles, sorted."""
+    return list_committed(store, PREFIX)
+
+
+def _open(store: ObjectStore, bundle_id: str) -> Committed:
+    try:
+        return open_committed(store, f"{PREFIX}/{bundle_id}", KIND)
+    except NotFound as error:
+        raise NotFound(f"no bundle {bundle_id!r} in {store.uri}") from error
+
+
+def _info(bundle_id: str, meta: Mapping[str, Any]) -> BundleInfo:
+    try:
+        return BundleInfo.model_validate(meta["info"])
+    except KeyError as error:
+        raise ObjectCorrupt(f"the manifest of bundle {bundle_id} holds no description") from error
+    except ValidationError as error:
+        raise BundleError(f"bundle {bundle_id} was written by an incompatible version: {error}") from error

@@ -1,0 +1,1 @@
+"""From files to fixed, verified training data: sources, cleaning, order and loading."""

@@ -1,0 +1,89 @@
+"""What cleaning has learned from the training split, as plain JSON. Knows neither where data comes from nor torch.
+
+The same description drives the torch preprocessing module, the encoder of the training loader and the exported
+graph, which is why an endpoint that takes raw values cannot disagree with training.
+"""
+
+from math import prod
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maas_ray.spec import Spec
+
+UNKNOWN = -1
+"""Code of a category that the training split did not contain: one-hot gives all zeros."""
+
+
+class NumericColumn(Spec):
+    """A number per row: missing (NaN) becomes `fill`, then `(x - shift) / scale`."""
+
+    kind: Literal["numeric"] = "numeric"
+    name: str
+    fill: float | None = None
+    """Replaces a missing value; None: the column has none and a null is refused."""
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+class CategoricalColumn(Spec):
+    """A category per row, coded by its place in `categories`; on the wire it is a string or an integer."""
+
+    kind: Literal["categorical"] = "categorical"
+    name: str
+    datatype: Literal["BYTES", "INT64"] = "BYTES"
+    categories: tuple[str, ...] | tuple[int, ...]
+    """Distinct values of the training split, sorted."""
+    fill: int | None = None
+    """Code given to a missing value (an empty string); None: the column has none and a null is refused."""
+    encoding: Literal["one_hot", "ordinal"] = "one_hot"
+    """`one_hot`: one feature per category; `ordinal`: the code itself as one feature."""
+
+
+class TensorColumn(Spec):
+    """A tensor per row, such as an image: missing (NaN) becomes `fill`, then `(x - shift) / scale`."""
+
+    kind: Literal["tensor"] = "tensor"
+    name: str
+    datatype: Literal["FP32", "UINT8"] = "FP32"
+    shape: tuple[int, ...]
+    """Sizes without the batch dimension."""
+    fill: float | None = None
+    shift: tuple[float, ...] = (0.0,)
+    """One value for the whole tensor, or one per element in row-major order."""
+    scale: tuple[float, ...] = (1.0,)
+    """As `shift`."""
+
+
+Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn, Field(discriminator="kind")]
+
+
+class Features(Spec):
+    """All raw input columns in the order in which the graph takes them, and the target."""
+
+    columns: tuple[Column, ...]
+    task: Literal["classification", "binary", "regression"]
+    target: str
+    """Name of the target column."""
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of their codes; None for regression."""
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one preprocessed row: a lone tensor keeps its own, everything else is concatenated flat."""
+        if len(self.columns) == 1 and self.columns[0].kind == "tensor":
+            return self.columns[0].shape
+        return (sum(_width(column) for column in self.columns),)
+
+    @property
+    def num_outputs(self) -> int:
+        """Scores per row that a model has to give: one per class, or one for binary and regression."""
+        return len(self.labels or ()) if self.task == "classification" else 1
+
+
+def _width(column: NumericColumn | CategoricalColumn | TensorColumn) -> int:
+    if column.kind == "tensor":
+        return prod(column.shape)
+    if column.kind == "categorical" and column.encoding == "one_hot":
+        return len(column.categories)
+    return 1

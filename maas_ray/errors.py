@@ -1,0 +1,175 @@
+"""Every error that leaves the library, in one tree.
+
+    MaasError
+    ├── SpecError              a spec (YAML, --set, arguments) is not valid
+    ├── NotFound               a run, model, version, alias, checkpoint or data set that does not exist
+    ├── Conflict               the name is taken, or another writer won
+    ├── DataError              the user's data cannot be read, cleaned or split as the spec says
+    ├── ModelError             a model class cannot be imported, built or fed
+    ├── StoreError             the object store failed
+    │   ├── StoreUnavailable   unreachable or timed out after bounded retries
+    │   ├── StoreDenied        credentials are wrong or lack a permission
+    │   ├── StoreUnsafe        the store ignores create-only puts: commits could be lost
+    │   └── ObjectCorrupt      a committed object is missing, truncated or altered
+    ├── TrainingFailed         a training run ended with an error
+    ├── ClusterError           the Ray cluster is missing, misconfigured or too small
+    │   └── ResourcesMissing   the cluster can never hold what the spec asks for
+    ├── GateError              a proof failed: what was exported is not what was trained
+    ├── BundleError            a bundle's graph or description is not servable
+    └── RequestError           a serving request is refused
+        ├── BadRequest         malformed, or does not fit the model's signature
+        ├── MethodNotAllowed   the path exists, the method does not
+        ├── BodyTooLarge       the body is over the pool's limit
+        ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
+        └── Overloaded         the queue is full; nothing was queued
+
+A class carries what its border needs: `code` (stable, for machines), `http_status`, `retryable`.
+A message says what happened, the value, the limit and the way out; never a secret, never another
+tenant's data. All arguments reach `Exception.__init__`, so that pickling between processes keeps them.
+"""
+
+
+class MaasError(Exception):
+    """Base of all errors of this library."""
+
+    code = "internal"
+    http_status = 500
+    retryable = False
+
+
+class SpecError(MaasError):
+    """A spec is not valid; the message names the field and the nearest right name or value."""
+
+    code, http_status = "spec_invalid", 400
+
+
+class NotFound(MaasError):
+    """A named thing does not exist; the message lists the names that do."""
+
+    code, http_status = "not_found", 404
+
+
+class Conflict(MaasError):
+    """The name is taken, or another writer committed first."""
+
+    code, http_status = "conflict", 409
+
+
+class DataError(MaasError):
+    """The user's data cannot be read, cleaned or split as the spec says."""
+
+    code, http_status = "data_invalid", 400
+
+
+class ModelError(MaasError):
+    """A model class cannot be imported, built with its parameters, or fed with the data."""
+
+    code, http_status = "model_invalid", 400
+
+
+class StoreError(MaasError):
+    """The object store failed in a way that no retry mends."""
+
+    code = "store_failed"
+
+
+class StoreUnavailable(StoreError):
+    """The object store did not answer within the bounded retries."""
+
+    code, http_status, retryable = "store_unavailable", 503, True
+
+
+class StoreDenied(StoreError):
+    """The object store refused our credentials, or the path is not writable."""
+
+    code, http_status = "store_denied", 403
+
+
+class StoreUnsafe(StoreError):
+    """The object store accepts a second create-only put of the same key; commits could be lost."""
+
+    code = "store_unsafe"
+
+
+class ObjectCorrupt(StoreError):
+    """A committed object is missing, truncated or altered; it was not used."""
+
+    code = "object_corrupt"
+
+
+class TrainingFailed(MaasError):
+    """A training run ended with an error; the message names the rank and the cause."""
+
+    code = "training_failed"
+
+
+class ClusterError(MaasError):
+    """The Ray cluster is missing, misconfigured or cannot be started."""
+
+    code, http_status = "cluster_invalid", 503
+
+
+class ResourcesMissing(ClusterError):
+    """The cluster can never hold what the spec asks for."""
+
+    code = "resources_missing"
+
+
+class GateError(MaasError):
+    """A proof failed: the exported model does not compute what the trained one does."""
+
+    code, http_status = "gate_failed", 422
+
+
+class BundleError(MaasError):
+    """A bundle's graph, signature or description is not servable."""
+
+    code, http_status = "bundle_invalid", 422
+
+
+class RequestError(MaasError):
+    """A serving request was refused; no other request was affected."""
+
+    code, http_status = "request_refused", 400
+
+
+class BadRequest(RequestError):
+    """The request is malformed, or does not fit the model's signature."""
+
+    code = "bad_request"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not."""
+
+    code, http_status = "method_not_allowed", 405
+
+
+class BodyTooLarge(RequestError):
+    """The body is larger than the pool accepts; it was not parsed."""
+
+    code, http_status = "body_too_large", 413
+
+
+class DeadlineExceeded(RequestError):
+    """The answer could not be ready before the request's deadline; expired work is not run."""
+
+    code, http_status, retryable = "deadline_exceeded", 504, True
+
+
+class Overloaded(RequestError):
+    """The replica's queue is full; nothing was queued.
+
+    Args:
+        message: what is full, its fill and its limit.
+        retry_after_s: seconds after which a retry is likely to be accepted (the Retry-After header).
+    """
+
+    code, http_status, retryable = "overloaded", 503, True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])

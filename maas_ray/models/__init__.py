@@ -1,0 +1,1 @@
+"""Model families by name, and any nn.Module by import path."""

@@ -1,0 +1,1 @@
+"""Serving bundles over HTTP: wire formats, batching, ingress, replicas and pools."""

@@ -1,0 +1,128 @@
+"""Reading YAML into the pydantic specs that live beside their owners. Knows no spec by name."""
+
+import difflib
+import inspect
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from maas_ray.errors import SpecError
+
+MAX_SPEC_BYTES = 1 << 20
+
+
+class Spec(BaseModel):
+    """Base of every spec: frozen, unknown keys refused, field docstrings become JSON Schema descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    def digest(self) -> str:
+        """Hex sha256 of the canonical JSON of all fields, defaults included."""
+        return sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes, which is what digests are taken of.
+
+    Raises:
+        ValueError: a float is NaN or infinite (JSON has no such value).
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def load_spec(kind: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
+    """Reads a YAML file, applies `a.b=c` overrides and validates.
+
+    Args:
+        kind: the spec class.
+        path: the YAML file.
+        overrides: assignments such as `optimizer.lr=0.1`; the value is read as YAML.
+
+    Raises:
+        SpecError: unreadable file, malformed YAML, unknown key (with the nearest right name) or bad value.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise SpecError(f"cannot read the spec {path}: {error.strerror}; give the path of a YAML file") from error
+    if len(raw) > MAX_SPEC_BYTES:
+        raise SpecError(f"the spec {path} has {len(raw)} bytes; the limit is {MAX_SPEC_BYTES}")
+    try:
+        document = yaml.safe_load(raw.decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"the spec {path} is not YAML in UTF-8: {error}") from error
+    return parse_spec(kind, document, overrides, source=str(path))
+
+
+def parse_spec(kind: type[S], document: Any, overrides: Iterable[str] = (), source: str = "spec") -> S:
+    """Validates an already parsed document; see `load_spec`."""
+    if not isinstance(document, Mapping):
+        raise SpecError(f"{source}: expected a mapping of fields of {kind.__name__}, got {type(document).__name__}")
+    fields = json.loads(json.dumps(document, default=str))  # a private copy, with YAML dates as text
+    for override in overrides:
+        _assign(fields, override)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError("\n".join(_explain(kind, source, detail) for detail in error.errors())) from None
+
+
+def _assign(fields: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    if not separator or not path:
+        raise SpecError(f"--set {override!r} is not an assignment; write --set optimizer.lr=0.1")
+    *parents, last = path.split(".")
+    for parent in parents:
+        child = fields.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {override!r}: {parent!r} is a value, not a section")
+        fields = child
+    try:
+        fields[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:
+    location = [str(part) for part in detail["loc"]]
+    where = ".".join(location) or kind.__name__
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_names_beside(kind, location))
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{source}: unknown key {where!r}; {hint}"
+    given = detail.get("input")
+    shown = "" if isinstance(given, Mapping | list) or detail["type"] == "missing" else f" (got {given!r})"
+    return f"{source}: {where}: {detail['msg']}{shown}"
+
+
+def _names_beside(kind: type[Spec], location: list[str]) -> set[str]:
+    """The field names allowed at the place of an unknown key; union branches and list items are looked through."""
+    kinds = {kind}
+    for part in location[:-1]:
+        found = {
+            model
+            for candidate in kinds
+            if part in candidate.model_fields
+            for model in _models_in(candidate.model_fields[part].annotation)
+        }
+        named = {candidate for candidate in kinds if candidate.__name__ == part}
+        kinds = found or named or kinds
+    return {name for candidate in kinds for name in candidate.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[Spec]]:
+    if inspect.isclass(annotation) and issubclass(annotation, Spec):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,185 @@
+"""Commits: parts first, each with its sha256, then one manifest by create-only put. Without a manifest nothing is there.
+
+    <prefix>/parts-<attempt>/<name>     parts of one attempt; no other attempt writes there
+    <prefix>/manifest.json              names every part with size and sha256, and carries its own digest
+
+A reader that finds no manifest sees nothing; one that finds it can verify everything. Nothing is ever overwritten.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
+from maas_ray.spec import canonical_json
+from maas_ray.store.objects import ObjectStore
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed part: where it lies, its size in bytes and its hex sha256."""
+
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed thing; every read of a part is verified against the manifest."""
+
+    store: ObjectStore
+    prefix: str
+    kind: str
+    parts: Mapping[str, Part]
+    meta: Mapping[str, Any]
+    digest: str
+    """Hex sha256 of the manifest: stands for everything in it."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one part.
+
+        Raises:
+            NotFound: the manifest names no such part.
+            ObjectCorrupt: the part is missing, truncated or altered.
+        """
+        part = self.parts.get(name)
+        if part is None:
+            raise NotFound(f"{self.prefix} has no part {name!r}; it has {', '.join(sorted(self.parts))}")
+        try:
+            data = self.store.get(part.key)
+        except NotFound as error:
+            raise ObjectCorrupt(
+                f"the committed object {part.key} is missing; restore it or remove {self.prefix}"
+            ) from error
+        if len(data) != part.size:
+            raise ObjectCorrupt(
+                f"the committed object {part.key} has {len(data)} bytes instead of {part.size}; not used"
+            )
+        found = sha256(data).hexdigest()
+        if found != part.sha256:
+            raise ObjectCorrupt(
+                f"the committed object {part.key} has sha256 {found} instead of {part.sha256}; not used"
+            )
+        return data
+
+    def delete(self) -> None:
+        """Removes the manifest first, then the parts: a reader never sees a manifest whose parts are going."""
+        self.store.delete([f"{self.prefix}/{NAME}"])
+        self.store.delete(part.key for part in self.parts.values())
+
+
+class Draft:
+    """A commit in progress. Parts are invisible to readers until `commit` returns.
+
+    Args:
+        store: where to write.
+        prefix: the place of the committed thing, without a slash at the end.
+        kind: what it is (`checkpoint`, `bundle`, …); checked when it is opened.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str, kind: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._kind = kind
+        self._attempt = uuid.uuid4().hex
+        self._parts: dict[str, Part] = {}
+
+    def put(self, name: str, data: bytes) -> Part:
+        """Writes one part; `name` may hold slashes."""
+        key = f"{self._prefix}/parts-{self._attempt}/{name}"
+        self._store.put(key, data)
+        self._parts[name] = Part(key, len(data), sha256(data).hexdigest())
+        return self._parts[name]
+
+    def commit(self, meta: Mapping[str, Any]) -> Committed:
+        """Puts the manifest. After this the whole thing is there, before it nothing was.
+
+        Raises:
+            Conflict: another attempt committed this prefix first; our parts are removed again.
+        """
+        body = {
+            "format": FORMAT,
+            "kind": self._kind,
+            "attempt": self._attempt,
+            "parts": {name: vars(part) for name, part in sorted(self._parts.items())},
+            "meta": dict(meta),
+        }
+        try:
+            self._store.put_new(f"{self._prefix}/{NAME}", seal(body))
+        except Conflict as error:
+            # A put that succeeded but whose answer was lost is retried and then conflicts with itself.
+            winner = open_committed(self._store, self._prefix, self._kind)
+            if winner.parts != self._parts:
+                self.abandon()
+                raise Conflict(f"{self._prefix} was committed by another writer") from error
+            return winner
+        return open_committed(self._store, self._prefix, self._kind)
+
+    def abandon(self) -> None:
+        """Removes what this attempt wrote. Harmless if it is never called: fsck collects orphans."""
+        self._store.delete(part.key for part in self._parts.values())
+        self._parts = {}
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of `body` with its own sha256 added as `digest`."""
+    return canonical_json({**body, "digest": sha256(canonical_json(body)).hexdigest()})
+
+
+def unseal(key: str, data: bytes) -> dict[str, Any]:
+    """The inverse of `seal`; the result keeps `digest`.
+
+    Raises:
+        ObjectCorrupt: not JSON, or the digest does not match.
+    """
+    try:
+        body = json.loads(data)
+        digest = body.pop("digest")
+        found = sha256(canonical_json(body)).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ObjectCorrupt(f"the committed object {key} is not a sealed document; not used") from error
+    if found != digest:
+        raise ObjectCorrupt(f"the committed object {key} has digest {found} instead of {digest}; not used")
+    return {**body, "digest": digest}
+
+
+def open_committed(store: ObjectStore, prefix: str, kind: str) -> Committed:
+    """Opens a committed thing; its parts are verified when they are read.
+
+    Raises:
+        NotFound: nothing is committed there.
+        ObjectCorrupt: the manifest is altered, of another kind or of an unknown format.
+    """
+    key = f"{prefix}/{NAME}"
+    body = unseal(key, store.get(key))
+    if body.get("format") != FORMAT or body.get("kind") != kind:
+        raise ObjectCorrupt(
+            f"{key} is a {body.get('kind')!r} of format {body.get('format')!r}; expected a {kind!r} of format {FORMAT}"
+        )
+    parts = {name: Part(**part) for name, part in body["parts"].items()}
+    return Committed(store, prefix, kind, parts, body["meta"], body["digest"])
+
+
+def list_committed(store: ObjectStore, prefix: str) -> list[str]:
+    """Names directly below `prefix/` that are committed, sorted. Partial attempts are not listed."""
+    depth = len(prefix.split("/"))
+    keys = (info.key.split("/") for info in store.scan(prefix))
+    return sorted(segments[depth] for segments in keys if len(segments) == depth + 2 and segments[-1] == NAME)
+
+
+def verify(committed: Committed) -> list[MaasError]:
+    """Reads every part; returns what is wrong (empty: all is well)."""
+    problems: list[MaasError] = []
+    for name in committed.parts:
+        try:
+            committed.read(name)
+        except MaasError as error:
+            problems.append(error)
+    return problems

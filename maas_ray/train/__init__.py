@@ -1,0 +1,1 @@
+"""Training: objective, checkpoints, the loop in pure torch, and the run on Ray Train."""
