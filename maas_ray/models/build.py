@@ -1,0 +1,110 @@
+"""From a model's name and parameters to a module that fits the data. Knows nothing of training or export."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from maas_ray.errors import ModelError, SpecError
+from maas_ray.models.convnet import ConvnetSpec, build_convnet
+from maas_ray.models.imported import build_imported
+from maas_ray.models.mlp import MlpSpec, build_mlp
+from maas_ray.models.weights import Initialization, initialize
+from maas_ray.spec import Spec, parse_spec
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PROBE_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model known by name: the spec of its parameters, and how it is built from them."""
+
+    params: type[Spec]
+    build: Callable[[Any, tuple[int, ...], int], nn.Module]
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family(MlpSpec, build_mlp),
+    "convnet": Family(ConvnetSpec, build_convnet),
+}
+
+
+class ModelSpec(Spec):
+    """Which model, with which parameters."""
+
+    name: str
+    """A family (`mlp`, `convnet`), or the import path `package.module:Class` of any nn.Module. Such a class maps
+    float32 [N, *input_shape] to [N, num_outputs]; it is given `input_shape` and `num_outputs` if its constructor
+    names them."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of the family, or arguments of the class's constructor."""
+    initialization: Initialization = "default"
+    """How the weights are drawn; `default` leaves them as the layers draw them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name in FAMILIES:
+            try:
+                parse_spec(FAMILIES[self.name].params, self.params, source=f"model {self.name}")
+            except SpecError as error:
+                raise ValueError(str(error)) from None
+        elif not _IMPORT_PATH.fullmatch(self.name):
+            near = difflib.get_close_matches(self.name, FAMILIES, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join(FAMILIES)}"
+            raise ValueError(f"unknown model {self.name!r}; {hint} (or an import path 'package.module:Class')")
+        return self
+
+
+def build_model(spec: ModelSpec, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Builds and initializes a model, and proves with a run on zeros that it fits the data.
+
+    All random draws come from torch's global generator: the same seed before the call gives the same weights.
+
+    Args:
+        spec: the model.
+        input_shape: sizes of one preprocessed row, without the batch dimension.
+        num_outputs: scores per row.
+
+    Returns:
+        A module in training mode, from float32 [N, *input_shape] to float32 [N, num_outputs].
+
+    Raises:
+        ModelError: the class cannot be imported or built, cannot be fed with such rows, or gives another shape.
+    """
+    if spec.name in FAMILIES:
+        family = FAMILIES[spec.name]
+        params = parse_spec(family.params, spec.params, source=f"model {spec.name}")
+        model = family.build(params, input_shape, num_outputs)
+    else:
+        model = build_imported(spec.name, spec.params, input_shape, num_outputs)
+    _check_output(spec.name, model, input_shape, num_outputs)
+    initialize(model, spec.initialization)  # after the run, which materializes lazy layers
+    return model.train()
+
+
+def _check_output(name: str, model: nn.Module, input_shape: tuple[int, ...], num_outputs: int) -> None:
+    fed, wanted = [_PROBE_ROWS, *input_shape], [_PROBE_ROWS, num_outputs]
+    try:
+        with torch.no_grad():
+            scores = model.eval()(torch.zeros(fed))
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(
+            f"the model {name} cannot be fed with float32 rows of the shape {list(input_shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(scores, Tensor):
+        raise ModelError(
+            f"the model {name} gives a {type(scores).__name__}; it has to give one tensor of scores [N, K]"
+        )
+    if list(scores.shape) != wanted:
+        raise ModelError(
+            f"the model {name} maps {fed} to {list(scores.shape)}; the data needs {wanted}: {num_outputs} score(s) per row"
+        )
+    if scores.dtype != torch.float32:
+        raise ModelError(f"the model {name} gives scores of {scores.dtype}; they have to be torch.float32")

@@ -1,0 +1,76 @@
+"""Any nn.Module by import path. Runs the user's code, and turns what goes wrong in it into one clear error."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from maas_ray.errors import ModelError
+
+
+def build_imported(path: str, params: Mapping[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """Imports a class and constructs it.
+
+    Args:
+        path: `package.module:Class`.
+        params: arguments of the constructor.
+        input_shape: passed as `input_shape` if the constructor names it and `params` does not give it.
+        num_outputs: passed as `num_outputs` likewise.
+
+    Raises:
+        ModelError: the class cannot be imported, is not an nn.Module, or does not accept the parameters.
+    """
+    kind = _import_class(path)
+    accepted = inspect.signature(kind).parameters
+    named = {
+        name for name, given in accepted.items() if given.kind in (given.POSITIONAL_OR_KEYWORD, given.KEYWORD_ONLY)
+    }
+    offered = {"input_shape": input_shape, "num_outputs": num_outputs}
+    arguments = {name: value for name, value in offered.items() if name in named} | dict(params)
+    if not any(given.kind is given.VAR_KEYWORD for given in accepted.values()):
+        _refuse_unknown(path, set(params), named)
+    required = {name for name in named if accepted[name].default is inspect.Parameter.empty}
+    if missing := sorted(required - arguments.keys()):
+        raise ModelError(f"the model {path} needs the parameters {', '.join(missing)}; give them under model.params")
+    try:
+        return kind(**arguments)
+    except Exception as error:  # the user's code may raise anything
+        shown = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
+        raise ModelError(
+            f"the model {path} could not be built with {shown}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import_class(path: str) -> type[nn.Module]:
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(
+            f"the model {path} cannot be imported: {type(error).__name__}: {error}; the package has to be installed, or "
+            "be in the working directory that is sent with the job, on every node"
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = sorted(name for name, value in vars(module).items() if _is_module_class(value))
+        near = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"its models: {', '.join(classes) or 'none'}"
+        raise ModelError(f"the model {path} cannot be imported: {module_name} has no {class_name!r}; {hint}")
+    if not _is_module_class(found):
+        raise ModelError(f"the model {path} is not a subclass of torch.nn.Module but {found!r}")
+    kind: type[nn.Module] = found
+    return kind
+
+
+def _is_module_class(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _refuse_unknown(path: str, given: set[str], named: set[str]) -> None:
+    for name in sorted(given - named):
+        near = difflib.get_close_matches(name, sorted(named), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(sorted(named)) or 'none'}"
+        raise ModelError(f"the model {path} takes no parameter {name!r}; {hint}")
