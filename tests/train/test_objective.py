@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from maas_ray.errors import ModelError, SpecError
+from maas_ray.train.objective import LOSSES_BY_TASK, ObjectiveSpec, build_loss, penalty
+
+SCORES = torch.tensor([[0.5], [-2.0], [3.0]])
+NUMBERS = torch.tensor([1.0, -1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, [0.25, 1.0, 9.0]),
+        ({"loss": "mse"}, [0.25, 1.0, 9.0]),
+        ({"loss": "mae"}, [0.5, 1.0, 3.0]),
+        ({"loss": "huber", "huber_delta": 2.0}, [0.125, 0.5, 4.0]),
+    ],
+)
+def test_a_regression_loss_is_given_per_sample(spec: dict, expected: list[float]) -> None:
+    losses = build_loss(ObjectiveSpec(**spec), "regression")(SCORES, NUMBERS)
+    torch.testing.assert_close(losses, torch.tensor(expected))
+
+
+def test_bce_takes_logits() -> None:
+    losses = build_loss(ObjectiveSpec(), "binary")(SCORES, torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(
+        losses, -torch.log(torch.tensor([0.5, -2.0, 3.0]).mul(torch.tensor([1, -1, -1])).sigmoid())
+    )
+
+
+def test_cross_entropy_is_the_negative_log_probability_of_the_class() -> None:
+    scores, target = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    losses = build_loss(ObjectiveSpec(), "classification")(scores, target)
+    torch.testing.assert_close(losses, -scores.softmax(1)[torch.arange(5), target].log())
+
+
+def test_label_smoothing_moves_a_share_of_the_target_to_all_classes() -> None:
+    spec = ObjectiveSpec(label_smoothing=0.2)
+    scores = torch.randn(1, 4)
+    smooth = torch.tensor([[0.05, 0.85, 0.05, 0.05]])
+    torch.testing.assert_close(
+        build_loss(spec, "classification")(scores, torch.tensor([1])), -(smooth * scores.log_softmax(1)).sum(1)
+    )
+    torch.testing.assert_close(
+        build_loss(spec, "binary")(SCORES, torch.ones(3)),
+        functional.binary_cross_entropy_with_logits(SCORES[:, 0], torch.full((3,), 0.9), reduction="none"),
+    )
+
+
+@pytest.mark.parametrize("task", LOSSES_BY_TASK)
+def test_no_rows_give_no_losses_and_zero_gradients(task: str) -> None:
+    scores = torch.zeros(0, 3 if task == "classification" else 1, requires_grad=True)
+    target = torch.zeros(0, dtype=torch.int64 if task == "classification" else torch.float32)
+    losses = build_loss(ObjectiveSpec(), task)(scores, target)
+    losses.sum().backward()
+    assert losses.shape == (0,)
+    assert scores.grad is not None
+
+
+def test_scores_in_lower_precision_are_widened() -> None:
+    losses = build_loss(ObjectiveSpec(), "classification")(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]))
+    assert losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("spec", "task", "message"),
+    [
+        (
+            {"loss": "mse"},
+            "classification",
+            "mse needs a number per row, and the task is classification; use cross_entropy",
+        ),
+        ({"loss": "cross_entropy"}, "regression", "use mse or mae or huber"),
+        ({"loss": "cross_entropy"}, "binary", "use bce"),
+        ({"label_smoothing": 0.1}, "regression", "label_smoothing: 0.1"),
+    ],
+)
+def test_a_loss_that_does_not_fit_the_task_is_refused_with_the_reason(spec: dict, task: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build_loss(ObjectiveSpec(**spec), task)
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "target"),
+    [
+        ("regression", torch.zeros(3), torch.zeros(3)),
+        ("regression", torch.zeros(3, 3), torch.zeros(3)),
+        ("regression", torch.zeros(3, 1), torch.zeros(3, 1)),
+        ("binary", torch.zeros(3, 2), torch.zeros(3)),
+        ("classification", torch.zeros(3, 2), torch.zeros(3, 2)),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(task: str, scores: torch.Tensor, target: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match="takes scores"):
+        build_loss(ObjectiveSpec(), task)(scores, target)
+
+
+def test_the_penalty_sums_over_weights_and_spares_biases_normalizations_and_frozen_layers() -> None:
+    model = nn.Sequential(nn.Linear(2, 1), nn.LayerNorm([1, 1]), nn.Linear(1, 1))
+    model[2].requires_grad_(False)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, -4.0]]))
+        model[0].bias.fill_(100.0)
+    total = penalty(ObjectiveSpec(l1=0.1, l2=0.01), model)
+    assert total.item() == pytest.approx(0.1 * 7 + 0.01 * 25)
+    total.backward()
+    torch.testing.assert_close(model[0].weight.grad, torch.tensor([[0.1 + 0.06, -0.1 - 0.08]]))
+    assert model[0].bias.grad is None
+
+
+def test_no_penalty_is_zero() -> None:
+    assert penalty(ObjectiveSpec(), nn.Linear(2, 2)).item() == 0.0
