@@ -23,7 +23,7 @@ os.environ.update(
 )
 
 
-def free_port() -> int:
+def unused_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -32,7 +32,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3 service (moto) over HTTP on loopback, ended by its own handle."""
-    port = free_port()
+    port = unused_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -63,7 +63,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StorageSpec:
     """The description of an empty store of each kind."""
     if request.param == "file":
         return StorageSpec(uri=f"file://{tmp_path}/store")
-    return StorageSpec(uri=f"s3://maas/{tmp_path.name}-{time.time_ns()}", endpoint=request.getfixturevalue("s3_endpoint"))
+    return StorageSpec(
+        uri=f"s3://maas/{tmp_path.name}-{time.time_ns()}", endpoint=request.getfixturevalue("s3_endpoint")
+    )
 
 
 @pytest.fixture
@@ -76,3 +78,15 @@ def store(storage: StorageSpec) -> ObstoreStore:
 def file_store(tmp_path: Path) -> ObstoreStore:
     """An empty store in a local directory, for tests in which the kind of store plays no part."""
     return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    return unused_port()
+
+
+@pytest.fixture(scope="module")
+def module_port() -> int:
+    """As `free_port`, for a server that a module's tests share."""
+    return unused_port()

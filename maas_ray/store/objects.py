@@ -99,7 +99,7 @@ class ObstoreStore:
     def __init__(self, uri: str, backend: Any, root: Path | None = None) -> None:
         self.uri = uri
         self._backend = backend
-        self._root = root
+        self.root = root
 
     def put_new(self, key: str, data: bytes) -> None:
         self._call(key, lambda: obstore.put(self._backend, key, data, mode="create"))
@@ -133,16 +133,16 @@ class ObstoreStore:
 
     def staged(self) -> Iterator[ObjectInfo]:
         # object_store writes a local object as `name#1` and links it into place; a kill leaves that file.
-        for path in self._root.rglob("*#*") if self._root else ():
+        for path in self.root.rglob("*#*") if self.root else ():
             if _STAGED.search(path.name) and path.is_file():
                 stat = path.stat()
-                key = str(path.relative_to(self._root))  # type: ignore[arg-type]
+                key = str(path.relative_to(self.root))  # type: ignore[arg-type]
                 yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def delete_staged(self, info: ObjectInfo) -> None:
         """Removes one file that `staged` listed."""
-        if self._root and _STAGED.search(info.key):
-            (self._root / info.key).unlink(missing_ok=True)
+        if self.root and _STAGED.search(info.key):
+            (self.root / info.key).unlink(missing_ok=True)
 
     def _call(self, key: str, operation: Callable[[], T]) -> T:
         where = f"{self.uri.rstrip('/')}/{key}"
@@ -164,7 +164,7 @@ class ObstoreStore:
         text = str(error).splitlines()[0]
         if "Access Denied" in text or "InvalidAccessKeyId" in str(error) or "SignatureDoesNotMatch" in str(error):
             return StoreDenied(f"the store refused access to {where}; check the credentials in the environment")
-        if self._root is not None:
+        if self.root is not None:
             return StoreDenied(f"cannot use {where}: {text}; choose a directory that this user can write")
         if isinstance(error, ValueError):
             return StoreError(f"{where} is not a valid object key: {text}")
@@ -172,9 +172,9 @@ class ObstoreStore:
 
     def _sync(self, key: str) -> None:
         # object_store does not fsync; without it a power cut could keep a manifest and lose its parts.
-        if self._root is None:
+        if self.root is None:
             return
-        path = self._root / key
+        path = self.root / key
         for target in (path, path.parent):
             descriptor = os.open(target, os.O_RDONLY)
             try:
@@ -183,10 +183,10 @@ class ObstoreStore:
                 os.close(descriptor)
 
     def _drop_empty_directories(self, key: str) -> None:
-        if self._root is None:
+        if self.root is None:
             return
-        for parent in (self._root / key).parents:
-            if parent == self._root:
+        for parent in (self.root / key).parents:
+            if parent == self.root:
                 return
             try:
                 parent.rmdir()

@@ -1,0 +1,68 @@
+"""What a run leaves for people to look at: TensorBoard scalars, and the losses kept in its checkpoints."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.loop import Progress
+
+PREFIX = "tensorboard"
+
+
+class Journal:
+    """Writes one run's scalars. Only rank 0 has one; `close` it.
+
+    A local store is written to directly, so that TensorBoard shows a run while it goes on. For an object store
+    the event files are kept in a temporary directory and uploaded by `publish`.
+
+    Args:
+        store: where they end up, below `tensorboard/<run>/`.
+        run: the run's id.
+        first_step: steps that are done already; what a lost attempt wrote after them is hidden.
+        history: losses logged before `first_step`.
+    """
+
+    def __init__(self, store: ObstoreStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
+        self.history = list(history)
+        self._store = store
+        self._run = run
+        self._scratch = None if store.root else tempfile.TemporaryDirectory(prefix="maas-tensorboard-")
+        self._directory = store.root / PREFIX / run if store.root else Path(self._scratch.name)  # type: ignore[union-attr]
+        self._writer = SummaryWriter(str(self._directory), purge_step=first_step + 1, flush_secs=5)
+
+    def write(self, progress: Progress) -> None:
+        """Adds one report: `train/loss`, `train/lr`, `train/samples_per_s`, `validation/…`."""
+        scalars = {
+            "train/loss": progress.loss,
+            "train/lr": progress.lr,
+            "train/samples_per_s": progress.samples_per_s,
+            "train/epoch": progress.epoch,
+            **{f"validation/{name}": value for name, value in progress.metrics.items()},
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, progress.step)
+        if progress.loss is not None:
+            self.history.append({"step": progress.step, "loss": progress.loss, "lr": progress.lr})
+
+    def publish(self) -> None:
+        """Makes what was written so far visible in an object store; with a local store it is already."""
+        self._writer.flush()
+        if self._scratch is not None:
+            for path in sorted(self._directory.iterdir()):
+                self._store.put(f"{PREFIX}/{self._run}/{path.name}", path.read_bytes())
+
+    def close(self) -> None:
+        """Flushes, publishes and gives the temporary directory back."""
+        self.publish()
+        self._writer.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def location(store: ObstoreStore, run: str) -> str:
+    """What to give `tensorboard --logdir`."""
+    return str(store.root / PREFIX / run) if store.root else f"{store.uri.rstrip('/')}/{PREFIX}/{run}"

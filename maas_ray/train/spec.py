@@ -1,0 +1,116 @@
+"""What a training run is: the one description from which data, model, objective, steps and storage follow."""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from maas_ray.data.spec import DataSpec
+from maas_ray.models.build import ModelSpec
+from maas_ray.spec import Spec
+from maas_ray.store.objects import StorageSpec
+from maas_ray.train.objective import ObjectiveSpec, build_loss
+from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
+
+
+class BatchSpec(Spec):
+    """How many samples make one optimizer step, whatever the number of workers."""
+
+    global_size: PositiveInt = 64
+    """Samples per optimizer step over all workers; fixed, so that a run means the same on any number of workers."""
+    accumulation: PositiveInt = 1
+    """Micro-batches into which each worker cuts its share, to save memory; the gradient is that of the whole batch."""
+
+
+class WorkersSpec(Spec):
+    """The processes that train, and what each one needs."""
+
+    count: PositiveInt = 1
+    """Data-parallel workers."""
+    cpus: PositiveInt = 1
+    """CPUs per worker; also the number of compute threads."""
+    gpus: NonNegativeInt = 0
+    """GPUs per worker, 0 or 1; with 1 the gradients go over NCCL, else over gloo."""
+    max_restarts: NonNegativeInt = 3
+    """Times that the group is started again from the last committed checkpoint when a worker or its node is lost."""
+    timeout_s: PositiveFloat = 300.0
+    """A collective operation that takes longer than this ends the attempt instead of hanging."""
+
+    @model_validator(mode="after")
+    def _one_gpu(self) -> Self:
+        if self.gpus > 1:
+            raise ValueError("a data-parallel worker drives one GPU; raise workers.count instead of workers.gpus")
+        return self
+
+
+class CheckpointSpec(Spec):
+    """When training state is committed, and how much of it is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints; None: at the end of every epoch. The last step always has one."""
+    keep_last: PositiveInt = 3
+    """Committed checkpoints kept; the newest and pinned ones are never dropped."""
+
+
+class TrainSpec(Spec):
+    """A training run."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Id of the run; one that exists is refused unless it is resumed."""
+    model: ModelSpec
+    data: DataSpec
+    objective: ObjectiveSpec = ObjectiveSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    batch: BatchSpec = BatchSpec()
+    epochs: PositiveInt | None = None
+    """Passes over the training split; 10 unless `steps` is given."""
+    steps: PositiveInt | None = None
+    """Optimizer steps, instead of `epochs`."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay float32."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the whole gradient; None: not clipped."""
+    seed: NonNegativeInt = 0
+    """Decides initial weights, sample order and dropout."""
+    deterministic: bool = False
+    """Asks torch for deterministic GPU kernels (slower). On CPU a run is repeatable bit for bit either way."""
+    log_every: PositiveInt = 10
+    """Optimizer steps between logged losses."""
+    workers: WorkersSpec = WorkersSpec()
+    storage: StorageSpec = StorageSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give either epochs or steps, not both")
+        if self.batch.global_size < self.workers.count:
+            raise ValueError(
+                f"batch.global_size {self.batch.global_size} is smaller than workers.count {self.workers.count}: "
+                "some workers would never see a sample"
+            )
+        build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
+        return self
+
+    def stop_position(self, num_rows: int) -> int:
+        """Global sample position at which the run ends: epochs x rows, or steps x global batch.
+
+        Args:
+            num_rows: rows of the training split.
+        """
+        if self.steps is not None:
+            return self.steps * self.batch.global_size
+        return (self.epochs or 10) * num_rows
+
+    def total_steps(self, num_rows: int) -> int:
+        """Optimizer steps of the whole run; the last batch may be smaller than the others."""
+        return -(-self.stop_position(num_rows) // self.batch.global_size)
+
+    def same_training(self, other: "TrainSpec") -> list[str]:
+        """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
+
+        Where it is stored, how often it is checkpointed or logged and on which workers it runs may change.
+        """
+        free = {"storage", "workers", "checkpoint", "log_every"}
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])

@@ -1,0 +1,101 @@
+"""A run's result, loaded and verified: the network, the features it takes, and how it does on held-out data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maas_ray.data.encode import encode_columns
+from maas_ray.data.features import Features
+from maas_ray.data.prepare import Dataset, open_dataset
+from maas_ray.data.preprocess import Preprocess
+from maas_ray.errors import DataError, ModelError
+from maas_ray.models.build import build_model
+from maas_ray.store.objects import ObjectStore
+from maas_ray.train.checkpoint import load_weights, open_checkpoint
+from maas_ray.train.evaluate import evaluate
+from maas_ray.train.objective import build_loss
+from maas_ray.train.runs import Run, Runs
+
+
+class RawModel(nn.Module):
+    """Encoded raw columns -> scores [N, K]: the fixed preprocessing, then the network that is trained."""
+
+    def __init__(self, features: Features, net: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(features)
+        self.net = net
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        scores: Tensor = self.net(self.preprocess(*columns))
+        return scores
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network at a committed checkpoint, in evaluation mode on the CPU."""
+
+    run: Run
+    step: int
+    checkpoint_digest: str
+    net: nn.Module
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one checkpoint on one split."""
+
+    run: str
+    step: int
+    split: str
+    num_rows: int
+    metrics: dict[str, float]
+
+
+def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Trained:
+    """Loads a run's network at a checkpoint, the newest by default.
+
+    Raises:
+        NotFound: no such run, or no such checkpoint.
+        ObjectCorrupt: a part is missing, truncated or altered.
+        ModelError: the model's class no longer takes these weights.
+    """
+    record = Runs(store).get(run)
+    dataset = open_dataset(store, record.data_digest)
+    committed = open_checkpoint(store, run, step)
+    torch.manual_seed(record.spec.seed)
+    net = build_model(record.spec.model, dataset.features.output_shape, dataset.features.num_outputs)
+    try:
+        net.load_state_dict(load_weights(committed))
+    except RuntimeError as error:
+        raise ModelError(
+            f"{record.spec.model.name} no longer takes the weights of run {run!r}, step {committed.meta['step']}: "
+            f"{error}; use the code that it was trained with ({record.git_commit or 'no commit recorded'})"
+        ) from error
+    return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset)
+
+
+def evaluate_run(store: ObjectStore, run: str, split: str = "test", step: int | None = None) -> Evaluation:
+    """Evaluates a checkpoint on a split and records the figures in the run's log.
+
+    Raises:
+        DataError: the data has no such split.
+    """
+    trained = load_trained(store, run, step)
+    features = trained.dataset.features
+    num_rows = trained.dataset.num_rows.get(split, 0)
+    if not num_rows:
+        there = ", ".join(f"{name} ({rows} rows)" for name, rows in trained.dataset.num_rows.items() if rows)
+        raise DataError(f"the data of run {run!r} has no {split!r} split; it has {there}; see data.split in the spec")
+    rows = trained.dataset.read(split)
+    metrics = evaluate(
+        RawModel(features, trained.net),
+        encode_columns(features, rows.columns),
+        rows.target,
+        task=features.task,
+        num_classes=features.num_outputs,
+        loss=build_loss(trained.run.spec.objective, features.task),
+    )
+    Runs(store).record(run, {"type": "evaluated", "split": split, "step": trained.step, "metrics": metrics})
+    return Evaluation(run, trained.step, split, num_rows, metrics)

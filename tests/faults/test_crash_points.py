@@ -1,0 +1,150 @@
+"""A process that dies before or after any store operation leaves the old state or the new one, never a part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+
+from maas_ray.errors import MaasError
+from maas_ray.registry.models import Registry
+from maas_ray.store import manifest
+from maas_ray.store.fsck import fsck
+from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
+from tests.support.bundles import save_toy_bundle
+from tests.support.faulty import Died, DyingStore
+
+RUN = "toy"
+
+
+def _state(step: int) -> TrainingState:
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.fill_(step)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return TrainingState(step, step * 8, net.state_dict(), optimizer.state_dict(), {"last_epoch": step}, {"seed": 0})
+
+
+def _save(store: Any) -> None:
+    save_checkpoint(store, RUN, _state(3))
+    retain(store, RUN, keep_last=2)
+
+
+def _saved_before(store: ObstoreStore) -> None:
+    for step in (1, 2):
+        save_checkpoint(store, RUN, _state(step))
+
+
+def _view_of_checkpoints(store: ObstoreStore) -> tuple[int, ...]:
+    """The committed steps; loading each verifies every byte."""
+    steps = list_checkpoints(store, RUN)
+    for step in steps:
+        state = load_checkpoint(store, RUN, step)
+        assert state.step == step
+        assert set(state.model) == {"weight", "bias"}
+        assert len(state.optimizer["state"]) == 2
+    return tuple(steps)
+
+
+def _publish(store: Any) -> None:
+    registry = Registry(store)
+    version = registry.publish("digits", save_toy_bundle(store, b"new graph"))
+    registry.promote("digits", version.version)
+
+
+def _published_before(store: ObstoreStore) -> None:
+    registry = Registry(store)
+    registry.publish("digits", save_toy_bundle(store, b"old graph"))
+    registry.promote("digits", 1)
+
+
+def _view_of_registry(store: ObstoreStore) -> tuple[tuple[int, ...], int]:
+    registry = Registry(store)
+    model = registry.model("digits")
+    for version in model.versions.values():
+        assert registry.info(version).signature.inputs
+    return tuple(model.versions), model.aliases["production"]
+
+
+@dataclass(frozen=True)
+class Case:
+    before: Callable[[ObstoreStore], None]
+    act: Callable[[Any], None]
+    view: Callable[[ObstoreStore], Any]
+    allowed: tuple[Any, ...]
+    """Views that a reader may have, in the order in which they may appear."""
+
+
+CASES = {
+    # retention drops step 1 only after step 3 is committed
+    "checkpoint save": Case(_saved_before, _save, _view_of_checkpoints, ((1, 2), (1, 2, 3), (2, 3))),
+    "publish and promote": Case(_published_before, _publish, _view_of_registry, (((1,), 1), ((1, 2), 1), ((1, 2), 2))),
+}
+
+
+def _num_operations(case: Case, storage: StorageSpec) -> int:
+    store = open_store(storage.model_copy(update={"uri": f"{storage.uri}-count"}))
+    case.before(store)
+    counting = DyingStore(store)
+    case.act(counting)
+    return counting.num_operations
+
+
+def _states_after_each_death(case: Case, storage: StorageSpec) -> list[Any]:
+    """The reader's view after a death at every point in turn, each in a store of its own."""
+    views = []
+    for point in range(1, _num_operations(case, storage) + 1):
+        for after in (False, True):
+            store = open_store(storage.model_copy(update={"uri": f"{storage.uri}-{point}-{after}"}))
+            case.before(store)
+            with pytest.raises(Died):
+                case.act(DyingStore(store, dies_at=point, after=after))
+            views.append(case.view(store))
+            cleaned = fsck(store, collect=True, grace=timedelta(0))
+            assert cleaned.problems == []
+            assert case.view(store) == views[-1], "collecting orphans must not change what readers see"
+            again = fsck(store)
+            assert (again.problems, again.orphans, again.foreign) == ([], [], [])
+            case.act(store)  # whoever comes next can do the same work to its end
+            assert fsck(store).problems == []
+    return views
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_readers_see_the_old_state_or_the_new_one_whatever_the_point_of_death(name: str, storage: StorageSpec) -> None:
+    case = CASES[name]
+    views = _states_after_each_death(case, storage)
+    assert views[0] == case.allowed[0]
+    assert views[-1] == case.allowed[-1]
+    order = [case.allowed.index(view) for view in views]
+    assert order == sorted(order)
+    assert set(order) == set(range(len(case.allowed)))
+
+
+def test_a_commit_whose_manifest_is_written_first_is_caught(
+    storage: StorageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: the same check must fail for a commit in the wrong order."""
+
+    class ManifestFirst(manifest.Draft):
+        def put(self, name: str, data: bytes) -> manifest.Part:
+            key = f"{self._prefix}/parts-{self._attempt}/{name}"
+            self._parts[name] = manifest.Part(key, len(data), manifest.sha256(data).hexdigest())
+            self._held = [*getattr(self, "_held", []), (key, data)]
+            return self._parts[name]
+
+        def commit(self, meta: Any) -> manifest.Committed:
+            committed = super().commit(meta)
+            for key, data in self._held:
+                self._store.put(key, data)
+            return committed
+
+    monkeypatch.setattr("maas_ray.train.checkpoint.Draft", ManifestFirst)
+    with pytest.raises(MaasError, match="is missing"):
+        _states_after_each_death(CASES["checkpoint save"], storage)

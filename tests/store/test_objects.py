@@ -1,0 +1,72 @@
+import os
+
+import pytest
+
+from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, StoreDenied, StoreUnavailable
+from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+
+
+def test_a_key_can_be_created_only_once(store: ObstoreStore) -> None:
+    store.put_new("a/b", b"first")
+    with pytest.raises(Conflict, match="a/b exists already"):
+        store.put_new("a/b", b"second")
+    assert store.get("a/b") == b"first"
+
+
+def test_a_missing_key_is_not_found_and_can_be_deleted(store: ObstoreStore) -> None:
+    with pytest.raises(NotFound, match="no object .*a/b"):
+        store.get("a/b")
+    store.delete(["a/b"])
+
+
+def test_scan_is_sorted_and_starts_after_a_key(store: ObstoreStore) -> None:
+    for name in ("c", "a", "b/x"):
+        store.put_new(f"p/{name}", b"12")
+    assert [info.key for info in store.scan("p")] == ["p/a", "p/b/x", "p/c"]
+    assert [info.key for info in store.scan("p", after="p/a")] == ["p/b/x", "p/c"]
+    assert {info.size for info in store.scan("p")} == {2}
+    assert store.children("") == ["p"]
+    assert store.children("p") == ["b"]
+
+
+def test_deleting_the_last_object_leaves_no_directory(file_store: ObstoreStore) -> None:
+    file_store.put_new("a/b/c", b"")
+    file_store.delete(["a/b/c"])
+    assert file_store.root is not None
+    assert os.listdir(file_store.root) == []
+
+
+def test_large_objects_go_up_in_parts(store: ObstoreStore) -> None:
+    data = os.urandom(1 << 20) * 12
+    store.put("large", data)
+    assert store.get("large") == data
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("ftp://host/path", "unknown scheme 'ftp'; use one of file, s3, gs, az"),
+        ("s3://", "names no bucket"),
+    ],
+)
+def test_a_uri_that_no_store_has_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        open_store(uri)
+
+
+def test_a_directory_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(StoreDenied, match="/proc/nowhere.*choose a directory"):
+        open_store("file:///proc/nowhere")
+
+
+def test_a_bucket_that_does_not_exist_is_an_error_with_its_name(s3_endpoint: str) -> None:
+    store = open_store(StorageSpec(uri="s3://nobody/x", endpoint=s3_endpoint))
+    with pytest.raises(MaasError, match="s3://nobody/x/key"):
+        store.put_new("key", b"")
+
+
+def test_a_service_that_does_not_answer_is_unavailable_and_retryable(free_port: int) -> None:
+    store = open_store(StorageSpec(uri="s3://maas/x", endpoint=f"http://127.0.0.1:{free_port}"))
+    with pytest.raises(StoreUnavailable, match="within the bounded retries") as caught:
+        store.get("key")
+    assert caught.value.retryable
