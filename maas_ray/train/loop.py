@@ -153,7 +153,7 @@ def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> Tenso
     cursor = step * plan.global_size
     count = min(plan.global_size, plan.stop - cursor)
     trainee.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=trainee.device)
+    total = torch.zeros((), dtype=torch.float64, device=trainee.device)
     for batch, is_last in _with_last(loader.load(cursor, plan.stop)):
         with _no_sync(trainee.model, unless=is_last):
             share = _loss_sum(plan, trainee, batch) / count
@@ -205,7 +205,7 @@ def _loss_sum(plan: Plan, trainee: Trainee, batch: Batch) -> Tensor:
     target = batch.target.to(trainee.device, non_blocking=True)
     with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
         scores = trainee.model(*columns)
-    return trainee.loss(scores.float(), target).sum()
+    return trainee.loss(scores, target).sum()
 
 
 def _mean_loss(plan: Plan, trainee: Trainee, share: Tensor, step: int) -> float:
