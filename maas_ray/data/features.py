@@ -73,7 +73,7 @@ class Features(Spec):
         """Shape of one preprocessed row: a lone tensor keeps its own, everything else is concatenated flat."""
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
             return self.columns[0].shape
-        return (sum(_width(column) for column in self.columns),)
+        return (sum(column_width(column) for column in self.columns),)
 
     @property
     def num_outputs(self) -> int:
@@ -81,7 +81,8 @@ class Features(Spec):
         return len(self.labels or ()) if self.task == "classification" else 1
 
 
-def _width(column: NumericColumn | CategoricalColumn | TensorColumn) -> int:
+def column_width(column: Column) -> int:
+    """How many elements of the preprocessed row come from this column."""
     if column.kind == "tensor":
         return prod(column.shape)
     if column.kind == "categorical" and column.encoding == "one_hot":

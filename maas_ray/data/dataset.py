@@ -1,0 +1,182 @@
+"""A prepared data set in the store: its format, reading and writing. Knows no source and no cleaning.
+
+    datasets/<digest>/manifest.json                     features, report, counts, where it came from
+    datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
+
+`digest` is taken of the content, so preparing the same data twice gives the same data set.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from maas_ray.data.arrays import tensor_shape, tensor_values
+from maas_ray.data.features import Features
+from maas_ray.data.spec import SPLITS
+from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
+from maas_ray.store.objects import ObjectStore
+
+PREFIX = "datasets"
+KIND = "dataset"
+FORMAT = 1
+MAX_PART_BYTES = 1 << 26
+TARGET = "\0target"
+"""The target's column in a part: a name that no feature can have."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """All rows of one split.
+
+    Args:
+        columns: raw columns in the order of the features: numeric float32 [N, 1] (NaN is missing), categorical
+            object-str [N, 1] ("" is missing) or int64 [N, 1], tensors float32 or uint8 [N, *shape].
+        target: [N]: int64 class codes, float32 0 or 1 (binary), or float32 (regression).
+    """
+
+    columns: list[Array]
+    target: Array
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set."""
+
+    digest: str
+    """Hex sha256 of the content: its id in the store."""
+    features: Features
+    report: Mapping[str, Any]
+    """What was read, dropped and could not be converted; see `prepare`."""
+    num_rows: Mapping[str, int]
+    """Rows of `train`, `validation` and `test`; a split that was not asked for has 0."""
+    source: Mapping[str, Any]
+    """URI and spec digest of whoever prepared it first."""
+    committed: Committed
+
+    def read(self, split: str) -> Split:
+        """Reads one split into memory; every byte is verified.
+
+        Raises:
+            DataError: there is no such split, or it has no rows.
+            ObjectCorrupt: a part is missing, truncated or altered.
+        """
+        if not self.num_rows.get(split):
+            known = [name for name, num in self.num_rows.items() if num]
+            raise DataError(
+                f"the data set {self.digest[:12]} has no rows in split {split!r}; it has {', '.join(known)}"
+            )
+        names = sorted(name for name in self.committed.parts if name.startswith(f"{split}/"))
+        table = pa.concat_tables([pa.ipc.open_file(self.committed.read(name)).read_all() for name in names])
+        if table.num_rows != self.num_rows[split]:
+            raise ObjectCorrupt(
+                f"{self.committed.prefix} has {table.num_rows} rows in {split}; its manifest says {self.num_rows[split]}"
+            )
+        columns = [_to_numpy(table.schema.field(i), table.column(i)) for i in range(table.num_columns - 1)]
+        # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
+        arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, table.column(TARGET).to_numpy())]
+        return Split(arrays[:-1], arrays[-1])
+
+
+def save_dataset(
+    store: ObjectStore,
+    tables: Mapping[str, pa.Table],
+    features: Features,
+    report: Mapping[str, Any],
+    source: Mapping[str, Any],
+) -> Dataset:
+    """Commits a data set, or opens it if the same content is there already.
+
+    Args:
+        store: where to.
+        tables: by split, the cast columns in order and then the encoded target as `TARGET`.
+        features: what cleaning has learned.
+        report: JSON-able.
+        source: JSON-able; not part of the digest.
+    """
+    meta = {
+        "format": FORMAT,
+        "features": features.model_dump(mode="json"),
+        "report": dict(report),
+        "num_rows": {split: tables[split].num_rows for split in SPLITS},
+    }
+    content = {split: _fingerprint(tables[split]) for split in SPLITS}
+    digest = sha256(canonical_json({**meta, "content": content})).hexdigest()
+    try:
+        return open_dataset(store, digest)
+    except NotFound:
+        pass  # the first time
+    draft = Draft(store, f"{PREFIX}/{digest}", KIND)
+    for split in SPLITS:
+        for i, part in enumerate(_parts(tables[split])):
+            draft.put(f"{split}/{i:05d}.arrow", part)
+    # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
+    with suppress(Conflict):
+        draft.commit({**meta, "source": dict(source)})
+    return open_dataset(store, digest)
+
+
+def open_dataset(store: ObjectStore, digest: str) -> Dataset:
+    """Opens a prepared data set; its parts are verified when they are read.
+
+    Raises:
+        NotFound: there is no such data set.
+        ObjectCorrupt: the manifest is altered or not understood.
+    """
+    try:
+        committed = open_committed(store, f"{PREFIX}/{digest}", KIND)
+    except NotFound as error:
+        known = ", ".join(list_committed(store, PREFIX)) or "none"
+        raise NotFound(f"no data set {digest!r} in {store.uri}; there are: {known}") from error
+    meta = committed.meta
+    try:
+        if meta["format"] != FORMAT:
+            raise ObjectCorrupt(f"the data set {digest} has format {meta['format']}; this version reads {FORMAT}")
+        features = Features.model_validate(meta["features"])
+        return Dataset(digest, features, meta["report"], meta["num_rows"], meta["source"], committed)
+    except (KeyError, ValidationError) as error:
+        raise ObjectCorrupt(f"the manifest of data set {digest} is not understood: {error}") from error
+
+
+def _parts(table: pa.Table) -> list[bytes]:
+    rows_per_part = max(1, MAX_PART_BYTES * table.num_rows // max(table.nbytes, 1))
+    parts = []
+    for start in range(0, table.num_rows, rows_per_part):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.slice(start, rows_per_part))
+        parts.append(sink.getvalue().to_pybytes())
+    return parts
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """Hex sha256 of the values, not of their Arrow encoding, which may differ between releases of Arrow."""
+    total = sha256()
+    for i, name in enumerate(table.column_names):
+        values = _to_numpy(table.schema.field(i), table.column(i))
+        if values.dtype == object:
+            encoded = [str(value).encode() for value in values.reshape(-1)]
+            lengths = np.array([len(value) for value in encoded], dtype="<i8")
+            content = lengths.tobytes() + b"".join(encoded)
+        else:
+            content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+        head = canonical_json([name, values.dtype.kind, values.dtype.itemsize, list(values.shape)])
+        total.update(sha256(head).digest() + sha256(content).digest())
+    return total.hexdigest()
+
+
+def _to_numpy(field: pa.Field, column: pa.ChunkedArray) -> Array:
+    if tensor_shape(field) is not None:
+        return tensor_values(field, column)
+    values: Array = column.to_numpy()
+    return values.reshape(-1, 1)

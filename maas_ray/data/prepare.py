@@ -1,0 +1,139 @@
+"""From a DataSpec to a committed data set: read, cast, split, clean, fit, encode the target, commit. A reader's start.
+
+Statistics are fitted on the training split alone, in Ray Data tasks; reading and casting hold the table in memory.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from maas_ray.data.cast import CastColumn, cast_column
+from maas_ray.data.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
+from maas_ray.data.features import Features
+from maas_ray.data.fit import fit_columns
+from maas_ray.data.plan import ColumnPlan, plan_column
+from maas_ray.data.source import read_table
+from maas_ray.data.spec import SPLITS, DataSpec
+from maas_ray.data.split import assign_rows
+from maas_ray.data.target import Target, cast_target, class_names, encode_target
+from maas_ray.errors import ClusterError, DataError
+from maas_ray.store.objects import ObjectStore
+
+__all__ = ["Dataset", "Split", "open_dataset", "prepare"]
+
+
+def prepare(spec: DataSpec, store: ObjectStore) -> Dataset:
+    """Prepares a data set, or opens it if the same content was prepared before.
+
+    The report counts `rows_read`, `rows_dropped` (`target_missing`, `value_missing` by `drop_row`), and per column
+    `missing` (as read) and `unconvertible` values (missing as well, from then on).
+
+    Args:
+        spec: what to read and how to clean it.
+        store: where to commit.
+
+    Raises:
+        DataError: the data cannot be read, cleaned or split as the spec says.
+        ClusterError: Ray is not connected.
+    """
+    if not ray.is_initialized():
+        raise ClusterError(
+            "Ray is not connected, and cleaning runs on it; call ray.init(), start a cluster with `maas-ray up`, "
+            "or submit with `ray job submit`"
+        )
+    raw = read_table(spec)
+    target = cast_target(spec.target, raw.column(spec.target), spec.task)
+    assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
+    columns, plans = _cast(spec, raw)
+    kept, report = _drop_rows(columns, plans, target, raw.num_rows)
+    _refuse_missing(columns, plans, kept)
+    cast = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
+    rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
+    _refuse_empty(spec, rows, assigned)
+    tables = {split: cast.take(pa.array(rows[split])) for split in SPLITS}
+    targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
+    labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
+    features = Features(
+        columns=fit_columns(tables["train"], plans, spec.cleaning.max_categories),
+        task=spec.task,
+        target=spec.target,
+        labels=labels,
+    )
+    for split in SPLITS:
+        codes = encode_target(spec.target, targets[split], labels, split)
+        encoded = codes.astype(np.float32) if spec.task == "binary" else codes
+        tables[split] = tables[split].append_column(TARGET, pa.array(encoded))
+    return save_dataset(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
+
+
+def _cast(spec: DataSpec, raw: pa.Table) -> tuple[list[CastColumn], list[ColumnPlan]]:
+    columns, plans = [], []
+    has_text_format = all(pa.types.is_string(kind) for kind in raw.schema.types)
+    for name in raw.column_names:
+        if name in (spec.target, spec.split.column):
+            continue
+        own = spec.cleaning.columns.get(name)
+        column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, has_text_format)
+        if column.missing.all():
+            lost = f", {column.num_unconvertible} could not be converted" if column.num_unconvertible else ""
+            raise DataError(
+                f"column {name!r} has no value in any of {raw.num_rows} rows{lost}; leave it out with cleaning.drop"
+            )
+        columns.append(column)
+        plans.append(plan_column(spec.cleaning, column.kind, column.field))
+    return columns, plans
+
+
+def _drop_rows(
+    columns: list[CastColumn], plans: list[ColumnPlan], target: Target, num_rows: int
+) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Which rows stay, and the report."""
+    kept = ~target.missing
+    for column, plan in zip(columns, plans, strict=True):
+        if plan.missing == "drop_row":
+            kept &= ~column.missing
+    num_without_target = int(target.missing.sum())
+    counts = {
+        column.field.name: {
+            "missing": int(column.missing.sum()) - min(column.num_unconvertible, int(column.missing.sum())),
+            "unconvertible": column.num_unconvertible,
+        }
+        for column in columns
+    }
+    report = {
+        "rows_read": num_rows,
+        "rows_dropped": {
+            "target_missing": num_without_target,
+            "value_missing": num_rows - num_without_target - int(kept.sum()),
+        },
+        "columns": counts,
+        "target": {
+            "missing": num_without_target - target.num_unconvertible,
+            "unconvertible": target.num_unconvertible,
+        },
+    }
+    return kept, report
+
+
+def _refuse_missing(columns: list[CastColumn], plans: list[ColumnPlan], kept: NDArray[np.bool_]) -> None:
+    for column, plan in zip(columns, plans, strict=True):
+        num_missing = int((column.missing & kept).sum())
+        if plan.missing == "error" and num_missing:
+            raise DataError(
+                f"column {plan.name!r} has {num_missing} missing values of {int(kept.sum())}; set "
+                f"cleaning.{plan.kind}.missing or cleaning.columns.{plan.name}.missing, or leave it out "
+                f"with cleaning.drop"
+            )
+
+
+def _refuse_empty(spec: DataSpec, rows: dict[str, NDArray[np.int64]], assigned: NDArray[np.int8]) -> None:
+    for code, split in enumerate(SPLITS):
+        num_before = int((assigned == code).sum())
+        if not len(rows[split]) and (num_before or split == "train"):
+            raise DataError(
+                f"the {split} split of {spec.uri} has no rows left ({num_before} before rows with missing values were "
+                f"dropped); give more rows, or change data.split"
+            )

@@ -1,0 +1,141 @@
+"""Reading a data set, whatever its format, into one Arrow table as it stands. Cleans and converts nothing.
+
+csv columns come as text (types are decided over the whole column, not over the first rows); a tensor per row is a
+fixed-size list whose field carries the shape, see `arrays.tensor_field`.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, feather, parquet
+
+from maas_ray.data.arrays import read_idx, read_numpy, read_sklearn
+from maas_ray.data.files import filesystem, format_of, list_files
+from maas_ray.data.spec import DataSpec
+from maas_ray.errors import DataError
+
+SKLEARN = "sklearn:"
+MAX_CSV_ROW_BYTES = 1 << 24
+
+
+def read_table(spec: DataSpec) -> pa.Table:
+    """All rows of the features, the target and the split column, in the order of the files and of the rows in them.
+
+    Raises:
+        DataError: a file is missing, empty, not of its format or not UTF-8; files do not fit together; a column that
+            the spec names does not exist (the message names the nearest right one).
+    """
+    if spec.uri.startswith(SKLEARN):
+        return select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target))
+    paths = list_files(spec)
+    kind = format_of(spec, paths)
+    if kind == "sklearn":
+        raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; write sklearn:digits")
+    if kind in ("numpy", "idx"):
+        if len(paths) > 1:
+            raise DataError(f"{spec.uri} names {len(paths)} files; format {kind} takes one (and labels_uri)")
+        return select(spec, read_numpy(spec) if kind == "numpy" else read_idx(spec))
+    files, _ = filesystem(spec, spec.uri)
+    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow}
+    tables = []
+    for path in paths:
+        table = readers[kind](spec, files, path)
+        repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+        if repeated:
+            raise DataError(f"{path} has several columns named {', '.join(map(repr, repeated))}; rename them")
+        tables.append(select(spec, table, path))
+    try:
+        joined = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
+    if not joined.num_rows:
+        raise DataError(f"{spec.uri} has columns but no rows")
+    return joined
+
+
+def select(spec: DataSpec, table: pa.Table, where: str = "") -> pa.Table:
+    """The columns that the spec uses: features in their order, the target, the column that names the split."""
+    where = where or spec.uri
+    names = table.column_names
+    unused = {spec.target, spec.split.column, *spec.cleaning.drop}
+    for name in unused - {None}:
+        require_column(name, names, where)
+    chosen = spec.features if spec.features is not None else [name for name in names if name not in unused]
+    features = [name for name in chosen if name not in spec.cleaning.drop]
+    if not features:
+        raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {', '.join(names)}")
+    for name in (*features, *spec.cleaning.columns):
+        require_column(name, names, where)
+    extra = [spec.split.column] if spec.split.column else []
+    return table.select([*features, spec.target, *extra])
+
+
+def require_column(name: Any, names: Iterable[str], where: str) -> None:
+    """Refuses a column that does not exist.
+
+    Raises:
+        DataError: with the nearest right name, or with all names if none is near.
+    """
+    known = list(names)
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(known)}"
+    raise DataError(f"{where} has no column {name!r}; {hint}")
+
+
+def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
+    options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
+    try:
+        with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
+            names = head.schema.names
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=list(spec.missing_values),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+        )
+        with files.open_input_stream(path) as stream:
+            return csv.read_csv(stream, options, parse, convert)
+    except pa.ArrowInvalid as error:
+        raise _csv_error(path, str(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _csv_error(path: str, text: str) -> DataError:
+    if "Empty CSV" in text:
+        return DataError(f"{path} is empty")
+    if "UTF8" in text or "utf-8" in text.lower():
+        return DataError(f"{path} is not text in UTF-8 ({text}); convert it, for instance with iconv -t UTF-8")
+    return DataError(f"{path} is not a csv file that can be read: {text}")
+
+
+def _read_parquet(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    try:
+        with files.open_input_file(path) as source:
+            _refuse_empty(path, source.size())
+            return parquet.ParquetFile(source).read()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+
+
+def _read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    try:
+        with files.open_input_file(path) as source:
+            _refuse_empty(path, source.size())
+            try:
+                return feather.read_table(source)
+            except pa.ArrowInvalid:
+                source.seek(0)
+                return pa.ipc.open_stream(source).read_all()  # the streaming form of the same format
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
+
+
+def _refuse_empty(path: str, size: int) -> None:
+    if not size:
+        raise DataError(f"{path} is empty")

@@ -1,0 +1,81 @@
+"""What data a run is trained on, as the user says it. Reads nothing."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from maas_ray.data.cleaning import CleaningSpec
+from maas_ray.spec import Spec
+
+Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn"]
+SPLITS = ("train", "validation", "test")
+
+
+class SplitSpec(Spec):
+    """Which rows are held out. A row's split depends on its number, the number of rows and the seed, on nothing else."""
+
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """Fraction of the rows that watches training; 0: none."""
+    test: float = Field(default=0.2, ge=0, lt=1)
+    """Fraction of the rows that the evaluation uses; 0: none."""
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    """Another seed gives another split."""
+    column: str | None = None
+    """A column that says `train`, `validation` or `test` for each row; the fractions and the seed are then not used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation {self.validation} + test {self.test} leave nothing for training; their sum must be below 1"
+            )
+        return self
+
+
+class DataSpec(Spec):
+    """A data set: where it lies, what is predicted from what, how it is split and cleaned.
+
+    Credentials for `s3://` never stand here: they come from the environment (`AWS_ACCESS_KEY_ID`, …).
+    """
+
+    uri: str
+    """A file, a directory of files or a glob (`data/*.parquet`); a local path, `file:///path` or `s3://bucket/key`; or
+    `sklearn:` with digits, breast_cancer, diabetes, wine or iris."""
+    format: Literal["auto"] | Format = "auto"
+    """`auto`: by the file's extension."""
+    labels_uri: str | None = None
+    """The file with the target for NumPy (`.npy`) and IDX; for IDX by default the images' name with `labels-idx1`."""
+    features: tuple[str, ...] | None = None
+    """Columns to predict from, in the order in which the endpoint takes them; by default all others than the target."""
+    target: str = "target"
+    """The column to predict; with a file of its own (`labels_uri`, IDX) the name that it gets. Rows without a
+    target are left out and counted."""
+    task: Literal["classification", "binary", "regression"]
+    """`classification`: one of two or more classes; `binary`: one of two, by one score; `regression`: a number."""
+    split: SplitSpec = SplitSpec()
+    """Which rows are held out."""
+    cleaning: CleaningSpec = CleaningSpec()
+    """How the feature columns are cleaned."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """Separates the values of a csv file."""
+    missing_values: tuple[str, ...] = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null")
+    """What stands for a missing value in a csv file. On the endpoint a missing value is a null."""
+    endpoint: str | None = None
+    """URL of an S3-compatible service other than AWS."""
+    region: str | None = None
+    """S3 region; by default what the environment says."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = self.features or ()
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"features names {', '.join(repeated)} more than once")
+        if self.features is not None and not names:
+            raise ValueError("features is empty; name at least one column, or leave it out to use all")
+        for name in (self.target, self.split.column):
+            if name in names:
+                raise ValueError(f"{name!r} cannot be a feature: it is the target or names the split")
+        if self.target == self.split.column:
+            raise ValueError(f"{self.target!r} cannot be both the target and the column that names the split")
+        return self
