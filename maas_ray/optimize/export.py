@@ -1,0 +1,169 @@
+"""From a trained module to one ONNX graph that takes raw columns. Knows no run, no store and no runtime."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from maas_ray.bundle.format import Datatype, Signature, TensorSpec
+from maas_ray.data.features import Column, Features
+from maas_ray.data.preprocess import Preprocess
+from maas_ray.errors import BundleError
+from maas_ray.optimize.graph import encode_inputs, finish, name_batch, rename_values
+
+OPSET = 18
+"""The opset in which torch's translations are written: no version conversion takes part."""
+TRACED_ROWS = 2
+"""Rows of the example; fewer than two would be taken for a constant."""
+MAX_GRAPH_BYTES = 2**31 - 1
+"""Limit of a protobuf message, which a graph with its weights inside is."""
+
+_OUTPUTS: dict[str, tuple[tuple[str, Datatype], ...]] = {
+    "classification": (("probabilities", "FP32"), ("class", "INT64")),
+    "binary": (("probability", "FP32"), ("class", "INT64")),
+    "regression": (("prediction", "FP32"),),
+}
+
+
+class ServedModel(nn.Module):
+    """Preprocessing, trained net and the task's head: what the exported graph computes after encoding categories.
+
+    Args:
+        net: from float32 [N, *features.output_shape] to scores [N, features.num_outputs].
+        features: what cleaning has learned.
+    """
+
+    def __init__(self, net: nn.Module, features: Features) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(features)
+        self.net = net
+        self._task = features.task
+
+    def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """From encoded columns to the outputs.
+
+        Args:
+            *columns: as `Preprocess` takes them.
+
+        Returns:
+            classification: probabilities float32 [N, C] and class codes int64 [N]; binary: the probability of class 1
+            float32 [N, 1] and class codes int64 [N]; regression: the prediction float32 [N, 1].
+        """
+        scores = self.net(self.preprocess(*columns))
+        if self._task == "classification":
+            probabilities = scores.softmax(dim=1)
+            return probabilities, probabilities.argmax(dim=1)
+        if self._task == "binary":
+            probability = scores.sigmoid()
+            return probability, (probability[:, 0] >= 0.5).to(torch.int64)
+        return (scores,)
+
+
+def build_served(net: nn.Module, features: Features) -> ServedModel:
+    """A ServedModel around a copy of the net, in evaluation mode on the CPU; the net itself is left as it is."""
+    return ServedModel(copy.deepcopy(net).cpu(), features).eval()
+
+
+def build_signature(features: Features) -> Signature:
+    """The graph's inputs (the raw columns by their names) and outputs.
+
+    An output whose name is also a column's is called `predicted_<name>`, since a graph has one space of names.
+
+    Raises:
+        BundleError: a column has an empty name, or two have the same.
+    """
+    names = [column.name for column in features.columns]
+    if "" in names or len(set(names)) < len(names):
+        raise BundleError(f"the columns need names that differ and are not empty, as inputs of a graph; got {names}")
+    inputs = tuple(
+        TensorSpec(
+            name=column.name,
+            datatype="FP32" if column.kind == "numeric" else column.datatype,
+            shape=(-1, *(column.shape if column.kind == "tensor" else (1,))),
+            nullable=_is_nullable(column),
+        )
+        for column in features.columns
+    )
+    outputs = []
+    for name, datatype in _OUTPUTS[features.task]:
+        shape = (-1,) if datatype == "INT64" else (-1, features.num_outputs)
+        while name in names:
+            name = f"predicted_{name}"
+        outputs.append(TensorSpec(name=name, datatype=datatype, shape=shape))
+    return Signature(inputs=inputs, outputs=tuple(outputs))
+
+
+def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
+    """Exports preprocessing, net and head as one ONNX graph over raw columns, with any number of rows.
+
+    The same weights and features give the same bytes, and the bytes tell nothing of the machine. Prints nothing.
+
+    Args:
+        net: the trained module, on any device, in any mode; it is not changed.
+        features: what cleaning has learned.
+
+    Returns:
+        The serialized ONNX model with its weights inside, and the signature of its inputs and outputs.
+
+    Raises:
+        BundleError: the net cannot be exported, is tied to a number of rows, or is larger than a graph may be.
+    """
+    signature = build_signature(features)
+    size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+    if size > MAX_GRAPH_BYTES:
+        raise BundleError(f"the model has {size} bytes of weights; an ONNX graph holds at most {MAX_GRAPH_BYTES}")
+    served = build_served(net, features)
+    example = tuple(_example(column) for column in features.columns)
+    rows = torch.export.Dim("batch")
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(
+                served, example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
+            )
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, external_data=False, optimize=True, verbose=False
+            )
+    except Exception as error:  # torch.export raises what its many parts raise
+        raise BundleError(
+            f"{type(net).__name__} cannot be exported to ONNX: {type(error).__name__}: {error}; every operation of its "
+            "forward has to be traceable by torch.export for any number of rows"
+        ) from error
+    if exported is None:
+        raise BundleError(f"torch.onnx.export gave no graph for {type(net).__name__}")
+    model = exported.model_proto
+    rename_values(model.graph, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
+    name_batch(model.graph)
+    encode_inputs(model.graph, (column for column in features.columns if column.kind == "categorical"))
+    return finish(model), signature
+
+
+def _is_nullable(column: Column) -> bool:
+    """Whether the datatype on the wire can say "missing" (NaN, an empty string) and there is a fill for it."""
+    datatype = "FP32" if column.kind == "numeric" else column.datatype
+    return column.fill is not None and datatype in ("FP32", "BYTES")
+
+
+def _example(column: Column) -> Tensor:
+    if column.kind == "numeric":
+        return torch.zeros(TRACED_ROWS, 1)
+    if column.kind == "categorical":
+        return torch.zeros(TRACED_ROWS, 1, dtype=torch.int64)
+    return torch.zeros(TRACED_ROWS, *column.shape, dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences remarks of the exporter that no user can act on (packages it could use, its own deprecations)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,178 @@
+"""The gate: an exported graph has to compute what the trained module computes. Knows no run and no store."""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import nn
+
+from maas_ray.bundle.format import Signature
+from maas_ray.data.encode import encode_columns
+from maas_ray.data.features import Features
+from maas_ray.errors import GateError
+from maas_ray.optimize.comparison import Comparison
+from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
+from maas_ray.optimize.random_rows import draw_rows
+from maas_ray.spec import Spec
+
+Array = NDArray[Any]
+
+_ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
+
+
+class ParitySpec(Spec):
+    """How far the graph may be from the module, and on what rows this is checked.
+
+    A value passes if `|graph - module| <= atol * unit + rtol * |module|`. The unit is 1 for probabilities, and the
+    root mean square of the module's own values for a regression, whose target has any scale. The defaults leave room
+    for another order of float32 sums, and for nothing else.
+    """
+
+    atol: float = Field(default=1e-5, ge=0.0)
+    """Absolute tolerance, in units of the output."""
+    rtol: float = Field(default=1e-4, ge=0.0)
+    """Tolerance relative to the module's value."""
+    batch_sizes: tuple[int, ...] = Field(default=(1, 3, 17, 64), min_length=1)
+    """Rows per run of the graph; all rows run at each size. None may be the size of the traced example (2)."""
+    num_random: int = Field(default=128, ge=2)
+    """Random rows, drawn from the description of the features; more if a column has many categories."""
+    num_real: int = Field(default=256, ge=0)
+    """Real rows at most, evenly spread over those given."""
+    seed: int = 0
+    """Of the random rows."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.batch_sizes) < 1 or TRACED_ROWS in self.batch_sizes:
+            raise ValueError(
+                f"batch_sizes have to be positive and other than {TRACED_ROWS}, at which the graph was traced; "
+                f"got {list(self.batch_sizes)}"
+            )
+        return self
+
+
+def check_parity(
+    net: nn.Module, features: Features, graph: bytes, rows: Sequence[Array], spec: ParitySpec | None = None
+) -> dict[str, Any]:
+    """Compares the graph in onnxruntime, on raw rows, with the module in torch, on encoded rows.
+
+    Args:
+        net: the trained module; it is not changed.
+        features: what cleaning has learned.
+        graph: the serialized ONNX model.
+        rows: real raw columns in the order of the features, as `Dataset.read` gives them; they may have no rows.
+        spec: tolerances and rows; the defaults of ParitySpec if None.
+
+    Returns:
+        A report that JSON can hold: `passed` (true), `max_abs_error`, `max_rel_error` (relative to the value, or to
+        the absolute tolerance where that is larger), `top1_agreement` (share of rows with the same class; None for a
+        regression), `outputs` (both errors of each), `batch_sizes`, `num_rows`, `num_real`, `num_random`,
+        `tolerance`, `versions`.
+
+    Raises:
+        GateError: the graph cannot be loaded or run, has other inputs or outputs than the signature says, is tied to
+            a number of rows, or is beyond the tolerance; the message names output, batch size, row, value and limit.
+    """
+    spec = spec or ParitySpec()
+    signature = build_signature(features)
+    session = _load(graph)
+    _check_interface(session, signature)
+    real = _spread(rows, spec.num_real)
+    random = draw_rows(features, spec.num_random, spec.seed)
+    raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
+    num_real, num_rows = len(real[0]), len(raw[0])
+    reference = _run_module(net, features, raw, max(spec.batch_sizes))
+    comparison = Comparison(signature, reference, num_real, atol=spec.atol, rtol=spec.rtol)
+    for batch_size in spec.batch_sizes:
+        comparison.check(_run_graph(session, signature, raw, batch_size), batch_size)
+    return comparison.report() | {
+        "batch_sizes": list(spec.batch_sizes),
+        "num_rows": num_rows,
+        "num_real": num_real,
+        "num_random": num_rows - num_real,
+        "tolerance": {"atol": spec.atol, "rtol": spec.rtol},
+        "versions": _versions(graph),
+    }
+
+
+def _load(graph: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is in the exception
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        raise GateError(f"onnxruntime cannot load the exported graph: {error}") from error
+
+
+def _check_interface(session: onnxruntime.InferenceSession, signature: Signature) -> None:
+    pairs = (("inputs", session.get_inputs(), signature.inputs), ("outputs", session.get_outputs(), signature.outputs))
+    for kind, found, expected in pairs:
+        got = [
+            (value.name, value.type, [size if isinstance(size, int) else -1 for size in value.shape]) for value in found
+        ]
+        wanted = [(value.name, _ORT_TYPES[value.datatype], list(value.shape)) for value in expected]
+        for name, _, shape in got:
+            if shape and shape[0] != -1:
+                raise GateError(f"the graph is tied to {shape[0]} row(s): {name!r} of its {kind} has the shape {shape}")
+        if got != wanted:
+            raise GateError(f"the {kind} of the graph are {got}; the signature says {wanted}")
+
+
+def _spread(rows: Sequence[Array], num_rows: int) -> list[Array]:
+    available = len(rows[0])
+    chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
+    return [column[chosen] for column in rows]
+
+
+def _run_module(net: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
+    served = build_served(net, features)
+    columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in encode_columns(features, raw)]
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(raw[0]), batch_size):
+            parts.append(served(*(column[start : start + batch_size] for column in columns)))
+    names = [output.name for output in build_signature(features).outputs]
+    return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def _run_graph(
+    session: onnxruntime.InferenceSession, signature: Signature, raw: Sequence[Array], batch_size: int
+) -> dict[str, Array]:
+    """All rows in runs of exactly `batch_size`; the last run is filled up with the first rows."""
+    num_rows, names = len(raw[0]), [output.name for output in signature.outputs]
+    places = np.arange(ceil(num_rows / batch_size) * batch_size) % num_rows
+    parts = []
+    for start in range(0, len(places), batch_size):
+        chosen = places[start : start + batch_size]
+        feed = {value.name: column[chosen] for value, column in zip(signature.inputs, raw, strict=True)}
+        try:
+            parts.append(session.run(names, feed))
+        except Exception as error:  # onnxruntime's exceptions share no base below Exception
+            raise GateError(f"the graph cannot be run with {batch_size} row(s): {error}") from error
+        for name, values in zip(names, parts[-1], strict=True):
+            if len(values) != batch_size:
+                raise GateError(
+                    f"output {name!r}, batch size {batch_size}: onnxruntime gives {len(values)} row(s); the graph is tied "
+                    "to a number of rows"
+                )
+    return {
+        name: np.concatenate(values)[:num_rows] for name, values in zip(names, zip(*parts, strict=True), strict=True)
+    }
+
+
+def _versions(graph: bytes) -> dict[str, Any]:
+    model = onnx.load_from_string(graph)
+    return {
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+    }
