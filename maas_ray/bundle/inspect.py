@@ -1,0 +1,159 @@
+"""Checks an ONNX graph before any session is made of it: a bundle is data from elsewhere. Runs no node.
+
+Refused: what the onnx checker refuses, weights outside the file, operators of other domains (they may be native
+code), tensors whose bytes are not what their shape says, and a graph that is not what the signature declares.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import prod
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from maas_ray.bundle.datatypes import NUMPY, ONNX
+from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.errors import BundleError
+
+ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""The largest message of protocol buffers; weights are inline."""
+MAX_NODES = 1_000_000
+
+
+def inspect_graph(graph: bytes, signature: Signature) -> None:
+    """Checks that a graph is safe to load and is what its signature declares.
+
+    Args:
+        graph: the serialized `ModelProto`.
+        signature: what the bundle's description promises to callers.
+
+    Raises:
+        BundleError: the first thing that is wrong, with the name of the node, tensor or input.
+    """
+    if not graph or len(graph) > MAX_GRAPH_BYTES:
+        raise BundleError(f"the graph has {len(graph)} bytes; a servable one has 1 to {MAX_GRAPH_BYTES}")
+    try:
+        model = onnx.load_model_from_string(graph)
+    except Exception as error:  # protobuf's classes differ between its implementations
+        raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded; export it again") from error
+    local = frozenset((function.domain, function.name) for function in model.functions)
+    for num_nodes, node in enumerate(_nodes(model)):
+        if num_nodes >= MAX_NODES:
+            raise BundleError(f"the graph has more than {MAX_NODES} nodes")
+        if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in local:
+            raise BundleError(
+                f"node {node.name!r} is {node.domain}::{node.op_type}; only operators of the domains ai.onnx and "
+                "ai.onnx.ml are served, export the model without that operator"
+            )
+    for tensor in _tensors(model):
+        _check_tensor(tensor)
+    # Only now: the checker would follow the paths of external data.
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise BundleError(f"the onnx checker refuses the graph: {str(error).splitlines()[0]}") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    _compare("input", signature.inputs, [value for value in model.graph.input if value.name not in constants])
+    _compare("output", signature.outputs, model.graph.output)
+
+
+def signature_of(graph: bytes) -> Signature:
+    """The signature as the graph itself states it; sizes that are variable or unknown are -1.
+
+    Raises:
+        BundleError: an input or output is not a tensor of a datatype that can be served, or has no shape.
+    """
+    try:
+        model = onnx.load_model_from_string(graph)
+    except Exception as error:
+        raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded") from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    return Signature(
+        inputs=tuple(_spec(value, "input") for value in inputs),
+        outputs=tuple(_spec(value, "output") for value in model.graph.output),
+    )
+
+
+def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
+    shape = _shape(value)
+    if shape is None:
+        raise BundleError(f"{what} {value.name!r} has no shape in the graph; export the model with shapes")
+    kind = ONNX.get(value.type.tensor_type.elem_type)
+    if kind is None:
+        raise BundleError(f"{what} {value.name!r} is not a tensor of a datatype of the Open Inference Protocol")
+    return TensorSpec(name=value.name, datatype=kind, shape=tuple(-1 if size is None else size for size in shape))
+
+
+def _compare(what: str, declared: Iterable[TensorSpec], found: Iterable[ValueInfoProto]) -> None:
+    specs = {spec.name: spec for spec in declared}
+    values = {value.name: value for value in found}
+    if specs.keys() != values.keys():
+        raise BundleError(f"the signature declares the {what}s {sorted(specs)}, the graph has {sorted(values)}")
+    for name, value in values.items():
+        spec = specs[name]
+        kind = ONNX.get(value.type.tensor_type.elem_type)
+        if not value.type.HasField("tensor_type") or kind not in NUMPY:
+            raise BundleError(f"{what} {name!r} is not a tensor of a datatype that can be served; export it as FP32")
+        if kind != spec.datatype:
+            raise BundleError(f"{what} {name!r} is declared {spec.datatype}, in the graph it is {kind}")
+        shape = _shape(value)
+        fits = shape is None or (
+            len(shape) == len(spec.shape) and all(a is None or a == b for a, b in zip(shape, spec.shape, strict=True))
+        )
+        if not fits:
+            raise BundleError(f"{what} {name!r} is declared {list(spec.shape)}, in the graph it is {shape}")
+
+
+def _shape(value: ValueInfoProto) -> list[int | None] | None:
+    """Sizes, -1 for a named variable size, None for an unknown one; None for an unknown rank."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        dim.dim_value if dim.HasField("dim_value") else -1 if dim.HasField("dim_param") else None
+        for dim in tensor.shape.dim
+    ]
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise BundleError(f"tensor {tensor.name!r} lies outside the file; export the model with inline weights")
+    if any(size < 0 for size in tensor.dims):
+        raise BundleError(f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}")
+    kind = ONNX.get(tensor.data_type)
+    if tensor.raw_data and kind is not None and kind != "BYTES":
+        size = 2 if kind == "BF16" else NUMPY[kind].itemsize
+        if len(tensor.raw_data) != prod(tensor.dims) * size:
+            raise BundleError(
+                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and datatype {kind} holds "
+                f"{len(tensor.raw_data)} bytes instead of {prod(tensor.dims) * size}"
+            )
+
+
+def _graphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """The bodies of loops and conditions, however deep."""
+    for node in nodes:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
+            for graph in inner:
+                yield graph
+                yield from _graphs(graph.node)
+
+
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        yield from nodes
+        for graph in _graphs(nodes):
+            yield from graph.node
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    inner = [graph for function in model.functions for graph in _graphs(function.node)]
+    for graph in (model.graph, *_graphs(model.graph.node), *inner):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") else attribute.tensors

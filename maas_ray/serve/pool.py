@@ -1,0 +1,272 @@
+"""Pools on a Ray cluster: deploy, look, undeploy, and the builder that `serve deploy` calls. Every wait is bounded."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import ray
+import requests
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+import maas_ray
+from maas_ray.errors import ClusterError, NotFound
+from maas_ray.registry.models import Registry
+from maas_ray.serve.replica import deployment
+from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
+from maas_ray.spec import canonical_json
+from maas_ray.store.objects import ObstoreStore, open_store
+
+POLL_S = 0.25
+_REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """A pool as Serve sees it."""
+
+    name: str
+    status: str
+    """Serve's word: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, `UNHEALTHY`, `DELETING`, …"""
+    route_prefix: str
+    num_running: int
+    """Replicas that answer."""
+    message: str
+    """Why it is not healthy; empty if it is."""
+
+
+def build(args: ApplicationSpec) -> serve.Application:
+    """The application builder that a Serve config names as `maas_ray.serve.pool:build`.
+
+    Args:
+        args: the `args` of the application in the config, validated.
+    """
+    options: dict[str, object] = {
+        # The same description gives the same version, so that deploying it again restarts nothing.
+        "version": _version(args),
+        "_internal": True,
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "ray_actor_options": _actor_options(args),
+        "graceful_shutdown_timeout_s": args.limits.drain_timeout_s + 15.0,
+        "health_check_period_s": 5.0,
+        "max_constructor_retry_count": 3,
+        # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
+        "max_surge_percent": 100,
+        "rolling_update_percentage": 1.0,
+        "logging_config": {"enable_access_log": False},
+    }
+    if isinstance(args.replicas, ReplicaRange):
+        options["num_replicas"] = None
+        options["autoscaling_config"] = {
+            "min_replicas": args.replicas.min,
+            "max_replicas": args.replicas.max,
+            "target_ongoing_requests": args.target_ongoing_requests,
+            "look_back_period_s": 4.0,
+            "upscale_delay_s": 1.0,
+            "downscale_delay_s": 60.0,
+        }
+    else:
+        options["num_replicas"] = args.replicas
+    application: serve.Application = deployment.options(**options).bind(args.model_dump(mode="json"))
+    return application
+
+
+def deploy(spec: ServeSpec, timeout_s: float = 180.0) -> list[PoolStatus]:
+    """Deploys every pool of a spec and returns once each answers over HTTP. Pools of other specs are left alone.
+
+    Deploying the same spec again changes nothing; deploying a changed one replaces replicas without a failed request.
+
+    Args:
+        spec: the pools.
+        timeout_s: longest wait for all of them together.
+
+    Raises:
+        ClusterError: not connected to Ray, the cluster has another profile or port, or a pool did not get healthy in
+            time; the message holds the replica's own reason.
+        NotFound: the registry has no such model, version or alias.
+    """
+    if not ray.is_initialized():
+        raise ClusterError(
+            "not connected to a Ray cluster; start one with `maas-ray up`, or call ray.init(address=...)"
+        )
+    deadline = time.monotonic() + timeout_s
+    store = open_store(spec.storage)
+    _check_models(spec, store)
+    _check_profile(spec, deadline)
+    _start_front(spec)
+    storage = spec.storage.model_copy(update={"uri": store.uri})
+    targets = [
+        serve.RunTarget(build(_application(pool, storage)), name=pool.name, route_prefix=pool.route_prefix)
+        for pool in spec.pools
+    ]
+    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    for pool in spec.pools:
+        _wait(f"pool {pool.name!r}", deadline, timeout_s, lambda pool=pool: _is_running(pool.name))  # type: ignore[misc]
+    _wait("the HTTP front", deadline, timeout_s, lambda: _answers(spec))
+    return status([pool.name for pool in spec.pools])
+
+
+def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
+    """Drains and removes pools.
+
+    Raises:
+        NotFound: there is no such pool; nothing was removed.
+        ClusterError: a pool was not gone in time.
+    """
+    wanted = list(names)
+    known = {pool.name for pool in status()}
+    missing = sorted(set(wanted) - known)
+    if missing:
+        raise NotFound(f"no pool {', '.join(missing)}; there is: {', '.join(sorted(known)) or 'none'}")
+    deadline = time.monotonic() + timeout_s
+    for name in wanted:
+        serve.delete(name, _blocking=False)
+    for name in wanted:
+        _wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: _is_gone(name))  # type: ignore[misc]
+
+
+def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
+    """Pools by name, all of the cluster or those of `names` that exist."""
+    if not ray.is_initialized():
+        raise ClusterError(
+            "not connected to a Ray cluster; start one with `maas-ray up`, or call ray.init(address=...)"
+        )
+    wanted = None if names is None else set(names)
+    applications = serve.status().applications
+    routes = _routes()
+    return [
+        PoolStatus(
+            name=name,
+            status=str(application.status.value),
+            route_prefix=routes.get(name, ""),
+            num_running=sum(item.replica_states.get("RUNNING", 0) for item in application.deployments.values()),
+            message="" if application.status == ApplicationStatus.RUNNING else _reason(application),
+        )
+        for name, application in applications.items()
+        if wanted is None or name in wanted
+    ]
+
+
+def _application(pool: PoolSpec, storage: object) -> ApplicationSpec:
+    shared = {name: getattr(pool, name) for name in ServingSpec.model_fields}
+    return ApplicationSpec.model_validate({**shared, "storage": storage})
+
+
+def _version(args: ApplicationSpec) -> str:
+    """Stands for everything that a replica is started with; the number of replicas is not part of it."""
+    content = args.model_dump(mode="json", exclude={"replicas"})
+    return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
+
+
+def _actor_options(args: ApplicationSpec) -> dict[str, object]:
+    options: dict[str, object] = {"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus}
+    if args.resources.memory_bytes is not None:
+        options["memory"] = args.resources.memory_bytes
+    return options
+
+
+def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
+    """A name that does not exist is reported here and now, instead of after three failed starts of a replica."""
+    registry = Registry(store)
+    for pool in spec.pools:
+        for model in pool.models:
+            registry.resolve(model.name, model.ref)
+
+
+def _environment(name: str) -> str:
+    """Runs on a node: what its processes were started with."""
+    return os.environ.get(name, "")
+
+
+def _check_profile(spec: ServeSpec, deadline: float) -> None:
+    wants = "1" if spec.profile == "fast" else "0"
+    answer = ray.remote(num_cpus=0)(_environment).remote("RAY_SERVE_ENABLE_HA_PROXY")
+    try:
+        has = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError("the cluster did not run a small task in time; look at `ray status`") from error
+    if (has or "0") != wants:
+        other = "portable" if spec.profile == "fast" else "fast"
+        raise ClusterError(
+            f"the spec has profile {spec.profile!r}, the cluster was started with {other!r}: set profile: {other} in the "
+            f"spec, or start the cluster again with `maas-ray up --profile {spec.profile}`"
+        )
+
+
+def _start_front(spec: ServeSpec) -> None:
+    http: dict[str, object] = {"host": spec.http.host, "port": spec.http.port}
+    if spec.http.tls is not None:
+        http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
+    serve.start(proxy_location="EveryNode", http_options=http)
+    found = _get_global_client().http_config
+    if (found.host, found.port) != (spec.http.host, spec.http.port):
+        raise ClusterError(
+            f"Serve listens on {found.host}:{found.port} already, the spec says {spec.http.host}:{spec.http.port}; "
+            "use the same address, or run `serve shutdown` first"
+        )
+
+
+def _wait(what: str, deadline: float, timeout_s: float, is_done: Callable[[], str]) -> None:
+    """Polls until `is_done` returns an empty string; what it returned last is the reason of a timeout."""
+    while missing := is_done():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what} was not there within {timeout_s:g} s: {missing}")
+        time.sleep(POLL_S)
+
+
+def _is_running(name: str) -> str:
+    application = serve.status().applications.get(name)
+    if application is None:
+        return "Serve does not list it yet"
+    if application.status == ApplicationStatus.RUNNING:
+        return ""
+    reason = _reason(application)
+    if application.status == ApplicationStatus.DEPLOY_FAILED:
+        raise ClusterError(f"pool {name!r} cannot be deployed: {reason}")
+    return f"{application.status.value}: {reason or 'Serve gives no reason'}"
+
+
+def _is_gone(name: str) -> str:
+    application = serve.status().applications.get(name)
+    return "" if application is None else f"it is {application.status.value}"
+
+
+def _answers(spec: ServeSpec) -> str:
+    """Empty once every pool is ready through the proxy of this machine, or this machine has none."""
+    proxies = serve.status().proxies
+    waiting = sorted(f"{node}: {state.value}" for node, state in proxies.items() if state.value != "HEALTHY")
+    if waiting or not proxies:
+        return f"proxies are not healthy: {', '.join(waiting) or 'none has started'}"
+    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in proxies:
+        return ""
+    host = "127.0.0.1" if spec.http.host in ("0.0.0.0", "::") else spec.http.host  # noqa: S104
+    for pool in spec.pools:
+        url = f"http://{host}:{spec.http.port}{pool.route_prefix.rstrip('/')}/v2/health/ready"
+        try:
+            answer = requests.get(url, timeout=5)
+        except requests.RequestException as error:
+            return f"{url} does not answer ({type(error).__name__})"
+        if answer.status_code != 200:
+            return f"{url} answers {answer.status_code}"
+    return ""
+
+
+def _reason(application: ApplicationStatusOverview) -> str:
+    """The replica's own words where there are any: the last error line of the traceback that Serve reports."""
+    texts = [application.message, *(item.message for item in application.deployments.values())]
+    for text in reversed(texts):
+        if found := _REASON.findall(text):
+            return str(found[-1])
+    return "; ".join(text.strip() for text in dict.fromkeys(texts) if text.strip())[-2000:]
+
+
+def _routes() -> dict[str, str]:
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    applications = client.get_serve_details()["applications"]
+    return {name: details.get("route_prefix") or "" for name, details in applications.items()}

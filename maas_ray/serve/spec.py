@@ -1,0 +1,194 @@
+"""What a deployment says: the store, the HTTP front and the pools. Validation only; starts nothing."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from maas_ray.registry.models import PRODUCTION
+from maas_ray.serve.batcher import BatchSpec
+from maas_ray.spec import Spec
+from maas_ray.store.objects import StorageSpec
+
+_ROUTE = re.compile(r"/|(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class ModelSpec(Spec):
+    """One served model reference: whatever an alias names, or one fixed version."""
+
+    name: str = Field(pattern=_NAME)
+    """Model in the registry, and in the URL."""
+    alias: str = PRODUCTION
+    """Followed by running replicas: promoting another version swaps it in."""
+    version: PositiveInt | None = None
+    """A fixed version instead of an alias."""
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> Self:
+        if self.version is not None and "alias" in self.model_fields_set:
+            raise ValueError("give an alias or a version, not both")
+        return self
+
+    @property
+    def ref(self) -> int | str:
+        """The version or the alias."""
+        return self.alias if self.version is None else self.version
+
+
+class ReplicaRange(Spec):
+    """Bounds of autoscaling."""
+
+    min: PositiveInt = 1
+    """Replicas that always run."""
+    max: PositiveInt
+    """Replicas at most."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}")
+        return self
+
+
+class ResourcesSpec(Spec):
+    """What one replica owns; also the number of onnxruntime's threads."""
+
+    cpus: PositiveFloat = 1.0
+    """CPUs of one replica."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs of one replica."""
+    memory_bytes: PositiveInt | None = None
+    """Memory that a node must have free for one replica; None: not counted."""
+
+
+class LimitsSpec(Spec):
+    """What one request may take."""
+
+    max_body_bytes: PositiveInt = 16 << 20
+    """Largest request body; a larger one is answered 413 without being parsed."""
+    timeout_s: PositiveFloat = 30.0
+    """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
+    drain_timeout_s: PositiveFloat = 20.0
+    """Time that a stopping replica has to answer what waits."""
+
+
+class RefreshSpec(Spec):
+    """How running replicas follow the registry."""
+
+    every_s: PositiveFloat = 2.0
+    """Seconds between two looks at the registry: how fast a promoted alias is picked up."""
+    timeout_s: PositiveFloat = 20.0
+    """Longest wait for one look."""
+    load_timeout_s: PositiveFloat = 300.0
+    """Longest wait for one version to be read, made into a session and warmed."""
+    max_backoff_s: PositiveFloat = 60.0
+    """Longest pause after failures."""
+    stuck_run_s: PositiveFloat = 120.0
+    """A run that lasts longer makes the replica unhealthy, so that it is replaced."""
+
+
+class ServingSpec(Spec):
+    """A set of models and the replicas that serve it."""
+
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    """What is served; where a model is listed twice, a URL without a version means the first."""
+    replicas: PositiveInt | ReplicaRange = 1
+    """A fixed number, or bounds."""
+    resources: ResourcesSpec = ResourcesSpec()
+    batching: BatchSpec = BatchSpec()
+    limits: LimitsSpec = LimitsSpec()
+    refresh: RefreshSpec = RefreshSpec()
+
+    @model_validator(mode="after")
+    def _models_are_unique(self) -> Self:
+        seen = [(model.name, model.ref) for model in self.models]
+        twice = sorted({f"{name} ({ref})" for name, ref in seen if seen.count((name, ref)) > 1})
+        if twice:
+            raise ValueError(f"the pool lists {', '.join(twice)} more than once")
+        return self
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Serve's own limit of one replica, set above what our queues hold: our 503 comes first, with its reason."""
+        return len(self.models) * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
+
+    @property
+    def target_ongoing_requests(self) -> float:
+        """Requests in one replica that autoscaling aims at: enough to fill a batch while another one runs."""
+        return max(2.0, min(32.0, 2.0 * self.batching.max_batch_size) * 0.7)
+
+
+class PoolSpec(ServingSpec):
+    """A pool: identical replicas that serve a set of models under one base path."""
+
+    name: str = Field(default="default", pattern=_NAME)
+    """Name of the Serve application."""
+    route_prefix: str = "/"
+    """Base path; the protocol is below it, as in `/pools/a/v2/models/...`."""
+
+    @field_validator("route_prefix")
+    @classmethod
+    def _is_route(cls, value: str) -> str:
+        if not _ROUTE.fullmatch(value):
+            raise ValueError("a route prefix is '/' or segments such as '/pools/a', without a slash at the end")
+        return value
+
+
+class ApplicationSpec(ServingSpec):
+    """A pool as the application builder takes it: Serve itself knows its name and base path."""
+
+    storage: StorageSpec
+    """The store of the registry and the bundles; a directory must be absolute and the same on every node."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_absolute(cls, value: StorageSpec) -> StorageSpec:
+        path = value.uri.removeprefix("file://")
+        if ("://" not in value.uri or value.uri.startswith("file://")) and not path.startswith("/"):
+            raise ValueError(
+                f"the store {value.uri!r} is a relative directory, which each replica would read differently"
+            )
+        return value
+
+
+class TlsSpec(Spec):
+    """TLS at Serve's own proxy."""
+
+    certificate: str
+    """Path of the PEM certificate chain, the same on every node."""
+    key: str
+    """Path of the PEM private key."""
+
+
+class HttpSpec(Spec):
+    """The HTTP front of the cluster, shared by all pools."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reachable from this machine only."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    tls: TlsSpec | None = None
+
+
+class ServeSpec(Spec):
+    """Everything that is served from one store."""
+
+    storage: StorageSpec = StorageSpec()
+    profile: Literal["fast", "portable"] = "fast"
+    """`fast`: HAProxy routes straight to replicas (Linux, no TLS). `portable`: Serve's Python proxy (everywhere, TLS)."""
+    http: HttpSpec = HttpSpec()
+    pools: tuple[PoolSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.profile == "fast" and self.http.tls is not None:
+            raise ValueError(
+                "http.tls needs profile 'portable': behind HAProxy Serve's replicas never get healthy with TLS "
+                "(ray-project/ray#64260); or leave http.tls out and end TLS at a load balancer before it"
+            )
+        for what in ("name", "route_prefix"):
+            values = [getattr(pool, what) for pool in self.pools]
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"two pools have the same {what}: {', '.join(twice)}; each needs its own")
+        return self

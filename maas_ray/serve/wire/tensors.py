@@ -1,0 +1,182 @@
+"""JSON values to tensors and back, as the Open Inference Protocol v2 defines them. Knows no model and no request.
+
+Every check comes before the allocation that it guards, and names the input, the value, the limit and the way out.
+NaN and infinity have no literal in JSON (RFC 8259): a null stands for a missing value where the signature says so,
+and a NaN or an infinity in an answer is written as null.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from maas_ray.bundle.datatypes import NUMPY, Array
+from maas_ray.bundle.format import TensorSpec
+from maas_ray.errors import BadRequest
+
+BINARY_ONLY = frozenset({"FP16", "BF16"})
+"""Datatypes without a JSON form in the protocol."""
+
+_FLOATS = frozenset({"FP32", "FP64"})
+
+
+def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
+    """The declared shape, once it is one that this input can have.
+
+    Raises:
+        BadRequest: not a list of non-negative integers, or its rank or a size is not the signature's.
+    """
+    if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
+        raise BadRequest(f"input {spec.name!r}: shape {_short(shape)} is not a list of non-negative integers")
+    if len(shape) != len(spec.shape) or any(
+        want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
+    ):
+        raise BadRequest(
+            f"input {spec.name!r}: shape {_short(shape)} does not fit the model's {list(spec.shape)} (-1 is variable)"
+        )
+    return tuple(shape)
+
+
+def read_json(spec: TensorSpec, shape: tuple[int, ...], data: Any, *, may_hold_bool: bool = True) -> Array:
+    """A tensor from the `data` of a request, flat or nested, in row-major order.
+
+    Args:
+        spec: the input of the signature.
+        shape: the declared and checked shape.
+        data: what the JSON held.
+        may_hold_bool: whether a true or false can be among the numbers; saves looking at each.
+
+    Returns:
+        Array of `shape` and the signature's dtype; BYTES as objects of `str`.
+
+    Raises:
+        BadRequest: wrong number of elements, wrong nesting, wrong kind of value, out of the datatype's range,
+            or a null where none is allowed.
+    """
+    if type(data) is not list:
+        raise BadRequest(
+            f"input {spec.name!r}: data is missing or not a list; send the values as a flat or nested list"
+        )
+    if spec.datatype in BINARY_ONLY:
+        raise BadRequest(
+            f"input {spec.name!r}: {spec.datatype} has no JSON form in the protocol; serve the model in FP32"
+        )
+    if data and type(data[0]) is list:
+        data = list(_flatten(spec, shape, data))
+    count = prod(shape)
+    if len(data) != count:
+        raise BadRequest(
+            f"input {spec.name!r}: data has {len(data)} elements, shape {list(shape)} needs {_short(count)}"
+        )
+    if spec.datatype == "BYTES":
+        return _read_strings(spec, data).reshape(shape)
+    if spec.datatype == "BOOL":
+        return _read_bools(spec, data).reshape(shape)
+    return _read_numbers(spec, data, may_hold_bool).reshape(shape)
+
+
+def write_json(array: Array) -> Any:
+    """The flat row-major `data` of an answer, as something that orjson can write; NaN and infinity become null."""
+    if array.dtype == object:
+        return array.ravel().tolist()
+    return np.ascontiguousarray(array).ravel()
+
+
+def _flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any, depth: int = 0) -> Iterator[Any]:
+    if type(data) is not list:
+        raise BadRequest(
+            f"input {spec.name!r}: data is nested {depth} deep in one place, shape {list(shape)} says {len(shape)}"
+        )
+    if depth >= len(shape) or len(data) != shape[depth]:
+        raise BadRequest(
+            f"input {spec.name!r}: a list of {len(data)} elements at nesting depth {depth} does not fit the declared "
+            f"shape {list(shape)}; send a flat list, or one nested exactly as the shape says"
+        )
+    if depth == len(shape) - 1:
+        yield from data
+    else:
+        for inner in data:
+            yield from _flatten(spec, shape, inner, depth + 1)
+
+
+def _read_strings(spec: TensorSpec, data: list[Any]) -> Array:
+    kinds = set(map(type, data))
+    if type(None) in kinds and spec.nullable:
+        data = ["" if value is None else value for value in data]
+        kinds.discard(type(None))
+    if kinds - {str}:
+        raise _misfit(spec, data, lambda value: type(value) is not str, "a string")
+    array = np.empty(len(data), dtype=object)
+    array[:] = data
+    return array
+
+
+def _read_bools(spec: TensorSpec, data: list[Any]) -> Array:
+    if set(map(type, data)) - {bool}:
+        raise _misfit(spec, data, lambda value: type(value) is not bool, "true or false")
+    return np.array(data, dtype=np.bool_)
+
+
+def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Array:
+    if not data:
+        return np.empty(0, dtype=NUMPY[spec.datatype])
+    if may_hold_bool and bool in set(map(type, data)):
+        raise _misfit(spec, data, lambda value: type(value) is bool, "a number")
+    try:
+        raw = np.array(data)
+    except (ValueError, OverflowError):
+        raw = np.empty(0, dtype=object)  # a list among the numbers: found and named below
+    is_float = spec.datatype in _FLOATS
+    if raw.dtype.kind not in ("iuf" if is_float else "iu"):
+        return _read_odd_numbers(spec, data)
+    return _fit(spec, data, raw)
+
+
+def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
+    """Everything that numpy does not take for numbers at once: nulls, integers beyond 64 bits, wrong values."""
+    if spec.datatype not in _FLOATS:
+        if None in data and spec.nullable:
+            raise BadRequest(
+                f"input {spec.name!r}: element {data.index(None)} is null, but {spec.datatype} has no missing value"
+            )
+        raise _misfit(spec, data, lambda value: type(value) is not int, "an integer")
+    allowed = {int, float, type(None)} if spec.nullable else {int, float}
+    if set(map(type, data)) - allowed:
+        raise _misfit(spec, data, lambda value: type(value) not in allowed, "a number")
+    missing = np.array([value is None for value in data])
+    return np.where(
+        missing, np.nan, _fit(spec, data, np.array([value or 0.0 for value in data], dtype=np.float64))
+    ).astype(NUMPY[spec.datatype])
+
+
+def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
+    """To the signature's dtype, refusing what it cannot hold."""
+    dtype = NUMPY[spec.datatype]
+    if spec.datatype in _FLOATS:
+        with np.errstate(over="ignore"):
+            array = raw.astype(dtype)
+        fits = np.isfinite(array)
+    else:
+        bounds = np.iinfo(dtype)  # type: ignore[type-var]
+        fits = (raw >= bounds.min) & (raw <= bounds.max)  # type: ignore[operator]
+        array = raw.astype(dtype)
+    if not fits.all():
+        index = int(np.argmin(fits))
+        raise BadRequest(
+            f"input {spec.name!r}: element {index} is {_short(data[index])}, out of range for {spec.datatype}"
+        )
+    return array
+
+
+def _misfit(spec: TensorSpec, data: list[Any], is_wrong: Any, expected: str) -> BadRequest:
+    index = next((index for index, value in enumerate(data) if is_wrong(value)), 0)
+    value = data[index]
+    if value is None:
+        return BadRequest(f"input {spec.name!r}: element {index} is null, and this input has no missing values")
+    return BadRequest(f"input {spec.name!r} is {spec.datatype}: element {index} is {_short(value)}, not {expected}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
