@@ -56,7 +56,6 @@ def build(args: ApplicationSpec) -> serve.Application:
         "max_constructor_retry_count": 3,
         # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
         "max_surge_percent": 100,
-        "rolling_update_percentage": 1.0,
         "logging_config": {"enable_access_log": False},
     }
     if isinstance(args.replicas, ReplicaRange):
