@@ -156,7 +156,7 @@ def _label_encoder(column: CategoricalColumn, output: str) -> NodeProto:
         [output],
         name=output,
         domain=_ML_DOMAIN,
-        **{"keys_strings" if is_text else "keys_int64s": list(codes)},
+        **{"keys_strings" if is_text else "keys_int64s": keys},
         values_int64s=codes,
         default_int64=UNKNOWN,
     )
