@@ -1,17 +1,21 @@
-"""Shared fixtures: real stores (a directory; an S3 service over HTTP)."""
+"""Shared fixtures: real stores (a directory; an S3 service over HTTP) and one real Ray cluster for the session."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import pytest
 import requests
 
+from maas_ray import cluster
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 
 # Set before any Ray worker starts: credentials reach every process through its environment, as on a cluster.
@@ -21,6 +25,42 @@ os.environ.update(
     AWS_REGION="us-east-1",
     AWS_EC2_METADATA_DISABLED="true",
 )
+
+# Ray Serve and Ray Train read theirs at import, and test modules import them before any fixture runs.
+_TEMP_DIR = Path(tempfile.gettempdir()) / f"mr-{os.getpid()}"
+_STATE_DIR = _TEMP_DIR.with_name(f"{_TEMP_DIR.name}-state")
+_PORTS = cluster.choose_ports(http=0, dashboard=0)
+_ENVIRONMENT = cluster.environment("fast", ports=_PORTS, temp_dir=_TEMP_DIR, token_path=_STATE_DIR / "token")
+os.environ.update(_ENVIRONMENT)
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """The session's Ray cluster, to which the test process is connected."""
+
+    address: str
+    dashboard_url: str
+    http_port: int
+    """The port that a deployment must serve on: `ServeSpec.http.port`."""
+    token: str
+    """For the dashboard: `Authorization: Bearer <token>`."""
+    env: Mapping[str, str]
+    """What a subprocess needs in its environment to join: `{**os.environ, **ray_cluster.env}`."""
+    state_dir: Path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray head with 8 logical CPUs and the fast profile; ended by its own record, with all that it started."""
+    state = cluster.up(num_cpus=8, profile="fast", state_dir=_STATE_DIR, temp_dir=_TEMP_DIR, ports=_PORTS)
+    try:
+        cluster.connect(state_dir=_STATE_DIR)
+        env = {**state.environment, "RAY_ADDRESS": state.address, "RAY_API_SERVER_ADDRESS": state.dashboard_url}
+        yield RayCluster(state.address, state.dashboard_url, state.http_port, state.token(), env, _STATE_DIR)
+    finally:
+        cluster.disconnect()
+        cluster.down(state_dir=_STATE_DIR, drain_timeout_s=0)
+        shutil.rmtree(_STATE_DIR, ignore_errors=True)
 
 
 def unused_port() -> int:

@@ -1,0 +1,24 @@
+"""A Ray cluster with the environment that maas-ray needs: start, join, check and stop one on this machine."""
+
+from maas_ray.cluster.connection import connect, disconnect
+from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
+from maas_ray.cluster.local import down, up
+from maas_ray.cluster.state import ClusterState, load_state, state_directory
+from maas_ray.cluster.status import ClusterStatus, status
+
+__all__ = [
+    "PROFILES",
+    "ClusterState",
+    "ClusterStatus",
+    "Ports",
+    "Profile",
+    "choose_ports",
+    "connect",
+    "disconnect",
+    "down",
+    "environment",
+    "load_state",
+    "state_directory",
+    "status",
+    "up",
+]

@@ -1,0 +1,112 @@
+"""Joins this process to a cluster: the recorded local one, or the one whose address the environment names."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from maas_ray.cluster.state import ClusterState, load_state, state_directory
+from maas_ray.errors import ClusterError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+# Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
+_SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+
+
+def connect(
+    *,
+    state_dir: str | Path | None = None,
+    address: str | None = None,
+    timeout_s: float = 30.0,
+    log_to_driver: bool = False,
+) -> str:
+    """Connects this process to Ray, once; a process that is connected already stays where it is.
+
+    The cluster is `address`, else `$RAY_ADDRESS` (Ray's jobs set it), else the one that `up` recorded in `state_dir`,
+    whose environment this process then takes over.
+
+    Args:
+        state_dir: see `state_directory`.
+        address: `host:port` of a cluster's head.
+        timeout_s: longest wait for the head to answer; without it Ray retries for ever.
+        log_to_driver: whether workers' output is shown in this process.
+
+    Returns:
+        The address of the cluster.
+
+    Raises:
+        ClusterError: there is no cluster, it does not answer, it refuses the token, or ray.serve was imported here
+            with another environment.
+    """
+    address = address or os.environ.get(ADDRESS_VARIABLE)
+    state = None if address else load_state(state_dir)
+    if state is not None:
+        address = state.address
+        os.environ.update(state.environment)
+        _refresh(state.environment)
+    if not address or "://" in address:
+        where = f"no cluster is recorded in {state_directory(state_dir)}" if not address else f"{address!r} is a URL"
+        raise ClusterError(f"{where}; start one with `maas-ray up`, or set {ADDRESS_VARIABLE} to a head's host:port")
+
+    import ray
+
+    if ray.is_initialized():
+        return address
+    if address != "auto":
+        _check_head(address, timeout_s, state)
+    try:
+        ray.init(address=address, log_to_driver=log_to_driver, logging_level="warning")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"cannot join the Ray cluster {address}: {error}") from error
+    return address
+
+
+def disconnect() -> None:
+    """Leaves the cluster, which goes on."""
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def _check_head(address: str, timeout_s: float, state: ClusterState | None) -> None:
+    """Raises `ClusterError` unless the head at `address` answers with our token: `ray.init` itself has no deadline."""
+    hint = "; `maas-ray status` tells more" if state else "; is it the head's address, and reachable from here?"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"the Ray cluster {address} does not answer: {error}{hint}") from error
+
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        GcsClient(address=address).internal_kv_get(b"maas-ray", namespace=b"maas-ray", timeout=timeout_s)
+    except ray.exceptions.AuthenticationError as error:
+        raise ClusterError(
+            f"the Ray cluster {address} refused our token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
+        ) from error
+    except (ray.exceptions.RpcError, ray.exceptions.RaySystemError, ConnectionError) as error:
+        raise ClusterError(f"the Ray cluster {address} does not answer: {error}{hint}") from error
+
+
+def _refresh(environment: Mapping[str, str]) -> None:
+    """Makes an environment that was set after `import ray` count, where Ray lets us; else says so."""
+    constants = sys.modules.get("ray.serve._private.constants")
+    for name in _SERVE_FLAGS if constants else ():
+        if getattr(constants, name) != (environment.get(name, "0") == "1"):
+            raise ClusterError(
+                f"ray.serve was imported here with another {name} than the cluster has ({environment.get(name)!r}); "
+                "call connect() before importing it, or start the program with the cluster's env.sh"
+            )
+    ray_constants = sys.modules.get("ray._private.ray_constants")
+    if ray_constants is None:
+        return
+    # Two values that Ray keeps from its import: whether this node's address is loopback, and the kind of auth.
+    ray_constants.ENABLE_RAY_CLUSTER = environment.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

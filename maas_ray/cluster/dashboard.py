@@ -1,0 +1,48 @@
+"""Talks to a cluster's dashboard over HTTP with its token. Needs no Ray in this process."""
+
+from typing import Any
+
+import requests
+
+from maas_ray.errors import ClusterError
+
+
+class Dashboard:
+    """The REST interface of one cluster.
+
+    Args:
+        url: such as `http://127.0.0.1:8265`.
+        token: the cluster's token; None where authentication is off.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def get(self, path: str, timeout_s: float = 10.0) -> Any:
+        """The JSON document at `path`. Raises `ClusterError` if there is no answer, or not a good one."""
+        return self._request("GET", path, timeout_s).json()
+
+    def version(self, timeout_s: float = 10.0) -> str:
+        """Ray's version, which also proves that the token is right."""
+        return str(self.get("/api/version", timeout_s)["ray_version"])
+
+    def applications(self, timeout_s: float = 10.0) -> dict[str, dict[str, Any]]:
+        """Ray Serve's applications by name; empty if Serve does not run."""
+        return dict(self.get("/api/serve/applications/", timeout_s).get("applications") or {})
+
+    def shutdown_serve(self, timeout_s: float) -> None:
+        """Ends all Serve applications; each replica answers what it accepted first. Returns when they are gone."""
+        self._request("DELETE", "/api/serve/applications/", timeout_s)
+
+    def _request(self, method: str, path: str, timeout_s: float) -> requests.Response:
+        try:
+            response = requests.request(method, self._url + path, headers=self._headers, timeout=timeout_s)
+        except requests.RequestException as error:
+            raise ClusterError(f"the Ray dashboard {self._url} did not answer {method} {path}: {error}") from error
+        if response.status_code in (401, 403):
+            raise ClusterError(f"the Ray dashboard {self._url} refused the token; check RAY_AUTH_TOKEN_PATH")
+        if not response.ok:
+            detail = response.text.strip().splitlines()[:1]
+            raise ClusterError(f"the Ray dashboard {self._url} answered {response.status_code} to {path}: {detail}")
+        return response

@@ -1,0 +1,211 @@
+"""The variables that Ray's processes must be born with. Builds dictionaries; sets nothing and starts nothing.
+
+Ray Serve and Ray Train read theirs when they are imported, in every process, so a runtime environment comes too
+late: they have to be in the environment of `ray start` on each node, and of the program that connects.
+"""
+
+import os
+import random
+import resource
+import socket
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from maas_ray.errors import ClusterError
+
+Profile = Literal["fast", "portable"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+LOOPBACK = "127.0.0.1"
+REPLICA_PORTS = 100
+"""Ports of one protocol that replicas of a local cluster may take."""
+
+_COMMON = {
+    # The dashboard's Train tab is empty without it.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # Ray Train's own barriers wait for ever by default; a lost rank must end the run.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    # Train workers change their directory by default, which breaks relative paths in specs.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Ray starts workers at nice 15: on a busy machine they would lose to everything else.
+    "RAY_worker_niceness": "0",
+    # 4 MiB by default, which a batch of images between two deployments exceeds.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+_BY_PROFILE: dict[Profile, dict[str, str]] = {
+    "fast": {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # A killed replica's requests are repeated on another one; measured: 0 of 76,534 lost instead of 64 of 94,268.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        # HAProxy waits without limit for a silent replica by default; pools answer or refuse long before this.
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "300",
+        "RAY_SERVE_HAPROXY_MAXCONN": "20000",
+    },
+    # Set, not left out: a value from the caller's shell must not turn half of the other profile on.
+    "portable": {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"},
+}
+
+_HAPROXY_FILES_RESERVE = 1000
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of one local cluster; each cluster on a machine needs its own."""
+
+    gcs: int
+    dashboard: int
+    http: int
+    """Where predictions are served."""
+    client: int
+    """Ray Client; Ray 2.60 offers no way to leave it out where gRPC is installed."""
+    fallback_http: int
+    fallback_grpc: int
+    haproxy_stats: int
+    haproxy_metrics: int
+    autoscaler_metrics: int
+    dashboard_metrics: int
+    replica_http: int
+    """First of `REPLICA_PORTS` ports."""
+    replica_grpc: int
+    """First of `REPLICA_PORTS` ports."""
+
+
+def profile_flags(profile: Profile) -> dict[str, str]:
+    """What every node of any cluster of this profile needs, in a data center or on a laptop."""
+    return _COMMON | _BY_PROFILE[profile]
+
+
+def default_profile() -> Profile:
+    """`fast` where HAProxy exists (Linux), else `portable`."""
+    return "fast" if sys.platform == "linux" else "portable"
+
+
+def environment(
+    profile: Profile, *, ports: Ports, temp_dir: Path, token_path: Path, min_draining_s: int = 5
+) -> dict[str, str]:
+    """All variables of a cluster on this machine: for `ray start`, and for each program that connects.
+
+    Args:
+        profile: `fast` puts HAProxy in front of the replicas (Linux); `portable` uses Serve's Python proxy.
+        ports: the cluster's ports.
+        temp_dir: short directory for sockets; a Unix socket's path holds 107 bytes.
+        token_path: the file with the token that every RPC and the dashboard ask for.
+        min_draining_s: seconds that a stopping replica keeps answering. Ray's default of 30 is for load balancers
+            that poll; the one on this machine is told at once.
+
+    Raises:
+        ClusterError: the profile is unknown, or not available on this platform.
+    """
+    if profile not in PROFILES:
+        raise ClusterError(f"no profile {profile!r}; there is: {', '.join(PROFILES)}")
+    if profile == "fast" and sys.platform != "linux":
+        raise ClusterError("the profile 'fast' needs HAProxy, which Ray ships for Linux only; use --profile portable")
+    flags = profile_flags(profile) | {
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        # The name is misleading: 0 makes the node's address 127.0.0.1, so that every port of Ray binds to loopback.
+        # `--node-ip-address 127.0.0.1` alone is replaced by the machine's outer address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
+        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
+    }
+    if profile == "fast":
+        flags |= _haproxy(ports, temp_dir / "haproxy", min_draining_s)
+    return flags
+
+
+def _haproxy(ports: Ports, directory: Path, min_draining_s: int) -> dict[str, str]:
+    """Paths and ports of the HAProxy of one cluster: Ray's defaults are fixed, so two clusters would share them."""
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # HAProxy refuses to start if the limit on open files does not hold two per connection.
+    max_connections = min(20_000, (open_files - _HAPROXY_FILES_RESERVE) // 2) if open_files > 0 else 20_000
+    return {
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max(100, max_connections)),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replica_http),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replica_http + REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.replica_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replica_grpc + REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(min_draining_s),
+    }
+
+
+def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports:
+    """Free ports on this machine.
+
+    Args:
+        http: the port to serve on; None takes 8000 if that is free, 0 any free one.
+        dashboard: likewise; None takes 8265 if that is free.
+
+    Raises:
+        ClusterError: a port that was asked for is taken.
+    """
+    with ExitStack() as held:  # all are held until all are chosen, so that none comes twice
+        http = _claim(held, http, 8000, "http port")
+        dashboard = _claim(held, dashboard, 8265, "dashboard port")
+        singles = [_bind(held, 0) for _ in range(8)]
+        block = _claim_block(2 * REPLICA_PORTS + 2)
+    gcs, client, fallback_http, fallback_grpc, stats, metrics, autoscaler, dashboard_metrics = singles
+    return Ports(
+        gcs=gcs,
+        dashboard=dashboard,
+        http=http,
+        client=client,
+        fallback_http=fallback_http,
+        fallback_grpc=fallback_grpc,
+        haproxy_stats=stats,
+        haproxy_metrics=metrics,
+        autoscaler_metrics=autoscaler,
+        dashboard_metrics=dashboard_metrics,
+        replica_http=block,
+        replica_grpc=block + REPLICA_PORTS + 1,
+    )
+
+
+def _claim(held: ExitStack, port: int | None, usual: int, what: str) -> int:
+    try:
+        return _bind(held, usual if port is None else port)
+    except OSError as error:
+        if port is None:
+            return _bind(held, 0)
+        raise ClusterError(f"the {what} {port} is taken: {error.strerror}; choose another one, or 0 for any") from error
+
+
+def _bind(held: ExitStack, port: int) -> int:
+    # All interfaces: a listener on any of them makes a port useless to HAProxy.
+    sock = held.enter_context(socket.socket())
+    if port:  # a named port may still have closed connections of the last cluster, which do not matter
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("", port))
+    return int(sock.getsockname()[1])
+
+
+def _claim_block(size: int) -> int:
+    # Below the range that the kernel gives to outgoing connections (32768 upwards on Linux).
+    starts = list(range(20_000, 32_000 - size, size))
+    random.shuffle(starts)  # two clusters that start at once hardly ever look at the same block
+    for start in starts:
+        with ExitStack() as held:
+            try:
+                for port in range(start, start + size):
+                    _bind(held, port)
+            except OSError:
+                continue
+            return start
+    raise ClusterError(f"no {size} free ports in a row between 20000 and 32000; stop another cluster on this machine")

@@ -1,0 +1,76 @@
+"""What the recorded cluster is doing, asked over its dashboard. Changes nothing and needs no Ray in this process."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maas_ray.cluster.dashboard import Dashboard
+from maas_ray.cluster.state import load_state
+from maas_ray.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """The local cluster; only `is_running` is meaningful when it is False."""
+
+    is_running: bool
+    detail: str
+    profile: str = ""
+    address: str = ""
+    dashboard_url: str = ""
+    http_url: str = ""
+    started_s: float = 0.0
+    """Seconds since 1970."""
+    num_nodes: int = 0
+    resources: dict[str, float] = field(default_factory=dict)
+    """Total of all living nodes."""
+    applications: dict[str, str] = field(default_factory=dict)
+    """Serve's applications and their state, such as RUNNING."""
+
+
+def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> ClusterStatus:
+    """Asks the cluster that `up` recorded.
+
+    Args:
+        state_dir: see `state_directory`.
+        timeout_s: longest wait for one answer.
+
+    Raises:
+        ClusterError: the record of the cluster is damaged.
+    """
+    state = load_state(state_dir)
+    if state is None:
+        return ClusterStatus(False, "no cluster was started; `maas-ray up` starts one")
+    try:
+        dashboard = Dashboard(state.dashboard_url, state.token())
+        nodes = _alive_nodes(dashboard, timeout_s)
+        applications = {name: str(app["status"]) for name, app in dashboard.applications(timeout_s).items()}
+    except ClusterError as error:
+        return ClusterStatus(False, f"{error}; `maas-ray down` clears what is left")
+    return ClusterStatus(
+        is_running=True,
+        detail="running",
+        profile=state.profile,
+        address=state.address,
+        dashboard_url=state.dashboard_url,
+        http_url=state.http_url,
+        started_s=state.started_s,
+        num_nodes=len(nodes),
+        resources=total_resources(nodes),
+        applications=applications,
+    )
+
+
+def total_resources(nodes: list[dict[str, Any]]) -> dict[str, float]:
+    """Sum of `resources_total` over nodes, without Ray's internal per-node entries."""
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node["resources_total"].items():
+            if not name.startswith("node:"):
+                total[name] = total.get(name, 0.0) + float(amount)
+    return total
+
+
+def _alive_nodes(dashboard: Dashboard, timeout_s: float) -> list[dict[str, Any]]:
+    answer = dashboard.get("/api/v0/nodes?detail=true", timeout_s)
+    return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
