@@ -140,7 +140,10 @@ def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
             raise BadRequest(
                 f"input {spec.name!r}: element {data.index(None)} is null, but {spec.datatype} has no missing value"
             )
-        raise _misfit(spec, data, lambda value: type(value) is not int, "an integer")
+        if set(map(type, data)) - {int}:
+            raise _misfit(spec, data, lambda value: type(value) is not int, "an integer")
+        # Integers that share no 64-bit type, such as 0 and 2**64 - 1: numpy has taken them for floats or objects.
+        return _fit(spec, data, np.array(data, dtype=object)).astype(NUMPY[spec.datatype])
     allowed = {int, float, type(None)} if spec.nullable else {int, float}
     if set(map(type, data)) - allowed:
         raise _misfit(spec, data, lambda value: type(value) not in allowed, "a number")
@@ -159,8 +162,8 @@ def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
         fits = np.isfinite(array)
     else:
         bounds = np.iinfo(dtype)  # type: ignore[type-var]
-        fits = (raw >= bounds.min) & (raw <= bounds.max)  # type: ignore[operator]
-        array = raw.astype(dtype)
+        fits = ((raw >= bounds.min) & (raw <= bounds.max)).astype(np.bool_)  # type: ignore[operator]
+        array = raw.astype(dtype) if raw.dtype != object or fits.all() else raw
     if not fits.all():
         index = int(np.argmin(fits))
         raise BadRequest(

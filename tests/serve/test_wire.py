@@ -1,0 +1,248 @@
+"""Open Inference Protocol v2 over JSON: what is read, what is refused and with which words, what is written."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maas_ray.bundle.datatypes import NUMPY
+from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.errors import BadRequest
+from maas_ray.serve.wire import v2
+from tests.support.onnx_models import LINEAR, MIXED, UNBATCHED, make_info
+
+JSON_DATATYPES = [datatype for datatype in NUMPY if datatype != "FP16"]
+SAMPLES: dict[str, list[Any]] = {
+    "BOOL": [True, False],
+    "BYTES": ["a", "nul\0 and ü and 🙂"],
+    "FP32": [1.5, -2],
+    "FP64": [1e300, -0.0],
+    **{kind: [0, np.iinfo(NUMPY[kind]).max] for kind in NUMPY if NUMPY[kind].kind == "u"},  # type: ignore[type-var]
+    **{kind: [np.iinfo(NUMPY[kind]).min, np.iinfo(NUMPY[kind]).max] for kind in NUMPY if NUMPY[kind].kind == "i"},  # type: ignore[type-var]
+}
+
+
+def signature(datatype: str, shape: tuple[int, ...] = (-1, 2), nullable: bool = False) -> Signature:
+    tensor = {"datatype": datatype, "shape": shape}
+    return Signature.model_validate(
+        {"inputs": [{"name": "x", "nullable": nullable, **tensor}], "outputs": [{"name": "y", **tensor}]}
+    )
+
+
+def request(datatype: str = "FP32", shape: Any = (1, 3), data: Any = (1, 2, 3), **more: Any) -> bytes:
+    return json.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": datatype, "data": data}], **more}).encode()
+
+
+@pytest.mark.parametrize("datatype", JSON_DATATYPES)
+@pytest.mark.parametrize("is_nested", [False, True], ids=["flat", "nested"])
+def test_every_datatype_survives_the_way_in_and_out(datatype: str, is_nested: bool) -> None:
+    kind = signature(datatype)
+    values = [*SAMPLES[datatype], *reversed(SAMPLES[datatype])]
+    data = [values[:2], values[2:]] if is_nested else values
+    read = v2.read_infer(request(datatype, [2, 2], data), kind)
+    assert read.inputs["x"].dtype == NUMPY[datatype]  # type: ignore[index]
+    assert read.inputs["x"].shape == (2, 2)
+    assert read.num_rows == 2
+    answer = json.loads(v2.write_infer("m", 3, read, {"y": read.inputs["x"]}, kind))
+    assert answer["outputs"] == [{"name": "y", "datatype": datatype, "shape": [2, 2], "data": values}]
+    assert (answer["model_name"], answer["model_version"]) == ("m", "3")
+
+
+def test_the_id_is_echoed_and_absent_where_none_was_given() -> None:
+    zeros = {"y": np.zeros((1, 3), np.float32)}
+    with_id = v2.read_infer(request(id="42"), LINEAR)
+    without = v2.read_infer(request(), LINEAR)
+    assert json.loads(v2.write_infer("m", 1, with_id, zeros, LINEAR))["id"] == "42"
+    assert "id" not in json.loads(v2.write_infer("m", 1, without, zeros, LINEAR))
+
+
+def test_nan_and_infinity_in_an_answer_are_null() -> None:
+    read = v2.read_infer(request(), LINEAR)
+    outputs = {"y": np.array([[np.nan, np.inf, -np.inf]], np.float32)}
+    assert json.loads(v2.write_infer("m", 1, read, outputs, LINEAR))["outputs"][0]["data"] == [None, None, None]
+
+
+def test_an_output_that_is_a_slice_or_a_transpose_is_written_row_major() -> None:
+    read = v2.read_infer(request(shape=[2, 3], data=[0] * 6), LINEAR)
+    outputs = {"y": np.arange(6, dtype=np.float32).reshape(3, 2).T}
+    assert json.loads(v2.write_infer("m", 1, read, outputs, LINEAR))["outputs"][0]["data"] == [0, 2, 4, 1, 3, 5]
+
+
+def test_null_is_a_missing_value_where_the_signature_says_so() -> None:
+    body = {
+        "inputs": [
+            {"name": "age", "shape": [3, 1], "datatype": "FP32", "data": [None, 2, 3.5]},
+            {"name": "color", "shape": [3, 1], "datatype": "BYTES", "data": [["red"], [None], [""]]},
+        ]
+    }
+    read = v2.read_infer(json.dumps(body).encode(), MIXED)
+    assert list(read.inputs) == ["color", "age"], "inputs come in the signature's order, whatever the request's"
+    assert math.isnan(read.inputs["age"][0, 0])
+    assert read.inputs["age"][1:].ravel().tolist() == [2.0, 3.5]
+    assert read.inputs["color"].ravel().tolist() == ["red", "", ""]
+
+
+def test_outputs_can_be_chosen_and_come_in_the_order_asked_for() -> None:
+    body = {
+        "inputs": [
+            {"name": "age", "shape": [1, 1], "datatype": "FP32", "data": [1]},
+            {"name": "color", "shape": [1, 1], "datatype": "BYTES", "data": ["red"]},
+        ]
+    }
+    some = v2.read_infer(json.dumps({**body, "outputs": [{"name": "shown"}, {"name": "code"}]}).encode(), MIXED)
+    assert some.outputs == ("shown", "code")
+    assert v2.read_infer(json.dumps(body).encode(), MIXED).outputs == ("code", "shown", "echo")
+
+
+@pytest.mark.parametrize(
+    ("parameters"), [{"priority": 1, "note": "x", "binary_data_output": True, "flag": False}, {}, None]
+)
+def test_parameters_that_ask_for_nothing_special_are_accepted(parameters: Any) -> None:
+    v2.read_infer(request(parameters=parameters), LINEAR)
+
+
+BAD_BODIES: list[tuple[bytes, str]] = [
+    (b"", "not JSON"),
+    (b"{", "not JSON"),
+    (b"\xff\xfe", "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b"[]", "not a JSON object"),
+    (b"{}", "no inputs"),
+    (b'{"inputs": {}}', "not a list of objects"),
+    (b'{"inputs": [1]}', "not a list of objects"),
+    (b'{"inputs": []}', "missing input 'x'"),
+    (b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[NaN,1,2]}]}', "'NaN'.*null"),
+    (b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,-Infinity,2]}]}', "'Infinity'.*null"),
+    (request(id=7), "id 7"),
+    (request(id="i" * 300), "at most 256"),
+    (request(parameters=[]), "not an object"),
+    (request(parameters={"a": [1]}), "not a string, number or boolean"),
+    (request(parameters={"sequence_id": 3}), "stateful sequences are not offered"),
+    (request(outputs=[{"name": "z"}]), "unknown output 'z'; the model gives 'y'"),
+    (request(outputs=[{"name": "y"}, {"name": "y"}]), "twice"),
+    (request(outputs=[{"name": "y", "parameters": {"classification": 2}}]), "classification extension is not offered"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BAD_BODIES)
+def test_a_malformed_request_is_refused_with_its_reason(body: bytes, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        v2.read_infer(body, LINEAR)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3], **changes}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([entry(name="z")], "unknown input 'z'; the model takes 'x'"),
+        ([entry(name=None)], "unknown input None"),
+        ([entry(name=["x"])], "unknown input"),
+        ([entry(), entry()], "given twice"),
+        ([entry(datatype="FP64")], "'FP64' is not the model's FP32"),
+        ([entry(datatype=None)], "None is not the model's FP32"),
+        ([entry(shape=None)], "not a list of non-negative integers"),
+        ([entry(shape=[1, -3])], "not a list of non-negative integers"),
+        ([entry(shape=[1, 3.0])], "not a list of non-negative integers"),
+        ([entry(shape=[True, 3])], "not a list of non-negative integers"),
+        ([entry(shape=[3])], r"does not fit the model's \[-1, 3\]"),
+        ([entry(shape=[1, 1, 3])], "does not fit"),
+        ([entry(shape=[1, 4])], "does not fit"),
+        ([entry(shape=[10**9, 3])], "data has 3 elements, shape .* needs 3000000000"),
+        ([entry(shape=[2**62, 3])], "needs 13835058055282163712"),
+        ([entry(shape=[10**30, 3])], "not a list of non-negative integers"),
+        ([entry(shape=[0, 3], data=[])], "no rows"),
+        ([entry(data=None)], "data is missing"),
+        ([entry(data="abc")], "not a list"),
+        ([entry(data=[1, 2])], "data has 2 elements"),
+        ([entry(data=[[1, 2]])], "does not fit the declared"),
+        ([entry(data=[[1, 2, 3], [4, 5, 6]])], "does not fit the declared"),
+        ([entry(data=[[1, 2, [3]]])], "element 2 is \\[3\\], not a number"),
+        ([entry(data=[1, 2, [3]])], "element 2 is \\[3\\], not a number"),
+        ([entry(shape=[2, 3], data=[[1, 2, 3], 4])], "nested"),
+        ([entry(data=[1, "2", 3])], "element 1 is '2', not a number"),
+        ([entry(data=["1", "2", "3"])], "element 0 is '1', not a number"),
+        ([entry(data=[1, True, 3])], "element 1 is True, not a number"),
+        ([entry(data=[1, None, 3])], "element 1 is null, and this input has no missing values"),
+        ([entry(data=[1, {}, 3])], "element 1 is {}, not a number"),
+        ([entry(data=[1, 1e39, 3])], "element 1 is 1e\\+39, out of range for FP32"),
+        ([entry(parameters={"binary_data_size": 12}, data=None)], "binary tensor extension is not offered"),
+        ([entry(parameters={"shared_memory_region": "r"})], "shared memory extension is not offered"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named_with_value_limit_and_way_out(inputs: Any, message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        v2.read_infer(json.dumps({"inputs": inputs}).encode(), LINEAR)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "message"),
+    [
+        ("INT32", [1, 2.5], "not an integer"),
+        ("INT32", [1, 2.0], "not an integer"),
+        ("INT8", [1, 128], "element 1 is 128, out of range for INT8"),
+        ("UINT8", [-1, 1], "element 0 is -1, out of range for UINT8"),
+        ("INT64", [1, 2**63], "out of range for INT64"),
+        ("INT64", [-1, 2**63], "out of range for INT64|not an integer"),
+        ("UINT64", [1, 2**64], "not an integer"),
+        ("INT64", [1, False], "element 1 is False, not a number"),
+        ("INT64", [1, None], "element 1 is null"),
+        ("BOOL", [1, 0], "element 0 is 1, not true or false"),
+        ("BYTES", ["a", 1], "element 1 is 1, not a string"),
+        ("BYTES", ["a", None], "element 1 is null"),
+        ("BYTES", ["a", ["b"]], "element 1 is \\['b'\\], not a string"),
+        ("FP16", [1, 2], "FP16 has no JSON form"),
+    ],
+)
+def test_values_outside_their_datatype_are_refused(datatype: str, data: list[Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        v2.read_infer(request(datatype, [1, 2], data), signature(datatype))
+
+
+def test_a_nullable_integer_has_no_missing_value() -> None:
+    with pytest.raises(BadRequest, match="INT64 has no missing value"):
+        v2.read_infer(request("INT64", [1, 2], [1, None]), signature("INT64", nullable=True))
+
+
+def test_inputs_that_differ_in_rows_are_refused() -> None:
+    body = {
+        "inputs": [
+            {"name": "age", "shape": [2, 1], "datatype": "FP32", "data": [1, 2]},
+            {"name": "color", "shape": [1, 1], "datatype": "BYTES", "data": ["red"]},
+        ]
+    }
+    with pytest.raises(BadRequest, match="differ in their number of rows: 'color' has 1, 'age' has 2"):
+        v2.read_infer(json.dumps(body).encode(), MIXED)
+
+
+def test_a_model_without_a_batch_dimension_counts_as_one_row() -> None:
+    body = {"inputs": [{"name": "v", "shape": [4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    assert v2.read_infer(json.dumps(body).encode(), UNBATCHED).num_rows == 1
+
+
+def test_an_empty_size_beyond_the_batch_dimension_is_allowed() -> None:
+    kind = signature("FP32", (-1, -1))
+    assert v2.read_infer(request(shape=[2, 0], data=[]), kind).inputs["x"].shape == (2, 0)
+
+
+def test_metadata_states_the_signature_the_labels_and_what_may_be_null() -> None:
+    info = make_info(MIXED, labels=("no", "yes"))
+    metadata = v2.model_metadata("m", [1, 3], info, {"run": "r"})
+    assert metadata["versions"] == ["1", "3"]
+    assert metadata["inputs"][1] == {
+        "name": "age", "datatype": "FP32", "shape": (-1, 1), "parameters": {"nullable": True},
+    }  # fmt: skip
+    assert metadata["outputs"][0] == {"name": "code", "datatype": "INT64", "shape": (-1, 1)}
+    assert metadata["parameters"] == {"task": "other", "labels": ("no", "yes"), "run": "r"}
+
+
+def test_no_extension_is_claimed() -> None:
+    assert v2.server_metadata()["extensions"] == []
+
+
+def test_the_table_of_tensors_covers_every_datatype_of_the_specs() -> None:
+    assert {*NUMPY, "BF16"} == set(TensorSpec.model_fields["datatype"].annotation.__args__)  # type: ignore[union-attr]
