@@ -3,6 +3,7 @@
 from maas_ray.cluster.connection import connect, disconnect
 from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
 from maas_ray.cluster.local import down, up
+from maas_ray.cluster.preflight import preflight, wait_for_nodes
 from maas_ray.cluster.state import ClusterState, load_state, state_directory
 from maas_ray.cluster.status import ClusterStatus, status
 
@@ -18,7 +19,9 @@ __all__ = [
     "down",
     "environment",
     "load_state",
+    "preflight",
     "state_directory",
     "status",
     "up",
+    "wait_for_nodes",
 ]
