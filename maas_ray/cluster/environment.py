@@ -117,7 +117,7 @@ def environment(
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
     }
     if profile == "fast":
-        flags |= _haproxy(ports, temp_dir / "haproxy", min_draining_s)
+        flags |= _haproxy(ports, temp_dir / "h", min_draining_s)
     return flags
 
 

@@ -29,8 +29,9 @@ from maas_ray.errors import ClusterError
 
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"
-MAX_TEMP_PATH_BYTES = 40
-"""Ray adds up to 64 bytes (`/session_<date>_<pid>/sockets/plasma_store`) to it, and a socket's path holds 107."""
+MAX_TEMP_PATH_BYTES = 25
+"""HAProxy allows 97 bytes for a socket's path, and Serve puts `/h/<node id of 56>/metrics.sock` below it; Ray's own
+sockets (`/session_<date>_<pid>/sockets/plasma_store`, up to 107 bytes) need less."""
 
 # The caller's own connection must not leak into the cluster that is started.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
@@ -212,14 +213,14 @@ def _make_temp_dir(temp_dir: Path | None) -> Path:
     if temp_dir is None:
         default = Path(tempfile.gettempdir())
         # macOS's and a test's temporary directory can be too long for the sockets below it.
-        parent = default if len(os.fsencode(default)) <= MAX_TEMP_PATH_BYTES - 16 else Path("/tmp")  # noqa: S108
+        parent = default if len(os.fsencode(default)) <= MAX_TEMP_PATH_BYTES - 18 else Path("/tmp")  # noqa: S108
         temp_dir = Path(tempfile.mkdtemp(prefix="maas-ray-", dir=parent))
     if len(os.fsencode(temp_dir)) > MAX_TEMP_PATH_BYTES:
         raise ClusterError(
             f"the temporary directory {temp_dir} has more than {MAX_TEMP_PATH_BYTES} bytes, too many for the Unix "
             "sockets below it; choose a shorter one"
         )
-    (temp_dir / "haproxy").mkdir(mode=0o700, parents=True, exist_ok=True)
+    (temp_dir / "h").mkdir(mode=0o700, parents=True, exist_ok=True)
     return temp_dir
 
 

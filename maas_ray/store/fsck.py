@@ -12,6 +12,9 @@ from maas_ray.store.sequence import Sequence
 GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
 
+LOGS = ("tensorboard/", "ray/")
+"""Places for logs, which their own programs write as they come; they are no part of any commit."""
+
 _RECORD = re.compile(r"(.+)/log/\d{20}\.json$")
 _PART = re.compile(r"/parts-[0-9a-f]{32}/")
 
@@ -61,7 +64,7 @@ def fsck(
             report.problems.append(str(error))
     loose = [info for key, info in objects.items() if key not in named]
     ours = [info for info in loose if _PART.search(info.key) or info.key.startswith(f"{probe.PREFIX}/")]
-    report.foreign = sorted(info.key for info in loose if info not in ours)
+    report.foreign = sorted(info.key for info in loose if info not in ours and not info.key.startswith(LOGS))
     staged = list(store.staged())
     deadline = (now or datetime.now(UTC)) - grace
     for info in [*ours, *staged]:

@@ -3,7 +3,7 @@
     runs/<run>/checkpoints/<step>/manifest.json     step, cursor, optimizer groups, schedule, seeds, digests
     …/parts-<attempt>/model.safetensors             weights and buffers
     …/parts-<attempt>/optimizer.safetensors         moments by parameter number
-    …/parts-<attempt>/history.json                  every loss logged so far
+    …/parts-<attempt>/history.json                  every loss and validation figure logged so far
 
 Random numbers need no state of their own: every step starts from a seed made of (seed, step, rank), see
 `train/loop.py`, so that step and seed say all.
@@ -41,7 +41,7 @@ class TrainingState:
         optimizer: `torch.optim.Optimizer.state_dict()`.
         schedule: the schedule's `state_dict()`, plain numbers.
         rng: how random numbers are made, `{"scheme": "seed-step-rank", "seed": …}`.
-        history: logged `{step, loss, lr}`, oldest first.
+        history: what was logged so far: `{step, loss, lr}` and `{step, validation: {…}}`, oldest first.
     """
 
     step: int

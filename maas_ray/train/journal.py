@@ -22,7 +22,7 @@ class Journal:
         store: where they end up, below `tensorboard/<run>/`.
         run: the run's id.
         first_step: steps that are done already; what a lost attempt wrote after them is hidden.
-        history: losses logged before `first_step`.
+        history: what was logged before `first_step`: `{step, loss, lr}` and `{step, validation}`, oldest first.
     """
 
     def __init__(self, store: ObstoreStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
@@ -47,6 +47,8 @@ class Journal:
                 self._writer.add_scalar(name, value, progress.step)
         if progress.loss is not None:
             self.history.append({"step": progress.step, "loss": progress.loss, "lr": progress.lr})
+        if progress.metrics:
+            self.history.append({"step": progress.step, "validation": progress.metrics})
 
     def publish(self) -> None:
         """Makes what was written so far visible in an object store; with a local store it is already."""

@@ -1,0 +1,48 @@
+"""Evaluates a run's checkpoint on held-out data, in a task on the cluster.
+
+ray job submit --working-dir . -- python jobs/evaluate.py --store s3://bucket/maas --run digits
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+import ray
+
+from maas_ray.cluster import connect
+from maas_ray.errors import MaasError
+from maas_ray.store.objects import StorageSpec, open_store
+
+TIMEOUT_S = 3600
+
+
+def main() -> int:
+    """Prints the figures as one JSON line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True, help="URI of the store")
+    parser.add_argument("--endpoint", help="URL of an S3-compatible service other than AWS")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
+    arguments = parser.parse_args()
+    try:
+        connect()
+        from maas_ray.train.trained import evaluate_run
+
+        storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
+        storage = storage.model_copy(update={"uri": open_store(storage).uri})
+        # A task, not this driver: on a cluster the driver runs on the head, which has no CPUs to give.
+        task = ray.remote(num_cpus=1)(
+            lambda: evaluate_run(open_store(storage), arguments.run, arguments.split, arguments.step)
+        )
+        evaluation = ray.get(task.remote(), timeout=TIMEOUT_S)
+    except MaasError as error:
+        print(f"error[{error.code}]: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(evaluation)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

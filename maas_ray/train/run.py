@@ -1,0 +1,364 @@
+"""A training run on Ray Train: prepares, starts the workers, follows them. The only file that knows ray.train.
+
+Ray Train starts the process group and starts it again when a worker or node is lost. Checkpoints are ours
+(train/checkpoint.py): every attempt begins from the newest committed one, so a restart, a resume by hand and an
+undisturbed run compute the same numbers.
+"""
+
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.fs
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch.nn.parallel import DistributedDataParallel
+
+from maas_ray.cluster.preflight import preflight
+from maas_ray.data.encode import encode_columns
+from maas_ray.data.loader import Loader
+from maas_ray.data.prepare import Dataset, open_dataset, prepare
+from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, TrainingFailed
+from maas_ray.models.build import build_model
+from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.store.probe import probe
+from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
+from maas_ray.train.evaluate import evaluate
+from maas_ray.train.journal import Journal, location
+from maas_ray.train.loop import Plan, Progress, Trainee, fit, settle
+from maas_ray.train.objective import build_loss, penalty
+from maas_ray.train.optimizer import build_optimizer, build_schedule
+from maas_ray.train.runs import Run, Runs, git_commit
+from maas_ray.train.spec import TrainSpec
+from maas_ray.train.trained import RawModel
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    run: str
+    step: int
+    metrics: dict[str, float]
+    """The newest `loss`, and `validation_…` figures where there is a validation split."""
+    data_digest: str
+    checkpoint_step: int
+    tensorboard: str
+    """What to give `tensorboard --logdir`."""
+
+
+def run_training(
+    spec: TrainSpec, *, resume: bool = False, on_progress: Callable[[Progress], None] | None = None
+) -> RunResult:
+    """Trains a run to its end. Needs a connected Ray (`ray.init`).
+
+    Args:
+        spec: the run.
+        resume: continue a run that exists from its newest committed checkpoint; one that is finished is left alone.
+        on_progress: called in a thread of this process with the newest report of rank 0.
+
+    Raises:
+        Conflict: the run exists and `resume` is false.
+        NotFound: `resume` is true and there is no such run.
+        SpecError: `resume` is true and the spec would make another training of it.
+        ResourcesMissing: the cluster can never hold the workers.
+        DataError, ModelError: the data or the model do not fit the spec.
+        StoreError: the store is not usable.
+        TrainingFailed: a worker failed more often than `workers.max_restarts`.
+    """
+    store = open_store(spec.storage)
+    probe(store)
+    # Workers run in other directories, perhaps on other machines: give them the absolute location.
+    spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
+    preflight(spec.workers.count, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
+    run = _resumed(store, spec) if resume else _created(store, spec)
+    if run.status != "finished":
+        _fit(store, spec, run, on_progress)
+    return _result(store, spec.run)
+
+
+def _created(store: ObstoreStore, spec: TrainSpec) -> Run:
+    runs = Runs(store)
+    try:
+        runs.get(spec.run)
+    except NotFound:
+        dataset = prepare(spec.data, store)
+        _check(spec, dataset)
+        return runs.create(spec, dataset.digest, git_commit(Path.cwd()))
+    raise Conflict(f"a run {spec.run!r} exists in {store.uri}; give --resume to continue it, or choose another name")
+
+
+def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
+    run = Runs(store).get(spec.run)
+    if changed := run.spec.same_training(spec):
+        raise SpecError(
+            f"run {spec.run!r} was started with other values of {', '.join(changed)}; resuming it with these would be "
+            "another training: take them back, or choose another run name"
+        )
+    return run
+
+
+def _check(spec: TrainSpec, dataset: Dataset) -> None:
+    """Builds the model once here, so that what is wrong with it is said before any worker starts."""
+    torch.manual_seed(spec.seed)
+    build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs)
+
+
+def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None) -> None:
+    runs = Runs(store)
+    runs.record(run.id, {"type": "started", "workers": spec.workers.count})
+    filesystem, path = _ray_storage(store, spec.storage)
+    name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # Ray would silently resume its own state under a name it has seen
+    with _board(on_progress) as board:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"spec": spec.model_dump(mode="json"), "data": run.data_digest, "board": board},
+            torch_config=TorchConfig(timeout_s=int(spec.workers.timeout_s)),
+            scaling_config=ScalingConfig(
+                num_workers=spec.workers.count,
+                use_gpu=spec.workers.gpus > 0,
+                resources_per_worker={"CPU": spec.workers.cpus, **({"GPU": 1} if spec.workers.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=spec.workers.max_restarts),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            failure = _explain(spec, error)
+            runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
+            raise failure from error
+        finally:
+            _forget(filesystem, f"{path}/{name}")
+    state = load_checkpoint(store, run.id)
+    runs.record(run.id, {"type": "finished", "step": state.step})
+
+
+def _result(store: ObstoreStore, run: str) -> RunResult:
+    record = Runs(store).get(run)
+    state = load_checkpoint(store, run)
+    metrics: dict[str, float] = {}
+    for entry in state.history:
+        metrics.update({"loss": entry["loss"]} if "loss" in entry else {})
+        metrics.update({f"validation_{name}": value for name, value in entry.get("validation", {}).items()})
+    return RunResult(run, state.step, metrics, record.data_digest, state.step, location(store, run))
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs: builds its part, loads the newest committed state, trains to the end."""
+    spec = TrainSpec.model_validate(config["spec"])
+    context = get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(spec.workers.cpus)
+    torch.use_deterministic_algorithms(spec.deterministic)
+    store = open_store(spec.storage)
+    dataset = open_dataset(store, config["data"])
+    device = get_device()
+
+    trainee = _build(spec, dataset, device, world)
+    plan = _plan(spec, dataset.num_rows["train"])
+    rows = dataset.read("train")
+    loader = Loader(
+        encode_columns(dataset.features, rows.columns),
+        rows.target,
+        seed=spec.seed,
+        global_batch=spec.batch.global_size,
+        rank=rank,
+        world=world,
+        accumulation=spec.batch.accumulation,
+    )
+    settle(plan, trainee, loader)
+    first_step, history = _restore(store, spec, trainee)
+    journal = Journal(store, spec.run, first_step, history) if rank == 0 else None
+
+    def report(progress: Progress) -> None:
+        if journal is not None:
+            journal.write(progress)
+            config["board"].put.remote(progress)
+
+    def checkpoint(done: int) -> None:
+        if journal is not None:
+            save_checkpoint(store, spec.run, _state(spec, plan, trainee, done, journal.history))
+            retain(store, spec.run, spec.checkpoint.keep_last)
+            journal.publish()
+
+    try:
+        fit(
+            plan,
+            trainee,
+            loader,
+            first_step,
+            report=report,
+            checkpoint=checkpoint,
+            validate=_validator(spec, dataset, trainee),
+        )
+        if dist.is_initialized():
+            dist.barrier()  # the others leave only when rank 0 has committed the last state
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _build(spec: TrainSpec, dataset: Dataset, device: torch.device, world: int) -> Trainee:
+    torch.manual_seed(spec.seed)  # the same initial weights on every rank and in every attempt
+    net = build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs).to(device)
+    model: torch.nn.Module = RawModel(dataset.features, net).to(device)
+    if world > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    optimizer = build_optimizer(spec.optimizer, net)
+    return Trainee(
+        net=net,
+        model=model,
+        loss=build_loss(spec.objective, spec.data.task),
+        penalty=lambda: penalty(spec.objective, net),
+        optimizer=optimizer,
+        schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"])),
+        device=device,
+    )
+
+
+def _plan(spec: TrainSpec, num_rows: int) -> Plan:
+    return Plan(
+        total_steps=spec.total_steps(num_rows),
+        stop=spec.stop_position(num_rows),
+        global_size=spec.batch.global_size,
+        num_rows=num_rows,
+        seed=spec.seed,
+        log_every=spec.log_every,
+        checkpoint_every=spec.checkpoint.every_steps,
+        clip_norm=spec.clip_norm,
+        precision=spec.precision,
+    )
+
+
+def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
+    """Loads the newest committed state, if there is one; returns the steps done and the losses logged."""
+    if not list_checkpoints(store, spec.run):
+        return 0, []
+    state = load_checkpoint(store, spec.run)
+    trainee.net.load_state_dict(dict(state.model))
+    trainee.optimizer.load_state_dict(dict(state.optimizer))
+    trainee.schedule.load_state_dict(dict(state.schedule))
+    return state.step, state.history
+
+
+def _state(spec: TrainSpec, plan: Plan, trainee: Trainee, done: int, history: list[dict[str, Any]]) -> TrainingState:
+    return TrainingState(
+        step=done,
+        cursor=min(done * plan.global_size, plan.stop),
+        model=trainee.net.state_dict(),
+        optimizer=trainee.optimizer.state_dict(),
+        schedule=trainee.schedule.state_dict(),
+        rng={"scheme": "seed-step-rank", "seed": spec.seed},
+        history=history,
+    )
+
+
+def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[[], dict[str, float]] | None:
+    if not dataset.num_rows.get("validation"):
+        return None
+    rank, world = get_context().get_world_rank(), get_context().get_world_size()
+    rows = dataset.read("validation")
+    mine = np.arange(rank, len(rows.target), world)
+    columns = [column[mine] for column in encode_columns(dataset.features, rows.columns)]
+    model = trainee.model.module if isinstance(trainee.model, DistributedDataParallel) else trainee.model
+    return lambda: evaluate(
+        cast(torch.nn.Module, model),
+        columns,
+        rows.target[mine],
+        task=dataset.features.task,
+        num_classes=dataset.features.num_outputs,
+        loss=trainee.loss,
+        device=trainee.device,
+    )
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Holds the newest report of rank 0, for the driver to look at."""
+
+    def __init__(self) -> None:
+        self._newest: Progress | None = None
+
+    def put(self, progress: Progress) -> None:
+        self._newest = progress
+
+    def get(self) -> Progress | None:
+        return self._newest
+
+
+@contextmanager
+def _board(on_progress: Callable[[Progress], None] | None) -> Any:
+    """A board, and a thread of this process that hands each new report on; both end with the block."""
+    board = _Board.remote()  # type: ignore[attr-defined]
+    ended = threading.Event()
+
+    def follow() -> None:
+        seen: Progress | None = None
+        while True:
+            is_last = ended.wait(POLL_S)
+            newest = ray.get(board.get.remote(), timeout=30)
+            if newest is not None and newest != seen and on_progress is not None:
+                on_progress(newest)
+                seen = newest
+            if is_last:
+                return
+
+    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
+    follower.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        follower.join(timeout=60)
+        ray.kill(board)
+
+
+def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Where Ray Train keeps its own notes during an attempt: beside ours, since every node must reach them."""
+    if store.root is not None:
+        return pyarrow.fs.LocalFileSystem(), str(store.root / "ray")
+    if storage.uri.startswith("s3://") and storage.endpoint:
+        scheme, _, host = storage.endpoint.partition("://")
+        filesystem = pyarrow.fs.S3FileSystem(
+            endpoint_override=host, scheme=scheme, region=storage.region or "us-east-1"
+        )
+        return filesystem, f"{storage.uri.removeprefix('s3://').rstrip('/')}/ray"
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(storage.uri)
+    return filesystem, f"{path.rstrip('/')}/ray"
+
+
+def _forget(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def _explain(spec: TrainSpec, error: Exception) -> MaasError:
+    """The worker's own error if it is one of ours, else a summary that names rank and cause."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "base_exc", None) or failure.__cause__ or failure
+        if isinstance(cause, MaasError):
+            return cause
+        if rank == min(failures):
+            first = f"rank {rank}: {type(cause).__name__}: {cause}"
+    if failures:
+        return TrainingFailed(
+            f"run {spec.run!r} ended after {spec.workers.max_restarts} restarts; {first}; committed checkpoints are kept: "
+            "mend the cause and give --resume"
+        )
+    return TrainingFailed(f"run {spec.run!r} ended: {error}; committed checkpoints are kept: give --resume")
