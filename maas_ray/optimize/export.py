@@ -129,7 +129,7 @@ def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
             )
     except Exception as error:  # torch.export raises what its many parts raise
         raise BundleError(
-            f"{type(net).__name__} cannot be exported to ONNX: {type(error).__name__}: {error}; every operation of its "
+            f"{type(net).__name__} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; every operation of its "
             "forward has to be traceable by torch.export for any number of rows"
         ) from error
     if exported is None:
@@ -153,6 +153,11 @@ def _example(column: Column) -> Tensor:
     if column.kind == "categorical":
         return torch.zeros(TRACED_ROWS, 1, dtype=torch.int64)
     return torch.zeros(TRACED_ROWS, *column.shape, dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)
+
+
+def _first_paragraph(error: Exception) -> str:
+    """What torch says before its advice on debugging, on one line."""
+    return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
 @contextmanager
