@@ -21,24 +21,28 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True)
 class CastColumn:
-    """One column after the cast; `missing` [N] counts what could not be converted as missing too."""
+    """One column after the cast."""
 
     kind: Kind
     field: pa.Field
     values: pa.Array
     missing: NDArray[np.bool_]
+    """[N]; includes what could not be converted. A tensor is missing if any of its elements is."""
+    num_missing: int
+    """Missing as it was read."""
     num_unconvertible: int
+    """Present, but not convertible; elements, for a tensor."""
 
 
-def cast_column(field: pa.Field, column: pa.ChunkedArray, to: str | None, is_text_format: bool) -> CastColumn:
+def cast_column(field: pa.Field, column: pa.ChunkedArray, to: str | None, is_typed: bool) -> CastColumn:
     """Casts one feature column.
 
     Args:
         field: its name, type and, for a tensor, shape.
         column: as it was read.
         to: `number`, `category` or None: numbers and booleans are numbers, text is a category.
-        is_text_format: the file format has no types (csv): without `to`, a column is a number if every present
-            value reads as one.
+        is_typed: False: the file format has no types (csv), so that text is a number if every present value reads
+            as one.
 
     Raises:
         DataError: a type that no kind fits, or a cast that makes no sense.
@@ -48,14 +52,18 @@ def cast_column(field: pa.Field, column: pa.ChunkedArray, to: str | None, is_tex
         if to is not None:
             raise DataError(f"column {name!r} is a tensor and cannot be cast to {to}")
         return _tensor(field, column)
-    column = _decode(name, column)
+    column = decode_column(name, column)
     is_text = pa.types.is_string(column.type)
-    if to == "category" or (is_text and to is None and not is_text_format):
+    if to == "category" or (is_text and to is None and is_typed):
         return _category(name, column)
     values, num_unconvertible = to_numbers(column)
     if is_text and to is None and (num_unconvertible or not len(column) - column.null_count):
         return _category(name, column)
-    return CastColumn("numeric", pa.field(name, pa.float32()), pa.array(values), np.isnan(values), num_unconvertible)
+    missing = np.isnan(values)
+    num_missing = int(missing.sum()) - num_unconvertible
+    return CastColumn(
+        "numeric", pa.field(name, pa.float32()), pa.array(values), missing, num_missing, num_unconvertible
+    )
 
 
 def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
@@ -68,8 +76,7 @@ def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
     else:
         doubles = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
         num_failed = 0
-    with np.errstate(over="ignore"):
-        values = doubles.astype(np.float32)
+    values = _to_float32(doubles)
     infinite = np.isinf(values)
     values[infinite] = np.nan
     return values, num_failed + int(infinite.sum())
@@ -77,7 +84,7 @@ def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
 
 def to_text(name: str, column: pa.ChunkedArray) -> pa.Array:
     """Any scalar column to text, "" where missing; whole numbers are written without a fraction."""
-    column = _decode(name, column)
+    column = decode_column(name, column)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
         whole = pc.all(pc.equal(column, pc.floor(column))).as_py() and pc.all(pc.less(pc.abs(column), 2.0**53)).as_py()
@@ -86,7 +93,7 @@ def to_text(name: str, column: pa.ChunkedArray) -> pa.Array:
     return pc.fill_null(text, "").combine_chunks()
 
 
-def _decode(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def decode_column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Dictionaries, decimals and the variants of text to plain ones; refuses what is neither number nor text."""
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -100,7 +107,7 @@ def _decode(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
     raise DataError(
         f"column {name!r} has type {kind}, which is neither a number, text nor a tensor; "
-        f"convert it, or leave it out with cleaning.drop"
+        f"convert it to one of them, or leave it out with cleaning.drop"
     )
 
 
@@ -132,7 +139,7 @@ def _category(name: str, column: pa.ChunkedArray) -> CastColumn:
     missing = np.asarray(pc.equal(text, "").to_numpy(zero_copy_only=False))
     integers = None if missing.any() else _integers(text)
     values = text if integers is None else integers
-    return CastColumn("categorical", pa.field(name, values.type), values, missing, 0)
+    return CastColumn("categorical", pa.field(name, values.type), values, missing, int(missing.sum()), 0)
 
 
 def _integers(text: pa.Array) -> pa.Array | None:
@@ -151,10 +158,17 @@ def _tensor(field: pa.Field, column: pa.ChunkedArray) -> CastColumn:
     if column.null_count:
         raise DataError(f"column {field.name!r} has {column.null_count} rows without a tensor; remove these rows")
     raw: NDArray[Any] = tensor_values(field, column)
-    values = raw if raw.dtype == np.uint8 else raw.astype(np.float32)
-    infinite = int(np.isinf(values).sum()) if values.dtype != np.uint8 else 0
-    if infinite:
-        values = np.where(np.isinf(values), np.float32(np.nan), values)
-    missing = np.isnan(values).reshape(len(values), -1).any(axis=1)
+    values = raw if raw.dtype == np.uint8 else _to_float32(raw)
+    num_missing = int(np.isnan(values).reshape(len(values), -1).any(axis=1).sum())
+    infinite = np.isinf(values)
+    if infinite.any():
+        values = np.where(infinite, np.float32(np.nan), values)
+    missing = np.asarray(np.isnan(values).reshape(len(values), -1).any(axis=1))
     new_field, array = tensor_field(field.name, values)
-    return CastColumn("tensor", new_field, array, missing, infinite)
+    return CastColumn("tensor", new_field, array, missing, num_missing, int(infinite.sum()))
+
+
+def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """What is beyond float32 becomes an infinity, which the callers treat as not convertible."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

@@ -4,7 +4,6 @@ A float32 is an integer times a power of two; sums of such integers are exact in
 and order. Medians are found by counting bit patterns, in two passes of bounded memory.
 """
 
-import math
 from fractions import Fraction
 from typing import Any
 
@@ -108,8 +107,3 @@ def _keys(values: Floats) -> NDArray[np.uint32]:
 def _counts(keys: NDArray[Any]) -> dict[int, int]:
     found, counts = np.unique(keys, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
-
-
-def standard_deviation(variance: float) -> float:
-    """The square root, or 1 for a constant column, which scaling then only shifts."""
-    return math.sqrt(variance) if variance > 0 else 1.0

@@ -1,5 +1,6 @@
 """The training split's statistics to the description of each column (`features.py`)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ def fit_columns(
 
     Raises:
         DataError: a column without a value in the training split, or with too many categories.
-        ClusterError: Ray is not connected, or a task could not run.
+        ClusterError: a task could not run.
     """
     gathered = gather_statistics(train, plans, block_rows)
     return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
@@ -83,13 +84,18 @@ def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) ->
         mean, variance = exact.mean_and_variance(
             found.present[i], found.sums[i], found.squares[i], num_filled, fill or 0.0
         )
-        return mean, exact.standard_deviation(variance)
+        return mean, _divisor(math.sqrt(variance))
     values = [found.minima[i], found.maxima[i]] + ([fill] if num_filled else [])
     seen = [value for value in values if value is not None]
     if not seen:
         return 0.0, 1.0
     low, high = min(seen), max(seen)
-    return low, high - low if high > low else 1.0
+    return low, _divisor(high - low)
+
+
+def _divisor(width: float) -> float:
+    """1 for a constant column, which is then only shifted; the graph divides by the float32 of this value."""
+    return width if float(np.float32(width)) > 0 else 1.0
 
 
 def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -> CategoricalColumn:

@@ -39,14 +39,7 @@ def permute(seed: int, epoch: int, n: int, positions: NDArray[np.int64]) -> NDAr
     positions = np.asarray(positions, dtype=np.int64)
     if positions.size and not (int(positions.min()) >= 0 and int(positions.max()) < n):
         raise DataError(f"positions {int(positions.min())}..{int(positions.max())} are not all in [0, {n})")
-    keys = _round_keys(seed, epoch, n)
-    num_bits = (n - 1).bit_length()
-    ids = _feistel(positions.astype(np.uint64), num_bits, keys)
-    outside = np.flatnonzero(ids >= n)
-    while outside.size:  # ends: a permutation's cycle through a position below n comes back below n
-        ids[outside] = _feistel(ids[outside], num_bits, keys)
-        outside = outside[ids[outside] >= n]
-    return ids.astype(np.int64)
+    return _walk(positions, n, _round_keys(seed, epoch, n), np.zeros(1, dtype=np.int64))
 
 
 def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
@@ -69,14 +62,13 @@ def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
     _check(seed, n)
     if start < 0 or count < 0:
         raise DataError(f"positions from {start}, {count} of them: both must not be negative")
-    pieces = []
-    position, stop = start, start + count
-    while position < stop:
-        epoch, offset = divmod(position, n)
-        length = min(n - offset, stop - position)
-        pieces.append(permute(seed, epoch, n, np.arange(offset, offset + length, dtype=np.int64)))
-        position += length
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    first_epoch, offset = divmod(start, n)
+    stream = np.arange(offset, offset + count, dtype=np.int64)
+    which, positions = np.divmod(stream, n)  # epochs counted from the first one, which may be beyond int64
+    keys = [_round_keys(seed, first_epoch + i, n) for i in range(int(which[-1]) + 1)]
+    return _walk(positions, n, np.concatenate(keys, axis=1), which)
 
 
 def _check(seed: int, n: int) -> None:
@@ -87,29 +79,50 @@ def _check(seed: int, n: int) -> None:
 
 
 @lru_cache(maxsize=256)
-def _round_keys(seed: int, epoch: int, n: int) -> tuple[int, ...]:
+def _round_keys(seed: int, epoch: int, n: int) -> NDArray[np.uint64]:
+    """uint64 [rounds, 1]."""
     message = _TAG + b"".join(value.to_bytes(8, "little") for value in (seed, epoch, n))
-    digest = shake_128(message).digest(8 * _ROUNDS)
-    return tuple(int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8))
+    keys = np.frombuffer(shake_128(message).digest(8 * _ROUNDS), dtype="<u8")
+    return keys.astype(np.uint64).reshape(_ROUNDS, 1)
 
 
-def _feistel(values: NDArray[np.uint64], num_bits: int, keys: tuple[int, ...]) -> NDArray[np.uint64]:
-    """A bijection of [0, 2**num_bits): each round changes one part by a function of the other one alone."""
+def _walk(
+    positions: NDArray[np.int64], n: int, keys: NDArray[np.uint64], which: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Maps positions [K] with the keys' columns `which` ([K], or [1] for all) until every result is below n."""
+    num_bits = (n - 1).bit_length()
+    ids = _feistel(positions.astype(np.uint64), num_bits, keys[:, which])
+    outside = np.flatnonzero(ids >= n)
+    while outside.size:  # ends: a permutation's cycle through a position below n comes back below n
+        columns = which if which.size == 1 else which[outside]
+        ids[outside] = _feistel(ids[outside], num_bits, keys[:, columns])
+        outside = outside[ids[outside] >= n]
+    return ids.astype(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A bijection of [0, 2**num_bits): each round changes one part by a function of the other one alone.
+
+    Args:
+        values: uint64 [K].
+        num_bits: of the domain.
+        keys: uint64 [rounds, K], or [rounds, 1] for one key for all values.
+    """
     num_low = (num_bits + 1) // 2
     low_mask = np.uint64((1 << num_low) - 1)
     high_mask = np.uint64((1 << (num_bits - num_low)) - 1)
     low, high = values & low_mask, values >> np.uint64(num_low)
-    for i, key in enumerate(keys):
+    for i in range(_ROUNDS):
         if i % 2:
-            high = high ^ (_mix(low, key) & high_mask)
+            high = high ^ (_mix(low, keys[i]) & high_mask)
         else:
-            low = low ^ (_mix(high, key) & low_mask)
+            low = low ^ (_mix(high, keys[i]) & low_mask)
     return (high << np.uint64(num_low)) | low
 
 
-def _mix(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+def _mix(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of SplitMix64 (Steele, Lea & Flood 2014) of values + key, modulo 2**64."""
-    z = values + np.uint64(key)
+    z = values + key
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

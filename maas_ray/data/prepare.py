@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from maas_ray.data.cast import CastColumn, cast_column
@@ -18,14 +17,15 @@ from maas_ray.data.plan import ColumnPlan, plan_column
 from maas_ray.data.source import read_table
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
+from maas_ray.data.statistics import require_ray
 from maas_ray.data.target import Target, cast_target, class_names, encode_target
-from maas_ray.errors import ClusterError, DataError
+from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
 __all__ = ["Dataset", "Split", "open_dataset", "prepare"]
 
 
-def prepare(spec: DataSpec, store: ObjectStore) -> Dataset:
+def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0) -> Dataset:
     """Prepares a data set, or opens it if the same content was prepared before.
 
     The report counts `rows_read`, `rows_dropped` (`target_missing`, `value_missing` by `drop_row`), and per column
@@ -34,20 +34,18 @@ def prepare(spec: DataSpec, store: ObjectStore) -> Dataset:
     Args:
         spec: what to read and how to clean it.
         store: where to commit.
+        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster.
 
     Raises:
         DataError: the data cannot be read, cleaned or split as the spec says.
-        ClusterError: Ray is not connected.
+        ClusterError: Ray is not connected, or no CPU of the cluster became free in time.
     """
-    if not ray.is_initialized():
-        raise ClusterError(
-            "Ray is not connected, and cleaning runs on it; call ray.init(), start a cluster with `maas-ray up`, "
-            "or submit with `ray job submit`"
-        )
-    raw = read_table(spec)
+    require_ray(cpu_timeout_s)
+    raw_table = read_table(spec)
+    raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
     assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
-    columns, plans = _cast(spec, raw)
+    columns, plans = _cast(spec, raw, raw_table.is_typed)
     kept, report = _drop_rows(columns, plans, target, raw.num_rows)
     _refuse_missing(columns, plans, kept)
     cast = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
@@ -69,14 +67,13 @@ def prepare(spec: DataSpec, store: ObjectStore) -> Dataset:
     return save_dataset(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
 
 
-def _cast(spec: DataSpec, raw: pa.Table) -> tuple[list[CastColumn], list[ColumnPlan]]:
+def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan]]:
     columns, plans = [], []
-    has_text_format = all(pa.types.is_string(kind) for kind in raw.schema.types)
     for name in raw.column_names:
         if name in (spec.target, spec.split.column):
             continue
         own = spec.cleaning.columns.get(name)
-        column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, has_text_format)
+        column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, is_typed)
         if column.missing.all():
             lost = f", {column.num_unconvertible} could not be converted" if column.num_unconvertible else ""
             raise DataError(
@@ -98,7 +95,7 @@ def _drop_rows(
     num_without_target = int(target.missing.sum())
     counts = {
         column.field.name: {
-            "missing": int(column.missing.sum()) - min(column.num_unconvertible, int(column.missing.sum())),
+            "missing": column.num_missing,
             "unconvertible": column.num_unconvertible,
         }
         for column in columns

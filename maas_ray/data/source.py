@@ -6,6 +6,7 @@ fixed-size list whose field carries the shape, see `arrays.tensor_field`.
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,16 @@ SKLEARN = "sklearn:"
 MAX_CSV_ROW_BYTES = 1 << 24
 
 
-def read_table(spec: DataSpec) -> pa.Table:
+@dataclass(frozen=True)
+class RawTable:
+    """What was read: the features in their order, the target, then the column that names the split."""
+
+    table: pa.Table
+    is_typed: bool
+    """Whether the format has types; csv has none, and its columns are all text."""
+
+
+def read_table(spec: DataSpec) -> RawTable:
     """All rows of the features, the target and the split column, in the order of the files and of the rows in them.
 
     Raises:
@@ -28,7 +38,7 @@ def read_table(spec: DataSpec) -> pa.Table:
             the spec names does not exist (the message names the nearest right one).
     """
     if spec.uri.startswith(SKLEARN):
-        return select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target))
+        return RawTable(_select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target), spec.uri), True)
     paths = list_files(spec)
     kind = format_of(spec, paths)
     if kind == "sklearn":
@@ -36,28 +46,34 @@ def read_table(spec: DataSpec) -> pa.Table:
     if kind in ("numpy", "idx"):
         if len(paths) > 1:
             raise DataError(f"{spec.uri} names {len(paths)} files; format {kind} takes one (and labels_uri)")
-        return select(spec, read_numpy(spec) if kind == "numpy" else read_idx(spec))
+        table = read_numpy(spec) if kind == "numpy" else read_idx(spec)
+        return RawTable(_select(spec, table, spec.uri), True)
     files, _ = filesystem(spec, spec.uri)
     readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow}
-    tables = []
+    tables: list[pa.Table] = []
     for path in paths:
         table = readers[kind](spec, files, path)
         repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
         if repeated:
             raise DataError(f"{path} has several columns named {', '.join(map(repr, repeated))}; rename them")
-        tables.append(select(spec, table, path))
+        tables.append(_select(spec, table, path))
+        if set(tables[-1].column_names) != set(tables[0].column_names):
+            different = set(tables[-1].column_names) ^ set(tables[0].column_names)
+            raise DataError(
+                f"{path} and {paths[0]} do not have the same columns: only one of them has "
+                f"{', '.join(sorted(different))}; name the columns to use with data.features"
+            )
     try:
         joined = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
     if not joined.num_rows:
         raise DataError(f"{spec.uri} has columns but no rows")
-    return joined
+    return RawTable(joined, is_typed=kind != "csv")
 
 
-def select(spec: DataSpec, table: pa.Table, where: str = "") -> pa.Table:
+def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
     """The columns that the spec uses: features in their order, the target, the column that names the split."""
-    where = where or spec.uri
     names = table.column_names
     unused = {spec.target, spec.split.column, *spec.cleaning.drop}
     for name in unused - {None}:
@@ -66,8 +82,10 @@ def select(spec: DataSpec, table: pa.Table, where: str = "") -> pa.Table:
     features = [name for name in chosen if name not in spec.cleaning.drop]
     if not features:
         raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {', '.join(names)}")
-    for name in (*features, *spec.cleaning.columns):
+    for name in features:
         require_column(name, names, where)
+    for name in spec.cleaning.columns:
+        require_column(name, features, f"cleaning.columns: among its features {where}")
     extra = [spec.split.column] if spec.split.column else []
     return table.select([*features, spec.target, *extra])
 
@@ -82,7 +100,7 @@ def require_column(name: Any, names: Iterable[str], where: str) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"the columns: {', '.join(known)}"
     raise DataError(f"{where} has no column {name!r}; {hint}")
 
 

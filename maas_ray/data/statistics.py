@@ -58,7 +58,7 @@ def gather_statistics(
         block_rows: rows per Ray Data block; by default as many as `MAX_BLOCK_ROWS` and `MAX_BLOCK_BYTES` allow.
 
     Raises:
-        ClusterError: Ray is not connected, or a task could not run.
+        ClusterError: a task could not run.
     """
     merged = {plan.name: Statistics() for plan in plans}
     fitting = MAX_BLOCK_BYTES * table.num_rows // max(table.nbytes, 1)
@@ -72,14 +72,38 @@ def gather_statistics(
     return merged
 
 
-def _over_blocks(
-    table: pa.Table, block_rows: int, function: Callable[..., pa.Table], arguments: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def require_ray(cpu_timeout_s: float) -> None:
+    """Makes sure that tasks can run: Ray Data itself would wait for a CPU without end.
+
+    Raises:
+        ClusterError: Ray is not connected, or no CPU became free in time.
+    """
     if not ray.is_initialized():
         raise ClusterError(
             "Ray is not connected, and cleaning runs on it; call ray.init(), start a cluster with `maas-ray up`, "
             "or submit with `ray job submit`"
         )
+    probe = ray.remote(_probe).options(num_cpus=1, max_retries=0).remote()
+    try:
+        ray.get(probe, timeout=cpu_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(probe, force=True)
+        total, free = (resources.get("CPU", 0.0) for resources in (ray.cluster_resources(), ray.available_resources()))
+        raise ClusterError(
+            f"no CPU of the Ray cluster became free within {cpu_timeout_s:g} s ({free:g} of {total:g} are free); "
+            f"stop what holds them, or add a node"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the Ray cluster could not run a task: {error}") from error
+
+
+def _probe() -> None:
+    """Needs a CPU and does nothing."""
+
+
+def _over_blocks(
+    table: pa.Table, block_rows: int, function: Callable[..., pa.Table], arguments: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     blocks = [table.slice(start, block_rows) for start in range(0, table.num_rows, block_rows)]
     dataset = ray.data.from_arrow(blocks)
     dataset.context.enable_progress_bars = False

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.cast import to_numbers, to_text
+from maas_ray.data.cast import decode_column, to_numbers, to_text
 from maas_ray.errors import DataError
 
 
@@ -31,15 +31,13 @@ def cast_target(name: str, column: pa.ChunkedArray, task: str) -> Target:
     """
     if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
         raise DataError(f"the target {name!r} is a list per row; expected one value")
+    column = decode_column(name, column)
     if pa.types.is_floating(column.type) and task != "regression":
-        fractions = pc.not_equal(column, pc.floor(column))
-        if pc.any(fractions).as_py():
+        present = pc.if_else(pc.is_nan(column), None, column)
+        if pc.any(pc.not_equal(present, pc.floor(present))).as_py():
             raise DataError(f"the target {name!r} holds fractions, which name no classes; set task: regression")
     if task == "regression":
-        text = (
-            column.cast(pa.string()) if pa.types.is_dictionary(column.type) or pa.types.is_null(column.type) else column
-        )
-        numbers, num_unconvertible = to_numbers(text)
+        numbers, num_unconvertible = to_numbers(column)
         missing = np.isnan(numbers)
         values = pa.array(numbers)
     else:
