@@ -110,6 +110,8 @@ def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
     try:
         with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
             names = head.schema.names
+        if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
+            raise _csv_error(path, "UTF8: the header holds zero bytes")
         convert = csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
             null_values=list(spec.missing_values),
@@ -118,7 +120,7 @@ def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
         )
         with files.open_input_stream(path) as stream:
             return csv.read_csv(stream, options, parse, convert)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise _csv_error(path, str(error)) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
@@ -127,7 +129,7 @@ def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
 def _csv_error(path: str, text: str) -> DataError:
     if "Empty CSV" in text:
         return DataError(f"{path} is empty")
-    if "UTF8" in text or "utf-8" in text.lower():
+    if "UTF8" in text or "utf-8" in text or "\0" in text:
         return DataError(f"{path} is not text in UTF-8 ({text}); convert it, for instance with iconv -t UTF-8")
     return DataError(f"{path} is not a csv file that can be read: {text}")
 
