@@ -124,8 +124,9 @@ def environment(
 def _haproxy(ports: Ports, directory: Path, min_draining_s: int) -> dict[str, str]:
     """Paths and ports of the HAProxy of one cluster: Ray's defaults are fixed, so two clusters would share them."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    # HAProxy refuses to start if the limit on open files does not hold two per connection.
-    max_connections = min(20_000, (open_files - _HAPROXY_FILES_RESERVE) // 2) if open_files > 0 else 20_000
+    # HAProxy refuses to start if the limit on open files does not hold two per connection and, for splicing, a pipe
+    # (two more) for each fourth one.
+    max_connections = min(20_000, int((open_files - _HAPROXY_FILES_RESERVE) / 2.5)) if open_files > 0 else 20_000
     return {
         "RAY_SERVE_HAPROXY_MAXCONN": str(max(100, max_connections)),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
@@ -176,6 +177,16 @@ def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports
         replica_http=block,
         replica_grpc=block + REPLICA_PORTS + 1,
     )
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing on this machine listens on `port`."""
+    with ExitStack() as held:
+        try:
+            _bind(held, port)
+        except OSError:
+            return False
+    return True
 
 
 def _claim(held: ExitStack, port: int | None, usual: int, what: str) -> int:
