@@ -4,33 +4,10 @@ from typing import Any
 
 from ray import serve
 
-from maas_ray.bundle.engine import EngineSpec
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ApplicationSpec, ServingSpec
-from maas_ray.store.objects import open_store
-
-
-def make_residency(spec: ApplicationSpec) -> Residency:
-    """The models of one replica as a spec describes them; nothing is loaded before `start`."""
-    return Residency(
-        open_store(spec.storage),
-        spec.models,
-        batching=spec.batching,
-        engine=engine_spec(spec),
-        refresh=spec.refresh,
-    )
-
-
-def engine_spec(spec: ServingSpec) -> EngineSpec:
-    """Threads and warm-up sizes, derived from what a replica owns."""
-    sizes = [1 << power for power in range(spec.batching.max_batch_size.bit_length())]
-    return EngineSpec(
-        threads=max(1, int(spec.resources.cpus)),
-        gpus=spec.resources.gpus,
-        warmup_rows=tuple(sorted({*sizes, spec.batching.max_batch_size})),
-    )
+from maas_ray.serve.residency import make_residency
+from maas_ray.serve.spec import ApplicationSpec
 
 
 class Replica:

@@ -18,8 +18,8 @@ from maas_ray.errors import MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Registry, Version
 from maas_ray.serve.batcher import Batcher, BatchSpec, ByteBudget
 from maas_ray.serve.runner import EngineRunner
-from maas_ray.serve.spec import ModelSpec, RefreshSpec
-from maas_ray.store.objects import ObjectStore
+from maas_ray.serve.spec import ApplicationSpec, ModelSpec, RefreshSpec, ServingSpec
+from maas_ray.store.objects import ObjectStore, open_store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -318,3 +318,24 @@ def _earlier(registry: Registry, spec: ModelSpec, version: Version) -> list[Vers
     ]
     earlier = [number for number in dict.fromkeys(reversed(numbers)) if number != version.version]
     return [registry.resolve(spec.name, number) for number in earlier]
+
+
+def make_residency(spec: ApplicationSpec) -> Residency:
+    """The models of one replica as a spec describes them; nothing is loaded before `start`."""
+    return Residency(
+        open_store(spec.storage),
+        spec.models,
+        batching=spec.batching,
+        engine=engine_spec(spec),
+        refresh=spec.refresh,
+    )
+
+
+def engine_spec(spec: ServingSpec) -> EngineSpec:
+    """Threads and warm-up sizes, derived from what a replica owns."""
+    sizes = [1 << power for power in range(spec.batching.max_batch_size.bit_length())]
+    return EngineSpec(
+        threads=max(1, int(spec.resources.cpus)),
+        gpus=spec.resources.gpus,
+        warmup_rows=tuple(sorted({*sizes, spec.batching.max_batch_size})),
+    )

@@ -1,0 +1,110 @@
+"""A whole replica without Ray: registry and bundles in a directory, the ASGI app behind uvicorn on a real socket."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvicorn
+
+from maas_ray.registry.models import Registry
+from maas_ray.serve.handler import Handler
+from maas_ray.serve.ingress import App
+from maas_ray.serve.residency import Residency, make_residency
+from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.store.objects import ObstoreStore, open_store
+from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
+
+T = TypeVar("T")
+
+
+def app_spec(store: ObstoreStore, *models: str, **more: Any) -> ApplicationSpec:
+    described = {
+        "storage": {"uri": store.uri},
+        "models": [{"name": name} for name in models],
+        "refresh": {"every_s": 0.05},
+        **more,
+    }
+    return ApplicationSpec.model_validate(described)
+
+
+def publish(store: ObstoreStore, name: str, bundle: str) -> int:
+    """Publishes and promotes."""
+    registry = Registry(store)
+    version = registry.publish(name, bundle)
+    registry.promote(name, version.version)
+    return version.version
+
+
+@dataclass
+class Server:
+    """A running server; `call` runs a coroutine on its loop."""
+
+    url: str
+    port: int
+    store: ObstoreStore
+    residency: Residency
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+    def call_plain(self, work: Callable[[], T]) -> T:
+        async def run() -> T:
+            return work()
+
+        return self.call(run())
+
+
+def serve_app(store: ObstoreStore, spec: ApplicationSpec) -> Iterator[Server]:
+    residency = make_residency(spec)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    config = uvicorn.Config(App(Handler(residency), spec.limits), log_level="warning")
+    server = uvicorn.Server(config)
+    loops: list[asyncio.AbstractEventLoop] = []
+    started = threading.Event()
+
+    async def main() -> None:
+        loops.append(asyncio.get_running_loop())
+        serving = asyncio.ensure_future(server.serve([listening]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        started.set()
+        await serving
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    assert server.started, "the server did not start"
+    try:
+        yield Server(f"http://127.0.0.1:{port}", port, store, residency, loops[0])
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listening.close()
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def server(file_store: ObstoreStore) -> Iterator[Server]:
+    """Serves `linear` (y = 2x), for tests that change something."""
+    publish(file_store, "linear", commit_bundle(file_store, linear(2.0), run="run-a"))
+    yield from serve_app(file_store, app_spec(file_store, "linear", limits={"max_body_bytes": 100_000}))
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves `linear`, `mixed` and `lookup`, for tests that only ask."""
+    path: Path = tmp_path_factory.mktemp("serve")
+    store = open_store(f"file://{path}/store")
+    publish(store, "linear", commit_bundle(store, linear(2.0), run="run-a"))
+    publish(store, "mixed", commit_bundle(store, mixed(), MIXED, run="run-b"))
+    publish(store, "lookup", commit_bundle(store, lookup(), LOOKUP, run="run-c"))
+    yield from serve_app(
+        store, app_spec(store, "linear", "mixed", "lookup", limits={"max_body_bytes": 100_000, "timeout_s": 20})
+    )
