@@ -1,6 +1,9 @@
 """From a run to a bundle: load a checkpoint, export it, prove the export, evaluate what was exported, commit it."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from maas_ray.bundle.format import BundleInfo, Lineage, save_bundle
 from maas_ray.data.prepare import Dataset
@@ -9,8 +12,6 @@ from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import pin
 from maas_ray.train.trained import Trained, load_trained
-
-NUM_REAL_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
     pin(store, run, trained.step, "exported")
     features = trained.dataset.features
     graph, signature = export(trained.net, features)
-    report = check_parity(trained.net, features, graph, _real_rows(trained.dataset), parity or ParitySpec())
+    report = check_parity(trained.net, features, graph, _held_out(trained.dataset), parity)
     info = BundleInfo(
         signature=signature,
         task=features.task,
@@ -53,10 +54,10 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
     return Exported(save_bundle(store, info, graph), info)
 
 
-def _real_rows(dataset: Dataset) -> list:  # type: ignore[type-arg]
-    """The first rows of the held-out data, or of the training data where nothing was held out; raw columns."""
+def _held_out(dataset: Dataset) -> list[NDArray[Any]]:
+    """Raw columns of the held-out rows, or of the training rows where nothing was held out; the gate draws from them."""
     split = next(name for name in ("test", "validation", "train") if dataset.num_rows.get(name))
-    return [column[:NUM_REAL_ROWS] for column in dataset.read(split).columns]
+    return dataset.read(split).columns
 
 
 def _lineage(trained: Trained) -> Lineage:

@@ -12,8 +12,9 @@ from maas_ray.store.sequence import Sequence
 GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
 
-LOGS = ("tensorboard/", "ray/")
-"""Places for logs, which their own programs write as they come; they are no part of any commit."""
+LOGS = ("tensorboard", "ray", "")
+"""Places that other programs write to as they go: TensorBoard's event files, Ray Train's notes and the empty
+directory markers that its S3 client leaves. They are no part of any commit."""
 
 _RECORD = re.compile(r"(.+)/log/\d{20}\.json$")
 _PART = re.compile(r"/parts-[0-9a-f]{32}/")
@@ -64,7 +65,7 @@ def fsck(
             report.problems.append(str(error))
     loose = [info for key, info in objects.items() if key not in named]
     ours = [info for info in loose if _PART.search(info.key) or info.key.startswith(f"{probe.PREFIX}/")]
-    report.foreign = sorted(info.key for info in loose if info not in ours and not info.key.startswith(LOGS))
+    report.foreign = sorted(info.key for info in loose if info not in ours and info.key.split("/")[0] not in LOGS)
     staged = list(store.staged())
     deadline = (now or datetime.now(UTC)) - grace
     for info in [*ours, *staged]:

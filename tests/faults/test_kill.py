@@ -1,0 +1,114 @@
+"""Kill -9 of a worker or of the driver, at any time: the resumed run is bit for bit the undisturbed one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.util.state import list_actors
+
+from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.checkpoint import MODEL, OPTIMIZER, list_checkpoints, load_checkpoint, open_checkpoint
+from tests.conftest import RayCluster
+from tests.support.paths import digits_spec
+
+JOB = Path(__file__).parents[2] / "jobs" / "train.py"
+WAIT_S = 180
+CHANGES = {"epochs": None, "steps": 300, "log_every": 1, "checkpoint": {"every_steps": 7}, "seed": 5}
+
+
+@contextmanager
+def _driver(storage: StorageSpec, cluster: RayCluster, tmp_path: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(digits_spec(storage, "r", **CHANGES).model_dump(mode="json")))
+    command = [sys.executable, str(JOB), "--spec", str(spec), *flags]
+    environment = {**os.environ, **cluster.env}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=(tmp_path / "stderr").open("w"), text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _finish(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, Any]:
+    out, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {WAIT_S} s"
+        time.sleep(0.05)
+
+
+def _outcome(store: ObstoreStore) -> tuple[list[Any], str, str]:
+    """Every logged loss, and the digests of the final weights and optimizer state."""
+    state, committed = load_checkpoint(store, "r"), open_checkpoint(store, "r")
+    assert state.step == 300
+    losses = [(entry["step"], entry["loss"]) for entry in state.history if "loss" in entry]
+    assert [step for step, _ in losses] == list(range(1, 301))
+    return losses, committed.parts[MODEL].sha256, committed.parts[OPTIMIZER].sha256
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, str]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    storage = StorageSpec(uri=f"file://{path}/store")
+    with _driver(storage, ray_cluster, path) as process:
+        _finish(process, path)
+    return _outcome(open_store(storage))
+
+
+def _train_workers() -> set[int]:
+    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")], timeout=30)
+    return {int(actor.pid) for actor in actors}
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
+    ray_cluster: RayCluster, tmp_path: Path, undisturbed: tuple[list[Any], str, str]
+) -> None:
+    storage = StorageSpec(uri=f"file://{tmp_path}/store")
+    store = open_store(storage)
+    others = _train_workers()
+    with _driver(storage, ray_cluster, tmp_path) as process:
+        _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
+        victim = max(_train_workers() - others)
+        os.kill(victim, signal.SIGKILL)
+        killed_at = list_checkpoints(store, "r")[-1]
+        _finish(process, tmp_path)
+    assert killed_at < 290, "the worker was killed too late to prove anything"
+    assert _outcome(store) == undisturbed
+
+
+def test_a_killed_driver_is_resumed_and_the_run_ends_with_the_same_bits(
+    ray_cluster: RayCluster, tmp_path: Path, undisturbed: tuple[list[Any], str, str]
+) -> None:
+    storage = StorageSpec(uri=f"file://{tmp_path}/store")
+    store = open_store(storage)
+    with _driver(storage, ray_cluster, tmp_path) as process:
+        _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
+        process.kill()
+    assert list_checkpoints(store, "r")[-1] < 290, "the driver was killed too late to prove anything"
+    with _driver(storage, ray_cluster, tmp_path) as process:
+        process.communicate(timeout=WAIT_S)
+        assert process.returncode == 1
+        assert "error[conflict]: a run 'r' exists" in (tmp_path / "stderr").read_text()
+    with _driver(storage, ray_cluster, tmp_path, "--resume") as process:
+        _finish(process, tmp_path)
+    assert _outcome(store) == undisturbed
