@@ -41,6 +41,7 @@ from maas_ray.train.spec import TrainSpec
 from maas_ray.train.trained import RawModel
 
 POLL_S = 0.5
+BOARD_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
 
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
-    """Builds the model once here, so that what is wrong with it is said before any worker starts."""
+    """Builds everything once here, so that what is wrong with it is said before any worker starts."""
     torch.manual_seed(spec.seed)
-    build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs)
+    net = build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs)
+    build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))
 
 
 def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None) -> None:
@@ -136,14 +138,17 @@ def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[
                 failure_config=FailureConfig(max_failures=spec.workers.max_restarts),
             ),
         )
+        failure: MaasError | None
         try:
             trainer.fit()
+            failure = ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S)
         except TrainingFailedError as error:
             failure = _explain(spec, error)
-            runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
-            raise failure from error
         finally:
             _forget(filesystem, f"{path}/{name}")
+        if failure is not None:
+            runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
+            raise failure
     state = load_checkpoint(store, run.id)
     runs.record(run.id, {"type": "finished", "step": state.step})
 
@@ -159,7 +164,20 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: builds its part, loads the newest committed state, trains to the end."""
+    """What each Ray Train worker runs. Ray starts the group again after any error; one that would come again ends it."""
+    board = config["board"]
+    if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S) is not None:
+        return  # the last attempt failed for good: end without an error, so that Ray does not try once more
+    try:
+        _train(config)
+    except MaasError as error:
+        if not error.retryable:
+            ray.get(board.fail.remote(error), timeout=BOARD_TIMEOUT_S)
+        raise
+
+
+def _train(config: dict[str, Any]) -> None:
+    """Builds this rank's part, loads the newest committed state, trains to the end."""
     spec = TrainSpec.model_validate(config["spec"])
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -289,16 +307,23 @@ def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[
 
 @ray.remote(num_cpus=0)
 class _Board:
-    """Holds the newest report of rank 0, for the driver to look at."""
+    """Holds the newest report of rank 0 for the driver, and an error that no further attempt can mend."""
 
     def __init__(self) -> None:
         self._newest: Progress | None = None
+        self._failure: MaasError | None = None
 
     def put(self, progress: Progress) -> None:
         self._newest = progress
 
     def get(self) -> Progress | None:
         return self._newest
+
+    def fail(self, error: MaasError) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> MaasError | None:
+        return self._failure
 
 
 @contextmanager
@@ -311,7 +336,7 @@ def _board(on_progress: Callable[[Progress], None] | None) -> Any:
         seen: Progress | None = None
         while True:
             is_last = ended.wait(POLL_S)
-            newest = ray.get(board.get.remote(), timeout=30)
+            newest = ray.get(board.get.remote(), timeout=BOARD_TIMEOUT_S)
             if newest is not None and newest != seen and on_progress is not None:
                 on_progress(newest)
                 seen = newest
