@@ -1,6 +1,7 @@
 """A Ray cluster with the environment that maas-ray needs: start, join, check and stop one on this machine."""
 
 from maas_ray.cluster.connection import connect, disconnect
+from maas_ray.cluster.doctor import Check, doctor
 from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
 from maas_ray.cluster.local import down, up
 from maas_ray.cluster.preflight import preflight, wait_for_nodes
@@ -9,6 +10,7 @@ from maas_ray.cluster.status import ClusterStatus, status
 
 __all__ = [
     "PROFILES",
+    "Check",
     "ClusterState",
     "ClusterStatus",
     "Ports",
@@ -16,6 +18,7 @@ __all__ = [
     "choose_ports",
     "connect",
     "disconnect",
+    "doctor",
     "down",
     "environment",
     "load_state",

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from maas_ray.cluster.state import ClusterState, load_state, state_directory
+from maas_ray.cluster.state import load_state, state_directory
 from maas_ray.errors import ClusterError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -41,20 +41,22 @@ def connect(
     """
     address = address or os.environ.get(ADDRESS_VARIABLE)
     state = None if address else load_state(state_dir)
-    if state is not None:
-        address = state.address
-        os.environ.update(state.environment)
-        _refresh(state.environment)
+    address = state.address if state else address
     if not address or "://" in address:
         where = f"no cluster is recorded in {state_directory(state_dir)}" if not address else f"{address!r} is a URL"
         raise ClusterError(f"{where}; start one with `maas-ray up`, or set {ADDRESS_VARIABLE} to a head's host:port")
+    if (connected := connected_to()) is not None:
+        if address not in ("auto", connected):
+            raise ClusterError(f"this process is connected to {connected}, not to {address}; call disconnect() first")
+        return connected
+    if state is not None:
+        os.environ.update(state.environment)
+        _refresh(state.environment)
 
     import ray
 
-    if ray.is_initialized():
-        return address
     if address != "auto":
-        _check_head(address, timeout_s, state)
+        check_head(address, timeout_s=timeout_s)
     try:
         ray.init(address=address, log_to_driver=log_to_driver, logging_level="warning")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -70,9 +72,18 @@ def disconnect() -> None:
         ray.shutdown()
 
 
-def _check_head(address: str, timeout_s: float, state: ClusterState | None) -> None:
+def connected_to() -> str | None:
+    """`host:port` of the cluster that this process is connected to, or None. Does not import Ray."""
+    if "ray" not in sys.modules:
+        return None
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+
+
+def check_head(address: str, *, timeout_s: float) -> None:
     """Raises `ClusterError` unless the head at `address` answers with our token: `ray.init` itself has no deadline."""
-    hint = "; `maas-ray status` tells more" if state else "; is it the head's address, and reachable from here?"
+    hint = "; is it running (`maas-ray status`), is it the head's address, can it be reached from here?"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=timeout_s).close()

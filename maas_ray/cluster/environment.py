@@ -9,6 +9,7 @@ import random
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 LOOPBACK = "127.0.0.1"
 REPLICA_PORTS = 100
 """Ports of one protocol that replicas of a local cluster may take."""
+_NUM_SINGLE = 10
 
 _COMMON = {
     # The dashboard's Train tab is empty without it.
@@ -157,25 +159,20 @@ def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports
     Raises:
         ClusterError: a port that was asked for is taken.
     """
-    with ExitStack() as held:  # all are held until all are chosen, so that none comes twice
-        http = _claim(held, http, 8000, "http port")
-        dashboard = _claim(held, dashboard, 8265, "dashboard port")
-        singles = [_bind(held, 0) for _ in range(8)]
-        block = _claim_block(2 * REPLICA_PORTS + 2)
-    gcs, client, fallback_http, fallback_grpc, stats, metrics, autoscaler, dashboard_metrics = singles
+    block = iter(range(start := _claim_block(_NUM_SINGLE + 2 * REPLICA_PORTS + 2), start + _NUM_SINGLE))
     return Ports(
-        gcs=gcs,
-        dashboard=dashboard,
-        http=http,
-        client=client,
-        fallback_http=fallback_http,
-        fallback_grpc=fallback_grpc,
-        haproxy_stats=stats,
-        haproxy_metrics=metrics,
-        autoscaler_metrics=autoscaler,
-        dashboard_metrics=dashboard_metrics,
-        replica_http=block,
-        replica_grpc=block + REPLICA_PORTS + 1,
+        http=_claim(http, 8000, block, "http port"),
+        dashboard=_claim(dashboard, 8265, block, "dashboard port"),
+        gcs=next(block),
+        client=next(block),
+        fallback_http=next(block),
+        fallback_grpc=next(block),
+        haproxy_stats=next(block),
+        haproxy_metrics=next(block),
+        autoscaler_metrics=next(block),
+        dashboard_metrics=next(block),
+        replica_http=start + _NUM_SINGLE,
+        replica_grpc=start + _NUM_SINGLE + REPLICA_PORTS + 1,
     )
 
 
@@ -189,26 +186,30 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _claim(held: ExitStack, port: int | None, usual: int, what: str) -> int:
-    try:
-        return _bind(held, usual if port is None else port)
-    except OSError as error:
-        if port is None:
-            return _bind(held, 0)
-        raise ClusterError(f"the {what} {port} is taken: {error.strerror}; choose another one, or 0 for any") from error
+def _claim(port: int | None, usual: int, block: Iterator[int], what: str) -> int:
+    if port is None:
+        return usual if is_free(usual) else next(block)
+    if port == 0:
+        return next(block)
+    if not is_free(port):
+        raise ClusterError(f"the {what} {port} is taken; end what listens there, or choose another one (0: any)")
+    return port
 
 
-def _bind(held: ExitStack, port: int) -> int:
+def _bind(held: ExitStack, port: int) -> None:
     # All interfaces: a listener on any of them makes a port useless to HAProxy.
     sock = held.enter_context(socket.socket())
-    if port:  # a named port may still have closed connections of the last cluster, which do not matter
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Closed connections of the last cluster do not matter.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("", port))
-    return int(sock.getsockname()[1])
 
 
 def _claim_block(size: int) -> int:
-    # Below the range that the kernel gives to outgoing connections (32768 upwards on Linux).
+    """The first of `size` free ports in a row.
+
+    Below the range that the kernel gives to outgoing connections (32768 upwards on Linux), any of which could take a
+    port between its choice and the start of what listens there.
+    """
     starts = list(range(20_000, 32_000 - size, size))
     random.shuffle(starts)  # two clusters that start at once hardly ever look at the same block
     for start in starts:
