@@ -143,7 +143,8 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
         if meta["format"] != FORMAT:
             raise ObjectCorrupt(f"the data set {digest} has format {meta['format']}; this version reads {FORMAT}")
         features = Features.model_validate(meta["features"])
-        return Dataset(digest, features, meta["report"], meta["num_rows"], meta["source"], committed)
+        num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
+        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed)
     except (KeyError, ValidationError) as error:
         raise ObjectCorrupt(f"the manifest of data set {digest} is not understood: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -142,7 +143,7 @@ def _summarize(block: pa.Table, plans: list[ColumnPlan]) -> pa.Table:
 
 def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, Any]:
     if plan.kind == "categorical":
-        counts = Counter(column.to_pylist())
+        counts = Counter({pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()})
         num_missing = 0 if plan.is_integer else counts.pop("", 0)
         return {
             "num_present": counts.total(),
