@@ -1,39 +1,22 @@
 """Merges the rows of waiting requests into runs. Knows no HTTP, no model file and no Ray; a loop and a runner are given.
 
 A batch is closed when the engine is free, never by a timer: a lone request on an idle model does not wait, and while
-the engine is busy requests gather. Rows are merged only within one model version (a batcher belongs to one) and for
-equal sizes beyond the batch dimension, and they are cut by what was parsed, not by what a caller declared.
+the engine is busy requests gather. A batcher belongs to one model version, so versions never share a run, and answers
+are cut by what was parsed, not by what a caller declared.
 """
 
 import logging
 import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import PositiveInt
 
-from maas_ray.bundle.datatypes import Array
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
-from maas_ray.spec import Spec
+from maas_ray.serve.queue import BatchSpec, ByteBudget, Done, Item, Queue, Tensors
 
 log = logging.getLogger(__name__)
-
-Tensors = Mapping[str, Array]
-Done = Callable[[Tensors | None, MaasError | None], None]
-"""Called once with the outputs or with the error, on the loop."""
-
-
-class BatchSpec(Spec):
-    """How rows are merged, and how many may wait."""
-
-    max_batch_size: PositiveInt = 64
-    """Most rows of one run. A single request with more rows runs alone."""
-    max_queued_requests: PositiveInt = 512
-    """Requests of one model version that may wait; one more is answered 503 at once."""
-    max_queued_bytes: PositiveInt = 256 << 20
-    """Bytes of bodies that may wait in one replica, over all its models."""
 
 
 class Loop(Protocol):
@@ -56,34 +39,8 @@ class Runner(Protocol):
         ...
 
 
-class ByteBudget:
-    """Bytes of waiting requests, shared by all batchers of a replica.
-
-    Args:
-        limit: most bytes that may wait.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-
-class Item:
-    """One request in the queue or in a run. `done` is None once it has been answered, cancelled or has expired."""
-
-    __slots__ = ("deadline", "done", "inputs", "key", "num_bytes", "num_rows")
-
-    def __init__(self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done) -> None:
-        self.inputs = inputs
-        self.num_rows = num_rows
-        self.num_bytes = num_bytes
-        self.deadline = deadline
-        self.done: Done | None = done
-        self.key: tuple[object, ...] = ()
-
-
 class Batcher:
-    """The queue of one model version.
+    """Queue and runs of one model version.
 
     Args:
         runner: what runs a batch.
@@ -105,17 +62,15 @@ class Batcher:
         name: str = "model",
     ) -> None:
         self._runner = runner
-        self._spec = spec
+        self._max_batch_size = spec.max_batch_size
         self._loop = loop
         self._can_merge = can_merge
-        self._budget = budget or ByteBudget(spec.max_queued_bytes)
         self._name = name
-        self._groups: OrderedDict[tuple[object, ...], deque[Item]] = OrderedDict()
+        self._queue = Queue(spec, budget or ByteBudget(spec.max_queued_bytes), name)
         self._retries: deque[list[Item]] = deque()
+        """Parts of a run that failed, to be run apart."""
         self._running: list[Item] = []
         self._started_s: float | None = None
-        self._num_queued = 0
-        self._num_queued_rows = 0
         self._is_armed = False
         self._is_closed = False
         self._timer: Any = None
@@ -125,12 +80,12 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Requests that wait for a run."""
-        return self._num_queued
+        return len(self._queue)
 
     @property
     def num_ongoing(self) -> int:
         """Requests that wait or run and still want an answer."""
-        return self._num_queued + len(self._live(self._running)) + sum(len(self._live(part)) for part in self._retries)
+        return len(self._queue) + len(_live(self._apart()))
 
     @property
     def busy_s(self) -> float:
@@ -156,27 +111,10 @@ class Batcher:
         """
         if self._is_closed:
             raise Overloaded(f"{self._name} is being unloaded; send the request again", 1.0)
-        if self._num_queued >= self._spec.max_queued_requests:
-            raise Overloaded(
-                f"the queue of {self._name} is full: {self._num_queued} requests wait, the limit is "
-                f"{self._spec.max_queued_requests}; send the request again later",
-                self.retry_after_s(),
-            )
-        if self._budget.used + num_bytes > self._budget.limit:
-            raise Overloaded(
-                f"the queue of this replica is full: {self._budget.used} bytes wait and this request has {num_bytes}, "
-                f"the limit is {self._budget.limit}; send the request again later, or a smaller one",
-                self.retry_after_s(),
-            )
         if deadline <= self._loop.time():
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
         item = Item(inputs, num_rows, num_bytes, deadline, done)
-        if self._can_merge:
-            item.key = tuple((name, array.shape[1:]) for name, array in inputs.items())
-        self._groups.setdefault(item.key, deque()).append(item)
-        self._num_queued += 1
-        self._num_queued_rows += num_rows
-        self._budget.used += num_bytes
+        self._queue.put(item, self.retry_after_s)
         if deadline < self._timer_at:
             self._set_timer(deadline)
         self._arm()
@@ -184,23 +122,19 @@ class Batcher:
 
     def cancel(self, item: Item) -> None:
         """Takes an item out; its `done` is not called any more. A run that has started goes on without it."""
-        if item.done is None:
-            return
-        item.done = None
-        group = self._groups.get(item.key)
-        if group is not None and item in group:
-            group.remove(item)
-            self._forget(item)
-            if not group:
-                del self._groups[item.key]
-        self._check_idle()
+        if item.done is not None:
+            item.done = None
+            self._queue.remove(item)
+            self._check_idle()
 
     def retry_after_s(self) -> float:
         """Seconds until what is queued now has been run, at the measured speed; at least 1."""
-        num_runs = math.ceil(max(1, self._num_queued_rows) / self._spec.max_batch_size)
-        if not self._can_merge:
-            num_runs = max(1, self._num_queued)
-        estimate = num_runs * self._runner.estimate_s(min(self._num_queued_rows, self._spec.max_batch_size) or 1)
+        if self._can_merge:
+            num_runs = math.ceil(self._queue.num_rows / self._max_batch_size)
+            per_run_s = self._runner.estimate_s(max(1, min(self._queue.num_rows, self._max_batch_size)))
+        else:
+            num_runs, per_run_s = len(self._queue), self._runner.estimate_s(1)
+        estimate = max(1, num_runs) * per_run_s
         return max(1.0, estimate) if math.isfinite(estimate) else 1.0
 
     def close(self, when_idle: Callable[[], None] | None = None) -> None:
@@ -213,11 +147,10 @@ class Batcher:
     def abort(self, error: MaasError) -> None:
         """Closes, and answers everything that still waits or runs with `error`."""
         self._is_closed = True
-        waiting = [item for group in self._groups.values() for item in group]
-        self._groups.clear()
+        waiting = list(self._queue)
         for item in waiting:
-            self._forget(item)
-        for item in [*waiting, *self._running, *(item for part in self._retries for item in part)]:
+            self._queue.remove(item)
+        for item in [*waiting, *self._apart()]:
             self._answer(item, None, error)
         self._retries.clear()
         self._check_idle()
@@ -238,26 +171,33 @@ class Batcher:
             return
         self._running = batch
         self._started_s = self._loop.time()
-        num_rows = sum(item.num_rows for item in batch)
-        self._runner.start(_merge(batch), num_rows, self._finished)
+        self._runner.start(_merge(batch), sum(item.num_rows for item in batch), self._finished)
+
+    def _next_batch(self) -> list[Item]:
+        while self._retries:
+            if part := _live(self._retries.popleft()):
+                return part
+        now = self._loop.time()
+        while batch := self._queue.take(self._can_merge):
+            for item in batch:
+                if item.deadline <= now:
+                    self._expire(item)
+            if part := _live(batch):
+                return part
+        return []
 
     def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
         batch, self._running, self._started_s = self._running, [], None
-        num_rows = sum(item.num_rows for item in batch)
-        if outputs is not None and len(batch) > 1 and any(len(array) != num_rows for array in outputs.values()):
-            log.warning(
-                "%s does not keep its rows apart (%d in); its requests run singly from now on", self._name, num_rows
-            )
-            self._can_merge = False
-            self._retries.extend([item] for item in batch)
-        elif error is not None and len(batch) > 1:
+        if len(batch) == 1:
+            self._answer(batch[0], outputs, error)
+        elif outputs is None:
+            # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered on the way.
             middle = len(batch) // 2
             self._retries.extend((batch[:middle], batch[middle:]))
-        elif outputs is None:
-            for item in batch:
-                self._answer(item, None, error)
-        elif len(batch) == 1:
-            self._answer(batch[0], outputs, None)
+        elif any(len(array) != sum(item.num_rows for item in batch) for array in outputs.values()):
+            log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
+            self._can_merge = False
+            self._retries.extend([item] for item in batch)
         else:
             start = 0
             for item in batch:
@@ -265,40 +205,6 @@ class Batcher:
                 self._answer(item, {name: array[start:stop] for name, array in outputs.items()}, None)
                 start = stop
         self._arm()
-
-    def _next_batch(self) -> list[Item]:
-        now = self._loop.time()
-        while self._retries:
-            part = self._live(self._retries.popleft())
-            if part:
-                return part
-        while self._groups:
-            # Groups take turns, so that no shape starves another; inside a group first come, first served.
-            key, group = next(iter(self._groups.items()))
-            batch: list[Item] = []
-            num_rows = 0
-            while group and (not batch or num_rows + group[0].num_rows <= self._spec.max_batch_size):
-                item = group.popleft()
-                self._forget(item)
-                if item.deadline <= now:
-                    self._expire(item)
-                    continue
-                batch.append(item)
-                num_rows += item.num_rows
-                if not self._can_merge:
-                    break
-            if group:
-                self._groups.move_to_end(key)
-            else:
-                del self._groups[key]
-            if batch:
-                return batch
-        return []
-
-    def _forget(self, item: Item) -> None:
-        self._num_queued -= 1
-        self._num_queued_rows -= item.num_rows
-        self._budget.used -= item.num_bytes
 
     def _answer(self, item: Item, outputs: Tensors | None, error: MaasError | None) -> None:
         done, item.done = item.done, None
@@ -310,14 +216,9 @@ class Batcher:
             log.exception("the answer of %s could not be delivered", self._name)
 
     def _expire(self, item: Item) -> None:
-        self._answer(
-            item,
-            None,
-            DeadlineExceeded(
-                f"{self._name} could not answer before the request's deadline; {self._num_queued} requests wait, "
-                "allow more time or send fewer"
-            ),
-        )
+        waiting = len(self._queue)
+        text = f"{self._name} could not answer before the request's deadline; {waiting} other requests wait"
+        self._answer(item, None, DeadlineExceeded(f"{text}, allow more time or send fewer"))
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
@@ -328,35 +229,29 @@ class Batcher:
     def _sweep(self) -> None:
         """Answers whoever's deadline has passed, also while the engine is busy or stuck."""
         now = self._loop.time()
-        for key, group in list(self._groups.items()):
-            late = [item for item in group if item.deadline <= now]
-            if late:
-                self._groups[key] = deque(item for item in group if item.deadline > now)
-                for item in late:
-                    self._forget(item)
-                    self._expire(item)
-                if not self._groups[key]:
-                    del self._groups[key]
-        apart = [*self._running, *(item for part in self._retries for item in part)]
-        for item in apart:
+        for item in [*self._queue, *self._apart()]:
             if item.deadline <= now:
+                self._queue.remove(item)
                 self._expire(item)
-        waiting = [*(item for group in self._groups.values() for item in group), *self._live(apart)]
+        waiting = [*self._queue, *_live(self._apart())]
         self._timer = None
         self._set_timer(min((item.deadline for item in waiting), default=math.inf))
         self._check_idle()
 
+    def _apart(self) -> list[Item]:
+        """Items that are in a run, or wait to be run again."""
+        return [*self._running, *(item for part in self._retries for item in part)]
+
     def _check_idle(self) -> None:
-        if self._is_closed and not self._groups and not self._retries and self._started_s is None:
-            if self._timer is not None:
-                self._set_timer(math.inf)
+        if self._is_closed and not self._queue and not self._retries and self._started_s is None:
+            self._set_timer(math.inf)
             callbacks, self._when_idle = self._when_idle, []
             for callback in callbacks:
                 callback()
 
-    @staticmethod
-    def _live(items: list[Item]) -> list[Item]:
-        return [item for item in items if item.done is not None]
+
+def _live(items: list[Item]) -> list[Item]:
+    return [item for item in items if item.done is not None]
 
 
 def _merge(batch: list[Item]) -> Tensors:

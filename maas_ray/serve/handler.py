@@ -6,15 +6,18 @@
 A reply to `infer` comes by callback, so that a protocol class can call this without a task per request.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, MethodNotAllowed, NotFound, Overloaded
-from maas_ray.serve.batcher import Item, Tensors
+from maas_ray.serve.queue import Item, Tensors
 from maas_ray.serve.residency import Loaded, Residency
 from maas_ray.serve.wire import v2
+
+log = logging.getLogger(__name__)
 
 Header = tuple[bytes, bytes]
 JSON: Header = (b"content-type", b"application/json")
@@ -124,7 +127,16 @@ class Handler:
                 done(error_reply(error or MaasError("the run gave no outputs"), loaded.headers))
                 return
             version = loaded.version
-            answer = v2.write_infer(version.model, version.version, request, outputs, loaded.info.signature)
+            try:
+                answer = v2.write_infer(version.model, version.version, request, outputs, loaded.info.signature)
+            except Exception:  # the caller must hear of it now, not at the deadline
+                log.exception("an answer of model %r version %d cannot be written", version.model, version.version)
+                done(
+                    error_reply(
+                        MaasError("the answer cannot be written as JSON; ask for other outputs"), loaded.headers
+                    )
+                )
+                return
             done(Reply(200, (JSON, *loaded.headers), answer))
 
         num_bytes = max(len(body), sum(array.nbytes for array in request.inputs.values()))

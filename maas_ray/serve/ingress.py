@@ -116,26 +116,23 @@ async def body_limit(exchange: Exchange, inner: Next) -> Reply:
     declared = exchange.headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(int(declared), limit)
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     try:
         async with asyncio.timeout_at(exchange.deadline):
             while True:
                 message = await exchange.receive()
                 if message["type"] == "http.disconnect":
                     return Reply(CLIENT_GONE, (), b"")
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(size, limit)
-                chunks.append(chunk)
+                body += message.get("body", b"")  # one buffer: a list of a million chunks would cost far more
+                if len(body) > limit:
+                    raise _too_large(len(body), limit)
                 if not message.get("more_body", False):
                     break
     except TimeoutError:
         raise DeadlineExceeded(
-            f"only {size} bytes of the body arrived before the request's deadline; send faster or allow more time"
+            f"only {len(body)} bytes of the body arrived before the request's deadline; send faster or allow more time"
         ) from None
-    exchange.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    exchange.body = bytes(body)
     return await inner(exchange)
 
 

@@ -6,8 +6,9 @@ from ray import serve
 
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.residency import make_residency
+from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.store.objects import open_store
 
 
 class Replica:
@@ -22,14 +23,14 @@ class Replica:
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = ApplicationSpec.model_validate(spec)
-        self._residency = make_residency(self._spec)
+        self._residency = Residency(open_store(self._spec.storage), self._spec)
         await self._residency.start()
 
     def __serve_build_asgi_app__(self) -> App:
         # Its lifespan's end drains and closes the residency.
         return App(Handler(self._residency), self._spec.limits, sends_request_id=False)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace this replica."""
         self._residency.check_health()
 

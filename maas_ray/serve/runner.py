@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import MaasError
-from maas_ray.serve.batcher import Done, Tensors
+from maas_ray.serve.queue import Done, Tensors
 
 log = logging.getLogger(__name__)
 

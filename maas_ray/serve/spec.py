@@ -5,8 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from maas_ray.bundle.engine import EngineSpec
 from maas_ray.registry.models import PRODUCTION
-from maas_ray.serve.batcher import BatchSpec
+from maas_ray.serve.queue import BatchSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 
@@ -112,6 +113,17 @@ class ServingSpec(Spec):
     def max_ongoing_requests(self) -> int:
         """Serve's own limit of one replica, set above what our queues hold: our 503 comes first, with its reason."""
         return len(self.models) * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
+
+    @property
+    def engine(self) -> EngineSpec:
+        """Threads and warm-up sizes of every model, from what a replica owns and the largest batch."""
+        largest = self.batching.max_batch_size
+        sizes = {1 << power for power in range(largest.bit_length())}
+        return EngineSpec(
+            threads=max(1, int(self.resources.cpus)),
+            gpus=self.resources.gpus,
+            warmup_rows=tuple(sorted(sizes | {largest})),
+        )
 
     @property
     def target_ongoing_requests(self) -> float:

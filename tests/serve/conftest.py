@@ -14,7 +14,7 @@ import uvicorn
 from maas_ray.registry.models import Registry
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.residency import Residency, make_residency
+from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
@@ -61,7 +61,7 @@ class Server:
 
 
 def serve_app(store: ObstoreStore, spec: ApplicationSpec) -> Iterator[Server]:
-    residency = make_residency(spec)
+    residency = Residency(store, spec)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     config = uvicorn.Config(App(Handler(residency), spec.limits), log_level="warning")

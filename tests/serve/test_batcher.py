@@ -12,7 +12,8 @@ import pytest
 
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
-from maas_ray.serve.batcher import Batcher, BatchSpec, ByteBudget, Done, Item, Tensors
+from maas_ray.serve.batcher import Batcher
+from maas_ray.serve.queue import BatchSpec, ByteBudget, Done, Item, Tensors
 from maas_ray.serve.runner import EngineRunner
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
 
@@ -374,7 +375,7 @@ def test_whatever_happens_every_item_ends_once_with_its_own_rows(seed: int) -> N
     assert set(rig.answers) == set(sent) - cancelled
     assert rig.batcher.num_queued == 0
     assert rig.batcher.num_ongoing == 0
-    assert rig.batcher._budget.used == 0
+    assert rig.batcher._queue._budget.used == 0
     for name, answer in rig.answers.items():
         if isinstance(answer, BadRequest):
             assert sent[name][0] < 0

@@ -13,8 +13,8 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import MaasError
-from maas_ray.serve.batcher import BatchSpec
 from maas_ray.serve.ingress import LAYERS
+from maas_ray.serve.queue import BatchSpec
 from tests.serve.conftest import Server
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -240,7 +240,7 @@ class Hold:
 
 
 def test_a_full_queue_is_a_503_with_retry_after_at_once(server: Server) -> None:
-    server.residency.get("linear").batcher._spec = BatchSpec(max_queued_requests=2)
+    server.residency.get("linear").batcher._queue._spec = BatchSpec(max_queued_requests=2)
     hold = Hold(server)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(infer, server)

@@ -189,9 +189,16 @@ def test_serve_deploy_takes_the_file_of_the_repository(
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    url = f"http://127.0.0.1:{ray_cluster.http_port}/v2/models/linear/infer"
-    deadline = time.monotonic() + 90
-    while (answer := requests.post(url, json=ROW, timeout=30)).status_code != 200:
-        assert time.monotonic() < deadline, f"{answer.status_code} {answer.text} {pool.status()}"
+    deadline = time.monotonic() + 120
+    while [status.status for status in pool.status(["default"])] != ["RUNNING"]:
+        assert time.monotonic() < deadline, pool.status()
         time.sleep(0.2)
+    answer = None
+    while answer is None or answer.status_code != 200:
+        assert time.monotonic() < deadline, answer and answer.text
+        try:
+            url = f"http://127.0.0.1:{ray_cluster.http_port}/v2/models/linear/infer"
+            answer = requests.post(url, json=ROW, timeout=10)
+        except requests.RequestException:  # the front starts beside the pool
+            time.sleep(0.2)
     assert answer.headers["x-maas-version"] == "1"

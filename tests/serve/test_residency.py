@@ -11,7 +11,7 @@ import requests
 
 from maas_ray.errors import BundleError, MaasError, NotFound, ObjectCorrupt
 from maas_ray.registry.models import Registry
-from maas_ray.serve.residency import Residency, make_residency
+from maas_ray.serve.residency import Residency
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish
 from tests.serve.test_ingress import ROW
@@ -146,7 +146,7 @@ def test_fixed_versions_and_aliases_of_one_model_are_served_side_by_side(file_st
     registry.promote("linear", 2)
     registry.promote("linear", 3, "canary")
     models = [{"name": "linear"}, {"name": "linear", "alias": "canary"}, {"name": "linear", "version": 1}]
-    residency = make_residency(app_spec(file_store, models=models, refresh=SLOW))
+    residency = Residency(file_store, app_spec(file_store, models=models, refresh=SLOW))
 
     def check_start() -> None:
         assert residency.versions("linear") == [1, 2, 3]
@@ -170,7 +170,7 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
     broken = commit_bundle(file_store, linear(2.0))
     break_bundle(file_store, broken)
     publish(file_store, "linear", broken)
-    residency = make_residency(app_spec(file_store, "linear", refresh=SLOW))
+    residency = Residency(file_store, app_spec(file_store, "linear", refresh=SLOW))
 
     def check() -> None:
         assert residency.get("linear").version.version == 1
@@ -192,7 +192,7 @@ def test_a_replica_that_can_serve_nothing_does_not_start_and_says_why(
 ) -> None:
     prepare(file_store)  # type: ignore[operator]
     with pytest.raises(error, match=message):
-        run(make_residency(app_spec(file_store, "linear")))
+        run(Residency(file_store, app_spec(file_store, "linear")))
 
 
 def test_an_altered_graph_does_not_start(file_store: ObstoreStore) -> None:
@@ -200,12 +200,12 @@ def test_an_altered_graph_does_not_start(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", bundle)
     break_bundle(file_store, bundle)
     with pytest.raises(ObjectCorrupt, match="sha256"):
-        run(make_residency(app_spec(file_store, "linear")))
+        run(Residency(file_store, app_spec(file_store, "linear")))
 
 
 def test_a_promotion_to_another_signature_is_served_by_the_new_one(file_store: ObstoreStore) -> None:
     publish(file_store, "m", commit_bundle(file_store))
-    residency = make_residency(app_spec(file_store, "m", refresh=SLOW))
+    residency = Residency(file_store, app_spec(file_store, "m", refresh=SLOW))
 
     def promote() -> None:
         publish(file_store, "m", commit_bundle(file_store, lookup(), LOOKUP))
@@ -218,7 +218,7 @@ def test_a_promotion_to_another_signature_is_served_by_the_new_one(file_store: O
 
 def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", commit_bundle(file_store))
-    residency = make_residency(app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}))
+    residency = Residency(file_store, app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}))
 
     def hang() -> None:
         residency.check_health()

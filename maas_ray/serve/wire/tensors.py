@@ -5,6 +5,7 @@ NaN and infinity have no literal in JSON (RFC 8259): a null stands for a missing
 and a NaN or an infinity in an answer is written as null.
 """
 
+import reprlib
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -27,13 +28,18 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
     Raises:
         BadRequest: not a list of non-negative integers, or its rank or a size is not the signature's.
     """
+    if type(shape) is list and len(shape) != len(spec.shape):
+        raise BadRequest(
+            f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)}: it has "
+            f"{len(shape)} dimensions instead of {len(spec.shape)}"
+        )
     if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
-        raise BadRequest(f"input {spec.name!r}: shape {_short(shape)} is not a list of non-negative integers")
+        raise BadRequest(f"input {spec.name!r}: shape {short(shape)} is not a list of non-negative integers")
     if len(shape) != len(spec.shape) or any(
         want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
     ):
         raise BadRequest(
-            f"input {spec.name!r}: shape {_short(shape)} does not fit the model's {list(spec.shape)} (-1 is variable)"
+            f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)} (-1 is variable)"
         )
     return tuple(shape)
 
@@ -67,7 +73,7 @@ def read_json(spec: TensorSpec, shape: tuple[int, ...], data: Any, *, may_hold_b
     count = prod(shape)
     if len(data) != count:
         raise BadRequest(
-            f"input {spec.name!r}: data has {len(data)} elements, shape {list(shape)} needs {_short(count)}"
+            f"input {spec.name!r}: data has {len(data)} elements, shape {list(shape)} needs {short(count)}"
         )
     if spec.datatype == "BYTES":
         return _read_strings(spec, data).reshape(shape)
@@ -167,7 +173,7 @@ def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
     if not fits.all():
         index = int(np.argmin(fits))
         raise BadRequest(
-            f"input {spec.name!r}: element {index} is {_short(data[index])}, out of range for {spec.datatype}"
+            f"input {spec.name!r}: element {index} is {short(data[index])}, out of range for {spec.datatype}"
         )
     return array
 
@@ -177,9 +183,13 @@ def _misfit(spec: TensorSpec, data: list[Any], is_wrong: Any, expected: str) -> 
     value = data[index]
     if value is None:
         return BadRequest(f"input {spec.name!r}: element {index} is null, and this input has no missing values")
-    return BadRequest(f"input {spec.name!r} is {spec.datatype}: element {index} is {_short(value)}, not {expected}")
+    return BadRequest(f"input {spec.name!r} is {spec.datatype}: element {index} is {short(value)}, not {expected}")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 2, 8, 60, 60
+
+
+def short(value: Any) -> str:
+    """A value of a request as an error message may show it; bounded in work as well as in length."""
+    return _REPR.repr(value)

@@ -14,7 +14,7 @@ import maas_ray
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import BundleInfo, Signature, TensorSpec
 from maas_ray.errors import BadRequest
-from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json, write_json
+from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json, short, write_json
 
 PLATFORM = "onnxruntime_onnx"
 MAX_ID_CHARS = 256
@@ -141,13 +141,13 @@ def _read_inputs(inputs: list[dict[str, Any]], signature: Signature, may_hold_bo
         name = entry.get("name")
         spec = specs.get(name) if type(name) is str else None
         if spec is None:
-            raise BadRequest(f"unknown input {_short(name)}; the model takes {', '.join(map(repr, specs))}")
+            raise BadRequest(f"unknown input {short(name)}; the model takes {', '.join(map(repr, specs))}")
         if spec.name in found:
             raise BadRequest(f"input {spec.name!r} is given twice; send each input once")
         _check_parameters(entry.get("parameters"), f"input {spec.name!r}")
         if entry.get("datatype") != spec.datatype:
             raise BadRequest(
-                f"input {spec.name!r}: datatype {_short(entry.get('datatype'))} is not the model's {spec.datatype}"
+                f"input {spec.name!r}: datatype {short(entry.get('datatype'))} is not the model's {spec.datatype}"
             )
         shape = check_shape(spec, entry.get("shape"))
         if signature.is_batched and shape[0] == 0:
@@ -170,7 +170,7 @@ def _read_outputs(outputs: list[dict[str, Any]] | None, signature: Signature) ->
         for entry in outputs:
             name = entry.get("name")
             if type(name) is not str or name not in known:
-                raise BadRequest(f"unknown output {_short(name)}; the model gives {', '.join(map(repr, known))}")
+                raise BadRequest(f"unknown output {short(name)}; the model gives {', '.join(map(repr, known))}")
             if name in names:
                 raise BadRequest(f"output {name!r} is asked for twice; ask for each output once")
             _check_parameters(entry.get("parameters"), f"output {name!r}")
@@ -198,7 +198,7 @@ def _read_id(document: dict[str, Any]) -> str | None:
     if given is None:
         return None
     if type(given) is not str or len(given) > MAX_ID_CHARS:
-        raise BadRequest(f"id {_short(given)} is not a string of at most {MAX_ID_CHARS} characters")
+        raise BadRequest(f"id {short(given)} is not a string of at most {MAX_ID_CHARS} characters")
     return given
 
 
@@ -221,8 +221,3 @@ def _check_parameters(parameters: Any, where: str) -> None:
             raise BadRequest(f"parameter {name!r} of {where} is not a string, number or boolean")
         if name in _REFUSED_PARAMETERS and value:
             raise BadRequest(f"parameter {name!r} of {where}: {_REFUSED_PARAMETERS[name]}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
