@@ -31,9 +31,8 @@ def _driver(storage: StorageSpec, cluster: RayCluster, tmp_path: Path, *flags: s
     spec.write_text(yaml.safe_dump(digits_spec(storage, "r", **CHANGES).model_dump(mode="json")))
     command = [sys.executable, str(JOB), "--spec", str(spec), *flags]
     environment = {**os.environ, **cluster.env}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=(tmp_path / "stderr").open("w"), text=True
-    )
+    with (tmp_path / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         yield process
     finally:

@@ -35,7 +35,9 @@ def _plan(**changes: Any) -> Plan:
 
 def _net(dropout: float, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Dropout(dropout), nn.Linear(32, 16), nn.Linear(16, 3)).to(dtype)
+    return nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Dropout(dropout), nn.Linear(32, 16), nn.Linear(16, 3)).to(
+        dtype
+    )
 
 
 def _trainee(dropout: float = 0.2, dtype: torch.dtype = torch.float32) -> Trainee:
@@ -59,7 +61,13 @@ def _loader(plan: Plan, accumulation: int = 1, dtype: Any = np.float32) -> Loade
     target = rng.integers(0, 3, NUM_ROWS)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return Loader(
-        columns, target, seed=plan.seed, global_batch=plan.global_size, rank=rank, world=world, accumulation=accumulation
+        columns,
+        target,
+        seed=plan.seed,
+        global_batch=plan.global_size,
+        rank=rank,
+        world=world,
+        accumulation=accumulation,
     )
 
 
