@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import ray
 import requests
@@ -18,7 +19,7 @@ from maas_ray.errors import ClusterError, NotFound
 from maas_ray.registry.models import Registry
 from maas_ray.serve.replica import deployment
 from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
-from maas_ray.spec import canonical_json
+from maas_ray.spec import canonical_json, parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 
 POLL_S = 0.25
@@ -39,39 +40,16 @@ class PoolStatus:
     """Why it is not healthy; empty if it is."""
 
 
-def build(args: ApplicationSpec) -> serve.Application:
+def build(args: dict[str, Any]) -> serve.Application:
     """The application builder that a Serve config names as `maas_ray.serve.pool:build`.
 
     Args:
-        args: the `args` of the application in the config, validated.
+        args: the `args` of the application in the config: an `ApplicationSpec`.
+
+    Raises:
+        SpecError: the arguments are not valid; Serve shows the message as the application's.
     """
-    options: dict[str, object] = {
-        # The same description gives the same version, so that deploying it again restarts nothing.
-        "version": _version(args),
-        "_internal": True,
-        "max_ongoing_requests": args.max_ongoing_requests,
-        "ray_actor_options": _actor_options(args),
-        "graceful_shutdown_timeout_s": args.limits.drain_timeout_s + 15.0,
-        "health_check_period_s": 5.0,
-        "max_constructor_retry_count": 3,
-        # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
-        "max_surge_percent": 100,
-        "logging_config": {"enable_access_log": False},
-    }
-    if isinstance(args.replicas, ReplicaRange):
-        options["num_replicas"] = None
-        options["autoscaling_config"] = {
-            "min_replicas": args.replicas.min,
-            "max_replicas": args.replicas.max,
-            "target_ongoing_requests": args.target_ongoing_requests,
-            "look_back_period_s": 4.0,
-            "upscale_delay_s": 1.0,
-            "downscale_delay_s": 60.0,
-        }
-    else:
-        options["num_replicas"] = args.replicas
-    application: serve.Application = deployment.options(**options).bind(args.model_dump(mode="json"))
-    return application
+    return _bind(parse_spec(ApplicationSpec, args, source="args"))
 
 
 def deploy(spec: ServeSpec, timeout_s: float = 180.0) -> list[PoolStatus]:
@@ -99,7 +77,7 @@ def deploy(spec: ServeSpec, timeout_s: float = 180.0) -> list[PoolStatus]:
     _start_front(spec)
     storage = spec.storage.model_copy(update={"uri": store.uri})
     targets = [
-        serve.RunTarget(build(_application(pool, storage)), name=pool.name, route_prefix=pool.route_prefix)
+        serve.RunTarget(_bind(_application(pool, storage)), name=pool.name, route_prefix=pool.route_prefix)
         for pool in spec.pools
     ]
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -148,6 +126,36 @@ def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
         for name, application in applications.items()
         if wanted is None or name in wanted
     ]
+
+
+def _bind(spec: ApplicationSpec) -> serve.Application:
+    options: dict[str, object] = {
+        # The same description gives the same version, so that deploying it again restarts nothing.
+        "version": _version(spec),
+        "_internal": True,
+        "max_ongoing_requests": spec.max_ongoing_requests,
+        "ray_actor_options": _actor_options(spec),
+        "graceful_shutdown_timeout_s": spec.limits.drain_timeout_s + 15.0,
+        "health_check_period_s": 5.0,
+        "max_constructor_retry_count": 3,
+        # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
+        "max_surge_percent": 100,
+        "logging_config": {"enable_access_log": False},
+    }
+    if isinstance(spec.replicas, ReplicaRange):
+        options["num_replicas"] = None
+        options["autoscaling_config"] = {
+            "min_replicas": spec.replicas.min,
+            "max_replicas": spec.replicas.max,
+            "target_ongoing_requests": spec.target_ongoing_requests,
+            "look_back_period_s": 4.0,
+            "upscale_delay_s": 1.0,
+            "downscale_delay_s": 60.0,
+        }
+    else:
+        options["num_replicas"] = spec.replicas
+    application: serve.Application = deployment.options(**options).bind(spec.model_dump(mode="json"))
+    return application
 
 
 def _application(pool: PoolSpec, storage: object) -> ApplicationSpec:

@@ -8,6 +8,7 @@ from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
 
@@ -22,7 +23,7 @@ class Replica:
     """
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._spec = ApplicationSpec.model_validate(spec)
+        self._spec = parse_spec(ApplicationSpec, spec, source="application")
         self._residency = Residency(open_store(self._spec.storage), self._spec)
         await self._residency.start()
 

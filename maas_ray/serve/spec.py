@@ -27,7 +27,7 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
-        if self.version is not None and "alias" in self.model_fields_set:
+        if self.version is not None and self.alias != PRODUCTION:
             raise ValueError("give an alias or a version, not both")
         return self
 

@@ -47,6 +47,15 @@ def test_what_does_not_fit_together_is_refused_with_its_reason(spec: dict[str, A
         parse_spec(ServeSpec, spec)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [POOL, {"models": [{"name": "m", "version": 3}, {"name": "m", "alias": "a"}], "replicas": {"min": 1, "max": 4}}],
+)
+def test_a_spec_survives_the_way_to_a_replica(pool: dict[str, Any]) -> None:
+    spec = parse_spec(ApplicationSpec, {**pool, "storage": {"uri": "/srv/store"}})
+    assert parse_spec(ApplicationSpec, spec.model_dump(mode="json")) == spec
+
+
 def test_tls_is_accepted_with_the_portable_profile() -> None:
     assert parse_spec(ServeSpec, {"pools": [POOL], "profile": "portable", "http": {"tls": TLS}}).http.tls
 
