@@ -1,0 +1,8 @@
+"""The command `maas-ray`: parses, calls the library, prints. Every command has --json, for machines, and --debug."""
+
+
+def main() -> None:
+    """The entry point of the command."""
+    from maas_ray.cli.app import app
+
+    app(prog_name="maas-ray")

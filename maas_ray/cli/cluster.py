@@ -1,0 +1,125 @@
+"""up, down, status, doctor, quickstart."""
+
+import runpy
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from maas_ray.cli.options import Endpoint, StateDir
+from maas_ray.cli.reporting import Answer, facts, say, table
+
+NOT_RUNNING = 3
+"""Exit code of `status` without a cluster, as that of `systemctl status`."""
+
+
+def up(
+    num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs.", show_default="what the machine has")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="Logical GPUs.", show_default="what Ray detects")] = None,
+    profile: Annotated[
+        Literal["fast", "portable"] | None,
+        typer.Option(help="fast: HAProxy, Linux. portable: Serve's Python proxy.", show_default="fast on Linux"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port for predictions; 0: any.", show_default="8000, else any")
+    ] = None,
+    dashboard_port: Annotated[
+        int | None, typer.Option(help="Port of the Ray dashboard; 0: any.", show_default="8265, else any")
+    ] = None,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Starts a Ray cluster on this machine with the environment that maas-ray needs."""
+    from maas_ray import cluster
+
+    with say.status("starting Ray"):
+        ports = cluster.choose_ports(http=port, dashboard=dashboard_port)
+        state = cluster.up(num_cpus=num_cpus, num_gpus=num_gpus, profile=profile, state_dir=state_dir, ports=ports)
+    script = cluster.state_directory(state_dir) / "env.sh"
+    document = {
+        "address": state.address,
+        "profile": state.profile,
+        "dashboard_url": state.dashboard_url,
+        "http_url": state.http_url,
+        "token_path": state.token_path,
+        "environment_script": str(script),
+    }
+    shown = {
+        "Ray": state.address,
+        "profile": state.profile,
+        "dashboard": f"{state.dashboard_url} (it asks for the token in {state.token_path})",
+        "predictions": f"{state.http_url} (once something is served)",
+        "for ray and serve commands": f". {script}",
+        "to stop": "maas-ray down",
+    }
+    return Answer(document, facts("the cluster is running", shown))
+
+
+def down(
+    drain_timeout_s: Annotated[float, typer.Option(help="Longest wait for requests in progress; 0: none.")] = 60.0,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Ends the cluster that `up` started: requests in progress are answered, then all its processes end."""
+    from maas_ray import cluster
+
+    with say.status("stopping"):
+        was_running = cluster.down(state_dir=state_dir, drain_timeout_s=drain_timeout_s)
+    return Answer({"stopped": was_running}, "stopped" if was_running else "there was no cluster to stop")
+
+
+def status(state_dir: StateDir = None) -> Answer:
+    """Shows the cluster that `up` started; exit code 3 if there is none."""
+    from maas_ray import cluster
+
+    found = cluster.status(state_dir=state_dir)
+    if not found.is_running:
+        return Answer(asdict(found), found.detail, NOT_RUNNING)
+    amounts = {name: value for name, value in sorted(found.resources.items()) if "memory" not in name}
+    shown = {
+        "Ray": found.address,
+        "profile": found.profile,
+        "nodes": found.num_nodes,
+        "resources": ", ".join(f"{value:g} {name}" for name, value in amounts.items()),
+        "dashboard": found.dashboard_url,
+        "predictions": found.http_url,
+        "served": ", ".join(f"{name} {state}" for name, state in found.applications.items()) or "nothing",
+    }
+    return Answer(asdict(found), facts("running", shown))
+
+
+def doctor(
+    store: Annotated[
+        str | None, typer.Option(help="Also probe this store (writes and removes one object).", envvar="MAAS_RAY_STORE")
+    ] = None,
+    endpoint: Endpoint = None,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Checks versions, ports, HAProxy, disk, the cluster's environment and the store; exit code 1 if one fails."""
+    from maas_ray import cluster
+    from maas_ray.store.objects import StorageSpec
+
+    storage = StorageSpec(uri=store, endpoint=endpoint) if store else None
+    with say.status("looking"):
+        checks = cluster.doctor(state_dir=state_dir, storage=storage)
+    failed = [check for check in checks if not check.ok]
+    rows = [("[green]ok[/]" if check.ok else "[red]FAILED[/]", check.name, check.detail, check.fix) for check in checks]
+    title = f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    document = {"ok": not failed, "checks": [asdict(check) for check in checks]}
+    return Answer(document, table(title, ("", "check", "found", "what to do"), rows), int(bool(failed)))
+
+
+def quickstart(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the model served.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+) -> None:
+    """Runs the whole path on this machine: data, training, ONNX, registry, HTTP predictions."""
+    script = Path(__file__).parents[2] / "jobs" / "pipeline.py"
+    if not script.is_file():
+        typer.echo(
+            f"error[not_found]: no {script}: the quickstart is part of the repository; install it from there", err=True
+        )
+        raise typer.Exit(1)
+    # The file that a reader starts with is also what runs: it parses these and ends the process with its own code.
+    sys.argv = [str(script), *(["--keep"] if keep else []), *(["--json"] if as_json else [])]
+    runpy.run_path(str(script), run_name="__main__")

@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the local cluster is recorded.", envvar="MAAS_RAY_HOME", show_default="~/.maas-ray"),
+]
+Store = Annotated[
+    str,
+    typer.Option(help="Directory or URI of the store: s3://bucket/prefix, gs://…, az://….", envvar="MAAS_RAY_STORE"),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(help="URL of an S3-compatible service other than AWS.", envvar="MAAS_RAY_ENDPOINT"),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Overrides one field of the spec; may be repeated.")
+]
+DEFAULT_STORE = ".maas-ray/store"
+"""That of `StorageSpec`, which is imported late: `maas-ray --help` must not wait for it."""
+
+
+def open_store(store: str, endpoint: str | None) -> Any:
+    """Opens the store that --store and --endpoint name."""
+    from maas_ray.store import objects
+
+    return objects.open_store(objects.StorageSpec(uri=store, endpoint=endpoint))

@@ -1,0 +1,91 @@
+"""serve, unserve, predict."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.reporting import Answer, say, table
+
+
+def serve(
+    spec: Annotated[Path, typer.Argument(help="YAML file with a ServeSpec; see `maas-ray schema serve`.")],
+    overrides: Set = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait until every pool answers.")] = 180.0,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing."""
+    from maas_ray import cluster
+    from maas_ray.spec import load_spec
+
+    with say.status("deploying"):
+        from maas_ray.serve.spec import ServeSpec
+
+        loaded = load_spec(ServeSpec, spec, overrides or ())
+        cluster.connect(state_dir=state_dir)
+        from maas_ray.serve.pool import deploy
+
+        state = cluster.load_state(state_dir)
+        if state is not None and "port" not in loaded.http.model_fields_set:
+            http = loaded.http.model_copy(update={"port": state.http_port})
+            loaded = loaded.model_copy(update={"http": http})
+        pools = deploy(loaded, timeout_s=timeout_s)
+    url = f"http://{loaded.http.host}:{loaded.http.port}"
+    rows = [(pool.name, pool.status, f"{url}{pool.route_prefix.rstrip('/')}", pool.num_running) for pool in pools]
+    document = {"url": url, "pools": [asdict(pool) for pool in pools]}
+    return Answer(document, table("serving", ("pool", "status", "url", "replicas"), rows))
+
+
+def unserve(
+    pools: Annotated[list[str] | None, typer.Argument(help="Pools to end.", show_default="all")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait until they are gone.")] = 120.0,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Ends pools; requests in progress are answered first."""
+    from maas_ray import cluster
+
+    with say.status("ending"):
+        cluster.connect(state_dir=state_dir)
+        from maas_ray.serve.pool import status, undeploy
+
+        names = pools or [pool.name for pool in status()]
+        undeploy(names, timeout_s=timeout_s)
+    return Answer({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    input: Annotated[Path, typer.Option(help="Raw rows: .csv with a header, .json list of objects, or .npy array.")],
+    url: Annotated[
+        str | None, typer.Option(help="URL of the pool.", show_default="the local cluster's", envvar="MAAS_RAY_URL")
+    ] = None,
+    version: Annotated[int | None, typer.Option(help="A version instead of the pool's own choice.")] = None,
+    batch_rows: Annotated[int, typer.Option(help="Rows per request.", min=1)] = 64,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for one request.")] = 30.0,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
+    from maas_ray.cli.client import ModelClient
+    from maas_ray.cli.rows import read_rows
+    from maas_ray.cluster.state import load_state
+    from maas_ray.errors import ClusterError
+
+    if url is None:
+        state = load_state(state_dir)
+        if state is None:
+            raise ClusterError("no local cluster is running; give --url, such as http://127.0.0.1:8000")
+        url = state.http_url
+    client = ModelClient(url, model, version=version, timeout_s=timeout_s)
+    rows = read_rows(input, client.inputs)
+    predictions = []
+    for start in range(0, len(rows), batch_rows):
+        predictions += client.predict(rows[start : start + batch_rows])
+    columns = list(predictions[0]) if predictions else []
+    view = table(
+        f"{model}, {len(predictions)} rows",
+        ("row", *columns),
+        [(i, *row.values()) for i, row in enumerate(predictions)],
+    )
+    return Answer({"model": model, "url": url, "headers": client.lineage, "predictions": predictions}, view)

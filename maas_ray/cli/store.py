@@ -1,0 +1,103 @@
+"""promote, models, fsck, schema: what needs nothing but a store."""
+
+import json
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Group
+
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
+from maas_ray.cli.reporting import Answer, facts, table
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[int, typer.Argument(help="Version to point at.", min=1)],
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Points an alias at a version; running pools follow it without a failed request."""
+    from maas_ray.registry.models import Registry
+
+    promoted = Registry(open_store(store, endpoint)).promote(model, version, alias)
+    return Answer({"alias": alias, **asdict(promoted)}, f"{alias} of {model} is version {version}")
+
+
+def models(
+    model: Annotated[str | None, typer.Argument(help="One model, with its versions.")] = None,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Lists the models of a store, or the versions of one."""
+    from maas_ray.registry.models import Registry
+
+    registry = Registry(open_store(store, endpoint))
+    if model is None:
+        found = registry.models()
+        newest = [(name, max(each.versions, default=""), _aliases(each)) for name, each in sorted(found.items())]
+        document = {name: _document(each) for name, each in found.items()}
+        return Answer(document, table(store, ("model", "newest version", "aliases"), newest))
+    one = registry.model(model)
+    rows = [
+        (
+            version.version,
+            ", ".join(alias for alias, number in one.aliases.items() if number == version.version),
+            version.run,
+            version.bundle,
+            datetime.fromtimestamp(version.published_s).strftime("%Y-%m-%d %H:%M:%S"),
+        )
+        for version in one.versions.values()
+    ]
+    return Answer(_document(one), table(model, ("version", "aliases", "run", "bundle", "published"), rows))
+
+
+def fsck(
+    gc: Annotated[bool, typer.Option("--gc", help="Remove old leftovers of interrupted writes.")] = False,
+    grace_hours: Annotated[float, typer.Option(help="Leftovers younger than this may still be in use.", min=0)] = 24.0,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Verifies the digest of every committed object; exit code 1 if one is damaged."""
+    from maas_ray.store.fsck import fsck as check
+
+    report = check(open_store(store, endpoint), collect=gc, grace=timedelta(hours=grace_hours))
+    shown = facts(
+        "damaged" if report.problems else "sound",
+        {
+            "objects": report.num_objects,
+            "commits verified": report.num_commits,
+            "log records verified": report.num_records,
+            "orphans": f"{len(report.orphans)}{'' if gc or not report.orphans else ' (--gc removes old ones)'}",
+            "removed": len(report.collected),
+            "foreign objects": len(report.foreign),
+        },
+    )
+    view = Group(shown, *(f"[red]problem[/] {problem}" for problem in report.problems))
+    return Answer(asdict(report), view, int(bool(report.problems)))
+
+
+def schema(
+    spec: Annotated[Literal["train", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
+) -> Answer:
+    """Prints the JSON Schema of specs, from which editors complete and check them."""
+    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.train.spec import TrainSpec
+
+    both = {"train": TrainSpec.model_json_schema(), "serve": ServeSpec.model_json_schema()}
+    document = both[spec] if spec else both
+    return Answer(document, json.dumps(document, indent=2))
+
+
+def _document(model: Any) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "aliases": model.aliases,
+        "versions": [asdict(version) for version in model.versions.values()],
+    }
+
+
+def _aliases(model: Any) -> str:
+    return ", ".join(f"{alias} → {number}" for alias, number in sorted(model.aliases.items()))

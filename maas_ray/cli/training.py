@@ -1,0 +1,147 @@
+"""train, runs, evaluate, publish."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, open_store
+from maas_ray.cli.reporting import Answer, facts, say, table
+
+
+def train(
+    spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec; see `maas-ray schema train`.")],
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that exists.")] = False,
+    wait_nodes: Annotated[int, typer.Option(help="First wait until so many nodes have joined.")] = 1,
+    wait_timeout_s: Annotated[float, typer.Option(help="Longest wait for nodes.")] = 300.0,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Trains a run on the cluster: the local one, or that of $RAY_ADDRESS."""
+    from maas_ray import cluster
+    from maas_ray.spec import load_spec
+
+    with say.status("joining the cluster"):
+        from maas_ray.train.spec import TrainSpec
+
+        loaded = load_spec(TrainSpec, spec, overrides or ())
+        cluster.connect(state_dir=state_dir)
+        from maas_ray.train.run import run_training
+
+        cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
+    with _progress(loaded.run) as show:
+        result = run_training(loaded, resume=resume, on_progress=show)
+    shown = {
+        "step": result.step,
+        **{name: f"{value:.4g}" for name, value in result.metrics.items()},
+        "checkpoint": f"step {result.checkpoint_step}",
+        "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
+    }
+    return Answer(asdict(result), facts(f"run {result.run} is finished", shown))
+
+
+def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
+    """Lists the runs of a store, newest first."""
+    from maas_ray.train.runs import Runs
+
+    found = Runs(open_store(store, endpoint)).all()
+    document = [
+        {
+            "run": run.id,
+            "status": run.status,
+            "step": run.step,
+            "metrics": dict(run.metrics),
+            "created_s": run.created_s,
+            "data_digest": run.data_digest,
+            "git_commit": run.git_commit,
+            "error": run.error,
+        }
+        for run in found
+    ]
+    rows = [
+        (run.id, run.status, run.step, _figures(dict(run.metrics)), _time(run.created_s), run.error) for run in found
+    ]
+    return Answer(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which data.")] = "test",
+    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")] = None,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Evaluates a run's checkpoint on held-out data, in this process."""
+    with say.status("evaluating"):
+        from maas_ray.train.trained import evaluate_run
+
+        evaluation = evaluate_run(open_store(store, endpoint), run, split, step)
+    title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
+    shown = {name: f"{value:.4g}" for name, value in evaluation.metrics.items()}
+    return Answer(asdict(evaluation), facts(title, shown))
+
+
+def publish(
+    run: Annotated[str, typer.Argument(help="Id of the run.")],
+    name: Annotated[str, typer.Option(help="Model to publish a version of.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")] = None,
+    promote: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Exports a run's checkpoint to ONNX behind the parity gate and publishes it as the next version of a model."""
+    from maas_ray.registry.models import Registry, check_name
+
+    check_name(name, "model")
+    opened = open_store(store, endpoint)
+    with say.status("exporting"):
+        from maas_ray.optimize.publish import export_run
+
+        exported = export_run(opened, run, step)
+    registry = Registry(opened)
+    version = registry.publish(name, exported.bundle_id)
+    if promote:
+        registry.promote(name, version.version, promote)
+    document = {
+        **asdict(version),
+        "promoted": promote,
+        "parity": exported.info.parity,
+        "metrics": exported.info.metrics,
+    }
+    shown = {
+        "bundle": version.bundle,
+        "run": version.run,
+        "largest parity error": exported.info.parity.get("max_abs_error"),
+        "metrics": _figures(exported.info.metrics),
+        "alias": promote or f"none yet: maas-ray promote {name} {version.version}",
+    }
+    return Answer(document, facts(f"published {name} version {version.version}", shown))
+
+
+@contextmanager
+def _progress(run: str) -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr; gives the function that takes each report."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=say) as bar:
+        task = bar.add_task(run, total=None, note="starting workers")
+
+        def show(progress: Any) -> None:
+            loss = "" if progress.loss is None else f" loss {progress.loss:.4g}"
+            note = f"step {progress.step}/{progress.total_steps}{loss} {_figures(progress.metrics)}".rstrip()
+            bar.update(task, completed=progress.step, total=progress.total_steps, note=note)
+
+        yield show
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
