@@ -1,0 +1,63 @@
+# Two commands are enough: `make quickstart` shows the whole path, `make test` is what CI runs.
+# Needs Python 3.11 or newer with venv and pip, nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# make test PYTEST_ARGS="tests/store -x" runs a part of the suite
+PYTEST_ARGS ?=
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+.venv: $(STAMP)  ## the virtual environment with everything installed
+
+# pip takes whatever torch it resolves: the CPU build, or the CUDA build where the package index offers that.
+$(STAMP): pyproject.toml
+	@echo "installing into .venv (once; a few minutes)" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+	@touch $@
+
+.PHONY: quickstart
+quickstart: $(STAMP)  ## data, training, ONNX, registry, HTTP on this machine; KEEP=1 leaves it serving
+	@$(BIN)/maas-ray quickstart $(if $(KEEP),--keep)
+
+.PHONY: lint
+lint: $(STAMP)  ## formatting, lint, types, direction of imports
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary maas_ray
+	@found=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$found" >&2; exit 1; }
+
+.PHONY: test
+test: lint  ## lint, then all tests of CI
+	@$(call pytest,-m 'not fault and not soak and not bench')
+
+.PHONY: test-fault
+test-fault: $(STAMP)  ## the long fault-injection suites
+	@$(call pytest,-m fault)
+
+# All temporary files go below one directory, which is removed however the tests end, after the cluster that killed
+# tests may have left running. Its name is short: Ray's Unix sockets lie below it, whose paths hold 107 bytes.
+define pytest
+	temp=$$(mktemp -d /tmp/mt-XXXXXX); \
+	finish() { \
+		for record in "$$temp"/*/cluster.json; do \
+			test ! -e "$$record" || $(BIN)/maas-ray down --drain-timeout-s 0 --state-dir "$${record%/*}" >&2; \
+		done; \
+		rm -rf "$$temp"; \
+	}; \
+	trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	TMPDIR="$$temp" $(BIN)/python -B -m pytest -q -p no:cacheprovider --basetemp="$$temp/pytest" $(1) $(PYTEST_ARGS)
+endef
+
+.PHONY: clean
+clean:  ## removes the environment and all caches, not the data
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
