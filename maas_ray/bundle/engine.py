@@ -31,6 +31,8 @@ class EngineSpec(Spec):
     """Numbers of rows that are run before the version is ready, for a graph with a batch dimension."""
     warmup_runs: int = 3
     """Runs of each number of rows; the fastest seeds the latency estimate."""
+    warmup_budget_s: float = 5.0
+    """No further number of rows is begun after this time; larger ones are then estimated in proportion."""
 
 
 class Timing:
@@ -81,6 +83,8 @@ class Engine:
         self._session = _session(bundle, spec)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._warm_up(bundle.id, spec)
+        self.can_merge: bool = self.signature.is_batched and self._keeps_rows_apart(bundle.id)
+        """Whether rows of different requests may share a run."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once.
@@ -112,7 +116,10 @@ class Engine:
         sizes = sorted(set(spec.warmup_rows)) if self.signature.is_batched else [1]
         free = [t.name for t in self.signature.inputs if -1 in (t.shape[1:] if self.signature.is_batched else t.shape)]
         measured = Timing()
+        until = time.perf_counter() + spec.warmup_budget_s
         for num_rows in sizes:
+            if time.perf_counter() > until:
+                break
             inputs = {tensor.name: _blank(tensor, num_rows) for tensor in self.signature.inputs}
             times = []
             for _ in range(spec.warmup_runs):
@@ -129,6 +136,29 @@ class Engine:
                 times.append(time.perf_counter() - started)
             measured.record(num_rows, min(times))
         self.timing = measured  # forgets the cold runs
+
+    def _keeps_rows_apart(self, bundle_id: str) -> bool:
+        """Whether three random rows give alone what they give together: a graph may compute over the batch dimension.
+
+        Merging requests in such a graph would let one caller's rows change another's answer.
+        """
+        inputs = {tensor.name: _sample(tensor, 3) for tensor in self.signature.inputs}
+        try:
+            together = self.run(inputs)
+            alone = [self.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(3)]
+        except MaasError as error:
+            log.warning("bundle %s: random rows are refused, so requests are not merged: %s", bundle_id, error)
+            return False
+        # Where there are scores, a class beside them says nothing more, and may flip at a tie by rounding alone.
+        floats = {name: array for name, array in together.items() if array.dtype.kind == "f"}
+        for name, array in (floats or together).items():
+            parts = [outputs[name] for outputs in alone]
+            if any(part.shape != (1, *array.shape[1:]) for part in parts) or not _is_close(
+                array, np.concatenate(parts)
+            ):
+                log.warning("bundle %s: output %r mixes its rows, so requests are not merged", bundle_id, name)
+                return False
+        return True
 
 
 def _session(bundle: Bundle, spec: EngineSpec) -> ort.InferenceSession:
@@ -169,3 +199,20 @@ def _blank(tensor: TensorSpec, num_rows: int) -> Array:
     if tensor.datatype == "BYTES":
         return np.full(shape, "", dtype=object)
     return np.zeros(shape, dtype=NUMPY[tensor.datatype])
+
+
+def _sample(tensor: TensorSpec, num_rows: int) -> Array:
+    """Random floats between 0 and 1 (the same at every load); blanks for everything else, which any table can hold."""
+    array = _blank(tensor, num_rows)
+    if array.dtype.kind == "f":
+        return np.random.default_rng(0).random(array.shape).astype(array.dtype)
+    return array
+
+
+def _is_close(first: Array, second: Array) -> bool:
+    if first.shape != second.shape:
+        return False
+    if first.dtype.kind != "f":
+        return bool((first == second).all())
+    # Kernels for different batch sizes round differently; mixing is orders of magnitude larger.
+    return bool(np.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True))

@@ -229,8 +229,7 @@ class Residency:
     def _serve(self, version: Version, info: BundleInfo, engine: Engine, name: str) -> Loaded:
         loop = asyncio.get_running_loop()
         runner = EngineRunner(engine, loop)
-        can_merge = info.signature.is_batched
-        batcher = Batcher(runner, self._spec.batching, loop, can_merge=can_merge, budget=self._budget, name=name)
+        batcher = Batcher(runner, self._spec.batching, loop, can_merge=engine.can_merge, budget=self._budget, name=name)
         return Loaded(version, info, batcher, runner)
 
     async def _drain(self, loaded: Loaded, timeout_s: float) -> None:

@@ -68,6 +68,25 @@ def test_a_graph_that_fails_on_blank_rows_is_not_served() -> None:
         Engine(make_bundle(graph.SerializeToString(), signature))
 
 
+def test_a_graph_that_computes_over_the_batch_dimension_is_never_merged() -> None:
+    def softmax(axis: int) -> Engine:
+        graph = make_graph(
+            [helper.make_node("Softmax", ["x"], ["y"], axis=axis)],
+            [value("x", TensorProto.FLOAT, ["n", 3])],
+            [value("y", TensorProto.FLOAT, ["n", 3])],
+        )
+        return Engine(make_bundle(graph.SerializeToString()))
+
+    assert softmax(axis=1).can_merge
+    assert not softmax(axis=0).can_merge
+    assert not Engine(make_bundle(unbatched(), UNBATCHED)).can_merge
+
+
+@pytest.mark.parametrize(("graph", "signature"), [(mixed(), MIXED), (lookup(), LOOKUP)])
+def test_graphs_over_strings_and_tables_are_merged(graph: bytes, signature: Signature) -> None:
+    assert Engine(make_bundle(graph, signature)).can_merge
+
+
 def test_the_estimate_follows_what_is_measured() -> None:
     timing = Timing()
     assert timing.estimate_s(1) == math.inf

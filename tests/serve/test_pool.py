@@ -192,6 +192,7 @@ def test_serve_deploy_takes_the_file_of_the_repository(
     deadline = time.monotonic() + 120
     while [status.status for status in pool.status(["default"])] != ["RUNNING"]:
         assert time.monotonic() < deadline, pool.status()
+        assert "DEPLOY_FAILED" not in [status.status for status in pool.status()], pool.status()
         time.sleep(0.2)
     answer = None
     while answer is None or answer.status_code != 200:
