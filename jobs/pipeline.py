@@ -7,6 +7,7 @@ Every step is one call of the library; on a cluster the same steps are jobs/trai
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> d
     from maas_ray.train.spec import TrainSpec
     from maas_ray.train.trained import evaluate_run
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     store = open_store(store_uri)
     spec = load_spec(TrainSpec, SPEC, [f"storage.uri={store.uri}"])
 

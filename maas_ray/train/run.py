@@ -5,10 +5,8 @@ Ray Train starts the process group and starts it again when a worker or node is 
 undisturbed run compute the same numbers.
 """
 
-import threading
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +28,7 @@ from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, TrainingFa
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.probe import probe
+from maas_ray.train.board import TIMEOUT_S, open_board
 from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
 from maas_ray.train.evaluate import evaluate
 from maas_ray.train.journal import Journal, location
@@ -39,9 +38,6 @@ from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.runs import Run, Runs, git_commit
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.trained import RawModel
-
-POLL_S = 0.5
-BOARD_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[
     runs.record(run.id, {"type": "started", "workers": spec.workers.count})
     filesystem, path = _ray_storage(store, spec.storage)
     name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # Ray would silently resume its own state under a name it has seen
-    with _board(on_progress) as board:
+    with open_board(on_progress) as board:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"spec": spec.model_dump(mode="json"), "data": run.data_digest, "board": board},
@@ -141,7 +137,7 @@ def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[
         failure: MaasError | None
         try:
             trainer.fit()
-            failure = ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S)
+            failure = ray.get(board.failure.remote(), timeout=TIMEOUT_S)
         except TrainingFailedError as error:
             failure = _explain(spec, error)
         finally:
@@ -166,13 +162,13 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
 def train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs. Ray starts the group again after any error; one that would come again ends it."""
     board = config["board"]
-    if ray.get(board.failure.remote(), timeout=BOARD_TIMEOUT_S) is not None:
+    if ray.get(board.failure.remote(), timeout=TIMEOUT_S) is not None:
         return  # the last attempt failed for good: end without an error, so that Ray does not try once more
     try:
         _train(config)
     except MaasError as error:
         if not error.retryable:
-            ray.get(board.fail.remote(error), timeout=BOARD_TIMEOUT_S)
+            ray.get(board.fail.remote(error), timeout=TIMEOUT_S)
         raise
 
 
@@ -303,54 +299,6 @@ def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[
         loss=trainee.loss,
         device=trainee.device,
     )
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """Holds the newest report of rank 0 for the driver, and an error that no further attempt can mend."""
-
-    def __init__(self) -> None:
-        self._newest: Progress | None = None
-        self._failure: MaasError | None = None
-
-    def put(self, progress: Progress) -> None:
-        self._newest = progress
-
-    def get(self) -> Progress | None:
-        return self._newest
-
-    def fail(self, error: MaasError) -> None:
-        self._failure = self._failure or error
-
-    def failure(self) -> MaasError | None:
-        return self._failure
-
-
-@contextmanager
-def _board(on_progress: Callable[[Progress], None] | None) -> Any:
-    """A board, and a thread of this process that hands each new report on; both end with the block."""
-    board = _Board.remote()  # type: ignore[attr-defined]
-    ended = threading.Event()
-
-    def follow() -> None:
-        seen: Progress | None = None
-        while True:
-            is_last = ended.wait(POLL_S)
-            newest = ray.get(board.get.remote(), timeout=BOARD_TIMEOUT_S)
-            if newest is not None and newest != seen and on_progress is not None:
-                on_progress(newest)
-                seen = newest
-            if is_last:
-                return
-
-    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
-    follower.start()
-    try:
-        yield board
-    finally:
-        ended.set()
-        follower.join(timeout=60)
-        ray.kill(board)
 
 
 def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.FileSystem, str]:
