@@ -21,7 +21,7 @@ help:  ## this list
 $(STAMP): pyproject.toml
 	@echo "installing into .venv (once; a few minutes)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -e '.[dev]'
 	@touch $@
 
 .PHONY: quickstart

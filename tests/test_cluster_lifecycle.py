@@ -54,6 +54,13 @@ def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: 
     command = [sys.executable, "-c", SERVE_HELLO, str(state_dir), str(state.http_port)]
     subprocess.run(command, env=client_environment, check=True, timeout=120, capture_output=True)
     assert requests.get(state.http_url, timeout=20).text == "hello"
+    # A shell of its user: env.sh alone makes Ray's own programs find the cluster and be let in.
+    line = (
+        f". {state_dir}/env.sh; {sys.executable} -c 'import ray; ray.init(); print(ray.cluster_resources()[\"CPU\"])'"
+    )
+    shell = ["/bin/bash", "-c", line]
+    printed = subprocess.run(shell, env=client_environment, check=True, timeout=120, capture_output=True, text=True)
+    assert printed.stdout.split()[-1] == "2.0"
     assert cluster.status(state_dir=state_dir).applications == {"default": "RUNNING"}
     names = {process.name() for process in find_processes(state.cluster_id)}
     assert {"haproxy", "raylet", "gcs_server"} <= names
