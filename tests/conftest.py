@@ -52,8 +52,8 @@ class RayCluster:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
     """A Ray head with 8 logical CPUs and the fast profile; ended by its own record, with all that it started."""
-    state = cluster.up(num_cpus=8, profile="fast", state_dir=_STATE_DIR, temp_dir=_TEMP_DIR, ports=_PORTS)
     try:
+        state = cluster.up(num_cpus=8, profile="fast", state_dir=_STATE_DIR, temp_dir=_TEMP_DIR, ports=_PORTS)
         cluster.connect(state_dir=_STATE_DIR)
         env = {**state.environment, "RAY_ADDRESS": state.address, "RAY_API_SERVER_ADDRESS": state.dashboard_url}
         yield RayCluster(state.address, state.dashboard_url, state.http_port, state.token(), env, _STATE_DIR)
