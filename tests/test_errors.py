@@ -37,6 +37,8 @@ def test_codes_are_unique_so_that_machines_can_tell_errors_apart() -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
-    lines = [line for line in (errors.__doc__ or "").splitlines() if "── " in line or line.strip().startswith("MaasError")]
+    lines = [
+        line for line in (errors.__doc__ or "").splitlines() if "── " in line or line.strip().startswith("MaasError")
+    ]
     drawn = [line.split("── ")[-1].split()[0] for line in lines]
     assert drawn == [kind.__name__ for kind in CLASSES]

@@ -43,7 +43,10 @@ def test_the_layout_names_every_part_and_nothing_else() -> None:
         name = line.split()[0].rstrip("/")
         (package if line.startswith("  ") else top).add(name)
     files = _files()
-    assert package == {name.split("/")[1] for name in files if name.startswith("maas_ray/")} - {"__init__.py", "py.typed"}
+    assert package == {name.split("/")[1] for name in files if name.startswith("maas_ray/")} - {
+        "__init__.py",
+        "py.typed",
+    }
     assert top == {name.split("/")[0] for name in files if not name.startswith(".")} - {
         "README.md",
         "LICENSE",
@@ -73,6 +76,7 @@ def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy / name)
     (copy / ".venv").symlink_to(ROOT / ".venv")
+    os.utime(copy / "pyproject.toml", (0, 0))  # older than the environment: make must not install the copy over it
     script = "\n".join(["set -euxo pipefail", *re.findall(r"```bash\n(.*?)```", README, re.DOTALL)])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAAS_RAY_"))}
     environment |= {"HOME": str(home)}

@@ -28,7 +28,10 @@ class Car(Spec):
     ("document", "message"),
     [
         ({"nam": "a"}, "unknown key 'nam'; did you mean 'name'?"),
-        ({"name": "a", "axles": [{"left": {"raduis": 2}}]}, "unknown key 'axles.0.left.raduis'; did you mean 'radius'?"),
+        (
+            {"name": "a", "axles": [{"left": {"raduis": 2}}]},
+            "unknown key 'axles.0.left.raduis'; did you mean 'radius'?",
+        ),
         ({"name": "a", "engine": {"raduis": 2}}, "unknown key 'engine.raduis'; did you mean 'radius'?"),
         ({"name": "a", "zzz": 1}, "unknown key 'zzz'; known keys: axles, doors, engine, name"),
         ({}, "name: Field required"),
