@@ -36,6 +36,8 @@ _COMMON = {
     "RAY_worker_niceness": "0",
     # 4 MiB by default, which a batch of images between two deployments exceeds.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    # The controller of a training run looks at its workers every 2 s by default: up to 4 s of each start and end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
 }
@@ -115,6 +117,11 @@ def environment(
         # The name is misleading: 0 makes the node's address 127.0.0.1, so that every port of Ray binds to loopback.
         # `--node-ip-address 127.0.0.1` alone is replaced by the machine's outer address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray starts an idle worker per CPU for whoever connects first. Train workers and replicas bring an environment
+        # of their own and cannot use those, which would compete with them for this machine's few cores.
+        "RAY_prestart_worker_first_driver": "0",
+        # Nobody takes this machine away with a notice; the watcher would be one more process per training run.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
     }

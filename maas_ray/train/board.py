@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from maas_ray.errors import MaasError
-from maas_ray.train.loop import Progress
+from maas_ray.train.progress import Progress
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0

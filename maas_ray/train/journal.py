@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop import Progress
+from maas_ray.train.progress import Progress
 
 PREFIX = "tensorboard"
 

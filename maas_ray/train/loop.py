@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.data.loader import Batch, Loader
 from maas_ray.errors import TrainingFailed
+from maas_ray.train.progress import Progress
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """(scores [N, K], target [N]) -> loss of each sample [N]."""
@@ -82,26 +83,6 @@ class Trainee:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a running training says of itself.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch: passes over the training split done, as a fraction.
-        loss: mean loss per sample of this step over all ranks, regularization included.
-        metrics: validation figures, at the end of an epoch, where the data has a validation split.
-    """
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float | None = None
-    lr: float | None = None
-    samples_per_s: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
 def fit(
     plan: Plan,
     trainee: Trainee,
@@ -148,7 +129,7 @@ def fit(
 
 def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> Tensor:
     """One optimizer step; returns this rank's share of the global mean loss (summed over ranks it is the mean)."""
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     seed_step(plan.seed, step, rank)
     cursor = step * plan.global_size
     count = min(plan.global_size, plan.stop - cursor)
@@ -224,7 +205,8 @@ def _epoch(plan: Plan, done: int) -> float:
     return min(done * plan.global_size, plan.stop) / plan.num_rows
 
 
-def _rank_and_world() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank, and the number of ranks; (0, 1) where there is no process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 

@@ -9,35 +9,29 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pyarrow.fs
 import ray
 import torch
-import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.cluster.preflight import preflight
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.loader import Loader
-from maas_ray.data.prepare import Dataset, open_dataset, prepare
+from maas_ray.data.dataset import Dataset
+from maas_ray.data.prepare import prepare
 from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, TrainingFailed
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.board import TIMEOUT_S, open_board
-from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
-from maas_ray.train.evaluate import evaluate
-from maas_ray.train.journal import Journal, location
-from maas_ray.train.loop import Plan, Progress, Trainee, fit, settle
-from maas_ray.train.objective import build_loss, penalty
+from maas_ray.train.checkpoint import load_checkpoint
+from maas_ray.train.journal import location
 from maas_ray.train.optimizer import build_optimizer, build_schedule
+from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Run, Runs, git_commit
 from maas_ray.train.spec import TrainSpec
-from maas_ray.train.trained import RawModel
+from maas_ray.train.worker import train_rank
 
 
 @dataclass(frozen=True)
@@ -119,8 +113,7 @@ def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[
     name = f"{run.id}-{uuid.uuid4().hex[:8]}"  # Ray would silently resume its own state under a name it has seen
     with open_board(on_progress) as board:
         trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"spec": spec.model_dump(mode="json"), "data": run.data_digest, "board": board},
+            _worker(spec, run.data_digest, board),
             torch_config=TorchConfig(timeout_s=int(spec.workers.timeout_s)),
             scaling_config=ScalingConfig(
                 num_workers=spec.workers.count,
@@ -159,146 +152,13 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
     return RunResult(run, state.step, metrics, record.data_digest, state.step, location(store, run))
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. Ray starts the group again after any error; one that would come again ends it."""
-    board = config["board"]
-    if ray.get(board.failure.remote(), timeout=TIMEOUT_S) is not None:
-        return  # the last attempt failed for good: end without an error, so that Ray does not try once more
-    try:
-        _train(config)
-    except MaasError as error:
-        if not error.retryable:
-            ray.get(board.fail.remote(error), timeout=TIMEOUT_S)
-        raise
+def _worker(spec: TrainSpec, data_digest: str, board: Any) -> Callable[[], None]:
+    """What each Ray Train worker runs. A closure, because Ray then sends only what it names, not this whole module."""
 
+    def worker() -> None:
+        train_rank(spec, data_digest, board, get_device())
 
-def _train(config: dict[str, Any]) -> None:
-    """Builds this rank's part, loads the newest committed state, trains to the end."""
-    spec = TrainSpec.model_validate(config["spec"])
-    context = get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(spec.workers.cpus)
-    torch.use_deterministic_algorithms(spec.deterministic)
-    store = open_store(spec.storage)
-    dataset = open_dataset(store, config["data"])
-    device = get_device()
-
-    trainee = _build(spec, dataset, device, world)
-    plan = _plan(spec, dataset.num_rows["train"])
-    rows = dataset.read("train")
-    loader = Loader(
-        encode_columns(dataset.features, rows.columns),
-        rows.target,
-        seed=spec.seed,
-        global_batch=spec.batch.global_size,
-        rank=rank,
-        world=world,
-        accumulation=spec.batch.accumulation,
-    )
-    settle(plan, trainee, loader)
-    first_step, history = _restore(store, spec, trainee)
-    journal = Journal(store, spec.run, first_step, history) if rank == 0 else None
-
-    def report(progress: Progress) -> None:
-        if journal is not None:
-            journal.write(progress)
-            config["board"].put.remote(progress)
-
-    def checkpoint(done: int) -> None:
-        if journal is not None:
-            save_checkpoint(store, spec.run, _state(spec, plan, trainee, done, journal.history))
-            retain(store, spec.run, spec.checkpoint.keep_last)
-            journal.publish()
-
-    try:
-        fit(
-            plan,
-            trainee,
-            loader,
-            first_step,
-            report=report,
-            checkpoint=checkpoint,
-            validate=_validator(spec, dataset, trainee),
-        )
-        if dist.is_initialized():
-            dist.barrier()  # the others leave only when rank 0 has committed the last state
-    finally:
-        if journal is not None:
-            journal.close()
-
-
-def _build(spec: TrainSpec, dataset: Dataset, device: torch.device, world: int) -> Trainee:
-    torch.manual_seed(spec.seed)  # the same initial weights on every rank and in every attempt
-    net = build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs).to(device)
-    model: torch.nn.Module = RawModel(dataset.features, net).to(device)
-    if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    optimizer = build_optimizer(spec.optimizer, net)
-    return Trainee(
-        net=net,
-        model=model,
-        loss=build_loss(spec.objective, spec.data.task),
-        penalty=lambda: penalty(spec.objective, net),
-        optimizer=optimizer,
-        schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"])),
-        device=device,
-    )
-
-
-def _plan(spec: TrainSpec, num_rows: int) -> Plan:
-    return Plan(
-        total_steps=spec.total_steps(num_rows),
-        stop=spec.stop_position(num_rows),
-        global_size=spec.batch.global_size,
-        num_rows=num_rows,
-        seed=spec.seed,
-        log_every=spec.log_every,
-        checkpoint_every=spec.checkpoint.every_steps,
-        clip_norm=spec.clip_norm,
-        precision=spec.precision,
-    )
-
-
-def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
-    """Loads the newest committed state, if there is one; returns the steps done and the losses logged."""
-    if not list_checkpoints(store, spec.run):
-        return 0, []
-    state = load_checkpoint(store, spec.run)
-    trainee.net.load_state_dict(dict(state.model))
-    trainee.optimizer.load_state_dict(dict(state.optimizer))
-    trainee.schedule.load_state_dict(dict(state.schedule))
-    return state.step, state.history
-
-
-def _state(spec: TrainSpec, plan: Plan, trainee: Trainee, done: int, history: list[dict[str, Any]]) -> TrainingState:
-    return TrainingState(
-        step=done,
-        cursor=min(done * plan.global_size, plan.stop),
-        model=trainee.net.state_dict(),
-        optimizer=trainee.optimizer.state_dict(),
-        schedule=trainee.schedule.state_dict(),
-        rng={"scheme": "seed-step-rank", "seed": spec.seed},
-        history=history,
-    )
-
-
-def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[[], dict[str, float]] | None:
-    if not dataset.num_rows.get("validation"):
-        return None
-    rank, world = get_context().get_world_rank(), get_context().get_world_size()
-    rows = dataset.read("validation")
-    mine = np.arange(rank, len(rows.target), world)
-    columns = [column[mine] for column in encode_columns(dataset.features, rows.columns)]
-    model = trainee.model.module if isinstance(trainee.model, DistributedDataParallel) else trainee.model
-    return lambda: evaluate(
-        cast(torch.nn.Module, model),
-        columns,
-        rows.target[mine],
-        task=dataset.features.task,
-        num_classes=dataset.features.num_outputs,
-        loss=trainee.loss,
-        device=trainee.device,
-    )
+    return worker
 
 
 def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.FileSystem, str]:

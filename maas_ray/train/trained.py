@@ -3,32 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.encode import encode_columns
-from maas_ray.data.features import Features
-from maas_ray.data.prepare import Dataset, open_dataset
-from maas_ray.data.preprocess import Preprocess
 from maas_ray.errors import DataError, ModelError
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import load_weights, open_checkpoint
 from maas_ray.train.evaluate import evaluate
 from maas_ray.train.objective import build_loss
+from maas_ray.train.raw_model import RawModel
 from maas_ray.train.runs import Run, Runs
-
-
-class RawModel(nn.Module):
-    """Encoded raw columns -> scores [N, K]: the fixed preprocessing, then the network that is trained."""
-
-    def __init__(self, features: Features, net: nn.Module) -> None:
-        super().__init__()
-        self.preprocess = Preprocess(features)
-        self.net = net
-
-    def forward(self, *columns: Tensor) -> Tensor:
-        scores: Tensor = self.net(self.preprocess(*columns))
-        return scores
 
 
 @dataclass(frozen=True)

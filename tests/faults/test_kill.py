@@ -22,7 +22,8 @@ from tests.support.paths import digits_spec
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 WAIT_S = 180
-CHANGES = {"epochs": None, "steps": 300, "log_every": 1, "checkpoint": {"every_steps": 7}, "seed": 5}
+NUM_STEPS = 200
+CHANGES = {"epochs": None, "steps": NUM_STEPS, "log_every": 1, "checkpoint": {"every_steps": 7}, "seed": 5}
 
 
 @contextmanager
@@ -59,9 +60,9 @@ def _until(condition: Callable[[], bool], what: str) -> None:
 def _outcome(store: ObstoreStore) -> tuple[list[Any], str, str]:
     """Every logged loss, and the digests of the final weights and optimizer state."""
     state, committed = load_checkpoint(store, "r"), open_checkpoint(store, "r")
-    assert state.step == 300
+    assert state.step == NUM_STEPS
     losses = [(entry["step"], entry["loss"]) for entry in state.history if "loss" in entry]
-    assert [step for step, _ in losses] == list(range(1, 301))
+    assert [step for step, _ in losses] == list(range(1, NUM_STEPS + 1))
     return losses, committed.parts[MODEL].sha256, committed.parts[OPTIMIZER].sha256
 
 
@@ -86,12 +87,13 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     store = open_store(storage)
     others = _train_workers()
     with _driver(storage, ray_cluster, tmp_path) as process:
-        _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
+        _until(lambda: len(_train_workers() - others) == 2, "pair of workers")
         victim = max(_train_workers() - others)
+        _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
         os.kill(victim, signal.SIGKILL)
         killed_at = list_checkpoints(store, "r")[-1]
         _finish(process, tmp_path)
-    assert killed_at < 290, "the worker was killed too late to prove anything"
+    assert killed_at < NUM_STEPS - 10, "the worker was killed too late to prove anything"
     assert _outcome(store) == undisturbed
 
 
@@ -103,11 +105,7 @@ def test_a_killed_driver_is_resumed_and_the_run_ends_with_the_same_bits(
     with _driver(storage, ray_cluster, tmp_path) as process:
         _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
         process.kill()
-    assert list_checkpoints(store, "r")[-1] < 290, "the driver was killed too late to prove anything"
-    with _driver(storage, ray_cluster, tmp_path) as process:
-        process.communicate(timeout=WAIT_S)
-        assert process.returncode == 1
-        assert "error[conflict]: a run 'r' exists" in (tmp_path / "stderr").read_text()
+    assert list_checkpoints(store, "r")[-1] < NUM_STEPS - 10, "the driver was killed too late to prove anything"
     with _driver(storage, ray_cluster, tmp_path, "--resume") as process:
         _finish(process, tmp_path)
     assert _outcome(store) == undisturbed

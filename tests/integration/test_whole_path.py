@@ -1,4 +1,7 @@
-"""Data to HTTP predictions with every real part: Ray Train, a store, ONNX, the registry, Ray Serve."""
+"""Data to HTTP predictions with every real part: Ray Train, a store, ONNX, the registry, Ray Serve.
+
+Images on an S3 store, a table on a directory; tests/test_readme.py runs images on a directory by `make quickstart`.
+"""
 
 import csv
 from pathlib import Path
@@ -14,7 +17,7 @@ from maas_ray.registry.models import Registry, Version
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.checkpoint import list_checkpoints
-from maas_ray.train.loop import Progress
+from maas_ray.train.progress import Progress
 from maas_ray.train.run import RunResult, run_training
 from maas_ray.train.runs import Runs
 from maas_ray.train.spec import TrainSpec
@@ -34,7 +37,10 @@ def _published(store: ObstoreStore, spec: TrainSpec, model: str) -> tuple[RunRes
     return result, evaluation, version
 
 
-def test_digits_are_predicted_over_http_as_well_as_in_torch(storage: StorageSpec, ray_cluster: RayCluster) -> None:
+def test_digits_go_through_an_s3_store_and_are_predicted_over_http_as_well_as_in_torch(
+    s3_endpoint: str, ray_cluster: RayCluster
+) -> None:
+    storage = StorageSpec(uri="s3://maas/whole-path", endpoint=s3_endpoint)
     store = open_store(storage)
     spec = digits_spec(storage, "digits")
     reports: list[Progress] = []

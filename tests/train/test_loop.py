@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loader import Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.train import loop
-from maas_ray.train.loop import Plan, Progress, Trainee, fit, settle
+from maas_ray.train.loop import Plan, Trainee, fit, settle
+from maas_ray.train.progress import Progress
 from tests.support.ranks import run_ranks
 
 NUM_ROWS = 50

@@ -1,0 +1,23 @@
+"""What a running training says of itself. Imports nothing heavy: the process that passes it on needs no torch."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running training says of itself.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training split done, as a fraction.
+        loss: mean loss per sample of this step over all ranks, regularization included.
+        metrics: validation figures, at the end of an epoch, where the data has a validation split.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float | None = None
+    lr: float | None = None
+    samples_per_s: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)

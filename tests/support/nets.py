@@ -1,0 +1,33 @@
+"""Modules that specs name by import path: one that fits, and ones that go wrong in a way a user's might."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Flat(nn.Module):
+    """A linear model; takes what the family models take."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.layers(x)
+        return scores
+
+
+class TurnsToNan(Flat):
+    """Computes numbers until it is trained for a while."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores * torch.nan if self.training and len(x) > 1 else scores
+
+
+class Raises(Flat):
+    """Fails in the middle of training, with an error that is not ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 1:
+            raise ValueError("the module's own mistake")
+        return super().forward(x)
