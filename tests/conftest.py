@@ -30,8 +30,8 @@ os.environ.update(
 _TEMP_DIR = Path(tempfile.gettempdir()) / f"mr-{os.getpid()}"
 _STATE_DIR = _TEMP_DIR.with_name(f"{_TEMP_DIR.name}-state")
 _PORTS = cluster.choose_ports(http=0, dashboard=0)
-_ENVIRONMENT = cluster.environment("fast", ports=_PORTS, temp_dir=_TEMP_DIR, token_path=_STATE_DIR / "token")
-os.environ.update(_ENVIRONMENT)
+CLUSTER_ENVIRONMENT = cluster.environment("fast", ports=_PORTS, temp_dir=_TEMP_DIR, token_path=_STATE_DIR / "token")
+os.environ.update(CLUSTER_ENVIRONMENT)
 
 
 @dataclass(frozen=True)

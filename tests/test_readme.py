@@ -11,6 +11,7 @@ import pytest
 
 from maas_ray import errors
 from maas_ray.errors import MaasError
+from tests.conftest import CLUSTER_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,7 +79,8 @@ def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
     (copy / ".venv").symlink_to(ROOT / ".venv")
     os.utime(copy / "pyproject.toml", (0, 0))  # older than the environment: make must not install the copy over it
     script = "\n".join(["set -euxo pipefail", *re.findall(r"```bash\n(.*?)```", README, re.DOTALL)])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MAAS_RAY_"))}
+    ours = (*CLUSTER_ENVIRONMENT, "RAY_", "MAAS_RAY_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"HOME": str(home)}
     try:
         done = subprocess.run(

@@ -1,12 +1,12 @@
 """Kill -9 of a worker or of the driver, at any time: the resumed run is bit for bit the undisturbed one."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ray.util.state import list_actors
 
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.checkpoint import MODEL, OPTIMIZER, list_checkpoints, load_checkpoint, open_checkpoint
+from maas_ray.train.run import run_training
 from tests.conftest import RayCluster
 from tests.support.paths import digits_spec
 
@@ -27,27 +28,17 @@ CHANGES = {"epochs": None, "steps": NUM_STEPS, "log_every": 1, "checkpoint": {"e
 
 
 @contextmanager
-def _driver(storage: StorageSpec, cluster: RayCluster, tmp_path: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+def _driver(storage: StorageSpec, cluster: RayCluster, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     spec = tmp_path / "spec.yaml"
     spec.write_text(yaml.safe_dump(digits_spec(storage, "r", **CHANGES).model_dump(mode="json")))
-    command = [sys.executable, str(JOB), "--spec", str(spec), *flags]
+    command = [sys.executable, str(JOB), "--spec", str(spec)]
     environment = {**os.environ, **cluster.env}
-    with (tmp_path / "stderr").open("w") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:
         process.kill()
         process.wait(timeout=30)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def _finish(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, Any]:
-    out, _ = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, (tmp_path / "stderr").read_text()
-    result: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return result
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:
@@ -68,10 +59,8 @@ def _outcome(store: ObstoreStore) -> tuple[list[Any], str, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, str]:
-    path = tmp_path_factory.mktemp("undisturbed")
-    storage = StorageSpec(uri=f"file://{path}/store")
-    with _driver(storage, ray_cluster, path) as process:
-        _finish(process, path)
+    storage = StorageSpec(uri=f"file://{tmp_path_factory.mktemp('undisturbed')}/store")
+    run_training(digits_spec(storage, "r", **CHANGES))
     return _outcome(open_store(storage))
 
 
@@ -86,13 +75,14 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_same_bits(
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
     others = _train_workers()
-    with _driver(storage, ray_cluster, tmp_path) as process:
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(run_training, digits_spec(storage, "r", **CHANGES))
         _until(lambda: len(_train_workers() - others) == 2, "pair of workers")
         victim = max(_train_workers() - others)
         _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
         os.kill(victim, signal.SIGKILL)
         killed_at = list_checkpoints(store, "r")[-1]
-        _finish(process, tmp_path)
+        running.result(timeout=WAIT_S)
     assert killed_at < NUM_STEPS - 10, "the worker was killed too late to prove anything"
     assert _outcome(store) == undisturbed
 
@@ -105,7 +95,7 @@ def test_a_killed_driver_is_resumed_and_the_run_ends_with_the_same_bits(
     with _driver(storage, ray_cluster, tmp_path) as process:
         _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
         process.kill()
+        process.wait(timeout=30)
     assert list_checkpoints(store, "r")[-1] < NUM_STEPS - 10, "the driver was killed too late to prove anything"
-    with _driver(storage, ray_cluster, tmp_path, "--resume") as process:
-        _finish(process, tmp_path)
+    run_training(digits_spec(storage, "r", **CHANGES), resume=True)
     assert _outcome(store) == undisturbed

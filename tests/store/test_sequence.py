@@ -19,7 +19,7 @@ def test_records_are_read_in_order_and_after_a_number(store: ObstoreStore) -> No
 
 
 def test_many_writers_at_once_lose_nothing_and_decide_one_after_the_other(storage: StorageSpec) -> None:
-    num_writers, num_each = 6, 5
+    num_writers, num_each = 4, 4
     failures: list[BaseException] = []
 
     def write() -> None:
