@@ -78,7 +78,7 @@ def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(state_dir: Path):
     environment = {"RAY_START_HOOK": "no_such_module.Hook"}
-    temp_dir = Path(tempfile.mkdtemp(prefix="mr-"))
+    temp_dir = Path(tempfile.mkdtemp(prefix="m"))
     ports = cluster.choose_ports(http=0, dashboard=0)
     with pytest.raises(ClusterError, match=r"Ray did not start; .*no_such_module"):
         cluster.up(num_cpus=1, state_dir=state_dir, env=environment, ports=ports, temp_dir=temp_dir)

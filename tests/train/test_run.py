@@ -104,7 +104,10 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
 
 @pytest.mark.parametrize(
     ("model", "message", "restarts"),
-    [("TurnsToNan", "the loss of step 1 is nan", 3), ("Raises", "the module's own mistake", 0)],
+    [
+        ("TurnsToNan", "the loss of step 1 is nan", 3),
+        pytest.param("Raises", "the module's own mistake", 0, marks=pytest.mark.fault),
+    ],
 )
 def test_an_error_in_training_ends_the_run_with_its_reason(
     file_store: ObstoreStore, ray_cluster: RayCluster, model: str, message: str, restarts: int
