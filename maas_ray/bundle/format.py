@@ -81,7 +81,7 @@ class BundleInfo(Spec):
     parity: dict[str, Any]
     """The report of the gate that compared this graph with the trained model."""
     metrics: dict[str, float]
-    """Figures of the evaluation on held-out data."""
+    """Figures of this very checkpoint on held-out data; empty if nothing was held out."""
     lineage: Lineage
 
 

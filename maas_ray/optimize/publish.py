@@ -1,9 +1,6 @@
 """From a run to a bundle: load a checkpoint, export it, prove the export, evaluate what was exported, commit it."""
 
 from dataclasses import dataclass
-from typing import Any
-
-from numpy.typing import NDArray
 
 from maas_ray.bundle.format import BundleInfo, Lineage, save_bundle
 from maas_ray.data.prepare import Dataset
@@ -11,7 +8,7 @@ from maas_ray.optimize.export import export
 from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import pin
-from maas_ray.train.trained import Trained, load_trained
+from maas_ray.train.trained import Trained, evaluate_trained, load_trained
 
 
 @dataclass(frozen=True)
@@ -42,22 +39,22 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
     pin(store, run, trained.step, "exported")
     features = trained.dataset.features
     graph, signature = export(trained.net, features)
-    report = check_parity(trained.net, features, graph, _held_out(trained.dataset), parity)
+    split = _held_out(trained.dataset)
+    report = check_parity(trained.net, features, graph, trained.dataset.read(split or "train").columns, parity)
     info = BundleInfo(
         signature=signature,
         task=features.task,
         labels=features.labels,
         parity=report,
-        metrics=dict(trained.run.metrics),
+        metrics=evaluate_trained(trained, split).metrics if split else {},
         lineage=_lineage(trained),
     )
     return Exported(save_bundle(store, info, graph), info)
 
 
-def _held_out(dataset: Dataset) -> list[NDArray[Any]]:
-    """Raw columns of the held-out rows, or of the training rows where nothing was held out; the gate draws from them."""
-    split = next(name for name in ("test", "validation", "train") if dataset.num_rows.get(name))
-    return dataset.read(split).columns
+def _held_out(dataset: Dataset) -> str | None:
+    """The split that training has not seen; None if nothing was held out."""
+    return next((name for name in ("test", "validation") if dataset.num_rows.get(name)), None)
 
 
 def _lineage(trained: Trained) -> Lineage:

@@ -224,4 +224,8 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
             options["client_options"]["allow_http"] = spec.endpoint.startswith("http://")
         region = spec.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         return ObstoreStore(spec.uri, S3Store(bucket, prefix=prefix or None, region=region, **options))
-    return ObstoreStore(spec.uri, from_url(spec.uri, **options))
+    try:
+        return ObstoreStore(spec.uri, from_url(spec.uri, **options))
+    except (BaseError, ValueError) as error:  # such as az:// without an account in the environment
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"storage.uri {spec.uri!r} cannot be opened with this environment: {reason}") from error

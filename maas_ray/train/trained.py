@@ -62,18 +62,19 @@ def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Train
     return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset)
 
 
-def evaluate_run(store: ObjectStore, run: str, split: str = "test", step: int | None = None) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the figures in the run's log.
+def evaluate_trained(trained: Trained, split: str) -> Evaluation:
+    """Evaluates a loaded network on a split.
 
     Raises:
         DataError: the data has no such split.
     """
-    trained = load_trained(store, run, step)
     features = trained.dataset.features
     num_rows = trained.dataset.num_rows.get(split, 0)
     if not num_rows:
         there = ", ".join(f"{name} ({rows} rows)" for name, rows in trained.dataset.num_rows.items() if rows)
-        raise DataError(f"the data of run {run!r} has no {split!r} split; it has {there}; see data.split in the spec")
+        raise DataError(
+            f"the data of run {trained.run.id!r} has no {split!r} split; it has {there}; see data.split in the spec"
+        )
     rows = trained.dataset.read(split)
     metrics = evaluate(
         RawModel(features, trained.net),
@@ -83,5 +84,17 @@ def evaluate_run(store: ObjectStore, run: str, split: str = "test", step: int | 
         num_classes=features.num_outputs,
         loss=build_loss(trained.run.spec.objective, features.task),
     )
-    Runs(store).record(run, {"type": "evaluated", "split": split, "step": trained.step, "metrics": metrics})
-    return Evaluation(run, trained.step, split, num_rows, metrics)
+    return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
+
+
+def evaluate_run(store: ObjectStore, run: str, split: str = "test", step: int | None = None) -> Evaluation:
+    """Evaluates a checkpoint, the newest by default, on a split and records the figures in the run's log.
+
+    Raises:
+        NotFound: no such run, or no such checkpoint.
+        DataError: the data has no such split.
+    """
+    evaluation = evaluate_trained(load_trained(store, run, step), split)
+    figures = {"split": split, "step": evaluation.step, "metrics": evaluation.metrics}
+    Runs(store).record(run, {"type": "evaluated", **figures})
+    return evaluation

@@ -47,6 +47,7 @@ def test_large_objects_go_up_in_parts(store: ObstoreStore) -> None:
     [
         ("ftp://host/path", "unknown scheme 'ftp'; use one of file, s3, gs, az"),
         ("s3://", "names no bucket"),
+        ("az://container/path", "cannot be opened with this environment: .*Account must be specified"),
     ],
 )
 def test_a_uri_that_no_store_has_is_refused(uri: str, message: str) -> None:
