@@ -10,24 +10,22 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from maas_ray.cli.progress import training_bar
+from maas_ray.cli.reporting import facts, say
 from maas_ray.cluster import ClusterState, connect, disconnect, down, up
 from maas_ray.errors import MaasError
 from maas_ray.spec import load_spec
 
 SPEC = Path(__file__).parent / "specs" / "digits.yaml"
 MODEL = "digits"
-say = Console(stderr=True)
 
 
 def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> d
     store = open_store(store_uri)
     spec = load_spec(TrainSpec, SPEC, [f"storage.uri={store.uri}"])
 
-    with progress_bar("train") as show:
+    with training_bar(spec.run) as show:
         result = run_training(spec, on_progress=show)
     say.print(f"[green]trained[/] {result.step} steps, checkpoint {result.checkpoint_step} committed")
 
@@ -131,39 +129,22 @@ def metrics_file(cluster: ClusterState) -> str:
     return str(Path(cluster.temp_dir) / "prom_metrics_service_discovery.json")
 
 
-@contextmanager
-def progress_bar(name: str) -> Iterator[Any]:
-    """Shows training as a bar on stderr; gives the function that takes each report."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=say) as bar:
-        task = bar.add_task(name, total=None, note="starting workers")
-
-        def show(progress: Any) -> None:
-            loss = "" if progress.loss is None else f" loss {progress.loss:.3f}"
-            note = f"step {progress.step}/{progress.total_steps}{loss}"
-            bar.update(task, completed=progress.step, total=progress.total_steps, note=note)
-
-        yield show
-
-
 def table(figures: dict[str, Any]) -> Table:
     """The figures, for people."""
-    shown = Table(
-        title=f"{figures['model']} version {figures['version']}, {figures['num_rows']} held-out rows", show_header=False
+    return facts(
+        f"{figures['model']} version {figures['version']}, {figures['num_rows']} held-out rows",
+        {
+            "accuracy in PyTorch": f"{figures['accuracy_pytorch']:.4f}",
+            "accuracy in ONNX": f"{figures['accuracy_onnx']:.4f}",
+            "accuracy over HTTP": f"{figures['accuracy_http']:.4f}",
+            "largest parity error": f"{figures['max_parity_error']:.1e}",
+            "latency p50 / p99, one row": f"{figures['latency_p50_ms']:.2f} / {figures['latency_p99_ms']:.2f} ms",
+            "store": figures["store"],
+            "Ray dashboard": figures["dashboard"],
+            "TensorBoard logs": figures["tensorboard"],
+            "Prometheus targets": figures["metrics"],
+        },
     )
-    for label, value in (
-        ("accuracy in PyTorch", f"{figures['accuracy_pytorch']:.4f}"),
-        ("accuracy in ONNX", f"{figures['accuracy_onnx']:.4f}"),
-        ("accuracy over HTTP", f"{figures['accuracy_http']:.4f}"),
-        ("largest parity error", f"{figures['max_parity_error']:.1e}"),
-        ("latency p50 / p99, one row", f"{figures['latency_p50_ms']:.2f} / {figures['latency_p99_ms']:.2f} ms"),
-        ("store", figures["store"]),
-        ("Ray dashboard", figures["dashboard"]),
-        ("TensorBoard logs", figures["tensorboard"]),
-        ("Prometheus targets", figures["metrics"]),
-    ):
-        shown.add_row(label, value)
-    return shown
 
 
 def call_example(figures: dict[str, Any]) -> str:
@@ -188,22 +169,27 @@ def main() -> int:
     try:
         with say.status("starting a local Ray cluster"):
             cluster = up(num_cpus=4, state_dir=state_dir)
+        is_kept = False
         try:
             figures = run_path(cluster, state_dir, str(home / "store"))
+            is_kept = arguments.keep  # what failed serves nothing: its cluster always ends
         finally:
             disconnect()
-            if not arguments.keep:
+            if not is_kept:
                 with say.status("stopping the cluster"):
                     down(state_dir=state_dir)
     except MaasError as error:
-        say.print(f"[red]error[/]\\[{error.code}]: {error}", highlight=False)
+        say.print(f"[red]error[/]\\[{error.code}]: {error}")
         return 1
     if arguments.json:
         print(json.dumps(figures))
     else:
         Console().print(table(figures))
     if arguments.keep:
-        say.print(f"It goes on serving. Call it with\n  {call_example(figures)}\nand stop it with\n  maas-ray down")
+        text = (
+            f"It goes on serving. Call it with\n  {call_example(figures)}\nand stop it with\n  .venv/bin/maas-ray down"
+        )
+        say.print(text, markup=False, soft_wrap=True)  # a command that is wrapped cannot be copied
     else:
         say.print("The cluster is stopped; `make quickstart KEEP=1` leaves it serving.")
     return 0 if agree(figures) else 1

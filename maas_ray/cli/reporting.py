@@ -68,7 +68,9 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table of plain values."""
-    shown = Table(*columns, title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*("" if value is None else str(value) for value in row))
     return shown
@@ -77,6 +79,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def facts(title: str, values: Mapping[str, object]) -> Table:
     """A table of names and values."""
     shown = Table(title=title, title_justify="left", show_header=False)
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")  # a path that is cut off is of no use
     for name, value in values.items():
         shown.add_row(name, str(value))
     return shown

@@ -1,15 +1,14 @@
 """train, runs, evaluate, publish."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, open_store
+from maas_ray.cli.progress import training_bar
 from maas_ray.cli.reporting import Answer, facts, say, table
 
 
@@ -33,7 +32,7 @@ def train(
         from maas_ray.train.run import run_training
 
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
-    with _progress(loaded.run) as show:
+    with training_bar(loaded.run) as show:
         result = run_training(loaded, resume=resume, on_progress=show)
     shown = {
         "step": result.step,
@@ -120,23 +119,6 @@ def publish(
         "alias": promote or f"none yet: maas-ray promote {name} {version.version}",
     }
     return Answer(document, facts(f"published {name} version {version.version}", shown))
-
-
-@contextmanager
-def _progress(run: str) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr; gives the function that takes each report."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
-    with Progress(*columns, console=say) as bar:
-        task = bar.add_task(run, total=None, note="starting workers")
-
-        def show(progress: Any) -> None:
-            loss = "" if progress.loss is None else f" loss {progress.loss:.4g}"
-            note = f"step {progress.step}/{progress.total_steps}{loss} {_figures(progress.metrics)}".rstrip()
-            bar.update(task, completed=progress.step, total=progress.total_steps, note=note)
-
-        yield show
 
 
 def _figures(metrics: dict[str, float]) -> str:
