@@ -10,6 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # make test PYTEST_ARGS="tests/store -x" runs a part of the suite
 PYTEST_ARGS ?=
+# Two processes: one has all tests of the shared Ray cluster (tests/conftest.py), the other one the rest.
+WORKERS ?= -n 2 --dist loadgroup
 
 .PHONY: help
 help:  ## this list
@@ -54,7 +56,7 @@ define pytest
 		rm -rf "$$temp"; \
 	}; \
 	trap finish EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	TMPDIR="$$temp" $(BIN)/python -B -m pytest -q -p no:cacheprovider --basetemp="$$temp/pytest" $(1) $(PYTEST_ARGS)
+	TMPDIR="$$temp" $(BIN)/python -B -m pytest -q -p no:cacheprovider --basetemp="$$temp/pytest" $(WORKERS) $(1) $(PYTEST_ARGS)
 endef
 
 .PHONY: clean

@@ -49,6 +49,13 @@ class RayCluster:
     state_dir: Path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of the cluster share one: a machine has room for one such cluster."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
     """A Ray head with 8 logical CPUs and the fast profile; ended by its own record, with all that it started."""
