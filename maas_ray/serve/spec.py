@@ -7,29 +7,44 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from maas_ray.bundle.engine import EngineSpec
 from maas_ray.registry.models import PRODUCTION
+from maas_ray.serve.access_log import AccessLogSpec
 from maas_ray.serve.queue import BatchSpec
+from maas_ray.serve.tracing import TracingSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 
 _ROUTE = re.compile(r"/|(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NAME_OR_PATTERN = r"^[A-Za-z0-9*][A-Za-z0-9._*-]{0,99}$"
+_MODELS_OF_A_PATTERN = 256
+"""How many models a pattern is taken to stand for, where a bound is derived from the number of models."""
 
 
 class ModelSpec(Spec):
     """One served model reference: whatever an alias names, or one fixed version."""
 
-    name: str = Field(pattern=_NAME)
-    """Model in the registry, and in the URL."""
+    name: str = Field(pattern=_NAME_OR_PATTERN)
+    """Model in the registry, and in the URL. With a `*` (`team-a-*`, or `*` for all) every model of the registry that
+    has the alias, also those published later; each is loaded by its first request."""
     alias: str = PRODUCTION
     """Followed by running replicas: promoting another version swaps it in."""
     version: PositiveInt | None = None
     """A fixed version instead of an alias."""
+    pinned: bool = False
+    """Loaded at start, and never unloaded to make room for another model."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
         if self.version is not None and self.alias != PRODUCTION:
             raise ValueError("give an alias or a version, not both")
+        if self.version is not None and self.is_pattern:
+            raise ValueError("a name with '*' stands for many models; give an alias instead of a version")
         return self
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the name stands for every model that it matches."""
+        return "*" in self.name
 
     @property
     def ref(self) -> int | str:
@@ -72,6 +87,14 @@ class LimitsSpec(Spec):
     """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
     drain_timeout_s: PositiveFloat = 20.0
     """Time that a stopping replica has to answer what waits."""
+    io_timeout_s: PositiveFloat = 8.0
+    """Time in which a head must be complete, and the grace of bodies and of readers before `min_bytes_per_s` counts."""
+    min_bytes_per_s: PositiveInt = 16 << 10
+    """Speed below which a body or a reader trickles; its connection is closed."""
+    idle_timeout_s: PositiveFloat = 120.0
+    """Time after which a connection without a request is closed; longer than what is in front of it keeps one."""
+    max_connections: PositiveInt = 10_000
+    """Connections of one replica; one more is answered 503 and closed."""
 
 
 class RefreshSpec(Spec):
@@ -87,6 +110,15 @@ class RefreshSpec(Spec):
     """Longest pause after failures."""
     stuck_run_s: PositiveFloat = 120.0
     """A run that lasts longer makes the replica unhealthy, so that it is replaced."""
+    max_parallel_loads: PositiveInt = 2
+    """Versions that one replica loads at the same time; each takes about five times its file while it is loaded."""
+
+
+class ObservabilitySpec(Spec):
+    """What a pool tells about its requests, beyond its metrics, which are always there."""
+
+    access_log: AccessLogSpec = AccessLogSpec()
+    tracing: TracingSpec = TracingSpec()
 
 
 class ServingSpec(Spec):
@@ -100,6 +132,12 @@ class ServingSpec(Spec):
     batching: BatchSpec = BatchSpec()
     limits: LimitsSpec = LimitsSpec()
     refresh: RefreshSpec = RefreshSpec()
+    observability: ObservabilitySpec = ObservabilitySpec()
+    memory_budget_bytes: PositiveInt | None = None
+    """Memory for the models of one replica; beyond it the ones not used for longest are unloaded, and loaded again by
+    their next request. A model counts as 1.1 times its file and 256 KiB. None: every model stays, without a limit."""
+    model_control: Literal["none", "explicit"] = "none"
+    """`explicit`: callers may load and unload models with the v2 model repository extension. `none`: they are refused."""
 
     @model_validator(mode="after")
     def _models_are_unique(self) -> Self:
@@ -112,7 +150,8 @@ class ServingSpec(Spec):
     @property
     def max_ongoing_requests(self) -> int:
         """Serve's own limit of one replica, set above what our queues hold: our 503 comes first, with its reason."""
-        return len(self.models) * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
+        num_models = sum(_MODELS_OF_A_PATTERN if model.is_pattern else 1 for model in self.models)
+        return num_models * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
 
     @property
     def engine(self) -> EngineSpec:

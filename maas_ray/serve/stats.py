@@ -158,8 +158,8 @@ class ReplicaStats:
         """Open connections now."""
         self.connections_total = 0
         """Connections ever accepted."""
-        self.log_drops = 0
-        """Lines of the access log that were dropped because its buffer was full."""
+        self.log_drops: Callable[[], int] | None = None
+        """Tells how many lines of the access log were dropped; None: there is no log."""
         self._routes: defaultdict[tuple[str, int], int] = defaultdict(int)
         self._start_s = time.time()
 
@@ -215,7 +215,7 @@ class ReplicaStats:
             "start_ms": int(self._start_s * 1e3),
             "connections": self.connections,
             "connections_total": self.connections_total,
-            "log_drops": self.log_drops,
+            "log_drops": 0 if self.log_drops is None else self.log_drops(),
             "routes": [[route, status, count] for (route, status), count in sorted(self._routes.items())],
             "models": [stats.snapshot() for _, stats in sorted(self.models.items())],
         }
