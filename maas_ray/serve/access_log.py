@@ -25,6 +25,9 @@ from maas_ray.spec import Spec
 log = logging.getLogger(__name__)
 access = logging.getLogger("maas_ray.access")
 
+# Not blocking: a named pipe without a reader is an error, not a thread that hangs.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+
 
 class AccessLogSpec(Spec):
     """The log of inference requests."""
@@ -169,7 +172,7 @@ def _write_to_logger(lines: list[bytes]) -> None:
 def _write_to_file(path: Path, lines: list[bytes]) -> None:
     # Opened each time, so that a file that was moved away is made again. Whole lines in one append: several replicas
     # of a node may share the file.
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    descriptor = os.open(path, _FLAGS, 0o640)
     try:
         rest = memoryview(b"".join(line + b"\n" for line in lines))
         while rest:
