@@ -16,6 +16,8 @@
     │   └── ResourcesMissing   the cluster can never hold what the spec asks for
     ├── GateError              a proof failed: what was exported is not what was trained
     ├── BundleError            a bundle's graph or description is not servable
+    ├── ModelTooLarge          a model does not fit into its pool's memory budget
+    ├── EngineFailed           a run failed for a reason that does not lie in the request
     └── RequestError           a serving request is refused
         ├── BadRequest         malformed, or does not fit the model's signature
         ├── MethodNotAllowed   the path exists, the method does not
@@ -125,6 +127,18 @@ class BundleError(MaasError):
     """A bundle's graph, signature or description is not servable."""
 
     code, http_status = "bundle_invalid", 422
+
+
+class EngineFailed(MaasError):
+    """A run of the model failed for a reason that does not lie in the request."""
+
+    code = "engine_failed"
+
+
+class ModelTooLarge(MaasError):
+    """A model needs more memory than its pool's budget leaves for it; waiting does not help."""
+
+    code, http_status = "model_too_large", 503
 
 
 class RequestError(MaasError):

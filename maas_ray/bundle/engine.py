@@ -10,14 +10,14 @@ import onnxruntime as ort
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Bundle, Signature, TensorSpec
 from maas_ray.bundle.inspect import inspect_graph
-from maas_ray.errors import BadRequest, BundleError, MaasError
+from maas_ray.bundle.latency import LatencyModel
+from maas_ray.errors import BadRequest, BundleError, EngineFailed, MaasError
 from maas_ray.spec import Spec
 
 log = logging.getLogger(__name__)
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 _REFUSED = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
-_SMOOTHING = 0.1
 
 
 class EngineSpec(Spec):
@@ -25,6 +25,8 @@ class EngineSpec(Spec):
 
     threads: int = 1
     """Threads of one run; by default the replica's CPUs. More than the replica owns makes every run slower."""
+    streams: int = 1
+    """Runs at the same time; they share the threads."""
     gpus: float = 0.0
     """GPUs that the replica owns; without any, only the CPU provider is tried."""
     warmup_rows: tuple[int, ...] = (1, 8)
@@ -33,34 +35,6 @@ class EngineSpec(Spec):
     """Runs of each number of rows; the fastest seeds the latency estimate."""
     warmup_budget_s: float = 5.0
     """No further number of rows is begun after this time; larger ones are then estimated in proportion."""
-
-
-class Timing:
-    """Seconds per run by number of rows: a moving average for each power of two.
-
-    An estimate for a size that was never run is taken from the nearest size that was: in proportion above it,
-    unchanged below it (a run has a fixed cost).
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def record(self, num_rows: int, seconds: float) -> None:
-        """Adds one measured run."""
-        bucket = num_rows.bit_length()
-        known = self._seconds.get(bucket)
-        self._seconds[bucket] = seconds if known is None else known + _SMOOTHING * (seconds - known)
-
-    def estimate_s(self, num_rows: int) -> float:
-        """Expected seconds of a run; infinity while nothing was measured."""
-        bucket = num_rows.bit_length()
-        known = self._seconds.get(bucket)
-        if known is not None:
-            return known
-        if not self._seconds:
-            return float("inf")
-        nearest = min(self._seconds, key=lambda other: abs(other - bucket))
-        return self._seconds[nearest] * max(1.0, 2.0 ** (bucket - nearest))
 
 
 class Engine:
@@ -78,7 +52,8 @@ class Engine:
         spec = spec or EngineSpec()
         inspect_graph(bundle.graph, bundle.info.signature)
         self.signature: Signature = bundle.info.signature
-        self.timing = Timing()
+        self.latency = LatencyModel()
+        self.streams = spec.streams
         self._outputs = [tensor.name for tensor in self.signature.outputs]
         self._session = _session(bundle, spec)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
@@ -97,7 +72,7 @@ class Engine:
 
         Raises:
             BadRequest: the graph refuses these values (for instance an index outside its table).
-            MaasError: the run failed for another reason; the cause is chained.
+            EngineFailed: the run failed for another reason; the cause is chained.
         """
         started = time.perf_counter()
         try:
@@ -107,15 +82,21 @@ class Engine:
                 "the model refuses these values; compare shapes and values with the model's metadata"
             ) from error
         except Exception as error:  # onnxruntime's classes have no common base
-            raise MaasError("the model failed while it ran on these inputs; the replica's log has the cause") from error
-        self.timing.record(_num_rows(inputs), time.perf_counter() - started)
+            raise EngineFailed(
+                "the model failed while it ran on these inputs; the replica's log has the cause"
+            ) from error
+        self.latency.record(_num_rows(inputs), time.perf_counter() - started)
         return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        """Gives the session and its memory back, whoever still refers to this object; a run in progress ends first."""
+        self._session = None
 
     def _warm_up(self, bundle_id: str, spec: EngineSpec) -> None:
         """First runs allocate and choose kernels; nobody should wait for them."""
         sizes = sorted(set(spec.warmup_rows)) if self.signature.is_batched else [1]
         free = [t.name for t in self.signature.inputs if -1 in (t.shape[1:] if self.signature.is_batched else t.shape)]
-        measured = Timing()
+        measured = LatencyModel()
         until = time.perf_counter() + spec.warmup_budget_s
         for num_rows in sizes:
             if time.perf_counter() > until:
@@ -135,7 +116,7 @@ class Engine:
                     ) from error
                 times.append(time.perf_counter() - started)
             measured.record(num_rows, min(times))
-        self.timing = measured  # forgets the cold runs
+        self.latency = measured  # forgets the cold runs
 
     def _keeps_rows_apart(self, bundle_id: str) -> bool:
         """Whether three random rows give alone what they give together: a graph may compute over the batch dimension.
@@ -171,11 +152,13 @@ def _session(bundle: Bundle, spec: EngineSpec) -> ort.InferenceSession:
     options.log_severity_level = 4  # a refused row is the caller's news, not a line in our log per request
     chosen = _providers(spec.gpus)
     try:
-        return ort.InferenceSession(bundle.graph, options, providers=chosen)
+        session = ort.InferenceSession(bundle.graph, options, providers=chosen)
     except Exception as error:
         raise BundleError(
             f"onnxruntime cannot make a session of bundle {bundle.id}: {str(error).splitlines()[0]}"
         ) from error
+    session._model_bytes = None  # kept only to make the session again on other providers; doubles what a model takes
+    return session
 
 
 def _providers(gpus: float) -> list[str]:

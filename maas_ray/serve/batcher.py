@@ -1,22 +1,26 @@
 """Merges the rows of waiting requests into runs. Knows no HTTP, no model file and no Ray; a loop and a runner are given.
 
-A batch is closed when the engine is free, never by a timer: a lone request on an idle model does not wait, and while
-the engine is busy requests gather. A batcher belongs to one model version, so versions never share a run, and answers
+A batch is closed when the engine is free: a lone request on an idle model does not wait (unless `max_delay_ms` asks for
+it), and while the engine is busy requests gather. What a batch holds is the queue's choice (queue.py). A batcher belongs to one model version, so versions never share a run, and answers
 are cut by what was parsed, not by what a caller declared.
 """
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
-from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
-from maas_ray.serve.queue import BatchSpec, ByteBudget, Done, Item, Queue, Tensors
+from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded, RequestError
+from maas_ray.serve.queue import DEFAULT_TENANT, BatchSpec, ByteBudget, Done, Item, Queue, Tensors
 
 log = logging.getLogger(__name__)
+
+_SWEEP_EVERY_S = 0.005
+"""Expired requests are looked for at most so often: the search goes through the whole queue."""
 
 
 class Loop(Protocol):
@@ -27,11 +31,22 @@ class Loop(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> Any: ...
 
 
-class Runner(Protocol):
-    """Runs merged rows: at once, or in a thread. One run at a time."""
+class Finished(Protocol):
+    """Called once at the end of a run, on the loop: the outputs or the error, and the seconds it took."""
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Done) -> None:
-        """Starts a run; `finished` is called on the loop, possibly before this returns."""
+    def __call__(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None: ...
+
+
+class Runner(Protocol):
+    """Runs merged rows: at once, or in a thread."""
+
+    @property
+    def streams(self) -> int:
+        """Runs that may be started before the first of them has finished."""
+        ...
+
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
+        """Starts a run; `finished` may be called before this returns."""
         ...
 
     def estimate_s(self, num_rows: int) -> float:
@@ -39,16 +54,52 @@ class Runner(Protocol):
         ...
 
 
+class RunStats(Protocol):
+    """What is counted here; serve/stats.py has it."""
+
+    def waited(self, queue_s: float, num_rows: int) -> None:
+        """A request left the queue for a run."""
+        ...
+
+    def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
+        """A run ended well."""
+        ...
+
+
+class Run:
+    """Requests that are being run together.
+
+    Args:
+        batcher: is told the end.
+        items: whose rows are merged, in this order.
+        num_rows: sum of theirs.
+        started_s: time of the loop's clock.
+    """
+
+    __slots__ = ("batcher", "items", "num_rows", "started_s")
+
+    def __init__(self, batcher: "Batcher", items: list[Item], num_rows: int, started_s: float) -> None:
+        self.batcher = batcher
+        self.items = items
+        self.num_rows = num_rows
+        self.started_s = started_s
+
+    def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
+        """Cuts the outputs and answers; see `Finished`."""
+        self.batcher._finished(self, outputs, error, run_s)
+
+
 class Batcher:
     """Queue and runs of one model version.
 
     Args:
         runner: what runs a batch.
-        spec: sizes and bounds.
+        spec: sizes, bounds, delay and weights.
         loop: asyncio's loop, or one driven by hand.
         can_merge: whether the model has a batch dimension.
         budget: bytes shared with the other batchers of the replica.
         name: of the model version, for messages.
+        stats: is told what waited and ran; None: nothing is counted.
     """
 
     def __init__(
@@ -60,22 +111,30 @@ class Batcher:
         can_merge: bool,
         budget: ByteBudget | None = None,
         name: str = "model",
+        stats: RunStats | None = None,
     ) -> None:
         self._runner = runner
+        self._streams = runner.streams
         self._max_batch_size = spec.max_batch_size
+        self._is_delayed = spec.max_delay_ms > 0
         self._loop = loop
         self._can_merge = can_merge
         self._name = name
-        self._queue = Queue(spec, budget or ByteBudget(spec.max_queued_bytes), name)
+        self._stats = stats
+        budget = budget or ByteBudget(spec.max_queued_bytes)
+        self._queue = Queue(spec, budget, name, runner.estimate_s, lambda item, error: self._answer(item, None, error))
         self._retries: deque[list[Item]] = deque()
         """Parts of a run that failed, to be run apart."""
-        self._running: list[Item] = []
-        self._started_s: float | None = None
+        self._runs: list[Run] = []
         self._is_armed = False
         self._is_closed = False
         self._timer: Any = None
         self._timer_at = math.inf
+        self._swept_s = -math.inf
+        self._waker: Any = None
         self._when_idle: list[Callable[[], None]] = []
+        self.failed_in_a_row = 0
+        """Runs of single requests that the engine failed, not the request, since the last that went well."""
 
     @property
     def num_queued(self) -> int:
@@ -89,10 +148,20 @@ class Batcher:
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the current run started; 0 while the engine is free."""
-        return 0.0 if self._started_s is None else self._loop.time() - self._started_s
+        """Seconds since the oldest run in progress started; 0 while the engine is free."""
+        return self._loop.time() - self._runs[0].started_s if self._runs else 0.0
 
-    def submit(self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done) -> Item:
+    def submit(
+        self,
+        inputs: Tensors,
+        num_rows: int,
+        num_bytes: int,
+        deadline: float,
+        done: Done,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        priority: int = 0,
+    ) -> Item:
         """Queues one request.
 
         Args:
@@ -101,6 +170,8 @@ class Batcher:
             num_bytes: what the request holds in memory, counted against the byte bound.
             deadline: time of the loop's clock after which nobody waits for the answer.
             done: called exactly once, unless the item is cancelled.
+            tenant: whose request it is; tenants share the engine by their weights.
+            priority: among the requests of this tenant: 1 is the highest; 0 comes after all others.
 
         Returns:
             The item, for `cancel`.
@@ -111,13 +182,19 @@ class Batcher:
         """
         if self._is_closed:
             raise Overloaded(f"{self._name} is being unloaded; send the request again", 1.0)
-        if deadline <= self._loop.time():
+        now = self._loop.time()
+        if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
-        item = Item(inputs, num_rows, num_bytes, deadline, done)
-        self._queue.put(item, self.retry_after_s)
+        item = Item(inputs, num_rows, num_bytes, deadline, done, priority)
+        if self._stats is not None:
+            item.arrived_s = time.perf_counter()
+        self._queue.put(item, tenant, self.retry_after_s, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
-        self._arm()
+        if not self._is_armed and len(self._runs) < self._streams:
+            # Once per turn of the loop: all requests that arrived together share one run.
+            self._is_armed = True
+            self._loop.call_soon(self._pump)
         return item
 
     def cancel(self, item: Item) -> None:
@@ -125,6 +202,7 @@ class Batcher:
         if item.done is not None:
             item.done = None
             self._queue.remove(item)
+            item.inputs = {}  # the queue's lines may hold the item itself a little longer
             self._check_idle()
 
     def retry_after_s(self) -> float:
@@ -156,55 +234,82 @@ class Batcher:
         self._check_idle()
 
     def _arm(self) -> None:
-        # Once per turn of the loop: all requests that arrived together share one run.
-        if not self._is_armed and self._started_s is None:
+        if not self._is_armed and len(self._runs) < self._streams:
             self._is_armed = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._is_armed = False
-        if self._started_s is not None:
-            return
-        batch = self._next_batch()
-        if not batch:
-            self._check_idle()
-            return
-        self._running = batch
-        self._started_s = self._loop.time()
-        self._runner.start(_merge(batch), sum(item.num_rows for item in batch), self._finished)
+        while len(self._runs) < self._streams:
+            batch = self._next_batch()
+            if not batch:
+                if self._is_delayed:
+                    self._wake_later()
+                self._check_idle()
+                return
+            run = Run(self, batch, sum([item.num_rows for item in batch]), self._loop.time())
+            self._runs.append(run)
+            self._runner.start(_merge(batch), run.num_rows, run.finished)
+            if self._is_armed:  # it ran at once: the loop reads what has arrived meanwhile before the next one
+                return
 
     def _next_batch(self) -> list[Item]:
         while self._retries:
             if part := _live(self._retries.popleft()):
                 return part
         now = self._loop.time()
-        while batch := self._queue.take(self._can_merge):
+        while batch := self._queue.take(self._can_merge, now, can_wait=not self._is_closed):
             for item in batch:
                 if item.deadline <= now:
                     self._expire(item)
             if part := _live(batch):
+                if self._stats is not None:
+                    started_s = time.perf_counter()
+                    for item in part:
+                        self._stats.waited(started_s - item.arrived_s, item.num_rows)
                 return part
         return []
 
-    def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
-        batch, self._running, self._started_s = self._running, [], None
-        if len(batch) == 1:
-            self._answer(batch[0], outputs, error)
-        elif outputs is None:
-            # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered on the way.
-            middle = len(batch) // 2
-            self._retries.extend((batch[:middle], batch[middle:]))
-        elif any(len(array) != sum(item.num_rows for item in batch) for array in outputs.values()):
-            log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
-            self._can_merge = False
-            self._retries.extend([item] for item in batch)
+    def _wake_later(self) -> None:
+        if self._waker is not None:
+            self._waker.cancel()
+        when = self._queue.wake_at()
+        self._waker = self._loop.call_at(when, self._arm) if math.isfinite(when) else None
+
+    def _finished(self, run: Run, outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
+        self._runs.remove(run)
+        batch = run.items
+        if outputs is None:
+            if len(batch) == 1:
+                self.failed_in_a_row += not isinstance(error, RequestError)
+                self._answer(batch[0], None, error)
+            else:
+                # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered on the way.
+                middle = len(batch) // 2
+                self._retries.extend((batch[:middle], batch[middle:]))
         else:
-            start = 0
-            for item in batch:
-                stop = start + item.num_rows
+            self.failed_in_a_row = 0
+            if self._stats is not None:
+                self._stats.ran(len(batch), run.num_rows, run_s)
+            if len(batch) == 1:
+                self._answer(batch[0], outputs, error)
+            elif any(len(array) != run.num_rows for array in outputs.values()):
+                log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
+                self._can_merge = False
+                self._retries.extend([item] for item in batch)
+            else:
+                self._cut(batch, outputs)
+        if self._queue or self._retries or self._is_closed:
+            self._arm()
+
+    def _cut(self, batch: list[Item], outputs: Tensors) -> None:
+        """Answers each item with its own rows: views, by what was parsed."""
+        start = 0
+        for item in batch:
+            stop = start + item.num_rows
+            if item.done is not None:
                 self._answer(item, {name: array[start:stop] for name, array in outputs.items()}, None)
-                start = stop
-        self._arm()
+            start = stop
 
     def _answer(self, item: Item, outputs: Tensors | None, error: MaasError | None) -> None:
         done, item.done = item.done, None
@@ -224,11 +329,12 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = when
+        when = max(when, self._swept_s + _SWEEP_EVERY_S)
         self._timer = self._loop.call_at(when, self._sweep) if math.isfinite(when) else None
 
     def _sweep(self) -> None:
         """Answers whoever's deadline has passed, also while the engine is busy or stuck."""
-        now = self._loop.time()
+        self._swept_s = now = self._loop.time()
         for item in [*self._queue, *self._apart()]:
             if item.deadline <= now:
                 self._queue.remove(item)
@@ -240,11 +346,14 @@ class Batcher:
 
     def _apart(self) -> list[Item]:
         """Items that are in a run, or wait to be run again."""
-        return [*self._running, *(item for part in self._retries for item in part)]
+        running = (item for run in self._runs for item in run.items)
+        return [*running, *(item for part in self._retries for item in part)]
 
     def _check_idle(self) -> None:
-        if self._is_closed and not self._queue and not self._retries and self._started_s is None:
+        if self._is_closed and not self._queue and not self._retries and not self._runs:
             self._set_timer(math.inf)
+            if self._waker is not None:
+                self._waker.cancel()
             callbacks, self._when_idle = self._when_idle, []
             for callback in callbacks:
                 callback()

@@ -1,21 +1,34 @@
-"""The bounded queue of one model version: which requests wait, and which of them may share a run. Runs nothing.
+"""The bounded queue of one model version: which requests wait, and which of them the next run shall hold. Runs nothing.
 
-Rows are merged only for equal sizes beyond the batch dimension; groups of different sizes take turns, and inside a
-group first come, first served.
+    whose turn   the tenant that has had least (fairness.py)
+    who of them  priority 1 before 2 before …, 0 last; within a priority the earliest deadline; then first come
+    with whom    requests of equal dtypes and sizes beyond the batch dimension, drawn in the same order
+    how many     as many rows as fit, unless such a run would end after the earliest deadline (`_fit`)
+
+A priority counts among the requests of one tenant: nobody overtakes another tenant by calling himself important.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.errors import MaasError, Overloaded
+from maas_ray.serve.fairness import Shares, Tenant, furthest_behind
+from maas_ray.serve.line import Line
 from maas_ray.spec import Spec
 
 Tensors = Mapping[str, Array]
 Done = Callable[[Tensors | None, MaasError | None], None]
 """Called once with the outputs or with the error, on the loop."""
+
+DEFAULT_TENANT = "default"
+_HEADROOM = 1.25
+"""A run is planned to take so many times its estimate, where a deadline depends on it."""
+_TICK_S = 0.0005
+"""A loop's clock may tick in milliseconds: a wait that is this close to its end has ended."""
 
 
 class BatchSpec(Spec):
@@ -23,10 +36,16 @@ class BatchSpec(Spec):
 
     max_batch_size: PositiveInt = 64
     """Most rows of one run. A single request with more rows runs alone."""
+    max_delay_ms: NonNegativeFloat = 0.0
+    """Milliseconds that a request may wait for others to fill its run although the engine is free. 0: never."""
     max_queued_requests: PositiveInt = 512
     """Requests of one model version that may wait; one more is answered 503 at once."""
     max_queued_bytes: PositiveInt = 256 << 20
     """Bytes of requests that may wait in one replica, over all its models."""
+    streams: PositiveInt | None = None
+    """Runs of one model version at the same time. None: 1 on CPUs, 2 on a GPU."""
+    tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Shares of tenants that do not weigh 1: rows run while several wait are in proportion."""
 
 
 class ByteBudget:
@@ -50,95 +69,348 @@ class Item:
         num_bytes: what the request holds in memory.
         deadline: time of the loop's clock after which nobody waits for the answer.
         done: gets the answer.
+        priority: 1 is the highest; 0 comes after all others.
     """
 
-    __slots__ = ("deadline", "done", "inputs", "key", "num_bytes", "num_rows")
+    __slots__ = (
+        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "queued_at",
+        "rank", "tenant",
+    )  # fmt: skip
 
-    def __init__(self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done) -> None:
+    tenant: "Tenant[Item]"
+    """Whose it is; set while it waits."""
+    group: "Group"
+    """With what it may run; set while it waits."""
+    line: "Line[Item]"
+    """Where it stands among those of its tenant that may share its run; set while it waits."""
+
+    def __init__(
+        self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done, priority: int = 0
+    ) -> None:
         self.inputs = inputs
         self.num_rows = num_rows
         self.num_bytes = num_bytes
         self.deadline = deadline
         self.done: Done | None = done
-        self.key: tuple[object, ...] = ()
+        self.rank: tuple[float, float, int] = (priority or math.inf, deadline, 0)
+        self.is_waiting = False
+        self.queued_at = 0.0
+        """Time of the loop's clock when it was queued; kept only where runs are delayed."""
+        self.arrived_s = 0.0
+        """The same by the finest clock; kept only where statistics are."""
+
+
+class Group:
+    """Waiting items that may share a run: a line for each tenant that has some."""
+
+    __slots__ = ("go_at", "key", "lines", "num_rows")
+
+    def __init__(self, key: tuple[object, ...]) -> None:
+        self.key = key
+        self.lines: dict[Tenant[Item], Line[Item]] = {}
+        self.num_rows = 0
+        self.go_at = math.inf
+        """Time when it no longer waits to be filled; kept only where runs are delayed."""
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for line in self.lines.values() for item in line)
+
+
+_Lines = Mapping[Tenant[Item], Line[Item]]
 
 
 class Queue:
-    """Waiting items in groups that may share a run.
+    """Waiting items, by tenant and by what may share a run.
 
     Args:
-        spec: sizes and bounds.
+        spec: sizes, bounds and weights.
         budget: bytes shared with the other queues of the replica.
         name: of the model version, for messages.
+        estimate_s: expected seconds of a run by its rows; infinity if unknown.
+        drop: is given an item that had to leave for one of a tenant with less, and the reason.
     """
 
-    def __init__(self, spec: BatchSpec, budget: ByteBudget, name: str) -> None:
+    def __init__(
+        self,
+        spec: BatchSpec,
+        budget: ByteBudget,
+        name: str,
+        estimate_s: Callable[[int], float],
+        drop: Callable[[Item, Overloaded], None],
+    ) -> None:
         self._spec = spec
         self._budget = budget
         self._name = name
-        self._groups: OrderedDict[tuple[object, ...], deque[Item]] = OrderedDict()
-        self.num_rows = 0
+        self._estimate_s = estimate_s
+        self._drop = drop
+        self._max_rows = spec.max_batch_size
+        self._delay_s = spec.max_delay_ms / 1000
+        self._groups: dict[tuple[object, ...], Group] = {}
+        self._tenants: dict[str, Tenant[Item]] = {}
+        self._shares = Shares(spec.tenant_weights)
+        self._earliest = math.inf
+        """No deadline in the queue is earlier."""
         self._num_items = 0
+        self._count = 0
+        self.num_rows = 0
 
     def __len__(self) -> int:
         return self._num_items
 
     def __iter__(self) -> Iterator[Item]:
-        return (item for group in self._groups.values() for item in group)
+        return (item for tenant in self._tenants.values() for item in tenant)
 
-    def put(self, item: Item, retry_after_s: Callable[[], float]) -> None:
+    def put(self, item: Item, tenant_name: str, retry_after_s: Callable[[], float], now: float) -> None:
         """Adds an item.
 
         Raises:
             Overloaded: a bound is reached; nothing was queued.
         """
-        if self._num_items >= self._spec.max_queued_requests:
-            raise Overloaded(
-                f"the queue of {self._name} is full: {self._num_items} requests wait, the limit is "
-                f"{self._spec.max_queued_requests}; send the request again later",
-                retry_after_s(),
-            )
-        if self._budget.used + item.num_bytes > self._budget.limit:
-            raise Overloaded(
-                f"the queue of this replica is full: {self._budget.used} bytes wait and this request has "
-                f"{item.num_bytes}, the limit is {self._budget.limit}; send it again later, or a smaller one",
-                retry_after_s(),
-            )
-        item.key = tuple((name, array.shape[1:]) for name, array in item.inputs.items())
-        self._groups.setdefault(item.key, deque()).append(item)
+        spec, budget = self._spec, self._budget
+        if self._num_items >= spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
+            self._make_room(item, tenant_name, retry_after_s)
+        tenant = self._tenants.get(tenant_name)
+        if tenant is None:
+            tenant = self._tenants[tenant_name] = self._shares.enter(tenant_name)
+        key = tuple([(array.shape[1:], array.dtype.num) for array in item.inputs.values()])
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key)
+        line = group.lines.get(tenant)
+        if line is None:
+            line = group.lines[tenant] = Line()
+        item.tenant, item.group, item.line, item.is_waiting = tenant, group, line, True
+        self._count += 1
+        item.rank = (item.rank[0], item.deadline, self._count)
+        tenant.add(item)
+        line.add(item)
+        tenant.num_bytes += item.num_bytes
+        group.num_rows += item.num_rows
         self._num_items += 1
         self.num_rows += item.num_rows
-        self._budget.used += item.num_bytes
+        budget.used += item.num_bytes
+        if item.deadline < self._earliest:
+            self._earliest = item.deadline
+        if self._delay_s:
+            item.queued_at = now
+            group.go_at = min(group.go_at, self._must_go_at(item))
 
-    def take(self, can_merge: bool) -> list[Item]:
-        """Removes and returns what the next run shall hold: of the group whose turn it is, as many rows as fit."""
-        if not self._groups:
+    def take(self, can_merge: bool, now: float, can_wait: bool = False) -> list[Item]:
+        """Removes and returns what the next run shall hold; nothing if nothing waits, or may wait for more.
+
+        Args:
+            can_merge: whether requests may share a run at all.
+            now: time of the loop's clock.
+            can_wait: whether a group may wait to be filled (`BatchSpec.max_delay_ms`).
+        """
+        if not self._num_items:
             return []
-        key, group = next(iter(self._groups.items()))
-        batch = [group.popleft()]
-        num_rows = batch[0].num_rows
-        while can_merge and group and num_rows + group[0].num_rows <= self._spec.max_batch_size:
-            batch.append(group.popleft())
-            num_rows += batch[-1].num_rows
-        if group:
-            self._groups.move_to_end(key)
+        groups: list[Group] | None = None
+        if self._delay_s and can_wait and can_merge:
+            groups = [g for g in self._groups.values() if g.num_rows >= self._max_rows or g.go_at <= now + _TICK_S]
+            if not groups:
+                return []
+        head = self._head(groups)
+        group = head.group
+        if not can_merge or group.num_rows == head.num_rows:
+            self._shares.charge(head.tenant, head.num_rows)
+            self.remove(head)
+            return [head]
+        lines, max_rows, is_tight = self._fit(head, now)
+        if len(lines) == 1 and not is_tight:
+            batch = self._draw_in_order(*next(iter(lines.items())))
         else:
-            del self._groups[key]
-        for item in batch:
-            self._forget(item)
+            batch = self._draw_in_turns(lines, max_rows, now if is_tight else -math.inf)
+        if self._delay_s:
+            group.go_at = min((self._must_go_at(item) for item in group), default=math.inf)
         return batch
 
-    def remove(self, item: Item) -> None:
-        """Takes one item out, if it is still there."""
-        group = self._groups.get(item.key)
-        if group is None or item not in group:
-            return
-        group.remove(item)
-        self._forget(item)
-        if not group:
-            del self._groups[item.key]
+    def wake_at(self) -> float:
+        """Time when the first group no longer waits to be filled."""
+        return min((group.go_at for group in self._groups.values()), default=math.inf)
 
-    def _forget(self, item: Item) -> None:
-        self._num_items -= 1
-        self.num_rows -= item.num_rows
-        self._budget.used -= item.num_bytes
+    def remove(self, item: Item) -> None:
+        """Takes one item out, if it is still there; what it held is given back at once."""
+        if not item.is_waiting:
+            return
+        item.is_waiting = False
+        item.tenant.num_waiting -= 1
+        item.line.num_waiting -= 1
+        self._forget(item.tenant, item.group, item.line, 1, item.num_rows, item.num_bytes)
+
+    def _forget(
+        self, tenant: Tenant[Item], group: Group, line: Line[Item], num_items: int, num_rows: int, num_bytes: int
+    ) -> None:
+        tenant.num_bytes -= num_bytes
+        group.num_rows -= num_rows
+        self._num_items -= num_items
+        self.num_rows -= num_rows
+        self._budget.used -= num_bytes
+        if not line.num_waiting:
+            del group.lines[tenant]
+            if not group.lines:
+                del self._groups[group.key]
+            if not tenant.num_waiting:
+                del self._tenants[tenant.name]
+                self._shares.leave(tenant)
+                if not self._num_items:
+                    self._earliest = math.inf
+
+    def _head(self, groups: list[Group] | None) -> Item:
+        """The item that must be in the next run: the first of the tenant whose turn it is."""
+        if groups is not None:
+            tenant = furthest_behind(tenant for group in groups for tenant in group.lines)
+            return min((g.lines[tenant].first() for g in groups if tenant in g.lines), key=lambda item: item.rank)
+        if len(self._tenants) == 1:
+            (tenant,) = self._tenants.values()
+        else:
+            tenant = furthest_behind(self._tenants.values())
+        return tenant.first()
+
+    def _fit(self, head: Item, now: float) -> tuple[_Lines, int, bool]:
+        """What a run that holds `head` may draw from, how many rows, and whether deadlines bound it further.
+
+        Nearly always: everything, since a full run ends long before the earliest deadline. Otherwise items that would be
+        late even alone stay behind, until they expire or nothing else waits. If what the tenant has waiting would be
+        late even in full runs, one after another, small runs for the sake of the earliest would lose still more: then
+        the run is the largest all of whose items are on time, and those before them stay behind as well.
+        """
+        group, most = head.group, self._max_rows
+        run_s = _HEADROOM * self._estimate_s(min(most, group.num_rows))
+        if now + run_s <= self._earliest or math.isinf(run_s):
+            return group.lines, most, False
+        self._earliest = min(item.deadline for item in self)  # the bound may have been that of an item that has left
+        if now + run_s <= self._earliest:
+            return group.lines, most, False
+        able = {
+            tenant: [item for item in line if now + self._estimate_s(item.num_rows) <= item.deadline]
+            for tenant, line in group.lines.items()
+        }
+        if not any(able.values()):
+            return group.lines, most, False
+        if self._is_too_much(able[head.tenant], now):
+            num_rows, ends_at = self._largest_on_time([item for items in able.values() for item in items], now)
+            most = num_rows
+            able = {t: [item for item in items if item.deadline >= ends_at] for t, items in able.items()}
+        return {tenant: _line(items) for tenant, items in able.items() if items}, most, True
+
+    def _is_too_much(self, items: list[Item], now: float) -> bool:
+        """Whether one of these items would be late if they were run in full batches, the earliest deadline first."""
+        most = self._max_rows
+        full_s = _HEADROOM * self._estimate_s(most)
+        num_rows = 0
+        for item in sorted(items, key=lambda item: item.deadline):
+            num_rows += item.num_rows
+            needed_s = full_s * num_rows / most if num_rows > most else _HEADROOM * self._estimate_s(num_rows)
+            if num_rows > item.num_rows and now + needed_s > item.deadline:
+                return True
+        return False
+
+    def _largest_on_time(self, items: list[Item], now: float) -> tuple[int, float]:
+        """Rows and end of the largest run whose items are all on time."""
+        num_rows = 0
+        for item in sorted(items, key=lambda item: -item.deadline):
+            more = num_rows + item.num_rows
+            if num_rows and (more > self._max_rows or now + _HEADROOM * self._estimate_s(more) > item.deadline):
+                break
+            num_rows, earliest = more, item.deadline
+        return num_rows, min(earliest, now + _HEADROOM * self._estimate_s(num_rows))
+
+    def _draw_in_order(self, tenant: Tenant[Item], line: Line[Item]) -> list[Item]:
+        """Removes and returns the first items of one tenant, as many rows as a run holds, but at least one item."""
+        batch: list[Item] = []
+        most, num_rows, num_bytes = self._max_rows, 0, 0
+        while line.num_waiting:
+            item = line.first()
+            if batch and num_rows + item.num_rows > most:
+                break
+            item.is_waiting = False
+            line.num_waiting -= 1
+            num_rows += item.num_rows
+            num_bytes += item.num_bytes
+            batch.append(item)
+        self._shares.charge(tenant, num_rows)
+        tenant.num_waiting -= len(batch)
+        self._forget(tenant, batch[0].group, line, len(batch), num_rows, num_bytes)
+        return batch
+
+    def _draw_in_turns(self, lines: _Lines, most: int, now: float) -> list[Item]:
+        """Removes and returns items in the tenants' turns, as many rows as end before the earliest of their deadlines.
+
+        Args:
+            lines: what may be drawn.
+            most: rows at most, unless one item has more.
+            now: time when the run starts; minus infinity if no deadline is near.
+        """
+        batch: list[Item] = []
+        num_rows, earliest = 0, math.inf
+        turns = [(tenant.had, number, tenant, line) for number, (tenant, line) in enumerate(lines.items())]
+        heapq.heapify(turns)
+        while turns:
+            _, number, tenant, line = turns[0]
+            try:
+                item = line.first()
+            except IndexError:
+                heapq.heappop(turns)
+                continue
+            more = num_rows + item.num_rows
+            earliest = min(earliest, item.deadline)
+            if batch and (more > most or now + _HEADROOM * self._estimate_s(more) > earliest):
+                break
+            num_rows = more
+            batch.append(item)
+            self._shares.charge(tenant, item.num_rows)
+            self.remove(item)
+            heapq.heapreplace(turns, (tenant.had, number, tenant, line))
+        return batch
+
+    def _must_go_at(self, item: Item) -> float:
+        """When an item no longer waits for others: after the delay, or sooner if its deadline is near."""
+        run_s = _HEADROOM * self._estimate_s(self._max_rows)
+        return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
+
+    def _make_room(self, item: Item, tenant_name: str, retry_after_s: Callable[[], float]) -> None:
+        """Lets a tenant with more than its share give way to one with less.
+
+        Raises:
+            Overloaded: nobody has more; nothing was dropped.
+        """
+        spec, budget = self._spec, self._budget
+        too_many = self._num_items >= spec.max_queued_requests
+        too_large = budget.used + item.num_bytes > budget.limit
+        mine = self._tenants.get(tenant_name) or Tenant[Item](tenant_name, self._shares.weight(tenant_name))
+        victim = max(self._tenants.values(), key=lambda t: t.num_waiting / t.weight, default=mine)
+        if too_many and victim.num_waiting / victim.weight <= (mine.num_waiting + 1) / mine.weight:
+            raise Overloaded(
+                f"the queue of {self._name} is full: {self._num_items} requests wait, the limit is "
+                f"{spec.max_queued_requests}; send the request again later",
+                retry_after_s(),
+            )
+        largest = max(self._tenants.values(), key=lambda t: t.num_bytes / t.weight, default=mine)
+        if too_large and (
+            largest.num_bytes / largest.weight <= (mine.num_bytes + item.num_bytes) / mine.weight
+            or budget.used - largest.num_bytes + item.num_bytes > budget.limit
+        ):
+            raise Overloaded(
+                f"the queue of this replica is full: {budget.used} bytes wait and this request has "
+                f"{item.num_bytes}, the limit is {budget.limit}; send it again later, or a smaller one",
+                retry_after_s(),
+            )
+        dropped = [self._pop_last(victim)] if too_many else []
+        while budget.used + item.num_bytes > budget.limit:
+            dropped.append(self._pop_last(largest))
+        for loser in dropped:
+            text = f"the queue of {self._name} is full and most of it is yours, so a request of another tenant"
+            self._drop(loser, Overloaded(f"{text} took the place of this one; send it again later", retry_after_s()))
+
+    def _pop_last(self, tenant: Tenant[Item]) -> Item:
+        item = tenant.last()
+        self.remove(item)
+        return item
+
+
+def _line(items: Iterable[Item]) -> Line[Item]:
+    line: Line[Item] = Line()
+    for item in sorted(items, key=lambda item: item.rank):
+        line.add(item)
+    return line

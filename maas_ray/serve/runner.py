@@ -1,12 +1,15 @@
-"""Runs an engine for a batcher: short runs at once on the loop, longer ones in the engine's own thread."""
+"""Runs an engine for a batcher: short runs at once on the loop, longer ones in the engine's own threads."""
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from queue import SimpleQueue
 
 from maas_ray.bundle.engine import Engine
-from maas_ray.errors import MaasError
-from maas_ray.serve.queue import Done, Tensors
+from maas_ray.errors import EngineFailed, MaasError
+from maas_ray.serve.batcher import Finished
+from maas_ray.serve.queue import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +17,11 @@ INLINE_BELOW_S = 300e-6
 """A run shorter than this is not worth a hop to a thread and back, which was measured at about 60 microseconds plus
 a fight for the interpreter's lock; a longer one would keep the loop from reading requests."""
 
+_Job = tuple[Tensors, Finished]
+
 
 class EngineRunner:
-    """A `Runner` on an engine; owns one thread, started by the first long run.
+    """A `Runner` on an engine; owns as many threads as the engine has streams, started by the first long run.
 
     Args:
         engine: what runs.
@@ -25,39 +30,56 @@ class EngineRunner:
     """
 
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, inline_below_s: float = INLINE_BELOW_S) -> None:
+        self.streams = engine.streams
+        self.estimate_s = engine.latency.estimate_s
         self._engine = engine
         self._loop = loop
         self._inline_below_s = inline_below_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        # A queue of our own: an executor's future and its lock cost more than the hop itself.
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Done) -> None:
-        if self._engine.timing.estimate_s(num_rows) < self._inline_below_s:
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
+        if self.estimate_s(num_rows) < self._inline_below_s:
             finished(*self._run(inputs))
-        else:
-            self._thread.submit(self._run_in_thread, inputs, finished)
-
-    def estimate_s(self, num_rows: int) -> float:
-        return self._engine.timing.estimate_s(num_rows)
+            return
+        if not self._threads:
+            # Daemons: a run that hangs in native code must not keep the process from ending.
+            self._threads = [
+                threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
+                for number in range(self.streams)
+            ]
+            for thread in self._threads:
+                thread.start()
+        self._jobs.put((inputs, finished))
 
     def close(self) -> None:
-        """Gives the thread back; a run in progress ends by itself."""
-        self._thread.shutdown(wait=False)
+        """Gives the threads back; a run in progress ends by itself."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        self._threads = []
 
-    def _run_in_thread(self, inputs: Tensors, finished: Done) -> None:
-        outputs, error = self._run(inputs)
-        try:
-            self._loop.call_soon_threadsafe(finished, outputs, error)
-        except RuntimeError:
-            log.info("a run ended after its loop was closed; nobody waits for it")
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            inputs, finished = job
+            result = self._run(inputs)
+            del job, inputs  # this thread may now wait for long
+            try:
+                self._loop.call_soon_threadsafe(finished, *result)
+            except RuntimeError:
+                log.info("a run ended after its loop was closed; nobody waits for it")
+            del result, finished
 
-    def _run(self, inputs: Tensors) -> tuple[Tensors | None, MaasError | None]:
+    def _run(self, inputs: Tensors) -> tuple[Tensors | None, MaasError | None, float]:
+        started_s = time.perf_counter()
         try:
-            return self._engine.run(inputs), None
+            outputs = self._engine.run(inputs)
+            return outputs, None, time.perf_counter() - started_s
         except MaasError as error:
             log.info("a run failed: %s", error.__cause__ or error)
-            return None, error
+            return None, error, time.perf_counter() - started_s
         except Exception as error:  # whatever it is, the batcher must hear that the engine is free again
             log.exception("a run failed in an unexpected way")
-            failure = MaasError("the model failed while it ran on these inputs; the replica's log has the cause")
+            failure = EngineFailed("the model failed while it ran on these inputs; the replica's log has the cause")
             failure.__cause__ = error
-            return None, failure
+            return None, failure, time.perf_counter() - started_s

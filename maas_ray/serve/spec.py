@@ -160,6 +160,7 @@ class ServingSpec(Spec):
         sizes = {1 << power for power in range(largest.bit_length())}
         return EngineSpec(
             threads=max(1, int(self.resources.cpus)),
+            streams=self.batching.streams or (2 if self.resources.gpus else 1),
             gpus=self.resources.gpus,
             warmup_rows=tuple(sorted(sizes | {largest})),
         )

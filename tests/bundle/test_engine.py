@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from maas_ray.bundle.engine import Engine, EngineSpec, Timing
+from maas_ray.bundle.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.bundle.latency import LatencyModel
 from maas_ray.errors import BadRequest, BundleError
 from tests.support.onnx_models import (
     LOOKUP,
@@ -49,8 +50,8 @@ def test_a_graph_without_a_batch_dimension_is_run_as_it_is() -> None:
 
 def test_warm_up_seeds_the_estimate_for_every_size_asked_for() -> None:
     engine = Engine(make_bundle(), EngineSpec(warmup_rows=(1, 16)))
-    assert 0 < engine.timing.estimate_s(1) < 1
-    assert 0 < engine.timing.estimate_s(16) < 1
+    assert 0 < engine.latency.estimate_s(1) < 1
+    assert 0 < engine.latency.estimate_s(16) < 1
 
 
 def test_a_graph_that_fails_on_blank_rows_is_not_served() -> None:
@@ -88,7 +89,7 @@ def test_graphs_over_strings_and_tables_are_merged(graph: bytes, signature: Sign
 
 
 def test_the_estimate_follows_what_is_measured() -> None:
-    timing = Timing()
+    timing = LatencyModel()
     assert timing.estimate_s(1) == math.inf
     timing.record(8, 0.1)
     assert timing.estimate_s(8) == 0.1

@@ -62,7 +62,8 @@ class ManualLoop:
 class HeldEngine:
     """y = 2x, once the test lets the run end; fails for rows that hold a negative number."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int = 1) -> None:
+        self.streams = streams
         self.runs: list[list[float]] = []
         self._finished: list[Callable[[], None]] = []
 
@@ -177,8 +178,11 @@ def test_no_size_starves_another() -> None:
     for number in range(3):
         rig.send(f"narrow {number}", number)
     rig.send("wide", 8, 9, shape=(2,))
+    for number in range(3, 9):
+        rig.loop.advance(1.0)
+        rig.send(f"narrow {number}", number)
     rig.finish_all()
-    assert rig.engine.runs.index([8.0, 9.0]) == 1
+    assert rig.engine.runs.index([8.0, 9.0]) == 3, "it came fourth, and has the fourth deadline"
 
 
 def test_without_a_batch_dimension_every_request_runs_singly() -> None:

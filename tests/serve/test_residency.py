@@ -11,6 +11,7 @@ import requests
 
 from maas_ray.errors import BundleError, MaasError, NotFound, ObjectCorrupt
 from maas_ray.registry.models import Registry
+from maas_ray.serve.batcher import Run
 from maas_ray.serve.residency import Residency
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish
@@ -223,10 +224,10 @@ def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: Obs
     def hang() -> None:
         residency.check_health()
         batcher = residency.get("linear").batcher
-        batcher._started_s = asyncio.get_running_loop().time() - 1
+        batcher._runs.append(Run(batcher, [], 0, asyncio.get_running_loop().time() - 1))
         with pytest.raises(MaasError, match="running one batch for 1 s"):
             residency.check_health()
-        batcher._started_s = None
+        batcher._runs.clear()
 
     async def end_follower() -> None:
         assert residency._follower is not None
