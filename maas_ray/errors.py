@@ -16,8 +16,8 @@
     │   └── ResourcesMissing   the cluster can never hold what the spec asks for
     ├── GateError              a proof failed: what was exported is not what was trained
     ├── BundleError            a bundle's graph or description is not servable
-    ├── ModelTooLarge          a model does not fit into its pool's memory budget
     ├── EngineFailed           a run failed for a reason that does not lie in the request
+    ├── ModelTooLarge          a model does not fit into its pool's memory budget
     └── RequestError           a serving request is refused
         ├── BadRequest         malformed, or does not fit the model's signature
         ├── MethodNotAllowed   the path exists, the method does not

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from maas_ray.errors import BundleError, Conflict, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
@@ -54,6 +54,17 @@ class Signature(Spec):
         return all(tensor.shape and tensor.shape[0] == -1 for tensor in (*self.inputs, *self.outputs))
 
 
+class Imported(Spec):
+    """The file that a bundle was imported from."""
+
+    file: str
+    """Its name, without the directory."""
+    sha256: str
+    """Hex digest of the file; of the file and all files of its external data, where it has some."""
+    producer: str
+    """The program that wrote it, as the file says; empty if it does not."""
+
+
 class Lineage(Spec):
     """Where a bundle comes from; enough to find and repeat every step."""
 
@@ -69,6 +80,9 @@ class Lineage(Spec):
     """Digest of the TrainSpec."""
     git_commit: str | None = None
     """Commit of the code, where the run was started inside a git repository."""
+    imported: Imported | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The file, where the bundle does not come from a run. Then `run` is `import-` and the begin of the file's digest,
+    `step` is 0, and the digests of checkpoint, data and spec are empty."""
 
 
 class BundleInfo(Spec):
@@ -122,6 +136,11 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
 def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
     """The description alone, without reading the graph."""
     return _info(bundle_id, _open(store, bundle_id).meta)
+
+
+def graph_size(store: ObjectStore, bundle_id: str) -> int:
+    """Bytes of the graph, without reading it. Raises `NotFound`."""
+    return _open(store, bundle_id).parts[GRAPH].size
 
 
 def list_bundles(store: ObjectStore) -> list[str]:

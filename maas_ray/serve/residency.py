@@ -1,159 +1,343 @@
 """Which model versions are in memory in this replica, and how the set follows the registry without failing a request.
 
 Load (every byte verified) → inspect → session → warm → swap → drain the old. A version that does not load leaves the
-one before it serving and says why. A store that is away changes nothing of what is loaded. Knows no HTTP and no Ray.
+one before it serving and says why. A store that is away changes nothing of what is loaded. With a memory budget, models
+that nobody has asked for longest are unloaded, and the next request for one waits for its load. Knows no HTTP, no Ray.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.format import BundleInfo, load_bundle
-from maas_ray.errors import MaasError, NotFound, Overloaded, StoreUnavailable
-from maas_ray.registry.models import Registry, Version
+from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
+from maas_ray.bundle.memory import return_to_system
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
+from maas_ray.registry.models import Registry, Version, check_name
 from maas_ray.serve.batcher import Batcher
+from maas_ray.serve.loaded import Loaded, memory_of, name_of
 from maas_ray.serve.queue import ByteBudget
+from maas_ray.serve.room import Room
 from maas_ray.serve.runner import EngineRunner
-from maas_ray.serve.slots import Slot, named_before, resolve_all
-from maas_ray.serve.spec import ServingSpec
+from maas_ray.serve.slots import Reference, Slot, named_before, resolve_all
+from maas_ray.serve.spec import ModelSpec, ServingSpec
+from maas_ray.serve.stats import ReplicaStats
+from maas_ray.serve.waiting import Load, LoadDone, Waiter
+from maas_ray.serve.wanted import Wanted
 from maas_ray.store.objects import ObjectStore
+
+__all__ = ["Loaded", "Residency"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Key = tuple[str, int]
 
-
-@dataclass(eq=False)
-class Loaded:
-    """A model version in memory, ready to answer."""
-
-    version: Version
-    info: BundleInfo
-    batcher: Batcher
-    runner: EngineRunner
-
-    def __post_init__(self) -> None:
-        self.headers = (
-            (b"x-maas-run", self.version.run.encode("ascii", "replace")),
-            (b"x-maas-version", str(self.version.version).encode()),
-        )
-        """What leads an answer back to the run and the version it came from."""
+LOOK_FOR_ROOM_S = 0.01
+"""Pause between two looks for an idle model, while all are in use."""
+TRIM_AFTER_BYTES = 16 << 20
+"""Memory is given back to the system after this much was freed: doing it takes up to 10 ms."""
+MAX_NAMES = 20
+"""Names that a message lists at most."""
 
 
 class Residency:
-    """The models of one replica.
+    """The models of one replica. All methods are called on the loop.
 
     Args:
         store: where the registry and the bundles lie.
-        spec: the models, how they are batched, and how the registry is followed. The first reference of a name is the
-            one that a URL without a version means.
+        spec: the models, how they are batched, how the registry is followed and how much memory there is. The first
+            reference of a name is the one that a URL without a version means.
+        pool: the pool's name: replicas of one pool share what callers have asked to load and unload.
+        stats: where loads and evictions are counted.
     """
 
-    def __init__(self, store: ObjectStore, spec: ServingSpec) -> None:
+    def __init__(
+        self, store: ObjectStore, spec: ServingSpec, *, pool: str = "default", stats: ReplicaStats | None = None
+    ) -> None:
         self._store = store
         self._spec = spec
         self._registry = Registry(store)
-        self._slots = [Slot(model) for model in spec.models]
-        self._loaded: dict[tuple[str, int], Loaded] = {}
+        self._wanted = Wanted(store, pool) if spec.model_control == "explicit" else None
+        self._stats = stats or ReplicaStats(pool)
+        self._slots: dict[tuple[str, int | str], Slot] = {}
+        self._by_name: dict[str, list[Slot]] = {}
+        self._unloaded: set[str] = set()
+        self._loaded: dict[Key, Loaded] = {}
         self._defaults: dict[str, Loaded] = {}
         self._draining: set[Loaded] = set()
         self._budget = ByteBudget(spec.batching.max_queued_bytes)
-        # One thread for everything that waits for the store: the registry is not meant for several.
+        self._room = Room(spec.memory_budget_bytes)
+        self._sizes: dict[str, int] = {}
+        # One thread for everything that asks the registry, which is not meant for several.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
+        self._loaders = ThreadPoolExecutor(spec.refresh.max_parallel_loads, thread_name_prefix="load")
+        self._parallel = asyncio.Semaphore(spec.refresh.max_parallel_loads)
+        self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._reading: dict[Key, asyncio.Future[tuple[BundleInfo, Engine, int]]] = {}
         self._follower: asyncio.Task[None] | None = None
-        self._pending: asyncio.Future[Any] | None = None
+        self._late: asyncio.Future[Any] | None = None
+        self._freed_bytes = 0
+        self._is_closed = False
 
     @property
     def names(self) -> list[str]:
-        """Names of the served models."""
-        return list(self._defaults)
+        """Names of the served models, in memory or not."""
+        return list(self._by_name)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every reference of the pool is served."""
-        return self._follower is not None and all(slot.serving is not None for slot in self._slots)
+        """Whether requests are taken: everything that is loaded at start was loaded."""
+        return self._follower is not None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What counts against the memory budget now."""
+        return self._room.used
 
     def get(self, name: str, version: int | None = None) -> Loaded:
-        """The version that answers a request.
+        """The version that answers a request, if it is in memory.
+
+        Raises:
+            NotFound: the pool serves no such model or version, or does not have it in memory; the message says which.
+        """
+        found = self.find(name, version)
+        if found is None:
+            raise NotFound(f"model {name!r} is not in memory; a request for inference loads it")
+        return found
+
+    def find(self, name: str, version: int | None = None) -> Loaded | None:
+        """The version that answers a request; None if this pool has it, but not in memory: see `load_soon`.
+
+        A request that is queued soon after (within 50 ms) is safe: the model is not unloaded under it.
 
         Raises:
             NotFound: the pool serves no such model or version; the message lists what it serves.
+            Overloaded: the replica is being stopped.
         """
         found = self._defaults.get(name) if version is None else self._loaded.get((name, version))
         if found is not None:
+            found.used_s = monotonic()
             return found
-        if name not in self._defaults:
-            raise NotFound(f"this pool serves no model {name!r}; it serves: {', '.join(self._defaults) or 'none'}")
-        served = ", ".join(map(str, self.versions(name)))
-        raise NotFound(f"this pool serves no version {version} of model {name!r}; it serves: {served}")
+        self._slot(name, version)
+        return None
+
+    def load_soon(
+        self, name: str, version: int | None, deadline: float, done: LoadDone, *, num_bytes: int = 0
+    ) -> Waiter:
+        """Loads a model that `find` did not have in memory; requests for the same one share one load.
+
+        Args:
+            name: of the model.
+            version: as in the URL.
+            deadline: time of the loop's clock after which nobody waits.
+            done: called once on the loop with the model or the error, never before this returns.
+            num_bytes: what the waiting request holds in memory, counted as if it were queued.
+
+        Returns:
+            The waiter, for `cancel`.
+
+        Raises:
+            NotFound: the pool serves no such model or version.
+            Overloaded: too many requests wait for this model already, or the replica is being stopped.
+            DeadlineExceeded: the deadline has passed already.
+        """
+        slot = self._slot(name, version)
+        return self._begin(slot, is_firm=False).add(version, deadline, done, num_bytes)
 
     def versions(self, name: str) -> list[int]:
-        """Served versions of a model, ascending."""
-        return sorted(version for model, version in self._loaded if model == name)
+        """Served versions of a model, ascending; those not in memory too."""
+        numbers = {slot.serving or (slot.named.version if slot.named else None) for slot in self._by_name.get(name, ())}
+        return sorted(number for number in numbers if number is not None)
 
     def problems(self, name: str) -> list[str]:
         """Why references of this model do not serve what the registry names; empty if they do."""
-        return [slot.problem for slot in self._slots if slot.spec.name == name and slot.problem]
+        return [slot.problem for slot in self._by_name.get(name, ()) if slot.problem]
+
+    def index(self, ready_only: bool = False) -> list[dict[str, str]]:
+        """The index of the v2 model repository extension, sorted: name, version, state and reason of what the pool knows.
+
+        A model that is not in memory is READY, since requests for it are answered; its reason says where it is.
+        """
+        rows: dict[tuple[str, int], tuple[str, str]] = {}
+        for loaded in self._draining:
+            rows[loaded.version.model, loaded.version.version] = ("UNLOADING", "answers its last requests")
+        for slot in self._slots.values():
+            name = slot.spec.name
+            if slot.named is None:
+                rows[name, 0] = ("UNAVAILABLE", slot.problem or "the registry does not name it")
+                continue
+            named = slot.named.version
+            if slot.load is not None and slot.load.version is not None:
+                rows[name, slot.load.version] = ("LOADING", f"{len(slot.load)} requests wait for it")
+            elif slot.error is not None:
+                rows[name, named] = ("UNAVAILABLE", str(slot.error))
+            elif slot.serving is None:
+                rows[name, named] = ("READY", "not in memory: its next request loads it")
+        for name, version in self._loaded:
+            rows[name, version] = ("READY", "")
+        for name in self._unloaded:
+            rows.setdefault((name, 0), ("UNAVAILABLE", "unloaded by a caller"))
+        return [
+            {"name": name, "version": str(version) if version else "", "state": state, "reason": reason}
+            for (name, version), (state, reason) in sorted(rows.items())
+            if state == "READY" or not ready_only
+        ]
 
     async def start(self) -> None:
-        """Loads everything, then follows the registry in the background; a second call does nothing.
+        """Loads what the spec lists, as far as the budget goes, then follows the registry; a second call does nothing.
+
+        Pinned models come first, then the others in the order of the spec until one does not fit. What a pattern
+        matches is loaded by its first request.
 
         Raises:
-            MaasError: a model cannot be resolved or loaded, and nothing older of it can serve.
+            MaasError: a model that the spec lists cannot be resolved or loaded, and nothing older of it can serve.
         """
         if self._follower is not None:
             return
         try:
-            for slot, wanted in await self._resolve(self._spec.refresh.load_timeout_s):
-                if isinstance(wanted, MaasError):
-                    raise wanted
-                await self._load_first(slot, wanted)
+            await self._look(self._spec.refresh.load_timeout_s)
+            chosen = await self._choose_first()
+            await self._wait([self._begin(slot, is_firm=True) for slot in chosen])
+            for slot in chosen:
+                if slot.serving is None and slot.is_listed and slot.error is not None:
+                    raise slot.error
         except BaseException:
             await self.close()
             raise
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def refresh(self) -> None:
-        """Looks at the registry once and loads what has moved; `start` calls it again and again.
+        """Looks at the registry, and at what callers have asked for, and loads what has moved.
 
         Raises:
             StoreUnavailable: the registry could not be read in time.
         """
-        if self._pending is not None and not self._pending.done():
-            raise StoreUnavailable("the store has not answered the question before this one")
-        for slot, wanted in await self._resolve(self._spec.refresh.timeout_s):
-            if isinstance(wanted, MaasError):
-                slot.problem = str(wanted)
-            elif wanted.version == slot.serving:
-                slot.note_success()
-            elif slot.is_due(wanted.version, asyncio.get_running_loop().time()):
-                await self._try(slot, wanted)
+        await self._wait(await self._look_and_begin())
+
+    refresh_now = refresh
+    """For a replica that is told of a wish which another one has written down."""
+
+    async def load(
+        self, name: str, *, version: int | None = None, alias: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        """Asks the pool, all its replicas, to serve a model, and loads it here.
+
+        Args:
+            name: a model of the registry; the spec need not list it.
+            version: this version answers URLs without one; None: what `alias`, else the spec, else `production` names.
+            alias: as `version`, and followed.
+            timeout_s: longest wait; by default `refresh.load_timeout_s`.
+
+        Raises:
+            BadRequest: the pool's spec does not allow it.
+            NotFound: the registry has no such model, version or alias; nothing was written down.
+            MaasError: what is named does not load; what served before goes on serving.
+            DeadlineExceeded: it is still being loaded.
+        """
+        wanted = self._control(name)
+        spec = None
+        if version is not None:
+            spec = ModelSpec(name=name, version=version)
+        elif alias is not None:
+            spec = ModelSpec(name=name, alias=alias)
+
+        def write_down() -> None:
+            self._registry.resolve(name, spec.ref) if spec is not None else self._registry.model(name)
+            wanted.load(name, spec)
+
+        until = monotonic() + (timeout_s or self._spec.refresh.load_timeout_s)
+        await self._in_thread("the log of wishes", self._spec.refresh.timeout_s, write_down)
+        await self._look(self._spec.refresh.timeout_s)
+        slots = self._by_name.get(name, [])
+        for slot in slots:
+            slot.try_again()
+        loads = [self._begin(slot, is_firm=True) for slot in slots if slot.named is not None]
+        if not await self._wait(loads, until - monotonic()):
+            raise DeadlineExceeded(f"model {name!r} is still being loaded; look at the repository index")
+        for slot in slots:
+            if slot.error is not None:
+                raise slot.error
+
+    async def unload(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Asks the pool, all its replicas, to serve a model no longer, and waits until its last answers are out here.
+
+        Args:
+            name: of the model.
+            timeout_s: longest wait; by default `limits.timeout_s`.
+
+        Raises:
+            BadRequest: the pool's spec does not allow it.
+            NotFound: the pool serves no such model.
+            DeadlineExceeded: it takes no requests any more, but has not answered all it had.
+        """
+        wanted = self._control(name)
+        self._slot(name, None)
+        until = monotonic() + (timeout_s or self._spec.limits.timeout_s)
+        await self._in_thread("the log of wishes", self._spec.refresh.timeout_s, lambda: wanted.unload(name))
+        await self._look(self._spec.refresh.timeout_s)
+        leaving = [loaded.released.wait() for loaded in self._draining if loaded.version.model == name]
+        try:
+            await asyncio.wait_for(asyncio.gather(*leaving), max(0.0, until - monotonic()))
+        except TimeoutError:
+            raise DeadlineExceeded(f"model {name!r} takes no requests any more, but still answers some") from None
 
     def check_health(self) -> None:
         """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
         for loaded in (*self._loaded.values(), *self._draining):
             if loaded.batcher.busy_s > self._spec.refresh.stuck_run_s:
                 raise MaasError(
-                    f"model {loaded.version.model!r} version {loaded.version.version} has been running one batch for "
-                    f"{loaded.batcher.busy_s:.0f} s; the replica must be replaced"
+                    f"{loaded.name} has been running one batch for {loaded.batcher.busy_s:.0f} s; "
+                    "the replica must be replaced"
                 )
         if self._follower is not None and self._follower.done():
             raise MaasError("the replica no longer follows the registry and must be replaced")
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Stops following, answers what waits (for at most `drain_timeout_s`), then gives everything back."""
+        self._is_closed = True
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait({self._follower})
             self._follower = None
+        until = monotonic() + drain_timeout_s
+        loads = [slot.load for slot in self._slots.values() if slot.load is not None]
+        await self._wait([load for load in loads if len(load)], drain_timeout_s)
+        tasks = [load.task for load in loads if load.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for load in loads:
+            load.finish(lambda _: Overloaded("the replica is being stopped; send the request again", 1.0))
         everything = [*self._loaded.values(), *self._draining]
-        self._loaded, self._defaults = {}, {}
-        await asyncio.gather(*(self._drain(loaded, drain_timeout_s) for loaded in everything))
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._loaded, self._defaults, self._slots, self._by_name = {}, {}, {}, {}
+        left_s = max(0.0, until - monotonic())
+        await asyncio.gather(*(self._drain(loaded, left_s) for loaded in everything))
+        for thread in (self._thread, self._loaders):
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    # What the pool knows
+
+    def _slot(self, name: str, version: int | None) -> Slot:
+        """The reference that answers for a name, or for one version of it; raises `NotFound`."""
+        if self._is_closed:
+            raise Overloaded("the replica is being stopped; send the request again", 1.0)
+        slots = self._by_name.get(name)
+        if not slots:
+            if name in self._unloaded:
+                raise NotFound(f"model {name!r} was unloaded from this pool; load it again, or promote another pool's")
+            raise NotFound(f"this pool serves no model {name!r}; it serves: {_listed(self._by_name) or 'none'}")
+        for slot in slots:
+            if slot.named is not None and (version is None or version == (slot.serving or slot.named.version)):
+                return slot
+        if version is None:
+            raise NotFound(f"model {name!r} cannot be served: {slots[0].problem}")
+        served = _listed(map(str, self.versions(name)))
+        raise NotFound(f"this pool serves no version {version} of model {name!r}; it serves: {served}")
 
     async def _follow(self) -> None:
         usual_s = pause_s = self._spec.refresh.every_s
@@ -161,7 +345,7 @@ class Residency:
             # Jitter: replicas must not all ask the store in the same moment.
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
             try:
-                await self.refresh()
+                await self._look_and_begin()
             except Exception as error:
                 if pause_s <= usual_s:
                     log.warning("the registry cannot be read, serving what is loaded: %s", error)
@@ -171,66 +355,284 @@ class Residency:
                     log.info("the registry can be read again")
                 pause_s = usual_s
 
-    async def _resolve(self, timeout_s: float) -> list[tuple[Slot, Version | MaasError]]:
-        specs = [slot.spec for slot in self._slots]
-        wanted = await self._in_thread("the registry", timeout_s, lambda: resolve_all(self._registry, specs))
-        return list(zip(self._slots, wanted, strict=True))
+    async def _look_and_begin(self) -> list[Load]:
+        """Looks once, and begins to load what should be in memory and is not."""
+        if self._late is not None and not self._late.done():
+            raise StoreUnavailable("the store has not answered the question before this one")
+        await self._look(self._spec.refresh.timeout_s)
+        now = asyncio.get_running_loop().time()
+        return [
+            self._begin(slot, is_firm=True)
+            for slot in self._slots.values()
+            if (slot.serving is not None or slot.spec.pinned or slot.is_wished)
+            and slot.named is not None
+            and slot.is_due(slot.named.version, now)
+        ]
 
-    async def _load_first(self, slot: Slot, version: Version) -> None:
-        """Loads a slot for the first time; if its version is broken, what the alias named before serves instead."""
-        if (error := await self._try(slot, version)) is None:
+    async def _look(self, timeout_s: float) -> None:
+        """Reads the registry and the wishes; what is not referred to any more takes no requests from here on."""
+
+        def read() -> tuple[list[Reference], set[str]]:
+            wishes = self._wanted.wishes() if self._wanted is not None else {}
+            unloaded = {name for name, wish in wishes.items() if not wish.is_load}
+            return resolve_all(self._registry, self._spec.models, wishes), unloaded
+
+        references, self._unloaded = await self._in_thread("the registry", timeout_s, read)
+        if self._is_closed:
             return
-        if not error.retryable:
-            earlier = await self._in_thread(
-                "the registry",
-                self._spec.refresh.timeout_s,
-                lambda: named_before(self._registry, slot.spec, version),
+        slots: dict[tuple[str, int | str], Slot] = {}
+        names: dict[str, list[Slot]] = {}
+        for reference in references:
+            key = (reference.spec.name, reference.spec.ref)
+            slot = self._slots.get(key) or Slot(reference.spec, reference.is_listed)
+            slot.note_reference(reference)
+            slots[key] = slot
+            names.setdefault(reference.spec.name, []).append(slot)
+        has_changed = list(slots) != list(self._slots)
+        self._slots, self._by_name = slots, names
+        if has_changed:
+            for name in {name for name, _ in self._loaded} | set(self._defaults):
+                self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """Makes requests for a name go where its references say, and retires what none of them serves."""
+        slots = self._by_name.get(name, [])
+        first = next((slot for slot in slots if slot.named is not None), None)
+        if first is not None and first.serving is not None:
+            self._defaults[name] = self._loaded[name, first.serving]
+        else:
+            self._defaults.pop(name, None)
+        used = {slot.serving for slot in slots}
+        for key in [key for key in self._loaded if key[0] == name and key[1] not in used]:
+            old = self._loaded.pop(key)
+            self._draining.add(old)
+            self._stats.evicted(*key)
+            old.batcher.close(when_idle=lambda old=old: self._release(old))  # type: ignore[misc]
+
+    # Loading
+
+    def _begin(self, slot: Slot, *, is_firm: bool) -> Load:
+        """The load in progress of a reference, or a new one."""
+        if slot.load is None:
+            what = f"model {slot.spec.name!r}"
+            slot.load = Load(what, self._spec.batching, self._budget, is_firm=is_firm)
+            slot.load.task = slot.load.loop.create_task(self._run(slot, slot.load))
+        slot.load.is_firm |= is_firm
+        return slot.load
+
+    async def _run(self, slot: Slot, load: Load) -> None:
+        """One load from beginning to end: afterwards everybody who waited has an answer."""
+        error: MaasError | None = None
+        try:
+            await self._fill(slot, load)
+        except MaasError as failure:
+            error = failure
+        except Exception:
+            log.exception("model %r could not be loaded for an unexpected reason", slot.spec.name)
+            error = MaasError(f"model {slot.spec.name!r} could not be loaded; the replica's log has the cause")
+        slot.load = None
+        slot.is_wished = False
+
+        def answer(version: int | None) -> Loaded | MaasError:
+            if slot.serving is not None and version in (None, slot.serving):
+                loaded = self._loaded[slot.spec.name, slot.serving]
+                loaded.used_s = monotonic()
+                return loaded
+            return (
+                error or slot.error or NotFound(f"this pool no longer serves version {version} of {slot.spec.name!r}")
             )
-            problem = slot.problem
-            for older in earlier:
-                if await self._try(slot, older) is None:
-                    slot.note_failure(version.version, error, asyncio.get_running_loop().time(), self._spec.refresh)
-                    slot.problem = problem
+
+        load.finish(answer)
+
+    async def _fill(self, slot: Slot, load: Load) -> None:
+        """Brings what a reference names into memory; if that is broken, what its alias named before.
+
+        Raises:
+            MaasError: nothing new is in memory; what was there still is.
+        """
+        wanted = slot.named
+        if wanted is None or slot.serving == wanted.version:
+            return
+        error = slot.error
+        if slot.is_due(wanted.version, load.loop.time()) or error is None:
+            try:
+                await self._put(slot, wanted, load)
+            except Overloaded:
+                raise  # says nothing about the version
+            except MaasError as failure:
+                error = failure
+                self._stats.load_failed(wanted.model, wanted.version)
+                slot.note_failure(wanted.version, error, load.loop.time(), self._spec.refresh)
+                log.error("model %r %s; serving version %s", slot.spec.name, slot.problem, slot.serving)
+            else:
+                slot.note_success()
+                return
+        if slot.serving is None and not error.retryable:
+            timeout_s = self._spec.refresh.timeout_s
+            for older in await self._in_thread(
+                "the registry", timeout_s, lambda: named_before(self._registry, slot.spec, wanted)
+            ):
+                try:
+                    await self._put(slot, older, load)
+                except MaasError as failure:
+                    log.error("%s does not load either: %s", name_of(older), failure)
+                else:
                     return
         raise error
 
-    async def _try(self, slot: Slot, version: Version) -> MaasError | None:
-        """Puts a version into service; if it does not load, notes why and leaves everything as it is."""
-        try:
-            await self._put(slot, version)
-        except MaasError as error:
-            slot.note_failure(version.version, error, asyncio.get_running_loop().time(), self._spec.refresh)
-            log.error("model %r %s; serving version %s", slot.spec.name, slot.problem, slot.serving)
-            return error
-        slot.note_success()
-        return None
-
-    async def _put(self, slot: Slot, version: Version) -> None:
-        key = (version.model, version.version)
-        if key not in self._loaded:
-            what = f"model {version.model!r} version {version.version}"
-            info, engine = await self._in_thread(what, self._spec.refresh.load_timeout_s, lambda: self._load(version))
-            self._loaded[key] = self._serve(version, info, engine, what)
+    async def _put(self, slot: Slot, version: Version, load: Load) -> None:
+        """Loads a version and lets requests go to it."""
+        load.version = version.version
+        await self._bring(slot, version, load)
         # From here no await until the swap is complete: a request sees the old set or the new one.
-        slot.serving = version.version
-        for other in reversed(self._slots):
-            if other.serving is not None:
-                self._defaults[other.spec.name] = self._loaded[(other.spec.name, other.serving)]
-        used = {(other.spec.name, other.serving) for other in self._slots}
-        log.info("model %r serves version %d", version.model, version.version)
-        for old in [self._loaded.pop(key) for key in list(self._loaded) if key not in used]:
-            self._draining.add(old)
-            old.batcher.close(when_idle=lambda old=old: self._release(old))  # type: ignore[misc]
+        name = slot.spec.name
+        is_current = self._slots.get((name, slot.spec.ref)) is slot
+        if is_current:
+            slot.serving = version.version
+        self._settle(name)
+        if not is_current:
+            raise NotFound(f"model {name!r} was unloaded from this pool while it was loaded")
+        log.info("model %r serves version %d", name, version.version)
 
-    def _load(self, version: Version) -> tuple[BundleInfo, Engine]:
-        bundle = load_bundle(self._store, version.bundle)
-        return bundle.info, Engine(bundle, self._spec.engine)
+    async def _bring(self, slot: Slot, version: Version, load: Load) -> None:
+        """Makes sure that a version is in memory; two references to the same one share it."""
+        key = (version.model, version.version)
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
+            if key in self._loaded:
+                return
+            async with self._parallel:
+                num_bytes = await self._make_room(slot, version, load)
+                started_s = monotonic()
+                try:
+                    info, engine, real_bytes = await self._read(key, version)
+                except BaseException:
+                    self._room.used -= num_bytes
+                    raise
+            self._room.used += real_bytes - num_bytes
+            self._loaded[key] = self._serve(version, info, engine, real_bytes, monotonic() - started_s)
 
-    def _serve(self, version: Version, info: BundleInfo, engine: Engine, name: str) -> Loaded:
+    async def _make_room(self, slot: Slot, version: Version, load: Load) -> int:
+        """Takes what a version needs from the budget, if need be by unloading idle models; returns it in bytes."""
+        if self._room.limit is None:
+            return 0
+        num_bytes = await self._size(version)
+        until = monotonic() + self._spec.refresh.load_timeout_s
+        while True:
+            pinned = [loaded for loaded in self._loaded.values() if self._is_pinned(loaded)]
+            self._room.check(
+                name_of(version),
+                num_bytes,
+                sum(each.num_bytes for each in pinned if each.version.model != slot.spec.name),
+            )
+            victims = self._room.victims(num_bytes, self._evictable(slot))
+            for victim in victims or ():
+                self._evict(victim)
+            # A swap may go over the budget until the old version is gone: waiting would not make it smaller.
+            if self._room.has(num_bytes) or slot.serving is not None:
+                self._room.used += num_bytes
+                return num_bytes
+            if not load.is_wanted:
+                raise Overloaded(f"nobody waits for {name_of(version)} any more")
+            if monotonic() > until:
+                raise Overloaded(
+                    f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._room.limit}, "
+                    "and every model in it is in use; send the request again later"
+                )
+            await asyncio.sleep(LOOK_FOR_ROOM_S)
+
+    def _evictable(self, slot: Slot) -> Iterable[Loaded]:
+        """What may be unloaded for a reference: nothing pinned, and nothing that it serves itself."""
+        for loaded in self._loaded.values():
+            is_own = loaded.version.model == slot.spec.name and loaded.version.version == slot.serving
+            if not is_own and not self._is_pinned(loaded):
+                yield loaded
+
+    def _is_pinned(self, loaded: Loaded) -> bool:
+        slots = self._by_name.get(loaded.version.model, ())
+        return any(slot.spec.pinned and slot.serving == loaded.version.version for slot in slots)
+
+    def _evict(self, loaded: Loaded) -> None:
+        name = loaded.version.model
+        for slot in self._by_name.get(name, ()):
+            if slot.serving == loaded.version.version:
+                slot.serving = None
+        log.info("%s is unloaded to make room", loaded.name)
+        self._settle(name)
+
+    async def _choose_first(self) -> list[Slot]:
+        """What is loaded at start: everything pinned, then what the spec lists, until something does not fit."""
+        for slot in self._slots.values():
+            if slot.is_listed and slot.named is None and slot.error is not None:
+                raise slot.error
+        known = [slot for slot in self._slots.values() if slot.named is not None]
+        chosen = [slot for slot in known if slot.spec.pinned]
+        others = [slot for slot in known if not slot.spec.pinned and (slot.is_listed or slot.is_wished)]
+        if self._room.limit is None:
+            return chosen + others
+        left = self._room.limit
+        left -= sum([await self._size(slot.named) for slot in chosen if slot.named is not None])
+        for slot in others:
+            if slot.named is None:
+                continue
+            num_bytes = await self._size(slot.named)
+            # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
+            if left < num_bytes <= self._room.limit:
+                break
+            chosen.append(slot)
+            left -= num_bytes
+        return chosen
+
+    async def _size(self, version: Version) -> int:
+        """What a version will count against the budget."""
+        if version.bundle not in self._sizes:
+            what, timeout_s = name_of(version), self._spec.refresh.timeout_s
+            work = asyncio.get_running_loop().run_in_executor(
+                self._loaders, lambda: graph_size(self._store, version.bundle)
+            )
+            self._sizes[version.bundle] = memory_of(await self._within(what, timeout_s, work))
+        return self._sizes[version.bundle]
+
+    async def _read(self, key: Key, version: Version) -> tuple[BundleInfo, Engine, int]:
+        """Loads in a thread. What comes too late is taken by whoever asks next, and is not started twice."""
+
+        def read() -> tuple[BundleInfo, Engine, int]:
+            bundle = load_bundle(self._store, version.bundle)
+            info, num_bytes = bundle.info, len(bundle.graph)
+            engine = Engine(bundle, self._spec.engine)
+            del bundle
+            if num_bytes >= TRIM_AFTER_BYTES:
+                return_to_system()  # loading takes several times what stays
+            return info, engine, memory_of(num_bytes)
+
+        def forget(done: asyncio.Future[tuple[BundleInfo, Engine, int]]) -> None:
+            self._reading.pop(key, None)
+            if not done.cancelled():
+                done.exception()  # somebody may have gone before hearing it
+
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = asyncio.get_running_loop().run_in_executor(self._loaders, read)
+            self._reading[key] = reading
+            reading.add_done_callback(forget)
+        return await self._within(name_of(version), self._spec.refresh.load_timeout_s, reading)
+
+    def _serve(self, version: Version, info: BundleInfo, engine: Engine, num_bytes: int, load_s: float) -> Loaded:
         loop = asyncio.get_running_loop()
         runner = EngineRunner(engine, loop)
-        batcher = Batcher(runner, self._spec.batching, loop, can_merge=engine.can_merge, budget=self._budget, name=name)
-        return Loaded(version, info, batcher, runner)
+        batcher = Batcher(
+            runner,
+            self._spec.batching,
+            loop,
+            can_merge=engine.can_merge,
+            budget=self._budget,
+            name=name_of(version),
+            stats=self._stats.model(version.model, version.version),
+        )
+        stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
+        return Loaded(version, info, batcher, runner, engine, stats, num_bytes)
+
+    # Giving back
 
     async def _drain(self, loaded: Loaded, timeout_s: float) -> None:
         idle = asyncio.Event()
@@ -242,14 +644,60 @@ class Residency:
         self._release(loaded)
 
     def _release(self, loaded: Loaded) -> None:
+        if loaded.released.is_set():
+            return
         self._draining.discard(loaded)
         loaded.runner.close()
+        loaded.engine.close()
+        loaded.released.set()
+        self._room.used -= loaded.num_bytes
+        self._freed_bytes += loaded.num_bytes
+        if self._freed_bytes >= TRIM_AFTER_BYTES and not self._is_closed:
+            self._freed_bytes = 0
+            # Not here: whoever called this still refers to the model.
+            asyncio.get_running_loop().call_later(LOOK_FOR_ROOM_S, self._trim)
+
+    def _trim(self) -> None:
+        if not self._is_closed:
+            self._thread.submit(return_to_system)
+
+    # Waiting, always with a bound
+
+    async def _wait(self, loads: list[Load], timeout_s: float | None = None) -> bool:
+        """Waits until loads have ended, each bounded by its own time limits; False if some have not."""
+        tasks = [load.task for load in loads if load.task is not None]
+        if not tasks:
+            return True
+        _, pending = await asyncio.wait(tasks, timeout=None if timeout_s is None else max(0.0, timeout_s))
+        return not pending
 
     async def _in_thread(self, what: str, timeout_s: float, work: Callable[[], T]) -> T:
-        """Bounded wait for the thread; work that is late goes on there, and is not started twice."""
+        """Asks the registry in its thread."""
         pending: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        self._pending = pending
+        try:
+            return await self._within(what, timeout_s, pending)
+        except StoreUnavailable:
+            self._late = pending
+            raise
+
+    async def _within(self, what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
+        """Bounded wait for a thread; work that is late goes on there."""
         done, _ = await asyncio.wait({pending}, timeout=timeout_s)
         if not done:
             raise StoreUnavailable(f"{what} was not read from {self._store.uri} within {timeout_s:g} s")
         return pending.result()
+
+    def _control(self, name: str) -> Wanted:
+        """The log of wishes, if the spec allows any."""
+        check_name(name, "model")
+        if self._wanted is None:
+            raise BadRequest(
+                "this pool does not take load and unload: its spec has model_control: none; set it to explicit, "
+                "or promote another version, which the pool follows"
+            )
+        return self._wanted
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join(found[:MAX_NAMES]) + (f" and {len(found) - MAX_NAMES} more" if len(found) > MAX_NAMES else "")
