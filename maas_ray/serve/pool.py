@@ -3,20 +3,26 @@
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import ray
 import requests
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 import maas_ray
+from maas_ray.cluster.environment import LOOPBACK
 from maas_ray.errors import ClusterError, NotFound
+from maas_ray.haproxy import HOST_FILE_VARIABLE
 from maas_ray.registry.models import Registry
+from maas_ray.serve.autoscale import METRICS_INTERVAL_S, Scaler
 from maas_ray.serve.replica import deployment
 from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
 from maas_ray.spec import canonical_json, parse_spec
@@ -133,6 +139,7 @@ def _bind(spec: ApplicationSpec) -> serve.Application:
         # The same description gives the same version, so that deploying it again restarts nothing.
         "version": _version(spec),
         "_internal": True,
+        "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
         "ray_actor_options": _actor_options(spec),
         "graceful_shutdown_timeout_s": spec.limits.drain_timeout_s + 15.0,
@@ -144,18 +151,32 @@ def _bind(spec: ApplicationSpec) -> serve.Application:
     }
     if isinstance(spec.replicas, ReplicaRange):
         options["num_replicas"] = None
-        options["autoscaling_config"] = {
-            "min_replicas": spec.replicas.min,
-            "max_replicas": spec.replicas.max,
-            "target_ongoing_requests": spec.target_ongoing_requests,
-            "look_back_period_s": 4.0,
-            "upscale_delay_s": 1.0,
-            "downscale_delay_s": 60.0,
-        }
+        options["autoscaling_config"] = _autoscaling(spec, spec.replicas)
     else:
         options["num_replicas"] = spec.replicas
     application: serve.Application = deployment.options(**options).bind(spec.model_dump(mode="json"))
     return application
+
+
+def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConfig:
+    wanted = spec.autoscaling.resolve(spec.batching.max_batch_size)
+    policy = AutoscalingPolicy(
+        policy_function=f"{Scaler.__module__}:{Scaler.__name__}", policy_kwargs=wanted.scaler_options()
+    )
+    with warnings.catch_warnings():
+        # Serve calls it deprecated, but the variables that are to replace it are read by nothing in 2.60.
+        warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=bounds.min,
+            max_replicas=bounds.max,
+            target_ongoing_requests=wanted.target_ongoing,
+            look_back_period_s=wanted.look_back_s,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            # Our policy has its own delays, which look at all that was needed meanwhile and not only at the last moment.
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            policy=policy,
+        )
 
 
 def _application(pool: PoolSpec, storage: object) -> ApplicationSpec:
@@ -164,8 +185,8 @@ def _application(pool: PoolSpec, storage: object) -> ApplicationSpec:
 
 
 def _version(args: ApplicationSpec) -> str:
-    """Stands for everything that a replica is started with; the number of replicas is not part of it."""
-    content = args.model_dump(mode="json", exclude={"replicas"})
+    """Stands for everything that a replica is started with; how many there are is not part of it."""
+    content = args.model_dump(mode="json", exclude={"replicas", "autoscaling"})
     return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
 
 
@@ -181,6 +202,8 @@ def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
     registry = Registry(store)
     for pool in spec.pools:
         for model in pool.models:
+            if model.is_pattern:
+                continue  # it may well match nothing yet
             registry.resolve(model.name, model.ref)
 
 
@@ -205,16 +228,33 @@ def _check_profile(spec: ServeSpec, deadline: float) -> None:
 
 
 def _start_front(spec: ServeSpec) -> None:
-    http: dict[str, object] = {"host": spec.http.host, "port": spec.http.port}
+    host = spec.http.host
+    host_file = os.environ.get(HOST_FILE_VARIABLE) if spec.profile == "fast" else None
+    if host_file:
+        # A cluster on this machine alone: only HAProxy listens outside. Serve's own option would open the replicas too.
+        _choose_host(Path(host_file), host)
+        host = LOOPBACK
+    http: dict[str, object] = {"host": host, "port": spec.http.port}
     if spec.http.tls is not None:
         http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
     serve.start(proxy_location="EveryNode", http_options=http)
     found = _get_global_client().http_config
-    if (found.host, found.port) != (spec.http.host, spec.http.port):
+    if (found.host, found.port) != (host, spec.http.port):
         raise ClusterError(
-            f"Serve listens on {found.host}:{found.port} already, the spec says {spec.http.host}:{spec.http.port}; "
+            f"Serve listens on {found.host}:{found.port} already, the spec says {host}:{spec.http.port}; "
             "use the same address, or run `serve shutdown` first"
         )
+
+
+def _choose_host(path: Path, host: str) -> None:
+    if _get_global_client(raise_if_no_controller_running=False) is not None and path.exists():
+        found = path.read_text().strip()
+        if found != host:
+            raise ClusterError(
+                f"Serve listens on {found} already, the spec says {host}; use the same address, or run `serve shutdown` first"
+            )
+        return
+    path.write_text(host + "\n")
 
 
 def _wait(what: str, deadline: float, timeout_s: float, is_done: Callable[[], str]) -> None:
