@@ -266,7 +266,8 @@ class Batcher:
                 if self._stats is not None:
                     started_s = time.perf_counter()
                     for item in part:
-                        self._stats.waited(started_s - item.arrived_s, item.num_rows)
+                        item.queue_s = started_s - item.arrived_s
+                        self._stats.waited(item.queue_s, item.num_rows)
                 return part
         return []
 
@@ -291,6 +292,8 @@ class Batcher:
             self.failed_in_a_row = 0
             if self._stats is not None:
                 self._stats.ran(len(batch), run.num_rows, run_s)
+                for item in batch:
+                    item.run_s = run_s
             if len(batch) == 1:
                 self._answer(batch[0], outputs, error)
             elif any(len(array) != run.num_rows for array in outputs.values()):

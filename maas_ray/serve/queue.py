@@ -73,8 +73,8 @@ class Item:
     """
 
     __slots__ = (
-        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "queued_at",
-        "rank", "tenant",
+        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "queue_s",
+        "queued_at", "rank", "run_s", "tenant",
     )  # fmt: skip
 
     tenant: "Tenant[Item]"
@@ -98,6 +98,9 @@ class Item:
         """Time of the loop's clock when it was queued; kept only where runs are delayed."""
         self.arrived_s = 0.0
         """The same by the finest clock; kept only where statistics are."""
+        self.queue_s = self.run_s = 0.0
+        """How long it waited for its first run, and how long the run lasted that answered it; 0 until then, and where
+        no statistics are kept."""
 
 
 class Group:
