@@ -159,7 +159,7 @@ def _bind(spec: ApplicationSpec) -> serve.Application:
 
 
 def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConfig:
-    wanted = spec.autoscaling.resolve(spec.batching.max_batch_size)
+    wanted = spec.scaling
     policy = AutoscalingPolicy(
         policy_function=f"{Scaler.__module__}:{Scaler.__name__}", policy_kwargs=wanted.scaler_options()
     )

@@ -3,11 +3,22 @@
 import re
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from maas_ray.bundle.engine import EngineSpec
+from maas_ray.cluster.environment import MAX_ANSWER_S
+from maas_ray.haproxy import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.registry.models import PRODUCTION
 from maas_ray.serve.access_log import AccessLogSpec
+from maas_ray.serve.autoscale import AutoscalingSpec, Resolved
 from maas_ray.serve.queue import BatchSpec
 from maas_ray.serve.tracing import TracingSpec
 from maas_ray.spec import Spec
@@ -55,8 +66,8 @@ class ModelSpec(Spec):
 class ReplicaRange(Spec):
     """Bounds of autoscaling."""
 
-    min: PositiveInt = 1
-    """Replicas that always run."""
+    min: NonNegativeInt = 1
+    """Replicas that always run; with 0 the pool sleeps after `autoscaling.idle_s`, and a request wakes it."""
     max: PositiveInt
     """Replicas at most."""
 
@@ -83,7 +94,7 @@ class LimitsSpec(Spec):
 
     max_body_bytes: PositiveInt = 16 << 20
     """Largest request body; a larger one is answered 413 without being parsed."""
-    timeout_s: PositiveFloat = 30.0
+    timeout_s: PositiveFloat = Field(default=30.0, le=MAX_ANSWER_S)
     """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
     drain_timeout_s: PositiveFloat = 20.0
     """Time that a stopping replica has to answer what waits."""
@@ -128,6 +139,10 @@ class ServingSpec(Spec):
     """What is served; where a model is listed twice, a URL without a version means the first."""
     replicas: PositiveInt | ReplicaRange = 1
     """A fixed number, or bounds."""
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
+    """How the number moves between the bounds."""
+    idempotent: bool = True
+    """Whether a request may be computed twice. Behind HAProxy it then is when its replica dies while it holds it."""
     resources: ResourcesSpec = ResourcesSpec()
     batching: BatchSpec = BatchSpec()
     limits: LimitsSpec = LimitsSpec()
@@ -145,6 +160,16 @@ class ServingSpec(Spec):
         twice = sorted({f"{name} ({ref})" for name, ref in seen if seen.count((name, ref)) > 1})
         if twice:
             raise ValueError(f"the pool lists {', '.join(twice)} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_exceeded(self) -> Self:
+        target = self.autoscaling.target_ongoing
+        if target is not None and target >= self._capacity:
+            raise ValueError(
+                f"autoscaling.target_ongoing {target:g} is never exceeded: a replica holds {self._capacity} requests of a "
+                "model at most; lower it, or raise batching.max_queued_requests"
+            )
         return self
 
     @property
@@ -166,9 +191,19 @@ class ServingSpec(Spec):
         )
 
     @property
-    def target_ongoing_requests(self) -> float:
-        """Requests in one replica that autoscaling aims at: enough to fill a batch while another one runs."""
-        return max(2.0, min(32.0, 2.0 * self.batching.max_batch_size) * 0.7)
+    def scaling(self) -> Resolved:
+        """Every number of autoscaling."""
+        return self.autoscaling.resolve(self.batching.max_batch_size, self._capacity)
+
+    @property
+    def _capacity(self) -> int:
+        """Requests of one model version that wait or run in one replica, at most."""
+        return self.batching.max_queued_requests + self.batching.max_batch_size
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of the Serve deployment, by which HAProxy's configuration tells what it may repeat."""
+        return REPLAYABLE if self.idempotent else NOT_REPLAYABLE
 
 
 class PoolSpec(ServingSpec):

@@ -20,7 +20,7 @@ def test_the_smallest_spec_has_safe_defaults() -> None:
     pool = spec.pools[0]
     assert (pool.models[0].ref, pool.replicas, pool.route_prefix) == ("production", 1, "/")
     assert pool.max_ongoing_requests > pool.batching.max_queued_requests + pool.batching.max_batch_size
-    assert pool.target_ongoing_requests < pool.max_ongoing_requests
+    assert pool.scaling.target_ongoing < pool.max_ongoing_requests
 
 
 @pytest.mark.parametrize(
