@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 0.005
 """Expired requests are looked for at most so often: the search goes through the whole queue."""
+_NOTHING: Tensors = {}
 
 
 class Loop(Protocol):
@@ -202,7 +203,7 @@ class Batcher:
         if item.done is not None:
             item.done = None
             self._queue.remove(item)
-            item.inputs = {}  # the queue's lines may hold the item itself a little longer
+            item.inputs = _NOTHING
             self._check_idle()
 
     def retry_after_s(self) -> float:
@@ -318,6 +319,7 @@ class Batcher:
         done, item.done = item.done, None
         if done is None:
             return
+        item.inputs = _NOTHING  # a line may hold the item itself a little longer
         try:
             done(outputs, error)
         except Exception:  # one caller's callback must not take the answers of the others with it

@@ -65,6 +65,26 @@ class Line(Generic[T]):
             return heap[0][1]
         return in_order[0]
 
+    def drain(self) -> Iterator[T]:
+        """What waits, the lowest rank first; a thing must have left before the next one is asked for."""
+        in_order, heap = self._sorted, self._heap
+        while in_order or heap:
+            if heap:
+                try:
+                    thing = self.first()
+                except IndexError:
+                    return
+                yield thing
+            elif (thing := in_order[0]).is_waiting:
+                yield thing
+            else:
+                in_order.popleft()
+
+    def clear(self) -> None:
+        """Forgets everything; for a line in which nothing waits any more."""
+        self._sorted.clear()
+        self._heap.clear()
+
     def last(self) -> T:
         """The highest rank of what arrived in order; if nothing of that waits, any of the others.
 

@@ -3,7 +3,7 @@
     whose turn   the tenant that has had least (fairness.py)
     who of them  priority 1 before 2 before …, 0 last; within a priority the earliest deadline; then first come
     with whom    requests of equal dtypes and sizes beyond the batch dimension, drawn in the same order
-    how many     as many rows as fit, unless such a run would end after the earliest deadline (`_fit`)
+    how many     as many rows as fit, unless such a run would end after the earliest deadline (fit.py)
 
 A priority counts among the requests of one tenant: nobody overtakes another tenant by calling himself important.
 """
@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from maas_ray.bundle.datatypes import Array
 from maas_ray.errors import MaasError, Overloaded
 from maas_ray.serve.fairness import Shares, Tenant, furthest_behind
+from maas_ray.serve.fit import HEADROOM, Estimate, is_too_much, largest_on_time
 from maas_ray.serve.line import Line
 from maas_ray.spec import Spec
 
@@ -25,8 +26,6 @@ Done = Callable[[Tensors | None, MaasError | None], None]
 """Called once with the outputs or with the error, on the loop."""
 
 DEFAULT_TENANT = "default"
-_HEADROOM = 1.25
-"""A run is planned to take so many times its estimate, where a deadline depends on it."""
 _TICK_S = 0.0005
 """A loop's clock may tick in milliseconds: a wait that is this close to its end has ended."""
 
@@ -73,16 +72,19 @@ class Item:
     """
 
     __slots__ = (
-        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "queue_s",
-        "queued_at", "rank", "run_s", "tenant",
+        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "priority",
+        "queue_s", "queued_at", "rank", "run_s", "tenant",
     )  # fmt: skip
 
-    tenant: "Tenant[Item]"
-    """Whose it is; set while it waits."""
+    rank: tuple[float, float, int]
+    """Place among those of its tenant; this and the next three are set when it is queued."""
+    tenant: Tenant
     group: "Group"
-    """With what it may run; set while it waits."""
     line: "Line[Item]"
-    """Where it stands among those of its tenant that may share its run; set while it waits."""
+    queued_at: float
+    """Time of the loop's clock when it was queued; kept only where runs are delayed."""
+    arrived_s: float
+    """The same by the finest clock; kept only where statistics are."""
 
     def __init__(
         self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done, priority: int = 0
@@ -92,12 +94,8 @@ class Item:
         self.num_bytes = num_bytes
         self.deadline = deadline
         self.done: Done | None = done
-        self.rank: tuple[float, float, int] = (priority or math.inf, deadline, 0)
+        self.priority = priority
         self.is_waiting = False
-        self.queued_at = 0.0
-        """Time of the loop's clock when it was queued; kept only where runs are delayed."""
-        self.arrived_s = 0.0
-        """The same by the finest clock; kept only where statistics are."""
         self.queue_s = self.run_s = 0.0
         """How long it waited for its first run, and how long the run lasted that answered it; 0 until then, and where
         no statistics are kept."""
@@ -110,7 +108,7 @@ class Group:
 
     def __init__(self, key: tuple[object, ...]) -> None:
         self.key = key
-        self.lines: dict[Tenant[Item], Line[Item]] = {}
+        self.lines: dict[Tenant, Line[Item]] = {}
         self.num_rows = 0
         self.go_at = math.inf
         """Time when it no longer waits to be filled; kept only where runs are delayed."""
@@ -119,11 +117,12 @@ class Group:
         return (item for line in self.lines.values() for item in line)
 
 
-_Lines = Mapping[Tenant[Item], Line[Item]]
-
-
 class Queue:
     """Waiting items, by tenant and by what may share a run.
+
+    Adding and removing an item takes constant time if it arrives in order (with one priority and equal timeouts it
+    does), else logarithmic; a run's choice takes as long as there are tenants and items in the run, unless a deadline
+    is near.
 
     Args:
         spec: sizes, bounds and weights.
@@ -138,7 +137,7 @@ class Queue:
         spec: BatchSpec,
         budget: ByteBudget,
         name: str,
-        estimate_s: Callable[[int], float],
+        estimate_s: Estimate,
         drop: Callable[[Item, Overloaded], None],
     ) -> None:
         self._spec = spec
@@ -149,7 +148,10 @@ class Queue:
         self._max_rows = spec.max_batch_size
         self._delay_s = spec.max_delay_ms / 1000
         self._groups: dict[tuple[object, ...], Group] = {}
-        self._tenants: dict[str, Tenant[Item]] = {}
+        self._tenants: dict[str, Tenant] = {}
+        # A tenant and a group that are alone stay when they become empty: lone requests come and go.
+        self._orders: dict[Tenant, Line[Item]] | None = None
+        """Everything of each tenant over all groups; kept from the second group on until the queue is empty."""
         self._shares = Shares(spec.tenant_weights)
         self._earliest = math.inf
         """No deadline in the queue is earlier."""
@@ -161,7 +163,7 @@ class Queue:
         return self._num_items
 
     def __iter__(self) -> Iterator[Item]:
-        return (item for tenant in self._tenants.values() for item in tenant)
+        return (item for group in self._groups.values() for item in group)
 
     def put(self, item: Item, tenant_name: str, retry_after_s: Callable[[], float], now: float) -> None:
         """Adds an item.
@@ -169,24 +171,21 @@ class Queue:
         Raises:
             Overloaded: a bound is reached; nothing was queued.
         """
-        spec, budget = self._spec, self._budget
-        if self._num_items >= spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
+        budget = self._budget
+        if self._num_items >= self._spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
             self._make_room(item, tenant_name, retry_after_s)
-        tenant = self._tenants.get(tenant_name)
-        if tenant is None:
-            tenant = self._tenants[tenant_name] = self._shares.enter(tenant_name)
         key = tuple([(array.shape[1:], array.dtype.num) for array in item.inputs.values()])
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(key)
-        line = group.lines.get(tenant)
-        if line is None:
-            line = group.lines[tenant] = Line()
-        item.tenant, item.group, item.line, item.is_waiting = tenant, group, line, True
+        group, tenant = self._groups.get(key), self._tenants.get(tenant_name)
+        line = group.lines.get(tenant) if group is not None and tenant is not None else None
+        if group is None or tenant is None or line is None:
+            group, tenant, line = self._new_line(key, tenant_name)
         self._count += 1
-        item.rank = (item.rank[0], item.deadline, self._count)
-        tenant.add(item)
+        item.rank = (item.priority or math.inf, item.deadline, self._count)
+        item.tenant, item.group, item.line, item.is_waiting = tenant, group, line, True
         line.add(item)
+        if self._orders is not None:
+            self._orders[tenant].add(item)
+        tenant.num_items += 1
         tenant.num_bytes += item.num_bytes
         group.num_rows += item.num_rows
         self._num_items += 1
@@ -219,11 +218,11 @@ class Queue:
             self._shares.charge(head.tenant, head.num_rows)
             self.remove(head)
             return [head]
-        lines, max_rows, is_tight = self._fit(head, now)
+        lines, most, is_tight = self._fit(head, now)
         if len(lines) == 1 and not is_tight:
-            batch = self._draw_in_order(*next(iter(lines.items())))
+            batch = self._draw_in_order(head.tenant, head.line)
         else:
-            batch = self._draw_in_turns(lines, max_rows, now if is_tight else -math.inf)
+            batch = self._draw_in_turns(lines, most, now if is_tight else -math.inf)
         if self._delay_s:
             group.go_at = min((self._must_go_at(item) for item in group), default=math.inf)
         return batch
@@ -234,43 +233,79 @@ class Queue:
 
     def remove(self, item: Item) -> None:
         """Takes one item out, if it is still there; what it held is given back at once."""
-        if not item.is_waiting:
-            return
-        item.is_waiting = False
-        item.tenant.num_waiting -= 1
-        item.line.num_waiting -= 1
-        self._forget(item.tenant, item.group, item.line, 1, item.num_rows, item.num_bytes)
+        if item.is_waiting:
+            item.is_waiting = False
+            self._forget(item.tenant, item.group, item.line, 1, item.num_rows, item.num_bytes)
+
+    def _new_line(self, key: tuple[object, ...], tenant_name: str) -> tuple[Group, Tenant, Line[Item]]:
+        if not self._num_items:
+            self._clear()
+        tenant = self._tenants.get(tenant_name)
+        if tenant is None:
+            tenant = self._tenants[tenant_name] = self._shares.enter(tenant_name)
+            if self._orders is not None:
+                self._orders[tenant] = Line()
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key)
+            if len(self._groups) > 1 and self._orders is None:
+                everybody = self._tenants.values()
+                self._orders = {each: _line(item for item in self if item.tenant is each) for each in everybody}
+        line = group.lines[tenant] = Line()
+        return group, tenant, line
 
     def _forget(
-        self, tenant: Tenant[Item], group: Group, line: Line[Item], num_items: int, num_rows: int, num_bytes: int
+        self, tenant: Tenant, group: Group, line: Line[Item], num_items: int, num_rows: int, num_bytes: int
     ) -> None:
+        """Gives back what items of one line held that no longer wait."""
+        line.num_waiting -= num_items
+        tenant.num_items -= num_items
         tenant.num_bytes -= num_bytes
         group.num_rows -= num_rows
         self._num_items -= num_items
         self.num_rows -= num_rows
         self._budget.used -= num_bytes
-        if not line.num_waiting:
-            del group.lines[tenant]
-            if not group.lines:
-                del self._groups[group.key]
-            if not tenant.num_waiting:
-                del self._tenants[tenant.name]
-                self._shares.leave(tenant)
-                if not self._num_items:
-                    self._earliest = math.inf
+        if self._orders is not None:
+            self._orders[tenant].num_waiting -= num_items
+        if line.num_waiting:
+            return
+        line.clear()
+        if not self._num_items:
+            self._earliest = group.go_at = math.inf
+            self._orders = None
+            if len(self._groups) == len(self._tenants) == 1:
+                return
+        del group.lines[tenant]
+        if not group.lines:
+            del self._groups[group.key]
+        if not tenant.num_items:
+            del self._tenants[tenant.name]
+            self._shares.leave(tenant)
+            if self._orders is not None:
+                del self._orders[tenant]
+        if not self._num_items:
+            self._clear()
+
+    def _clear(self) -> None:
+        for tenant in self._tenants.values():
+            self._shares.leave(tenant)
+        self._tenants.clear()
+        self._groups.clear()
+        self._orders = None
 
     def _head(self, groups: list[Group] | None) -> Item:
         """The item that must be in the next run: the first of the tenant whose turn it is."""
         if groups is not None:
             tenant = furthest_behind(tenant for group in groups for tenant in group.lines)
             return min((g.lines[tenant].first() for g in groups if tenant in g.lines), key=lambda item: item.rank)
-        if len(self._tenants) == 1:
-            (tenant,) = self._tenants.values()
-        else:
-            tenant = furthest_behind(self._tenants.values())
-        return tenant.first()
+        tenants = self._tenants
+        tenant = next(iter(tenants.values())) if len(tenants) == 1 else furthest_behind(tenants.values())
+        if self._orders is not None:
+            return self._orders[tenant].first()
+        (group,) = self._groups.values()
+        return group.lines[tenant].first()
 
-    def _fit(self, head: Item, now: float) -> tuple[_Lines, int, bool]:
+    def _fit(self, head: Item, now: float) -> tuple[Mapping[Tenant, Line[Item]], int, bool]:
         """What a run that holds `head` may draw from, how many rows, and whether deadlines bound it further.
 
         Nearly always: everything, since a full run ends long before the earliest deadline. Otherwise items that would be
@@ -278,66 +313,41 @@ class Queue:
         late even in full runs, one after another, small runs for the sake of the earliest would lose still more: then
         the run is the largest all of whose items are on time, and those before them stay behind as well.
         """
-        group, most = head.group, self._max_rows
-        run_s = _HEADROOM * self._estimate_s(min(most, group.num_rows))
+        group, most, estimate_s = head.group, self._max_rows, self._estimate_s
+        run_s = HEADROOM * estimate_s(min(most, group.num_rows))
         if now + run_s <= self._earliest or math.isinf(run_s):
             return group.lines, most, False
         self._earliest = min(item.deadline for item in self)  # the bound may have been that of an item that has left
         if now + run_s <= self._earliest:
             return group.lines, most, False
         able = {
-            tenant: [item for item in line if now + self._estimate_s(item.num_rows) <= item.deadline]
+            tenant: [item for item in line if now + estimate_s(item.num_rows) <= item.deadline]
             for tenant, line in group.lines.items()
         }
         if not any(able.values()):
             return group.lines, most, False
-        if self._is_too_much(able[head.tenant], now):
-            num_rows, ends_at = self._largest_on_time([item for items in able.values() for item in items], now)
-            most = num_rows
-            able = {t: [item for item in items if item.deadline >= ends_at] for t, items in able.items()}
+        if is_too_much(able[head.tenant], most, now, estimate_s):
+            everybody = [item for items in able.values() for item in items]
+            most, ends_at = largest_on_time(everybody, most, now, estimate_s)
+            able = {tenant: [item for item in items if item.deadline >= ends_at] for tenant, items in able.items()}
         return {tenant: _line(items) for tenant, items in able.items() if items}, most, True
 
-    def _is_too_much(self, items: list[Item], now: float) -> bool:
-        """Whether one of these items would be late if they were run in full batches, the earliest deadline first."""
-        most = self._max_rows
-        full_s = _HEADROOM * self._estimate_s(most)
-        num_rows = 0
-        for item in sorted(items, key=lambda item: item.deadline):
-            num_rows += item.num_rows
-            needed_s = full_s * num_rows / most if num_rows > most else _HEADROOM * self._estimate_s(num_rows)
-            if num_rows > item.num_rows and now + needed_s > item.deadline:
-                return True
-        return False
-
-    def _largest_on_time(self, items: list[Item], now: float) -> tuple[int, float]:
-        """Rows and end of the largest run whose items are all on time."""
-        num_rows = 0
-        for item in sorted(items, key=lambda item: -item.deadline):
-            more = num_rows + item.num_rows
-            if num_rows and (more > self._max_rows or now + _HEADROOM * self._estimate_s(more) > item.deadline):
-                break
-            num_rows, earliest = more, item.deadline
-        return num_rows, min(earliest, now + _HEADROOM * self._estimate_s(num_rows))
-
-    def _draw_in_order(self, tenant: Tenant[Item], line: Line[Item]) -> list[Item]:
+    def _draw_in_order(self, tenant: Tenant, line: Line[Item]) -> list[Item]:
         """Removes and returns the first items of one tenant, as many rows as a run holds, but at least one item."""
         batch: list[Item] = []
         most, num_rows, num_bytes = self._max_rows, 0, 0
-        while line.num_waiting:
-            item = line.first()
+        for item in line.drain():
             if batch and num_rows + item.num_rows > most:
                 break
             item.is_waiting = False
-            line.num_waiting -= 1
             num_rows += item.num_rows
             num_bytes += item.num_bytes
             batch.append(item)
         self._shares.charge(tenant, num_rows)
-        tenant.num_waiting -= len(batch)
         self._forget(tenant, batch[0].group, line, len(batch), num_rows, num_bytes)
         return batch
 
-    def _draw_in_turns(self, lines: _Lines, most: int, now: float) -> list[Item]:
+    def _draw_in_turns(self, lines: Mapping[Tenant, Line[Item]], most: int, now: float) -> list[Item]:
         """Removes and returns items in the tenants' turns, as many rows as end before the earliest of their deadlines.
 
         Args:
@@ -351,14 +361,13 @@ class Queue:
         heapq.heapify(turns)
         while turns:
             _, number, tenant, line = turns[0]
-            try:
-                item = line.first()
-            except IndexError:
+            item = next(line.drain(), None)
+            if item is None:
                 heapq.heappop(turns)
                 continue
             more = num_rows + item.num_rows
             earliest = min(earliest, item.deadline)
-            if batch and (more > most or now + _HEADROOM * self._estimate_s(more) > earliest):
+            if batch and (more > most or now + HEADROOM * self._estimate_s(more) > earliest):
                 break
             num_rows = more
             batch.append(item)
@@ -369,7 +378,7 @@ class Queue:
 
     def _must_go_at(self, item: Item) -> float:
         """When an item no longer waits for others: after the delay, or sooner if its deadline is near."""
-        run_s = _HEADROOM * self._estimate_s(self._max_rows)
+        run_s = HEADROOM * self._estimate_s(self._max_rows)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
 
     def _make_room(self, item: Item, tenant_name: str, retry_after_s: Callable[[], float]) -> None:
@@ -381,15 +390,15 @@ class Queue:
         spec, budget = self._spec, self._budget
         too_many = self._num_items >= spec.max_queued_requests
         too_large = budget.used + item.num_bytes > budget.limit
-        mine = self._tenants.get(tenant_name) or Tenant[Item](tenant_name, self._shares.weight(tenant_name))
-        victim = max(self._tenants.values(), key=lambda t: t.num_waiting / t.weight, default=mine)
-        if too_many and victim.num_waiting / victim.weight <= (mine.num_waiting + 1) / mine.weight:
+        mine = self._tenants.get(tenant_name) or Tenant(tenant_name, self._shares.weight(tenant_name))
+        most = max(self._tenants.values(), key=lambda each: each.num_items / each.weight, default=mine)
+        if too_many and most.num_items / most.weight <= (mine.num_items + 1) / mine.weight:
             raise Overloaded(
                 f"the queue of {self._name} is full: {self._num_items} requests wait, the limit is "
                 f"{spec.max_queued_requests}; send the request again later",
                 retry_after_s(),
             )
-        largest = max(self._tenants.values(), key=lambda t: t.num_bytes / t.weight, default=mine)
+        largest = max(self._tenants.values(), key=lambda each: each.num_bytes / each.weight, default=mine)
         if too_large and (
             largest.num_bytes / largest.weight <= (mine.num_bytes + item.num_bytes) / mine.weight
             or budget.used - largest.num_bytes + item.num_bytes > budget.limit
@@ -399,15 +408,16 @@ class Queue:
                 f"{item.num_bytes}, the limit is {budget.limit}; send it again later, or a smaller one",
                 retry_after_s(),
             )
-        dropped = [self._pop_last(victim)] if too_many else []
+        dropped = [self._remove_last(most)] if too_many else []
         while budget.used + item.num_bytes > budget.limit:
-            dropped.append(self._pop_last(largest))
+            dropped.append(self._remove_last(largest))
         for loser in dropped:
             text = f"the queue of {self._name} is full and most of it is yours, so a request of another tenant"
             self._drop(loser, Overloaded(f"{text} took the place of this one; send it again later", retry_after_s()))
 
-    def _pop_last(self, tenant: Tenant[Item]) -> Item:
-        item = tenant.last()
+    def _remove_last(self, tenant: Tenant) -> Item:
+        lines = [group.lines[tenant] for group in self._groups.values() if tenant in group.lines]
+        item = max((line.last() for line in lines), key=lambda item: item.rank)
         self.remove(item)
         return item
 
