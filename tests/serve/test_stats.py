@@ -1,5 +1,6 @@
 """The counts of a replica, held against a ledger that is kept apart."""
 
+import asyncio
 import json
 import random
 import subprocess
@@ -8,8 +9,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 
+from maas_ray.bundle.engine import Engine
 from maas_ray.errors import (
     BadRequest,
     BodyTooLarge,
@@ -19,6 +22,9 @@ from maas_ray.errors import (
     Overloaded,
 )
 from maas_ray.serve import stats as stats_module
+from maas_ray.serve.batcher import Batcher
+from maas_ray.serve.queue import BatchSpec, Item
+from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.stats import (
     BOUNDS_S,
     MAX_EXACT_ROWS,
@@ -30,6 +36,7 @@ from maas_ray.serve.stats import (
     outcome_of,
     triton_statistics,
 )
+from tests.support.onnx_models import LOOKUP, lookup, make_bundle
 
 
 @dataclass
@@ -135,6 +142,37 @@ def test_a_wrong_count_is_caught(kind: type[ModelStats]) -> None:
     ledger = live(stats, seed=0)
     with pytest.raises(AssertionError):
         ledger.check(stats.snapshot())
+
+
+def test_each_request_waits_once_and_runs_once_even_beside_poison() -> None:
+    stats = ModelStats("m", 1)
+    num_requests, num_poison = 120, 3
+
+    async def main() -> list[Item]:
+        loop = asyncio.get_running_loop()
+        runner = EngineRunner(Engine(make_bundle(lookup(), LOOKUP)), loop)
+        batcher = Batcher(runner, BatchSpec(max_batch_size=32), loop, can_merge=True, stats=stats)
+        futures: list[asyncio.Future[None]] = [loop.create_future() for _ in range(num_requests)]
+        items = []
+        for number, future in enumerate(futures):
+            index = np.full((2, 1), 99 if number % 40 == 7 else number % 5, np.int64)
+            item = batcher.submit(
+                {"index": index}, 2, 16, loop.time() + 30, lambda _, __, future=future: future.set_result(None)
+            )
+            items.append(item)
+        await asyncio.wait_for(asyncio.gather(*futures), 30)
+        runner.close()
+        return items
+
+    items = asyncio.run(main())
+    snapshot = stats.snapshot()
+    num_good = num_requests - num_poison
+    assert sum(snapshot["queue"]["counts"]) == num_requests
+    assert sum(snapshot["compute"]["counts"]) == num_good
+    assert sum(size * runs for size, runs, _ in snapshot["batches"]) == snapshot["rows_run"] == 2 * num_good
+    assert snapshot["queue"]["ns"] == pytest.approx(sum(item.queue_s for item in items) * 1e9, abs=2)
+    assert snapshot["compute"]["ns"] == pytest.approx(sum(item.run_s for item in items) * 1e9, abs=2)
+    assert sum(item.run_s > 0 for item in items) == num_good
 
 
 def test_snapshots_of_several_replicas_add_up() -> None:
