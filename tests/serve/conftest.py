@@ -1,6 +1,7 @@
 """A whole replica without Ray: registry and bundles in a directory, the ASGI app behind uvicorn on a real socket."""
 
 import asyncio
+import functools
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 import uvicorn
+import uvloop
 
 from maas_ray.registry.models import Registry
 from maas_ray.serve.handler import Handler
@@ -60,11 +62,18 @@ class Server:
         return self.call(run())
 
 
-def serve_app(store: ObstoreStore, spec: ApplicationSpec) -> Iterator[Server]:
+def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") -> Iterator[Server]:
+    """With the front `protocol` our protocol class is before the app, as in a replica; else uvicorn's own."""
     residency = Residency(store, spec)
+    handler = Handler(residency)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    config = uvicorn.Config(App(Handler(residency), spec.limits), log_level="warning")
+    http: Any = "auto"
+    if front == "protocol":
+        from maas_ray.serve.protocol import Front, HttpProtocol
+
+        http = functools.partial(HttpProtocol, front=Front(handler, spec.limits))
+    config = uvicorn.Config(App(handler, spec.limits), http=http, log_level="warning", log_config=None)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
     started = threading.Event()
@@ -77,7 +86,11 @@ def serve_app(store: ObstoreStore, spec: ApplicationSpec) -> Iterator[Server]:
         started.set()
         await serving
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in Ray's workers
+            runner.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert started.wait(60)
     assert server.started, "the server did not start"
