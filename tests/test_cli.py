@@ -26,6 +26,7 @@ COMMANDS = [
     "runs",
     "evaluate",
     "publish",
+    "import",
     "promote",
     "models",
     "serve",
@@ -200,3 +201,25 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path: Path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="plain numbers"):
         read_rows(tmp_path / "a.npy", [IMAGE])
+
+
+def test_an_onnx_file_is_imported_and_promoted(file_store: ObstoreStore, tmp_path: Path):
+    from tests.support.onnx_models import linear
+
+    (tmp_path / "m.onnx").write_bytes(linear())
+    arguments = ["import", str(tmp_path / "m.onnx"), "--name", "m", "--store", file_store.uri]
+    described = ["--alias", "production", "--task", "classification", "--labels", "a,b,c"]
+    document = json.loads(runner.invoke(app, [*arguments, *described, "--json"]).stdout)
+    assert (document["version"], document["promoted"], document["labels"]) == (1, "production", ["a", "b", "c"])
+    assert document["run"] == f"import-{document['lineage']['imported']['sha256'][:16]}"
+    assert document["parity"] == {"status": "imported", "run": "passed", "rows": 3, "can_merge": True}
+    shown = runner.invoke(app, arguments).stdout
+    assert "imported m version 2" in shown
+    assert "FP32 [-1, 3]" in shown
+    assert "maas-ray promote m 2" in shown
+    listed = json.loads(runner.invoke(app, ["models", "m", "--store", file_store.uri, "--json"]).stdout)
+    assert listed["aliases"] == {"production": 1}
+    (tmp_path / "m.onnx").write_bytes(b"something else")
+    refused = runner.invoke(app, arguments)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "is not an ONNX model" in refused.stderr

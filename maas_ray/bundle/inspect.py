@@ -45,7 +45,7 @@ def inspect_graph(graph: bytes, signature: Signature) -> None:
                 f"node {node.name!r} is {node.domain}::{node.op_type}; only operators of the domains ai.onnx and "
                 "ai.onnx.ml are served, export the model without that operator"
             )
-    for tensor in _tensors(model):
+    for tensor in tensors_of(model):
         _check_tensor(tensor)
     # Only now: the checker would follow the paths of external data.
     try:
@@ -148,7 +148,8 @@ def _nodes(model: ModelProto) -> Iterator[NodeProto]:
             yield from graph.node
 
 
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor with bytes of its own: weights and attributes, in bodies and functions too."""
     inner = [graph for function in model.functions for graph in _graphs(function.node)]
     for graph in (model.graph, *_graphs(model.graph.node), *inner):
         yield from graph.initializer

@@ -16,7 +16,7 @@ app = typer.Typer(
 
 PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
-    "Make": (training.train, training.runs, training.evaluate, training.publish),
+    "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
     "Serve": (store.promote, store.models, serving.serve, serving.unserve, serving.predict),
     "Care": (store.fsck, store.schema),
 }
@@ -24,4 +24,5 @@ PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
 app.command(rich_help_panel="Start here")(cluster.quickstart)
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(reported(command))
+        name = command.__name__.rstrip("_")  # `import_`: the word itself belongs to Python
+        app.command(name, rich_help_panel=panel)(reported(command))

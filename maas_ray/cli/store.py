@@ -1,15 +1,64 @@
-"""promote, models, fsck, schema: what needs nothing but a store."""
+"""import, promote, models, fsck, schema: what needs nothing but a store."""
 
 import json
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Group
 
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
-from maas_ray.cli.reporting import Answer, facts, table
+from maas_ray.cli.reporting import Answer, facts, say, table
+
+_MERGED = {
+    True: "share a run",
+    False: "do not share a run: it has no batch dimension, or mixes its rows",
+    None: "share a run if each load finds that they are kept apart",
+}
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="ONNX file; weights beside it are put inside.")],
+    name: Annotated[str, typer.Option(help="Model to publish a version of.")],
+    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
+    task: Annotated[
+        Literal["classification", "binary", "regression", "other"], typer.Option(help="What the outputs mean.")
+    ] = "other",
+    labels: Annotated[str | None, typer.Option(metavar="A,B,C", help="Class names in the order of the scores.")] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
+    check: Annotated[bool, typer.Option(help="Run it twice on random values.")] = True,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Publishes any ONNX file as the next version of a model: inspected, made one piece, and run on random values."""
+    from maas_ray.registry.models import PRODUCTION, Registry, check_name
+
+    check_name(name, "model")
+    opened = open_store(store, endpoint)
+    with say.status("importing"):
+        from maas_ray.registry.importing import import_onnx, read_labels
+
+        imported = import_onnx(opened, file, task=task, labels=read_labels(labels, labels_file), is_checked=check)
+    registry = Registry(opened)
+    version = registry.publish(name, imported.bundle_id)
+    if alias:
+        registry.promote(name, version.version, alias)
+    document = {**asdict(version), "promoted": alias, **imported.info.model_dump(mode="json", exclude={"metrics"})}
+    origin = imported.info.lineage.imported
+    shown = {
+        "bundle": version.bundle,
+        "run": version.run,
+        "sha256 of the file": origin.sha256 if origin else "",
+        "written by": (origin.producer if origin else "") or "a program that does not say",
+        **{f"input {tensor.name}": _shown(tensor) for tensor in imported.info.signature.inputs},
+        **{f"output {tensor.name}": _shown(tensor) for tensor in imported.info.signature.outputs},
+        "run on random values": imported.info.parity["run"],
+        "rows of several requests": _MERGED[imported.info.parity.get("can_merge")],
+        "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
+    }
+    return Answer(document, facts(f"imported {name} version {version.version}", shown))
 
 
 def promote(
@@ -89,6 +138,10 @@ def schema(
     both = {"train": TrainSpec.model_json_schema(), "serve": ServeSpec.model_json_schema()}
     document = both[spec] if spec else both
     return Answer(document, json.dumps(document, indent=2))
+
+
+def _shown(tensor: Any) -> str:
+    return f"{tensor.datatype} {list(tensor.shape)}"
 
 
 def _document(model: Any) -> dict[str, Any]:
