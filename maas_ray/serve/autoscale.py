@@ -167,8 +167,8 @@ class Scaler:
         known_s = now_s - max(self._start_s, ctx.last_scale_up_time or 0.0)
         if now_s - self._start_s >= self._upscale_delay_s and (up := min(need for _, need in self._ups)) > target:
             return up, {}
-        if known_s >= self._downscale_delay_s and (down := max(need for _, need in self._downs)) < target:
-            return max(1, down), {}
+        if known_s >= self._downscale_delay_s and (down := max(1, *(need for _, need in self._downs))) < target:
+            return down, {}
         if target == 1 and min(known_s, now_s - self._active_s) >= self._idle_s:
             return 0, {}
         return target, {}
