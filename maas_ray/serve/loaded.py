@@ -10,6 +10,7 @@ from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.stats import ModelStats
+from maas_ray.serve.wire.v2 import InferCodec
 
 GRAPH_FACTOR = 1.1
 """Measured: a session of a graph of 100 MiB takes 101 to 104 MiB once the memory of loading it is given back."""
@@ -35,12 +36,18 @@ class Loaded:
     """Set once it has answered everything and given its memory back."""
     headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
     """What leads an answer back to the run and the version it came from."""
+    json_headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
+    """The same with the content type of a JSON answer: made once, since each answer needs it."""
+    codec: InferCodec = field(init=False)
+    """Reads its requests and writes its answers."""
 
     def __post_init__(self) -> None:
         self.headers = (
             (b"x-maas-run", self.version.run.encode("ascii", "replace")),
             (b"x-maas-version", str(self.version.version).encode()),
         )
+        self.json_headers = ((b"content-type", b"application/json"), *self.headers)
+        self.codec = InferCodec(self.version.model, self.version.version, self.info)
 
     @property
     def name(self) -> str:

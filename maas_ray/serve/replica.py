@@ -1,15 +1,27 @@
-"""A replica of a pool inside Ray Serve: the same residency, handler and ASGI app as anywhere else. Never imports torch."""
+"""A replica of a pool inside Ray Serve: the same residency, handler and fronts as anywhere else. Never imports torch."""
 
+import sys
 from typing import Any
 
 from ray import serve
 
+from maas_ray.errors import DeadlineExceeded
+from maas_ray.serve import hook
+from maas_ray.serve.access_log import open_access_log
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
+from maas_ray.serve.protocol import Front
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.serve.stats import ReplicaStats
+from maas_ray.serve.tracing import open_tracer
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
+
+PEERS_TIMEOUT_S = 5.0
+SWITCH_INTERVAL_S = 0.0005
+"""Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would make
+requests wait that long."""
 
 
 class Replica:
@@ -24,16 +36,66 @@ class Replica:
 
     async def __init__(self, spec: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = parse_spec(ApplicationSpec, spec, source="application")
-        self._residency = Residency(open_store(self._spec.storage), self._spec)
-        await self._residency.start()
+        context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
+        residency = Residency(
+            open_store(self._spec.storage),
+            self._spec,
+            pool=context.app_name,
+            stats=ReplicaStats(context.app_name, replica),
+        )
+        await residency.start()
+        limits, observability = self._spec.limits, self._spec.observability
+        access_log = open_access_log(observability.access_log, replica)
+        tracer = open_tracer(observability.tracing, context.app_name, replica)
+        if access_log is not None:
+            residency.stats.log_drops = lambda: access_log.num_dropped
+        self._handler = Handler(
+            residency,
+            limits.max_body_bytes,
+            peers=_Broadcast(context.deployment, context.app_name),
+            observers=[observer for observer in (access_log, tracer) if observer is not None],
+        )
+        # Serve's wrapper appends the request id; without it, we do.
+        hook.register(App(self._handler, limits), Front(self._handler, limits))
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     def __serve_build_asgi_app__(self) -> App:
         # Its lifespan's end drains and closes the residency.
-        return App(Handler(self._residency), self._spec.limits, sends_request_id=False)
+        return App(self._handler, self._spec.limits, sends_request_id=False)
+
+    async def ask_here(self, question: str, argument: str) -> Any:
+        """What this replica knows; asked by a replica for all."""
+        return await self._handler.ask_here(question, argument)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the pool is scaled by; Serve itself does not see requests that are answered before its wrapper."""
+        return self._handler.load()
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace this replica."""
-        self._residency.check_health()
+        self._handler.residency.check_health()
+
+
+class _Broadcast:
+    """`Peers` through a handle of the deployment to itself; works with and without HTTP servers in the replicas."""
+
+    def __init__(self, deployment: str, application: str) -> None:
+        self._names = (deployment, application)
+        self._handle: Any = None
+
+    async def ask(self, question: str, argument: str = "") -> list[Any]:
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(*self._names)
+        response = self._handle.broadcast("ask_here", question, argument)
+        try:
+            answers = await response.results_async(timeout_s=PEERS_TIMEOUT_S, return_exceptions=True)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the replicas of the pool did not all answer within {PEERS_TIMEOUT_S:g} s; ask again"
+            ) from None
+        # One that is ending has nothing to say any more.
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 deployment: serve.Deployment = serve.deployment(name="replica")(serve.ingress()(Replica))

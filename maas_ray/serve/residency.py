@@ -14,16 +14,13 @@ from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
-from maas_ray.bundle.memory import return_to_system
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Registry, Version, check_name
-from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.loaded import Loaded, memory_of, name_of
+from maas_ray.serve.index import index
+from maas_ray.serve.loaded import Loaded, name_of
+from maas_ray.serve.loader import Key, Loader, within
 from maas_ray.serve.queue import ByteBudget
 from maas_ray.serve.room import Room
-from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.slots import Reference, Slot, named_before, resolve_all
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
@@ -35,12 +32,9 @@ __all__ = ["Loaded", "Residency"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Key = tuple[str, int]
 
 LOOK_FOR_ROOM_S = 0.01
 """Pause between two looks for an idle model, while all are in use."""
-TRIM_AFTER_BYTES = 16 << 20
-"""Memory is given back to the system after this much was freed: doing it takes up to 10 ms."""
 MAX_NAMES = 20
 """Names that a message lists at most."""
 
@@ -60,10 +54,10 @@ class Residency:
         self, store: ObjectStore, spec: ServingSpec, *, pool: str = "default", stats: ReplicaStats | None = None
     ) -> None:
         self._store = store
-        self._spec = spec
+        self.spec = spec
         self._registry = Registry(store)
         self._wanted = Wanted(store, pool) if spec.model_control == "explicit" else None
-        self._stats = stats or ReplicaStats(pool)
+        self.stats = stats or ReplicaStats(pool)
         self._slots: dict[tuple[str, int | str], Slot] = {}
         self._by_name: dict[str, list[Slot]] = {}
         self._unloaded: set[str] = set()
@@ -72,16 +66,13 @@ class Residency:
         self._draining: set[Loaded] = set()
         self._budget = ByteBudget(spec.batching.max_queued_bytes)
         self._room = Room(spec.memory_budget_bytes)
-        self._sizes: dict[str, int] = {}
         # One thread for everything that asks the registry, which is not meant for several.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
-        self._loaders = ThreadPoolExecutor(spec.refresh.max_parallel_loads, thread_name_prefix="load")
+        self._loader = Loader(store, spec, self.stats, self._budget)
         self._parallel = asyncio.Semaphore(spec.refresh.max_parallel_loads)
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
-        self._reading: dict[Key, asyncio.Future[tuple[BundleInfo, Engine, int]]] = {}
         self._follower: asyncio.Task[None] | None = None
         self._late: asyncio.Future[Any] | None = None
-        self._freed_bytes = 0
         self._is_closed = False
 
     @property
@@ -159,34 +150,8 @@ class Residency:
         return [slot.problem for slot in self._by_name.get(name, ()) if slot.problem]
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
-        """The index of the v2 model repository extension, sorted: name, version, state and reason of what the pool knows.
-
-        A model that is not in memory is READY, since requests for it are answered; its reason says where it is.
-        """
-        rows: dict[tuple[str, int], tuple[str, str]] = {}
-        for loaded in self._draining:
-            rows[loaded.version.model, loaded.version.version] = ("UNLOADING", "answers its last requests")
-        for slot in self._slots.values():
-            name = slot.spec.name
-            if slot.named is None:
-                rows[name, 0] = ("UNAVAILABLE", slot.problem or "the registry does not name it")
-                continue
-            named = slot.named.version
-            if slot.load is not None and slot.load.version is not None:
-                rows[name, slot.load.version] = ("LOADING", f"{len(slot.load)} requests wait for it")
-            elif slot.error is not None:
-                rows[name, named] = ("UNAVAILABLE", str(slot.error))
-            elif slot.serving is None:
-                rows[name, named] = ("READY", "not in memory: its next request loads it")
-        for name, version in self._loaded:
-            rows[name, version] = ("READY", "")
-        for name in self._unloaded:
-            rows.setdefault((name, 0), ("UNAVAILABLE", "unloaded by a caller"))
-        return [
-            {"name": name, "version": str(version) if version else "", "state": state, "reason": reason}
-            for (name, version), (state, reason) in sorted(rows.items())
-            if state == "READY" or not ready_only
-        ]
+        """The index of the v2 model repository extension: name, version, state and reason of what the pool knows."""
+        return index(self._slots.values(), self._loaded.values(), self._draining, self._unloaded, ready_only)
 
     async def start(self) -> None:
         """Loads what the spec lists, as far as the budget goes, then follows the registry; a second call does nothing.
@@ -200,7 +165,7 @@ class Residency:
         if self._follower is not None:
             return
         try:
-            await self._look(self._spec.refresh.load_timeout_s)
+            await self._look(self.spec.refresh.load_timeout_s)
             chosen = await self._choose_first()
             await self._wait([self._begin(slot, is_firm=True) for slot in chosen])
             for slot in chosen:
@@ -250,9 +215,9 @@ class Residency:
             self._registry.resolve(name, spec.ref) if spec is not None else self._registry.model(name)
             wanted.load(name, spec)
 
-        until = monotonic() + (timeout_s or self._spec.refresh.load_timeout_s)
-        await self._in_thread("the log of wishes", self._spec.refresh.timeout_s, write_down)
-        await self._look(self._spec.refresh.timeout_s)
+        until = monotonic() + (timeout_s or self.spec.refresh.load_timeout_s)
+        await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, write_down)
+        await self._look(self.spec.refresh.timeout_s)
         slots = self._by_name.get(name, [])
         for slot in slots:
             slot.try_again()
@@ -277,9 +242,9 @@ class Residency:
         """
         wanted = self._control(name)
         self._slot(name, None)
-        until = monotonic() + (timeout_s or self._spec.limits.timeout_s)
-        await self._in_thread("the log of wishes", self._spec.refresh.timeout_s, lambda: wanted.unload(name))
-        await self._look(self._spec.refresh.timeout_s)
+        until = monotonic() + (timeout_s or self.spec.limits.timeout_s)
+        await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, lambda: wanted.unload(name))
+        await self._look(self.spec.refresh.timeout_s)
         leaving = [loaded.released.wait() for loaded in self._draining if loaded.version.model == name]
         try:
             await asyncio.wait_for(asyncio.gather(*leaving), max(0.0, until - monotonic()))
@@ -289,7 +254,7 @@ class Residency:
     def check_health(self) -> None:
         """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
         for loaded in (*self._loaded.values(), *self._draining):
-            if loaded.batcher.busy_s > self._spec.refresh.stuck_run_s:
+            if loaded.batcher.busy_s > self.spec.refresh.stuck_run_s:
                 raise MaasError(
                     f"{loaded.name} has been running one batch for {loaded.batcher.busy_s:.0f} s; "
                     "the replica must be replaced"
@@ -317,8 +282,8 @@ class Residency:
         self._loaded, self._defaults, self._slots, self._by_name = {}, {}, {}, {}
         left_s = max(0.0, until - monotonic())
         await asyncio.gather(*(self._drain(loaded, left_s) for loaded in everything))
-        for thread in (self._thread, self._loaders):
-            thread.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     # What the pool knows
 
@@ -340,7 +305,7 @@ class Residency:
         raise NotFound(f"this pool serves no version {version} of model {name!r}; it serves: {served}")
 
     async def _follow(self) -> None:
-        usual_s = pause_s = self._spec.refresh.every_s
+        usual_s = pause_s = self.spec.refresh.every_s
         while True:
             # Jitter: replicas must not all ask the store in the same moment.
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
@@ -349,7 +314,7 @@ class Residency:
             except Exception as error:
                 if pause_s <= usual_s:
                     log.warning("the registry cannot be read, serving what is loaded: %s", error)
-                pause_s = min(2 * pause_s, max(usual_s, self._spec.refresh.max_backoff_s))
+                pause_s = min(2 * pause_s, max(usual_s, self.spec.refresh.max_backoff_s))
             else:
                 if pause_s > usual_s:
                     log.info("the registry can be read again")
@@ -359,7 +324,7 @@ class Residency:
         """Looks once, and begins to load what should be in memory and is not."""
         if self._late is not None and not self._late.done():
             raise StoreUnavailable("the store has not answered the question before this one")
-        await self._look(self._spec.refresh.timeout_s)
+        await self._look(self.spec.refresh.timeout_s)
         now = asyncio.get_running_loop().time()
         return [
             self._begin(slot, is_firm=True)
@@ -375,7 +340,7 @@ class Residency:
         def read() -> tuple[list[Reference], set[str]]:
             wishes = self._wanted.wishes() if self._wanted is not None else {}
             unloaded = {name for name, wish in wishes.items() if not wish.is_load}
-            return resolve_all(self._registry, self._spec.models, wishes), unloaded
+            return resolve_all(self._registry, self.spec.models, wishes), unloaded
 
         references, self._unloaded = await self._in_thread("the registry", timeout_s, read)
         if self._is_closed:
@@ -406,7 +371,7 @@ class Residency:
         for key in [key for key in self._loaded if key[0] == name and key[1] not in used]:
             old = self._loaded.pop(key)
             self._draining.add(old)
-            self._stats.evicted(*key)
+            self.stats.evicted(*key)
             old.batcher.close(when_idle=lambda old=old: self._release(old))  # type: ignore[misc]
 
     # Loading
@@ -415,7 +380,7 @@ class Residency:
         """The load in progress of a reference, or a new one."""
         if slot.load is None:
             what = f"model {slot.spec.name!r}"
-            slot.load = Load(what, self._spec.batching, self._budget, is_firm=is_firm)
+            slot.load = Load(what, self.spec.batching, self._budget, is_firm=is_firm)
             slot.load.task = slot.load.loop.create_task(self._run(slot, slot.load))
         slot.load.is_firm |= is_firm
         return slot.load
@@ -461,14 +426,14 @@ class Residency:
                 raise  # says nothing about the version
             except MaasError as failure:
                 error = failure
-                self._stats.load_failed(wanted.model, wanted.version)
-                slot.note_failure(wanted.version, error, load.loop.time(), self._spec.refresh)
+                self.stats.load_failed(wanted.model, wanted.version)
+                slot.note_failure(wanted.version, error, load.loop.time(), self.spec.refresh)
                 log.error("model %r %s; serving version %s", slot.spec.name, slot.problem, slot.serving)
             else:
                 slot.note_success()
                 return
         if slot.serving is None and not error.retryable:
-            timeout_s = self._spec.refresh.timeout_s
+            timeout_s = self.spec.refresh.timeout_s
             for older in await self._in_thread(
                 "the registry", timeout_s, lambda: named_before(self._registry, slot.spec, wanted)
             ):
@@ -503,21 +468,20 @@ class Residency:
                 return
             async with self._parallel:
                 num_bytes = await self._make_room(slot, version, load)
-                started_s = monotonic()
                 try:
-                    info, engine, real_bytes = await self._read(key, version)
+                    loaded = await self._loader.load(version)
                 except BaseException:
                     self._room.used -= num_bytes
                     raise
-            self._room.used += real_bytes - num_bytes
-            self._loaded[key] = self._serve(version, info, engine, real_bytes, monotonic() - started_s)
+            self._room.used += loaded.num_bytes - num_bytes
+            self._loaded[key] = loaded
 
     async def _make_room(self, slot: Slot, version: Version, load: Load) -> int:
         """Takes what a version needs from the budget, if need be by unloading idle models; returns it in bytes."""
         if self._room.limit is None:
             return 0
-        num_bytes = await self._size(version)
-        until = monotonic() + self._spec.refresh.load_timeout_s
+        num_bytes = await self._loader.size(version)
+        until = monotonic() + self.spec.refresh.load_timeout_s
         while True:
             pinned = [loaded for loaded in self._loaded.values() if self._is_pinned(loaded)]
             self._room.check(
@@ -571,66 +535,17 @@ class Residency:
         if self._room.limit is None:
             return chosen + others
         left = self._room.limit
-        left -= sum([await self._size(slot.named) for slot in chosen if slot.named is not None])
+        left -= sum([await self._loader.size(slot.named) for slot in chosen if slot.named is not None])
         for slot in others:
             if slot.named is None:
                 continue
-            num_bytes = await self._size(slot.named)
+            num_bytes = await self._loader.size(slot.named)
             # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
             if left < num_bytes <= self._room.limit:
                 break
             chosen.append(slot)
             left -= num_bytes
         return chosen
-
-    async def _size(self, version: Version) -> int:
-        """What a version will count against the budget."""
-        if version.bundle not in self._sizes:
-            what, timeout_s = name_of(version), self._spec.refresh.timeout_s
-            work = asyncio.get_running_loop().run_in_executor(
-                self._loaders, lambda: graph_size(self._store, version.bundle)
-            )
-            self._sizes[version.bundle] = memory_of(await self._within(what, timeout_s, work))
-        return self._sizes[version.bundle]
-
-    async def _read(self, key: Key, version: Version) -> tuple[BundleInfo, Engine, int]:
-        """Loads in a thread. What comes too late is taken by whoever asks next, and is not started twice."""
-
-        def read() -> tuple[BundleInfo, Engine, int]:
-            bundle = load_bundle(self._store, version.bundle)
-            info, num_bytes = bundle.info, len(bundle.graph)
-            engine = Engine(bundle, self._spec.engine)
-            del bundle
-            if num_bytes >= TRIM_AFTER_BYTES:
-                return_to_system()  # loading takes several times what stays
-            return info, engine, memory_of(num_bytes)
-
-        def forget(done: asyncio.Future[tuple[BundleInfo, Engine, int]]) -> None:
-            self._reading.pop(key, None)
-            if not done.cancelled():
-                done.exception()  # somebody may have gone before hearing it
-
-        reading = self._reading.get(key)
-        if reading is None:
-            reading = asyncio.get_running_loop().run_in_executor(self._loaders, read)
-            self._reading[key] = reading
-            reading.add_done_callback(forget)
-        return await self._within(name_of(version), self._spec.refresh.load_timeout_s, reading)
-
-    def _serve(self, version: Version, info: BundleInfo, engine: Engine, num_bytes: int, load_s: float) -> Loaded:
-        loop = asyncio.get_running_loop()
-        runner = EngineRunner(engine, loop)
-        batcher = Batcher(
-            runner,
-            self._spec.batching,
-            loop,
-            can_merge=engine.can_merge,
-            budget=self._budget,
-            name=name_of(version),
-            stats=self._stats.model(version.model, version.version),
-        )
-        stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
-        return Loaded(version, info, batcher, runner, engine, stats, num_bytes)
 
     # Giving back
 
@@ -647,19 +562,9 @@ class Residency:
         if loaded.released.is_set():
             return
         self._draining.discard(loaded)
-        loaded.runner.close()
-        loaded.engine.close()
-        loaded.released.set()
+        self._loader.release(loaded)
         self._room.used -= loaded.num_bytes
-        self._freed_bytes += loaded.num_bytes
-        if self._freed_bytes >= TRIM_AFTER_BYTES and not self._is_closed:
-            self._freed_bytes = 0
-            # Not here: whoever called this still refers to the model.
-            asyncio.get_running_loop().call_later(LOOK_FOR_ROOM_S, self._trim)
-
-    def _trim(self) -> None:
-        if not self._is_closed:
-            self._thread.submit(return_to_system)
+        loaded.released.set()
 
     # Waiting, always with a bound
 
@@ -675,17 +580,10 @@ class Residency:
         """Asks the registry in its thread."""
         pending: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
-            return await self._within(what, timeout_s, pending)
+            return await within(what, timeout_s, pending)
         except StoreUnavailable:
             self._late = pending
             raise
-
-    async def _within(self, what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
-        """Bounded wait for a thread; work that is late goes on there."""
-        done, _ = await asyncio.wait({pending}, timeout=timeout_s)
-        if not done:
-            raise StoreUnavailable(f"{what} was not read from {self._store.uri} within {timeout_s:g} s")
-        return pending.result()
 
     def _control(self, name: str) -> Wanted:
         """The log of wishes, if the spec allows any."""

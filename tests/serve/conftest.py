@@ -16,6 +16,7 @@ import uvloop
 from maas_ray.registry.models import Registry
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
+from maas_ray.serve.protocol import Front, HttpProtocol
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store
@@ -51,6 +52,8 @@ class Server:
     store: ObstoreStore
     residency: Residency
     loop: asyncio.AbstractEventLoop
+    front: Front
+    """What the connections of our protocol class share."""
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
@@ -65,14 +68,11 @@ class Server:
 def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") -> Iterator[Server]:
     """With the front `protocol` our protocol class is before the app, as in a replica; else uvicorn's own."""
     residency = Residency(store, spec)
-    handler = Handler(residency)
+    handler = Handler(residency, spec.limits.max_body_bytes)
+    shared = Front(handler, spec.limits)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    http: Any = "auto"
-    if front == "protocol":
-        from maas_ray.serve.protocol import Front, HttpProtocol
-
-        http = functools.partial(HttpProtocol, front=Front(handler, spec.limits))
+    http: Any = functools.partial(HttpProtocol, front=shared) if front == "protocol" else "auto"
     config = uvicorn.Config(App(handler, spec.limits), http=http, log_level="warning", log_config=None)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -95,7 +95,7 @@ def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") 
     assert started.wait(60)
     assert server.started, "the server did not start"
     try:
-        yield Server(f"http://127.0.0.1:{port}", port, store, residency, loops[0])
+        yield Server(f"http://127.0.0.1:{port}", port, store, residency, loops[0], shared)
     finally:
         server.should_exit = True
         thread.join(60)
@@ -107,17 +107,19 @@ def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") 
 def server(file_store: ObstoreStore) -> Iterator[Server]:
     """Serves `linear` (y = 2x), for tests that change something."""
     publish(file_store, "linear", commit_bundle(file_store, linear(2.0), run="run-a"))
-    yield from serve_app(file_store, app_spec(file_store, "linear", limits={"max_body_bytes": 100_000}))
+    yield from serve_app(file_store, app_spec(file_store, "linear", limits={"max_body_bytes": 100_000}), "protocol")
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serves `linear`, `mixed` and `lookup`, for tests that only ask."""
+@pytest.fixture(scope="module", params=["protocol", "plain"])
+def shared_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Serves `linear`, `mixed` and `lookup`, for tests that only ask; both fronts must give the same answers."""
     path: Path = tmp_path_factory.mktemp("serve")
     store = open_store(f"file://{path}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0), run="run-a"))
     publish(store, "mixed", commit_bundle(store, mixed(), MIXED, run="run-b"))
     publish(store, "lookup", commit_bundle(store, lookup(), LOOKUP, run="run-c"))
     yield from serve_app(
-        store, app_spec(store, "linear", "mixed", "lookup", limits={"max_body_bytes": 100_000, "timeout_s": 20})
+        store,
+        app_spec(store, "linear", "mixed", "lookup", limits={"max_body_bytes": 100_000, "timeout_s": 20}),
+        request.param,
     )

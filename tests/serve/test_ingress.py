@@ -1,5 +1,6 @@
 """The HTTP surface over a real socket, asked by other people's clients and by hand-made bytes."""
 
+import asyncio
 import json
 import socket
 import time
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import requests
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import MaasError
-from maas_ray.serve.ingress import LAYERS
+from maas_ray.serve.head import LAYERS
 from maas_ray.serve.queue import BatchSpec
 from tests.serve.conftest import Server
 
@@ -26,7 +29,7 @@ def infer(server: Server, body: Any = ROW, model: str = "linear", **more: Any) -
 
 def test_the_order_of_the_layers_is_what_the_design_says() -> None:
     names = [layer.__name__ for layer in LAYERS]  # type: ignore[attr-defined]
-    assert names == ["request_id", "errors_to_json", "route", "deadline", "body_limit", "answer"]
+    assert names == ["request_id", "route", "single_headers", "deadline", "body_limit", "body_form"]
 
 
 def test_an_answer_carries_values_id_run_version_and_request_id(shared_server: Server) -> None:
@@ -101,7 +104,9 @@ def test_every_get_answers_and_its_head_says_the_same_without_a_body(
         ("GET", "/v2/models/linear/versions/0", 400, "not a positive integer"),
         ("GET", "/v2/models/linear/versions/" + "9" * 30, 400, "not a positive integer"),
         ("GET", "/v2/models//infer", 404, "no path"),
-        ("GET", "/v2/models/linear/stats", 404, "no path"),
+        ("GET", "/v2/models/linear/nothing", 404, "no path"),
+        ("GET", "/v2/repository/index", 405, "use POST"),
+        ("POST", "/v2/repository/models/linear/load", 400, "model_control"),
         ("GET", "/v2/models/linear/infer", 405, "'GET' is not allowed here; use POST"),
         ("DELETE", "/v2/models/linear/infer", 405, "use POST"),
         ("POST", "/v2/models/linear", 405, "use GET"),
@@ -117,7 +122,7 @@ def test_what_is_not_there_is_said_in_the_protocols_form(
     assert message in answer.json()["error"]
     assert answer.headers["x-request-id"]
     if status == 405:
-        assert answer.headers["allow"] == ("POST" if path.endswith("infer") else "GET, HEAD")
+        assert answer.headers["allow"] == ("POST" if message.endswith("use POST") else "GET, HEAD")
 
 
 @pytest.mark.parametrize(
@@ -152,8 +157,10 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
-        ({"content-encoding": "gzip"}, "content-encoding b'gzip' is not offered"),
-        ({"inference-header-content-length": "10"}, "binary tensor extension is not offered"),
+        ({"content-encoding": "br"}, "content-encoding b'br' is not offered"),
+        ({"content-encoding": "gzip"}, "gzip"),
+        ({"inference-header-content-length": "ten"}, "is not a number of bytes"),
+        ({"inference-header-content-length": "100000"}, "100000"),
         ({"x-request-timeout-ms": "soon"}, "not a positive integer"),
         ({"x-request-timeout-ms": "-5"}, "not a positive integer"),
         ({"x-request-timeout-ms": "0"}, "not a positive integer"),
@@ -283,25 +290,84 @@ def test_a_client_that_leaves_frees_its_place_in_the_queue(server: Server) -> No
         assert running.result(30).status_code == 200
 
 
-def test_tritonclient_works_in_json_mode(shared_server: Server) -> None:
+def test_tritonclient_works_with_its_defaults(shared_server: Server) -> None:
     client = triton.InferenceServerClient(f"127.0.0.1:{shared_server.port}")
     try:
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready("linear")
-        assert client.get_server_metadata()["extensions"] == []
+        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
         assert client.get_model_metadata("mixed")["inputs"][0]["datatype"] == "BYTES"
+        assert client.get_model_config("linear")["input"][0]["data_type"] == "TYPE_FP32"
         rows = np.arange(6, dtype=np.float32).reshape(2, 3)
         x = triton.InferInput("x", rows.shape, "FP32")
+        x.set_data_from_numpy(rows)
+        np.testing.assert_array_equal(client.infer("linear", [x]).as_numpy("y"), rows * 2)
+        packed = client.infer(
+            "linear", [x], request_compression_algorithm="gzip", response_compression_algorithm="deflate"
+        )
+        np.testing.assert_array_equal(packed.as_numpy("y"), rows * 2)
+        best = [triton.InferRequestedOutput("y", class_count=1)]
+        assert client.infer("linear", [x], outputs=best).as_numpy("y").tolist() == [[b"4.000000:2"], [b"10.000000:2"]]
         x.set_data_from_numpy(rows, binary_data=False)
         wanted = [triton.InferRequestedOutput("y", binary_data=False)]
         result = client.infer("linear", [x], outputs=wanted, request_id="9", model_version="1")
         np.testing.assert_array_equal(result.as_numpy("y"), rows * 2)
         assert result.get_response()["id"] == "9"
-        np.testing.assert_array_equal(client.infer("linear", [x]).as_numpy("y"), rows * 2)
-        x.set_data_from_numpy(rows, binary_data=True)
-        with pytest.raises(InferenceServerException, match="binary tensor extension is not offered"):
-            client.infer("linear", [x])
+        waiting = [client.async_infer("linear", [x]) for _ in range(5)]
+        for answer in waiting:
+            np.testing.assert_array_equal(answer.get_result().as_numpy("y"), rows * 2)
+        with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+            client.infer("nobody", [x])
+    finally:
+        client.close()
+
+
+def test_the_aio_client_works_too(shared_server: Server) -> None:
+    async def ask() -> list[np.ndarray]:
+        rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+        x = triton.InferInput("x", rows.shape, "FP32")
+        x.set_data_from_numpy(rows)
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{shared_server.port}") as client:
+            answers = await asyncio.gather(*(client.infer("linear", [x]) for _ in range(8)))
+        return [answer.as_numpy("y") for answer in answers]
+
+    for array in asyncio.run(ask()):
+        np.testing.assert_array_equal(array, np.arange(6, dtype=np.float32).reshape(2, 3) * 2)
+
+
+def test_statistics_and_metrics_count_what_was_asked(server: Server) -> None:
+    rows = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
+    for _ in range(3):
+        assert infer(server, rows).status_code == 200
+    assert infer(server, {}).status_code == 400
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
+    try:
+        (counted,) = client.get_inference_statistics("linear")["model_stats"]
+    finally:
+        client.close()
+    assert (counted["inference_count"], counted["execution_count"]) == (6, 3)
+    assert counted["inference_stats"]["success"]["count"] == 3
+    assert counted["inference_stats"]["fail"]["count"] == 1
+    text = requests.get(f"{server.url}/metrics", timeout=30).text
+    samples = {
+        (sample.name, sample.labels.get("outcome")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["maas_requests_total", "ok"] == 3
+    assert samples["maas_requests_total", "bad_request"] == 1
+
+
+def test_the_repository_says_what_there_is(shared_server: Server) -> None:
+    client = triton.InferenceServerClient(f"127.0.0.1:{shared_server.port}")
+    try:
+        index = client.get_model_repository_index()
+        assert {(entry["name"], entry["version"], entry["state"]) for entry in index} == {
+            (name, "1", "READY") for name in ("linear", "lookup", "mixed")
+        }
+        with pytest.raises(InferenceServerException, match="model_control"):
+            client.unload_model("linear")
     finally:
         client.close()
 
@@ -332,7 +398,7 @@ def test_answers_under_load_are_each_callers_own(shared_server: Server) -> None:
 
 def test_stopping_gives_everything_back(server: Server) -> None:
     server.call(server.residency.close())
-    assert infer(server).status_code == 404
+    assert infer(server).status_code == 503, "which another replica answers"
     assert requests.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
     with pytest.raises(MaasError):
         server.residency.get("linear")

@@ -66,7 +66,7 @@ def read_json(spec: TensorSpec, shape: tuple[int, ...], data: Any, *, may_hold_b
         )
     if spec.datatype in BINARY_ONLY:
         raise BadRequest(
-            f"input {spec.name!r}: {spec.datatype} has no JSON form in the protocol; serve the model in FP32"
+            f"input {spec.name!r}: {spec.datatype} has no JSON form in the protocol; send it as binary data"
         )
     if data and type(data[0]) is list:
         data = list(_flatten(spec, shape, data))
@@ -155,7 +155,7 @@ def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
         raise _misfit(spec, data, lambda value: type(value) not in allowed, "a number")
     missing = np.array([value is None for value in data])
     return np.where(
-        missing, np.nan, _fit(spec, data, np.array([value or 0.0 for value in data], dtype=np.float64))
+        missing, np.nan, _fit(spec, data, np.array([0.0 if value is None else value for value in data], np.float64))
     ).astype(NUMPY[spec.datatype])
 
 
@@ -164,7 +164,8 @@ def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
     dtype = NUMPY[spec.datatype]
     if spec.datatype in _FLOATS:
         with np.errstate(over="ignore"):
-            array = raw.astype(dtype)
+            # Integers go through FP64 as well, as they do on the fast way: the last bit must not depend on the way.
+            array = raw.astype(np.float64).astype(dtype)
         fits = np.isfinite(array)
     else:
         bounds = np.iinfo(dtype)  # type: ignore[type-var]

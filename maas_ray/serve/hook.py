@@ -1,0 +1,60 @@
+"""The place where a replica takes over its own HTTP server, before Serve's per-request wrapper.
+
+Serve calls `middlewares` in each process that starts an HTTP server (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names
+it), a replica of ours, a replica of somebody else, or a proxy. In a replica of ours it puts our protocol class into
+uvicorn and our ASGI app in front of Serve's; everywhere else it changes nothing.
+"""
+
+import functools
+from typing import Any
+
+import uvicorn.config
+from starlette.middleware import Middleware
+
+from maas_ray.serve.ingress import App, Receive, Scope, Send
+from maas_ray.serve.protocol import Front, HttpProtocol
+
+_SERVES_OWN = ("/-/healthz", "/-/routes")
+_fronts: list[tuple[App, Front]] = []
+
+
+def register(app: App, front: Front) -> None:
+    """Says that this process is a replica of ours; called once, before Serve starts the server."""
+    _fronts[:] = [(app, front)]
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve asks for; empty in processes that are not replicas of ours."""
+    if not _fronts:
+        return []
+    app, front = _fronts[0]
+    # uvicorn looks its protocols up by name, and Serve leaves the name at its default.
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = functools.partial(HttpProtocol, front=front)  # type: ignore[assignment]
+    return [Middleware(_BeforeServe, ours=app, front=front)]
+
+
+class _BeforeServe:
+    """Gives what lies below the pool's base path to our app, and the rest (health, routes) to Serve's."""
+
+    def __init__(self, app: Any, ours: App, front: Front) -> None:
+        self._serves = app
+        self._ours = ours
+        self._base_path = _base_path_of(app)
+        front.base_path = self._base_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            base, path = self._base_path(), scope["path"]
+            if path not in _SERVES_OWN and (not base or path == base or path.startswith(f"{base}/")):
+                scope["root_path"] = base
+                await self._ours(scope, receive, send)
+                return
+        await self._serves(scope, receive, send)
+
+
+def _base_path_of(app: Any) -> Any:
+    """Where Serve has put the pool; it may move while the replica lives, so it is asked each time."""
+    while not hasattr(app, "__self__"):
+        app = app._app  # Serve's own middleware around its replica's bound method
+    replica = app.__self__
+    return lambda: (replica._route_prefix or "").rstrip("/")

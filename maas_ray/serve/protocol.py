@@ -1,0 +1,541 @@
+"""The protocol class of a replica's own HTTP server: inference is answered here, before an ASGI scope is even built.
+
+    bytes → head (remembered) → body → Handler.infer → reply
+    anything else → uvicorn's own protocol → the ASGI app, with the same layers and the same answers
+
+A head that was seen before costs one look-up: callers send the same few bytes again and again, so what the layers made
+of them is remembered by those bytes. What a server owes is paid here for both ways: limits of size and time for heads,
+bodies and readers, back-pressure in both directions, pipelined requests answered in order, 100-continue, keep-alive,
+a bound on connections, and a stop that answers what has begun.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
+from maas_ray.serve.handler import Call, Handler, Reply, error_reply
+from maas_ray.serve.head import Head, Header, new_request_id, read_head
+from maas_ray.serve.spec import LimitsSpec
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 32 << 10
+MAX_PENDING_BYTES = 64 << 10
+"""Bytes of later requests that are kept while one is answered; then reading stops until it is."""
+MAX_REMEMBERED = 1024
+"""Heads that are remembered; past it all are forgotten, which costs each caller one parse."""
+MAX_REMEMBERED_BYTES = 2048
+SWEEP_S = 0.5
+"""How often connections are looked at for their time limits."""
+BUFFER_BYTES = 256 << 10
+
+_END = b"\r\n\r\n"
+_REQUEST_LINE = re.compile(rb"(?:\r\n)*[A-Z]{1,20} [!-~]+ HTTP/1\.[01]\r\n")
+_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_IDLE, _BODY, _BUSY, _COLD, _CLOSED = range(5)
+
+
+class Front:
+    """What all connections of one server share.
+
+    Args:
+        handler: the answers.
+        limits: of one request and one connection.
+        base_path: gives the pool's base path, without a slash at the end; asked once for each new head.
+    """
+
+    def __init__(self, handler: Handler, limits: LimitsSpec, base_path: Callable[[], str] = lambda: "") -> None:
+        self.handler = handler
+        self.limits = limits
+        self.base_path = base_path
+        self.connections: set[HttpProtocol] = set()
+        self._heads: dict[bytes, Head] = {}
+        self._prefixes: dict[tuple[int, tuple[Header, ...]], bytes] = {}
+        self._default_headers: list[Header] = []
+        self._default_bytes = b""
+        self._sweeper: asyncio.TimerHandle | None = None
+        # One buffer for all connections: what the kernel puts there is consumed before the next read.
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+
+    def head(self, raw: bytes) -> Head | None:
+        """The head of a request that is answered here; None if it is not, or if it is refused."""
+        known = self._heads.get(raw)
+        if known is not None:
+            return known
+        head = _parse(raw, self.base_path())
+        if head is None:
+            return None
+        try:
+            read_head(head, self.limits)
+        except MaasError:
+            return None  # the ASGI app refuses it, with the same layers
+        if head.route.name != "infer" or head.content_length is None or head.content_encoding != b"identity":
+            return None
+        # An id or a trace makes a head that never comes again.
+        if not head.given_id and not head.traceparent and len(raw) <= MAX_REMEMBERED_BYTES:
+            if len(self._heads) >= MAX_REMEMBERED:
+                self._heads.clear()
+            self._heads[raw] = head
+        return head
+
+    def prefix(self, status: int, headers: tuple[Header, ...]) -> bytes:
+        """Status line and headers as bytes; remembered, since a model's replies begin alike."""
+        key = (status, headers)
+        known = self._prefixes.get(key)
+        if known is None:
+            lines = [STATUS_LINE[status]]
+            lines += [b"%b: %b\r\n" % header for header in headers]
+            known = b"".join(lines)
+            if len(self._prefixes) >= MAX_REMEMBERED:
+                self._prefixes.clear()
+            self._prefixes[key] = known
+        return known
+
+    def date(self, default_headers: list[Header]) -> bytes:
+        """The `date` header as uvicorn keeps it; its list is a new one each second."""
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._default_bytes = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
+        return self._default_bytes
+
+    def connected(self, connection: "HttpProtocol") -> None:
+        """Counts a connection and watches over its times."""
+        self.connections.add(connection)
+        stats = self.handler.residency.stats
+        stats.connections += 1
+        stats.connections_total += 1
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+
+    def disconnected(self, connection: "HttpProtocol") -> None:
+        """Forgets a connection."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.handler.residency.stats.connections -= 1
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for all: a timer per request would cost more than many requests themselves.
+        now = loop.time()
+        for connection in list(self.connections):
+            connection.check_time(now)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop) if self.connections else None
+
+
+class _Cold(HttpToolsProtocol):
+    """uvicorn's protocol for what is not answered in `HttpProtocol`; says when it has nothing open any more."""
+
+    def __init__(self, owner: "HttpProtocol", config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, state, app_state, owner.loop)
+        self.owner = owner
+        self.num_open = 0
+        """Messages that have begun and whose body or reply is not complete; each counts twice."""
+        self.num_head_bytes = 0
+        self.is_reading = False
+
+    def on_message_begin(self) -> None:
+        self.num_open += 2
+        self.num_head_bytes = 0
+        self.is_reading = True
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        self.is_reading = False
+        super().on_message_complete()
+        self._closed_one()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Times of idle connections are the owner's business.
+        self._unset_keepalive_if_required()
+        self._closed_one()
+
+    def handle_websocket_upgrade(self) -> None:
+        self.send_400_response("Upgrades are not offered.")
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return False
+
+    def _count(self, size: int) -> None:
+        self.num_head_bytes += size
+        if self.num_head_bytes > MAX_HEAD_BYTES:
+            raise httptools.HttpParserError("the head is too long")
+
+    def _closed_one(self) -> None:
+        self.num_open -= 1
+        if self.num_open == 0:
+            self.owner.cold_is_done()
+
+
+class HttpProtocol(asyncio.BufferedProtocol):
+    """One connection. uvicorn makes it; `Front` comes from whoever started the server.
+
+    Args:
+        front: what all connections share.
+        config: uvicorn's.
+        server_state: uvicorn's; a stop asks every connection in it to end.
+        app_state: uvicorn's.
+    """
+
+    __slots__ = (
+        "_app_state", "_body", "_body_at", "_call", "_closing", "_cold", "_config", "_deadline", "_front", "_head", "_head_since",
+        "_id", "_pending", "_reading_is_paused", "_received", "_since", "_state", "_write_since", "_write_size", "loop",
+        "server_state", "transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        front: Front,
+    ) -> None:
+        self.loop = _loop or asyncio.get_running_loop()
+        self.server_state = server_state
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._config = config
+        self._app_state = app_state
+        self._front = front
+        self._state = _IDLE
+        self._pending = b""
+        self._head: Head = None  # type: ignore[assignment]
+        self._id = b""
+        self._body: memoryview | None = None
+        self._body_at = 0
+        self._deadline = 0.0
+        self._call: Call | None = None
+        self._cold: _Cold | None = None
+        self._closing = False
+        self._reading_is_paused = False
+        self._since = self.loop.time()
+        self._head_since = 0.0
+        self._received = 0
+        self._write_since = 0.0
+        self._write_size = 0
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        front = self._front
+        if len(front.connections) >= front.limits.max_connections:
+            error = Overloaded(f"this replica has {len(front.connections)} connections, which is its limit", 1.0)
+            self._closing = True
+            self._id = new_request_id()
+            self._write(error_reply(error))
+            return
+        self.server_state.connections.add(self)  # type: ignore[arg-type]
+        front.connected(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = _CLOSED
+        self._front.disconnected(self)
+        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if self._cold is not None:
+            self._cold.connection_lost(exc)
+            self._cold = None
+        self._body = None
+        self._pending = b""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._body is not None:  # the kernel writes where the tensors will be read
+            return self._body[self._body_at :]
+        return self._front.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is not None:
+            self._body_at += nbytes
+            self._received += nbytes
+            if self._body_at == len(self._body):
+                body, self._body = self._body, None
+                self._infer(body, self._deadline)
+                self._go_on()
+            return
+        data = bytes(self._front.buffer[:nbytes])
+        if self._state == _IDLE and not self._pending:
+            self._begin(data)
+            self._go_on()
+        elif self._state == _COLD:
+            self._received += nbytes
+            self._feed_cold(data)
+        elif self._state != _CLOSED:
+            self._pending += data
+            if self._state == _IDLE:
+                self._go_on()
+            elif len(self._pending) > MAX_PENDING_BYTES:
+                self._pause_reading()
+
+    def eof_received(self) -> None:
+        """Returns nothing, so that the transport closes: a client that has left wants no answer."""
+
+    def pause_writing(self) -> None:
+        self._write_since = self.loop.time()
+        self._write_size = self.transport.get_write_buffer_size()
+        if self._cold is not None:
+            self._cold.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._write_since = 0.0
+        if self._cold is not None:
+            self._cold.resume_writing()
+        if self._state == _IDLE and self._pending:
+            self._go_on()
+
+    # What uvicorn's server and the front call
+
+    def shutdown(self) -> None:
+        """Ends the connection once what has begun is answered."""
+        self._closing = True
+        if self._state == _IDLE:
+            self.transport.close()
+        elif self._cold is not None and self._state == _COLD:
+            self._cold.shutdown()
+
+    def check_time(self, now: float) -> None:
+        """Closes a connection that trickles or rests for too long. Called twice a second."""
+        limits = self._front.limits
+        allowed_s = limits.io_timeout_s
+        if self._write_since:
+            # A reader may be slow in proportion to what it reads, not for ever.
+            if now - self._write_since > allowed_s + self._write_size / limits.min_bytes_per_s:
+                self.transport.abort()
+        elif self._state == _IDLE:
+            if self._head_since:
+                if now - self._head_since > allowed_s:
+                    self._refuse(408, f"the head was not complete within {allowed_s:g} s; send it at once")
+            elif now - self._since > limits.idle_timeout_s:
+                self.transport.close()
+        elif self._state == _BODY and now > self._deadline:
+            self._refuse(
+                DeadlineExceeded.http_status,
+                f"only {self._received} bytes of the body arrived before the request's deadline; send faster or allow "
+                "more time",
+            )
+        elif self._is_reading() and now - self._since > allowed_s + self._received / limits.min_bytes_per_s:
+            self._refuse(
+                408,
+                f"{self._received} bytes of the body arrived in {now - self._since:.0f} s; "
+                f"send at least {limits.min_bytes_per_s} bytes per second",
+            )
+
+    def _is_reading(self) -> bool:
+        return self._state == _BODY or (self._state == _COLD and self._cold is not None and self._cold.is_reading)
+
+    def cold_is_done(self) -> None:
+        """The message that uvicorn's protocol had is complete and answered."""
+        if self._state == _COLD:
+            self._state = _IDLE
+            self._since = self.loop.time()
+            if self._closing:
+                self.transport.close()
+            elif self._pending:
+                # Not from inside the parser, whose callback this is.
+                self.loop.call_soon(self._go_on)
+            self._resume_reading()
+
+    # The way of a request
+
+    def _go_on(self) -> None:
+        while self._pending and self._state == _IDLE and not self.transport.is_closing():
+            if self._write_since:
+                self._pause_reading()  # whoever does not read its answers gets no new ones
+                return
+            data, self._pending = self._pending, b""
+            size = len(data)
+            self._begin(data)
+            if self._state == _IDLE and len(self._pending) == size:
+                return  # nothing was complete
+
+    def _begin(self, data: bytes) -> None:
+        """The first bytes of a message; what does not belong to it becomes pending."""
+        end = data.find(_END)
+        if end < 0:
+            if len(data) > MAX_HEAD_BYTES:
+                self._refuse(431, f"the head has more than {MAX_HEAD_BYTES} bytes; send fewer or shorter headers")
+            elif b"\n\n" in data or (b"\n" in data.lstrip(b"\r\n") and not _REQUEST_LINE.match(data)):
+                self._begin_cold(data, len(data))  # can never become a request; the parser says so at once
+            else:
+                self._pending = data
+                self._head_since = self._head_since or self.loop.time()
+            return
+        self._head_since = 0.0
+        end += 4
+        if end > MAX_HEAD_BYTES:
+            self._refuse(431, f"the head has {end} bytes, the limit is {MAX_HEAD_BYTES}; send fewer or shorter headers")
+            return
+        head = self._front.head(data[:end])
+        if head is None:
+            self._begin_cold(data, end)
+            return
+        self._head = head
+        size = head.content_length or 0
+        received = len(data) - end
+        if received >= size:
+            if received > size:
+                self._pending = data[end + size :]
+            self._infer(data[end : end + size], self.loop.time() + head.timeout_s)
+            return
+        if head.expects_continue:
+            self.transport.write(_CONTINUE)
+        self._state = _BODY
+        self._since = self.loop.time()
+        self._deadline = self._since + head.timeout_s
+        self._received = self._body_at = received
+        self._body = memoryview(bytearray(size))
+        self._body[:received] = data[end:]
+
+    def _infer(self, body: bytes | memoryview, deadline: float) -> None:
+        head = self._head
+        self._state = _BUSY
+        if head.closes:
+            self._closing = True
+        self._id = request_id = head.given_id or new_request_id()
+        call = self._front.handler.infer(head, request_id, body, deadline, self._reply)
+        if self._state == _BUSY:
+            self._call = call
+
+    def _reply(self, reply: Reply) -> None:
+        self._call = None
+        if self._state == _CLOSED:
+            return
+        self._state = _IDLE
+        self._since = self.loop.time()
+        self._write(reply)
+        if self._pending or self._reading_is_paused:
+            self._resume_reading()
+            self.loop.call_soon(self._go_on)
+
+    def _write(self, reply: Reply) -> None:
+        front, body = self._front, reply.body
+        ending = b"connection: close\r\n\r\n" if self._closing else b"\r\n"
+        start = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b" % (
+            front.prefix(reply.status, reply.headers), front.date(self.server_state.default_headers), self._id,
+            len(body), ending,
+        )  # fmt: skip
+        if len(body) < 65536:
+            self.transport.write(start + body)
+        else:
+            self.transport.writelines((start, body))
+        if self._closing or (b"connection", b"close") in reply.headers:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Ends the connection with a reply of its own; what the client sent cannot be answered otherwise."""
+        cold = self._cold if self._state == _COLD else None
+        if cold is not None and cold.cycle is not None and cold.cycle.response_started:
+            self.transport.abort()
+            return
+        log.info("connection ended: %s", message)
+        self._closing = True
+        self._id = new_request_id()
+        error = MaasError(message)
+        self._write(error_reply(error)._replace(status=status))
+        self._pending, self._body, self._state = b"", None, _CLOSED
+
+    def _begin_cold(self, data: bytes, end: int) -> None:
+        cold = self._cold
+        if cold is None:
+            cold = self._cold = _Cold(self, self._config, self.server_state, self._app_state)
+            cold.connection_made(self.transport)
+            self.server_state.connections.discard(cold)  # this connection stands for both
+        self._state = _COLD
+        self._since = self.loop.time()
+        self._received = len(data) - end
+        size = _declared_length(data[:end])
+        if size is not None and len(data) - end > size:
+            self._pending = data[end + size :]
+            data = data[: end + size]
+        self._feed_cold(data)
+
+    def _feed_cold(self, data: bytes) -> None:
+        cold = self._cold
+        if cold is None:
+            return
+        cold.data_received(data)
+        if cold.num_open == 0 and self._state == _COLD and not self.transport.is_closing():
+            # Nothing began: only blank lines.
+            self._state = _IDLE
+
+    def _pause_reading(self) -> None:
+        if not self._reading_is_paused and not self.transport.is_closing():
+            self._reading_is_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_is_paused and not self.transport.is_closing():
+            self._reading_is_paused = False
+            self.transport.resume_reading()
+
+
+class _Collector:
+    """Takes what httptools finds in a head."""
+
+    __slots__ = ("headers", "is_complete", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[Header] = []
+        self.is_complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+
+def _parse(raw: bytes, base_path: str) -> Head | None:
+    """A head that may be answered here; None for everything that uvicorn's protocol shall see, or refuse."""
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    try:
+        parser.feed_data(raw)
+        path = unquote(httptools.parse_url(collector.url).path.decode("ascii"))
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserInvalidURLError, ValueError):
+        return None
+    is_plain = collector.is_complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
+    if not is_plain or parser.should_upgrade() or any(name == b"transfer-encoding" for name, _ in collector.headers):
+        return None
+    if base_path:
+        if not path.startswith(f"{base_path}/"):
+            return None
+        path = path[len(base_path) :]
+    head = Head("POST", path, collector.headers)
+    head.closes = not parser.should_keep_alive()
+    return head
+
+
+def _declared_length(raw: bytes) -> int | None:
+    """Bytes of the body that follows a head, where that is beyond doubt."""
+    lower = raw.lower()
+    if b"\r\ntransfer-encoding" in lower:
+        return None
+    found = _LENGTH.findall(raw)
+    if lower.count(b"\ncontent-length") != len(found) or len(found) > 1:
+        return None
+    return int(found[0]) if found else 0

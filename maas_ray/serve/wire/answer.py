@@ -1,0 +1,97 @@
+"""Answers of the Open Inference Protocol v2: tensors to bytes. Everything that the version decides is written once.
+
+NaN and infinity have no literal in JSON (RFC 8259) and become null there; binary data carries them as they are.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.format import BundleInfo, TensorSpec
+from maas_ray.serve.wire.binary import num_binary_bytes, write_binary
+from maas_ray.serve.wire.checks import InferRequest, WantedOutput
+from maas_ray.serve.wire.classification import classify
+from maas_ray.serve.wire.tensors import write_json
+
+_MAX_SHAPES = 256
+"""Shapes of an output whose JSON is kept; a model with a free length would otherwise collect all of them."""
+
+
+class Answer(NamedTuple):
+    """The body of an answer."""
+
+    body: bytes
+    header_length: int | None
+    """Bytes of JSON before the binary tensors, to be sent as `inference-header-content-length` with the content type
+    application/octet-stream; None for JSON alone."""
+
+
+class AnswerWriter:
+    """Writes the answers of one model version."""
+
+    def __init__(self, model: str, version: int, info: BundleInfo) -> None:
+        names = orjson.dumps({"model_name": model, "model_version": str(version)})
+        self._start = names[:-1]
+        self._is_batched = info.signature.is_batched
+        self._labels = info.labels
+        self._outputs = {tensor.name: _OutputWriter(tensor) for tensor in info.signature.outputs}
+
+    def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> Answer:
+        """The answer to a request.
+
+        Args:
+            request: what was asked.
+            outputs: at least the wanted ones; float, integer and bool arrays, BF16 as uint16 bits, BYTES as `str`.
+        """
+        start = self._start if request.id is None else b'%b,"id":%b' % (self._start, orjson.dumps(request.id))
+        parts = [start, b',"outputs":[']
+        tail: list[Any] = []
+        for wanted in request.outputs:
+            if len(parts) > 2:
+                parts.append(b",")
+            self._add(wanted, outputs[wanted.name], parts, tail)
+        parts.append(b"]}")
+        header = b"".join(parts)
+        if not any(wanted.is_binary for wanted in request.outputs):
+            return Answer(header, None)
+        return Answer(b"".join([header, *tail]), len(header))
+
+    def _add(self, wanted: WantedOutput, array: Array, parts: list[bytes], tail: list[Any]) -> None:
+        writer = self._outputs[wanted.name]
+        datatype = writer.datatype
+        if wanted.classes:
+            array = classify(array, wanted.classes, self._labels, is_batched=self._is_batched)
+            datatype = b"BYTES"
+        parts.append(writer.start(array.shape, datatype))
+        if wanted.is_binary:
+            encoded = write_binary(array)
+            tail.append(encoded)
+            parts.append(b'"parameters":{"binary_data_size":%d}}' % num_binary_bytes(encoded))
+        else:
+            parts += (b'"data":', orjson.dumps(write_json(array), option=orjson.OPT_SERIALIZE_NUMPY), b"}")
+
+
+class _OutputWriter:
+    """Name, datatype and shape of one output as JSON, kept by shape."""
+
+    __slots__ = ("_name", "_starts", "datatype")
+
+    def __init__(self, tensor: TensorSpec) -> None:
+        self._name = orjson.dumps(tensor.name)
+        self.datatype = tensor.datatype.encode()
+        self._starts: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+
+    def start(self, shape: tuple[int, ...], datatype: bytes) -> bytes:
+        key = (datatype, shape)
+        start = self._starts.get(key)
+        if start is None:
+            if len(self._starts) >= _MAX_SHAPES:
+                self._starts.clear()
+            start = self._starts[key] = b'{"name":%b,"datatype":"%b","shape":%b,' % (
+                self._name,
+                datatype,
+                orjson.dumps(shape),
+            )
+        return start

@@ -1,0 +1,172 @@
+"""Binary tensors to arrays and back, as the binary tensor extension defines them. Knows no request.
+
+Source: triton-inference-server/server, docs/protocol/extension_binary_data.md: little-endian, row-major, no padding;
+BOOL is a byte of 0 or 1; an element of BYTES is four bytes of length and then its bytes. Every size is compared before
+anything is allocated. Arrays of the other datatypes are views of the received bytes.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from maas_ray.bundle.datatypes import NUMPY, Array
+from maas_ray.bundle.format import Datatype, TensorSpec
+from maas_ray.errors import BadRequest
+
+DTYPES: dict[Datatype, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), **NUMPY}
+"""As the numbers lie in memory; BF16, which numpy does not have, as its bits."""
+
+_LENGTH = 4
+_MAX_DIGITS = 18
+
+
+def read_header_length(value: bytes) -> int:
+    """The value of the header `Inference-Header-Content-Length`.
+
+    Raises:
+        BadRequest: it is not a number of bytes.
+    """
+    if not (value.isdigit() and len(value) <= _MAX_DIGITS):
+        raise BadRequest(
+            f"inference-header-content-length {value[:40].decode('latin-1')!r} is not a non-negative integer; give the "
+            "bytes of JSON before the tensors, or 0 for a raw tensor"
+        )
+    return int(value)
+
+
+def body_buffer(num_bytes: int, header_length: int) -> memoryview:
+    """Memory for a body whose first tensor will be aligned, so that it is used where it lies and not copied."""
+    padding = -header_length % 8
+    return memoryview(bytearray(padding + num_bytes))[padding:]
+
+
+def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+    """A tensor from its bytes.
+
+    Args:
+        spec: the input of the signature.
+        shape: the declared and checked shape.
+        data: exactly the bytes that belong to it.
+
+    Returns:
+        Array of `shape`; BF16 as uint16 bits, BYTES as objects of `str`; otherwise a view of `data`, unless that
+        is not aligned.
+
+    Raises:
+        BadRequest: too few or too many bytes for the shape, a BOOL that is neither 0 nor 1, or BYTES that overrun
+            the tensor or are not UTF-8 (which is all that a string tensor of onnxruntime holds).
+    """
+    if spec.datatype == "BYTES":
+        return _read_strings(spec, shape, data)
+    dtype = DTYPES[spec.datatype]
+    count = prod(shape)
+    if len(data) != count * dtype.itemsize:
+        raise BadRequest(
+            f"input {spec.name!r}: {len(data)} bytes of binary data, shape {list(shape)} of {spec.datatype} needs "
+            f"{count * dtype.itemsize}"
+        )
+    if not count:
+        return np.empty(shape, dtype)
+    array: Array = np.ndarray(shape, dtype, data)
+    if spec.datatype == "BOOL" and array.view(np.uint8).max() > 1:
+        index = int(np.argmax(array.view(np.uint8).ravel() > 1))
+        raise BadRequest(f"input {spec.name!r}: element {index} of BOOL is the byte {data[index]}; send 0 or 1")
+    # Compilers build kernels on aligned loads of whole numbers: a client's odd header length must not reach those.
+    return array if array.flags.aligned else array.copy()
+
+
+def raw_shape(spec: TensorSpec, is_batched: bool, num_bytes: int) -> tuple[int, ...]:
+    """The shape of a raw request's only input: one row, and at most one other variable size, taken from the bytes.
+
+    Raises:
+        BadRequest: two variable sizes, a size that does not come out whole, or BYTES of more than one element.
+    """
+    sizes = (1, *spec.shape[1:]) if is_batched else spec.shape
+    num_variable = sizes.count(-1)
+    if num_variable > 1:
+        raise BadRequest(
+            f"input {spec.name!r}: a raw request cannot say the {num_variable} variable sizes of {list(spec.shape)}; "
+            "send a request with a JSON header"
+        )
+    fixed = prod(size for size in sizes if size != -1)
+    if spec.datatype == "BYTES":
+        if fixed != 1:
+            raise BadRequest(
+                f"input {spec.name!r}: a raw request holds one element of BYTES, the model takes {list(spec.shape)}; "
+                "send a request with a JSON header"
+            )
+        return tuple(1 if size == -1 else size for size in sizes)
+    row_bytes = fixed * DTYPES[spec.datatype].itemsize
+    if not num_variable or not row_bytes:
+        return tuple(max(size, 0) for size in sizes)
+    if num_bytes % row_bytes:
+        raise BadRequest(
+            f"input {spec.name!r}: {num_bytes} raw bytes are no multiple of the {row_bytes} that {list(spec.shape)} of "
+            f"{spec.datatype} needs"
+        )
+    return tuple(num_bytes // row_bytes if size == -1 else size for size in sizes)
+
+
+def read_raw_string(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+    """The body of a raw request as the only element of a BYTES tensor, without a length before it."""
+    array = np.empty(1, dtype=object)
+    array[0] = _decode(spec, 0, data)
+    return array.reshape(shape)
+
+
+def write_binary(array: Array) -> bytes | Array:
+    """The bytes of a tensor, or an array whose buffer is those bytes."""
+    if array.dtype == object:
+        parts = []
+        for element in array.ravel().tolist():
+            text = element.encode() if type(element) is str else bytes(element)
+            parts.append(len(text).to_bytes(_LENGTH, "little"))
+            parts.append(text)
+        return b"".join(parts)
+    return np.ascontiguousarray(array)
+
+
+def _read_strings(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+    count, total = prod(shape), len(data)
+    if count * _LENGTH > total:
+        raise BadRequest(
+            f"input {spec.name!r}: {total} bytes of binary data are too few for the {count} elements of shape "
+            f"{list(shape)}, each of which begins with {_LENGTH} bytes of length"
+        )
+    array = np.empty(count, dtype=object)
+    offset = 0
+    for index in range(count):
+        start = offset + _LENGTH
+        if start > total:
+            raise BadRequest(
+                f"input {spec.name!r}: the binary data ends within the length of element {index}; shape {list(shape)} "
+                f"needs {count} elements"
+            )
+        length = int.from_bytes(data[offset:start], "little")
+        offset = start + length
+        if offset > total:
+            raise BadRequest(
+                f"input {spec.name!r}: element {index} claims {length} bytes, but {total - start} are left of the tensor"
+            )
+        array[index] = _decode(spec, index, data[start:offset])
+    if offset != total:
+        raise BadRequest(
+            f"input {spec.name!r}: {total - offset} bytes are left over after the {count} elements of shape {list(shape)}"
+        )
+    return array.reshape(shape)
+
+
+def _decode(spec: TensorSpec, index: int, data: memoryview) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest(
+            f"input {spec.name!r}: element {index} is not UTF-8, which is all that the model's strings can hold; encode "
+            "it, for instance as base64"
+        ) from None
+
+
+def num_binary_bytes(encoded: bytes | Array) -> int:
+    """Length of what `write_binary` gave."""
+    return len(encoded) if isinstance(encoded, bytes) else encoded.nbytes

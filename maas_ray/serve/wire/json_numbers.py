@@ -1,0 +1,182 @@
+"""JSON numbers to arrays without a check per number: the fast way in. Decides nothing about errors.
+
+Every function here gives None for whatever is not plainly right; `tensors.read_json`, which looks at each value, then
+reads the same data again and either accepts it or names what is wrong. So both ways give the same errors by
+construction, and the tests compare their values.
+"""
+
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import simdjson
+
+from maas_ray.bundle.datatypes import NUMPY, Array
+from maas_ray.bundle.format import Datatype
+
+MAX_KEPT_BYTES = 1 << 20
+"""Larger documents get a parser of their own: one keeps buffers of about ten times the largest document it has read."""
+
+_CODES: dict[Datatype, str] = {
+    "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
+    "FP32": "f", "FP64": "d",
+}  # fmt: skip
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_MAX_DOT = 4096
+"""BLAS starts threads for longer vectors, and waits for them."""
+_MAX_PACKERS = 1024
+
+_PARSER = simdjson.Parser()
+
+
+def parse(text: bytes) -> Any:
+    """The document as simdjson's proxies, or None if it is not JSON; drop them before the next call."""
+    parser = _PARSER if len(text) <= MAX_KEPT_BYTES else simdjson.Parser()
+    try:
+        return parser.parse(text)
+    except (ValueError, RuntimeError, MemoryError):  # RuntimeError also while somebody still holds a proxy
+        return None
+
+
+def fields(value: Any, known: frozenset[str]) -> dict[str, Any] | None:
+    """The fields of simdjson's object, or None if it is no object, or has a field twice or one that is not known."""
+    if type(value) is not simdjson.Object:
+        return None
+    names = list(value)
+    found = {name: value[name] for name in names}
+    return found if len(found) == len(names) and known.issuperset(found) else None
+
+
+def is_list(value: Any) -> bool:
+    """Whether this is simdjson's array."""
+    return type(value) is simdjson.Array
+
+
+def plain(value: Any) -> Any:
+    """As Python's own types."""
+    if type(value) is simdjson.Array:
+        return value.as_list()
+    return value.as_dict() if type(value) is simdjson.Object else value
+
+
+class Numbers:
+    """Reads JSON numbers of one datatype.
+
+    Args:
+        datatype: of the input; not every one has numbers, see `can_read`.
+    """
+
+    __slots__ = ("_code", "_dtype", "_high", "_kind", "_low", "_packers")
+
+    def __init__(self, datatype: Datatype) -> None:
+        self._dtype = NUMPY[datatype]
+        self._code = f"<%d{_CODES[datatype]}"
+        self._packers: dict[int, Any] = {}
+        self._kind: Literal["d", "i", "u"] = "d"
+        self._low = self._high = 0
+        if self._dtype.kind in "iu":
+            self._kind = "u" if datatype == "UINT64" else "i"
+            bounds = np.iinfo(self._dtype)  # type: ignore[type-var]
+            self._low, self._high = int(bounds.min), int(bounds.max)
+
+    @staticmethod
+    def can_read(datatype: Datatype) -> bool:
+        """Whether this datatype is a JSON number at all."""
+        return datatype in _CODES
+
+    def from_list(self, data: Any, shape: tuple[int, ...]) -> Array | None:
+        """From Python's numbers, flat or nested; there must be no bool among them, which would count as a number."""
+        if type(data) is not list:
+            return None
+        if data and type(data[0]) is list:
+            data = _flatten(data, shape)
+            if data is None:
+                return None
+        count = prod(shape)
+        if len(data) != count or not count:
+            return None
+        pack = self._packers.get(count)
+        if pack is None:
+            if len(self._packers) >= _MAX_PACKERS:
+                self._packers.clear()
+            pack = self._packers[count] = struct.Struct(self._code % count).pack
+        try:
+            return np.ndarray(shape, self._dtype, pack(*data))
+        except (struct.error, OverflowError):
+            return None
+
+    def from_proxy(self, data: Any, shape: tuple[int, ...]) -> Array | None:
+        """From simdjson's array, flat or nested, without a Python object per number.
+
+        simdjson flattens whatever lies in the array: that there are no more lists in it than the shape says
+        (`num_lists`) must be checked by the caller.
+        """
+        if type(data) is not simdjson.Array or not _fits(data, shape):
+            return None
+        try:
+            buffer = data.as_buffer(of_type=self._kind)
+        except (TypeError, ValueError):  # something that is no number, or no integer, or beyond 64 bits
+            return None
+        wide = np.frombuffer(buffer, _WIDE[self._kind])
+        if wide.size != prod(shape):  # also where len(data), which ends at 2**24 - 1, could not tell
+            return None
+        if self._kind == "d":
+            if self._dtype != _WIDE["d"] and not _fits_float32(wide):
+                return None
+        elif self._dtype.itemsize < 8 and (wide.min() < self._low or wide.max() > self._high):
+            return None
+        return wide.astype(self._dtype, copy=False).reshape(shape)
+
+
+_WIDE: dict[str, np.dtype[np.generic]] = {
+    "d": np.dtype(np.float64),
+    "i": np.dtype(np.int64),
+    "u": np.dtype(np.uint64),
+}
+
+
+def _fits_float32(wide: Array) -> bool:
+    """Whether every value certainly does; by the sum of squares where that takes one short call for all."""
+    if wide.size <= _MAX_DOT:
+        return bool(wide.dot(wide) < _MAX_FLOAT32**2)
+    return bool(wide.max() < _MAX_FLOAT32 and wide.min() > -_MAX_FLOAT32)
+
+
+def num_lists(data: Any, shape: tuple[int, ...]) -> int:
+    """How many lists a tensor of this shape is made of, by whether its first element is one."""
+    if not len(data) or type(data[0]) is not simdjson.Array:
+        return 1
+    count, total = 1, 1
+    for size in shape[:-1]:
+        count *= size
+        total += count
+    return total
+
+
+def _fits(data: Any, shape: tuple[int, ...]) -> bool:
+    """Whether lists are nested as the shape says, or not at all; false as well for no elements, which are rare."""
+    if not len(data):
+        return False
+    if type(data[0]) is not simdjson.Array:
+        return True
+    level: Sequence[Any] = (data,)
+    for depth, size in enumerate(shape):
+        if any(type(inner) is not simdjson.Array or len(inner) != size for inner in level):
+            return False
+        if depth < len(shape) - 1:
+            level = list(chain.from_iterable(level))
+    return True
+
+
+def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
+    if len(data) != shape[0]:
+        return None
+    for size in shape[1:]:
+        for inner in data:
+            if type(inner) is not list or len(inner) != size:
+                return None
+        data = list(chain.from_iterable(data))
+    return data

@@ -1,0 +1,89 @@
+"""What a server and a model say of themselves in the Open Inference Protocol v2, as plain JSON values.
+
+Sources: inference_rest.md of the protocol, and triton-inference-server's model_config.proto for the configuration.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import maas_ray
+from maas_ray.bundle.format import BundleInfo, Datatype, TensorSpec
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
+"""Names as Triton has them; only what is really there."""
+
+
+def server_metadata() -> dict[str, Any]:
+    """Answer to `GET v2`."""
+    return {"name": "maas-ray", "version": maas_ray.__version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(
+    name: str, versions: Sequence[int], info: BundleInfo, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Answer to `GET v2/models/{name}`; `parameters` is our addition and carries what the protocol has no place for."""
+    labels = {"labels": info.labels} if info.labels is not None else {}
+    return {
+        "name": name,
+        "versions": [str(version) for version in versions],
+        "platform": PLATFORM,
+        "inputs": [_describe(tensor) for tensor in info.signature.inputs],
+        "outputs": [_describe(tensor) for tensor in info.signature.outputs],
+        "parameters": {"task": info.task, **labels, **parameters},
+    }
+
+
+def model_config(
+    name: str, versions: Sequence[int], info: BundleInfo, *, max_batch_size: int, max_delay_us: int = 0
+) -> dict[str, Any]:
+    """Answer to `GET v2/models/{name}/config`: Triton's ModelConfig message, as far as it has a meaning here.
+
+    Args:
+        name: of the model.
+        versions: those that are served.
+        info: of the version.
+        max_batch_size: most rows of one run; 0 is answered for a model without a batch dimension.
+        max_delay_us: how long a run waits for more rows, in microseconds.
+    """
+    is_batched = info.signature.is_batched
+    config: dict[str, Any] = {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": BACKEND,
+        "version_policy": {"specific": {"versions": list(versions)}},
+        "max_batch_size": max_batch_size if is_batched else 0,
+        "input": [{**_configure(tensor, is_batched), "optional": False} for tensor in info.signature.inputs],
+        "output": [_configure(tensor, is_batched) for tensor in info.signature.outputs],
+        "default_model_filename": "model.onnx",
+    }
+    if is_batched:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": max_delay_us, "preserve_ordering": False}
+    return config
+
+
+def _describe(tensor: TensorSpec) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    if tensor.nullable:
+        described["parameters"] = {"nullable": True}
+    return described
+
+
+def _configure(tensor: TensorSpec, is_batched: bool) -> dict[str, Any]:
+    shape = tensor.shape[1:] if is_batched else tensor.shape
+    return {"name": tensor.name, "data_type": _config_type(tensor.datatype), "dims": list(shape)}
+
+
+def _config_type(datatype: Datatype) -> str:
+    """The name in model_config.proto."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

@@ -1,0 +1,116 @@
+"""What the `parameters` of a request may say: the reserved ones are obeyed or refused with the reason. Reads no tensor.
+
+Sources: triton-inference-server/server, docs/protocol/extension_{parameters,schedule_policy,classification,
+binary_data,sequence,shared_memory}.md. Any other string, number or boolean is accepted and has no effect.
+"""
+
+from typing import Any, NamedTuple
+
+from maas_ray.errors import BadRequest
+from maas_ray.serve.wire.tensors import short
+
+_NO_SEQUENCES = "stateful sequences are not offered here"
+_NO_SHARED_MEMORY = "the shared memory extension is not offered here; send the data with the request"
+_REFUSED = {
+    "sequence_id": _NO_SEQUENCES,
+    "sequence_start": _NO_SEQUENCES,
+    "sequence_end": _NO_SEQUENCES,
+    "shared_memory_region": _NO_SHARED_MEMORY,
+    "shared_memory_byte_size": _NO_SHARED_MEMORY,
+    "shared_memory_offset": _NO_SHARED_MEMORY,
+    "headers": "the name is reserved by the protocol; choose another one",
+}
+_MAX_INT = (1 << 63) - 1
+
+
+class RequestParameters(NamedTuple):
+    """Those of the whole request."""
+
+    priority: int = 0
+    """1 is the highest; 0 is the default one."""
+    timeout_us: int | None = None
+    is_binary: bool = False
+    """Whether outputs that say nothing else are answered as binary data."""
+
+
+class OutputParameters(NamedTuple):
+    """Those of one wanted output."""
+
+    is_binary: bool
+    classes: int = 0
+    """How many classes of each row are wanted; 0 for the tensor itself."""
+
+
+_PLAIN = RequestParameters()
+
+
+def request_parameters(parameters: Any) -> RequestParameters:
+    """Reads those of the request.
+
+    Raises:
+        BadRequest: not an object, a value of the wrong type, or a parameter that asks for what is not offered.
+    """
+    if parameters is None:
+        return _PLAIN
+    where = "the request"
+    check_parameters(parameters, where)
+    return RequestParameters(
+        priority=_integer(parameters, "priority", where),
+        timeout_us=_integer(parameters, "timeout", where) or None,
+        is_binary=_flag(parameters, "binary_data_output", where, False),
+    )
+
+
+def input_size(parameters: Any, name: str) -> int | None:
+    """`binary_data_size` of an input, or None where its data is JSON.
+
+    Raises:
+        BadRequest: as `request_parameters`.
+    """
+    if parameters is None:
+        return None
+    where = f"input {name!r}"
+    check_parameters(parameters, where)
+    return _integer(parameters, "binary_data_size", where) if "binary_data_size" in parameters else None
+
+
+def output_parameters(parameters: Any, name: str, is_binary: bool) -> OutputParameters:
+    """Reads those of a wanted output; `is_binary` is the request's default.
+
+    Raises:
+        BadRequest: as `request_parameters`.
+    """
+    if parameters is None:
+        return OutputParameters(is_binary)
+    where = f"output {name!r}"
+    check_parameters(parameters, where)
+    return OutputParameters(
+        is_binary=_flag(parameters, "binary_data", where, is_binary),
+        classes=_integer(parameters, "classification", where),
+    )
+
+
+def check_parameters(parameters: Any, where: str) -> None:
+    """Raises `BadRequest` unless they are an object of plain values that asks for nothing that is not offered."""
+    if type(parameters) is not dict:
+        raise BadRequest(f"parameters of {where} is not an object")
+    for name, value in parameters.items():
+        if type(value) not in (str, int, float, bool):
+            raise BadRequest(f"parameter {short(name)} of {where} is not a string, number or boolean")
+        if value and (name in _REFUSED or name.startswith("triton_")):
+            reason = _REFUSED.get(name, "names that begin with triton_ are reserved, and none of them is offered here")
+            raise BadRequest(f"parameter {short(name)} of {where}: {reason}")
+
+
+def _integer(parameters: dict[str, Any], name: str, where: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= _MAX_INT:
+        raise BadRequest(f"parameter {name!r} of {where} is {short(value)}, not a non-negative integer of 64 bits")
+    return value
+
+
+def _flag(parameters: dict[str, Any], name: str, where: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise BadRequest(f"parameter {name!r} of {where} is {short(value)}, not true or false")
+    return value

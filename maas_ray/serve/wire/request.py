@@ -1,0 +1,250 @@
+"""Requests of the Open Inference Protocol v2 over HTTP: bytes to tensors. Knows no HTTP.
+
+Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, and the extensions named in
+`binary` and `parameters`. Of a key that a JSON object holds twice, the last one counts.
+"""
+
+from typing import Any
+
+import orjson
+
+from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.errors import BadRequest
+from maas_ray.serve.wire import json_numbers
+from maas_ray.serve.wire.binary import raw_shape, read_binary, read_raw_string
+from maas_ray.serve.wire.checks import (
+    InferRequest,
+    WantedOutput,
+    check_datatype,
+    check_id,
+    complete_inputs,
+    count_rows,
+    known_input,
+    wanted_outputs,
+)
+from maas_ray.serve.wire.json_numbers import Numbers
+from maas_ray.serve.wire.parameters import RequestParameters, input_size, request_parameters
+from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json
+
+MAX_DEPTH = 100
+"""Deepest nesting of a request's JSON, as Triton's."""
+
+_SMALL_BYTES = 2048
+"""Up to here orjson and one packing of its numbers are faster than simdjson's proxies (measured)."""
+_KEYS = frozenset({"id", "inputs", "outputs", "parameters"})
+_INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_OUTPUT_KEYS = frozenset({"name", "parameters"})
+
+
+class RequestReader:
+    """Reads the requests of one model version.
+
+    Args:
+        signature: what it takes and gives.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._is_batched = signature.is_batched
+        self._inputs = {tensor.name: tensor for tensor in signature.inputs}
+        self._outputs = {tensor.name: tensor for tensor in signature.outputs}
+        self._numbers = {
+            tensor.name: Numbers(tensor.datatype) for tensor in signature.inputs if Numbers.can_read(tensor.datatype)
+        }
+        self._is_numeric = len(self._numbers) == len(self._inputs)
+        self._all_binary = wanted_outputs((), self._outputs, is_binary=True)
+        has_json_form = not any(tensor.datatype in BINARY_ONLY for tensor in signature.outputs)
+        self._all_json = wanted_outputs((), self._outputs, is_binary=False) if has_json_form else None
+
+    def read(self, body: bytes | memoryview, header_length: int | None = None) -> InferRequest:
+        """Reads an inference request.
+
+        Args:
+            body: JSON in UTF-8, then the binary tensors.
+            header_length: bytes of JSON; None if there is nothing else, 0 for a raw request.
+
+        Raises:
+            BadRequest: malformed, or it does not fit the signature.
+        """
+        if header_length is None:
+            if len(body) > _SMALL_BYTES and self._is_numeric:
+                request = self._read_large(bytes(body))
+                if request is not None:
+                    return request
+            return self._read_document(body, None)
+        if not 0 <= header_length <= len(body):
+            raise BadRequest(
+                f"inference-header-content-length is {header_length}, but the body has only {len(body)} bytes"
+            )
+        view = memoryview(body)
+        if header_length == 0:
+            return self._read_raw(view)
+        return self._read_document(bytes(view[:header_length]), view[header_length:])
+
+    def _read_document(self, text: bytes | memoryview, tail: memoryview | None) -> InferRequest:
+        document = _load(text)
+        if not _KEYS.issuperset(document):
+            _check_depth(document)
+        given = document.get("parameters")
+        parameters = request_parameters(given)
+        entries = _list_of_objects(document, "inputs")
+        if entries is None:
+            raise BadRequest("the request has no inputs; send {'inputs': [{name, shape, datatype, data}, ...]}")
+        may_hold_bool = _may_hold_bool(text)
+        found: dict[str, Array] = {}
+        offset = 0
+        for entry in entries:
+            if not _INPUT_KEYS.issuperset(entry):
+                _check_depth(entry)
+            spec, shape = self._check_input(entry, found)
+            given = entry.get("parameters")
+            size = None if given is None else input_size(given, spec.name)
+            if size is None:
+                found[spec.name] = self._read_json(spec, shape, entry.get("data"), may_hold_bool)
+            else:
+                found[spec.name] = read_binary(spec, shape, _take(spec, entry, size, tail, offset))
+                offset += size
+        if tail is not None and offset != len(tail):
+            raise BadRequest(
+                f"{len(tail) - offset} bytes are left over after the binary data of the inputs; the sum of their "
+                f"binary_data_size is {offset}"
+            )
+        return self._finish(document, found, parameters)
+
+    def _read_json(self, spec: TensorSpec, shape: tuple[int, ...], data: Any, may_hold_bool: bool) -> Array:
+        numbers = None if may_hold_bool else self._numbers.get(spec.name)
+        array = None if numbers is None else numbers.from_list(data, shape)
+        return read_json(spec, shape, data, may_hold_bool=may_hold_bool) if array is None else array
+
+    def _read_large(self, text: bytes) -> InferRequest | None:
+        """The same without a Python object per number; None for everything that is not plainly right."""
+        if text[:1] != b"{":  # simdjson would skip a byte order mark
+            return None
+        try:
+            return self._read_proxies(text, json_numbers.parse(text))
+        except BadRequest:
+            return None  # the other way names what is wrong, in its own order
+
+    def _read_proxies(self, text: bytes, document: Any) -> InferRequest | None:
+        fields = json_numbers.fields(document, _KEYS)
+        entries = None if fields is None else fields.pop("inputs", None)
+        if fields is None or entries is None or not json_numbers.is_list(entries):
+            return None
+        found: dict[str, Array] = {}
+        num_lists = 1 + ("outputs" in fields)
+        for entry in entries:
+            given = json_numbers.fields(entry, _INPUT_KEYS)
+            data = None if given is None else given.pop("data", None)
+            if given is None or not json_numbers.is_list(data):
+                return None
+            plain = {key: json_numbers.plain(value) for key, value in given.items()}
+            spec, shape = self._check_input(plain, found)
+            if input_size(plain.get("parameters"), spec.name) is not None:
+                return None
+            array = self._numbers[spec.name].from_proxy(data, shape)
+            if array is None:
+                return None
+            found[spec.name] = array
+            num_lists += 1 + json_numbers.num_lists(data, shape)
+        if text.count(b"[") != num_lists:  # a list where a number belongs, or a bracket in a string
+            return None
+        rest = {key: json_numbers.plain(value) for key, value in fields.items()}
+        return self._finish(rest, found, request_parameters(rest.get("parameters")))
+
+    def _read_raw(self, view: memoryview) -> InferRequest:
+        if len(self._inputs) != 1:
+            raise BadRequest(
+                f"a raw request (inference-header-content-length 0) needs a model with one input, this one takes "
+                f"{', '.join(map(repr, self._inputs))}; send a request with a JSON header"
+            )
+        (spec,) = self._inputs.values()
+        shape = raw_shape(spec, self._is_batched, len(view))
+        read = read_raw_string if spec.datatype == "BYTES" else read_binary
+        return InferRequest(None, {spec.name: read(spec, shape, view)}, self._all_binary, 1)
+
+    def _check_input(self, entry: dict[str, Any], found: dict[str, Array]) -> tuple[TensorSpec, tuple[int, ...]]:
+        spec = known_input(entry.get("name"), self._inputs, found)
+        check_datatype(spec, entry.get("datatype"))
+        shape = check_shape(spec, entry.get("shape"))
+        if self._is_batched and shape[0] == 0:
+            raise BadRequest(f"input {spec.name!r}: shape {list(shape)} has no rows; send at least one")
+        return spec, shape
+
+    def _finish(self, document: dict[str, Any], found: dict[str, Array], parameters: RequestParameters) -> InferRequest:
+        """What is left once the tensors are read."""
+        inputs = complete_inputs(found, self._inputs)
+        num_rows = count_rows(inputs) if self._is_batched else 1
+        outputs = self._read_outputs(_list_of_objects(document, "outputs"), parameters.is_binary)
+        request_id = check_id(document.get("id"))
+        return InferRequest(request_id, inputs, outputs, num_rows, parameters.timeout_us, parameters.priority)
+
+    def _read_outputs(self, entries: list[dict[str, Any]] | None, is_binary: bool) -> tuple[WantedOutput, ...]:
+        if not entries:
+            made = self._all_binary if is_binary else self._all_json
+            return wanted_outputs((), self._outputs, is_binary=is_binary) if made is None else made
+        for entry in entries:
+            if not _OUTPUT_KEYS.issuperset(entry):
+                _check_depth(entry)
+        pairs = [(entry.get("name"), entry.get("parameters")) for entry in entries]
+        return wanted_outputs(pairs, self._outputs, is_binary=is_binary)
+
+
+def _load(text: bytes | memoryview) -> dict[str, Any]:
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        rest = error.doc[error.pos :].lstrip("-")
+        if rest.startswith(("NaN", "Infinity", "inf", "nan")):
+            raise BadRequest(
+                f"the body holds {rest[:8].split(',')[0].rstrip('] }')!r} at character {error.pos}, which JSON does not "
+                "have; send null for a missing value where the model's metadata says nullable"
+            ) from None
+        raise BadRequest(f"the body is not JSON in UTF-8: {error.msg} at character {error.pos}") from None
+    if type(document) is not dict:
+        raise BadRequest("the body is not a JSON object; send {'inputs': [{name, shape, datatype, data}, ...]}")
+    return document
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    """Refuses what is nested too deep below keys that nobody knows; those that we know say how deep they may go."""
+    level: list[Any] = [document]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return
+    raise BadRequest(f"the body's JSON is nested more than {MAX_DEPTH} deep")
+
+
+def _may_hold_bool(text: bytes | memoryview) -> bool:
+    if isinstance(text, memoryview):
+        text = bytes(text)
+    return b"true" in text or b"false" in text
+
+
+def _take(spec: TensorSpec, entry: dict[str, Any], size: int, tail: memoryview | None, offset: int) -> memoryview:
+    """The next `size` bytes of the binary data."""
+    if tail is None:
+        raise BadRequest(
+            f"input {spec.name!r} has binary_data_size {size}, but the request has no inference-header-content-length"
+        )
+    if entry.get("data") is not None:
+        raise BadRequest(f"input {spec.name!r} has both data and binary_data_size; send one of them")
+    if size > len(tail) - offset:
+        raise BadRequest(
+            f"input {spec.name!r} has binary_data_size {size}, but only {len(tail) - offset} bytes of the body are left"
+        )
+    return tail[offset : offset + size]
+
+
+def _list_of_objects(document: dict[str, Any], key: str) -> list[dict[str, Any]] | None:
+    value = document.get(key)
+    if value is None:
+        return None
+    if type(value) is not list or not all(type(entry) is dict for entry in value):
+        raise BadRequest(f"{key} is not a list of objects")
+    return value
