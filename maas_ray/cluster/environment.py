@@ -54,6 +54,8 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
     "fast": {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Where our replicas take over their own HTTP server; changes nothing in anybody else's.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.hook:middlewares",
         # Of every application: repeat what was not sent. The launcher adds "empty-response" for idempotent pools.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
         "RAY_SERVE_HAPROXY_RETRIES": "3",

@@ -257,7 +257,7 @@ class Handler:
         snapshots = await asyncio.shield(self._gathering)
         text = await asyncio.to_thread(exposition, snapshots, openmetrics=openmetrics)
         kind = OPENMETRICS_CONTENT_TYPE if openmetrics else CONTENT_TYPE
-        return Reply(200, ((b"content-type", kind.encode()),), text)
+        return Reply(200, ((b"content-type", kind),), text)
 
     async def _statistics(self, route: Route) -> dict[str, Any]:
         if route.model:

@@ -249,7 +249,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _CLOSED
         self._front.disconnected(self)
-        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.server_state.connections.discard(self)
         if self._call is not None:
             self._call.cancel()
             self._call = None
