@@ -45,6 +45,10 @@ test: lint  ## lint, then all tests of CI
 test-fault: $(STAMP)  ## the long fault-injection suites
 	@$(call pytest,-m fault)
 
+.PHONY: bench-serving
+bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
+	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
+
 # All temporary files go below one directory, which is removed however the tests end, after the cluster that killed
 # tests may have left running. Its name is short: Ray's Unix sockets lie below it, whose paths hold 107 bytes.
 define pytest

@@ -1,0 +1,1 @@
+"""Measures the serving path against other model servers; see __main__."""

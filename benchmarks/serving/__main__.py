@@ -1,0 +1,121 @@
+"""Measures maas-ray against other model servers on this machine, and prints the table of the README.
+
+    python -m benchmarks.serving                       everything: about an hour
+    python -m benchmarks.serving --quick --workloads tiny --peers triton --clients 32
+
+Every peer is built once in a virtual environment of its own, with pinned versions, below --cache. All get the same
+ONNX file, the same bytes, the same CPUs and one engine thread. Ours and one peer take turns, and the ratio is the
+median over those pairs; answers are compared with onnxruntime's before and during each measurement. Load comes from
+wrk where it is installed (apt-get install wrk), else from a generator in Python, which takes more CPU from everybody.
+
+Sections: pairs (closed loop against peers), raw (encoder against onnxruntime alone), overload (open loop at 2 and 10
+times capacity), memory, duties (our protocol class against a bare one, both without Ray and HAProxy).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import maas_ray
+from benchmarks.serving import environments, ours
+from benchmarks.serving.load.closed import has_wrk
+from benchmarks.serving.measure import Bench, DeadlinePassed, Settings, new_results
+from benchmarks.serving.peers import PEERS, machine
+from benchmarks.serving.table import markdown
+from benchmarks.serving.workloads import WORKLOADS
+
+SECTIONS = ("pairs", "raw", "overload", "memory", "duties")
+OUTPUT = Path(__file__).parents[1] / "results" / "serving.json"
+
+
+def main() -> int:
+    """The command."""
+    options = _options()
+    if options.table:
+        print(markdown(json.loads(options.output.read_text())))
+        return 0
+    if options.cpus:
+        os.sched_setaffinity(0, options.cpus)  # inherited by every server and by the load
+    settings = Settings(
+        workloads=options.workloads,
+        peers=options.peers,
+        clients=options.clients,
+        pairs=options.pairs or (3 if options.quick else 7),
+        seconds=options.seconds or (2 if options.quick else 4),
+        sections=options.sections,
+        cache=options.cache,
+        deadline_s=options.deadline_s,
+        pauses=not options.no_pause,
+        pool=options.pool,
+    )
+    results = new_results()
+    results |= {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "maas_ray": maas_ray.__version__,
+        "machine": machine(),
+        "settings": {
+            "pairs": settings.pairs,
+            "seconds": settings.seconds,
+            "load": "wrk, 1 thread" if has_wrk() else "Python generator",
+            "pauses_the_other": settings.pauses,
+            "pool": settings.pool,
+        },
+    }
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # every `finally` runs
+    try:
+        with ours.short_directory() as directory:
+            Bench(settings, directory, results).run()
+    except DeadlinePassed as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        print(markdown(results))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--workloads", type=_names(WORKLOADS), default=tuple(WORKLOADS), help="comma-separated")
+    parser.add_argument("--peers", type=_names(PEERS), default=tuple(PEERS), help="comma-separated")
+    parser.add_argument("--sections", type=_names(SECTIONS), default=SECTIONS, help="comma-separated")
+    parser.add_argument(
+        "--clients", type=_numbers, default=(), help="closed-loop clients; default: each workload's own"
+    )
+    parser.add_argument("--pairs", type=int, help="turns of each of two servers (7; quick: 3)")
+    parser.add_argument("--seconds", type=int, help="of one turn (4; quick: 2)")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: a first impression")
+    parser.add_argument("--cpus", type=_numbers, default=(), help="CPUs for servers and load together; default: all")
+    parser.add_argument(
+        "--pool", type=json.loads, default={}, help="JSON: settings of our pool other than the defaults"
+    )
+    parser.add_argument("--cache", type=Path, default=environments.default_cache(), help="directory of the peers' environments")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file of all figures")
+    parser.add_argument("--deadline-s", type=float, default=7200.0, help="longest time of the whole run")
+    parser.add_argument("--no-pause", action="store_true", help="let the other server run on while one is measured")
+    parser.add_argument("--table", action="store_true", help="only print the table of an earlier run's --output")
+    return parser.parse_args()
+
+
+def _names(known: object) -> object:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = [name for name in names if name not in known]  # type: ignore[operator]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there is: {', '.join(known)}")  # type: ignore[call-overload]
+        return names
+
+    return parse
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

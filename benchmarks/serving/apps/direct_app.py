@@ -1,0 +1,30 @@
+"""maas-ray's handler, app and protocol class in one plain uvicorn process. Arguments: ONNX file, store, port."""
+
+import functools
+import sys
+
+import uvicorn
+
+from maas_ray.registry.importing import import_onnx
+from maas_ray.registry.models import PRODUCTION, Registry
+from maas_ray.serve.handler import Handler
+from maas_ray.serve.ingress import App
+from maas_ray.serve.protocol import Front, HttpProtocol
+from maas_ray.serve.residency import Residency
+from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.store.objects import open_store
+
+NAME = "bench"
+
+if __name__ == "__main__":
+    path, store_path, port = sys.argv[1:]
+    store = open_store(store_path)
+    registry = Registry(store)
+    registry.promote(NAME, registry.publish(NAME, import_onnx(store, path).bundle_id).version, PRODUCTION)
+    described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"every_s": 60.0}}
+    spec = ApplicationSpec.model_validate(described)
+    handler = Handler(Residency(store, spec))
+    http = functools.partial(HttpProtocol, front=Front(handler, spec.limits))
+    uvicorn.run(
+        App(handler, spec.limits), http=http, loop="uvloop", host="127.0.0.1", port=int(port), log_level="warning"
+    )
