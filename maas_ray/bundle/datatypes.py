@@ -19,11 +19,12 @@ NUMPY: dict[Datatype, np.dtype[np.generic]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(object),
 }
-"""BF16 is missing: numpy has no such type, so a graph that takes or gives it is refused by the inspection."""
+"""BF16, which numpy does not have, as its bits."""
 
 ONNX: dict[int, Datatype] = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",

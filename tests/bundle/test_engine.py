@@ -1,16 +1,16 @@
 """Sessions on real graphs: values, warm-up, errors and the latency estimate."""
 
-import math
-
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from maas_ray.bundle import bfloat16
 from maas_ray.bundle.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Signature, TensorSpec
-from maas_ray.bundle.latency import LatencyModel
-from maas_ray.errors import BadRequest, BundleError
+from maas_ray.bundle.providers import CPU, CUDA, TENSORRT, choose_providers
+from maas_ray.errors import BadRequest, BundleError, EngineFailed
 from tests.support.onnx_models import (
+    LINEAR,
     LOOKUP,
     MIXED,
     UNBATCHED,
@@ -21,6 +21,8 @@ from tests.support.onnx_models import (
     unbatched,
     value,
 )
+
+FREE = Signature(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, -1)),), outputs=LINEAR.outputs)
 
 
 def test_a_graph_is_run_by_input_names() -> None:
@@ -88,13 +90,109 @@ def test_graphs_over_strings_and_tables_are_merged(graph: bytes, signature: Sign
     assert Engine(make_bundle(graph, signature)).can_merge
 
 
-def test_the_estimate_follows_what_is_measured() -> None:
-    timing = LatencyModel()
-    assert timing.estimate_s(1) == math.inf
-    timing.record(8, 0.1)
-    assert timing.estimate_s(8) == 0.1
-    assert timing.estimate_s(1) == 0.1, "a run has a fixed cost, so fewer rows are not assumed to be faster"
-    assert timing.estimate_s(32) == pytest.approx(0.4), "more rows are assumed to take longer in proportion"
-    for _ in range(100):
-        timing.record(8, 0.2)
-    assert timing.estimate_s(8) == pytest.approx(0.2, rel=1e-3)
+def test_sizes_that_do_not_fit_together_are_the_callers_fault() -> None:
+    graph = make_graph(
+        [helper.make_node("Add", ["x", "z"], ["y"])],
+        [value("x", TensorProto.FLOAT, ["n", "k"]), value("z", TensorProto.FLOAT, ["n", "m"])],
+        [value("y", TensorProto.FLOAT, ["n", "q"])],
+    )
+    shape = (-1, -1)
+    signature = Signature(
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=shape), TensorSpec(name="z", datatype="FP32", shape=shape)),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=shape),),
+    )
+    engine = Engine(make_bundle(graph.SerializeToString(), signature))
+    with pytest.raises(BadRequest, match="refuses these values"):
+        engine.run({"x": np.ones((2, 3), np.float32), "z": np.ones((2, 4), np.float32)})
+    assert engine.run({"x": np.ones((2, 3), np.float32), "z": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Non-zero status code returned while running Add node. Status Message: Failed to allocate memory for 9 bytes",
+        "Non-zero status code returned while running Conv node. Status Message: CUDNN failure 4",
+        "something else altogether",
+    ],
+)
+def test_what_the_machine_has_to_give_is_not_the_callers_fault(message: str) -> None:
+    class Broken:
+        def run(self, *args: object) -> None:
+            raise RuntimeError(message)
+
+    engine = Engine(make_bundle())
+    engine._session = Broken()
+    with pytest.raises(EngineFailed, match="the replica's log has the cause") as failed:
+        engine.run({"x": np.ones((1, 3), np.float32)})
+    assert str(failed.value.__cause__) == message
+
+
+def test_bfloat16_is_passed_as_its_bits() -> None:
+    graph = make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["wide", "z"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.BFLOAT16),
+        ],
+        [value("x", TensorProto.BFLOAT16, ["n", 2]), value("z", TensorProto.FLOAT, ["n", 2])],
+        [value("y", TensorProto.BFLOAT16, ["n", 2]), value("sum", TensorProto.FLOAT, ["n", 2])],
+    )
+    tensors = {
+        name: TensorSpec(name=name, datatype=kind, shape=(-1, 2))
+        for name, kind in (("x", "BF16"), ("z", "FP32"), ("y", "BF16"), ("sum", "FP32"))
+    }
+    signature = Signature(inputs=(tensors["x"], tensors["z"]), outputs=(tensors["y"], tensors["sum"]))
+    engine = Engine(make_bundle(graph.SerializeToString(), signature))
+    assert engine.can_merge
+    numbers = np.array([[1.0, -2.5], [0.0, 3e38]], np.float32)
+    outputs = engine.run({"x": bfloat16.from_float32(numbers), "z": np.ones((2, 2), np.float32)})
+    assert outputs["y"].dtype == np.uint16
+    np.testing.assert_allclose(bfloat16.to_float32(outputs["y"]), numbers + 1, rtol=2**-7)  # type: ignore[arg-type]
+    np.testing.assert_allclose(outputs["sum"], numbers + 1, rtol=2**-7)
+    nothing = engine.run({"x": np.empty((0, 2), np.uint16), "z": np.empty((0, 2), np.float32)})
+    assert nothing["y"].shape == (0, 2)
+
+
+def test_graphs_and_streams_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="use 1 stream"):
+        EngineSpec(cuda_graph_rows=(4,), streams=2)
+
+
+def test_without_a_gpu_the_option_of_cuda_graphs_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(make_bundle(), EngineSpec(cuda_graph_rows=(4,)))
+    assert "no CUDA graphs, the graph runs on CPUExecutionProvider" in caplog.text
+    np.testing.assert_array_equal(engine.run({"x": np.ones((3, 3), np.float32)})["y"], np.full((3, 3), 2, np.float32))
+
+
+ALL = (TENSORRT, CUDA, CPU)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "available", "signature", "use_cuda_graph", "expected", "reason"),
+    [
+        (0.0, ALL, LINEAR, False, [CPU], "the replica owns no GPU"),
+        (1.0, ALL, LINEAR, False, [TENSORRT, CUDA, CPU], "owns 1 GPUs"),
+        (0.5, (CUDA, CPU), LINEAR, False, [CUDA, CPU], "this build does not have it"),
+        (1.0, (CPU,), LINEAR, False, [CPU], "this build does not have it"),
+        (1.0, ALL, LINEAR, True, [CUDA, CPU], "captured as CUDA graphs"),
+        (1.0, ALL, FREE, False, [CUDA, CPU], "sizes other than the number of rows vary"),
+    ],
+)
+def test_providers_are_chosen_by_what_is_there_with_a_reason(
+    gpus: float,
+    available: tuple[str, ...],
+    signature: Signature,
+    use_cuda_graph: bool,
+    expected: list[str],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    chosen = choose_providers(gpus, available, signature, 64, use_cuda_graph)
+    assert [name for name, _ in chosen] == expected
+    assert reason in caplog.text
+    options = dict(chosen)
+    if TENSORRT in options:
+        assert options[TENSORRT]["trt_profile_max_shapes"] == "x:64x3"
+    if CUDA in options:
+        assert ("enable_cuda_graph" in options[CUDA]) == use_cuda_graph

@@ -117,12 +117,12 @@ def test_a_signature_that_is_not_the_graphs_is_refused(inputs: tuple[TensorSpec,
         inspect_graph(linear(), Signature(inputs=inputs, outputs=LINEAR.outputs))
 
 
-def test_a_datatype_without_a_numpy_form_is_refused() -> None:
+def test_a_datatype_that_the_protocol_does_not_have_is_refused() -> None:
     model = make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
-        [value("x", TensorProto.BFLOAT16, ["n", 3])],
-        [value("y", TensorProto.BFLOAT16, ["n", 3])],
+        [value("x", TensorProto.FLOAT8E4M3FN, ["n", 3])],
+        [value("y", TensorProto.FLOAT8E4M3FN, ["n", 3])],
     )
-    signature = Signature(inputs=(tensor("x", "BF16"),), outputs=(tensor("y", "BF16"),))
+    signature = Signature(inputs=(tensor("x", "UINT8"),), outputs=(tensor("y", "UINT8"),))
     with pytest.raises(BundleError, match="not a tensor of a datatype that can be served"):
         inspect_graph(model.SerializeToString(), signature)
