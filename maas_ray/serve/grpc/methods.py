@@ -1,0 +1,42 @@
+"""The service's methods as Ray Serve calls them in a replica, where a proxy has the gRPC server (profile portable)."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from maas_ray.serve.grpc.server import STREAM, Rpcs
+from maas_ray.serve.grpc.service import UNARY
+
+
+class Serialized:
+    """A message as Serve takes it from a replica: something that serializes itself."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """The message."""
+        return self._body
+
+
+class GrpcMethods:
+    """Base of a deployment class: a method for each name of the service. Serve gives each the bytes and a context."""
+
+    rpcs: Rpcs
+    """Set by the deployment class."""
+
+
+def _unary(name: str) -> Callable[[GrpcMethods, bytes, Any], Awaitable[Serialized]]:
+    async def method(self: GrpcMethods, body: bytes, grpc_context: Any) -> Serialized:
+        return Serialized(await self.rpcs.unary(name, body, grpc_context))
+
+    return method
+
+
+async def _stream(self: GrpcMethods, bodies: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Serialized]:
+    async for body in self.rpcs.stream(bodies, grpc_context):
+        yield Serialized(body)
+
+
+for _name in UNARY:
+    setattr(GrpcMethods, _name, _unary(_name))
+setattr(GrpcMethods, STREAM, _stream)

@@ -1,0 +1,305 @@
+"""The methods of `inference.GRPCInferenceService`: a serialized message in, a serialized message out. Knows no server.
+
+Inference goes the way of every request (`handler.Call`). Everything else is asked as the HTTP route of the same meaning
+is, and its JSON becomes the message, whose fields have the same names: both protocols give the same answers.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import orjson
+from google.protobuf.json_format import ParseDict
+
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound
+from maas_ray.serve.grpc import inference_pb2 as pb
+from maas_ray.serve.grpc.call import GrpcCall, Result
+from maas_ray.serve.grpc.codec import ModelInfer, as_stream_response, join, parse, plain_parameters
+from maas_ray.serve.grpc.status import error_text
+from maas_ray.serve.handler import Handler
+from maas_ray.serve.head import Head, Header, Route, too_large
+from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.wire.tensors import short
+
+MAX_PIPELINED = 64
+"""Requests of one stream that wait or run; one more is read once the oldest has been answered."""
+
+_FINAL = pb.ModelInferResponse(
+    parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
+).SerializeToString()
+"""A request has one answer here, so each answer is its request's last one."""
+
+
+class Caller(NamedTuple):
+    """What is known of who calls."""
+
+    request_id: bytes
+    """What the answer will carry."""
+    deadline: float
+    """Time of the loop's clock after which nobody waits; infinity if that was not said."""
+    traceparent: bytes = b""
+    wants_status: bool = False
+    """Whether an error inside a stream shall end it with a status (Triton: metadata `triton_grpc_error`)."""
+
+
+class Answer(NamedTuple):
+    """A serialized message, and the headers of the model version that it is about."""
+
+    body: bytes
+    headers: tuple[Header, ...] = ()
+
+
+class _Question(NamedTuple):
+    """A method and the HTTP route that has its answer."""
+
+    request: Any
+    response: Any
+    route: Callable[[Any], Route]
+    body: Callable[[Any], Any] = lambda request: None
+    """What the route takes as JSON."""
+    answer: Callable[[Any], Any] = lambda document: document
+    """The JSON of the response made of the JSON of the route."""
+
+
+def _about_model(name: str) -> Callable[[Any], Route]:
+    return lambda request: Route(name, "GET", request.name, _version(request.version))
+
+
+def _control(name: str) -> Callable[[Any], Route]:
+    return lambda request: Route(name, "POST", request.model_name)
+
+
+def _parameters(request: Any) -> Any:
+    # Those of loading are refused by name, whatever they hold, and files do not go into JSON.
+    parameters = plain_parameters(request.parameters) or {}
+    return {"parameters": {name: None if type(value) is bytes else value for name, value in parameters.items()}}
+
+
+_QUESTIONS: dict[str, _Question] = {
+    "ServerLive": _Question(pb.ServerLiveRequest, pb.ServerLiveResponse, lambda request: Route("live", "GET")),
+    "ServerReady": _Question(pb.ServerReadyRequest, pb.ServerReadyResponse, lambda request: Route("ready", "GET")),
+    "ServerMetadata": _Question(
+        pb.ServerMetadataRequest, pb.ServerMetadataResponse, lambda request: Route("server", "GET")
+    ),
+    "ModelReady": _Question(pb.ModelReadyRequest, pb.ModelReadyResponse, _about_model("model_ready")),
+    "ModelMetadata": _Question(pb.ModelMetadataRequest, pb.ModelMetadataResponse, _about_model("model")),
+    "ModelConfig": _Question(
+        pb.ModelConfigRequest,
+        pb.ModelConfigResponse,
+        _about_model("config"),
+        answer=lambda document: {"config": document},
+    ),
+    "ModelStatistics": _Question(pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, _about_model("stats")),
+    "RepositoryIndex": _Question(
+        pb.RepositoryIndexRequest,
+        pb.RepositoryIndexResponse,
+        lambda request: Route("index", "POST"),
+        body=lambda request: {"ready": request.ready},
+        answer=lambda document: {"models": document},
+    ),
+    "RepositoryModelLoad": _Question(
+        pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, _control("load"), body=_parameters
+    ),
+    "RepositoryModelUnload": _Question(
+        pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, _control("unload"), body=_parameters
+    ),
+}
+
+UNARY = ("ModelInfer", *_QUESTIONS)
+"""Methods with one request and one response; the only other one is `ModelStreamInfer`."""
+
+
+class Service:
+    """All methods for one replica.
+
+    Args:
+        handler: the answers.
+        limits: of one request.
+    """
+
+    def __init__(self, handler: Handler, limits: LimitsSpec) -> None:
+        self._handler = handler
+        self._limits = limits
+
+    async def answer(self, method: str, body: bytes, caller: Caller) -> Answer:
+        """Answers one call of a method.
+
+        Args:
+            method: one of `UNARY`.
+            body: the serialized request.
+            caller: who asks.
+
+        Raises:
+            MaasError: refused.
+        """
+        if method == "ModelInfer":
+            pending = self._begin(body, caller)
+            try:
+                parts, headers = await pending.result
+            finally:
+                pending.cancel()
+            return Answer(join(parts), headers)
+        question = _QUESTIONS[method]
+        self._check_size(body)
+        request = parse(question.request, body)
+        try:
+            document, headers = await self._ask(question, request, caller)
+        except NotFound:
+            if method != "ModelReady":
+                raise
+            document, headers = {"ready": False}, ()  # as Triton answers
+        message = ParseDict(question.answer(document), question.response(), ignore_unknown_fields=True)
+        return Answer(message.SerializeToString(), headers)
+
+    async def stream(self, bodies: AsyncIterator[bytes], caller: Caller) -> AsyncIterator[bytes]:
+        """Answers the requests of a stream (`ModelStreamInfer`) in their order; several of them run at once.
+
+        An error is an answer like any other, after which the stream goes on, as Triton's does.
+
+        Args:
+            bodies: serialized requests.
+            caller: who asks.
+
+        Raises:
+            MaasError: refused, if the caller wants a status for it.
+        """
+        pipeline = _Pipeline()
+
+        async def read() -> None:
+            async for body in bodies:
+                await pipeline.has_room()
+                pipeline.add(self._begin(body, caller))
+
+        reader = asyncio.get_running_loop().create_task(read())
+        reader.add_done_callback(pipeline.end)
+        try:
+            while (pending := await pipeline.oldest()) is not None:
+                yield await self._stream_answer(pending, caller)
+                pipeline.remove_oldest()
+        finally:
+            reader.cancel()
+            pipeline.cancel()
+
+    async def _stream_answer(self, pending: "_Pending", caller: Caller) -> bytes:
+        try:
+            parts, _ = await pending.result
+        except MaasError as error:
+            if caller.wants_status:
+                raise
+            refused = pb.ModelStreamInferResponse(error_message=error_text(error))
+            refused.infer_response.id = pending.id  # which of the requests it was
+            return bytes(refused.SerializeToString())
+        if pending.asks_for_final:
+            parts = [*parts, _FINAL]
+        return join(as_stream_response(parts))
+
+    def _begin(self, body: bytes, caller: Caller) -> "_Pending":
+        loop = asyncio.get_running_loop()
+        pending = _Pending(loop)
+        try:
+            self._check_size(body)
+            request = ModelInfer(body)
+            pending.id, pending.asks_for_final = request.id, request.asks_for_final
+            head = Head("POST", "", ())
+            head.route = Route("infer", "POST", request.message.model_name, _version(request.message.model_version))
+            head.traceparent = caller.traceparent
+        except MaasError as error:
+            pending.result.set_exception(error)
+            return pending
+        deadline = self._deadline(caller)
+        pending.call = GrpcCall(self._handler, head, caller.request_id, request, deadline, pending.result)
+        pending.call.start()
+        return pending
+
+    async def _ask(self, question: _Question, request: Any, caller: Caller) -> tuple[Any, tuple[Header, ...]]:
+        route = question.route(request)
+        head = Head(route.method, "", ())
+        head.route = route
+        body, deadline = orjson.dumps(question.body(request) or {}), self._deadline(caller)
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply = await self._handler.answer(head, body, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded("the answer was not ready before the deadline; allow more time") from None
+        return orjson.loads(reply.body), tuple(header for header in reply.headers if header[0].startswith(b"x-maas-"))
+
+    def _deadline(self, caller: Caller) -> float:
+        return min(caller.deadline, asyncio.get_running_loop().time() + self._limits.timeout_s)
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._limits.max_body_bytes:
+            raise too_large(len(body), self._limits.max_body_bytes)
+
+
+class _Pending:
+    """An inference request that has begun; `result` gets what becomes of it."""
+
+    __slots__ = ("asks_for_final", "call", "id", "result")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.result: asyncio.Future[Result] = loop.create_future()
+        self.call: GrpcCall | None = None
+        self.id = ""
+        self.asks_for_final = False
+
+    def cancel(self) -> None:
+        """Nobody waits any more. Does nothing if it has been answered."""
+        if self.call is not None:
+            self.call.cancel()
+        if self.result.done() and not self.result.cancelled():
+            self.result.exception()  # an error that nobody asked for is no loss
+        self.result.cancel()
+
+
+class _Pipeline:
+    """Requests of one stream in their order, at most `MAX_PIPELINED`."""
+
+    def __init__(self) -> None:
+        self._requests: deque[_Pending] = deque()
+        self._changed = asyncio.Event()
+        self._has_ended = False
+        self._failure: BaseException | None = None
+
+    async def has_room(self) -> None:
+        while len(self._requests) >= MAX_PIPELINED:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def add(self, pending: _Pending) -> None:
+        self._requests.append(pending)
+        self._changed.set()
+
+    async def oldest(self) -> _Pending | None:
+        """Waits for a request; None once the caller has sent all of his and they have been answered."""
+        while not self._requests:
+            if self._failure is not None:
+                raise self._failure
+            if self._has_ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._requests[0]
+
+    def remove_oldest(self) -> None:
+        self._requests.popleft()
+        self._changed.set()
+
+    def end(self, reader: "asyncio.Task[None]") -> None:
+        """There will be no more requests."""
+        self._failure = None if reader.cancelled() else reader.exception()
+        self._has_ended = True
+        self._changed.set()
+
+    def cancel(self) -> None:
+        for pending in self._requests:
+            pending.cancel()
+
+
+def _version(text: str) -> int | None:
+    """A version as messages say it; the empty one means that of the model's alias."""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
+        raise BadRequest(f"version {short(text)} is not a positive integer; RepositoryIndex lists the versions")
+    return int(text)

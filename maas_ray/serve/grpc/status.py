@@ -1,0 +1,69 @@
+"""Errors as a gRPC caller sees them: status code, message, and when to come again. Knows no server and no model."""
+
+from typing import NamedTuple
+
+import grpc
+
+from maas_ray.errors import MaasError, Overloaded
+from maas_ray.serve.grpc import inference_pb2 as pb
+
+MAX_MESSAGE_BYTES = 1024
+"""Longest message: all trailers together may have 8 KiB, and a byte beyond ASCII becomes three there."""
+
+_BY_HTTP_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    405: grpc.StatusCode.UNIMPLEMENTED,
+    409: grpc.StatusCode.ABORTED,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    415: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class Status(NamedTuple):
+    """How a call ended badly."""
+
+    code: grpc.StatusCode
+    message: str
+    metadata: tuple[tuple[str, str | bytes], ...]
+    """Trailing metadata: when to come again, in the two forms that clients know."""
+
+
+def status_of(error: MaasError) -> Status:
+    """The status that an error becomes; its HTTP status decides, so that a new class of error needs nothing here."""
+    code = _BY_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)
+    message = error_text(error)
+    metadata = _retry_metadata(code, message, error.retry_after_s) if isinstance(error, Overloaded) else ()
+    return Status(code, message, metadata)
+
+
+def error_text(error: MaasError) -> str:
+    """The message of an error, bounded."""
+    text = str(error).encode("utf-8", "replace")
+    if len(text) <= MAX_MESSAGE_BYTES:
+        return text.decode()
+    return text[: MAX_MESSAGE_BYTES - 3].decode("utf-8", "ignore") + "..."
+
+
+def _retry_metadata(code: grpc.StatusCode, message: str, retry_after_s: float) -> tuple[tuple[str, str | bytes], ...]:
+    """`grpc-retry-pushback-ms` (gRFC A6, obeyed by gRPC's own retries) and `google.rpc.RetryInfo` (for callers)."""
+    details = pb.Status(code=code.value[0], message=message)
+    details.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo").value = _retry_info(retry_after_s)
+    return (
+        ("grpc-retry-pushback-ms", str(int(retry_after_s * 1000))),
+        ("grpc-status-details-bin", details.SerializeToString()),
+    )
+
+
+def _retry_info(retry_after_s: float) -> bytes:
+    info = pb.RetryInfo()
+    info.retry_delay.FromMilliseconds(int(retry_after_s * 1000))
+    serialized: bytes = info.SerializeToString()
+    return serialized
