@@ -55,11 +55,14 @@ class Registry:
         self._store = store
         self._sequence = Sequence(store, PREFIX)
         self._records: list[Record] = []
+        self._models: dict[str, Model] = {}
 
     def models(self) -> dict[str, Model]:
-        """All models by name, as of now."""
-        self._records.extend(self._sequence.read(after=self._records[-1].seq if self._records else 0))
-        return _fold(self._records)
+        """All models by name, as of now; not to be changed."""
+        if new := list(self._sequence.read(after=self._records[-1].seq if self._records else 0)):
+            self._records += new
+            self._models = _fold(self._records)  # a new table: somebody may still hold the last one
+        return self._models
 
     def history(self, name: str) -> list[tuple[float, Mapping[str, Any]]]:
         """All events of a model in order, each with its time in seconds since 1970."""

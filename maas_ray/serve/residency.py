@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from maas_ray.serve.loaded import Loaded, name_of
 from maas_ray.serve.loader import Key, Loader, within
 from maas_ray.serve.queue import ByteBudget
 from maas_ray.serve.room import Room
-from maas_ray.serve.slots import Reference, Slot, named_before, resolve_all
+from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, resolve_all
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.serve.waiting import Load, LoadDone, Waiter
@@ -138,7 +139,10 @@ class Residency:
             DeadlineExceeded: the deadline has passed already.
         """
         slot = self._slot(name, version)
-        return self._begin(slot, is_firm=False).add(version, deadline, done, num_bytes)
+        load = slot.load or self._new_load(slot)
+        waiter = load.add(version, deadline, done, num_bytes)
+        self._begin(slot, load)
+        return waiter
 
     def versions(self, name: str) -> list[int]:
         """Served versions of a model, ascending; those not in memory too."""
@@ -167,10 +171,11 @@ class Residency:
         try:
             await self._look(self.spec.refresh.load_timeout_s)
             chosen = await self._choose_first()
-            await self._wait([self._begin(slot, is_firm=True) for slot in chosen])
-            for slot in chosen:
-                if slot.serving is None and slot.is_listed and slot.error is not None:
-                    raise slot.error
+            loads = [self._begin_firm(slot) for slot in chosen]
+            await self._wait(loads)
+            for slot, load in zip(chosen, loads, strict=True):
+                if slot.is_listed and load.error is not None:
+                    raise load.error
         except BaseException:
             await self.close()
             raise
@@ -212,21 +217,21 @@ class Residency:
             spec = ModelSpec(name=name, alias=alias)
 
         def write_down() -> None:
-            self._registry.resolve(name, spec.ref) if spec is not None else self._registry.model(name)
+            check_reference(self._registry, name, spec, self.spec.models)
             wanted.load(name, spec)
 
         until = monotonic() + (timeout_s or self.spec.refresh.load_timeout_s)
         await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, write_down)
         await self._look(self.spec.refresh.timeout_s)
-        slots = self._by_name.get(name, [])
+        slots = [slot for slot in self._by_name.get(name, ()) if spec is None or slot.spec.ref == spec.ref]
         for slot in slots:
             slot.try_again()
-        loads = [self._begin(slot, is_firm=True) for slot in slots if slot.named is not None]
+        loads = [self._begin_firm(slot) for slot in slots]
         if not await self._wait(loads, until - monotonic()):
             raise DeadlineExceeded(f"model {name!r} is still being loaded; look at the repository index")
-        for slot in slots:
-            if slot.error is not None:
-                raise slot.error
+        for error in (*(load.error for load in loads), *(slot.error for slot in slots)):
+            if error is not None:
+                raise error
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> None:
         """Asks the pool, all its replicas, to serve a model no longer, and waits until its last answers are out here.
@@ -294,13 +299,16 @@ class Residency:
         slots = self._by_name.get(name)
         if not slots:
             if name in self._unloaded:
-                raise NotFound(f"model {name!r} was unloaded from this pool; load it again, or promote another pool's")
+                raise NotFound(f"model {name!r} was unloaded from this pool; it must be loaded again first")
             raise NotFound(f"this pool serves no model {name!r}; it serves: {_listed(self._by_name) or 'none'}")
-        for slot in slots:
-            if slot.named is not None and (version is None or version == (slot.serving or slot.named.version)):
-                return slot
         if version is None:
-            raise NotFound(f"model {name!r} cannot be served: {slots[0].problem}")
+            slot = default_of(slots)
+            if slot is None:
+                raise NotFound(f"model {name!r} cannot be served: {slots[0].problem}")
+            return slot
+        for slot in slots:
+            if slot.named is not None and version == (slot.serving or slot.named.version):
+                return slot
         served = _listed(map(str, self.versions(name)))
         raise NotFound(f"this pool serves no version {version} of model {name!r}; it serves: {served}")
 
@@ -325,9 +333,11 @@ class Residency:
         if self._late is not None and not self._late.done():
             raise StoreUnavailable("the store has not answered the question before this one")
         await self._look(self.spec.refresh.timeout_s)
+        for victim in self._victims(0, None) or ():  # what a swap took beyond the budget
+            self._evict(victim)
         now = asyncio.get_running_loop().time()
         return [
-            self._begin(slot, is_firm=True)
+            self._begin_firm(slot)
             for slot in self._slots.values()
             if (slot.serving is not None or slot.spec.pinned or slot.is_wished)
             and slot.named is not None
@@ -349,7 +359,7 @@ class Residency:
         names: dict[str, list[Slot]] = {}
         for reference in references:
             key = (reference.spec.name, reference.spec.ref)
-            slot = self._slots.get(key) or Slot(reference.spec, reference.is_listed)
+            slot = self._slots.get(key) or Slot(reference.spec, reference.is_listed, reference.is_override)
             slot.note_reference(reference)
             slots[key] = slot
             names.setdefault(reference.spec.name, []).append(slot)
@@ -362,9 +372,9 @@ class Residency:
     def _settle(self, name: str) -> None:
         """Makes requests for a name go where its references say, and retires what none of them serves."""
         slots = self._by_name.get(name, [])
-        first = next((slot for slot in slots if slot.named is not None), None)
-        if first is not None and first.serving is not None:
-            self._defaults[name] = self._loaded[name, first.serving]
+        default = default_of(slots)
+        if default is not None and default.serving is not None:
+            self._defaults[name] = self._loaded[name, default.serving]
         else:
             self._defaults.pop(name, None)
         used = {slot.serving for slot in slots}
@@ -376,25 +386,31 @@ class Residency:
 
     # Loading
 
-    def _begin(self, slot: Slot, *, is_firm: bool) -> Load:
-        """The load in progress of a reference, or a new one."""
+    def _new_load(self, slot: Slot) -> Load:
+        return Load(f"model {slot.spec.name!r}", self.spec.batching, self._budget)
+
+    def _begin(self, slot: Slot, load: Load) -> None:
+        """Begins a load, unless it is in progress."""
         if slot.load is None:
-            what = f"model {slot.spec.name!r}"
-            slot.load = Load(what, self.spec.batching, self._budget, is_firm=is_firm)
-            slot.load.task = slot.load.loop.create_task(self._run(slot, slot.load))
-        slot.load.is_firm |= is_firm
-        return slot.load
+            slot.load = load
+            load.task = load.loop.create_task(self._run(slot, load))
+
+    def _begin_firm(self, slot: Slot) -> Load:
+        """The load in progress of a reference, or a new one, which goes on although nobody waits for it."""
+        load = slot.load or self._new_load(slot)
+        load.is_firm = True
+        self._begin(slot, load)
+        return load
 
     async def _run(self, slot: Slot, load: Load) -> None:
         """One load from beginning to end: afterwards everybody who waited has an answer."""
-        error: MaasError | None = None
         try:
             await self._fill(slot, load)
         except MaasError as failure:
-            error = failure
+            load.error = failure
         except Exception:
             log.exception("model %r could not be loaded for an unexpected reason", slot.spec.name)
-            error = MaasError(f"model {slot.spec.name!r} could not be loaded; the replica's log has the cause")
+            load.error = MaasError(f"model {slot.spec.name!r} could not be loaded; the replica's log has the cause")
         slot.load = None
         slot.is_wished = False
 
@@ -403,9 +419,8 @@ class Residency:
                 loaded = self._loaded[slot.spec.name, slot.serving]
                 loaded.used_s = monotonic()
                 return loaded
-            return (
-                error or slot.error or NotFound(f"this pool no longer serves version {version} of {slot.spec.name!r}")
-            )
+            moved = NotFound(f"this pool serves version {version} of model {slot.spec.name!r} no longer")
+            return load.error or slot.error or moved
 
         load.finish(answer)
 
@@ -419,6 +434,7 @@ class Residency:
         if wanted is None or slot.serving == wanted.version:
             return
         error = slot.error
+        older = [slot.fallback] if slot.fallback is not None else []
         if slot.is_due(wanted.version, load.loop.time()) or error is None:
             try:
                 await self._put(slot, wanted, load)
@@ -432,16 +448,19 @@ class Residency:
             else:
                 slot.note_success()
                 return
+            if slot.serving is None and not error.retryable:
+                timeout_s = self.spec.refresh.timeout_s
+                older = await self._in_thread(
+                    "the registry", timeout_s, lambda: named_before(self._registry, slot.spec, wanted)
+                )
         if slot.serving is None and not error.retryable:
-            timeout_s = self.spec.refresh.timeout_s
-            for older in await self._in_thread(
-                "the registry", timeout_s, lambda: named_before(self._registry, slot.spec, wanted)
-            ):
+            for version in older:
                 try:
-                    await self._put(slot, older, load)
+                    await self._put(slot, version, load)
                 except MaasError as failure:
-                    log.error("%s does not load either: %s", name_of(older), failure)
+                    log.error("%s does not load either: %s", name_of(version), failure)
                 else:
+                    slot.fallback = version
                     return
         raise error
 
@@ -453,7 +472,7 @@ class Residency:
         name = slot.spec.name
         is_current = self._slots.get((name, slot.spec.ref)) is slot
         if is_current:
-            slot.serving = version.version
+            slot.serving, slot.has_served = version.version, True
         self._settle(name)
         if not is_current:
             raise NotFound(f"model {name!r} was unloaded from this pool while it was loaded")
@@ -466,7 +485,10 @@ class Residency:
         async with lock:
             if key in self._loaded:
                 return
-            async with self._parallel:
+            # A swap waits for no room, so it need not wait for those who do; the loader's threads are a bound as well.
+            async with self._parallel if slot.serving is None else nullcontext():
+                if not load.is_wanted:
+                    raise Overloaded(f"nobody waits for {name_of(version)} any more")
                 num_bytes = await self._make_room(slot, version, load)
                 try:
                     loaded = await self._loader.load(version)
@@ -483,14 +505,10 @@ class Residency:
         num_bytes = await self._loader.size(version)
         until = monotonic() + self.spec.refresh.load_timeout_s
         while True:
-            pinned = [loaded for loaded in self._loaded.values() if self._is_pinned(loaded)]
-            self._room.check(
-                name_of(version),
-                num_bytes,
-                sum(each.num_bytes for each in pinned if each.version.model != slot.spec.name),
-            )
-            victims = self._room.victims(num_bytes, self._evictable(slot))
-            for victim in victims or ():
+            others = [loaded for loaded in self._loaded.values() if loaded.version.model != slot.spec.name]
+            pinned_bytes = sum(loaded.num_bytes for loaded in others if self._is_pinned(loaded))
+            self._room.check(name_of(version), num_bytes, pinned_bytes)
+            for victim in self._victims(num_bytes, slot) or ():
                 self._evict(victim)
             # A swap may go over the budget until the old version is gone: waiting would not make it smaller.
             if self._room.has(num_bytes) or slot.serving is not None:
@@ -503,14 +521,14 @@ class Residency:
                     f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._room.limit}, "
                     "and every model in it is in use; send the request again later"
                 )
+            load.obstacle = "every model in the pool's memory budget is in use"
             await asyncio.sleep(LOOK_FOR_ROOM_S)
 
-    def _evictable(self, slot: Slot) -> Iterable[Loaded]:
-        """What may be unloaded for a reference: nothing pinned, and nothing that it serves itself."""
-        for loaded in self._loaded.values():
-            is_own = loaded.version.model == slot.spec.name and loaded.version.version == slot.serving
-            if not is_own and not self._is_pinned(loaded):
-                yield loaded
+    def _victims(self, num_bytes: int, slot: Slot | None) -> list[Loaded] | None:
+        """What to unload for a reference: nothing pinned, and nothing that it serves itself."""
+        own = (slot.spec.name, slot.serving) if slot is not None else None
+        candidates = [loaded for key, loaded in self._loaded.items() if key != own and not self._is_pinned(loaded)]
+        return self._room.victims(num_bytes, sum(loaded.num_bytes for loaded in self._draining), candidates)
 
     def _is_pinned(self, loaded: Loaded) -> bool:
         slots = self._by_name.get(loaded.version.model, ())

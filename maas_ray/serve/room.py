@@ -41,11 +41,12 @@ class Room:
                 "raise memory_budget_bytes or serve it in a pool of its own"
             )
 
-    def victims(self, num_bytes: int, candidates: Iterable[Loaded]) -> list[Loaded] | None:
+    def victims(self, num_bytes: int, leaving_bytes: int, candidates: Iterable[Loaded]) -> list[Loaded] | None:
         """Which models to unload for `num_bytes`: the fewest idle ones, those not used for longest first.
 
         Args:
             num_bytes: what is needed.
+            leaving_bytes: what is being given back anyway.
             candidates: models in memory that may be unloaded.
 
         Returns:
@@ -54,7 +55,7 @@ class Room:
         chosen: list[Loaded] = []
         if self.limit is None:
             return chosen
-        missing = self.used + num_bytes - self.limit
+        missing = self.used - leaving_bytes + num_bytes - self.limit
         until = monotonic() - MIN_STAY_S
         for loaded in sorted(candidates, key=lambda each: each.used_s):
             if missing <= 0 or loaded.used_s > until:

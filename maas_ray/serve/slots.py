@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from maas_ray.errors import MaasError
+from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Model, Registry, Version
 from maas_ray.serve.spec import ModelSpec, RefreshSpec
 from maas_ray.serve.waiting import Load
@@ -22,6 +22,8 @@ class Reference(NamedTuple):
     spec: ModelSpec
     is_listed: bool
     """Whether the spec names this model itself, rather than by a pattern, or a caller by a wish."""
+    is_override: bool
+    """Whether a caller wished for this very version or alias."""
     wish: int
     """Number of the caller's wish to load it; 0 if there is none."""
     names: Version | MaasError
@@ -34,6 +36,7 @@ class Slot:
 
     spec: ModelSpec
     is_listed: bool = True
+    is_override: bool = False
     wish: int = 0
     is_wished: bool = False
     """A caller has asked for it, and it was not tried since."""
@@ -41,6 +44,10 @@ class Slot:
     """What the registry names; None while it names nothing."""
     serving: int | None = None
     """The version in memory; None while there is none."""
+    has_served: bool = False
+    """A version of it has been in memory."""
+    fallback: Version | None = None
+    """What its alias named before, and what serves because the version it names does not load."""
     problem: str | None = None
     """Why it does not serve what the registry names; None if it does, or would with its next request."""
     error: MaasError | None = None
@@ -61,6 +68,8 @@ class Slot:
         self.named = reference.names
         if self.serving == self.named.version or self._failed != self.named.version:
             self.note_success()
+        elif self.serving is None and self.error is not None and self.error.retryable:
+            self._retry_at = 0.0  # the registry could be read, so the store is there again
 
     def is_due(self, version: int, now: float) -> bool:
         """Whether a version should be loaded now: it is not served, and did not just fail."""
@@ -74,7 +83,7 @@ class Slot:
 
     def note_success(self) -> None:
         """Forgets earlier failures."""
-        self.error, self.problem, self._failed, self._pause_s = None, None, None, 0.0
+        self.error, self.problem, self.fallback, self._failed, self._pause_s = None, None, None, None, 0.0
 
     def try_again(self) -> None:
         """Ends the pause after a failure."""
@@ -92,15 +101,38 @@ def resolve_all(
     models = registry.models()
     wishes = wishes or {}
     found: dict[tuple[str, int | str], Reference] = {}
-    for spec, is_listed in _expand(models, specs, wishes):
+    for spec, is_listed, is_override in _expand(models, specs, wishes):
         wish = wishes.get(spec.name)
         if wish is not None and not wish.is_load:
             continue
         if (spec.name, spec.ref) not in found:
             names = _resolve(registry, models, spec)
             number = wish.number if wish is not None else 0
-            found[spec.name, spec.ref] = Reference(spec, is_listed, number, names)
+            found[spec.name, spec.ref] = Reference(spec, is_listed, is_override, number, names)
     return list(found.values())
+
+
+def default_of(slots: Sequence[Slot]) -> Slot | None:
+    """Which reference of a name a URL without a version means; None if none names anything.
+
+    A version that a caller wished for takes over once it has been in memory: if it is broken, nothing changes.
+    """
+    named = [slot for slot in slots if slot.named is not None]
+    return next((slot for slot in named if slot.has_served or not slot.is_override), named[0] if named else None)
+
+
+def check_reference(registry: Registry, name: str, wish: ModelSpec | None, specs: Sequence[ModelSpec]) -> None:
+    """Raises `NotFound` if a wish to load a model would name nothing."""
+    error: MaasError | None = None
+    for spec in [wish] if wish is not None else _referring(name, specs) or [ModelSpec(name=name)]:
+        try:
+            registry.resolve(name, spec.ref)
+        except NotFound as failure:
+            error = failure
+        else:
+            return
+    if error is not None:
+        raise error
 
 
 def named_before(registry: Registry, spec: ModelSpec, version: Version) -> list[Version]:
@@ -118,23 +150,27 @@ def named_before(registry: Registry, spec: ModelSpec, version: Version) -> list[
 
 def _expand(
     models: Mapping[str, Model], specs: Sequence[ModelSpec], wishes: Mapping[str, Wish]
-) -> Iterator[tuple[ModelSpec, bool]]:
-    """References to single models in the order of their rank, and whether the spec names the model itself."""
-    for name, wish in wishes.items():
+) -> Iterator[tuple[ModelSpec, bool, bool]]:
+    """References to single models in the order of their rank, each with `is_listed` and `is_override`."""
+    for wish in wishes.values():
         if wish.is_load and wish.spec is not None:
-            yield wish.spec.model_copy(update={"name": name}), False
+            yield wish.spec, False, True
     for spec in specs:
         if not spec.is_pattern:
-            yield spec, True
+            yield spec, True, False
     for spec in specs:
         if spec.is_pattern:
             for name, model in sorted(models.items()):
                 if spec.alias in model.aliases and fnmatchcase(name, spec.name):
-                    yield spec.model_copy(update={"name": name}), False
+                    yield spec.model_copy(update={"name": name}), False, False
     for name, wish in wishes.items():
         # Last, so that it counts only where nothing else refers to the model.
-        if wish.is_load and wish.spec is None and not any(fnmatchcase(name, spec.name) for spec in specs):
-            yield ModelSpec(name=name), False
+        if wish.is_load and wish.spec is None and not _referring(name, specs):
+            yield ModelSpec(name=name), False, False
+
+
+def _referring(name: str, specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    return [spec for spec in specs if fnmatchcase(name, spec.name)]
 
 
 def _resolve(registry: Registry, models: Mapping[str, Model], spec: ModelSpec) -> Version | MaasError:

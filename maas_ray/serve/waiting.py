@@ -46,13 +46,17 @@ class Load:
         what: of which model, for messages.
         spec: how many requests may wait for one model.
         budget: bytes that may wait, shared with the queues of the replica.
-        is_firm: goes on although nobody waits for it.
     """
 
-    def __init__(self, what: str, spec: BatchSpec, budget: ByteBudget, *, is_firm: bool) -> None:
+    def __init__(self, what: str, spec: BatchSpec, budget: ByteBudget) -> None:
         self.loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
-        self.is_firm = is_firm
+        self.error: MaasError | None = None
+        """Why it has ended without what was asked for."""
+        self.is_firm = False
+        """Goes on although nobody waits for it."""
+        self.obstacle = ""
+        """What it is waiting for itself."""
         self.version: int | None = None
         """What is being loaded, once that is known."""
         self._what = what
@@ -99,7 +103,9 @@ class Load:
 
     def expire(self, waiter: Waiter) -> None:
         """Answers a waiter whose deadline has come; the load goes on for the others."""
-        _tell(waiter, DeadlineExceeded(f"{self._what} was not loaded before the request's deadline; allow more time"))
+        why = f", since {self.obstacle}" if self.obstacle else ""
+        text = f"{self._what} was not loaded before the request's deadline{why}; allow more time"
+        _tell(waiter, DeadlineExceeded(text))
 
     def finish(self, answer: Callable[[int | None], Loaded | MaasError]) -> None:
         """Answers all who wait, each for the version it asked for."""

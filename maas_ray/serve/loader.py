@@ -1,0 +1,142 @@
+"""From a version in the store to one in memory that answers, and back. Decides neither what is loaded nor what goes."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import TypeVar
+
+from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
+from maas_ray.bundle.memory import return_to_system
+from maas_ray.errors import StoreUnavailable
+from maas_ray.registry.models import Version
+from maas_ray.serve.batcher import Batcher
+from maas_ray.serve.loaded import Loaded, memory_of, name_of
+from maas_ray.serve.queue import ByteBudget
+from maas_ray.serve.runner import EngineRunner
+from maas_ray.serve.spec import ServingSpec
+from maas_ray.serve.stats import ReplicaStats
+from maas_ray.store.objects import ObjectStore
+
+T = TypeVar("T")
+Key = tuple[str, int]
+"""Model and version."""
+_Read = tuple[BundleInfo, Engine, int]
+
+TRIM_AFTER_BYTES = 16 << 20
+"""Memory is given back to the system after this much was freed: doing it takes up to 10 ms."""
+TRIM_DELAY_S = 0.01
+"""Whoever unloads a model still refers to it."""
+
+
+class Loader:
+    """Threads that load; everything else happens on the loop. One load of a version at a time.
+
+    Args:
+        store: where the bundles lie.
+        spec: how models are run and batched, and how long a load may take.
+        stats: where loads are counted.
+        budget: bytes that may wait, shared by all queues of the replica.
+    """
+
+    def __init__(self, store: ObjectStore, spec: ServingSpec, stats: ReplicaStats, budget: ByteBudget) -> None:
+        self._store = store
+        self._spec = spec
+        self._stats = stats
+        self._budget = budget
+        self._threads = ThreadPoolExecutor(spec.refresh.max_parallel_loads, thread_name_prefix="load")
+        self._sizes: dict[str, int] = {}
+        self._reading: dict[Key, asyncio.Future[_Read]] = {}
+        self._freed_bytes = 0
+        self._is_closed = False
+
+    async def size(self, version: Version) -> int:
+        """What a version will count against the memory budget; reads its description only.
+
+        Raises:
+            MaasError: it cannot be read, or not in time.
+        """
+        known = self._sizes.get(version.bundle)
+        if known is None:
+            work = asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: graph_size(self._store, version.bundle)
+            )
+            known = memory_of(await within(name_of(version), self._spec.refresh.timeout_s, work))
+            self._sizes[version.bundle] = known
+        return known
+
+    async def load(self, version: Version) -> Loaded:
+        """Loads and warms a version.
+
+        Raises:
+            StoreUnavailable: not in time. The thread goes on; whoever asks next gets what it reads.
+            MaasError: it does not load.
+        """
+        started_s = monotonic()
+        key = (version.model, version.version)
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._read(version.bundle))
+            self._reading[key] = reading
+            reading.add_done_callback(lambda done: self._forget(key, done))
+        info, engine, num_bytes = await within(name_of(version), self._spec.refresh.load_timeout_s, reading)
+        return self._serve(version, info, engine, num_bytes, monotonic() - started_s)
+
+    def release(self, loaded: Loaded) -> None:
+        """Gives back the threads and the memory of a version that answers nobody any more."""
+        loaded.runner.close()
+        loaded.engine.close()
+        self._freed_bytes += loaded.num_bytes
+        if self._freed_bytes >= TRIM_AFTER_BYTES:
+            self._freed_bytes = 0
+            asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._trim)
+
+    def close(self) -> None:
+        """Gives the threads back; what they are doing ends by itself."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, bundle_id: str) -> _Read:
+        bundle = load_bundle(self._store, bundle_id)
+        info, num_bytes = bundle.info, len(bundle.graph)
+        engine = Engine(bundle, self._spec.engine)
+        del bundle
+        if num_bytes >= TRIM_AFTER_BYTES:
+            return_to_system()  # loading takes several times what stays
+        return info, engine, memory_of(num_bytes)
+
+    def _forget(self, key: Key, done: asyncio.Future[_Read]) -> None:
+        self._reading.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # whoever asked may have gone before hearing it
+
+    def _serve(self, version: Version, info: BundleInfo, engine: Engine, num_bytes: int, load_s: float) -> Loaded:
+        loop = asyncio.get_running_loop()
+        runner = EngineRunner(engine, loop)
+        batcher = Batcher(
+            runner,
+            self._spec.batching,
+            loop,
+            can_merge=engine.can_merge,
+            budget=self._budget,
+            name=name_of(version),
+            stats=self._stats.model(version.model, version.version),
+        )
+        stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
+        return Loaded(version, info, batcher, runner, engine, stats, num_bytes)
+
+    def _trim(self) -> None:
+        if not self._is_closed:
+            self._threads.submit(return_to_system)
+
+
+async def within(what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
+    """Bounded wait for a thread; work that is late goes on there.
+
+    Raises:
+        StoreUnavailable: it has not ended in time.
+    """
+    done, _ = await asyncio.wait({pending}, timeout=timeout_s)
+    if not done:
+        raise StoreUnavailable(f"the store did not give {what} within {timeout_s:g} s")
+    return pending.result()
