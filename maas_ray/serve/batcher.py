@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded, RequestError
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
 from maas_ray.serve.queue import DEFAULT_TENANT, BatchSpec, ByteBudget, Done, Item, Queue, Tensors
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Batcher:
         """Queues one request.
 
         Args:
-            inputs: checked tensors, each with `num_rows` rows.
+            inputs: checked tensors, each with `num_rows` rows where rows are merged.
             num_rows: rows as parsed.
             num_bytes: what the request holds in memory, counted against the byte bound.
             deadline: time of the loop's clock after which nobody waits for the answer.
@@ -180,12 +180,19 @@ class Batcher:
         Raises:
             Overloaded: the queue is full, or the version is being unloaded; nothing was queued.
             DeadlineExceeded: the deadline has passed already.
+            BadRequest: a tensor has other than `num_rows` rows; merged, it would shift the rows of others.
         """
         if self._is_closed:
             raise Overloaded(f"{self._name} is being unloaded; send the request again", 1.0)
         now = self._loop.time()
         if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
+        if self._can_merge:
+            for name, array in inputs.items():
+                if len(array) != num_rows:
+                    raise BadRequest(
+                        f"input {name!r} has {len(array)} rows and the request {num_rows}; send equal ones"
+                    )
         item = Item(inputs, num_rows, num_bytes, deadline, done, priority)
         if self._stats is not None:
             item.arrived_s = time.perf_counter()

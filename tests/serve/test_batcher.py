@@ -1,10 +1,7 @@
-"""The batcher, driven by hand: a loop whose clock and callbacks the test moves, and an engine that it holds and frees."""
+"""The batcher: what shares a run, what fails alone, its bounds, its deadlines and its end."""
 
 import asyncio
-import heapq
-import itertools
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,108 +9,11 @@ import pytest
 
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
-from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.queue import BatchSpec, ByteBudget, Done, Item, Tensors
+from maas_ray.serve.batcher import Batcher, Finished
+from maas_ray.serve.queue import BatchSpec, ByteBudget, Item, Tensors
 from maas_ray.serve.runner import EngineRunner
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
-
-
-class Timer:
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self.callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class ManualLoop:
-    """Time stands still until the test moves it; `turn` runs what was due."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self._soon: list[Callable[[], object]] = []
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._count = itertools.count()
-
-    def time(self) -> float:
-        return self.now
-
-    def call_soon(self, callback: Callable[[], object], /) -> None:
-        self._soon.append(callback)
-
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
-        timer = Timer(callback)
-        heapq.heappush(self._timers, (when, next(self._count), timer))
-        return timer
-
-    def turn(self) -> None:
-        due, self._soon = self._soon, []
-        for callback in due:
-            callback()
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        while self._timers and self._timers[0][0] <= self.now:
-            timer = heapq.heappop(self._timers)[2]
-            if timer.callback is not None:
-                timer.callback()
-
-
-class HeldEngine:
-    """y = 2x, once the test lets the run end; fails for rows that hold a negative number."""
-
-    def __init__(self, streams: int = 1) -> None:
-        self.streams = streams
-        self.runs: list[list[float]] = []
-        self._finished: list[Callable[[], None]] = []
-
-    def start(self, inputs: Tensors, num_rows: int, finished: Done) -> None:
-        x = inputs["x"]
-        assert len(x) == num_rows
-        self.runs.append(x.ravel().tolist())
-        if (x < 0).any():  # type: ignore[operator]
-            self._finished.append(lambda: finished(None, BadRequest("negative")))
-        else:
-            self._finished.append(lambda: finished({"y": x * 2}, None))  # type: ignore[operator]
-
-    def estimate_s(self, num_rows: int) -> float:
-        return 3.0
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._finished)
-
-    def end_run(self) -> None:
-        self._finished.pop(0)()
-
-
-class Rig:
-    def __init__(self, can_merge: bool = True, budget: ByteBudget | None = None, **spec: Any) -> None:
-        self.loop = ManualLoop()
-        self.engine = HeldEngine()
-        self.batcher = Batcher(
-            self.engine, BatchSpec(**{"max_batch_size": 4, **spec}), self.loop, can_merge=can_merge, budget=budget
-        )
-        self.answers: dict[str, Any] = {}
-
-    def send(
-        self, name: str, *values: float, timeout_s: float = 30.0, num_bytes: int = 10, shape: tuple[int, ...] = (1,)
-    ) -> Item:
-        rows = np.array(values, np.float32).reshape(-1, *shape)
-
-        def done(outputs: Tensors | None, error: MaasError | None) -> None:
-            assert name not in self.answers, "answered twice"
-            self.answers[name] = error if outputs is None else outputs["y"].ravel().tolist()
-
-        return self.batcher.submit({"x": rows}, len(rows), num_bytes, self.loop.now + timeout_s, done)
-
-    def finish_all(self) -> None:
-        for _ in range(1000):
-            self.loop.turn()
-            if not self.engine.is_busy:
-                return
-            self.engine.end_run()
-        raise AssertionError("the engine never became idle")
+from tests.support.rig import HeldEngine, Rig
 
 
 def test_a_lone_request_on_an_idle_model_runs_in_the_next_turn_without_a_timer() -> None:
@@ -318,13 +218,12 @@ def test_aborting_fails_what_waits_with_the_given_error() -> None:
 
 def test_a_model_that_mixes_its_rows_is_run_singly_from_then_on() -> None:
     class Summing(HeldEngine):
-        def start(self, inputs: Tensors, num_rows: int, finished: Done) -> None:
+        def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
             self.runs.append(inputs["x"].ravel().tolist())
             self._finished.append(lambda: finished({"y": inputs["x"].sum(keepdims=True)}, None))
 
     rig = Rig()
-    rig.engine = Summing()
-    rig.batcher._runner = rig.engine
+    rig.batcher._runner = rig.engine = Summing()
     for number in (1, 2, 3):
         rig.send(str(number), number)
     rig.finish_all()
