@@ -13,7 +13,7 @@ from maas_ray.errors import BadRequest
 from maas_ray.serve.wire import v2
 from tests.support.onnx_models import LINEAR, MIXED, UNBATCHED, make_info
 
-JSON_DATATYPES = [datatype for datatype in NUMPY if datatype != "FP16"]
+JSON_DATATYPES = [datatype for datatype in NUMPY if datatype not in ("FP16", "BF16")]
 SAMPLES: dict[str, list[Any]] = {
     "BOOL": [True, False],
     "BYTES": ["a", "nul\0 and ü and 🙂"],
@@ -31,6 +31,12 @@ def signature(datatype: str, shape: tuple[int, ...] = (-1, 2), nullable: bool = 
     )
 
 
+def answer(read: v2.InferRequest, outputs: dict[str, Any], kind: Signature, **more: Any) -> Any:
+    body, header_length = v2.write_infer("m", 3, read, outputs, make_info(kind, **more))
+    assert header_length is None
+    return json.loads(body)
+
+
 def request(datatype: str = "FP32", shape: Any = (1, 3), data: Any = (1, 2, 3), **more: Any) -> bytes:
     return json.dumps({"inputs": [{"name": "x", "shape": shape, "datatype": datatype, "data": data}], **more}).encode()
 
@@ -45,29 +51,29 @@ def test_every_datatype_survives_the_way_in_and_out(datatype: str, is_nested: bo
     assert read.inputs["x"].dtype == NUMPY[datatype]  # type: ignore[index]
     assert read.inputs["x"].shape == (2, 2)
     assert read.num_rows == 2
-    answer = json.loads(v2.write_infer("m", 3, read, {"y": read.inputs["x"]}, kind))
-    assert answer["outputs"] == [{"name": "y", "datatype": datatype, "shape": [2, 2], "data": values}]
-    assert (answer["model_name"], answer["model_version"]) == ("m", "3")
+    written = answer(read, {"y": read.inputs["x"]}, kind)
+    assert written["outputs"] == [{"name": "y", "datatype": datatype, "shape": [2, 2], "data": values}]
+    assert (written["model_name"], written["model_version"]) == ("m", "3")
 
 
 def test_the_id_is_echoed_and_absent_where_none_was_given() -> None:
     zeros = {"y": np.zeros((1, 3), np.float32)}
     with_id = v2.read_infer(request(id="42"), LINEAR)
     without = v2.read_infer(request(), LINEAR)
-    assert json.loads(v2.write_infer("m", 1, with_id, zeros, LINEAR))["id"] == "42"
-    assert "id" not in json.loads(v2.write_infer("m", 1, without, zeros, LINEAR))
+    assert answer(with_id, zeros, LINEAR)["id"] == "42"
+    assert "id" not in answer(without, zeros, LINEAR)
 
 
 def test_nan_and_infinity_in_an_answer_are_null() -> None:
     read = v2.read_infer(request(), LINEAR)
     outputs = {"y": np.array([[np.nan, np.inf, -np.inf]], np.float32)}
-    assert json.loads(v2.write_infer("m", 1, read, outputs, LINEAR))["outputs"][0]["data"] == [None, None, None]
+    assert answer(read, outputs, LINEAR)["outputs"][0]["data"] == [None, None, None]
 
 
 def test_an_output_that_is_a_slice_or_a_transpose_is_written_row_major() -> None:
     read = v2.read_infer(request(shape=[2, 3], data=[0] * 6), LINEAR)
     outputs = {"y": np.arange(6, dtype=np.float32).reshape(3, 2).T}
-    assert json.loads(v2.write_infer("m", 1, read, outputs, LINEAR))["outputs"][0]["data"] == [0, 2, 4, 1, 3, 5]
+    assert answer(read, outputs, LINEAR)["outputs"][0]["data"] == [0, 2, 4, 1, 3, 5]
 
 
 def test_null_is_a_missing_value_where_the_signature_says_so() -> None:
@@ -92,15 +98,103 @@ def test_outputs_can_be_chosen_and_come_in_the_order_asked_for() -> None:
         ]
     }
     some = v2.read_infer(json.dumps({**body, "outputs": [{"name": "shown"}, {"name": "code"}]}).encode(), MIXED)
-    assert some.outputs == ("shown", "code")
-    assert v2.read_infer(json.dumps(body).encode(), MIXED).outputs == ("code", "shown", "echo")
+    assert [output.name for output in some.outputs] == ["shown", "code"]
+    every = v2.read_infer(json.dumps(body).encode(), MIXED).outputs
+    assert every == tuple(v2.WantedOutput(name, is_binary=False) for name in ("code", "shown", "echo"))
+
+
+@pytest.mark.parametrize("parameters", [{"note": "x", "size": 1.5, "flag": False, "sequence_id": 0}, {}, None])
+def test_parameters_that_nobody_knows_or_that_ask_for_nothing_are_accepted(parameters: Any) -> None:
+    body = request(parameters=parameters, outputs=[{"name": "y", "parameters": parameters}])
+    assert v2.read_infer(body, LINEAR).outputs == (v2.WantedOutput("y", is_binary=False),)
 
 
 @pytest.mark.parametrize(
-    ("parameters"), [{"priority": 1, "note": "x", "binary_data_output": True, "flag": False}, {}, None]
+    ("parameters", "priority", "timeout_us"),
+    [
+        (None, 0, None),
+        ({"priority": 1}, 1, None),
+        ({"timeout": 2500}, 0, 2500),
+        ({"timeout": 0, "priority": 0}, 0, None),
+    ],
 )
-def test_parameters_that_ask_for_nothing_special_are_accepted(parameters: Any) -> None:
-    v2.read_infer(request(parameters=parameters), LINEAR)
+def test_priority_and_timeout_are_read(parameters: Any, priority: int, timeout_us: int | None) -> None:
+    read = v2.read_infer(request(parameters=parameters), LINEAR)
+    assert (read.priority, read.timeout_us) == (priority, timeout_us)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "outputs", "is_binary"),
+    [
+        ({}, None, False),
+        ({"binary_data_output": True}, None, True),
+        ({"binary_data_output": True}, [{"name": "y"}], True),
+        ({"binary_data_output": True}, [{"name": "y", "parameters": {"binary_data": False}}], False),
+        ({}, [{"name": "y", "parameters": {"binary_data": True}}], True),
+    ],
+)
+def test_the_form_of_an_output_is_its_own_or_the_requests(parameters: Any, outputs: Any, is_binary: bool) -> None:
+    read = v2.read_infer(request(parameters=parameters, outputs=outputs), LINEAR)
+    assert read.outputs == (v2.WantedOutput("y", is_binary),)
+
+
+def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
+    for padding in ("", " " * 3000):  # both ways through the reader
+        first = '{"inputs": 1, "inputs": [{"name": "z", "name": "x", "shape": [1, 3], "datatype": "FP32", '
+        body = f'{first}"data": [9, 9, 9], "data": [1, 2, 3]}}]{padding}}}'.encode()
+        assert v2.read_infer(body, LINEAR).inputs["x"].tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_nesting_is_limited_wherever_it_is(is_known: bool) -> None:
+    codec = v2.InferCodec("m", 1, make_info())
+    key = "parameters" if is_known else "junk"
+    for depth, fits in ((98, not is_known), (101, False)):
+        body = request(**{key: {"a": json.loads("[" * depth + "]" * depth)}})
+        if fits:
+            assert codec.read(body).num_rows == 1
+        else:
+            with pytest.raises(BadRequest, match="not a string" if is_known else "nested more than 100 deep"):
+                codec.read(body)
+
+
+CLASSES = {"outputs": [{"name": "y", "parameters": {"classification": 2}}]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (None, ["3.300000:1", "2.400000:3", "7.000000:0", "7.000000:2"]),
+        (("a", "b", "c", "d"), ["3.300000:1:b", "2.400000:3:d", "7.000000:0:a", "7.000000:2:c"]),
+        (("a", "b"), ["3.300000:1", "2.400000:3", "7.000000:0", "7.000000:2"]),
+    ],
+)
+def test_the_best_classes_of_each_row_are_strings(labels: tuple[str, ...] | None, expected: list[str]) -> None:
+    kind = signature("FP32", (-1, 4))
+    read = v2.read_infer(request(shape=[2, 4], data=[0] * 8, **CLASSES), kind)
+    scores = np.array([[1.1, 3.3, 0.5, 2.4], [7, -1, 7, np.nan]], np.float32)
+    (output,) = answer(read, {"y": scores}, kind, labels=labels)["outputs"]
+    assert output == {"name": "y", "datatype": "BYTES", "shape": [2, 2], "data": expected}
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shown"),
+    [("UINT8", ["255:1", "3:0"]), ("INT64", ["5:2", "3:0"]), ("FP64", ["5.000000:2", "3.000000:0"])],
+)
+def test_classes_are_ordered_by_the_datatype_of_the_output(datatype: str, shown: list[str]) -> None:
+    kind = signature(datatype, (3,))
+    read = v2.read_infer(request(datatype, [3], [0, 0, 0], **CLASSES), kind)
+    scores = np.array([3, -1 if datatype != "UINT8" else 255, 5 if datatype != "UINT8" else 0]).astype(NUMPY[datatype])  # type: ignore[index]
+    (output,) = answer(read, {"y": scores}, kind)["outputs"]
+    assert (output["shape"], output["data"]) == ([2], shown)
+
+
+def test_more_classes_than_there_are_give_all_of_them() -> None:
+    kind = signature("FP32", (-1, 2, 2))
+    body = request(shape=[1, 2, 2], data=[0] * 4, outputs=[{"name": "y", "parameters": {"classification": 9}}])
+    (output,) = answer(v2.read_infer(body, kind), {"y": np.float32([[[1, 2], [4, 3]]])}, kind)["outputs"]
+    assert [entry.partition(":")[2] for entry in output["data"]] == ["2", "3", "1", "0"]
+    assert output["shape"] == [1, 4]
 
 
 BAD_BODIES: list[tuple[bytes, str]] = [
@@ -122,7 +216,19 @@ BAD_BODIES: list[tuple[bytes, str]] = [
     (request(parameters={"sequence_id": 3}), "stateful sequences are not offered"),
     (request(outputs=[{"name": "z"}]), "unknown output 'z'; the model gives 'y'"),
     (request(outputs=[{"name": "y"}, {"name": "y"}]), "twice"),
-    (request(outputs=[{"name": "y", "parameters": {"classification": 2}}]), "classification extension is not offered"),
+    (request(outputs=[{"name": "y", "parameters": {"classification": -2}}]), "-2, not a non-negative integer"),
+    (request(outputs=[{"name": "y", "parameters": {"classification": 2**80}}]), "not a non-negative integer"),
+    (request(outputs=[{"name": "y", "parameters": {"binary_data": 1}}]), "'binary_data' of output 'y' is 1, not true"),
+    (request(outputs=[{"name": "y", "parameters": {"shared_memory_region": "r"}}]), "shared memory extension is not"),
+    (request(parameters={"binary_data_output": "yes"}), "'yes', not true or false"),
+    (request(parameters={"priority": "1"}), "'1', not a non-negative integer"),
+    (request(parameters={"timeout": -1}), "'timeout' of the request is -1"),
+    (request(parameters={"timeout": True}), "is True, not a non-negative"),
+    (request(parameters={"headers": "a"}), "'headers' of the request: the name is reserved"),
+    (request(parameters={"triton_enable_empty_final_response": True}), "begin with triton_ are reserved"),
+    (request(parameters={"a": None}), "not a string, number or boolean"),
+    (b'{"inputs":[{"name":"\\ud800","shape":[1,3],"datatype":"FP32","data":[1,2,3]}]}', "not JSON"),
+    (b'\xef\xbb\xbf{"inputs":[]}', "not JSON"),
 ]
 
 
@@ -170,7 +276,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(data=[1, None, 3])], "element 1 is null, and this input has no missing values"),
         ([entry(data=[1, {}, 3])], "element 1 is {}, not a number"),
         ([entry(data=[1, 1e39, 3])], "element 1 is 1e\\+39, out of range for FP32"),
-        ([entry(parameters={"binary_data_size": 12}, data=None)], "binary tensor extension is not offered"),
+        ([entry(parameters={"binary_data_size": 12}, data=None)], "no inference-header-content-length"),
         ([entry(parameters={"shared_memory_region": "r"})], "shared memory extension is not offered"),
     ],
 )
@@ -240,9 +346,31 @@ def test_metadata_states_the_signature_the_labels_and_what_may_be_null() -> None
     assert metadata["parameters"] == {"task": "other", "labels": ("no", "yes"), "run": "r"}
 
 
-def test_no_extension_is_claimed() -> None:
-    assert v2.server_metadata()["extensions"] == []
+@pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
+def test_what_has_no_order_has_no_classes(datatype: str) -> None:
+    kind = signature(datatype)
+    with pytest.raises(BadRequest, match=f"'y' is {datatype}, which has no classes"):
+        v2.read_infer(request(datatype, [1, 2], SAMPLES[datatype], **CLASSES), kind)
+
+
+def test_the_configuration_is_tritons() -> None:
+    config = v2.model_config("m", [3], make_info(MIXED), max_batch_size=64, max_delay_us=100)
+    assert config["max_batch_size"] == 64
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 100
+    assert config["input"][0] == {"name": "color", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
+    assert config["output"][0] == {"name": "code", "data_type": "TYPE_INT64", "dims": [1]}
+    assert (config["backend"], config["version_policy"]) == ("onnxruntime", {"specific": {"versions": [3]}})
+    single = v2.model_config("m", [3], make_info(UNBATCHED), max_batch_size=64)
+    assert single["max_batch_size"] == 0
+    assert single["input"][0]["dims"] == [4]
+    assert "dynamic_batching" not in single
+
+
+def test_only_extensions_that_are_there_are_claimed() -> None:
+    claimed = v2.server_metadata()["extensions"]
+    assert "binary_tensor_data" in claimed
+    assert not {"sequence", "system_shared_memory", "cuda_shared_memory", "trace", "logging"} & set(claimed)
 
 
 def test_the_table_of_tensors_covers_every_datatype_of_the_specs() -> None:
-    assert {*NUMPY, "BF16"} == set(TensorSpec.model_fields["datatype"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(NUMPY) == set(TensorSpec.model_fields["datatype"].annotation.__args__)  # type: ignore[union-attr]

@@ -6,16 +6,12 @@ anything is allocated. Arrays of the other datatypes are views of the received b
 """
 
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from maas_ray.bundle.datatypes import NUMPY, Array
-from maas_ray.bundle.format import Datatype, TensorSpec
+from maas_ray.bundle.format import TensorSpec
 from maas_ray.errors import BadRequest
-
-DTYPES: dict[Datatype, np.dtype[Any]] = {"BF16": np.dtype(np.uint16), **NUMPY}
-"""As the numbers lie in memory; BF16, which numpy does not have, as its bits."""
 
 _LENGTH = 4
 _MAX_DIGITS = 18
@@ -59,7 +55,7 @@ def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> A
     """
     if spec.datatype == "BYTES":
         return _read_strings(spec, shape, data)
-    dtype = DTYPES[spec.datatype]
+    dtype = NUMPY[spec.datatype]
     count = prod(shape)
     if len(data) != count * dtype.itemsize:
         raise BadRequest(
@@ -97,7 +93,7 @@ def raw_shape(spec: TensorSpec, is_batched: bool, num_bytes: int) -> tuple[int, 
                 "send a request with a JSON header"
             )
         return tuple(1 if size == -1 else size for size in sizes)
-    row_bytes = fixed * DTYPES[spec.datatype].itemsize
+    row_bytes = fixed * NUMPY[spec.datatype].itemsize
     if not num_variable or not row_bytes:
         return tuple(max(size, 0) for size in sizes)
     if num_bytes % row_bytes:

@@ -24,10 +24,13 @@ _CODES: dict[Datatype, str] = {
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
     "FP32": "f", "FP64": "d",
 }  # fmt: skip
+_WIDE: dict[str, Datatype] = {"d": "FP64", "i": "INT64", "u": "UINT64"}
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_DOT = 4096
 """BLAS starts threads for longer vectors, and waits for them."""
 _MAX_PACKERS = 1024
+
+_MAX_FINDS = 16
 
 _PARSER = simdjson.Parser()
 
@@ -69,7 +72,7 @@ class Numbers:
         datatype: of the input; not every one has numbers, see `can_read`.
     """
 
-    __slots__ = ("_code", "_dtype", "_high", "_kind", "_low", "_packers")
+    __slots__ = ("_code", "_dtype", "_high", "_kind", "_low", "_packers", "_wide")
 
     def __init__(self, datatype: Datatype) -> None:
         self._dtype = NUMPY[datatype]
@@ -81,6 +84,7 @@ class Numbers:
             self._kind = "u" if datatype == "UINT64" else "i"
             bounds = np.iinfo(self._dtype)  # type: ignore[type-var]
             self._low, self._high = int(bounds.min), int(bounds.max)
+        self._wide = NUMPY[_WIDE[self._kind]]
 
     @staticmethod
     def can_read(datatype: Datatype) -> bool:
@@ -111,31 +115,39 @@ class Numbers:
     def from_proxy(self, data: Any, shape: tuple[int, ...]) -> Array | None:
         """From simdjson's array, flat or nested, without a Python object per number.
 
-        simdjson flattens whatever lies in the array: that there are no more lists in it than the shape says
-        (`num_lists`) must be checked by the caller.
+        simdjson flattens whatever lies in the array: the caller must make sure that there are no more lists in it
+        than the shape says, see `num_lists`.
         """
         if type(data) is not simdjson.Array or not _fits(data, shape):
             return None
+        return self._convert(data, shape)
+
+    def from_text(self, text: bytes, shape: tuple[int, ...]) -> Array | None:
+        """From the JSON of the data alone."""
+        data = parse(text)
+        if type(data) is not simdjson.Array:
+            return None
+        is_nested = text.find(b"[", 1) > 0
+        if is_nested and (not _fits(data, shape) or not has_lists(text, num_lists(data, shape))):
+            return None
+        return self._convert(data, shape)
+
+    def _convert(self, data: simdjson.Array, shape: tuple[int, ...]) -> Array | None:
         try:
             buffer = data.as_buffer(of_type=self._kind)
         except (TypeError, ValueError):  # something that is no number, or no integer, or beyond 64 bits
             return None
-        wide = np.frombuffer(buffer, _WIDE[self._kind])
-        if wide.size != prod(shape):  # also where len(data), which ends at 2**24 - 1, could not tell
+        wide = np.frombuffer(buffer, self._wide)
+        if wide.size != prod(shape):  # len(data) cannot tell: it ends at 2**24 - 1
             return None
-        if self._kind == "d":
-            if self._dtype != _WIDE["d"] and not _fits_float32(wide):
+        if self._wide is not self._dtype:
+            if self._kind == "d":
+                if not _fits_float32(wide):
+                    return None
+            elif wide.min() < self._low or wide.max() > self._high:
                 return None
-        elif self._dtype.itemsize < 8 and (wide.min() < self._low or wide.max() > self._high):
-            return None
-        return wide.astype(self._dtype, copy=False).reshape(shape)
-
-
-_WIDE: dict[str, np.dtype[np.generic]] = {
-    "d": np.dtype(np.float64),
-    "i": np.dtype(np.int64),
-    "u": np.dtype(np.uint64),
-}
+            wide = wide.astype(self._dtype)
+        return wide.reshape(shape)
 
 
 def _fits_float32(wide: Array) -> bool:
@@ -154,6 +166,18 @@ def num_lists(data: Any, shape: tuple[int, ...]) -> int:
         count *= size
         total += count
     return total
+
+
+def has_lists(text: bytes, expected: int) -> bool:
+    """Whether there are exactly so many brackets that open a list; one in a string counts, and makes this false."""
+    if expected > _MAX_FINDS:
+        return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("["))) == expected
+    position = -1  # bytes.count looks at every byte by itself, find at many at once
+    for _ in range(expected):
+        position = text.find(b"[", position + 1)
+        if position < 0:
+            return False
+    return text.find(b"[", position + 1) < 0
 
 
 def _fits(data: Any, shape: tuple[int, ...]) -> bool:

@@ -25,6 +25,7 @@ from maas_ray.serve.wire.checks import (
 )
 from maas_ray.serve.wire.json_numbers import Numbers
 from maas_ray.serve.wire.parameters import RequestParameters, input_size, request_parameters
+from maas_ray.serve.wire.plans import Plans
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json
 
 MAX_DEPTH = 100
@@ -51,6 +52,7 @@ class RequestReader:
         self._numbers = {
             tensor.name: Numbers(tensor.datatype) for tensor in signature.inputs if Numbers.can_read(tensor.datatype)
         }
+        self._plans = Plans(self._inputs, self._numbers)
         self._is_numeric = len(self._numbers) == len(self._inputs)
         self._all_binary = wanted_outputs((), self._outputs, is_binary=True)
         has_json_form = not any(tensor.datatype in BINARY_ONLY for tensor in signature.outputs)
@@ -67,21 +69,32 @@ class RequestReader:
             BadRequest: malformed, or it does not fit the signature.
         """
         if header_length is None:
-            if len(body) > _SMALL_BYTES and self._is_numeric:
-                request = self._read_large(bytes(body))
-                if request is not None:
-                    return request
-            return self._read_document(body, None)
+            return self._read_text(body if type(body) is bytes else bytes(body))
         if not 0 <= header_length <= len(body):
             raise BadRequest(
                 f"inference-header-content-length is {header_length}, but the body has only {len(body)} bytes"
             )
-        view = memoryview(body)
         if header_length == 0:
-            return self._read_raw(view)
-        return self._read_document(bytes(view[:header_length]), view[header_length:])
+            return self._read_raw(memoryview(body))
+        request = self._plans.read_parts(body, header_length)
+        if request is None:
+            view = memoryview(body)
+            request = self._read_document(bytes(view[:header_length]), view[header_length:])
+            self._plans.learn_parts(body, header_length, request)
+        return request
 
-    def _read_document(self, text: bytes | memoryview, tail: memoryview | None) -> InferRequest:
+    def _read_text(self, text: bytes) -> InferRequest:
+        request = self._plans.read_json(text)
+        if request is not None:
+            return request
+        if len(text) > _SMALL_BYTES and self._is_numeric:
+            request = self._read_large(text)
+        if request is None:
+            request = self._read_document(text, None)
+        self._plans.learn_json(text, request)
+        return request
+
+    def _read_document(self, text: bytes, tail: memoryview | None) -> InferRequest:
         document = _load(text)
         if not _KEYS.issuperset(document):
             _check_depth(document)
@@ -146,7 +159,7 @@ class RequestReader:
                 return None
             found[spec.name] = array
             num_lists += 1 + json_numbers.num_lists(data, shape)
-        if text.count(b"[") != num_lists:  # a list where a number belongs, or a bracket in a string
+        if not json_numbers.has_lists(text, num_lists):  # a list where a number belongs, or a bracket in a string
             return None
         rest = {key: json_numbers.plain(value) for key, value in fields.items()}
         return self._finish(rest, found, request_parameters(rest.get("parameters")))
@@ -189,7 +202,7 @@ class RequestReader:
         return wanted_outputs(pairs, self._outputs, is_binary=is_binary)
 
 
-def _load(text: bytes | memoryview) -> dict[str, Any]:
+def _load(text: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -220,9 +233,7 @@ def _check_depth(document: dict[str, Any]) -> None:
     raise BadRequest(f"the body's JSON is nested more than {MAX_DEPTH} deep")
 
 
-def _may_hold_bool(text: bytes | memoryview) -> bool:
-    if isinstance(text, memoryview):
-        text = bytes(text)
+def _may_hold_bool(text: bytes) -> bool:
     return b"true" in text or b"false" in text
 
 

@@ -1,0 +1,198 @@
+"""Requests that differ only in their numbers and ids are recognized by the bytes around these, and parsed only there.
+
+A client repeats itself: the same names, shapes and outputs, request after request. The text before the data of a JSON
+request, or the whole JSON before binary tensors, is looked up as it stands. What is found was read from that very text
+by `RequestReader`, so that nothing is checked less; what is not found gives None and is read by it as always.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import orjson
+
+from maas_ray.bundle.datatypes import NUMPY, Array
+from maas_ray.bundle.format import TensorSpec
+from maas_ray.serve.wire.binary import read_binary
+from maas_ray.serve.wire.checks import InferRequest
+from maas_ray.serve.wire.json_numbers import Numbers
+
+MAX_PLANS = 64
+MAX_HEAD_BYTES = 1024
+"""Both bound what the clients of one model can make a replica remember."""
+
+_MAX_SEEN = 1024
+_DATA, _ID = f"data-{uuid4().hex}", uuid4().hex
+"""Put in the place of the data and of the id, to see where they end up; no request can hold them by chance."""
+_LEADING_ID = re.compile(rb'\{"id": ?"([0-9A-Za-z_-]{1,256})"')
+"""Clients that send ids put them first; one that would need escapes is left to the parser."""
+_BRACKET = re.compile(rb"[\[\]]")
+_CHECKED = frozenset({"BYTES", "BOOL"})
+
+
+class _Text(NamedTuple):
+    """A JSON request with one input, around its data."""
+
+    tail: bytes
+    shape: tuple[int, ...]
+    request: InferRequest
+
+
+class _Part(NamedTuple):
+    """A binary tensor of a request."""
+
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+class _Parts(NamedTuple):
+    """A request with nothing but binary tensors."""
+
+    parts: tuple[_Part, ...]
+    num_bytes: int
+    request: InferRequest
+
+
+class Plans:
+    """What the clients of one model version repeat.
+
+    Args:
+        inputs: of the signature, by name.
+        numbers: those inputs that can be JSON numbers.
+    """
+
+    def __init__(self, inputs: Mapping[str, TensorSpec], numbers: Mapping[str, Numbers]) -> None:
+        self._inputs = inputs
+        self._name = next(iter(inputs), "")
+        self._numbers = numbers.get(self._name) if len(inputs) == 1 else None
+        self._texts: dict[bytes, _Text] = {}
+        self._parts: dict[bytes, _Parts] = {}
+        self._seen: set[int] = set()
+
+    def read_json(self, body: bytes) -> InferRequest | None:
+        """A request whose text before and after the data is known."""
+        if self._numbers is None:
+            return None
+        start = body.find(b"[", body.find(b'"data"'))
+        head, request_id = _split_id(body[:start])
+        plan = self._texts.get(head)
+        if plan is None or not body.endswith(plan.tail):
+            return None
+        array = self._numbers.from_text(body[start : len(body) - len(plan.tail)], plan.shape)
+        return None if array is None else _renew(plan.request, request_id, {self._name: array})
+
+    def read_parts(self, body: bytes | memoryview, header_length: int) -> InferRequest | None:
+        """A request whose JSON is known."""
+        text, request_id = _split_id(bytes(body[:header_length]))
+        plan = self._parts.get(text)
+        if plan is None or len(body) - header_length != plan.num_bytes:
+            return None
+        found: dict[str, Array] = {}
+        offset = header_length
+        for spec, shape, num_bytes in plan.parts:
+            if spec.datatype in _CHECKED or not num_bytes:
+                array = read_binary(spec, shape, memoryview(body)[offset : offset + num_bytes])
+            else:
+                array = np.ndarray(shape, NUMPY[spec.datatype], body, offset)
+                if not array.flags.aligned:
+                    array = array.copy()
+            found[spec.name] = array
+            offset += num_bytes
+        return _renew(plan.request, request_id, {name: found[name] for name in self._inputs})
+
+    def learn_json(self, body: bytes, request: InferRequest) -> None:
+        """Remembers a request that has been read, the second time that its text comes."""
+        if self._numbers is None or not (0 < (start := body.find(b"[", body.find(b'"data"'))) <= MAX_HEAD_BYTES):
+            return
+        head, request_id = _split_id(body[:start])
+        if not self._is_repeated(head):
+            return
+        tail = body[_end(body, start) :]
+        document = _try(b'%b"%b"%b' % (_join_id(head, request_id), _DATA.encode(), tail), request_id)
+        # Any JSON value in the place of this string is the data of the only input, and all else stays what it is.
+        if document is not None and document["inputs"][0].get("data") == _DATA and len(tail) <= MAX_HEAD_BYTES:
+            _keep(self._texts, head, _Text(tail, request.inputs[self._name].shape, request))
+
+    def learn_parts(self, body: bytes | memoryview, header_length: int, request: InferRequest) -> None:
+        """Remembers a request that has been read, the second time that its JSON comes."""
+        if header_length > MAX_HEAD_BYTES:
+            return
+        text, request_id = _split_id(bytes(body[:header_length]))
+        if not self._is_repeated(text):
+            return
+        document = _try(_join_id(text, request_id), request_id)
+        if document is None:
+            return
+        parts = []
+        for entry in document["inputs"]:
+            size = (entry.get("parameters") or {}).get("binary_data_size")
+            if size is None:
+                return
+            spec = self._inputs[entry["name"]]
+            parts.append(_Part(spec, request.inputs[spec.name].shape, size))
+        _keep(self._parts, text, _Parts(tuple(parts), sum(part.num_bytes for part in parts), request))
+
+    def _is_repeated(self, head: bytes) -> bool:
+        """Whether this text came before: one that comes once, such as with an id in another place, is not kept."""
+        key = hash(head)
+        if key in self._seen:
+            return True
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        self._seen.add(key)
+        return False
+
+
+def _renew(known: InferRequest, request_id: str | None, inputs: dict[str, Array]) -> InferRequest:
+    return InferRequest(
+        known.id if request_id is None else request_id,
+        inputs,
+        known.outputs,
+        known.num_rows,
+        known.timeout_us,
+        known.priority,
+    )
+
+
+def _split_id(text: bytes) -> tuple[bytes, str | None]:
+    """The text without the id that it begins with, and that; what is left then begins with a comma, not a brace."""
+    if not text.startswith(b'{"id"'):
+        return text, None
+    match = _LEADING_ID.match(text)
+    return (text, None) if match is None else (text[match.end() :], match[1].decode())
+
+
+def _join_id(rest: bytes, request_id: str | None) -> bytes:
+    return rest if request_id is None else b'{"id":"%b"%b' % (_ID.encode(), rest)
+
+
+def _end(body: bytes, start: int) -> int:
+    """Behind the bracket that closes the one at `start`; only numbers lie between, so no bracket is in a string."""
+    depth = 0
+    for match in _BRACKET.finditer(body, start):
+        depth += 1 if match[0] == b"[" else -1
+        if not depth:
+            return match.end()
+    return len(body)
+
+
+def _try(text: bytes, request_id: str | None) -> dict[str, Any] | None:
+    """The document, if it has inputs, and its id is the one in front."""
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    inputs = document.get("inputs") if type(document) is dict else None
+    if type(inputs) is not list or not inputs or not all(type(entry) is dict for entry in inputs):
+        return None
+    return document if request_id is None or document.get("id") == _ID else None
+
+
+def _keep(plans: dict[bytes, Any], head: bytes, plan: Any) -> None:
+    if len(plans) >= MAX_PLANS:
+        plans.clear()
+    # Of the request that was read only the rest is of use; its tensors are not held.
+    plans[head] = plan._replace(request=_renew(plan.request, None, {}))
