@@ -32,7 +32,7 @@ def index(
         if slot.named is None:
             rows[name, 0] = ("UNAVAILABLE", slot.problem or "the registry does not name it")
         elif slot.load is not None and slot.load.version is not None:
-            rows[name, slot.load.version] = ("LOADING", f"{len(slot.load)} requests wait for it")
+            rows[name, slot.load.version] = ("LOADING", f"{slot.load.num_waiting} requests wait for it")
         elif slot.error is not None:
             rows[name, slot.named.version] = ("UNAVAILABLE", str(slot.error))
         elif slot.serving is None:

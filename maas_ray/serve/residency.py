@@ -276,7 +276,7 @@ class Residency:
             self._follower = None
         until = monotonic() + drain_timeout_s
         loads = [slot.load for slot in self._slots.values() if slot.load is not None]
-        await self._wait([load for load in loads if len(load)], drain_timeout_s)
+        await self._wait([load for load in loads if load.num_waiting], drain_timeout_s)
         tasks = [load.task for load in loads if load.task is not None]
         for task in tasks:
             task.cancel()

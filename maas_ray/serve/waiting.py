@@ -64,7 +64,9 @@ class Load:
         self._budget = budget
         self._waiters: dict[Waiter, None] = {}
 
-    def __len__(self) -> int:
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for it."""
         return len(self._waiters)
 
     @property
