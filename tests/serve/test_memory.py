@@ -1,0 +1,85 @@
+"""Memory that a model took is the system's again after it is unloaded: seen from outside, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from maas_ray.bundle.memory import return_to_system
+
+SCRIPT = """
+import asyncio, json, sys, tempfile
+import numpy as np
+from onnx import TensorProto, helper
+from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.serve.loader import Loader
+from maas_ray.serve.queue import ByteBudget
+from maas_ray.serve import loader
+from maas_ray.serve.stats import ReplicaStats
+from maas_ray.registry.models import Registry
+from maas_ray.store.objects import open_store
+from tests.serve.conftest import app_spec, publish
+from tests.support.onnx_models import commit_bundle, make_graph, value
+
+SIDE, LAYERS = 1024, 8  # 32 MiB of weights
+
+def graph():
+    names = ["x", *(f"h{layer}" for layer in range(LAYERS - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(LAYERS)]
+    weights = {f"w{i}": np.random.default_rng(i).random((SIDE, SIDE), np.float32) / SIDE for i in range(LAYERS)}
+    shape = ["n", SIDE]
+    ends = [value(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    return make_graph(nodes, ends[:1], ends[1:], weights).SerializeToString()
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+async def main(store):
+    spec = app_spec(store, "big", batching={"max_batch_size": 8}, refresh={"max_parallel_loads": 1})
+    made = Loader(store, spec, ReplicaStats(), ByteBudget(1 << 20))
+    version = Registry(store).resolve("big")
+    used = {"before": resident(), "loaded": [], "unloaded": []}
+    for turn in range(4):
+        loaded = await made.load(version)
+        used["loaded"].append(resident())
+        loaded.batcher.close()
+        made.release(loaded)
+        del loaded
+        await asyncio.sleep(2 * loader.TRIM_DELAY_S)
+        await asyncio.get_running_loop().run_in_executor(made._threads, int)  # after what is asked of that thread
+        used["unloaded"].append(resident())
+    made.close()
+    print(json.dumps(used))
+
+with tempfile.TemporaryDirectory() as path:
+    store = open_store(f"file://{path}/store")
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, SIDE))
+    signature = Signature(inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),))
+    publish(store, "big", commit_bundle(store, graph(), signature))
+    if sys.argv[1] == "kept":
+        loader.return_to_system = lambda: None
+    asyncio.run(main(store))
+"""
+
+
+def measure(how: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_returns_after_every_unload() -> None:
+    used = measure("returned")
+    # 32 MiB of weights; what stays after the first load is code and tables of onnx and onnxruntime, about 20 MiB.
+    assert used["unloaded"][-1] - used["before"] < 56, used
+    assert used["unloaded"][-1] - used["unloaded"][1] < 16, used
+    kept = measure("kept")
+    assert kept["unloaded"][-1] - kept["before"] > 64, "without asking the C library it does not"
+
+
+def test_giving_memory_back_can_be_asked_for_at_any_time() -> None:
+    return_to_system()
+    return_to_system()
