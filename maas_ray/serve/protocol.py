@@ -41,6 +41,8 @@ BUFFER_BYTES = 256 << 10
 _END = b"\r\n\r\n"
 _REQUEST_LINE = re.compile(rb"(?:\r\n)*[A-Z]{1,20} [!-~]+ HTTP/1\.[01]\r\n")
 _LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _IDLE, _BODY, _BUSY, _COLD, _CLOSED = range(5)
 
@@ -140,12 +142,13 @@ class _Cold(HttpToolsProtocol):
         self.num_open = 0
         """Messages that have begun and whose body or reply is not complete; each counts twice."""
         self.num_head_bytes = 0
+        self.is_head = False
         self.is_reading = False
 
     def on_message_begin(self) -> None:
         self.num_open += 2
         self.num_head_bytes = 0
-        self.is_reading = True
+        self.is_head = self.is_reading = True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -154,7 +157,14 @@ class _Cold(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if self.is_head:  # a trailer is no header: it must not change what the head has said
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.is_head = False
+        if not _is_sound(self.parser.get_http_version(), self.headers):
+            raise httptools.HttpParserError("the head is not sound")
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self.is_reading = False
@@ -387,7 +397,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         head = self._front.head(data[:end])
         if head is None:
-            self._begin_cold(data, end)
+            if _REQUEST_LINE.match(data):
+                self._begin_cold(data, end)
+            else:
+                self._refuse(400, "the first line is not that of a request in HTTP/1.1 or HTTP/1.0")
             return
         self._head = head
         size = head.content_length or 0
@@ -460,6 +473,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
             cold = self._cold = _Cold(self, self._config, self.server_state, self._app_state)
             cold.connection_made(self.transport)
             self.server_state.connections.discard(cold)  # this connection stands for both
+        if _UPGRADE.search(data, 0, end):
+            # Ignored, as RFC 9110 7.8 allows; the parser would take the body for bytes of the other protocol.
+            head = _UPGRADE.sub(b"", data[:end])
+            data, end = head + data[end:], len(head)
         self._state = _COLD
         self._since = self.loop.time()
         self._received = len(data) - end
@@ -515,11 +532,13 @@ def _parse(raw: bytes, base_path: str) -> Head | None:
     parser = httptools.HttpRequestParser(collector)
     try:
         parser.feed_data(raw)
-        path = unquote(httptools.parse_url(collector.url).path.decode("ascii"))
+        path = unquote((httptools.parse_url(collector.url).path or b"").decode("ascii"))
     except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserInvalidURLError, ValueError):
         return None
     is_plain = collector.is_complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
     if not is_plain or parser.should_upgrade() or any(name == b"transfer-encoding" for name, _ in collector.headers):
+        return None
+    if not _is_sound("1.1", collector.headers):
         return None
     if base_path:
         if not path.startswith(f"{base_path}/"):
@@ -528,6 +547,16 @@ def _parse(raw: bytes, base_path: str) -> Head | None:
     head = Head("POST", path, collector.headers)
     head.closes = not parser.should_keep_alive()
     return head
+
+
+def _is_sound(version: str, headers: list[Header]) -> bool:
+    """What RFC 9112 3.2 and 6.1 ask of a head and the parser does not look at: one Host, and no chunks in HTTP/1.0."""
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
+        return False
+    if version == "1.1":
+        return len(hosts) == 1
+    return version == "1.0" and not any(name == b"transfer-encoding" for name, _ in headers)
 
 
 def _declared_length(raw: bytes) -> int | None:

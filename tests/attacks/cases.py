@@ -339,7 +339,7 @@ TARGETS = [
     target("in absolute form", b"http://a" + LIVE, OK),
     target("in absolute form with another host", b"http://elsewhere.example" + LIVE, OK, haproxy=BAD, haproxy_then="any"),
     target("in absolute form without a path", b"http://a", NO_SUCH | BAD, "any"),
-    target("with two slashes", b"//v2/health/live", NO_SUCH | BAD, "any", plain=OK, haproxy=OK),
+    target("with two slashes", b"//v2/health/live", OK | NO_SUCH),
     target("without its slash", b"v2/health/live", BAD, "close"),
     target("that is a star", b"*", BAD | NO_SUCH, "any"),
     target("with a query", LIVE + b"?a=b&c", OK),
@@ -455,7 +455,7 @@ BODIES = [
 ]  # fmt: skip
 
 
-def bomb(compress: Callable[[bytes], bytes], size: int = 64 << 20) -> bytes:
+def bomb(compress: Callable[[bytes], bytes], size: int = 8 << 20) -> bytes:
     """About a thousandth of what it becomes."""
     return compress(b" " * size)
 
@@ -470,9 +470,9 @@ def encoded(name: str, encoding: bytes, data: bytes, status: Status = BAD, **mor
 
 GZIPPED = gzip_bytes(BODY)
 ENCODINGS = [
-    encoded("bomb of 1000:1", b"gzip", bomb(gzip_bytes), TOO_LARGE | BAD),
-    encoded("bomb of 1000:1", b"deflate", bomb(zlib.compress), TOO_LARGE | BAD),
-    encoded("bomb of many members", b"gzip", bomb(gzip_bytes, 1 << 20) * 64, TOO_LARGE | BAD),
+    encoded("bomb of 1000:1", b"gzip", bomb(gzip_bytes), TOO_LARGE | BAD, then="any"),
+    encoded("bomb of 1000:1", b"deflate", bomb(zlib.compress), TOO_LARGE | BAD, then="any"),
+    encoded("bomb of many members", b"gzip", bomb(gzip_bytes, 1 << 19) * 16, TOO_LARGE | BAD, then="any"),
     encoded("bomb in a bomb", b"gzip", gzip_bytes(bomb(gzip_bytes)), BAD),
     encoded("bomb in a bomb", b"gzip, gzip", gzip_bytes(bomb(gzip_bytes)), BAD),
     encoded("two encodings", b"deflate, gzip", gzip_bytes(zlib.compress(BODY))),

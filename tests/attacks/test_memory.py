@@ -29,7 +29,7 @@ def chunk_flood() -> Iterable[bytes]:
 
 
 OTHERS = [
-    [request(lines=[b"Content-Encoding: gzip"], body=bomb(gzip_bytes, 256 << 20))],
+    [request(lines=[b"Content-Encoding: gzip"], body=bomb(gzip_bytes, 64 << 20))],
     [request(body=b"[" * DEPTH)],
     [request(body=b'{"inputs": [' + b",".join([b"{}"] * DEPTH) + b"]}")],
     [request(body=tensor(shape="[1000000000, 1000000000]"))],
