@@ -54,7 +54,7 @@ class AnswerWriter:
             self._add(wanted, outputs[wanted.name], parts, tail)
         parts.append(b"]}")
         header = b"".join(parts)
-        if not any(wanted.is_binary for wanted in request.outputs):
+        if not tail:
             return Answer(header, None)
         return Answer(b"".join([header, *tail]), len(header))
 

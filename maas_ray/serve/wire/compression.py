@@ -13,7 +13,7 @@ MIN_BYTES = 1024
 LEVEL = 1
 """Tensors hardly compress, so the cheapest level; the time is the caller's and that of everybody behind him."""
 
-_STEP = 1 << 16
+_STEP = 1 << 15
 _GZIP, _ZLIB, _RAW = 31, 15, -15
 _NAMES = {b"gzip": b"gzip", b"x-gzip": b"gzip", b"deflate": b"deflate", b"identity": b"identity", b"": b"identity"}
 

@@ -25,9 +25,7 @@ _CODES: dict[Datatype, str] = {
     "FP32": "f", "FP64": "d",
 }  # fmt: skip
 _WIDE: dict[str, Datatype] = {"d": "FP64", "i": "INT64", "u": "UINT64"}
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
-_MAX_DOT = 4096
-"""BLAS starts threads for longer vectors, and waits for them."""
+_minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 _MAX_PACKERS = 1024
 
 _MAX_FINDS = 16
@@ -81,11 +79,10 @@ class Numbers:
         self._code = f"<%d{_CODES[datatype]}"
         self._packers: dict[int, Any] = {}
         self._kind: Literal["d", "i", "u"] = "d"
-        self._low = self._high = 0
+        bounds: Any = np.finfo(self._dtype) if self._dtype.kind == "f" else np.iinfo(self._dtype)
+        self._low, self._high = float(bounds.min), float(bounds.max)  # exact for all that are narrower than 64 bits
         if self._dtype.kind in "iu":
             self._kind = "u" if datatype == "UINT64" else "i"
-            bounds = np.iinfo(self._dtype)  # type: ignore[type-var]
-            self._low, self._high = int(bounds.min), int(bounds.max)
         self._wide = NUMPY[_WIDE[self._kind]]
 
     @staticmethod
@@ -140,23 +137,14 @@ class Numbers:
         except (TypeError, ValueError):  # something that is no number, or no integer, or beyond 64 bits
             return None
         wide = np.frombuffer(buffer, self._wide)
-        if wide.size != prod(shape):  # len(data) cannot tell: it ends at 2**24 - 1
+        if wide.size != prod(shape) or not wide.size:  # len(data) cannot tell: it ends at 2**24 - 1
             return None
         if self._wide is not self._dtype:
-            if self._kind == "d":
-                if not _fits_float32(wide):
-                    return None
-            elif wide.min() < self._low or wide.max() > self._high:
+            # Before, not after: numpy would warn of an overflow, and its errstate costs more than both passes.
+            if not (_minimum(wide) >= self._low and _maximum(wide) <= self._high):
                 return None
             wide = wide.astype(self._dtype)
         return wide.reshape(shape)
-
-
-def _fits_float32(wide: Array) -> bool:
-    """Whether every value certainly does; by the sum of squares where that takes one short call for all."""
-    if wide.size <= _MAX_DOT:
-        return bool(wide.dot(wide) < _MAX_FLOAT32**2)
-    return bool(wide.max() < _MAX_FLOAT32 and wide.min() > -_MAX_FLOAT32)
 
 
 def num_lists(data: Any, shape: tuple[int, ...]) -> int:

@@ -86,7 +86,7 @@ def write_json(array: Array) -> Any:
     """The flat row-major `data` of an answer, as something that orjson can write; NaN and infinity become null."""
     if array.dtype == object:
         return array.ravel().tolist()
-    return np.ascontiguousarray(array).ravel()
+    return array.ravel()
 
 
 def _flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any, depth: int = 0) -> Iterator[Any]:
