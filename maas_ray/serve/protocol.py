@@ -206,7 +206,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_app_state", "_body", "_body_at", "_call", "_closing", "_cold", "_config", "_deadline", "_front", "_head", "_head_since",
-        "_id", "_pending", "_reading_is_paused", "_received", "_since", "_state", "_write_since", "_write_size", "loop",
+        "_id", "_pending", "_reading_is_paused", "_received", "_received_before", "_since", "_state", "_write_since", "_write_size", "loop",
         "server_state", "transport",
     )  # fmt: skip
 
@@ -239,6 +239,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = self.loop.time()
         self._head_since = 0.0
         self._received = 0
+        self._received_before = 0
         self._write_since = 0.0
         self._write_size = 0
 
@@ -328,9 +329,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         limits = self._front.limits
         allowed_s = limits.io_timeout_s
         if self._write_since:
-            # A reader may be slow in proportion to what it reads, not for ever.
-            if now - self._write_since > allowed_s + self._write_size / limits.min_bytes_per_s:
-                self.transport.abort()
+            if now - self._write_since > allowed_s:
+                size = self.transport.get_write_buffer_size()
+                if self._write_size - size < allowed_s * limits.min_bytes_per_s:
+                    self.transport.abort()
+                self._write_since, self._write_size = now, size
         elif self._state == _IDLE:
             if self._head_since:
                 if now - self._head_since > allowed_s:
@@ -343,12 +346,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 f"only {self._received} bytes of the body arrived before the request's deadline; send faster or allow "
                 "more time",
             )
-        elif self._is_reading() and now - self._since > allowed_s + self._received / limits.min_bytes_per_s:
-            self._refuse(
-                408,
-                f"{self._received} bytes of the body arrived in {now - self._since:.0f} s; "
-                f"send at least {limits.min_bytes_per_s} bytes per second",
-            )
+        elif self._is_reading() and now - self._since > allowed_s:
+            # By the speed since the last look, not since the start: who stops after a quick start is seen as well.
+            num_new = self._received - self._received_before
+            if num_new < allowed_s * limits.min_bytes_per_s:
+                self._refuse(
+                    408,
+                    f"{num_new} bytes of the body arrived in the last {now - self._since:.0f} s; "
+                    f"send at least {limits.min_bytes_per_s} bytes per second",
+                )
+            else:
+                self._since, self._received_before = now, self._received
 
     def _is_reading(self) -> bool:
         return self._state == _BODY or (self._state == _COLD and self._cold is not None and self._cold.is_reading)
@@ -416,6 +424,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = self.loop.time()
         self._deadline = self._since + head.timeout_s
         self._received = self._body_at = received
+        self._received_before = 0
         self._body = memoryview(bytearray(size))
         self._body[:received] = data[end:]
 
@@ -480,6 +489,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._state = _COLD
         self._since = self.loop.time()
         self._received = len(data) - end
+        self._received_before = 0
         size = _declared_length(data[:end])
         if size is not None and len(data) - end > size:
             self._pending = data[end + size :]

@@ -76,7 +76,7 @@ def trickle(port: int, clients: list[Slow], deadline_s: float, starts_reading_s:
                     break
                 for client in clients:
                     if client.closed_after_s is None:
-                        if client.tick:
+                        if client.reads or now_s < starts_reading_s:
                             client.send(client.tick)
                         if client.reads or now_s > starts_reading_s:
                             client.receive(now_s)
