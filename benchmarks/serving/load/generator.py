@@ -6,10 +6,12 @@ Latency in the open loop counts from the moment a request was due, so that a ser
 
 import asyncio
 import dataclasses
+import itertools
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serving.load.client import Answer, Connection
@@ -46,19 +48,25 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     """Of right answers."""
+    after_end: list[float] = field(default_factory=list)
+    """Of those right answers that came after the last request was due: what a full queue still gave."""
     refusals_s: list[float] = field(default_factory=list)
+    """Of 503s, from when the request was sent: what the generator itself is late is not the server's."""
     late_s: list[float] = field(default_factory=list)
     """Open loop: how late the generator itself sent."""
 
-    def count(self, answer: Answer, is_right: bool, latency_s: float) -> None:
+    def count(self, answer: Answer, is_right: bool, latency_s: float, since_sent_s: float, *, is_over: bool) -> None:
+        """One answer; `is_over`: it came after the run."""
         self.statuses[answer.status] += 1
         if answer.status == 200 and is_right:
             self.right += 1
             self.latencies_s.append(latency_s)
+            if is_over:
+                self.after_end.append(latency_s)
         elif answer.status == 200:
             self.wrong += 1
         elif answer.status == 503:
-            self.refusals_s.append(latency_s)
+            self.refusals_s.append(since_sent_s)
             if b"\r\nretry-after:" in answer.head.lower():
                 self.refused += 1
             else:
@@ -67,16 +75,22 @@ class Tally:
             self.failed += 1
 
     def figures(self, good_within_s: float | None = None) -> dict[str, object]:
-        """Plain values. `goodput_per_s` counts right answers within `good_within_s` of when they were due."""
-        good = self.right if good_within_s is None else sum(value <= good_within_s for value in self.latencies_s)
+        """Plain values.
+
+        Args:
+            good_within_s: `goodput_per_s` counts right answers that came this soon after they were due, and before
+                the run was over.
+        """
+        limit_s = math.inf if good_within_s is None else good_within_s
+        good = sum(value <= limit_s for value in self.latencies_s) - sum(value <= limit_s for value in self.after_end)
         counts = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if item.name not in ("latencies_s", "refusals_s", "late_s", "statuses")
+            if item.type in ("int", "float", int, float)
         }
         return counts | {
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "per_s": self.right / self.duration_s,
+            "per_s": (self.right - len(self.after_end)) / self.duration_s,
             "goodput_per_s": good / self.duration_s,
             "p50_s": quantile(self.latencies_s, 0.5),
             "p90_s": quantile(self.latencies_s, 0.9),
@@ -97,9 +111,10 @@ def closed(
     clients: int,
     seconds: float,
     timeout_s: float = 10.0,
+    check_every: int = CHECK_EVERY,
 ) -> Tally:
     """`clients` connections, each with one request under way, for `seconds`."""
-    return run_loop(_closed(host, port, requests, check, clients, seconds, timeout_s))
+    return run_loop(_closed(host, port, requests, check, clients, seconds, timeout_s, check_every))
 
 
 def open_loop(
@@ -113,11 +128,14 @@ def open_loop(
     timeout_s: float = 5.0,
     max_connections: int = 2000,
     poisson: bool = True,
+    check_every: int = CHECK_EVERY,
 ) -> Tally:
     """`per_s` requests a second for `seconds`, at constant or (Poisson) random intervals; a request takes an idle
     connection or opens one. Those for which none is left count as failed with status -1: raise `max_connections`.
     """
-    return run_loop(_open(host, port, requests, check, per_s, seconds, timeout_s, max_connections, poisson))
+    return run_loop(
+        _open(host, port, requests, check, per_s, seconds, timeout_s, max_connections, poisson, check_every)
+    )
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
@@ -131,7 +149,14 @@ def _share(values: Sequence[float], below: float) -> float | None:
 
 
 async def _closed(
-    host: str, port: int, requests: Sequence[bytes], check: Check, clients: int, seconds: float, timeout_s: float
+    host: str,
+    port: int,
+    requests: Sequence[bytes],
+    check: Check,
+    clients: int,
+    seconds: float,
+    timeout_s: float,
+    check_every: int,
 ) -> Tally:
     tally, loop, order = Tally(), asyncio.get_running_loop(), random.Random(1)
     begin = time.perf_counter()
@@ -139,13 +164,14 @@ async def _closed(
     finished = asyncio.Event()
     waiting = clients
 
-    async def reopen(index: int) -> None:
+    async def reopen() -> None:
         try:
             _, fresh = await loop.create_connection(Connection, host, port)
         except OSError:
             tally.failed += 1
             stop()
             return
+        connections.append(fresh)
         ask(fresh)
 
     def stop() -> None:
@@ -164,12 +190,13 @@ async def _closed(
 
         def answered(answer: Answer) -> None:
             then = time.perf_counter()
-            checked = tally.sent % CHECK_EVERY == 0
-            tally.count(answer, not checked or answer.status != 200 or check(index, answer), then - now)
+            checked = tally.sent % check_every == 0
+            is_right = not checked or answer.status != 200 or check(index, answer)
+            tally.count(answer, is_right, then - now, then - now, is_over=then > end)
             if connection.is_open:
                 ask(connection)
             else:
-                keep.add(task := loop.create_task(reopen(index)))
+                keep.add(task := loop.create_task(reopen()))
                 task.add_done_callback(keep.discard)
 
         connection.send(requests[index], answered)
@@ -183,10 +210,7 @@ async def _closed(
     except TimeoutError:
         tally.unanswered = waiting
     tally.duration_s = time.perf_counter() - begin
-    for connection in connections:
-        connection.on_answer = None
-        if connection.transport is not None:
-            connection.transport.abort()
+    await _end(connections, keep)
     return tally
 
 
@@ -200,6 +224,7 @@ async def _open(
     timeout_s: float,
     max_connections: int,
     poisson: bool,
+    check_every: int,
 ) -> Tally:
     tally, loop, order = Tally(), asyncio.get_running_loop(), random.Random(1)
     idle: list[Connection] = []
@@ -213,14 +238,16 @@ async def _open(
         nonlocal pending
         pending += 1
         index = order.randrange(len(requests))
-        tally.late_s.append(time.perf_counter() - due)
+        sent = time.perf_counter()
+        tally.late_s.append(sent - due)
 
         def answered(answer: Answer) -> None:
             nonlocal pending
             pending -= 1
-            checked = tally.statuses[200] % CHECK_EVERY == 0
+            checked = tally.statuses[200] % check_every == 0
             is_right = not checked or answer.status != 200 or check(index, answer)
-            tally.count(answer, is_right, time.perf_counter() - due)
+            now = time.perf_counter()
+            tally.count(answer, is_right, now - due, now - sent, is_over=now > begin + seconds)
             if connection.is_open:
                 idle.append(connection)
             finished.set()
@@ -240,25 +267,25 @@ async def _open(
         everyone.append(connection)
         ask(connection, due)
 
-    begin = due = time.perf_counter()
-    while due < begin + seconds:
-        delay = due - time.perf_counter()
-        await asyncio.sleep(max(0.0, delay))  # also when late: answers must be read
-        now = time.perf_counter()
-        while due <= now and due < begin + seconds:
-            tally.sent += 1
-            while idle and not idle[-1].is_open:
-                idle.pop()
-            if idle:
-                ask(idle.pop(), due)
-            elif len(everyone) + opening < max_connections:
-                opening += 1
-                keep.add(task := loop.create_task(open_and_ask(due)))
-                task.add_done_callback(keep.discard)
-            else:
-                tally.failed += 1
-                tally.statuses[-1] += 1
-            due += order.expovariate(per_s) if poisson else 1 / per_s
+    begin = time.perf_counter()
+    for offset in _schedule(per_s, seconds, order if poisson else None):
+        due = begin + offset
+        if due > time.perf_counter():
+            await asyncio.sleep(due - time.perf_counter())
+        elif tally.sent % 8 == 0:
+            await asyncio.sleep(0)  # late: answers must be read all the same
+        tally.sent += 1
+        while idle and not idle[-1].is_open:
+            idle.pop()
+        if idle:
+            ask(idle.pop(), due)
+        elif len(everyone) + opening < max_connections:
+            opening += 1
+            keep.add(task := loop.create_task(open_and_ask(due)))
+            task.add_done_callback(keep.discard)
+        else:
+            tally.failed += 1
+            tally.statuses[-1] += 1
     tally.duration_s = time.perf_counter() - begin
     deadline = time.perf_counter() + timeout_s
     while (pending or opening) and time.perf_counter() < deadline:
@@ -268,8 +295,28 @@ async def _open(
         except TimeoutError:
             continue
     tally.unanswered = pending + opening
-    for connection in everyone:
-        connection.on_answer = None
+    await _end(everyone, keep)
+    return tally
+
+
+def _schedule(per_s: float, seconds: float, order: random.Random | None) -> Iterator[float]:
+    """Seconds after the start at which requests are due: random intervals, or (None) equal ones."""
+    offset = 0.0
+    for index in itertools.count():
+        if order is None:
+            offset = index / per_s
+        if offset >= seconds:
+            return
+        yield offset
+        if order is not None:
+            offset += order.expovariate(per_s)
+
+
+async def _end(connections: Sequence[Connection], tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for connection in connections:
+        connection.on_answer = None  # whatever still comes is not counted
         if connection.transport is not None:
             connection.transport.abort()
-    return tally
+    await asyncio.sleep(0)
