@@ -228,6 +228,7 @@ class Batcher:
         self._is_closed = True
         if when_idle is not None:
             self._when_idle.append(when_idle)
+        self._arm()  # nobody comes any more to fill a delayed batch
         self._check_idle()
 
     def abort(self, error: MaasError) -> None:

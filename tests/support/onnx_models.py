@@ -113,6 +113,47 @@ UNBATCHED = Signature(
 )
 
 
+def marking() -> bytes:
+    """Echoes each row's mark, sums the row and looks up a number; an index outside 0..4 fails the whole run."""
+    model = make_graph(
+        [
+            helper.make_node("Add", ["mark", "zero"], ["echo"]),
+            helper.make_node("ReduceSum", ["x", "axis"], ["total"], keepdims=1),
+            helper.make_node("Gather", ["table", "index"], ["found"]),
+        ],
+        [
+            value("mark", TensorProto.INT64, ["n", 1]),
+            value("x", TensorProto.FLOAT, ["n", "width"]),
+            value("index", TensorProto.INT64, ["n", 1]),
+        ],
+        [
+            value("echo", TensorProto.INT64, ["n", 1]),
+            value("total", TensorProto.FLOAT, ["n", 1]),
+            value("found", TensorProto.FLOAT, ["n", 1]),
+        ],
+        {
+            "zero": np.int64([0]),
+            "axis": np.int64([1]),
+            "table": np.arange(5, dtype=np.float32) * 10,
+        },
+    )
+    return model.SerializeToString()
+
+
+MARKING = Signature(
+    inputs=(
+        TensorSpec(name="mark", datatype="INT64", shape=(-1, 1)),
+        TensorSpec(name="x", datatype="FP32", shape=(-1, -1)),
+        TensorSpec(name="index", datatype="INT64", shape=(-1, 1)),
+    ),
+    outputs=(
+        TensorSpec(name="echo", datatype="INT64", shape=(-1, 1)),
+        TensorSpec(name="total", datatype="FP32", shape=(-1, 1)),
+        TensorSpec(name="found", datatype="FP32", shape=(-1, 1)),
+    ),
+)
+
+
 def make_info(signature: Signature = LINEAR, run: str = "run-1", labels: tuple[str, ...] | None = None) -> BundleInfo:
     lineage = Lineage(run=run, step=1, checkpoint_digest="c", data_digest="d", spec_digest="s")
     return BundleInfo(signature=signature, task="other", labels=labels, parity={}, metrics={}, lineage=lineage)
