@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
-from maas_ray.bundle.memory import return_to_system
+from maas_ray.bundle.memory import large_blocks_apart, return_to_system
 from maas_ray.errors import StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
@@ -97,10 +97,11 @@ class Loader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, bundle_id: str) -> _Read:
-        bundle = load_bundle(self._store, bundle_id)
-        info, num_bytes = bundle.info, len(bundle.graph)
-        engine = Engine(bundle, self._spec.engine)
-        del bundle
+        with large_blocks_apart():
+            bundle = load_bundle(self._store, bundle_id)
+            info, num_bytes = bundle.info, len(bundle.graph)
+            engine = Engine(bundle, self._spec.engine)
+            del bundle
         if num_bytes >= TRIM_AFTER_BYTES:
             return_to_system()  # loading takes several times what stays
         return info, engine, memory_of(num_bytes)
