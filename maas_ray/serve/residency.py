@@ -10,18 +10,16 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from time import monotonic
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Registry, Version, check_name
 from maas_ray.serve.index import index
 from maas_ray.serve.loaded import Loaded, name_of
-from maas_ray.serve.loader import Key, Loader, within
+from maas_ray.serve.loader import Loader, within
 from maas_ray.serve.queue import ByteBudget
-from maas_ray.serve.room import Room
+from maas_ray.serve.shelf import Shelf
 from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, resolve_all
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
@@ -34,8 +32,6 @@ __all__ = ["Loaded", "Residency"]
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOOK_FOR_ROOM_S = 0.01
-"""Pause between two looks for an idle model, while all are in use."""
 MAX_NAMES = 20
 """Names that a message lists at most."""
 
@@ -62,16 +58,13 @@ class Residency:
         self._slots: dict[tuple[str, int | str], Slot] = {}
         self._by_name: dict[str, list[Slot]] = {}
         self._unloaded: set[str] = set()
-        self._loaded: dict[Key, Loaded] = {}
-        self._defaults: dict[str, Loaded] = {}
-        self._draining: set[Loaded] = set()
         self._budget = ByteBudget(spec.batching.max_queued_bytes)
-        self._room = Room(spec.memory_budget_bytes)
+        self._loader = Loader(store, spec, self.stats, self._budget)
+        self._shelf = Shelf(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
+        self._loaded = self._shelf.loaded
+        self._defaults: dict[str, Loaded] = {}
         # One thread for everything that asks the registry, which is not meant for several.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
-        self._loader = Loader(store, spec, self.stats, self._budget)
-        self._parallel = asyncio.Semaphore(spec.refresh.max_parallel_loads)
-        self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._follower: asyncio.Task[None] | None = None
         self._late: asyncio.Future[Any] | None = None
         self._is_closed = False
@@ -89,7 +82,7 @@ class Residency:
     @property
     def memory_bytes(self) -> int:
         """What counts against the memory budget now."""
-        return self._room.used
+        return self._shelf.num_bytes
 
     def get(self, name: str, version: int | None = None) -> Loaded:
         """The version that answers a request, if it is in memory.
@@ -155,7 +148,7 @@ class Residency:
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
         """The index of the v2 model repository extension: name, version, state and reason of what the pool knows."""
-        return index(self._slots.values(), self._loaded.values(), self._draining, self._unloaded, ready_only)
+        return index(self._slots.values(), self._loaded.values(), self._shelf.draining, self._unloaded, ready_only)
 
     async def start(self) -> None:
         """Loads what the spec lists, as far as the budget goes, then follows the registry; a second call does nothing.
@@ -250,7 +243,7 @@ class Residency:
         until = monotonic() + (timeout_s or self.spec.limits.timeout_s)
         await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, lambda: wanted.unload(name))
         await self._look(self.spec.refresh.timeout_s)
-        leaving = [loaded.released.wait() for loaded in self._draining if loaded.version.model == name]
+        leaving = [loaded.released.wait() for loaded in self._shelf.draining if loaded.version.model == name]
         try:
             await asyncio.wait_for(asyncio.gather(*leaving), max(0.0, until - monotonic()))
         except TimeoutError:
@@ -258,7 +251,7 @@ class Residency:
 
     def check_health(self) -> None:
         """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
-        for loaded in (*self._loaded.values(), *self._draining):
+        for loaded in (*self._loaded.values(), *self._shelf.draining):
             if loaded.batcher.busy_s > self.spec.refresh.stuck_run_s:
                 raise MaasError(
                     f"{loaded.name} has been running one batch for {loaded.batcher.busy_s:.0f} s; "
@@ -283,11 +276,8 @@ class Residency:
         await asyncio.gather(*tasks, return_exceptions=True)
         for load in loads:
             load.finish(lambda _: Overloaded("the replica is being stopped; send the request again", 1.0))
-        everything = [*self._loaded.values(), *self._draining]
-        self._loaded, self._defaults, self._slots, self._by_name = {}, {}, {}, {}
-        left_s = max(0.0, until - monotonic())
-        await asyncio.gather(*(self._drain(loaded, left_s) for loaded in everything))
-        self._loader.close()
+        self._defaults, self._slots, self._by_name = {}, {}, {}
+        await self._shelf.close(max(0.0, until - monotonic()))
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # What the pool knows
@@ -333,8 +323,7 @@ class Residency:
         if self._late is not None and not self._late.done():
             raise StoreUnavailable("the store has not answered the question before this one")
         await self._look(self.spec.refresh.timeout_s)
-        for victim in self._victims(0, None) or ():  # what a swap took beyond the budget
-            self._evict(victim)
+        self._shelf.shrink()
         now = asyncio.get_running_loop().time()
         return [
             self._begin_firm(slot)
@@ -379,10 +368,19 @@ class Residency:
             self._defaults.pop(name, None)
         used = {slot.serving for slot in slots}
         for key in [key for key in self._loaded if key[0] == name and key[1] not in used]:
-            old = self._loaded.pop(key)
-            self._draining.add(old)
-            self.stats.evicted(*key)
-            old.batcher.close(when_idle=lambda old=old: self._release(old))  # type: ignore[misc]
+            self._shelf.retire(key)
+
+    def _is_pinned(self, loaded: Loaded) -> bool:
+        slots = self._by_name.get(loaded.version.model, ())
+        return any(slot.spec.pinned and slot.serving == loaded.version.version for slot in slots)
+
+    def _withdraw(self, loaded: Loaded) -> None:
+        """Makes a model cold: its next request loads it."""
+        name = loaded.version.model
+        for slot in self._by_name.get(name, ()):
+            if slot.serving == loaded.version.version:
+                slot.serving = None
+        self._settle(name)
 
     # Loading
 
@@ -467,7 +465,7 @@ class Residency:
     async def _put(self, slot: Slot, version: Version, load: Load) -> None:
         """Loads a version and lets requests go to it."""
         load.version = version.version
-        await self._bring(slot, version, load)
+        await self._shelf.bring(version, load, slot.serving)
         # From here no await until the swap is complete: a request sees the old set or the new one.
         name = slot.spec.name
         is_current = self._slots.get((name, slot.spec.ref)) is slot
@@ -478,70 +476,6 @@ class Residency:
             raise NotFound(f"model {name!r} was unloaded from this pool while it was loaded")
         log.info("model %r serves version %d", name, version.version)
 
-    async def _bring(self, slot: Slot, version: Version, load: Load) -> None:
-        """Makes sure that a version is in memory; two references to the same one share it."""
-        key = (version.model, version.version)
-        lock = self._locks.setdefault(key, asyncio.Lock())
-        async with lock:
-            if key in self._loaded:
-                return
-            # A swap waits for no room, so it need not wait for those who do; the loader's threads are a bound as well.
-            async with self._parallel if slot.serving is None else nullcontext():
-                if not load.is_wanted:
-                    raise Overloaded(f"nobody waits for {name_of(version)} any more")
-                num_bytes = await self._make_room(slot, version, load)
-                try:
-                    loaded = await self._loader.load(version)
-                except BaseException:
-                    self._room.used -= num_bytes
-                    raise
-            self._room.used += loaded.num_bytes - num_bytes
-            self._loaded[key] = loaded
-
-    async def _make_room(self, slot: Slot, version: Version, load: Load) -> int:
-        """Takes what a version needs from the budget, if need be by unloading idle models; returns it in bytes."""
-        if self._room.limit is None:
-            return 0
-        num_bytes = await self._loader.size(version)
-        until = monotonic() + self.spec.refresh.load_timeout_s
-        while True:
-            others = [loaded for loaded in self._loaded.values() if loaded.version.model != slot.spec.name]
-            pinned_bytes = sum(loaded.num_bytes for loaded in others if self._is_pinned(loaded))
-            self._room.check(name_of(version), num_bytes, pinned_bytes)
-            for victim in self._victims(num_bytes, slot) or ():
-                self._evict(victim)
-            # A swap may go over the budget until the old version is gone: waiting would not make it smaller.
-            if self._room.has(num_bytes) or slot.serving is not None:
-                self._room.used += num_bytes
-                return num_bytes
-            if not load.is_wanted:
-                raise Overloaded(f"nobody waits for {name_of(version)} any more")
-            if monotonic() > until:
-                raise Overloaded(
-                    f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._room.limit}, "
-                    "and every model in it is in use; send the request again later"
-                )
-            load.obstacle = "every model in the pool's memory budget is in use"
-            await asyncio.sleep(LOOK_FOR_ROOM_S)
-
-    def _victims(self, num_bytes: int, slot: Slot | None) -> list[Loaded] | None:
-        """What to unload for a reference: nothing pinned, and nothing that it serves itself."""
-        own = (slot.spec.name, slot.serving) if slot is not None else None
-        candidates = [loaded for key, loaded in self._loaded.items() if key != own and not self._is_pinned(loaded)]
-        return self._room.victims(num_bytes, sum(loaded.num_bytes for loaded in self._draining), candidates)
-
-    def _is_pinned(self, loaded: Loaded) -> bool:
-        slots = self._by_name.get(loaded.version.model, ())
-        return any(slot.spec.pinned and slot.serving == loaded.version.version for slot in slots)
-
-    def _evict(self, loaded: Loaded) -> None:
-        name = loaded.version.model
-        for slot in self._by_name.get(name, ()):
-            if slot.serving == loaded.version.version:
-                slot.serving = None
-        log.info("%s is unloaded to make room", loaded.name)
-        self._settle(name)
-
     async def _choose_first(self) -> list[Slot]:
         """What is loaded at start: everything pinned, then what the spec lists, until something does not fit."""
         for slot in self._slots.values():
@@ -550,39 +484,20 @@ class Residency:
         known = [slot for slot in self._slots.values() if slot.named is not None]
         chosen = [slot for slot in known if slot.spec.pinned]
         others = [slot for slot in known if not slot.spec.pinned and (slot.is_listed or slot.is_wished)]
-        if self._room.limit is None:
+        if self.spec.memory_budget_bytes is None:
             return chosen + others
-        left = self._room.limit
+        left = self.spec.memory_budget_bytes
         left -= sum([await self._loader.size(slot.named) for slot in chosen if slot.named is not None])
         for slot in others:
             if slot.named is None:
                 continue
             num_bytes = await self._loader.size(slot.named)
             # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
-            if left < num_bytes <= self._room.limit:
+            if left < num_bytes <= self.spec.memory_budget_bytes:
                 break
             chosen.append(slot)
             left -= num_bytes
         return chosen
-
-    # Giving back
-
-    async def _drain(self, loaded: Loaded, timeout_s: float) -> None:
-        idle = asyncio.Event()
-        loaded.batcher.close(when_idle=idle.set)
-        try:
-            await asyncio.wait_for(idle.wait(), timeout_s)
-        except TimeoutError:
-            loaded.batcher.abort(Overloaded("the replica is being stopped; send the request again", 1.0))
-        self._release(loaded)
-
-    def _release(self, loaded: Loaded) -> None:
-        if loaded.released.is_set():
-            return
-        self._draining.discard(loaded)
-        self._loader.release(loaded)
-        self._room.used -= loaded.num_bytes
-        loaded.released.set()
 
     # Waiting, always with a bound
 

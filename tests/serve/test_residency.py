@@ -82,7 +82,7 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
             client.join(60)
     assert wrong == []
     assert len(seen) == 11, "the first version and ten sound ones were seen, no broken one"
-    wait_for(lambda: not server.residency._draining)
+    wait_for(lambda: not server.residency._shelf.draining)
 
 
 def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server) -> None:

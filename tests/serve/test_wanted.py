@@ -256,7 +256,7 @@ def test_a_request_that_waits_for_a_model_that_is_being_unloaded_is_told(file_st
     async def scene() -> None:
         told: list[MaasError | None] = []
         loop = asyncio.get_running_loop()
-        lock = residency._locks.setdefault(("a", 1), asyncio.Lock())
+        lock = residency._shelf._locks.setdefault(("a", 1), asyncio.Lock())
         async with lock:
             residency.load_soon("a", None, loop.time() + 20, lambda _, error: told.append(error))
             await residency.unload("a")
