@@ -28,6 +28,7 @@ _DATA, _ID = f"data-{uuid4().hex}", uuid4().hex
 """Put in the place of the data and of the id, to see where they end up; no request can hold them by chance."""
 _LEADING_ID = re.compile(rb'\{"id": ?"([0-9A-Za-z_-]{1,256})"')
 """Clients that send ids put them first; one that would need escapes is left to the parser."""
+_ID_FIRST = b'{"id"'
 _BRACKET = re.compile(rb"[\[\]]")
 _CHECKED = frozenset({"BYTES", "BOOL"})
 
@@ -77,7 +78,9 @@ class Plans:
         if self._numbers is None:
             return None
         start = body.find(b"[", body.find(b'"data"'))
-        head, request_id = _split_id(body[:start])
+        head, request_id = body[:start], None
+        if head.startswith(_ID_FIRST):
+            head, request_id = _split_id(head)
         plan = self._texts.get(head)
         if plan is None or not body.endswith(plan.tail):
             return None
@@ -159,7 +162,7 @@ def _renew(known: InferRequest, request_id: str | None, inputs: dict[str, Array]
 
 def _split_id(text: bytes) -> tuple[bytes, str | None]:
     """The text without the id that it begins with, and that; what is left then begins with a comma, not a brace."""
-    if not text.startswith(b'{"id"'):
+    if not text.startswith(_ID_FIRST):
         return text, None
     match = _LEADING_ID.match(text)
     return (text, None) if match is None else (text[match.end() :], match[1].decode())

@@ -69,7 +69,9 @@ class RequestReader:
             BadRequest: malformed, or it does not fit the signature.
         """
         if header_length is None:
-            return self._read_text(body if type(body) is bytes else bytes(body))
+            text = body if type(body) is bytes else bytes(body)
+            request = self._plans.read_json(text)
+            return self._read_text(text) if request is None else request
         if not 0 <= header_length <= len(body):
             raise BadRequest(
                 f"inference-header-content-length is {header_length}, but the body has only {len(body)} bytes"
@@ -84,11 +86,7 @@ class RequestReader:
         return request
 
     def _read_text(self, text: bytes) -> InferRequest:
-        request = self._plans.read_json(text)
-        if request is not None:
-            return request
-        if len(text) > _SMALL_BYTES and self._is_numeric:
-            request = self._read_large(text)
+        request = self._read_large(text) if len(text) > _SMALL_BYTES and self._is_numeric else None
         if request is None:
             request = self._read_document(text, None)
         self._plans.learn_json(text, request)
