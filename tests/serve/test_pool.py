@@ -1,4 +1,4 @@
-"""Pools on a real Ray cluster behind HAProxy: deploy, infer, promote, redeploy, fail, undeploy."""
+"""Pools on a real Ray cluster behind HAProxy: what cannot start, what is refused, and a file for `serve deploy`."""
 
 import os
 import subprocess
@@ -105,42 +105,6 @@ def no_pools_left(ray_cluster: RayCluster) -> Iterator[None]:
 
     yield
     pool.undeploy([status.name for status in pool.status()])
-
-
-@pytest.mark.usefixtures("no_pools_left")
-def test_a_pool_lives_from_deploy_to_undeploy_without_a_failed_request(
-    ray_cluster: RayCluster, pool_store: ObstoreStore
-) -> None:
-    from maas_ray.serve import pool
-
-    spec = serve_spec(ray_cluster, pool_store)
-    (status,) = pool.deploy(spec)
-    assert (status.name, status.status, status.route_prefix, status.num_running) == ("one", "RUNNING", "/one", 1)
-    base = f"http://127.0.0.1:{ray_cluster.http_port}/one"
-    answer = requests.post(f"{base}/v2/models/linear/infer", json=ROW, headers={"x-request-id": "mine"}, timeout=30)
-    assert answer.json()["outputs"][0]["data"] == [2.0, 4.0, 6.0]
-    assert (answer.headers["x-maas-run"], answer.headers["x-maas-version"]) == ("run-2", "1")
-    assert answer.headers["x-request-id"] == "mine", "sent once, though Serve has a hand in it"
-    assert requests.get(f"{base}/v2/models/linear/infer", timeout=30).status_code == 405
-    assert requests.get(f"{base}/v2/models/none", timeout=30).status_code == 404
-
-    with Load(f"{base}/v2/models/linear/infer") as load:
-        load.wait_for("1")
-        started = time.monotonic()
-        assert pool.deploy(spec)[0].status == "RUNNING"
-        unchanged_s = time.monotonic() - started
-        Registry(pool_store).promote("linear", 2)
-        load.wait_for("2")
-        changed = serve_spec(ray_cluster, pool_store, limits={"timeout_s": 7})
-        pool.deploy(changed)
-        load.wait_for("2")
-    assert load.wrong == []
-    assert unchanged_s < 10, "the same spec again starts nothing"
-
-    pool.undeploy(["one"])
-    assert pool.status() == []
-    with pytest.raises(NotFound, match="no pool one; there is: none"):
-        pool.undeploy(["one"])
 
 
 @pytest.mark.usefixtures("no_pools_left")
