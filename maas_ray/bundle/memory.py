@@ -1,9 +1,9 @@
 """Memory that was freed goes back to the operating system, which the C library does not do by itself. Knows no model.
 
 glibc serves blocks below a limit from heaps of its own, one per thread, raises that limit up to 32 MiB whenever a large
-block is freed, and cannot shrink the heap of a thread other than the first one. Measured on ten loads and unloads:
-a model of 100 MiB leaves 366 MiB behind, and 17 MiB if `malloc_trim` is called; one of 24 MiB leaves 150 MiB and more
-with each turn in spite of that call, and 17 MiB if its large blocks are kept out of the heaps as well.
+block is freed, and cannot shrink the heap of a thread other than the first one. Measured: ten loads and unloads of a
+model of 100 MiB leave 366 MiB behind, and 17 MiB if `malloc_trim` is called; six of one of 24 MiB leave 165 MiB in
+spite of that call, more with each turn, and 17 MiB if its large blocks are kept out of the heaps as well.
 """
 
 import ctypes
