@@ -96,6 +96,10 @@ def harden(config: str, options: Options) -> str:
     _frontend(_named(sections, "frontend http_frontend"), options)
     if grpc := [section for section in sections if section[0] == "frontend grpc_frontend"]:
         _listen_on(grpc[0], options.host)
+    for section in sections:
+        if any(" proto h2" in line for line in section):
+            # gRPC. The requests of a stream may each come after an answer: waiting for the last one would last for ever.
+            section.append("    no option http-buffer-request")
     missing = _json("nothing is served at this path; GET /-/routes lists what is")
     _replace(
         _named(sections, "backend default_backend"),

@@ -127,6 +127,14 @@ def test_grpc_listens_where_http_does(tmp_path: Path) -> None:
     assert "    bind *:9000 proto h2" in section(config, "frontend grpc_frontend").splitlines()
 
 
+def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> None:
+    grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
+    config = harden(render(tmp_path, POOLS, grpc_options=grpc), Options())
+    assert "    option http-buffer-request" in section(config, "defaults").splitlines()
+    assert "    no option http-buffer-request" in section(config, "frontend grpc_frontend").splitlines()
+    assert "    no option http-buffer-request" not in section(config, "frontend http_frontend").splitlines()
+
+
 @dataclass
 class Seen:
     """What the servers were asked, by path."""

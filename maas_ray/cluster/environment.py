@@ -44,6 +44,8 @@ _COMMON = {
     "RAY_worker_niceness": "0",
     # 4 MiB by default, which a batch of images between two deployments exceeds.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    # 2 GiB by default, before anything of ours is asked; replicas lower it to their pool's limit.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(256 << 20),
     # The controller of a training run looks at its workers every 2 s by default: up to 4 s of each start and end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -68,7 +70,12 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     },
     # Set, not left out: a value from the caller's shell must not turn half of the other profile on.
-    "portable": {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"},
+    "portable": {
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
+        # Serve's proxy would open its gRPC port on every address of the machine.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.grpc.exposure:before_proxy",
+    },
 }
 
 _HAPROXY_FILES_RESERVE = 1000

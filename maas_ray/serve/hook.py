@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn.config
 from starlette.middleware import Middleware
 
+from maas_ray.serve.grpc.exposure import listen_on_node_only
 from maas_ray.serve.ingress import App, Receive, Scope, Send
 from maas_ray.serve.protocol import Front, HttpProtocol
 
@@ -25,6 +26,7 @@ def register(app: App, front: Front) -> None:
 
 def middlewares() -> list[Middleware]:
     """What Serve asks for; empty in processes that are not replicas of ours."""
+    listen_on_node_only()
     if not _fronts:
         return []
     app, front = _fronts[0]

@@ -29,6 +29,8 @@ from maas_ray.spec import canonical_json, parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 
 POLL_S = 0.25
+CONTROLLER_TIMEOUT_S = 30.0
+GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"
 _REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+)$", re.MULTILINE)
 
 
@@ -237,12 +239,28 @@ def _start_front(spec: ServeSpec) -> None:
     http: dict[str, object] = {"host": host, "port": spec.http.port}
     if spec.http.tls is not None:
         http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
-    serve.start(proxy_location="EveryNode", http_options=http)
+    grpc = None
+    if spec.grpc is not None:
+        # No reflection: it would describe the messages by names of ours, which clients of the protocol do not know.
+        grpc = {"port": spec.grpc.port, "grpc_servicer_functions": [GRPC_METHODS], "enable_reflection": False}
+    serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc)
     found = _get_global_client().http_config
     if (found.host, found.port) != (host, spec.http.port):
         raise ClusterError(
             f"Serve listens on {found.host}:{found.port} already, the spec says {host}:{spec.http.port}; "
             "use the same address, or run `serve shutdown` first"
+        )
+    _check_grpc(spec)
+
+
+def _check_grpc(spec: ServeSpec) -> None:
+    if spec.grpc is None:
+        return
+    found = ray.get(_get_global_client()._controller.get_grpc_config.remote(), timeout=CONTROLLER_TIMEOUT_S)
+    if GRPC_METHODS not in found.grpc_servicer_functions or found.port != spec.grpc.port:
+        listens = f"has gRPC on port {found.port}" if found.grpc_servicer_functions else "was started without gRPC"
+        raise ClusterError(
+            f"Serve {listens} already, the spec says port {spec.grpc.port}; use the same, or run `serve shutdown` first"
         )
 
 

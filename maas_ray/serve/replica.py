@@ -8,6 +8,10 @@ from ray import serve
 from maas_ray.errors import DeadlineExceeded
 from maas_ray.serve import hook
 from maas_ray.serve.access_log import open_access_log
+from maas_ray.serve.grpc import entry
+from maas_ray.serve.grpc.methods import GrpcMethods
+from maas_ray.serve.grpc.server import Rpcs
+from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
 from maas_ray.serve.protocol import Front
@@ -24,7 +28,7 @@ SWITCH_INTERVAL_S = 0.0005
 requests wait that long."""
 
 
-class Replica:
+class Replica(GrpcMethods):
     """The deployment class.
 
     Args:
@@ -58,6 +62,8 @@ class Replica:
         )
         # Serve's wrapper appends the request id; without it, we do.
         hook.register(App(self._handler, limits), Front(self._handler, limits))
+        self.rpcs = Rpcs(Service(self._handler, limits), context.app_name)
+        entry.register(self.rpcs.handlers(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     def __serve_build_asgi_app__(self) -> App:

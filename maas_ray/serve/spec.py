@@ -257,6 +257,14 @@ class HttpSpec(Spec):
     tls: TlsSpec | None = None
 
 
+class GrpcSpec(Spec):
+    """The gRPC front of the cluster (v2 protocol), shared by all pools. Plain text: gRPC through Serve has no TLS."""
+
+    port: int = Field(default=9000, ge=1, le=65535)
+    """Profile `fast`: on `http.host`. Profile `portable`: on the address that the node has in the cluster. With several
+    pools, callers name theirs in the metadata `application`."""
+
+
 class ServeSpec(Spec):
     """Everything that is served from one store."""
 
@@ -264,6 +272,8 @@ class ServeSpec(Spec):
     profile: Literal["fast", "portable"] = "fast"
     """`fast`: HAProxy routes straight to replicas (Linux, no TLS). `portable`: Serve's Python proxy (everywhere, TLS)."""
     http: HttpSpec = HttpSpec()
+    grpc: GrpcSpec | None = None
+    """None: no gRPC."""
     pools: tuple[PoolSpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -273,6 +283,10 @@ class ServeSpec(Spec):
                 "http.tls needs profile 'portable': behind HAProxy Serve's replicas never get healthy with TLS "
                 "(ray-project/ray#64260); or leave http.tls out and end TLS at a load balancer before it"
             )
+        if self.grpc is not None and self.http.tls is not None:
+            raise ValueError("http.tls does not reach gRPC, which would stay plain text; leave out http.tls or grpc")
+        if self.grpc is not None and self.grpc.port == self.http.port:
+            raise ValueError(f"http and grpc have the same port {self.http.port}; each needs its own")
         for what in ("name", "route_prefix"):
             values = [getattr(pool, what) for pool in self.pools]
             twice = sorted({value for value in values if values.count(value) > 1})

@@ -1,6 +1,7 @@
 """The v2 protocol over gRPC: messages and tensors; the service on a real gRPC server, asked by Triton's own client."""
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -23,8 +24,10 @@ from maas_ray.bundle.format import Datatype, TensorSpec
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.codec import SPLIT_BYTES, MessageCodec, ModelInfer, as_stream_response
-from maas_ray.serve.grpc.server import SERVICE, Rpcs
-from maas_ray.serve.grpc.service import MAX_PIPELINED, UNARY, Service
+from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
+from maas_ray.serve.grpc.methods import GrpcMethods
+from maas_ray.serve.grpc.server import Rpcs
+from maas_ray.serve.grpc.service import MAX_PIPELINED, QUESTIONS, Caller, Service
 from maas_ray.serve.grpc.status import MAX_MESSAGE_BYTES, status_of
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.residency import Residency
@@ -505,6 +508,11 @@ def test_the_index_lists_every_model(client: triton.InferenceServerClient) -> No
     }
 
 
+def test_the_names_that_serve_is_given_are_those_of_the_service(server: Server) -> None:
+    assert set(UNARY) == {"ModelInfer", *QUESTIONS}
+    assert all(hasattr(GrpcMethods, name) for name in (*UNARY, STREAM))
+
+
 def test_loading_says_why_it_is_not_offered_here(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as caught:
         client.load_model("linear", config="{}", files={"file:1/model.onnx": b"x"})
@@ -528,7 +536,6 @@ FAILURES: list[tuple[str, dict[str, Any], str]] = [
     ("INVALID_ARGUMENT", {"model_version": "latest"}, "not a positive integer"),
     ("INVALID_ARGUMENT", {"inputs": [tensor(np.zeros((1, 4), np.float32))]}, "shape [1, 4] does not fit"),
     ("INVALID_ARGUMENT", {"sequence_id": 5}, "sequences are not offered"),
-    ("DEADLINE_EXCEEDED", {"timeout": 1}, "deadline"),
 ]
 
 
@@ -540,6 +547,19 @@ def test_a_refusal_has_its_exact_status_and_its_reason(
         client.infer(**{"model_name": "linear", "inputs": [tensor(ROW)], **change})
     assert caught.value.status() == f"StatusCode.{code}"
     assert reason in caught.value.message()
+
+
+def test_what_is_late_when_it_arrives_is_not_run(server: Server) -> None:
+    request = changed()
+    request.model_name = "linear"
+
+    async def ask(deadline: float) -> Any:
+        service = Service(server.handler, server.residency.spec.limits)
+        return await service.answer("ModelInfer", request.SerializeToString(), Caller(b"id", deadline))
+
+    assert server.call(ask(math.inf)).body
+    with pytest.raises(DeadlineExceeded):
+        server.call(ask(0.0))
 
 
 def test_what_a_model_fails_at_is_an_error_of_that_request_alone(client: triton.InferenceServerClient) -> None:

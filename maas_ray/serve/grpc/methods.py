@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from maas_ray.serve.grpc.server import STREAM, Rpcs
-from maas_ray.serve.grpc.service import UNARY
+from maas_ray.serve.grpc.entry import STREAM, UNARY
+from maas_ray.serve.grpc.server import Rpcs
 
 
 class Serialized:

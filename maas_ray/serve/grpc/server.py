@@ -1,9 +1,4 @@
-"""Puts the service onto a gRPC server: ours or a test's directly, Ray Serve's through `add_to_server`.
-
-In a replica whose process has its own gRPC server (profile fast) the methods run right on that server; measured, that
-is twice as fast as Serve's way, which wraps each request. Where a proxy has the server (profile portable), Serve routes
-each method to the replica's method of the same name (`methods.py`), which gives the same answers.
-"""
+"""The service on a server of grpc.aio: contexts, statuses and metadata. Knows no Ray."""
 
 import asyncio
 import logging
@@ -14,15 +9,13 @@ from typing import Any
 import grpc
 
 from maas_ray.errors import MaasError, NotFound
-from maas_ray.serve.grpc.service import UNARY, Caller, Service
+from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
+from maas_ray.serve.grpc.service import Caller, Service
 from maas_ray.serve.grpc.status import status_of
 from maas_ray.serve.handler import internal_error
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
 
 log = logging.getLogger(__name__)
-
-SERVICE = "inference.GRPCInferenceService"
-STREAM = "ModelStreamInfer"
 
 
 class Rpcs:
@@ -36,8 +29,6 @@ class Rpcs:
     def __init__(self, service: Service, application: str = "") -> None:
         self._service = service
         self._application = application
-        self.loop = asyncio.get_running_loop()
-        """On which everything is called."""
 
     async def unary(self, method: str, body: bytes, context: Any) -> bytes:
         """Answers a call; an error becomes the context's status.
@@ -88,34 +79,6 @@ class Rpcs:
             raise NotFound(f"this is pool {self._application!r}, the metadata 'application' asks for {wanted[:100]!r}")
 
 
-_here: list[Rpcs] = []
-
-
-def register(rpcs: Rpcs) -> None:
-    """Says that this process is a replica of ours; called before Serve starts its servers."""
-    _here[:] = [rpcs]
-
-
-def add_to_server(servicer: object, server: Any) -> None:
-    """What Serve calls, in each process that has a gRPC server, to have methods added (`grpc_servicer_functions`).
-
-    Args:
-        servicer: Serve's stand-in; not used.
-        server: Serve's server, which passes on to a replica every method that is not said to run here.
-    """
-    if _here and _here[0].loop is asyncio.get_running_loop():
-        server.add_passthrough_service(SERVICE)
-        server.add_generic_rpc_handlers((_here[0].handlers(),))
-        return
-    methods = {name: grpc.unary_unary_rpc_method_handler(_elsewhere) for name in UNARY}
-    methods[STREAM] = grpc.stream_stream_rpc_method_handler(_elsewhere)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-
-
-def _elsewhere(*_: object) -> None:
-    raise MaasError("Serve answers this method in a replica")
-
-
 def _caller(context: Any) -> Caller:
     metadata: dict[str, str] = dict(context.invocation_metadata() or ())
     given = metadata.get("x-request-id") or metadata.get("request_id") or ""
@@ -130,8 +93,8 @@ def _caller(context: Any) -> Caller:
     )
 
 
-def _metadata(caller: Caller, headers: tuple[Header, ...]) -> tuple[tuple[str, str | bytes], ...]:
-    return (("x-request-id", caller.request_id.decode()), *((name.decode(), value.decode()) for name, value in headers))
+def _metadata(caller: Caller, headers: tuple[Header, ...]) -> list[tuple[str, str | bytes]]:
+    return [("x-request-id", caller.request_id.decode()), *((name.decode(), value.decode()) for name, value in headers)]
 
 
 def _fail(context: Any, error: Exception, caller: Caller) -> None:
@@ -141,4 +104,4 @@ def _fail(context: Any, error: Exception, caller: Caller) -> None:
     status = status_of(error)
     context.set_code(status.code)
     context.set_details(status.message)
-    context.set_trailing_metadata((*_metadata(caller, ()), *status.metadata))
+    context.set_trailing_metadata([*_metadata(caller, ()), *status.metadata])

@@ -76,7 +76,7 @@ def _parameters(request: Any) -> Any:
     return {"parameters": {name: None if type(value) is bytes else value for name, value in parameters.items()}}
 
 
-_QUESTIONS: dict[str, _Question] = {
+QUESTIONS: dict[str, _Question] = {
     "ServerLive": _Question(pb.ServerLiveRequest, pb.ServerLiveResponse, lambda request: Route("live", "GET")),
     "ServerReady": _Question(pb.ServerReadyRequest, pb.ServerReadyResponse, lambda request: Route("ready", "GET")),
     "ServerMetadata": _Question(
@@ -105,9 +105,7 @@ _QUESTIONS: dict[str, _Question] = {
         pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, _control("unload"), body=_parameters
     ),
 }
-
-UNARY = ("ModelInfer", *_QUESTIONS)
-"""Methods with one request and one response; the only other one is `ModelStreamInfer`."""
+"""All methods but inference."""
 
 
 class Service:
@@ -126,7 +124,7 @@ class Service:
         """Answers one call of a method.
 
         Args:
-            method: one of `UNARY`.
+            method: one of `entry.UNARY`.
             body: the serialized request.
             caller: who asks.
 
@@ -140,7 +138,7 @@ class Service:
             finally:
                 pending.cancel()
             return Answer(join(parts), headers)
-        question = _QUESTIONS[method]
+        question = QUESTIONS[method]
         self._check_size(body)
         request = parse(question.request, body)
         try:

@@ -1,0 +1,47 @@
+"""What Serve's own gRPC servers have no option for: where they listen, and how large a message they take in.
+
+Serve opens a gRPC port on every address of a machine, without TLS or a key, in each replica and each Python proxy. The
+front alone is for callers; everything behind it is for the cluster, so those ports listen on the node's own address.
+"""
+
+import sys
+from typing import Any
+
+import ray
+
+ENVELOPE_BYTES = 64 << 10
+"""What a message may have beside the tensors that the pool's limit is meant for."""
+
+
+def listen_on_node_only() -> None:
+    """Binds the gRPC port of this process to the node's address; called before Serve opens it."""
+    # Not imported, but taken from where it is: a process without Serve has no such port.
+    serve = sys.modules.get("ray.serve._private.default_impl")
+    if serve is None or serve.add_grpc_address is _add_on_node:
+        return
+    serve.add_grpc_address = _add_on_node  # type: ignore[attr-defined]
+
+
+def before_proxy() -> list[object]:
+    """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` where there is nothing else to do: no middlewares."""
+    listen_on_node_only()
+    return []
+
+
+def limit_messages(max_body_bytes: int) -> None:
+    """Refuses larger messages while they are received or decompressed; called before Serve makes its server.
+
+    gRPC itself answers those RESOURCE_EXHAUSTED. Without this, a few compressed kilobytes could become 256 MiB of zeros
+    before anything of ours is asked.
+    """
+    serve = sys.modules.get("ray.serve._private.constants")
+    if serve is not None:
+        options = serve.DEFAULT_GRPC_SERVER_OPTIONS
+        name = "grpc.max_receive_message_length"
+        options[:] = [*(option for option in options if option[0] != name), (name, max_body_bytes + ENVELOPE_BYTES)]
+
+
+def _add_on_node(server: Any, address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    host = ray.util.get_node_ip_address()
+    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
