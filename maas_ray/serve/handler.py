@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, MaasError, NotFound, Overloaded
+from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.autoscale import Meter
 from maas_ray.serve.ended import Ended, Observer
 from maas_ray.serve.head import Head, Header, Route
@@ -216,7 +216,7 @@ class Handler:
         """`x-maas-run` and `x-maas-version` of the version that a route addresses; empty if it is not in memory."""
         try:
             found = self.residency.find(route.model, route.version) if route.model else None
-        except NotFound:
+        except MaasError:
             return ()
         return found.headers if found is not None else ()
 

@@ -42,7 +42,10 @@ class BatchSpec(Spec):
     max_queued_bytes: PositiveInt = 256 << 20
     """Bytes of requests that may wait in one replica, over all its models."""
     streams: PositiveInt | None = None
-    """Runs of one model version at the same time. None: 1 on CPUs, 2 on a GPU."""
+    """Runs of one model version at the same time. None: 1 on CPUs and with CUDA graphs, 2 on a GPU."""
+    cuda_graph_rows: tuple[PositiveInt, ...] = ()
+    """Sizes of runs that are captured as CUDA graphs, on a GPU; smaller batches are padded up to the next. Not run on a
+    GPU yet."""
     tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Shares of tenants that do not weigh 1: rows run while several wait are in proportion."""
 
