@@ -99,7 +99,7 @@ class LimitsSpec(Spec):
     drain_timeout_s: PositiveFloat = 20.0
     """Time that a stopping replica has to answer what waits."""
     io_timeout_s: PositiveFloat = 8.0
-    """Time in which a head must be complete, and the grace of bodies and of readers before `min_bytes_per_s` counts."""
+    """Time in which a head must be complete, and over which the speed of a body and of a reader is taken."""
     min_bytes_per_s: PositiveInt = 16 << 10
     """Speed below which a body or a reader trickles; its connection is closed."""
     idle_timeout_s: PositiveFloat = 120.0
@@ -185,8 +185,9 @@ class ServingSpec(Spec):
         sizes = {1 << power for power in range(largest.bit_length())}
         return EngineSpec(
             threads=max(1, int(self.resources.cpus)),
-            streams=self.batching.streams or (2 if self.resources.gpus else 1),
+            streams=self.batching.streams or (2 if self.resources.gpus and not self.batching.cuda_graph_rows else 1),
             gpus=self.resources.gpus,
+            cuda_graph_rows=self.batching.cuda_graph_rows,
             warmup_rows=tuple(sorted(sizes | {largest})),
         )
 
