@@ -25,6 +25,7 @@ from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.handler import Call, Handler, Reply, error_reply
 from maas_ray.serve.head import Head, Header, new_request_id, read_head
 from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.wire.binary import body_buffer
 
 log = logging.getLogger(__name__)
 
@@ -425,7 +426,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._deadline = self._since + head.timeout_s
         self._received = self._body_at = received
         self._received_before = 0
-        self._body = memoryview(bytearray(size))
+        self._body = body_buffer(size, head.header_length or 0)
         self._body[:received] = data[end:]
 
     def _infer(self, body: bytes | memoryview, deadline: float) -> None:
