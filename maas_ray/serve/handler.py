@@ -16,7 +16,7 @@ from maas_ray.serve.autoscale import Meter
 from maas_ray.serve.ended import Ended, Observer
 from maas_ray.serve.head import Head, Header, Route
 from maas_ray.serve.metrics import CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE, exposition
-from maas_ray.serve.queue import Done, Item, Tensors
+from maas_ray.serve.queue import Item, Tensors
 from maas_ray.serve.residency import Loaded, Residency
 from maas_ray.serve.stats import Outcome, merge_pool, outcome_of, triton_statistics
 from maas_ray.serve.wire import v2
@@ -98,22 +98,6 @@ class Handler:
         call = HttpCall(self, head, request_id, body, deadline, done)
         call.start()
         return call
-
-    def submit(
-        self, loaded: Loaded, request: v2.InferRequest, num_bytes: int, deadline: float, done: Done,
-        tenant: str = "default",
-    ) -> Item:  # fmt: skip
-        """Queues a request that has been decoded; `loaded.batcher.cancel` takes it out.
-
-        Raises:
-            Overloaded: the queue is full.
-            DeadlineExceeded: the deadline has passed already.
-        """
-        if request.timeout_us is not None:
-            deadline = min(deadline, asyncio.get_running_loop().time() + request.timeout_us / 1e6)
-        return loaded.batcher.submit(
-            request.inputs, request.num_rows, num_bytes, deadline, done, tenant=tenant, priority=request.priority
-        )
 
     async def loaded(self, name: str, version: int | None, deadline: float) -> Loaded:
         """The version that answers, once it is in memory.
@@ -382,7 +366,12 @@ class Call:
             started = perf_counter()
             request = self._request = self.read(loaded)
             self._read_s = perf_counter() - started
-            self._item = self._handler.submit(loaded, request, self._num_bytes, self._deadline, self._finished)
+            deadline = self._deadline
+            if request.timeout_us is not None:
+                deadline = min(deadline, asyncio.get_running_loop().time() + request.timeout_us / 1e6)
+            self._item = loaded.batcher.submit(
+                request.inputs, request.num_rows, self._num_bytes, deadline, self._finished, priority=request.priority
+            )
         except Exception as refusal:
             self._fail(refusal)
 

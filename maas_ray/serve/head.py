@@ -184,13 +184,13 @@ def too_large(size: int, limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the body has at least {size} bytes, the limit is {limit}; send fewer rows per request")
 
 
-_PREFIX = os.urandom(8).hex()
+_PREFIX = os.urandom(8).hex().encode()
 _COUNT = itertools.count(int.from_bytes(os.urandom(3), "big"))
 
 
 def new_request_id() -> bytes:
     """An id that no other replica gives: random digits of this process, and a count."""
-    return f"{_PREFIX}{next(_COUNT):016x}".encode()
+    return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
 def _model_route(path: str, model: str, rest: list[str]) -> Route:

@@ -461,7 +461,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.transport.write(start + body)
         else:
             self.transport.writelines((start, body))
-        if self._closing or (b"connection", b"close") in reply.headers:
+        if self._closing or (reply.status >= 400 and (b"connection", b"close") in reply.headers):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
