@@ -20,15 +20,12 @@ from maas_ray.serve.queue import Item, Tensors
 from maas_ray.serve.residency import Loaded, Residency
 from maas_ray.serve.stats import Outcome, merge_pool, outcome_of, triton_statistics
 from maas_ray.serve.wire import v2
-from maas_ray.serve.wire.compression import deflate, inflate
+from maas_ray.serve.wire.compression import MIN_BYTES, deflate, inflate
 
 log = logging.getLogger(__name__)
 
 JSON: Header = (b"content-type", b"application/json")
 BINARY: Header = (b"content-type", b"application/octet-stream")
-
-MIN_COMPRESSED_BYTES = 1024
-"""A shorter answer fits one packet; packing it costs more than it saves."""
 
 METRICS_EVERY_S = 1.0
 """Counts are gathered from the pool's replicas at most this often."""
@@ -476,7 +473,7 @@ class HttpCall(Call):
             length = (b"inference-header-content-length", b"%d" % answer.header_length)
             headers = (BINARY, *loaded.headers, length)
         reply = Reply(200, headers, answer.body)
-        if self._head.accept_encoding and len(answer.body) >= MIN_COMPRESSED_BYTES:
+        if self._head.accept_encoding and len(answer.body) >= MIN_BYTES:
             _compress(reply, self._head.accept_encoding, self._done)
         else:
             self._done(reply)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
 from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.wire.binary import read_header_length
 
 Header = tuple[bytes, bytes]
 
@@ -129,11 +130,7 @@ def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) ->
     head.accept_encoding = headers.get(b"accept-encoding", b"")
     length = headers.get(b"inference-header-content-length")
     if length is not None:
-        if not (length.isdigit() and len(length) <= 18):
-            raise BadRequest(
-                f"inference-header-content-length {length[:40]!r} is not a number of bytes; give the length of the JSON"
-            )
-        head.header_length = int(length)
+        head.header_length = read_header_length(length)
 
 
 LAYERS: tuple[Layer, ...] = (request_id, route, single_headers, deadline, body_limit, body_form)

@@ -159,7 +159,7 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
     [
         ({"content-encoding": "br"}, "content-encoding b'br' is not offered"),
         ({"content-encoding": "gzip"}, "gzip"),
-        ({"inference-header-content-length": "ten"}, "is not a number of bytes"),
+        ({"inference-header-content-length": "ten"}, "is not a non-negative integer"),
         ({"inference-header-content-length": "100000"}, "100000"),
         ({"x-request-timeout-ms": "soon"}, "not a positive integer"),
         ({"x-request-timeout-ms": "-5"}, "not a positive integer"),
