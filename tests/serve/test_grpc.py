@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Datatype, TensorSpec
-from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError, SpecError
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.codec import SPLIT_BYTES, MessageCodec, ModelInfer, as_stream_response
 from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
@@ -31,6 +31,8 @@ from maas_ray.serve.grpc.service import MAX_PIPELINED, QUESTIONS, Caller, Servic
 from maas_ray.serve.grpc.status import MAX_MESSAGE_BYTES, status_of
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.residency import Residency
+from maas_ray.serve.spec import GrpcSpec, ServeSpec
+from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.bundles import toy_info
@@ -359,6 +361,22 @@ def test_a_long_message_is_cut_between_characters() -> None:
     message = status_of(BadRequest("é" * 5000)).message
     assert len(message.encode()) <= MAX_MESSAGE_BYTES
     assert message == "é" * (len(message) - 3) + "..."
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"grpc": {"port": 8000}}, "http and grpc have the same port 8000"),
+        ({"grpc": {"port": 0}}, "greater than or equal to 1"),
+        ({"grpc": {}, "profile": "portable", "http": {"tls": {"certificate": "c", "key": "k"}}}, "stay plain text"),
+    ],
+)
+def test_what_grpc_cannot_be_is_refused(more: dict[str, Any], reason: str) -> None:
+    described = {"pools": [{"models": [{"name": "m"}]}]}
+    assert parse_spec(ServeSpec, described).grpc is None
+    assert parse_spec(ServeSpec, {**described, "grpc": {}}).grpc == GrpcSpec(port=9000)
+    with pytest.raises(SpecError, match=reason):
+        parse_spec(ServeSpec, described | more)
 
 
 @dataclass
