@@ -74,6 +74,12 @@ def test_the_table_shows_what_was_measured_and_leaves_the_rest_out() -> None:
     assert "| tiny | 32 | maas | triton | 250 (100–300) | 100 (100–100) | 2.50 (1.00–3.00) |" in text
     assert "mid MLP" not in text
     assert "failed" not in text
+    assert "NOT TO BE TRUSTED" not in text
+
+
+def test_the_table_warns_when_the_machine_was_busy_with_something_else() -> None:
+    point = make_point("tiny", "triton", 8, (2.0, 1.0)) | {"foreign_cpus": 0.7}
+    assert "other programs used up to 0.7 CPUs" in table.markdown({"points": [point]})
 
 
 def test_the_table_tells_of_failures_and_wrong_answers() -> None:

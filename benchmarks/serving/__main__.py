@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import maas_ray
@@ -102,12 +103,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _names(known: object) -> object:
+def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(text.split(","))
-        unknown = [name for name in names if name not in known]  # type: ignore[operator]
+        unknown = [name for name in names if name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there is: {', '.join(known)}")  # type: ignore[call-overload]
+            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there is: {', '.join(known)}")
         return names
 
     return parse

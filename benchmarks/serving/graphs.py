@@ -41,8 +41,8 @@ class _Graph:
         return self.node("LayerNormalization", x, self.weight(one), self.weight(zero), axis=-1)
 
     def gelu(self, x: str) -> str:
-        inner = self.node("Erf", self.node("Div", x, self.weight(np.float32(np.sqrt(2)))))
-        return self.node("Mul", self.node("Mul", x, self.node("Add", inner, self.weight(np.float32(1)))), self.weight(np.float32(0.5)))  # fmt: skip
+        inner = self.node("Erf", self.node("Div", x, self.weight(np.array(np.sqrt(2), np.float32))))
+        return self.node("Mul", self.node("Mul", x, self.node("Add", inner, self.weight(np.array(1, np.float32)))), self.weight(np.array(0.5, np.float32)))  # fmt: skip
 
     def build(self, kind: int, num_in: Sequence[int], num_out: int) -> bytes:
         graph = helper.make_graph(
@@ -50,7 +50,7 @@ class _Graph:
             "benchmark",
             [helper.make_tensor_value_info(INPUT, kind, ["n", *num_in])],
             [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", num_out])],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in self.weights.items()],
+            [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
         )
         # A version that the onnxruntime of every peer reads.
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -71,9 +71,9 @@ def encoder(num_layers: int, width: int, sequence: int, num_heads: int = 4, voca
     """A BERT-like encoder: INT64 token ids [n, sequence] to FP32 [n, 8] from the mean over the sequence."""
     graph = _Graph()
     head = width // num_heads
-    split = graph.weight(np.int64([0, sequence, num_heads, head]))
-    merged = graph.weight(np.int64([0, sequence, width]))
-    scale = graph.weight(np.float32(1 / np.sqrt(head)))
+    split = graph.weight(np.array([0, sequence, num_heads, head], np.int64))
+    merged = graph.weight(np.array([0, sequence, width], np.int64))
+    scale = graph.weight(np.array(1 / np.sqrt(head), np.float32))
     x = graph.node("Gather", graph.matrix(vocabulary, width), INPUT)
     x = graph.norm(graph.node("Add", x, graph.matrix(sequence, width)), width)
     for _ in range(num_layers):

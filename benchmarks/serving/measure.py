@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.serving import environments, graphs, ours, overload, workloads
 from benchmarks.serving.load.closed import measure, wait_until_right, write_bodies
 from benchmarks.serving.peers import APPS, PEERS, Job, Peer
-from benchmarks.serving.processes import Running, run
+from benchmarks.serving.processes import Running, psutil, run
 from benchmarks.serving.workloads import WORKLOADS, Request, Workload
 
 Figures = dict[str, Any]
@@ -164,9 +164,16 @@ class Bench:
         sides = [(our, server), (peer, other)]
         bodies = {one.name: case.arguments(one) for one, _ in sides}
         for count in clients:
-            point = {"workload": case.workload.name, "ours": our.name, "peer": peer.name, "clients": count, "pairs": []}
+            point: dict[str, Any] = {
+                "workload": case.workload.name,
+                "ours": our.name,
+                "peer": peer.name,
+                "clients": count,
+                "pairs": [],
+            }
             self._results["points"].append(point)
             self._pause_all(server, other)
+            point["foreign_cpus"] = foreign_cpus()
             for index in range(self._settings.pairs):
                 pair: dict[str, Figures] = {}
                 # Who goes first alternates.
@@ -191,7 +198,13 @@ class Bench:
         self._results["raw_batches"] = {str(batch): value for batch, value in found.items()}
         requests, arguments = case.arguments(ours.CLUSTER)
         for count in self._settings.clients or case.workload.clients:
-            point = {"workload": case.workload.name, "ours": "maas", "peer": RAW, "clients": count, "pairs": []}
+            point: dict[str, Any] = {
+                "workload": case.workload.name,
+                "ours": "maas",
+                "peer": RAW,
+                "clients": count,
+                "pairs": [],
+            }
             self._results["points"].append(point)
             for _ in range(self._settings.pairs):
                 self._check_deadline()
@@ -241,6 +254,11 @@ class Bench:
 def new_results() -> dict[str, Any]:
     """What `Bench` fills."""
     return {"format": 1, "versions": {}, "starts_s": {}, "points": []}
+
+
+def foreign_cpus(seconds: float = 1.0) -> float:
+    """CPUs that the rest of the machine uses while our servers are stopped: what makes figures worthless."""
+    return float(psutil.cpu_percent(seconds) / 100 * psutil.cpu_count())
 
 
 def _engine_run_s(case: Case) -> float:

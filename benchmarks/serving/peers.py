@@ -74,7 +74,8 @@ def _triton(job: Job) -> Launch:
         / f"{sys.version_info.major}.{sys.version_info.minor}"
         / "triton_python_backend_stub"
     )
-    shutil.copy(stub, server / "backends" / "python")
+    if not (server / "backends" / "python" / stub.name).exists():
+        shutil.copy(stub, server / "backends" / "python")
     (model / "config.pbtxt").write_text(
         f'name: "{MODEL_NAME}"\nbackend: "python"\nmax_batch_size: {MAX_BATCH}\n'
         f'input [{{ name: "x" data_type: TYPE_{job.input_kind} dims: {list(job.input_shape)} }}]\n'
@@ -105,7 +106,7 @@ def _mlserver(job: Job, max_batch: int) -> Launch:
     port = free_port()
     settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port() + 1000, "metrics_endpoint": None}
     settings |= {"parallel_workers": 0, "debug": False, "access_logger": None, "use_structured_logging": False}
-    model = {"name": MODEL_NAME, "implementation": "mlserver_app.Runtime"}
+    model: dict[str, object] = {"name": MODEL_NAME, "implementation": "mlserver_app.Runtime"}
     if max_batch:
         model |= {"max_batch_size": max_batch, "max_batch_time": 0.001}
     (job.directory / "settings.json").write_text(json.dumps(settings))

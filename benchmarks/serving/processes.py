@@ -17,9 +17,12 @@ from pathlib import Path
 
 import requests
 
-from maas_ray.cluster.processes import MARKER, end_processes, find_processes
+from maas_ray.cluster.processes import MARKER, end_processes, find_processes, psutil
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+
+
+__all__ = ["THREADS", "Launch", "Running", "free_port", "psutil", "run"]
 
 
 @dataclass(frozen=True)

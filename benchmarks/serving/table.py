@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+MAX_FOREIGN_CPUS = 0.2
+"""Above it the table warns: whoever is measured shares its CPUs with something else."""
 Results = dict[str, Any]
 Point = dict[str, Any]
 
@@ -220,6 +222,8 @@ def _notes(results: Results) -> list[str]:
             notes.append(
                 f"- {point['workload']}, {point['clients']} clients: {side} failed or answered wrongly {count} times"
             )
+    if (busy := max((point.get("foreign_cpus", 0.0) for point in results["points"]), default=0.0)) > MAX_FOREIGN_CPUS:
+        notes.append(f"- NOT TO BE TRUSTED: other programs used up to {busy:.1f} CPUs while this was measured")
     if memory := results.get("memory"):
         torch = "torch mapped" if memory["has_torch"] else "torch not mapped"
         notes.append(
