@@ -198,7 +198,9 @@ def _defaults(section: list[str], options: Options) -> None:
 
 def _frontend(section: list[str], options: Options) -> None:
     _listen_on(section, options.host)
-    section[2:2] = [f"    http-request del-header {name}" for name in _TRUSTED_HEADERS]
+    # HTTP/2 is for gRPC, whose port is another one: here it would be a second door with limits of its own.
+    section[2:2] = ["    option disable-h2-upgrade"]
+    section[3:3] = [f"    http-request del-header {name}" for name in _TRUSTED_HEADERS]
 
 
 def _listen_on(section: list[str], host: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-WAIT_S = 8.0
+WAIT_S = 12.0
 """An answer that is not there by now came from a timeout, not from a look at the bytes."""
 
 

@@ -23,7 +23,8 @@ def exchange(front: Front, case: Case) -> tuple[list[Answer], bool]:
             if answer is None:
                 return answers, True
             answers.append(answer)
-        assert case.continues is None or case.continues == (talk.num_continues > 0)
+        # HAProxy asks for the body itself: it wants a buffer full of it before it looks for a replica.
+        assert front.name == "haproxy" or case.continues in (None, talk.num_continues > 0)
         if front.then(case) == "close":
             assert talk.is_closed(), "the connection stays open, or something follows the answer"
             return answers, True
