@@ -44,6 +44,8 @@ _COMMON = {
     "RAY_worker_niceness": "0",
     # 4 MiB by default, which a batch of images between two deployments exceeds.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 << 20),
+    # With it, replicas are called through a port on every address that unpickles what anybody sends.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
     # 2 GiB by default, before anything of ours is asked; replicas lower it to their pool's limit.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(256 << 20),
     # The controller of a training run looks at its workers every 2 s by default: up to 4 s of each start and end.

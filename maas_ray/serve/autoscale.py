@@ -76,7 +76,7 @@ class Resolved(Spec):
 # 1.4 batches: enough to fill one while another one runs.
 _PRESETS = {
     "latency": (0.25, 8.0, 0.6, 0.5, 120.0, 1.5),
-    "balanced": (1.4, 22.4, 0.85, 1.0, 60.0, 2.0),
+    "balanced": (1.4, 22.4, 0.85, 0.5, 60.0, 2.0),
     "throughput": (2.0, 256.0, 0.0, 3.0, 60.0, 4.0),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn.config
 from starlette.middleware import Middleware
 
-from maas_ray.serve.grpc.exposure import listen_on_node_only
+from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.ingress import App, Receive, Scope, Send
 from maas_ray.serve.protocol import Front, HttpProtocol
 
@@ -22,11 +22,13 @@ _fronts: list[tuple[App, Front]] = []
 def register(app: App, front: Front) -> None:
     """Says that this process is a replica of ours; called once, before Serve starts the server."""
     _fronts[:] = [(app, front)]
+    open_no_internal_port()  # here too: in the portable profile Serve asks a replica for no middlewares
 
 
 def middlewares() -> list[Middleware]:
     """What Serve asks for; empty in processes that are not replicas of ours."""
     listen_on_node_only()
+    open_no_internal_port()
     if not _fronts:
         return []
     app, front = _fronts[0]

@@ -113,7 +113,7 @@ def test_a_noisy_load_does_not_make_replicas_come_and_go(seed: int, level: float
     target = AutoscalingSpec().resolve(64, 576).target_ongoing
     changes = simulate(lambda time_s: level * target * noise[int(time_s * 2)], 300)
     assert turns(changes, 1) <= 1, changes
-    assert max([1, *(size for _, size in changes)]) <= math.ceil(level) + 1
+    assert max([1, *(size for _, size in changes)]) <= math.ceil(level) + 2
 
 
 def test_a_policy_without_memory_flaps_under_the_same_noise() -> None:

@@ -13,6 +13,17 @@ ENVELOPE_BYTES = 64 << 10
 """What a message may have beside the tensors that the pool's limit is meant for."""
 
 
+def open_no_internal_port() -> None:
+    """Keeps Serve from opening a port for calls between deployments; called in a replica before it would.
+
+    That port is on every address, asks for no key and unpickles what it gets: whoever reaches it runs code. Handles
+    reach replicas through Ray's own calls, which need the cluster's token (`RAY_SERVE_USE_GRPC_BY_DEFAULT=0`).
+    """
+    serve = sys.modules.get("ray.serve._private.replica")
+    if serve is not None:
+        serve.add_port_to_grpc_server = _open_nothing  # type: ignore[attr-defined]
+
+
 def listen_on_node_only() -> None:
     """Binds the gRPC port of this process to the node's address; called before Serve opens it."""
     # Not imported, but taken from where it is: a process without Serve has no such port.
@@ -45,3 +56,7 @@ def _add_on_node(server: Any, address: str) -> None:
     port = address.rsplit(":", 1)[1]
     host = ray.util.get_node_ip_address()
     server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def _open_nothing(server: Any, address: str) -> None:
+    """Serve takes None for a port that is not there."""
