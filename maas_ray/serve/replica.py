@@ -23,7 +23,7 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
 PEERS_TIMEOUT_S = 5.0
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0001
 """Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would make
 requests wait that long."""
 

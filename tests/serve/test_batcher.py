@@ -311,3 +311,23 @@ def test_on_a_real_engine_a_poison_row_fails_alone(inline_below_s: float) -> Non
             assert isinstance(answer, BadRequest)
         else:
             assert answer == 10.0 * (number % 5)
+
+
+def test_a_busy_machine_does_not_send_short_runs_through_the_thread() -> None:
+    """In a thread a run also waits for the interpreter's lock: by its mean a short run would stay there for good."""
+
+    async def main() -> list[bool]:
+        engine = Engine(make_bundle(lookup(), LOOKUP))
+        runner = EngineRunner(engine, asyncio.get_running_loop(), inline_below_s=0.05)
+        at_once: list[bool] = []
+        for _ in range(3):
+            answers: list[object] = []
+            runner.start({"index": np.zeros((1, 1), np.int64)}, 1, lambda *answer: answers.append(answer))
+            at_once.append(bool(answers))
+            for _ in range(100):
+                engine.latency.record(1, 1.0)
+        assert engine.latency.estimate_s(1) > 0.05
+        runner.close()
+        return at_once
+
+    assert asyncio.run(main()) == [True, True, True]
