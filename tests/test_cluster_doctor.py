@@ -1,11 +1,14 @@
 """The doctor: healthy where all is well, and each planted fault is found."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from maas_ray.cluster import doctor
-from maas_ray.cluster.doctor import check_environment, check_package, check_store
+from maas_ray.cluster.doctor import check_environment, check_haproxy, check_launcher, check_package, check_store
+from maas_ray.cluster.environment import BINARY_VARIABLE
+from maas_ray.haproxy import REASON_FILE
 from maas_ray.store.objects import StorageSpec
 from tests.conftest import RayCluster
 
@@ -49,3 +52,14 @@ def test_without_a_cluster_the_machine_alone_is_checked(tmp_path):
     names = {check.name for check in doctor(state_dir=tmp_path)}
     assert "ray" not in names or "RAY_ADDRESS" in os.environ
     assert {"python", "disk", "accelerators"} <= names
+
+
+def test_an_haproxy_that_is_not_ours_or_not_hardened_is_found(tmp_path: Path):
+    assert check_launcher("node a", {BINARY_VARIABLE: "/venv/bin/maas-ray-haproxy"}).ok
+    for path in ("", "/usr/sbin/haproxy"):
+        assert not check_launcher("node a", {BINARY_VARIABLE: path}).ok
+    (tmp_path / "node").mkdir()
+    assert check_haproxy(tmp_path).ok
+    (tmp_path / "node" / REASON_FILE).write_text("Unexpected: a line is missing\n")
+    found = check_haproxy(tmp_path)
+    assert (found.ok, found.detail) == (False, "Unexpected: a line is missing")

@@ -54,6 +54,7 @@ def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: 
     command = [sys.executable, "-c", SERVE_HELLO, str(state_dir), str(state.http_port)]
     subprocess.run(command, env=client_environment, check=True, timeout=120, capture_output=True)
     assert requests.get(state.http_url, timeout=20).text == "hello"
+    assert _listening_outside_loopback(state) == set(), "the replica, its front and their statistics included"
     # A shell of its user: env.sh alone makes Ray's own programs find the cluster and be let in.
     line = (
         f". {state_dir}/env.sh; {sys.executable} -c 'import ray; ray.init(); print(ray.cluster_resources()[\"CPU\"])'"

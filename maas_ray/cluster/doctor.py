@@ -17,9 +17,18 @@ from packaging.version import Version
 
 from maas_ray.cluster.connection import ADDRESS_VARIABLE, connect
 from maas_ray.cluster.dashboard import Dashboard
-from maas_ray.cluster.environment import Profile, default_profile, is_free, profile_flags
+from maas_ray.cluster.environment import (
+    BINARY_VARIABLE,
+    LAUNCHER,
+    Profile,
+    default_profile,
+    find_launcher,
+    is_free,
+    profile_flags,
+)
 from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.errors import MaasError
+from maas_ray.haproxy import REASON_FILE
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.store.probe import probe
 
@@ -83,6 +92,8 @@ def check_machine(profile: Profile) -> Iterator[Check]:
         yield check_package(package, floor)
     if profile == "fast":
         yield _guarded("haproxy", _run_haproxy, "pip install 'ray[serve]', or use `maas-ray up --profile portable`")
+        fix = "install the package again; without it HAProxy's admin socket and statistics are open to everybody"
+        yield _check("haproxy launcher", find_launcher() is not None, find_launcher() or f"no {LAUNCHER}", fix)
     yield check_disk(Path(tempfile.gettempdir()))
     yield _guarded("accelerators", _accelerators, "reinstall torch and onnxruntime")
 
@@ -129,9 +140,13 @@ def check_cluster(state: ClusterState | None, state_dir: str | Path | None, prof
         dashboard = Dashboard(state.dashboard_url, state.token())
         checks.append(_guarded("dashboard", lambda: f"{state.dashboard_url}, Ray {dashboard.version()}", "maas-ray up"))
         checks.append(_guarded("predictions", lambda: _front(state, dashboard), "serve a spec: maas-ray serve SPEC"))
+        if profile == "fast":
+            checks.append(check_haproxy(Path(state.temp_dir, "h")))
     checks.append(_guarded("resources", _resources, "add nodes, or start with more --num-cpus"))
     try:
-        checks += [check_environment(f"node {ip}", expected, seen) for ip, seen in _node_environments()]
+        nodes = _node_environments()
+        checks += [check_environment(f"node {ip}", expected, seen) for ip, seen in nodes]
+        checks += [check_launcher(f"node {ip}", seen) for ip, seen in nodes if profile == "fast"]
     except Exception as error:
         checks.append(Check("nodes", False, f"a node did not run a small task: {error}", "look at `ray status`"))
     return checks
@@ -153,6 +168,29 @@ def check_environment(where: str, expected: dict[str, str], seen: dict[str, str]
     ]
     fix = "start it with the cluster's environment (env.sh of `maas-ray up`, or cluster.yaml on every node)"
     return _check(f"environment of {where}", not wrong, "; ".join(wrong) or "as the profile says", fix)
+
+
+def check_launcher(where: str, seen: dict[str, str]) -> Check:
+    """Whether Serve starts its HAProxy through ours; it falls back to its own without a word.
+
+    Args:
+        where: for the check's name.
+        seen: the environment there.
+    """
+    path = seen.get(BINARY_VARIABLE, "")
+    fix = f"put {BINARY_VARIABLE} with the path of {LAUNCHER} into the environment of `ray start`"
+    return _check(f"haproxy of {where}", Path(path).name == LAUNCHER, path or f"{BINARY_VARIABLE} is not set", fix)
+
+
+def check_haproxy(directory: Path) -> Check:
+    """Whether each HAProxy of this machine's cluster runs a hardened configuration.
+
+    Args:
+        directory: where Serve keeps one directory for each.
+    """
+    reasons = [file.read_text().strip() for file in directory.glob(f"*/{REASON_FILE}")]
+    fix = "its statistics and admin socket are open to everybody on the network; use --profile portable and report it"
+    return _check("haproxy configuration", not reasons, "; ".join(reasons) or "nothing was left as Serve wrote it", fix)
 
 
 def check_store(storage: StorageSpec) -> Check:
