@@ -181,14 +181,22 @@ class Bench:
                     self._check_deadline()
                     with self._turn(running):
                         wait_until_right(running.port, running.path, bodies[one.name][0])
-                        pair[one.name] = measure(
-                            running.port, running.path, *bodies[one.name], clients=count, seconds=self._settings.seconds
-                        )
+                        pair[one.name] = self._load(running, *bodies[one.name], count)
                 point["pairs"].append(pair)
                 _say(case.workload.name, count, pair)
             if case.workload.name == "tiny" and count == 1 and our is ours.CLUSTER:
                 self._results["engine_run_s"] = _engine_run_s(case)
         server.resume()
+
+    def _load(self, server: Running, requests: list[Request], arguments: list[str], clients: int) -> Figures:
+        """One measurement, with the CPU time that all processes of the server took for each request."""
+        seconds = self._settings.seconds
+        cpu_s, stolen_s = server.cpu_s(), psutil.cpu_times().steal
+        figures = measure(server.port, server.path, requests, arguments, clients=clients, seconds=seconds)
+        num_requests = max(1.0, figures["per_s"] * seconds)
+        figures["cpu_us"] = 1e6 * (server.cpu_s() - cpu_s) / num_requests
+        figures["stolen_cpus"] = (psutil.cpu_times().steal - stolen_s) / seconds
+        return figures
 
     def _against_raw(self, case: Case, server: Running) -> None:
         """Rows a second through the server against onnxruntime in a loop at its best batch, one thread each."""

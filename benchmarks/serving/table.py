@@ -198,8 +198,8 @@ def _must_reach(results: Results) -> str:
 
 def _absolutes(results: Results) -> str:
     lines = [
-        "| workload | clients | ours | peer | ours req/s | peer req/s | ratio | ours p50 / p99 ms | peer p50 / p99 ms |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| workload | clients | ours | peer | ours req/s | peer req/s | ratio | ours p50 / p99 ms | peer p50 / p99 ms | CPU µs a request, ours / peer |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for point in results["points"]:
         if not point["pairs"]:
@@ -211,6 +211,8 @@ def _absolutes(results: Results) -> str:
         for side in sides:
             times = [absolute(point, side, key) for key in ("p50_s", "p99_s")]
             cells.append(" / ".join(f"{1000 * one.median:.2f}" if one else "-" for one in times))
+        cpu = [absolute(point, side, "cpu_us") for side in sides]
+        cells.append(" / ".join(f"{one.median:.0f}" if one else "-" for one in cpu))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -222,6 +224,14 @@ def _notes(results: Results) -> list[str]:
             notes.append(
                 f"- {point['workload']}, {point['clients']} clients: {side} failed or answered wrongly {count} times"
             )
+    stolen = [
+        one.get("stolen_cpus", 0.0) for point in results["points"] for pair in point["pairs"] for one in pair.values()
+    ]
+    if stolen and max(stolen) > MAX_FOREIGN_CPUS:
+        notes.append(
+            f"- the host took {statistics.median(stolen):.2f} (at most {max(stolen):.2f}) CPUs away from this machine while it "
+            "was measured: CPU time per request says more than requests per second"
+        )
     if (busy := max((point.get("foreign_cpus", 0.0) for point in results["points"]), default=0.0)) > MAX_FOREIGN_CPUS:
         notes.append(f"- NOT TO BE TRUSTED: other programs used up to {busy:.1f} CPUs while this was measured")
     if memory := results.get("memory"):
