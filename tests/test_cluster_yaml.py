@@ -21,6 +21,7 @@ STUBS = {
     # What systemd would run, with an environment that is empty except for what it is given.
     "systemd-run": 'given=(PATH="$PATH"); while [[ $1 == --* ]]; do [[ $1 == --setenv=* ]] && given+=("${1#--setenv=}"); '
     'shift; done; exec env -i "${given[@]}" "$@"',
+    "maas-ray-haproxy": "exit 0",
     "ray": 'printf "%q " "$@" > "$HOME/ray.args"; env -0 > "$HOME/ray.env"',
 }
 
@@ -103,6 +104,7 @@ def test_ray_is_started_on_each_node_with_the_fast_profile(config, kind: str, ex
     assert [argument for argument in expected if argument not in arguments] == []
     seen = dict(item.split("=", 1) for item in (tmp_path / "ray.env").read_text().split("\0") if item)
     assert {name: seen.get(name) for name in profile_flags("fast")} == profile_flags("fast")
+    assert seen["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(stubs / "maas-ray-haproxy")
     assert seen["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/.maas-ray-token.private"
 
 
