@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pytest
@@ -17,6 +18,9 @@ import requests
 
 from maas_ray import cluster
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+
+if TYPE_CHECKING:
+    from tests.support.paths import FinishedRun
 
 # Set before any Ray worker starts: credentials reach every process through its environment, as on a cluster.
 os.environ.update(
@@ -68,6 +72,20 @@ def ray_cluster() -> Iterator[RayCluster]:
         cluster.disconnect()
         cluster.down(state_dir=_STATE_DIR, drain_timeout_s=0)
         shutil.rmtree(_STATE_DIR, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster: RayCluster, s3_endpoint: str) -> "FinishedRun":
+    """The digits in an S3 store, for tests that look at a whole run or compare with it: starting one takes long."""
+    from maas_ray.train.progress import Progress
+    from maas_ray.train.run import run_training
+    from tests.support.paths import STEPWISE, FinishedRun, digits_spec
+
+    storage = StorageSpec(uri="s3://maas/whole-path", endpoint=s3_endpoint)
+    spec = digits_spec(storage, "digits", **STEPWISE)
+    reports: list[Progress] = []
+    result = run_training(spec, on_progress=reports.append)
+    return FinishedRun(spec, open_store(storage), result, reports)
 
 
 def unused_port() -> int:

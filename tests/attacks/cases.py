@@ -40,7 +40,7 @@ class Case:
         then: what happens to the connection: `close`, `keep` (the next request is answered) or `any` of the two.
         more: statuses of further answers to these bytes.
         plain, haproxy: what these fronts may answer besides.
-        plain_then, haproxy_then: as `then`, where it differs.
+        plain_then, haproxy_then: as `then`, where it differs; `refuse`: one more answer, a 400, and the end.
         fault_of_uvicorn: what the plain front does instead; the case is then expected to fail there.
         check: looks at the body of the answer, if its status is the first of `status`.
         ends_sending: the client half-closes after its bytes.
@@ -55,7 +55,7 @@ class Case:
     plain: Status = frozenset()
     haproxy: Status = frozenset()
     plain_then: Literal["close", "keep", "any"] | None = None
-    haproxy_then: Literal["close", "keep", "any"] | None = None
+    haproxy_then: Literal["close", "keep", "any", "refuse"] | None = None
     fault_of_uvicorn: str | None = None
     check: Callable[[bytes], bool] | None = None
     ends_sending: bool = False
@@ -272,7 +272,12 @@ HEADS = [
         for version in (b"HTTP/0.9", b"HTTP/2.0", b"HTTP/3.0", b"HTTP/1.", b"HTTP/11", b"http/1.1", b"RTSP/1.0", b"ICY/1.1")
     ),
     bad_head("simple request of HTTP/0.9", b"GET " + LIVE + b"\r\n\r\n", plain=OK, plain_then="any"),
-    bad_head("preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"),
+    bad_head(
+        "preface of HTTP/2",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+        haproxy=frozenset({404}),  # to what it takes for a first request; the second one is no request
+        haproxy_then="refuse",
+    ),
     bad_head("TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n"),
     bad_head("bytes of no protocol", bytes(range(256)) * 4),
     bad_head("empty method", b" " + LIVE + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -328,7 +333,7 @@ HEADS = [
     # caller's time.
     Case(
         "the client half-closes after its request",
-        (request(body=BODY),), OK | {NOTHING}, "close", ends_sending=True,
+        (request(body=BODY),), OK | {NOTHING}, "close", haproxy=BAD, ends_sending=True,
     ),
     Case(
         "the client half-closes in the middle of a head",
@@ -351,7 +356,7 @@ TARGETS = [
     target("in absolute form with another host", b"http://elsewhere.example" + LIVE, OK, haproxy=BAD, haproxy_then="any"),
     target("in absolute form without a path", b"http://a", NO_SUCH | BAD, "any"),
     target("with two slashes", b"//v2/health/live", OK | NO_SUCH),
-    target("without its slash", b"v2/health/live", BAD, "close", haproxy_then="any"),
+    target("without its slash", b"v2/health/live", BAD, "close", haproxy=NO_SUCH, haproxy_then="any"),
     target("that is a star", b"*", BAD | NO_SUCH, "any"),
     target("with a query", LIVE + b"?a=b&c", OK),
     target("with a fragment", LIVE + b"#a", OK | BAD, "any"),
@@ -451,7 +456,7 @@ BODIES = [
     body("an id of 100 kB", b'{"id": "' + b"a" * 100_000 + b'", ' + BODY[1:]),
     body("parameters that are no object", b'{"parameters": [1], ' + BODY[1:]),
     body("parameters with an object in them", b'{"parameters": {"a": {"b": 1}}, ' + BODY[1:]),
-    body("a body over the limit", b" " * (MAX_BODY_BYTES + 1), TOO_LARGE, then="close"),
+    body("a body over the limit", b" " * (MAX_BODY_BYTES + 1), TOO_LARGE, then="close", haproxy_then="any"),
     Case(
         "a body over the limit, in chunks",
         (chunked(b""), *[b"10000\r\n" + b" " * 65536 + b"\r\n"] * 20),

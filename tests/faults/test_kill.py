@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,18 @@ from typing import Any
 import pytest
 import yaml
 from ray.util.state import list_actors
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.checkpoint import MODEL, OPTIMIZER, list_checkpoints, load_checkpoint, open_checkpoint
 from maas_ray.train.run import run_training
 from maas_ray.train.runs import Runs
 from tests.conftest import RayCluster
-from tests.support.paths import digits_spec
+from tests.support.paths import STEPS, STEPWISE, FinishedRun, digits_spec
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 WAIT_S = 180
-NUM_STEPS = 240
-CHANGES = {"epochs": None, "steps": NUM_STEPS, "log_every": 1, "checkpoint": {"every_steps": 8}, "seed": 5}
+CHANGES = {**STEPWISE, "checkpoint": {"every_steps": 8}}
 
 
 @contextmanager
@@ -48,20 +49,13 @@ def _until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def _outcome(store: ObstoreStore) -> tuple[list[Any], str, str]:
+def _outcome(store: ObstoreStore, run: str = "r") -> tuple[list[Any], str, str]:
     """Every logged loss, and the digests of the final weights and optimizer state."""
-    state, committed = load_checkpoint(store, "r"), open_checkpoint(store, "r")
-    assert state.step == NUM_STEPS
+    state, committed = load_checkpoint(store, run), open_checkpoint(store, run)
+    assert state.step == STEPS
     losses = [(entry["step"], entry["loss"]) for entry in state.history if "loss" in entry]
-    assert [step for step, _ in losses] == list(range(1, NUM_STEPS + 1))
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     return losses, committed.parts[MODEL].sha256, committed.parts[OPTIMIZER].sha256
-
-
-@pytest.fixture(scope="module")
-def undisturbed(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str, str]:
-    storage = StorageSpec(uri=f"file://{tmp_path_factory.mktemp('undisturbed')}/store")
-    run_training(digits_spec(storage, "r", **CHANGES))
-    return _outcome(open_store(storage))
 
 
 def _train_workers(cluster: RayCluster) -> set[int]:
@@ -70,23 +64,44 @@ def _train_workers(cluster: RayCluster) -> set[int]:
     return {int(actor.pid) for actor in actors}
 
 
+def _kill_a_worker(cluster: RayCluster, store: ObstoreStore, others: set[int]) -> int:
+    """Kills a worker of the run that starts now, once it has checkpoints; returns the step of the newest one."""
+    _until(lambda: len(_train_workers(cluster) - others) == 2, "pair of workers")
+    pair = _train_workers(cluster) - others
+    _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
+    os.kill(max(pair), signal.SIGKILL)
+    return list_checkpoints(store, "r")[-1]
+
+
+def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
+    ray_cluster: RayCluster, tmp_path: Path, finished_run: FinishedRun
+) -> None:
+    storage = StorageSpec(uri=f"file://{tmp_path}/store")
+    store = open_store(storage)
+    with ThreadPoolExecutor(1) as thread:
+        killed_at = thread.submit(_kill_a_worker, ray_cluster, store, _train_workers(ray_cluster))
+        result = run_training(digits_spec(storage, "r", **CHANGES))
+    assert killed_at.result() < STEPS, "the worker was killed too late to prove anything"
+    assert _outcome(store) == _outcome(finished_run.store, "digits")
+    events = EventAccumulator(result.tensorboard).Reload()
+    assert {"train/loss", "train/lr", "train/samples_per_s"} <= set(events.Tags()["scalars"])
+    assert max(event.step for event in events.Scalars("train/loss")) == STEPS
+
+
+@pytest.mark.fault
 def test_a_run_whose_worker_and_then_driver_are_killed_ends_with_the_same_bits(
-    ray_cluster: RayCluster, tmp_path: Path, undisturbed: tuple[list[Any], str, str]
+    ray_cluster: RayCluster, tmp_path: Path, finished_run: FinishedRun
 ) -> None:
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
     others = _train_workers(ray_cluster)
     with _driver(storage, ray_cluster, tmp_path) as process:
-        _until(lambda: len(_train_workers(ray_cluster) - others) == 2, "pair of workers")
-        first_pair = _train_workers(ray_cluster)
-        _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
-        os.kill(max(first_pair - others), signal.SIGKILL)
-        killed_at = list_checkpoints(store, "r")[-1]
+        killed_at = _kill_a_worker(ray_cluster, store, others)
         # Ray starts the group again by itself; the driver goes as soon as the new one has got further.
         _until(lambda: list_checkpoints(store, "r")[-1] > killed_at, "checkpoint after the restart")
         process.kill()
         process.wait(timeout=30)
-    assert list_checkpoints(store, "r")[-1] < NUM_STEPS, "the driver was killed too late to prove anything"
+    assert list_checkpoints(store, "r")[-1] < STEPS, "the driver was killed too late to prove anything"
     assert Runs(store).get("r").status == "started"
     run_training(digits_spec(storage, "r", **CHANGES), resume=True)
-    assert _outcome(store) == undisturbed
+    assert _outcome(store) == _outcome(finished_run.store, "digits")

@@ -4,22 +4,28 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
 import requests
 from ray.util.state import list_actors
 
+from maas_ray.cluster.processes import MARKER
+from maas_ray.cluster.state import load_state
 from maas_ray.errors import NotFound
 from maas_ray.registry.models import Registry
 from maas_ray.serve.spec import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
-from tests.conftest import CLUSTER_ENVIRONMENT, RayCluster
+from tests.conftest import CLUSTER_ENVIRONMENT, RayCluster, unused_port
 from tests.support.callers import Callers, linear_answer
 from tests.support.ledger import Record, judge, read_records, save_history
 from tests.support.onnx_models import commit_bundle, linear
@@ -39,6 +45,19 @@ HISTORIES = Path(__file__).parents[2] / "build" / "ledger"
 """Where the history of a run that failed is kept."""
 
 
+NODE = """
+import sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+params = RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=8)
+params.update(min_worker_port=0, max_worker_port=0, object_store_memory=100 << 20)
+node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
+sys.stdin.read()
+node.kill_all_processes(check_alive=False, allow_graceful=True)
+"""
+"""A node on an address on which one is already: `ray start` refuses that on loopback."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How often each thing happens; all of it must have happened, or the run is void."""
@@ -48,6 +67,7 @@ class Plan:
     redeployments: int
     swaps: int
     """To a new version, every second one to a bundle that does not load."""
+    stopped_nodes: int = 0
     kill_every_s: float = 5.0
 
 
@@ -66,14 +86,14 @@ class Nemesis:
     """Does things to a pool, and counts what really happened."""
 
     def __init__(self, cluster: RayCluster, store: ObstoreStore, records: Path, seed: int) -> None:
-        self.happened = {"kills": 0, "scalings": 0, "redeployments": 0, "swaps": 0}
+        self.happened = {"kills": 0, "scalings": 0, "redeployments": 0, "swaps": 0, "stopped_nodes": 0}
         self.kills_s: list[float] = []
         self.good: set[int] = set()
         """Versions that may answer."""
         self._cluster = cluster
         self._store = store
         self._registry = Registry(store)
-        self._records = records
+        self.records = records
         self._random = random.Random(seed)
         self._pool: dict[str, Any] = {"replicas": 2}
 
@@ -101,7 +121,7 @@ class Nemesis:
             "models": [{"name": "linear"}],
             "resources": {"cpus": 0.5},
             "refresh": {"every_s": 0.2, "max_backoff_s": 1.0},
-            "observability": {"access_log": {"enabled": True, "path": str(self._records), "flush_every_s": 0.1}},
+            "observability": {"access_log": {"enabled": True, "path": str(self.records), "flush_every_s": 0.1}},
             **self._pool,
         }
         spec = {"storage": {"uri": self._store.uri}, "http": {"port": self._cluster.http_port}, "pools": [described]}
@@ -109,6 +129,40 @@ class Nemesis:
         assert status.status == "RUNNING"
         self.wait_whole()
         return status
+
+    def undeploy(self) -> None:
+        from maas_ray.serve import pool
+
+        pool.undeploy([POOL])
+        assert POOL not in [status.name for status in pool.status()]
+        with pytest.raises(NotFound, match=f"no pool {POOL}; there is: "):
+            pool.undeploy([POOL])
+
+    def num_on(self, node: str) -> int:
+        """Replicas of the pool on a node."""
+        actors = list_actors(
+            self._cluster.dashboard_url,
+            filters=[("state", "=", "ALIVE"), ("node_id", "=", node)],
+            limit=1000,
+            timeout=30,
+        )
+        return sum(actor.class_name.startswith(f"ServeReplica:{POOL}:") for actor in actors)
+
+    def drain(self, node: str) -> None:
+        """Tells Ray that a node will go, and waits until the pool has left it."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self._cluster.address}"]
+        command += [f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command += ["--deadline-remaining-seconds=120"]
+        environment = {**os.environ, **self._cluster.env}
+        subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
+        until(lambda: self.num_on(node) == 0, "node without a replica", timeout_s=120)
+        self.wait_whole()
+
+    def stop(self, node: str, process: subprocess.Popen[bytes]) -> None:
+        """Ends a drained node."""
+        process.communicate(timeout=60)  # the end of its input ends it
+        until(lambda: node not in _alive(), "end of the node")
+        self.happened["stopped_nodes"] += 1
 
     def replicas(self) -> dict[int, str]:
         """Process ids of the pool's replicas, with their actors."""
@@ -172,7 +226,7 @@ def _started(pid: int) -> str:
 def servers_up() -> int:
     """Replicas of the pool to which HAProxy sends requests."""
     usual = Path(CLUSTER_ENVIRONMENT["RAY_SERVE_HAPROXY_SOCKET_PATH"])
-    (path,) = usual.parent.glob(f"*/{usual.name}")  # one for each node that has a front
+    path = usual.parent / ray.get_runtime_context().get_node_id() / usual.name  # of the head's, which callers ask
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(str(path))
@@ -212,8 +266,6 @@ def nothing_left(ray_cluster: RayCluster) -> Iterator[None]:
     ],
 )
 def test_no_caller_notices_what_a_pool_suffers(ray_cluster: RayCluster, tmp_path: Path, plan: Plan) -> None:
-    from maas_ray.serve import pool
-
     seed = random.randrange(1 << 30)
     nemesis = Nemesis(ray_cluster, open_store(f"file://{tmp_path}/store"), tmp_path / "access.jsonl", seed)
     nemesis.publish(1)
@@ -240,10 +292,13 @@ def test_no_caller_notices_what_a_pool_suffers(ray_cluster: RayCluster, tmp_path
             callers.wait(50)
         for number in range(plan.swaps):
             nemesis.swap(3 + number, callers, is_broken=number % 2 == 1)
-    pool.undeploy([POOL])
-    assert POOL not in [status.name for status in pool.status()]
-    with pytest.raises(NotFound, match=f"no pool {POOL}; there is: "):
-        pool.undeploy([POOL])
+    nemesis.undeploy()
+
+    prove(nemesis, callers, plan, seed)
+
+
+def prove(nemesis: Nemesis, callers: Callers, plan: Plan, seed: int) -> None:
+    """Judges a run, and keeps its history if it fails."""
 
     def right(id: str, version: int) -> str | None:
         return linear_answer(id, version) if version in nemesis.good else None
@@ -251,7 +306,7 @@ def test_no_caller_notices_what_a_pool_suffers(ray_cluster: RayCluster, tmp_path
     records: list[Record] = []
     try:
         # All but the question that `check_surface` asked.
-        records = [record for record in read_records(str(tmp_path / "access.jsonl")) if record.id != "mine"]
+        records = [record for record in read_records(str(nemesis.records)) if record.id != "mine"]
         events = {name: (count, getattr(plan, name)) for name, count in nemesis.happened.items()}
         verdict = judge(callers.calls, records, right, events=events, kills_s=nemesis.kills_s)
         slowest_s = max(call.ended_s - call.sent_s for call in callers.calls)
@@ -262,3 +317,55 @@ def test_no_caller_notices_what_a_pool_suffers(ray_cluster: RayCluster, tmp_path
         save_history(kept, callers.calls, records, {"seed": seed, "plan": str(plan), "kills_s": nemesis.kills_s})
         print(f"the history is kept in {kept}")  # noqa: T201
         raise
+
+
+@contextmanager
+def second_node(cluster: RayCluster, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A node of its own on this machine, with a front on other ports; gives its id and the process that ends it."""
+    state = load_state(cluster.state_dir)
+    assert state is not None
+    before = {node["NodeID"] for node in ray.nodes()}
+    ports = {
+        name: str(unused_port())
+        for name in (
+            "RAY_SERVE_WORKER_PROXY_HTTP_PORT", "RAY_SERVE_WORKER_PROXY_GRPC_PORT",
+            "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT",
+        )
+    }  # fmt: skip
+    # The mark lets the end of the cluster find what a failed test leaves.
+    environment = {**os.environ, **cluster.env, **ports, MARKER: state.cluster_id}
+    command = [sys.executable, "-c", NODE, cluster.address]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        until(lambda: len(_alive() - before) == 1 or process.poll() is not None, "second node")
+        assert process.poll() is None, log.read_text()[-3000:]
+        yield next(iter(_alive() - before)), process
+    finally:
+        if process.poll() is None:
+            process.communicate(timeout=60)
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("nothing_left")
+def test_no_caller_notices_a_node_that_is_drained_and_stopped(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 30)
+    nemesis = Nemesis(ray_cluster, open_store(f"file://{tmp_path}/store"), tmp_path / "access.jsonl", seed)
+    nemesis.publish(1)
+    with second_node(ray_cluster, tmp_path / "node.log") as (node, process):
+        nemesis.deploy(replicas=4)
+        assert nemesis.num_on(node) > 0, "no replica is on the node that will go"
+        with Callers(ray_cluster.http_port, f"{PATH}/infer") as callers:
+            callers.wait(200)
+            nemesis.drain(node)
+            callers.wait(200)
+            nemesis.stop(node, process)
+            callers.wait(200)
+    nemesis.undeploy()
+    prove(nemesis, callers, Plan(0, 0, 0, 0, stopped_nodes=1), seed)

@@ -10,24 +10,17 @@ from maas_ray.data.prepare import open_dataset
 from maas_ray.optimize.publish import export_run
 from maas_ray.registry.models import Registry
 from maas_ray.store.fsck import fsck
-from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.train.checkpoint import list_checkpoints
-from maas_ray.train.progress import Progress
-from maas_ray.train.run import run_training
 from maas_ray.train.runs import Runs
 from maas_ray.train.trained import evaluate_run
 from tests.conftest import RayCluster
-from tests.support.paths import digits_spec, infer, served
+from tests.support.paths import FinishedRun, infer, served
 
 
 def test_digits_go_through_an_s3_store_and_are_predicted_over_http_as_well_as_in_torch(
-    s3_endpoint: str, ray_cluster: RayCluster
+    finished_run: FinishedRun, ray_cluster: RayCluster
 ) -> None:
-    storage = StorageSpec(uri="s3://maas/whole-path", endpoint=s3_endpoint)
-    store = open_store(storage)
-    spec = digits_spec(storage, "digits")
-    reports: list[Progress] = []
-    result = run_training(spec, on_progress=reports.append)
+    store, result, reports = finished_run.store, finished_run.result, finished_run.reports
     assert reports[-1].step == reports[-1].total_steps == result.step
     assert list_checkpoints(store, "digits")[-1] == result.step
     evaluation = evaluate_run(store, "digits")
@@ -42,7 +35,7 @@ def test_digits_go_through_an_s3_store_and_are_predicted_over_http_as_well_as_in
 
     test = open_dataset(store, result.data_digest).read("test")
     images = test.columns[0]
-    with served(storage, "digits", ray_cluster.http_port) as url:
+    with served(finished_run.spec.storage, "digits", ray_cluster.http_port) as url:
         tensor = {"name": "image", "datatype": "FP32", "shape": list(images.shape), "data": images.ravel().tolist()}
         outputs, headers = infer(url, [tensor])
     assert (headers["x-maas-run"], headers["x-maas-version"]) == ("digits", str(version.version))

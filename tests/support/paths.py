@@ -1,14 +1,17 @@
 """Steps of the whole path that several tests share: a small spec, serving a model, asking it over HTTP."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import requests
 
 from maas_ray.serve.pool import deploy, undeploy
 from maas_ray.serve.spec import ServeSpec
-from maas_ray.store.objects import StorageSpec
+from maas_ray.store.objects import ObstoreStore, StorageSpec
+from maas_ray.train.progress import Progress
+from maas_ray.train.run import RunResult
 from maas_ray.train.spec import TrainSpec
 
 
@@ -24,6 +27,21 @@ def digits_spec(storage: StorageSpec, run: str, **changes: Any) -> TrainSpec:
         "storage": storage.model_dump(),
     }
     return TrainSpec.model_validate({**fields, **changes})
+
+
+STEPS = 240
+STEPWISE = {"epochs": None, "steps": STEPS, "log_every": 1, "checkpoint": {"every_steps": 80}, "seed": 5}
+"""Changes to `digits_spec` for a run whose every loss is compared."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run on a real cluster that nothing disturbed."""
+
+    spec: TrainSpec
+    store: ObstoreStore
+    result: RunResult
+    reports: Sequence[Progress]
 
 
 @contextmanager
