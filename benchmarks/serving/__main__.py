@@ -73,6 +73,9 @@ def main() -> int:
     except DeadlinePassed as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; every server was ended", file=sys.stderr)
+        return 130
     finally:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
