@@ -24,6 +24,10 @@ _SWEEP_EVERY_S = 0.005
 _NOTHING: Tensors = {}
 
 
+_VAIN = 0.7
+"""A request is refused if the wait takes more than this share of its time: the rest is for its own run, and for error."""
+
+
 class Loop(Protocol):
     """The part of asyncio's loop that the batcher needs; tests drive it by hand."""
 
@@ -205,6 +209,33 @@ class Batcher:
             self._loop.call_soon(self._pump)
         return item
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits than one run can take."""
+        return self._queue.num_rows > self._max_batch_size
+
+    def admit(self, deadline: float) -> None:
+        """Refuses a request that would wait in vain, before it is worth parsing: an early no is of use to its caller.
+
+        For what has no priority and must wait for more than one full run (`is_behind`). Nobody is refused while several
+        tenants wait: the order between them is not that of arrival.
+
+        Args:
+            deadline: time of the loop's clock after which nobody waits.
+
+        Raises:
+            Overloaded: what waits already takes nearly as long as this request may wait.
+        """
+        if not self.is_behind or self._queue.num_tenants > 1:
+            return
+        wait_s, left_s = self._wait_s(), deadline - self._loop.time()
+        if wait_s > _VAIN * left_s and math.isfinite(wait_s):
+            raise Overloaded(
+                f"{self._name} is behind: what waits takes about {wait_s:.1f} s, and the request may wait for "
+                f"{max(0.0, left_s):.1f} s; send it again later, or allow more time",
+                max(1.0, wait_s),
+            )
+
     def cancel(self, item: Item) -> None:
         """Takes an item out; its `done` is not called any more. A run that has started goes on without it."""
         if item.done is not None:
@@ -215,13 +246,17 @@ class Batcher:
 
     def retry_after_s(self) -> float:
         """Seconds until what is queued now has been run, at the measured speed; at least 1."""
+        wait_s = self._wait_s()
+        return max(1.0, wait_s) if math.isfinite(wait_s) else 1.0
+
+    def _wait_s(self) -> float:
+        """Expected seconds until what is queued now has been run; infinity if the speed is unknown."""
         if self._can_merge:
             num_runs = math.ceil(self._queue.num_rows / self._max_batch_size)
             per_run_s = self._runner.estimate_s(max(1, min(self._queue.num_rows, self._max_batch_size)))
         else:
             num_runs, per_run_s = len(self._queue), self._runner.estimate_s(1)
-        estimate = max(1, num_runs) * per_run_s
-        return max(1.0, estimate) if math.isfinite(estimate) else 1.0
+        return max(1, num_runs) * per_run_s / self._streams
 
     def close(self, when_idle: Callable[[], None] | None = None) -> None:
         """Takes no new request; what waits is still answered. Calls `when_idle` once the last one is."""

@@ -309,6 +309,10 @@ class Call:
         self._started = perf_counter()
         self._read_s = 0.0
 
+    def has_priority(self) -> bool:
+        """Whether it may ask to be run before others; looked at before it is read."""
+        raise NotImplementedError
+
     def read(self, loaded: Loaded) -> v2.InferRequest:
         """The request as tensors that fit the model's signature."""
         raise NotImplementedError
@@ -360,6 +364,8 @@ class Call:
             return
         self._loaded = loaded
         try:
+            if loaded.batcher.is_behind and not self.has_priority():
+                loaded.batcher.admit(self._deadline)
             started = perf_counter()
             request = self._request = self.read(loaded)
             self._read_s = perf_counter() - started
@@ -453,6 +459,11 @@ class HttpCall(Call):
         self._body = body
         self._done = done
         self._answer: v2.Answer | None = None
+
+    def has_priority(self) -> bool:
+        length = self._head.header_length
+        text = self._body if length is None else self._body[:length]
+        return b'"priority"' in bytes(text)
 
     def read(self, loaded: Loaded) -> v2.InferRequest:
         request = loaded.codec.read(self._body, self._head.header_length)

@@ -162,6 +162,11 @@ class Queue:
         self._count = 0
         self.num_rows = 0
 
+    @property
+    def num_tenants(self) -> int:
+        """Tenants that have something waiting, or had it last."""
+        return len(self._tenants)
+
     def __len__(self) -> int:
         return self._num_items
 

@@ -330,3 +330,19 @@ def test_statistics_are_told_each_wait_and_each_run() -> None:
     rig.send("b", 3)
     rig.finish_all()
     assert told == [("waited", True, 2), ("waited", True, 1), ("ran", 2, 3)]
+
+
+def test_a_request_that_would_wait_in_vain_is_refused_at_once_and_no_other() -> None:
+    rig = Rig(max_batch_size=2)  # a run takes 3 s
+    for number in range(9):
+        rig.send(f"r{number}", float(number), timeout_s=100.0)
+        rig.loop.turn()
+    assert rig.batcher.num_queued == 8, "four runs, 12 s"
+    now = rig.loop.now
+    with pytest.raises(Overloaded, match=r"takes about 12.0 s, and the request may wait for 15.0 s"):
+        rig.batcher.admit(now + 15.0)
+    rig.batcher.admit(now + 20.0)
+    while rig.batcher.is_behind:
+        rig.engine.end_run()
+        rig.loop.turn()
+    rig.batcher.admit(now + 0.001)  # it may still make it alone

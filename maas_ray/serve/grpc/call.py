@@ -39,6 +39,9 @@ class GrpcCall(Call):
         self._parts: list[Part] = []
         self._headers: tuple[Header, ...] = ()
 
+    def has_priority(self) -> bool:
+        return self._message is not None and "priority" in (self._message.parameters or {})
+
     def read(self, loaded: Loaded) -> InferRequest:
         message, self._message = self._message, None  # large tensors hold their own part of it
         if message is None:
