@@ -80,8 +80,8 @@ class Swapping(EngineRunner):
 
     num_runs = 0
 
-    def _run(self, inputs: Tensors) -> tuple[Tensors | None, MaasError | None, float]:
-        outputs, error, seconds = super()._run(inputs)
+    def _run(self, inputs: Tensors, num_rows: int) -> tuple[Tensors | None, MaasError | None, float]:
+        outputs, error, seconds = super()._run(inputs, num_rows)
         self.num_runs += 1
         if outputs is not None and self.num_runs % 100 == 0:
             outputs = {name: np.roll(array, 1, axis=0) for name, array in outputs.items()}
