@@ -55,7 +55,9 @@ def limit_messages(max_body_bytes: int) -> None:
 def _add_on_node(server: Any, address: str) -> None:
     port = address.rsplit(":", 1)[1]
     host = ray.util.get_node_ip_address()
-    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    # Serve's HAProxy reaches the servers of its own node at loopback.
+    for one in dict.fromkeys((host, "127.0.0.1")):
+        server.add_insecure_port(f"[{one}]:{port}" if ":" in one else f"{one}:{port}")
 
 
 def _open_nothing(server: Any, address: str) -> None:
