@@ -9,7 +9,8 @@ median over those pairs; answers are compared with onnxruntime's before and duri
 wrk where it is installed (apt-get install wrk), else from a generator in Python, which takes more CPU from everybody.
 
 Sections: pairs (closed loop against peers), raw (encoder against onnxruntime alone), overload (open loop at 2 and 10
-times capacity), memory, duties (our protocol class against a bare one, both without Ray and HAProxy).
+times capacity), memory, duties (our replica against a bare protocol class in one, both behind HAProxy), direct (the same
+two without Ray and HAProxy).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from benchmarks.serving.peers import PEERS, machine
 from benchmarks.serving.table import markdown
 from benchmarks.serving.workloads import WORKLOADS
 
-SECTIONS = ("pairs", "raw", "overload", "memory", "duties")
+SECTIONS = ("pairs", "raw", "overload", "memory", "duties", "direct")
 OUTPUT = Path(__file__).parents[1] / "results" / "serving.json"
 
 
@@ -46,7 +47,7 @@ def main() -> int:
         peers=options.peers,
         clients=options.clients,
         pairs=options.pairs or (3 if options.quick else 7),
-        seconds=options.seconds or (2 if options.quick else 4),
+        seconds=options.seconds or (2 if options.quick else 0),
         sections=options.sections,
         cache=options.cache,
         deadline_s=options.deadline_s,
@@ -92,7 +93,7 @@ def _options() -> argparse.Namespace:
         "--clients", type=_numbers, default=(), help="closed-loop clients; default: each workload's own"
     )
     parser.add_argument("--pairs", type=int, help="turns of each of two servers (7; quick: 3)")
-    parser.add_argument("--seconds", type=int, help="of one turn (4; quick: 2)")
+    parser.add_argument("--seconds", type=int, help="of one turn (4, of slow models more; quick: 2)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: a first impression")
     parser.add_argument("--cpus", type=_numbers, default=(), help="CPUs for servers and load together; default: all")
     parser.add_argument(

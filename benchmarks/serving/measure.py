@@ -24,6 +24,7 @@ from benchmarks.serving.workloads import WORKLOADS, Request, Workload
 Figures = dict[str, Any]
 RAW = "raw"
 """Stands for onnxruntime in a loop, without any server."""
+SKETCH, BARE_SKETCH = "sketch-haproxy", "sketch"
 RAW_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -41,7 +42,7 @@ class Settings:
     """Empty: each workload's own."""
     pairs: int
     seconds: int
-    """Of one measurement."""
+    """Of one measurement; 0: each workload's own."""
     sections: tuple[str, ...]
     cache: Path
     deadline_s: float
@@ -92,9 +93,9 @@ class Bench:
         """
         settings = self._settings
         pythons = self._build()
-        if "duties" in settings.sections:
-            self._duties(pythons)
-        if not {"pairs", "raw", "overload", "memory"} & set(settings.sections):
+        if "direct" in settings.sections:
+            self._direct(pythons)
+        if not set(settings.sections) - {"direct"}:
             return
         with ours.cluster(self._directory, num_cpus=4) as home:
             for name in settings.workloads:
@@ -103,6 +104,8 @@ class Bench:
                 self._results["starts_s"].setdefault("maas", server.start_s)
                 if "pairs" in settings.sections:
                     self._against_peers(case, server, pythons)
+                if "duties" in settings.sections and name == "tiny":
+                    self._against_sketch(case, server, pythons)
                 if "raw" in settings.sections and name == "encoder":
                     self._against_raw(case, server)
                 if "memory" in settings.sections and name == "tiny":
@@ -111,9 +114,10 @@ class Bench:
                     self._overload(case, server)
 
     def _build(self) -> dict[str, Path]:
-        wanted = {name: PEERS[name] for name in self._settings.peers}
-        if "duties" in self._settings.sections:
-            wanted["sketch"] = PEERS["sketch"]
+        sections = self._settings.sections
+        names = [*self._settings.peers] if "pairs" in sections else []
+        names += [name for name, section in ((SKETCH, "duties"), (BARE_SKETCH, "direct")) if section in sections]
+        wanted = {name: PEERS[name] for name in dict.fromkeys(names)}
         pythons = {}
         for name, peer in wanted.items():
             pythons[name] = environments.build(self._settings.cache, peer.environment, peer.packages)
@@ -148,15 +152,22 @@ class Bench:
             with self._peer(peer, case, pythons[name]) as other:
                 self._point(case, ours.CLUSTER, server, peer, other, self._settings.clients or case.workload.clients)
 
-    def _duties(self, pythons: dict[str, Path]) -> None:
-        """What a server owes against the sketch that owes nothing: both alone in a uvicorn process."""
+    def _against_sketch(self, case: Case, server: Running, pythons: dict[str, Path]) -> None:
+        """What a server owes against a sketch that owes nothing: both in a replica, behind HAProxy."""
+        sketch = PEERS[SKETCH]
+        server.pause()
+        with self._peer(sketch, case, pythons[SKETCH]) as other:
+            self._point(case, ours.CLUSTER, server, sketch, other, self._settings.clients or (1, 32, 128))
+
+    def _direct(self, pythons: dict[str, Path]) -> None:
+        """The same where it is hardest: both alone in a uvicorn process, nothing before it."""
         case = self._case(WORKLOADS["tiny"])
-        sketch = PEERS["sketch"]
+        sketch = PEERS[BARE_SKETCH]
         with (
             self._peer(ours.DIRECT, case, Path(sys.executable)) as server,
-            self._peer(sketch, case, pythons["sketch"]) as other,
+            self._peer(sketch, case, pythons[BARE_SKETCH]) as other,
         ):
-            self._point(case, ours.DIRECT, server, sketch, other, (1, 32, 128))
+            self._point(case, ours.DIRECT, server, sketch, other, self._settings.clients or (1, 32, 128))
 
     def _point(
         self, case: Case, our: Peer, server: Running, peer: Peer, other: Running, clients: Sequence[int]
@@ -181,16 +192,17 @@ class Bench:
                     self._check_deadline()
                     with self._turn(running):
                         wait_until_right(running.port, running.path, bodies[one.name][0])
-                        pair[one.name] = self._load(running, *bodies[one.name], count)
+                        pair[one.name] = self._load(running, *bodies[one.name], count, self._seconds(case))
                 point["pairs"].append(pair)
                 _say(case.workload.name, count, pair)
             if case.workload.name == "tiny" and count == 1 and our is ours.CLUSTER:
                 self._results["engine_run_s"] = _engine_run_s(case)
         server.resume()
 
-    def _load(self, server: Running, requests: list[Request], arguments: list[str], clients: int) -> Figures:
+    def _load(
+        self, server: Running, requests: list[Request], arguments: list[str], clients: int, seconds: int
+    ) -> Figures:
         """One measurement, with the CPU time that all processes of the server took for each request."""
-        seconds = self._settings.seconds
         cpu_s, stolen_s = server.cpu_s(), psutil.cpu_times().steal
         figures = measure(server.port, server.path, requests, arguments, clients=clients, seconds=seconds)
         num_requests = max(1.0, figures["per_s"] * seconds)
@@ -216,12 +228,10 @@ class Bench:
             self._results["points"].append(point)
             for _ in range(self._settings.pairs):
                 self._check_deadline()
-                pair: dict[str, Figures] = {RAW: {"per_s": self._raw(case, best, float(self._settings.seconds))}}
+                pair: dict[str, Figures] = {RAW: {"per_s": self._raw(case, best, float(self._seconds(case)))}}
                 with self._turn(server):
                     wait_until_right(server.port, server.path, requests)
-                    pair["maas"] = measure(
-                        server.port, server.path, requests, arguments, clients=count, seconds=self._settings.seconds
-                    )
+                    pair["maas"] = self._load(server, requests, arguments, count, self._seconds(case))
                 point["pairs"].append(pair)
                 _say(case.workload.name, count, pair)
         server.resume()
@@ -231,13 +241,16 @@ class Bench:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
         return float(json.loads(finished.stdout)["rows_per_s"])
 
+    def _seconds(self, case: Case) -> int:
+        return self._settings.seconds or case.workload.seconds
+
     def _overload(self, case: Case, server: Running) -> None:
         rounds: list[Figures] = []
         self._results["overload"] = {"workload": case.workload.name, "rounds": rounds}
         for _ in range(self._settings.pairs):
             self._check_deadline()
             wait_until_right(server.port, server.path, case.requests)
-            rounds.append(overload.one_round(server, case.requests, self._settings.seconds))
+            rounds.append(overload.one_round(server, case.requests, self._seconds(case)))
             print(f"overload: {json.dumps(rounds[-1])}", file=sys.stderr, flush=True)
 
     def _pause_all(self, *servers: Running) -> None:

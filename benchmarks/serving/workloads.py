@@ -30,6 +30,8 @@ class Workload:
     clients: tuple[int, ...]
     """Closed-loop clients by default."""
     is_binary: bool = False
+    seconds: int = 4
+    """Of one turn by default; much longer than one answer takes, since what the end cuts off is not counted."""
     peers: tuple[str, ...] | None = ("triton",)
     """Whom it is compared with unless peers are chosen; None: all."""
 
@@ -69,7 +71,7 @@ WORKLOADS = {
         Workload("mid", "784-1024-1024-10 MLP, 7 KB of JSON", lambda: graphs.mlp(784, 1024, 1024, 10), _pixels, (32, 128)),
         Workload("image", "1x3x224x224 FP32, 602 KB as a binary tensor, cheap model", graphs.image, _floats(1, 3, 224, 224), (8,), is_binary=True),
         Workload("mixed", "64-512-512-10 MLP, 1 to 16 JSON rows", lambda: graphs.mlp(64, 512, 512, 10), _mixed_rows, (32,)),
-        Workload("encoder", "encoder of 6 layers, 256 wide, 128 tokens", lambda: graphs.encoder(6, 256, 128), _tokens(128), (32,)),
+        Workload("encoder", "encoder of 6 layers, 256 wide, 128 tokens", lambda: graphs.encoder(6, 256, 128), _tokens(128), (32,), seconds=30),
         Workload("small-encoder", "encoder of 2 layers, 256 wide, 64 tokens", lambda: graphs.encoder(2, 256, 64), _tokens(64), (32,), peers=()),
     )
 }  # fmt: skip
