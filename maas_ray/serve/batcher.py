@@ -182,24 +182,32 @@ class Batcher:
             The item, for `cancel`.
 
         Raises:
+            MaasError: as `put`.
+        """
+        item = Item(inputs, num_rows, num_bytes, deadline, done, priority)
+        self.put(item, tenant)
+        return item
+
+    def put(self, item: Item, tenant: str = DEFAULT_TENANT) -> None:
+        """Queues what the caller has made: `submit` for who has an item of his own.
+
+        Raises:
             Overloaded: the queue is full, or the version is being unloaded; nothing was queued.
             DeadlineExceeded: the deadline has passed already.
             BadRequest: a tensor has other than `num_rows` rows; merged, it would shift the rows of others.
         """
+        num_rows, deadline = item.num_rows, item.deadline
         if self._is_closed:
             raise Overloaded(f"{self._name} is being unloaded; send the request again", 1.0)
         now = self._loop.time()
         if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
         if self._can_merge:
-            for name, array in inputs.items():
+            for name, array in item.inputs.items():
                 if len(array) != num_rows:
                     raise BadRequest(
                         f"input {name!r} has {len(array)} rows and the request {num_rows}; send equal ones"
                     )
-        item = Item(inputs, num_rows, num_bytes, deadline, done, priority)
-        if self._stats is not None:
-            item.arrived_s = time.perf_counter()
         self._queue.put(item, tenant, self.retry_after_s, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
@@ -207,7 +215,6 @@ class Batcher:
             # Once per turn of the loop: all requests that arrived together share one run.
             self._is_armed = True
             self._loop.call_soon(self._pump)
-        return item
 
     @property
     def is_behind(self) -> bool:
@@ -284,35 +291,46 @@ class Batcher:
 
     def _pump(self) -> None:
         self._is_armed = False
-        while len(self._runs) < self._streams:
-            batch = self._next_batch()
+        runs, queue = self._runs, self._queue
+        while len(runs) < self._streams:
+            now = self._loop.time()
+            batch = self._next_batch(now) if queue.num_items or self._retries else None
             if not batch:
                 if self._is_delayed:
                     self._wake_later()
-                self._check_idle()
+                if self._is_closed:
+                    self._check_idle()
                 return
-            run = Run(self, batch, sum([item.num_rows for item in batch]), self._loop.time())
-            self._runs.append(run)
-            self._runner.start(_merge(batch), run.num_rows, run.finished)
+            if len(batch) == 1:
+                num_rows, inputs = batch[0].num_rows, batch[0].inputs
+            else:
+                num_rows, inputs = sum([item.num_rows for item in batch]), _merge(batch)
+            run = Run(self, batch, num_rows, now)
+            runs.append(run)
+            self._runner.start(inputs, num_rows, run.finished)
             if self._is_armed:  # it ran at once: the loop reads what has arrived meanwhile before the next one
                 return
 
-    def _next_batch(self) -> list[Item]:
+    def _next_batch(self, now: float) -> list[Item]:
         while self._retries:
             if part := _live(self._retries.popleft()):
                 return part
-        now = self._loop.time()
-        while batch := self._queue.take(self._can_merge, now, can_wait=not self._is_closed):
-            for item in batch:
-                if item.deadline <= now:
-                    self._expire(item)
-            if part := _live(batch):
-                if self._stats is not None:
-                    started_s = time.perf_counter()
-                    for item in part:
-                        item.queue_s = started_s - item.arrived_s
-                        self._stats.waited(item.queue_s, item.num_rows)
-                return part
+        queue, stats = self._queue, self._stats
+        is_anyone_late = queue.earliest <= now
+        while batch := queue.take(self._can_merge, now, can_wait=not self._is_closed):
+            if is_anyone_late:
+                for item in batch:
+                    if item.deadline <= now:
+                        self._expire(item)
+                batch = _live(batch)
+                if not batch:
+                    continue
+            if stats is not None:
+                started_s = time.perf_counter()
+                for item in batch:
+                    item.queue_s = queue_s = started_s - item.arrived_s
+                    stats.waited(queue_s, item.num_rows)
+            return batch
         return []
 
     def _wake_later(self) -> None:
@@ -339,14 +357,14 @@ class Batcher:
                 for item in batch:
                     item.run_s = run_s
             if len(batch) == 1:
-                self._answer(batch[0], outputs, error)
-            elif any(len(array) != run.num_rows for array in outputs.values()):
+                self._answer(batch[0], outputs, None)
+            elif any([len(array) != run.num_rows for array in outputs.values()]):
                 log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
                 self._can_merge = False
                 self._retries.extend([item] for item in batch)
             else:
                 self._cut(batch, outputs)
-        if self._queue or self._retries or self._is_closed:
+        if self._queue.num_items or self._retries or self._is_closed:
             self._arm()
 
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
@@ -412,6 +430,4 @@ def _live(items: list[Item]) -> list[Item]:
 
 
 def _merge(batch: list[Item]) -> Tensors:
-    if len(batch) == 1:
-        return batch[0].inputs
     return {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}

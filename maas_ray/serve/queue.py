@@ -11,6 +11,7 @@ A priority counts among the requests of one tenant: nobody overtakes another ten
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import perf_counter
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -87,7 +88,7 @@ class Item:
     queued_at: float
     """Time of the loop's clock when it was queued; kept only where runs are delayed."""
     arrived_s: float
-    """The same by the finest clock; kept only where statistics are."""
+    """When it was made, by the finest clock."""
 
     def __init__(
         self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done, priority: int = 0
@@ -99,6 +100,7 @@ class Item:
         self.done: Done | None = done
         self.priority = priority
         self.is_waiting = False
+        self.arrived_s = perf_counter()
         self.queue_s = self.run_s = 0.0
         """How long it waited for its first run, and how long the run lasted that answered it; 0 until then, and where
         no statistics are kept."""
@@ -156,10 +158,10 @@ class Queue:
         self._orders: dict[Tenant, Line[Item]] | None = None
         """Everything of each tenant over all groups; kept from the second group on until the queue is empty."""
         self._shares = Shares(spec.tenant_weights)
-        self._earliest = math.inf
+        self.earliest = math.inf
         """No deadline in the queue is earlier."""
-        self._num_items = 0
         self._count = 0
+        self.num_items = 0
         self.num_rows = 0
 
     @property
@@ -168,7 +170,7 @@ class Queue:
         return len(self._tenants)
 
     def __len__(self) -> int:
-        return self._num_items
+        return self.num_items
 
     def __iter__(self) -> Iterator[Item]:
         return (item for group in self._groups.values() for item in group)
@@ -180,7 +182,7 @@ class Queue:
             Overloaded: a bound is reached; nothing was queued.
         """
         budget = self._budget
-        if self._num_items >= self._spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
+        if self.num_items >= self._spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
             self._make_room(item, tenant_name, retry_after_s)
         key = tuple([(array.shape[1:], array.dtype.num) for array in item.inputs.values()])
         group, tenant = self._groups.get(key), self._tenants.get(tenant_name)
@@ -196,11 +198,11 @@ class Queue:
         tenant.num_items += 1
         tenant.num_bytes += item.num_bytes
         group.num_rows += item.num_rows
-        self._num_items += 1
+        self.num_items += 1
         self.num_rows += item.num_rows
         budget.used += item.num_bytes
-        if item.deadline < self._earliest:
-            self._earliest = item.deadline
+        if item.deadline < self.earliest:
+            self.earliest = item.deadline
         if self._delay_s:
             item.queued_at = now
             group.go_at = min(group.go_at, self._must_go_at(item))
@@ -213,8 +215,12 @@ class Queue:
             now: time of the loop's clock.
             can_wait: whether a group may wait to be filled (`BatchSpec.max_delay_ms`).
         """
-        if not self._num_items:
+        if not self.num_items:
             return []
+        if can_merge and self.num_rows <= self._max_rows and self._orders is None and not self._delay_s:
+            # The usual case, of all that follows, in few steps: everything that waits is one run.
+            if len(self._tenants) == 1 and now + HEADROOM * self._estimate_s(self.num_rows) <= self.earliest:
+                return self._draw_all()
         groups: list[Group] | None = None
         if self._delay_s and can_wait and can_merge:
             groups = [g for g in self._groups.values() if g.num_rows >= self._max_rows or g.go_at <= now + _TICK_S]
@@ -246,7 +252,7 @@ class Queue:
             self._forget(item.tenant, item.group, item.line, 1, item.num_rows, item.num_bytes)
 
     def _new_line(self, key: tuple[object, ...], tenant_name: str) -> tuple[Group, Tenant, Line[Item]]:
-        if not self._num_items:
+        if not self.num_items:
             self._clear()
         tenant = self._tenants.get(tenant_name)
         if tenant is None:
@@ -270,7 +276,7 @@ class Queue:
         tenant.num_items -= num_items
         tenant.num_bytes -= num_bytes
         group.num_rows -= num_rows
-        self._num_items -= num_items
+        self.num_items -= num_items
         self.num_rows -= num_rows
         self._budget.used -= num_bytes
         if self._orders is not None:
@@ -278,8 +284,8 @@ class Queue:
         if line.num_waiting:
             return
         line.clear()
-        if not self._num_items:
-            self._earliest = group.go_at = math.inf
+        if not self.num_items:
+            self.earliest = group.go_at = math.inf
             self._orders = None
             if len(self._groups) == len(self._tenants) == 1:
                 return
@@ -291,7 +297,7 @@ class Queue:
             self._shares.leave(tenant)
             if self._orders is not None:
                 del self._orders[tenant]
-        if not self._num_items:
+        if not self.num_items:
             self._clear()
 
     def _clear(self) -> None:
@@ -323,10 +329,10 @@ class Queue:
         """
         group, most, estimate_s = head.group, self._max_rows, self._estimate_s
         run_s = HEADROOM * estimate_s(min(most, group.num_rows))
-        if now + run_s <= self._earliest or math.isinf(run_s):
+        if now + run_s <= self.earliest or math.isinf(run_s):
             return group.lines, most, False
-        self._earliest = min(item.deadline for item in self)  # the bound may have been that of an item that has left
-        if now + run_s <= self._earliest:
+        self.earliest = min(item.deadline for item in self)  # the bound may have been that of an item that has left
+        if now + run_s <= self.earliest:
             return group.lines, most, False
         able = {
             tenant: [item for item in line if now + estimate_s(item.num_rows) <= item.deadline]
@@ -339,6 +345,17 @@ class Queue:
             most, ends_at = largest_on_time(everybody, most, now, estimate_s)
             able = {tenant: [item for item in items if item.deadline >= ends_at] for tenant, items in able.items()}
         return {tenant: _line(items) for tenant, items in able.items() if items}, most, True
+
+    def _draw_all(self) -> list[Item]:
+        """Removes and returns everything, where there is one tenant and one group."""
+        (tenant,) = self._tenants.values()
+        (group,) = self._groups.values()
+        batch = group.lines[tenant].take_all()
+        self._shares.charge(tenant, self.num_rows)
+        self._budget.used -= tenant.num_bytes
+        self.num_items = self.num_rows = tenant.num_items = tenant.num_bytes = group.num_rows = 0
+        self.earliest = math.inf
+        return batch
 
     def _draw_in_order(self, tenant: Tenant, line: Line[Item]) -> list[Item]:
         """Removes and returns the first items of one tenant, as many rows as a run holds, but at least one item."""
@@ -396,13 +413,13 @@ class Queue:
             Overloaded: nobody has more; nothing was dropped.
         """
         spec, budget = self._spec, self._budget
-        too_many = self._num_items >= spec.max_queued_requests
+        too_many = self.num_items >= spec.max_queued_requests
         too_large = budget.used + item.num_bytes > budget.limit
         mine = self._tenants.get(tenant_name) or Tenant(tenant_name, self._shares.weight(tenant_name))
         most = max(self._tenants.values(), key=lambda each: each.num_items / each.weight, default=mine)
         if too_many and most.num_items / most.weight <= (mine.num_items + 1) / mine.weight:
             raise Overloaded(
-                f"the queue of {self._name} is full: {self._num_items} requests wait, the limit is "
+                f"the queue of {self._name} is full: {self.num_items} requests wait, the limit is "
                 f"{spec.max_queued_requests}; send the request again later",
                 retry_after_s(),
             )

@@ -47,8 +47,12 @@ class EngineRunner:
         """Seconds of the fastest run by the power of two of its rows."""
 
     def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
-        if self._fastest_s(num_rows) < self._inline_below_s:
-            finished(*self._run(inputs, num_rows))
+        # Not by the mean: in a thread a run also waits for the interpreter's lock when it comes back, so on a busy
+        # machine the mean of short runs would grow until all of them go through the thread, and stay there.
+        fastest_s = self._fastest.get(num_rows.bit_length())
+        if (self.estimate_s(num_rows) if fastest_s is None else fastest_s) < self._inline_below_s:
+            outputs, error, run_s = self._run(inputs, num_rows)
+            finished(outputs, error, run_s)
             return
         if not self._threads:
             # Daemons: a run that hangs in native code must not keep the process from ending.
@@ -77,19 +81,13 @@ class EngineRunner:
                 log.info("a run ended after its loop was closed; nobody waits for it")
             del result, finished
 
-    def _fastest_s(self, num_rows: int) -> float:
-        # Not the mean: in a thread a run also waits for the interpreter's lock when it comes back, so on a busy machine
-        # the mean of short runs would grow until all of them go through the thread, and stay there.
-        fastest = self._fastest.get(num_rows.bit_length())
-        return self.estimate_s(num_rows) if fastest is None else fastest
-
     def _run(self, inputs: Tensors, num_rows: int) -> tuple[Tensors | None, MaasError | None, float]:
         started_s = time.perf_counter()
         try:
-            outputs = self._engine.run(inputs)
-            run_s = time.perf_counter() - started_s
+            outputs, run_s = self._engine.timed_run(inputs, num_rows)
             bucket = num_rows.bit_length()
-            self._fastest[bucket] = min(run_s, self._fastest.get(bucket, math.inf) * _DRIFT)
+            fastest_s = self._fastest.get(bucket, math.inf) * _DRIFT
+            self._fastest[bucket] = run_s if run_s < fastest_s else fastest_s
             return outputs, None, run_s
         except MaasError as error:
             log.info("a run failed: %s", error.__cause__ or error)
