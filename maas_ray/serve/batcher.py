@@ -358,7 +358,7 @@ class Batcher:
                     item.run_s = run_s
             if len(batch) == 1:
                 self._answer(batch[0], outputs, None)
-            elif any([len(array) != run.num_rows for array in outputs.values()]):
+            elif any(len(array) != run.num_rows for array in outputs.values()):
                 log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
                 self._can_merge = False
                 self._retries.extend([item] for item in batch)

@@ -11,9 +11,10 @@ from typing import Any
 import uvicorn.config
 from starlette.middleware import Middleware
 
+from maas_ray.serve.front import Front
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.ingress import App, Receive, Scope, Send
-from maas_ray.serve.protocol import Front, HttpProtocol
+from maas_ray.serve.protocol import HttpProtocol
 
 _SERVES_OWN = ("/-/healthz", "/-/routes")
 _fronts: list[tuple[App, Front]] = []

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from maas_ray.errors import DeadlineExceeded, MaasError
-from maas_ray.serve.handler import Handler, Reply, error_reply, internal_error
+from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import Head, new_request_id, read_head, too_large
+from maas_ray.serve.reply import Reply, error_reply, internal_error
 from maas_ray.serve.spec import LimitsSpec
 
 log = logging.getLogger(__name__)

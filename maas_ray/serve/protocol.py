@@ -1,198 +1,38 @@
 """The protocol class of a replica's own HTTP server: inference is answered here, before an ASGI scope is even built.
 
-    bytes → head (remembered) → body → Handler.infer → reply
-    anything else → uvicorn's own protocol → the ASGI app, with the same layers and the same answers
+    bytes → head (remembered) → body → HttpCall → reply
+    anything else → uvicorn's own protocol (cold.py) → the ASGI app, with the same layers and the same answers
 
 A head that was seen before costs one look-up: callers send the same few bytes again and again, so what the layers made
-of them is remembered by those bytes. What a server owes is paid here for both ways: limits of size and time for heads,
-bodies and readers, back-pressure in both directions, pipelined requests answered in order, 100-continue, keep-alive,
-a bound on connections, and a stop that answers what has begun.
+of them is remembered by those bytes (front.py). What a server owes is paid here for both ways: limits of size and time
+for heads, bodies and readers, back-pressure in both directions, pipelined requests answered in order, 100-continue,
+keep-alive, a bound on connections, and a stop that answers what has begun.
 """
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote
 
-import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
-from maas_ray.serve.handler import Call, Handler, Reply, error_reply
-from maas_ray.serve.head import Head, Header, new_request_id, read_head
-from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.cold import ColdProtocol
+from maas_ray.serve.front import Front
+from maas_ray.serve.head import Head, new_request_id
+from maas_ray.serve.http_call import HttpCall
+from maas_ray.serve.raw_head import MAX_HEAD_BYTES, REQUEST_LINE, declared_length, without_upgrade
+from maas_ray.serve.reply import Reply, error_reply
 from maas_ray.serve.wire.binary import body_buffer
 
 log = logging.getLogger(__name__)
 
-MAX_HEAD_BYTES = 32 << 10
 MAX_PENDING_BYTES = 64 << 10
 """Bytes of later requests that are kept while one is answered; then reading stops until it is."""
-MAX_REMEMBERED = 1024
-"""Heads that are remembered; past it all are forgotten, which costs each caller one parse."""
-MAX_REMEMBERED_BYTES = 2048
-SWEEP_S = 0.5
-"""How often connections are looked at for their time limits."""
-BUFFER_BYTES = 256 << 10
 
 _END = b"\r\n\r\n"
-_REQUEST_LINE = re.compile(rb"(?:\r\n)*[A-Z]{1,20} [!-~]+ HTTP/1\.[01]\r\n")
-_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
-_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*(?=\r\n)", re.IGNORECASE)
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _IDLE, _BODY, _BUSY, _COLD, _CLOSED = range(5)
-
-
-class Front:
-    """What all connections of one server share.
-
-    Args:
-        handler: the answers.
-        limits: of one request and one connection.
-        base_path: gives the pool's base path, without a slash at the end; asked once for each new head.
-    """
-
-    def __init__(self, handler: Handler, limits: LimitsSpec, base_path: Callable[[], str] = lambda: "") -> None:
-        self.handler = handler
-        self.limits = limits
-        self.base_path = base_path
-        self.connections: set[HttpProtocol] = set()
-        self._heads: dict[bytes, Head] = {}
-        self._prefixes: dict[tuple[int, tuple[Header, ...]], bytes] = {}
-        self._default_headers: list[Header] = []
-        self._default_bytes = b""
-        self._sweeper: asyncio.TimerHandle | None = None
-        # One buffer for all connections: what the kernel puts there is consumed before the next read.
-        self.buffer = memoryview(bytearray(BUFFER_BYTES))
-
-    def head(self, raw: bytes) -> Head | None:
-        """The head of a request that is answered here; None if it is not, or if it is refused."""
-        known = self._heads.get(raw)
-        if known is not None:
-            return known
-        head = _parse(raw, self.base_path())
-        if head is None:
-            return None
-        try:
-            read_head(head, self.limits)
-        except MaasError:
-            return None  # the ASGI app refuses it, with the same layers
-        if head.route.name != "infer" or head.content_length is None or head.content_encoding != b"identity":
-            return None
-        # An id or a trace makes a head that never comes again.
-        if not head.given_id and not head.traceparent and len(raw) <= MAX_REMEMBERED_BYTES:
-            if len(self._heads) >= MAX_REMEMBERED:
-                self._heads.clear()
-            self._heads[raw] = head
-        return head
-
-    def prefix(self, status: int, headers: tuple[Header, ...]) -> bytes:
-        """Status line and headers as bytes; remembered, since a model's replies begin alike."""
-        key = (status, headers)
-        known = self._prefixes.get(key)
-        if known is None:
-            lines = [STATUS_LINE[status]]
-            lines += [b"%b: %b\r\n" % header for header in headers]
-            known = b"".join(lines)
-            if len(self._prefixes) >= MAX_REMEMBERED:
-                self._prefixes.clear()
-            self._prefixes[key] = known
-        return known
-
-    def date(self, default_headers: list[Header]) -> bytes:
-        """The `date` header as uvicorn keeps it; its list is a new one each second."""
-        if default_headers is not self._default_headers:
-            self._default_headers = default_headers
-            self._default_bytes = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
-        return self._default_bytes
-
-    def connected(self, connection: "HttpProtocol") -> None:
-        """Counts a connection and watches over its times."""
-        self.connections.add(connection)
-        stats = self.handler.residency.stats
-        stats.connections += 1
-        stats.connections_total += 1
-        if self._sweeper is None:
-            self._sweeper = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
-
-    def disconnected(self, connection: "HttpProtocol") -> None:
-        """Forgets a connection."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            self.handler.residency.stats.connections -= 1
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        # One timer for all: a timer per request would cost more than many requests themselves.
-        now = loop.time()
-        for connection in list(self.connections):
-            connection.check_time(now)
-        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop) if self.connections else None
-
-
-class _Cold(HttpToolsProtocol):
-    """uvicorn's protocol for what is not answered in `HttpProtocol`; says when it has nothing open any more."""
-
-    def __init__(self, owner: "HttpProtocol", config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
-        super().__init__(config, state, app_state, owner.loop)
-        self.owner = owner
-        self.num_open = 0
-        """Messages that have begun and whose body or reply is not complete; each counts twice."""
-        self.num_head_bytes = 0
-        self.is_head = False
-        self.is_reading = False
-
-    def on_message_begin(self) -> None:
-        self.num_open += 2
-        self.num_head_bytes = 0
-        self.is_head = self.is_reading = True
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        if self.is_head:  # a trailer is no header: it must not change what the head has said
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self.is_head = False
-        if not _is_sound(self.parser.get_http_version(), self.headers):
-            raise httptools.HttpParserError("the head is not sound")
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self.is_reading = False
-        super().on_message_complete()
-        self._closed_one()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        # Times of idle connections are the owner's business.
-        self._unset_keepalive_if_required()
-        self._closed_one()
-
-    def handle_websocket_upgrade(self) -> None:
-        self.send_400_response("Upgrades are not offered.")
-
-    def _should_upgrade_to_ws(self) -> bool:
-        return False
-
-    def _count(self, size: int) -> None:
-        self.num_head_bytes += size
-        if self.num_head_bytes > MAX_HEAD_BYTES:
-            raise httptools.HttpParserError("the head is too long")
-
-    def _closed_one(self) -> None:
-        self.num_open -= 1
-        if self.num_open == 0:
-            self.owner.cold_is_done()
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -233,8 +73,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._body: memoryview | None = None
         self._body_at = 0
         self._deadline = 0.0
-        self._call: Call | None = None
-        self._cold: _Cold | None = None
+        self._call: HttpCall | None = None
+        self._cold: ColdProtocol | None = None
         self._closing = False
         self._reading_is_paused = False
         self._since = self.loop.time()
@@ -288,7 +128,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         data = bytes(self._front.buffer[:nbytes])
         if self._state == _IDLE and not self._pending:
             self._begin(data)
-            self._go_on()
+            if len(self._pending):
+                self._go_on()
         elif self._state == _COLD:
             self._received += nbytes
             self._feed_cold(data)
@@ -393,7 +234,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if end < 0:
             if len(data) > MAX_HEAD_BYTES:
                 self._refuse(431, f"the head has more than {MAX_HEAD_BYTES} bytes; send fewer or shorter headers")
-            elif b"\n\n" in data or (b"\n" in data.lstrip(b"\r\n") and not _REQUEST_LINE.match(data)):
+            elif b"\n\n" in data or (b"\n" in data.lstrip(b"\r\n") and not REQUEST_LINE.match(data)):
                 self._begin_cold(data, len(data))  # can never become a request; the parser says so at once
             else:
                 self._pending = data
@@ -404,9 +245,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if end > MAX_HEAD_BYTES:
             self._refuse(431, f"the head has {end} bytes, the limit is {MAX_HEAD_BYTES}; send fewer or shorter headers")
             return
-        head = self._front.head(data[:end])
+        raw = data[:end]
+        head = self._front.heads.get(raw) or self._front.head(raw)
         if head is None:
-            if _REQUEST_LINE.match(data):
+            if REQUEST_LINE.match(data):
                 self._begin_cold(data, end)
             else:
                 self._refuse(400, "the first line is not that of a request in HTTP/1.1 or HTTP/1.0")
@@ -435,9 +277,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if head.closes:
             self._closing = True
         self._id = request_id = head.given_id or new_request_id()
-        call = self._front.handler.infer(head, request_id, body, deadline, self._reply)
-        if self._state == _BUSY:
-            self._call = call
+        call = HttpCall(self._front.handler, head, request_id, body, len(body), deadline, self._reply)
+        self._call = call
+        call.start()
 
     def _reply(self, reply: Reply) -> None:
         self._call = None
@@ -451,17 +293,20 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.loop.call_soon(self._go_on)
 
     def _write(self, reply: Reply) -> None:
-        front, body = self._front, reply.body
-        ending = b"connection: close\r\n\r\n" if self._closing else b"\r\n"
+        front = self._front
+        status, headers, body = reply
+        default_headers = self.server_state.default_headers
+        if default_headers is not front.default_headers:
+            front.renew_date(default_headers)
         start = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b" % (
-            front.prefix(reply.status, reply.headers), front.date(self.server_state.default_headers), self._id,
-            len(body), ending,
+            front.starts.get((status, headers)) or front.start(status, headers), front.date, self._id, len(body),
+            b"connection: close\r\n\r\n" if self._closing else b"\r\n",
         )  # fmt: skip
         if len(body) < 65536:
             self.transport.write(start + body)
         else:
             self.transport.writelines((start, body))
-        if self._closing or (reply.status >= 400 and (b"connection", b"close") in reply.headers):
+        if self._closing or (status >= 400 and (b"connection", b"close") in headers):
             self.transport.close()
 
     def _refuse(self, status: int, message: str) -> None:
@@ -480,18 +325,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _begin_cold(self, data: bytes, end: int) -> None:
         cold = self._cold
         if cold is None:
-            cold = self._cold = _Cold(self, self._config, self.server_state, self._app_state)
+            cold = self._cold = ColdProtocol(self, self._config, self.server_state, self._app_state)
             cold.connection_made(self.transport)
             self.server_state.connections.discard(cold)  # this connection stands for both
-        if _UPGRADE.search(data, 0, end):
-            # Ignored, as RFC 9110 7.8 allows; the parser would take the body for bytes of the other protocol.
-            head = _UPGRADE.sub(b"", data[:end])
+        head = without_upgrade(data[:end])
+        if len(head) < end:  # the parser would take the body for bytes of the other protocol
             data, end = head + data[end:], len(head)
         self._state = _COLD
         self._since = self.loop.time()
         self._received = len(data) - end
         self._received_before = 0
-        size = _declared_length(data[:end])
+        size = declared_length(data[:end])
         if size is not None and len(data) - end > size:
             self._pending = data[end + size :]
             data = data[: end + size]
@@ -515,67 +359,3 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._reading_is_paused and not self.transport.is_closing():
             self._reading_is_paused = False
             self.transport.resume_reading()
-
-
-class _Collector:
-    """Takes what httptools finds in a head."""
-
-    __slots__ = ("headers", "is_complete", "url")
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[Header] = []
-        self.is_complete = False
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self.is_complete = True
-
-
-def _parse(raw: bytes, base_path: str) -> Head | None:
-    """A head that may be answered here; None for everything that uvicorn's protocol shall see, or refuse."""
-    collector = _Collector()
-    parser = httptools.HttpRequestParser(collector)
-    try:
-        parser.feed_data(raw)
-        path = unquote((httptools.parse_url(collector.url).path or b"").decode("ascii"))
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserInvalidURLError, ValueError):
-        return None
-    is_plain = collector.is_complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
-    if not is_plain or parser.should_upgrade() or any(name == b"transfer-encoding" for name, _ in collector.headers):
-        return None
-    if not _is_sound("1.1", collector.headers):
-        return None
-    if base_path:
-        if not path.startswith(f"{base_path}/"):
-            return None
-        path = path[len(base_path) :]
-    head = Head("POST", path, collector.headers)
-    head.closes = not parser.should_keep_alive()
-    return head
-
-
-def _is_sound(version: str, headers: list[Header]) -> bool:
-    """What RFC 9112 3.2 and 6.1 ask of a head and the parser does not look at: one Host, and no chunks in HTTP/1.0."""
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
-        return False
-    if version == "1.1":
-        return len(hosts) == 1
-    return version == "1.0" and not any(name == b"transfer-encoding" for name, _ in headers)
-
-
-def _declared_length(raw: bytes) -> int | None:
-    """Bytes of the body that follows a head, where that is beyond doubt."""
-    lower = raw.lower()
-    if b"\r\ntransfer-encoding" in lower:
-        return None
-    found = _LENGTH.findall(raw)
-    if lower.count(b"\ncontent-length") != len(found) or len(found) > 1:
-        return None
-    return int(found[0]) if found else 0

@@ -217,10 +217,8 @@ class Queue:
         """
         if not self.num_items:
             return []
-        if can_merge and self.num_rows <= self._max_rows and self._orders is None and not self._delay_s:
-            # The usual case, of all that follows, in few steps: everything that waits is one run.
-            if len(self._tenants) == 1 and now + HEADROOM * self._estimate_s(self.num_rows) <= self.earliest:
-                return self._draw_all()
+        if self._is_one_run(can_merge, now):
+            return self._draw_all()
         groups: list[Group] | None = None
         if self._delay_s and can_wait and can_merge:
             groups = [g for g in self._groups.values() if g.num_rows >= self._max_rows or g.go_at <= now + _TICK_S]
@@ -345,6 +343,12 @@ class Queue:
             most, ends_at = largest_on_time(everybody, most, now, estimate_s)
             able = {tenant: [item for item in items if item.deadline >= ends_at] for tenant, items in able.items()}
         return {tenant: _line(items) for tenant, items in able.items() if items}, most, True
+
+    def _is_one_run(self, can_merge: bool, now: float) -> bool:
+        """Whether a run can hold everything that waits, as far as this can be seen in few steps: the usual case."""
+        if self.num_rows > self._max_rows or self._orders is not None or len(self._tenants) > 1 or self._delay_s:
+            return False
+        return self.num_items == 1 or (can_merge and now + HEADROOM * self._estimate_s(self.num_rows) <= self.earliest)
 
     def _draw_all(self) -> list[Item]:
         """Removes and returns everything, where there is one tenant and one group."""

@@ -8,13 +8,13 @@ from ray import serve
 from maas_ray.errors import DeadlineExceeded
 from maas_ray.serve import hook
 from maas_ray.serve.access_log import open_access_log
+from maas_ray.serve.front import Front
 from maas_ray.serve.grpc import entry
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.protocol import Front
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.serve.stats import ReplicaStats

@@ -85,14 +85,19 @@ class ModelStats:
             batch[0] += 1
             batch[1] += run_s
 
-    def converted(self, read_s: float, write_s: float) -> None:
-        """A request was parsed in `read_s`, and its answer written in `write_s`."""
+    def served(self, read_s: float, write_s: float, total_s: float, num_rows: int, now_s: float) -> None:
+        """A request was answered: parsed in `read_s`, its answer written in `write_s`; then as `finished`."""
         self._num_converted += 1
         self._read_s += read_s
         self._write_s += write_s
+        self._outcomes["ok"] += 1
+        self._last_s = now_s
+        self._e2e[bisect_left(BOUNDS_S, total_s)] += 1
+        self._ok_s += total_s
+        self._num_rows += num_rows
 
     def finished(self, outcome: Outcome, total_s: float, num_rows: int, now_s: float) -> None:
-        """A request has ended, `total_s` after its first byte; called exactly once for each.
+        """A request has ended, `total_s` after its first byte; called exactly once for each that was not `served`.
 
         Args:
             outcome: one of `OUTCOMES`.
@@ -102,12 +107,7 @@ class ModelStats:
         """
         self._outcomes[outcome] += 1
         self._last_s = now_s
-        if outcome == "ok":
-            self._e2e[bisect_left(BOUNDS_S, total_s)] += 1
-            self._ok_s += total_s
-            self._num_rows += num_rows
-        else:
-            self._fail_s += total_s
+        self._fail_s += total_s
 
     def snapshot(self) -> dict[str, Any]:
         """All counts as plain JSON values; see `merge`.

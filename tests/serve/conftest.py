@@ -14,9 +14,10 @@ import uvicorn
 import uvloop
 
 from maas_ray.registry.models import Registry
+from maas_ray.serve.front import Front
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.protocol import Front, HttpProtocol
+from maas_ray.serve.protocol import HttpProtocol
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store

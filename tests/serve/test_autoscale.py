@@ -203,7 +203,7 @@ def test_a_meter_reports_what_happened_between_two_looks() -> None:
     assert meter.read(stats.snapshot(), 2, now_s=10.0) == {ONGOING: 2.0, BUSY: 0.0, RATE: 0.0}
     for _ in range(40):
         model.ran(1, 1, 0.01)
-        model.finished("ok", 0.1, 1, 0.0)
+        model.served(0.0, 0.0, 0.1, 1, 0.0)
     model.finished("failed", 1.0, 1, 0.0)
     seen = meter.read(stats.snapshot(), 0, now_s=10.5)
     assert seen == pytest.approx({ONGOING: 10.0, BUSY: 0.8, RATE: 82.0})

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from maas_ray.serve.protocol import MAX_PENDING_BYTES, MAX_REMEMBERED
+from maas_ray.serve.front import MAX_REMEMBERED
+from maas_ray.serve.protocol import MAX_PENDING_BYTES
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.serve.test_ingress import ROW, Hold
@@ -161,5 +162,5 @@ def test_heads_are_remembered_up_to_a_bound_and_never_for_another_path(strict: S
         for number in range(MAX_REMEMBERED + 50):
             answer = session.post(f"{url}/versions/1/infer", json=ROW, headers={"x-number": str(number)}, timeout=15)
             assert answer.status_code == 200
-        assert len(strict.front._heads) <= MAX_REMEMBERED  # type: ignore[union-attr]
+        assert len(strict.front.heads) <= MAX_REMEMBERED  # type: ignore[union-attr]
         assert session.post(f"{url}/versions/2/infer", json=ROW, timeout=15).status_code == 404

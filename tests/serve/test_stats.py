@@ -96,13 +96,15 @@ def live(stats: ModelStats, seed: int, num_requests: int = 400) -> Ledger:
         ledger.runs.append(run)
         stats.ran(*run)
         for rows in batch:
-            conversion = (chance.uniform(0, 1e-3), chance.uniform(0, 1e-3))
-            ledger.conversions.append(conversion)
-            stats.converted(*conversion)
             now_s += chance.random()
             end = (chance.choice(OUTCOMES), chance.uniform(0, 40), rows, now_s)
             ledger.ends.append(end)
-            stats.finished(*end)
+            if end[0] == "ok":
+                conversion = (chance.uniform(0, 1e-3), chance.uniform(0, 1e-3))
+                ledger.conversions.append(conversion)
+                stats.served(*conversion, *end[1:])
+            else:
+                stats.finished(*end)
     return ledger
 
 
@@ -195,7 +197,7 @@ def test_a_pool_is_summed_by_version() -> None:
     replicas = [ReplicaStats("p", name) for name in ("a", "b")]
     for replica in replicas:
         for version in (1, 2):
-            replica.loaded("m", version, 0.5, pending=lambda: 4).finished("ok", 0.1, version, 1.0)
+            replica.loaded("m", version, 0.5, pending=lambda: 4).served(0.0, 0.0, 0.1, version, 1.0)
     replicas[1].loaded("only-b", 1, 0.5)
     merged = merge_pool([replica.snapshot() for replica in replicas])
     assert list(merged) == [("m", 1), ("m", 2), ("only-b", 1)]
@@ -208,11 +210,10 @@ def test_the_statistics_extension_has_the_shape_of_triton() -> None:
     stats = ModelStats("m", 3)
     for _ in range(3):
         stats.waited(0.002, 2)
-        stats.converted(0.0001, 0.0002)
     stats.ran(2, 4, 0.01)
     stats.ran(1, 2, 0.005)
     for _ in range(2):
-        stats.finished("ok", 0.02, 2, 1_700_000_000.1234)
+        stats.served(0.0001, 0.0002, 0.02, 2, 1_700_000_000.1234)
     stats.finished("cancelled", 0.03, 2, 1_700_000_001.5)
     none = {"count": 0, "ns": 0}
     assert triton_statistics(stats.snapshot()) == {
@@ -225,9 +226,9 @@ def test_the_statistics_extension_has_the_shape_of_triton() -> None:
             "success": {"count": 2, "ns": 40_000_000},
             "fail": {"count": 1, "ns": 30_000_000},
             "queue": {"count": 3, "ns": 6_000_000},
-            "compute_input": {"count": 3, "ns": 300_000},
+            "compute_input": {"count": 2, "ns": 200_000},
             "compute_infer": {"count": 3, "ns": 25_000_000},
-            "compute_output": {"count": 3, "ns": 600_000},
+            "compute_output": {"count": 2, "ns": 400_000},
             "cache_hit": none,
             "cache_miss": none,
         },
@@ -277,7 +278,7 @@ def test_callers_cannot_make_the_batch_sizes_many() -> None:
 
 def test_counts_outlive_the_time_in_memory() -> None:
     replica = ReplicaStats()
-    replica.loaded("m", 1, 0.5, pending=lambda: 7).finished("ok", 0.1, 1, 1.0)
+    replica.loaded("m", 1, 0.5, pending=lambda: 7).served(0.0, 0.0, 0.1, 1, 1.0)
     replica.load_failed("m", 2)
     assert replica.snapshot()["models"][0]["pending"] == 7
     replica.evicted("m", 1)
@@ -297,7 +298,7 @@ def test_versions_out_of_memory_are_forgotten_oldest_first_and_loaded_ones_never
     replica = ReplicaStats()
     replica.loaded("stays", 1, 0.1)
     for version in range(1, 7):
-        replica.loaded("m", version, 0.1).finished("ok", 0.1, 1, 100.0 - version)
+        replica.loaded("m", version, 0.1).served(0.0, 0.0, 0.1, 1, 100.0 - version)
         replica.evicted("m", version)
     assert sorted(replica.models) == [("m", 1), ("m", 2), ("m", 6), ("stays", 1)]
 

@@ -7,9 +7,10 @@ import uvicorn
 
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import PRODUCTION, Registry
+from maas_ray.serve.front import Front
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
-from maas_ray.serve.protocol import Front, HttpProtocol
+from maas_ray.serve.protocol import HttpProtocol
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.store.objects import open_store

@@ -12,8 +12,8 @@ from maas_ray.errors import MaasError, NotFound
 from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
 from maas_ray.serve.grpc.service import Caller, Service
 from maas_ray.serve.grpc.status import status_of
-from maas_ray.serve.handler import internal_error
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
+from maas_ray.serve.reply import internal_error
 
 log = logging.getLogger(__name__)
 

@@ -206,7 +206,9 @@ class Service:
             pending.result.set_exception(error)
             return pending
         deadline = self._deadline(caller)
-        pending.call = GrpcCall(self._handler, head, caller.request_id, request, deadline, pending.result)
+        pending.call = GrpcCall(
+            self._handler, head, caller.request_id, request, request.num_bytes, deadline, pending.result
+        )
         pending.call.start()
         return pending
 

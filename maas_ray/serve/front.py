@@ -1,0 +1,109 @@
+"""What all connections of one server share: the heads that were seen, the replies' first lines, and one timer."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from maas_ray.errors import MaasError
+from maas_ray.serve.handler import Handler
+from maas_ray.serve.head import Head, Header, read_head
+from maas_ray.serve.raw_head import parse_head
+from maas_ray.serve.spec import LimitsSpec
+
+MAX_REMEMBERED = 1024
+"""Heads that are remembered; past it all are forgotten, which costs each caller one parse."""
+MAX_REMEMBERED_BYTES = 2048
+SWEEP_S = 0.5
+"""How often connections are looked at for their time limits."""
+BUFFER_BYTES = 256 << 10
+
+
+class Connection(Protocol):
+    """What the front asks of a connection."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def check_time(self, now: float) -> None:
+        """Ends itself if it trickles or rests for too long."""
+        ...
+
+
+class Front:
+    """What all connections of one server share.
+
+    Args:
+        handler: the answers.
+        limits: of one request and one connection.
+        base_path: gives the pool's base path, without a slash at the end; asked once for each new head.
+    """
+
+    def __init__(self, handler: Handler, limits: LimitsSpec, base_path: Callable[[], str] = lambda: "") -> None:
+        self.handler = handler
+        self.limits = limits
+        self.base_path = base_path
+        self.connections: set[Connection] = set()
+        self.heads: dict[bytes, Head] = {}
+        """Heads that were seen before, by their bytes; for one that is not among them there is `head`."""
+        self.starts: dict[tuple[int, tuple[Header, ...]], bytes] = {}
+        """Status line and headers of replies as bytes; what is not among them, `start` makes."""
+        self.default_headers: list[Header] = []
+        self.date = b""
+        """The `date` header of `default_headers`."""
+        self._sweeper: asyncio.TimerHandle | None = None
+        # One buffer for all connections: what the kernel puts there is consumed before the next read.
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+
+    def head(self, raw: bytes) -> Head | None:
+        """The head of a request that is answered here; None if it is not, or if it is refused."""
+        head = parse_head(raw, self.base_path())
+        if head is None:
+            return None
+        try:
+            read_head(head, self.limits)
+        except MaasError:
+            return None  # the ASGI app refuses it, with the same layers
+        if head.route.name != "infer" or head.content_length is None or head.content_encoding != b"identity":
+            return None
+        # An id or a trace makes a head that never comes again.
+        if not head.given_id and not head.traceparent and len(raw) <= MAX_REMEMBERED_BYTES:
+            if len(self.heads) >= MAX_REMEMBERED:
+                self.heads.clear()
+            self.heads[raw] = head
+        return head
+
+    def start(self, status: int, headers: tuple[Header, ...]) -> bytes:
+        """Status line and headers of a reply; remembered, since a model's replies begin alike."""
+        start = b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers)])
+        if len(self.starts) >= MAX_REMEMBERED:
+            self.starts.clear()
+        self.starts[status, headers] = start
+        return start
+
+    def renew_date(self, default_headers: list[Header]) -> None:
+        """Takes the `date` header from uvicorn's list, which is a new one each second."""
+        self.default_headers = default_headers
+        self.date = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
+
+    def connected(self, connection: Connection) -> None:
+        """Counts a connection and watches over its times."""
+        self.connections.add(connection)
+        stats = self.handler.residency.stats
+        stats.connections += 1
+        stats.connections_total += 1
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forgets a connection."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.handler.residency.stats.connections -= 1
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for all: a timer per request would cost more than many requests themselves.
+        now = loop.time()
+        for connection in list(self.connections):
+            connection.check_time(now)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop) if self.connections else None

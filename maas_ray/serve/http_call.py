@@ -1,0 +1,65 @@
+"""One inference request of the v2 protocol over HTTP: bytes in, a reply out. Knows no socket."""
+
+import asyncio
+from collections.abc import Callable
+
+from maas_ray.errors import MaasError
+from maas_ray.serve.call import Call
+from maas_ray.serve.head import Header
+from maas_ray.serve.loaded import Loaded
+from maas_ray.serve.queue import Tensors
+from maas_ray.serve.reply import BINARY, Reply, error_reply
+from maas_ray.serve.wire.answer import Answer
+from maas_ray.serve.wire.checks import InferRequest
+from maas_ray.serve.wire.compression import MIN_BYTES, deflate
+
+Respond = Callable[[Reply], None]
+
+
+class HttpCall(Call[bytes | memoryview, Respond, Answer]):
+    """A body that is not compressed, as received, and who gets the reply."""
+
+    __slots__ = ()
+
+    def has_priority(self) -> bool:
+        length = self._head.header_length
+        text = self._message or b""
+        return b'"priority"' in bytes(text if length is None else text[:length])
+
+    def read(self, loaded: Loaded) -> InferRequest:
+        return loaded.codec.read(self._message or b"", self._head.header_length)
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> tuple[Answer, int]:
+        answer = loaded.codec.write(request, outputs)
+        return answer, len(answer.body)
+
+    def send(self, loaded: Loaded, answer: Answer) -> None:
+        body, header_length = answer
+        if header_length is None:
+            headers = loaded.json_headers
+        else:
+            length = (b"inference-header-content-length", b"%d" % header_length)
+            headers = (BINARY, *loaded.headers, length)
+        reply = Reply(200, headers, body)
+        if self._head.accept_encoding and len(body) >= MIN_BYTES:
+            _compress(reply, self._head.accept_encoding, self._respond)
+        else:
+            self._respond(reply)
+
+    def refuse(self, error: MaasError, headers: tuple[Header, ...]) -> None:
+        self._respond(error_reply(error, headers))
+
+
+def _compress(reply: Reply, accept_encoding: bytes, respond: Respond) -> None:
+    """In a thread: deflating half a megabyte would keep the loop from everybody else for 15 ms."""
+    loop = asyncio.get_running_loop()
+
+    def packed(future: "asyncio.Future[tuple[bytes, bytes | None]]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            respond(reply)
+            return
+        body, encoding = future.result()
+        headers = reply.headers if encoding is None else (*reply.headers, (b"content-encoding", encoding))
+        respond(Reply(reply.status, headers, body))
+
+    loop.run_in_executor(None, deflate, reply.body, accept_encoding).add_done_callback(packed)
