@@ -369,11 +369,15 @@ class Batcher:
 
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
         """Answers each item with its own rows: views, by what was parsed."""
+        (first, first_array), *others = outputs.items()
         start = 0
         for item in batch:
             stop = start + item.num_rows
             if item.done is not None:
-                self._answer(item, {name: array[start:stop] for name, array in outputs.items()}, None)
+                part = {first: first_array[start:stop]}
+                for name, array in others:
+                    part[name] = array[start:stop]
+                self._answer(item, part, None)
             start = stop
 
     def _answer(self, item: Item, outputs: Tensors | None, error: MaasError | None) -> None:

@@ -10,7 +10,7 @@ A priority counts among the requests of one tenant: nobody overtakes another ten
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from time import perf_counter
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -184,7 +184,13 @@ class Queue:
         budget = self._budget
         if self.num_items >= self._spec.max_queued_requests or budget.used + item.num_bytes > budget.limit:
             self._make_room(item, tenant_name, retry_after_s)
-        key = tuple([(array.shape[1:], array.dtype.num) for array in item.inputs.values()])
+        inputs: Collection[Array] = item.inputs.values()
+        key: tuple[object, ...]
+        if len(inputs) == 1:
+            (array,) = inputs
+            key = array.shape[1:], array.dtype.num
+        else:
+            key = tuple([(array.shape[1:], array.dtype.num) for array in inputs])
         group, tenant = self._groups.get(key), self._tenants.get(tenant_name)
         line = group.lines.get(tenant) if group is not None and tenant is not None else None
         if group is None or tenant is None or line is None:

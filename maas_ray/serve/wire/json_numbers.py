@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import simdjson
 
 from maas_ray.bundle.datatypes import NUMPY, Array
@@ -28,6 +29,8 @@ _WIDE: dict[str, Datatype] = {"d": "FP64", "i": "INT64", "u": "UINT64"}
 _MAX_PACKERS = 1024
 
 _MAX_FINDS = 16
+_FEW_BYTES = 512
+"""Up to here Python's own numbers are faster than numpy's calls (10 numbers: 2.0 against 4.6 microseconds)."""
 
 _PARSER = simdjson.Parser()
 
@@ -122,7 +125,18 @@ class Numbers:
 
     def from_text(self, text: bytes, shape: tuple[int, ...]) -> Array | None:
         """From the JSON of the data alone."""
-        data = parse(text)
+        if len(text) <= _FEW_BYTES and b"t" not in text and b"f" not in text:  # neither true nor false
+            try:
+                return self.from_list(orjson.loads(text), shape)
+            except orjson.JSONDecodeError:
+                return None
+        if len(text) > MAX_KEPT_BYTES:
+            data = parse(text)
+        else:
+            try:
+                data = _PARSER.parse(text)
+            except (ValueError, RuntimeError, MemoryError):  # as in `parse`
+                return None
         if type(data) is not simdjson.Array:
             return None
         is_nested = text.find(b"[", 1) > 0

@@ -85,7 +85,13 @@ class Plans:
         if plan is None or not body.endswith(plan.tail):
             return None
         array = self._numbers.from_text(body[start : len(body) - len(plan.tail)], plan.shape)
-        return None if array is None else _renew(plan.request, request_id, {self._name: array})
+        if array is None:
+            return None
+        known = plan.request
+        if request_id is None:
+            request_id = known.id
+        inputs = {self._name: array}
+        return InferRequest(request_id, inputs, known.outputs, known.num_rows, known.timeout_us, known.priority)
 
     def read_parts(self, body: bytes | memoryview, header_length: int) -> InferRequest | None:
         """A request whose JSON is known."""
