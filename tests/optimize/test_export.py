@@ -92,8 +92,17 @@ torch.manual_seed(3)
 net = build_model(ModelSpec(name="mlp", params={"activation": "gelu", "dropout": 0.5}), features.output_shape, 3)
 Path(sys.argv[2]).write_bytes(export(net, features)[0])
 """
+TRACES = (b".py", b"/work", b"/home", b"/tmp", os.fsencode(Path.home()), b"torch", b"File")
 
 
+def test_a_net_is_exported_to_the_same_bytes_again_without_a_trace_of_the_machine(cases: Cases) -> None:
+    case = cases("binary")
+    assert export(case.net, case.features)[0] == case.graph
+    for trace in TRACES:
+        assert trace not in case.graph
+
+
+@pytest.mark.fault
 def test_another_process_exports_the_same_bytes_silently_and_without_a_trace_of_the_machine(tmp_path: Path) -> None:
     features = CASES["mixed"]()[0]
     done = subprocess.run(
@@ -109,7 +118,7 @@ def test_another_process_exports_the_same_bytes_silently_and_without_a_trace_of_
     spec = ModelSpec(name="mlp", params={"activation": "gelu", "dropout": 0.5})
     graph, _ = export(build_model(spec, features.output_shape, 3), features)
     assert (tmp_path / "model.onnx").read_bytes() == graph
-    for trace in (b".py", b"/work", b"/home", b"/tmp", os.fsencode(Path.home()), b"torch", b"File"):
+    for trace in TRACES:
         assert trace not in graph
 
 
