@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.serving import table, workloads
 from benchmarks.serving.load.client import Answer, make_request
-from benchmarks.serving.load.generator import Tally, closed, open_loop, quantile
+from benchmarks.serving.load.flood import open_loop
+from benchmarks.serving.load.generator import Tally, closed, quantile
 
 
 def make_point(workload: str, peer: str, clients: int, *pairs: tuple[float, float], ours: str = "maas") -> dict:
@@ -33,7 +34,7 @@ RESULTS = {
         make_point("tiny", "triton", 32, (100.0, 100.0), (300.0, 100.0), (250.0, 100.0)),
         make_point("tiny", "mlserver", 32, (500.0, 100.0)),
         make_point("tiny", "litserve", 32, (500.0, 250.0)),
-        make_point("tiny", "sketch-haproxy", 32, (90.0, 100.0), (80.0, 100.0), (95.0, 100.0)),
+        make_point("tiny", "sketch-replica", 32, (90.0, 100.0), (80.0, 100.0), (95.0, 100.0)),
         make_point("tiny", "sketch", 32, (70.0, 100.0), ours="maas-direct"),
     ],
     "overload": {"rounds": [{
@@ -178,7 +179,7 @@ def test_the_closed_loop_counts_each_answer_for_what_it_is() -> None:
     assert_counts(tally, given)
     assert min(tally.right, tally.wrong, tally.refused, tally.refused_bare, tally.failed) > 0
     figures = json.loads(json.dumps(tally.figures(1.0)))
-    assert figures["goodput_per_s"] == pytest.approx((tally.right - len(tally.after_end)) / tally.duration_s)
+    assert figures["goodput_per_s"] == pytest.approx((tally.right - len(tally.outside)) / tally.duration_s)
     assert figures["statuses"]["503"] == tally.refused + tally.refused_bare
 
 

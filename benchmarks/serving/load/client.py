@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LENGTH = b"\r\ncontent-length:"
 _HEADER_LENGTH = re.compile(rb"\r\ninference-header-content-length: *(\d+)", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
-_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked")
+_CLOSE = b"\r\nconnection: close"
 
 
 @dataclass(slots=True)
@@ -26,6 +26,32 @@ class Answer:
         return int(found[1]) if found else None
 
 
+NO_ANSWER = Answer(0, b"", b"")
+
+
+def read_answer(data: bytes) -> tuple[Answer, bool] | None:
+    """The answer that these bytes are, and whether the server closes after it; None while it is not complete."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = data[:end]
+    lower = head.lower()
+    at = lower.find(_LENGTH)
+    if at >= 0:
+        stop = lower.find(b"\r", at + 2)
+        wanted = end + 4 + int(lower[at + len(_LENGTH) : stop if stop >= 0 else end])
+        if len(data) < wanted:
+            return None
+        body = data[end + 4 : wanted]
+    elif _CHUNKED.search(lower):
+        if not data.endswith(b"0\r\n\r\n"):
+            return None
+        body = _join(data[end + 4 :])
+    else:
+        body = b""
+    return Answer(int(head[9:12]), head, body), _CLOSE in lower
+
+
 class Connection(asyncio.Protocol):
     """Sends one request at a time; `on_answer` gets each answer."""
 
@@ -34,7 +60,6 @@ class Connection(asyncio.Protocol):
         self.on_answer: Callable[[Answer], None] | None = None
         self.is_open = False
         self._buffer = b""
-        self._wanted = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -48,33 +73,18 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
-        if len(self._buffer) < self._wanted:
-            return
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = self._buffer[:end]
-        if found := _LENGTH.search(head):
-            self._wanted = end + 4 + int(found[1])
-            if len(self._buffer) < self._wanted:
-                return
-            body = self._buffer[end + 4 : self._wanted]
-        elif _CHUNKED.search(head):
-            if not self._buffer.endswith(b"0\r\n\r\n"):
-                return
-            body = _join(self._buffer[end + 4 :])
-        else:
-            body = b""
-        self._buffer, self._wanted = b"", 0
-        if _CLOSE.search(head):
-            self.is_open = False
-            if self.transport is not None:
-                self.transport.close()
-        self._answer(Answer(int(head[9:12]), head, body))
+        if found := read_answer(self._buffer):
+            answer, closes = found
+            self._buffer = b""
+            if closes:
+                self.is_open = False
+                if self.transport is not None:
+                    self.transport.close()
+            self._answer(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        self._answer(Answer(0, b"", b""))
+        self._answer(NO_ANSWER)
 
     def _answer(self, answer: Answer) -> None:
         on_answer, self.on_answer = self.on_answer, None

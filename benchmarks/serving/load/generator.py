@@ -1,17 +1,12 @@
-"""A load generator in one process: closed loop (so many clients, each waits for its answer) or open loop (so many
-requests per second, whatever comes back). Every answer is checked against the right one.
-
-Latency in the open loop counts from the moment a request was due, so that a server that stalls does not hide it.
-"""
+"""A closed loop in one process (so many clients, each waits for its answer), and what is counted of any load."""
 
 import asyncio
 import dataclasses
-import itertools
 import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.serving.load.client import Answer, Connection
@@ -32,6 +27,7 @@ class Tally:
     """What came back."""
 
     duration_s: float = 0.0
+    """Length of the window in which answers count for the rates; the load begins before it, if it is to warm up."""
     sent: int = 0
     right: int = 0
     """Answered 200 (and, where compared, with the right numbers)."""
@@ -48,21 +44,21 @@ class Tally:
     statuses: Counter[int] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
     """Of right answers."""
-    after_end: list[float] = field(default_factory=list)
-    """Of those right answers that came after the last request was due: what a full queue still gave."""
+    outside: list[float] = field(default_factory=list)
+    """Of those right answers that came before the window, or after it: what a full queue still gave."""
     refusals_s: list[float] = field(default_factory=list)
     """Of 503s, from when the request was sent: what the generator itself is late is not the server's."""
     late_s: list[float] = field(default_factory=list)
     """Open loop: how late the generator itself sent."""
 
-    def count(self, answer: Answer, is_right: bool, latency_s: float, since_sent_s: float, *, is_over: bool) -> None:
-        """One answer; `is_over`: it came after the run."""
+    def count(self, answer: Answer, is_right: bool, latency_s: float, since_sent_s: float, *, is_outside: bool) -> None:
+        """One answer; `is_outside`: of the window."""
         self.statuses[answer.status] += 1
         if answer.status == 200 and is_right:
             self.right += 1
             self.latencies_s.append(latency_s)
-            if is_over:
-                self.after_end.append(latency_s)
+            if is_outside:
+                self.outside.append(latency_s)
         elif answer.status == 200:
             self.wrong += 1
         elif answer.status == 503:
@@ -78,11 +74,11 @@ class Tally:
         """Plain values.
 
         Args:
-            good_within_s: `goodput_per_s` counts right answers that came this soon after they were due, and before
-                the run was over.
+            good_within_s: `goodput_per_s` counts right answers that came this soon after they were due, and within
+                the window.
         """
         limit_s = math.inf if good_within_s is None else good_within_s
-        good = sum(value <= limit_s for value in self.latencies_s) - sum(value <= limit_s for value in self.after_end)
+        good = sum(value <= limit_s for value in self.latencies_s) - sum(value <= limit_s for value in self.outside)
         counts = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
@@ -90,7 +86,7 @@ class Tally:
         }
         return counts | {
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "per_s": (self.right - len(self.after_end)) / self.duration_s,
+            "per_s": (self.right - len(self.outside)) / self.duration_s,
             "goodput_per_s": good / self.duration_s,
             "p50_s": quantile(self.latencies_s, 0.5),
             "p90_s": quantile(self.latencies_s, 0.9),
@@ -110,32 +106,14 @@ def closed(
     *,
     clients: int,
     seconds: float,
+    warm_s: float = 0.0,
     timeout_s: float = 10.0,
     check_every: int = CHECK_EVERY,
 ) -> Tally:
-    """`clients` connections, each with one request under way, for `seconds`."""
-    return run_loop(_closed(host, port, requests, check, clients, seconds, timeout_s, check_every))
-
-
-def open_loop(
-    host: str,
-    port: int,
-    requests: Sequence[bytes],
-    check: Check,
-    *,
-    per_s: float,
-    seconds: float,
-    timeout_s: float = 5.0,
-    max_connections: int = 2000,
-    poisson: bool = True,
-    check_every: int = CHECK_EVERY,
-) -> Tally:
-    """`per_s` requests a second for `seconds`, at constant or (Poisson) random intervals; a request takes an idle
-    connection or opens one. Those for which none is left count as failed with status -1: raise `max_connections`.
+    """`clients` connections, each with one request under way, for `warm_s` and then `seconds`, of which the tally tells
+    the rates.
     """
-    return run_loop(
-        _open(host, port, requests, check, per_s, seconds, timeout_s, max_connections, poisson, check_every)
-    )
+    return run_loop(_closed(host, port, requests, check, clients, seconds, warm_s, timeout_s, check_every))
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
@@ -155,11 +133,12 @@ async def _closed(
     check: Check,
     clients: int,
     seconds: float,
+    warm_s: float,
     timeout_s: float,
     check_every: int,
 ) -> Tally:
-    tally, loop, order = Tally(), asyncio.get_running_loop(), random.Random(1)
-    begin = time.perf_counter()
+    tally, loop, order = Tally(duration_s=seconds), asyncio.get_running_loop(), random.Random(1)
+    begin = time.perf_counter() + warm_s
     end = begin + seconds
     finished = asyncio.Event()
     waiting = clients
@@ -192,7 +171,7 @@ async def _closed(
             then = time.perf_counter()
             checked = tally.sent % check_every == 0
             is_right = not checked or answer.status != 200 or check(index, answer)
-            tally.count(answer, is_right, then - now, then - now, is_over=then > end)
+            tally.count(answer, is_right, then - now, then - now, is_outside=not begin <= then <= end)
             if connection.is_open:
                 ask(connection)
             else:
@@ -206,110 +185,11 @@ async def _closed(
     for connection in connections:
         ask(connection)
     try:
-        await asyncio.wait_for(finished.wait(), seconds + timeout_s)
+        await asyncio.wait_for(finished.wait(), warm_s + seconds + timeout_s)
     except TimeoutError:
         tally.unanswered = waiting
-    tally.duration_s = time.perf_counter() - begin
     await _end(connections, keep)
     return tally
-
-
-async def _open(
-    host: str,
-    port: int,
-    requests: Sequence[bytes],
-    check: Check,
-    per_s: float,
-    seconds: float,
-    timeout_s: float,
-    max_connections: int,
-    poisson: bool,
-    check_every: int,
-) -> Tally:
-    tally, loop, order = Tally(), asyncio.get_running_loop(), random.Random(1)
-    idle: list[Connection] = []
-    everyone: list[Connection] = []
-    opening = 0
-    pending = 0
-    keep: set[asyncio.Task[None]] = set()
-    finished = asyncio.Event()
-
-    def ask(connection: Connection, due: float) -> None:
-        nonlocal pending
-        pending += 1
-        index = order.randrange(len(requests))
-        sent = time.perf_counter()
-        tally.late_s.append(sent - due)
-
-        def answered(answer: Answer) -> None:
-            nonlocal pending
-            pending -= 1
-            checked = tally.statuses[200] % check_every == 0
-            is_right = not checked or answer.status != 200 or check(index, answer)
-            now = time.perf_counter()
-            tally.count(answer, is_right, now - due, now - sent, is_over=now > begin + seconds)
-            if connection.is_open:
-                idle.append(connection)
-            finished.set()
-
-        connection.send(requests[index], answered)
-
-    async def open_and_ask(due: float) -> None:
-        nonlocal opening
-        try:
-            _, connection = await loop.create_connection(Connection, host, port)
-        except OSError:
-            tally.failed += 1
-            tally.statuses[0] += 1
-            return
-        finally:
-            opening -= 1
-        everyone.append(connection)
-        ask(connection, due)
-
-    begin = time.perf_counter()
-    for offset in _schedule(per_s, seconds, order if poisson else None):
-        due = begin + offset
-        if due > time.perf_counter():
-            await asyncio.sleep(due - time.perf_counter())
-        elif tally.sent % 8 == 0:
-            await asyncio.sleep(0)  # late: answers must be read all the same
-        tally.sent += 1
-        while idle and not idle[-1].is_open:
-            idle.pop()
-        if idle:
-            ask(idle.pop(), due)
-        elif len(everyone) + opening < max_connections:
-            opening += 1
-            keep.add(task := loop.create_task(open_and_ask(due)))
-            task.add_done_callback(keep.discard)
-        else:
-            tally.failed += 1
-            tally.statuses[-1] += 1
-    tally.duration_s = time.perf_counter() - begin
-    deadline = time.perf_counter() + timeout_s
-    while (pending or opening) and time.perf_counter() < deadline:
-        finished.clear()
-        try:
-            await asyncio.wait_for(finished.wait(), 0.1)
-        except TimeoutError:
-            continue
-    tally.unanswered = pending + opening
-    await _end(everyone, keep)
-    return tally
-
-
-def _schedule(per_s: float, seconds: float, order: random.Random | None) -> Iterator[float]:
-    """Seconds after the start at which requests are due: random intervals, or (None) equal ones."""
-    offset = 0.0
-    for index in itertools.count():
-        if order is None:
-            offset = index / per_s
-        if offset >= seconds:
-            return
-        yield offset
-        if order is not None:
-            offset += order.expovariate(per_s)
 
 
 async def _end(connections: Sequence[Connection], tasks: set[asyncio.Task[None]]) -> None:
