@@ -38,6 +38,9 @@ CLUSTER_ENVIRONMENT = cluster.environment("fast", ports=_PORTS, temp_dir=_TEMP_D
 os.environ.update(CLUSTER_ENVIRONMENT)
 
 
+_LONGEST = "test_readme.py::test_the_commands_run_in_order_as_they_stand"
+
+
 @dataclass(frozen=True)
 class RayCluster:
     """The session's Ray cluster, to which the test process is connected."""
@@ -54,10 +57,14 @@ class RayCluster:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of the cluster share one: a machine has room for one such cluster."""
+    """Where tests run in several processes, those of the cluster share one: a machine has room for one such cluster.
+
+    The longest of the others comes first, so that the many short ones fill the time of both processes to the end.
+    """
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("cluster"))
+    items.sort(key=lambda item: not item.nodeid.endswith(_LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -75,17 +82,19 @@ def ray_cluster() -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_cluster: RayCluster, s3_endpoint: str) -> "FinishedRun":
-    """The digits in an S3 store, for tests that look at a whole run or compare with it: starting one takes long."""
+def finished_run(ray_cluster: RayCluster, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
+    """A table in an S3 store, for tests that go on with a whole run or compare with it: starting one takes long."""
     from maas_ray.train.progress import Progress
     from maas_ray.train.run import run_training
-    from tests.support.paths import STEPWISE, FinishedRun, digits_spec
+    from tests.support.paths import FinishedRun, table_spec
+    from tests.support.table import write_table
 
-    storage = StorageSpec(uri="s3://maas/whole-path", endpoint=s3_endpoint)
-    spec = digits_spec(storage, "digits", **STEPWISE)
+    storage = StorageSpec(uri="s3://maas/finished", endpoint=s3_endpoint)
+    table = write_table(tmp_path_factory.mktemp("table"))
+    spec = table_spec(storage, "table", table)
     reports: list[Progress] = []
     result = run_training(spec, on_progress=reports.append)
-    return FinishedRun(spec, open_store(storage), result, reports)
+    return FinishedRun(table, spec, open_store(storage), result, reports)
 
 
 def unused_port() -> int:

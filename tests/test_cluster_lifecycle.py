@@ -1,4 +1,4 @@
-"""A second cluster from start to end, with an application behind HAProxy: nothing of it may stay."""
+"""Clusters from start to end: what is written down, what is refused, and that nothing of them stays."""
 
 import os
 import shutil
@@ -18,6 +18,7 @@ from maas_ray.cluster.environment import is_free
 from maas_ray.cluster.processes import find_processes
 from maas_ray.cluster.state import save_state
 from maas_ray.errors import ClusterError
+from tests.support.listening import listening_outside_loopback
 
 SERVE_HELLO = """
 import sys
@@ -40,21 +41,35 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: Path):
-    state = cluster.up(num_cpus=2, profile="fast", state_dir=state_dir, ports=cluster.choose_ports(http=0, dashboard=0))
+def test_what_is_recorded_of_a_cluster_is_for_its_user_alone(ray_cluster):
+    directory = ray_cluster.state_dir
     for name in ("cluster.json", "token", "env.sh"):
-        assert (state_dir / name).stat().st_mode & 0o777 == 0o600
-    assert state.token() not in (state_dir / "cluster.json").read_text() + (state_dir / "env.sh").read_text()
-    assert _listening_outside_loopback(state) == set()
+        assert (directory / name).stat().st_mode & 0o777 == 0o600
+    assert ray_cluster.token not in (directory / "cluster.json").read_text() + (directory / "env.sh").read_text()
 
+
+def test_a_second_cluster_in_the_same_place_is_refused(ray_cluster):
     with pytest.raises(ClusterError, match="already running"):
-        cluster.up(num_cpus=2, state_dir=state_dir)
+        cluster.up(num_cpus=2, state_dir=ray_cluster.state_dir)
 
+
+def test_where_no_cluster_is_recorded_there_is_none_to_end_to_ask_or_to_connect_to(state_dir: Path):
+    assert not cluster.down(state_dir=state_dir)
+    assert not cluster.status(state_dir=state_dir).is_running
+    with pytest.raises(ClusterError, match="no cluster is recorded"):
+        cluster.connect(state_dir=state_dir)
+
+
+@pytest.mark.fault
+def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: Path):
+    """In short: the commands of the README, after which nothing is left, and the whole path in tests/integration."""
+    state = cluster.up(num_cpus=2, profile="fast", state_dir=state_dir, ports=cluster.choose_ports(http=0, dashboard=0))
+    assert listening_outside_loopback(state_dir) == set()
     client_environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", SERVE_HELLO, str(state_dir), str(state.http_port)]
     subprocess.run(command, env=client_environment, check=True, timeout=120, capture_output=True)
     assert requests.get(state.http_url, timeout=20).text == "hello"
-    assert _listening_outside_loopback(state) == set(), "the replica, its front and their statistics included"
+    assert listening_outside_loopback(state_dir) == set(), "the replica, its front and their statistics included"
     # A shell of its user: env.sh alone makes Ray's own programs find the cluster and be let in.
     line = (
         f". {state_dir}/env.sh; {sys.executable} -c 'import ray; ray.init(); print(ray.cluster_resources()[\"CPU\"])'"
@@ -71,10 +86,6 @@ def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: 
     assert is_free(state.http_port)
     assert not Path(state.temp_dir).exists()
     assert {path.name for path in state_dir.iterdir()} <= {"lock"}
-    assert not cluster.down(state_dir=state_dir)
-    assert not cluster.status(state_dir=state_dir).is_running
-    with pytest.raises(ClusterError, match="no cluster is recorded"):
-        cluster.connect(state_dir=state_dir)
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing(state_dir: Path):
@@ -168,12 +179,3 @@ def _record(*, cluster_id: str, temp_dir: str, token_path: str = "/nonexistent")
         started_s=0.0,
         environment={"RAY_SERVE_ENABLE_HA_PROXY": "1"},
     )
-
-
-def _listening_outside_loopback(state: cluster.ClusterState) -> set[tuple[str, int]]:
-    return {
-        (connection.laddr.ip, connection.laddr.port)
-        for process in find_processes(state.cluster_id)
-        for connection in process.net_connections("tcp")
-        if connection.status == "LISTEN" and not connection.laddr.ip.endswith("127.0.0.1")
-    }

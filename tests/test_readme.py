@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._common.utils import psutil
 
 from maas_ray import errors
 from maas_ray.errors import MaasError
@@ -23,6 +24,18 @@ def _files() -> list[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
     return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def _processes_at_home(home: Path) -> list[str]:
+    """The commands of all processes that were started with this home, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or belongs to another user
+    return found
 
 
 def _classes(root: type[MaasError] = MaasError) -> Iterator[type[MaasError]]:
@@ -93,7 +106,10 @@ def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
             text=True,
             timeout=TIMEOUT_S,
         )
+        left = _processes_at_home(home)
     finally:
         subprocess.run([ROOT / ".venv/bin/maas-ray", "down"], env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stdout[-8000:]
     assert "first 1 " in done.stdout, "the prediction names its run and version"
+    assert left == [], "the commands ended their clusters themselves, with everything that those had started"
+    assert {path.name for path in (home / ".maas-ray").iterdir()} <= {"lock"}

@@ -20,19 +20,20 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.checkpoint import MODEL, OPTIMIZER, list_checkpoints, load_checkpoint, open_checkpoint
 from maas_ray.train.run import run_training
 from maas_ray.train.runs import Runs
+from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
-from tests.support.paths import STEPS, STEPWISE, FinishedRun, digits_spec
+from tests.support.paths import STEPS, FinishedRun, table_spec
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 WAIT_S = 180
-CHANGES = {**STEPWISE, "checkpoint": {"every_steps": 8}}
+CHANGES: dict[str, Any] = {"checkpoint": {"every_steps": 8}}
 
 
 @contextmanager
-def _driver(storage: StorageSpec, cluster: RayCluster, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(yaml.safe_dump(digits_spec(storage, "r", **CHANGES).model_dump(mode="json")))
-    command = [sys.executable, str(JOB), "--spec", str(spec)]
+def _driver(spec: TrainSpec, cluster: RayCluster, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    file = tmp_path / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    command = [sys.executable, str(JOB), "--spec", str(file)]
     environment = {**os.environ, **cluster.env}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -78,11 +79,12 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
 ) -> None:
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
+    spec = table_spec(storage, "r", finished_run.table, **CHANGES)
     with ThreadPoolExecutor(1) as thread:
         killed_at = thread.submit(_kill_a_worker, ray_cluster, store, _train_workers(ray_cluster))
-        result = run_training(digits_spec(storage, "r", **CHANGES))
+        result = run_training(spec)
     assert killed_at.result() < STEPS, "the worker was killed too late to prove anything"
-    assert _outcome(store) == _outcome(finished_run.store, "digits")
+    assert _outcome(store) == _outcome(finished_run.store, "table")
     events = EventAccumulator(result.tensorboard).Reload()
     assert {"train/loss", "train/lr", "train/samples_per_s"} <= set(events.Tags()["scalars"])
     assert max(event.step for event in events.Scalars("train/loss")) == STEPS
@@ -94,8 +96,9 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_with_the_same_bits(
 ) -> None:
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
+    spec = table_spec(storage, "r", finished_run.table, **CHANGES)
     others = _train_workers(ray_cluster)
-    with _driver(storage, ray_cluster, tmp_path) as process:
+    with _driver(spec, ray_cluster, tmp_path) as process:
         killed_at = _kill_a_worker(ray_cluster, store, others)
         # Ray starts the group again by itself; the driver goes as soon as the new one has got further.
         _until(lambda: list_checkpoints(store, "r")[-1] > killed_at, "checkpoint after the restart")
@@ -103,5 +106,5 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_with_the_same_bits(
         process.wait(timeout=30)
     assert list_checkpoints(store, "r")[-1] < STEPS, "the driver was killed too late to prove anything"
     assert Runs(store).get("r").status == "started"
-    run_training(digits_spec(storage, "r", **CHANGES), resume=True)
-    assert _outcome(store) == _outcome(finished_run.store, "digits")
+    run_training(spec, resume=True)
+    assert _outcome(store) == _outcome(finished_run.store, "table")

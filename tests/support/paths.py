@@ -13,6 +13,7 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec
 from maas_ray.train.progress import Progress
 from maas_ray.train.run import RunResult
 from maas_ray.train.spec import TrainSpec
+from tests.support.table import Table
 
 
 def digits_spec(storage: StorageSpec, run: str, **changes: Any) -> TrainSpec:
@@ -30,14 +31,26 @@ def digits_spec(storage: StorageSpec, run: str, **changes: Any) -> TrainSpec:
 
 
 STEPS = 240
-STEPWISE = {"epochs": None, "steps": STEPS, "log_every": 1, "checkpoint": {"every_steps": 80}, "seed": 5}
-"""Changes to `digits_spec` for a run whose every loss is compared."""
+
+
+def table_spec(storage: StorageSpec, run: str, table: Table, **changes: Any) -> TrainSpec:
+    """A run of `STEPS` steps whose every loss is logged: two workers, dropout on."""
+    fields: dict[str, Any] = {
+        "data": table.data,
+        "epochs": None,
+        "steps": STEPS,
+        "log_every": 1,
+        "checkpoint": {"every_steps": 80},
+        "seed": 5,
+    }
+    return digits_spec(storage, run, **{**fields, **changes})
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run on a real cluster that nothing disturbed."""
+    """A run of `table_spec` on a real cluster that nothing disturbed."""
 
+    table: Table
     spec: TrainSpec
     store: ObstoreStore
     result: RunResult

@@ -23,7 +23,7 @@ from maas_ray.train.runs import Runs
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.trained import evaluate_run
 from tests.conftest import RayCluster
-from tests.support.paths import STEPS, STEPWISE, FinishedRun, digits_spec
+from tests.support.paths import STEPS, FinishedRun, digits_spec, table_spec
 
 
 def _spec(store: ObstoreStore, **changes: Any) -> TrainSpec:
@@ -72,25 +72,25 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
 ) -> None:
     spec, store, result = finished_run.spec, finished_run.store, finished_run.result
     assert result.metrics.keys() >= {"loss"}
-    assert list_checkpoints(store, "digits") == [80, 160, STEPS]
-    assert Runs(store).get("digits").status == "finished"
+    assert list_checkpoints(store, "table") == [80, 160, STEPS]
+    assert Runs(store).get("table").status == "finished"
 
     with pytest.raises(Conflict, match="give --resume to continue it"):
         run_training(spec)
     with pytest.raises(SpecError, match="other values of optimizer, seed;"):
-        changes = {**STEPWISE, "seed": 7, "optimizer": {"lr": 1}}
-        run_training(digits_spec(spec.storage, "digits", **changes), resume=True)
+        changes = {"seed": 7, "optimizer": {"lr": 1}}
+        run_training(table_spec(spec.storage, "table", finished_run.table, **changes), resume=True)
     again = run_training(spec.model_copy(update={"log_every": 2}), resume=True)
     assert again == result, "a finished run is left alone"
 
     with pytest.raises(DataError, match="has no 'nowhere' split"):
-        evaluate_run(store, "digits", split="nowhere")
+        evaluate_run(store, "table", split="nowhere")
     with pytest.raises(NotFound, match="of step 2; there is: 80, 160, 240"):
-        evaluate_run(store, "digits", step=2)
+        evaluate_run(store, "table", step=2)
 
     headers = {"Authorization": f"Bearer {ray_cluster.token}"}
     shown = requests.get(f"{ray_cluster.dashboard_url}/api/train/v2/runs/v1", headers=headers, timeout=30).json()
-    runs = [run for run in shown["train_runs"] if run["name"].startswith("digits-")]
+    runs = [run for run in shown["train_runs"] if run["name"].startswith("table-")]
     assert "FINISHED" in {run["status"] for run in runs}
 
 
