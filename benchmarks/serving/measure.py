@@ -24,7 +24,7 @@ from benchmarks.serving.workloads import WORKLOADS, Request, Workload
 Figures = dict[str, Any]
 RAW = "raw"
 """Stands for onnxruntime in a loop, without any server."""
-SKETCH, BARE_SKETCH = "sketch-haproxy", "sketch"
+BARE_SKETCH = "sketch"
 RAW_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -105,7 +105,7 @@ class Bench:
                 if "pairs" in settings.sections:
                     self._against_peers(case, server, pythons)
                 if "duties" in settings.sections and name == "tiny":
-                    self._against_sketch(case, server, pythons)
+                    self._against_sketch(case, server, home)
                 if "raw" in settings.sections and name == "encoder":
                     self._against_raw(case, server)
                 if "memory" in settings.sections and name == "tiny":
@@ -116,7 +116,7 @@ class Bench:
     def _build(self) -> dict[str, Path]:
         sections = self._settings.sections
         names = [*self._settings.peers] if "pairs" in sections else []
-        names += [name for name, section in ((SKETCH, "duties"), (BARE_SKETCH, "direct")) if section in sections]
+        names += [BARE_SKETCH] if "direct" in sections else []
         wanted = {name: PEERS[name] for name in dict.fromkeys(names)}
         pythons = {}
         for name, peer in wanted.items():
@@ -152,12 +152,10 @@ class Bench:
             with self._peer(peer, case, pythons[name]) as other:
                 self._point(case, ours.CLUSTER, server, peer, other, self._settings.clients or case.workload.clients)
 
-    def _against_sketch(self, case: Case, server: Running, pythons: dict[str, Path]) -> None:
-        """What a server owes against a sketch that owes nothing: both in a replica, behind HAProxy."""
-        sketch = PEERS[SKETCH]
-        server.pause()
-        with self._peer(sketch, case, pythons[SKETCH]) as other:
-            self._point(case, ours.CLUSTER, server, sketch, other, self._settings.clients or (1, 32, 128))
+    def _against_sketch(self, case: Case, server: Running, home: Path) -> None:
+        """What a server owes against a sketch that owes nothing: both in replicas of one cluster, behind HAProxy."""
+        with ours.sketch(home, case.model) as other:
+            self._point(case, ours.CLUSTER, server, ours.SKETCH, other, self._settings.clients or (1, 32, 128))
 
     def _direct(self, pythons: dict[str, Path]) -> None:
         """The same where it is hardest: both alone in a uvicorn process, nothing before it."""

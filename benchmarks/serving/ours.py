@@ -2,22 +2,25 @@
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from benchmarks.serving.peers import APPS, MODEL_NAME, Peer
-from benchmarks.serving.processes import Launch, Running, free_port
+from benchmarks.serving.processes import THREADS, Launch, Running, free_port
 from maas_ray.cluster import load_state
 
 COMMAND_TIMEOUT_S = 240.0
 CLUSTER = Peer("maas", "maas-ray: one pool, one replica of 1 CPU, behind HAProxy", "", (), lambda job: _no_launch(), has_binary=True)  # fmt: skip
+SKETCH = Peer("sketch-replica", "a bare protocol class in a replica beside ours, behind the same HAProxy", "", (), lambda job: _no_launch())  # fmt: skip
 DIRECT = Peer(
     "maas-direct",
     "maas-ray's protocol class and app in one uvicorn process, nothing before it",
@@ -71,6 +74,20 @@ def running(home: Path, path: str = "", start_s: float = 0.0) -> Running:
     if state is None:
         raise RuntimeError(f"no cluster is recorded in {home}")
     return Running("maas", state.http_port, path, state.cluster_id, start_s, lambda command: "ServeReplica" in command)
+
+
+@contextlib.contextmanager
+def sketch(home: Path, model: Path) -> Iterator[Running]:
+    """The bare protocol class in a replica of its own beside our pool: same cluster, same HAProxy."""
+    path = "/sketch/infer"
+    command = [sys.executable, str(APPS / "sketch_replica.py"), str(home)]
+    env = {**os.environ, **THREADS, "BENCH_MODEL": str(model), "BENCH_PATH": path, "BENCH_PORT": "0"}
+    subprocess.run([*command, "up"], check=True, timeout=COMMAND_TIMEOUT_S, env=env)
+    try:
+        yield replace(running(home, path), name=SKETCH.name)
+    finally:
+        running(home).resume()
+        subprocess.run([*command, "down"], check=True, timeout=COMMAND_TIMEOUT_S, env=env)
 
 
 def direct(model: Path, directory: Path) -> Launch:

@@ -6,10 +6,9 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from benchmarks.serving.processes import Launch, free_port
 from maas_ray.cluster.environment import Profile, choose_ports, environment
@@ -152,7 +151,7 @@ def _sketch(job: Job) -> Launch:
     return Launch(argv, port, _INFER, _READY, {**job.env, "BENCH_PORT": str(port)}, APPS)
 
 
-def _ray(job: Job, profile: Profile, extra: Mapping[str, str] = MappingProxyType({}), path: str = "/") -> Launch:
+def _ray(job: Job, profile: Profile) -> Launch:
     """Serve as Ray's documentation starts it; with HAProxy, its throughput flags too. Paths and ports are ours alone."""
     ports = choose_ports(http=0, dashboard=0)
     flags = environment(profile, ports=ports, temp_dir=job.directory, token_path=job.directory / "token")
@@ -162,17 +161,10 @@ def _ray(job: Job, profile: Profile, extra: Mapping[str, str] = MappingProxyType
         if "HAPROXY" in name or "FALLBACK" in name or "DIRECT_INGRESS" in name
     }
     kept |= {name: flags[name] for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")}
-    kept |= extra
     kept |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0", "BENCH_TEMP": str(job.directory)}
     (job.directory / "h").mkdir()
     argv = [str(job.python), str(APPS / "ray_app.py")]
-    return Launch(argv, ports.http, path, "/", {**job.env, **kept, "BENCH_PORT": str(ports.http)}, APPS, 180.0)
-
-
-def _sketch_behind_haproxy(job: Job) -> Launch:
-    """The sketch where our protocol class sits: in a replica of Ray Serve, with the same HAProxy and priority."""
-    hook = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "sketch_app:middlewares", "RAY_worker_niceness": "0"}
-    return _ray(job, "fast", hook, _INFER)
+    return Launch(argv, ports.http, "/", "/", {**job.env, **kept, "BENCH_PORT": str(ports.http)}, APPS, 180.0)
 
 
 _ONNXRUNTIME, _NUMPY = "onnxruntime==1.31.1", "numpy==2.4.6"
@@ -204,8 +196,6 @@ PEERS = {
         Peer("uvicorn", "one uvicorn process, raw ASGI, no batching, nothing before it", "uvicorn", _UVICORN, _uvicorn),
         Peer("sketch", "a bare protocol class in one uvicorn process: batches, pays no other duty", "uvicorn",
              (*_UVICORN, "pysimdjson==7.0.2"), _sketch),
-        Peer("sketch-haproxy", "the same protocol class in a replica of Ray Serve, behind HAProxy", "sketch",
-             (*_RAY, "orjson==3.13.0", "pysimdjson==7.0.2"), _sketch_behind_haproxy, _is_serve_replica),
     )
 }  # fmt: skip
 

@@ -156,7 +156,7 @@ FIGURES = (
     *(Figure(f"goodput of peak at {factor} x capacity", 0.9, 0.97, _overload(_goodput, factor)) for factor in (2, 10)),
     *(Figure(f"refusals with Retry-After within 50 ms at {factor} x capacity", 0.9, 0.97, _overload(_fast_refusals, factor)) for factor in (2, 10)),
     Figure("replica's resident memory", 300e6, 200e6, _memory, is_upper_bound=True, scale=1e-6, unit=" MB"),
-    *(Figure(f"cost of every duty against the bare sketch, {n} clients", 0.15, 0.05, _cost(n, "sketch-haproxy", "maas"), is_upper_bound=True) for n in (1, 32, 128)),
+    *(Figure(f"cost of every duty against the bare sketch, {n} clients", 0.15, 0.05, _cost(n, "sketch-replica", "maas"), is_upper_bound=True) for n in (1, 32, 128)),
     *(Figure(f"the same without HAProxy and Ray, {n} clients", 0.15, 0.05, _cost(n, "sketch", "maas-direct"), is_upper_bound=True) for n in (1, 32, 128)),
 )  # fmt: skip
 """What must be reached, in the order it is shown."""

@@ -1,7 +1,7 @@
 """The bare sketch: a protocol class answers the hot route with a callback batcher, and pays no duty of a server.
 
 No ids, deadlines, counts, metrics, limits, back-pressure, cancellation or drain; one model. It shows what those cost.
-As a program it is one uvicorn process; through `middlewares` it sits in a replica of ray_app.py, as ours does.
+As a program it is one uvicorn process; sketch_replica.py puts it into a replica of Ray Serve.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import uvicorn
 from raw_session import Model
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HOT = b"/v2/models/bench/infer"
+HOT = os.environ.get("BENCH_PATH", "/v2/models/bench/infer").encode()
 MAX_BATCH = 64
 model = Model()
 parser = simdjson.Parser()
@@ -91,12 +91,6 @@ async def app(scope, receive, send):
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
-
-
-def middlewares():
-    """Puts the protocol into the replica of Ray Serve that asks for its middlewares, and nothing else."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = Protocol
-    return []
 
 
 if __name__ == "__main__":
