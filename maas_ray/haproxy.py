@@ -34,6 +34,15 @@ HEADER_TIMEOUT_S = 8
 """Longest time for the headers of a request and as much of its body as a buffer holds."""
 _CHECK_TIMEOUT_S = 10
 
+PIPE_BYTES = 256 << 10
+"""Of a body that no buffer holds, so much is passed on at once without being copied (Serve asks for kernel splicing).
+Measured with bodies of 602 KB: the kernel's 64 KiB cost HAProxy 273 microseconds of CPU for each of them, 256 KiB 231,
+and the replica is woken for larger pieces. Larger buffers (`tune.bufsize`) also help such bodies, but small requests, of
+which each takes its buffers, then pay 49 instead of 37 microseconds, and 20,000 connections four times the memory."""
+MAX_PIPES = 128
+"""Bodies that are passed on so at a time; further ones are copied. Linux lets all programs of a user without privileges
+have pipes of 64 MiB together, and gives them tiny ones past that: this is half of it."""
+
 _HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*|\*")
 _SECTION = re.compile(r"(global|defaults|frontend|backend|listen)\b")
 _REPLICA = re.compile(r"\s+server (SERVE_REPLICA_\S+) ")
@@ -177,6 +186,7 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
 
 def _global(section: list[str], options: Options) -> None:
     _replace(section, "stats socket ", lambda line: _substitute(line, " mode 666 ", " mode 600 "))
+    section[1:1] = [f"    tune.pipesize {PIPE_BYTES}", f"    maxpipes {MAX_PIPES}"]
     if not options.access_log:
         _replace(section, "log ", lambda _: "")
 

@@ -1,5 +1,7 @@
 """The hardened HAProxy: every edit of what Serve really renders, and the real program in front of servers that die."""
 
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from maas_ray import haproxy
 from maas_ray.cluster.environment import find_launcher
-from maas_ray.haproxy import MARK, NOT_REPLAYABLE, REPLAYABLE, Options, Unexpected, harden
+from maas_ray.haproxy import MARK, MAX_PIPES, NOT_REPLAYABLE, PIPE_BYTES, REPLAYABLE, Options, Unexpected, harden
 from tests.conftest import unused_port
 
 BIG = 200_000
@@ -72,7 +74,8 @@ def section(config: str, header: str) -> str:
 
 def test_every_edit_is_made_in_what_serve_renders(tmp_path: Path) -> None:
     config = harden(render(tmp_path, POOLS), Options(error_dir="/errors"))
-    assert " mode 600 level admin" in section(config, "global")
+    for line in (" mode 600 level admin", f"    tune.pipesize {PIPE_BYTES}\n", f"    maxpipes {MAX_PIPES}\n"):
+        assert line in section(config, "global")
     defaults = section(config, "defaults")
     for line in ("timeout http-request 8s", "option http-buffer-request", "errorfile 502 /errors/503.http"):
         assert f"    {line}" in defaults
@@ -141,6 +144,7 @@ class Seen:
 
     calls: Counter[str] = field(default_factory=Counter)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 class Server(BaseHTTPRequestHandler):
@@ -153,8 +157,9 @@ class Server(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
         path = self.path.partition("?")[0]
+        self.seen.digests[self.path] = hashlib.sha256(body).hexdigest()
         self.seen.calls[self.path] += 1
         self.seen.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
         if path.endswith("die") and self.seen.calls[self.path] == 1:
@@ -218,7 +223,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
         thread.start()
     ports = [server.server_address[1] for server in servers]
     port = unused_port()
-    pools = [backend("twice", REPLAYABLE, ports), backend("once", NOT_REPLAYABLE, ports), backend("gone", REPLAYABLE, [unused_port()])]  # fmt: skip
+    pools = [backend("twice", REPLAYABLE, ports), backend("once", NOT_REPLAYABLE, ports), backend("bulk", REPLAYABLE, ports), backend("used", NOT_REPLAYABLE, ports), backend("gone", REPLAYABLE, [unused_port()])]  # fmt: skip
     text = render(
         directory, pools, port=port, stats_port=unused_port(), metrics_port=unused_port(), maxconn=200,
         timeout_server_s=2, timeout_client_s=1, retries=3,
@@ -274,6 +279,22 @@ def test_a_request_whose_replica_died_is_answered_by_another_one(front: Front) -
         assert (answer.status_code, answer.json(), Server.seen.calls[path]) == (200, {}, 2)
 
 
+def test_a_large_body_goes_through_large_pipes_unchanged(front: Front) -> None:
+    body = os.urandom(8 << 20)
+    assert requests.post(f"{front.url}/bulk/large", data=body, timeout=20).status_code == 200
+    assert Server.seen.digests["/bulk/large"] == hashlib.sha256(body).hexdigest()
+    descriptors = list(Path(f"/proc/{front.pid}/fd").iterdir())  # HAProxy keeps the pipe for the next body
+    assert PIPE_BYTES in {_pipe_size(path) for path in descriptors if os.readlink(path).startswith("pipe:")}
+
+
+def _pipe_size(path: Path) -> int:
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return fcntl.fcntl(number, fcntl.F_GETPIPE_SZ)
+    finally:
+        os.close(number)
+
+
 @pytest.mark.parametrize(
     ("path", "size"), [("/once/die?small", 100), ("/twice/die?large", BIG)], ids=["not idempotent", "too large to keep"]
 )
@@ -283,6 +304,15 @@ def test_a_request_that_must_not_or_cannot_be_repeated_gets_a_typed_refusal(fron
     assert answer.headers["content-type"] == "application/json"
     assert "send it again" in answer.json()["error"]
     assert Server.seen.calls[path] == 1
+
+
+def test_where_the_connection_to_the_replica_was_used_before_the_refusal_is_a_closed_connection(front: Front) -> None:
+    """HAProxy's own choice, which no option changes: the client is to send again on a new connection (RFC 9112 9.3.1)."""
+    for _ in range(4):  # both servers
+        assert requests.post(f"{front.url}/used/warm", data=b"1", timeout=10).status_code == 200
+    with pytest.raises(requests.ConnectionError, match="without response"):
+        requests.post(f"{front.url}/used/die", data=b"1", timeout=10)
+    assert Server.seen.calls["/used/die"] == 1
 
 
 def test_a_pool_without_a_replica_refuses_with_a_type(front: Front) -> None:
