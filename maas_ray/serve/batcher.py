@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
-from maas_ray.serve.queue import DEFAULT_TENANT, BatchSpec, ByteBudget, Done, Item, Queue, Tensors
+from maas_ray.serve.batching import BatchSpec, ByteBudget
+from maas_ray.serve.item import Done, Item, Tensors
+from maas_ray.serve.queue import DEFAULT_TENANT, Queue
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,14 @@ class Batcher:
         self._name = name
         self._stats = stats
         budget = budget or ByteBudget(spec.max_queued_bytes)
-        self._queue = Queue(spec, budget, name, runner.estimate_s, lambda item, error: self._answer(item, None, error))
+        self._queue = Queue(
+            spec,
+            budget,
+            name,
+            runner.estimate_s,
+            lambda item, error: self._answer(item, None, error),
+            self.retry_after_s,
+        )
         self._retries: deque[list[Item]] = deque()
         """Parts of a run that failed, to be run apart."""
         self._runs: list[Run] = []
@@ -208,7 +217,7 @@ class Batcher:
                     raise BadRequest(
                         f"input {name!r} has {len(array)} rows and the request {num_rows}; send equal ones"
                     )
-        self._queue.put(item, tenant, self.retry_after_s, now)
+        self._queue.put(item, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
         if not self._is_armed and len(self._runs) < self._streams:

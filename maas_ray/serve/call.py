@@ -13,8 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from maas_ray.errors import MaasError
 from maas_ray.serve.ended import Ended, Observer
 from maas_ray.serve.head import Head, Header
+from maas_ray.serve.item import Item, Tensors
 from maas_ray.serve.loaded import Loaded
-from maas_ray.serve.queue import Item, Tensors
 from maas_ray.serve.reply import internal_error
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.stats import Outcome, outcome_of

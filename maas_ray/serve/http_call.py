@@ -6,8 +6,8 @@ from collections.abc import Callable
 from maas_ray.errors import MaasError
 from maas_ray.serve.call import Call
 from maas_ray.serve.head import Header
+from maas_ray.serve.item import Tensors
 from maas_ray.serve.loaded import Loaded
-from maas_ray.serve.queue import Tensors
 from maas_ray.serve.reply import BINARY, Reply, error_reply
 from maas_ray.serve.wire.answer import Answer
 from maas_ray.serve.wire.checks import InferRequest

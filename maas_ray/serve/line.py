@@ -80,18 +80,6 @@ class Line(Generic[T]):
             else:
                 in_order.popleft()
 
-    def take_all(self) -> list[T]:
-        """Everything that waits, the lowest rank first; it has left, and the line is empty."""
-        things = [thing for thing in self._sorted if thing.is_waiting]
-        if self._heap:
-            things += [thing for _, thing in self._heap if thing.is_waiting]
-            things.sort(key=lambda thing: thing.rank)
-        for thing in things:
-            thing.is_waiting = False
-        self.num_waiting = 0
-        self.clear()
-        return things
-
     def clear(self) -> None:
         """Forgets everything; for a line in which nothing waits any more."""
         self._sorted.clear()

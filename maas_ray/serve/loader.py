@@ -11,8 +11,8 @@ from maas_ray.bundle.memory import large_blocks_apart, return_to_system
 from maas_ray.errors import StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
+from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.loaded import Loaded, memory_of, name_of
-from maas_ray.serve.queue import ByteBudget
 from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.spec import ServingSpec
 from maas_ray.serve.stats import ReplicaStats

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Registry, Version, check_name
+from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.index import index
 from maas_ray.serve.loaded import Loaded, name_of
 from maas_ray.serve.loader import Loader, within
-from maas_ray.serve.queue import ByteBudget
 from maas_ray.serve.shelf import Shelf
 from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, resolve_all
 from maas_ray.serve.spec import ModelSpec, ServingSpec

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import EngineFailed, MaasError
 from maas_ray.serve.batcher import Finished
-from maas_ray.serve.queue import Tensors
+from maas_ray.serve.item import Tensors
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from maas_ray.haproxy import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.registry.models import PRODUCTION
 from maas_ray.serve.access_log import AccessLogSpec
 from maas_ray.serve.autoscale import AutoscalingSpec, Resolved
-from maas_ray.serve.queue import BatchSpec
+from maas_ray.serve.batching import BatchSpec
 from maas_ray.serve.tracing import TracingSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
+from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.loaded import Loaded
-from maas_ray.serve.queue import BatchSpec, ByteBudget
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import pytest
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batcher import Batcher, Finished
-from maas_ray.serve.queue import BatchSpec, ByteBudget, Item, Tensors
+from maas_ray.serve.batching import BatchSpec, ByteBudget
+from maas_ray.serve.item import Item, Tensors
 from maas_ray.serve.runner import EngineRunner
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
 from tests.support.rig import HeldEngine, Rig

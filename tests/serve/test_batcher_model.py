@@ -19,7 +19,9 @@ from hypothesis.stateful import (
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.queue import BatchSpec, ByteBudget, Item, Queue, Tensors
+from maas_ray.serve.batching import BatchSpec, ByteBudget
+from maas_ray.serve.item import Item, Tensors
+from maas_ray.serve.queue import Queue
 from tests.support.rig import HeldEngine, ManualLoop
 
 SETTINGS = settings(

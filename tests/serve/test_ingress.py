@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import MaasError
+from maas_ray.serve.batching import BatchSpec
 from maas_ray.serve.head import LAYERS
-from maas_ray.serve.queue import BatchSpec
 from tests.serve.conftest import Server
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}

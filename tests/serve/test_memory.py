@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.serve.loader import Loader
-from maas_ray.serve.queue import ByteBudget
+from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve import loader
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.registry.models import Registry

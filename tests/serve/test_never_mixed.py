@@ -14,7 +14,8 @@ import pytest
 from maas_ray.bundle.engine import Engine, EngineSpec
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.queue import BatchSpec, Item, Tensors
+from maas_ray.serve.batching import BatchSpec
+from maas_ray.serve.item import Item, Tensors
 from maas_ray.serve.runner import EngineRunner
 from tests.support.onnx_models import MARKING, make_bundle, marking
 

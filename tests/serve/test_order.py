@@ -5,9 +5,10 @@ import random
 import pytest
 
 from maas_ray.errors import DeadlineExceeded, Overloaded
+from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.fairness import Shares
+from maas_ray.serve.item import Item
 from maas_ray.serve.line import Line
-from maas_ray.serve.queue import ByteBudget, Item
 from tests.support.rig import Rig
 
 

@@ -23,7 +23,8 @@ from maas_ray.errors import (
 )
 from maas_ray.serve import stats as stats_module
 from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.queue import BatchSpec, Item
+from maas_ray.serve.batching import BatchSpec
+from maas_ray.serve.item import Item
 from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.stats import (
     BOUNDS_S,

@@ -9,7 +9,8 @@ import numpy as np
 
 from maas_ray.errors import BadRequest, MaasError
 from maas_ray.serve.batcher import Batcher, Finished
-from maas_ray.serve.queue import BatchSpec, ByteBudget, Item, Tensors
+from maas_ray.serve.batching import BatchSpec, ByteBudget
+from maas_ray.serve.item import Item, Tensors
 
 
 class Timer:

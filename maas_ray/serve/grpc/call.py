@@ -7,7 +7,7 @@ from maas_ray.errors import MaasError
 from maas_ray.serve.call import Call
 from maas_ray.serve.grpc.codec import MessageCodec, ModelInfer, Part
 from maas_ray.serve.head import Header
-from maas_ray.serve.queue import Tensors
+from maas_ray.serve.item import Tensors
 from maas_ray.serve.residency import Loaded
 from maas_ray.serve.wire.checks import InferRequest
 
