@@ -205,13 +205,14 @@ class Batcher:
             DeadlineExceeded: the deadline has passed already.
             BadRequest: a tensor has other than `num_rows` rows; merged, it would shift the rows of others.
         """
-        num_rows, deadline = item.num_rows, item.deadline
+        deadline = item.deadline
         if self._is_closed:
             raise Overloaded(f"{self._name} is being unloaded; send the request again", 1.0)
         now = self._loop.time()
         if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
         if self._can_merge:
+            num_rows = item.num_rows
             for name, array in item.inputs.items():
                 if len(array) != num_rows:
                     raise BadRequest(

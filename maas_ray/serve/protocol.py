@@ -277,8 +277,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if head.closes:
             self._closing = True
         self._id = request_id = head.given_id or new_request_id()
-        call = HttpCall(self._front.handler, head, request_id, body, len(body), deadline, self._reply)
-        self._call = call
+        self._call = call = HttpCall(self._front.handler, head, request_id, body, len(body), deadline, self._reply)
         call.start()
 
     def _reply(self, reply: Reply) -> None:

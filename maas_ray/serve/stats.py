@@ -46,7 +46,7 @@ class ModelStats:
         version: its number.
     """
 
-    __slots__ = ("_batches", "_compute", "_compute_s", "_e2e", "_fail_s", "_last_s", "_num_converted", "_num_rows", "_num_rows_run", "_ok_s", "_outcomes", "_queue", "_queue_s", "_read_s", "_write_s", "evictions", "is_loaded", "load_failures", "load_s", "loads", "name", "pending", "version")  # fmt: skip
+    __slots__ = ("_batches", "_compute", "_compute_s", "_e2e", "_fail_s", "_last_s", "_num_ok", "_num_rows", "_num_rows_run", "_ok_s", "_outcomes", "_queue", "_queue_s", "_read_s", "_write_s", "evictions", "is_loaded", "load_failures", "load_s", "loads", "name", "pending", "version")  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class ModelStats:
         self._compute, self._compute_s = _buckets(), 0.0
         self._e2e, self._ok_s = _buckets(), 0.0
         self._fail_s = 0.0
-        self._num_converted, self._read_s, self._write_s = 0, 0.0, 0.0
+        self._num_ok, self._read_s, self._write_s = 0, 0.0, 0.0
         self._num_rows = self._num_rows_run = 0
         self._batches: dict[int, list[float]] = {}
         self._last_s = 0.0
@@ -87,10 +87,9 @@ class ModelStats:
 
     def served(self, read_s: float, write_s: float, total_s: float, num_rows: int, now_s: float) -> None:
         """A request was answered: parsed in `read_s`, its answer written in `write_s`; then as `finished`."""
-        self._num_converted += 1
+        self._num_ok += 1
         self._read_s += read_s
         self._write_s += write_s
-        self._outcomes["ok"] += 1
         self._last_s = now_s
         self._e2e[bisect_left(BOUNDS_S, total_s)] += 1
         self._ok_s += total_s
@@ -121,14 +120,14 @@ class ModelStats:
         return {
             "model": self.name,
             "version": self.version,
-            "outcomes": dict(self._outcomes),
+            "outcomes": {**self._outcomes, "ok": self._num_ok},
             "rows": self._num_rows,
             "rows_run": self._num_rows_run,
             "queue": {"counts": list(self._queue), "ns": _ns(self._queue_s)},
             "compute": {"counts": list(self._compute), "ns": _ns(self._compute_s)},
             "request": {"counts": list(self._e2e), "ns": _ns(self._ok_s)},
             "fail_ns": _ns(self._fail_s),
-            "converted": self._num_converted,
+            "converted": self._num_ok,
             "read_ns": _ns(self._read_s),
             "write_ns": _ns(self._write_s),
             "batches": [[size, int(runs), _ns(run_s)] for size, (runs, run_s) in sorted(self._batches.items())],

@@ -37,6 +37,8 @@ class AnswerWriter:
         self._is_batched = info.signature.is_batched
         self._labels = info.labels
         self._outputs = {tensor.name: _OutputWriter(tensor) for tensor in info.signature.outputs}
+        self._wholes: dict[tuple[WantedOutput, tuple[int, ...]], bytes] = {}
+        """Everything before the data of an answer with one JSON tensor and no id: what most ask for."""
 
     def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> Answer:
         """The answer to a request.
@@ -45,17 +47,15 @@ class AnswerWriter:
             request: what was asked.
             outputs: at least the wanted ones; float, integer and bool arrays, BF16 as uint16 bits, BYTES as `str`.
         """
-        start = self._start if request.id is None else b'%b,"id":%b' % (self._start, orjson.dumps(request.id))
-        if len(request.outputs) == 1:
+        if request.id is None and len(request.outputs) == 1:
             (wanted,) = request.outputs
             array = outputs[wanted.name]
-            if not wanted.is_binary and not wanted.classes and array.dtype != object:
-                # What most ask for, without the list of parts.
-                writer = self._outputs[wanted.name]
-                begin = writer.starts.get((writer.datatype, array.shape)) or writer.start(array.shape, writer.datatype)
+            whole = self._wholes.get((wanted, array.shape))
+            if whole is not None:
                 data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
                 # As Answer(...), which is a function of Python.
-                return tuple.__new__(Answer, (b'%b,"outputs":[%b"data":%b}]}' % (start, begin, data), None))
+                return tuple.__new__(Answer, (b"%b%b}]}" % (whole, data), None))
+        start = self._start if request.id is None else b'%b,"id":%b' % (self._start, orjson.dumps(request.id))
         parts = [start, b',"outputs":[']
         tail: list[Any] = []
         for wanted in request.outputs:
@@ -65,8 +65,22 @@ class AnswerWriter:
         parts.append(b"]}")
         header = b"".join(parts)
         if not tail:
+            self._keep_whole(request, outputs)
             return Answer(header, None)
         return Answer(b"".join([header, *tail]), len(header))
+
+    def _keep_whole(self, request: InferRequest, outputs: Mapping[str, Array]) -> None:
+        if request.id is not None or len(request.outputs) != 1:
+            return
+        (wanted,) = request.outputs
+        array = outputs[wanted.name]
+        if wanted.classes or array.dtype == object:
+            return
+        if len(self._wholes) >= _MAX_SHAPES:
+            self._wholes.clear()
+        writer = self._outputs[wanted.name]
+        start = writer.start(array.shape, writer.datatype)
+        self._wholes[wanted, array.shape] = b'%b,"outputs":[%b"data":' % (self._start, start)
 
     def _add(self, wanted: WantedOutput, array: Array, parts: list[bytes], tail: list[Any]) -> None:
         writer = self._outputs[wanted.name]
@@ -86,20 +100,20 @@ class AnswerWriter:
 class _OutputWriter:
     """Name, datatype and shape of one output as JSON, kept by shape."""
 
-    __slots__ = ("_name", "datatype", "starts")
+    __slots__ = ("_name", "_starts", "datatype")
 
     def __init__(self, tensor: TensorSpec) -> None:
         self._name = orjson.dumps(tensor.name)
         self.datatype = tensor.datatype.encode()
-        self.starts: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._starts: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
 
     def start(self, shape: tuple[int, ...], datatype: bytes) -> bytes:
         key = (datatype, shape)
-        start = self.starts.get(key)
+        start = self._starts.get(key)
         if start is None:
-            if len(self.starts) >= _MAX_SHAPES:
-                self.starts.clear()
-            start = self.starts[key] = b'{"name":%b,"datatype":"%b","shape":%b,' % (
+            if len(self._starts) >= _MAX_SHAPES:
+                self._starts.clear()
+            start = self._starts[key] = b'{"name":%b,"datatype":"%b","shape":%b,' % (
                 self._name,
                 datatype,
                 orjson.dumps(shape),

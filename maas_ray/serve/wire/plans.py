@@ -36,6 +36,7 @@ _CHECKED = frozenset({"BYTES", "BOOL"})
 class _Text(NamedTuple):
     """A JSON request with one input, around its data."""
 
+    head: bytes
     tail: bytes
     shape: tuple[int, ...]
     request: InferRequest
@@ -70,6 +71,8 @@ class Plans:
         self._name = next(iter(inputs), "")
         self._numbers = numbers.get(self._name) if len(inputs) == 1 else None
         self._texts: dict[bytes, _Text] = {}
+        self._last: _Text | None = None
+        """What the last request without an id was like; the next one often is."""
         self._parts: dict[bytes, _Parts] = {}
         self._seen: set[int] = set()
 
@@ -77,13 +80,19 @@ class Plans:
         """A request whose text before and after the data is known."""
         if self._numbers is None:
             return None
-        start = body.find(b"[", body.find(b'"data"'))
-        head, request_id = body[:start], None
-        if head.startswith(_ID_FIRST):
-            head, request_id = _split_id(head)
-        plan = self._texts.get(head)
-        if plan is None or not body.endswith(plan.tail):
-            return None
+        plan, request_id = self._last, None
+        if plan is not None and body.startswith(plan.head) and body.endswith(plan.tail):
+            start = len(plan.head)
+        else:
+            start = body.find(b"[", body.find(b'"data"'))
+            head = body[:start]
+            if head.startswith(_ID_FIRST):
+                head, request_id = _split_id(head)
+            plan = self._texts.get(head)
+            if plan is None or not body.endswith(plan.tail):
+                return None
+            if request_id is None:
+                self._last = plan
         array = self._numbers.from_text(body[start : len(body) - len(plan.tail)], plan.shape)
         if array is None:
             return None
@@ -123,7 +132,7 @@ class Plans:
         document = _try(b'%b"%b"%b' % (_join_id(head, request_id), _DATA.encode(), tail), request_id)
         # Any JSON value in the place of this string is the data of the only input, and all else stays what it is.
         if document is not None and document["inputs"][0].get("data") == _DATA and len(tail) <= MAX_HEAD_BYTES:
-            _keep(self._texts, head, _Text(tail, request.inputs[self._name].shape, request))
+            _keep(self._texts, head, _Text(head, tail, request.inputs[self._name].shape, request))
 
     def learn_parts(self, body: bytes | memoryview, header_length: int, request: InferRequest) -> None:
         """Remembers a request that has been read, the second time that its JSON comes."""
