@@ -193,6 +193,19 @@ def test_the_open_loop_sends_at_its_rate_whatever_comes_back(poisson: bool) -> N
     assert len(tally.late_s) == tally.sent
 
 
+def test_what_is_answered_before_the_window_counts_for_no_rate() -> None:
+    with answering(right(b"right")) as (port, _):
+        request = make_request("127.0.0.1", port, "/x", b"body")
+        opened = open_loop("127.0.0.1", port, [request], check, per_s=200, seconds=0.2, warm_s=0.3, poisson=False)
+        looped = closed("127.0.0.1", port, [request], check, clients=2, seconds=0.2, warm_s=0.3)
+    assert (opened.sent, opened.right) == (100, 100)
+    assert len(opened.outside) >= 55, "60 were due before the window"
+    for tally in (opened, looped):
+        assert tally.duration_s == 0.2
+        assert 0 < len(tally.outside) < tally.right
+        assert tally.figures(1.0)["per_s"] == pytest.approx((tally.right - len(tally.outside)) / 0.2)
+
+
 def test_the_open_loop_does_not_wait_for_a_silent_server() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         port = silent.getsockname()[1]
