@@ -66,7 +66,6 @@ class FairQueue:
         drop: Callable[[Item, Overloaded], None],
         retry_after_s: Callable[[], float],
     ) -> None:
-        self._spec = spec
         self._budget = budget
         self._name = name
         self._estimate_s = estimate_s
@@ -319,15 +318,15 @@ class FairQueue:
         Raises:
             Overloaded: nobody has more; nothing was dropped.
         """
-        spec, budget = self._spec, self._budget
-        too_many = self.num_items >= spec.max_queued_requests
+        budget = self._budget
+        too_many = self.num_items >= self._max_items
         too_large = budget.used + item.num_bytes > budget.limit
         mine = self._tenants.get(tenant_name) or Tenant(tenant_name, self._shares.weight(tenant_name))
         most = max(self._tenants.values(), key=lambda each: each.num_items / each.weight, default=mine)
         if too_many and most.num_items / most.weight <= (mine.num_items + 1) / mine.weight:
             raise Overloaded(
                 f"the queue of {self._name} is full: {self.num_items} requests wait, the limit is "
-                f"{spec.max_queued_requests}; send the request again later",
+                f"{self._max_items}; send the request again later",
                 self._retry_after_s(),
             )
         largest = max(self._tenants.values(), key=lambda each: each.num_bytes / each.weight, default=mine)

@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import MaasError
-from maas_ray.serve.batching import BatchSpec
 from maas_ray.serve.head import LAYERS
 from tests.serve.conftest import Server
 
@@ -247,7 +246,7 @@ class Hold:
 
 
 def test_a_full_queue_is_a_503_with_retry_after_at_once(server: Server) -> None:
-    server.residency.get("linear").batcher._queue._spec = BatchSpec(max_queued_requests=2)
+    server.residency.get("linear").batcher._queue._max_items = 2
     hold = Hold(server)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(infer, server)

@@ -342,7 +342,7 @@ def test_a_request_that_would_wait_in_vain_is_refused_at_once_and_no_other() -> 
     now = rig.loop.now
     with pytest.raises(Overloaded, match=r"takes about 12.0 s, and the request may wait for 15.0 s"):
         rig.batcher.admit(now + 15.0)
-    rig.batcher.admit(now + 20.0)
+    rig.batcher.admit(now + 25.0)
     while rig.batcher.is_behind:
         rig.engine.end_run()
         rig.loop.turn()

@@ -137,6 +137,24 @@ def test_a_connection_that_trickles_or_rests_is_ended_with_its_reason(strict: Se
             assert sock.recv(100) == b"", "closed"
 
 
+def test_a_large_body_that_comes_slowly_but_steadily_is_read_and_one_that_stops_is_refused(strict: Server) -> None:
+    head, _, body = request().partition(b"\r\n\r\n")
+    body += b" " * (300_000 - len(body))
+    whole = head.rpartition(b" ")[0] + b" %d\r\n\r\n" % len(body) + body
+    with connect(strict) as steady, connect(strict) as stuck:
+        stuck.sendall(whole[:150_000])
+        for start in range(0, len(whole), 50_000):
+            steady.sendall(whole[start : start + 50_000])
+            time.sleep(0.5)  # in sum three times what a body may rest
+        ((status, answer),) = read_answers(steady, 1)
+        assert (status, json.loads(answer)["outputs"][0]["data"]) == (200, [2.0] * 3)
+        steady.sendall(request(3))
+        assert values(read_answers(steady, 1)) == [6.0], "small requests are seen at once again"
+        ((status, answer),) = read_answers(stuck, 1)
+        assert status == 408
+        assert "of the body arrived" in json.loads(answer)["error"]
+
+
 def test_a_stop_answers_what_has_begun_and_closes_what_rests(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", commit_bundle(file_store, linear(2.0), run="run-a"))
     serving = serve_app(file_store, app_spec(file_store, "linear"), "protocol")

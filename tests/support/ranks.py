@@ -1,5 +1,6 @@
 """Runs a function on several gloo ranks in processes of this machine, for tests of the pure torch parts."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +15,9 @@ import torch.multiprocessing as mp
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
     """Calls `function(rank, *arguments)` on every rank; returns what each one returned, by rank."""
     with tempfile.TemporaryDirectory(prefix="maas-ranks-") as directory:
-        mp.spawn(_rank, (world, directory, function, arguments), nprocs=world)
+        # Forked from a process that has imported all this once; that one ends with ours.
+        multiprocessing.set_forkserver_preload([__name__, function.__module__])
+        mp.start_processes(_rank, (world, directory, function, arguments), nprocs=world, start_method="forkserver")
         return [torch.load(Path(directory) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 

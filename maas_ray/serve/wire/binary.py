@@ -32,9 +32,12 @@ def read_header_length(value: bytes) -> int:
 
 
 def body_buffer(num_bytes: int, header_length: int) -> memoryview:
-    """Memory for a body whose first tensor will be aligned, so that it is used where it lies and not copied."""
+    """Memory for a body whose first tensor will be aligned, so that it is used where it lies and not copied.
+
+    It holds whatever lay there before: nobody may read it until it has been filled.
+    """
     padding = -header_length % 8
-    return memoryview(bytearray(padding + num_bytes))[padding:]
+    return np.empty(padding + num_bytes, np.uint8).data[padding:]
 
 
 def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
