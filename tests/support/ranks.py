@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
     """Calls `function(rank, *arguments)` on every rank; returns what each one returned, by rank."""
     with tempfile.TemporaryDirectory(prefix="maas-ranks-") as directory:
-        # Forked from a process that has imported all this once; that one ends with ours.
-        multiprocessing.set_forkserver_preload([__name__, function.__module__])
+        # Forked from a process that has imported everything once, what optimizers import on first use included.
+        multiprocessing.set_forkserver_preload([__name__, function.__module__, "torch._dynamo"])
         mp.start_processes(_rank, (world, directory, function, arguments), nprocs=world, start_method="forkserver")
         return [torch.load(Path(directory) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
