@@ -71,7 +71,7 @@ class Plan:
     kill_every_s: float = 5.0
 
 
-SHORT = Plan(kills=1, scalings=2, redeployments=1, swaps=4, kill_every_s=0.0)
+SHORT = Plan(kills=1, scalings=2, redeployments=1, swaps=2, kill_every_s=0.0)
 LONG = Plan(kills=24, scalings=6, redeployments=3, swaps=20)
 
 
