@@ -9,13 +9,14 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
 from maas_ray.serve.batching import BatchSpec, ByteBudget
+from maas_ray.serve.fair_queue import Key
 from maas_ray.serve.item import Done, Item, Tensors
 from maas_ray.serve.queue import DEFAULT_TENANT, Queue
 
@@ -66,8 +67,8 @@ class Runner(Protocol):
 class RunStats(Protocol):
     """What is counted here; serve/stats.py has it."""
 
-    def waited(self, queue_s: float, num_rows: int) -> None:
-        """A request left the queue for a run."""
+    def waited(self, items: Sequence[Item], now_s: float) -> None:
+        """Requests left the queue for their run, at the time `now_s` of the finest clock."""
         ...
 
     def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
@@ -213,14 +214,15 @@ class Batcher:
         now = self._loop.time()
         if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
+        inputs, num_rows = item.inputs, item.num_rows
+        key: Key = ()
         if self._can_merge:
-            num_rows = item.num_rows
-            for name, array in item.inputs.items():
-                if len(array) != num_rows:
-                    raise BadRequest(
-                        f"input {name!r} has {len(array)} rows and the request {num_rows}; send equal ones"
-                    )
-        self._queue.put(item, tenant, now)
+            for name, array in inputs.items():
+                shape = array.shape
+                if shape[0] != num_rows:
+                    raise BadRequest(f"input {name!r} has {shape[0]} rows and the request {num_rows}; send equal ones")
+                key = key, array.dtype.num, shape[1:]
+        self._queue.put(item, key, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
         if not self._is_armed and len(self._runs) < self._streams:
@@ -338,10 +340,7 @@ class Batcher:
                 if not batch:
                     continue
             if stats is not None:
-                started_s = time.perf_counter()
-                for item in batch:
-                    item.queue_s = queue_s = started_s - item.arrived_s
-                    stats.waited(queue_s, item.num_rows)
+                stats.waited(batch, time.perf_counter())
             return batch
         return []
 

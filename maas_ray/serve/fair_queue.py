@@ -20,7 +20,7 @@ from maas_ray.serve.item import Item
 from maas_ray.serve.line import Line
 
 Key = tuple[object, ...]
-"""Dtypes and sizes beyond the batch dimension: what requests must have in common to share a run."""
+"""What requests must have in common to share a run: dtypes, and sizes beyond the batch dimension."""
 _TICK_S = 0.0005
 """A loop's clock may tick in milliseconds: a wait that is this close to its end has ended."""
 

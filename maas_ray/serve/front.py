@@ -47,10 +47,12 @@ class Front:
         self.heads: dict[bytes, Head] = {}
         """Heads that were seen before, by their bytes; for one that is not among them there is `head`."""
         self.starts: dict[tuple[int, tuple[Header, ...]], bytes] = {}
-        """Status line and headers of replies as bytes; what is not among them, `start` makes."""
+        """What replies begin with, up to the request's id; what is not among them, `start` makes."""
         self.default_headers: list[Header] = []
-        self.date = b""
-        """The `date` header of `default_headers`."""
+        """What uvicorn adds to each reply; a new list each second, in which the date has moved on."""
+        self._date = b""
+        self.now = 0.0
+        """Time of the loop's clock as the sweep last saw it: fine enough for limits of seconds."""
         self._sweeper: asyncio.TimerHandle | None = None
         # One buffer for all connections: what the kernel puts there is consumed before the next read.
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -74,21 +76,24 @@ class Front:
         return head
 
     def start(self, status: int, headers: tuple[Header, ...]) -> bytes:
-        """Status line and headers of a reply; remembered, since a model's replies begin alike."""
-        start = b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers)])
+        """The beginning of a reply, up to the request's id; remembered, since a model's replies begin alike."""
+        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), self._date, b"x-request-id: "]
+        start = b"".join(lines)
         if len(self.starts) >= MAX_REMEMBERED:
             self.starts.clear()
         self.starts[status, headers] = start
         return start
 
     def renew_date(self, default_headers: list[Header]) -> None:
-        """Takes the `date` header from uvicorn's list, which is a new one each second."""
+        """Takes the `date` header from uvicorn's list."""
         self.default_headers = default_headers
-        self.date = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
+        self.starts.clear()
+        self._date = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
 
     def connected(self, connection: Connection) -> None:
         """Counts a connection and watches over its times."""
         self.connections.add(connection)
+        self.now = connection.loop.time()
         stats = self.handler.residency.stats
         stats.connections += 1
         stats.connections_total += 1
@@ -103,7 +108,7 @@ class Front:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         # One timer for all: a timer per request would cost more than many requests themselves.
-        now = loop.time()
+        self.now = now = loop.time()
         for connection in list(self.connections):
             connection.check_time(now)
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop) if self.connections else None

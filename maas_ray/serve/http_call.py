@@ -40,7 +40,7 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
         else:
             length = (b"inference-header-content-length", b"%d" % header_length)
             headers = (BINARY, *loaded.headers, length)
-        reply = Reply(200, headers, body)
+        reply = tuple.__new__(Reply, (200, headers, body))  # as Reply(...), which is a function of Python
         if self._head.accept_encoding and len(body) >= MIN_BYTES:
             _compress(reply, self._head.accept_encoding, self._respond)
         else:

@@ -254,13 +254,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._head_since = 0.0
         end += 4
-        if end > MAX_HEAD_BYTES:
-            self._refuse(431, f"the head has {end} bytes, the limit is {MAX_HEAD_BYTES}; send fewer or shorter headers")
-            return
         raw = data[:end]
-        head = self._front.heads.get(raw) or self._front.head(raw)
+        head = self._front.heads.get(raw) or (self._front.head(raw) if end <= MAX_HEAD_BYTES else None)
         if head is None:
-            if REQUEST_LINE.match(data):
+            if end > MAX_HEAD_BYTES:
+                self._refuse(
+                    431, f"the head has {end} bytes, the limit is {MAX_HEAD_BYTES}; send fewer or shorter headers"
+                )
+            elif REQUEST_LINE.match(data):
                 self._begin_cold(data, end)
             else:
                 self._refuse(400, "the first line is not that of a request in HTTP/1.1 or HTTP/1.0")
@@ -306,7 +307,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _CLOSED:
             return
         self._state = _IDLE
-        self._since = self.loop.time()
+        self._since = self._front.now
         self._write(reply)
         if self._pending or self._reading_is_paused:
             self._resume_reading()
@@ -318,14 +319,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
         default_headers = self.server_state.default_headers
         if default_headers is not front.default_headers:
             front.renew_date(default_headers)
-        start = b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b" % (
-            front.starts.get((status, headers)) or front.start(status, headers), front.date, self._id, len(body),
-            b"connection: close\r\n\r\n" if self._closing else b"\r\n",
-        )  # fmt: skip
-        if len(body) < 65536:
-            self.transport.write(start + body)
+        start = front.starts.get((status, headers)) or front.start(status, headers)
+        size = len(body)
+        ending = b"connection: close\r\n\r\n" if self._closing else b"\r\n"
+        if size < 65536:
+            self.transport.write(b"%b%b\r\ncontent-length: %d\r\n%b%b" % (start, self._id, size, ending, body))
         else:
-            self.transport.writelines((start, body))
+            head = b"%b%b\r\ncontent-length: %d\r\n%b" % (start, self._id, size, ending)
+            self.transport.writelines((head, body))
         if self._closing or (status >= 400 and (b"connection", b"close") in headers):
             self.transport.close()
 

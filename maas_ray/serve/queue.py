@@ -40,11 +40,12 @@ class Queue(FairQueue):
         yield from self._alike
         yield from super().__iter__()
 
-    def put(self, item: Item, tenant_name: str, now: float) -> None:
+    def put(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
         """Adds an item.
 
         Args:
             item: not waiting yet.
+            key: what it must have in common with others to share a run.
             tenant_name: whose it is.
             now: time of the loop's clock.
 
@@ -55,13 +56,6 @@ class Queue(FairQueue):
         if self.num_items >= self._max_items or budget.used + num_bytes > budget.limit:
             self._sort_in(now)
             self.make_room(item, tenant_name)
-        inputs = item.inputs
-        key: Key
-        if len(inputs) == 1:
-            for array in inputs.values():
-                key = array.shape[1:], array.dtype.num
-        else:
-            key = tuple([(array.shape[1:], array.dtype.num) for array in inputs.values()])
         if key == self._key and tenant_name == self._tenant_name and self.num_items == len(self._alike):
             self._alike.append(item)
             item.is_waiting = True

@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 
@@ -36,6 +36,13 @@ def outcome_of(error: MaasError | None) -> Outcome:
     if isinstance(error, DeadlineExceeded):
         return "expired"
     return "bad_request" if error.http_status < 500 else "failed"
+
+
+class Waited(Protocol):
+    """What has waited."""
+
+    arrived_s: float
+    queue_s: float
 
 
 class ModelStats:
@@ -67,10 +74,19 @@ class ModelStats:
         self.loads = self.load_failures = self.evictions = 0
         self.load_s = 0.0
 
-    def waited(self, queue_s: float, num_rows: int) -> None:
-        """A request left the queue for its first run, after `queue_s`."""
-        self._queue[bisect_left(BOUNDS_S, queue_s)] += 1
-        self._queue_s += queue_s
+    def waited(self, items: Sequence[Waited], now_s: float) -> None:
+        """Requests left the queue for their first run; sets how long each of them waited.
+
+        Args:
+            items: the requests.
+            now_s: time of the clock that has their `arrived_s`.
+        """
+        counts, sum_s = self._queue, 0.0
+        for item in items:
+            item.queue_s = queue_s = now_s - item.arrived_s
+            counts[bisect_left(BOUNDS_S, queue_s)] += 1
+            sum_s += queue_s
+        self._queue_s += sum_s
 
     def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
         """A run of the engine ended well. Each of its requests has spent `run_s` in it."""

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from maas_ray.serve.metrics import FAMILIES, exposition
 from maas_ray.serve.stats import OUTCOMES, ReplicaStats
+from tests.support.rig import Waits
 
 DASHBOARD = Path(__file__).parents[2] / "deployments" / "grafana.json"
 
@@ -23,7 +24,7 @@ def some_replica(name: str = "r1", pool: str = "p", model: str = "m") -> Replica
     replica = ReplicaStats(pool, name)
     stats = replica.loaded(model, 3, 1.5, pending=lambda: 5)
     for _ in range(6):
-        stats.waited(0.003, 2)
+        stats.waited([Waits()], 0.003)
     stats.ran(5, 10, 0.02)
     stats.ran(1, 2, 0.01)
     for _ in range(4):
@@ -160,7 +161,7 @@ def test_the_number_of_series_does_not_grow_with_the_requests() -> None:
     before = len(samples(exposition([replica.snapshot()])))
     stats = replica.model("m", 3)
     for number in range(3000):
-        stats.waited(number / 7, number)
+        stats.waited([Waits()], number / 7)
         stats.ran(1, number + 1, number / 7)
         stats.served(0.0, 0.0, number / 7, number, 1.7e9 + number)
     assert len(samples(exposition([replica.snapshot()]))) == before

@@ -1,6 +1,7 @@
 """Which requests the next run holds: priorities and deadlines, shares of tenants, runs that end in time, delay, streams."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -320,8 +321,8 @@ def test_statistics_are_told_each_wait_and_each_run() -> None:
     told: list[tuple[object, ...]] = []
 
     class Stats:
-        def waited(self, queue_s: float, num_rows: int) -> None:
-            told.append(("waited", queue_s >= 0, num_rows))
+        def waited(self, items: Sequence[Item], now_s: float) -> None:
+            told.extend(("waited", now_s >= item.arrived_s, item.num_rows) for item in items)
 
         def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
             told.append(("ran", num_requests, num_rows))

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -38,6 +39,7 @@ from maas_ray.serve.stats import (
     triton_statistics,
 )
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
+from tests.support.rig import Waits
 
 
 @dataclass
@@ -92,7 +94,7 @@ def live(stats: ModelStats, seed: int, num_requests: int = 400) -> Ledger:
         for rows in batch:
             wait = chance.choice([0.0, *BOUNDS_S, chance.uniform(0, 40)])
             ledger.waits.append(wait)
-            stats.waited(wait, rows)
+            stats.waited([Waits()], wait)
         run = (len(batch), sum(batch), chance.uniform(1e-5, 0.2))
         ledger.runs.append(run)
         stats.ran(*run)
@@ -135,8 +137,8 @@ class MixesUpRowsAndRequests(ModelStats):
 
 
 class CountsABoundOneBucketTooHigh(ModelStats):
-    def waited(self, queue_s: float, num_rows: int) -> None:
-        super().waited(queue_s * (1 + 1e-12), num_rows)
+    def waited(self, items: Sequence[Any], now_s: float) -> None:
+        super().waited(items, now_s * (1 + 1e-12))
 
 
 @pytest.mark.parametrize("kind", [CountsTwice, LosesRuns, MixesUpRowsAndRequests, CountsABoundOneBucketTooHigh])
@@ -210,7 +212,7 @@ def test_a_pool_is_summed_by_version() -> None:
 def test_the_statistics_extension_has_the_shape_of_triton() -> None:
     stats = ModelStats("m", 3)
     for _ in range(3):
-        stats.waited(0.002, 2)
+        stats.waited([Waits()], 0.002)
     stats.ran(2, 4, 0.01)
     stats.ran(1, 2, 0.005)
     for _ in range(2):

@@ -196,7 +196,7 @@ def test_the_comparison_catches_a_plan_that_does_not_fit() -> None:
         known.read(body)
     plans = known.read.__self__._plans  # type: ignore[attr-defined]
     (head,) = plans._texts
-    plans._texts[head] = plans._last = plans._texts[head]._replace(shape=(2, 1))
+    plans._texts[head] = plans._last = plans._texts[head]._replace(numbers=plans._numbers.fixed((2, 1)))
     assert outcome(lambda: known.read(body)) != plain(body, kind)
 
 

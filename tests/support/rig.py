@@ -13,6 +13,12 @@ from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.item import Item, Tensors
 
 
+class Waits:
+    """A request as statistics see it, which came at time 0."""
+
+    arrived_s = queue_s = 0.0
+
+
 class Timer:
     def __init__(self, callback: Callable[[], object]) -> None:
         self.callback: Callable[[], object] | None = callback

@@ -17,7 +17,7 @@ from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import TensorSpec
 from maas_ray.serve.wire.binary import read_binary
 from maas_ray.serve.wire.checks import InferRequest
-from maas_ray.serve.wire.json_numbers import Numbers
+from maas_ray.serve.wire.json_numbers import FixedNumbers, Numbers
 
 MAX_PLANS = 64
 MAX_HEAD_BYTES = 1024
@@ -38,7 +38,7 @@ class _Text(NamedTuple):
 
     head: bytes
     tail: bytes
-    shape: tuple[int, ...]
+    numbers: FixedNumbers
     request: InferRequest
 
 
@@ -93,14 +93,14 @@ class Plans:
                 return None
             if request_id is None:
                 self._last = plan
-        array = self._numbers.from_text(body[start : len(body) - len(plan.tail)], plan.shape)
+        array = plan.numbers.read(body[start : len(body) - len(plan.tail)])
         if array is None:
             return None
         known = plan.request
-        if request_id is None:
-            request_id = known.id
-        inputs = {self._name: array}
-        return InferRequest(request_id, inputs, known.outputs, known.num_rows, known.timeout_us, known.priority)
+        return InferRequest(
+            known.id if request_id is None else request_id, {self._name: array}, known.outputs, known.num_rows,
+            known.timeout_us, known.priority,
+        )  # fmt: skip
 
     def read_parts(self, body: bytes | memoryview, header_length: int) -> InferRequest | None:
         """A request whose JSON is known."""
@@ -132,7 +132,7 @@ class Plans:
         document = _try(b'%b"%b"%b' % (_join_id(head, request_id), _DATA.encode(), tail), request_id)
         # Any JSON value in the place of this string is the data of the only input, and all else stays what it is.
         if document is not None and document["inputs"][0].get("data") == _DATA and len(tail) <= MAX_HEAD_BYTES:
-            _keep(self._texts, head, _Text(head, tail, request.inputs[self._name].shape, request))
+            _keep(self._texts, head, _Text(head, tail, self._numbers.fixed(request.inputs[self._name].shape), request))
 
     def learn_parts(self, body: bytes | memoryview, header_length: int, request: InferRequest) -> None:
         """Remembers a request that has been read, the second time that its JSON comes."""
