@@ -85,8 +85,12 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         """The request as tensors that fit the model's signature."""
         raise NotImplementedError
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> tuple[AnswerT, int]:
-        """The answer, and its size in bytes."""
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT:
+        """The answer."""
+        raise NotImplementedError
+
+    def size(self, answer: AnswerT) -> int:
+        """Bytes of an answer."""
         raise NotImplementedError
 
     def send(self, loaded: Loaded, answer: AnswerT) -> None:
@@ -154,7 +158,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             return
         began = perf_counter()
         try:
-            answer, num_bytes = self.write(loaded, request, outputs)
+            answer = self.write(loaded, request, outputs)
         except MaasError as refusal:
             self._fail(refusal)
             return
@@ -168,7 +172,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         owner.num_ongoing -= 1
         loaded.stats.served(self.arrived_s - self._read_at, ended - began, total_s, self.num_rows, time())
         if owner.observers:
-            self._tell("ok", 200, num_bytes, total_s)
+            self._tell("ok", 200, self.size(answer), total_s)
         self.send(loaded, answer)
 
     def _fail(self, error: Exception) -> None:

@@ -29,9 +29,11 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
     def read(self, loaded: Loaded) -> InferRequest:
         return loaded.codec.read(self._message or b"", self._head.header_length)
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> tuple[Answer, int]:
-        answer = loaded.codec.write(request, outputs)
-        return answer, len(answer.body)
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer:
+        return loaded.codec.write(request, outputs)
+
+    def size(self, answer: Answer) -> int:
+        return len(answer.body)
 
     def send(self, loaded: Loaded, answer: Answer) -> None:
         body, header_length = answer

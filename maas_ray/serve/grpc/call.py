@@ -28,10 +28,11 @@ class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
             raise MaasError("the request has been read already")
         return _codec_of(loaded).read_message(self._message)
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> tuple[Result, int]:
-        parts = _codec_of(loaded).write_message(request, outputs)
-        num_bytes = sum(part.nbytes if not isinstance(part, bytes) else len(part) for part in parts)
-        return (parts, loaded.headers), num_bytes
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Result:
+        return _codec_of(loaded).write_message(request, outputs), loaded.headers
+
+    def size(self, answer: Result) -> int:
+        return sum(part.nbytes if not isinstance(part, bytes) else len(part) for part in answer[0])
 
     def send(self, loaded: Loaded, answer: Result) -> None:
         if not self._respond.done():
