@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class Bench:
         job = Job(python, case.model, first.rows.shape[1:], kind, first.expected.shape[1], directory)
         with run(peer.name, peer.launch(job), directory.with_suffix(".log")) as server:
             self._results["starts_s"].setdefault(peer.name, server.start_s)
-            yield server
+            yield replace(server, can_pause=peer.can_pause)
 
     def _against_peers(self, case: Case, server: Running, pythons: dict[str, Path]) -> None:
         for name in self._settings.peers:

@@ -55,6 +55,8 @@ class Peer:
     """Which of its processes, by command line, holds the model."""
     has_binary: bool = False
     """Whether it takes binary tensors."""
+    can_pause: bool = True
+    """False: it does not always come back from a stop; it should need no CPU while nobody asks."""
     around: tuple[bytes, bytes] = (b"", b"")
     """What it wants before and after the body that everybody else gets."""
 
@@ -182,7 +184,7 @@ PEERS = {
     for peer in (
         Peer("triton", "Triton's python backend running onnxruntime, delay 0, one instance", "triton",
              ("nvidia-pytriton==0.7.0", _ONNXRUNTIME, "numpy==1.26.4"), _triton,
-             lambda command: "python_backend_stub" in command, has_binary=True),
+             lambda command: "python_backend_stub" in command, has_binary=True, can_pause=False),
         Peer("mlserver", "MLServer, batching within 1 ms", "mlserver", _MLSERVER, lambda job: _mlserver(job, MAX_BATCH)),
         Peer("mlserver-plain", "MLServer, no batching", "mlserver", _MLSERVER, lambda job: _mlserver(job, 0)),
         Peer("litserve", "LitServe, batching within 1 ms, one worker", "litserve",

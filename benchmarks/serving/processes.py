@@ -53,6 +53,7 @@ class Running:
     """Seconds from its start to the first answer of the ready path."""
     replica: Callable[[str], bool] = lambda command: True
     """Which of its processes, by command line, holds the model."""
+    can_pause: bool = True
 
     @property
     def url(self) -> str:
@@ -60,7 +61,8 @@ class Running:
 
     def pause(self) -> None:
         """Stops all of its processes: what runs in the background of an idle server is not taken from another's turn."""
-        self._signal(signal.SIGSTOP)
+        if self.can_pause:
+            self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
