@@ -31,13 +31,19 @@ def read_header_length(value: bytes) -> int:
     return int(value)
 
 
+_HUGE_BYTES = 4 << 20
+
+
 def body_buffer(num_bytes: int, header_length: int) -> memoryview:
     """Memory for a body whose first tensor will be aligned, so that it is used where it lies and not copied.
 
     It holds whatever lay there before: nobody may read it until it has been filled.
     """
     padding = -header_length % 8
-    return np.empty(padding + num_bytes, np.uint8).data[padding:]
+    size = padding + num_bytes
+    # numpy's is not zeroed, but above this size it asks for huge pages, which come and go by megabytes.
+    buffer = np.empty(size, np.uint8).data if size < _HUGE_BYTES else memoryview(bytearray(size))
+    return buffer[padding:]
 
 
 def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
