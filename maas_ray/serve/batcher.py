@@ -30,7 +30,7 @@ _NOTHING: Tensors = {}
 _VAIN = 0.5
 """A request is refused if the wait takes more than this share of its time: the rest is for its own run, and for error.
 Measured at ten times the capacity of a model of 250 rows/s: with 0.7 about one answer in ten came after its deadline
-whenever the machine was slower than expected for a moment; with 0.5 none did, and the queue still held two runs."""
+whenever the machine was slower than expected for a moment; with 0.5 hardly any, and the queue still held two runs."""
 
 
 class Loop(Protocol):

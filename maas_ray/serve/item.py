@@ -42,7 +42,7 @@ class Item:
     queued_at: float
     """Time of the loop's clock when it was queued; kept only where runs are delayed."""
     arrived_s: float
-    """When it was made, by the finest clock."""
+    """When it was read and ready to be queued, by the finest clock."""
 
     def __init__(
         self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done, priority: int = 0

@@ -129,13 +129,7 @@ class Numbers:
 
     def from_text(self, text: bytes, shape: tuple[int, ...]) -> Array | None:
         """From the JSON of the data alone."""
-        if len(text) > MAX_KEPT_BYTES:
-            data = parse(text)
-        else:
-            try:
-                data = _PARSER.parse(text)
-            except (ValueError, RuntimeError, MemoryError):  # as in `parse`
-                return None
+        data = parse(text)
         if type(data) is not simdjson.Array:
             return None
         is_nested = text.find(b"[", 1) > 0
