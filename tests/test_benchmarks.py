@@ -1,11 +1,11 @@
 """The benchmark's own arithmetic: tables from fixed figures, and load against a server that answers as it is told."""
 
-import asyncio
 import json
 import socket
+import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -115,45 +115,41 @@ def chunked(body: bytes) -> bytes:
 @contextmanager
 def answering(*script: bytes) -> Iterator[tuple[int, list[bytes]]]:
     """A server that gives the answers of `script` in turn, for ever; an empty one ends the connection."""
-    listening = socket.create_server(("127.0.0.1", 0))
     given: list[bytes] = []
-    loop = asyncio.new_event_loop()
+    turn = threading.Lock()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(ConnectionError):
+                while self.answer():
+                    pass
+
+        def answer(self) -> bool:
+            length = 0
+            while (line := self.rfile.readline()) not in (b"\r\n", b""):
+                name, _, value = line.lower().partition(b": ")
+                length = int(value) if name == b"content-length" else length
+            if not line or len(self.rfile.read(length)) < length:
+                return False
+            with turn:
                 answer = script[len(given) % len(script)]
                 given.append(answer)
-                if not answer:
-                    break
-                for part in (answer[:20], answer[20:]):
-                    writer.write(part)
-                    await asyncio.sleep(0)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
+            for part in (answer[:20], answer[20:]):
+                self.wfile.write(part)
+            return bool(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = False  # so that server_close() waits for every handler
+        request_queue_size = 100
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1], given
         finally:
-            writer.close()
-
-    server = loop.run_until_complete(asyncio.start_server(serve, sock=listening))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def stop() -> None:
-        server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0.01)
-
-    try:
-        yield listening.getsockname()[1], given
-    finally:
-        asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+            server.shutdown()
+            thread.join(10)
 
 
 def check(_: int, answer: Answer) -> bool:
