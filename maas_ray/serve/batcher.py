@@ -144,6 +144,8 @@ class Batcher:
         """Parts of a run that failed, to be run apart."""
         self._runs: list[Run] = []
         self._is_armed = False
+        self._is_starting = False
+        """A run that ends meanwhile was made at once, on the loop."""
         self._is_closed = False
         self._timer: Any = None
         self._timer_at = math.inf
@@ -321,7 +323,9 @@ class Batcher:
                 num_rows, inputs = sum([item.num_rows for item in batch]), _merge(batch)
             run = Run(self, batch, num_rows, now)
             runs.append(run)
+            self._is_starting = True
             self._runner.start(inputs, num_rows, run.finished)
+            self._is_starting = False
             if self._is_armed:  # it ran at once: the loop reads what has arrived meanwhile before the next one
                 return
 
@@ -353,6 +357,9 @@ class Batcher:
     def _finished(self, run: Run, outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
         self._runs.remove(run)
         batch = run.items
+        if outputs is not None and self._queue.num_items and not self._is_starting and not self._is_closed:
+            # The engine has its next run while the loop writes the answers of this one.
+            self._pump()
         if outputs is None:
             if len(batch) == 1:
                 self.failed_in_a_row += not isinstance(error, RequestError)

@@ -1,5 +1,6 @@
 """A replica of a pool inside Ray Serve: the same residency, handler and fronts as anywhere else. Never imports torch."""
 
+import gc
 import sys
 from typing import Any
 
@@ -26,6 +27,10 @@ PEERS_TIMEOUT_S = 5.0
 SWITCH_INTERVAL_S = 0.0001
 """Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would make
 requests wait that long."""
+GARBAGE_THRESHOLD = 10_000
+"""Python looks for cycles whenever 700 more objects were made than freed: with a hundred requests in flight that is every
+few batches, 5 to 9 % of the CPU time of a request of a tiny model (36 to 34 and 44 to 40 microseconds at 128 and 32
+connections). A request leaves no cycle behind."""
 
 
 class Replica(GrpcMethods):
@@ -65,6 +70,9 @@ class Replica(GrpcMethods):
         self.rpcs = Rpcs(Service(self._handler, limits), context.app_name)
         entry.register(self.rpcs.handlers(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        gc.collect()
+        gc.freeze()  # what was imported stays: it need not be looked through again, for 0.1 s at a time
+        gc.set_threshold(GARBAGE_THRESHOLD)
 
     def __serve_build_asgi_app__(self) -> App:
         # Its lifespan's end drains and closes the residency.

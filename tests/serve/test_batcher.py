@@ -46,6 +46,20 @@ def test_while_the_engine_is_busy_requests_gather_into_the_largest_batch() -> No
     assert rig.engine.runs[1:] == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0]]
 
 
+def test_the_engine_has_its_next_run_before_the_answers_of_the_last_are_written() -> None:
+    rig = Rig()
+    runs_when_answered: list[int] = []
+    array = np.zeros((1, 1), np.float32)
+    rig.batcher.submit({"x": array}, 1, 4, 130.0, lambda *_: runs_when_answered.append(len(rig.engine.runs)))
+    rig.loop.turn()
+    rig.send("next", 2)
+    rig.loop.turn()
+    rig.engine.end_run()
+    rig.finish_all()
+    assert runs_when_answered == [2]
+    assert rig.answers == {"next": [4.0]}
+
+
 def test_rows_are_cut_by_what_was_parsed() -> None:
     rig = Rig()
     rig.send("two", 1, 2)
