@@ -24,6 +24,8 @@ class Batch:
     """Encoded columns in the order of the features, each [B, …]."""
     target: Tensor
     """[B]: int64 class codes, or float32."""
+    positions: Tensor
+    """int64 [B]: place of each row in the endless stream of epochs, which no rank, world size or batch size changes."""
 
     @property
     def num_rows(self) -> int:
@@ -101,7 +103,11 @@ class Loader:
         if not 0 <= cursor < end:
             raise DataError(f"no positions to load from {cursor} to {stop}")
         own = self._ids(cursor, end)[self._rank :: self._world]
-        return [self._batch(ids) for ids in np.array_split(own, self._accumulation)]
+        positions = np.arange(cursor + self._rank, end, self._world, dtype=np.int64)
+        pieces = zip(
+            np.array_split(own, self._accumulation), np.array_split(positions, self._accumulation), strict=True
+        )
+        return [self._batch(ids, places) for ids, places in pieces]
 
     def _ids(self, start: int, end: int) -> NDArray[np.int64]:
         first = start - self._chunk_start
@@ -112,14 +118,18 @@ class Loader:
             first, last = 0, end - start
         return self._chunk[first:last]
 
-    def _batch(self, ids: NDArray[np.int64]) -> Batch:
+    def _batch(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Batch:
         index = torch.from_numpy(ids)
         taken = [stack.index_select(0, index) for stack in self._stacks]
-        pieces = [
+        columns = [
             torch.split(rows, 1, dim=1) if is_joined else (rows,)
             for rows, is_joined in zip(taken, self._is_joined, strict=True)
         ]
-        return Batch([pieces[stack][place] for stack, place in self._places], self._target.index_select(0, index))
+        return Batch(
+            [columns[stack][place] for stack, place in self._places],
+            self._target.index_select(0, index),
+            torch.from_numpy(positions),
+        )
 
 
 def _stack(columns: Sequence[NDArray[Any]]) -> tuple[list[Tensor], list[bool], list[tuple[int, int]]]:

@@ -53,6 +53,16 @@ def test_ids_and_order_of_a_global_batch_do_not_depend_on_the_number_of_ranks(wo
         assert _global_batch(world, accumulation, cursor, stop) == sample_ids(4, N, cursor, length).tolist()
 
 
+@pytest.mark.parametrize("world", [1, 3, 16])
+def test_every_row_knows_its_position_in_the_endless_stream(world: int) -> None:
+    for cursor, stop in ((0, 10**9), (95, 100), (5 * N + 3, 10**9)):
+        batches = [b for rank in range(world) for b in _loader(rank, world, accumulation=2).load(cursor, stop)]
+        positions = torch.cat([batch.positions for batch in batches])
+        ids = torch.cat([batch.target for batch in batches])
+        assert sorted(positions.tolist()) == list(range(cursor, min(cursor + 10, stop)))
+        assert ids.tolist() == [int(sample_ids(4, N, int(p), 1)[0]) for p in positions]
+
+
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_every_sample_comes_exactly_once_per_epoch(world: int) -> None:
     for epoch in range(2):
