@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from maas_ray.models.row import Row
 from maas_ray.spec import Spec
 
 UNKNOWN = -1
@@ -69,11 +70,11 @@ class Features(Spec):
     """Class names in the order of their codes; None for regression."""
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of one preprocessed row: a lone tensor keeps its own, everything else is concatenated flat."""
+    def row(self) -> Row:
+        """One preprocessed row: a lone tensor keeps its shape, everything else is concatenated flat."""
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
-            return self.columns[0].shape
-        return (sum(column_width(column) for column in self.columns),)
+            return Row(self.columns[0].shape)
+        return Row((sum(column_width(column) for column in self.columns),))
 
     @property
     def num_outputs(self) -> int:

@@ -43,7 +43,7 @@ class Preprocess(nn.Module):
                 categorical int64 [N, 1], tensors float32 or uint8 [N, *shape].
 
         Returns:
-            float32 [N, *features.output_shape].
+            float32 [N, *features.row.shape].
 
         Raises:
             DataError: another number of columns than there are features.

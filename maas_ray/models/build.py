@@ -14,6 +14,7 @@ from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.convnet import ConvnetSpec, build_convnet
 from maas_ray.models.imported import build_imported
 from maas_ray.models.mlp import MlpSpec, build_mlp
+from maas_ray.models.row import Row
 from maas_ray.models.weights import Initialization, initialize
 from maas_ray.spec import Spec, parse_spec
 
@@ -26,7 +27,7 @@ class Family:
     """A model known by name: the spec of its parameters, and how it is built from them."""
 
     params: type[Spec]
-    build: Callable[[Any, tuple[int, ...], int], nn.Module]
+    build: Callable[[Any, Row, int], nn.Module]
 
 
 FAMILIES: dict[str, Family] = {
@@ -40,8 +41,9 @@ class ModelSpec(Spec):
 
     name: str
     """A family (`mlp`, `convnet`), or the import path `package.module:Class` of any nn.Module. Such a class maps
-    float32 [N, *input_shape] to [N, num_outputs]; it is given `input_shape` and `num_outputs` if its constructor
-    names them."""
+    float32 [N, *input_shape] to [N, num_outputs]; int64 codes [N, T] where the rows are tokens, and then, if the task
+    is per token, to [N, T, num_outputs]. It is given `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its
+    constructor names them."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
     initialization: Initialization = "default"
@@ -61,18 +63,20 @@ class ModelSpec(Spec):
         return self
 
 
-def build_model(spec: ModelSpec, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool = False) -> nn.Module:
     """Builds and initializes a model, and proves with a run on zeros that it fits the data.
 
     All random draws come from torch's global generator: the same seed before the call gives the same weights.
 
     Args:
         spec: the model.
-        input_shape: sizes of one preprocessed row, without the batch dimension.
-        num_outputs: scores per row.
+        row: one preprocessed row.
+        num_outputs: scores per row, or per token.
+        per_token: whether each token of a row has scores of its own.
 
     Returns:
-        A module in training mode, from float32 [N, *input_shape] to float32 [N, num_outputs].
+        A module in training mode, from [N, *row.shape] (float32 values, or int64 codes of tokens) to float32
+        [N, num_outputs], or [N, T, num_outputs] per token.
 
     Raises:
         ModelError: the class cannot be imported or built, cannot be fed with such rows, or gives another shape.
@@ -80,31 +84,35 @@ def build_model(spec: ModelSpec, input_shape: tuple[int, ...], num_outputs: int)
     if spec.name in FAMILIES:
         family = FAMILIES[spec.name]
         params = parse_spec(family.params, spec.params, source=f"model {spec.name}")
-        model = family.build(params, input_shape, num_outputs)
+        model = family.build(params, row, num_outputs)
     else:
-        model = build_imported(spec.name, spec.params, input_shape, num_outputs)
-    _check_output(spec.name, model, input_shape, num_outputs)
+        model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token)
+    _check_output(spec.name, model, row, num_outputs, per_token)
     initialize(model, spec.initialization)  # after the run, which materializes lazy layers
     return model.train()
 
 
-def _check_output(name: str, model: nn.Module, input_shape: tuple[int, ...], num_outputs: int) -> None:
-    fed, wanted = [_PROBE_ROWS, *input_shape], [_PROBE_ROWS, num_outputs]
+def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_token: bool) -> None:
+    fed = [_PROBE_ROWS, *row.shape]
+    wanted = [*fed, num_outputs] if per_token else [_PROBE_ROWS, num_outputs]
+    dtype = torch.int64 if row.is_tokens else torch.float32
     try:
         with torch.no_grad():
-            scores = model.eval()(torch.zeros(fed))
+            scores = model.eval()(torch.zeros(fed, dtype=dtype))
     except Exception as error:  # the user's code may raise anything
+        rows = f"rows of {row.vocab_size} token codes" if row.is_tokens else "float32 rows"
         raise ModelError(
-            f"the model {name} cannot be fed with float32 rows of the shape {list(input_shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"the model {name} cannot be fed with {rows} of the shape {list(row.shape)}: {type(error).__name__}: {error}"
         ) from error
+    each = "token" if per_token else "row"
     if not isinstance(scores, Tensor):
         raise ModelError(
-            f"the model {name} gives a {type(scores).__name__}; it has to give one tensor of scores [N, K]"
+            f"the model {name} gives a {type(scores).__name__}; it has to give one tensor of scores, "
+            f"{'[N, T, K]' if per_token else '[N, K]'}"
         )
     if list(scores.shape) != wanted:
         raise ModelError(
-            f"the model {name} maps {fed} to {list(scores.shape)}; the data needs {wanted}: {num_outputs} score(s) per row"
+            f"the model {name} maps {fed} to {list(scores.shape)}; the data needs {wanted}: {num_outputs} score(s) per {each}"
         )
     if scores.dtype != torch.float32:
         raise ModelError(f"the model {name} gives scores of {scores.dtype}; they have to be torch.float32")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.layers import ACTIVATIONS, Activation, group_norm
+from maas_ray.models.row import Row
 from maas_ray.spec import Spec
 
 CHANNELS_PER_SIZE = 16
@@ -83,9 +84,9 @@ class Convnet(nn.Module):
         return scores
 
 
-def build_convnet(spec: ConvnetSpec, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """A module from [N, *input_shape] to [N, num_outputs]; see `Convnet`."""
-    return Convnet(spec, input_shape, num_outputs)
+def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Module:
+    """A module from [N, *row.shape] to [N, num_outputs]; see `Convnet`."""
+    return Convnet(spec, row.shape, num_outputs)
 
 
 def _image_shape(spec: ConvnetSpec, shape: tuple[int, ...]) -> tuple[str, tuple[int, int, int]]:

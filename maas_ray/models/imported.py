@@ -9,16 +9,21 @@ from typing import Any
 from torch import nn
 
 from maas_ray.errors import ModelError
+from maas_ray.models.row import Row
 
 
-def build_imported(path: str, params: Mapping[str, Any], input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+def build_imported(
+    path: str, params: Mapping[str, Any], row: Row, num_outputs: int, *, per_token: bool = False
+) -> nn.Module:
     """Imports a class and constructs it.
 
     Args:
         path: `package.module:Class`.
         params: arguments of the constructor.
-        input_shape: passed as `input_shape` if the constructor names it and `params` does not give it.
+        row: its shape is passed as `input_shape` if the constructor names it and `params` does not give it, and so is
+            `vocab_size`, which is None for rows of values.
         num_outputs: passed as `num_outputs` likewise.
+        per_token: passed as `per_token` likewise.
 
     Raises:
         ModelError: the class cannot be imported, is not an nn.Module, or does not accept the parameters.
@@ -28,7 +33,12 @@ def build_imported(path: str, params: Mapping[str, Any], input_shape: tuple[int,
     named = {
         name for name, given in accepted.items() if given.kind in (given.POSITIONAL_OR_KEYWORD, given.KEYWORD_ONLY)
     }
-    offered = {"input_shape": input_shape, "num_outputs": num_outputs}
+    offered = {
+        "input_shape": row.shape,
+        "num_outputs": num_outputs,
+        "vocab_size": row.vocab_size,
+        "per_token": per_token,
+    }
     arguments = {name: value for name, value in offered.items() if name in named} | dict(params)
     if not any(given.kind is given.VAR_KEYWORD for given in accepted.values()):
         _refuse_unknown(path, set(params), named)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from maas_ray.models.layers import ACTIVATIONS, Activation
+from maas_ray.models.row import Row
 from maas_ray.spec import Spec
 
 WIDTH_PER_SIZE = 64
@@ -32,9 +33,9 @@ class MlpSpec(Spec):
         return WIDTH_PER_SIZE * self.size
 
 
-def build_mlp(spec: MlpSpec, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """A module from [N, *input_shape] to [N, num_outputs]."""
-    widths = [prod(input_shape), *[spec.width] * spec.size]
+def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> nn.Module:
+    """A module from [N, *row.shape] to [N, num_outputs]."""
+    widths = [prod(row.shape), *[spec.width] * spec.size]
     layers: list[nn.Module] = [nn.Flatten()]
     for num_in, num_out in pairwise(widths):
         layers.append(nn.Linear(num_in, num_out))

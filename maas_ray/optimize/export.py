@@ -33,7 +33,7 @@ class ServedModel(nn.Module):
     """Preprocessing, trained net and the task's head: what the exported graph computes after encoding categories.
 
     Args:
-        net: from float32 [N, *features.output_shape] to scores [N, features.num_outputs].
+        net: from float32 [N, *features.row.shape] to scores [N, features.num_outputs].
         features: what cleaning has learned.
     """
 

@@ -102,7 +102,7 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Builds everything once here, so that what is wrong with it is said before any worker starts."""
     torch.manual_seed(spec.seed)
-    net = build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs)
+    net = build_model(spec.model, dataset.features.row, dataset.features.num_outputs)
     build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))
 
 

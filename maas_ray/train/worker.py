@@ -103,7 +103,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
 
 def _build(spec: TrainSpec, dataset: Dataset, device: torch.device, world: int) -> Trainee:
     torch.manual_seed(spec.seed)  # the same initial weights on every rank and in every attempt
-    net = build_model(spec.model, dataset.features.output_shape, dataset.features.num_outputs).to(device)
+    net = build_model(spec.model, dataset.features.row, dataset.features.num_outputs).to(device)
     model: torch.nn.Module = RawModel(dataset.features, net).to(device)
     if world > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

@@ -317,7 +317,7 @@ def _consistent(dataset: Dataset) -> None:
 def test_packaged_digits_become_images(file_store: ObstoreStore) -> None:
     dataset = prepare(DataSpec(uri="sklearn:digits", task="classification"), file_store)
     _consistent(dataset)
-    assert dataset.features.output_shape == (1, 8, 8)
+    assert dataset.features.row.shape == (1, 8, 8)
     assert dataset.features.labels == tuple("0123456789")
     bunch = datasets.load_digits()
     rows = np.flatnonzero(assign_rows(DataSpec(uri="x", task="binary").split, 1797) == 0)

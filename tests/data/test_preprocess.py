@@ -98,7 +98,7 @@ def test_preprocessing_equals_an_independent_computation(name: str, n: int) -> N
     rows = _rows(columns, n)
     found = Preprocess(_features(columns))(*_tensors(rows))
     assert found.dtype == torch.float32
-    assert found.shape == (n, *_features(columns).output_shape)
+    assert found.shape == (n, *_features(columns).row.shape)
     np.testing.assert_allclose(found.numpy(), _expected(columns, rows), rtol=1e-6, atol=1e-6)
 
 

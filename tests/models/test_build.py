@@ -5,6 +5,7 @@ from torch import nn
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import FAMILIES, ModelSpec, build_model
 from maas_ray.models.layers import ACTIVATIONS
+from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
 
 HERE = "tests.models.test_build"
@@ -58,7 +59,7 @@ def not_a_class() -> None: ...
 def test_a_family_learns_with_each_activation(name: str, activation: str) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(name=name, params={"size": 1, "activation": activation, "dropout": 0.1})
-    model = build_model(spec, (1, 8, 8), 3)
+    model = build_model(spec, Row((1, 8, 8)), 3)
     assert model.training
     images, target = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
@@ -89,34 +90,34 @@ def test_a_family_learns_with_each_activation(name: str, activation: str) -> Non
 def test_a_family_gives_a_score_per_output_for_any_number_of_rows(
     name: str, params: dict, shape: tuple[int, ...]
 ) -> None:
-    model = build_model(ModelSpec(name=name, params=params), shape, 7).eval()
+    model = build_model(ModelSpec(name=name, params=params), Row(shape), 7).eval()
     for num_rows in (0, 1, 6):
         assert model(torch.randn(num_rows, *shape)).shape == (num_rows, 7)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_empty_micro_batch_gives_zero_gradients(name: str) -> None:
-    model = build_model(ModelSpec(name=name, params={"dropout": 0.2}), (4, 4), 2)
+    model = build_model(ModelSpec(name=name, params={"dropout": 0.2}), Row((4, 4)), 2)
     model(torch.zeros(0, 4, 4)).sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_the_size_dial_sets_depth_and_width_of_the_mlp() -> None:
-    model = build_model(ModelSpec(name="mlp", params={"size": 3}), (5,), 2)
+    model = build_model(ModelSpec(name="mlp", params={"size": 3}), Row((5,)), 2)
     sizes = [(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, nn.Linear)]
     assert sizes == [(5, 192), (192, 192), (192, 192), (192, 2)]
 
 
 def test_the_size_dial_sets_stages_and_channels_of_the_convnet() -> None:
-    model = build_model(ModelSpec(name="convnet", params={"size": 2}), (3, 8, 8), 2)
+    model = build_model(ModelSpec(name="convnet", params={"size": 2}), Row((3, 8, 8)), 2)
     sizes = [(layer.in_channels, layer.out_channels) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert sizes == [(3, 32), (32, 32), (32, 64), (64, 64)]
 
 
 def test_channels_last_images_give_the_scores_of_the_same_images_with_channels_first() -> None:
     torch.manual_seed(0)
-    first = build_model(ModelSpec(name="convnet"), (3, 9, 8), 4).eval()
-    last = build_model(ModelSpec(name="convnet"), (9, 8, 3), 4).eval()
+    first = build_model(ModelSpec(name="convnet"), Row((3, 9, 8)), 4).eval()
+    last = build_model(ModelSpec(name="convnet"), Row((9, 8, 3)), 4).eval()
     last.load_state_dict(first.state_dict())
     images = torch.randn(2, 3, 9, 8)
     torch.testing.assert_close(last(images.permute(0, 2, 3, 1)), first(images))
@@ -125,7 +126,7 @@ def test_channels_last_images_give_the_scores_of_the_same_images_with_channels_f
 @pytest.mark.parametrize("shape", [(64,), (1, 3, 8, 8), ()])
 def test_a_convnet_refuses_rows_that_are_not_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"convnet needs images, .* these rows have the shape"):
-        build_model(ModelSpec(name="convnet"), shape, 2)
+        build_model(ModelSpec(name="convnet"), Row(shape), 2)
 
 
 @pytest.mark.parametrize("name", ["mlp", f"{HERE}:Affine"])
@@ -135,24 +136,24 @@ def test_the_same_seed_builds_the_same_model(name: str, initialization: str) -> 
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(build_model(spec, (6,), 3).state_dict())
+        states.append(build_model(spec, Row((6,)), 3).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
 def test_a_class_by_import_path_gets_its_parameters_and_the_sizes_of_the_data() -> None:
-    model = build_model(ModelSpec(name=f"{HERE}:Affine", params={"hidden": 9}), (6,), 3)
+    model = build_model(ModelSpec(name=f"{HERE}:Affine", params={"hidden": 9}), Row((6,)), 3)
     assert isinstance(model, Affine)
     assert (model.hidden.in_features, model.hidden.out_features, model.output.out_features) == (6, 9, 3)
 
 
 def test_a_class_that_names_no_sizes_gets_only_its_parameters() -> None:
     spec = ModelSpec(name="torch.nn:Linear", params={"in_features": 6, "out_features": 3})
-    assert isinstance(build_model(spec, (6,), 3), nn.Linear)
+    assert isinstance(build_model(spec, Row((6,)), 3), nn.Linear)
 
 
 def test_lazy_layers_are_materialized_before_they_are_initialized() -> None:
-    model = build_model(ModelSpec(name=f"{HERE}:Lazy", initialization="he_normal"), (6,), 3)
+    model = build_model(ModelSpec(name=f"{HERE}:Lazy", initialization="he_normal"), Row((6,)), 3)
     assert model[0].weight.shape == (5, 6)
     assert not model[0].bias.any()
 
@@ -179,7 +180,7 @@ def test_lazy_layers_are_materialized_before_they_are_initialized() -> None:
 )
 def test_a_class_that_does_not_fit_is_refused_with_the_reason(name: str, params: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        build_model(ModelSpec(name=name, params=params), (6,), 3)
+        build_model(ModelSpec(name=name, params=params), Row((6,)), 3)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def cases() -> Callable[[str], Case]:
         if name not in built:
             features, rows, target, spec = CASES[name]()
             torch.manual_seed(0)
-            net = build_model(spec, features.output_shape, features.num_outputs)
+            net = build_model(spec, features.row, features.num_outputs)
             train(net, features, rows, target)
             graph, signature = export(net, features)
             built[name] = Case(features, rows, target, net, graph, signature)

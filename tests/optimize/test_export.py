@@ -89,7 +89,7 @@ from maas_ray.optimize.export import export
 
 features = Features.model_validate_json(sys.argv[1])
 torch.manual_seed(3)
-net = build_model(ModelSpec(name="mlp", params={"activation": "gelu", "dropout": 0.5}), features.output_shape, 3)
+net = build_model(ModelSpec(name="mlp", params={"activation": "gelu", "dropout": 0.5}), features.row, 3)
 Path(sys.argv[2]).write_bytes(export(net, features)[0])
 """
 TRACES = (b".py", b"/work", b"/home", b"/tmp", os.fsencode(Path.home()), b"torch", b"File")
@@ -116,7 +116,7 @@ def test_another_process_exports_the_same_bytes_silently_and_without_a_trace_of_
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     torch.manual_seed(3)
     spec = ModelSpec(name="mlp", params={"activation": "gelu", "dropout": 0.5})
-    graph, _ = export(build_model(spec, features.output_shape, 3), features)
+    graph, _ = export(build_model(spec, features.row, 3), features)
     assert (tmp_path / "model.onnx").read_bytes() == graph
     for trace in TRACES:
         assert trace not in graph

@@ -46,7 +46,7 @@ def run(file_store: ObstoreStore) -> str:
     Runs(file_store).create(spec, dataset.digest, "0123abc")
     for step in (1, 2):
         torch.manual_seed(step)
-        net = build_model(spec.model, FEATURES.output_shape, FEATURES.num_outputs)
+        net = build_model(spec.model, FEATURES.row, FEATURES.num_outputs)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         save_checkpoint(file_store, "r", TrainingState(step, step, net.state_dict(), optimizer.state_dict(), {}, {}))
     return "r"

@@ -1,0 +1,22 @@
+"""What one preprocessed row is, as models see it. Knows neither where rows come from nor torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """float32 values of a shape, or a sequence of token codes.
+
+    Without `vocab_size` a row is float32 values of `shape`. With it a row is int64 codes in [0, vocab_size), and
+    `shape` is (T,).
+    """
+
+    shape: tuple[int, ...]
+    """Sizes without the batch dimension."""
+    vocab_size: int | None = None
+    """Number of token codes; None: the row holds values."""
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the row is a sequence of token codes."""
+        return self.vocab_size is not None
