@@ -5,12 +5,16 @@ graph, which is why an endpoint that takes raw values cannot disagree with train
 """
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maas_ray.models.row import Row
 from maas_ray.spec import Spec
+
+Task = Literal["classification", "binary", "regression", "language_modeling", "masked_language_modeling"]
+TOKEN_TASKS: tuple[Task, ...] = ("language_modeling", "masked_language_modeling")
+"""The tasks with a target per token instead of one per row."""
 
 UNKNOWN = -1
 """Code of a category that the training split did not contain: one-hot gives all zeros."""
@@ -56,29 +60,69 @@ class TensorColumn(Spec):
     """As `shift`."""
 
 
-Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn, Field(discriminator="kind")]
+class TokensColumn(Spec):
+    """A row of token codes; it stands alone, and the model takes it as it is."""
+
+    kind: Literal["tokens"] = "tokens"
+    name: str
+    datatype: Literal["INT64"] = "INT64"
+    length: int
+    """Tokens per row."""
+    vocab_size: int
+    """Codes are in [0, vocab_size)."""
+    pad: int | None = None
+    """Code that fills rows of shorter texts; None: every row is full."""
+    tokenizer: str
+    """Hex sha256 of the tokenizer's JSON file, which is a part of the data set."""
+
+
+Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")]
 
 
 class Features(Spec):
     """All raw input columns in the order in which the graph takes them, and the target."""
 
     columns: tuple[Column, ...]
-    task: Literal["classification", "binary", "regression"]
+    task: Task
     target: str
     """Name of the target column."""
     labels: tuple[str, ...] | None = None
-    """Class names in the order of their codes; None for regression."""
+    """Class names in the order of their codes; None for regression and the token tasks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tokens is None and (self.is_per_token or any(column.kind == "tokens" for column in self.columns)):
+            raise ValueError(f"a column of tokens stands alone, and the task {self.task} needs one or takes none")
+        return self
+
+    @property
+    def tokens(self) -> TokensColumn | None:
+        """The column of tokens, if rows are tokens."""
+        only = self.columns[0] if len(self.columns) == 1 else None
+        return only if only is not None and only.kind == "tokens" else None
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the model gives scores for every token, and the target is int64 [N, T] (-100: not counted)."""
+        return self.task in TOKEN_TASKS
 
     @property
     def row(self) -> Row:
-        """One preprocessed row: a lone tensor keeps its shape, everything else is concatenated flat."""
+        """One preprocessed row: a lone tensor or row of tokens keeps its shape, everything else is concatenated flat."""
+        if self.tokens is not None:
+            return Row((self.tokens.length,), self.tokens.vocab_size)
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
             return Row(self.columns[0].shape)
         return Row((sum(column_width(column) for column in self.columns),))
 
     @property
     def num_outputs(self) -> int:
-        """Scores per row that a model has to give: one per class, or one for binary and regression."""
+        """Scores that a model has to give per row, or per token for the token tasks.
+
+        One per class or token code, or one for binary and regression.
+        """
+        if self.is_per_token and self.tokens is not None:
+            return self.tokens.vocab_size
         return len(self.labels or ()) if self.task == "classification" else 1
 
 
@@ -86,6 +130,8 @@ def column_width(column: Column) -> int:
     """How many elements of the preprocessed row come from this column."""
     if column.kind == "tensor":
         return prod(column.shape)
+    if column.kind == "tokens":
+        return column.length
     if column.kind == "categorical" and column.encoding == "one_hot":
         return len(column.categories)
     return 1

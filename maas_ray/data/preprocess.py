@@ -40,10 +40,10 @@ class Preprocess(nn.Module):
 
         Args:
             *columns: encoded columns in the order of the features: numeric float32 [N, 1] (NaN is missing),
-                categorical int64 [N, 1], tensors float32 or uint8 [N, *shape].
+                categorical int64 [N, 1], tensors float32 or uint8 [N, *shape]; or tokens of any integer type [N, T].
 
         Returns:
-            float32 [N, *features.row.shape].
+            float32 [N, *features.row.shape], or the tokens as int64 [N, T].
 
         Raises:
             DataError: another number of columns than there are features.
@@ -121,17 +121,24 @@ class _Image(nn.Module):
         return (x - self.shift) / self.scale
 
 
+class _Tokens(nn.Module):
+    def forward(self, *columns: Tensor) -> Tensor:
+        return columns[0].to(torch.int64)
+
+
 def _group(column: Column) -> str:
     if column.kind == "categorical":
         return column.encoding
     # Tensors differ in shape, so each one is a group of its own.
-    return column.kind if column.kind == "numeric" else f"tensor {column.name}"
+    return column.kind if column.kind == "numeric" else f"{column.kind} {column.name}"
 
 
 def _build(columns: list[Column]) -> nn.Module:
     """The module of neighbouring columns of one group."""
     if columns[0].kind == "tensor":
         return _Image(columns[0])
+    if columns[0].kind == "tokens":
+        return _Tokens()
     if columns[0].kind == "numeric":
         return _Numeric([column for column in columns if column.kind == "numeric"])
     if columns[0].encoding == "ordinal":

@@ -74,8 +74,13 @@ def build_signature(features: Features) -> Signature:
     An output whose name is also a column's is called `predicted_<name>`, since a graph has one space of names.
 
     Raises:
-        BundleError: a column has an empty name, or two have the same.
+        BundleError: a column has an empty name, or two have the same; or the task gives scores per token.
     """
+    if features.is_per_token:
+        raise BundleError(
+            f"a model of the task {features.task} cannot be exported to a bundle yet, because there is no signature for "
+            "scores per token; export it in the Hugging Face format instead"
+        )
     names = [column.name for column in features.columns]
     if "" in names or len(set(names)) < len(names):
         raise BundleError(f"the columns need names that differ and are not empty, as inputs of a graph; got {names}")
@@ -83,7 +88,7 @@ def build_signature(features: Features) -> Signature:
         TensorSpec(
             name=column.name,
             datatype="FP32" if column.kind == "numeric" else column.datatype,
-            shape=(-1, *(column.shape if column.kind == "tensor" else (1,))),
+            shape=(-1, *_shape(column)),
             nullable=_is_nullable(column),
         )
         for column in features.columns
@@ -141,8 +146,16 @@ def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
     return finish(model), signature
 
 
+def _shape(column: Column) -> tuple[int, ...]:
+    if column.kind == "tensor":
+        return column.shape
+    return (column.length,) if column.kind == "tokens" else (1,)
+
+
 def _is_nullable(column: Column) -> bool:
     """Whether the datatype on the wire can say "missing" (NaN, an empty string) and there is a fill for it."""
+    if column.kind == "tokens":
+        return False
     datatype = "FP32" if column.kind == "numeric" else column.datatype
     return column.fill is not None and datatype in ("FP32", "BYTES")
 
@@ -150,9 +163,9 @@ def _is_nullable(column: Column) -> bool:
 def _example(column: Column) -> Tensor:
     if column.kind == "numeric":
         return torch.zeros(TRACED_ROWS, 1)
-    if column.kind == "categorical":
-        return torch.zeros(TRACED_ROWS, 1, dtype=torch.int64)
-    return torch.zeros(TRACED_ROWS, *column.shape, dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)
+    if column.kind in ("categorical", "tokens"):
+        return torch.zeros(TRACED_ROWS, *_shape(column), dtype=torch.int64)
+    return torch.zeros(TRACED_ROWS, *_shape(column), dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)
 
 
 def _first_paragraph(error: Exception) -> str:

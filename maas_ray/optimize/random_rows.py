@@ -42,6 +42,8 @@ def draw_rows(features: Features, num_rows: int, seed: int) -> list[Array]:
 def _draw(column: Column, num_ordinary: int, num_special: int, generator: np.random.Generator) -> Array:
     if column.kind == "categorical":
         return _draw_categories(column, num_ordinary, num_special, generator)
+    if column.kind == "tokens":
+        return generator.integers(0, column.vocab_size, size=(num_ordinary + num_special, column.length))
     shape = column.shape if column.kind == "tensor" else (1,)
     if column.kind == "tensor" and column.datatype == "UINT8":
         values = generator.integers(0, 256, size=(num_ordinary + num_special, *shape), dtype=np.uint8)

@@ -8,23 +8,29 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maas_ray.data.features import TOKEN_TASKS, Task
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.weights import weights
 from maas_ray.spec import Spec
 
-Task = Literal["classification", "binary", "regression"]
 LossName = Literal["cross_entropy", "bce", "mse", "mae", "huber"]
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""(scores, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
+
+IGNORED = -100
+"""A target that does not count: torch's own default of `ignore_index`."""
 
 LOSSES_BY_TASK: dict[Task, tuple[LossName, ...]] = {
     "classification": ("cross_entropy",),
     "binary": ("bce",),
     "regression": ("mse", "mae", "huber"),
+    "language_modeling": ("cross_entropy",),
+    "masked_language_modeling": ("cross_entropy",),
 }
 """The losses that fit a task; the first is its default."""
 
 _NEEDS = {
-    "cross_entropy": "a class per row and a score per class",
+    "cross_entropy": "a class per row or token and a score per class",
     "bce": "a target of 0 or 1 per row and a single score",
     "mse": "a number per row",
     "mae": "a number per row",
@@ -36,11 +42,11 @@ class ObjectiveSpec(Spec):
     """The loss and the penalties on weights."""
 
     loss: LossName | None = None
-    """None: by the task (classification: cross_entropy, binary: bce on logits, regression: mse)."""
+    """None: by the task (classification and tokens: cross_entropy, binary: bce on logits, regression: mse)."""
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of each target spread evenly over all classes; classification and binary only."""
+    """Share of each target spread evenly over all classes (or token codes); not for regression."""
     l1: float = Field(default=0.0, ge=0.0)
     """Factor of the sum of absolute weights."""
     l2: float = Field(default=0.0, ge=0.0)
@@ -48,15 +54,16 @@ class ObjectiveSpec(Spec):
 
 
 def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
-    """The loss of each sample, not reduced, so that the caller can divide by the number of samples of all workers.
+    """The loss of each sample, not reduced: the caller divides by `num_valid` of the targets of all workers.
 
     Args:
         spec: the objective.
         task: what the target is.
 
     Returns:
-        A function of scores [N, K] and a target [N] (int64 class codes, or float32) to float32 losses [N]; it raises
-        ModelError if the shapes do not fit. Scores in lower precision are widened first.
+        A function of scores [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
+        scores [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
+        ModelError if the shapes do not fit. Losses are float32, or float64 if the scores are.
 
     Raises:
         SpecError: the loss or the label smoothing does not fit the task.
@@ -76,12 +83,25 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
     def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
         if scores.dim() != 2 or target.shape != scores.shape[:1]:
             raise _unfit(name, scores, target, "[N, classes]")
-        return functional.cross_entropy(scores.float(), target, reduction="none", label_smoothing=smoothing)
+        return functional.cross_entropy(_widened(scores), target, reduction="none", label_smoothing=smoothing)
+
+    def token_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+        if scores.dim() != 3 or target.shape != scores.shape[:2]:
+            raise _unfit(name, scores, target, "[N, T, V]", "[N, T]")
+        losses = functional.cross_entropy(
+            _widened(scores).flatten(0, 1),
+            target.flatten(),
+            reduction="none",
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+        )
+        return losses.view(target.shape).sum(dim=1)
 
     def single(scores: Tensor, target: Tensor) -> Tensor:
         if scores.shape != (*target.shape, 1):
             raise _unfit(name, scores, target, "[N, 1]")  # [N, 1] against [N] would broadcast to [N, N] silently
-        score, wanted = scores[:, 0].float(), target.float()
+        score = _widened(scores[:, 0])
+        wanted = target.to(score.dtype)
         if name == "bce":
             wanted = wanted * (1 - smoothing) + smoothing / 2
             return functional.binary_cross_entropy_with_logits(score, wanted, reduction="none")
@@ -91,7 +111,23 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
             return functional.l1_loss(score, wanted, reduction="none")
         return functional.huber_loss(score, wanted, reduction="none", delta=delta)
 
+    if task in TOKEN_TASKS:
+        return token_cross_entropy
     return cross_entropy if name == "cross_entropy" else single
+
+
+def num_valid(target: Tensor) -> Tensor:
+    """What the sum of losses over the global batch is divided by: the number of rows, or of counted tokens.
+
+    Args:
+        target: [N], or int64 [N, T] with -100 where a token does not count.
+
+    Returns:
+        A scalar int64 on the target's device.
+    """
+    if target.dim() < 2:
+        return torch.tensor(len(target), dtype=torch.int64, device=target.device)
+    return (target != IGNORED).sum()
 
 
 def penalty(spec: ObjectiveSpec, model: nn.Module) -> Tensor:
@@ -110,7 +146,12 @@ def penalty(spec: ObjectiveSpec, model: nn.Module) -> Tensor:
     return total
 
 
-def _unfit(name: str, scores: Tensor, target: Tensor, wanted: str) -> ModelError:
+def _widened(scores: Tensor) -> Tensor:
+    """At least float32: half precision has too few digits for a sum of exponentials."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _unfit(name: str, scores: Tensor, target: Tensor, wanted: str, per: str = "[N]") -> ModelError:
     return ModelError(
-        f"{name} takes scores {wanted} and a target [N]; it got {list(scores.shape)} and {list(target.shape)}"
+        f"{name} takes scores {wanted} and a target {per}; it got {list(scores.shape)} and {list(target.shape)}"
     )

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.train.objective import LOSSES_BY_TASK, ObjectiveSpec, build_loss, penalty
+from maas_ray.train.objective import LOSSES_BY_TASK, ObjectiveSpec, build_loss, num_valid, penalty
 
 SCORES = torch.tensor([[0.5], [-2.0], [3.0]])
 NUMBERS = torch.tensor([1.0, -1.0, 0.0])
@@ -52,12 +52,49 @@ def test_label_smoothing_moves_a_share_of_the_target_to_all_classes() -> None:
 
 @pytest.mark.parametrize("task", LOSSES_BY_TASK)
 def test_no_rows_give_no_losses_and_zero_gradients(task: str) -> None:
-    scores = torch.zeros(0, 3 if task == "classification" else 1, requires_grad=True)
-    target = torch.zeros(0, dtype=torch.int64 if task == "classification" else torch.float32)
+    per_token = task.endswith("language_modeling")
+    has_codes = per_token or task == "classification"
+    scores = torch.zeros((0, 5, 3) if per_token else (0, 3 if has_codes else 1), requires_grad=True)
+    target = torch.zeros((0, 5) if per_token else 0, dtype=torch.int64 if has_codes else torch.float32)
     losses = build_loss(ObjectiveSpec(), task)(scores, target)
     losses.sum().backward()
     assert losses.shape == (0,)
     assert scores.grad is not None
+
+
+def test_the_loss_of_a_row_of_tokens_is_the_sum_over_its_counted_tokens() -> None:
+    scores, target = torch.randn(2, 3, 4, dtype=torch.float64), torch.tensor([[1, -100, 3], [-100, -100, -100]])
+    losses = build_loss(ObjectiveSpec(), "language_modeling")(scores, target)
+    each = -scores.log_softmax(2)
+    torch.testing.assert_close(losses, torch.stack([each[0, 0, 1] + each[0, 2, 3], torch.zeros_like(each[0, 0, 0])]))
+
+
+def test_label_smoothing_of_tokens_spares_what_does_not_count() -> None:
+    scores, target = torch.randn(1, 2, 4), torch.tensor([[1, -100]])
+    smooth = torch.tensor([0.05, 0.85, 0.05, 0.05])
+    losses = build_loss(ObjectiveSpec(label_smoothing=0.2), "masked_language_modeling")(scores, target)
+    torch.testing.assert_close(losses, -(smooth * scores[0, 0].log_softmax(0)).sum().reshape(1))
+
+
+@pytest.mark.parametrize("task", LOSSES_BY_TASK)
+def test_float64_scores_give_float64_losses(task: str) -> None:
+    per_token = task.endswith("language_modeling")
+    scores = torch.randn((2, 3, 4) if per_token else (2, 4) if task == "classification" else (2, 1)).double()
+    target = torch.zeros((2, 3) if per_token else 2, dtype=torch.int64 if scores.shape[-1] == 4 else torch.float32)
+    assert build_loss(ObjectiveSpec(), task)(scores, target).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (torch.tensor([0, 2, 1]), 3),
+        (torch.tensor([0.5, 2.0]), 2),
+        (torch.zeros(0), 0),
+        (torch.tensor([[1, -100, 0], [-100, -100, -100]]), 2),
+    ],
+)
+def test_rows_or_counted_tokens_are_what_the_loss_is_divided_by(target: torch.Tensor, expected: int) -> None:
+    assert (num_valid(target).item(), num_valid(target).dtype) == (expected, torch.int64)
 
 
 def test_scores_in_lower_precision_are_widened() -> None:
@@ -91,6 +128,8 @@ def test_a_loss_that_does_not_fit_the_task_is_refused_with_the_reason(spec: dict
         ("regression", torch.zeros(3, 1), torch.zeros(3, 1)),
         ("binary", torch.zeros(3, 2), torch.zeros(3)),
         ("classification", torch.zeros(3, 2), torch.zeros(3, 2)),
+        ("language_modeling", torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)),
+        ("language_modeling", torch.zeros(3, 2, 4), torch.zeros(2, 3, dtype=torch.int64)),
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(task: str, scores: torch.Tensor, target: torch.Tensor) -> None:
