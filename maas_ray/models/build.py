@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.convnet import ConvnetSpec, build_convnet
+from maas_ray.models.decoder import DecoderSpec, build_decoder
+from maas_ray.models.encoder import EncoderSpec, build_classifier, build_masked
 from maas_ray.models.imported import build_imported
 from maas_ray.models.mlp import MlpSpec, build_mlp
 from maas_ray.models.row import Row
@@ -27,12 +29,17 @@ class Family:
     """A model known by name: the spec of its parameters, and how it is built from them."""
 
     params: type[Spec]
-    build: Callable[[Any, Row, int], nn.Module]
+    per_row: Callable[[Any, Row, int], nn.Module] | None = None
+    """From the parameters, the row and the number of outputs to a module with scores per row; None: it gives none."""
+    per_token: Callable[[Any, Row, int], nn.Module] | None = None
+    """The same with scores per token."""
 
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family(MlpSpec, build_mlp),
     "convnet": Family(ConvnetSpec, build_convnet),
+    "encoder": Family(EncoderSpec, build_classifier, build_masked),
+    "decoder": Family(DecoderSpec, per_token=build_decoder),
 }
 
 
@@ -40,7 +47,7 @@ class ModelSpec(Spec):
     """Which model, with which parameters."""
 
     name: str
-    """A family (`mlp`, `convnet`), or the import path `package.module:Class` of any nn.Module. Such a class maps
+    """A family (`mlp`, `convnet`, `encoder`, `decoder`), or the import path `package.module:Class` of any nn.Module. Such a class maps
     float32 [N, *input_shape] to [N, num_outputs]; int64 codes [N, T] where the rows are tokens, and then, if the task
     is per token, to [N, T, num_outputs]. It is given `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its
     constructor names them."""
@@ -79,17 +86,28 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
         [N, num_outputs], or [N, T, num_outputs] per token.
 
     Raises:
-        ModelError: the class cannot be imported or built, cannot be fed with such rows, or gives another shape.
+        ModelError: the family has no such scores, the class cannot be imported or built, cannot be fed with such rows,
+            or gives another shape.
     """
     if spec.name in FAMILIES:
-        family = FAMILIES[spec.name]
-        params = parse_spec(family.params, spec.params, source=f"model {spec.name}")
-        model = family.build(params, row, num_outputs)
+        model = _build_family(spec, row, num_outputs, per_token)
     else:
         model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token)
     _check_output(spec.name, model, row, num_outputs, per_token)
     initialize(model, spec.initialization)  # after the run, which materializes lazy layers
     return model.train()
+
+
+def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) -> nn.Module:
+    family = FAMILIES[spec.name]
+    build = family.per_token if per_token else family.per_row
+    if build is None:
+        each = "token" if per_token else "row"
+        able = [name for name, other in FAMILIES.items() if (other.per_token if per_token else other.per_row)]
+        raise ModelError(
+            f"{spec.name} gives no scores per {each}, which this task needs; use one of the models {', '.join(able)}"
+        )
+    return build(parse_spec(family.params, spec.params, source=f"model {spec.name}"), row, num_outputs)
 
 
 def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_token: bool) -> None:

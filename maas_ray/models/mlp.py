@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from maas_ray.errors import ModelError
 from maas_ray.models.layers import ACTIVATIONS, Activation
 from maas_ray.models.row import Row
 from maas_ray.spec import Spec
@@ -35,6 +36,8 @@ class MlpSpec(Spec):
 
 def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> nn.Module:
     """A module from [N, *row.shape] to [N, num_outputs]."""
+    if row.is_tokens:
+        raise ModelError("mlp needs values, and these rows are codes of tokens; use the model 'encoder' or 'decoder'")
     widths = [prod(row.shape), *[spec.width] * spec.size]
     layers: list[nn.Module] = [nn.Flatten()]
     for num_in, num_out in pairwise(widths):

@@ -1,0 +1,259 @@
+"""The family `encoder`: a transformer that reads both ways, in BERT's shape. Knows nothing of data, tasks or training.
+
+Devlin et al. 2019 (BERT), with the normalization before each layer and not after it (Xiong et al. 2020): so it trains
+without a warm-up at any depth, which BERT's own order does not.
+
+Layers pass on one tensor, the stream [N, T, width]. Where a padding code is given, the stream of a padded token is all
+zeros from the embedding to the end, which is how every layer tells padding without being told.
+"""
+
+from collections import OrderedDict
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maas_ray.errors import ModelError
+from maas_ray.models.row import Row
+from maas_ray.models.transformer import WIDTH_PER_SIZE, draw_weights, refuse_heads, sequence_length
+from maas_ray.spec import Spec
+
+
+class EncoderSpec(Spec):
+    """Parameters of `encoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
+
+    Size 12 is the shape of BERT base: 12 layers, 12 heads, 768 wide.
+    """
+
+    size: int = Field(default=4, ge=1, le=128)
+    """Layers and heads that are not given themselves; the width is 64 times this number."""
+    layers: int | None = Field(default=None, ge=1, le=1024)
+    """Blocks; None: `size`."""
+    width: int | None = Field(default=None, ge=1)
+    """Values per token between the blocks; None: 64 times `size`."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads; None: `size`. They divide the width."""
+    mlp_width: int | None = Field(default=None, ge=1)
+    """Values inside the feed-forward layer; None: four times the width."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest sequence in tokens, for which positions are learned; None: that of the training rows."""
+    pad: int | None = Field(default=None, ge=0)
+    """Code of tokens that only fill a row up: nothing attends to them and no pooling counts them. None: there are none."""
+    pool: Literal["mean", "first"] = "mean"
+    """Classification: what of the tokens is scored, the mean of all or the first one."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of values zeroed in training, of the embedding and of what each attention and feed-forward layer adds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_heads(self.num_values, self.num_heads)
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return self.layers or self.size
+
+    @property
+    def num_values(self) -> int:
+        """Values per token between the blocks."""
+        return self.width or WIDTH_PER_SIZE * self.size
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return self.heads or self.size
+
+    @property
+    def num_mlp_values(self) -> int:
+        """Values inside the feed-forward layer."""
+        return self.mlp_width or 4 * self.num_values
+
+
+class TokenEmbedding(nn.Module):
+    """The sum of what is learned for a token's code and for its position; zeros for padding.
+
+    Args:
+        spec: the parameters.
+        vocab_size: number of codes.
+        max_length: number of positions.
+    """
+
+    def __init__(self, spec: EncoderSpec, vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        self.pad = spec.pad
+        self.tokens = nn.Embedding(vocab_size, spec.num_values)
+        self.positions = nn.Embedding(max_length, spec.num_values)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """From codes [N, T] to the stream [N, T, width]."""
+        positions = torch.arange(codes.shape[1], device=codes.device)
+        stream: Tensor = self.dropout(self.tokens(codes) + self.positions(positions))
+        return stream if self.pad is None else stream * (codes != self.pad).unsqueeze(-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of every token to every token.
+
+    Heads are counted from the width of what the projections give, so that ranks of tensor parallelism hold whole heads.
+
+    Args:
+        spec: the parameters.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.head_width = spec.num_values // spec.num_heads
+        self.query = nn.Linear(spec.num_values, spec.num_values)
+        self.key = nn.Linear(spec.num_values, spec.num_values)
+        self.value = nn.Linear(spec.num_values, spec.num_values)
+        self.output = nn.Linear(spec.num_values, spec.num_values)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor, attended: Tensor | None = None) -> Tensor:
+        """From [N, T, width] to the same; `attended` is bool [N, 1, 1, T], None: every token is."""
+        n, length, _ = x.shape
+        shape = (n, length, -1, self.head_width)
+        query, key, value = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attended)
+        result: Tensor = self.dropout(self.output(mixed.transpose(1, 2).reshape(n, length, -1)))
+        return result
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them, on each token.
+
+    Args:
+        spec: the parameters.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.up = nn.Linear(spec.num_values, spec.num_mlp_values)
+        self.down = nn.Linear(spec.num_mlp_values, spec.num_values)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From [N, T, width] to the same."""
+        result: Tensor = self.dropout(self.down(functional.gelu(self.up(x))))
+        return result
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then the feed-forward layer, each on the normalized stream and added to it.
+
+    Args:
+        spec: the parameters.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.has_padding = spec.pad is not None
+        self.attention_norm = nn.LayerNorm(spec.num_values)
+        self.attention = Attention(spec)
+        self.mlp_norm = nn.LayerNorm(spec.num_values)
+        self.mlp = FeedForward(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From [N, T, width] to the same."""
+        stream: Tensor
+        if not self.has_padding:
+            x = x + self.attention(self.attention_norm(x))
+            stream = x + self.mlp(self.mlp_norm(x))
+            return stream
+        is_token = _is_token(x)
+        # A row of padding only attends to itself: a softmax over nothing is not a number.
+        attended = is_token | ~is_token.any(dim=1, keepdim=True)
+        x = x + self.attention(self.attention_norm(x), attended[:, None, None, :, 0])
+        stream = (x + self.mlp(self.mlp_norm(x))) * is_token
+        return stream
+
+
+class Pool(nn.Module):
+    """From the stream [N, T, width] to one vector per row [N, width].
+
+    Args:
+        spec: the parameters.
+    """
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.kind = spec.pool
+        self.has_padding = spec.pad is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From [N, T, width] to [N, width]."""
+        if self.kind == "first":
+            return x[:, 0]
+        if not self.has_padding:
+            return x.mean(dim=1)
+        return x.sum(dim=1) / _is_token(x).sum(dim=1).clamp(min=1)
+
+
+class Encoder(nn.Sequential):
+    """`embedding`, `block_0` …, then `norm`, `transform`, `head` per token, or `pool`, `norm`, `head` per row."""
+
+    tp_plan: dict[str, str] = {  # noqa: RUF012  # replaced, never changed
+        "embedding.tokens": "embedding_rowwise",
+        "*.attention.query": "colwise",
+        "*.attention.key": "colwise",
+        "*.attention.value": "colwise",
+        "*.attention.output": "rowwise",
+        "*.mlp.up": "colwise",
+        "*.mlp.down": "rowwise",
+    }
+    """How tensor parallelism cuts the layers. The entries `embedding.tokens` and `head` may each be left out."""
+
+
+def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
+    """A module from codes [N, T] to scores per row, [N, num_outputs].
+
+    Raises:
+        ModelError: the rows hold no tokens or too many, or the padding code is none of theirs.
+    """
+    head: dict[str, nn.Module] = {
+        "pool": Pool(spec),  # before the normalization, which would hide what is padding
+        "norm": nn.LayerNorm(spec.num_values),
+        "head": nn.Linear(spec.num_values, num_outputs),
+    }
+    return _build(spec, row, head)
+
+
+def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
+    """A module from codes [N, T] to scores per token, [N, T, num_outputs], for masked language modeling.
+
+    Raises:
+        ModelError: the rows hold no tokens or too many, or the padding code is none of theirs.
+    """
+    transform = OrderedDict[str, nn.Module](
+        linear=nn.Linear(spec.num_values, spec.num_values),
+        activation=nn.GELU(),
+        norm=nn.LayerNorm(spec.num_values),
+    )  # as BERT's masked-language-model head
+    head: dict[str, nn.Module] = {
+        "norm": nn.LayerNorm(spec.num_values),
+        "transform": nn.Sequential(transform),
+        "head": nn.Linear(spec.num_values, num_outputs),
+    }
+    net = _build(spec, row, head)
+    net.tp_plan = net.tp_plan | {"head": "colwise_gather_output"}
+    return net
+
+
+def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
+    max_length = sequence_length("encoder", row, spec.max_length)
+    vocab_size = row.vocab_size or 0
+    if spec.pad is not None and spec.pad >= vocab_size:
+        raise ModelError(f"encoder: pad is {spec.pad} and the codes of tokens are 0 to {vocab_size - 1}")
+    blocks = {f"block_{i}": EncoderBlock(spec) for i in range(spec.num_layers)}
+    net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, vocab_size, max_length), **blocks, **head))
+    draw_weights(net, spec.num_layers)
+    return net
+
+
+def _is_token(x: Tensor) -> Tensor:
+    """Which tokens are not padding, bool [N, T, 1]."""
+    return (x != 0).any(dim=-1, keepdim=True)

@@ -1,0 +1,52 @@
+"""What the families `decoder` and `encoder` share: their dial, and how weights are drawn. Knows neither of them."""
+
+from math import sqrt
+
+from torch import nn
+
+from maas_ray.errors import ModelError
+from maas_ray.models.row import Row
+
+WIDTH_PER_SIZE = 64
+WEIGHT_STD = 0.02
+"""Deviation of drawn weights, as GPT-2, BERT and Llama."""
+
+
+def refuse_heads(width: int, heads: int) -> None:
+    """Raises ValueError if a width is not the same number of values for each head."""
+    if width % heads:
+        near = max(count for count in range(1, heads) if width % count == 0)
+        raise ValueError(f"width is {width} and heads is {heads}, which does not divide it; use {near} heads")
+
+
+def sequence_length(name: str, row: Row, max_length: int | None) -> int:
+    """The longest sequence that a model has to accept.
+
+    Raises:
+        ModelError: the rows hold no tokens, or more of them than `max_length`.
+    """
+    if not row.is_tokens or len(row.shape) != 1:
+        raise ModelError(
+            f"{name} needs tokens, rows of int64 codes of the shape [T]; these rows are values of the shape "
+            f"{list(row.shape)}; use the model 'mlp', or a task on text"
+        )
+    length = row.shape[0]
+    if max_length is not None and length > max_length:
+        raise ModelError(
+            f"{name} was given max_length {max_length} and the rows have {length} tokens; raise max_length, or cut the rows"
+        )
+    return max_length or length
+
+
+def draw_weights(net: nn.Module, num_layers: int) -> None:
+    """Draws linear and embedding weights from a normal distribution, and zeroes biases.
+
+    The layers called `output` and `down`, which add to the residual stream, are drawn smaller by sqrt(2 * layers), so that the
+    stream does not grow with the depth (Radford et al. 2019, GPT-2, section 2.3).
+    """
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            is_residual = name.rpartition(".")[2] in ("output", "down")
+            nn.init.normal_(layer.weight, std=WEIGHT_STD / sqrt(2 * num_layers) if is_residual else WEIGHT_STD)
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
