@@ -114,14 +114,19 @@ def _feistel(values: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uint64]
     low, high = values & low_mask, values >> np.uint64(num_low)
     for i in range(_ROUNDS):
         if i % 2:
-            high = high ^ (_mix(low, keys[i]) & high_mask)
+            high = high ^ (mix(low, keys[i]) & high_mask)
         else:
-            low = low ^ (_mix(high, keys[i]) & low_mask)
+            low = low ^ (mix(high, keys[i]) & low_mask)
     return (high << np.uint64(num_low)) | low
 
 
-def _mix(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014) of values + key, modulo 2**64."""
+def mix(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014) of values + key, modulo 2**64.
+
+    Args:
+        values: uint64, any shape.
+        key: uint64, a shape that fits; not a scalar, for which NumPy would warn of the overflow.
+    """
     z = values + key
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

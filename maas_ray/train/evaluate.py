@@ -1,11 +1,12 @@
 """Figures on held-out data, with torchmetrics. Knows neither stores nor processes."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
@@ -15,7 +16,16 @@ from torchmetrics.classification import (
 )
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
+from maas_ray.data.features import TOKEN_TASKS
+from maas_ray.data.rows import Batch, Rows
+from maas_ray.train.objective import num_valid
+
 BATCH_ROWS = 1024
+MAX_SCORES = 1 << 24
+"""Scores of one batch: a row of tokens has one per token and code, which is 64 MiB for few rows already."""
+
+_NO_POSITIONS = torch.empty(0, dtype=torch.int64)
+_MAX_LOG = 700.0  # exp of more is beyond float64
 
 
 def evaluate(
@@ -28,38 +38,113 @@ def evaluate(
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Evaluates a model in evaluation mode.
+    """Evaluates a model on columns [N, …] and a target [N] in memory; see `evaluate_rows`.
 
     Inside a process group every rank passes its own rows and all get the figures of all rows together.
+    """
+    batches = (
+        Batch([torch.from_numpy(column[rows]) for column in columns], torch.from_numpy(target[rows]), _NO_POSITIONS)
+        for rows in (slice(start, start + BATCH_ROWS) for start in range(0, len(target), BATCH_ROWS))
+    )
+    return _evaluate(model, batches, task, num_classes, loss, device)
+
+
+def evaluate_rows(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    task: str,
+    num_classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, float]:
+    """Evaluates a model in evaluation mode on every row once.
+
+    Inside a process group each rank takes its share of the rows, and all get the figures of all rows together.
 
     Args:
-        model: encoded columns -> scores [N, K].
-        columns: encoded columns, N rows each.
-        target: class codes int64 [N], or float32 [N].
-        task: `classification` (accuracy, f1 macro), `binary` (accuracy, f1, auroc) or `regression` (mse, mae, r2).
-        num_classes: classes, for `classification`.
+        model: encoded columns -> scores [N, K], or [N, T, V] for token tasks.
+        rows: of one split, the same on every rank.
+        task: `classification` (accuracy, f1 macro), `binary` (accuracy, f1, auroc), `regression` (mse, mae, r2) or a
+            token task (accuracy, perplexity).
+        num_classes: classes, for `classification`; codes V, for token tasks.
         loss: (scores, target) -> loss of each row.
         device: where the model is.
+        rank: which share of the rows is this process's.
+        world: number of shares.
 
     Returns:
-        Each figure by name, and `loss`, the mean per row without regularization.
+        Each figure by name, and `loss`, the mean per row (per counted token, for token tasks) without regularization.
     """
+    own = np.arange(rank, len(rows), world, dtype=np.int64)
+    if task in TOKEN_TASKS and len(own):
+        length = rows.take(own[:1], own[:1]).target.shape[1]
+        size = max(1, min(BATCH_ROWS, MAX_SCORES // (length * num_classes)))
+    else:
+        size = BATCH_ROWS
+    # A row that is evaluated stands at its own number: its masks are the same in every evaluation.
+    batches = (rows.take(ids, ids) for ids in (own[start : start + size] for start in range(0, len(own), size)))
+    return _evaluate(model, batches, task, num_classes, loss, device)
+
+
+def _evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    task: str,
+    num_classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device | None,
+) -> dict[str, float]:
     device = device or torch.device("cpu")
-    metrics = _metrics(task, num_classes).to(device)
-    mean_loss = MeanMetric().to(device)
+    figures: _RowFigures | _TokenFigures
+    figures = _TokenFigures(device) if task in TOKEN_TASKS else _RowFigures(task, num_classes, device)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(target), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
-            scores = model(*[torch.from_numpy(column[rows]).to(device) for column in columns]).float()
-            wanted = torch.from_numpy(target[rows]).to(device)
-            mean_loss.update(loss(scores, wanted))
-            metrics.update(*_comparable(task, scores, wanted))
-        figures = {name: float(value) for name, value in metrics.compute().items()}
-        figures["loss"] = float(mean_loss.compute())
+        for batch in batches:
+            scores = model(*[column.to(device) for column in batch.columns])
+            wanted = batch.target.to(device)
+            figures.update(scores if scores.dtype == torch.float64 else scores.float(), wanted, loss)
+        result = figures.compute()
     model.train(was_training)
-    return figures
+    return result
+
+
+class _RowFigures:
+    def __init__(self, task: str, num_classes: int, device: torch.device) -> None:
+        self._task = task
+        self._metrics = _metrics(task, num_classes).to(device)
+        self._loss = MeanMetric().to(device)
+
+    def update(self, scores: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._loss.update(loss(scores, target))
+        self._metrics.update(*_comparable(self._task, scores, target))
+
+    def compute(self) -> dict[str, float]:
+        figures = {name: float(value) for name, value in self._metrics.compute().items()}
+        return {**figures, "loss": float(self._loss.compute())}
+
+
+class _TokenFigures:
+    """Sums over tokens, in float64: millions of them lose digits in float32."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss, self._correct, self._tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(3))
+
+    def update(self, scores: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        counted = num_valid(target)
+        self._loss.update(loss(scores, target).double().sum())
+        # No target is a score's place if it does not count: -100 is no index.
+        self._correct.update((scores.argmax(dim=-1) == target).sum())
+        self._tokens.update(counted)
+
+    def compute(self) -> dict[str, float]:
+        loss, correct, tokens = (float(metric.compute()) for metric in (self._loss, self._correct, self._tokens))
+        mean = loss / tokens if tokens else math.nan
+        perplexity = math.exp(mean) if mean < _MAX_LOG else math.inf
+        return {"loss": mean, "perplexity": perplexity, "accuracy": correct / tokens if tokens else math.nan}
 
 
 def _metrics(task: str, num_classes: int) -> MetricCollection:

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from maas_ray.data.dataset import Dataset, open_dataset
-from maas_ray.data.encode import encode_columns
+from maas_ray.data.opening import open_rows
 from maas_ray.errors import DataError, ModelError
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import load_weights, open_checkpoint
-from maas_ray.train.evaluate import evaluate
+from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.objective import build_loss
 from maas_ray.train.raw_model import RawModel
 from maas_ray.train.runs import Run, Runs
@@ -75,11 +75,9 @@ def evaluate_trained(trained: Trained, split: str) -> Evaluation:
         raise DataError(
             f"the data of run {trained.run.id!r} has no {split!r} split; it has {there}; see data.split in the spec"
         )
-    rows = trained.dataset.read(split)
-    metrics = evaluate(
+    metrics = evaluate_rows(
         RawModel(features, trained.net),
-        encode_columns(features, rows.columns),
-        rows.target,
+        open_rows(trained.dataset, split, seed=trained.run.spec.seed),
         task=features.task,
         num_classes=features.num_outputs,
         loss=build_loss(trained.run.spec.objective, features.task),
