@@ -21,20 +21,29 @@ class _Errors:
 
 
 class Comparison:
-    """Outputs of the graph at one batch size after the other against those of the module.
+    """Outputs of the graph at one batch size after the other against those of the trained model.
 
     Args:
         signature: the outputs; the first holds the scores, one of datatype INT64 the classes.
-        reference: the module's outputs by name, each [N, ...].
+        reference: the model's outputs by name, each [N, ...].
         num_real: so many of the rows are real, the others random.
         atol: absolute tolerance in the unit of the output; see ParitySpec.
         rtol: relative tolerance.
+        source: what computed the reference, for messages.
     """
 
     def __init__(
-        self, signature: Signature, reference: dict[str, Array], num_real: int, *, atol: float, rtol: float
+        self,
+        signature: Signature,
+        reference: dict[str, Array],
+        num_real: int,
+        *,
+        atol: float,
+        rtol: float,
+        source: str = "torch",
     ) -> None:
         self._reference, self._num_real, self._atol, self._rtol = reference, num_real, atol, rtol
+        self._source = source
         self._errors = {name: _Errors() for name, values in reference.items() if values.dtype == np.float32}
         self._classes = next((out.name for out in signature.outputs if out.datatype == _CLASS_DATATYPE), None)
         self._scores = signature.outputs[0].name
@@ -47,7 +56,7 @@ class Comparison:
             if values.dtype != expected.dtype or values.shape != expected.shape:
                 raise GateError(
                     f"output {name!r} at batch size {batch_size}: onnxruntime gives {values.dtype}{list(values.shape)}, "
-                    f"torch {expected.dtype}{list(expected.shape)} for all rows"
+                    f"{self._source} {expected.dtype}{list(expected.shape)} for all rows"
                 )
             if name == self._classes:
                 self._check_classes(name, values, expected, batch_size)
@@ -132,6 +141,6 @@ class Comparison:
             else "these have to agree"
         )
         raise GateError(
-            f"output {name!r}, batch size {batch_size}, {kind} row {number}{element}: onnxruntime gives {got:.9g}, torch "
-            f"{wanted:.9g}; {bound}. The graph does not compute what was trained; it must not be published"
+            f"output {name!r}, batch size {batch_size}, {kind} row {number}{element}: onnxruntime gives {got:.9g}, "
+            f"{self._source} {wanted:.9g}; {bound}. The graph does not compute what was trained; it must not be published"
         )

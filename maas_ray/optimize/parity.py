@@ -1,6 +1,7 @@
-"""The gate: an exported graph has to compute what the trained module computes. Knows no run and no store."""
+"""The gate: an exported graph has to compute what the trained model computes. Knows no run and no store."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Any, Self
 
@@ -15,10 +16,10 @@ from torch import nn
 from maas_ray.bundle.format import Signature
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.features import Features
+from maas_ray.data.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
 from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
-from maas_ray.optimize.random_rows import draw_rows
 from maas_ray.spec import Spec
 
 Array = NDArray[Any]
@@ -57,6 +58,20 @@ class ParitySpec(Spec):
         return self
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a trained model says to some rows; the graph has to say the same."""
+
+    source: str
+    """What computed it (`torch`, `scikit-learn`), for messages."""
+    rows: Sequence[Array]
+    """Raw columns in the order of the features."""
+    num_real: int
+    """So many of the rows, the first ones, are real, the others random."""
+    outputs: dict[str, Array]
+    """By the names of the signature, each [N, ...] in the graph's type."""
+
+
 def check_parity(
     net: nn.Module, features: Features, graph: bytes, rows: Sequence[Array], spec: ParitySpec | None = None
 ) -> dict[str, Any]:
@@ -80,22 +95,46 @@ def check_parity(
             a number of rows, or is beyond the tolerance; the message names output, batch size, row, value and limit.
     """
     spec = spec or ParitySpec()
+    real = spread_rows(rows, spec.num_real)
+    random = draw_rows(features, spec.num_random, spec.seed)
+    raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
+    reference = Reference("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
+    report = check_reference(reference, features, graph, spec)
+    return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
+
+
+def check_reference(
+    reference: Reference, features: Features, graph: bytes, spec: ParitySpec | None = None
+) -> dict[str, Any]:
+    """Compares the graph in onnxruntime with what the trained model has said to the same raw rows.
+
+    Args:
+        reference: rows and outputs of the trained model.
+        features: what cleaning has learned.
+        graph: the serialized ONNX model.
+        spec: tolerances and batch sizes; the defaults of ParitySpec if None.
+
+    Returns:
+        See `check_parity`.
+
+    Raises:
+        GateError: see `check_parity`.
+    """
+    spec = spec or ParitySpec()
     signature = build_signature(features)
     session = _load(graph)
     _check_interface(session, signature)
-    real = _spread(rows, spec.num_real)
-    random = draw_rows(features, spec.num_random, spec.seed)
-    raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    num_real, num_rows = len(real[0]), len(raw[0])
-    reference = _run_module(net, features, raw, max(spec.batch_sizes))
-    comparison = Comparison(signature, reference, num_real, atol=spec.atol, rtol=spec.rtol)
+    comparison = Comparison(
+        signature, reference.outputs, reference.num_real, atol=spec.atol, rtol=spec.rtol, source=reference.source
+    )
     for batch_size in spec.batch_sizes:
-        comparison.check(_run_graph(session, signature, raw, batch_size), batch_size)
+        comparison.check(_run_graph(session, signature, reference.rows, batch_size), batch_size)
+    num_rows = len(reference.rows[0])
     return comparison.report() | {
         "batch_sizes": list(spec.batch_sizes),
         "num_rows": num_rows,
-        "num_real": num_real,
-        "num_random": num_rows - num_real,
+        "num_real": reference.num_real,
+        "num_random": num_rows - reference.num_real,
         "tolerance": {"atol": spec.atol, "rtol": spec.rtol},
         "versions": _versions(graph),
     }
@@ -123,12 +162,6 @@ def _check_interface(session: onnxruntime.InferenceSession, signature: Signature
                 raise GateError(f"the graph is tied to {shape[0]} row(s): {name!r} of its {kind} has the shape {shape}")
         if got != wanted:
             raise GateError(f"the {kind} of the graph are {got}; the signature says {wanted}")
-
-
-def _spread(rows: Sequence[Array], num_rows: int) -> list[Array]:
-    available = len(rows[0])
-    chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
-    return [column[chosen] for column in rows]
 
 
 def _run_module(net: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
@@ -170,7 +203,6 @@ def _run_graph(
 def _versions(graph: bytes) -> dict[str, Any]:
     model = onnx.load_from_string(graph)
     return {
-        "torch": torch.__version__,
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "ir_version": model.ir_version,

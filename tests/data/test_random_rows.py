@@ -3,7 +3,7 @@ import pytest
 
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.features import UNKNOWN, CategoricalColumn, Features, NumericColumn, TensorColumn
-from maas_ray.optimize.random_rows import draw_rows
+from maas_ray.data.random_rows import draw_rows
 
 COLUMNS = (
     NumericColumn(name="filled", fill=1.0, shift=100.0, scale=5.0),

@@ -1,5 +1,6 @@
-"""Random raw rows from the description of the features, for proofs. Knows no model and no data set."""
+"""Raw rows for proofs: some of those there are, and random ones from the features. Knows no model and no data set."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ MAX_COVERED = 4096
 _EXTREME = 10.0  # in units of the column's scale: far outside of the data, and still a number to calculate with
 _SHARE = 0.15  # of each kind of special value in the second half
 _INT64 = np.iinfo(np.int64)
+
+
+def spread_rows(columns: Sequence[Array], num_rows: int) -> list[Array]:
+    """At most `num_rows` rows of the columns, evenly spread over them; fewer if there are fewer."""
+    available = len(columns[0])
+    chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
+    return [column[chosen] for column in columns]
 
 
 def draw_rows(features: Features, num_rows: int, seed: int) -> list[Array]:
