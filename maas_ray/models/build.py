@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
+from maas_ray.models.classical import CLASSICAL, parse_classical
 from maas_ray.models.convnet import ConvnetSpec, build_convnet
 from maas_ray.models.decoder import DecoderSpec, build_decoder
 from maas_ray.models.encoder import EncoderSpec, build_classifier, build_masked
@@ -47,7 +48,8 @@ class ModelSpec(Spec):
     """Which model, with which parameters."""
 
     name: str
-    """A family (`mlp`, `convnet`, `encoder`, `decoder`), or the import path `package.module:Class` of any nn.Module. Such a class maps
+    """A family (`mlp`, `convnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`, `random_forest`,
+    `gradient_boosting`, `svm`), or the import path `package.module:Class` of any nn.Module. Such a class maps
     float32 [N, *input_shape] to [N, num_outputs]; int64 codes [N, T] where the rows are tokens, and then, if the task
     is per token, to [N, T, num_outputs]. It is given `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its
     constructor names them."""
@@ -58,16 +60,25 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name in FAMILIES:
+        if self.name in FAMILIES or self.is_classical:
             try:
-                parse_spec(FAMILIES[self.name].params, self.params, source=f"model {self.name}")
+                if self.is_classical:
+                    parse_classical(self.name, self.params)
+                else:
+                    parse_spec(FAMILIES[self.name].params, self.params, source=f"model {self.name}")
             except SpecError as error:
                 raise ValueError(str(error)) from None
         elif not _IMPORT_PATH.fullmatch(self.name):
-            near = difflib.get_close_matches(self.name, FAMILIES, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join(FAMILIES)}"
+            near = difflib.get_close_matches(self.name, CLASSICAL, n=1, cutoff=0.7)
+            near = near or difflib.get_close_matches(self.name, FAMILIES, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join([*FAMILIES, *CLASSICAL])}"
             raise ValueError(f"unknown model {self.name!r}; {hint} (or an import path 'package.module:Class')")
         return self
+
+    @property
+    def is_classical(self) -> bool:
+        """Whether scikit-learn trains it, see `models/classical.py`; it is then no torch module."""
+        return self.name in CLASSICAL
 
 
 def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool = False) -> nn.Module:
@@ -89,6 +100,10 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
         ModelError: the family has no such scores, the class cannot be imported or built, cannot be fed with such rows,
             or gives another shape.
     """
+    if spec.is_classical:
+        raise ModelError(
+            f"{spec.name} is trained by scikit-learn and is no torch module; here one of {', '.join(FAMILIES)}"
+        )
     if spec.name in FAMILIES:
         model = _build_family(spec, row, num_outputs, per_token)
     else:
