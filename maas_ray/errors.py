@@ -10,6 +10,7 @@
     │   ├── StoreUnavailable   unreachable or timed out after bounded retries
     │   ├── StoreDenied        credentials are wrong or lack a permission
     │   ├── StoreUnsafe        the store ignores create-only puts: commits could be lost
+    │   ├── SaveFailed         a checkpoint was given up on every rank; nothing of it is committed
     │   └── ObjectCorrupt      a committed object is missing, truncated or altered
     ├── TrainingFailed         a training run ended with an error
     ├── ClusterError           the Ray cluster is missing, misconfigured or too small
@@ -91,6 +92,12 @@ class StoreUnsafe(StoreError):
     """The object store accepts a second create-only put of the same key; commits could be lost."""
 
     code = "store_unsafe"
+
+
+class SaveFailed(StoreError):
+    """A checkpoint was given up on every rank, because of one; the message names the rank and the object."""
+
+    code, http_status, retryable = "save_failed", 503, True
 
 
 class ObjectCorrupt(StoreError):

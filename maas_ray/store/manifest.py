@@ -8,9 +8,10 @@ A reader that finds no manifest sees nothing; one that finds it can verify every
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any
 
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
@@ -23,11 +24,13 @@ NAME = "manifest.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One committed part: where it lies, its size in bytes and its hex sha256."""
+    """One committed part: where it lies, its size in bytes and its digest, see `part_digest`."""
 
     key: str
     size: int
     sha256: str
+    pieces: tuple[int, ...] = ()
+    """Sizes of the pieces that were hashed one by one, in order; none: the part was hashed whole."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Committed:
             raise ObjectCorrupt(
                 f"the committed object {part.key} has {len(data)} bytes instead of {part.size}; not used"
             )
-        found = sha256(data).hexdigest()
+        found = part_digest(data, part.pieces)
         if found != part.sha256:
             raise ObjectCorrupt(
                 f"the committed object {part.key} has sha256 {found} instead of {part.sha256}; not used"
@@ -82,21 +85,26 @@ class Draft:
         store: where to write.
         prefix: the place of the committed thing, without a slash at the end.
         kind: what it is (`checkpoint`, `bundle`, …); checked when it is opened.
+        attempt: 32 hex digits that no other commit has, where several processes write the parts of one.
     """
 
-    def __init__(self, store: ObjectStore, prefix: str, kind: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, kind: str, attempt: str | None = None) -> None:
         self._store = store
         self._prefix = prefix
         self._kind = kind
-        self._attempt = uuid.uuid4().hex
+        self._attempt = attempt or uuid.uuid4().hex
         self._parts: dict[str, Part] = {}
 
     def put(self, name: str, data: bytes) -> Part:
         """Writes one part; `name` may hold slashes."""
-        key = f"{self._prefix}/parts-{self._attempt}/{name}"
+        key = part_key(self._prefix, self._attempt, name)
         self._store.put(key, data)
-        self._parts[name] = Part(key, len(data), sha256(data).hexdigest())
-        return self._parts[name]
+        return self.add(name, Part(key, len(data), sha256(data).hexdigest()))
+
+    def add(self, name: str, part: Part) -> Part:
+        """Names a part that another process has written at `part_key`."""
+        self._parts[name] = part
+        return part
 
     def commit(self, meta: Mapping[str, Any]) -> Committed:
         """Puts the manifest. After this the whole thing is there, before it nothing was.
@@ -108,7 +116,7 @@ class Draft:
             "format": FORMAT,
             "kind": self._kind,
             "attempt": self._attempt,
-            "parts": {name: vars(part) for name, part in sorted(self._parts.items())},
+            "parts": {name: _plain(part) for name, part in sorted(self._parts.items())},
             "meta": dict(meta),
         }
         try:
@@ -126,6 +134,26 @@ class Draft:
         """Removes what this attempt wrote. Harmless if it is never called: fsck collects orphans."""
         self._store.delete(part.key for part in self._parts.values())
         self._parts = {}
+
+
+def part_key(prefix: str, attempt: str, name: str) -> str:
+    """Where an attempt writes one part."""
+    return f"{prefix}/parts-{attempt}/{name}"
+
+
+def part_digest(data: bytes | memoryview, pieces: Sequence[int] = ()) -> str:
+    """Hex sha256 of a part; of one written in pieces, that of its pieces' digests one after the other.
+
+    Who reads one piece of a large part can then verify it, and who wrote it has hashed every byte only once.
+    """
+    if not pieces:
+        return sha256(data).hexdigest()
+    if sum(pieces) != len(data):
+        return f"of {sum(pieces)} bytes in {len(pieces)} pieces"  # equals no digest
+    starts = accumulate(pieces, initial=0)
+    view = memoryview(data)
+    digests = [sha256(view[start : start + size]).digest() for start, size in zip(starts, pieces, strict=False)]
+    return sha256(b"".join(digests)).hexdigest()
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -163,7 +191,7 @@ def open_committed(store: ObjectStore, prefix: str, kind: str) -> Committed:
         raise ObjectCorrupt(
             f"{key} is a {body.get('kind')!r} of format {body.get('format')!r}; expected a {kind!r} of format {FORMAT}"
         )
-    parts = {name: Part(**part) for name, part in body["parts"].items()}
+    parts = {name: Part(**{**part, "pieces": tuple(part.get("pieces", ()))}) for name, part in body["parts"].items()}
     return Committed(store, prefix, kind, parts, body["meta"], body["digest"])
 
 
@@ -183,3 +211,7 @@ def verify(committed: Committed) -> list[MaasError]:
         except MaasError as error:
             problems.append(error)
     return problems
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    return {name: value for name, value in vars(part).items() if value != ()}

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,12 +62,19 @@ class ObjectStore(Protocol):
         """Creates `key` atomically. Raises `Conflict` if it exists: the one primitive that everything rests on."""
         ...
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         """Writes a key that nobody else can name (it holds a random id); large data goes up in parts."""
         ...
 
     def get(self, key: str) -> bytes:
         """The bytes of `key`. Raises `NotFound`."""
+        ...
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of `key` from `start` up to before `stop`, for each range; nothing between them is fetched.
+
+        Less than asked for, or `StoreError`, where a range reaches beyond the object's end. Raises `NotFound`.
+        """
         ...
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
@@ -105,12 +112,17 @@ class ObstoreStore:
         self._call(key, lambda: obstore.put(self._backend, key, data, mode="create"))
         self._sync(key)
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | memoryview) -> None:
         self._call(key, lambda: obstore.put(self._backend, key, data))
         self._sync(key)
 
     def get(self, key: str) -> bytes:
         return self._call(key, lambda: bytes(obstore.get(self._backend, key).bytes()))
+
+    def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        starts, stops = zip(*ranges, strict=True)
+        found = self._call(key, lambda: obstore.get_ranges(self._backend, key, starts=starts, ends=stops, coalesce=0))
+        return [bytes(data) for data in found]
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
         def collect() -> list[ObjectInfo]:
@@ -164,6 +176,8 @@ class ObstoreStore:
         text = str(error).splitlines()[0]
         if "Access Denied" in text or "InvalidAccessKeyId" in str(error) or "SignatureDoesNotMatch" in str(error):
             return StoreDenied(f"the store refused access to {where}; check the credentials in the environment")
+        if "No space left" in str(error) or "quota exceeded" in str(error):
+            return StoreError(f"no space is left for {where}; free some, or choose another directory")
         if self.root is not None:
             return StoreDenied(f"cannot use {where}: {text}; choose a directory that this user can write")
         if isinstance(error, ValueError):

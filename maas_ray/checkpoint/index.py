@@ -1,0 +1,135 @@
+"""The index of a checkpoint: which tile of which tensor lies where, as JSON in the sealed manifest and back."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from maas_ray.checkpoint.dtypes import DTYPES, NAMES
+from maas_ray.errors import ObjectCorrupt
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Committed
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One stored tile: the rectangle, the part and place where its bytes lie, their hex sha256."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    part: str
+    start: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One stored tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    tiles: tuple[Tile, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def metadata(index: Mapping[str, Stored]) -> Metadata:
+    """What torch's load planner asks for; chunk i is tile i."""
+    return Metadata(
+        {
+            name: TensorStorageMetadata(
+                TensorProperties(tensor.dtype),
+                torch.Size(tensor.shape),
+                [ChunkStorageMetadata(torch.Size(tile.offsets), torch.Size(tile.sizes)) for tile in tensor.tiles],
+            )
+            for name, tensor in index.items()
+        }
+    )
+
+
+def write_index(index: Mapping[str, Stored], parts: Sequence[str]) -> dict[str, Any]:
+    """Plain JSON; parts are named by their place in `parts`."""
+    numbers = {name: number for number, name in enumerate(parts)}
+    return {
+        "parts": list(parts),
+        "tensors": {
+            name: {
+                "dtype": NAMES[tensor.dtype],
+                "shape": tensor.shape,
+                "tiles": [
+                    [tile.offsets, tile.sizes, numbers[tile.part], tile.start, tile.sha256] for tile in tensor.tiles
+                ],
+            }
+            for name, tensor in index.items()
+        },
+    }
+
+
+def read_index(committed: Committed) -> dict[str, Stored]:
+    """The tensors of a checkpoint.
+
+    Raises:
+        ObjectCorrupt: another format, or an index that does not describe whole tensors inside its parts.
+    """
+    meta = committed.meta
+    if meta.get("format") != FORMAT:
+        raise ObjectCorrupt(f"{committed.prefix} has format {meta.get('format')!r}; this version reads {FORMAT}")
+    try:
+        names = meta["index"]["parts"]
+        index = {name: _tensor(raw, names) for name, raw in meta["index"]["tensors"].items()}
+        for name, tensor in index.items():
+            _check(committed, name, tensor)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ObjectCorrupt(f"the index of {committed.prefix} is not readable ({error!r}); not used") from error
+    return index
+
+
+def tensors_digest(index: Mapping[str, Stored]) -> str:
+    """Hex sha256 of all names, shapes, types and values, wherever they lie: equal for equal tensors in equal tiles."""
+    tiles: Iterable[list[Any]] = (
+        [
+            name,
+            NAMES[tensor.dtype],
+            tensor.shape,
+            sorted((tile.offsets, tile.sizes, tile.sha256) for tile in tensor.tiles),
+        ]
+        for name, tensor in sorted(index.items())
+    )
+    return sha256(canonical_json(list(tiles))).hexdigest()
+
+
+def _tensor(raw: Mapping[str, Any], parts: Sequence[str]) -> Stored:
+    dtype = DTYPES[raw["dtype"]]
+    tiles = []
+    for offsets, sizes, part, start, digest in raw["tiles"]:
+        tiles.append(Tile(tuple(offsets), tuple(sizes), parts[part], start, math.prod(sizes) * dtype.itemsize, digest))
+    return Stored(dtype, tuple(raw["shape"]), tuple(tiles))
+
+
+def _check(committed: Committed, name: str, tensor: Stored) -> None:
+    for tile in tensor.tiles:
+        part = committed.parts[tile.part]
+        is_inside = tile.start >= 0 and tile.start + tile.size <= part.size and all(size >= 0 for size in tile.sizes)
+        spans = zip(tile.offsets, tile.sizes, tensor.shape, strict=True)
+        if not is_inside or any(offset < 0 or offset + size > whole for offset, size, whole in spans):
+            raise ValueError(f"a tile of {name} lies outside of it or of its part")
+        if not part.key.startswith(f"{committed.prefix}/"):
+            raise ValueError(f"the part {part.key} belongs to something else")
+    # Overlaps were refused by torch's planner when this was written, so equal volume means complete.
+    if sum(tile.size for tile in tensor.tiles) != tensor.nbytes:
+        raise ValueError(f"{name} is not complete")

@@ -1,0 +1,165 @@
+"""Loads tensors into any layout: each rank reads only the tiles that it needs, and verifies each before it uses it.
+
+Every rank loads for itself; nothing is agreed and nothing is executed: there is no pickle anywhere.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
+
+from maas_ray.checkpoint.index import Stored, Tile, metadata, read_index
+from maas_ray.errors import ModelError, NotFound, ObjectCorrupt
+from maas_ray.store.manifest import Committed
+
+REQUEST_BYTES = 8 << 20
+"""Adjacent tiles are fetched in one request of about this size."""
+
+IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Neighbouring tiles of one part, and where their values go."""
+
+    part: str
+    tiles: tuple[Tile, ...]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.tiles[0].start, self.tiles[-1].start + self.tiles[-1].size
+
+
+def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
+    """Fills tensors in place; names that the checkpoint has beside them are left alone.
+
+    Args:
+        committed: an open checkpoint.
+        tensors: by the names under which they were saved; torch Tensors are filled whole, of a DTensor this rank's
+            part, whatever layout it was saved in.
+
+    Returns:
+        Bytes read from parts.
+
+    Raises:
+        ModelError: a name is missing in the checkpoint, or has another shape or type there; nothing is filled.
+        ObjectCorrupt: a part is missing, truncated or altered; tensors may be filled in part: do not use them.
+    """
+    index = read_index(committed)
+    _check_fit(committed, index, tensors)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(dict(tensors), metadata(index), True)
+    wanted: dict[Tile, list[tuple[ReadItem, Tensor]]] = defaultdict(list)
+    with torch.no_grad():
+        for item in planner.finish_plan(planner.create_local_plan()).items:
+            tile = index[item.storage_index.fqn].tiles[item.storage_index.index or 0]
+            wanted[tile].append((item, planner.resolve_tensor(item).detach()))
+    reads = _merge(wanted)
+    _check_sizes(committed, {read.part for read in reads})
+
+    def fetch(read: _Read) -> int:
+        start, stop = read.span
+        data = memoryview(_range(committed, read.part, start, stop))
+        for tile in read.tiles:
+            values = data[tile.start - start : tile.start - start + tile.size]
+            if sha256(values).hexdigest() != tile.sha256:
+                key = committed.parts[tile.part].key
+                raise ObjectCorrupt(
+                    f"the committed object {key} is altered between bytes {tile.start} and {tile.start + tile.size}; "
+                    "not used"
+                )
+            _place(values, tile, wanted[tile])
+        return stop - start
+
+    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="checkpoint-read") as pool:
+        return sum(pool.map(fetch, reads))
+
+
+def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tensor]:
+    """Whole tensors in this process's memory, for export and evaluation.
+
+    Args:
+        committed: an open checkpoint.
+        prefix: which ones; the result's names are without it.
+
+    Raises:
+        ObjectCorrupt: a part is missing, truncated or altered.
+    """
+    index = read_index(committed)
+    tensors = {
+        name: torch.empty(stored.shape, dtype=stored.dtype) for name, stored in index.items() if name.startswith(prefix)
+    }
+    load_into(committed, tensors)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _check_fit(committed: Committed, index: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
+    missing = sorted(name for name in tensors if name not in index)
+    if missing:
+        raise ModelError(
+            f"{committed.prefix} holds no {missing[0]!r} ({len(missing)} missing of {len(tensors)} asked for)"
+        )
+    for name, tensor in tensors.items():
+        there = index[name]
+        if (tuple(tensor.shape), tensor.dtype) != (there.shape, there.dtype):
+            raise ModelError(
+                f"{committed.prefix} holds {name!r} as {there.dtype} of shape {list(there.shape)}; "
+                f"asked for {tensor.dtype} of shape {list(tensor.shape)}"
+            )
+        if tensor.is_meta:
+            raise ModelError(f"{name!r} has no memory to load into (device meta); materialize it first")
+
+
+def _check_sizes(committed: Committed, parts: set[str]) -> None:
+    """One listing tells truncated, grown and missing parts before a byte is read."""
+    there = {info.key: info.size for info in committed.store.scan(committed.prefix)}
+    for name in sorted(parts):
+        part = committed.parts[name]
+        if part.key not in there:
+            raise ObjectCorrupt(f"the committed object {part.key} is missing; restore it or remove {committed.prefix}")
+        if there[part.key] != part.size:
+            raise ObjectCorrupt(
+                f"the committed object {part.key} has {there[part.key]} bytes instead of {part.size}; not used"
+            )
+
+
+def _merge(tiles: Mapping[Tile, object]) -> list[_Read]:
+    reads: list[_Read] = []
+    group: list[Tile] = []
+    for tile in sorted((tile for tile in tiles if tile.size), key=lambda tile: (tile.part, tile.start)):
+        last = group[-1] if group else tile
+        is_next = group and (tile.part, tile.start) == (last.part, last.start + last.size)
+        if group and not (is_next and tile.start + tile.size - group[0].start <= REQUEST_BYTES):
+            reads.append(_Read(last.part, tuple(group)))
+            group = []
+        group.append(tile)
+    return [*reads, _Read(group[0].part, tuple(group))] if group else reads
+
+
+def _range(committed: Committed, part: str, start: int, stop: int) -> bytes:
+    key = committed.parts[part].key
+    try:
+        (data,) = committed.store.get_ranges(key, [(start, stop)])
+    except NotFound as error:
+        raise ObjectCorrupt(
+            f"the committed object {key} is missing; restore it or remove {committed.prefix}"
+        ) from error
+    if len(data) != stop - start:
+        raise ObjectCorrupt(f"the committed object {key} ends before byte {stop}; not used")
+    return data
+
+
+def _place(values: memoryview, tile: Tile, targets: Sequence[tuple[ReadItem, Tensor]]) -> None:
+    raw = bytearray(values)  # torch takes no read-only memory
+    with torch.no_grad():  # of each thread on its own
+        for item, target in targets:
+            whole = torch.frombuffer(raw, dtype=target.dtype).view(tile.sizes)
+            for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                whole = whole.narrow(dim, offset, length)
+            target.copy_(whole)

@@ -1,0 +1,122 @@
+"""Parts: safetensors files of at most some megabytes, made of tiles that are hashed one by one. Knows no other rank."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem
+
+from maas_ray.checkpoint.dtypes import NAMES
+from maas_ray.checkpoint.pieces import Piece
+from maas_ray.store.manifest import Part
+
+PART_BYTES = 32 << 20
+MAX_PART_BYTES = 256 << 20
+PARTS_PER_RANK = 128
+"""Parts grow with what a rank writes, so that there are about this many, within the two limits above."""
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one tile in a part."""
+
+    tensor: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A part before it has values: a safetensors header and the places of its tiles, without gaps."""
+
+    name: str
+    header: bytes
+    slots: tuple[Slot, ...]
+    size: int
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Sizes of what is hashed one by one: the header and every tile."""
+        return (len(self.header), *(slot.size for slot in self.slots))
+
+
+def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None) -> list[Layout]:
+    """Packs the tiles that a rank writes into parts; tiles of one tensor stay side by side, for readers of many.
+
+    Args:
+        items: what torch's planner gave to this rank.
+        rank: numbers the parts.
+        part_bytes: largest part; only a tile that is larger makes a larger one.
+    """
+    limit = part_bytes or min(max(sum(map(_nbytes, items)) // PARTS_PER_RANK, PART_BYTES), MAX_PART_BYTES)
+    groups: list[list[WriteItem]] = []
+    room = 0
+    for item in items:
+        size = _nbytes(item)
+        if not groups or size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(item)
+        room -= size
+    return [lay_out_part(f"{rank:05d}-{number:05d}.safetensors", group) for number, group in enumerate(groups)]
+
+
+def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
+    """One part: those with large elements come first, so that every element lies at a multiple of its size."""
+    header: dict[str, object] = {}
+    places = []
+    end = 0
+    for item in sorted(items, key=lambda item: -_data(item).properties.dtype.itemsize):
+        data, size = _data(item), _nbytes(item)
+        offsets, sizes = tuple(data.chunk.offsets), tuple(data.chunk.sizes)
+        shown = ",".join(f"{offset}:{offset + length}" for offset, length in zip(offsets, sizes, strict=True))
+        header[item.index.fqn if sizes == tuple(data.size) else f"{item.index.fqn}[{shown}]"] = {
+            "dtype": NAMES[data.properties.dtype],
+            "shape": sizes,
+            "data_offsets": [end, end + size],
+        }
+        places.append((item.index.fqn, offsets, sizes, data.properties.dtype, end, size))
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)  # the format allows spaces here; values then lie aligned
+    head = len(text).to_bytes(8, "little") + text
+    slots = tuple(
+        Slot(tensor, offsets, sizes, dtype, len(head) + start, size)
+        for tensor, offsets, sizes, dtype, start, size in places
+    )
+    return Layout(name, head, slots, len(head) + end)
+
+
+def fill(layout: Layout, buffer: Tensor, pieces: Mapping[str, Piece]) -> None:
+    """Copies header and tiles into a uint8 buffer; from a GPU into pinned memory without waiting for the copies."""
+    buffer[: len(layout.header)].copy_(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
+    with torch.no_grad():
+        for slot in layout.slots:
+            if slot.size:
+                place = buffer[slot.start : slot.start + slot.size].view(slot.dtype).view(slot.sizes)
+                place.copy_(pieces[slot.tensor].tile(slot.offsets, slot.sizes), non_blocking=True)
+
+
+def seal_part(layout: Layout, key: str, data: memoryview) -> tuple[Part, list[str]]:
+    """The part as the manifest names it, and the hex sha256 of each of its tiles."""
+    digests = [sha256(data[slot.start : slot.start + slot.size]) for slot in layout.slots]
+    joined = b"".join([sha256(layout.header).digest(), *(digest.digest() for digest in digests)])
+    return Part(key, layout.size, sha256(joined).hexdigest(), layout.pieces), [each.hexdigest() for each in digests]
+
+
+def _data(item: WriteItem) -> TensorWriteData:
+    if item.tensor_data is None:
+        raise TypeError(f"{item.index.fqn} is not a tensor")
+    return item.tensor_data
+
+
+def _nbytes(item: WriteItem) -> int:
+    return int(_data(item).chunk.sizes.numel() * _data(item).properties.dtype.itemsize)

@@ -1,0 +1,122 @@
+"""Who writes which tile: torch's own save planner, asked once per layout. Knows no store."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
+
+from maas_ray.checkpoint.parts import Layout, lay_out
+from maas_ray.checkpoint.pieces import Piece, piece_of
+from maas_ray.checkpoint.team import Team
+from maas_ray.errors import SaveFailed
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to save, agreed by all ranks.
+
+    Attributes:
+        step: optimizer steps done.
+        name: 32 hex digits that no other attempt has.
+        pieces: what this rank holds.
+        layouts: the parts that this rank writes; each tile that several ranks hold is written by one.
+        shapes: type and shape of every tensor; on rank 0.
+    """
+
+    step: int
+    name: str
+    pieces: Mapping[str, Piece]
+    layouts: tuple[Layout, ...]
+    shapes: Metadata | None
+
+
+@dataclass(frozen=True)
+class _Hello:
+    step: int
+    attempt: str
+    is_planned: bool
+    nbytes: int
+    failure: str | None
+
+
+class Planner:
+    """Plans saves of one group of ranks; remembers the plan as long as no rank's tensors change their layout.
+
+    Args:
+        team: the ranks.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._signature: Any = None
+        self._layouts: tuple[Layout, ...] = ()
+        self._shapes: Metadata | None = None
+
+    def prepare(self, step: int, tensors: Mapping[str, Tensor]) -> Attempt:
+        """Agrees on an attempt; every rank calls it, with the tensors that it holds.
+
+        Raises:
+            SaveFailed: on every rank: a rank's tensors cannot be stored, do not fit those of the others, belong to
+                another step, or a rank did not come.
+        """
+        pieces: dict[str, Piece] = {}
+        failure = None
+        try:
+            found = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
+            pieces = {name: piece for name, piece in found.items() if piece is not None}
+        except Exception as error:  # such as a Partial placement: the others must hear of it whatever it is
+            failure = f"rank {self._team.rank}: {error}"
+        signature = [(name, piece.shape, piece.box, piece.local.dtype) for name, piece in pieces.items()]
+        nbytes = sum(piece.nbytes for piece in pieces.values())
+        hello = _Hello(step, uuid.uuid4().hex, signature == self._signature, nbytes, failure)
+        everybody = self._team.gather_all(hello)
+        refuse(each.failure for each in everybody)
+        steps = sorted({each.step for each in everybody})
+        if len(steps) > 1:
+            raise SaveFailed(f"the ranks save different steps ({', '.join(map(str, steps))}); nothing is committed")
+        if not all(each.is_planned for each in everybody):
+            self._signature = None
+            total = sum(each.nbytes for each in everybody)
+            self._plan({name: replace(piece, total_bytes=total) for name, piece in pieces.items()})
+            self._signature = signature
+        return Attempt(step, everybody[0].attempt, pieces, self._layouts, self._shapes)
+
+    def _plan(self, pieces: dict[str, Piece]) -> None:
+        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner(pieces, None, self._team.rank == 0)
+        plans = self._team.gather(planner.create_local_plan())
+        answers: list[tuple[SavePlan, str | None]] = []
+        if self._team.rank == 0:
+            try:
+                _same_tensors(plans)
+                plans, self._shapes = planner.create_global_plan(plans)
+                answers = [(plan, None) for plan in plans]
+            except Exception as error:  # torch says with a ValueError that tiles overlap or are missing
+                answers = [(plan, f"rank 0, planning: {error}") for plan in plans]
+        plan, failure = self._team.scatter(answers)
+        refuse([failure])
+        self._layouts = tuple(lay_out(planner.finish_plan(plan).items, self._team.rank))
+
+
+def refuse(failures: Any) -> None:
+    """Raises `SaveFailed` with the reasons that are there, if any."""
+    reasons = [failure for failure in failures if failure is not None]
+    if reasons:
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        raise SaveFailed(f"the checkpoint was given up, nothing is committed: {'; '.join(reasons[:3])}{more}")
+
+
+def _same_tensors(plans: list[SavePlan]) -> None:
+    seen: dict[str, Any] = {}
+    for plan in plans:
+        for item in plan.items:
+            if item.tensor_data is None:
+                raise ValueError(f"{item.index.fqn} is not a tensor")
+            here = (tuple(item.tensor_data.size), item.tensor_data.properties.dtype)
+            if seen.setdefault(item.index.fqn, here) != here:
+                raise ValueError(f"the ranks disagree on {item.index.fqn}: {seen[item.index.fqn]} and {here}")

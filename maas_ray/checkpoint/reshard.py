@@ -1,0 +1,93 @@
+"""Writes a committed checkpoint anew in one process: whole tensors, in parts that any safetensors reader takes."""
+
+import itertools
+import math
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.planner import WriteItem
+
+from maas_ray.checkpoint.catalog import KIND, list_checkpoints, place, read_saved
+from maas_ray.checkpoint.index import Stored, metadata, read_index
+from maas_ray.checkpoint.load import load_into
+from maas_ray.checkpoint.parts import Layout, lay_out_part
+from maas_ray.checkpoint.pieces import Piece
+from maas_ray.checkpoint.plan import Attempt
+from maas_ray.checkpoint.save import Snapshot, finish
+from maas_ray.checkpoint.team import Team
+from maas_ray.errors import Conflict
+from maas_ray.store.manifest import Committed, open_committed
+from maas_ray.store.objects import ObjectStore
+
+PART_BYTES = 1 << 30
+TIMEOUT_S = 24 * 3600.0
+
+
+def reshard(committed: Committed, store: ObjectStore, prefix: str, num_parts: int | None = None) -> Committed:
+    """Commits the same state at `<prefix>/<step>` of another place, with every tensor in one piece.
+
+    One part is in memory at a time. The values, the state and the history stay as they are.
+
+    Args:
+        committed: what to read; every byte is verified.
+        store: where to write.
+        prefix: the place for it; not the one that it is read from.
+        num_parts: at most so many parts of about equal size; by default as many as parts of 1 GiB need.
+
+    Raises:
+        Conflict: this step is committed there already.
+        ObjectCorrupt: a part is missing, truncated or altered.
+        SaveFailed: the store failed; nothing is committed.
+    """
+    saved = read_saved(committed)
+    if saved.step in list_checkpoints(store, prefix):
+        raise Conflict(f"{store.uri} has step {saved.step} at {prefix} already; choose another place")
+    index = read_index(committed)
+    total = sum(stored.nbytes for stored in index.values())
+    layouts = _layouts(index, num_parts or max(1, math.ceil(total / PART_BYTES)))
+    attempt = Attempt(saved.step, uuid.uuid4().hex, {}, layouts, metadata(index))
+    snapshot = Snapshot(saved.step, saved.cursor, {}, saved.meta, saved.history)
+    finish(store, prefix, Team(None), attempt, snapshot, _Read(committed), TIMEOUT_S, in_flight=1)
+    return open_committed(store, place(prefix, saved.step), KIND)
+
+
+class _Read:
+    """Parts that are filled from a checkpoint."""
+
+    def __init__(self, committed: Committed) -> None:
+        self._committed = committed
+
+    @contextmanager
+    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+        buffer = torch.empty(layout.size, dtype=torch.uint8)
+        buffer[: len(layout.header)].copy_(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
+        tensors = {
+            slot.tensor: buffer[slot.start : slot.start + slot.size].view(slot.dtype).view(slot.sizes)
+            for slot in layout.slots
+        }
+        load_into(self._committed, tensors)
+        yield buffer
+
+
+def _layouts(index: Mapping[str, Stored], num_parts: int) -> tuple[Layout, ...]:
+    total = sum(stored.nbytes for stored in index.values()) or 1
+    groups: list[list[str]] = [[] for _ in range(num_parts)]
+    before = 0
+    for name, stored in sorted(index.items()):
+        groups[min(before * num_parts // total, num_parts - 1)].append(name)
+        before += stored.nbytes
+    groups = [group for group in groups if group]
+    names = (f"{number:05d}-of-{len(groups):05d}.safetensors" for number in itertools.count(1))
+    return tuple(
+        lay_out_part(name, [item for each in group for item in _whole(each, index[each])])
+        for name, group in zip(names, groups, strict=False)
+    )
+
+
+def _whole(name: str, stored: Stored) -> list[WriteItem]:
+    shape = stored.shape
+    nothing = torch.empty(shape, dtype=stored.dtype, device="meta")
+    return Piece(shape, ((0,) * len(shape), shape), nothing, is_tiled=False).__create_write_items__(name, None)

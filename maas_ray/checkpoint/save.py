@@ -1,0 +1,204 @@
+"""Saves a state from all ranks: parts first, agreement, then one manifest. Knows no thread of its own between saves."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from maas_ray.checkpoint.catalog import HISTORY, KIND, place
+from maas_ray.checkpoint.index import FORMAT, Stored, Tile, tensors_digest, write_index
+from maas_ray.checkpoint.plan import Attempt, Planner, refuse
+from maas_ray.checkpoint.team import TIMEOUT_S, Team
+from maas_ray.checkpoint.upload import IN_FLIGHT, Filled, Source, Written, upload
+from maas_ray.errors import Conflict, MaasError, ObjectCorrupt, SaveFailed
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
+from maas_ray.store.objects import ObjectStore
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that the next step depends on.
+
+    Attributes:
+        step: optimizer steps done.
+        cursor: global sample position of the next batch.
+        tensors: by flat names, such as `model.<name>` and `optimizer.<name>.<moment>`: torch Tensors that are the same
+            on every rank that names them, or DTensors. Ranks may name different ones (pipeline stages).
+        meta: JSON; rank 0's counts. `metrics` (name to number) is what retention ranks by; `layout` says how the run
+            is spread over ranks, see `save`.
+        history: JSON; what was logged so far, rank 0's counts.
+    """
+
+    step: int
+    cursor: int
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(
+    store: ObjectStore,
+    prefix: str,
+    snapshot: Snapshot,
+    group: dist.ProcessGroup | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Committed:
+    """Commits a state at `<prefix>/<step>`; every rank of the group calls it and gets the same answer.
+
+    A step that is committed already, by an attempt that was then lost, is kept if it holds the same values.
+
+    Args:
+        store: where to write.
+        prefix: the place of the run's checkpoints.
+        snapshot: this rank's part of the state.
+        group: the ranks that hold it, see `saving_group`; None: this process holds all of it.
+        timeout_s: longest time for writing the parts. A rank that does not come is waited for as long as the group's
+            own timeout says.
+
+    Raises:
+        SaveFailed: a rank could not write, or did not come; no rank takes it for committed. Names rank and object.
+        ObjectCorrupt: the step is committed with other values although `meta["layout"]` and the number of ranks are the
+            same, so this is not the same run. (Other layouts add in another order and differ in the last bits: then
+            what is there is kept.)
+    """
+    team = Team(group)
+    attempt = Planner(team).prepare(snapshot.step, snapshot.tensors)
+    finish(store, prefix, team, attempt, snapshot, Filled(attempt.pieces), timeout_s)
+    return open_committed(store, place(prefix, snapshot.step), KIND)
+
+
+def finish(
+    store: ObjectStore,
+    prefix: str,
+    team: Team,
+    attempt: Attempt,
+    snapshot: Snapshot,
+    source: Source,
+    timeout_s: float,
+    in_flight: int = IN_FLIGHT,
+) -> None:
+    """Writes this rank's parts and agrees with the others on the end of an attempt. Raises as `save`."""
+    where = place(prefix, attempt.step)
+    written: list[Written] = []
+    failure = None
+    try:
+        written = upload(store, where, attempt, source, timeout_s, in_flight)
+    except Exception as error:  # whatever it is, the others must hear of it
+        failure = f"rank {team.rank}: {error}"
+    everybody = team.gather((written, failure))
+    outcome = _Outcome()
+    if team.rank == 0:
+        outcome = _decide(store, where, attempt, snapshot, everybody)
+    outcome = team.broadcast(outcome)
+    if outcome.error is None:
+        return
+    if not outcome.may_be_committed:
+        _remove(store, [part_key(where, attempt.name, layout.name) for layout in attempt.layouts])
+    raise outcome.error
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    error: MaasError | None = None
+    may_be_committed: bool = False
+    """The manifest was sent and no answer came: its parts must stay."""
+
+
+def _decide(
+    store: ObjectStore,
+    where: str,
+    attempt: Attempt,
+    snapshot: Snapshot,
+    everybody: list[tuple[list[Written], str | None]],
+) -> _Outcome:
+    try:
+        refuse(failure for _, failure in everybody)
+        written = [each for some, _ in everybody for each in some]
+        index = _index(attempt, written)
+        draft = Draft(store, where, KIND, attempt.name)
+        for each in written:
+            draft.add(each.layout.name, each.part)
+        draft.put(HISTORY, canonical_json(snapshot.history))
+        meta = {
+            "format": FORMAT,
+            "step": snapshot.step,
+            "cursor": snapshot.cursor,
+            "time_s": time.time(),
+            "num_ranks": len(everybody),
+            "tensors_sha256": tensors_digest(index),
+            "state": dict(snapshot.meta),
+            "index": write_index(index, [each.layout.name for each in written]),
+        }
+        canonical_json(meta)
+    except SaveFailed as error:
+        return _Outcome(error)
+    except Exception as error:  # the others wait for an answer, whatever happens here
+        _remove(store, [part_key(where, attempt.name, HISTORY)])
+        return _Outcome(SaveFailed(f"the checkpoint was given up, nothing is committed: rank 0, {where}: {error}"))
+    return _commit(store, where, draft, meta)
+
+
+def _commit(store: ObjectStore, where: str, draft: Draft, meta: Mapping[str, Any]) -> _Outcome:
+    try:
+        draft.commit(meta)
+    except Conflict:
+        return _Outcome(_compare(store, where, meta))
+    except Exception as error:
+        with contextlib.suppress(MaasError):
+            there = open_committed(store, where, KIND)
+            if there.meta["tensors_sha256"] == meta["tensors_sha256"]:
+                return _Outcome()  # it arrived, only the answer was lost
+        reason = f"rank 0 does not know whether {where} was committed, its parts are left: {error}"
+        return _Outcome(SaveFailed(reason), may_be_committed=True)
+    return _Outcome()
+
+
+def _compare(store: ObjectStore, where: str, meta: Mapping[str, Any]) -> MaasError | None:
+    """Whether what another attempt committed is the same state; our own parts are removed by then."""
+    try:
+        there = open_committed(store, where, KIND).meta
+    except MaasError as error:
+        return SaveFailed(f"rank 0 cannot read what another attempt committed at {where}: {error}")
+    if there.get("tensors_sha256") == meta["tensors_sha256"]:
+        return None
+    if (there.get("num_ranks"), there.get("state", {}).get("layout")) != (
+        meta["num_ranks"],
+        meta["state"].get("layout"),
+    ):
+        return None
+    return ObjectCorrupt(
+        f"{where} is committed with other weights than this attempt computed; "
+        "the run is not repeatable on this machine (other hardware or library versions?)"
+    )
+
+
+def _index(attempt: Attempt, written: list[Written]) -> dict[str, Stored]:
+    """All tensors with their tiles; rank 0 has heard of every part by now."""
+    tiles: dict[str, list[Tile]] = {}
+    for each in written:
+        for slot, digest in zip(each.layout.slots, each.digests, strict=True):
+            tile = Tile(slot.offsets, slot.sizes, each.layout.name, slot.start, slot.size, digest)
+            tiles.setdefault(slot.tensor, []).append(tile)
+    if attempt.shapes is None:
+        raise SaveFailed("rank 0 has no plan; nothing is committed")
+    index = {
+        name: Stored(data.properties.dtype, tuple(data.size), tuple(tiles[name]))
+        for name, data in attempt.shapes.state_dict_metadata.items()
+        if isinstance(data, TensorStorageMetadata)
+    }
+    for name, stored in index.items():  # torch's planner looks only where there are several ranks
+        if sum(tile.size for tile in stored.tiles) != stored.nbytes:
+            raise SaveFailed(f"the ranks of this group do not hold all of {name}; nothing is committed")
+    return index
+
+
+def _remove(store: ObjectStore, keys: list[str]) -> None:
+    """As far as the store lets us; what stays is an orphan that fsck collects."""
+    with contextlib.suppress(MaasError):
+        store.delete(keys)

@@ -1,0 +1,157 @@
+"""Saves in the background: a step waits for a copy in memory, not for the store. Knows no training loop."""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch.distributed as dist
+from torch import Tensor
+
+from maas_ray.checkpoint.catalog import KIND, place
+from maas_ray.checkpoint.parts import Layout
+from maas_ray.checkpoint.plan import Attempt, Planner
+from maas_ray.checkpoint.retention import Keep, Retention
+from maas_ray.checkpoint.save import Snapshot, finish
+from maas_ray.checkpoint.team import TIMEOUT_S, Team
+from maas_ray.checkpoint.upload import Source, Staging
+from maas_ray.errors import MaasError, SaveFailed
+from maas_ray.store.manifest import Committed, open_committed
+from maas_ray.store.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves one state at a time in the background of training.
+
+    `save` waits for the save before it (bounded), copies what this rank writes to buffers that are kept for the next
+    one, and returns; a thread hashes, uploads, agrees with the other ranks and commits. All ranks call the same
+    methods in the same order and learn the same outcome.
+
+    A save that fails, fails on every rank and leaves nothing committed; it is logged and training goes on. After
+    `max_failures` failures in a row, or at once if it is no fault of the store (the run is not repeatable), the next
+    `save` or `wait` raises it.
+
+    Args:
+        store: where to write.
+        prefix: the place of the run's checkpoints; each is committed at `<prefix>/<step>`.
+        group: the ranks, in a group of their own that nothing else uses, see `saving_group`; None: one process.
+        timeout_s: longest time for writing the parts of one checkpoint.
+        keep: what retention keeps; None: everything.
+        max_failures: saves in a row that may fail.
+        on_commit: called on rank 0 with each committed checkpoint, in the background; its errors are logged.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        *,
+        group: dist.ProcessGroup | None = None,
+        timeout_s: float = TIMEOUT_S,
+        keep: Keep | None = None,
+        max_failures: int = 3,
+        on_commit: Callable[[Committed], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._team = Team(group)
+        self._timeout_s = timeout_s
+        self._retention = Retention(store, prefix, keep) if keep is not None and self._team.rank == 0 else None
+        self._max_failures = max_failures
+        self._on_commit = on_commit if self._team.rank == 0 else None
+        self._planner = Planner(self._team)
+        self._staging = Staging()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._flight: tuple[int, Future[None]] | None = None
+        self._num_failures = 0
+        self.failure: MaasError | None = None
+        """Why the last save failed; None if it did not."""
+        self.committed_step: int | None = None
+        """The newest step that this saver committed."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begins to save a state; the tensors may change as soon as this returns.
+
+        Raises:
+            MaasError: an earlier save, or this one, was one failure too many.
+        """
+        self.wait()
+        try:
+            attempt = self._planner.prepare(snapshot.step, snapshot.tensors)
+        except SaveFailed as error:
+            self._note(snapshot.step, error)
+            self._raise_if_too_many()
+            return
+        source: Source = self._staging
+        try:
+            self._staging.fill(attempt)
+        except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
+            source = _Failed(f"no copy in memory: {error}")
+        # What is not a tensor is copied too: the loop goes on appending to its history.
+        kept = Snapshot(snapshot.step, snapshot.cursor, {}, copy.deepcopy(dict(snapshot.meta)), list(snapshot.history))
+        self._flight = (snapshot.step, self._thread.submit(self._finish, attempt, kept, source))
+
+    def wait(self, *, is_strict: bool = False) -> int | None:
+        """Waits for the save in flight; returns the newest step that this saver committed.
+
+        Args:
+            is_strict: raise the failure of the last save even if it was the first one, for a state that must be there.
+
+        Raises:
+            MaasError: the last save was one failure too many.
+        """
+        if self._flight is not None:
+            step, future = self._flight
+            self._flight = None
+            try:
+                # Its own waits are bounded: parts, three messages, the store's retries. This bound is for the rest.
+                future.result(timeout=6 * self._timeout_s + 300)
+            except MaasError as error:
+                self._note(step, error)
+            except TimeoutError:
+                self._note(step, SaveFailed(f"rank {self._team.rank}: saving step {step} does not end; given up"))
+            else:
+                self.failure, self._num_failures, self.committed_step = None, 0, step
+        if is_strict and self.failure is not None:
+            raise self.failure
+        self._raise_if_too_many()
+        return self.committed_step
+
+    def close(self) -> None:
+        """Waits for the save in flight and gives the thread and the buffers back; raises nothing (see `failure`)."""
+        with contextlib.suppress(MaasError):
+            self.wait()
+        self._thread.shutdown(wait=False)
+        self._staging = Staging()
+
+    def _finish(self, attempt: Attempt, snapshot: Snapshot, source: Source) -> None:
+        finish(self._store, self._prefix, self._team, attempt, snapshot, source, self._timeout_s)
+        try:
+            if self._on_commit is not None:
+                self._on_commit(open_committed(self._store, place(self._prefix, snapshot.step), KIND))
+            if self._retention is not None:
+                self._retention.apply()
+        except Exception:  # what is committed is committed: the next save tries again
+            log.warning("step %d is committed, but not all that follows was done", snapshot.step, exc_info=True)
+
+    def _note(self, step: int, error: MaasError) -> None:
+        self.failure = error
+        self._num_failures += 1
+        log.warning("step %d was not saved (%d in a row): %s", step, self._num_failures, error)
+
+    def _raise_if_too_many(self) -> None:
+        if self.failure is not None and (self._num_failures >= self._max_failures or not self.failure.retryable):
+            raise self.failure
+
+
+class _Failed:
+    """A source that has nothing."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def lend(self, number: int, layout: Layout) -> contextlib.AbstractContextManager[Tensor]:
+        raise SaveFailed(self._reason)

@@ -1,0 +1,155 @@
+"""Writes one rank's parts, several at a time: copied, hashed and put side by side. Knows no other rank."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from maas_ray.checkpoint.parts import Layout, fill, seal_part
+from maas_ray.checkpoint.pieces import Piece
+from maas_ray.checkpoint.plan import Attempt
+from maas_ray.errors import SaveFailed
+from maas_ray.store.manifest import Part, part_key
+from maas_ray.store.objects import ObjectStore
+
+IN_FLIGHT = 3
+"""Parts on their way at a time: one is hashed while another one is written; each needs a buffer."""
+
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Written:
+    """A part that is in the store."""
+
+    layout: Layout
+    part: Part
+    digests: list[str]
+    """Hex sha256 of each tile, in the order of the layout's slots."""
+
+
+class Source(Protocol):
+    """Where the bytes of parts come from."""
+
+    def lend(self, number: int, layout: Layout) -> AbstractContextManager[Tensor]:
+        """The bytes (uint8) of one part, for as long as the context lasts. Called by several threads."""
+        ...
+
+
+class Filled:
+    """Fills a few buffers in turn from the live tensors, which must not change meanwhile.
+
+    Args:
+        pieces: what this rank holds.
+    """
+
+    def __init__(self, pieces: Mapping[str, Piece]) -> None:
+        self._pieces = pieces
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+        synchronize(pieces)
+
+    @contextmanager
+    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+        with self._lock:
+            fits = [buffer for buffer in self._free if buffer.numel() >= layout.size]
+            buffer = fits[0] if fits else torch.empty(layout.size, dtype=torch.uint8)
+            self._free = [other for other in self._free if other is not buffer]
+        fill(layout, buffer, self._pieces)
+        synchronize(self._pieces)
+        yield buffer[: layout.size]
+        with self._lock:
+            self._free.append(buffer)
+
+
+class Staging:
+    """Copies of a rank's parts in memory that is used again; pinned where tensors lie on a GPU (not run on one)."""
+
+    def __init__(self) -> None:
+        self._layouts: tuple[Layout, ...] = ()
+        self._buffers: list[Tensor] = []
+
+    def fill(self, attempt: Attempt) -> None:
+        """Copies what this rank writes; returns when the tensors may change again."""
+        if attempt.layouts is not self._layouts:
+            self._buffers = []  # given back before new ones are taken
+            is_pinned = any(piece.local.is_cuda for piece in attempt.pieces.values())
+            self._buffers = [
+                torch.empty(layout.size, dtype=torch.uint8, pin_memory=is_pinned) for layout in attempt.layouts
+            ]
+            self._layouts = attempt.layouts
+        for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
+            fill(layout, buffer, attempt.pieces)
+        synchronize(attempt.pieces)
+
+    @contextmanager
+    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+        yield self._buffers[number]
+
+
+def upload(
+    store: ObjectStore, where: str, attempt: Attempt, source: Source, timeout_s: float, in_flight: int = IN_FLIGHT
+) -> list[Written]:
+    """Writes this rank's parts of an attempt.
+
+    Args:
+        store: where to write.
+        where: the place of the checkpoint.
+        attempt: what to write.
+        source: where the bytes come from.
+        timeout_s: longest time for all parts.
+        in_flight: parts at a time.
+
+    Raises:
+        SaveFailed: a part could not be written, or not in time; names it. Parts that are on their way may still land.
+    """
+    deadline = time.monotonic() + timeout_s
+
+    def write(number: int, layout: Layout) -> Written:
+        key = part_key(where, attempt.name, layout.name)
+        with source.lend(number, layout) as buffer:
+            data = memoryview(buffer.numpy())  # type: ignore[arg-type]
+            part, digests = seal_part(layout, key, data)
+            store.put(key, data)
+        return Written(layout, part, digests)
+
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="checkpoint-part")
+    futures: list[Future[Written]] = []
+    try:
+        futures = [pool.submit(write, number, layout) for number, layout in enumerate(attempt.layouts)]
+        return [
+            _result(future, part_key(where, attempt.name, layout.name), deadline, timeout_s)
+            for future, layout in zip(futures, attempt.layouts, strict=True)
+        ]
+    except BaseException:
+        # Those that have begun end soon, so that what they write can be removed; a store that hangs is not waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait(futures, timeout=max(0.0, min(_GRACE_S, deadline - time.monotonic())))
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def synchronize(pieces: Mapping[str, Piece]) -> None:
+    """Waits for the copies from accelerators; nothing to do on a CPU."""
+    for device in {piece.local.device for piece in pieces.values()}:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+
+def _result(future: Future[Written], key: str, deadline: float, timeout_s: float) -> Written:
+    try:
+        return future.result(timeout=max(0.0, deadline - time.monotonic()))
+    except TimeoutError as error:
+        raise SaveFailed(
+            f"{key} was not written within {timeout_s:g} s; raise the timeout or look at the store"
+        ) from error
+    except Exception as error:
+        reason = str(error)
+        raise SaveFailed(reason if key in reason else f"{key}: {reason}") from error
