@@ -1,16 +1,17 @@
 """The training loop, in torch alone: no Ray, no store, no files. One rank runs one call of `fit`.
 
-What makes a run exact, whatever interrupts it:
+What makes a run exact, whatever interrupts it, and the same training on every layout:
 - sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
-- random numbers (dropout) of step s on rank r start from a seed made of (seed, s, r),
-- gradients are summed over the ranks and divided by the number of samples of the GLOBAL batch,
+- dropout masks are functions of (seed, position of the sample); other random numbers of step s start from (seed, s, r),
+  where r is the rank among those that have rows of their own,
+- gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
 - the order in which DistributedDataParallel adds up gradients is settled before the first step (`settle`).
 So step s + 1 depends on nothing but the state after step s.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,10 +20,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.data.loader import Batch, Loader
 from maas_ray.errors import TrainingFailed
+from maas_ray.models.weights import weights
+from maas_ray.train.dropout import samples
+from maas_ray.train.gradients import add_penalty_gradient, clip_gradients, penalty
+from maas_ray.train.parallel import Place
+from maas_ray.train.pipeline import MicroBatch, Pipeline
 from maas_ray.train.progress import Progress
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -69,18 +77,45 @@ class Trainee:
     """What is trained, on this rank.
 
     Attributes:
-        net: the module whose weights are the result.
-        model: raw (encoded) columns -> scores [N, K]: preprocessing and `net`, wrapped for several ranks.
-        penalty: regularization added to the mean loss.
+        parts: this rank's pieces of the network: all of it, or its pipeline stages; maybe of DTensors.
+        model: preprocessed rows -> scores [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
+        preprocess: encoded raw columns -> preprocessed rows.
+        num_valid: (target) -> what its losses count as; None: one for each row.
+        l1: factor of the sum of absolute weights, added to the mean loss.
+        l2: factor of the sum of squared weights.
+        pipeline: the schedule of the stages, if there are any.
+        dtype: of the floating-point rows that the network takes.
     """
 
-    net: nn.Module
+    parts: Sequence[nn.Module]
     model: nn.Module
+    preprocess: Callable[..., Tensor]
     loss: LossFn
-    penalty: Callable[[], Tensor]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     device: torch.device
+    place: Place
+    num_valid: Callable[[Tensor], Tensor] | None = None
+    l1: float = 0.0
+    l2: float = 0.0
+    pipeline: Pipeline | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The trained weights of this rank that penalties are about."""
+        return [weight for part in self.parts for weight in weights(part) if weight.requires_grad]
+
+    def train(self, mode: bool = True) -> None:
+        """Switches all parts to training mode, or to evaluation mode."""
+        for part in self.parts:
+            part.train(mode)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """What the network takes for a batch."""
+        columns = [column.to(self.device, non_blocking=True) for column in batch.columns]
+        rows = self.preprocess(*columns)
+        return rows.to(self.dtype) if rows.is_floating_point() else rows
 
 
 def fit(
@@ -107,48 +142,89 @@ def fit(
     Raises:
         TrainingFailed: the loss is no longer a finite number.
     """
-    trainee.model.train()
+    trainee.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
         lr = float(trainee.optimizer.param_groups[0]["lr"])
-        loss = train_step(plan, trainee, loader, step)
+        loss, _ = train_step(plan, trainee, loader, step)
         done = step + 1
         if done % plan.log_every == 0 or done == plan.total_steps:
-            mean = _mean_loss(plan, trainee, loss, step)
+            mean = mean_loss(trainee, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
             report(Progress(done, plan.total_steps, _epoch(plan, done), mean, lr, rate))
             logged_at, logged_s = done, time.perf_counter()
         if validate is not None and plan.ends_epoch(step):
-            trainee.model.eval()
+            trainee.train(False)
             metrics = validate()
-            trainee.model.train()
+            trainee.train()
             report(Progress(done, plan.total_steps, _epoch(plan, done), metrics=metrics))
         if plan.is_checkpoint(step):
             checkpoint(done)
 
 
-def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> Tensor:
-    """One optimizer step; returns this rank's share of the global mean loss (summed over ranks it is the mean)."""
-    rank, world = rank_and_world()
-    seed_step(plan.seed, step, rank)
+def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple[Tensor, float | None]:
+    """One optimizer step.
+
+    Returns:
+        This rank's share of the global mean loss: summed over the ranks with rows of their own it is the mean. And the
+        norm of the whole gradient, if it is clipped.
+    """
+    place = trainee.place
+    seed_step(plan.seed, step, place.dp)
     cursor = step * plan.global_size
-    count = min(plan.global_size, plan.stop - cursor)
+    batches = loader.load(cursor, plan.stop)
+    count = _count(trainee, batches, min(plan.global_size, plan.stop - cursor))
+    # Replicas and shards average their gradients; a mean over the global batch is a sum of shares.
+    scale = place.layout.dp / count
     trainee.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), dtype=torch.float64, device=trainee.device)
-    for batch, is_last in _with_last(loader.load(cursor, plan.stop)):
-        with _no_sync(trainee.model, unless=is_last):
-            share = _loss_sum(plan, trainee, batch) / count
-            # DistributedDataParallel averages over the ranks; a mean over the global batch is a sum of shares.
-            scaled = share * world
-            if is_last:
-                scaled = scaled + trainee.penalty()  # the same on every rank, so averaging leaves it
-            scaled.backward()  # type: ignore[no-untyped-call]
-        total += share.detach()
+    if trainee.pipeline is not None:
+        total = trainee.pipeline.step(_filled(plan, trainee, batches), scale)
+    else:
+        total = torch.zeros((), dtype=torch.float64, device=trainee.device)
+        for batch, is_last in _with_last(batches):
+            with _sync(trainee.model, is_last):
+                loss = _loss_sum(plan, trainee, batch) * scale
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+    if trainee.l1 or trainee.l2:
+        add_penalty_gradient(trainee.weights, trainee.l1, trainee.l2)
+    norm = None
     if plan.clip_norm is not None:
-        nn.utils.clip_grad_norm_(trainee.net.parameters(), plan.clip_norm)
+        parameters = [parameter for part in trainee.parts for parameter in part.parameters()]
+        norm = clip_gradients(parameters, plan.clip_norm, place.layout)
     trainee.optimizer.step()
     trainee.schedule.step()
-    return total
+    return total / place.layout.dp, norm
+
+
+def _count(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -> float:
+    """What the sum of the losses of the global batch is divided by."""
+    if trainee.num_valid is None:
+        return num_rows
+    count = torch.zeros((), dtype=torch.int64, device=trainee.device)
+    for batch in batches:
+        count += trainee.num_valid(batch.target).to(trainee.device)
+    layout = trainee.place.layout
+    if dist.is_initialized():
+        dist.all_reduce(count)
+    # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
+    return max(1, int(count) // (layout.pp * layout.tp))
+
+
+def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[MicroBatch]:
+    """Micro-batches of one size, which a pipeline needs; what was added counts for nothing."""
+    share = -(-plan.global_size // trainee.place.layout.dp)
+    size = -(-share // len(batches))
+    filled: list[MicroBatch] = []
+    for batch in batches:
+        rows, target, missing = trainee.rows(batch), batch.target.to(trainee.device), size - batch.num_rows
+        positions = batch.positions
+        if missing:
+            rows = functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
+            target = functional.pad(target, (0, 0) * (target.dim() - 1) + (0, missing))
+            positions = functional.pad(positions, (0, missing))
+        filled.append((rows, target, positions, batch.num_rows))
+    return filled
 
 
 def settle(plan: Plan, trainee: Trainee, loader: Loader) -> None:
@@ -160,15 +236,16 @@ def settle(plan: Plan, trainee: Trainee, loader: Loader) -> None:
     """
     if not isinstance(trainee.model, DistributedDataParallel):
         return
-    buffers = {name: buffer.clone() for name, buffer in trainee.net.named_buffers()}
-    trainee.net.train()
+    net = trainee.parts[0]
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    net.train()
     for _ in range(2):  # the second forward pass is where the buckets are rebuilt
         for batch, is_last in _with_last(loader.load(0, plan.stop)):
-            with _no_sync(trainee.model, unless=is_last):
-                (_loss_sum(plan, trainee, batch) + trainee.penalty()).backward()  # type: ignore[no-untyped-call]
+            with _sync(trainee.model, is_last):
+                _loss_sum(plan, trainee, batch).backward()  # type: ignore[no-untyped-call]
     trainee.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for name, buffer in trainee.net.named_buffers():
+        for name, buffer in net.named_buffers():
             buffer.copy_(buffers[name])
 
 
@@ -182,18 +259,27 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _loss_sum(plan: Plan, trainee: Trainee, batch: Batch) -> Tensor:
-    columns = [column.to(trainee.device, non_blocking=True) for column in batch.columns]
-    target = batch.target.to(trainee.device, non_blocking=True)
-    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-        scores = trainee.model(*columns)
+    rows, target = trainee.rows(batch), batch.target.to(trainee.device, non_blocking=True)
+    is_sharded = isinstance(trainee.model, FSDPModule)  # its own policy says what is computed in which precision
+    with (
+        samples(plan.seed, batch.positions),
+        torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
+    ):
+        scores = trainee.model(rows)
     return trainee.loss(scores, target).sum()
 
 
-def _mean_loss(plan: Plan, trainee: Trainee, share: Tensor, step: int) -> float:
-    total = share.clone()
+def mean_loss(trainee: Trainee, share: Tensor, step: int) -> float:
+    """The global mean loss of step number `step`, penalties included, from the shares of all ranks. Collective.
+
+    Raises:
+        TrainingFailed: it is no longer a finite number.
+    """
+    layout, total = trainee.place.layout, share.clone()
     if dist.is_initialized():
         dist.all_reduce(total)
-    mean = float(total + trainee.penalty().detach())
+    # The ranks of a tensor-parallel group have computed the same shares; of a pipeline only the last stage has any.
+    mean = float(total) / layout.tp + penalty(trainee.weights, trainee.l1, trainee.l2, layout)
     if not np.isfinite(mean):
         raise TrainingFailed(
             f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set clip_norm, or check the data for extremes"
@@ -205,14 +291,12 @@ def _epoch(plan: Plan, done: int) -> float:
     return min(done * plan.global_size, plan.stop) / plan.num_rows
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank, and the number of ranks; (0, 1) where there is no process group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _no_sync(model: nn.Module, unless: bool) -> AbstractContextManager[None]:
-    if isinstance(model, DistributedDataParallel) and not unless:
+def _sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Gradients are exchanged once per step, with the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
     return nullcontext()
 
 

@@ -8,6 +8,7 @@ from maas_ray.data.spec import DataSpec
 from maas_ray.models.build import ModelSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
+from maas_ray.train.layout import LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
 
@@ -25,7 +26,7 @@ class WorkersSpec(Spec):
     """The processes that train, and what each one needs."""
 
     count: PositiveInt = 1
-    """Data-parallel workers."""
+    """Processes; by default each is a replica of the model with its own rows, see `layout`."""
     cpus: PositiveInt = 1
     """CPUs per worker; also the number of compute threads."""
     gpus: NonNegativeInt = 0
@@ -38,7 +39,7 @@ class WorkersSpec(Spec):
     @model_validator(mode="after")
     def _one_gpu(self) -> Self:
         if self.gpus > 1:
-            raise ValueError("a data-parallel worker drives one GPU; raise workers.count instead of workers.gpus")
+            raise ValueError("a worker drives one GPU; raise workers.count instead of workers.gpus")
         return self
 
 
@@ -77,6 +78,7 @@ class TrainSpec(Spec):
     log_every: PositiveInt = 10
     """Optimizer steps between logged losses."""
     workers: WorkersSpec = WorkersSpec()
+    layout: LayoutSpec = LayoutSpec()
     storage: StorageSpec = StorageSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -84,10 +86,11 @@ class TrainSpec(Spec):
     def _consistent(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
-        if self.batch.global_size < self.workers.count:
+        layout = self.layout.resolve(self.workers.count)
+        if self.batch.global_size < layout.dp:
             raise ValueError(
-                f"batch.global_size {self.batch.global_size} is smaller than workers.count {self.workers.count}: "
-                "some workers would never see a sample"
+                f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
+                f"workers.count {self.workers.count}: some workers would never see a sample"
             )
         build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
@@ -109,8 +112,11 @@ class TrainSpec(Spec):
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
 
-        Where it is stored, how often it is checkpointed or logged and on which workers it runs may change.
+        Where it is stored, how often it is checkpointed or logged, on which workers it runs and how they share the model
+        may change.
         """
-        free = {"storage", "workers", "checkpoint", "log_every"}
+        free = {"storage", "workers", "layout", "checkpoint", "log_every"}
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        for fields in (mine, theirs):
+            del fields["batch"]["accumulation"]  # how a share is cut changes no gradient
         return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])

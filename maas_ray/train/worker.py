@@ -4,27 +4,24 @@ Kept apart from train/run.py so that the processes that train import only what t
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.encode import encode_columns
-from maas_ray.data.loader import Loader
 from maas_ray.errors import MaasError
-from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
 from maas_ray.train.evaluate import evaluate
 from maas_ray.train.journal import Journal
-from maas_ray.train.loop import Plan, Trainee, fit, rank_and_world, settle
-from maas_ray.train.objective import build_loss, penalty
-from maas_ray.train.optimizer import build_optimizer, build_schedule
+from maas_ray.train.loop import Plan, Trainee, fit, settle
+from maas_ray.train.parallel import place_rank
 from maas_ray.train.progress import Progress
 from maas_ray.train.raw_model import RawModel
 from maas_ray.train.spec import TrainSpec
@@ -52,24 +49,16 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
 
 
 def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) -> None:
-    rank, world = rank_and_world()
     torch.set_num_threads(spec.workers.cpus)
     torch.use_deterministic_algorithms(spec.deterministic)
     store = open_store(spec.storage)
     dataset = open_dataset(store, data_digest)
-    trainee = _build(spec, dataset, device, world)
-    plan = _plan(spec, dataset.num_rows["train"])
-    rows = dataset.read("train")
-    loader = Loader(
-        encode_columns(dataset.features, rows.columns),
-        rows.target,
-        seed=spec.seed,
-        global_batch=spec.batch.global_size,
-        rank=rank,
-        world=world,
-        accumulation=spec.batch.accumulation,
-    )
+    num_rows = dataset.num_rows["train"]
+    place = place_rank(spec.layout.resolve(spec.workers.count), device.type)
+    trainee = build_trainee(spec, dataset.features, num_rows, place, device)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)
+    rank = dist.get_rank() if dist.is_initialized() else 0
     first_step, history = _restore(store, spec, trainee)
     journal = Journal(store, spec.run, first_step, history) if rank == 0 else None
 
@@ -101,44 +90,12 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             journal.close()
 
 
-def _build(spec: TrainSpec, dataset: Dataset, device: torch.device, world: int) -> Trainee:
-    torch.manual_seed(spec.seed)  # the same initial weights on every rank and in every attempt
-    net = build_model(spec.model, dataset.features.row, dataset.features.num_outputs).to(device)
-    model: torch.nn.Module = RawModel(dataset.features, net).to(device)
-    if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    optimizer = build_optimizer(spec.optimizer, net)
-    return Trainee(
-        net=net,
-        model=model,
-        loss=build_loss(spec.objective, spec.data.task),
-        penalty=lambda: penalty(spec.objective, net),
-        optimizer=optimizer,
-        schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"])),
-        device=device,
-    )
-
-
-def _plan(spec: TrainSpec, num_rows: int) -> Plan:
-    return Plan(
-        total_steps=spec.total_steps(num_rows),
-        stop=spec.stop_position(num_rows),
-        global_size=spec.batch.global_size,
-        num_rows=num_rows,
-        seed=spec.seed,
-        log_every=spec.log_every,
-        checkpoint_every=spec.checkpoint.every_steps,
-        clip_norm=spec.clip_norm,
-        precision=spec.precision,
-    )
-
-
 def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
     """Loads the newest committed state, if there is one; returns the steps done and the losses logged."""
     if not list_checkpoints(store, spec.run):
         return 0, []
     state = load_checkpoint(store, spec.run)
-    trainee.net.load_state_dict(dict(state.model))
+    trainee.parts[0].load_state_dict(dict(state.model))
     trainee.optimizer.load_state_dict(dict(state.optimizer))
     trainee.schedule.load_state_dict(dict(state.schedule))
     return state.step, state.history
@@ -148,7 +105,7 @@ def _state(spec: TrainSpec, plan: Plan, trainee: Trainee, done: int, history: li
     return TrainingState(
         step=done,
         cursor=min(done * plan.global_size, plan.stop),
-        model=trainee.net.state_dict(),
+        model=trainee.parts[0].state_dict(),
         optimizer=trainee.optimizer.state_dict(),
         schedule=trainee.schedule.state_dict(),
         rng={"scheme": "seed-step-rank", "seed": spec.seed},
@@ -159,13 +116,13 @@ def _state(spec: TrainSpec, plan: Plan, trainee: Trainee, done: int, history: li
 def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[[], dict[str, float]] | None:
     if not dataset.num_rows.get("validation"):
         return None
-    rank, world = rank_and_world()
+    place = trainee.place
     rows = dataset.read("validation")
-    mine = np.arange(rank, len(rows.target), world)
+    mine = np.arange(place.dp, len(rows.target), place.layout.dp)
     columns = [column[mine] for column in encode_columns(dataset.features, rows.columns)]
-    model = trainee.model.module if isinstance(trainee.model, DistributedDataParallel) else trainee.model
+    model = RawModel(dataset.features, trainee.parts[0]).to(trainee.device)
     return lambda: evaluate(
-        cast(torch.nn.Module, model),
+        model,
         columns,
         rows.target[mine],
         task=dataset.features.task,

@@ -12,7 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loader import Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.train import loop
+from maas_ray.train.dropout import replace_dropout
+from maas_ray.train.layout import Layout
 from maas_ray.train.loop import Plan, Trainee, fit, settle
+from maas_ray.train.parallel import Place
 from maas_ray.train.progress import Progress
 from tests.support.ranks import run_ranks
 
@@ -41,18 +44,24 @@ def _net(dropout: float, dtype: torch.dtype) -> nn.Module:
     )
 
 
-def _trainee(dropout: float = 0.2, dtype: torch.dtype = torch.float32) -> Trainee:
+def _trainee(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sample: bool = True) -> Trainee:
     net = _net(dropout, dtype)
+    if by_sample:
+        replace_dropout(net)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model = DistributedDataParallel(net, bucket_cap_mb=1) if dist.is_initialized() else net
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
     return Trainee(
-        net=net,
+        parts=[net],
         model=model,
+        preprocess=lambda rows: rows,
         loss=lambda scores, target: nn.functional.cross_entropy(scores, target, reduction="none"),
-        penalty=lambda: 1e-3 * sum(weight.square().sum() for weight in net.parameters()),
+        l2=1e-3,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
         device=torch.device("cpu"),
+        place=Place(Layout(dp_replicate=world), None, dp=rank),
+        dtype=dtype,
     )
 
 
@@ -78,7 +87,7 @@ def _train(trainee: Trainee, plan: Plan, loader: Loader, first_step: int = 0) ->
     states: dict[int, Any] = {}
 
     def keep(done: int) -> None:
-        copies = {name: value.clone() for name, value in trainee.net.state_dict().items()}
+        copies = {name: value.clone() for name, value in trainee.parts[0].state_dict().items()}
         optimizer = {
             "state": {
                 index: {name: value.clone() for name, value in values.items()}
@@ -97,19 +106,19 @@ def _stopped_and_resumed(rank: int, with_seeds: bool = True) -> list[Any]:
     with _seeding(with_seeds):
         plan = _plan()
         loader = _loader(plan)
-        undisturbed = _trainee()
+        undisturbed = _trainee(by_sample=with_seeds)
         settle(plan, undisturbed, loader)
         losses, states = _train(undisturbed, plan, loader)
-        outcomes = [[losses, undisturbed.net.state_dict()]]
+        outcomes = [[losses, undisturbed.parts[0].state_dict()]]
         for step in sorted(states)[:-1]:
-            resumed = _trainee()
+            resumed = _trainee(by_sample=with_seeds)
             settle(plan, resumed, loader)
             model, optimizer, schedule = states[step]
-            resumed.net.load_state_dict(model)
+            resumed.parts[0].load_state_dict(model)
             resumed.optimizer.load_state_dict(optimizer)
             resumed.schedule.load_state_dict(schedule)
             again, _ = _train(resumed, plan, loader, step)
-            outcomes.append([losses[:step] + again, resumed.net.state_dict()])
+            outcomes.append([losses[:step] + again, resumed.parts[0].state_dict()])
         return outcomes
 
 
@@ -152,7 +161,7 @@ def _in_double(rank: int, accumulations: list[int]) -> list[Any]:
         plan = _plan()
         trainee = _trainee(dropout=0.0, dtype=torch.float64)
         losses, _ = _train(trainee, plan, _loader(plan, accumulation, np.float64))
-        outcomes.append([losses, trainee.net.state_dict()])
+        outcomes.append([losses, trainee.parts[0].state_dict()])
     return outcomes
 
 
@@ -169,10 +178,10 @@ def test_ranks_and_accumulation_give_the_gradients_of_the_whole_batch() -> None:
 def test_settling_leaves_weights_buffers_and_gradients_as_they_were() -> None:
     plan = _plan()
     trainee = _trainee()
-    before = {name: value.clone() for name, value in trainee.net.state_dict().items()}
+    before = {name: value.clone() for name, value in trainee.parts[0].state_dict().items()}
     settle(plan, trainee, _loader(plan))
-    assert all(torch.equal(before[name], value) for name, value in trainee.net.state_dict().items())
-    assert all(parameter.grad is None for parameter in trainee.net.parameters())
+    assert all(torch.equal(before[name], value) for name, value in trainee.parts[0].state_dict().items())
+    assert all(parameter.grad is None for parameter in trainee.parts[0].parameters())
 
 
 @pytest.mark.parametrize(
@@ -191,19 +200,19 @@ def test_validation_runs_in_evaluation_mode_at_each_epochs_end() -> None:
     reports: list[Progress] = []
 
     def validate() -> dict[str, float]:
-        assert not trainee.model.training
+        assert not trainee.parts[0].training
         return {"accuracy": 0.5}
 
     fit(plan, trainee, _loader(plan), 0, report=reports.append, checkpoint=lambda _: None, validate=validate)
     assert [report.step for report in reports if report.metrics] == [5, 9, 13]
-    assert trainee.model.training
+    assert trainee.parts[0].training
     assert reports[-1].epoch == 3.0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice() -> None:
     plan, trainee = _plan(), _trainee()
     with torch.no_grad():
-        next(trainee.net.parameters()).fill_(float("nan"))
+        next(trainee.parts[0].parameters()).fill_(float("nan"))
     with pytest.raises(TrainingFailed, match=r"loss of step 1 is nan; lower optimizer.lr"):
         _train(trainee, plan, _loader(plan))
 
@@ -212,4 +221,4 @@ def test_bf16_keeps_weights_and_optimizer_state_in_float32() -> None:
     plan, trainee = _plan(precision="bf16"), _trainee()
     losses, _ = _train(trainee, plan, _loader(plan))
     assert losses[-1] < losses[0]
-    assert {value.dtype for value in trainee.net.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in trainee.parts[0].state_dict().values()} == {torch.float32}

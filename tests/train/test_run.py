@@ -41,7 +41,7 @@ def _spec(store: ObstoreStore, **changes: Any) -> TrainSpec:
         ({"data": {"uri": "sklearn:digit", "task": "classification"}}, DataError, "digit"),
         ({"schedule": {"name": "cosine", "warmup_steps": 10_000}}, SpecError, "warmup_steps is 10000"),
         ({"objective": {"loss": "mse"}}, SpecError, "the task is classification"),
-        ({"batch": {"global_size": 1}}, SpecError, "smaller than workers.count"),
+        ({"batch": {"global_size": 1}}, SpecError, "smaller than the 2 replicas"),
         ({"epochs": 1, "steps": 1}, SpecError, "either epochs or steps"),
     ],
     ids=lambda value: str(value)[:40],

@@ -1,0 +1,108 @@
+"""From a spec and a rank's place in the mesh to its trainee, plan and loader. Knows no store of checkpoints and no Ray."""
+
+import torch
+from torch import nn
+
+from maas_ray.data.dataset import Dataset
+from maas_ray.data.encode import encode_columns
+from maas_ray.data.features import Features
+from maas_ray.data.loader import Loader
+from maas_ray.data.preprocess import Preprocess
+from maas_ray.models.build import build_model
+from maas_ray.train.dropout import replace_dropout
+from maas_ray.train.loop import Plan, Trainee
+from maas_ray.train.objective import build_loss, num_valid
+from maas_ray.train.optimizer import build_optimizer, build_schedule
+from maas_ray.train.parallel import Place, distribute
+from maas_ray.train.pipeline import Pipeline
+from maas_ray.train.spec import TrainSpec
+
+
+def build_net(spec: TrainSpec, features: Features) -> nn.Module:
+    """The network with its initial weights, the same in every process and every attempt."""
+    torch.manual_seed(spec.seed)
+    return build_model(spec.model, features.row, features.num_outputs)
+
+
+def build_trainee(
+    spec: TrainSpec,
+    features: Features,
+    num_rows: int,
+    place: Place,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Trainee:
+    """What this rank trains.
+
+    Args:
+        spec: the run.
+        features: of its data.
+        num_rows: of the training split.
+        place: this rank's.
+        device: where it computes.
+        dtype: of weights and activations; float64 for comparisons.
+
+    Raises:
+        ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
+    """
+    net = build_net(spec, features).to(dtype)
+    replace_dropout(net)
+    loss = build_loss(spec.objective, features.task)
+    parts = distribute(net, place, device, plan=spec.layout.tp_plan, precision=spec.precision)
+    optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
+    pipeline = None
+    if place.mesh is not None and place.layout.pp > 1:
+        pipeline = Pipeline(
+            parts.wrapped,
+            place.layout,
+            rank=place.pp,
+            group=place.mesh["pp"].get_group(),
+            num_microbatches=spec.batch.accumulation,
+            loss=loss,
+            seed=spec.seed,
+            device=device,
+        )
+    return Trainee(
+        parts=parts.bare,
+        model=parts.wrapped[0],
+        preprocess=Preprocess(features).to(device),
+        loss=loss,
+        optimizer=optimizer,
+        schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(num_rows)),
+        device=device,
+        place=place,
+        num_valid=num_valid if features.row.vocab_size is not None else None,
+        l1=spec.objective.l1,
+        l2=spec.objective.l2,
+        pipeline=pipeline,
+        dtype=dtype,
+    )
+
+
+def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
+    """The numbers of a run on a training split of `num_rows` rows."""
+    return Plan(
+        total_steps=spec.total_steps(num_rows),
+        stop=spec.stop_position(num_rows),
+        global_size=spec.batch.global_size,
+        num_rows=num_rows,
+        seed=spec.seed,
+        log_every=spec.log_every,
+        checkpoint_every=spec.checkpoint.every_steps,
+        clip_norm=spec.clip_norm,
+        precision=spec.precision,
+    )
+
+
+def build_loader(spec: TrainSpec, dataset: Dataset, place: Place) -> Loader:
+    """This rank's rows of each global batch."""
+    rows = dataset.read("train")
+    return Loader(
+        encode_columns(dataset.features, rows.columns),
+        rows.target,
+        seed=spec.seed,
+        global_batch=spec.batch.global_size,
+        rank=place.dp,
+        world=place.layout.dp,
+        accumulation=spec.batch.accumulation,
+    )

@@ -1,0 +1,142 @@
+"""How the ranks of a run are arranged: the sizes of the one device mesh. Knows no torch and no model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from maas_ray.errors import SpecError
+from maas_ray.spec import Spec
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+"""Names of the mesh's dimensions, outermost first: neighbouring ranks, on one node, are in the same tensor-parallel
+group, which talks most."""
+
+ScheduleName = Literal["gpipe", "1f1b", "interleaved"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of the mesh; their product is the number of ranks."""
+
+    pp: int = 1
+    """Pipeline stages (or groups of stages, if they are interleaved): each rank has a part of the layers."""
+    dp_replicate: int = 1
+    """Whole replicas of the model, or of its shards: each has its own rows."""
+    dp_shard: int = 1
+    """Ranks over which weights, gradients and optimizer state of a replica are sharded (FSDP2); each has its own rows."""
+    tp: int = 1
+    """Ranks that share each matrix product of the layers that the model's plan names."""
+    sequence_parallel: bool = False
+    """Whether the activations between those layers are cut along the sequence over the `tp` ranks."""
+    schedule: ScheduleName = "1f1b"
+    """Order in which a pipeline takes the micro-batches."""
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Of the mesh, in the order of `AXES`."""
+        return self.pp, self.dp_replicate, self.dp_shard, self.tp
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.pp * self.dp * self.tp
+
+    @property
+    def dp(self) -> int:
+        """Ranks with rows of their own."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def num_stages(self) -> int:
+        """Pieces into which the layers are cut."""
+        return self.pp * (2 if self.schedule == "interleaved" and self.pp > 1 else 1)
+
+    def __str__(self) -> str:
+        if self.world == 1:
+            return "one process"
+        names = []
+        if self.dp_replicate > 1 and self.dp_shard > 1:
+            names.append(f"HSDP {self.dp_replicate}x{self.dp_shard}")
+        elif self.dp_shard > 1:
+            names.append(f"FSDP {self.dp_shard}")
+        elif self.dp_replicate > 1:
+            names.append(f"DDP {self.dp_replicate}")
+        if self.tp > 1:
+            names.append(f"TP {self.tp}{' +SP' if self.sequence_parallel else ''}")
+        if self.pp > 1:
+            names.append(f"PP {self.pp} {self.schedule}")
+        return " x ".join(names)
+
+
+class LayoutSpec(Spec):
+    """How the workers share the model. The product of the four sizes is the number of workers.
+
+    Ranks that are neighbours are in the same tensor-parallel group; pipeline stages are farthest apart.
+    """
+
+    pp: PositiveInt = 1
+    """Pipeline stages. The model has to be a sequence of named layers (`torch.nn.Sequential`)."""
+    dp_replicate: PositiveInt | None = None
+    """Replicas; None: as many as the workers allow."""
+    dp_shard: PositiveInt = 1
+    """Ranks over which each replica's weights, gradients and optimizer state are sharded (FSDP2)."""
+    tp: PositiveInt = 1
+    """Ranks that share each matrix product. The model has to have a plan (`tp_plan`)."""
+    sequence_parallel: bool = False
+    """With `tp`: activations between the shared layers are cut along the sequence, which saves memory."""
+    tp_plan: dict[str, str] | None = None
+    """Layer name (`*` stands for one part of it) to style, in the words of transformers' `base_model_tp_plan`; None: the
+    model's own."""
+    schedule: ScheduleName = "1f1b"
+    """Of the pipeline; `interleaved` gives each rank two stages that are not neighbours. The micro-batches are
+    `batch.accumulation`."""
+    tp_across_nodes: bool = False
+    """Allows a tensor-parallel group to span nodes, whose network is far slower than what connects GPUs inside one."""
+
+    def resolve(self, world: int) -> Layout:
+        """The layout of so many workers.
+
+        Raises:
+            SpecError: the sizes do not multiply to `world`.
+        """
+        inner = self.pp * self.dp_shard * self.tp
+        replicas = self.dp_replicate or max(1, world // inner)
+        if inner * replicas != world:
+            sizes = f"pp {self.pp} x dp_replicate {replicas} x dp_shard {self.dp_shard} x tp {self.tp}"
+            raise SpecError(
+                f"layout: {sizes} = {inner * replicas} ranks, and workers.count is {world}; they have to be equal"
+            )
+        return Layout(self.pp, replicas, self.dp_shard, self.tp, self.sequence_parallel, self.schedule)
+
+
+def possible_layouts(max_world: int, *, has_plan: bool, num_layers: int, has_sequence: bool) -> Iterator[Layout]:
+    """Every arrangement of at most so many ranks in which each axis is 1 or 2, or one axis has all ranks.
+
+    Args:
+        max_world: most ranks.
+        has_plan: whether the model can be split over `tp`.
+        num_layers: layers that can be split over `pp`; 0: none.
+        has_sequence: whether rows are sequences, which `sequence_parallel` can cut.
+    """
+    world = 2
+    while world <= max_world:
+        sizes = sorted({1, 2, world})
+        for pp, shard, tp in product(sizes, sizes, sizes):
+            if world % (pp * shard * tp) or (tp > 1 and not has_plan) or (pp > 1 and pp > num_layers):
+                continue
+            yield from _variants(Layout(pp, world // (pp * shard * tp), shard, tp), num_layers, has_sequence)
+        world *= 2
+
+
+def _variants(layout: Layout, num_layers: int, has_sequence: bool) -> Iterator[Layout]:
+    schedules: tuple[ScheduleName, ...] = ("1f1b",)
+    if layout.pp == layout.world:
+        schedules = ("gpipe", "1f1b", "interleaved") if num_layers >= 2 * layout.pp else ("gpipe", "1f1b")
+    for schedule in schedules:
+        sizes = layout.sizes
+        yield Layout(*sizes, schedule=schedule)
+        if layout.tp > 1 and has_sequence:
+            yield Layout(*sizes, sequence_parallel=True, schedule=schedule)

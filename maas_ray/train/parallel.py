@@ -1,0 +1,255 @@
+"""From a whole model to what one rank trains of it: pipeline stages, tensor-parallel layers, shards or replicas.
+
+torch's own parts only, in the order that makes them compose: slice (pipelining), cut the layers that the plan names
+(DTensor), shard or replicate (FSDP2 or DistributedDataParallel), all on one device mesh. NCCL on GPUs, gloo on CPUs; not
+run on GPUs by its authors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from maas_ray.errors import ModelError
+from maas_ray.train.dropout import SampleDropout
+from maas_ray.train.layout import AXES, Layout
+from maas_ray.train.pipeline import split_layers
+
+STYLES = (
+    "colwise", "colwise_gather_output", "colwise_rep", "rowwise", "embedding_rowwise", "sequence_parallel",
+)  # fmt: skip
+"""The words of a plan that are understood; `colwise_rep` is an older name of `colwise_gather_output`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands in the mesh."""
+
+    layout: Layout
+    mesh: DeviceMesh | None
+    """None in a single process."""
+    pp: int = 0
+    dp: int = 0
+    """Which rows it takes, in [0, layout.dp)."""
+    tp: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a rank trains.
+
+    Attributes:
+        bare: its pieces of the model, whose names are those of the whole one; one, or two with interleaved stages.
+        wrapped: the same, to be called: data parallelism happens around them.
+    """
+
+    bare: list[nn.Module]
+    wrapped: list[nn.Module]
+
+
+def place_rank(layout: Layout, device_type: str) -> Place:
+    """Makes the mesh of a layout in the default process group. Collective.
+
+    Raises:
+        ModelError: the process group has another number of ranks than the layout.
+    """
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world != layout.world:
+        raise ModelError(f"the layout {layout} has {layout.world} ranks and the process group {world}")
+    if world == 1:
+        return Place(layout, None)
+    mesh = init_device_mesh(device_type, layout.sizes, mesh_dim_names=AXES)
+    pp, replicate, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
+    return Place(layout, mesh, pp, replicate * layout.dp_shard + shard, tp)
+
+
+def distribute(
+    net: nn.Module,
+    place: Place,
+    device: torch.device,
+    *,
+    plan: Mapping[str, str] | None = None,
+    precision: str = "fp32",
+) -> Parts:
+    """Takes this rank's part of a model that every rank has built with the same weights.
+
+    Args:
+        net: the whole model; it is taken apart.
+        place: this rank's.
+        device: where this rank computes.
+        plan: layer name pattern to style; None: the model's own `tp_plan`.
+        precision: `bf16` makes sharded layers compute in bfloat16 (FSDP2's policy), gradients are summed in float32.
+
+    Raises:
+        ModelError: the model cannot be arranged so, with the reason.
+    """
+    layout, mesh = place.layout, place.mesh
+    if mesh is None:
+        return Parts([net.to(device)], [net.to(device)])
+    plan = plan if plan is not None else getattr(net, "tp_plan", None)
+    # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
+    _refuse(net, layout)
+    if layout.tp > 1:
+        _check_plan(net, plan or {}, layout)
+    stages = split_layers(net, layout.num_stages)[place.pp :: layout.pp] if layout.pp > 1 else [net]
+    parts: list[nn.Module] = [stage.to(device) for stage in stages]
+    for part in parts:
+        if layout.tp > 1:
+            _cut_layers(part, mesh["tp"], plan or {}, layout.sequence_parallel)
+    if layout.dp_shard == 1 and layout.tp == 1 and layout.pp == 1:
+        wrapped = DistributedDataParallel(
+            parts[0],
+            device_ids=[device] if device.type == "cuda" else None,
+            process_group=mesh["dp_replicate"].get_group(),
+        )
+        return Parts(parts, [wrapped])
+    if layout.dp > 1:
+        for part in parts:
+            _shard(part, mesh, layout, precision)
+    return Parts(parts, parts)
+
+
+def _refuse(net: nn.Module, layout: Layout) -> None:
+    for name, module in net.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats and (layout.dp_shard > 1 or layout.pp > 1):
+            raise ModelError(
+                f"the layout {layout}: {name} is a batch normalization, whose running statistics would differ from rank "
+                "to rank; use another normalization, or the layout of replicas (DDP)"
+            )
+
+
+def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None:
+    """Refuses a plan that does not fit the model, with the reason."""
+    if not plan:
+        raise ModelError(
+            f"layout.tp: {type(net).__name__} says nothing about which layers can be shared; give it an attribute "
+            "`tp_plan` or the spec layout.tp_plan (layer name to colwise or rowwise), or use dp_shard"
+        )
+    named = [(name, module, _style_of(name, plan)) for name, module in net.named_modules()]
+    if all(style in (None, "sequence_parallel") for _, _, style in named):
+        raise ModelError(
+            f"layout.tp: no layer of {type(net).__name__} has a name that its plan knows ({', '.join(plan)}); its layers: "
+            f"{', '.join(name for name, module, _ in named if isinstance(module, nn.Linear | nn.Embedding))}"
+        )
+    for name, module, style in named:
+        if style is not None:
+            _check_layer(name, module, style, layout.tp)
+    for what, number in getattr(net, "tp_sizes", {}).items():
+        if number % layout.tp:
+            raise ModelError(f"layout.tp: the model has {number} {what}, which {layout.tp} ranks cannot share equally")
+
+
+def _cut_layers(part: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str], sequence_parallel: bool) -> None:
+    """Tensor parallelism: distributes each layer that the plan names over the `tp` ranks."""
+    tied = _tied_names(part)
+    size, rank = mesh.size(), mesh.get_local_rank()
+    is_cut = False  # whether the activations at this place of the model are cut along their features
+    for name, module in list(part.named_modules()):
+        style = _style_of(name, plan)
+        if style is None:
+            if isinstance(module, SampleDropout) and (is_cut or sequence_parallel):
+                module.shard = (-1 if is_cut else 1, rank, size)
+            continue
+        if style == "sequence_parallel" and not sequence_parallel:
+            continue
+        # Every rank has built the same weights: nothing needs to be sent.
+        parallelize_module(part.get_submodule(name), mesh, _style(style, sequence_parallel), src_data_rank=None)
+        if style in ("colwise", "rowwise"):
+            is_cut = style == "colwise"
+    _tie_again(part, tied)
+
+
+def _style_of(name: str, plan: Mapping[str, str]) -> str | None:
+    parts = name.split(".")
+    for pattern, style in plan.items():
+        wanted = pattern.split(".")
+        if len(wanted) == len(parts) and all(fnmatch(part, want) for part, want in zip(parts, wanted, strict=True)):
+            return style
+    return None
+
+
+def _style(style: str, sequence_parallel: bool) -> ParallelStyle:
+    # Between the layers that are cut, activations are whole on each rank, or cut along the sequence.
+    between = Shard(1) if sequence_parallel else Replicate()
+    if style == "colwise":
+        return ColwiseParallel(input_layouts=between)
+    if style in ("colwise_gather_output", "colwise_rep"):
+        return ColwiseParallel(input_layouts=between, output_layouts=Replicate())
+    if style == "rowwise":
+        return RowwiseParallel(output_layouts=between)
+    if style == "embedding_rowwise":
+        return RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
+    return SequenceParallel(use_local_output=True)
+
+
+def _check_layer(name: str, module: nn.Module, style: str, size: int) -> None:
+    if style not in STYLES:
+        raise ModelError(f"layout.tp: the plan gives {name} the style {style!r}; use one of {', '.join(STYLES)}")
+    if style == "sequence_parallel":
+        return
+    if isinstance(module, nn.Linear):
+        length, what = (module.in_features, "inputs") if style == "rowwise" else (module.out_features, "outputs")
+    elif isinstance(module, nn.Embedding):
+        length, what = module.num_embeddings, "rows"
+    else:
+        raise ModelError(f"layout.tp: {name} is a {type(module).__name__}; only Linear and Embedding can be {style}")
+    if length % size:
+        raise ModelError(
+            f"layout.tp: {name} has {length} {what}, which {size} ranks cannot share equally; use a divisor of {length}"
+        )
+
+
+def _tied_names(part: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in part.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [shared for shared in names.values() if len(shared) > 1]
+
+
+def _tie_again(part: nn.Module, tied: Sequence[Sequence[str]]) -> None:
+    for first, *others in tied:
+        kept = part.get_parameter(first)
+        for name in others:
+            owner, _, key = name.rpartition(".")
+            other = part.get_parameter(name)
+            if isinstance(kept, DTensor) != isinstance(other, DTensor) or (
+                isinstance(kept, DTensor) and isinstance(other, DTensor) and kept.placements != other.placements
+            ):
+                raise ModelError(
+                    f"layout.tp: {first} and {name} are the same weight, and the plan cuts them differently"
+                )
+            setattr(part.get_submodule(owner), key, kept)
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh, layout: Layout, precision: str) -> None:
+    """FSDP2: each unit's weights are gathered for its own forward and backward pass, and its gradients scattered."""
+    over = mesh["dp_replicate", "dp_shard"] if layout.dp_replicate > 1 else mesh["dp_shard"]
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
+    # A pipeline runs each stage many times a step: gathering again for each micro-batch would cost more than memory.
+    for unit in [*_units(part), part]:
+        fully_shard(unit, mesh=over, mp_policy=policy, reshard_after_forward=layout.pp == 1)
+
+
+def _units(part: nn.Module) -> list[nn.Module]:
+    """The blocks that are gathered one at a time: layers of a sequence or of a list, with weights of their own."""
+    units = []
+    for module in part.modules():
+        if isinstance(module, nn.ModuleList) or (module is part and isinstance(part, nn.Sequential)):
+            units += [child for child in module.children() if any(True for _ in child.parameters())]
+    inside = {id(below) for unit in units for below in unit.modules() if below is not unit}
+    return [unit for unit in units if id(unit) not in inside]

@@ -1,0 +1,211 @@
+"""Pipeline stages: slices of a sequence of layers, run by torch's own schedules. Knows no data parallelism.
+
+Stages are found by name: the model is an `nn.Sequential` of named layers, and a slice of it keeps their names, so that a
+checkpoint does not tell how many stages wrote it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from maas_ray.errors import ModelError, SpecError
+from maas_ray.train.dropout import samples
+from maas_ray.train.layout import Layout
+
+_SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
+
+_MAX_DIMS = 6
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+MicroBatch = tuple[Tensor, Tensor, Tensor, int]
+"""Input [R, …], target [R, …], positions int64 [R], and how many of the R rows count; the rest fills up."""
+
+
+def can_be_staged(net: nn.Module) -> bool:
+    """Whether a model is a sequence of named layers."""
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+
+
+def split_layers(net: nn.Module, num_stages: int) -> list[nn.Sequential]:
+    """Cuts a sequence of layers into stages of about equally many parameters, each with at least one.
+
+    Raises:
+        ModelError: the model is not such a sequence, has too few layers, or shares a weight between two stages.
+    """
+    if not can_be_staged(net):
+        raise ModelError(
+            f"layout.pp: {type(net).__name__} cannot be cut into pipeline stages; it has to be a torch.nn.Sequential of "
+            "named layers, each taking and giving one tensor"
+        )
+    layers = list(net.named_children())
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for _, layer in layers]
+    if sum(size > 0 for size in sizes) < num_stages:
+        raise ModelError(
+            f"layout.pp: {num_stages} stages need as many layers with weights, and the model has "
+            f"{sum(size > 0 for size in sizes)}; use fewer stages"
+        )
+    cuts = [0, *_cuts(sizes, num_stages), len(layers)]
+    stages = [nn.Sequential(OrderedDict(layers[start:stop])) for start, stop in pairwise(cuts)]
+    _refuse_shared(stages)
+    return stages
+
+
+def _cuts(sizes: Sequence[int], num_stages: int) -> list[int]:
+    """Where each stage but the first begins, such that the largest stage is as small as it can be."""
+    before = [0, *accumulate(sizes)]
+    # best[n] for k stages: the smallest possible largest stage of the first n layers, and where the last one begins.
+    best = [(float(before[n]) if before[n] else float("inf"), 0) for n in range(len(sizes) + 1)]
+    tables = [best]
+    for _ in range(num_stages - 1):
+        row = [(float("inf"), 0)] * (len(sizes) + 1)
+        for n in range(1, len(sizes) + 1):
+            for start in range(1, n):
+                last = before[n] - before[start]
+                largest = max(tables[-1][start][0], last)
+                if last and largest < row[n][0]:
+                    row[n] = (largest, start)
+        tables.append(row)
+    cuts, end = [], len(sizes)
+    for table in reversed(tables[1:]):
+        end = table[end][1]
+        cuts.append(end)
+    return cuts[::-1]
+
+
+def _refuse_shared(stages: Sequence[nn.Module]) -> None:
+    owners: dict[int, tuple[int, str]] = {}
+    for index, stage in enumerate(stages):
+        for name, parameter in stage.named_parameters():
+            owner, first = owners.setdefault(id(parameter), (index, name))
+            if owner != index:
+                raise ModelError(
+                    f"layout.pp: {first} and {name} are the same weight and would be in the stages {owner} and {index}; "
+                    "untie them, or use another layout"
+                )
+
+
+class _Stage(PipelineStage):
+    """A stage that says whose rows each micro-batch holds, for dropout."""
+
+    seed = 0
+    positions: Sequence[Tensor] = ()
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with samples(self.seed, self.positions[fwd_chunk_id]):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+
+class Pipeline:
+    """This rank's stages and the schedule that runs them together with those of the other ranks.
+
+    Args:
+        parts: this rank's stages, wrapped for data parallelism; with `interleaved` two, else one.
+        layout: sizes and schedule.
+        rank: this rank's place in the pipeline.
+        group: the ranks of the pipeline.
+        num_microbatches: per step.
+        loss: (scores, target) -> loss of each row [R].
+        seed: of the run.
+        device: where this rank computes.
+
+    Raises:
+        SpecError: fewer micro-batches than the schedule needs.
+    """
+
+    def __init__(
+        self, parts: Sequence[nn.Module], layout: Layout, *, rank: int, group: dist.ProcessGroup,
+        num_microbatches: int, loss: Callable[[Tensor, Tensor], Tensor], seed: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        if num_microbatches < layout.pp or (layout.schedule == "interleaved" and num_microbatches % layout.pp):
+            raise SpecError(
+                f"batch.accumulation: a pipeline of {layout.pp} stages with the schedule {layout.schedule} needs "
+                f"{'a multiple of ' if layout.schedule == 'interleaved' else 'at least '}{layout.pp} micro-batches, got "
+                f"{num_microbatches}"
+            )
+        self._stages = [
+            _Stage(part, rank + number * layout.pp, layout.num_stages, device, group=group)
+            for number, part in enumerate(parts)
+        ]
+        self.is_last = any(stage.is_last for stage in self._stages)
+        self._is_first = any(stage.is_first for stage in self._stages)
+        self._group = group
+        self._last_rank = dist.get_global_rank(group, layout.pp - 1)
+        self._loss = loss
+        self._scale = 1.0
+        self._batches: Sequence[MicroBatch] = ()
+        self._seed = seed
+        self._num_microbatches = num_microbatches
+        several = layout.num_stages > layout.pp
+        self._schedule = _SCHEDULES[layout.schedule](
+            self._stages if several else self._stages[0],
+            num_microbatches,
+            loss_fn=self._loss_of,
+            scale_grads=False,  # the loss is divided by the rows of the global batch
+        )
+        self._scores: list[Tensor] = []
+
+    def step(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
+        """Forward and backward of one step.
+
+        Args:
+            batches: as many as there are micro-batches, all of the same shape.
+            scale: what the sum of the losses is multiplied by.
+
+        Returns:
+            The scaled sum of this rank's losses; 0 on ranks that do not have the last stage.
+        """
+        self._begin(batches, scale)
+        losses: list[Tensor] = []
+        # torch first runs each stage once to learn its shapes, as if with the first micro-batch.
+        with samples(self._seed, batches[0][2]):
+            self._schedule.step(*self._inputs(), target=self._numbers(), losses=losses, return_outputs=False)
+        total = torch.zeros((), dtype=torch.float64, device=batches[0][0].device)
+        for loss in losses:
+            total += loss.detach()
+        return total
+
+    def scores(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Forward only: the scores of the rows that count of each micro-batch, on every rank of the pipeline."""
+        self._begin(batches, 1.0)
+        self._scores = []
+        with torch.no_grad(), samples(self._seed, batches[0][2]):
+            self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[])
+        counts = [batch[3] for batch in batches]
+        return list(torch.split(self._from_last(batches[0][0].device), counts))
+
+    def _from_last(self, device: torch.device) -> Tensor:
+        """What the last stage has computed, on all ranks of the pipeline."""
+        shape = torch.zeros(_MAX_DIMS, dtype=torch.int64, device=device)
+        mine = torch.cat(self._scores) if self.is_last else torch.empty(0)
+        if self.is_last:
+            shape[: mine.dim()] = torch.tensor(mine.shape, device=device)
+            shape[-1] = _DTYPES.index(mine.dtype)
+        dist.broadcast(shape, src=self._last_rank, group=self._group)
+        sizes = [size for i, size in enumerate(shape[:-1].tolist()) if size or i == 0]
+        scores = mine if self.is_last else torch.empty(sizes, dtype=_DTYPES[int(shape[-1])], device=device)
+        dist.broadcast(scores, src=self._last_rank, group=self._group)
+        return scores
+
+    def _begin(self, batches: Sequence[MicroBatch], scale: float) -> None:
+        self._batches, self._scale = batches, scale
+        for stage in self._stages:
+            stage.seed, stage.positions = self._seed, [batch[2] for batch in batches]
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        return (torch.cat([batch[0] for batch in self._batches]),) if self._is_first else ()
+
+    def _numbers(self) -> Tensor | None:
+        return torch.arange(self._num_microbatches) if self.is_last else None
+
+    def _loss_of(self, scores: Tensor, number: Tensor) -> Tensor:
+        _, target, _, num_rows = self._batches[int(number)]
+        self._scores.append(scores.detach()[:num_rows])
+        if not num_rows:
+            return scores.sum() * 0.0
+        return self._loss(scores[:num_rows], target[:num_rows]).sum() * self._scale

@@ -1,0 +1,230 @@
+"""Proves that a model trains the same on every layout: in float64, from the same weights, on the same global batches.
+
+Rounding in float32 would hide a gradient that is scaled wrongly for one layer; in float64 layouts agree to twelve digits,
+and whatever does not is a mistake (of the plan, of the model, of this library or of torch).
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+
+from maas_ray.data.dataset import Dataset, open_dataset
+from maas_ray.errors import ModelError, TrainingFailed
+from maas_ray.spec import canonical_json
+from maas_ray.store.objects import open_store
+from maas_ray.train.assemble import build_loader, build_net, build_plan, build_trainee
+from maas_ray.train.layout import Layout, possible_layouts
+from maas_ray.train.loop import mean_loss, train_step
+from maas_ray.train.parallel import place_rank
+from maas_ray.train.pipeline import can_be_staged
+from maas_ray.train.spec import TrainSpec
+from maas_ray.train.state import tensors_of
+
+TOLERANCE = 1e-8
+"""Largest difference of a loss, a gradient norm or a parameter that still counts as equal."""
+TIMEOUT_S = 120.0
+"""A collective operation that takes longer than this ends the comparison instead of hanging."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One layout against one process: the largest differences over all steps."""
+
+    layout: str
+    loss: float = math.nan
+    gradient_norm: float = math.nan
+    parameters: float = math.nan
+    refused: str | None = None
+    """Why the model cannot be arranged so; such a layout proves nothing and fails nothing."""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all differences are below the tolerance. NaN is not."""
+        return all(value <= TOLERANCE for value in (self.loss, self.gradient_norm, self.parameters))
+
+
+@dataclass(frozen=True)
+class _Trace:
+    losses: list[float]
+    norms: list[float]
+    parameters: dict[str, Tensor]
+
+
+def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[Layout]:
+    """The layouts in which this model could be trained by at most so many processes."""
+    net = build_net(spec, dataset.features)
+    num_layers = 0
+    if can_be_staged(net):
+        num_layers = sum(any(True for _ in layer.parameters()) for layer in net.children())
+    has_plan = bool(spec.layout.tp_plan or getattr(net, "tp_plan", None))
+    is_sequence = dataset.features.row.vocab_size is not None
+    layouts = possible_layouts(max_world, has_plan=has_plan, num_layers=num_layers, has_sequence=is_sequence)
+    return [layout for layout in layouts if layout.dp <= spec.batch.global_size]
+
+
+def verify_layouts(
+    spec: TrainSpec,
+    data_digest: str,
+    layouts: Sequence[Layout],
+    *,
+    steps: int = 4,
+    on_compared: Callable[[Compared], None] | None = None,
+) -> list[Compared]:
+    """Trains the spec's model for a few steps in one process and on each layout, and compares.
+
+    The ranks are processes of this machine that talk over gloo, whatever it has; no GPU is used.
+
+    Args:
+        spec: the run; its own layout and precision are not used, dropout, clipping and penalties are.
+        data_digest: the prepared data set in the spec's store.
+        layouts: what to compare, in any order.
+        steps: optimizer steps.
+        on_compared: called with each outcome as soon as it is known.
+
+    Raises:
+        MaasError: the model cannot be trained in one process.
+        TrainingFailed: a rank failed in an unexpected way, with its error.
+    """
+    changes = {"steps": steps, "epochs": None, "precision": "fp32", "clip_norm": spec.clip_norm or math.inf}
+    spec = spec.model_copy(update=changes)
+    reference = _trace(spec, data_digest, Layout())
+    if isinstance(reference, str):
+        raise ModelError(reference)
+    compared = []
+    for world in sorted({layout.world for layout in layouts}):
+        for layout, trace in _run(spec, data_digest, [layout for layout in layouts if layout.world == world]):
+            compared.append(_compare(layout, reference, trace))
+            if on_compared is not None:
+                on_compared(compared[-1])
+    return compared
+
+
+def _compare(layout: Layout, reference: _Trace, trace: "_Trace | str") -> Compared:
+    if isinstance(trace, str):
+        return Compared(str(layout), refused=trace)
+    return Compared(
+        str(layout),
+        loss=_largest(reference.losses, trace.losses),
+        gradient_norm=_largest(reference.norms, trace.norms),
+        parameters=max(
+            (float((value - trace.parameters[name]).abs().max()) for name, value in reference.parameters.items()),
+            default=0.0,
+        )
+        if reference.parameters.keys() == trace.parameters.keys()
+        else math.inf,
+    )
+
+
+def _largest(first: Sequence[float], second: Sequence[float]) -> float:
+    return max(abs(one - other) for one, other in zip(first, second, strict=True))
+
+
+def _run(spec: TrainSpec, data_digest: str, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, "_Trace | str"]]:
+    """All layouts of one number of ranks, in one group of processes."""
+    with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
+        try:
+            start_processes(  # type: ignore[no-untyped-call]
+                _rank,
+                (
+                    layouts[0].world,
+                    TIMEOUT_S,
+                    directory,
+                    canonical_json(spec.model_dump(mode="json")),
+                    data_digest,
+                    list(layouts),
+                ),
+                nprocs=layouts[0].world,
+                start_method="forkserver",
+            )
+        except ProcessRaisedException as error:
+            last = str(error).strip().splitlines()[-1]
+            raise TrainingFailed(
+                f"a rank failed on one of the layouts {', '.join(map(str, layouts))}: {last}"
+            ) from error
+        for number, layout in enumerate(layouts):
+            yield layout, _read(Path(directory), number)
+
+
+def _rank(
+    rank: int, world: int, timeout_s: float, directory: str, spec_json: bytes, data_digest: str, layouts: list[Layout]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{directory}/meet",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        spec = TrainSpec.model_validate_json(spec_json)
+        for number, layout in enumerate(layouts):
+            _write(Path(directory), number, rank, _trace(spec, data_digest, layout))
+            dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _trace(spec: TrainSpec, data_digest: str, layout: Layout) -> "_Trace | str":
+    """Trains from the start, or says why it cannot be arranged so. Collective over the layout's ranks."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    dataset = open_dataset(open_store(spec.storage), data_digest)
+    num_rows = dataset.num_rows["train"]
+    if layout.pp > 1 and spec.batch.accumulation % (2 * layout.pp):
+        # Cutting a batch into micro-batches changes no gradient; a pipeline needs some.
+        batch = spec.batch.model_copy(update={"accumulation": 2 * layout.pp})
+        spec = spec.model_copy(update={"batch": batch})
+    place = place_rank(layout, "cpu")
+    try:
+        trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"), torch.float64)
+    except ModelError as error:  # all ranks look at the whole model, so all of them refuse it
+        return str(error)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
+    trainee.train()
+    losses, norms = [], []
+    for step in range(plan.total_steps):
+        share, norm = train_step(plan, trainee, loader, step)
+        losses.append(mean_loss(trainee, share, step))
+        norms.append(norm or 0.0)
+    state = tensors_of(trainee)
+    return _Trace(losses, norms, {name: _whole(value) for name, value in state.items()})
+
+
+def _whole(value: Tensor) -> Tensor:
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().double().contiguous().clone()
+
+
+def _write(directory: Path, number: int, rank: int, outcome: "_Trace | str") -> None:
+    path = directory / f"{number}-{rank}"
+    if isinstance(outcome, str):
+        path.with_suffix(".refused").write_text(outcome)
+        return
+    figures = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
+    safetensors.torch.save_file({"\0figures": figures, **outcome.parameters}, path.with_suffix(".safetensors"))
+
+
+def _read(directory: Path, number: int) -> "_Trace | str":
+    """What all ranks together have: those of other pipeline stages have other parameters."""
+    for path in sorted(directory.glob(f"{number}-*.refused")):
+        return path.read_text()
+    parameters: dict[str, Tensor] = {}
+    for path in sorted(directory.glob(f"{number}-*.safetensors")):
+        parameters |= safetensors.torch.load_file(path)
+    losses, norms = parameters.pop("\0figures").tolist()
+    return _Trace(losses, norms, parameters)
+
+
+def failures(compared: Sequence[Compared]) -> list[Compared]:
+    """The layouts that do not train the same model."""
+    return [one for one in compared if one.refused is None and not one.is_equal]
