@@ -2,11 +2,13 @@
 
     datasets/<digest>/manifest.json                     features, report, counts, where it came from
     datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
+    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, codes as raw integers
+    datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
 
 `digest` is taken of the content, so preparing the same data twice gives the same data set.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from maas_ray.data.arrays import tensor_shape, tensor_values
 from maas_ray.data.features import Features
 from maas_ray.data.spec import SPLITS
+from maas_ray.data.text.layout import TokenLayout
 from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
@@ -31,6 +34,8 @@ FORMAT = 1
 MAX_PART_BYTES = 1 << 26
 TARGET = "\0target"
 """The target's column in a part: a name that no feature can have."""
+TOKENIZER = "tokenizer.json"
+"""The part that holds the tokenizer."""
 
 Array = NDArray[Any]
 
@@ -63,19 +68,42 @@ class Dataset:
     source: Mapping[str, Any]
     """URI and spec digest of whoever prepared it first."""
     committed: Committed
+    tokens: TokenLayout | None = None
+    """How the streams of tokens lie; None: the rows are a table."""
 
-    def read(self, split: str) -> Split:
-        """Reads one split into memory; every byte is verified.
+    def tokenizer(self) -> bytes:
+        """The tokenizer.json that made the tokens.
+
+        Raises:
+            DataError: the rows are not tokens.
+            ObjectCorrupt: the part is missing, truncated or altered.
+        """
+        if self.features.tokens is None:
+            raise DataError(f"the data set {self.digest[:12]} has no tokenizer: its rows are not tokens")
+        return self.committed.read(TOKENIZER)
+
+    def require_rows(self, split: str) -> None:
+        """Refuses a split that is not there.
 
         Raises:
             DataError: there is no such split, or it has no rows.
-            ObjectCorrupt: a part is missing, truncated or altered.
         """
         if not self.num_rows.get(split):
             known = [name for name, num in self.num_rows.items() if num]
             raise DataError(
                 f"the data set {self.digest[:12]} has no rows in split {split!r}; it has {', '.join(known)}"
             )
+
+    def read(self, split: str) -> Split:
+        """Reads one split into memory; every byte is verified.
+
+        Raises:
+            DataError: there is no such split, it has no rows, or they are windows on a stream of tokens.
+            ObjectCorrupt: a part is missing, truncated or altered.
+        """
+        self.require_rows(split)
+        if self.tokens is not None:
+            raise DataError(f"the data set {self.digest[:12]} is a stream of tokens, which has no table of rows")
         names = sorted(name for name in self.committed.parts if name.startswith(f"{split}/"))
         table = pa.concat_tables([pa.ipc.open_file(self.committed.read(name)).read_all() for name in names])
         if table.num_rows != self.num_rows[split]:
@@ -94,6 +122,7 @@ def save_dataset(
     features: Features,
     report: Mapping[str, Any],
     source: Mapping[str, Any],
+    tokenizer: bytes | None = None,
 ) -> Dataset:
     """Commits a data set, or opens it if the same content is there already.
 
@@ -103,26 +132,50 @@ def save_dataset(
         features: what cleaning has learned.
         report: JSON-able.
         source: JSON-able; not part of the digest.
+        tokenizer: its JSON file, where a column holds tokens.
     """
-    meta = {
-        "format": FORMAT,
-        "features": features.model_dump(mode="json"),
-        "report": dict(report),
-        "num_rows": {split: tables[split].num_rows for split in SPLITS},
-    }
     content = {split: _fingerprint(tables[split]) for split in SPLITS}
-    digest = sha256(canonical_json({**meta, "content": content})).hexdigest()
+    num_rows = {split: tables[split].num_rows for split in SPLITS}
+
+    def parts() -> Iterator[tuple[str, bytes]]:
+        if tokenizer is not None:
+            yield TOKENIZER, tokenizer
+        for split in SPLITS:
+            yield from ((f"{split}/{i:05d}.arrow", part) for i, part in enumerate(_parts(tables[split])))
+
+    return commit_dataset(store, {"num_rows": num_rows, "report": dict(report)}, features, content, source, parts())
+
+
+def commit_dataset(
+    store: ObjectStore,
+    meta: Mapping[str, Any],
+    features: Features,
+    content: Mapping[str, str],
+    source: Mapping[str, Any],
+    parts: Iterable[tuple[str, bytes]],
+) -> Dataset:
+    """Commits parts as a data set, or opens it if the same content is there already; the parts are then not asked for.
+
+    Args:
+        store: where to.
+        meta: JSON-able: `num_rows`, `report`, and `tokens` for streams of tokens.
+        features: what cleaning has learned.
+        content: hex sha256 of each split's values, however they are cut into parts.
+        source: JSON-able; not part of the digest.
+        parts: names and bytes.
+    """
+    body = {"format": FORMAT, "features": features.model_dump(mode="json"), **meta}
+    digest = sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
     try:
         return open_dataset(store, digest)
     except NotFound:
         pass  # the first time
     draft = Draft(store, f"{PREFIX}/{digest}", KIND)
-    for split in SPLITS:
-        for i, part in enumerate(_parts(tables[split])):
-            draft.put(f"{split}/{i:05d}.arrow", part)
+    for name, part in parts:
+        draft.put(name, part)
     # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
     with suppress(Conflict):
-        draft.commit({**meta, "source": dict(source)})
+        draft.commit({**body, "source": dict(source)})
     return open_dataset(store, digest)
 
 
@@ -144,7 +197,8 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
             raise ObjectCorrupt(f"the data set {digest} has format {meta['format']}; this version reads {FORMAT}")
         features = Features.model_validate(meta["features"])
         num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
-        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed)
+        tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
+        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens)
     except (KeyError, ValidationError) as error:
         raise ObjectCorrupt(f"the manifest of data set {digest} is not understood: {error}") from error
 

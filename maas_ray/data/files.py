@@ -20,6 +20,10 @@ _EXTENSIONS: dict[str, Format] = {
     ".ipc": "arrow",
     ".npz": "numpy",
     ".npy": "numpy",
+    ".txt": "text",
+    ".txt.gz": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
     "-ubyte": "idx",
     "-ubyte.gz": "idx",
 }

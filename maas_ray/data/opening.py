@@ -2,11 +2,13 @@
 
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.encode import encode_columns
+from maas_ray.data.local import map_part
 from maas_ray.data.rows import Rows, Table
+from maas_ray.data.text.windows import Windows
 
 
 def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
-    """Opens one split: a table is read into memory.
+    """Opens one split: a table is read into memory, a stream of tokens is mapped; every byte is verified.
 
     Args:
         dataset: a prepared data set.
@@ -17,5 +19,11 @@ def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
         DataError: there is no such split, or it has no rows.
         ObjectCorrupt: a part is missing, truncated or altered.
     """
-    rows = dataset.read(split)
-    return Table(encode_columns(dataset.features, rows.columns), rows.target)
+    dataset.require_rows(split)
+    if dataset.tokens is None or dataset.features.tokens is None:
+        rows = dataset.read(split)
+        return Table(encode_columns(dataset.features, rows.columns), rows.target)
+    names = sorted(name for name in dataset.committed.parts if name.startswith(f"{split}/"))
+    datatype = "<u2" if dataset.tokens.datatype == "uint16" else "<u4"
+    parts = [map_part(dataset.committed, name, datatype) for name in names]
+    return Windows(parts, dataset.tokens, split, dataset.features.tokens.vocab_size, seed)

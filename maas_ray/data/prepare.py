@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from maas_ray.data.cast import CastColumn, cast_column
 from maas_ray.data.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
-from maas_ray.data.features import Features
+from maas_ray.data.features import TOKEN_TASKS, Features
 from maas_ray.data.fit import fit_columns
 from maas_ray.data.plan import ColumnPlan, plan_column
 from maas_ray.data.source import read_table
@@ -19,6 +19,7 @@ from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
 from maas_ray.data.statistics import require_ray
 from maas_ray.data.target import Target, cast_target, class_names, encode_target
+from maas_ray.data.text.prepare import prepare_text
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
@@ -40,6 +41,8 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         DataError: the data cannot be read, cleaned or split as the spec says.
         ClusterError: Ray is not connected, or no CPU of the cluster became free in time.
     """
+    if spec.text is not None and spec.task in TOKEN_TASKS:
+        return prepare_text(spec, spec.text, store)
     require_ray(cpu_timeout_s)
     raw_table = read_table(spec)
     raw = raw_table.table

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv, feather, parquet
+from pyarrow import csv, feather, json, parquet
 
 from maas_ray.data.arrays import read_idx, read_numpy, read_sklearn
 from maas_ray.data.files import filesystem, format_of, list_files
@@ -43,13 +43,15 @@ def read_table(spec: DataSpec) -> RawTable:
     kind = format_of(spec, paths)
     if kind == "sklearn":
         raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; write sklearn:digits")
+    if kind == "text":
+        raise DataError(f"{spec.uri} is plain text, which has no columns; the task {spec.task} takes a table")
     if kind in ("numpy", "idx"):
         if len(paths) > 1:
             raise DataError(f"{spec.uri} names {len(paths)} files; format {kind} takes one (and labels_uri)")
         table = read_numpy(spec) if kind == "numpy" else read_idx(spec)
         return RawTable(_select(spec, table, spec.uri), True)
     files, _ = filesystem(spec, spec.uri)
-    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow}
+    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow, "jsonl": _read_jsonl}
     tables: list[pa.Table] = []
     for path in paths:
         table = readers[kind](spec, files, path)
@@ -154,6 +156,15 @@ def _read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
                 return pa.ipc.open_stream(source).read_all()  # the streaming form of the same format
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
+
+
+def _read_jsonl(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    options = json.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
+    try:
+        with files.open_input_stream(path) as stream:
+            return json.read_json(stream, options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a file of JSON lines that can be read: {error}") from error
 
 
 def _refuse_empty(path: str, size: int) -> None:

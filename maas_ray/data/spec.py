@@ -5,9 +5,13 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from maas_ray.data.cleaning import CleaningSpec
+from maas_ray.data.features import TOKEN_TASKS, Task
+from maas_ray.data.text.spec import TextSpec
 from maas_ray.spec import Spec
 
-Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn"]
+Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn", "text", "jsonl"]
+TEXT_FORMATS = ("text", "jsonl", "parquet")
+"""What the text of token tasks is read from."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -50,8 +54,11 @@ class DataSpec(Spec):
     target: str = "target"
     """The column to predict; with a file of its own (`labels_uri`, IDX) the name that it gets. Rows without a
     target are left out and counted."""
-    task: Literal["classification", "binary", "regression"]
-    """`classification`: one of two or more classes; `binary`: one of two, by one score; `regression`: a number."""
+    task: Task
+    """`classification`: one of two or more classes; `binary`: one of two, by one score; `regression`: a number;
+    `language_modeling`: the next token at every place of a text; `masked_language_modeling`: hidden tokens of a text."""
+    text: TextSpec | None = None
+    """How text becomes tokens: for the tasks on tokens, and for rows whose one feature is a text."""
     split: SplitSpec = SplitSpec()
     """Which rows are held out."""
     cleaning: CleaningSpec = CleaningSpec()
@@ -78,4 +85,28 @@ class DataSpec(Spec):
                 raise ValueError(f"{name!r} cannot be a feature: it is the target or names the split")
         if self.target == self.split.column:
             raise ValueError(f"{self.target!r} cannot be both the target and the column that names the split")
+        if self.task in TOKEN_TASKS:
+            self._check_tokens()
+        elif self.text is not None and self.features not in (None, (self.text.field,)):
+            raise ValueError(
+                f"a text stands alone; leave features out, text.field {self.text.field!r} names the column"
+            )
+        elif self.format == "text":
+            raise ValueError(f"format text has no target; use it with the tasks {' and '.join(TOKEN_TASKS)}")
         return self
+
+    def _check_tokens(self) -> None:
+        """Refuses what would silently have no effect."""
+        if self.text is None:
+            raise ValueError(f"the task {self.task} needs `text`, at least its length: text: {{length: 256}}")
+        if self.format not in ("auto", *TEXT_FORMATS):
+            raise ValueError(f"the task {self.task} reads {', '.join(TEXT_FORMATS)}, not {self.format}")
+        fields = type(self).model_fields
+        unused = [
+            name
+            for name in ("features", "target", "cleaning", "labels_uri")
+            if getattr(self, name) != fields[name].default
+        ]
+        unused += ["split.column"] if self.split.column else []
+        if unused:
+            raise ValueError(f"the task {self.task} has no columns: {', '.join(unused)} cannot be used with it")

@@ -51,7 +51,8 @@ def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Train
     dataset = open_dataset(store, record.data_digest)
     committed = open_checkpoint(store, run, step)
     torch.manual_seed(record.spec.seed)
-    net = build_model(record.spec.model, dataset.features.row, dataset.features.num_outputs)
+    features = dataset.features
+    net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
     try:
         net.load_state_dict(load_weights(committed))
     except RuntimeError as error:

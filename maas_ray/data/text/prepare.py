@@ -1,0 +1,195 @@
+"""From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit. Needs no Ray.
+
+The texts are read three times, in pieces, so that memory does not grow with them; the codes go through a file.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, islice
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
+from maas_ray.data.features import Features, TokensColumn
+from maas_ray.data.files import read_bytes
+from maas_ray.data.spec import SPLITS, DataSpec
+from maas_ray.data.split import assign_rows
+from maas_ray.data.text.layout import MaskLayout, TokenLayout
+from maas_ray.data.text.source import Piece, read_pieces
+from maas_ray.data.text.spec import TextSpec
+from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
+from maas_ray.errors import DataError
+from maas_ray.store.objects import ObjectStore
+
+COLUMN = "tokens"
+_PIECES_AT_ONCE = 64
+"""Pieces that are encoded together, by all CPUs."""
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What the texts hold, and where each split lies."""
+
+    num_documents: int
+    num_characters: int
+    ends: tuple[int, ...]
+    """By place: the character at which each split ends."""
+    of_document: NDArray[np.int8] | None
+    """By document: the place of its split in `SPLITS`."""
+
+
+def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
+    """Prepares the data of a task on tokens, or opens it if the same content was prepared before.
+
+    The report counts `documents`, and per split `characters` and `tokens`.
+
+    Args:
+        spec: what to read.
+        text: how it becomes rows.
+        store: where to commit.
+
+    Raises:
+        DataError: the texts cannot be read, are too few for a row of each split, or do not fit the tokenizer.
+    """
+    survey = _survey(spec, text)
+    tokenizer = _tokenizer(spec, text, survey)
+    end = tokenizer.code(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
+    datatype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(tempfile.TemporaryFile()) for split in SPLITS}
+        sums = {split: sha256() for split in SPLITS}
+        num_characters = dict.fromkeys(SPLITS, 0)
+        pieces = _split_pieces(spec, text, survey)
+        while batch := list(islice(pieces, _PIECES_AT_ONCE)):
+            codes = tokenizer.encode([piece.text for _, piece in batch])
+            for (split, piece), found in zip(batch, codes, strict=True):
+                ends = [end] if piece.ends_document and end is not None else []
+                content = np.concatenate([found, np.array(ends, dtype=np.int64)]).astype(datatype).tobytes()
+                files[split].write(content)
+                sums[split].update(content)
+                num_characters[split] += len(piece.text)
+        num_tokens = {split: files[split].tell() // datatype.itemsize for split in SPLITS}
+        layout = _layout(spec, text, tokenizer, end, num_tokens)
+        _refuse_short(spec, layout)
+        features = Features(
+            columns=(
+                TokensColumn(
+                    name=COLUMN,
+                    length=text.length,
+                    vocab_size=tokenizer.vocab_size,
+                    tokenizer=sha256(tokenizer.content).hexdigest(),
+                ),
+            ),
+            task=spec.task,
+            target=COLUMN,
+        )
+        meta = {
+            "num_rows": {split: layout.num_rows(split) for split in SPLITS},
+            "report": {"documents": survey.num_documents, "characters": num_characters, "tokens": num_tokens},
+            "tokens": layout.model_dump(mode="json"),
+        }
+        parts = chain([(TOKENIZER, tokenizer.content)], _parts(files, layout.part_tokens * datatype.itemsize))
+        content_sums = {split: sums[split].hexdigest() for split in SPLITS}
+        source = {"uri": spec.uri, "spec_digest": spec.digest()}
+        return commit_dataset(store, meta, features, content_sums, source, parts)
+
+
+def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
+    num_documents = num_characters = 0
+    for piece in read_pieces(spec, text):
+        num_documents += piece.ends_document
+        num_characters += len(piece.text)
+    if not num_characters:
+        raise DataError(f"{spec.uri} holds no text")
+    of_document = assign_rows(spec.split, num_documents) if text.split_by == "document" else None
+    # nanoGPT's rule: the training split ends at int(n * 0.9).
+    ends = (
+        int(num_characters * (1 - (spec.split.validation + spec.split.test))),
+        int(num_characters * (1 - spec.split.test)),
+        num_characters,
+    )
+    return _Survey(num_documents, num_characters, ends, of_document)
+
+
+def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, Piece]]:
+    """Every piece with its split; one that lies over a border is cut there."""
+    document, place = 0, 0
+    for piece in read_pieces(spec, text):
+        if place + len(piece.text) > survey.num_characters or document >= survey.num_documents:
+            raise DataError(f"{spec.uri} grew while it was read; prepare it again when nobody writes to it")
+        if survey.of_document is not None:
+            yield SPLITS[survey.of_document[document]], piece
+        else:
+            first = place
+            for split, end in zip(SPLITS, survey.ends, strict=True):
+                stop = min(end, place + len(piece.text))
+                is_last = stop == place + len(piece.text)
+                if first < stop or (is_last and not piece.text):
+                    yield split, Piece(piece.text[first - place : stop - place], piece.ends_document and is_last)
+                    first = stop
+                if is_last:
+                    break
+        place += len(piece.text)
+        document += piece.ends_document
+    if (document, place) != (survey.num_documents, survey.num_characters):
+        raise DataError(f"{spec.uri} shrank while it was read; prepare it again when nobody writes to it")
+
+
+def _tokenizer(spec: DataSpec, text: TextSpec, survey: _Survey) -> Tokenizer:
+    own = text.tokenizer
+    if own.uri is not None:
+        return Tokenizer(read_bytes(spec, own.uri))
+    special = [own.end_of_text] if survey.num_documents > 1 else []
+    if spec.task == "masked_language_modeling":
+        special.append(own.mask)
+    train = (piece.text for split, piece in _split_pieces(spec, text, survey) if split == "train")
+    if own.kind != "characters":
+        return learn_tokenizer(own, train, special)
+    known: set[str] = set()
+    others: set[str] = set()
+    for split, piece in _split_pieces(spec, text, survey):
+        (known if split == "train" else others).update(piece.text)
+    return learn_tokenizer(own, known, ([UNKNOWN] if others - known else []) + special)
+
+
+def _layout(
+    spec: DataSpec, text: TextSpec, tokenizer: Tokenizer, end: int | None, num_tokens: dict[str, int]
+) -> TokenLayout:
+    mask = None
+    if spec.task == "masked_language_modeling":
+        never = () if end is None else (end,)
+        code = tokenizer.code(text.tokenizer.mask, "mask")
+        mask = MaskLayout(fraction=text.mask_fraction, code=code, never=never)
+    is_narrow = tokenizer.vocab_size <= 1 << 16
+    return TokenLayout(
+        datatype="uint16" if is_narrow else "uint32",
+        num_tokens=num_tokens,
+        part_tokens=MAX_PART_BYTES // (2 if is_narrow else 4),
+        length=text.length,
+        strides={split: (text.stride or text.length) if split == "train" else text.length for split in SPLITS},
+        mask=mask,
+    )
+
+
+def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
+    wanted = {"train": 1.0, "validation": spec.split.validation, "test": spec.split.test}
+    for split, share in wanted.items():
+        if share and not layout.num_rows(split):
+            raise DataError(
+                f"the {split} split of {spec.uri} has {layout.num_tokens[split]} tokens, and a row takes {layout.width}; "
+                f"give more text, or lower data.text.length, or set data.split"
+            )
+
+
+def _parts(files: Mapping[str, IO[bytes]], part_bytes: int) -> Iterator[tuple[str, bytes]]:
+    for split, file in files.items():
+        file.seek(0)
+        number = 0
+        while part := file.read(part_bytes):
+            yield f"{split}/{number:05d}.tokens", part
+            number += 1

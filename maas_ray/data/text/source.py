@@ -1,0 +1,144 @@
+"""The documents that a data URI names, in pieces that fit into memory whatever their size. Knows no tokens.
+
+A piece ends with its document, or where GPT-2's pattern cuts too: after a single line end, before the next word. So
+the pieces of a document have the tokens of the whole document, unless it has no such place for a long stretch.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from maas_ray.data.files import filesystem, format_of, list_files
+from maas_ray.data.source import require_column
+from maas_ray.data.spec import TEXT_FORMATS, DataSpec
+from maas_ray.data.text.spec import TextSpec
+from maas_ray.errors import DataError
+
+PIECE = 1 << 16
+"""Characters of a piece at most."""
+_BLOCK_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 28
+_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document."""
+
+    text: str
+    ends_document: bool
+
+
+def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[Piece]:
+    """All documents of all files, in the order of the files; documents without a character are left out.
+
+    Raises:
+        DataError: a file is missing or not UTF-8, has no such field, or the format has no texts.
+    """
+    paths = list_files(spec)
+    kind = format_of(spec, paths)
+    if kind not in TEXT_FORMATS:
+        raise DataError(f"{spec.uri} is {kind}; the task {spec.task} reads {', '.join(TEXT_FORMATS)}")
+    files, _ = filesystem(spec, spec.uri)
+    for path in paths:
+        try:
+            if kind == "text":
+                yield from _cut_documents(_characters(files, path), text.separator)
+            else:
+                documents = (
+                    _json_texts(files, path, text.field) if kind == "jsonl" else _parquet_texts(files, path, text)
+                )
+                for document in documents:
+                    yield from _cut_documents(iter((document,)), None)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _characters(files: Any, path: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        with files.open_input_stream(path) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                yield decoder.decode(block)
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not text in UTF-8 ({error}); convert it, for instance with iconv -t UTF-8"
+        ) from error
+
+
+def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Piece]:
+    """Pieces of the documents in a stream of characters. The last piece of a document may be empty."""
+    width = len(separator or "")
+    waiting, has_begun = "", False
+    for block in blocks:
+        waiting, start = waiting + block, 0
+        while True:
+            place = waiting.find(separator, start, start + PIECE + width + 1) if separator else -1
+            if place >= 0:
+                if has_begun or place > start:
+                    yield Piece(waiting[start:place], ends_document=True)
+                start, has_begun = place + width, False
+            elif len(waiting) - start > PIECE + width + 1:  # a separator that has only begun is not cut
+                cut = _last_cut(waiting, start)
+                yield Piece(waiting[start:cut], ends_document=False)
+                start, has_begun = cut, True
+            else:
+                break
+        waiting = waiting[start:]
+    if has_begun or waiting:
+        yield Piece(waiting, ends_document=True)
+
+
+def _last_cut(waiting: str, start: int) -> int:
+    end = start + PIECE
+    while (end := waiting.rfind("\n", start, end)) > start:
+        if _CUT.match(waiting, end + 1):
+            return end + 1
+    return start + PIECE
+
+
+def _json_texts(files: Any, path: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(files, path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number} is a {type(record).__name__}; expected an object with {field!r}")
+        require_column(field, record, f"{path}, line {number}")
+        if not isinstance(record[field], str):
+            raise DataError(f"{path}, line {number}: {field!r} is {record[field]!r:.40}; expected a text")
+        yield record[field]
+
+
+def _lines(files: Any, path: str) -> Iterator[str]:
+    waiting = ""
+    for block in _characters(files, path):
+        *whole, waiting = (waiting + block).split("\n")
+        yield from whole
+        if len(waiting) > _MAX_LINE_BYTES:
+            raise DataError(
+                f"{path} has a line of more than {_MAX_LINE_BYTES} characters; it is not a file of JSON lines"
+            )
+    yield waiting
+
+
+def _parquet_texts(files: Any, path: str, text: TextSpec) -> Iterator[str]:
+    with files.open_input_file(path) as source:
+        table = parquet.ParquetFile(source)
+        require_column(text.field, table.schema_arrow.names, path)
+        for batch in table.iter_batches(batch_size=1024, columns=[text.field]):
+            for value in batch.column(0).to_pylist():
+                if value is not None and not isinstance(value, str):
+                    raise DataError(f"{path}: {text.field!r} holds {value!r:.40}; expected texts")
+                if value:
+                    yield value

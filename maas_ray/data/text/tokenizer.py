@@ -1,0 +1,118 @@
+"""Text to token codes and back, with the `tokenizers` library. A tokenizer is its JSON file; knows no data set.
+
+Text is always text: a special token that stands in it letter by letter is encoded as the letters.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from maas_ray.data.text.spec import TokenizerSpec
+from maas_ray.errors import DataError
+
+UNKNOWN = "<|unknown|>"
+"""The token of a character that the training split does not have; only where held-out text holds such a character."""
+_VOCAB_SIZE = 8192
+
+
+class Tokenizer:
+    """A tokenizer, read from its JSON file.
+
+    Args:
+        content: the file.
+
+    Raises:
+        DataError: not the JSON of a tokenizer.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        try:
+            self._engine = Engine.from_str(content.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"not a tokenizer.json that can be read: {error}") from error
+        self._engine.encode_special_tokens = True
+        self._engine.no_padding()
+        self._engine.no_truncation()
+        self.content = content
+        self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
+        """Codes are below this number."""
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """The codes of each text, without special tokens."""
+        found = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
+
+    def decode(self, codes: Iterable[int]) -> str:
+        """The text of codes, special tokens included."""
+        text: str = self._engine.decode([int(code) for code in codes], skip_special_tokens=False)
+        return text
+
+    def code(self, token: str, field: str) -> int:
+        """The code of a special token.
+
+        Args:
+            token: as it stands in the vocabulary.
+            field: the field of TokenizerSpec that names it.
+
+        Raises:
+            DataError: the vocabulary has no such token.
+        """
+        code = self._engine.token_to_id(token)
+        if code is None:
+            raise DataError(
+                f"the tokenizer has no token {token!r}; name the right one with data.text.tokenizer.{field}, or add it"
+            )
+        return int(code)
+
+
+def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence[str]) -> Tokenizer:
+    """Builds a vocabulary; the same texts give the same file.
+
+    Args:
+        spec: which kind; `file` is not learned.
+        texts: the training split's.
+        special: tokens that no text gives, appended in this order.
+    """
+    if spec.kind == "characters":
+        engine = _characters(sorted({character for text in texts for character in set(text)}), UNKNOWN in special)
+    elif spec.kind == "bytes":
+        engine = _bytes()
+    else:
+        engine = _byte_bpe((spec.vocab_size or _VOCAB_SIZE) - len(special), texts)
+    engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return Tokenizer(engine.to_str().encode())
+
+
+def _characters(characters: list[str], has_unknown: bool) -> Engine:
+    # A model of byte pairs without a merge: much faster here than one of words that are single characters.
+    vocabulary = {character: code for code, character in enumerate(characters)}
+    if has_unknown:
+        vocabulary[UNKNOWN] = len(vocabulary)
+    engine = Engine(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN if has_unknown else None))
+    engine.decoder = decoders.Fuse()
+    return engine
+
+
+def _bytes() -> Engine:
+    """Each byte is its own code; the model holds bytes as GPT-2 writes them (every one a printable character)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [code for code in range(256) if code not in printable]
+    vocabulary = {chr(code): code for code in printable} | {chr(256 + i): code for i, code in enumerate(others)}
+    engine = Engine(models.BPE(vocab=vocabulary, merges=[]))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.decoder = decoders.ByteLevel()
+    return engine
+
+
+def _byte_bpe(vocab_size: int, texts: Iterable[str]) -> Engine:
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    engine.train_from_iterator(texts, trainer)
+    return engine
