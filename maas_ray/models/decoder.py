@@ -120,9 +120,10 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From [N, T, width] to [N, T, width]."""
-        n, length, _ = x.shape
+        query = self.query(x)  # x may be a piece of the sequence, which this layer then makes whole
+        n, length, _ = query.shape
         shape = (n, length, -1, self.head_width)
-        query = self._turned(self.query(x).view(shape).transpose(1, 2))
+        query = self._turned(query.view(shape).transpose(1, 2))
         key = self._turned(self.key(x).view(shape).transpose(1, 2))
         value = self.value(x).view(shape).transpose(1, 2)
         mixed = functional.scaled_dot_product_attention(
@@ -184,13 +185,16 @@ class Decoder(nn.Sequential):
 
     tp_plan: dict[str, str] = {  # noqa: RUF012  # replaced, never changed
         "embedding": "embedding_rowwise",
+        "*.attention_norm": "sequence_parallel",
         "*.attention.query": "colwise",
         "*.attention.key": "colwise",
         "*.attention.value": "colwise",
         "*.attention.output": "rowwise",
+        "*.mlp_norm": "sequence_parallel",
         "*.mlp.gate": "colwise",
         "*.mlp.up": "colwise",
         "*.mlp.down": "rowwise",
+        "norm": "sequence_parallel",
         "head": "colwise_gather_output",
     }
     """How tensor parallelism cuts the layers. The entries `embedding` and `head` may each be left out."""

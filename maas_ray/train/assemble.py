@@ -21,7 +21,7 @@ from maas_ray.train.spec import TrainSpec
 def build_net(spec: TrainSpec, features: Features) -> nn.Module:
     """The network with its initial weights, the same in every process and every attempt."""
     torch.manual_seed(spec.seed)
-    return build_model(spec.model, features.row, features.num_outputs)
+    return build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
 
 
 def build_trainee(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from maas_ray.train.layout import Layout
 
@@ -18,6 +18,17 @@ from maas_ray.train.layout import Layout
 def local(value: Tensor) -> Tensor:
     """This rank's piece."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes each gradient a piece of the whole where its parameter is one: autograd may leave a sum that is still due.
+
+    With FSDP2 this is done already; with tensor parallelism alone it is not. Collective over those ranks.
+    """
+    for parameter in parameters:
+        grad = parameter.grad
+        if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
+            parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def add_penalty_gradient(weights: Iterable[nn.Parameter], l1: float, l2: float) -> None:
@@ -69,7 +80,7 @@ def _sum_once(values: Iterable[Tensor], of_piece: Callable[[Tensor], Tensor], la
         pieces = 1
         if isinstance(value, DTensor):
             for size, placement in zip(value.device_mesh.shape, value.placements, strict=True):
-                pieces *= size if isinstance(placement, Shard) else 1
+                pieces *= 1 if placement.is_replicate() else size
         # All ranks of the stage have the value or a piece of it: so many have the same one.
         same = layout.world // layout.pp // pieces
         terms.append(of_piece(local(value).detach()) / same)

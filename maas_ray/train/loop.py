@@ -28,7 +28,7 @@ from maas_ray.data.loader import Batch, Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.models.weights import weights
 from maas_ray.train.dropout import samples
-from maas_ray.train.gradients import add_penalty_gradient, clip_gradients, penalty
+from maas_ray.train.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.parallel import Place
 from maas_ray.train.pipeline import MicroBatch, Pipeline
 from maas_ray.train.progress import Progress
@@ -186,11 +186,12 @@ def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple
                 loss = _loss_sum(plan, trainee, batch) * scale
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+    parameters = [parameter for part in trainee.parts for parameter in part.parameters()]
+    align_gradients(parameters)
     if trainee.l1 or trainee.l2:
         add_penalty_gradient(trainee.weights, trainee.l1, trainee.l2)
     norm = None
     if plan.clip_norm is not None:
-        parameters = [parameter for part in trainee.parts for parameter in part.parameters()]
         norm = clip_gradients(parameters, plan.clip_norm, place.layout)
     trainee.optimizer.step()
     trainee.schedule.step()

@@ -26,6 +26,8 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.board import TIMEOUT_S, open_board
 from maas_ray.train.checkpoint import load_checkpoint
+from maas_ray.train.classical.run import check_classical, fit_classical
+from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.journal import location
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.progress import Progress
@@ -74,7 +76,7 @@ def run_training(
     preflight(spec.workers.count, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
     run = _resumed(store, spec) if resume else _created(store, spec)
     if run.status != "finished":
-        _fit(store, spec, run, on_progress)
+        (fit_classical if spec.model.is_classical else _fit)(store, spec, run, on_progress)
     return _result(store, spec.run)
 
 
@@ -101,8 +103,12 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Builds everything once here, so that what is wrong with it is said before any worker starts."""
+    if spec.model.is_classical:
+        return check_classical(spec, dataset)
     torch.manual_seed(spec.seed)
-    net = build_model(spec.model, dataset.features.row, dataset.features.num_outputs)
+    net = build_model(
+        spec.model, dataset.features.row, dataset.features.num_outputs, per_token=dataset.features.is_per_token
+    )
     build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))
 
 
@@ -144,7 +150,7 @@ def _fit(store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[
 
 def _result(store: ObstoreStore, run: str) -> RunResult:
     record = Runs(store).get(run)
-    state = load_checkpoint(store, run)
+    state = load_fitted(store, run) if record.spec.model.is_classical else load_checkpoint(store, run)
     metrics: dict[str, float] = {}
     for entry in state.history:
         metrics.update({"loss": entry["loss"]} if "loss" in entry else {})
