@@ -20,6 +20,7 @@ from maas_ray.data.split import assign_rows
 from maas_ray.data.statistics import require_ray
 from maas_ray.data.target import Target, cast_target, class_names, encode_target
 from maas_ray.data.text.prepare import prepare_text
+from maas_ray.data.text.table import prepare_labelled_texts
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
@@ -41,8 +42,9 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         DataError: the data cannot be read, cleaned or split as the spec says.
         ClusterError: Ray is not connected, or no CPU of the cluster became free in time.
     """
-    if spec.text is not None and spec.task in TOKEN_TASKS:
-        return prepare_text(spec, spec.text, store)
+    if spec.text is not None:
+        prepare_tokens = prepare_text if spec.task in TOKEN_TASKS else prepare_labelled_texts
+        return prepare_tokens(spec, spec.text, store)
     require_ray(cpu_timeout_s)
     raw_table = read_table(spec)
     raw = raw_table.table

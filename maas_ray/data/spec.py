@@ -87,26 +87,37 @@ class DataSpec(Spec):
             raise ValueError(f"{self.target!r} cannot be both the target and the column that names the split")
         if self.task in TOKEN_TASKS:
             self._check_tokens()
-        elif self.text is not None and self.features not in (None, (self.text.field,)):
-            raise ValueError(
-                f"a text stands alone; leave features out, text.field {self.text.field!r} names the column"
-            )
+        elif self.text is not None:
+            self._check_texts(self.text)
         elif self.format == "text":
             raise ValueError(f"format text has no target; use it with the tasks {' and '.join(TOKEN_TASKS)}")
         return self
 
+    def _check_texts(self, text: TextSpec) -> None:
+        """Refuses what would silently have no effect on rows that are whole texts."""
+        if self.features not in (None, (text.field,)):
+            raise ValueError(f"a text stands alone; leave features out: text.field {text.field!r} names the column")
+        if self.cleaning != CleaningSpec():
+            raise ValueError("a text is not cleaned: rows without one are left out; take cleaning back")
+        if unused := text.changed("stride", "separator", "split_by", "mask_fraction"):
+            raise ValueError(f"rows are whole texts in the task {self.task}: text.{unused[0]} cannot be used with it")
+        if self.format == "text":
+            raise ValueError(f"format text has no target; use it with the tasks {' and '.join(TOKEN_TASKS)}")
+
     def _check_tokens(self) -> None:
-        """Refuses what would silently have no effect."""
+        """Refuses what would silently have no effect on the tasks on tokens."""
         if self.text is None:
             raise ValueError(f"the task {self.task} needs `text`, at least its length: text: {{length: 256}}")
         if self.format not in ("auto", *TEXT_FORMATS):
             raise ValueError(f"the task {self.task} reads {', '.join(TEXT_FORMATS)}, not {self.format}")
-        fields = type(self).model_fields
         unused = [
             name
             for name in ("features", "target", "cleaning", "labels_uri")
-            if getattr(self, name) != fields[name].default
+            if getattr(self, name) != type(self).model_fields[name].default
         ]
-        unused += ["split.column"] if self.split.column else []
-        if unused:
-            raise ValueError(f"the task {self.task} has no columns: {', '.join(unused)} cannot be used with it")
+        if unused or self.split.column:
+            raise ValueError(
+                f"the task {self.task} has no columns: {(*unused, 'split.column')[0]} cannot be used with it"
+            )
+        if self.task == "language_modeling" and self.text.changed("mask_fraction"):
+            raise ValueError("text.mask_fraction is for masked_language_modeling")

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
 from maas_ray.data.features import Features, TokensColumn
-from maas_ray.data.files import read_bytes
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
 from maas_ray.data.text.layout import MaskLayout, TokenLayout
+from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.source import Piece, read_pieces
 from maas_ray.data.text.spec import TextSpec
-from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
+from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
@@ -141,20 +141,14 @@ def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[t
 
 
 def _tokenizer(spec: DataSpec, text: TextSpec, survey: _Survey) -> Tokenizer:
-    own = text.tokenizer
-    if own.uri is not None:
-        return Tokenizer(read_bytes(spec, own.uri))
-    special = [own.end_of_text] if survey.num_documents > 1 else []
+    special = [text.tokenizer.end_of_text] if survey.num_documents > 1 else []
     if spec.task == "masked_language_modeling":
-        special.append(own.mask)
-    train = (piece.text for split, piece in _split_pieces(spec, text, survey) if split == "train")
-    if own.kind != "characters":
-        return learn_tokenizer(own, train, special)
-    known: set[str] = set()
-    others: set[str] = set()
-    for split, piece in _split_pieces(spec, text, survey):
-        (known if split == "train" else others).update(piece.text)
-    return learn_tokenizer(own, known, ([UNKNOWN] if others - known else []) + special)
+        special.append(text.tokenizer.mask)
+
+    def texts() -> Iterator[tuple[str, str]]:
+        return ((split, piece.text) for split, piece in _split_pieces(spec, text, survey))
+
+    return find_tokenizer(spec, text, texts, special)
 
 
 def _layout(

@@ -53,3 +53,7 @@ class TextSpec(Spec):
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Masked language modeling: share of tokens to predict. Of these 80 % are hidden by the mask token, 10 % replaced
     by a random one and 10 % left as they are (Devlin et al. 2019, "BERT")."""
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of the fields that do not have their default."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]

@@ -1,0 +1,94 @@
+"""From a table with a text per row and a target to a committed data set of token rows. Needs no Ray.
+
+A text becomes one row: its first tokens, filled up with the pad token.
+"""
+
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from maas_ray.data.arrays import tensor_field
+from maas_ray.data.cast import to_text
+from maas_ray.data.dataset import TARGET, Dataset, save_dataset
+from maas_ray.data.features import Features, TokensColumn
+from maas_ray.data.source import read_table
+from maas_ray.data.spec import SPLITS, DataSpec
+from maas_ray.data.split import assign_rows
+from maas_ray.data.target import cast_target, class_names, encode_target
+from maas_ray.data.text.learning import find_tokenizer
+from maas_ray.data.text.spec import TextSpec
+from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.errors import DataError
+from maas_ray.store.objects import ObjectStore
+
+_TEXTS_AT_ONCE = 1024
+
+
+def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
+    """Prepares texts with a target, or opens the data set if the same content was prepared before.
+
+    The report counts `rows_read`, `rows_dropped` (`target_missing`, `value_missing`: no text) and `texts_cut`.
+
+    Raises:
+        DataError: the table cannot be read or split, or does not fit the tokenizer.
+    """
+    raw = read_table(spec.model_copy(update={"features": (text.field,)})).table
+    target = cast_target(spec.target, raw.column(spec.target), spec.task)
+    texts = to_text(text.field, raw.column(text.field))
+    is_empty = np.asarray(pc.equal(texts, "").to_numpy(zero_copy_only=False))
+    kept = ~target.missing & ~is_empty
+    assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
+    rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
+    for split in SPLITS:
+        if not len(rows[split]) and (split == "train" or (assigned == SPLITS.index(split)).any()):
+            raise DataError(f"the {split} split of {spec.uri} has no row with a text and a target; change data.split")
+    by_split = {split: texts.take(pa.array(rows[split])).to_pylist() for split in SPLITS}
+    own = text.tokenizer
+    tokenizer = find_tokenizer(
+        spec, text, lambda: ((split, one) for split in SPLITS for one in by_split[split]), [own.pad]
+    )
+    pad = tokenizer.code(own.pad, "pad")
+    targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
+    labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
+    tables, num_cut = {}, 0
+    for split in SPLITS:
+        tokens, num_longer = _encode(tokenizer, by_split[split], text.length, pad)
+        field, array = tensor_field(text.field, tokens)
+        codes = encode_target(spec.target, targets[split], labels, split)
+        encoded = codes.astype(np.float32) if spec.task == "binary" else codes
+        table = pa.table([array], schema=pa.schema([field]))
+        tables[split] = table.append_column(TARGET, pa.array(encoded))
+        num_cut += num_longer
+    column = TokensColumn(
+        name=text.field,
+        length=text.length,
+        vocab_size=tokenizer.vocab_size,
+        pad=pad,
+        tokenizer=sha256(tokenizer.content).hexdigest(),
+    )
+    num_without_target = int(target.missing.sum())
+    report = {
+        "rows_read": raw.num_rows,
+        "rows_dropped": {
+            "target_missing": num_without_target,
+            "value_missing": raw.num_rows - num_without_target - int(kept.sum()),
+        },
+        "texts_cut": num_cut,
+    }
+    features = Features(columns=(column,), task=spec.task, target=spec.target, labels=labels)
+    source = {"uri": spec.uri, "spec_digest": spec.digest()}
+    return save_dataset(store, tables, features, report, source, tokenizer.content)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], length: int, pad: int) -> tuple[NDArray[np.int32], int]:
+    """Codes [N, length], and how many texts are longer than that."""
+    rows = np.full((len(texts), length), pad, dtype=np.int32)
+    num_longer = 0
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        for row, codes in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
+            rows[row, : len(codes)] = codes[:length]
+            num_longer += len(codes) > length
+    return rows, num_longer
