@@ -9,12 +9,16 @@ import pyarrow as pa
 from maas_ray.data import exact
 from maas_ray.data.features import CategoricalColumn, Column, NumericColumn, TensorColumn
 from maas_ray.data.plan import ColumnPlan
-from maas_ray.data.statistics import Statistics, gather_statistics
+from maas_ray.data.statistics import CPU_TIMEOUT_S, Statistics, gather_statistics
 from maas_ray.errors import DataError
 
 
 def fit_columns(
-    train: pa.Table, plans: Sequence[ColumnPlan], max_categories: int, block_rows: int | None = None
+    train: pa.Table,
+    plans: Sequence[ColumnPlan],
+    max_categories: int,
+    block_rows: int | None = None,
+    cpu_timeout_s: float = CPU_TIMEOUT_S,
 ) -> tuple[Column, ...]:
     """Fits fills, scales and categories.
 
@@ -23,12 +27,13 @@ def fit_columns(
         plans: one per column, in order.
         max_categories: a column with more is refused.
         block_rows: see `gather_statistics`; the result does not depend on it.
+        cpu_timeout_s: see `gather_statistics`.
 
     Raises:
         DataError: a column without a value in the training split, or with too many categories.
-        ClusterError: a task could not run.
+        ClusterError: a task could not run, see `gather_statistics`.
     """
-    gathered = gather_statistics(train, plans, block_rows)
+    gathered = gather_statistics(train, plans, block_rows, cpu_timeout_s)
     return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
 
 

@@ -1,6 +1,7 @@
 """From a DataSpec to a committed data set: read, cast, split, clean, fit, encode the target, commit. A reader's start.
 
-Statistics are fitted on the training split alone, in Ray Data tasks; reading and casting hold the table in memory.
+Statistics are fitted on the training split alone, in Ray Data tasks where it is large; reading and casting hold the
+table in memory.
 """
 
 from typing import Any
@@ -36,7 +37,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     Args:
         spec: what to read and how to clean it.
         store: where to commit.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster.
+        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster, if the data need tasks.
 
     Raises:
         DataError: the data cannot be read, cleaned or split as the spec says.
@@ -45,7 +46,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     if spec.text is not None:
         prepare_tokens = prepare_text if spec.task in TOKEN_TASKS else prepare_labelled_texts
         return prepare_tokens(spec, spec.text, store)
-    require_ray(cpu_timeout_s)
+    require_ray()
     raw_table = read_table(spec)
     raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
@@ -60,7 +61,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
     labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
     features = Features(
-        columns=fit_columns(tables["train"], plans, spec.cleaning.max_categories),
+        columns=fit_columns(tables["train"], plans, spec.cleaning.max_categories, cpu_timeout_s=cpu_timeout_s),
         task=spec.task,
         target=spec.target,
         labels=labels,

@@ -13,7 +13,7 @@ import ray
 from maas_ray.data.arrays import tensor_field
 from maas_ray.data.fit import fit_columns
 from maas_ray.data.plan import ColumnPlan
-from maas_ray.data.statistics import require_ray
+from maas_ray.data.statistics import require_cpu
 from maas_ray.errors import ClusterError, DataError
 
 pytestmark = [
@@ -143,10 +143,10 @@ def test_a_cluster_without_a_free_cpu_is_reported_instead_of_waited_for() -> Non
     try:
         ray.get(holder.ready.remote(), timeout=60)
         with pytest.raises(ClusterError, match=rf"no CPU .* within 0.5 s \(0 of {total:g} are free\)"):
-            require_ray(0.5)
+            require_cpu(0.5)
     finally:
         ray.kill(holder)
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) < total and time.monotonic() < deadline:
         time.sleep(0.05)
-    require_ray(60)
+    require_cpu(60)
