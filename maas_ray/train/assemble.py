@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from maas_ray.data.dataset import Dataset
-from maas_ray.data.encode import encode_columns
 from maas_ray.data.features import Features
 from maas_ray.data.loader import Loader
+from maas_ray.data.opening import open_rows
 from maas_ray.data.preprocess import Preprocess
 from maas_ray.models.build import build_model
 from maas_ray.train.dropout import replace_dropout
@@ -96,10 +96,8 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
 
 def build_loader(spec: TrainSpec, dataset: Dataset, place: Place) -> Loader:
     """This rank's rows of each global batch."""
-    rows = dataset.read("train")
-    return Loader(
-        encode_columns(dataset.features, rows.columns),
-        rows.target,
+    return Loader.over(
+        open_rows(dataset, "train", seed=spec.seed),
         seed=spec.seed,
         global_batch=spec.batch.global_size,
         rank=place.dp,

@@ -6,19 +6,18 @@ Kept apart from train/run.py so that the processes that train import only what t
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
 
 from maas_ray.data.dataset import Dataset, open_dataset
-from maas_ray.data.encode import encode_columns
+from maas_ray.data.opening import open_rows
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
-from maas_ray.train.evaluate import evaluate
+from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.journal import Journal
 from maas_ray.train.loop import Plan, Trainee, fit, settle
 from maas_ray.train.parallel import place_rank
@@ -117,16 +116,15 @@ def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[
     if not dataset.num_rows.get("validation"):
         return None
     place = trainee.place
-    rows = dataset.read("validation")
-    mine = np.arange(place.dp, len(rows.target), place.layout.dp)
-    columns = [column[mine] for column in encode_columns(dataset.features, rows.columns)]
+    rows = open_rows(dataset, "validation", seed=spec.seed)
     model = RawModel(dataset.features, trainee.parts[0]).to(trainee.device)
-    return lambda: evaluate(
+    return lambda: evaluate_rows(
         model,
-        columns,
-        rows.target[mine],
+        rows,
         task=dataset.features.task,
         num_classes=dataset.features.num_outputs,
         loss=trainee.loss,
         device=trainee.device,
+        rank=place.dp,
+        world=place.layout.dp,
     )
