@@ -111,5 +111,10 @@ def test_attacks_leave_no_memory_behind(tmp_path: Path, front: str, num_floods: 
         server.forget_peak()
         server.attack(num_floods, num_rounds)
         assert server.ask([request(body=BODY)]) == 200
-        assert server.rss - before < MIB
+        # The least of some readings: resident memory was seen to go up and down by 1 MiB over 225 floods, and to stay.
+        readings = [server.rss]
+        for _ in range(4):
+            server.attack(1, 0)
+            readings.append(server.rss)
+        assert min(readings) - before < MIB
         assert server.peak - before < 3 * MAX_BODY_BYTES
