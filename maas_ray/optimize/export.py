@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from maas_ray.bundle.format import Datatype, Signature, TensorSpec
@@ -121,29 +122,56 @@ def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
     size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
     if size > MAX_GRAPH_BYTES:
         raise BundleError(f"the model has {size} bytes of weights; an ONNX graph holds at most {MAX_GRAPH_BYTES}")
-    served = build_served(net, features)
+    model = trace(build_served(net, features), type(net).__name__, features)
+    return seal_graph(model, signature, features), signature
+
+
+def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
+    """A module over encoded columns as ONNX, with the exporter's own names, for any number of rows.
+
+    Args:
+        module: takes what `Preprocess` takes; on the CPU, in evaluation mode.
+        name: what to call it in an error.
+        features: what cleaning has learned.
+
+    Raises:
+        BundleError: it cannot be exported.
+    """
     example = tuple(_example(column) for column in features.columns)
     rows = torch.export.Dim("batch")
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(
-                served, example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
+                module, example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
             )
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, optimize=True, verbose=False
             )
     except Exception as error:  # torch.export raises what its many parts raise
         raise BundleError(
-            f"{type(net).__name__} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; every operation of its "
+            f"{name} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; every operation of its "
             "forward has to be traceable by torch.export for any number of rows"
         ) from error
     if exported is None:
-        raise BundleError(f"torch.onnx.export gave no graph for {type(net).__name__}")
-    model = exported.model_proto
+        raise BundleError(f"torch.onnx.export gave no graph for {name}")
+    return exported.model_proto
+
+
+def seal_graph(model: ModelProto, signature: Signature, features: Features) -> bytes:
+    """A graph over encoded columns as the bytes of one over raw columns, with the names of the signature.
+
+    Args:
+        model: changed in place.
+        signature: its inputs and outputs, in the graph's order.
+        features: what cleaning has learned.
+
+    Raises:
+        BundleError: the graph is tied to a number of rows, or is not valid ONNX.
+    """
     rename_values(model.graph, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
     name_batch(model.graph)
     encode_inputs(model.graph, (column for column in features.columns if column.kind == "categorical"))
-    return finish(model), signature
+    return finish(model)
 
 
 def _shape(column: Column) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from maas_ray.bundle.format import BundleInfo, Lineage, save_bundle
 from maas_ray.data.prepare import Dataset
 from maas_ray.optimize.export import export
+from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import pin
+from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.trained import Trained, evaluate_trained, load_trained
 
 
@@ -22,7 +24,8 @@ class Exported:
 def export_run(store: ObjectStore, run: str, step: int | None = None, parity: ParitySpec | None = None) -> Exported:
     """Exports a checkpoint of a run behind the parity gate and commits the bundle.
 
-    The checkpoint is pinned first, so that retention never drops what a version was made from.
+    The checkpoint is pinned first, so that retention never drops what a version was made from. (A classical model has
+    but one result, which nothing drops.)
 
     Args:
         store: where the run is and the bundle goes.
@@ -36,11 +39,14 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
         GateError: the graph does not compute what the trained model does; nothing is committed.
     """
     trained = load_trained(store, run, step)
-    pin(store, run, trained.step, "exported")
     features = trained.dataset.features
-    graph, signature = export(trained.net, features)
     split = _held_out(trained.dataset)
-    report = check_parity(trained.net, features, graph, trained.dataset.read(split or "train").columns, parity)
+    if trained.run.spec.model.is_classical:
+        graph, signature, report = export_fitted(load_fitted(store, run, step), features, parity)
+    else:
+        pin(store, run, trained.step, "exported")
+        graph, signature = export(trained.net, features)
+        report = check_parity(trained.net, features, graph, trained.dataset.read(split or "train").columns, parity)
     info = BundleInfo(
         signature=signature,
         task=features.task,

@@ -6,8 +6,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from maas_ray.data.spec import DataSpec
 from maas_ray.models.build import ModelSpec
+from maas_ray.models.classical import parse_classical
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
+from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.layout import LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
@@ -84,6 +86,9 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.model.is_classical:
+            refuse_unused(self, self.model.name)
+            parse_classical(self.model.name, self.model.params, self.data.task)
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
         layout = self.layout.resolve(self.workers.count)

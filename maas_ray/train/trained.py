@@ -11,6 +11,8 @@ from maas_ray.errors import DataError, ModelError
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.checkpoint import load_weights, open_checkpoint
+from maas_ray.train.classical.net import GraphNet
+from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.objective import build_loss
 from maas_ray.train.raw_model import RawModel
@@ -49,6 +51,11 @@ def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Train
     """
     record = Runs(store).get(run)
     dataset = open_dataset(store, record.data_digest)
+    if record.spec.model.is_classical:
+        fitted = load_fitted(store, run, step)
+        return Trained(
+            record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
+        )
     committed = open_checkpoint(store, run, step)
     torch.manual_seed(record.spec.seed)
     features = dataset.features

@@ -1,0 +1,93 @@
+"""What the task of a classical run does: reads, fits, converts, measures, commits. Knows no Ray."""
+
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maas_ray.data.dataset import Dataset, Split, open_dataset
+from maas_ray.data.encode import encode_columns
+from maas_ray.data.preprocess import Preprocess
+from maas_ray.store.objects import open_store
+from maas_ray.train.classical.estimator import fit_estimator
+from maas_ray.train.classical.graph import build_graph
+from maas_ray.train.classical.net import GraphNet
+from maas_ray.train.classical.proof import Proof, choose_rows
+from maas_ray.train.classical.state import STEP, FittedState, save_fitted
+from maas_ray.train.evaluate import evaluate
+from maas_ray.train.journal import Journal
+from maas_ray.train.objective import ObjectiveSpec, build_loss
+from maas_ray.train.progress import Progress
+from maas_ray.train.raw_model import RawModel
+from maas_ray.train.spec import TrainSpec
+
+_CHUNK_ROWS = 65_536
+
+
+def train_classical(spec: TrainSpec, data_digest: str) -> Progress:
+    """Trains a classical run to its end and commits the result; the same spec and data give the same bytes.
+
+    Args:
+        spec: the run, with an absolute store.
+        data_digest: the prepared data set.
+
+    Returns:
+        The figures: the loss on the training split, and those of the validation split where there is one.
+
+    Raises:
+        DataError, ModelError, SpecError: the data or the model do not fit.
+        StoreError: the store failed; nothing is committed.
+    """
+    num_threads = spec.workers.cpus
+    torch.set_num_threads(num_threads)
+    store = open_store(spec.storage)
+    dataset = open_dataset(store, data_digest)
+    preprocess = Preprocess(dataset.features)
+    train = dataset.read("train")
+    rows = _preprocessed(preprocess, dataset, train.columns)
+    task = dataset.features.task
+    fitted = fit_estimator(spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads)
+    graph = build_graph(fitted, rows.shape[1])
+    columns, num_real = choose_rows(dataset)
+    scores, classes = fitted.answer(_preprocessed(preprocess, dataset, columns))
+    net = GraphNet(graph, task, num_threads)
+    progress = Progress(
+        step=STEP,
+        total_steps=STEP,
+        epoch=1.0,
+        loss=_figures(dataset, net, train)["loss"],
+        metrics=_figures(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
+    )
+    journal = Journal(store, spec.run, 0, [])
+    try:
+        journal.write(progress)
+        proof = Proof(columns, num_real, scores, classes)
+        versions = {name: version(name) for name in ("scikit-learn", "skl2onnx")}
+        save_fitted(store, spec.run, FittedState(graph, proof, journal.history, versions))
+    finally:
+        journal.close()
+    return progress
+
+
+def _preprocessed(preprocess: Preprocess, dataset: Dataset, columns: list[NDArray[np.generic]]) -> NDArray[np.float32]:
+    """Raw columns to float32 [N, width], as the network of another model would see them."""
+    encoded = [torch.from_numpy(column) for column in encode_columns(dataset.features, columns)]
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(encoded[0]), _CHUNK_ROWS):
+            part = preprocess(*(column[start : start + _CHUNK_ROWS] for column in encoded))
+            parts.append(part.flatten(1).numpy())
+    return np.concatenate(parts)
+
+
+def _figures(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
+    features = dataset.features
+    return evaluate(
+        RawModel(features, net),
+        encode_columns(features, rows.columns),
+        rows.target,
+        task=features.task,
+        num_classes=features.num_outputs,
+        loss=build_loss(ObjectiveSpec(), features.task),
+    )

@@ -1,0 +1,86 @@
+"""Raw rows and what scikit-learn says to them, kept beside the graph: the estimator itself is gone after training.
+
+proof.arrow     Arrow IPC: one column per feature, `scores` float64 and, where there are classes, `class` int64
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from maas_ray.data.arrays import tensor_field, tensor_values
+from maas_ray.data.dataset import Dataset
+from maas_ray.data.random_rows import draw_rows, spread_rows
+from maas_ray.errors import ObjectCorrupt
+
+NUM_REAL = 256
+"""Held-out rows in a proof at most."""
+NUM_RANDOM = 128
+"""Random rows in a proof; more if a column has many categories."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Rows, and the answers of the fitted estimator."""
+
+    columns: list[Array]
+    """Raw columns in the order of the features, as `Dataset.read` gives them."""
+    num_real: int
+    """So many of the rows, the first ones, are real, the others random."""
+    scores: Array
+    """float64 [N, K], see `Fitted.answer`."""
+    classes: Array | None
+    """int64 [N]; None for a regression."""
+
+
+def choose_rows(dataset: Dataset) -> tuple[list[Array], int]:
+    """Raw rows for a proof: held-out ones where there are any, then random ones; and how many are real."""
+    split = next(name for name in ("test", "validation", "train") if dataset.num_rows.get(name))
+    real = spread_rows(dataset.read(split).columns, NUM_REAL)
+    random = draw_rows(dataset.features, NUM_RANDOM, seed=0)
+    return [np.concatenate(pair) for pair in zip(real, random, strict=True)], len(real[0])
+
+
+def pack(proof: Proof) -> bytes:
+    """The inverse of `unpack`."""
+    named = {f"column {i}": values for i, values in enumerate(proof.columns)} | {"scores": proof.scores}
+    if proof.classes is not None:
+        named["class"] = proof.classes.reshape(-1, 1)
+    pairs = [_field(name, values) for name, values in named.items()]
+    schema = pa.schema([field for field, _ in pairs], metadata={"num_real": str(proof.num_real)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(pa.table([array for _, array in pairs], schema=schema))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def unpack(content: bytes) -> Proof:
+    """Reads what `pack` wrote. Raises `ObjectCorrupt` if it is anything else."""
+    try:
+        table = pa.ipc.open_file(content).read_all()
+        arrays = {name: _values(table.schema.field(name), table.column(name)) for name in table.column_names}
+        scores = arrays.pop("scores")
+        classes = arrays.pop("class", None)
+        num_real = int(table.schema.metadata[b"num_real"])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise ObjectCorrupt(f"the proof of a fitted model is not understood: {error}") from error
+    return Proof(list(arrays.values()), num_real, scores, None if classes is None else classes.reshape(-1))
+
+
+def _field(name: str, values: Array) -> tuple[pa.Field, pa.Array]:
+    if values.dtype != object:
+        return tensor_field(name, values)
+    array = pa.array(values.reshape(-1).tolist(), pa.string())
+    return pa.field(name, array.type), array
+
+
+def _values(field: pa.Field, column: pa.ChunkedArray) -> Array:
+    if pa.types.is_string(field.type):
+        return np.array(column.to_pylist(), object).reshape(-1, 1)
+    # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
+    return np.require(tensor_values(field, column), requirements=["C", "W"])

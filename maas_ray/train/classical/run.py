@@ -1,0 +1,88 @@
+"""A classical run on Ray: one task, followed to its end. Imports neither scikit-learn nor skl2onnx."""
+
+from collections.abc import Callable
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from maas_ray.data.dataset import Dataset
+from maas_ray.errors import DataError, MaasError, ModelError, TrainingFailed
+from maas_ray.models.classical import SvmSpec, parse_classical
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.progress import Progress
+from maas_ray.train.runs import Run, Runs
+from maas_ray.train.spec import TrainSpec
+
+POLL_S = 5.0
+"""How often the waiting driver looks up, for instance at an interrupt."""
+
+
+def check_classical(spec: TrainSpec, dataset: Dataset) -> None:
+    """Says what is wrong with model and data before a task starts.
+
+    Raises:
+        SpecError: a parameter does not fit the task.
+        ModelError: rows are tokens.
+        DataError: more rows than the model is meant for.
+    """
+    name, features = spec.model.name, dataset.features
+    params = parse_classical(name, spec.model.params, features.task)
+    if features.row.is_tokens:
+        raise ModelError(f"{name} takes rows of values, and the data's rows are tokens; choose another model")
+    num_rows = dataset.num_rows["train"]
+    if isinstance(params, SvmSpec) and num_rows > params.max_rows:
+        raise DataError(
+            f"the training split has {num_rows} rows; {name} takes at most {params.max_rows}, because its time grows with "
+            "their square: raise model.params.max_rows to wait for it, or choose gradient_boosting"
+        )
+
+
+def fit_classical(
+    store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None
+) -> None:
+    """Trains a created run in one task with `workers.cpus` CPUs. A task whose process or node is lost starts again, at
+    most `workers.max_restarts` times; so does a run that is resumed, and both compute the same.
+
+    Raises:
+        MaasError: what the task has raised.
+        TrainingFailed: the task failed for another reason, or was lost too often.
+    """
+    runs = Runs(store)
+    runs.record(run.id, {"type": "started", "workers": 1})
+    report = on_progress or (lambda _: None)
+    report(Progress(step=0, total_steps=1, epoch=0.0))
+    task = ray.remote(num_cpus=spec.workers.cpus, max_retries=spec.workers.max_restarts)(_train)
+    reference = task.remote(spec, run.data_digest)
+    try:
+        while not ray.wait([reference], timeout=POLL_S)[0]:
+            pass  # fitting takes as long as it takes; the loss of its process ends the wait
+        progress: Progress = ray.get(reference)
+    except RayError as error:
+        failure = _explain(spec, error)
+        runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
+        raise failure from error
+    except BaseException:
+        ray.cancel(reference, force=True)
+        raise
+    report(progress)
+    runs.record(run.id, {"type": "finished", "step": progress.step})
+
+
+def _train(spec: TrainSpec, data_digest: str) -> Progress:
+    from maas_ray.train.classical.fit import train_classical  # in the task alone: scikit-learn is slow to import
+
+    return train_classical(spec, data_digest)
+
+
+def _explain(spec: TrainSpec, error: RayError) -> MaasError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, MaasError):
+        return cause
+    if isinstance(error, RayTaskError):
+        return TrainingFailed(
+            f"run {spec.run!r} ended: {type(cause).__name__}: {cause}; mend the cause and give --resume"
+        )
+    return TrainingFailed(
+        f"the process that trained run {spec.run!r} was lost more than {spec.workers.max_restarts} times: "
+        f"{type(error).__name__}: {error}; if it ran out of memory, use fewer rows or a smaller model, then give --resume"
+    )
