@@ -17,6 +17,7 @@ from maas_ray.models.decoder import DecoderSpec, build_decoder
 from maas_ray.models.encoder import EncoderSpec, build_classifier, build_masked
 from maas_ray.models.imported import build_imported
 from maas_ray.models.mlp import MlpSpec, build_mlp
+from maas_ray.models.resnet import ResnetSpec, build_resnet
 from maas_ray.models.row import Row
 from maas_ray.models.weights import Initialization, initialize
 from maas_ray.spec import Spec, parse_spec
@@ -39,6 +40,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "mlp": Family(MlpSpec, build_mlp),
     "convnet": Family(ConvnetSpec, build_convnet),
+    "resnet": Family(ResnetSpec, build_resnet),
     "encoder": Family(EncoderSpec, build_classifier, build_masked),
     "decoder": Family(DecoderSpec, per_token=build_decoder),
 }
@@ -48,7 +50,7 @@ class ModelSpec(Spec):
     """Which model, with which parameters."""
 
     name: str
-    """A family (`mlp`, `convnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`, `random_forest`,
+    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`, `random_forest`,
     `gradient_boosting`, `svm`), or the import path `package.module:Class` of any nn.Module. Such a class maps
     float32 [N, *input_shape] to [N, num_outputs]; int64 codes [N, T] where the rows are tokens, and then, if the task
     is per token, to [N, T, num_outputs]. It is given `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its

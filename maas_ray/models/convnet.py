@@ -1,17 +1,16 @@
 """The family `convnet`: a small image classifier of convolution stages. Knows nothing of data, tasks or training."""
 
-from typing import Literal
+from collections import OrderedDict
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from maas_ray.errors import ModelError
-from maas_ray.models.layers import ACTIVATIONS, Activation, group_norm
+from maas_ray.models.images import Layout, PixelMean, image_layout
+from maas_ray.models.layers import ACTIVATIONS, NORMS_2D, Activation, Norm2d
 from maas_ray.models.row import Row
 from maas_ray.spec import Spec
 
 CHANNELS_PER_SIZE = 16
-MAX_COLOR_CHANNELS = 4
 
 
 class ConvnetSpec(Spec):
@@ -28,10 +27,10 @@ class ConvnetSpec(Spec):
     """Share of the pooled values zeroed in training, before the linear layer."""
     activation: Activation = "relu"
     """Nonlinearity after each convolution."""
-    norm: Literal["none", "group", "batch"] = "group"
+    norm: Norm2d = "group"
     """Normalization after each convolution. `batch` takes its statistics of one worker's micro-batch, which makes the
     result depend on the number of workers; `group` does not."""
-    layout: Literal["auto", "channels_first", "channels_last"] = "auto"
+    layout: Layout = "auto"
     """Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a
     number of color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
 
@@ -41,64 +40,32 @@ class ConvnetSpec(Spec):
         return tuple(CHANNELS_PER_SIZE * self.size * 2**stage for stage in range(self.size))
 
 
-class Convnet(nn.Module):
-    """From images to scores; see `ConvnetSpec`.
-
-    Args:
-        spec: the parameters.
-        input_shape: [C, H, W], [H, W, C] or [H, W].
-        num_outputs: scores per row.
+def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Sequential:
+    """`layout`, `stage_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to scores [N, num_outputs].
 
     Raises:
         ModelError: the rows are not images.
     """
-
-    def __init__(self, spec: ConvnetSpec, input_shape: tuple[int, ...], num_outputs: int) -> None:
-        super().__init__()
-        self._layout, (channels, height, width) = _image_shape(spec, input_shape)
-        stages: list[nn.Module] = []
-        for stage_channels in spec.channels:
-            for num_in in (channels, stage_channels):
-                stages.append(nn.Conv2d(num_in, stage_channels, 3, padding=1))
-                if spec.norm == "group":
-                    stages.append(group_norm(stage_channels))
-                elif spec.norm == "batch":
-                    stages.append(nn.BatchNorm2d(stage_channels))
-                stages.append(ACTIVATIONS[spec.activation]())
-            if min(height, width) > 1:
-                stages.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-            channels = stage_channels
-        self.stages = nn.Sequential(*stages)
-        self.dropout = nn.Dropout(spec.dropout)
-        self.output = nn.Linear(channels, num_outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """From [N, *input_shape] to scores [N, num_outputs]."""
-        if self._layout == "no_channels":
-            images = images.unsqueeze(1)
-        elif self._layout == "channels_last":
-            images = images.permute(0, 3, 1, 2)
-        pooled: Tensor = self.stages(images).mean(dim=(2, 3))
-        scores: Tensor = self.output(self.dropout(pooled))
-        return scores
-
-
-def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Module:
-    """A module from [N, *row.shape] to [N, num_outputs]; see `Convnet`."""
-    return Convnet(spec, row.shape, num_outputs)
-
-
-def _image_shape(spec: ConvnetSpec, shape: tuple[int, ...]) -> tuple[str, tuple[int, int, int]]:
-    """The layout and [C, H, W] of rows of this shape."""
-    if len(shape) == 2:
-        return "no_channels", (1, *shape)
-    if len(shape) != 3:
-        raise ModelError(
-            f"convnet needs images, rows of the shape [C, H, W] or [H, W]; these rows have the shape {list(shape)}; "
-            "use the model 'mlp', or a data source that gives images"
+    layout, (num_in, height, width) = image_layout("convnet", spec.layout, row)
+    stages: dict[str, nn.Module] = {}
+    for i, num_out in enumerate(spec.channels):
+        layers: list[nn.Module] = []
+        for num_channels in (num_in, num_out):
+            layers.append(nn.Conv2d(num_channels, num_out, 3, padding=1))
+            if spec.norm != "none":
+                layers.append(NORMS_2D[spec.norm](num_out))
+            layers.append(ACTIVATIONS[spec.activation]())
+        if min(height, width) > 1:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        stages[f"stage_{i}"] = nn.Sequential(*layers)
+        num_in = num_out
+    return nn.Sequential(
+        OrderedDict[str, nn.Module](
+            layout=layout,
+            **stages,
+            pool=PixelMean(),
+            dropout=nn.Dropout(spec.dropout),
+            head=nn.Linear(num_in, num_outputs),
         )
-    is_last = shape[2] <= MAX_COLOR_CHANNELS < shape[0]
-    if spec.layout == "channels_last" or (spec.layout == "auto" and is_last):
-        return "channels_last", (shape[2], shape[0], shape[1])
-    return "channels_first", shape
+    )

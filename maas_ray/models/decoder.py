@@ -198,6 +198,8 @@ class Decoder(nn.Sequential):
         "head": "colwise_gather_output",
     }
     """How tensor parallelism cuts the layers. The entries `embedding` and `head` may each be left out."""
+    tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
+    """What else the number of ranks has to divide."""
 
 
 def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
@@ -225,6 +227,7 @@ def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
         )
     )
     draw_weights(net, spec.num_layers)
+    net.tp_sizes = {"heads of keys and values": spec.num_kv_heads}
     if spec.tied:
         head.weight = embedding.weight
         # Cutting both would make two parameters of one.

@@ -205,7 +205,10 @@ class Encoder(nn.Sequential):
         "*.mlp.up": "colwise",
         "*.mlp.down": "rowwise",
     }
-    """How tensor parallelism cuts the layers. The entries `embedding.tokens` and `head` may each be left out."""
+    """How tensor parallelism cuts the layers. The entries `embedding.tokens` and `head` may each be left out. The sequence
+    is not cut: positions and padding are those of whole rows."""
+    tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
+    """What else the number of ranks has to divide."""
 
 
 def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
@@ -251,6 +254,7 @@ def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
     blocks = {f"block_{i}": EncoderBlock(spec) for i in range(spec.num_layers)}
     net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, vocab_size, max_length), **blocks, **head))
     draw_weights(net, spec.num_layers)
+    net.tp_sizes = {"attention heads": spec.num_heads}
     return net
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu"]
+Norm2d = Literal["none", "group", "batch"]
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,3 +24,10 @@ def group_norm(num_channels: int) -> nn.GroupNorm:
     """Group normalization with the largest number of groups up to `MAX_GROUPS` that divides the channels."""
     groups = next(count for count in range(MAX_GROUPS, 0, -1) if num_channels % count == 0)
     return nn.GroupNorm(groups, num_channels)
+
+
+NORMS_2D: dict[Norm2d, Callable[[int], nn.GroupNorm | nn.BatchNorm2d]] = {
+    "group": group_norm,
+    "batch": nn.BatchNorm2d,
+}
+"""From a number of channels to the normalization of images of so many."""

@@ -1,6 +1,6 @@
 """The family `mlp`: fully connected layers on the flattened row. Knows nothing of data, tasks or training."""
 
-from itertools import pairwise
+from collections import OrderedDict
 from math import prod
 from typing import Literal
 
@@ -34,19 +34,43 @@ class MlpSpec(Spec):
         return WIDTH_PER_SIZE * self.size
 
 
-def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> nn.Module:
-    """A module from [N, *row.shape] to [N, num_outputs]."""
+class Mlp(nn.Sequential):
+    """`flatten`, `hidden_0` …, `head`: from [N, *shape] to scores [N, num_outputs]."""
+
+    tp_plan: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
+    """How tensor parallelism cuts the layers."""
+
+
+def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> Mlp:
+    """A module from [N, *row.shape] to [N, num_outputs].
+
+    Raises:
+        ModelError: the rows are tokens.
+    """
     if row.is_tokens:
         raise ModelError("mlp needs values, and these rows are codes of tokens; use the model 'encoder' or 'decoder'")
-    widths = [prod(row.shape), *[spec.width] * spec.size]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for num_in, num_out in pairwise(widths):
-        layers.append(nn.Linear(num_in, num_out))
-        if spec.norm == "layer":
-            layers.append(nn.LayerNorm(num_out))
-        elif spec.norm == "batch":
-            layers.append(nn.BatchNorm1d(num_out))
-        layers.append(ACTIVATIONS[spec.activation]())
-        if spec.dropout:
-            layers.append(nn.Dropout(spec.dropout))
-    return nn.Sequential(*layers, nn.Linear(widths[-1], num_outputs))
+    hidden: dict[str, nn.Module] = {}
+    width = prod(row.shape)
+    for i in range(spec.size):
+        layers: dict[str, nn.Module] = {"linear": nn.Linear(width, spec.width)}
+        width = spec.width
+        if spec.norm != "none":
+            layers["norm"] = nn.LayerNorm(width) if spec.norm == "layer" else nn.BatchNorm1d(width)
+        layers["activation"] = ACTIVATIONS[spec.activation]()
+        layers["dropout"] = nn.Dropout(spec.dropout)
+        hidden[f"hidden_{i}"] = nn.Sequential(OrderedDict(layers))
+    net = Mlp(OrderedDict[str, nn.Module](flatten=nn.Flatten(), **hidden, head=nn.Linear(width, num_outputs)))
+    net.tp_plan = _tp_plan(spec)
+    return net
+
+
+def _tp_plan(spec: MlpSpec) -> dict[str, str]:
+    """Pairs of linear layers, the first cut by outputs and the second by inputs: one sum over ranks for each pair.
+
+    A normalization sees all values of its layer, so that with one between them each layer gathers what it gives.
+    """
+    names = [*(f"hidden_{i}.linear" for i in range(spec.size)), "head"]
+    if spec.norm != "none":
+        return dict.fromkeys(names[:-1], "colwise_gather_output")
+    paired = names[: len(names) // 2 * 2]
+    return {name: "rowwise" if i % 2 else "colwise" for i, name in enumerate(paired)}
