@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from maas_ray.bundle.format import BundleInfo, Lineage, save_bundle
+from maas_ray.checkpoint.catalog import pin
 from maas_ray.data.prepare import Dataset
 from maas_ray.optimize.export import export
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.checkpoint import pin
 from maas_ray.train.classical.state import load_fitted
+from maas_ray.train.runs import checkpoints_prefix
 from maas_ray.train.trained import Trained, evaluate_trained, load_trained
 
 
@@ -44,7 +45,7 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
     if trained.run.spec.model.is_classical:
         graph, signature, report = export_fitted(load_fitted(store, run, step), features, parity)
     else:
-        pin(store, run, trained.step, "exported")
+        pin(store, checkpoints_prefix(run), trained.step, "exported")
         graph, signature = export(trained.net, features)
         report = check_parity(trained.net, features, graph, trained.dataset.read(split or "train").columns, parity)
     info = BundleInfo(

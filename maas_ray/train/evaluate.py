@@ -86,7 +86,11 @@ def evaluate_rows(
         size = BATCH_ROWS
     # A row that is evaluated stands at its own number: its masks are the same in every evaluation.
     batches = (rows.take(ids, ids) for ids in (own[start : start + size] for start in range(0, len(own), size)))
-    return _evaluate(model, batches, task, num_classes, loss, device)
+    # Pieces of a sharded model lie on all ranks: each of them has to run as often as the one with the most rows.
+    most = -(-len(rows) // world)
+    num_more = -(-most // size) - -(-len(own) // size)
+    first = np.zeros(1, dtype=np.int64)
+    return _evaluate(model, batches, task, num_classes, loss, device, [rows.take(first, first)] * num_more)
 
 
 def _evaluate(
@@ -96,17 +100,20 @@ def _evaluate(
     num_classes: int,
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | None,
+    uncounted: Sequence[Batch] = (),
 ) -> dict[str, float]:
     device = device or torch.device("cpu")
     figures: _RowFigures | _TokenFigures
     figures = _TokenFigures(device) if task in TOKEN_TASKS else _RowFigures(task, num_classes, device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would stay unusable for the next step
         for batch in batches:
             scores = model(*[column.to(device) for column in batch.columns])
             wanted = batch.target.to(device)
             figures.update(scores if scores.dtype == torch.float64 else scores.float(), wanted, loss)
+        for batch in uncounted:
+            model(*[column.to(device) for column in batch.columns])
         result = figures.compute()
     model.train(was_training)
     return result

@@ -1,10 +1,9 @@
 """What a run leaves for people to look at: TensorBoard scalars, and the losses kept in its checkpoints."""
 
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.progress import Progress
@@ -26,6 +25,8 @@ class Journal:
     """
 
     def __init__(self, store: ObstoreStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # late: the driver and the other ranks need none
+
         self.history = list(history)
         self._store = store
         self._run = run
@@ -63,6 +64,15 @@ class Journal:
         self._writer.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def collect_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The newest figure of each name in a history: `loss`, and `validation_accuracy` and so on."""
+    metrics: dict[str, float] = {}
+    for entry in history:
+        metrics.update({"loss": entry["loss"]} if "loss" in entry else {})
+        metrics.update({f"validation_{name}": value for name, value in entry.get("validation", {}).items()})
+    return metrics
 
 
 def location(store: ObstoreStore, run: str) -> str:

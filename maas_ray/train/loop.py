@@ -111,6 +111,11 @@ class Trainee:
         for part in self.parts:
             part.train(mode)
 
+    def microbatch_rows(self, plan: "Plan", num_microbatches: int) -> int:
+        """Rows of each micro-batch of a full step."""
+        share = -(-plan.global_size // self.place.layout.dp)
+        return -(-share // num_microbatches)
+
     def rows(self, batch: Batch) -> Tensor:
         """What the network takes for a batch."""
         columns = [column.to(self.device, non_blocking=True) for column in batch.columns]
@@ -214,8 +219,7 @@ def _count(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -> float:
 
 def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[MicroBatch]:
     """Micro-batches of one size, which a pipeline needs; what was added counts for nothing."""
-    share = -(-plan.global_size // trainee.place.layout.dp)
-    size = -(-share // len(batches))
+    size = trainee.microbatch_rows(plan, len(batches))
     filled: list[MicroBatch] = []
     for batch in batches:
         rows, target, missing = trainee.rows(batch), batch.target.to(trainee.device), size - batch.num_rows

@@ -102,11 +102,9 @@ def distribute(
     layout, mesh = place.layout, place.mesh
     if mesh is None:
         return Parts([net.to(device)], [net.to(device)])
-    plan = plan if plan is not None else getattr(net, "tp_plan", None)
     # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
-    _refuse(net, layout)
-    if layout.tp > 1:
-        _check_plan(net, plan or {}, layout)
+    refuse_unfit(net, layout, plan)
+    plan = plan if plan is not None else getattr(net, "tp_plan", None)
     stages = split_layers(net, layout.num_stages)[place.pp :: layout.pp] if layout.pp > 1 else [net]
     parts: list[nn.Module] = [stage.to(device) for stage in stages]
     for part in parts:
@@ -125,13 +123,22 @@ def distribute(
     return Parts(parts, parts)
 
 
-def _refuse(net: nn.Module, layout: Layout) -> None:
+def refuse_unfit(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None = None) -> None:
+    """Refuses a model that cannot be arranged so; needs no process group.
+
+    Raises:
+        ModelError: with the reason.
+    """
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and (layout.dp_shard > 1 or layout.pp > 1):
             raise ModelError(
                 f"the layout {layout}: {name} is a batch normalization, whose running statistics would differ from rank "
                 "to rank; use another normalization, or the layout of replicas (DDP)"
             )
+    if layout.tp > 1:
+        _check_plan(net, plan if plan is not None else getattr(net, "tp_plan", None) or {}, layout)
+    if layout.pp > 1:
+        split_layers(net, layout.num_stages)
 
 
 def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None:
@@ -150,6 +157,11 @@ def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None
     for name, module, style in named:
         if style is not None:
             _check_layer(name, module, style, layout.tp)
+    if layout.sequence_parallel and all(style != "sequence_parallel" for _, _, style in named):
+        raise ModelError(
+            f"layout.sequence_parallel: the plan of {type(net).__name__} does not say which layers between the shared ones "
+            "can have a piece of the sequence (style sequence_parallel); switch it off"
+        )
     for what, number in getattr(net, "tp_sizes", {}).items():
         if number % layout.tp:
             raise ModelError(f"layout.tp: the model has {number} {what}, which {layout.tp} ranks cannot share equally")

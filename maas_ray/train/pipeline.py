@@ -32,6 +32,20 @@ def can_be_staged(net: nn.Module) -> bool:
     return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
 
 
+def refuse_microbatches(layout: Layout, number: int) -> None:
+    """Refuses a number of micro-batches that the schedule of a layout cannot take.
+
+    Raises:
+        SpecError: too few, or no multiple of the stages.
+    """
+    if layout.pp > 1 and (number < layout.pp or (layout.schedule == "interleaved" and number % layout.pp)):
+        raise SpecError(
+            f"batch.accumulation: a pipeline of {layout.pp} stages with the schedule {layout.schedule} needs "
+            f"{'a multiple of ' if layout.schedule == 'interleaved' else 'at least '}{layout.pp} micro-batches, got "
+            f"{number}"
+        )
+
+
 def split_layers(net: nn.Module, num_stages: int) -> list[nn.Sequential]:
     """Cuts a sequence of layers into stages of about equally many parameters, each with at least one.
 
@@ -122,12 +136,7 @@ class Pipeline:
         self, parts: Sequence[nn.Module], layout: Layout, *, rank: int, group: dist.ProcessGroup,
         num_microbatches: int, loss: Callable[[Tensor, Tensor], Tensor], seed: int, device: torch.device,
     ) -> None:  # fmt: skip
-        if num_microbatches < layout.pp or (layout.schedule == "interleaved" and num_microbatches % layout.pp):
-            raise SpecError(
-                f"batch.accumulation: a pipeline of {layout.pp} stages with the schedule {layout.schedule} needs "
-                f"{'a multiple of ' if layout.schedule == 'interleaved' else 'at least '}{layout.pp} micro-batches, got "
-                f"{num_microbatches}"
-            )
+        refuse_microbatches(layout, num_microbatches)
         self._stages = [
             _Stage(part, rank + number * layout.pp, layout.num_stages, device, group=group)
             for number, part in enumerate(parts)

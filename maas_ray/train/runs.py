@@ -2,7 +2,7 @@
 
 runs/<run>/manifest.json          the spec, the data digest and the code: written once, never changed
 runs/<run>/log/…                  what happened since: started, finished, failed, evaluated
-runs/<run>/checkpoints/<step>/    see train/checkpoint.py
+runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
 """
 
 import subprocess
@@ -112,6 +112,11 @@ class Runs:
 def run_prefix(run: str) -> str:
     """Where a run lies in the store."""
     return f"{PREFIX}/{run}"
+
+
+def checkpoints_prefix(run: str) -> str:
+    """Where a run's checkpoints lie in the store."""
+    return f"{run_prefix(run)}/checkpoints"
 
 
 def git_commit(directory: Path) -> str | None:

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from maas_ray.checkpoint.retention import Keep
 from maas_ray.data.spec import DataSpec
 from maas_ray.models.build import ModelSpec
 from maas_ray.models.classical import parse_classical
@@ -46,12 +47,32 @@ class WorkersSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """When training state is committed, and how much of it is kept."""
+    """When training state is committed, and how much of it is kept. What one of the rules keeps stays."""
 
     every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; None: at the end of every epoch. The last step always has one."""
     keep_last: PositiveInt = 3
-    """Committed checkpoints kept; the newest and pinned ones are never dropped."""
+    """Newest committed checkpoints kept; the very newest and pinned ones are never dropped."""
+    keep_every_steps: PositiveInt | None = None
+    """Also keeps those of steps that this number divides."""
+    keep_best: NonNegativeInt = 0
+    """Also keeps so many of the best by `metric`."""
+    metric: str = "validation_loss"
+    """`loss`, or a figure of the validation split, such as `validation_accuracy`."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger figure is better."""
+    timeout_s: PositiveFloat = 120.0
+    """A save that takes longer fails on all workers; training goes on, and the next save tries again."""
+
+    def keep(self) -> Keep:
+        """The rules of retention."""
+        return Keep(
+            last=self.keep_last,
+            best=self.keep_best,
+            metric=self.metric,
+            mode=self.mode,
+            every_steps=self.keep_every_steps,
+        )
 
 
 class TrainSpec(Spec):

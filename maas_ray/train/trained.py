@@ -5,18 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from maas_ray.checkpoint.catalog import open_checkpoint
+from maas_ray.checkpoint.load import read_tensors
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.opening import open_rows
 from maas_ray.errors import DataError, ModelError
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.checkpoint import load_weights, open_checkpoint
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.objective import build_loss
 from maas_ray.train.raw_model import RawModel
-from maas_ray.train.runs import Run, Runs
+from maas_ray.train.runs import Run, Runs, checkpoints_prefix
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Train
         return Trained(
             record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
         )
-    committed = open_checkpoint(store, run, step)
+    committed = open_checkpoint(store, checkpoints_prefix(run), step)
     torch.manual_seed(record.spec.seed)
     features = dataset.features
     net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
     try:
-        net.load_state_dict(load_weights(committed))
+        net.load_state_dict(read_tensors(committed))
     except RuntimeError as error:
         raise ModelError(
             f"{record.spec.model.name} no longer takes the weights of run {run!r}, step {committed.meta['step']}: "

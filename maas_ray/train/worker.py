@@ -10,20 +10,30 @@ import ray
 import torch
 import torch.distributed as dist
 
+from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
+from maas_ray.checkpoint.index import read_index
+from maas_ray.checkpoint.load import load_into
+from maas_ray.checkpoint.save import Snapshot
+from maas_ray.checkpoint.saver import Saver
+from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.opening import open_rows
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
-from maas_ray.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint, retain, save_checkpoint
 from maas_ray.train.evaluate import evaluate_rows
-from maas_ray.train.journal import Journal
+from maas_ray.train.journal import Journal, collect_metrics
 from maas_ray.train.loop import Plan, Trainee, fit, settle
 from maas_ray.train.parallel import place_rank
 from maas_ray.train.progress import Progress
-from maas_ray.train.raw_model import RawModel
+from maas_ray.train.runs import checkpoints_prefix
+from maas_ray.train.scorer import Scorer
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.state import restore, tensors_of
+
+RANDOM = "seed-position"
+"""How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/dropout.py."""
 
 
 def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) -> None:
@@ -57,9 +67,17 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)
-    rank = dist.get_rank() if dist.is_initialized() else 0
     first_step, history = _restore(store, spec, trainee)
-    journal = Journal(store, spec.run, first_step, history) if rank == 0 else None
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    journal = Journal(store, spec.run, first_step, history) if is_first else None
+    saver = Saver(
+        store,
+        checkpoints_prefix(spec.run),
+        group=saving_group(spec.checkpoint.timeout_s),
+        timeout_s=spec.checkpoint.timeout_s,
+        keep=spec.checkpoint.keep(),
+        on_commit=lambda _: journal.publish() if journal is not None else None,
+    )
 
     def report(progress: Progress) -> None:
         if journal is not None:
@@ -67,10 +85,20 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             board.put.remote(progress)
 
     def checkpoint(done: int) -> None:
-        if journal is not None:
-            save_checkpoint(store, spec.run, _state(spec, plan, trainee, done, journal.history))
-            retain(store, spec.run, spec.checkpoint.keep_last)
-            journal.publish()
+        saver.save(
+            Snapshot(
+                step=done,
+                cursor=min(done * plan.global_size, plan.stop),
+                tensors=tensors_of(trainee),
+                meta={
+                    "layout": str(place.layout),
+                    "metrics": newest_metrics(journal),
+                    "random": RANDOM,
+                    "seed": spec.seed,
+                },
+                history=journal.history if journal is not None else [],
+            )
+        )
 
     try:
         fit(
@@ -80,44 +108,45 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             first_step,
             report=report,
             checkpoint=checkpoint,
-            validate=_validator(spec, dataset, trainee),
+            validate=_validator(spec, plan, dataset, trainee),
         )
-        if dist.is_initialized():
-            dist.barrier()  # the others leave only when rank 0 has committed the last state
+        saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
     finally:
+        saver.close()
         if journal is not None:
             journal.close()
 
 
+def newest_metrics(journal: Journal | None) -> dict[str, float]:
+    """The newest figures by the names that a run's result has: `loss`, `validation_accuracy` and so on."""
+    return collect_metrics(journal.history) if journal is not None else {}
+
+
 def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
-    """Loads the newest committed state, if there is one; returns the steps done and the losses logged."""
-    if not list_checkpoints(store, spec.run):
+    """Loads the newest committed state, if there is one; returns the steps done and the losses logged.
+
+    Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
+    """
+    prefix = checkpoints_prefix(spec.run)
+    newest = torch.tensor([(list_checkpoints(store, prefix) or [0])[-1]], device=trainee.device)
+    if dist.is_initialized():
+        dist.broadcast(newest, src=0)
+    if not int(newest):
         return 0, []
-    state = load_checkpoint(store, spec.run)
-    trainee.parts[0].load_state_dict(dict(state.model))
-    trainee.optimizer.load_state_dict(dict(state.optimizer))
-    trainee.schedule.load_state_dict(dict(state.schedule))
-    return state.step, state.history
+    committed = open_checkpoint(store, prefix, int(newest))
+    saved = read_saved(committed)
+    restore(trainee, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
+    return saved.step, saved.history
 
 
-def _state(spec: TrainSpec, plan: Plan, trainee: Trainee, done: int, history: list[dict[str, Any]]) -> TrainingState:
-    return TrainingState(
-        step=done,
-        cursor=min(done * plan.global_size, plan.stop),
-        model=trainee.parts[0].state_dict(),
-        optimizer=trainee.optimizer.state_dict(),
-        schedule=trainee.schedule.state_dict(),
-        rng={"scheme": "seed-step-rank", "seed": spec.seed},
-        history=history,
-    )
-
-
-def _validator(spec: TrainSpec, dataset: Dataset, trainee: Trainee) -> Callable[[], dict[str, float]] | None:
+def _validator(
+    spec: TrainSpec, plan: Plan, dataset: Dataset, trainee: Trainee
+) -> Callable[[], dict[str, float]] | None:
     if not dataset.num_rows.get("validation"):
         return None
     place = trainee.place
     rows = open_rows(dataset, "validation", seed=spec.seed)
-    model = RawModel(dataset.features, trainee.parts[0]).to(trainee.device)
+    model = Scorer(trainee, plan, spec.batch.accumulation)
     return lambda: evaluate_rows(
         model,
         rows,
