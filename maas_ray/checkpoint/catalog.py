@@ -88,6 +88,35 @@ def verify(committed: Committed) -> list[MaasError]:
     return problems
 
 
+def describe(store: ObjectStore, prefix: str) -> list[dict[str, Any]]:
+    """What each committed checkpoint is, oldest first, without reading its parts; one that is damaged says how."""
+    pins = pinned(store, prefix)
+    found = []
+    for step in list_checkpoints(store, prefix):
+        about: dict[str, Any] = dict.fromkeys(
+            ("committed_s", "num_bytes", "num_tensors", "num_parts", "num_ranks", "layout", "metrics"), 0
+        )
+        error = None
+        try:
+            committed = open_committed(store, place(prefix, step), KIND)
+            meta = committed.meta
+            about = {
+                "committed_s": meta["time_s"],
+                "num_bytes": sum(part.size for part in committed.parts.values()),
+                "num_tensors": len(meta["index"]["tensors"]),
+                "num_parts": len(meta["index"]["parts"]),
+                "num_ranks": meta["num_ranks"],
+                "layout": meta["state"].get("layout"),
+                "metrics": meta["state"].get("metrics", {}),
+            }
+        except MaasError as problem:
+            error = str(problem)
+        except (KeyError, TypeError, AttributeError):
+            error = f"{place(prefix, step)} was written by an incompatible version"
+        found.append({"step": step, **about, "is_pinned": step in pins, "error": error})
+    return found
+
+
 def pin(store: ObjectStore, prefix: str, step: int, reason: str) -> None:
     """Keeps a checkpoint from retention for good, for instance because a version was published from it.
 

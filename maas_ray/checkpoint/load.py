@@ -68,7 +68,7 @@ def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
         data = memoryview(_range(committed, read.part, start, stop))
         for tile in read.tiles:
             values = data[tile.start - start : tile.start - start + tile.size]
-            if sha256(values).hexdigest() != tile.sha256:
+            if not _is_intact(values, tile):
                 key = committed.parts[tile.part].key
                 raise ObjectCorrupt(
                     f"the committed object {key} is altered between bytes {tile.start} and {tile.start + tile.size}; "
@@ -97,6 +97,10 @@ def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tens
     }
     load_into(committed, tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _is_intact(values: memoryview, tile: Tile) -> bool:
+    return sha256(values).hexdigest() == tile.sha256
 
 
 def _check_fit(committed: Committed, index: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from maas_ray.checkpoint.catalog import HISTORY, KIND, place
 from maas_ray.checkpoint.index import FORMAT, Stored, Tile, tensors_digest, write_index
 from maas_ray.checkpoint.plan import Attempt, Planner, refuse
 from maas_ray.checkpoint.team import TIMEOUT_S, Team
-from maas_ray.checkpoint.upload import IN_FLIGHT, Filled, Source, Written, upload
+from maas_ray.checkpoint.upload import Filled, Source, Written, upload
 from maas_ray.errors import Conflict, MaasError, ObjectCorrupt, SaveFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
@@ -81,7 +81,7 @@ def finish(
     snapshot: Snapshot,
     source: Source,
     timeout_s: float,
-    in_flight: int = IN_FLIGHT,
+    in_flight: int | None = None,
 ) -> None:
     """Writes this rank's parts and agrees with the others on the end of an attempt. Raises as `save`."""
     where = place(prefix, attempt.step)

@@ -94,7 +94,7 @@ class Staging:
 
 
 def upload(
-    store: ObjectStore, where: str, attempt: Attempt, source: Source, timeout_s: float, in_flight: int = IN_FLIGHT
+    store: ObjectStore, where: str, attempt: Attempt, source: Source, timeout_s: float, in_flight: int | None = None
 ) -> list[Written]:
     """Writes this rank's parts of an attempt.
 
@@ -104,7 +104,7 @@ def upload(
         attempt: what to write.
         source: where the bytes come from.
         timeout_s: longest time for all parts.
-        in_flight: parts at a time.
+        in_flight: parts at a time; None: `IN_FLIGHT`.
 
     Raises:
         SaveFailed: a part could not be written, or not in time; names it. Parts that are on their way may still land.
@@ -119,7 +119,7 @@ def upload(
             store.put(key, data)
         return Written(layout, part, digests)
 
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="checkpoint-part")
+    pool = ThreadPoolExecutor(in_flight or IN_FLIGHT, thread_name_prefix="checkpoint-part")
     futures: list[Future[Written]] = []
     try:
         futures = [pool.submit(write, number, layout) for number, layout in enumerate(attempt.layouts)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from maas_ray.cli import cluster, serving, store, training
+from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training
 from maas_ray.cli.reporting import Answer, reported
 
 app = typer.Typer(
@@ -18,11 +18,12 @@ PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
     "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
     "Serve": (store.promote, store.models, serving.serve, serving.unserve, serving.predict),
-    "Care": (store.fsck, store.schema),
+    "Care": (parallel.verify_parallel, store.fsck, store.schema),
 }
 
 app.command(rich_help_panel="Start here")(cluster.quickstart)
 for panel, commands in PANELS.items():
     for command in commands:
-        name = command.__name__.rstrip("_")  # `import_`: the word itself belongs to Python
+        name = command.__name__.rstrip("_").replace("_", "-")  # `import_`: the word itself belongs to Python
         app.command(name, rich_help_panel=panel)(reported(command))
+app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Care")

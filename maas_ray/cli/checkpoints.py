@@ -1,0 +1,100 @@
+"""checkpoints list, verify, reshard: the states of a run. Needs nothing but a store."""
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Group
+
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
+from maas_ray.cli.reporting import Answer, facts, reported, say, table
+
+Run = Annotated[str, typer.Argument(help="Id of the run.")]
+Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]
+
+app = typer.Typer(help="Lists, verifies and re-writes the checkpoints of a run.", no_args_is_help=True)
+
+
+def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
+    """Lists the committed checkpoints of a run, oldest first."""
+    from maas_ray.checkpoint.catalog import describe
+
+    found = describe(open_store(store, endpoint), _prefix(run))
+    rows = [
+        (
+            each["step"],
+            each["error"] or datetime.fromtimestamp(each["committed_s"]).strftime("%Y-%m-%d %H:%M:%S"),
+            f"{each['num_bytes'] / 1e6:.1f} MB",
+            each["num_tensors"],
+            each["num_parts"],
+            each["num_ranks"],
+            each["layout"],
+            "yes" if each["is_pinned"] else "",
+        )
+        for each in found
+    ]
+    columns = ("step", "committed", "size", "tensors", "parts", "ranks", "layout", "pinned")
+    return Answer(found, table(run, columns, rows))
+
+
+def verify(
+    run: Run,
+    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="all")] = None,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Reads checkpoints and compares every byte with its digest; exit code 1 if one is damaged."""
+    from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
+    from maas_ray.checkpoint.catalog import verify as check
+    from maas_ray.errors import ObjectCorrupt
+
+    opened = open_store(store, endpoint)
+    steps = list_checkpoints(opened, _prefix(run)) if step is None else [step]
+    if not steps:
+        open_checkpoint(opened, _prefix(run))  # says what is missing
+    problems: dict[int, list[str]] = {}
+    with say.status("verifying"):
+        for each in steps:
+            try:
+                problems[each] = [str(problem) for problem in check(open_checkpoint(opened, _prefix(run), each))]
+            except ObjectCorrupt as error:
+                problems[each] = [str(error)]
+    damaged = {each: found for each, found in problems.items() if found}
+    document = {"run": run, "verified": sorted(problems), "problems": damaged}
+    shown = facts("damaged" if damaged else "whole", {"verified": len(problems), "damaged": len(damaged)})
+    lines = [f"[red]step {each}[/] {line}" for each, found in damaged.items() for line in found]
+    return Answer(document, Group(shown, *lines), int(bool(damaged)))
+
+
+def reshard(
+    run: Run,
+    to: Annotated[str, typer.Option(help="Store that gets it: a directory or URI, at the same place in it.")],
+    step: Step = None,
+    parts: Annotated[
+        int | None, typer.Option(help="At most so many files of tensors.", show_default="of 1 GiB each", min=1)
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Re-writes a checkpoint with every tensor in one piece, as safetensors files that other programs read."""
+    from maas_ray.checkpoint.catalog import HISTORY, open_checkpoint
+
+    with say.status("writing"):
+        committed = open_checkpoint(open_store(store, endpoint), _prefix(run), step)
+        from maas_ray.checkpoint.reshard import reshard as write
+
+        opened = open_store(to, endpoint if to.startswith("s3://") else None)
+        written = write(committed, opened, _prefix(run), parts)
+    files = [part.key for name, part in written.parts.items() if name != HISTORY]
+    document = {"run": run, "step": written.meta["step"], "store": opened.uri, "files": files}
+    return Answer(
+        document, facts(f"step {written.meta['step']} of {run}", {"store": opened.uri, "files": "\n".join(files)})
+    )
+
+
+def _prefix(run: str) -> str:
+    return f"runs/{run}/checkpoints"
+
+
+for command in (list_, verify, reshard):
+    app.command(command.__name__.rstrip("_"))(reported(command))
