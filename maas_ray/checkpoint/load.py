@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 
+from maas_ray.checkpoint.copying import copy_bits, wait_for_copies
 from maas_ray.checkpoint.index import Stored, Tile, metadata, read_index
 from maas_ray.errors import ModelError, NotFound, ObjectCorrupt
 from maas_ray.store.manifest import Committed
@@ -78,7 +79,9 @@ def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
         return stop - start
 
     with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="checkpoint-read") as pool:
-        return sum(pool.map(fetch, reads))
+        num_bytes = sum(pool.map(fetch, reads))
+    wait_for_copies(target for targets in wanted.values() for _, target in targets)
+    return num_bytes
 
 
 def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tensor]:
@@ -161,9 +164,8 @@ def _range(committed: Committed, part: str, start: int, stop: int) -> bytes:
 
 def _place(values: memoryview, tile: Tile, targets: Sequence[tuple[ReadItem, Tensor]]) -> None:
     raw = bytearray(values)  # torch takes no read-only memory
-    with torch.no_grad():  # of each thread on its own
-        for item, target in targets:
-            whole = torch.frombuffer(raw, dtype=target.dtype).view(tile.sizes)
-            for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                whole = whole.narrow(dim, offset, length)
-            target.copy_(whole)
+    for item, target in targets:
+        whole = torch.frombuffer(raw, dtype=target.dtype).view(tile.sizes)
+        for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+            whole = whole.narrow(dim, offset, length)
+        copy_bits(target, whole)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem
 
+from maas_ray.checkpoint.copying import copy_bits
 from maas_ray.checkpoint.dtypes import NAMES
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.store.manifest import Part
@@ -31,6 +32,10 @@ class Slot:
     dtype: torch.dtype
     start: int
     size: int
+
+    def values(self, buffer: Tensor) -> Tensor:
+        """The tile's values inside of its part's bytes."""
+        return buffer[self.start : self.start + self.size].view(self.dtype).view(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,15 @@ def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
 
 def fill(layout: Layout, buffer: Tensor, pieces: Mapping[str, Piece]) -> None:
     """Copies header and tiles into a uint8 buffer; from a GPU into pinned memory without waiting for the copies."""
-    buffer[: len(layout.header)].copy_(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
-    with torch.no_grad():
-        for slot in layout.slots:
-            if slot.size:
-                place = buffer[slot.start : slot.start + slot.size].view(slot.dtype).view(slot.sizes)
-                place.copy_(pieces[slot.tensor].tile(slot.offsets, slot.sizes), non_blocking=True)
+    fill_header(layout, buffer)
+    for slot in layout.slots:
+        if slot.size:
+            copy_bits(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
+
+
+def fill_header(layout: Layout, buffer: Tensor) -> None:
+    """Copies the header alone."""
+    copy_bits(buffer[: len(layout.header)], torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
 
 
 def seal_part(layout: Layout, key: str, data: memoryview) -> tuple[Part, list[str]]:

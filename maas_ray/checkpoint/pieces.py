@@ -76,11 +76,16 @@ def piece_of(name: str, tensor: Tensor) -> Piece | None:
     """
     name_of(name, tensor.dtype)
     if not isinstance(tensor, DTensor):
-        local = tensor.detach()
+        local = _plain(tensor)
         return Piece(tuple(local.shape), ((0,) * local.dim(), tuple(local.shape)), local)
     if tensor.device_mesh.get_coordinate() is None:
         return None
     with torch.no_grad():
-        local = tensor.to_local()
+        local = _plain(tensor.to_local())
     (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
     return Piece(tuple(tensor.shape), (tuple(chunk.offsets), tuple(chunk.sizes)), local)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without pending conjugation or negation, whose bits are not the values."""
+    return tensor.detach().resolve_conj().resolve_neg()

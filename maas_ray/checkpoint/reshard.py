@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from maas_ray.checkpoint.catalog import KIND, list_checkpoints, place, read_saved
 from maas_ray.checkpoint.index import Stored, metadata, read_index
 from maas_ray.checkpoint.load import load_into
-from maas_ray.checkpoint.parts import Layout, lay_out_part
+from maas_ray.checkpoint.parts import Layout, fill_header, lay_out_part
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.checkpoint.plan import Attempt
 from maas_ray.checkpoint.save import Snapshot, finish
@@ -63,12 +63,8 @@ class _Read:
     @contextmanager
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
         buffer = torch.empty(layout.size, dtype=torch.uint8)
-        buffer[: len(layout.header)].copy_(torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
-        tensors = {
-            slot.tensor: buffer[slot.start : slot.start + slot.size].view(slot.dtype).view(slot.sizes)
-            for slot in layout.slots
-        }
-        load_into(self._committed, tensors)
+        fill_header(layout, buffer)
+        load_into(self._committed, {slot.tensor: slot.values(buffer) for slot in layout.slots})
         yield buffer
 
 

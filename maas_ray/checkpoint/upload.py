@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from maas_ray.checkpoint.copying import wait_for_copies
 from maas_ray.checkpoint.parts import Layout, fill, seal_part
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.checkpoint.plan import Attempt
@@ -53,7 +54,7 @@ class Filled:
         self._pieces = pieces
         self._free: list[Tensor] = []
         self._lock = threading.Lock()
-        synchronize(pieces)
+        wait_for_copies(piece.local for piece in pieces.values())
 
     @contextmanager
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
@@ -62,7 +63,7 @@ class Filled:
             buffer = fits[0] if fits else torch.empty(layout.size, dtype=torch.uint8)
             self._free = [other for other in self._free if other is not buffer]
         fill(layout, buffer, self._pieces)
-        synchronize(self._pieces)
+        wait_for_copies(piece.local for piece in self._pieces.values())
         yield buffer[: layout.size]
         with self._lock:
             self._free.append(buffer)
@@ -86,7 +87,7 @@ class Staging:
             self._layouts = attempt.layouts
         for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
             fill(layout, buffer, attempt.pieces)
-        synchronize(attempt.pieces)
+        wait_for_copies(piece.local for piece in attempt.pieces.values())
 
     @contextmanager
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
@@ -134,13 +135,6 @@ def upload(
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def synchronize(pieces: Mapping[str, Piece]) -> None:
-    """Waits for the copies from accelerators; nothing to do on a CPU."""
-    for device in {piece.local.device for piece in pieces.values()}:
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
 
 
 def _result(future: Future[Written], key: str, deadline: float, timeout_s: float) -> Written:

@@ -75,9 +75,7 @@ def spread(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     mesh = DeviceMesh("cpu", torch.tensor(ranks))
     held: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        placements = [
-            Replicate() if isinstance(each, Shard) and each.dim >= tensor.dim() else each for each in wanted
-        ]
+        placements = [Replicate() if isinstance(each, Shard) and each.dim >= tensor.dim() else each for each in wanted]
         local = tensor
         for dim, placement in enumerate(placements):
             if isinstance(placement, Shard) and mesh.get_coordinate() is not None:

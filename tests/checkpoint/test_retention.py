@@ -5,7 +5,7 @@ from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import save
 from maas_ray.errors import NotFound
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train import checkpoint as before
+from maas_ray.store.sequence import Sequence
 from tests.checkpoint.states import PREFIX, snapshot
 
 LOSSES = {1: 0.9, 2: 0.2, 3: 0.5, 4: float("inf"), 5: 0.3, 6: 0.7}
@@ -41,9 +41,9 @@ def test_what_a_rule_keeps_stays(saved: ObstoreStore, keep: Keep, kept: list[int
     assert len(list(saved.scan(""))) == 2 * len(kept), "manifest and history of each: nothing is left of the others"
 
 
-def test_pinned_ones_stay_also_those_pinned_before_this_package(saved: ObstoreStore) -> None:
+def test_pinned_ones_stay_whoever_pinned_them(saved: ObstoreStore) -> None:
     pin(saved, PREFIX, 1, "published")
-    before.Sequence(saved, "runs/r/pins").append(lambda _: {"step": 3, "reason": "published"})
+    Sequence(saved, "runs/r/pins").append(lambda _: {"step": 3, "reason": "published"})
     Retention(saved, PREFIX, Keep(last=1)).apply()
     assert list_checkpoints(saved, PREFIX) == [1, 3, 6]
     assert [each["is_pinned"] for each in describe(saved, PREFIX)] == [True, True, False]

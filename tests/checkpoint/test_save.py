@@ -104,9 +104,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_filled(
     ],
     ids=["type", "NaN"],
 )
-def test_what_cannot_be_saved_is_said_and_leaves_nothing(
-    file_store: ObstoreStore, bad: Snapshot, message: str
-) -> None:
+def test_what_cannot_be_saved_is_said_and_leaves_nothing(file_store: ObstoreStore, bad: Snapshot, message: str) -> None:
     with pytest.raises(SaveFailed, match=message) as caught:
         save(file_store, PREFIX, bad)
     assert caught.value.retryable
