@@ -15,6 +15,7 @@ from maas_ray.models.classical import CLASSICAL, parse_classical
 from maas_ray.models.convnet import ConvnetSpec, build_convnet
 from maas_ray.models.decoder import DecoderSpec, build_decoder
 from maas_ray.models.encoder import EncoderSpec, build_classifier, build_masked
+from maas_ray.models.hugging_face import PREFIX, HuggingFaceSpec, build_hugging_face
 from maas_ray.models.imported import build_imported
 from maas_ray.models.mlp import MlpSpec, build_mlp
 from maas_ray.models.resnet import ResnetSpec, build_resnet
@@ -50,11 +51,11 @@ class ModelSpec(Spec):
     """Which model, with which parameters."""
 
     name: str
-    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`, `random_forest`,
-    `gradient_boosting`, `svm`), or the import path `package.module:Class` of any nn.Module. Such a class maps
-    float32 [N, *input_shape] to [N, num_outputs]; int64 codes [N, T] where the rows are tokens, and then, if the task
-    is per token, to [N, T, num_outputs]. It is given `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its
-    constructor names them."""
+    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`,
+    `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
+    import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape] to [N, num_outputs];
+    int64 codes [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
+    `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its constructor names them."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
     initialization: Initialization = "default"
@@ -62,12 +63,14 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name in FAMILIES or self.is_classical:
+        is_hugging_face = self.name.startswith(PREFIX)
+        if self.name in FAMILIES or self.is_classical or is_hugging_face:
             try:
                 if self.is_classical:
                     parse_classical(self.name, self.params)
                 else:
-                    parse_spec(FAMILIES[self.name].params, self.params, source=f"model {self.name}")
+                    params = HuggingFaceSpec if is_hugging_face else FAMILIES[self.name].params
+                    parse_spec(params, self.params, source=f"model {self.name}")
             except SpecError as error:
                 raise ValueError(str(error)) from None
         elif not _IMPORT_PATH.fullmatch(self.name):
@@ -108,6 +111,9 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
         )
     if spec.name in FAMILIES:
         model = _build_family(spec, row, num_outputs, per_token)
+    elif spec.name.startswith(PREFIX):
+        params = parse_spec(HuggingFaceSpec, spec.params, source=f"model {spec.name}")
+        model = build_hugging_face(spec.name, params, row, num_outputs, per_token=per_token)
     else:
         model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token)
     _check_output(spec.name, model, row, num_outputs, per_token)

@@ -1,0 +1,206 @@
+"""The family `decoder` as a folder in Hugging Face's Llama format and back. Knows neither transformers nor a store.
+
+A folder holds config.json and model.safetensors, as `transformers.LlamaForCausalLM.from_pretrained` reads them. Both
+turn the same halves of each head by the same angles, so that weights only change their names.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from maas_ray.errors import ModelError, SpecError
+from maas_ray.models.decoder import Decoder, DecoderSpec, RotaryAttention, SwiGLU, build_decoder
+from maas_ray.models.row import Row
+from maas_ray.spec import parse_spec
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+_BLOCK_NAMES = {
+    "attention_norm": "input_layernorm",
+    "attention.query": "self_attn.q_proj",
+    "attention.key": "self_attn.k_proj",
+    "attention.value": "self_attn.v_proj",
+    "attention.output": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+# Fields that change what the model computes in a way that `decoder` does not: refused unless they have this value.
+_FIXED: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+}
+
+
+def to_hf(net: nn.Module, directory: Path) -> None:
+    """Writes a decoder's weights and sizes in Llama's format.
+
+    Args:
+        net: a model of the family `decoder`, on any device; its floating-point type is kept.
+        directory: is made if it is missing.
+
+    Raises:
+        ModelError: the model is not of this family.
+    """
+    if not isinstance(net, Decoder):
+        raise ModelError(f"only a model of the family 'decoder' has Llama's format, and this is a {type(net).__name__}")
+    config = _config(net)
+    state = net.state_dict()
+    if config["tie_word_embeddings"]:
+        del state["head.weight"]
+    names = _names(config["num_hidden_layers"])
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    weights = {
+        f"{names[key.removesuffix('.weight')]}.weight": value.detach().cpu().clone() for key, value in state.items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def from_hf(directory: Path) -> Decoder:
+    """Builds a decoder with the weights of a folder in Llama's format.
+
+    Args:
+        directory: with config.json and one or several safetensors files.
+
+    Returns:
+        The model in float32, in training mode.
+
+    Raises:
+        ModelError: the folder is not there or damaged, or the model is not one that `decoder` can be.
+    """
+    spec, vocab_size = decoder_spec(directory)
+    net = build_decoder(spec, Row((spec.max_length or 1,), vocab_size), vocab_size)
+    read = _read_weights(directory)
+    names = {f"{name}.weight": f"{theirs}.weight" for name, theirs in _names(spec.num_layers).items()}
+    if spec.tied:
+        read.setdefault("lm_head.weight", read.get("model.embed_tokens.weight", torch.empty(0)))
+    if absent := sorted(set(names.values()) - read.keys()):
+        raise ModelError(f"{directory} lacks {len(absent)} weights, such as {absent[0]}; copy the whole folder again")
+    # Older checkpoints hold a table of angles; everything else unknown would be a part that gets lost.
+    unknown = sorted(key for key in read.keys() - set(names.values()) if not key.endswith("rotary_emb.inv_freq"))
+    if unknown:
+        raise ModelError(
+            f"{directory} holds {len(unknown)} weights that a decoder has no place for, such as {unknown[0]}"
+        )
+    try:
+        net.load_state_dict({ours: read[theirs].to(torch.float32) for ours, theirs in names.items()})
+    except RuntimeError as error:
+        raise ModelError(f"the weights in {directory} do not have the sizes that its {CONFIG} says: {error}") from error
+    return net.train()
+
+
+def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
+    """The parameters of `decoder`, and the number of token codes, that a folder in Llama's format describes.
+
+    Raises:
+        ModelError: the folder has no readable config.json, or describes a model that `decoder` cannot be.
+    """
+    config = _read_json(directory / CONFIG)
+    for key, wanted in _FIXED.items():
+        found = config.get(key, wanted)
+        if found != wanted:
+            raise ModelError(
+                f"{directory / CONFIG} says {key} {found!r}; a decoder has {wanted!r}: use the model 'hf:…'"
+            )
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ModelError(
+            f"{directory / CONFIG} scales its rotary embedding ({rope['rope_type']}); use the model 'hf:…'"
+        )
+    try:
+        width, heads = config["hidden_size"], config["num_attention_heads"]
+        if config.get("head_dim") not in (None, width // heads):
+            raise ModelError(f"{directory / CONFIG} says head_dim {config['head_dim']}; a decoder has width / heads")
+        params = {
+            "layers": config["num_hidden_layers"],
+            "width": width,
+            "heads": heads,
+            "kv_heads": config.get("num_key_value_heads") or heads,
+            "mlp_width": config["intermediate_size"],
+            "max_length": config["max_position_embeddings"],
+            "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+            "norm_eps": config.get("rms_norm_eps", 1e-6),
+            "tied": config.get("tie_word_embeddings", False),
+        }
+        return parse_spec(DecoderSpec, params, source=str(directory / CONFIG)), int(config["vocab_size"])
+    except (KeyError, TypeError, SpecError) as error:
+        raise ModelError(f"{directory / CONFIG} is no configuration of a Llama model: {error}") from error
+
+
+def _config(net: Decoder) -> dict[str, Any]:
+    blocks = [layer for name, layer in net.named_children() if name.startswith("block_")]
+    attention, mlp = blocks[0].get_submodule("attention"), blocks[0].get_submodule("mlp")
+    embedding, head = net.get_parameter("embedding.weight"), net.get_parameter("head.weight")
+    norm = net.get_submodule("norm")
+    if not (isinstance(attention, RotaryAttention) and isinstance(mlp, SwiGLU) and isinstance(norm, nn.RMSNorm)):
+        raise ModelError("the decoder's layers have been replaced by others; Llama's format has no place for them")
+    if head.shape != embedding.shape:
+        raise ModelError(
+            f"the decoder gives {len(head)} scores for {len(embedding)} codes; Llama's format has one number"
+        )
+    width = attention.head_width
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        **_FIXED,
+        "vocab_size": len(embedding),
+        "hidden_size": embedding.shape[1],
+        "intermediate_size": mlp.gate.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": attention.query.out_features // width,
+        "num_key_value_heads": attention.key.out_features // width,
+        "head_dim": width,
+        "max_position_embeddings": len(attention.cos),
+        "rms_norm_eps": norm.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
+        "rope_theta": attention.rope_theta,  # where transformers before 5 looks
+        "tie_word_embeddings": head is embedding,
+        "dtype": str(embedding.dtype).removeprefix("torch."),
+        # A decoder's rows are whole texts: which code ends one is the tokenizer's to say.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
+def _names(num_layers: int) -> dict[str, str]:
+    """Names of layers, ours to theirs."""
+    names = dict(_NAMES)
+    for i in range(num_layers):
+        names |= {f"block_{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in _BLOCK_NAMES.items()}
+    return names
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    files = [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        listed = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
+        files = [directory / Path(name).name for name in listed]  # never outside of the folder
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read as safetensors: {error}; copy the whole folder again") from error
+    return weights
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}; give a local folder in Hugging Face's format") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{file} holds a {type(document).__name__} and no object")
+    return document
