@@ -9,13 +9,15 @@ import torch
 
 from maas_ray.data import local
 from maas_ray.data.dataset import Dataset
+from maas_ray.data.loader import Loader
 from maas_ray.data.local import map_part
 from maas_ray.data.opening import open_rows
 from maas_ray.data.prepare import prepare
 from maas_ray.data.spec import DataSpec
 from maas_ray.data.text import prepare as preparing
 from maas_ray.data.text import source
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.data.text.spec import TokenizerSpec
+from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
 from maas_ray.errors import DataError, ObjectCorrupt, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import list_committed
@@ -114,11 +116,33 @@ def test_rows_that_lie_in_several_parts_are_whole(
 ) -> None:
     spec = _spec(_write(tmp_path / "a", TEXT), {"stride": 3})
     whole = _all(prepare(spec, open_store(str(tmp_path / "other"))))
-    monkeypatch.setattr(preparing, "MAX_PART_BYTES", 10)
+    monkeypatch.setattr(preparing, "MAX_PART_BYTES", 50)
     dataset = prepare(spec, store)
-    assert len(dataset.committed.parts) > 300
+    assert len(dataset.committed.parts) > 60
     for one, other in zip(_all(dataset), whole, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_vocabulary_beyond_16_bits_is_stored_in_32(store: ObstoreStore, tmp_path: Path) -> None:
+    text = "".join(map(chr, range(0x10000, 0x10000 + 70_000)))
+    dataset = prepare(_spec(_write(tmp_path / "a", text), split={"validation": 0, "test": 0}), store)
+    assert dataset.tokens is not None
+    assert dataset.tokens.datatype == "uint32"
+    assert _all(dataset)[0].flatten().tolist() == list(range(70_000 - 70_000 % 16))[: dataset.num_rows["train"] * 16]
+
+
+def test_a_tokenizer_that_exists_is_used_as_it_is(store: ObstoreStore, tmp_path: Path) -> None:
+    folder = _write(tmp_path / "a", TEXT, TEXT)
+    own = learn_tokenizer(TokenizerSpec(vocab_size=300), [TEXT], ["</s>"])
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(own.content)
+    given = {"kind": "file", "uri": str(path)}
+    with pytest.raises(DataError, match=r"no token '<\|endoftext\|>'"):
+        prepare(_spec(folder, {"tokenizer": given}), store)
+    dataset = prepare(_spec(folder, {"tokenizer": {**given, "end_of_text": "</s>"}}), store)
+    assert dataset.tokenizer() == own.content
+    assert dataset.features.num_outputs == 300
+    assert own.decode([*_stream(dataset, "train"), *_stream(dataset, "validation")]) == f"{TEXT}</s>{TEXT}</s>"
 
 
 def test_the_same_texts_give_the_same_data_set_and_other_ones_another(store: ObstoreStore, tmp_path: Path) -> None:
@@ -158,6 +182,32 @@ def test_masks_hang_on_seed_and_position_alone_and_hide_as_bert_does(store: Obst
     alone = open_rows(dataset, "train", seed=3).take(some, some + 2 * len(rows))
     assert torch.equal(alone.columns[0], seen[2][some])
     assert not torch.equal(open_rows(dataset, "train", seed=4).take(some, some).columns[0], seen[0][some])
+
+
+@pytest.mark.parametrize(("world", "accumulation", "global_batch"), [(3, 2, 12), (7, 1, 40)])
+def test_what_a_row_hides_depends_on_no_rank_world_or_batch(
+    store: ObstoreStore, tmp_path: Path, world: int, accumulation: int, global_batch: int
+) -> None:
+    dataset = prepare(_spec(_write(tmp_path / "a", TEXT), task="masked_language_modeling"), store)
+
+    def stream(world: int, accumulation: int, global_batch: int) -> dict[int, list[int]]:
+        sizes = {"seed": 5, "global_batch": global_batch, "world": world, "accumulation": accumulation}
+        rows = open_rows(dataset, "train", seed=9)
+        batches = [
+            batch
+            for rank in range(world)
+            for cursor in range(0, 240, global_batch)
+            for batch in Loader.over(rows, rank=rank, **sizes).load(cursor, 240)
+        ]
+        return {
+            int(position): [*seen.tolist(), *target.tolist()]
+            for batch in batches
+            for position, seen, target in zip(batch.positions, batch.columns[0], batch.target, strict=True)
+        }
+
+    expected = stream(1, 1, 12)
+    assert sorted(expected) == list(range(240))
+    assert stream(world, accumulation, global_batch) == expected
 
 
 @pytest.mark.parametrize("fault", ["flip", "cut", "gone"])
