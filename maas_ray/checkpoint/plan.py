@@ -88,14 +88,24 @@ class Planner:
 
     def _plan(self, pieces: dict[str, Piece]) -> None:
         planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        planner.set_up_planner(pieces, None, self._team.rank == 0)
-        plans = self._team.gather(planner.create_local_plan())
+        mine = SavePlan([])
+        failure = None
+        try:
+            planner.set_up_planner(pieces, None, self._team.rank == 0)
+            mine = planner.create_local_plan()
+        except Exception as error:
+            failure = f"rank {self._team.rank}, planning: {error}"
+        everybody = self._team.gather((mine, failure))
         answers: list[tuple[SavePlan, str | None]] = []
         if self._team.rank == 0:
+            plans = [plan for plan, _ in everybody]
             try:
+                refuse(reason for _, reason in everybody)
                 _same_tensors(plans)
                 plans, self._shapes = planner.create_global_plan(plans)
                 answers = [(plan, None) for plan in plans]
+            except SaveFailed as error:
+                answers = [(plan, str(error)) for plan in plans]
             except Exception as error:  # torch says with a ValueError that tiles overlap or are missing
                 answers = [(plan, f"rank 0, planning: {error}") for plan in plans]
         plan, failure = self._team.scatter(answers)

@@ -1,6 +1,7 @@
 """Saves a state from all ranks: parts first, agreement, then one manifest. Knows no thread of its own between saves."""
 
 import contextlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,6 +125,7 @@ def _decide(
         draft = Draft(store, where, KIND, attempt.name)
         for each in written:
             draft.add(each.layout.name, each.part)
+        state = json.loads(canonical_json(snapshot.meta))  # refused here, while nothing is committed
         draft.put(HISTORY, canonical_json(snapshot.history))
         meta = {
             "format": FORMAT,
@@ -132,10 +134,9 @@ def _decide(
             "time_s": time.time(),
             "num_ranks": len(everybody),
             "tensors_sha256": tensors_digest(index),
-            "state": dict(snapshot.meta),
+            "state": state,
             "index": write_index(index, [each.layout.name for each in written]),
         }
-        canonical_json(meta)
     except SaveFailed as error:
         return _Outcome(error)
     except Exception as error:  # the others wait for an answer, whatever happens here

@@ -19,11 +19,12 @@ def saving_group(timeout_s: float = TIMEOUT_S) -> dist.ProcessGroup | None:
     messages. `torch.distributed.destroy_process_group` gives it back, with or without naming it.
 
     Args:
-        timeout_s: longest wait for another rank.
+        timeout_s: longest time for writing, as `save` and `Saver` get it. Another rank is waited for twice as long, so
+            that one whose store hangs can still say so, and the group stays of use.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=2 * timeout_s)
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"))
 
 

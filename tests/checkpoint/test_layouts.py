@@ -111,3 +111,54 @@ def test_what_several_ranks_hold_is_written_once_by_ranks_in_turn_and_the_same_w
     first, again = (open_checkpoint(store, f"again{step}") for step in (0, 1))
     assert first.meta["index"] == again.meta["index"]
     assert {part.sha256 for part in first.parts.values()} == {part.sha256 for part in again.parts.values()}
+
+
+def _torch_parallel(rank: int, root: str) -> None:
+    """What torch's own FSDP2 and tensor parallelism make of a model, saved and loaded under the other of the two."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def build(dp: int, tp: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(90, 204), torch.nn.GELU(), torch.nn.Linear(204, 90))
+        mesh = init_device_mesh("cpu", (dp, tp), mesh_dim_names=("dp", "tp"))
+        if tp > 1:
+            parallelize_module(net, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        if dp > 1:
+            fully_shard(net, mesh=mesh["dp"])
+        optimizer = torch.optim.AdamW(net.parameters())
+        net(torch.ones(4, 90)).square().sum().backward()
+        optimizer.step()
+        return net, optimizer
+
+    def state(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        names = {parameter: name for name, parameter in net.named_parameters()}
+        moments = {
+            f"optimizer.{names[parameter]}.{key}": value
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+        return {**{f"model.{name}": value for name, value in net.state_dict().items()}, **moments}
+
+    store = open_store(root)
+    group = saving_group(30)
+    states = {layout: state(*build(*layout)) for layout in ((4, 1), (1, 4), (2, 2))}
+    for number, (layout, tensors) in enumerate(states.items()):
+        committed = save(store, "saved", Snapshot(number, 0, tensors), group)
+        whole = read_tensors(committed, "")
+        for name, tensor in tensors.items():
+            full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            assert torch.equal(whole[name], full.detach()), (layout, name)
+        for other in states:
+            held = state(*build(*other))
+            _clear(held)
+            load_into(committed, held)
+            for name, tensor in held.items():
+                full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                assert torch.equal(whole[name], full.detach()), (layout, other, name)
+
+
+@pytest.mark.fault
+def test_what_torch_shards_itself_is_saved_and_loaded_under_each_of_its_layouts(tmp_path: Path) -> None:
+    run_ranks(_torch_parallel, 4, str(tmp_path))

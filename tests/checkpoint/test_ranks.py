@@ -18,7 +18,7 @@ from tests.checkpoint.states import is_equal
 from tests.support.faulty import FaultyStore
 from tests.support.ranks import run_ranks
 
-TIMEOUT_S = 1.5
+TIMEOUT_S = 1.0
 BOUND_S = 10.0
 
 
@@ -35,6 +35,11 @@ def _attempt(rank: int, results: dict[str, str], name: str, act: Any) -> None:
     except MaasError as error:
         results[name] = f"{error.code}, retryable {error.retryable}: {error}"
     results[name] += "" if time.monotonic() - begin < BOUND_S else " BUT TOO LATE"
+
+
+class _Hanging(FaultyStore):
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        time.sleep(TIMEOUT_S * 2)
 
 
 def _faults(rank: int, root: str) -> dict[str, str]:
@@ -66,9 +71,14 @@ def _faults(rank: int, root: str) -> dict[str, str]:
     results["saver, next"] = str(saver.wait())
     saver.close()
 
+    hung = saving_group(TIMEOUT_S)
+    slow = _Hanging(store, "503") if rank == 1 else store
+    _attempt(rank, results, "hang", lambda: save(slow, "hang", state, hung, TIMEOUT_S))
+    _attempt(rank, results, "hang, next", lambda: save(store, "hang next", state, hung, TIMEOUT_S))
+
     late = saving_group(TIMEOUT_S)
     if rank == 1:  # hangs instead of saving, and comes when nobody waits any more
-        time.sleep(TIMEOUT_S * 2)
+        time.sleep(TIMEOUT_S * 4)
     _attempt(rank, results, "late", lambda: save(store, "late", state, late))
     _attempt(rank, results, "late, next", lambda: save(store, "late", state, late))
 
@@ -93,6 +103,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         ("history", ["save_failed, retryable True", "rank 0, ", "history.json", "Input/output error"]),
         ("type", ["save_failed, retryable True", "rank 1: tensor 'model.weight' has type torch.complex128"]),
         ("shape", ["save_failed, retryable True", "the ranks disagree on model.bias"]),
+        ("hang", ["save_failed, retryable True", "rank 1: ", "00001-00000.safetensors was not written within 1 s"]),
         ("step", ["save_failed, retryable True", "different steps (1, 2)"]),
     ],
 )
@@ -113,7 +124,8 @@ def test_a_failure_of_one_rank_is_that_of_all_and_names_rank_and_object(
 
 def test_the_next_save_works(ran: tuple[Path, list[dict[str, str]]]) -> None:
     directory, results = ran
-    assert [found["afterwards"] for found in results] == ["saved", "saved"]
+    for name in ("afterwards", "hang, next"):
+        assert [found[name] for found in results] == ["saved", "saved"]
     assert is_equal(read_tensors(open_checkpoint(open_store(str(directory)), "afterwards"), ""), _tensors())
 
 

@@ -3,7 +3,16 @@ from collections.abc import Callable
 import pytest
 
 from maas_ray.errors import Conflict, NotFound, ObjectCorrupt
-from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed, verify
+from maas_ray.store.manifest import (
+    Committed,
+    Draft,
+    Part,
+    list_committed,
+    open_committed,
+    part_digest,
+    part_key,
+    verify,
+)
 from maas_ray.store.objects import ObstoreStore
 
 
@@ -75,6 +84,21 @@ def test_a_damaged_part_is_refused_by_name(
         damaged.read("one")
     assert key in str(caught.value)
     assert [str(problem) for problem in verify(damaged)] == [str(caught.value)]
+
+
+def test_a_part_that_was_hashed_in_pieces_by_another_process_is_verified_like_any_other(store: ObstoreStore) -> None:
+    key = part_key("things/a", "0" * 32, "one")
+    store.put(key, b"headvalues")
+    draft = Draft(store, "things/a", "thing", "0" * 32)
+    draft.add("one", Part(key, 10, part_digest(b"headvalues", (4, 6)), (4, 6)))
+    committed = draft.commit({})
+    assert committed.parts["one"].pieces == (4, 6)
+    assert committed.read("one") == b"headvalues"
+    for damaged in (b"heedvalues", b"headvaluez", b"headvalue"):
+        store.put(key, damaged)
+        assert [key in str(problem) for problem in verify(committed)] == [True]
+    assert part_digest(b"headvalues", (4, 6)) != part_digest(b"headvalues", (6, 4))
+    assert part_digest(b"headvalues", (4, 5)) != part_digest(b"headvalues", (4, 6))
 
 
 @pytest.mark.parametrize("position", [0, 30, -20])

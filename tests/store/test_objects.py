@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, StoreDenied, StoreUnavailable
+from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 
 
@@ -11,6 +11,16 @@ def test_a_key_can_be_created_only_once(store: ObstoreStore) -> None:
     with pytest.raises(Conflict, match="a/b exists already"):
         store.put_new("a/b", b"second")
     assert store.get("a/b") == b"first"
+
+
+def test_ranges_of_an_object_are_read_without_the_rest(store: ObstoreStore) -> None:
+    store.put_new("a/b", b"0123456789")
+    assert store.get_ranges("a/b", [(8, 10), (0, 3), (3, 4)]) == [b"89", b"012", b"3"]
+    assert store.get_ranges("a/b", [(8, 12)]) == [b"89"], "what reaches beyond the end is shorter"
+    with pytest.raises(StoreError):
+        store.get_ranges("a/b", [(20, 22)])
+    with pytest.raises(NotFound, match="no object .*a/c"):
+        store.get_ranges("a/c", [(0, 1)])
 
 
 def test_a_missing_key_is_not_found_and_can_be_deleted(store: ObstoreStore) -> None:
