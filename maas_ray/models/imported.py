@@ -1,14 +1,19 @@
-"""Any nn.Module by import path. Runs the user's code, and turns what goes wrong in it into one clear error."""
+"""Any nn.Module by import path, and any Keras model on torch.
+
+Runs the user's code, and turns what goes wrong in it into one clear error.
+"""
 
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from maas_ray.errors import ModelError
+from maas_ray.models.keras_net import build_keras, is_keras
 from maas_ray.models.row import Row
 
 
@@ -46,7 +51,7 @@ def build_imported(
     if missing := sorted(required - arguments.keys()):
         raise ModelError(f"the model {path} needs the parameters {', '.join(missing)}; give them under model.params")
     try:
-        return kind(**arguments)
+        return build_keras(kind, arguments, row) if is_keras(kind) else kind(**arguments)
     except Exception as error:  # the user's code may raise anything
         shown = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
         raise ModelError(
@@ -55,6 +60,7 @@ def build_imported(
 
 
 def _import_class(path: str) -> type[nn.Module]:
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras reads it once, and its own default is TensorFlow
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -70,7 +76,9 @@ def _import_class(path: str) -> type[nn.Module]:
         hint = f"did you mean {near[0]!r}?" if near else f"its models: {', '.join(classes) or 'none'}"
         raise ModelError(f"the model {path} cannot be imported: {module_name} has no {class_name!r}; {hint}")
     if not _is_module_class(found):
-        raise ModelError(f"the model {path} is not a subclass of torch.nn.Module but {found!r}")
+        raise ModelError(
+            f"the model {path} is not a subclass of torch.nn.Module but {found!r} (a Keras model is one with KERAS_BACKEND=torch)"
+        )
     kind: type[nn.Module] = found
     return kind
 

@@ -1,0 +1,30 @@
+"""A Keras 3 model for jobs/specs/keras.yaml; `pip install keras` first. It runs on Keras' torch backend."""
+
+import keras
+
+
+class KerasConvnet(keras.Sequential):
+    """Two convolutions on images [1, height, width].
+
+    Args:
+        input_shape: of one row; maas-ray gives it.
+        num_outputs: scores per row; maas-ray gives it.
+        width: channels of the first convolution.
+        dropout: share of values zeroed before the last layer.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, width: int = 16, dropout: float = 0.1) -> None:
+        layers = keras.layers
+        super().__init__(
+            [
+                layers.Input(input_shape),
+                layers.Permute((2, 3, 1)),  # Keras has channels last
+                layers.Conv2D(width, 3, padding="same", use_bias=False),
+                layers.BatchNormalization(),
+                layers.ReLU(),
+                layers.Conv2D(2 * width, 3, strides=2, activation="relu"),
+                layers.Flatten(),
+                layers.Dropout(dropout, seed=0),  # seeded: its state is then a part of every checkpoint
+                layers.Dense(num_outputs),
+            ]
+        )
