@@ -110,7 +110,7 @@ class Features(Spec):
     def row(self) -> Row:
         """One preprocessed row: a lone tensor or row of tokens keeps its shape, everything else is concatenated flat."""
         if self.tokens is not None:
-            return Row((self.tokens.length,), self.tokens.vocab_size)
+            return Row((self.tokens.length,), self.tokens.vocab_size, self.tokens.pad)
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
             return Row(self.columns[0].shape)
         return Row((sum(column_width(column) for column in self.columns),))

@@ -3,8 +3,9 @@
 Devlin et al. 2019 (BERT), with the normalization before each layer and not after it (Xiong et al. 2020): so it trains
 without a warm-up at any depth, which BERT's own order does not.
 
-Layers pass on one tensor, the stream [N, T, width]. Where a padding code is given, the stream of a padded token is all
-zeros from the embedding to the end, which is how every layer tells padding without being told.
+Layers pass on one tensor, the stream [N, T, width]. Where rows are padded, the stream of a padding token is all zeros
+from the embedding to the end, which is how every layer tells padding without being told: nothing attends to it, and no
+pooling counts it.
 """
 
 from collections import OrderedDict
@@ -15,7 +16,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maas_ray.errors import ModelError
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import WIDTH_PER_SIZE, draw_weights, refuse_heads, sequence_length
 from maas_ray.spec import Spec
@@ -39,8 +39,6 @@ class EncoderSpec(Spec):
     """Values inside the feed-forward layer; None: four times the width."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens, for which positions are learned; None: that of the training rows."""
-    pad: int | None = Field(default=None, ge=0)
-    """Code of tokens that only fill a row up: nothing attends to them and no pooling counts them. None: there are none."""
     pool: Literal["mean", "first"] = "mean"
     """Classification: what of the tokens is scored, the mean of all or the first one."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -77,14 +75,14 @@ class TokenEmbedding(nn.Module):
 
     Args:
         spec: the parameters.
-        vocab_size: number of codes.
+        row: one row of tokens.
         max_length: number of positions.
     """
 
-    def __init__(self, spec: EncoderSpec, vocab_size: int, max_length: int) -> None:
+    def __init__(self, spec: EncoderSpec, row: Row, max_length: int) -> None:
         super().__init__()
-        self.pad = spec.pad
-        self.tokens = nn.Embedding(vocab_size, spec.num_values)
+        self.pad = row.pad
+        self.tokens = nn.Embedding(row.vocab_size or 0, spec.num_values)
         self.positions = nn.Embedding(max_length, spec.num_values)
         self.dropout = nn.Dropout(spec.dropout)
 
@@ -147,11 +145,12 @@ class EncoderBlock(nn.Module):
 
     Args:
         spec: the parameters.
+        has_padding: whether rows may hold padding.
     """
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    def __init__(self, spec: EncoderSpec, has_padding: bool) -> None:
         super().__init__()
-        self.has_padding = spec.pad is not None
+        self.has_padding = has_padding
         self.attention_norm = nn.LayerNorm(spec.num_values)
         self.attention = Attention(spec)
         self.mlp_norm = nn.LayerNorm(spec.num_values)
@@ -176,13 +175,14 @@ class Pool(nn.Module):
     """From the stream [N, T, width] to one vector per row [N, width].
 
     Args:
-        spec: the parameters.
+        kind: `mean` of all tokens, or the `first` one.
+        has_padding: whether rows may hold padding.
     """
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    def __init__(self, kind: str, has_padding: bool) -> None:
         super().__init__()
-        self.kind = spec.pool
-        self.has_padding = spec.pad is not None
+        self.kind = kind
+        self.has_padding = has_padding
 
     def forward(self, x: Tensor) -> Tensor:
         """From [N, T, width] to [N, width]."""
@@ -215,10 +215,10 @@ def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
     """A module from codes [N, T] to scores per row, [N, num_outputs].
 
     Raises:
-        ModelError: the rows hold no tokens or too many, or the padding code is none of theirs.
+        ModelError: the rows hold no tokens, or too many.
     """
     head: dict[str, nn.Module] = {
-        "pool": Pool(spec),  # before the normalization, which would hide what is padding
+        "pool": Pool(spec.pool, row.pad is not None),  # before the normalization, which would hide what is padding
         "norm": nn.LayerNorm(spec.num_values),
         "head": nn.Linear(spec.num_values, num_outputs),
     }
@@ -229,7 +229,7 @@ def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
     """A module from codes [N, T] to scores per token, [N, T, num_outputs], for masked language modeling.
 
     Raises:
-        ModelError: the rows hold no tokens or too many, or the padding code is none of theirs.
+        ModelError: the rows hold no tokens, or too many.
     """
     transform = OrderedDict[str, nn.Module](
         linear=nn.Linear(spec.num_values, spec.num_values),
@@ -248,11 +248,8 @@ def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
 
 def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
     max_length = sequence_length("encoder", row, spec.max_length)
-    vocab_size = row.vocab_size or 0
-    if spec.pad is not None and spec.pad >= vocab_size:
-        raise ModelError(f"encoder: pad is {spec.pad} and the codes of tokens are 0 to {vocab_size - 1}")
-    blocks = {f"block_{i}": EncoderBlock(spec) for i in range(spec.num_layers)}
-    net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, vocab_size, max_length), **blocks, **head))
+    blocks = {f"block_{i}": EncoderBlock(spec, row.pad is not None) for i in range(spec.num_layers)}
+    net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, row, max_length), **blocks, **head))
     draw_weights(net, spec.num_layers)
     net.tp_sizes = {"attention heads": spec.num_heads}
     return net

@@ -38,8 +38,6 @@ class HuggingFaceSpec(Spec):
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Implementation of attention. Where the configuration has an attention dropout, this draws it from the generator of
     the process: such a run depends on the number of workers."""
-    pad: int | None = Field(default=None, ge=0)
-    """Code of tokens that only fill a row up and are not attended to; None: there are none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -112,14 +110,15 @@ def build_hugging_face(
         layout, (channels, height, width) = image_layout(name, "auto", row)
         sizes |= {"num_channels": channels, "image_size": height if height == width else [height, width]}
     else:
-        sizes |= {"vocab_size": row.vocab_size} | ({} if spec.pad is None else {"pad_token_id": spec.pad})
+        sizes |= {"vocab_size": row.vocab_size, "pad_token_id": row.pad}
     with _quiet():
         if spec.path is not None:
-            model = _load(name, kind, spec, {key: sizes[key] for key in ("num_labels",) if key in sizes})
+            kept = {key: sizes.get(key) for key in ("num_labels", "pad_token_id")}  # the rest is the folder's to say
+            model = _load(name, kind, spec, {key: value for key, value in kept.items() if value is not None})
         else:
             model = _create(name, kind, spec, sizes)
     model.config.use_cache = False  # a cache of keys and values is for generating
-    return HuggingFaceModel(model, layout, spec.pad)
+    return HuggingFaceModel(model, layout, row.pad)
 
 
 def _class(name: str) -> Any:

@@ -15,6 +15,8 @@ class Row:
     """Sizes without the batch dimension."""
     vocab_size: int | None = None
     """Number of token codes; None: the row holds values."""
+    pad: int | None = None
+    """Code of tokens that only fill a row up: no model may look at them. None: every token counts."""
 
     @property
     def is_tokens(self) -> bool:

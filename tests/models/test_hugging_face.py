@@ -60,7 +60,7 @@ def test_the_packages_plan_names_layers_of_the_model() -> None:
 
 
 def test_padding_changes_no_score() -> None:
-    model = hugging_face("BertForSequenceClassification", {"config": BERT, "pad": 0}).eval()
+    model = hugging_face("BertForSequenceClassification", {"config": BERT}, Row((6,), 12, pad=0)).eval()
     rows = codes()
     rows[:, 4:] = 0
     torch.testing.assert_close(model(rows), model(rows[:, :4]), atol=1e-5, rtol=1e-5)

@@ -19,8 +19,8 @@ CASES: dict[str, tuple[ModelSpec, Row, bool]] = {
         True,
     ),
     "masked encoder": (
-        ModelSpec(name="encoder", params={"layers": 2, "width": 12, "heads": 2, "pad": 0}),
-        TOKENS,
+        ModelSpec(name="encoder", params={"layers": 2, "width": 12, "heads": 2}),
+        Row((6,), 8, pad=0),
         True,
     ),
     "encoder": (ModelSpec(name="encoder", params={"layers": 1, "width": 12, "heads": 2}), TOKENS, False),
