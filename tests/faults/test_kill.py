@@ -16,10 +16,11 @@ import yaml
 from ray.util.state import list_actors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
+from maas_ray.checkpoint.index import read_index, tensors_digest
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.checkpoint import MODEL, OPTIMIZER, list_checkpoints, load_checkpoint, open_checkpoint
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs
+from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
 from tests.support.paths import STEPS, FinishedRun, table_spec
@@ -50,13 +51,14 @@ def _until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def _outcome(store: ObstoreStore, run: str = "r") -> tuple[list[Any], str, str]:
-    """Every logged loss, and the digests of the final weights and optimizer state."""
-    state, committed = load_checkpoint(store, run), open_checkpoint(store, run)
-    assert state.step == STEPS
-    losses = [(entry["step"], entry["loss"]) for entry in state.history if "loss" in entry]
+def _outcome(store: ObstoreStore, run: str = "r") -> tuple[list[Any], str]:
+    """Every logged loss, and the digest of the final weights and optimizer state."""
+    committed = open_checkpoint(store, checkpoints_prefix(run))
+    saved = read_saved(committed)
+    assert saved.step == STEPS
+    losses = [(entry["step"], entry["loss"]) for entry in saved.history if "loss" in entry]
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
-    return losses, committed.parts[MODEL].sha256, committed.parts[OPTIMIZER].sha256
+    return losses, tensors_digest(read_index(committed))
 
 
 def _train_workers(cluster: RayCluster) -> set[int]:
@@ -69,9 +71,9 @@ def _kill_a_worker(cluster: RayCluster, store: ObstoreStore, others: set[int]) -
     """Kills a worker of the run that starts now, once it has checkpoints; returns the step of the newest one."""
     _until(lambda: len(_train_workers(cluster) - others) == 2, "pair of workers")
     pair = _train_workers(cluster) - others
-    _until(lambda: len(list_checkpoints(store, "r")) >= 2, "checkpoint")
+    _until(lambda: len(list_checkpoints(store, checkpoints_prefix("r"))) >= 2, "checkpoint")
     os.kill(max(pair), signal.SIGKILL)
-    return list_checkpoints(store, "r")[-1]
+    return list_checkpoints(store, checkpoints_prefix("r"))[-1]
 
 
 def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
@@ -101,10 +103,12 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_with_the_same_bits(
     with _driver(spec, ray_cluster, tmp_path) as process:
         killed_at = _kill_a_worker(ray_cluster, store, others)
         # Ray starts the group again by itself; the driver goes as soon as the new one has got further.
-        _until(lambda: list_checkpoints(store, "r")[-1] > killed_at, "checkpoint after the restart")
+        _until(lambda: list_checkpoints(store, checkpoints_prefix("r"))[-1] > killed_at, "checkpoint after the restart")
         process.kill()
         process.wait(timeout=30)
-    assert list_checkpoints(store, "r")[-1] < STEPS, "the driver was killed too late to prove anything"
+    assert list_checkpoints(store, checkpoints_prefix("r"))[-1] < STEPS, (
+        "the driver was killed too late to prove anything"
+    )
     assert Runs(store).get("r").status == "started"
     run_training(spec, resume=True)
     assert _outcome(store) == _outcome(finished_run.store, "table")

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.cli.app import app
 from maas_ray.data.prepare import open_dataset
 from maas_ray.registry.models import Registry
-from maas_ray.train.checkpoint import list_checkpoints
 from maas_ray.train.runs import Runs
 from tests.conftest import RayCluster
 from tests.support.listening import listening_outside_loopback
@@ -53,7 +53,7 @@ def test_a_table_goes_from_csv_through_an_s3_store_to_predictions_of_raw_rows(
         return result.stderr
 
     reports = finished_run.reports
-    assert reports[-1].step == reports[-1].total_steps == STEPS == list_checkpoints(store, "table")[-1]
+    assert reports[-1].step == reports[-1].total_steps == STEPS == list_checkpoints(store, "runs/table/checkpoints")[-1]
     assert "error[conflict]" in refused("train", str(tmp_path / "train.yaml"))
     trained = call("train", str(tmp_path / "train.yaml"), "--resume")  # which leaves a finished run as it is
     assert (trained["run"], trained["step"]) == ("table", STEPS)

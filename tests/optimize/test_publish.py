@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from maas_ray.bundle.format import list_bundles, load_info
+from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
+from maas_ray.checkpoint.retention import Keep, Retention
+from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.data.dataset import TARGET, save_dataset
 from maas_ray.data.features import Features, NumericColumn
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
@@ -14,8 +17,7 @@ from maas_ray.models.build import build_model
 from maas_ray.optimize import publish
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.checkpoint import MODEL, TrainingState, list_checkpoints, open_checkpoint, retain, save_checkpoint
-from maas_ray.train.runs import Runs
+from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.trained import evaluate_run
 
@@ -24,6 +26,9 @@ FEATURES = Features(
     task="regression",
     target="y",
 )
+
+
+CHECKPOINTS = checkpoints_prefix("r")
 
 
 @pytest.fixture
@@ -47,8 +52,8 @@ def run(file_store: ObstoreStore) -> str:
     for step in (1, 2):
         torch.manual_seed(step)
         net = build_model(spec.model, FEATURES.row, FEATURES.num_outputs)
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        save_checkpoint(file_store, "r", TrainingState(step, step, net.state_dict(), optimizer.state_dict(), {}, {}))
+        tensors = {f"model.{name}": value for name, value in net.state_dict().items()}
+        save(file_store, CHECKPOINTS, Snapshot(step, step, tensors))
     return "r"
 
 
@@ -57,7 +62,7 @@ def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_figures(file_sto
     exported = export_run(file_store, run, step=1)
     info = load_info(file_store, exported.bundle_id)
     assert (info.lineage.run, info.lineage.step, info.lineage.git_commit) == ("r", 1, "0123abc")
-    assert info.lineage.checkpoint_digest == open_checkpoint(file_store, run, 1).digest
+    assert info.lineage.checkpoint_digest == open_checkpoint(file_store, CHECKPOINTS, 1).digest
     assert info.metrics == evaluate_run(file_store, run, step=1).metrics
     assert info.metrics != evaluate_run(file_store, run, step=2).metrics
     assert info.parity["passed"]
@@ -66,8 +71,8 @@ def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_figures(file_sto
 
 def test_what_was_exported_is_never_dropped_by_retention(file_store: ObstoreStore, run: str) -> None:
     export_run(file_store, run, step=1)
-    assert retain(file_store, run, keep_last=1) == []
-    assert list_checkpoints(file_store, run) == [1, 2]
+    assert Retention(file_store, CHECKPOINTS, Keep(last=1)).apply() == []
+    assert list_checkpoints(file_store, CHECKPOINTS) == [1, 2]
 
 
 def test_a_graph_that_differs_from_the_module_is_not_committed(
@@ -91,7 +96,7 @@ def test_a_graph_that_differs_from_the_module_is_not_committed(
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_store: ObstoreStore, run: str) -> None:
-    key = open_checkpoint(file_store, run).parts[MODEL].key
+    key = next(iter(open_checkpoint(file_store, CHECKPOINTS).parts.values())).key
     data = bytearray(file_store.get(key))
     data[-1] ^= 1
     file_store.put(key, bytes(data))

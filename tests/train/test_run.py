@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import requests
 
+from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import (
     Conflict,
     DataError,
@@ -17,9 +18,8 @@ from maas_ray.errors import (
     TrainingFailed,
 )
 from maas_ray.store.objects import ObstoreStore, StorageSpec
-from maas_ray.train.checkpoint import list_checkpoints
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs
+from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.trained import evaluate_run
 from tests.conftest import RayCluster
@@ -72,7 +72,7 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
 ) -> None:
     spec, store, result = finished_run.spec, finished_run.store, finished_run.result
     assert result.metrics.keys() >= {"loss"}
-    assert list_checkpoints(store, "table") == [80, 160, STEPS]
+    assert list_checkpoints(store, checkpoints_prefix("table")) == [80, 160, STEPS]
     assert Runs(store).get("table").status == "finished"
 
     with pytest.raises(Conflict, match="give --resume to continue it"):
@@ -115,4 +115,4 @@ def test_an_error_in_training_ends_the_run_with_its_reason(
     run = Runs(file_store).get("r")
     assert run.status == "failed"
     assert message in (run.error or "")
-    assert list_checkpoints(file_store, "r") == []
+    assert list_checkpoints(file_store, checkpoints_prefix("r")) == []
