@@ -1,0 +1,73 @@
+"""verify-parallel: whether a model trains the same on every layout."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.reporting import Answer, say, table
+
+
+def verify_parallel(
+    spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec.")],
+    overrides: Set = None,
+    max_ranks: Annotated[
+        int, typer.Option(min=2, max=64, help="Most processes of a layout; they share this machine's CPUs.")
+    ] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that are compared.")] = 4,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Trains a spec's model for a few steps in one process and on every layout, in float64; exit code 1 if they differ.
+
+    Losses, norms of the gradient and all weights are compared; a difference above 1e-8 is a mistake, not rounding.
+    """
+    from maas_ray import cluster
+    from maas_ray.spec import load_spec
+
+    with say.status("preparing the data"):
+        from maas_ray.data.prepare import prepare
+        from maas_ray.store.objects import open_store
+        from maas_ray.train.spec import TrainSpec
+
+        loaded = load_spec(TrainSpec, spec, overrides or ())
+        store = open_store(loaded.storage)
+        loaded = loaded.model_copy(update={"storage": loaded.storage.model_copy(update={"uri": store.uri})})
+        cluster.connect(state_dir=state_dir)
+        dataset = prepare(loaded.data, store)
+        from maas_ray.train.verify import TOLERANCE, Compared, failures, layouts_for, verify_layouts
+
+        layouts = layouts_for(loaded, dataset, max_ranks)
+
+    def show(one: Compared) -> None:
+        outcome = f"refused: {one.refused}" if one.refused else "equal" if one.is_equal else "DIFFERS"
+        say.print(f"{one.layout}: {outcome}")
+
+    with say.status(f"comparing {len(layouts)} layouts"):
+        compared = verify_layouts(loaded, dataset.digest, layouts, steps=steps, on_compared=show)
+    wrong = failures(compared)
+    rows = [
+        (
+            one.layout,
+            *map(_figure, (one.loss, one.gradient_norm, one.parameters)),
+            one.refused or _verdict(one.is_equal),
+        )
+        for one in compared
+    ]
+    document: dict[str, Any] = {
+        "tolerance": TOLERANCE,
+        "steps": steps,
+        "layouts": [{**asdict(one), "is_equal": one.is_equal} for one in compared],
+        "num_different": len(wrong),
+    }
+    title = f"{loaded.model.name}, {steps} steps in float64: largest differences from one process"
+    return Answer(document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong)))
+
+
+def _figure(value: float) -> str:
+    return "" if value != value else f"{value:.1e}"
+
+
+def _verdict(is_equal: bool) -> str:
+    return "equal" if is_equal else "differs"
