@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "maas_ray").rglob("*.py"))
 
 KNOWN_BY = {
-    "ray.train": {"train/run.py"},
+    "ray.train": {"train/launch.py"},
     "ray.serve": {"serve/replica.py", "serve/pool.py"},
     "pickle": set(),
     "cloudpickle": set(),

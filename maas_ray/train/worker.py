@@ -22,7 +22,6 @@ from maas_ray.errors import MaasError
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
-from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.journal import Journal, collect_metrics
 from maas_ray.train.loop import Plan, Trainee, fit, settle
 from maas_ray.train.parallel import place_rank
@@ -147,13 +146,19 @@ def _validator(
     place = trainee.place
     rows = open_rows(dataset, "validation", seed=spec.seed)
     model = Scorer(trainee, plan, spec.batch.accumulation)
-    return lambda: evaluate_rows(
-        model,
-        rows,
-        task=dataset.features.task,
-        num_classes=dataset.features.num_outputs,
-        loss=trainee.loss,
-        device=trainee.device,
-        rank=place.dp,
-        world=place.layout.dp,
-    )
+
+    def validate() -> dict[str, float]:
+        from maas_ray.train.evaluate import evaluate_rows  # late: torchmetrics would take 3 s before the first step
+
+        return evaluate_rows(
+            model,
+            rows,
+            task=dataset.features.task,
+            num_classes=dataset.features.num_outputs,
+            loss=trainee.loss,
+            device=trainee.device,
+            rank=place.dp,
+            world=place.layout.dp,
+        )
+
+    return validate
