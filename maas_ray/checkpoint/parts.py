@@ -1,7 +1,7 @@
 """Parts: safetensors files of at most some megabytes, made of tiles that are hashed one by one. Knows no other rank."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -100,12 +100,14 @@ def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
     return Layout(name, head, slots, len(head) + end)
 
 
-def fill(layout: Layout, buffer: Tensor, pieces: Mapping[str, Piece]) -> None:
+def fill(
+    layout: Layout, buffer: Tensor, pieces: Mapping[str, Piece], copy: Callable[[Tensor, Tensor], None] = copy_bits
+) -> None:
     """Copies header and tiles into a uint8 buffer; from a GPU into pinned memory without waiting for the copies."""
     fill_header(layout, buffer)
     for slot in layout.slots:
         if slot.size:
-            copy_bits(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
+            copy(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
 
 
 def fill_header(layout: Layout, buffer: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from maas_ray.checkpoint.copying import wait_for_copies
+from maas_ray.checkpoint.copying import copy_values, wait_for_copies
 from maas_ray.checkpoint.parts import Layout, fill, seal_part
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.checkpoint.plan import Attempt
@@ -86,7 +86,7 @@ class Staging:
             ]
             self._layouts = attempt.layouts
         for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
-            fill(layout, buffer, attempt.pieces)
+            fill(layout, buffer, attempt.pieces, copy_values)
         wait_for_copies(piece.local for piece in attempt.pieces.values())
 
     @contextmanager
