@@ -58,6 +58,7 @@ def test_a_forest_goes_from_a_spec_to_a_published_version(
     assert [run["status"] for run in call("runs")] == ["finished"]
 
 
+@pytest.mark.fault
 def test_a_run_whose_result_was_not_reported_is_trained_again_to_the_same_bytes(
     ray_cluster: RayCluster, file_store: ObstoreStore
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_run_whose_result_was_not_reported_is_trained_again_to_the_same_bytes(
     assert Runs(file_store).get("r").status == "finished"
 
 
+@pytest.mark.fault
 def test_what_cannot_work_is_said_before_or_by_the_task(ray_cluster: RayCluster, file_store: ObstoreStore) -> None:
     with pytest.raises(ResourcesMissing, match="needs 99 CPU"):
         run_training(TrainSpec.model_validate(_document(file_store, workers={"cpus": 99})))
