@@ -5,6 +5,7 @@ and whatever does not is a mistake (of the plan, of the model, of this library o
 """
 
 import math
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ def _largest(first: Sequence[float], second: Sequence[float]) -> float:
 def _run(spec: TrainSpec, data_digest: str, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, "_Trace | str"]]:
     """All layouts of one number of ranks, in one group of processes."""
     with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
+        # Forked from one process that has imported everything, what optimizers import on first use included.
+        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
         try:
             start_processes(  # type: ignore[no-untyped-call]
                 _rank,

@@ -31,3 +31,20 @@ class Raises(Flat):
         if self.training and len(x) > 1:
             raise ValueError("the module's own mistake")
         return super().forward(x)
+
+
+class ScalesItsGradient(Flat):
+    """Trains as it should in one process; with several, its gradient is half as large again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        if scores.requires_grad and torch.distributed.is_initialized():
+            scores.register_hook(lambda gradient: gradient * 1.5)
+        return scores
+
+
+class DrawsByRank(Flat):
+    """Noise as torch draws it: other ranks have other generators."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)

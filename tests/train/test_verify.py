@@ -1,0 +1,69 @@
+"""The same training on every layout, in float64, and faults that the comparison must catch."""
+
+from pathlib import Path
+
+import pytest
+
+from maas_ray.errors import ModelError
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.layout import Layout
+from maas_ray.train.verify import Compared, failures, layouts_for, verify_layouts
+from tests.support.small_runs import make_run
+
+SOME = [
+    Layout(dp_shard=2),
+    Layout(tp=2, sequence_parallel=True),
+    Layout(pp=2, schedule="interleaved"),
+]
+THREE_AXES = Layout(pp=2, dp_shard=2, tp=2)
+
+
+def _verify(store: ObstoreStore, tmp_path: Path, model: str, layouts: list[Layout]) -> list[Compared]:
+    spec, dataset = make_run(store, tmp_path, model)
+    return verify_layouts(spec, dataset.digest, layouts, steps=3)
+
+
+def test_a_decoder_trains_the_same_in_shards_in_tensor_parallel_layers_and_in_stages(
+    file_store: ObstoreStore, tmp_path: Path
+) -> None:
+    compared = _verify(file_store, tmp_path, "decoder", SOME)
+    assert [one.layout for one in compared] == ["FSDP 2", "TP 2 +SP", "PP 2 interleaved"]
+    assert all(one.is_equal for one in compared), compared
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("model", ["mlp", "decoder", "encoder"])
+def test_every_family_trains_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path, model: str) -> None:
+    spec, dataset = make_run(file_store, tmp_path, model)
+    layouts = [*layouts_for(spec, dataset, 4), THREE_AXES]
+    assert {layout.world for layout in layouts} == {2, 4, 8}
+    compared = verify_layouts(spec, dataset.digest, layouts, steps=4)
+    assert failures(compared) == []
+    assert [one for one in compared if one.refused] == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "layout"),
+    [
+        ("tests.support.nets:ScalesItsGradient", Layout(dp_replicate=2)),
+        pytest.param("tests.support.nets:DrawsByRank", Layout(dp_shard=2), marks=pytest.mark.fault),
+    ],
+)
+def test_a_model_that_trains_otherwise_on_several_ranks_is_caught(
+    file_store: ObstoreStore, tmp_path: Path, fault: str, layout: Layout
+) -> None:
+    (compared,) = _verify(file_store, tmp_path, fault, [layout])
+    assert failures([compared]) == [compared]
+    assert compared.gradient_norm > 1e-3
+
+
+def test_what_cannot_be_arranged_is_refused_with_the_reason(file_store: ObstoreStore, tmp_path: Path) -> None:
+    (compared,) = _verify(file_store, tmp_path, "tests.support.nets:Flat", [Layout(tp=2)])
+    assert "says nothing about which layers can be shared" in str(compared.refused)
+    assert failures([compared]) == []
+
+
+def test_a_model_that_cannot_be_built_is_an_error(file_store: ObstoreStore, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        _verify(file_store, tmp_path, "nowhere.at_all:Net", SOME)
