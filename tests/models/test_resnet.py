@@ -68,19 +68,10 @@ def test_for_large_images_it_has_as_many_parameters_as_the_original(depth: int, 
 
 def test_float64_stays_float64_and_every_parameter_gets_a_gradient() -> None:
     model = resnet((16, 16)).double()
-    for name, parameter in model.named_parameters():
-        if name.startswith("stage") and parameter.dim() == 1:
-            nn.init.uniform_(parameter)  # the gains of fresh blocks are zero, and stop gradients
     scores = model(torch.randn(2, 16, 16, dtype=torch.float64))
     assert scores.dtype == torch.float64
     scores.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-
-
-def test_fresh_blocks_pass_on_what_they_are_given() -> None:
-    model = resnet((16, 16))
-    stream = model[:2](torch.randn(2, 16, 16))
-    assert torch.equal(model.stage_0_block_0(stream), stream)
 
 
 def test_names_of_layers_are_stable() -> None:
