@@ -1,8 +1,10 @@
 """Data sets made of arrays: NumPy files, IDX images and scikit-learn's packaged sets, as Arrow tables."""
 
+import importlib.util
 import io
 import math
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,10 +86,14 @@ def read_sklearn(name: str, target: str) -> pa.Table:
     Raises:
         DataError: there is no such set.
     """
-    from sklearn import datasets  # slow to import, and only this source needs it
-
     if name not in _SKLEARN:
         raise DataError(f"sklearn:{name} is unknown; there are {', '.join(_SKLEARN)}")
+    if name == "digits" and (path := _digits_path()) is not None:
+        values = np.loadtxt(path, delimiter=",")
+        images = values[:, :-1].reshape(-1, 1, 8, 8).astype(np.float32)
+        return _table(name, {"image": images, target: values[:, -1].astype(np.int64)})
+    from sklearn import datasets  # slow to import, and only this source needs it
+
     options = {"scaled": False} if name == "diabetes" else {}
     bunch = getattr(datasets, f"load_{name}")(**options)
     if name == "digits":
@@ -96,6 +102,13 @@ def read_sklearn(name: str, target: str) -> pa.Table:
     has_classes = "target_names" in bunch
     values = np.asarray(bunch.target_names, dtype=str)[bunch.target] if has_classes else bunch.target
     return _table(name, {**columns, target: values})
+
+
+def _digits_path() -> Path | None:
+    """The file behind `load_digits`, which every example begins with: importing scikit-learn to read it takes 2 s."""
+    package = importlib.util.find_spec("sklearn")
+    path = Path(package.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if package else None
+    return path if path is not None and path.is_file() else None
 
 
 def _load(uri: str, data: bytes) -> Any:

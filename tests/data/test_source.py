@@ -153,6 +153,15 @@ def test_packaged_data_sets_are_read(name: str, num_rows: int, num_columns: int)
     assert table.shape == (num_rows, num_columns)
 
 
+def test_digits_are_those_of_scikit_learn_though_it_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DataSpec(uri="sklearn:digits", task="classification")
+    found = read_table(spec).table
+    monkeypatch.setattr("maas_ray.data.arrays._digits_path", lambda: None)
+    loaded = read_table(spec).table
+    assert found.equals(loaded)
+    assert found.schema.equals(loaded.schema, check_metadata=True)
+
+
 def test_features_are_read_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", ROWS)
     assert read_table(_spec(path, features=("city", "age"))).table.column_names == ["city", "age", "label"]
