@@ -1,0 +1,1 @@
+"""Measures training: step time, start, recipes, checkpoints."""

@@ -1,0 +1,1 @@
+"""What training is measured against: programs of their own, run as such."""

@@ -1,0 +1,210 @@
+"""What is measured, one function per section. Each fills its part of the results as it goes."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training import ours, peer
+from benchmarks.training.checkpoints import measure_saving
+from benchmarks.training.ours import Job, Timed
+
+Results = dict[str, Any]
+WARM_LOGS = 2
+"""Logged steps before the clock starts."""
+
+DIGITS: dict[str, Any] = {
+    "model": {"name": "mlp", "params": {"size": 10}},
+    "data": {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0, "test": 0.2}},
+    "optimizer": {"name": "adamw", "lr": 0.001},
+    "batch": {"global_size": 64},
+    "workers": {"count": 2},
+    "checkpoint": {"keep_last": 1},
+}
+SMALL: dict[str, Any] = {
+    "model": {"name": "convnet", "params": {"size": 2, "dropout": 0.1}},
+    "data": {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0.1, "test": 0.2}},
+    "optimizer": {"name": "adamw", "lr": 0.003},
+    "batch": {"global_size": 64},
+    "steps": 5,
+    "log_every": 1,
+    "workers": {"count": 2},
+}
+"""What jobs/specs/digits.yaml trains, stopped after a few steps."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command was given."""
+
+    pairs: int
+    steps: int
+    text: Path | None
+    images: Path | None
+    megabytes: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a section measures."""
+
+    settings: Settings
+    directory: Path
+    home: Path
+    results: Results
+
+
+def language_model(text: Path, *, steps: int, workers: int, **layout: int) -> dict[str, Any]:
+    """nanoGPT's CPU recipe; see peers/characters.py."""
+    return {
+        "model": {"name": "decoder", "params": {"layers": 4, "heads": 4, "width": 128}},
+        "data": {
+            "uri": str(text),
+            "format": "text",
+            "task": "language_modeling",
+            "split": {"validation": 0.1, "test": 0},
+            "text": {"length": 64, "stride": 1, "tokenizer": {"kind": "characters"}},
+        },
+        "optimizer": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.99], "weight_decay": 0.1},
+        "schedule": {"name": "cosine", "warmup_steps": 100, "min_factor": 0.1},
+        "clip_norm": 1.0,
+        "batch": {"global_size": 12},
+        "steps": steps,
+        "workers": {"count": workers},
+        **({"layout": layout} if layout else {}),
+    }
+
+
+def measure_steps(bench: Bench) -> None:
+    """Steady step time of a run against the plain script under torchrun, in turns."""
+    points = bench.results.setdefault("steps", [])
+    bodies = [("mlp", "ddp", DIGITS), ("mlp", "fsdp2", {**DIGITS, "layout": {"dp_shard": 2}})]
+    if bench.settings.text is not None:
+        held_out_free = language_model(bench.settings.text, steps=1, workers=2)
+        held_out_free["batch"] = {"global_size": 32}
+        bodies.append(("decoder", "ddp", held_out_free))
+        bodies.append(("decoder", "fsdp2", {**held_out_free, "layout": {"dp_shard": 2}}))
+    for body, layout, fields in bodies:
+        every = max(1, bench.settings.steps // 10)
+        steps = WARM_LOGS * every + bench.settings.steps
+        fields = {**fields, "steps": steps, "log_every": every, "schedule": {"name": "constant"}}
+        job = ours.write_job(bench.directory, f"{body}-{layout}", fields)
+        point: dict[str, Any] = {"body": body, "layout": layout, "pairs": []}
+        points.append(point)
+        for number in range(bench.settings.pairs):
+            mine = ours.train(job, bench.home, f"{body}-{layout}-{number}")
+            theirs = peer.plain(bench.directory, job, mine.result["data_digest"], is_sharded=layout == "fsdp2")
+            point["pairs"].append(
+                {"ours_s": mine.step_s(WARM_LOGS * every), "plain_s": theirs.step_s(WARM_LOGS * every)}
+            )
+            say(f"{body} {layout}", point["pairs"][-1])
+            _forget(job, f"{body}-{layout}-{number}")
+
+
+def measure_start(bench: Bench) -> None:
+    """Time from the command to the first step on a running cluster, in turns."""
+    rounds = bench.results.setdefault("start", [])
+    job = ours.write_job(bench.directory, "start", SMALL)
+    digest = ""
+    for number in range(bench.settings.pairs + 1):
+        mine = ours.train(job, bench.home, f"start-{number}")
+        digest = mine.result["data_digest"]
+        theirs = peer.plain(bench.directory, job, digest)
+        bare = peer.bare_ray(bench.directory, job, digest, ours.environment(bench.home))
+        one = {"ours_s": mine.first_step_s, "plain_s": theirs.first_step_s, "bare_ray_s": bare.first_step_s}
+        one["ours_total_s"] = mine.ended - mine.started
+        say("start" if number else "start, first on its cluster", one)
+        rounds.append({**one, "is_first": not number})
+
+
+def measure_text(bench: Bench) -> None:
+    """nanoGPT's CPU recipe: validation loss, and wall time against one file of PyTorch."""
+    if bench.settings.text is None:
+        raise SystemExit("the section text needs --text FILE")
+    pairs = bench.results.setdefault("text", [])
+    fields = language_model(bench.settings.text, steps=2000, workers=1)
+    job = ours.write_job(bench.directory, "text", fields)
+    for number in range(min(3, bench.settings.pairs)):
+        mine = ours.train(job, bench.home, f"text-{number}", {"seed": number})
+        theirs = peer.characters(bench.directory, bench.settings.text, steps=2000, threads=1, seed=number)
+        pairs.append(
+            {
+                "ours_loss": mine.result["metrics"]["validation_loss"],
+                "plain_loss": theirs.result["validation_loss"],
+                "ours_steps_s": _span(mine),
+                "plain_steps_s": _span(theirs),
+                "ours_total_s": mine.ended - mine.started,
+                "plain_total_s": theirs.ended - theirs.started,
+            }
+        )
+        say("text", pairs[-1])
+
+
+def measure_images(bench: Bench) -> None:
+    """resnet18 on images in IDX format: accuracy on the test split after 3 epochs on 2 ranks."""
+    if bench.settings.images is None:
+        raise SystemExit("the section images needs --images FILE (IDX images; labels beside it)")
+    found = bench.results.setdefault("images", [])
+    fields = {
+        "model": {"name": "resnet", "params": {"depth": 18, "width": 16}},
+        "data": {
+            "uri": str(bench.settings.images),
+            "task": "classification",
+            "split": {"validation": 0, "test": 0.2},
+            "cleaning": {"tensor": {"scaling": "min_max"}},
+        },
+        "optimizer": {"name": "adamw", "lr": 0.003, "weight_decay": 0.05},
+        "schedule": {"name": "cosine", "warmup_steps": 30},
+        "batch": {"global_size": 64},
+        "epochs": 3,
+        "workers": {"count": 2},
+    }
+    job = ours.write_job(bench.directory, "images", fields)
+    mine = ours.train(job, bench.home, "images-0")
+    figures = ours.evaluate(job, "images-0")
+    found.append({"accuracy": figures["metrics"]["accuracy"], "width": 16, "total_s": mine.ended - mine.started})
+    say("images", found[-1])
+
+
+def measure_checkpoints(bench: Bench) -> None:
+    """Overhead of a checkpoint every 50 steps in turns with none; then saving by itself."""
+    found = bench.results.setdefault("checkpoints", {"pairs": []})
+    every = 50
+    fields = {**DIGITS, "steps": 10 * every, "log_every": every}
+    job = ours.write_job(bench.directory, "saving", fields)
+    for number in range(bench.settings.pairs):
+        names = [f"saving-{number}-{kind}" for kind in ("with", "without")]
+        saved = ours.train(job, bench.home, names[0], {"checkpoint.every_steps": every})
+        free = ours.train(job, bench.home, names[1], {"checkpoint.every_steps": 100 * every})
+        found["pairs"].append({"with_s": saved.step_s(every), "without_s": free.step_s(every)})
+        say("checkpoint every 50 steps", found["pairs"][-1])
+        for name in names:
+            _forget(job, name)
+    found["saving"] = measure_saving(bench.directory, bench.settings.megabytes, bench.settings.pairs)
+    say("saving", found["saving"])
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "steps": measure_steps,
+    "start": measure_start,
+    "text": measure_text,
+    "images": measure_images,
+    "checkpoints": measure_checkpoints,
+}
+
+
+def say(what: str, figures: Any) -> None:
+    """Progress for whoever waits."""
+    print(what, figures, flush=True)
+
+
+def _span(run: Timed) -> float:
+    """From the end of the first step that is logged to the end of the last."""
+    logged = sorted(step for step in run.done if step > 1)
+    return (run.done[logged[-1]] - run.done[logged[0]]) / (logged[-1] - logged[0]) * logged[-1]
+
+
+def _forget(job: Job, run: str) -> None:
+    """Removes what a run left: the disk is not part of the figure."""
+    shutil.rmtree(Path(job.spec.storage.uri) / "runs" / run, ignore_errors=True)
