@@ -13,6 +13,8 @@ from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Run, Runs
 from maas_ray.train.spec import TrainSpec
 
+TIMEOUT_S = 60.0
+"""Longest wait for the figures of a task that is done."""
 POLL_S = 5.0
 """How often the waiting driver looks up, for instance at an interrupt."""
 
@@ -56,7 +58,7 @@ def fit_classical(
     try:
         while not ray.wait([reference], timeout=POLL_S)[0]:
             pass  # fitting takes as long as it takes; the loss of its process ends the wait
-        progress: Progress = ray.get(reference)
+        progress: Progress = ray.get(reference, timeout=TIMEOUT_S)
     except RayError as error:
         failure = _explain(spec, error)
         runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
