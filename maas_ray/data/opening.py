@@ -4,6 +4,7 @@ from maas_ray.data.dataset import Dataset
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.local import map_part
 from maas_ray.data.rows import Rows, Table
+from maas_ray.data.text.layout import DATATYPES
 from maas_ray.data.text.windows import Windows
 
 
@@ -24,6 +25,5 @@ def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
         rows = dataset.read(split)
         return Table(encode_columns(dataset.features, rows.columns), rows.target)
     names = sorted(name for name in dataset.committed.parts if name.startswith(f"{split}/"))
-    datatype = "<u2" if dataset.tokens.datatype == "uint16" else "<u4"
-    parts = [map_part(dataset.committed, name, datatype) for name in names]
+    parts = [map_part(dataset.committed, name, DATATYPES[dataset.tokens.datatype]) for name in names]
     return Windows(parts, dataset.tokens, split, dataset.features.tokens.vocab_size, seed)

@@ -4,6 +4,10 @@ from typing import Literal
 
 from maas_ray.spec import Spec
 
+Datatype = Literal["uint16", "uint32"]
+DATATYPES: dict[Datatype, str] = {"uint16": "<u2", "uint32": "<u4"}
+"""How codes are written."""
+
 
 class MaskLayout(Spec):
     """What masked language modeling hides."""
@@ -19,7 +23,7 @@ class MaskLayout(Spec):
 class TokenLayout(Spec):
     """One stream of tokens per split, in parts of raw little-endian integers."""
 
-    datatype: Literal["uint16", "uint32"]
+    datatype: Datatype
     num_tokens: dict[str, int]
     """By split."""
     part_tokens: int

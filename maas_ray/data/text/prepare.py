@@ -18,7 +18,7 @@ from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dat
 from maas_ray.data.features import Features, TokensColumn
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
-from maas_ray.data.text.layout import MaskLayout, TokenLayout
+from maas_ray.data.text.layout import DATATYPES, Datatype, MaskLayout, TokenLayout
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.source import Piece, read_pieces
 from maas_ray.data.text.spec import TextSpec
@@ -59,44 +59,72 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
     survey = _survey(spec, text)
     tokenizer = _tokenizer(spec, text, survey)
     end = tokenizer.code(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
-    datatype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with ExitStack() as stack:
-        files = {split: stack.enter_context(tempfile.TemporaryFile()) for split in SPLITS}
-        sums = {split: sha256() for split in SPLITS}
-        num_characters = dict.fromkeys(SPLITS, 0)
-        pieces = _split_pieces(spec, text, survey)
-        while batch := list(islice(pieces, _PIECES_AT_ONCE)):
-            codes = tokenizer.encode([piece.text for _, piece in batch])
-            for (split, piece), found in zip(batch, codes, strict=True):
-                ends = [end] if piece.ends_document and end is not None else []
-                content = np.concatenate([found, np.array(ends, dtype=np.int64)]).astype(datatype).tobytes()
-                files[split].write(content)
-                sums[split].update(content)
-                num_characters[split] += len(piece.text)
-        num_tokens = {split: files[split].tell() // datatype.itemsize for split in SPLITS}
-        layout = _layout(spec, text, tokenizer, end, num_tokens)
+        try:
+            streams = {split: _Stream(stack.enter_context(tempfile.TemporaryFile()), tokenizer) for split in SPLITS}
+            _encode(_split_pieces(spec, text, survey), tokenizer, end, streams)
+        except OSError as error:
+            raise DataError(f"cannot keep the tokens in {tempfile.gettempdir()}: {error}; set TMPDIR") from error
+        layout = _layout(spec, text, tokenizer, end, {split: stream.num_tokens for split, stream in streams.items()})
         _refuse_short(spec, layout)
-        features = Features(
-            columns=(
-                TokensColumn(
-                    name=COLUMN,
-                    length=text.length,
-                    vocab_size=tokenizer.vocab_size,
-                    tokenizer=sha256(tokenizer.content).hexdigest(),
-                ),
-            ),
-            task=spec.task,
-            target=COLUMN,
+        column = TokensColumn(
+            name=COLUMN,
+            length=text.length,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=sha256(tokenizer.content).hexdigest(),
         )
-        meta = {
-            "num_rows": {split: layout.num_rows(split) for split in SPLITS},
-            "report": {"documents": survey.num_documents, "characters": num_characters, "tokens": num_tokens},
-            "tokens": layout.model_dump(mode="json"),
+        report = {
+            "documents": survey.num_documents,
+            "characters": {split: stream.num_characters for split, stream in streams.items()},
+            "tokens": layout.num_tokens,
         }
-        parts = chain([(TOKENIZER, tokenizer.content)], _parts(files, layout.part_tokens * datatype.itemsize))
-        content_sums = {split: sums[split].hexdigest() for split in SPLITS}
-        source = {"uri": spec.uri, "spec_digest": spec.digest()}
-        return commit_dataset(store, meta, features, content_sums, source, parts)
+        return commit_dataset(
+            store,
+            {
+                "num_rows": {split: layout.num_rows(split) for split in SPLITS},
+                "report": report,
+                "tokens": layout.model_dump(mode="json"),
+            },
+            Features(columns=(column,), task=spec.task, target=COLUMN),
+            {split: stream.sum.hexdigest() for split, stream in streams.items()},
+            {"uri": spec.uri, "spec_digest": spec.digest()},
+            chain([(TOKENIZER, tokenizer.content)], _parts(streams, layout.part_tokens)),
+        )
+
+
+class _Stream:
+    """The codes of one split, in a file."""
+
+    def __init__(self, file: IO[bytes], tokenizer: Tokenizer) -> None:
+        self.datatype = np.dtype(DATATYPES[_datatype(tokenizer)])
+        self.num_tokens = self.num_characters = 0
+        self.sum = sha256()
+        self._file = file
+
+    def add(self, text: str, codes: NDArray[np.int64], end: int | None) -> None:
+        """Appends the codes of `text`, and `end` unless it is None."""
+        content = codes.astype(self.datatype).tobytes()
+        if end is not None:
+            content += np.array(end, dtype=self.datatype).tobytes()
+        self._file.write(content)
+        self.sum.update(content)
+        self.num_tokens += len(content) // self.datatype.itemsize
+        self.num_characters += len(text)
+
+    def parts(self, part_tokens: int) -> Iterator[bytes]:
+        """The whole stream, in parts of so many tokens."""
+        self._file.seek(0)
+        while part := self._file.read(part_tokens * self.datatype.itemsize):
+            yield part
+
+
+def _encode(
+    pieces: Iterator[tuple[str, Piece]], tokenizer: Tokenizer, end: int | None, streams: Mapping[str, _Stream]
+) -> None:
+    while batch := list(islice(pieces, _PIECES_AT_ONCE)):
+        codes = tokenizer.encode([piece.text for _, piece in batch])
+        for (split, piece), found in zip(batch, codes, strict=True):
+            streams[split].add(piece.text, found, end if piece.ends_document else None)
 
 
 def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
@@ -159,15 +187,19 @@ def _layout(
         never = () if end is None else (end,)
         code = tokenizer.code(text.tokenizer.mask, "mask")
         mask = MaskLayout(fraction=text.mask_fraction, code=code, never=never)
-    is_narrow = tokenizer.vocab_size <= 1 << 16
+    datatype = _datatype(tokenizer)
     return TokenLayout(
-        datatype="uint16" if is_narrow else "uint32",
+        datatype=datatype,
         num_tokens=num_tokens,
-        part_tokens=MAX_PART_BYTES // (2 if is_narrow else 4),
+        part_tokens=MAX_PART_BYTES // np.dtype(DATATYPES[datatype]).itemsize,
         length=text.length,
         strides={split: (text.stride or text.length) if split == "train" else text.length for split in SPLITS},
         mask=mask,
     )
+
+
+def _datatype(tokenizer: Tokenizer) -> Datatype:
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
 
 def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
@@ -180,10 +212,6 @@ def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
             )
 
 
-def _parts(files: Mapping[str, IO[bytes]], part_bytes: int) -> Iterator[tuple[str, bytes]]:
-    for split, file in files.items():
-        file.seek(0)
-        number = 0
-        while part := file.read(part_bytes):
-            yield f"{split}/{number:05d}.tokens", part
-            number += 1
+def _parts(streams: Mapping[str, _Stream], part_tokens: int) -> Iterator[tuple[str, bytes]]:
+    for split, stream in streams.items():
+        yield from ((f"{split}/{i:05d}.tokens", part) for i, part in enumerate(stream.parts(part_tokens)))
