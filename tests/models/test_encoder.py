@@ -1,11 +1,17 @@
+import logging
+
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from maas_ray.data.features import Features, TokensColumn
 from maas_ray.errors import ModelError
 from maas_ray.models.build import ModelSpec, build_model
 from maas_ray.models.encoder import EncoderSpec
 from maas_ray.models.row import Row
+from maas_ray.optimize.export import export
 
 VOCABULARY, LENGTH, PAD = 12, 16, 0
 SMALL = {"layers": 2, "width": 32, "heads": 4}
@@ -92,6 +98,24 @@ def test_every_token_sees_every_other_one() -> None:
 def test_the_dial_sets_what_is_not_given(params: dict, shape: tuple[int, ...]) -> None:
     spec = EncoderSpec(**params)
     assert (spec.num_layers, spec.num_values, spec.num_heads, spec.num_mlp_values) == shape
+
+
+def test_a_classifier_is_exported_to_onnx_silently_with_the_same_scores(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    column = TokensColumn(name="text", length=LENGTH, vocab_size=VOCABULARY, pad=PAD, tokenizer="0" * 64)
+    features = Features(columns=(column,), task="classification", target="y", labels=("a", "b", "c"))
+    torch.manual_seed(0)
+    model = build_model(ModelSpec(name="encoder", params={**SMALL, "layers": 1}), features.row, 3)
+    graph, _ = export(model, features)
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    rows = codes(5)
+    rows[0, 9:], rows[1] = PAD, PAD
+    found = onnxruntime.InferenceSession(graph).run(None, {"text": rows.numpy()})[0]
+    with torch.no_grad():
+        wanted = model.eval()(rows).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_names_of_layers_are_stable() -> None:
