@@ -14,7 +14,13 @@ from torch.nn import functional
 
 from maas_ray.errors import ModelError
 from maas_ray.models.row import Row
-from maas_ray.models.transformer import WIDTH_PER_SIZE, draw_weights, refuse_heads, sequence_length
+from maas_ray.models.transformer import (
+    WIDTH_PER_SIZE,
+    draw_weights,
+    refuse_heads,
+    sequence_length,
+    shareable_plan,
+)
 from maas_ray.spec import Spec
 
 MLP_MULTIPLE = 64
@@ -197,7 +203,7 @@ class Decoder(nn.Sequential):
         "norm": "sequence_parallel",
         "head": "colwise_gather_output",
     }
-    """How tensor parallelism cuts the layers. The entries `embedding` and `head` may each be left out."""
+    """How tensor parallelism cuts the layers; `embedding` and `head` are left out where ranks could not share them equally."""
     tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
     """What else the number of ranks has to divide."""
 
@@ -228,6 +234,7 @@ def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
     )
     draw_weights(net, spec.num_layers)
     net.tp_sizes = {"heads of keys and values": spec.num_kv_heads}
+    net.tp_plan = shareable_plan(net.tp_plan, spec.num_kv_heads, {"embedding": vocab_size, "head": num_outputs})
     if spec.tied:
         head.weight = embedding.weight
         # Cutting both would make two parameters of one.

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maas_ray.models.row import Row
-from maas_ray.models.transformer import WIDTH_PER_SIZE, draw_weights, refuse_heads, sequence_length
+from maas_ray.models.transformer import (
+    WIDTH_PER_SIZE,
+    draw_weights,
+    refuse_heads,
+    sequence_length,
+    shareable_plan,
+)
 from maas_ray.spec import Spec
 
 
@@ -205,8 +211,8 @@ class Encoder(nn.Sequential):
         "*.mlp.up": "colwise",
         "*.mlp.down": "rowwise",
     }
-    """How tensor parallelism cuts the layers. The entries `embedding.tokens` and `head` may each be left out. The sequence
-    is not cut: positions and padding are those of whole rows."""
+    """How tensor parallelism cuts the layers; `embedding.tokens` and `head` are left out where ranks could not share them
+    equally. The sequence is not cut: positions and padding are those of whole rows."""
     tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
     """What else the number of ranks has to divide."""
 
@@ -242,7 +248,8 @@ def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
         "head": nn.Linear(spec.num_values, num_outputs),
     }
     net = _build(spec, row, head)
-    net.tp_plan = net.tp_plan | {"head": "colwise_gather_output"}
+    plan = net.tp_plan | {"head": "colwise_gather_output"}
+    net.tp_plan = shareable_plan(plan, spec.num_heads, {"head": num_outputs})
     return net
 
 
@@ -252,6 +259,7 @@ def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
     net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, row, max_length), **blocks, **head))
     draw_weights(net, spec.num_layers)
     net.tp_sizes = {"attention heads": spec.num_heads}
+    net.tp_plan = shareable_plan(net.tp_plan, spec.num_heads, {"embedding.tokens": row.vocab_size or 0})
     return net
 
 

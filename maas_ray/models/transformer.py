@@ -1,5 +1,6 @@
 """What the families `decoder` and `encoder` share: their dial, and how weights are drawn. Knows neither of them."""
 
+from collections.abc import Mapping
 from math import sqrt
 
 from torch import nn
@@ -36,6 +37,17 @@ def sequence_length(name: str, row: Row, max_length: int | None) -> int:
             f"{name} was given max_length {max_length} and the rows have {length} tokens; raise max_length, or cut the rows"
         )
     return max_length or length
+
+
+def shareable_plan(plan: Mapping[str, str], num_heads: int, lengths: Mapping[str, int]) -> dict[str, str]:
+    """A plan without the layers over token codes that ranks could not share equally; each rank then has them whole.
+
+    Args:
+        plan: layer name pattern to style of tensor parallelism.
+        num_heads: what every possible number of ranks divides.
+        lengths: the number of codes or scores of each layer that can be left whole, by its name in the plan.
+    """
+    return {name: style for name, style in plan.items() if lengths.get(name, 0) % num_heads == 0}
 
 
 def draw_weights(net: nn.Module, num_layers: int) -> None:

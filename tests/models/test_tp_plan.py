@@ -89,6 +89,15 @@ def test_every_entry_of_a_plan_names_layers_that_it_can_cut(case: str) -> None:
         assert all(isinstance(layer, kind) for layer in matched), pattern
 
 
+@pytest.mark.parametrize(("name", "embedding"), [("decoder", "embedding"), ("encoder", "embedding.tokens")])
+def test_layers_over_codes_that_ranks_cannot_share_equally_stay_whole(name: str, embedding: str) -> None:
+    spec = ModelSpec(name=name, params={"size": 4, "width": 16})
+    for num_codes, is_cut in ((64, True), (65, False)):
+        plan = build_model(spec, Row((6,), num_codes), num_codes, per_token=True).tp_plan
+        assert (embedding in plan, "head" in plan) == (is_cut, is_cut)
+        assert "*.attention.query" in plan
+
+
 def test_tied_weights_are_one_parameter_and_left_whole() -> None:
     spec = ModelSpec(name="decoder", params={"size": 1, "tied": True})
     model = build_model(spec, TOKENS, 8, per_token=True)
