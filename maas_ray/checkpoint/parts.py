@@ -14,7 +14,7 @@ from maas_ray.checkpoint.dtypes import NAMES
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.store.manifest import Part
 
-PART_BYTES = 32 << 20
+PART_BYTES = 16 << 20
 MAX_PART_BYTES = 256 << 20
 PARTS_PER_RANK = 128
 """Parts grow with what a rank writes, so that there are about this many, within the two limits above."""
