@@ -234,7 +234,7 @@ def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
     )
     draw_weights(net, spec.num_layers)
     net.tp_sizes = {"heads of keys and values": spec.num_kv_heads}
-    net.tp_plan = shareable_plan(net.tp_plan, spec.num_kv_heads, {"embedding": vocab_size, "head": num_outputs})
+    net.tp_plan = shareable_plan(net, net.tp_plan, spec.num_kv_heads)
     if spec.tied:
         head.weight = embedding.weight
         # Cutting both would make two parameters of one.

@@ -248,8 +248,7 @@ def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
         "head": nn.Linear(spec.num_values, num_outputs),
     }
     net = _build(spec, row, head)
-    plan = net.tp_plan | {"head": "colwise_gather_output"}
-    net.tp_plan = shareable_plan(plan, spec.num_heads, {"head": num_outputs})
+    net.tp_plan = shareable_plan(net, net.tp_plan | {"head": "colwise_gather_output"}, spec.num_heads)
     return net
 
 
@@ -259,7 +258,7 @@ def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
     net = Encoder(OrderedDict[str, nn.Module](embedding=TokenEmbedding(spec, row, max_length), **blocks, **head))
     draw_weights(net, spec.num_layers)
     net.tp_sizes = {"attention heads": spec.num_heads}
-    net.tp_plan = shareable_plan(net.tp_plan, spec.num_heads, {"embedding.tokens": row.vocab_size or 0})
+    net.tp_plan = shareable_plan(net, net.tp_plan, spec.num_heads)
     return net
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from maas_ray.errors import ModelError
 from maas_ray.models.images import image_layout
 from maas_ray.models.row import Row
+from maas_ray.models.transformer import shareable_plan
 from maas_ray.spec import Spec
 
 PREFIX = "hf:"
@@ -60,12 +61,12 @@ class HuggingFaceModel(nn.Module):
         self.model = model
         self.layout = layout
         self.pad = pad
-        plan = getattr(model, "_tp_plan", None) or {}
-        self.tp_plan: dict[str, str] = {f"model.{name}": style for name, style in plan.items()}
-        """How tensor parallelism cuts the layers: the package's own plan."""
+        plan = {f"model.{name}": style for name, style in (getattr(model, "_tp_plan", None) or {}).items()}
         config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
-        self.tp_sizes: dict[str, int] = {"heads of keys and values": heads} if plan and heads else {}
+        heads: int = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None) or 1
+        self.tp_plan: dict[str, str] = shareable_plan(self, plan, heads)
+        """How tensor parallelism cuts the layers: the package's own plan."""
+        self.tp_sizes: dict[str, int] = {"heads of keys and values": heads} if plan else {}
         """What else the number of ranks has to divide."""
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -39,15 +39,21 @@ def sequence_length(name: str, row: Row, max_length: int | None) -> int:
     return max_length or length
 
 
-def shareable_plan(plan: Mapping[str, str], num_heads: int, lengths: Mapping[str, int]) -> dict[str, str]:
+def shareable_plan(net: nn.Module, plan: Mapping[str, str], num_heads: int) -> dict[str, str]:
     """A plan without the layers over token codes that ranks could not share equally; each rank then has them whole.
 
     Args:
+        net: the model.
         plan: layer name pattern to style of tensor parallelism.
         num_heads: what every possible number of ranks divides.
-        lengths: the number of codes or scores of each layer that can be left whole, by its name in the plan.
     """
-    return {name: style for name, style in plan.items() if lengths.get(name, 0) % num_heads == 0}
+
+    def is_shared(name: str, style: str) -> bool:
+        if style not in ("embedding_rowwise", "colwise_gather_output") or "*" in name:
+            return True
+        return net.get_parameter(f"{name}.weight").shape[0] % num_heads == 0
+
+    return {name: style for name, style in plan.items() if is_shared(name, style)}
 
 
 def draw_weights(net: nn.Module, num_layers: int) -> None:
