@@ -5,6 +5,7 @@ import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch.distributed as dist
 from torch import Tensor
@@ -90,9 +91,9 @@ class Saver:
             self._staging.fill(attempt)
         except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
             source = _Failed(f"no copy in memory: {error}")
-        # What is not a tensor is copied too: the loop goes on appending to its history.
+        # What is not a tensor is copied too: the loop goes on appending to its history. Nothing keeps the tensors alive.
         kept = Snapshot(snapshot.step, snapshot.cursor, {}, copy.deepcopy(dict(snapshot.meta)), list(snapshot.history))
-        self._flight = (snapshot.step, self._thread.submit(self._finish, attempt, kept, source))
+        self._flight = (snapshot.step, self._thread.submit(self._finish, replace(attempt, pieces={}), kept, source))
 
     def wait(self, *, is_strict: bool = False) -> int | None:
         """Waits for the save in flight; returns the newest step that this saver committed.
