@@ -9,6 +9,7 @@ most of it imports (seconds of CPU time, each measured):
 - the controller and the workers get a runtime environment for Ray Train's variables, and a process with one starts
   twice as slowly (2.3 more): first a program that imports Ray to set it. All processes of the cluster have these
   variables already, from the environment of `ray start` (maas_ray/cluster/environment.py),
+- Ray Data gets a process to hand out shards (1.9), of which there are none,
 - a guard in one more process (1.8) frees the workers' resources should the controller die and its driver live on.
   Here the driver asks the board to `stop`; only what a board leaves that was killed is held until the driver ends.
 """
@@ -22,6 +23,7 @@ import pyarrow.fs
 import ray
 from ray.train import BackendConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
@@ -126,7 +128,7 @@ class _Controller(TrainController):  # type: ignore[misc]
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        return [one for one in callbacks if not isinstance(one, DatasetsCallback | PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         controller = _Controller(**parts)
