@@ -3,7 +3,7 @@
 Text is always text: a special token that stands in it letter by letter is encoded as the letters.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,21 @@ UNKNOWN = "<|unknown|>"
 """The token of a character that the training split does not have; only where held-out text holds such a character."""
 _VOCAB_SIZE = 8192
 
+Lookup = Callable[[str], NDArray[np.int64]]
+
 
 class Tokenizer:
     """A tokenizer, read from its JSON file.
 
     Args:
         content: the file.
+        lookup: text to codes, equal to what the file says but faster; None: the library encodes.
 
     Raises:
         DataError: not the JSON of a tokenizer.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, lookup: Lookup | None = None) -> None:
         try:
             self._engine = Engine.from_str(content.decode())
         except Exception as error:  # the library raises bare Exception
@@ -36,12 +39,15 @@ class Tokenizer:
         self._engine.encode_special_tokens = True
         self._engine.no_padding()
         self._engine.no_truncation()
+        self._lookup = lookup
         self.content = content
         self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
         """Codes are below this number."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The codes of each text, without special tokens."""
+        if self._lookup is not None:
+            return [self._lookup(text) for text in texts]
         found = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 
@@ -76,14 +82,16 @@ def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence
         texts: the training split's.
         special: tokens that no text gives, appended in this order.
     """
+    lookup: Lookup | None = None
     if spec.kind == "characters":
-        engine = _characters(sorted({character for text in texts for character in set(text)}), UNKNOWN in special)
+        characters = sorted({character for text in texts for character in set(text)})
+        engine, lookup = _characters(characters, UNKNOWN in special), _character_lookup(characters, UNKNOWN in special)
     elif spec.kind == "bytes":
-        engine = _bytes()
+        engine, lookup = _bytes(), _utf8
     else:
         engine = _byte_bpe((spec.vocab_size or _VOCAB_SIZE) - len(special), texts)
     engine.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return Tokenizer(engine.to_str().encode())
+    return Tokenizer(engine.to_str().encode(), lookup)
 
 
 def _characters(characters: list[str], has_unknown: bool) -> Engine:
@@ -94,6 +102,26 @@ def _characters(characters: list[str], has_unknown: bool) -> Engine:
     engine = Engine(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN if has_unknown else None))
     engine.decoder = decoders.Fuse()
     return engine
+
+
+def _character_lookup(characters: list[str], has_unknown: bool) -> Lookup:
+    known = np.frombuffer("".join(characters).encode("utf-32-le"), dtype="<u4")
+    codes = np.full(0x110000, len(characters) if has_unknown else -1, dtype=np.int64)
+    codes[known] = np.arange(len(characters))
+
+    def lookup(text: str) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = codes[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+        if not has_unknown and (found < 0).any():
+            raise DataError(
+                f"the text holds {text[int(found.argmin())]!r}, a character that the tokenizer does not know"
+            )
+        return found
+
+    return lookup
+
+
+def _utf8(text: str) -> NDArray[np.int64]:
+    return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
 
 
 def _bytes() -> Engine:

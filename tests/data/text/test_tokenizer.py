@@ -34,6 +34,17 @@ def test_bytes_are_their_own_codes_and_characters_are_numbered_in_order() -> Non
     ]
 
 
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_what_is_looked_up_is_what_the_file_says(kind: str) -> None:
+    texts = ["".join(map(chr, [*range(0xD800), *range(0xE000, 0x10100)])), "", "ab\0\U0001f600"]
+    special = [UNKNOWN, END] if kind == "characters" else [END]
+    tokenizer = learn_tokenizer(
+        TokenizerSpec(kind=kind), ["ab\n\U0001f600", *(texts if kind == "bytes" else ())], special
+    )
+    looked_up, encoded = tokenizer.encode(texts), Tokenizer(tokenizer.content).encode(texts)
+    assert [codes.tolist() for codes in looked_up] == [codes.tolist() for codes in encoded]
+
+
 def test_a_character_that_training_lacks_is_unknown() -> None:
     tokenizer = learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [UNKNOWN, END])
     assert tokenizer.encode(["axb"])[0].tolist() == [0, 2, 1]
@@ -58,5 +69,7 @@ def test_a_vocabulary_is_no_larger_than_asked() -> None:
 def test_what_is_no_tokenizer_or_lacks_a_token_is_refused() -> None:
     with pytest.raises(DataError, match=r"not a tokenizer\.json"):
         Tokenizer(b"{}")
+    with pytest.raises(DataError, match="'x', a character that the tokenizer does not know"):
+        learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [END]).encode(["axb"])
     with pytest.raises(DataError, match=r"data\.text\.tokenizer\.mask"):
         learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).code("[MASK]", "mask")
