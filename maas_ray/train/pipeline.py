@@ -146,7 +146,7 @@ class Pipeline:
         self._group = group
         self._last_rank = dist.get_global_rank(group, layout.pp - 1)
         self._loss = loss
-        self._scale = 1.0
+        self._scale: float | None = None
         self._batches: Sequence[MicroBatch] = ()
         self._seed = seed
         self._num_microbatches = num_microbatches
@@ -181,8 +181,7 @@ class Pipeline:
 
     def scores(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Forward only: the scores of the rows that count of each micro-batch, on every rank of the pipeline."""
-        self._begin(batches, 1.0)
-        self._scores = []
+        self._begin(batches, None)
         with torch.no_grad(), samples(self._seed, batches[0][2]):
             self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[])
         counts = [batch[3] for batch in batches]
@@ -201,8 +200,8 @@ class Pipeline:
         dist.broadcast(scores, src=self._last_rank, group=self._group)
         return scores
 
-    def _begin(self, batches: Sequence[MicroBatch], scale: float) -> None:
-        self._batches, self._scale = batches, scale
+    def _begin(self, batches: Sequence[MicroBatch], scale: float | None) -> None:
+        self._batches, self._scale, self._scores = batches, scale, []
         for stage in self._stages:
             stage.seed, stage.positions = self._seed, [batch[2] for batch in batches]
 
@@ -214,7 +213,9 @@ class Pipeline:
 
     def _loss_of(self, scores: Tensor, number: Tensor) -> Tensor:
         _, target, _, num_rows = self._batches[int(number)]
-        self._scores.append(scores.detach()[:num_rows])
+        if self._scale is None:  # scores are all that is asked for
+            self._scores.append(scores[:num_rows])
+            return scores.new_zeros(())
         if not num_rows:
             return scores.sum() * 0.0
         return self._loss(scores[:num_rows], target[:num_rows]).sum() * self._scale
