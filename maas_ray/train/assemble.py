@@ -89,6 +89,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
         seed=spec.seed,
         log_every=spec.log_every,
         checkpoint_every=spec.checkpoint.every_steps,
+        validate_every=spec.validate_every,
         clip_norm=spec.clip_norm,
         precision=spec.precision,
     )

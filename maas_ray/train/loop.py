@@ -48,6 +48,7 @@ class Plan:
         num_rows: rows of the training split.
         log_every: steps between logged losses.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch.
+        validate_every: steps between validations; None: at the end of each epoch.
     """
 
     total_steps: int
@@ -57,6 +58,7 @@ class Plan:
     seed: int
     log_every: int
     checkpoint_every: int | None
+    validate_every: int | None
     clip_norm: float | None
     precision: str
 
@@ -67,9 +69,16 @@ class Plan:
 
     def is_checkpoint(self, step: int) -> bool:
         """Whether the state after step number `step` (from 0) is to be committed."""
+        return self._is_due(step, self.checkpoint_every)
+
+    def is_validated(self, step: int) -> bool:
+        """Whether step number `step` (from 0) is followed by a validation."""
+        return self._is_due(step, self.validate_every)
+
+    def _is_due(self, step: int, every: int | None) -> bool:
         if step + 1 == self.total_steps:
             return True
-        return self.ends_epoch(step) if self.checkpoint_every is None else (step + 1) % self.checkpoint_every == 0
+        return self.ends_epoch(step) if every is None else (step + 1) % every == 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def fit(
         first_step: steps that are done already.
         report: called on every rank at each logged step and at each epoch's end.
         checkpoint: called on every rank with the number of steps done, when the state is to be committed.
-        validate: called on every rank at each epoch's end.
+        validate: called on every rank when the plan says so, and after the last step.
 
     Raises:
         TrainingFailed: the loss is no longer a finite number.
@@ -158,7 +167,7 @@ def fit(
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
             report(Progress(done, plan.total_steps, _epoch(plan, done), mean, lr, rate))
             logged_at, logged_s = done, time.perf_counter()
-        if validate is not None and plan.ends_epoch(step):
+        if validate is not None and plan.is_validated(step):
             trainee.train(False)
             metrics = validate()
             trainee.train()

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from hashlib import sha256
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.errors import ModelError
+from maas_ray.errors import ModelError, ResourcesMissing
 from maas_ray.train.dropout import SampleDropout
 from maas_ray.train.layout import AXES, Layout
 from maas_ray.train.pipeline import split_layers
@@ -77,6 +78,31 @@ def place_rank(layout: Layout, device_type: str) -> Place:
     mesh = init_device_mesh(device_type, layout.sizes, mesh_dim_names=AXES)
     pp, replicate, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
     return Place(layout, mesh, pp, replicate * layout.dp_shard + shard, tp)
+
+
+def refuse_far_groups(layout: Layout, node: str, device: torch.device) -> None:
+    """Refuses tensor-parallel groups that span nodes: each layer would wait for the network several times. Collective.
+
+    Args:
+        layout: of all ranks.
+        node: where this rank runs.
+        device: where this rank computes.
+
+    Raises:
+        ResourcesMissing: on every rank, naming the ranks of such a group.
+    """
+    if layout.tp == 1:
+        return
+    mine = torch.tensor([int.from_bytes(sha256(node.encode()).digest()[:7], "little")], device=device)
+    nodes = [torch.empty_like(mine) for _ in range(layout.world)]
+    dist.all_gather(nodes, mine)
+    for first in range(0, layout.world, layout.tp):
+        found = {int(node) for node in nodes[first : first + layout.tp]}
+        if len(found) > 1:
+            raise ResourcesMissing(
+                f"layout.tp: the ranks {first} to {first + layout.tp - 1} share matrix products and are on {len(found)} nodes; "
+                "use nodes with as many GPUs, a smaller tp, or allow it with layout.tp_across_nodes"
+            )
 
 
 def distribute(

@@ -100,6 +100,8 @@ class TrainSpec(Spec):
     """Asks torch for deterministic GPU kernels (slower). On CPU a run is repeatable bit for bit either way."""
     log_every: PositiveInt = 10
     """Optimizer steps between logged losses."""
+    validate_every: PositiveInt | None = None
+    """Optimizer steps between validations; None: at the end of every epoch. The last step always has one."""
     workers: WorkersSpec = WorkersSpec()
     layout: LayoutSpec = LayoutSpec()
     storage: StorageSpec = StorageSpec()
@@ -141,7 +143,7 @@ class TrainSpec(Spec):
         Where it is stored, how often it is checkpointed or logged, on which workers it runs and how they share the model
         may change.
         """
-        free = {"storage", "workers", "layout", "checkpoint", "log_every"}
+        free = {"storage", "workers", "layout", "checkpoint", "log_every", "validate_every"}
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient

@@ -24,7 +24,7 @@ from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.journal import Journal, collect_metrics
 from maas_ray.train.loop import Plan, Trainee, fit, settle
-from maas_ray.train.parallel import place_rank
+from maas_ray.train.parallel import place_rank, refuse_far_groups
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import checkpoints_prefix
 from maas_ray.train.scorer import Scorer
@@ -63,6 +63,8 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
     dataset = open_dataset(store, data_digest)
     num_rows = dataset.num_rows["train"]
     place = place_rank(spec.layout.resolve(spec.workers.count), device.type)
+    if not spec.layout.tp_across_nodes:
+        refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)

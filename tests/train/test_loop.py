@@ -31,6 +31,7 @@ def _plan(**changes: Any) -> Plan:
         "seed": 3,
         "log_every": 1,
         "checkpoint_every": 4,
+        "validate_every": None,
         "clip_norm": 1.0,
         "precision": "fp32",
     }
