@@ -49,6 +49,10 @@ test-fault: $(STAMP)  ## the long fault-injection suites
 bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
+.PHONY: bench-training
+bench-training: $(STAMP)  ## measures training against plain PyTorch; BENCH_ARGS="--sections text --text input.txt"
+	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
+
 # All temporary files go below one directory, which is removed however the tests end, after the cluster that killed
 # tests may have left running. Its name is short: Ray's Unix sockets lie below it, whose paths hold 107 bytes.
 define pytest

@@ -46,11 +46,20 @@ def write_spec(directory: Path, spec: TrainSpec) -> Path:
 
 def plain(directory: Path, job: Job, digest: str, *, is_sharded: bool = False) -> Timed:
     """The plain script under torchrun, on this machine."""
-    out = directory / "plain.json"
+    return _torchrun(directory, "plain", job, digest, ["--fsdp"] if is_sharded else [])
+
+
+def titan_order(directory: Path, job: Job, digest: str) -> Timed:
+    """The script in torchtitan's order under torchrun, on this machine."""
+    return _torchrun(directory, "titan_order", job, digest, [])
+
+
+def _torchrun(directory: Path, name: str, job: Job, digest: str, further: list[str]) -> Timed:
+    out = directory / f"{name}.json"
     workers = job.spec.workers
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers.count)]
-    argv += ["-m", "benchmarks.training.peers.plain", "--spec", str(write_spec(directory, job.spec))]
-    argv += ["--digest", digest, "--out", str(out), *(["--fsdp"] if is_sharded else [])]
+    argv += ["-m", f"benchmarks.training.peers.{name}", "--spec", str(write_spec(directory, job.spec))]
+    argv += ["--digest", digest, "--out", str(out), *further]
     return run(argv, out, threads=workers.cpus)
 
 

@@ -118,6 +118,24 @@ def measure_start(bench: Bench) -> None:
         rounds.append({**one, "is_first": not number})
 
 
+def measure_titan(bench: Bench) -> None:
+    """A decoder of the size of torchtitan's debug model, sharded over 2 ranks, against a script in torchtitan's order."""
+    if bench.settings.text is None:
+        raise SystemExit("the section titan needs --text FILE")
+    pairs = bench.results.setdefault("titan", {"pairs": []})["pairs"]
+    every = max(1, bench.settings.steps // 20)
+    fields = language_model(bench.settings.text, steps=(WARM_LOGS + 10) * every, workers=2, dp_shard=2)
+    fields["model"] = {"name": "decoder", "params": {"layers": 6, "heads": 16, "width": 256}}
+    fields |= {"batch": {"global_size": 16}, "log_every": every, "schedule": {"name": "constant"}}
+    job = ours.write_job(bench.directory, "titan", fields)
+    for number in range(bench.settings.pairs):
+        mine = ours.train(job, bench.home, f"titan-{number}")
+        theirs = peer.titan_order(bench.directory, job, mine.result["data_digest"])
+        pairs.append({"ours_s": mine.step_s(WARM_LOGS * every), "titan_s": theirs.step_s(WARM_LOGS * every)})
+        say("decoder in torchtitan's order", pairs[-1])
+        _forget(job, f"titan-{number}")
+
+
 def measure_text(bench: Bench) -> None:
     """nanoGPT's CPU recipe: validation loss, and wall time against one file of PyTorch."""
     if bench.settings.text is None:
@@ -190,6 +208,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "start": measure_start,
     "text": measure_text,
     "images": measure_images,
+    "titan": measure_titan,
     "checkpoints": measure_checkpoints,
 }
 

@@ -1,0 +1,63 @@
+"""The training benchmark's own arithmetic, from fixed figures."""
+
+import pytest
+
+from benchmarks.training import table
+from benchmarks.training.ours import Timed
+
+RESULTS = {
+    "date": "2030-01-01", "machine": {"cpus": 2, "cpu": "x"}, "versions": {"torch": "2.13.0"}, "settings": {"pairs": 3},
+    "steps": [
+        {"body": "mlp", "layout": "ddp", "pairs": [{"ours_s": ours, "plain_s": 0.1} for ours in (0.09, 0.101, 0.2)]},
+        {"body": "mlp", "layout": "fsdp2", "pairs": [{"ours_s": 0.11, "plain_s": 0.1}]},
+    ],
+    "start": [
+        {"ours_s": 30.0, "plain_s": 7.0, "bare_ray_s": 33.0, "is_first": True},
+        {"ours_s": 9.0, "plain_s": 6.0, "bare_ray_s": 30.0, "is_first": False},
+    ],
+    "text": [{"ours_loss": 1.84, "plain_loss": 1.86, "ours_steps_s": 99.0, "plain_steps_s": 100.0}],
+    "images": [{"accuracy": 0.975}],
+    "checkpoints": {
+        "pairs": [{"with_s": 0.103, "without_s": 0.1}],
+        "saving": {
+            "rounds": [{"disk_s": 0.9, "waited_s": 1.0, "stall_s": 0.02}],
+            "read_per_needed": {"same cut": {"ratio": 1.0, "s": 1.0}, "other": {"ratio": 1.3, "s": 1.0}},
+        },
+    },
+}  # fmt: skip
+FIGURES = {figure.name: figure for figure in table.FIGURES}
+
+
+@pytest.mark.parametrize(
+    ("name", "median", "verdict"),
+    [
+        ("step time against a plain torchrun script, mlp, ddp, 2 ranks", 1.01, "reached"),
+        ("step time against a plain torchrun script, mlp, fsdp2, 2 ranks", 1.1, "missed"),
+        ("command to first step on a running cluster, 2 ranks", 9.0, "reached"),
+        ("characters of a text, validation loss", 1.84, "aim"),
+        ("the same, 2,000 steps against one file of PyTorch", 0.99, "aim"),
+        ("resnet18 on images, 3 epochs, 2 ranks: test accuracy", 0.975, "reached"),
+        ("overhead of a checkpoint every 50 steps", 3.0, "reached"),
+        ("step stall of a save in the background against one that is waited for", 0.02, "aim"),
+        ("save bandwidth against writing and fsyncing random bytes", 0.9, "reached"),
+        ("bytes read against bytes needed when resharding", 1.15, "missed"),
+    ],
+)
+def test_a_figure_is_the_median_of_its_pairs_with_its_verdict(name: str, median: float, verdict: str) -> None:
+    found = FIGURES[name].find(RESULTS)
+    assert found is not None
+    assert found.median == pytest.approx(median)
+    assert FIGURES[name].verdict(found.median) == verdict
+    assert name in table.markdown(RESULTS)
+
+
+def test_what_was_not_measured_is_not_shown_and_foreign_load_is() -> None:
+    assert "torchtitan" not in table.markdown(RESULTS)
+    assert "NOT TO BE TRUSTED" not in table.markdown(RESULTS)
+    assert "NOT TO BE TRUSTED: other programs used up to 1.5 CPUs" in table.markdown({**RESULTS, "foreign_cpus": 1.5})
+
+
+def test_the_clock_of_a_step_starts_after_the_warm_up() -> None:
+    timed = Timed(100.0, {1: 110.0, 10: 119.0, 20: 120.0, 30: 121.5}, 125.0, {})
+    assert timed.first_step_s == 10.0
+    assert timed.step_s(20) == pytest.approx(0.15)
