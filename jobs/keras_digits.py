@@ -20,7 +20,7 @@ class KerasConvnet(keras.Sequential):
                 layers.Input(input_shape),
                 layers.Permute((2, 3, 1)),  # Keras has channels last
                 layers.Conv2D(width, 3, padding="same", use_bias=False),
-                layers.BatchNormalization(),
+                layers.BatchNormalization(momentum=0.9),  # its own 0.99 needs hundreds of steps
                 layers.ReLU(),
                 layers.Conv2D(2 * width, 3, strides=2, activation="relu"),
                 layers.Flatten(),
