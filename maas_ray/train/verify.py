@@ -33,6 +33,8 @@ from maas_ray.train.state import tensors_of
 
 TOLERANCE = 1e-8
 """Largest difference of a loss, a gradient norm or a parameter that still counts as equal."""
+_NO_LIMIT = 1e300
+"""A norm that is measured and never clipped."""
 TIMEOUT_S = 120.0
 """A collective operation that takes longer than this ends the comparison instead of hanging."""
 
@@ -89,21 +91,20 @@ def verify_layouts(
         spec: the run; its own layout and precision are not used, dropout, clipping and penalties are.
         data_digest: the prepared data set in the spec's store.
         layouts: what to compare, in any order.
-        steps: optimizer steps.
+        steps: optimizer steps, the first ones of the run.
         on_compared: called with each outcome as soon as it is known.
 
     Raises:
         MaasError: the model cannot be trained in one process.
         TrainingFailed: a rank failed in an unexpected way, with its error.
     """
-    changes = {"steps": steps, "epochs": None, "precision": "fp32", "clip_norm": spec.clip_norm or math.inf}
-    spec = spec.model_copy(update=changes)
-    reference = _trace(spec, data_digest, Layout())
+    spec = spec.model_copy(update={"precision": "fp32", "clip_norm": spec.clip_norm or _NO_LIMIT})
+    reference = _trace(spec, data_digest, Layout(), steps)
     if isinstance(reference, str):
         raise ModelError(reference)
     compared = []
     for world in sorted({layout.world for layout in layouts}):
-        for layout, trace in _run(spec, data_digest, [layout for layout in layouts if layout.world == world]):
+        for layout, trace in _run(spec, data_digest, steps, [layout for layout in layouts if layout.world == world]):
             compared.append(_compare(layout, reference, trace))
             if on_compared is not None:
                 on_compared(compared[-1])
@@ -130,7 +131,9 @@ def _largest(first: Sequence[float], second: Sequence[float]) -> float:
     return max(abs(one - other) for one, other in zip(first, second, strict=True))
 
 
-def _run(spec: TrainSpec, data_digest: str, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, "_Trace | str"]]:
+def _run(
+    spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[Layout]
+) -> Iterator[tuple[Layout, "_Trace | str"]]:
     """All layouts of one number of ranks, in one group of processes."""
     with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
         # Forked from one process that has imported everything, what optimizers import on first use included.
@@ -144,6 +147,7 @@ def _run(spec: TrainSpec, data_digest: str, layouts: Sequence[Layout]) -> Iterat
                     directory,
                     canonical_json(spec.model_dump(mode="json")),
                     data_digest,
+                    steps,
                     list(layouts),
                 ),
                 nprocs=layouts[0].world,
@@ -159,7 +163,14 @@ def _run(spec: TrainSpec, data_digest: str, layouts: Sequence[Layout]) -> Iterat
 
 
 def _rank(
-    rank: int, world: int, timeout_s: float, directory: str, spec_json: bytes, data_digest: str, layouts: list[Layout]
+    rank: int,
+    world: int,
+    timeout_s: float,
+    directory: str,
+    spec_json: bytes,
+    data_digest: str,
+    steps: int,
+    layouts: list[Layout],
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -172,13 +183,13 @@ def _rank(
     try:
         spec = TrainSpec.model_validate_json(spec_json)
         for number, layout in enumerate(layouts):
-            _write(Path(directory), number, rank, _trace(spec, data_digest, layout))
+            _write(Path(directory), number, rank, _trace(spec, data_digest, layout, steps))
             dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-def _trace(spec: TrainSpec, data_digest: str, layout: Layout) -> "_Trace | str":
+def _trace(spec: TrainSpec, data_digest: str, layout: Layout, steps: int) -> "_Trace | str":
     """Trains from the start, or says why it cannot be arranged so. Collective over the layout's ranks."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     dataset = open_dataset(open_store(spec.storage), data_digest)
@@ -195,7 +206,7 @@ def _trace(spec: TrainSpec, data_digest: str, layout: Layout) -> "_Trace | str":
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     trainee.train()
     losses, norms = [], []
-    for step in range(plan.total_steps):
+    for step in range(min(steps, plan.total_steps)):
         share, norm = train_step(plan, trainee, loader, step)
         losses.append(mean_loss(trainee, share, step))
         norms.append(norm or 0.0)
