@@ -32,6 +32,7 @@ COMMANDS = [
     "serve",
     "unserve",
     "predict",
+    "verify-parallel",
     "fsck",
     "schema",
     "quickstart",
