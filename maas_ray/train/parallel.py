@@ -131,6 +131,8 @@ def distribute(
     # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
     refuse_unfit(net, layout, plan)
     plan = plan if plan is not None else getattr(net, "tp_plan", None)
+    if layout.tp > 1:
+        _tell_dropouts(net, place, plan or {})
     stages = split_layers(net, layout.num_stages)[place.pp :: layout.pp] if layout.pp > 1 else [net]
     parts: list[nn.Module] = [stage.to(device) for stage in stages]
     for part in parts:
@@ -196,21 +198,24 @@ def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None
 def _cut_layers(part: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str], sequence_parallel: bool) -> None:
     """Tensor parallelism: distributes each layer that the plan names over the `tp` ranks."""
     tied = _tied_names(part)
-    size, rank = mesh.size(), mesh.get_local_rank()
-    is_cut = False  # whether the activations at this place of the model are cut along their features
-    for name, module in list(part.named_modules()):
+    for name, _ in list(part.named_modules()):
         style = _style_of(name, plan)
-        if style is None:
-            if isinstance(module, SampleDropout) and (is_cut or sequence_parallel):
-                module.shard = (-1 if is_cut else 1, rank, size)
-            continue
-        if style == "sequence_parallel" and not sequence_parallel:
+        if style is None or (style == "sequence_parallel" and not sequence_parallel):
             continue
         # Every rank has built the same weights: nothing needs to be sent.
         parallelize_module(part.get_submodule(name), mesh, _style(style, sequence_parallel), src_data_rank=None)
+    _tie_again(part, tied)
+
+
+def _tell_dropouts(net: nn.Module, place: Place, plan: Mapping[str, str]) -> None:
+    """Says to each dropout layer which piece of the activations it gets. On the whole model: stages may begin anywhere."""
+    is_cut = False  # whether the activations at this place of the model are cut along their features
+    for name, module in net.named_modules():
+        style = _style_of(name, plan)
         if style in ("colwise", "rowwise"):
             is_cut = style == "colwise"
-    _tie_again(part, tied)
+        elif style is None and isinstance(module, SampleDropout) and (is_cut or place.layout.sequence_parallel):
+            module.shard = (-1 if is_cut else 1, place.tp, place.layout.tp)
 
 
 def _style_of(name: str, plan: Mapping[str, str]) -> str | None:

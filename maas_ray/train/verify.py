@@ -69,9 +69,10 @@ def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[Layou
     num_layers = 0
     if can_be_staged(net):
         num_layers = sum(any(True for _ in layer.parameters()) for layer in net.children())
-    has_plan = bool(spec.layout.tp_plan or getattr(net, "tp_plan", None))
-    is_sequence = dataset.features.row.vocab_size is not None
-    layouts = possible_layouts(max_world, has_plan=has_plan, num_layers=num_layers, has_sequence=is_sequence)
+    plan = spec.layout.tp_plan or getattr(net, "tp_plan", None) or {}
+    layouts = possible_layouts(
+        max_world, has_plan=bool(plan), num_layers=num_layers, has_sequence="sequence_parallel" in plan.values()
+    )
     return [layout for layout in layouts if layout.dp <= spec.batch.global_size]
 
 

@@ -40,7 +40,8 @@ def test_every_family_trains_the_same_on_every_layout(file_store: ObstoreStore, 
     assert {layout.world for layout in layouts} == {2, 4, 8}
     compared = verify_layouts(spec, dataset.digest, layouts, steps=4)
     assert failures(compared) == []
-    assert [one for one in compared if one.refused] == []
+    # The decoder has two heads of keys and values, which four ranks cannot share.
+    assert {one.layout for one in compared if one.refused} <= {"TP 4", "TP 4 +SP"}
 
 
 @pytest.mark.parametrize(
