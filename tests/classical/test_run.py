@@ -31,6 +31,7 @@ def _document(store: ObstoreStore, **changes: Any) -> dict[str, Any]:
     return {**document, **changes}
 
 
+@pytest.mark.fault
 def test_a_forest_goes_from_a_spec_to_a_published_version(
     ray_cluster: RayCluster, file_store: ObstoreStore, tmp_path: Path
 ) -> None:

@@ -105,11 +105,11 @@ def widen_output(model: ModelProto) -> None:
 
 
 FAULTS = {
-    "a weight of the net": ("mixed", add_to_tensor("net.4.weight", 7, 1e-2), "output 'probabilities', batch size 1, "),
-    "a bias of the net": ("mixed", add_to_tensor("net.4.bias", 0, 1e-3), "output 'probabilities'"),
-    "a weight of a convolution": ("digits", add_to_tensor("net.stages.0.weight", 3, 1e-2), "output 'probabilities'"),
-    "a weight before a binary head": ("binary", add_to_tensor("net.7.weight", 5, 1e-2), "output 'probability'"),
-    "a bias in the unit of a price": ("regression", add_to_tensor("net.3.bias", 0, 10.0), r"limit .*atol 1e-05"),
+    "a weight of the net": ("mixed", add_to_tensor("net.head.weight", 7, 1e-2), "output 'probabilities', batch size 1, "),
+    "a bias of the net": ("mixed", add_to_tensor("net.head.bias", 0, 1e-3), "output 'probabilities'"),
+    "a weight of a convolution": ("digits", add_to_tensor("net.stage_0.0.weight", 3, 1e-2), "output 'probabilities'"),
+    "a weight before a binary head": ("binary", add_to_tensor("net.head.weight", 5, 1e-2), "output 'probability'"),
+    "a bias in the unit of a price": ("regression", add_to_tensor("net.head.bias", 0, 10.0), r"limit .*atol 1e-05"),
     "the scale of one column": ("mixed", add_to_tensor(".scale", 0, 0.02), "output 'probabilities'"),
     "the shift of one column": ("mixed", add_to_tensor(".shift", 0, 0.5), "output 'probabilities'"),
     "the fill of a missing number": (
@@ -142,7 +142,7 @@ def test_the_gate_catches_a_graph_with_another(fault: str, cases: Cases) -> None
 
 def test_a_tolerance_lets_pass_what_is_within_it_and_the_report_tells_how_far_it_was(cases: Cases) -> None:
     case = cases("mixed")
-    graph = edited(case.graph, add_to_tensor("net.4.bias", 0, 1e-3))
+    graph = edited(case.graph, add_to_tensor("net.head.bias", 0, 1e-3))
     report = check_parity(case.net, case.features, graph, case.rows, ParitySpec(atol=1e-3))
     assert 1e-5 < report["max_abs_error"] < 1e-3
     assert report["tolerance"] == {"atol": 1e-3, "rtol": 1e-4}
