@@ -105,7 +105,11 @@ def widen_output(model: ModelProto) -> None:
 
 
 FAULTS = {
-    "a weight of the net": ("mixed", add_to_tensor("net.head.weight", 7, 1e-2), "output 'probabilities', batch size 1, "),
+    "a weight of the net": (
+        "mixed",
+        add_to_tensor("net.head.weight", 7, 1e-2),
+        "output 'probabilities', batch size 1, ",
+    ),
     "a bias of the net": ("mixed", add_to_tensor("net.head.bias", 0, 1e-3), "output 'probabilities'"),
     "a weight of a convolution": ("digits", add_to_tensor("net.stage_0.0.weight", 3, 1e-2), "output 'probabilities'"),
     "a weight before a binary head": ("binary", add_to_tensor("net.head.weight", 5, 1e-2), "output 'probability'"),
