@@ -79,7 +79,7 @@ def _ranks(directory: Path, names: tuple[str, ...]) -> tuple[Path, tuple[str, ..
     return directory, names, run_ranks(_every_pair, 4, str(directory), names)
 
 
-@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.fault)])
+@pytest.fixture(scope="module", params=[pytest.param(each, marks=pytest.mark.fault) for each in ("few", "all")])
 def ran(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, tuple[str, ...], list[dict[str, float]]]:

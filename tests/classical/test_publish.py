@@ -24,7 +24,9 @@ from tests.classical.tables import TASKS, build_dataset, create_run
 MODELS = dict(zip(TASKS, ("svm", "gradient_boosting", "random_forest"), strict=True))
 
 
-@pytest.mark.parametrize("task", ["classification", "binary", pytest.param("regression", marks=pytest.mark.fault)])
+@pytest.mark.parametrize(
+    "task", ["classification", *(pytest.param(task, marks=pytest.mark.fault) for task in ("binary", "regression"))]
+)
 def test_a_run_is_evaluated_published_and_served_like_any_other(file_store: ObstoreStore, task: str) -> None:
     dataset = build_dataset(file_store, task)
     spec = create_run(file_store, dataset, {"name": MODELS[task]})

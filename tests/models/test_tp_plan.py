@@ -68,6 +68,7 @@ def _parallel(rank: int, plans: dict[str, dict[str, str]]) -> dict[str, torch.Te
     return steps
 
 
+@pytest.mark.fault
 def test_two_ranks_that_follow_the_plan_compute_what_one_does() -> None:
     plans = {case: build(case).tp_plan for case in CASES}
     found = run_ranks(_parallel, 2, plans)
