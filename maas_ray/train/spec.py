@@ -120,6 +120,11 @@ class TrainSpec(Spec):
                 f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
                 f"workers.count {self.workers.count}: some workers would never see a sample"
             )
+        if self.precision == "bf16" and layout.pp > 1 and layout.dp == 1:
+            raise ValueError(
+                f"precision bf16 reaches pipeline stages only through FSDP2's policy, and the layout {layout} shards "
+                "nothing: it would train in float32; add dp_shard or dp_replicate, or use fp32"
+            )
         build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
 
