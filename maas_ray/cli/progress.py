@@ -19,7 +19,15 @@ def training_bar(run: str) -> Iterator[Callable[[Any], None]]:
         def show(progress: Any) -> None:
             figures = {"loss": progress.loss, **progress.metrics}
             shown = " ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
-            note = f"step {progress.step}/{progress.total_steps} {shown}".rstrip()
+            note = f"step {progress.step}/{progress.total_steps} {shown}{_speed(progress)}".rstrip()
             bar.update(task, completed=progress.step, total=progress.total_steps, note=note)
 
         yield show
+
+
+def _speed(progress: Any) -> str:
+    if progress.samples_per_s is None:
+        return ""
+    rate, unit = (progress.tokens_per_s, "tokens") if progress.tokens_per_s else (progress.samples_per_s, "samples")
+    share = f" mfu {progress.mfu:.1%}" if progress.mfu is not None else ""
+    return f" {rate:,.0f} {unit}/s{share}"

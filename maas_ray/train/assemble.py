@@ -15,6 +15,7 @@ from maas_ray.train.objective import build_loss, num_valid
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.parallel import Place, distribute
 from maas_ray.train.pipeline import Pipeline
+from maas_ray.train.recompute import recompute_blocks
 from maas_ray.train.spec import TrainSpec
 
 
@@ -47,8 +48,20 @@ def build_trainee(
     """
     net = build_net(spec, features).to(dtype)
     replace_dropout(net)
+    if spec.throughput.compile:
+        from maas_ray.train.compiled import compile_blocks  # late: few runs need it
+
+        compile_blocks(net)
+    recompute_blocks(net, spec.throughput.activation_checkpointing)
     loss = build_loss(spec.objective, features.task)
-    parts = distribute(net, place, device, plan=spec.layout.tp_plan, precision=spec.precision)
+    parts = distribute(
+        net,
+        place,
+        device,
+        plan=spec.layout.tp_plan,
+        precision=spec.precision,
+        unit_mib=spec.layout.shard_unit_mib,
+    )
     optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
     pipeline = None
     if place.mesh is not None and place.layout.pp > 1:

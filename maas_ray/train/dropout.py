@@ -35,6 +35,12 @@ class Samples:
         self.num_calls: dict[int, int] = {}
         """How often each layer has run for these rows: a layer that is used twice gets two masks."""
 
+    def copy(self) -> "Samples":
+        """The same rows with counts of its own."""
+        copy = Samples.__new__(Samples)
+        copy.keys, copy.num_calls = self.keys, dict(self.num_calls)
+        return copy
+
 
 _current: Samples | None = None
 
@@ -59,11 +65,7 @@ def resumed(given: Samples | None) -> Iterator[Samples]:
 
 def current() -> Samples | None:
     """Whose rows are computed now, with a copy of the counts, to be given to `resumed` later."""
-    if _current is None:
-        return None
-    copy = Samples.__new__(Samples)
-    copy.keys, copy.num_calls = _current.keys, dict(_current.num_calls)
-    return copy
+    return None if _current is None else _current.copy()
 
 
 class SampleDropout(nn.Module):

@@ -45,6 +45,8 @@ class Journal:
             "train/loss": progress.loss,
             "train/lr": progress.lr,
             "train/samples_per_s": progress.samples_per_s,
+            "train/tokens_per_s": progress.tokens_per_s,
+            "train/mfu": progress.mfu,
             "train/epoch": progress.epoch,
             **{f"validation/{name}": value for name, value in progress.metrics.items()},
         }

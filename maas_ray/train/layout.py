@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
@@ -83,6 +83,10 @@ class LayoutSpec(Spec):
     """Replicas; None: as many as the workers allow."""
     dp_shard: PositiveInt = 1
     """Ranks over which each replica's weights, gradients and optimizer state are sharded (FSDP2)."""
+    shard_unit_mib: NonNegativeFloat = 25.0
+    """Neighbouring layers are gathered together until they have so many MiB of weights; what is smaller in all is gathered
+    once a step and kept until its gradients are there. As large as the buckets of DistributedDataParallel; 0: each layer by
+    itself, which takes the least memory."""
     tp: PositiveInt = 1
     """Ranks that share each matrix product. The model has to have a plan (`tp_plan`)."""
     sequence_parallel: bool = False

@@ -187,17 +187,20 @@ def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple
     seed_step(plan.seed, step, place.dp)
     cursor = step * plan.global_size
     batches = loader.load(cursor, plan.stop)
-    count = _count(trainee, batches, min(plan.global_size, plan.stop - cursor))
-    # Replicas and shards average their gradients; a mean over the global batch is a sum of shares.
-    scale = place.layout.dp / count
+    count = _start_counting(trainee, batches, min(plan.global_size, plan.stop - cursor))
     trainee.optimizer.zero_grad(set_to_none=True)
+    # Replicas and shards average their gradients; a mean over the global batch is a sum of shares: dp / count.
     if trainee.pipeline is not None:
-        total = trainee.pipeline.step(_filled(plan, trainee, batches), scale)
+        filled = _filled(plan, trainee, batches)
+        total = trainee.pipeline.step(filled, place.layout.dp / count())
     else:
         total = torch.zeros((), dtype=torch.float64, device=trainee.device)
+        scale: float | None = None
         for batch, is_last in _with_last(batches):
             with _sync(trainee.model, is_last):
-                loss = _loss_sum(plan, trainee, batch) * scale
+                loss = _loss_sum(plan, trainee, batch)
+                scale = scale or place.layout.dp / count()  # the first forward pass has hidden the wait
+                loss = loss * scale
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     parameters = [parameter for part in trainee.parts for parameter in part.parameters()]
@@ -212,18 +215,23 @@ def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple
     return total / place.layout.dp, norm
 
 
-def _count(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -> float:
-    """What the sum of the losses of the global batch is divided by."""
+def _start_counting(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
+    """Begins to count what the sum of the losses of the global batch is divided by; returns what waits for it."""
     if trainee.num_valid is None:
-        return num_rows
+        return lambda: num_rows
     count = torch.zeros((), dtype=torch.int64, device=trainee.device)
     for batch in batches:
         count += trainee.num_valid(batch.target).to(trainee.device)
     layout = trainee.place.layout
-    if dist.is_initialized():
-        dist.all_reduce(count)
-    # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
-    return max(1, int(count) // (layout.pp * layout.tp))
+    work = dist.all_reduce(count, async_op=True) if dist.is_initialized() else None
+
+    def counted() -> float:
+        if work is not None:
+            work.wait()
+        # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
+        return max(1, int(count) // (layout.pp * layout.tp))
+
+    return counted
 
 
 def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[MicroBatch]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from maas_ray.errors import ModelError, SpecError
@@ -13,6 +14,7 @@ from maas_ray.models.weights import weights
 from maas_ray.spec import Spec
 
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+Implementation = Literal["auto", "fused", "foreach", "loop"]
 
 _KINDS: dict[OptimizerName, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -27,6 +29,8 @@ _OPTIONS: dict[OptimizerName, tuple[str, ...]] = {
     "rmsprop": ("momentum", "alpha", "eps"),
 }
 """The fields beside lr and weight_decay that an optimizer takes."""
+_FUSED: tuple[OptimizerName, ...] = ("sgd", "adam", "adamw")
+"""Those with a fused kernel for CPUs and GPUs."""
 
 
 class OptimizerSpec(Spec):
@@ -48,6 +52,10 @@ class OptimizerSpec(Spec):
     """rmsprop: decay of the mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0.0)
     """adam, adamw and rmsprop: added to the denominator."""
+    implementation: Implementation = "auto"
+    """How torch computes the update: `fused` in one kernel for all weights, `foreach` in one operation each for all of
+    them, `loop` weight by weight. They differ in the last bits. `auto`: fused, and for rmsprop, which has no such kernel,
+    foreach with a GPU and loop without."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -57,6 +65,10 @@ class OptimizerSpec(Spec):
                 raise ValueError(f"{self.name} takes no {option}; remove it, or use {' or '.join(takers)}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, such as 0.9")
+        if self.implementation == "fused" and self.name not in _FUSED:
+            raise ValueError(
+                f"{self.name} has no fused implementation; use auto, foreach or loop, or {' or '.join(_FUSED)}"
+            )
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas have to be in [0, 1), got {list(self.betas)}")
         return self
@@ -74,7 +86,7 @@ class ScheduleSpec(Spec):
 
 
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer over the trained parameters: weights in one group, the undecayed rest in another.
+    """An optimizer over the trained parameters: weights in groups of their own, the undecayed rest in others.
 
     Raises:
         ModelError: the model has no parameter to train.
@@ -83,14 +95,26 @@ def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimi
     if not trained:
         raise ModelError(f"{type(model).__name__} has no parameter to train")
     decayed = {id(weight) for weight in weights(model)}
-    groups = [
-        {"params": [parameter for parameter in trained if id(parameter) in decayed], "weight_decay": spec.weight_decay},
-        {"params": [parameter for parameter in trained if id(parameter) not in decayed], "weight_decay": 0.0},
-    ]
-    options: dict[str, Any] = {name: getattr(spec, name) for name in _OPTIONS[spec.name]}
+    groups: dict[Any, dict[str, Any]] = {}
+    for is_decayed in (True, False):
+        for parameter in trained:
+            if (id(parameter) in decayed) == is_decayed:
+                # One kernel takes all weights of a group: those of which ranks have pieces are of one mesh.
+                key = (is_decayed, parameter.device_mesh if isinstance(parameter, DTensor) else None)
+                decay = spec.weight_decay if is_decayed else 0.0
+                groups.setdefault(key, {"params": [], "weight_decay": decay})["params"].append(parameter)
+    options: dict[str, Any] = {name: getattr(spec, name) for name in _OPTIONS[spec.name]} | _kernels(spec)
     kind: Any = _KINDS[spec.name]
-    optimizer: torch.optim.Optimizer = kind([group for group in groups if group["params"]], lr=spec.lr, **options)
+    optimizer: torch.optim.Optimizer = kind(list(groups.values()), lr=spec.lr, **options)
     return optimizer
+
+
+def _kernels(spec: OptimizerSpec) -> dict[str, bool]:
+    if spec.implementation == "auto":
+        return {"fused": True} if spec.name in _FUSED else {}
+    if spec.implementation == "loop":
+        return {"foreach": False}
+    return {spec.implementation: True}
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:

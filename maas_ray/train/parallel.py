@@ -13,7 +13,7 @@ from hashlib import sha256
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.errors import ModelError, ResourcesMissing
+from maas_ray.train.blocks import Forward, neighbours, replace_forward
 from maas_ray.train.dropout import SampleDropout
 from maas_ray.train.layout import AXES, Layout
 from maas_ray.train.pipeline import split_layers
@@ -112,6 +113,7 @@ def distribute(
     *,
     plan: Mapping[str, str] | None = None,
     precision: str = "fp32",
+    unit_mib: float = 0.0,
 ) -> Parts:
     """Takes this rank's part of a model that every rank has built with the same weights.
 
@@ -120,7 +122,9 @@ def distribute(
         place: this rank's.
         device: where this rank computes.
         plan: layer name pattern to style; None: the model's own `tp_plan`.
-        precision: `bf16` makes sharded layers compute in bfloat16 (FSDP2's policy), gradients are summed in float32.
+        precision: `bf16` makes sharded layers (FSDP2's policy) and pipeline stages compute in bfloat16; gradients are summed in
+            float32. What is called whole is the caller's to put under autocast.
+        unit_mib: least size of what FSDP2 gathers at once, in MiB.
 
     Raises:
         ModelError: the model cannot be arranged so, with the reason.
@@ -145,9 +149,11 @@ def distribute(
             process_group=mesh["dp_replicate"].get_group(),
         )
         return Parts(parts, [wrapped])
-    if layout.dp > 1:
-        for part in parts:
-            _shard(part, mesh, layout, precision)
+    for part in parts:
+        if layout.dp > 1:
+            _shard(part, mesh, layout, precision, unit_mib)
+        elif precision == "bf16" and layout.pp > 1:
+            replace_forward(part, _in_bf16)
     return Parts(parts, parts)
 
 
@@ -280,22 +286,28 @@ def _tie_again(part: nn.Module, tied: Sequence[Sequence[str]]) -> None:
             setattr(part.get_submodule(owner), key, kept)
 
 
-def _shard(part: nn.Module, mesh: DeviceMesh, layout: Layout, precision: str) -> None:
-    """FSDP2: each unit's weights are gathered for its own forward and backward pass, and its gradients scattered."""
+def _in_bf16(forward: Forward) -> Forward:
+    """A stage is called by torch's schedules, several times and once more to learn its shapes: autocast goes inside."""
+
+    def computed(self: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training):
+            scores: Tensor = forward(self, x)
+        return scores
+
+    return computed
+
+
+def _shard(part: nn.Module, mesh: DeviceMesh, layout: Layout, precision: str, unit_mib: float) -> None:
+    """FSDP2: the weights of a group of layers are gathered for its forward and backward pass, its gradients scattered.
+
+    Each group costs three collective operations a step: a model of many small layers would do little else.
+    """
     over = mesh["dp_replicate", "dp_shard"] if layout.dp_replicate > 1 else mesh["dp_shard"]
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     # A pipeline runs each stage many times a step: gathering again for each micro-batch would cost more than memory.
     # Nothing here changes an output in place, which is what torch warns of; verify-parallel finds a model that does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for unit in [*_units(part), part]:
-        fully_shard(unit, mesh=over, mp_policy=policy, reshard_after_forward=layout.pp == 1)
-
-
-def _units(part: nn.Module) -> list[nn.Module]:
-    """The blocks that are gathered one at a time: layers of a sequence or of a list, with weights of their own."""
-    units = []
-    for module in part.modules():
-        if isinstance(module, nn.ModuleList) or (module is part and isinstance(part, nn.Sequential)):
-            units += [child for child in module.children() if any(True for _ in child.parameters())]
-    inside = {id(below) for unit in units for below in unit.modules() if below is not unit}
-    return [unit for unit in units if id(unit) not in inside]
+    for group in neighbours(part, unit_mib * 2**20):
+        fully_shard(group, mesh=over, mp_policy=policy, reshard_after_forward=layout.pp == 1)
+    # What is left over is small, and needed again as soon as the backward pass begins.
+    fully_shard(part, mesh=over, mp_policy=policy, reshard_after_forward=False)

@@ -11,6 +11,8 @@ class Progress:
         step: optimizer steps done.
         epoch: passes over the training split done, as a fraction.
         loss: mean loss per sample of this step over all ranks, regularization included.
+        tokens_per_s: over all ranks, where rows are sequences of tokens.
+        mfu: share of the operations per second that the devices could do at best, where that is known.
         metrics: validation figures, at the end of an epoch, where the data has a validation split.
     """
 
@@ -20,4 +22,6 @@ class Progress:
     loss: float | None = None
     lr: float | None = None
     samples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.layout import LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
+from maas_ray.train.throughput import ThroughputSpec
 
 
 class BatchSpec(Spec):
@@ -91,7 +92,8 @@ class TrainSpec(Spec):
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the forward pass under autocast; weights, gradients and optimizer state stay float32."""
+    """`bf16` runs the forward pass under autocast, or what is sharded by FSDP2's policy; weights, gradients and optimizer
+    state stay float32."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; None: not clipped."""
     seed: NonNegativeInt = 0
@@ -104,6 +106,7 @@ class TrainSpec(Spec):
     """Optimizer steps between validations; None: at the end of every epoch. The last step always has one."""
     workers: WorkersSpec = WorkersSpec()
     layout: LayoutSpec = LayoutSpec()
+    throughput: ThroughputSpec = ThroughputSpec()
     storage: StorageSpec = StorageSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -119,11 +122,6 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
                 f"workers.count {self.workers.count}: some workers would never see a sample"
-            )
-        if self.precision == "bf16" and layout.pp > 1 and layout.dp == 1:
-            raise ValueError(
-                f"precision bf16 reaches pipeline stages only through FSDP2's policy, and the layout {layout} shards "
-                "nothing: it would train in float32; add dp_shard or dp_replicate, or use fp32"
             )
         build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
@@ -145,11 +143,12 @@ class TrainSpec(Spec):
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
 
-        Where it is stored, how often it is checkpointed or logged, on which workers it runs and how they share the model
-        may change.
+        Where it is stored, how often it is checkpointed or logged, on which workers it runs, how they share the model and
+        how fast they are may change.
         """
-        free = {"storage", "workers", "layout", "checkpoint", "log_every", "validate_every"}
+        free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient
+            del fields["optimizer"]["implementation"]  # which kernels compute the same update
         return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])

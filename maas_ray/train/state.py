@@ -50,9 +50,10 @@ def restore(trainee: Trainee, step: int, names: Iterable[str], load: Callable[[M
         if name.startswith(OPTIMIZER):
             owner, _, moment = name.removeprefix(OPTIMIZER).rpartition(".")
             moments.setdefault(owner, set()).add(moment)
+    is_fused = bool(trainee.optimizer.defaults.get("fused"))
     for name, parameter in _parameters(trainee):
         for moment in moments.get(name, ()):
-            trainee.optimizer.state[parameter][moment] = _moment(moment, parameter)
+            trainee.optimizer.state[parameter][moment] = _moment(moment, parameter, is_fused)
     wanted = tensors_of(trainee)
     if missing := sorted(wanted.keys() - there):
         raise ObjectCorrupt(
@@ -63,10 +64,10 @@ def restore(trainee: Trainee, step: int, names: Iterable[str], load: Callable[[M
     _set_step(trainee, step)
 
 
-def _moment(name: str, parameter: Tensor) -> Tensor:
-    # torch's optimizers keep one number, the count of steps, on the CPU; all else has the shape of the parameter.
+def _moment(name: str, parameter: Tensor, is_fused: bool) -> Tensor:
+    # One number, the count of steps, is on the CPU unless the kernel counts; all else has the shape of the parameter.
     if name == "step":
-        return torch.zeros((), dtype=torch.float32)
+        return torch.zeros((), dtype=torch.float32, device=parameter.device if is_fused else "cpu")
     data = parameter.detach()
     return (
         torch.zeros_like(data, memory_format=torch.preserve_format)

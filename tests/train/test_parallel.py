@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +9,10 @@ import torch
 from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
-from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.layout import Layout, LayoutSpec, possible_layouts
 from maas_ray.train.parallel import refuse_far_groups, refuse_unfit
 from maas_ray.train.pipeline import refuse_microbatches, split_layers
 from tests.support.ranks import run_ranks
-from tests.support.small_runs import make_run
 
 
 def _layers(*widths: int) -> nn.Sequential:
@@ -94,17 +91,6 @@ def test_a_pipeline_needs_enough_micro_batches(schedule: Any, number: int) -> No
     with pytest.raises(SpecError, match="batch.accumulation"):
         refuse_microbatches(Layout(pp=2, schedule=schedule), number)
     refuse_microbatches(Layout(pp=2, schedule=schedule), 4)
-
-
-def test_a_pipeline_that_would_silently_train_in_float32_is_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {
-        "precision": "bf16",
-        "workers": {"count": 2},
-        "batch": {"global_size": 12, "accumulation": 4},
-    }
-    with pytest.raises(ValueError, match="would train in float32; add dp_shard"):
-        make_run(file_store, tmp_path, "mlp", layout={"pp": 2}, **asked)
-    make_run(file_store, tmp_path, "mlp", layout={"pp": 2, "dp_shard": 2}, **{**asked, "workers": {"count": 4}})
 
 
 def test_every_axis_and_product_is_among_the_layouts_to_compare() -> None:

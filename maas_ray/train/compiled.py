@@ -1,0 +1,65 @@
+"""`torch.compile` per block: one compilation serves all blocks of a class. Knows no layout.
+
+What is compiled is a block's `forward` alone. Hooks around it (FSDP2, tensor parallelism) stay as they are, and so do the
+names of its weights, which torch.compile of a module would change. Activation checkpointing goes around what is compiled:
+its bookkeeping of rows (train/dropout.py) is Python. Compiled on GPUs the same way; not run on one by its authors.
+"""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maas_ray.errors import ModelError, ResourcesMissing
+from maas_ray.train.blocks import Forward, blocks, replace_forward
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Compiles the blocks of a model at their first use, on the whole model and before it is cut.
+
+    Raises:
+        ModelError: it has no blocks.
+        ResourcesMissing: this machine has no C++ compiler, or not Python's header files.
+    """
+    refuse_no_compiler()
+    found = blocks(net)
+    if not found:
+        raise ModelError(
+            f"throughput.compile: {type(net).__name__} has no blocks, which are looked for in a torch.nn.Sequential or in "
+            "a torch.nn.ModuleList; put its layers in one, or leave it out"
+        )
+    for block in found:
+        replace_forward(block, _compiled)
+
+
+def _compiled(forward: Forward) -> Forward:
+    inner: Any = torch.compile(forward)  # imports the compiler, which takes seconds
+
+    def compiled(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return inner(self, *args, **kwargs)
+
+    return compiled
+
+
+def refuse_no_compiler() -> None:
+    """Refuses a machine on which torch.compile could not work.
+
+    Raises:
+        ResourcesMissing: with what it lacks.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ResourcesMissing(
+            f"throughput.compile: this node has no C++ compiler {compiler!r}; install one (apt-get install g++), name "
+            "another in the environment variable CXX, or leave compile out"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        raise ResourcesMissing(
+            f"throughput.compile: this node has no {header}; install Python's header files (apt-get install "
+            "python3-dev), or leave compile out"
+        )

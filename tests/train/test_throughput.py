@@ -1,0 +1,171 @@
+"""What makes training faster or smaller changes nothing that is trained, and really happens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maas_ray.data.dataset import Dataset, open_dataset
+from maas_ray.errors import ModelError
+from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.train import recompute
+from maas_ray.train.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.dropout import resumed
+from maas_ray.train.layout import Layout
+from maas_ray.train.loop import Trainee, mean_loss, train_step
+from maas_ray.train.parallel import place_rank
+from maas_ray.train.recompute import recompute_blocks
+from maas_ray.train.spec import TrainSpec
+from tests.support.ranks import run_ranks
+from tests.support.small_runs import make_run
+
+CPU = torch.device("cpu")
+KINDS = ["full", "selective"]
+
+
+class _Products(TorchDispatchMode):
+    """Counts matrix products, and the types they are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.number += 1
+            self.dtypes.add(result.dtype)
+        return result
+
+
+def _trainee(spec: TrainSpec, dataset: Dataset, layout: Layout, dtype: torch.dtype) -> Trainee:
+    return build_trainee(spec, dataset.features, dataset.num_rows["train"], place_rank(layout, "cpu"), CPU, dtype)
+
+
+def _steps(
+    spec: TrainSpec, dataset: Dataset, layout: Layout, *, steps: int = 2, dtype: torch.dtype = torch.float64
+) -> tuple[dict[str, Tensor], list[float], _Products]:
+    """Parameters after some steps, their losses, and the matrix products of the last one."""
+    trainee = _trainee(spec, dataset, layout, dtype)
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
+    trainee.train()
+    losses = []
+    for step in range(steps):
+        with _Products() as products:
+            share, _ = train_step(plan, trainee, loader, step)
+        losses.append(mean_loss(trainee, share, step))
+    named = {name: value.detach() for part in trainee.parts for name, value in part.named_parameters()}
+    pieces = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in named.items()}
+    return pieces, losses, products
+
+
+def _with(spec: TrainSpec, **changes: Any) -> TrainSpec:
+    return TrainSpec.model_validate({**spec.model_dump(mode="json"), **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["mlp", "decoder", "encoder"])
+def test_what_is_computed_again_is_the_same_to_the_bit_dropout_included(
+    file_store: ObstoreStore, tmp_path: Path, model: str, kind: str
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, model, batch={"global_size": 12, "accumulation": 2})
+    kept, losses, products = _steps(spec, dataset, Layout())
+    again, same, more = _steps(_with(spec, throughput={"activation_checkpointing": kind}), dataset, Layout())
+    assert losses == same
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in kept.items())
+    # A forward pass is a third of the products: `full` computes those of the blocks twice, `selective` none.
+    if kind == "full":
+        assert 1.1 * products.number < more.number <= 4 / 3 * products.number
+    else:
+        assert products.number == more.number
+
+
+def test_dropout_that_forgets_whose_rows_are_computed_again_is_caught(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "mlp", throughput={"activation_checkpointing": "full"})
+    monkeypatch.setattr(recompute, "resumed", lambda rows: resumed(None))
+    with pytest.raises(ModelError, match="knows whose none are"):
+        _steps(spec, dataset, Layout())
+
+
+def test_a_model_without_blocks_cannot_forget_any() -> None:
+    with pytest.raises(ModelError, match="Linear has no blocks"):
+        recompute_blocks(nn.Linear(2, 2), "full")
+
+
+LAYOUTS = [(Layout(dp_shard=2), 0.0), (Layout(pp=2), 25.0)]
+WIDE = [
+    *LAYOUTS,
+    (Layout(dp_replicate=2), 25.0),
+    (Layout(dp_shard=2), 25.0),
+    (Layout(tp=2, sequence_parallel=True), 25.0),
+    (Layout(pp=2, schedule="interleaved"), 25.0),
+    (Layout(dp_replicate=2, dp_shard=2), 0.0),
+    (Layout(dp_shard=2, tp=2), 0.0),
+    (Layout(pp=2, dp_shard=2), 0.0),
+    (Layout(pp=2, tp=2), 25.0),
+]
+
+
+def _recomputed_on(
+    rank: int, spec_json: str, digest: str, sizes: list[tuple[Layout, float]], kinds: list[str]
+) -> list[tuple[str, bool]]:
+    """For each layout and kind: whether two steps are the same to the bit as without."""
+    spec = TrainSpec.model_validate_json(spec_json)
+    dataset = open_dataset(open_store(spec.storage), digest)
+    found = []
+    for layout, unit in sizes:
+        plain = _with(spec, layout={"shard_unit_mib": unit})
+        kept, losses, _ = _steps(plain, dataset, layout)
+        for kind in kinds:
+            again, same, _ = _steps(_with(plain, throughput={"activation_checkpointing": kind}), dataset, layout)
+            is_same = losses == same and kept.keys() == again.keys()
+            found.append(
+                (f"{layout} {unit} {kind}", is_same and all(torch.equal(kept[key], again[key]) for key in kept))
+            )
+    return found
+
+
+def _bf16_in_stages(rank: int, spec_json: str, digest: str) -> tuple[bool, list[float], list[float]]:
+    spec = TrainSpec.model_validate_json(spec_json)
+    dataset = open_dataset(open_store(spec.storage), digest)
+    _, exact, products = _steps(spec, dataset, Layout(pp=2), dtype=torch.float32)
+    _, losses, rounded = _steps(_with(spec, precision="bf16"), dataset, Layout(pp=2), dtype=torch.float32)
+    is_bf16 = products.dtypes == {torch.float32} and rounded.dtypes == {torch.bfloat16}
+    return is_bf16, exact, losses
+
+
+def _both(
+    rank: int, spec_json: str, digest: str
+) -> tuple[list[tuple[str, bool]], tuple[bool, list[float], list[float]]]:
+    return _recomputed_on(rank, spec_json, digest, LAYOUTS, ["full"]), _bf16_in_stages(rank, spec_json, digest)
+
+
+def test_shards_and_stages_compute_the_same_again_and_stages_compute_in_bfloat16(
+    file_store: ObstoreStore, tmp_path: Path
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation": 4})
+    for recomputed, (is_bf16, exact, losses) in run_ranks(_both, 2, spec.model_dump_json(), dataset.digest):
+        assert [name for name, is_same in recomputed if not is_same] == []
+        assert len(recomputed) == len(LAYOUTS)
+        assert is_bf16
+        assert losses != exact
+        assert losses == pytest.approx(exact, rel=2e-2)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_layout_computes_the_same_again(file_store: ObstoreStore, tmp_path: Path, world: int) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation": 4})
+    sizes = [size for size in WIDE if size[0].world == world]
+    for found in run_ranks(_recomputed_on, world, spec.model_dump_json(), dataset.digest, sizes, KINDS):
+        assert [name for name, is_same in found if not is_same] == []
+        assert len(found) == len(sizes) * len(KINDS)
