@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--endpoint", help="URL of an S3-compatible service other than AWS")
     parser.add_argument("--run", required=True)
     parser.add_argument("--name", required=True, help="the model to publish a version of")
-    parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
+    parser.add_argument("--step", type=int, help="the checkpoint; by default what the spec says in checkpoint.use")
     parser.add_argument("--promote", nargs="?", const=PRODUCTION, metavar="ALIAS", help="also point an alias at it")
     arguments = parser.parse_args()
     try:

@@ -80,6 +80,8 @@ class Lineage(Spec):
     """Digest of the TrainSpec."""
     git_commit: str | None = None
     """Commit of the code, where the run was started inside a git repository."""
+    weights: Literal["ema"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """`ema` where the moving average of the weights was exported, not the weights themselves."""
     imported: Imported | None = Field(default=None, exclude_if=lambda value: value is None)
     """The file, where the bundle does not come from a run. Then `run` is `import-` and the begin of the file's digest,
     `step` is 0, and the digests of checkpoint, data and spec are empty."""

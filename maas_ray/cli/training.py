@@ -11,6 +11,17 @@ from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, 
 from maas_ray.cli.progress import training_bar
 from maas_ray.cli.reporting import Answer, facts, say, table
 
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", "--step", metavar="newest|best|STEP", help="Which.", show_default="the spec's checkpoint.use"
+    ),
+]
+Weights = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(help="The moving average of the weights, or themselves.", show_default="ema if the run keeps one"),
+]
+
 
 def train(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec; see `maas-ray schema train`.")],
@@ -45,6 +56,7 @@ def train(
         result = run_training(loaded, resume=resume, on_progress=show, board=board)
     shown = {
         "step": result.step,
+        **({"ended by": result.reason} if result.reason else {}),
         **{name: f"{value:.4g}" for name, value in result.metrics.items()},
         "checkpoint": f"step {result.checkpoint_step}",
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
@@ -67,6 +79,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
             "data_digest": run.data_digest,
             "git_commit": run.git_commit,
             "error": run.error,
+            "reason": run.reason,
         }
         for run in found
     ]
@@ -79,15 +92,17 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
 def evaluate(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which data.")] = "test",
-    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")] = None,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
     """Evaluates a run's checkpoint on held-out data, in this process."""
     with say.status("evaluating"):
+        from maas_ray.train.choice import parse_which
         from maas_ray.train.trained import evaluate_run
 
-        evaluation = evaluate_run(open_store(store, endpoint), run, split, step)
+        evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
     shown = {name: f"{value:.4g}" for name, value in evaluation.metrics.items()}
     return Answer(asdict(evaluation), facts(title, shown))
@@ -96,7 +111,8 @@ def evaluate(
 def publish(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
     name: Annotated[str, typer.Option(help="Model to publish a version of.")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")] = None,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
     promote: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
@@ -108,8 +124,9 @@ def publish(
     opened = open_store(store, endpoint)
     with say.status("exporting"):
         from maas_ray.optimize.publish import export_run
+        from maas_ray.train.choice import parse_which
 
-        exported = export_run(opened, run, step)
+        exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
     registry = Registry(opened)
     version = registry.publish(name, exported.bundle_id)
     if promote:

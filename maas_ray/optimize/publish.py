@@ -9,9 +9,10 @@ from maas_ray.optimize.export import export
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.store.objects import ObjectStore
+from maas_ray.train.choice import Which
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.runs import checkpoints_prefix
-from maas_ray.train.trained import Trained, evaluate_trained, load_trained
+from maas_ray.train.trained import Trained, Weights, evaluate_trained, load_trained
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,14 @@ class Exported:
     info: BundleInfo
 
 
-def export_run(store: ObjectStore, run: str, step: int | None = None, parity: ParitySpec | None = None) -> Exported:
+def export_run(
+    store: ObjectStore,
+    run: str,
+    step: Which = None,
+    parity: ParitySpec | None = None,
+    *,
+    weights: Weights | None = None,
+) -> Exported:
     """Exports a checkpoint of a run behind the parity gate and commits the bundle.
 
     The checkpoint is pinned first, so that retention never drops what a version was made from. (A classical model has
@@ -31,19 +39,21 @@ def export_run(store: ObjectStore, run: str, step: int | None = None, parity: Pa
     Args:
         store: where the run is and the bundle goes.
         run: the run's id.
-        step: the checkpoint; the newest by default.
+        step: of the checkpoint, `newest` or `best`; by default what the spec says in `checkpoint.use`.
         parity: the gate's tolerances.
+        weights: which ones; by default the moving average if the run keeps one.
 
     Raises:
         NotFound: no such run or checkpoint.
+        SpecError: the run keeps no moving average.
         ObjectCorrupt: a part of the checkpoint or the data is damaged.
         GateError: the graph does not compute what the trained model does; nothing is committed.
     """
-    trained = load_trained(store, run, step)
+    trained = load_trained(store, run, step, weights=weights)
     features = trained.dataset.features
     split = _held_out(trained.dataset)
     if trained.run.spec.model.is_classical:
-        graph, signature, report = export_fitted(load_fitted(store, run, step), features, parity)
+        graph, signature, report = export_fitted(load_fitted(store, run), features, parity)
     else:
         pin(store, checkpoints_prefix(run), trained.step, "exported")
         graph, signature = export(trained.net, features)
@@ -72,4 +82,5 @@ def _lineage(trained: Trained) -> Lineage:
         data_digest=trained.run.data_digest,
         spec_digest=trained.run.spec.digest(),
         git_commit=trained.run.git_commit,
+        weights="ema" if trained.weights == "ema" else None,
     )

@@ -10,6 +10,7 @@ from maas_ray.data.opening import open_rows
 from maas_ray.data.preprocess import Preprocess
 from maas_ray.models.build import build_model
 from maas_ray.train.dropout import replace_dropout
+from maas_ray.train.ema import Ema
 from maas_ray.train.loop import Plan, Trainee
 from maas_ray.train.objective import build_loss, num_valid
 from maas_ray.train.optimizer import build_optimizer, build_schedule
@@ -87,6 +88,7 @@ def build_trainee(
         num_valid=num_valid if features.row.vocab_size is not None else None,
         l1=spec.objective.l1,
         l2=spec.objective.l2,
+        ema=Ema(parts.bare, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None,
         pipeline=pipeline,
         dtype=dtype,
     )
@@ -105,6 +107,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
         validate_every=spec.validate_every,
         clip_norm=spec.clip_norm,
         precision=spec.precision,
+        saves_validated=spec.checkpoint.keep_best > 0,
     )
 
 

@@ -2,11 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.figures import finite
 from maas_ray.train.progress import Progress
 
 PREFIX = "tensorboard"
@@ -56,7 +56,7 @@ class Journal:
         if progress.loss is not None:
             self.history.append({"step": progress.step, "loss": progress.loss, "lr": progress.lr})
         if progress.metrics:
-            self.history.append({"step": progress.step, "validation": progress.metrics})
+            self.history.append({"step": progress.step, "validation": finite(progress.metrics)})
 
     def publish(self) -> None:
         """Makes what was written so far visible in an object store; with a local store it is already."""
@@ -74,15 +74,6 @@ class Journal:
             self._writer.close()
         if self._scratch is not None:
             self._scratch.cleanup()
-
-
-def collect_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest figure of each name in a history: `loss`, and `validation_accuracy` and so on."""
-    metrics: dict[str, float] = {}
-    for entry in history:
-        metrics.update({"loss": entry["loss"]} if "loss" in entry else {})
-        metrics.update({f"validation_{name}": value for name, value in entry.get("validation", {}).items()})
-    return metrics
 
 
 def location(store: ObstoreStore, run: str) -> str:

@@ -28,6 +28,7 @@ from maas_ray.data.loader import Batch, Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.models.weights import weights
 from maas_ray.train.dropout import samples
+from maas_ray.train.ema import Ema
 from maas_ray.train.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.parallel import Place
 from maas_ray.train.pipeline import MicroBatch, Pipeline
@@ -49,6 +50,7 @@ class Plan:
         log_every: steps between logged losses.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch.
         validate_every: steps between validations; None: at the end of each epoch.
+        saves_validated: whether the state that was validated is committed too, as it may turn out to be the best.
     """
 
     total_steps: int
@@ -61,6 +63,7 @@ class Plan:
     validate_every: int | None
     clip_norm: float | None
     precision: str
+    saves_validated: bool = False
 
     def ends_epoch(self, step: int) -> bool:
         """Whether the batch of step number `step` (from 0) takes the last sample of an epoch."""
@@ -74,6 +77,10 @@ class Plan:
     def is_validated(self, step: int) -> bool:
         """Whether step number `step` (from 0) is followed by a validation."""
         return self._is_due(step, self.validate_every)
+
+    def epoch(self, done: int) -> float:
+        """Passes over the training split after `done` steps."""
+        return min(done * self.global_size, self.stop) / self.num_rows
 
     def _is_due(self, step: int, every: int | None) -> bool:
         if step + 1 == self.total_steps:
@@ -92,6 +99,7 @@ class Trainee:
         num_valid: (target) -> what its losses count as; None: one for each row.
         l1: factor of the sum of absolute weights, added to the mean loss.
         l2: factor of the sum of squared weights.
+        ema: the moving average of the weights, if one is kept.
         pipeline: the schedule of the stages, if there are any.
         dtype: of the floating-point rows that the network takes.
     """
@@ -107,6 +115,7 @@ class Trainee:
     num_valid: Callable[[Tensor], Tensor] | None = None
     l1: float = 0.0
     l2: float = 0.0
+    ema: Ema | None = None
     pipeline: Pipeline | None = None
     dtype: torch.dtype = torch.float32
 
@@ -140,40 +149,56 @@ def fit(
     *,
     report: Callable[[Progress], None],
     checkpoint: Callable[[int], None],
-    validate: Callable[[], dict[str, float]] | None = None,
+    validate: Callable[[int], None] | None = None,
+    stop: Callable[[bool], bool] | None = None,
 ) -> None:
-    """Trains from `first_step` to the end.
+    """Trains from `first_step` to the end, or until `stop` says so.
 
     Args:
         plan: the numbers of the run.
         trainee: model, loss and optimizer of this rank, holding the state after `first_step` steps.
         loader: this rank's share of each global batch.
         first_step: steps that are done already.
-        report: called on every rank at each logged step and at each epoch's end.
+        report: called on every rank at each logged step.
         checkpoint: called on every rank with the number of steps done, when the state is to be committed.
-        validate: called on every rank when the plan says so, and after the last step.
+        validate: called on every rank, in evaluation mode, with the number of steps done, when the plan says so and after
+            the last step.
+        stop: called on every rank after each logged step, after each validation (true), and before the first step of a run
+            that goes on; the same answer on all of them. The state after the step at which it says yes is the last.
 
     Raises:
         TrainingFailed: the loss is no longer a finite number.
     """
+    if stop is not None and first_step and stop(True):
+        return  # it was decided before the last commit
     trainee.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
         lr = float(trainee.optimizer.param_groups[0]["lr"])
         loss, _ = train_step(plan, trainee, loader, step)
         done = step + 1
-        if done % plan.log_every == 0 or done == plan.total_steps:
+        is_logged = done % plan.log_every == 0 or done == plan.total_steps
+        is_validated = validate is not None and plan.is_validated(step)
+        if is_logged:
             mean = mean_loss(trainee, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
-            report(Progress(done, plan.total_steps, _epoch(plan, done), mean, lr, rate))
+            report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
             logged_at, logged_s = done, time.perf_counter()
-        if validate is not None and plan.is_validated(step):
-            trainee.train(False)
-            metrics = validate()
-            trainee.train()
-            report(Progress(done, plan.total_steps, _epoch(plan, done), metrics=metrics))
-        if plan.is_checkpoint(step):
+        if validate is not None and is_validated:
+            _validate(trainee, validate, done)
+        is_last = stop is not None and (is_logged or is_validated) and stop(is_validated)
+        if validate is not None and is_last and not is_validated:
+            _validate(trainee, validate, done)
+        if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last:
             checkpoint(done)
+        if is_last:
+            return
+
+
+def _validate(trainee: Trainee, validate: Callable[[int], None], done: int) -> None:
+    trainee.train(False)
+    validate(done)
+    trainee.train()
 
 
 def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple[Tensor, float | None]:
@@ -212,6 +237,8 @@ def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple
         norm = clip_gradients(parameters, plan.clip_norm, place.layout)
     trainee.optimizer.step()
     trainee.schedule.step()
+    if trainee.ema is not None:
+        trainee.ema.update(step + 1)
     return total / place.layout.dp, norm
 
 
@@ -307,10 +334,6 @@ def mean_loss(trainee: Trainee, share: Tensor, step: int) -> float:
             f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set clip_norm, or check the data for extremes"
         )
     return mean
-
-
-def _epoch(plan: Plan, done: int) -> float:
-    return min(done * plan.global_size, plan.stop) / plan.num_rows
 
 
 def _sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:

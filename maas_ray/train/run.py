@@ -26,7 +26,8 @@ from maas_ray.store.probe import probe
 from maas_ray.train.board import Launch, end_board, follow, start_board
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.journal import collect_metrics, location
+from maas_ray.train.figures import newest_figures, refuse_figure
+from maas_ray.train.journal import location
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
@@ -43,6 +44,8 @@ class RunResult:
     """The newest `loss`, and `validation_…` figures where there is a validation split."""
     data_digest: str
     checkpoint_step: int
+    reason: str | None
+    """Why it ended before its last step; None: it did not."""
     tensorboard: str
     """What to give `tensorboard --logdir`."""
 
@@ -121,6 +124,7 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Builds everything once here, so that what is wrong with it is said before any worker starts."""
     if spec.model.is_classical:
         return check_classical(spec, dataset)
+    _check_figures(spec, dataset)
     torch.manual_seed(spec.seed)
     net = build_model(
         spec.model, dataset.features.row, dataset.features.num_outputs, per_token=dataset.features.is_per_token
@@ -135,6 +139,15 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     with _no_compiler():
         optimizer = build_optimizer(spec.optimizer, net)
     build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))
+
+
+def _check_figures(spec: TrainSpec, dataset: Dataset) -> None:
+    task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
+    by, early = spec.checkpoint, spec.early_stopping
+    if by.keep_best:
+        refuse_figure("checkpoint", by.metric, by.mode, task, has_validation)
+    if early is not None:
+        refuse_figure("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
 
 
 @contextmanager
@@ -179,7 +192,9 @@ def _fit(
         runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
         raise failure
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(run.id)))
-    runs.record(run.id, {"type": "finished", "step": saved.step})
+    stopper = spec.stopper()
+    reason = stopper.follow(saved.history) if stopper is not None else None
+    runs.record(run.id, {"type": "finished", "step": saved.step, "reason": reason})
 
 
 def _result(store: ObstoreStore, run: str) -> RunResult:
@@ -189,5 +204,5 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
         if record.spec.model.is_classical
         else read_saved(open_checkpoint(store, checkpoints_prefix(run)))
     )
-    metrics = collect_metrics(state.history)
-    return RunResult(run, state.step, metrics, record.data_digest, state.step, location(store, run))
+    metrics = newest_figures(state.history)
+    return RunResult(run, state.step, metrics, record.data_digest, state.step, record.reason, location(store, run))

@@ -41,6 +41,8 @@ class Run:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation on held-out data."""
     error: str | None = None
+    reason: str | None = None
+    """Why it finished before its last step."""
 
 
 class Runs:
@@ -93,16 +95,21 @@ class Runs:
             kind = event.pop("type")
             if kind == "evaluated":
                 status["metrics"] = event["metrics"]
-            else:
-                status.update(status=kind, step=event.get("step"), error=event.get("error"))
+            elif kind != "validated":
+                status.update({name: event.get(name) for name in ("step", "error", "reason")}, status=kind)
         return Run(run, spec, meta["data_digest"], meta["git_commit"], meta["created_s"], **status)
+
+    def validated(self, run: str) -> dict[int, dict[str, float]]:
+        """What validation beside training has found, by step: `validation_loss` and so on."""
+        events = (record.event for record in Sequence(self._store, run_prefix(run)).read())
+        return {event["step"]: dict(event["metrics"]) for event in events if event["type"] == "validated"}
 
     def all(self) -> list[Run]:
         """All runs, newest first."""
         return sorted((self.get(run) for run in self._ids()), key=lambda run: -run.created_s)
 
     def record(self, run: str, event: Mapping[str, Any]) -> None:
-        """Appends an event `{type: started | finished | failed | evaluated, …}` to a run's log."""
+        """Appends an event `{type: started | finished | failed | evaluated | validated, …}` to a run's log."""
         Sequence(self._store, run_prefix(run), self._clock).append(lambda _: event)
 
     def _ids(self) -> list[str]:

@@ -11,9 +11,11 @@ from maas_ray.models.classical import parse_classical
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
+from maas_ray.train.ema import EmaSpec
 from maas_ray.train.layout import LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
+from maas_ray.train.stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.throughput import ThroughputSpec
 
 
@@ -57,13 +59,21 @@ class CheckpointSpec(Spec):
     keep_every_steps: PositiveInt | None = None
     """Also keeps those of steps that this number divides."""
     keep_best: NonNegativeInt = 0
-    """Also keeps so many of the best by `metric`."""
+    """Also keeps so many of the best by `metric`; then each state that is validated is committed as well."""
     metric: str = "validation_loss"
     """`loss`, or a figure of the validation split, such as `validation_accuracy`."""
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger figure is better."""
+    use: Literal["newest", "best"] = "newest"
+    """Which one `evaluate` and `publish` take unless they are told; `best` needs `keep_best`."""
     timeout_s: PositiveFloat = 120.0
     """A save that takes longer fails on all workers; training goes on, and the next save tries again."""
+
+    @model_validator(mode="after")
+    def _keeps_what_it_uses(self) -> Self:
+        if self.use == "best" and not self.keep_best:
+            raise ValueError("use: best needs keep_best of at least 1, or the best one may be gone")
+        return self
 
     def keep(self) -> Keep:
         """The rules of retention."""
@@ -86,11 +96,15 @@ class TrainSpec(Spec):
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    ema: EmaSpec | None = None
+    """An exponential moving average of the weights; None: none is kept."""
     batch: BatchSpec = BatchSpec()
     epochs: PositiveInt | None = None
     """Passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Ends the run before that when a figure no longer gets better; None: it goes to its last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the forward pass under autocast, or what is sharded by FSDP2's policy; weights, gradients and optimizer
     state stay float32."""
@@ -126,6 +140,13 @@ class TrainSpec(Spec):
         build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
 
+    def stopper(self) -> Stopper | None:
+        """What decides whether the run ends early, if something does."""
+        early, by = self.early_stopping, self.checkpoint
+        if early is None:
+            return None
+        return Stopper(early.metric or by.metric, early.mode or by.mode, early.patience, early.min_delta)
+
     def stop_position(self, num_rows: int) -> int:
         """Global sample position at which the run ends: epochs x rows, or steps x global batch.
 
@@ -143,10 +164,11 @@ class TrainSpec(Spec):
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
 
-        Where it is stored, how often it is checkpointed or logged, on which workers it runs, how they share the model and
-        how fast they are may change.
+        Where it is stored, how often it is checkpointed or logged, whether it stops early, on which workers it runs, how they
+        share the model and how fast they are may change.
         """
         free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
+        free |= {"early_stopping"}
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient

@@ -2,6 +2,7 @@
 
     model.<name>                  weights and buffers, by their names in the whole model
     optimizer.<name>.<moment>     what the optimizer keeps for this weight
+    ema.<name>                    the moving average of this weight, in a run that keeps one
 
 Values are tensors, or DTensors of which each rank has a piece; the ranks of other pipeline stages have other names.
 Learning rates and other numbers of the optimizer are not state: they follow from the spec and the step.
@@ -17,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.train.loop import Trainee
 
-MODEL, OPTIMIZER = "model.", "optimizer."
+MODEL, OPTIMIZER, EMA = "model.", "optimizer.", "ema."
 
 
 def tensors_of(trainee: Trainee) -> dict[str, Tensor]:
@@ -29,7 +30,14 @@ def tensors_of(trainee: Trainee) -> dict[str, Tensor]:
         for moment, value in trainee.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 found[f"{OPTIMIZER}{name}.{moment}"] = value
+    if trainee.ema is not None:
+        found.update({f"{EMA}{name}": average for name, average in trainee.ema.averages.items()})
     return found
+
+
+def buffers_of(trainee: Trainee) -> set[str]:
+    """Which of those names are of buffers."""
+    return {f"{MODEL}{name}" for part in trainee.parts for name, _ in part.named_buffers()}
 
 
 def restore(trainee: Trainee, step: int, names: Iterable[str], load: Callable[[Mapping[str, Tensor]], Any]) -> None:

@@ -1,6 +1,7 @@
 """A run's result, loaded and verified: the network, the features it takes, and how it does on held-out data."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -9,15 +10,20 @@ from maas_ray.checkpoint.catalog import open_checkpoint
 from maas_ray.checkpoint.load import read_tensors
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.opening import open_rows
-from maas_ray.errors import DataError, ModelError
+from maas_ray.errors import DataError, ModelError, SpecError
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
+from maas_ray.train.choice import Which, choose_step
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.objective import build_loss
 from maas_ray.train.raw_model import RawModel
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix
+from maas_ray.train.state import EMA
+
+Weights = Literal["ema", "raw"]
+"""The moving average of the weights, or what the optimizer has left."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Trained:
     checkpoint_digest: str
     net: nn.Module
     dataset: Dataset
+    weights: Weights = "raw"
 
 
 @dataclass(frozen=True)
@@ -42,33 +49,45 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def load_trained(store: ObjectStore, run: str, step: int | None = None) -> Trained:
-    """Loads a run's network at a checkpoint, the newest by default.
+def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: Weights | None = None) -> Trained:
+    """Loads a run's network at a checkpoint.
+
+    Args:
+        store: where the run is.
+        run: its id.
+        step: of the checkpoint, `newest` or `best`; by default what the spec says in `checkpoint.use`.
+        weights: which ones; by default the moving average if the run keeps one.
 
     Raises:
         NotFound: no such run, or no such checkpoint.
+        SpecError: the run keeps no moving average.
         ObjectCorrupt: a part is missing, truncated or altered.
         ModelError: the model's class no longer takes these weights.
     """
     record = Runs(store).get(run)
     dataset = open_dataset(store, record.data_digest)
+    if weights == "ema" and record.spec.ema is None:
+        raise SpecError(f"run {run!r} keeps no moving average of its weights (ema in its spec); take the raw ones")
     if record.spec.model.is_classical:
-        fitted = load_fitted(store, run, step)
+        fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is but one
         return Trained(
             record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
         )
-    committed = open_checkpoint(store, checkpoints_prefix(run), step)
+    weights = weights or ("ema" if record.spec.ema is not None else "raw")
+    committed = open_checkpoint(store, checkpoints_prefix(run), choose_step(store, record, step))
     torch.manual_seed(record.spec.seed)
     features = dataset.features
     net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
     try:
         net.load_state_dict(read_tensors(committed))
+        if weights == "ema":  # of the trained weights; buffers and frozen weights have none
+            net.load_state_dict(read_tensors(committed, EMA), strict=False)
     except RuntimeError as error:
         raise ModelError(
             f"{record.spec.model.name} no longer takes the weights of run {run!r}, step {committed.meta['step']}: "
             f"{error}; use the code that it was trained with ({record.git_commit or 'no commit recorded'})"
         ) from error
-    return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset)
+    return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
 
 
 def evaluate_trained(trained: Trained, split: str) -> Evaluation:
@@ -94,14 +113,17 @@ def evaluate_trained(trained: Trained, split: str) -> Evaluation:
     return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
 
 
-def evaluate_run(store: ObjectStore, run: str, split: str = "test", step: int | None = None) -> Evaluation:
-    """Evaluates a checkpoint, the newest by default, on a split and records the figures in the run's log.
+def evaluate_run(
+    store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
+) -> Evaluation:
+    """Evaluates a checkpoint on a split and records the figures in the run's log; `step` and `weights` as `load_trained`.
 
     Raises:
         NotFound: no such run, or no such checkpoint.
         DataError: the data has no such split.
     """
-    evaluation = evaluate_trained(load_trained(store, run, step), split)
-    figures = {"split": split, "step": evaluation.step, "metrics": evaluation.metrics}
+    trained = load_trained(store, run, step, weights=weights)
+    evaluation = evaluate_trained(trained, split)
+    figures = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
     Runs(store).record(run, {"type": "evaluated", **figures})
     return evaluation

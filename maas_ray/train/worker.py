@@ -4,6 +4,7 @@ Kept apart from train/run.py so that the processes that train import only what t
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -22,14 +23,16 @@ from maas_ray.errors import MaasError
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
-from maas_ray.train.journal import Journal, collect_metrics
+from maas_ray.train.figures import figures_at
+from maas_ray.train.finite import refuse_not_finite
+from maas_ray.train.journal import Journal
 from maas_ray.train.loop import Plan, Trainee, fit, settle
 from maas_ray.train.parallel import place_rank, refuse_far_groups
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import checkpoints_prefix
 from maas_ray.train.scorer import Scorer
 from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import restore, tensors_of
+from maas_ray.train.state import buffers_of, restore, tensors_of
 
 RANDOM = "seed-position"
 """How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/dropout.py."""
@@ -86,18 +89,21 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             board.put.remote(progress)
 
     def checkpoint(done: int) -> None:
+        tensors = tensors_of(trainee)
+        refuse_not_finite(tensors, done, device, buffers_of(trainee))
+        history = journal.history if journal is not None else []
         saver.save(
             Snapshot(
                 step=done,
                 cursor=min(done * plan.global_size, plan.stop),
-                tensors=tensors_of(trainee),
+                tensors=tensors,
                 meta={
                     "layout": str(place.layout),
-                    "metrics": newest_metrics(journal),
+                    "metrics": figures_at(history, done),
                     "random": RANDOM,
                     "seed": spec.seed,
                 },
-                history=journal.history if journal is not None else [],
+                history=history,
             )
         )
 
@@ -109,18 +115,14 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             first_step,
             report=report,
             checkpoint=checkpoint,
-            validate=_validator(spec, plan, dataset, trainee),
+            validate=_validator(spec, plan, dataset, trainee, report),
+            stop=_stop(spec, journal, device),
         )
         saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
     finally:
         saver.close()
         if journal is not None:
             journal.close()
-
-
-def newest_metrics(journal: Journal | None) -> dict[str, float]:
-    """The newest figures by the names that a run's result has: `loss`, `validation_accuracy` and so on."""
-    return collect_metrics(journal.history) if journal is not None else {}
 
 
 def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
@@ -140,27 +142,47 @@ def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[in
     return saved.step, saved.history
 
 
+def _stop(spec: TrainSpec, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
+    """Rank 0 has the history and decides; the others hear of it."""
+    stopper = spec.stopper()
+    if stopper is None:
+        return None
+
+    def stop(is_validated: bool) -> bool:
+        if stopper.needs_validation and not is_validated:
+            return False
+        ends = journal is not None and stopper.follow(journal.history) is not None
+        decided = torch.tensor([ends], dtype=torch.int32, device=device)
+        if dist.is_initialized():
+            dist.broadcast(decided, src=0)
+        return bool(decided)
+
+    return stop
+
+
 def _validator(
-    spec: TrainSpec, plan: Plan, dataset: Dataset, trainee: Trainee
-) -> Callable[[], dict[str, float]] | None:
+    spec: TrainSpec, plan: Plan, dataset: Dataset, trainee: Trainee, report: Callable[[Progress], None]
+) -> Callable[[int], None] | None:
     if not dataset.num_rows.get("validation"):
         return None
     place = trainee.place
     rows = open_rows(dataset, "validation", seed=spec.seed)
     model = Scorer(trainee, plan, spec.batch.accumulation)
 
-    def validate() -> dict[str, float]:
+    def validate(done: int) -> None:
         from maas_ray.train.evaluate import evaluate_rows  # late: torchmetrics would take 3 s before the first step
 
-        return evaluate_rows(
-            model,
-            rows,
-            task=dataset.features.task,
-            num_classes=dataset.features.num_outputs,
-            loss=trainee.loss,
-            device=trainee.device,
-            rank=place.dp,
-            world=place.layout.dp,
-        )
+        with trainee.ema.applied() if trainee.ema is not None else nullcontext():
+            metrics = evaluate_rows(
+                model,
+                rows,
+                task=dataset.features.task,
+                num_classes=dataset.features.num_outputs,
+                loss=trainee.loss,
+                device=trainee.device,
+                rank=place.dp,
+                world=place.layout.dp,
+            )
+        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics))
 
     return validate

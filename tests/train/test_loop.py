@@ -200,14 +200,46 @@ def test_validation_runs_in_evaluation_mode_at_each_epochs_end() -> None:
     plan, trainee = _plan(log_every=100), _trainee()
     reports: list[Progress] = []
 
-    def validate() -> dict[str, float]:
-        assert not trainee.parts[0].training
-        return {"accuracy": 0.5}
+    validated: list[int] = []
 
-    fit(plan, trainee, _loader(plan), 0, report=reports.append, checkpoint=lambda _: None, validate=validate)
-    assert [report.step for report in reports if report.metrics] == [5, 9, 13]
+    def validate(done: int) -> None:
+        assert not trainee.parts[0].training
+        validated.append(done)
+
+    saved: list[int] = []
+    fit(plan, trainee, _loader(plan), 0, report=reports.append, checkpoint=saved.append, validate=validate)
+    assert validated == [5, 9, 13]
+    assert saved == [4, 8, 12, 13]
     assert trainee.parts[0].training
     assert reports[-1].epoch == 3.0
+
+
+def test_what_was_validated_is_committed_where_the_best_is_kept() -> None:
+    plan, saved = _plan(saves_validated=True), list[int]()
+    fit(plan, _trainee(), _loader(plan), 0, report=lambda _: None, checkpoint=saved.append, validate=lambda _: None)
+    assert saved == [4, 5, 8, 9, 12, 13]
+
+
+@pytest.mark.parametrize(("at", "validated"), [(5, [5]), (6, [5, 6])], ids=["after a validation", "between two"])
+def test_a_run_that_stops_early_ends_with_a_validated_and_committed_state(at: int, validated: list[int]) -> None:
+    plan, trainee, reports = _plan(), _trainee(), list[Progress]()
+    events: dict[str, list[int]] = {"validated": [], "saved": []}
+
+    def stop(is_validated: bool) -> bool:
+        assert is_validated == (reports[-1].step in (5, 9, 13))
+        return reports[-1].step >= at
+
+    calls: dict[str, Any] = {
+        "report": reports.append,
+        "checkpoint": events["saved"].append,
+        "validate": events["validated"].append,
+    }
+    fit(plan, trainee, _loader(plan), 0, stop=stop, **calls)
+    assert events == {"validated": validated, "saved": [4, at]}
+    assert reports[-1].step == at
+
+    fit(plan, trainee, _loader(plan), at, stop=lambda _: True, **calls)
+    assert events["saved"] == [4, at], "a run that is resumed after it has stopped takes no step more"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice() -> None:

@@ -22,7 +22,7 @@ from tests.conftest import RayCluster
 from tests.support.small_runs import make_run
 
 STEPS, SAVED_AT = 16, 12
-"""The last step ends an epoch, with the validation."""
+"""After the last step comes a validation."""
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def test_a_run_of_one_process_goes_on_under_another_layout(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path, layout: dict[str, Any]
 ) -> None:
     changes = {"steps": STEPS, "log_every": 1, "batch": {"global_size": 12, "accumulation": 2}}
+    changes |= {"ema": {"decay": 0.8}, "validate_every": SAVED_AT + 2}  # trains on after a validation of the averages
     spec, dataset = make_run(file_store, tmp_path, "decoder", **changes)
     losses = _train_alone(file_store, spec, dataset)
     moved = spec.model_validate({**spec.model_dump(), "workers": {"count": 2}, "layout": layout})
@@ -51,6 +52,8 @@ def test_a_run_of_one_process_goes_on_under_another_layout(
     # What the ranks found on the validation split together is what one process finds with the whole weights.
     expected = evaluate_trained(load_trained(file_store, "r"), "validation").metrics
     assert result.metrics["validation_loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    raw = evaluate_trained(load_trained(file_store, "r", weights="raw"), "validation").metrics
+    assert raw["loss"] != pytest.approx(expected["loss"], rel=1e-3), "validation looks at the averages"
 
 
 def _train_alone(store: ObstoreStore, spec: Any, dataset: Any) -> list[float]:

@@ -19,7 +19,7 @@ THREE_AXES = Layout(pp=2, dp_shard=2, tp=2)
 
 
 def _verify(store: ObstoreStore, tmp_path: Path, model: str, layouts: list[Layout]) -> list[Compared]:
-    spec, dataset = make_run(store, tmp_path, model)
+    spec, dataset = make_run(store, tmp_path, model, ema={"decay": 0.8})  # its averages are compared as well
     return verify_layouts(spec, dataset.digest, layouts, steps=3)
 
 
@@ -35,7 +35,7 @@ def test_a_decoder_trains_the_same_in_shards_in_tensor_parallel_layers_and_in_st
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", ["mlp", "decoder", "encoder"])
 def test_every_family_trains_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path, model: str) -> None:
-    spec, dataset = make_run(file_store, tmp_path, model)
+    spec, dataset = make_run(file_store, tmp_path, model, ema={"decay": 0.8})
     layouts = [*layouts_for(spec, dataset, 4), THREE_AXES]
     assert {layout.world for layout in layouts} == {2, 4, 8}
     compared = verify_layouts(spec, dataset.digest, layouts, steps=4)
