@@ -19,10 +19,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 import maas_ray
+from benchmarks.options import names
 from benchmarks.serving import environments, ours
 from benchmarks.serving.load.closed import has_wrk
 from benchmarks.serving.measure import Bench, DeadlinePassed, Settings, new_results
@@ -86,9 +86,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--workloads", type=_names(WORKLOADS), default=tuple(WORKLOADS), help="comma-separated")
-    parser.add_argument("--peers", type=_names(PEERS), default=tuple(PEERS), help="comma-separated")
-    parser.add_argument("--sections", type=_names(SECTIONS), default=SECTIONS, help="comma-separated")
+    parser.add_argument("--workloads", type=names(WORKLOADS), default=tuple(WORKLOADS), help="comma-separated")
+    parser.add_argument("--peers", type=names(PEERS), default=tuple(PEERS), help="comma-separated")
+    parser.add_argument("--sections", type=names(SECTIONS), default=SECTIONS, help="comma-separated")
     parser.add_argument(
         "--clients", type=_numbers, default=(), help="closed-loop clients; default: each workload's own"
     )
@@ -105,17 +105,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-pause", action="store_true", help="let the other server run on while one is measured")
     parser.add_argument("--table", action="store_true", help="only print the table of an earlier run's --output")
     return parser.parse_args()
-
-
-def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there is: {', '.join(known)}")
-        return names
-
-    return parse
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -2,55 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-MAX_FOREIGN_CPUS = 0.2
-"""Above it the table warns: whoever is measured shares its CPUs with something else."""
-Results = dict[str, Any]
+from benchmarks.figures import MAX_FOREIGN_CPUS, Figure, Results, Spread, must_reach, spread
+
 Point = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median with the least and the greatest of what it is the median of."""
-
-    median: float
-    least: float
-    greatest: float
-    count: int
-
-    def text(self, format_one: Callable[[float], str]) -> str:
-        """`median (least–greatest)`."""
-        return f"{format_one(self.median)} ({format_one(self.least)}–{format_one(self.greatest)})"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of what must be reached."""
-
-    name: str
-    at_least: float
-    aim: float
-    find: Callable[[Results], Spread | None]
-    is_upper_bound: bool = False
-    """True: smaller is better."""
-    scale: float = 1.0
-    """Factor for showing."""
-    unit: str = ""
-
-    def verdict(self, value: float) -> str:
-        """`aim`, `reached` or `missed`."""
-        sign = -1 if self.is_upper_bound else 1
-        if sign * value >= sign * self.aim:
-            return "aim"
-        return "reached" if sign * value >= sign * self.at_least else "missed"
-
-
-def spread(values: Iterable[float]) -> Spread | None:
-    """None without values."""
-    found = list(values)
-    return Spread(statistics.median(found), min(found), max(found), len(found)) if found else None
 
 
 def ratios(point: Point, key: str = "per_s") -> Spread | None:
@@ -164,7 +120,7 @@ FIGURES = (
 
 def markdown(results: Results) -> str:
     """Both tables, with machine, versions and date."""
-    return "\n\n".join([_head(results), _must_reach(results), _absolutes(results), *_notes(results)]) + "\n"
+    return "\n\n".join([_head(results), must_reach(FIGURES, results), _absolutes(results), *_notes(results)]) + "\n"
 
 
 def _head(results: Results) -> str:
@@ -177,24 +133,6 @@ def _head(results: Results) -> str:
         f"the load together; {settings.get('load', '?')}; one engine thread each; {settings.get('pairs', '?')} pairs of "
         f"{settings.get('seconds') or 'at least 4'} s, median (least–greatest).\nVersions: maas-ray {results.get('maas_ray', '?')}, {shown}."
     )
-
-
-def _must_reach(results: Results) -> str:
-    lines = ["| figure | at least | aim | measured | |", "|---|---|---|---|---|"]
-    for figure in FIGURES:
-        found = figure.find(results)
-        if found is None:
-            continue
-
-        def show(value: float, figure: Figure = figure) -> str:
-            return f"{value * figure.scale:.3g}{figure.unit}"
-
-        sign = "≤ " if figure.is_upper_bound else ""
-        verdict = figure.verdict(found.median)
-        lines.append(
-            f"| {figure.name} | {sign}{show(figure.at_least)} | {sign}{show(figure.aim)} | {found.text(show)} | {verdict} |"
-        )
-    return "\n".join(lines)
 
 
 def _absolutes(results: Results) -> str:

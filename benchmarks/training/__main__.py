@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import maas_ray
+from benchmarks.options import names
 from benchmarks.serving.measure import foreign_cpus
 from benchmarks.serving.ours import short_directory
 from benchmarks.serving.peers import machine
@@ -62,7 +63,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--sections", type=_sections, default=DEFAULT, help="comma-separated")
+    parser.add_argument("--sections", type=names(SECTIONS), default=DEFAULT, help="comma-separated")
     parser.add_argument("--pairs", type=int, default=7, help="turns of each of two sides")
     parser.add_argument("--steps", type=int, default=200, help="steps that are timed in one turn")
     parser.add_argument("--text", type=Path, help="a text file for the language models")
@@ -71,13 +72,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file of all figures")
     parser.add_argument("--table", action="store_true", help="only print the table of an earlier run's --output")
     return parser.parse_args()
-
-
-def _sections(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there is: {', '.join(SECTIONS)}")
-    return names
 
 
 def _absolute(path: Path | None) -> Path | None:

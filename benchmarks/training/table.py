@@ -1,32 +1,8 @@
 """Medians, spread and ratios of collected results, as Markdown. Measures nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from benchmarks.serving.table import MAX_FOREIGN_CPUS, Spread, spread
-
-Results = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of what must be reached."""
-
-    name: str
-    at_least: float
-    aim: float
-    find: Callable[[Results], Spread | None]
-    is_lower_bound: bool = False
-    """True: larger is better."""
-    unit: str = ""
-
-    def verdict(self, value: float) -> str:
-        """`aim`, `reached` or `missed`."""
-        sign = 1 if self.is_lower_bound else -1
-        if sign * value >= sign * self.aim:
-            return "aim"
-        return "reached" if sign * value >= sign * self.at_least else "missed"
+from benchmarks.figures import MAX_FOREIGN_CPUS, Figure, Results, Spread, must_reach, spread
 
 
 def _steps(body: str, layout: str) -> Callable[[Results], Spread | None]:
@@ -60,23 +36,23 @@ def _read(results: Results) -> Spread | None:
 
 
 FIGURES = (
-    *(Figure(f"step time against a plain torchrun script, {body}, {layout}, 2 ranks", 1.02, 1.0, _steps(body, layout)) for body in ("mlp", "decoder") for layout in ("ddp", "fsdp2")),
-    Figure("command to first step on a running cluster, 2 ranks", 12, 7, _start("ours"), unit=" s"),
-    Figure("characters of a text, validation loss", 1.90, 1.85, _text(lambda pair: pair["ours_loss"])),
-    Figure("the same, 2,000 steps against one file of PyTorch", 1.0, 1.0, _text(lambda pair: pair["ours_steps_s"] / pair["plain_steps_s"])),
-    Figure("resnet18 on images, 3 epochs, 2 ranks: test accuracy", 0.97, 0.985, lambda results: spread(one["accuracy"] for one in results.get("images", [])), is_lower_bound=True),
-    Figure("a Llama-shaped model against a script in torchtitan's order, step time", 1.0, 0.9, lambda results: spread(pair["ours_s"] / pair["titan_s"] for pair in results.get("titan", {}).get("pairs", []))),
-    Figure("overhead of a checkpoint every 50 steps", 3.5, 1.0, _overhead, unit=" %"),
-    Figure("step stall of a save in the background against one that is waited for", 0.1, 1 / 30, _saving(lambda one: one["stall_s"] / one["waited_s"])),
-    Figure("save bandwidth against writing and fsyncing random bytes", 0.8, 0.95, _saving(lambda one: one["disk_s"] / one["waited_s"]), is_lower_bound=True),
-    Figure("bytes read against bytes needed when resharding", 1.1, 1.0, _read),
+    *(Figure(f"step time against a plain torchrun script, {body}, {layout}, 2 ranks", 1.02, 1.0, _steps(body, layout), is_upper_bound=True) for body in ("mlp", "decoder") for layout in ("ddp", "fsdp2")),
+    Figure("command to first step on a running cluster, 2 ranks", 12, 7, _start("ours"), is_upper_bound=True, unit=" s"),
+    Figure("characters of a text, validation loss", 1.90, 1.85, _text(lambda pair: pair["ours_loss"]), is_upper_bound=True),
+    Figure("the same, 2,000 steps against one file of PyTorch", 1.0, 1.0, _text(lambda pair: pair["ours_steps_s"] / pair["plain_steps_s"]), is_upper_bound=True),
+    Figure("resnet18 on images, 3 epochs, 2 ranks: test accuracy", 0.97, 0.985, lambda results: spread(one["accuracy"] for one in results.get("images", []))),
+    Figure("a Llama-shaped model against a script in torchtitan's order, step time", 1.0, 0.9, lambda results: spread(pair["ours_s"] / pair["titan_s"] for pair in results.get("titan", {}).get("pairs", [])), is_upper_bound=True),
+    Figure("overhead of a checkpoint every 50 steps", 3.5, 1.0, _overhead, unit=" %", is_upper_bound=True),
+    Figure("step stall of a save in the background against one that is waited for", 0.1, 1 / 30, _saving(lambda one: one["stall_s"] / one["waited_s"]), is_upper_bound=True),
+    Figure("save bandwidth against writing and fsyncing random bytes", 0.8, 0.95, _saving(lambda one: one["disk_s"] / one["waited_s"])),
+    Figure("bytes read against bytes needed when resharding", 1.1, 1.0, _read, is_upper_bound=True),
 )  # fmt: skip
 """What must be reached, in the order it is shown."""
 
 
 def markdown(results: Results) -> str:
     """The table, with machine, versions and date."""
-    return "\n\n".join(part for part in (_head(results), _must_reach(results), _notes(results)) if part) + "\n"
+    return "\n\n".join(part for part in (_head(results), must_reach(FIGURES, results), _notes(results)) if part) + "\n"
 
 
 def _head(results: Results) -> str:
@@ -86,22 +62,6 @@ def _head(results: Results) -> str:
         f"{results.get('date', '')}; {machine.get('cpus', '?')} CPUs ({machine.get('cpu', '?')}), one thread per rank; "
         f"{settings.get('pairs', '?')} pairs in turns, median (least–greatest).\nVersions: {versions}."
     )
-
-
-def _must_reach(results: Results) -> str:
-    lines = ["| figure | at least | aim | measured | |", "|---|---|---|---|---|"]
-    for figure in FIGURES:
-        found = figure.find(results)
-        if found is None:
-            continue
-
-        def show(value: float, unit: str = figure.unit) -> str:
-            return f"{value:.3g}{unit}"
-
-        sign = "≥ " if figure.is_lower_bound else "≤ "
-        limits = f"{sign}{show(figure.at_least)} | {sign}{show(figure.aim)}"
-        lines.append(f"| {figure.name} | {limits} | {found.text(show)} | {figure.verdict(found.median)} |")
-    return "\n".join(lines)
 
 
 def _notes(results: Results) -> str:

@@ -67,6 +67,7 @@ def main() -> None:
                 print(f"step {step + 1} loss {float(mean):.4f}")
     if rank == 0:
         options.out.write_text(json.dumps({"done": done, "loss": float(mean)}))
+    dist.barrier()  # gloo aborts a rank whose neighbour leaves in the middle of an answer
     dist.destroy_process_group()
 
 

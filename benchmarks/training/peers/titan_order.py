@@ -90,6 +90,7 @@ def main() -> None:
             done[step + 1] = time.time()
     if rank == 0:
         options.out.write_text(json.dumps({"done": done, "loss": float(mean)}))
+    dist.barrier()  # gloo aborts a rank whose neighbour leaves in the middle of an answer
     dist.destroy_process_group()
 
 
