@@ -13,6 +13,8 @@
     │   ├── SaveFailed         a checkpoint was given up on every rank; nothing of it is committed
     │   └── ObjectCorrupt      a committed object is missing, truncated or altered
     ├── TrainingFailed         a training run ended with an error
+    │   ├── RanksMissing       some ranks did not come where the others waited, or fell silent
+    │   └── Preempted          it was asked to end, and has committed what it had: resume it
     ├── ClusterError           the Ray cluster is missing, misconfigured or too small
     │   └── ResourcesMissing   the cluster can never hold what the spec asks for
     ├── GateError              a proof failed: what was exported is not what was trained
@@ -110,6 +112,18 @@ class TrainingFailed(MaasError):
     """A training run ended with an error; the message names the rank and the cause."""
 
     code = "training_failed"
+
+
+class RanksMissing(TrainingFailed):
+    """Ranks did not come where the others waited for them, or fell silent; the message names them."""
+
+    code, retryable = "ranks_missing", True
+
+
+class Preempted(TrainingFailed):
+    """A run was asked to end, and has committed what it had; resume it."""
+
+    code, http_status, retryable = "preempted", 503, True
 
 
 class ClusterError(MaasError):

@@ -6,10 +6,10 @@ takes 2 s: begin a board first and read specs and data meanwhile. Imports neithe
 
 import importlib
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.progress import Progress
+from maas_ray.train.roll import Attempt, Beat, Roll, Word
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0
@@ -35,18 +36,27 @@ class Launch:
     """The TrainSpec as JSON, with an absolute store. Not the object: its classes import torch, which takes 2 s."""
     data_digest: str
     storage: StorageSpec
-    count: int
+    sizes: tuple[int, ...]
+    """Numbers of workers with which the run may go on, ascending."""
     cpus: int
     gpus: int
     max_restarts: int
     timeout_s: float
+    wait_s: float
+    resize_s: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each worker takes, by Ray's names."""
+        return {"CPU": self.cpus, **({"GPU": 1} if self.gpus else {})}
 
 
-@ray.remote(num_cpus=0, max_concurrency=16)  # `train` takes one thread until the run ends
+@ray.remote(num_cpus=0, max_concurrency=16)  # `train` takes one thread until the run ends; all others answer at once
 class Board:
-    """Holds the newest report of rank 0 for the driver, and an error that no further attempt can mend."""
+    """Holds the newest report of rank 0, the roll of the ranks, and an error that no further attempt can mend."""
 
     def __init__(self) -> None:
+        self._roll = Roll()
         self._newest: Progress | None = None
         self._failure: MaasError | None = None
         importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not wait for Ray Train
@@ -54,12 +64,20 @@ class Board:
     def train(self, job: Launch) -> MaasError | None:
         """Runs all attempts of a run to its end; returns the error that ended it, if one did."""
         launch = importlib.import_module(_LAUNCH).launch
-        error: MaasError | None = launch(job, ray.get_runtime_context().current_actor)
+        error: MaasError | None = launch(job, ray.get_runtime_context().current_actor, self._roll)
         return self._failure or error
 
     def stop(self) -> None:
         """Ends the workers and frees their resources, if `train` goes on."""
         importlib.import_module(_LAUNCH).stop()
+
+    def beat(self, beat: Beat) -> Word:
+        """Takes what a rank says of itself, and tells it whether to leave."""
+        return self._roll.beat(beat)
+
+    def ask(self, reason: str) -> None:
+        """Asks the ranks to commit what they have; then the run ends."""
+        self._roll.ask(reason, is_final=True)
 
     def put(self, progress: Progress) -> None:
         """Replaces the newest report."""
@@ -68,6 +86,10 @@ class Board:
     def newest(self) -> Progress | None:
         """The newest report, if there is one yet."""
         return self._newest
+
+    def past(self) -> tuple[Attempt, ...]:
+        """The attempts that are over, oldest first."""
+        return self._roll.past
 
     def fail(self, error: MaasError) -> None:
         """Keeps the first such error; the ones that follow are its consequences."""
@@ -84,32 +106,56 @@ def start_board() -> Any:
     return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-@contextmanager
-def follow(board: Any, on_progress: Callable[[Progress], None] | None) -> Iterator[None]:
-    """A thread of this process hands each new report on while the block runs."""
-    ended = threading.Event()
+class Follower:
+    """A thread that hands each new report on, and each attempt that ends, while the block runs.
 
-    def run() -> None:
+    Args:
+        board: the board.
+        on_progress: called with each new report.
+        on_attempt: called with each attempt that is over, in order.
+    """
+
+    def __init__(
+        self,
+        board: Any,
+        on_progress: Callable[[Progress], None] | None,
+        on_attempt: Callable[[Attempt], None] | None = None,
+    ) -> None:
+        self._board = board
+        self._on_progress = on_progress
+        self._on_attempt = on_attempt
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
+        self.lost: ray.exceptions.RayError | None = None
+        """Why the board does not answer any more, if it does not."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=TIMEOUT_S)
+
+    def _run(self) -> None:
         seen: Progress | None = None
+        num_past = 0
         while True:
-            is_last = ended.wait(POLL_S)
+            is_last = self._ended.wait(POLL_S)
             try:
-                newest = ray.get(board.newest.remote(), timeout=TIMEOUT_S)
-            except ray.exceptions.RayError:  # the board is dead, which the driver learns where it waits for it
+                newest, past = ray.get([self._board.newest.remote(), self._board.past.remote()], timeout=TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                self.lost = error
                 return
-            if newest is not None and newest != seen and on_progress is not None:
-                on_progress(newest)
+            if newest is not None and newest != seen and self._on_progress is not None:
+                self._on_progress(newest)
                 seen = newest
+            for attempt in past[num_past:]:
+                if self._on_attempt is not None:
+                    self._on_attempt(attempt)
+            num_past = len(past)
             if is_last:
                 return
-
-    follower = threading.Thread(target=run, name="training-progress", daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        follower.join(timeout=TIMEOUT_S)
 
 
 def end_board(board: Any) -> None:

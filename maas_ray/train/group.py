@@ -4,9 +4,15 @@ torch is imported when a rank joins: the process that starts the ranks names the
 """
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
+
+_ATTEMPT = "MAAS_RAY_ATTEMPT"
+_told_to_end = threading.Event()
 
 
 def free_address(host: str) -> str:
@@ -18,7 +24,9 @@ def free_address(host: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def join(address: str, backend: str, rank: int, world: int, timeout_s: float, variables: Mapping[str, str]) -> None:
+def join(
+    address: str, backend: str, rank: int, world: int, timeout_s: float, variables: Mapping[str, str], attempt: int
+) -> None:
     """Joins the default process group of torch.distributed.
 
     Args:
@@ -28,13 +36,25 @@ def join(address: str, backend: str, rank: int, world: int, timeout_s: float, va
         world: number of ranks.
         timeout_s: longest wait of any operation of the group.
         variables: put into this process's environment first, such as `LOCAL_RANK`.
+        attempt: number of the attempt that this group is for; see `attempt`.
     """
-    os.environ.update(variables)
+    os.environ.update(variables, **{_ATTEMPT: str(attempt)})
+    _heed_sigterm()
     import torch.distributed as dist
 
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
     )
+
+
+def attempt() -> int:
+    """Number of the attempt for which this process has joined a group."""
+    return int(os.environ[_ATTEMPT])
+
+
+def notice() -> str | None:
+    """Why this process is to end soon, if it was told so."""
+    return "was sent SIGTERM" if _told_to_end.is_set() else None
 
 
 def leave() -> None:
@@ -43,3 +63,20 @@ def leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _heed_sigterm() -> None:
+    """Takes the first SIGTERM as a notice, and the second one as it was taken before.
+
+    Whoever takes a machine away sends one and waits, for tens of seconds, before it kills: time for a checkpoint. Ray
+    itself kills workers without it, or soon after it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python allows handlers in the main thread alone, where Ray's actors run by default
+    before = signal.getsignal(signal.SIGTERM)
+
+    def heed(number: int, frame: Any) -> None:
+        _told_to_end.set()
+        signal.signal(signal.SIGTERM, before)
+
+    signal.signal(signal.SIGTERM, heed)

@@ -2,7 +2,7 @@
 
 Runs in the process of the run's board. `TorchTrainer.fit()` would do the same in more time: on two cores, 2 workers,
 most of it imports (seconds of CPU time, each measured):
-- it and its `TorchConfig` import torch in the driver and in the controller's process (2.1 each); `ProcessGroup` below
+- it and its `TorchConfig` import torch in the driver and in the controller's process (2.1 each); `_Meeting` below
   needs none before the workers,
 - the controller gets a process of its own (0.6 to import Ray, 1.2 for Ray Train) when the driver calls `fit`; the
   board's is there and has imported both while the driver read the data,
@@ -11,49 +11,83 @@ most of it imports (seconds of CPU time, each measured):
   variables already, from the environment of `ray start` (maas_ray/cluster/environment.py),
 - Ray Data gets a process to hand out shards (1.9), of which there are none,
 - a guard in one more process (1.8) frees the workers' resources should the controller die and its driver live on.
-  Here the driver asks the board to `stop`; only what a board leaves that was killed is held until the driver ends.
+  Here the driver asks the board to `stop`; only what a board leaves that was killed is held until the driver ends,
+- a watcher in one more process asks whether nodes are drained. The controller asks that itself, in `_Sizes`.
+
+What Ray Train would wait for without an end, or for minutes, has a bound here: placement, start, joining, a silent
+rank, leaving. Its own policies are replaced (`_Sizes`, `_Restarts`): its elastic one knows nothing of whole replicas of
+a model and of resources that others use, ends a group in the middle of a step, and retries a start for ever.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow.fs
 import ray
 from ray.train import BackendConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend
-from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from maas_ray.errors import MaasError, TrainingFailed
+from maas_ray.errors import MaasError, Preempted, RanksMissing, ResourcesMissing, TrainingFailed
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train import group
 from maas_ray.train.board import Launch
+from maas_ray.train.roll import Roll
+from maas_ray.train.room import find_room, going_nodes, round_down
 
-_LEAVE_S = 30.0
+_START_S = 60.0
+"""Longest time for placed workers to start, and again for them to import torch and to join a group."""
+_LEAVE_S = 5.0
 """Longest wait for ranks to leave the group; what a dead one holds is gone with its process."""
+_SILENT_S = 30.0
+"""A rank of which nothing was heard for so long is missing, if `timeout_s` is not even shorter."""
+_SETTLE_S = 2.0
+"""Time for what lost workers held to become free, and for the last of several ranks to say what it waited for."""
+_PLACE_S = 10.0
+"""Longest wait for room that was there a moment ago."""
+_POLL_S = 0.25
+_NODES_S = 1.0
+"""Time between two looks at the cluster's nodes."""
 _running: list[TrainController] = []
 
 
-def launch(job: Launch, board: Any) -> MaasError | None:
+def launch(job: Launch, board: Any, roll: Roll) -> MaasError | None:
     """Runs all attempts of a run; returns what ended the last one, or None.
 
     Args:
         job: the run.
         board: the actor in whose process this is called.
+        roll: what the ranks report to, through the board.
     """
     filesystem, path = _ray_storage(open_store(job.storage), job.storage)
     trainer = _Trainer(
         _worker(job, board),
-        backend_config=ProcessGroup("nccl" if job.gpus else "gloo", job.timeout_s),
+        backend_config=_Gpus(),
         scaling_config=ScalingConfig(
-            num_workers=job.count,
-            use_gpu=job.gpus > 0,
-            resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if job.gpus else {})},
+            num_workers=job.sizes[-1], use_gpu=job.gpus > 0, resources_per_worker=dict(job.resources)
         ),
         run_config=RunConfig(
             name=job.name,
@@ -62,12 +96,14 @@ def launch(job: Launch, board: Any) -> MaasError | None:
             failure_config=FailureConfig(max_failures=job.max_restarts),
         ),
     )
+    trainer.job, trainer.roll = job, roll
     try:
         trainer.fit()
         return None
     except TrainingFailedError as error:
         return _explain(job, error)
     finally:
+        roll.end("the run is over")
         _forget(filesystem, f"{path}/{job.name}")
 
 
@@ -78,26 +114,32 @@ def stop() -> None:
             workers.abort()
 
 
-@dataclass
-class ProcessGroup(BackendConfig):  # type: ignore[misc]
-    """Joins the workers to one process group of torch before they train."""
-
-    backend: str
-    timeout_s: float
-
+class _Gpus(BackendConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type[Backend]:
-        return _ProcessGroupBackend
+        return _SharedGpus
 
 
-class _ProcessGroupBackend(Backend):  # type: ignore[misc]
+class _SharedGpus(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
     """Ranks of one machine see each other's GPUs, which NCCL needs for copies between them."""
 
-    def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
+
+class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
+    """Joins the workers to one process group of torch before they train, and enters them in the roll."""
+
+    def __init__(self, job: Launch, roll: Roll) -> None:
+        self._job = job
+        self._roll = roll
+
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
         workers = worker_group.get_workers()
-        address = worker_group.execute_single(0, group.free_address, workers[0].metadata.node_ip)
-        joined = []
+        attempt = self._roll.begin(
+            [f"process {worker.metadata.pid} on {worker.metadata.node_ip}" for worker in workers]
+        )
+        found = worker_group.execute_single_async(0, group.free_address, workers[0].metadata.node_ip)
+        address = self._gather({found: 0}, "chose no port")[0]
+        joined = {}
         for rank, worker in enumerate(workers):
             place = worker.distributed_context
             variables = {
@@ -107,31 +149,209 @@ class _ProcessGroupBackend(Backend):  # type: ignore[misc]
                 "LOCAL_WORLD_SIZE": str(place.local_world_size),
                 "NODE_RANK": str(place.node_rank),
             }
-            options = (address, backend_config.backend, rank, len(workers), backend_config.timeout_s, variables)
-            joined.append(worker_group.execute_single_async(rank, group.join, *options))
-        ray.get(joined)
+            backend = "nccl" if self._job.gpus else "gloo"
+            options = (address, backend, rank, len(workers), self._job.timeout_s, variables, attempt)
+            joined[worker_group.execute_single_async(rank, group.join, *options)] = rank
+        self._gather(joined, "did not join the group")
 
-    def on_shutdown(self, worker_group: Any, backend_config: ProcessGroup) -> None:
+    def before_worker_group_shutdown(self, worker_group: WorkerGroup) -> None:
         ray.wait(worker_group.execute_async(group.leave), num_returns=len(worker_group), timeout=_LEAVE_S)
+
+    def _gather(self, awaited: Mapping[Any, int], failing: str) -> dict[int, Any]:
+        """The answer of each rank. Raises as soon as one fails, and names those that take longer than `_START_S`."""
+        deadline, answers, open_refs = time.monotonic() + _START_S, {}, list(awaited)
+        while open_refs:
+            done, open_refs = ray.wait(open_refs, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                late = {
+                    awaited[ref]: RanksMissing(
+                        f"rank {awaited[ref]} {failing} within {_START_S:g} s ({self._roll.describe(awaited[ref])})"
+                    )
+                    for ref in open_refs
+                }
+                raise WorkerGroupError("; ".join(map(str, late.values())), late)
+            answers.update({awaited[ref]: ray.get(ref) for ref in done})
+        return answers
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
+    def __init__(self, *context: Any, **options: Any) -> None:
+        super().__init__(*context, **options)
+        self._worker_group_start_timeout_s = _PLACE_S
+        self._placed: Any = None
+        self._too_slow = threading.Timer(_START_S, self._give_up)
+        self._too_slow.daemon = True
+
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: dict[str, Any]) -> dict[str, Any]:
         return dict(custom_runtime_env)  # without the variables that every process of the cluster was born with
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except BaseException:
+            if self.has_started():  # then Ray Train leaves the workers, whose resources nobody else could get
+                self._worker_group_state.shutdown()
+                self._clear_state()
+            raise
+        finally:
+            self._too_slow.cancel()
+
+    def _create_placement_group(self, *context: Any) -> Any:
+        self._placed = super()._create_placement_group(*context)
+        return self._placed
+
+    def _create_workers(self, *context: Any, **options: Any) -> Any:
+        self._too_slow.start()
+        return super()._create_workers(*context, **options)
+
+    def _init_train_context_on_workers(self, *context: Any) -> None:
+        super()._init_train_context_on_workers(*context)
+        self._too_slow.cancel()  # from here on `_Meeting` bounds what is waited for
+
+    def _give_up(self) -> None:
+        self._placed.shutdown()  # ends its workers, and with them whatever is waiting for one
 
 
 class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _WorkerGroup
 
+    def __init__(self, job: Launch, roll: Roll, **parts: Any) -> None:
+        self._job = job
+        self._roll = roll
+        policies = {"scaling_policy": _Sizes(job, roll, self.held), "failure_policy": _Restarts(job, roll)}
+        super().__init__(**{**parts, **policies})
+        propagated = self.__dict__["_worker_group_callbacks_to_propagate"]
+        propagated[:] = [one for one in propagated if not isinstance(one, PreemptionCallback)]
+
+    def held(self) -> Counter[str]:
+        """How many workers of the group each node has, by its id; they may be dead already."""
+        found = self.get_worker_group()
+        workers = found.get_workers() if found is not None and found.has_started() else []
+        return Counter(worker.metadata.node_id for worker in workers)
+
+    async def _poll_workers(self) -> Any:
+        status = await super()._poll_workers()
+        if any(_has_waited_out(each.error) for each in status.worker_statuses.values()):
+            await asyncio.sleep(_SETTLE_S)
+            status = await super()._poll_workers()
+            # Who goes on although others gave up waiting is the one that they waited for.
+            late = [rank for rank, each in status.worker_statuses.items() if each.error is None and each.running]
+            missing = {rank: f"others waited for it; {self._roll.describe(rank)}" for rank in late}
+        else:
+            missing = self._roll.silent(min(_SILENT_S, self._job.timeout_s))
+        for rank, what in missing.items():
+            each = status.worker_statuses[rank]
+            each.error = each.error or RanksMissing(f"rank {rank} is missing: {what}")
+        return status
+
+    def _is_training_succeeded(self, status: Any) -> bool:
+        return TrainController._is_training_succeeded(status) and not self._roll.has_left
+
+
+class _Sizes(ScalingPolicy):  # type: ignore[misc]
+    """How many workers, and when to change that: at a committed step, or after a loss."""
+
+    def __init__(self, job: Launch, roll: Roll, held: Callable[[], Counter[str]]) -> None:
+        super().__init__(ScalingConfig(num_workers=job.sizes[-1], resources_per_worker=dict(job.resources)))
+        self._job = job
+        self._roll = roll
+        self._held = held
+        self._waiting_since: float | None = None
+        self._looked = time.monotonic()
+        self._asked_nodes = time.monotonic()
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self._job.sizes[-1]
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        if self._roll.final is not None:
+            raise _preempted(self._job, self._roll)
+        self._maybe_send_resource_request()
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        waited = now - self._waiting_since
+        size = self._size()
+        if size == self._job.sizes[-1] or (size and waited >= _SETTLE_S):
+            self._looked = now
+            return ResizeDecision(num_workers=size, resources_per_worker=dict(self._job.resources))
+        if waited > self._job.wait_s:
+            raise ResourcesMissing(
+                f"run {self._job.run!r} found no room for {self._job.sizes[0]} workers of {dict(self._job.resources)} "
+                f"within workers.wait_s {self._job.wait_s:g} s; committed checkpoints are kept: give --resume when there "
+                "is room"
+            )
+        time.sleep(_POLL_S)
+        return NoopDecision()
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        if self._roll.has_left:
+            decision = self.make_decision_for_non_running_worker_group()
+            if isinstance(decision, ResizeDecision):
+                self._roll.end(self._roll.asked or "")
+            return decision
+        self._waiting_since = None
+        self._maybe_send_resource_request()
+        if self._roll.asked is None and (reason := self._reason(worker_group_state.num_workers)):
+            self._roll.ask(reason)
+        return NoopDecision()
+
+    def _size(self) -> int:
+        return round_down(find_room(self._job.resources, self._held(), self._job.sizes[-1]), self._job.sizes)
+
+    def _reason(self, num_workers: int) -> str | None:
+        """Why the workers should leave and start anew, if they should."""
+        now = time.monotonic()
+        if now - self._asked_nodes < _NODES_S:
+            return None
+        self._asked_nodes = now
+        if going := going_nodes() & self._held().keys():
+            return f"node {min(going)[:12]} is about to be taken away"
+        if num_workers < self._job.sizes[-1] and now - self._looked >= self._job.resize_s:
+            self._looked = now
+            if (size := self._size()) > num_workers:
+                return f"there is room for {size} workers"
+        return None
+
+
+class _Restarts(FailurePolicy):  # type: ignore[misc]
+    """Starts again after a loss, so often in a row; a checkpoint committed since the last one begins the count anew."""
+
+    def __init__(self, job: Launch, roll: Roll) -> None:
+        super().__init__(FailureConfig(max_failures=job.max_restarts))
+        self._job = job
+        self._roll = roll
+        self._losses = 0
+        self._committed = 0
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            return FailureDecision.RETRY  # somebody else took the room; `_Sizes` ends that in time
+        self._roll.end(str(_cause(training_failed_error)[1]))
+        if isinstance(training_failed_error, ControllerError) and not isinstance(
+            cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError
+        ):
+            return FailureDecision.RAISE
+        if self._roll.committed > self._committed:
+            self._losses, self._committed = 0, self._roll.committed
+        self._losses += 1
+        return FailureDecision.RETRY if self._losses <= self._job.max_restarts else FailureDecision.RAISE
+
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
+    job: Launch
+    roll: Roll
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, DatasetsCallback | PlacementGroupCleanerCallback)]
+        unused = DatasetsCallback | PlacementGroupCleanerCallback | BackendSetupCallback
+        return [*(one for one in callbacks if not isinstance(one, unused)), _Meeting(self.job, self.roll)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        controller = _Controller(**parts)
+        controller = _Controller(self.job, self.roll, **parts)
         _running.append(controller)
         try:
             asyncio.run(controller.run())
@@ -178,18 +398,51 @@ def _forget(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
         filesystem.delete_dir(path)
 
 
-def _explain(job: Launch, error: Exception) -> MaasError:
-    """The worker's own error if it is one of ours, else a summary that names rank and cause."""
+def _preempted(job: Launch, roll: Roll) -> Preempted:
+    step = f"step {roll.committed} is committed" if roll.committed else "nothing was committed yet"
+    return Preempted(f"run {job.run!r} was asked to end ({roll.final}); {step}: give --resume to go on")
+
+
+def _has_waited_out(error: Exception | None) -> bool:
+    """Whether a rank gave up waiting for another one. Torch has no class of its own for that."""
+    return error is not None and "timed out" in str(error).lower()
+
+
+def _cause(error: Exception) -> tuple[int | None, Exception]:
+    """What lies behind an error of Ray Train: the rank, if it is one, and the first cause rather than what follows."""
+    if isinstance(error, ControllerError):
+        return None, error.controller_failure
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "base_exc", None) or failure.__cause__ or failure
-        if isinstance(cause, MaasError):
-            return cause
-        if rank == min(failures):
-            first = f"rank {rank}: {type(cause).__name__}: {cause}"
-    if failures:
-        return TrainingFailed(
-            f"run {job.run!r} ended after {job.max_restarts} restarts; {first}; committed checkpoints are kept: "
-            "mend the cause and give --resume"
-        )
-    return TrainingFailed(f"run {job.run!r} ended: {error}; committed checkpoints are kept: give --resume")
+    found = {rank: _unwrapped(failure) for rank, failure in failures.items()}
+    first = min(found, key=lambda rank: (_place_in_causes(found[rank]), rank), default=None)
+    return (None, error) if first is None else (first, found[first])
+
+
+def _unwrapped(failure: Exception) -> Exception:
+    if isinstance(failure, WorkerHealthCheckFailedError):
+        return failure.health_check_failure  # type: ignore[no-any-return]
+    cause = getattr(failure, "base_exc", None) or failure.__cause__
+    return cause if isinstance(cause, Exception) else failure
+
+
+def _place_in_causes(error: Exception) -> int:
+    """Ranks that lose another one fail too, with whatever their connection or their save says."""
+    if isinstance(error, RanksMissing) or (isinstance(error, MaasError) and not error.retryable):
+        return 0
+    return 1 if isinstance(error, ray.exceptions.RayError) else 2
+
+
+def _explain(job: Launch, error: Exception) -> MaasError:
+    """Our own error if it is one, else a summary that names rank and cause."""
+    rank, cause = _cause(error)
+    if isinstance(cause, MaasError) and not isinstance(cause, RanksMissing):
+        return cause
+    kept = "committed checkpoints are kept: mend the cause and give --resume"
+    if isinstance(cause, RanksMissing):
+        return RanksMissing(f"run {job.run!r} ended after {job.max_restarts} restarts in a row; {cause}; {kept}")
+    if rank is None:
+        return TrainingFailed(f"run {job.run!r} ended: {cause}; {kept}")
+    return TrainingFailed(
+        f"run {job.run!r} ended after {job.max_restarts} restarts in a row; rank {rank}: {type(cause).__name__}: {cause}; "
+        f"{kept}"
+    )

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
@@ -74,15 +74,16 @@ class Layout:
 class LayoutSpec(Spec):
     """How the workers share the model. The product of the four sizes is the number of workers.
 
-    Ranks that are neighbours are in the same tensor-parallel group; pipeline stages are farthest apart.
+    `dp_replicate` or `dp_shard` may be left to the number of workers, and is what grows and shrinks with it. Ranks that are neighbours are in the same tensor-parallel group; pipeline stages are farthest apart.
     """
 
     pp: PositiveInt = 1
     """Pipeline stages. The model has to be a sequence of named layers (`torch.nn.Sequential`)."""
     dp_replicate: PositiveInt | None = None
     """Replicas; None: as many as the workers allow."""
-    dp_shard: PositiveInt = 1
-    """Ranks over which each replica's weights, gradients and optimizer state are sharded (FSDP2)."""
+    dp_shard: PositiveInt | None = 1
+    """Ranks over which each replica's weights, gradients and optimizer state are sharded (FSDP2); None, with a number
+    for `dp_replicate`: over as many as the workers allow."""
     shard_unit_mib: NonNegativeFloat = 25.0
     """Neighbouring layers are gathered together until they have so many MiB of weights; what is smaller in all is gathered
     once a step and kept until its gradients are there. As large as the buckets of DistributedDataParallel; 0: each layer by
@@ -100,20 +101,46 @@ class LayoutSpec(Spec):
     tp_across_nodes: bool = False
     """Allows a tensor-parallel group to span nodes, whose network is far slower than what connects GPUs inside one."""
 
+    @model_validator(mode="after")
+    def _one_is_open(self) -> Self:
+        if self.dp_replicate is None and self.dp_shard is None:
+            raise ValueError("dp_replicate and dp_shard are both left to the workers; give one of them a number")
+        return self
+
     def resolve(self, world: int) -> Layout:
         """The layout of so many workers.
 
         Raises:
             SpecError: the sizes do not multiply to `world`.
         """
-        inner = self.pp * self.dp_shard * self.tp
-        replicas = self.dp_replicate or max(1, world // inner)
-        if inner * replicas != world:
-            sizes = f"pp {self.pp} x dp_replicate {replicas} x dp_shard {self.dp_shard} x tp {self.tp}"
+        rest = max(1, world // self.unit)
+        replicas, shards = self.dp_replicate or rest, self.dp_shard or rest
+        product = self.pp * replicas * shards * self.tp
+        if product != world:
+            sizes = f"pp {self.pp} x dp_replicate {replicas} x dp_shard {shards} x tp {self.tp}"
+            raise SpecError(f"layout: {sizes} = {product} ranks, and workers.count is {world}; they have to be equal")
+        return Layout(self.pp, replicas, shards, self.tp, self.sequence_parallel, self.schedule)
+
+    @property
+    def unit(self) -> int:
+        """Ranks of the smallest whole model; every layout has a multiple of them."""
+        return self.pp * (self.dp_replicate or 1) * (self.dp_shard or 1) * self.tp
+
+    def sizes(self, least: int, most: int) -> list[int]:
+        """Numbers of ranks, in whole models, from `least` to `most`.
+
+        Raises:
+            SpecError: there is none.
+        """
+        last = most if self.dp_replicate is None or self.dp_shard is None else min(most, self.unit)
+        found = [size for size in range(self.unit, last + 1, self.unit) if size >= least]
+        if not found:
             raise SpecError(
-                f"layout: {sizes} = {inner * replicas} ranks, and workers.count is {world}; they have to be equal"
+                f"layout: with pp {self.pp} x dp_replicate {self.dp_replicate} x dp_shard {self.dp_shard} x tp {self.tp} "
+                f"a whole model takes {self.unit} ranks, and no fitting number of workers is from {least} to {most}; "
+                "change workers.min and workers.max, or leave dp_replicate or dp_shard open"
             )
-        return Layout(self.pp, replicas, self.dp_shard, self.tp, self.sequence_parallel, self.schedule)
+        return found
 
 
 def possible_layouts(max_world: int, *, has_plan: bool, num_layers: int, has_sequence: bool) -> Iterator[Layout]:

@@ -151,8 +151,9 @@ def fit(
     checkpoint: Callable[[int], None],
     validate: Callable[[int], None] | None = None,
     stop: Callable[[bool], bool] | None = None,
-) -> None:
-    """Trains from `first_step` to the end, or until `stop` says so.
+    leaves: Callable[[int], bool] | None = None,
+) -> bool:
+    """Trains from `first_step` to the end, until `stop` says so, or to where `leaves` interrupts it.
 
     Args:
         plan: the numbers of the run.
@@ -165,12 +166,17 @@ def fit(
             the last step.
         stop: called on every rank after each logged step, after each validation (true), and before the first step of a run
             that goes on; the same answer on all of them. The state after the step at which it says yes is the last.
+        leaves: called with the number of steps done after each one but the last; where it is true, on every rank after
+            the same step, the state is committed and the run is to go on elsewhere.
+
+    Returns:
+        Whether the run is done; false if it was interrupted.
 
     Raises:
         TrainingFailed: the loss is no longer a finite number.
     """
     if stop is not None and first_step and stop(True):
-        return  # it was decided before the last commit
+        return True  # it was decided before the last commit
     trainee.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
@@ -189,10 +195,14 @@ def fit(
         is_last = stop is not None and (is_logged or is_validated) and stop(is_validated)
         if validate is not None and is_last and not is_validated:
             _validate(trainee, validate, done)
-        if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last:
+        is_interrupted = leaves is not None and not is_last and done < plan.total_steps and leaves(done)
+        if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last or is_interrupted:
             checkpoint(done)
         if is_last:
-            return
+            return True
+        if is_interrupted:
+            return False
+    return True
 
 
 def _validate(trainee: Trainee, validate: Callable[[int], None], done: int) -> None:

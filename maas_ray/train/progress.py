@@ -14,6 +14,7 @@ class Progress:
         tokens_per_s: over all ranks, where rows are sequences of tokens.
         mfu: share of the operations per second that the devices could do at best, where that is known.
         metrics: validation figures, at the end of an epoch, where the data has a validation split.
+        workers: processes that train by now; 0: not said.
     """
 
     step: int
@@ -25,3 +26,4 @@ class Progress:
     tokens_per_s: float | None = None
     mfu: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    workers: int = 0

@@ -8,7 +8,7 @@ undisturbed run compute the same numbers.
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.cluster.preflight import preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
-from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, TrainingFailed
+from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
-from maas_ray.train.board import Launch, end_board, follow, start_board
+from maas_ray.train.board import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.figures import newest_figures, refuse_figure
@@ -31,6 +31,7 @@ from maas_ray.train.journal import location
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
+from maas_ray.train.signals import sigterm
 from maas_ray.train.spec import TrainSpec
 
 
@@ -73,7 +74,8 @@ def run_training(
         ResourcesMissing: the cluster can never hold the workers.
         DataError, ModelError: the data or the model do not fit the spec.
         StoreError: the store is not usable.
-        TrainingFailed: a worker failed more often than `workers.max_restarts`.
+        TrainingFailed: workers failed more often in a row than `workers.max_restarts`.
+        Preempted: this process was sent SIGTERM; what the run had is committed.
     """
     board = board or start_board()
     try:
@@ -89,7 +91,7 @@ def _run_training(
     probe(store)
     # Workers run in other directories, perhaps on other machines: give them the absolute location.
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
-    preflight(spec.workers.count, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
+    preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
     run = _resumed(store, spec) if resume else _created(store, spec)
     if run.status != "finished":
         if spec.model.is_classical:
@@ -129,8 +131,9 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     net = build_model(
         spec.model, dataset.features.row, dataset.features.num_outputs, per_token=dataset.features.is_per_token
     )
-    layout = spec.layout.resolve(spec.workers.count)
-    if layout.dp_replicate != layout.world:  # replicas fit any model, and what the others need takes long to import
+    for layout in spec.layouts():
+        if layout.dp_replicate == layout.world:
+            continue  # replicas fit any model, and what the others need takes long to import
         from maas_ray.train.parallel import refuse_unfit
         from maas_ray.train.pipeline import refuse_microbatches
 
@@ -165,36 +168,62 @@ def _fit(
     store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None, board: Any
 ) -> None:
     runs = Runs(store)
-    runs.record(run.id, {"type": "started", "workers": spec.workers.count})
-    workers = spec.workers
+    workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
+    runs.record(run.id, {"type": "started", "workers": sizes[-1]})
     job = Launch(
         run=run.id,
         name=f"{run.id}-{uuid.uuid4().hex[:8]}",
         spec=spec.model_dump_json(),
         data_digest=run.data_digest,
         storage=spec.storage,
-        count=workers.count,
+        sizes=sizes,
         cpus=workers.cpus,
         gpus=workers.gpus,
         max_restarts=workers.max_restarts,
         timeout_s=workers.timeout_s,
+        wait_s=workers.wait_s,
+        resize_s=workers.resize_s,
     )
-    failure: MaasError | None
-    with follow(board, on_progress):
-        try:
-            failure = ray.get(board.train.remote(job))
-        except ray.exceptions.RayError as error:
-            failure = TrainingFailed(
-                f"run {run.id!r} lost the process that watches its workers: {error}; committed checkpoints are kept: give "
-                "--resume"
-            )
+    with (
+        sigterm() as is_told_to_end,
+        Follower(
+            board, on_progress, lambda attempt: runs.record(run.id, {"type": "attempt", **asdict(attempt)})
+        ) as seen,
+    ):
+        failure = _await(job, board, seen, is_told_to_end)
     if failure is not None:
-        runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
+        kind = "stopped" if isinstance(failure, Preempted) else "failed"
+        runs.record(run.id, {"type": kind, "error": f"{failure.code}: {failure}"})
         raise failure
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(run.id)))
     stopper = spec.stopper()
     reason = stopper.follow(saved.history) if stopper is not None else None
     runs.record(run.id, {"type": "finished", "step": saved.step, "reason": reason})
+
+
+def _await(job: Launch, board: Any, seen: Follower, is_told_to_end: Callable[[], bool]) -> MaasError | None:
+    """Waits for the end of a launch; returns what ended it, if it was not the last step.
+
+    A run has no bound in time, so what is bounded is the time without a sign of the process that watches it.
+    """
+    has_asked = False
+    training = board.train.remote(job)
+    while True:
+        try:
+            done, _ = ray.wait([training], timeout=POLL_S)
+            if done:
+                failure: MaasError | None = ray.get(training)
+                return failure
+            if seen.lost is not None:
+                raise seen.lost
+            if is_told_to_end() and not has_asked:
+                has_asked = True
+                ray.get(board.ask.remote("SIGTERM"), timeout=TIMEOUT_S)
+        except ray.exceptions.RayError as error:
+            return TrainingFailed(
+                f"run {job.run!r} lost the process that watches its workers: {error}; committed checkpoints are kept: give "
+                "--resume"
+            )
 
 
 def _result(store: ObstoreStore, run: str) -> RunResult:

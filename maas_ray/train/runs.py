@@ -1,7 +1,7 @@
 """Runs: what was started, with which spec and data, and how it went. Knows nothing of how training works.
 
 runs/<run>/manifest.json          the spec, the data digest and the code: written once, never changed
-runs/<run>/log/…                  what happened since: started, finished, failed, evaluated
+runs/<run>/log/…                  what happened since: started, attempt, finished, failed, stopped, evaluated
 runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
 """
 
@@ -35,7 +35,7 @@ class Run:
     created_s: float
     """Seconds since 1970."""
     status: str
-    """`started` (running, or killed without a word), `finished` or `failed`."""
+    """`started` (running, or killed without a word), `finished`, `failed`, or `stopped` (asked to end; resume it)."""
     step: int | None = None
     """Optimizer steps done when it finished."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -43,6 +43,8 @@ class Run:
     error: str | None = None
     reason: str | None = None
     """Why it finished before its last step."""
+    attempts: tuple[Mapping[str, Any], ...] = ()
+    """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
 
 
 class Runs:
@@ -90,14 +92,19 @@ class Runs:
         except ValidationError as error:
             raise ObjectCorrupt(f"run {run} was written by an incompatible version: {error}") from error
         status: dict[str, Any] = {"status": "started"}
+        attempts: list[Mapping[str, Any]] = []
         for record in Sequence(self._store, run_prefix(run)).read():
             event = dict(record.event)
             kind = event.pop("type")
             if kind == "evaluated":
                 status["metrics"] = event["metrics"]
+            elif kind == "attempt":
+                attempts.append(event)
             elif kind != "validated":
                 status.update({name: event.get(name) for name in ("step", "error", "reason")}, status=kind)
-        return Run(run, spec, meta["data_digest"], meta["git_commit"], meta["created_s"], **status)
+        return Run(
+            run, spec, meta["data_digest"], meta["git_commit"], meta["created_s"], attempts=tuple(attempts), **status
+        )
 
     def validated(self, run: str) -> dict[int, dict[str, float]]:
         """What validation beside training has found, by step: `validation_loss` and so on."""
@@ -109,7 +116,7 @@ class Runs:
         return sorted((self.get(run) for run in self._ids()), key=lambda run: -run.created_s)
 
     def record(self, run: str, event: Mapping[str, Any]) -> None:
-        """Appends an event `{type: started | finished | failed | evaluated | validated, …}` to a run's log."""
+        """Appends an event `{type: started | attempt | finished | failed | stopped | evaluated | validated, …}` to a log."""
         Sequence(self._store, run_prefix(run), self._clock).append(lambda _: event)
 
     def _ids(self) -> list[str]:

@@ -12,7 +12,7 @@ from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.ema import EmaSpec
-from maas_ray.train.layout import LayoutSpec
+from maas_ray.train.layout import Layout, LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
 from maas_ray.train.stopping import EarlyStoppingSpec, Stopper
@@ -29,24 +29,53 @@ class BatchSpec(Spec):
 
 
 class WorkersSpec(Spec):
-    """The processes that train, and what each one needs."""
+    """The processes that train, and what each one needs. Either `count` of them, or from `min` to `max`."""
 
     count: PositiveInt = 1
     """Processes; by default each is a replica of the model with its own rows, see `layout`."""
+    min: PositiveInt | None = None
+    """Fewest processes with which training goes on, where their number follows what the cluster has; with `max`."""
+    max: PositiveInt | None = None
+    """Most processes. What is between is rounded down to whole replicas of the model; the batch of a step, and the
+    samples in it, are the same with any number."""
     cpus: PositiveInt = 1
     """CPUs per worker; also the number of compute threads."""
     gpus: NonNegativeInt = 0
     """GPUs per worker, 0 or 1; with 1 the gradients go over NCCL, else over gloo."""
     max_restarts: NonNegativeInt = 3
-    """Times that the group is started again from the last committed checkpoint when a worker or its node is lost."""
-    timeout_s: PositiveFloat = 300.0
-    """A collective operation that takes longer than this ends the attempt instead of hanging."""
+    """Times in a row that the group is started again from the last committed checkpoint when a worker or its node is
+    lost; a checkpoint committed in between begins the count anew. Leaving after a notice, and growing, cost none."""
+    timeout_s: PositiveFloat = 45.0
+    """Longest wait of a rank for another one. Then the attempt ends, naming who was missing; with the time to notice and
+    to end what hangs, a minute."""
+    wait_s: PositiveFloat = 60.0
+    """Longest wait for room in the cluster, at the start and after a loss. Then the run ends; resume it later."""
+    resize_s: PositiveFloat = 30.0
+    """Time between two looks for room for more workers, if there are fewer than `max`. Growing takes a checkpoint and a
+    new start, so it should be rarer than both are long."""
 
     @model_validator(mode="after")
-    def _one_gpu(self) -> Self:
+    def _consistent(self) -> Self:
         if self.gpus > 1:
             raise ValueError("a worker drives one GPU; raise workers.count instead of workers.gpus")
+        if (self.min is None) != (self.max is None):
+            raise ValueError("give workers.min and workers.max together, or neither")
+        if self.min is not None and self.max is not None:
+            if self.count != 1:
+                raise ValueError("give either workers.count or workers.min and workers.max")
+            if self.min > self.max:
+                raise ValueError(f"workers.min {self.min} is larger than workers.max {self.max}")
         return self
+
+    @property
+    def least(self) -> int:
+        """Fewest processes."""
+        return self.min or self.count
+
+    @property
+    def most(self) -> int:
+        """Most processes."""
+        return self.max or self.count
 
 
 class CheckpointSpec(Spec):
@@ -131,12 +160,12 @@ class TrainSpec(Spec):
             parse_classical(self.model.name, self.model.params, self.data.task)
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
-        layout = self.layout.resolve(self.workers.count)
-        if self.batch.global_size < layout.dp:
-            raise ValueError(
-                f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
-                f"workers.count {self.workers.count}: some workers would never see a sample"
-            )
+        for layout in self.layouts():
+            if self.batch.global_size < layout.dp:
+                raise ValueError(
+                    f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
+                    f"{layout.world} workers: some of them would never see a sample"
+                )
         build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
 
@@ -146,6 +175,16 @@ class TrainSpec(Spec):
         if early is None:
             return None
         return Stopper(early.metric or by.metric, early.mode or by.mode, early.patience, early.min_delta)
+
+    def layouts(self) -> list[Layout]:
+        """The layout of each number of workers with which the run may go on, fewest first.
+
+        Raises:
+            SpecError: there is none.
+        """
+        if self.workers.max is None:
+            return [self.layout.resolve(self.workers.count)]
+        return [self.layout.resolve(size) for size in self.layout.sizes(self.workers.least, self.workers.most)]
 
     def stop_position(self, num_rows: int) -> int:
         """Global sample position at which the run ends: epochs x rows, or steps x global batch.

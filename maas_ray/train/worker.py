@@ -5,6 +5,7 @@ Kept apart from train/run.py so that the processes that train import only what t
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -20,13 +21,16 @@ from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.opening import open_rows
 from maas_ray.errors import MaasError
+from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.train import group
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.figures import figures_at
 from maas_ray.train.finite import refuse_not_finite
 from maas_ray.train.journal import Journal
 from maas_ray.train.loop import Plan, Trainee, fit, settle
+from maas_ray.train.pace import Pace
 from maas_ray.train.parallel import place_rank, refuse_far_groups
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import checkpoints_prefix
@@ -51,42 +55,64 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
     """
     if ray.get(board.failure.remote(), timeout=TIMEOUT_S) is not None:
         return  # the last attempt failed for good: end without an error, so that Ray does not try once more
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    timeout_s = spec.workers.timeout_s
+    pace = Pace(
+        lambda beat: ray.get(board.beat.remote(beat), timeout=timeout_s),
+        group.attempt(),
+        rank,
+        notice=group.notice,
+        patience_s=timeout_s,
+    )
+    has_left = False
     try:
-        _train(spec, data_digest, board, device)
+        has_left = not _train(spec, data_digest, board, device, pace)
     except MaasError as error:
         if not error.retryable:
             ray.get(board.fail.remote(error), timeout=TIMEOUT_S)
         raise
+    finally:
+        pace.close(has_left=has_left)
 
 
-def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) -> None:
+def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, pace: Pace) -> bool:
+    """Returns whether the run is done: False if this rank left early, everything committed."""
     torch.set_num_threads(spec.workers.cpus)
     torch.use_deterministic_algorithms(spec.deterministic)
     store = open_store(spec.storage)
     dataset = open_dataset(store, data_digest)
     num_rows = dataset.num_rows["train"]
-    place = place_rank(spec.layout.resolve(spec.workers.count), device.type)
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    place = place_rank(spec.layout.resolve(world), device.type)
     if not spec.layout.tp_across_nodes:
         refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)
     first_step, history = _restore(store, spec, trainee)
+    pace.committed(first_step)
+    pace.begin(first_step)
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     journal = Journal(store, spec.run, first_step, history) if is_first else None
+
+    def commit(committed: Committed) -> None:
+        pace.committed(int(committed.meta["step"]))
+        if journal is not None:
+            journal.publish()
+
     saver = Saver(
         store,
         checkpoints_prefix(spec.run),
         group=saving_group(spec.checkpoint.timeout_s),
         timeout_s=spec.checkpoint.timeout_s,
         keep=spec.checkpoint.keep(),
-        on_commit=lambda _: journal.publish() if journal is not None else None,
+        on_commit=commit,
     )
 
     def report(progress: Progress) -> None:
         if journal is not None:
             journal.write(progress)
-            board.put.remote(progress)
+            board.put.remote(replace(progress, workers=world))
 
     def checkpoint(done: int) -> None:
         tensors = tensors_of(trainee)
@@ -108,7 +134,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
         )
 
     try:
-        fit(
+        is_done = fit(
             plan,
             trainee,
             loader,
@@ -117,8 +143,10 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) 
             checkpoint=checkpoint,
             validate=_validator(spec, plan, dataset, trainee, report),
             stop=_stop(spec, journal, device),
+            leaves=pace.is_stop,
         )
         saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
+        return is_done
     finally:
         saver.close()
         if journal is not None:
