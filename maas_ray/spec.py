@@ -51,6 +51,11 @@ def load_spec(kind: type[S], path: str | Path, overrides: Iterable[str] = ()) ->
     Raises:
         SpecError: unreadable file, malformed YAML, unknown key (with the nearest right name) or bad value.
     """
+    return parse_spec(kind, read_document(path), overrides, source=str(path))
+
+
+def read_document(path: str | Path) -> Any:
+    """What a YAML file holds, not validated. Raises `SpecError`: unreadable, too large or malformed."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
@@ -58,10 +63,9 @@ def load_spec(kind: type[S], path: str | Path, overrides: Iterable[str] = ()) ->
     if len(raw) > MAX_SPEC_BYTES:
         raise SpecError(f"the spec {path} has {len(raw)} bytes; the limit is {MAX_SPEC_BYTES}")
     try:
-        document = yaml.safe_load(raw.decode())
+        return yaml.safe_load(raw.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"the spec {path} is not YAML in UTF-8: {error}") from error
-    return parse_spec(kind, document, overrides, source=str(path))
 
 
 def parse_spec(kind: type[S], document: Any, overrides: Iterable[str] = (), source: str = "spec") -> S:
@@ -81,16 +85,21 @@ def _assign(fields: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     if not separator or not path:
         raise SpecError(f"--set {override!r} is not an assignment; write --set optimizer.lr=0.1")
+    try:
+        assign(fields, path, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def assign(fields: dict[str, Any], path: str, value: Any) -> None:
+    """Puts a value at `a.b.c` of a document. Raises `SpecError` if one of the parents is no section."""
     *parents, last = path.split(".")
     for parent in parents:
         child = fields.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise SpecError(f"--set {override!r}: {parent!r} is a value, not a section")
+            raise SpecError(f"cannot set {path!r}: {parent!r} is a value, not a section")
         fields = child
-    try:
-        fields[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+    fields[last] = value
 
 
 def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:

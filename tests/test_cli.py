@@ -23,6 +23,8 @@ COMMANDS = [
     "status",
     "doctor",
     "train",
+    "tune",
+    "lr-range",
     "runs",
     "evaluate",
     "publish",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training
+from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training, tuning
 from maas_ray.cli.reporting import Answer, reported
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
     "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
+    "Tune": (tuning.tune, tuning.lr_range),
     "Serve": (store.promote, store.models, serving.serve, serving.unserve, serving.predict),
     "Care": (parallel.verify_parallel, store.fsck, store.schema),
 }

@@ -129,14 +129,16 @@ def fsck(
 
 
 def schema(
-    spec: Annotated[Literal["train", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
+    spec: Annotated[Literal["train", "tune", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
 ) -> Answer:
     """Prints the JSON Schema of specs, from which editors complete and check them."""
     from maas_ray.serve.spec import ServeSpec
+    from maas_ray.train.search.spec import TuneSpec
     from maas_ray.train.spec import TrainSpec
 
-    both = {"train": TrainSpec.model_json_schema(), "serve": ServeSpec.model_json_schema()}
-    document = both[spec] if spec else both
+    kinds = {"train": TrainSpec, "tune": TuneSpec, "serve": ServeSpec}
+    schemas = {name: kind.model_json_schema() for name, kind in kinds.items()}
+    document = schemas[spec] if spec else schemas
     return Answer(document, json.dumps(document, indent=2))
 
 

@@ -1,15 +1,23 @@
 """Tiny runs of each kind on data that needs no cluster: specs and prepared data sets for tests of training alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from sklearn.datasets import load_digits
 
 from maas_ray.data.dataset import TARGET, Dataset, save_dataset
 from maas_ray.data.features import Features
 from maas_ray.data.prepare import prepare
+from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.layout import Layout
+from maas_ray.train.loop import mean_loss, train_step
+from maas_ray.train.parallel import Place
 from maas_ray.train.spec import TrainSpec
 
 NUM_COLUMNS, NUM_CLASSES = 6, 4
@@ -45,6 +53,45 @@ def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -
         fields["data"] = {"uri": str(directory / "text.txt"), "task": task, "split": split, "text": WORDS}
     spec = TrainSpec.model_validate({**fields, **changes})
     return spec, _table(store) if spec.data.text is None else prepare(spec.data, store)
+
+
+def make_digits(store: ObstoreStore, **changes: Any) -> tuple[TrainSpec, Dataset]:
+    """Real scans as 64 numbers each, and an mlp that can learn them."""
+    images, labels = load_digits(return_X_y=True)
+    rows = (images / 16).astype(np.float32)
+    tables = {}
+    for split, taken in (("train", slice(0, 1400)), ("validation", slice(1400, 1797)), ("test", slice(0, 0))):
+        columns: dict[str, Any] = {f"c{i}": rows[taken, i] for i in range(rows.shape[1])}
+        tables[split] = pa.table({**columns, TARGET: labels[taken]})
+    columns = [{"kind": "numeric", "name": f"c{i}"} for i in range(rows.shape[1])]
+    fields = {"columns": columns, "task": "classification", "target": "t", "labels": [str(i) for i in range(10)]}
+    spec = TrainSpec.model_validate(
+        {
+            "run": "r",
+            "model": {"name": "mlp", "params": {"size": 1}},
+            "data": {"uri": "sklearn:digits", "task": "classification"},
+            "storage": {"uri": store.uri},
+            **changes,
+        }
+    )
+    return spec, save_dataset(store, tables, Features.model_validate(fields), {}, {})
+
+
+def train_here(spec: TrainSpec, dataset: Dataset, lr: float, *, steps: int) -> float:
+    """The loss of the last of so many steps at one rate, in this process; infinite if it was no number."""
+    changes = {"epochs": None, "steps": steps, "optimizer": spec.optimizer.model_copy(update={"lr": lr})}
+    spec = spec.model_copy(update=changes)
+    place, num_rows = Place(Layout(), None), dataset.num_rows["train"]
+    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
+    trainee.train()
+    try:
+        for step in range(steps):
+            share, _ = train_step(plan, trainee, loader, step)
+            loss = mean_loss(trainee, share, step)
+    except TrainingFailed:
+        return math.inf
+    return loss
 
 
 def _table(store: ObstoreStore) -> Dataset:

@@ -53,7 +53,9 @@ def fit_classical(
     runs.record(run.id, {"type": "started", "workers": 1})
     report = on_progress or (lambda _: None)
     report(Progress(step=0, total_steps=1, epoch=0.0))
-    task = ray.remote(num_cpus=spec.workers.cpus, max_retries=spec.workers.max_restarts)(_train)
+    # By default a task goes where its caller's placement group is, and that of a trial under Ray Tune holds no CPU.
+    options = {"num_cpus": spec.workers.cpus, "max_retries": spec.workers.max_restarts}
+    task = ray.remote(**options, scheduling_strategy="DEFAULT")(_train)
     reference = task.remote(spec, run.data_digest)
     try:
         while not ray.wait([reference], timeout=POLL_S)[0]:

@@ -1,0 +1,128 @@
+"""tune, lr-range: finding the values of a spec's fields."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Group
+
+from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.reporting import Answer, say, table
+
+_ROWS = 20
+"""About so many steps of a range test are shown."""
+
+
+def tune(
+    spec: Annotated[Path, typer.Argument(help="YAML file with a TuneSpec; see `maas-ray schema tune`.")],
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that exists.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the best spec, for `maas-ray train`.", show_default="<search>-best.yaml"),
+    ] = None,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Searches for the best values of some fields of a training spec; each trial is a run, trained on the cluster."""
+    from maas_ray import cluster
+    from maas_ray.train.search.spec import load_tune_spec
+
+    loaded = load_tune_spec(spec, overrides or ())
+    with say.status("preparing the search"):
+        from maas_ray.train.search.run import run_search
+        from maas_ray.train.search.space import draw_trials
+
+        number = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
+        cluster.connect(state_dir=state_dir)
+
+    def show(trial: int, event: Any) -> None:
+        if hasattr(event, "status"):
+            figure = f"{loaded.metric} {event.figures[-1].value:.4g}" if event.figures else ""
+            say.print(f"{loaded.name}-{trial}: {event.status} {event.error or figure}", markup=False)
+
+    with say.status(f"{number} trials"):
+        result = run_search(loaded, resume=resume, on_event=show)
+    written = None
+    if result.best_spec is not None and result.best is not None:
+        written = output or Path(f"{loaded.name}-best.yaml")
+        written.write_text(
+            f"# The values of {result.best.run}: {result.metric} {result.best.value:.6g} after {result.best.step} steps.\n"
+            + yaml.safe_dump(result.best_spec, sort_keys=False)
+        )
+    names = list(loaded.search)
+    rows = [
+        (
+            one.run,
+            *(one.fields[name] for name in names),
+            "" if one.value is None else f"{one.value:.4g}",
+            one.step,
+            one.error or one.status,
+        )
+        for one in result.trials
+    ]
+    title = f"search {result.search}: " + (f"best {result.best.run}, see {written}" if result.best else "no figure")
+    document = {**asdict(result), "best_spec_path": str(written) if written else None}
+    return Answer(document, table(title, ("run", *names, result.metric, "step", ""), rows), int(result.best is None))
+
+
+def lr_range(
+    spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec.")],
+    overrides: Set = None,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps between them.")] = 100,
+    smoothing: Annotated[float, typer.Option(help="Weight of the past in the smoothed loss, in [0, 1).")] = 0.9,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the course to a file: .csv, or anything else as JSON.")
+    ] = None,
+    state_dir: StateDir = None,
+) -> Answer:
+    """Trains for a few steps with a growing learning rate (Smith 2015) and proposes one; exit code 1 if none is found.
+
+    One process of this machine trains from the initial weights; no run is made.
+    """
+    from maas_ray import cluster
+    from maas_ray.spec import load_spec
+
+    with say.status("preparing the data"):
+        from maas_ray.data.prepare import prepare
+        from maas_ray.store.objects import open_store
+        from maas_ray.train.spec import TrainSpec
+
+        loaded = load_spec(TrainSpec, spec, overrides or ())
+        cluster.connect(state_dir=state_dir)
+        dataset = prepare(loaded.data, open_store(loaded.storage))
+        from maas_ray.train.lr_range import Point, find_learning_rates
+
+    with say.status("training") as status:
+
+        def show(point: Point) -> None:
+            status.update(f"step {point.step} of {steps}: rate {point.lr:.2g}, loss {point.smoothed:.4g}")
+
+        found = find_learning_rates(
+            loaded, dataset.digest, low=low, high=high, steps=steps, smoothing=smoothing, on_point=show
+        )
+    document = {"proposed": found.below_minimum, **asdict(found)}
+    if output is not None:
+        output.write_text(_csv(document["points"]) if output.suffix == ".csv" else json.dumps(document))
+    every = max(1, len(found.points) // _ROWS)
+    rows = [
+        (point.step, f"{point.lr:.2e}", f"{point.loss:.4g}", f"{point.smoothed:.4g}") for point in found.points[::every]
+    ]
+    proposal = "no rate is proposed" if found.below_minimum is None else f"proposed: optimizer.lr {found.below_minimum}"
+    view = Group(
+        table("learning-rate range test (Smith 2015)", ("step", "rate", "loss", "smoothed"), rows),
+        f"{proposal}, a tenth of where the loss is lowest; it falls fastest at {found.steepest}"
+        if found.steepest is not None
+        else proposal,
+        found.remark,
+    )
+    return Answer(document, view, int(found.below_minimum is None))
+
+
+def _csv(points: list[dict[str, Any]]) -> str:
+    names = ("step", "lr", "loss", "smoothed")
+    return "\n".join([",".join(names), *(",".join(str(point[name]) for name in names) for point in points), ""])

@@ -1,0 +1,151 @@
+"""A search from its spec to its result: draws the trials, runs those that have not ended, ranks all. Knows no ray.tune."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.store.probe import probe
+from maas_ray.train.search.log import Ended, Figure, SearchLog
+from maas_ray.train.search.space import Trial, draw_trials
+from maas_ray.train.search.spec import TuneSpec
+from maas_ray.train.search.trial import Job
+
+BEST = "best"
+"""What stands in place of a trial's number in the run of the best spec."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trial as of now."""
+
+    trial: int
+    run: str
+    fields: Mapping[str, Any]
+    status: str
+    """`finished`, `stopped` (given up by the scheduler), `failed`, or `waiting`: it has not ended, resume the search."""
+    step: int | None = None
+    """Optimizer steps done when `value` was reported."""
+    value: float | None = None
+    """The newest figure of the search's metric."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found."""
+
+    search: str
+    metric: str
+    mode: str
+    trials: list[Outcome]
+    """All, the best first; those without a figure last."""
+    best: Outcome | None
+    """The best of the finished ones; of those that were given up, if none has finished."""
+    best_spec: dict[str, Any] | None
+    """A TrainSpec with its values, for a run of its own."""
+
+
+def run_search(
+    spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, Figure | Ended], None] | None = None
+) -> SearchResult:
+    """Runs a search to its end, or until its time is over. Needs a connected Ray (`ray.init`).
+
+    Args:
+        spec: the search.
+        resume: go on with a search that exists: trials that finished or were given up are not run again, one that was
+            interrupted continues from its newest checkpoint, and one that failed is tried again.
+        on_event: called with the number of a trial and each of its figures, and how it has ended.
+
+    Raises:
+        SpecError: the space, or a trial in it, is not valid; with `resume`, the search was another one.
+        Conflict: the search exists and `resume` is false.
+        NotFound: `resume` is true and there is no such search.
+        StoreError: the store is not usable.
+    """
+    trials = draw_trials(spec)
+    store = open_store(trials[0].spec.storage)
+    probe(store)
+    log = SearchLog(store, spec.name)
+    (log.resume if resume else log.begin)(spec)
+    over = {number: ended for number, ended in log.ended().items() if ended.status != "failed"}
+    going = [trial for trial in trials if trial.number not in over]
+    figures: dict[int, list[Figure]] = {}
+
+    def hear(number: int, figure: Figure) -> None:
+        heard = figures.setdefault(number, [])
+        if heard and heard[-1].step == figure.step:  # the last one is said twice: when it comes, and at the end
+            return
+        heard.append(figure)
+        if on_event is not None:
+            on_event(number, figure)
+
+    def end(number: int, ended: Ended) -> None:
+        ended = Ended(ended.status, tuple(figures.get(number, ())), ended.error)
+        log.record(number, ended)
+        if on_event is not None:
+            on_event(number, ended)
+
+    if going:
+        from maas_ray.train.search.tune import run_trials  # late: ray.tune takes seconds to import
+
+        run_trials(
+            {trial.number: _job(trial, spec.metric, store) for trial in going},
+            scheduler=spec.scheduler,
+            mode=spec.direction,
+            past={number: ended.figures for number, ended in over.items()},
+            max_concurrent=min(spec.max_concurrent or len(going), _room(going)),
+            time_limit_s=spec.time_limit_s,
+            on_figure=hear,
+            on_end=end,
+        )
+    return rank(spec, trials, log.ended(), figures)
+
+
+def rank(
+    spec: TuneSpec, trials: list[Trial], ended: Mapping[int, Ended], running: Mapping[int, list[Figure]]
+) -> SearchResult:
+    """The result, from how each trial has ended and the figures of those that have not."""
+    sign = 1 if spec.direction == "min" else -1
+    outcomes = [_outcome(trial, ended.get(trial.number), running.get(trial.number, [])) for trial in trials]
+    outcomes.sort(key=lambda one: (one.value is None, 0 if one.value is None else sign * one.value, one.trial))
+    candidates = [one for status in ("finished", "stopped") for one in outcomes if one.status == status]
+    best = candidates[0] if candidates else None
+    best_spec = None
+    if best is not None:
+        best_spec = {**trials[best.trial].document, "run": f"{spec.name}-{BEST}"}
+    return SearchResult(spec.name, spec.metric, spec.direction, outcomes, best, best_spec)
+
+
+def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcome:
+    figures = ended.figures if ended is not None else running
+    last = figures[-1] if figures and math.isfinite(figures[-1].value) else None
+    return Outcome(
+        trial.number,
+        trial.run,
+        trial.fields,
+        ended.status if ended is not None else "waiting",
+        last.step if last is not None else None,
+        last.value if last is not None else None,
+        ended.error if ended is not None else None,
+    )
+
+
+def _job(trial: Trial, metric: str, store: ObstoreStore) -> Job:
+    # Trials run in other processes, perhaps on other machines: give them the absolute location.
+    storage = trial.spec.storage.model_copy(update={"uri": store.uri})
+    return Job(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
+
+
+def _room(trials: list[Trial]) -> int:
+    """How many trials the cluster's resources hold at a time, at least one: the largest decides."""
+    total = ray.cluster_resources()
+    room = []
+    for trial in trials:
+        workers = trial.spec.workers
+        needs = {"CPU": workers.count * workers.cpus, "GPU": workers.count * workers.gpus}
+        room += [int(total.get(name, 0) // need) for name, need in needs.items() if need]
+    return max(1, min(room))

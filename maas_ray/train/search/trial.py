@@ -1,0 +1,118 @@
+"""One trial: a run in a thread of this process, its figures as they come, and its end on demand. Knows no ray.tune."""
+
+import math
+import queue
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+
+import ray
+
+from maas_ray.errors import MaasError, NotFound
+from maas_ray.train.board import end_board, start_board
+from maas_ray.train.figures import figures_of
+from maas_ray.train.progress import Progress
+from maas_ray.train.search.log import Ended, Figure
+
+STOP_S = 60.0
+"""Longest wait for a run that is stopped to commit what it has; after that its workers are ended."""
+_ASK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial needs to know."""
+
+    spec: str
+    """The TrainSpec as JSON: its class imports torch, which this process does while the board starts."""
+    metric: str
+
+
+class TrialRun:
+    """Trains in a thread from the moment it is made. A run that exists is resumed, one that is finished left alone.
+
+    Args:
+        job: the trial.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._board = start_board()
+        self._news: queue.SimpleQueue[Figure | Ended] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
+        self._thread.start()
+
+    def next(self, timeout_s: float) -> Figure | Ended | None:
+        """The next figure, or how the trial has ended; None: nothing has come within the time."""
+        try:
+            return self._news.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def stop(self) -> None:
+        """Ends the run if it goes on: its workers commit what they have and are gone afterwards, with what they held."""
+        if not self._thread.is_alive():
+            return
+        if hasattr(self._board, "ask"):
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._board.ask.remote("the search stopped it"), timeout=_ASK_S)
+            self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            end_board(self._board)
+            self._thread.join(STOP_S)
+        self._note()
+
+    def _run(self) -> None:
+        try:
+            step, figures = self._train()
+        except MaasError as error:
+            self._news.put(Ended("failed", error=f"{error.code}: {error}"))
+        except Exception as error:  # whatever it is, it ends this trial and not the search
+            self._news.put(Ended("failed", error=f"{type(error).__name__}: {error}"))
+        else:
+            self._news.put(self._end(step, figures))
+
+    def _train(self) -> tuple[int, dict[str, float]]:
+        try:
+            from maas_ray.store.objects import open_store
+            from maas_ray.train.run import run_training
+            from maas_ray.train.runs import Runs
+            from maas_ray.train.spec import TrainSpec
+
+            spec = TrainSpec.model_validate_json(self._job.spec)
+        except BaseException:
+            end_board(self._board)
+            raise
+        try:
+            Runs(open_store(spec.storage)).get(spec.run)
+            exists = True
+        except NotFound:
+            exists = False
+        result = run_training(spec, resume=exists, on_progress=self._hear, board=self._board)
+        return result.step, result.metrics
+
+    def _note(self) -> None:
+        """Records that the run was stopped, if it was ended in a way that looks to itself like a failure."""
+        from maas_ray.store.objects import open_store
+        from maas_ray.train.runs import Runs
+        from maas_ray.train.spec import TrainSpec
+
+        spec = TrainSpec.model_validate_json(self._job.spec)
+        runs = Runs(open_store(spec.storage))
+        with suppress(NotFound):  # it was stopped before it was begun
+            if runs.get(spec.run).status not in ("finished", "stopped"):
+                runs.record(spec.run, {"type": "stopped"})
+
+    def _hear(self, progress: Progress) -> None:
+        value = figures_of({"validation": progress.metrics}).get(self._job.metric)
+        if self._job.metric == "loss":
+            value = progress.loss
+        if value is not None and math.isfinite(value):
+            self._news.put(Figure(progress.step, progress.step / progress.total_steps, value))
+
+    def _end(self, step: int, figures: dict[str, float]) -> Ended:
+        value = figures.get(self._job.metric)
+        if value is None:
+            names = ", ".join(sorted(figures)) or "none"
+            return Ended("failed", error=f"spec_invalid: the run has no figure {self._job.metric!r}; it has: {names}")
+        return Ended("finished", (Figure(step, 1.0, value),))

@@ -1,0 +1,207 @@
+"""Trials under Ray Tune: it starts them, hears their figures and gives up the bad ones. The only file that knows ray.tune.
+
+Ray's guide to Tune over Train (https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html) has a
+function trainable that calls the trainer's `fit`. A function cannot be told to stop: Tune ends its process, and workers of
+a trial that was given up would hold their CPUs on. So a trial here is a class, whose `cleanup` ends its run in order.
+
+A trial's own process holds no CPU: the run's workers take theirs from the cluster, as they do for `maas-ray train`.
+What Tune writes about a search is thrown away; searches and runs are in the store (log.py).
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from maas_ray.train.search.log import Ended, Figure, order
+from maas_ray.train.search.spec import SchedulerSpec
+from maas_ray.train.search.trial import Job, TrialRun
+
+_VALUE = "_metric"
+"""The name under which Tune lets a trial report nothing for a while."""
+_DONE = "part_done"
+_HEARTBEAT_S = 2.0
+"""A trial answers Tune at least so often, and can be stopped then."""
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs have TensorBoard files of their own
+    "RAY_AIR_NEW_OUTPUT": "0",  # whose banner comes whatever `verbose` is
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data mean the same as for `maas-ray train`
+}
+
+
+def run_trials(
+    jobs: Mapping[int, Job],
+    *,
+    scheduler: SchedulerSpec,
+    mode: str,
+    past: Mapping[int, Sequence[Figure]],
+    max_concurrent: int,
+    time_limit_s: float | None,
+    on_figure: Callable[[int, Figure], None],
+    on_end: Callable[[int, Ended], None],
+) -> None:
+    """Runs trials until all have ended or the time is over; those that then still ran have no end.
+
+    Args:
+        jobs: the trials, by number.
+        scheduler: which ones are given up.
+        mode: `min` or `max`, the better figure.
+        past: figures of trials that have ended before, with which new ones are compared.
+        max_concurrent: so many at a time.
+        time_limit_s: how long.
+        on_figure: called with each figure of a trial.
+        on_end: called once for each trial that has ended.
+    """
+    follower = _Follower(on_figure, on_end)
+    with _environment(), tempfile.TemporaryDirectory(prefix="maas-tune-") as directory:
+        tune.Tuner(
+            # One byte of memory: Tune wants a resource, and a CPU would be taken from the workers.
+            tune.with_resources(_Trainable, {"CPU": 0, "memory": 1}),
+            param_space={
+                "trial": tune.grid_search([{"number": number, "job": vars(job)} for number, job in jobs.items()]),
+                "directory": os.getcwd(),
+            },
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(scheduler, mode, past, follower),
+                max_concurrent_trials=max_concurrent,
+                time_budget_s=time_limit_s,
+                reuse_actors=False,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=directory,
+                callbacks=[follower],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+                verbose=0,
+            ),
+        ).fit()
+
+
+class _Trainable(tune.Trainable):  # type: ignore[misc]
+    def setup(self, config: dict[str, Any]) -> None:
+        if os.path.isdir(config["directory"]):
+            os.chdir(config["directory"])
+        self._trial = TrialRun(Job(**config["trial"]["job"]))
+
+    def step(self) -> dict[str, Any]:
+        news = self._trial.next(_HEARTBEAT_S)
+        if news is None:
+            return {}
+        if isinstance(news, Figure):
+            return _result(news)
+        last = _result(news.figures[-1]) if news.figures else {}
+        return {**last, "done": True, "status": news.status, "error": news.error}
+
+    def cleanup(self) -> None:
+        self._trial.stop()
+
+
+class _Asha(ASHAScheduler):  # type: ignore[misc]
+    def __init__(self, spec: SchedulerSpec, mode: str, on_stop: Callable[[int], None]) -> None:
+        super().__init__(
+            time_attr=_DONE,
+            metric=_VALUE,
+            mode=mode,
+            max_t=1,
+            grace_period=spec.grace,
+            reduction_factor=spec.reduction,
+            stop_last_trials=False,  # one that is at its end is to commit it
+        )
+        self._on_stop = on_stop
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP:
+            self._on_stop(_number(trial))
+        return decision
+
+
+class _Follower(tune.Callback):  # type: ignore[misc]
+    """Hands on what trials report, and knows why each has ended."""
+
+    def __init__(self, on_figure: Callable[[int, Figure], None], on_end: Callable[[int, Ended], None]) -> None:
+        self._on_figure = on_figure
+        self._on_end = on_end
+        self._given_up: set[int] = set()
+        self._said: dict[int, tuple[str, str | None]] = {}
+
+    def give_up(self, number: int) -> None:
+        """Notes the scheduler's decision."""
+        self._given_up.add(number)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = _number(trial)
+        if _VALUE in result:
+            self._on_figure(number, Figure(result["step"], result[_DONE], result[_VALUE]))
+        if "status" in result:
+            self._said[number] = (result["status"], result["error"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = _number(trial)
+        status, error = self._said.get(number, ("stopped" if number in self._given_up else None, None))
+        if status is not None:
+            self._on_end(number, Ended(status, error=error))  # type: ignore[arg-type]
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        message = " ".join(str(trial.get_error() or "").split())[-500:]
+        error = f"training_failed: the trial's process ended: {message or 'without a word'}; --resume tries it again"
+        self._on_end(_number(trial), Ended("failed", error=error))
+
+
+def _scheduler(
+    spec: SchedulerSpec, mode: str, past: Mapping[int, Sequence[Figure]], follower: _Follower
+) -> ASHAScheduler | FIFOScheduler:
+    if spec.name == "none":
+        return FIFOScheduler()
+    scheduler = _Asha(spec, mode, lambda number: None)
+    known = {
+        number: SimpleNamespace(trial_id=f"past-{number}", config={"trial": {"number": number}}) for number in past
+    }
+    for trial in known.values():
+        scheduler.on_trial_add(None, trial)
+    for number, figure in order(past):
+        scheduler.on_trial_result(None, known[number], _result(figure))
+    scheduler._on_stop = follower.give_up
+    return scheduler
+
+
+def _name(trial: Any) -> str:
+    return f"trial-{_number(trial)}"
+
+
+def _number(trial: Any) -> int:
+    number: int = trial.config["trial"]["number"]
+    return number
+
+
+def _result(figure: Figure) -> dict[str, Any]:
+    return {_VALUE: figure.value, _DONE: figure.done, "step": figure.step}
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    os.environ.update(_ENVIRONMENT)
+    logger.setLevel(logging.ERROR)  # it warns of files that it was told not to write
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

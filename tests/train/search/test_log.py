@@ -1,0 +1,99 @@
+"""What a search leaves in the store, and what a resumed one makes of it."""
+
+from typing import Any
+
+import pytest
+
+from maas_ray.errors import Conflict, NotFound, SpecError
+from maas_ray.spec import parse_spec
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.search.log import Ended, Figure, SearchLog, order
+from maas_ray.train.search.run import rank, run_search
+from maas_ray.train.search.space import draw_trials
+from maas_ray.train.search.spec import TuneSpec
+from tests.train.search.test_space import BASE, LR
+
+
+def _spec(store: ObstoreStore, **changes: Any) -> TuneSpec:
+    fields = {"name": "s", "base": {**BASE, "storage": {"uri": store.uri}}, "search": {"optimizer.lr": LR}, "trials": 4}
+    return parse_spec(TuneSpec, {**fields, **changes})
+
+
+def _figures(*values: float) -> tuple[Figure, ...]:
+    return tuple(Figure(10 * (i + 1), (i + 1) / len(values), value) for i, value in enumerate(values))
+
+
+def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore) -> None:
+    spec, log = _spec(store), SearchLog(store, "s")
+    with pytest.raises(NotFound, match="leave out --resume"):
+        log.resume(spec)
+    log.begin(spec)
+    with pytest.raises(Conflict, match="give --resume"):
+        log.begin(spec)
+    log.resume(_spec(store, trials=9, time_limit_s=5, max_concurrent=1, scheduler={"name": "asha"}))
+    for changes, name in (
+        ({"seed": 1}, "seed"),
+        ({"metric": "validation_accuracy"}, "metric, mode"),
+        ({"base": {**BASE, "steps": 4}}, "base"),
+        ({"search": {"optimizer.lr": {**LR, "high": 1.0}}}, "search"),
+    ):
+        with pytest.raises(SpecError, match=f"begun with another {name};"):
+            log.resume(_spec(store, **changes))
+
+
+def test_the_newest_end_of_each_trial_counts(file_store: ObstoreStore) -> None:
+    log = SearchLog(file_store, "s")
+    assert log.ended() == {}
+    log.record(1, Ended("failed", error="data_invalid: no rows"))
+    log.record(0, Ended("stopped", _figures(3.0, 2.0)))
+    log.record(1, Ended("finished", _figures(1.0)))
+    assert log.ended() == {0: Ended("stopped", _figures(3.0, 2.0)), 1: Ended("finished", _figures(1.0))}
+
+
+def test_figures_come_to_the_scheduler_as_if_trials_had_trained_side_by_side() -> None:
+    past = {7: _figures(4.0, 3.0), 2: _figures(9.0, 8.0, 7.0, 6.0)}
+    assert [(number, figure.value) for number, figure in order(past)] == [(2, 9.0), (2, 8.0), (7, 4.0), (2, 7.0), (2, 6.0), (7, 3.0)]  # fmt: skip
+
+
+ENDED = {
+    0: Ended("finished", _figures(2.0, 1.5)),
+    1: Ended("stopped", _figures(0.1)),
+    2: Ended("failed", error="model_invalid: no such layer"),
+    3: Ended("finished", _figures(2.0, 0.5)),
+}
+
+
+def test_the_best_is_the_best_of_those_that_finished(file_store: ObstoreStore) -> None:
+    spec = _spec(file_store)
+    result = rank(spec, draw_trials(spec), ENDED, {})
+    assert [(one.trial, one.status, one.value) for one in result.trials] == [
+        (1, "stopped", 0.1),
+        (3, "finished", 0.5),
+        (0, "finished", 1.5),
+        (2, "failed", None),
+    ]
+    assert result.best is not None
+    assert result.best.run == "s-3"
+    assert result.best_spec == {**draw_trials(spec)[3].document, "run": "s-best"}
+    assert result.trials[-1].error == "model_invalid: no such layer"
+    largest = rank(_spec(file_store, metric="validation_accuracy"), draw_trials(spec), ENDED, {})
+    assert largest.best is not None
+    assert largest.best.run == "s-0"
+
+
+def test_without_a_finished_trial_a_stopped_one_is_better_than_none(file_store: ObstoreStore) -> None:
+    spec = _spec(file_store)
+    result = rank(spec, draw_trials(spec), {1: ENDED[1], 2: ENDED[2]}, {3: list(_figures(0.01))})
+    assert result.best is not None
+    assert result.best.run == "s-1"
+    assert [(one.trial, one.status) for one in result.trials] == [(3, "waiting"), (1, "stopped"), (0, "waiting"), (2, "failed")]  # fmt: skip
+    assert rank(spec, draw_trials(spec), {}, {}).best_spec is None
+
+
+def test_a_search_whose_trials_have_all_ended_is_told_without_a_cluster(file_store: ObstoreStore) -> None:
+    spec, log = _spec(file_store, trials=2), SearchLog(file_store, "s")
+    log.begin(spec)
+    log.record(0, ENDED[0])
+    log.record(1, ENDED[1])
+    result = run_search(spec, resume=True)
+    assert result == rank(spec, draw_trials(spec), {0: ENDED[0], 1: ENDED[1]}, {})

@@ -1,0 +1,91 @@
+"""The learning-rate range test: what it proposes trains well, and what it says of rates that do not."""
+
+from pathlib import Path
+
+import pytest
+
+from maas_ray.data.dataset import Dataset
+from maas_ray.errors import SpecError
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.lr_range import LrRange, Point, conclude, find_learning_rates
+from maas_ray.train.spec import TrainSpec
+from tests.support.small_runs import make_digits, make_run, train_here
+
+PLAIN_SGD = {"name": "sgd"}
+
+
+def _find(spec: TrainSpec, dataset: Dataset, **options: float) -> LrRange:
+    return find_learning_rates(spec, dataset.digest, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_proposed_rate_trains_well_and_the_one_that_diverged_does_not(
+    file_store: ObstoreStore, optimizer: str
+) -> None:
+    spec, dataset = make_digits(file_store, optimizer={"name": optimizer})
+    found = _find(spec, dataset, low=1e-5, high=1e4)
+    assert found.below_minimum is not None
+    assert found.steepest is not None
+    assert found.diverged_at is not None
+    good, bad = (train_here(spec, dataset, lr, steps=60) for lr in (found.below_minimum, found.diverged_at))
+    assert good < 0.5 < 1.5 < bad
+
+
+def test_the_course_is_that_of_training_and_the_same_every_time(file_store: ObstoreStore, tmp_path: Path) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "mlp")
+    options = {"low": 1e-4, "high": 1e-2, "steps": 11}
+    seen: list[Point] = []
+    found = find_learning_rates(spec, dataset.digest, low=1e-4, high=1e-2, steps=11, on_point=seen.append)
+    assert _find(spec, dataset, **options) == found
+    assert seen == found.points
+    assert [point.lr for point in found.points] == pytest.approx([1e-4 * 10 ** (i / 5) for i in range(11)])
+    first = train_here(spec, dataset, 1e-4, steps=1)
+    assert found.points[0].loss == found.points[0].smoothed == first, "before the first update no rate plays a part"
+
+
+def test_a_loss_that_is_no_number_ends_the_test(file_store: ObstoreStore, tmp_path: Path) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "tests.support.nets:TurnsToNan")
+    found = _find(spec, dataset)
+    assert (found.points, found.diverged_at, found.below_minimum) == ([], pytest.approx(1e-6), None)
+    assert "begin with a lower rate" in found.remark
+
+
+def _course(losses: list[float]) -> list[Point]:
+    return [Point(step + 1, 1e-4 * 10**step, loss, loss) for step, loss in enumerate(losses)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged_at", "steepest", "below_minimum", "says"),
+    [
+        ([2.0, 1.9, 1.0, 0.5, 9.0], 1.0, 1e-2, 1e-2, "lowest at 0.1 and diverges at 1"),
+        ([2.0, 1.9, 1.0, 0.5, 0.6], None, 1e-2, 1e-2, "did not diverge above"),
+        ([2.0, 1.9, 1.5, 0.5], None, 1e-1, 1e-2, "was still falling: raise it"),
+        ([2.0, 2.0, 1.99, 2.0], None, None, None, "raise the highest rate"),
+        ([2.0, 2.1, 9.0], 1e-2, None, None, "begin with a lower rate"),
+        ([], 1e-4, None, None, "begin with a lower rate"),
+    ],
+)
+def test_what_a_course_says(
+    losses: list[float], diverged_at: float | None, steepest: float | None, below_minimum: float | None, says: str
+) -> None:
+    found = conclude(_course(losses), diverged_at)
+    assert (found.steepest, found.below_minimum) == (steepest, below_minimum)
+    assert says in found.remark
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"low": 0.0}, "positive and at least a decade apart"),
+        ({"low": 1.0, "high": 5.0}, "at least a decade apart"),
+        ({"high": float("nan")}, "at least a decade apart"),
+        ({"steps": 3}, "3 steps are too few"),
+        ({"smoothing": 1.0}, "smoothing is 1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    file_store: ObstoreStore, tmp_path: Path, options: dict[str, float], says: str
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "mlp")
+    with pytest.raises(SpecError, match=says):
+        _find(spec, dataset, **options)
