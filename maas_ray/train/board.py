@@ -58,6 +58,7 @@ class Board:
     def __init__(self) -> None:
         self._roll = Roll()
         self._newest: Progress | None = None
+        self._validated: Progress | None = None
         self._failure: MaasError | None = None
         importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not wait for Ray Train
 
@@ -80,12 +81,14 @@ class Board:
         self._roll.ask(reason, is_final=True)
 
     def put(self, progress: Progress) -> None:
-        """Replaces the newest report."""
+        """Replaces the newest report, and the newest one with figures if it has some."""
         self._newest = progress
+        if progress.metrics:
+            self._validated = progress
 
-    def newest(self) -> Progress | None:
-        """The newest report, if there is one yet."""
-        return self._newest
+    def newest(self) -> list[Progress]:
+        """The newest report with figures of the validation split, and the newest of all, as far as there are such."""
+        return [report for report in (self._validated, self._newest) if report is not None]
 
     def past(self) -> tuple[Attempt, ...]:
         """The attempts that are over, oldest first."""
@@ -138,7 +141,7 @@ class Follower:
         self._thread.join(timeout=TIMEOUT_S)
 
     def _run(self) -> None:
-        seen: Progress | None = None
+        seen: list[Progress] = []
         num_past = 0
         while True:
             is_last = self._ended.wait(POLL_S)
@@ -147,9 +150,10 @@ class Follower:
             except ray.exceptions.RayError as error:
                 self.lost = error
                 return
-            if newest is not None and newest != seen and self._on_progress is not None:
-                self._on_progress(newest)
-                seen = newest
+            for report in newest:
+                if report not in seen and self._on_progress is not None:
+                    self._on_progress(report)
+                    seen = [*seen[-1:], report]
             for attempt in past[num_past:]:
                 if self._on_attempt is not None:
                     self._on_attempt(attempt)

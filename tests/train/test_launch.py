@@ -38,7 +38,7 @@ def test_a_driver_that_gives_up_frees_what_its_workers_hold(file_store: ObstoreS
     training = threading.Thread(target=train)
     training.start()
     deadline = time.monotonic() + 120
-    while ray.get(board.newest.remote(), timeout=TIMEOUT_S) is None and time.monotonic() < deadline:
+    while ray.get(board.newest.remote(), timeout=TIMEOUT_S) == [] and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources().get("CPU", 0.0) < total, "the workers hold CPUs while they train"
     end_board(board)

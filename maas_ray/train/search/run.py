@@ -145,7 +145,7 @@ def _room(trials: list[Trial]) -> int:
     total = ray.cluster_resources()
     room = []
     for trial in trials:
-        workers = trial.spec.workers
-        needs = {"CPU": workers.count * workers.cpus, "GPU": workers.count * workers.gpus}
+        workers, world = trial.spec.workers, trial.spec.layouts()[-1].world
+        needs = {"CPU": world * workers.cpus, "GPU": world * workers.gpus}
         room += [int(total.get(name, 0) // need) for name, need in needs.items() if need]
     return max(1, min(room))

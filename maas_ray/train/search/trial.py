@@ -53,10 +53,9 @@ class TrialRun:
         """Ends the run if it goes on: its workers commit what they have and are gone afterwards, with what they held."""
         if not self._thread.is_alive():
             return
-        if hasattr(self._board, "ask"):
-            with suppress(ray.exceptions.RayError):
-                ray.get(self._board.ask.remote("the search stopped it"), timeout=_ASK_S)
-            self._thread.join(STOP_S)
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._board.ask.remote("its search gave it up"), timeout=_ASK_S)
+        self._thread.join(STOP_S)
         if self._thread.is_alive():
             end_board(self._board)
             self._thread.join(STOP_S)

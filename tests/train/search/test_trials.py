@@ -1,0 +1,100 @@
+"""Trials under Ray Tune: which are given up, what that frees, and what a search says of one that failed."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from maas_ray.checkpoint.catalog import list_checkpoints
+from maas_ray.spec import parse_spec
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.search.log import Ended, Figure
+from maas_ray.train.search.run import run_search
+from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
+from maas_ray.train.spec import TrainSpec
+from tests.conftest import RayCluster
+
+STEPS = 6000
+ASHA = {"name": "asha", "grace": 0.1, "reduction": 2}
+GOOD, BAD, BROKEN = 0.01, 1e-9, 1e30
+
+
+def _spec(store: ObstoreStore, **changes: Any) -> TuneSpec:
+    base = {
+        "model": {"name": "mlp", "params": {"size": 1}},
+        "data": {"uri": "sklearn:digits", "task": "classification", "cleaning": {"tensor": {"scaling": "min_max"}}},
+        "steps": STEPS,
+        "validate_every": STEPS // 20,
+        "checkpoint": {"every_steps": STEPS // 4},
+        "storage": {"uri": store.uri},
+    }
+    fields = {
+        "name": "s",
+        "base": base,
+        "search": {"optimizer.lr": {"kind": "grid", "values": [GOOD, BAD, BROKEN]}},
+        "max_concurrent": 1,
+        "scheduler": ASHA,
+    }
+    return parse_spec(TuneSpec, {**fields, **changes})
+
+
+def _free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_search(
+    file_store: ObstoreStore, ray_cluster: RayCluster
+) -> None:
+    events: list[tuple[int, Figure | Ended]] = []
+    spec = _spec(file_store)
+    result = run_search(spec, on_event=lambda trial, event: events.append((trial, event)))
+
+    good, bad, broken = sorted(result.trials, key=lambda one: one.trial)
+    assert (good.status, good.step) == ("finished", STEPS)
+    assert bad.status == "stopped"
+    assert bad.step is not None
+    assert bad.step < STEPS
+    assert broken.status == "failed"
+    assert "lower optimizer.lr" in (broken.error or "")
+    assert [event.status for _, event in events if isinstance(event, Ended)] == ["finished", "stopped", "failed"]
+    assert result.best == good
+
+    runs = Runs(file_store)
+    assert [runs.get(f"s-{trial}").status for trial in range(3)] == ["finished", "stopped", "failed"]
+    (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-1"))[::-1]
+    assert newest < STEPS, "it committed what it had and could be resumed"
+    deadline = time.monotonic() + 60
+    while _free_cpus() < ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _free_cpus() == ray.cluster_resources()["CPU"], "what the workers held is free"
+
+    best = TrainSpec.model_validate(result.best_spec)
+    assert (best.run, best.optimizer.lr) == ("s-best", GOOD)
+
+    events.clear()
+    again = run_search(spec, resume=True, on_event=lambda trial, event: events.append((trial, event)))
+    assert {trial for trial, _ in events} == {2}, "only the one that failed is tried again"
+    assert again.best == good
+
+
+def _answers(past: dict[int, tuple[Figure, ...]], values: list[float]) -> list[str]:
+    """What the scheduler says to a new trial at a tenth, two tenths, … of its length."""
+    from maas_ray.train.search.tune import _Follower, _result, _scheduler
+
+    scheduler = _scheduler(SchedulerSpec.model_validate(ASHA), "min", past, _Follower(lambda *_: None, lambda *_: None))
+    trial = SimpleNamespace(trial_id="new", config={"trial": {"number": 99}})
+    scheduler.on_trial_add(None, trial)
+    figures = [Figure(i + 1, (i + 1) / 10, value) for i, value in enumerate(values)]
+    return [scheduler.on_trial_result(None, trial, _result(figure)) for figure in figures]
+
+
+def test_a_resumed_search_compares_new_trials_with_the_ones_before() -> None:
+    past = {number: (Figure(1, 0.1, 1.0 + number), Figure(10, 1.0, 0.5 + number)) for number in range(4)}
+    assert _answers({}, [9.0, 9.0]) == ["CONTINUE", "CONTINUE"], "there is nothing to compare it with"
+    assert _answers(past, [9.0]) == ["STOP"]
+    assert _answers(past, [0.9] * 10) == ["CONTINUE"] * 10
