@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from maas_ray.bundle.format import BundleInfo, save_bundle
 from maas_ray.cli.app import app
 from maas_ray.cli.client import Input
-from maas_ray.cli.options import DEFAULT_STORE
+from maas_ray.cli.options import APP_DIR_VARIABLE, DEFAULT_STORE
 from maas_ray.cli.rows import read_rows
+from maas_ray.cluster import connection
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObstoreStore, StorageSpec
 
@@ -62,7 +63,10 @@ def test_help_answers_without_torch_ray_or_the_store():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-    assert StorageSpec().uri == DEFAULT_STORE  # which is written twice for that reason
+    assert (StorageSpec().uri, connection.APP_DIR_VARIABLE) == (
+        DEFAULT_STORE,
+        APP_DIR_VARIABLE,
+    )  # twice for that reason
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,18 +1,45 @@
 """All commands in one list. Importing this starts nothing and needs neither torch nor Ray."""
 
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training, tuning
+from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.cli.reporting import Answer, reported
 
 app = typer.Typer(
-    help="Model as a Service on Ray: from data to a served HTTP endpoint, each step proven.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def find_modules(
+    app_dir: Annotated[
+        Path,
+        typer.Option(
+            envvar=APP_DIR_VARIABLE,
+            help="Where modules lie that specs name by import path (`model: {name: my_nets:Net}`).",
+            show_default="the working directory",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = Path("."),
+) -> None:
+    """Model as a Service on Ray: from data to a served HTTP endpoint, each step proven."""
+    # An installed command finds what is installed, not what lies where it is called; uvicorn and gunicorn do the same.
+    directory = str(app_dir.resolve())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    if directory != str(Path.cwd()):  # which Ray's workers look into without being told
+        os.environ[APP_DIR_VARIABLE] = directory
+
 
 PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),

@@ -22,6 +22,8 @@ Set = Annotated[
 ]
 DEFAULT_STORE = ".maas-ray/store"
 """That of `StorageSpec`, which is imported late: `maas-ray --help` must not wait for it."""
+APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
+"""That of cluster/connection.py, likewise."""
 
 
 def open_store(store: str, endpoint: str | None) -> Any:

@@ -136,7 +136,7 @@ def schema(
     from maas_ray.train.search.spec import TuneSpec
     from maas_ray.train.spec import TrainSpec
 
-    kinds = {"train": TrainSpec, "tune": TuneSpec, "serve": ServeSpec}
+    kinds: dict[str, Any] = {"train": TrainSpec, "tune": TuneSpec, "serve": ServeSpec}
     schemas = {name: kind.model_json_schema() for name, kind in kinds.items()}
     document = schemas[spec] if spec else schemas
     return Answer(document, json.dumps(document, indent=2))

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -23,7 +23,8 @@ class Uniform(Spec):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        return _refuse_unordered(self)
+        _refuse_unordered(self.low, self.high)
+        return self
 
     def value(self, part: float) -> float:
         """The value at a part in [0, 1) of the range."""
@@ -39,7 +40,8 @@ class LogUniform(Spec):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        return _refuse_unordered(self)
+        _refuse_unordered(self.low, self.high)
+        return self
 
     def value(self, part: float) -> float:
         """The value at a part in [0, 1) of the range."""
@@ -56,7 +58,8 @@ class Int(Spec):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        return _refuse_unordered(self)
+        _refuse_unordered(self.low, self.high)
+        return self
 
     def value(self, part: float) -> int:
         """The value at a part in [0, 1) of the range."""
@@ -81,7 +84,6 @@ class Grid(Spec):
     values: list[Any] = Field(min_length=1)
 
 
-Ranged = TypeVar("Ranged", "Uniform", "LogUniform", "Int")
 Drawn = Uniform | LogUniform | Int | Choice
 Axis = Annotated[Drawn | Grid, Field(discriminator="kind")]
 
@@ -158,7 +160,6 @@ def _rounded(value: float, low: float, high: float) -> float:
     return min(high, max(low, float(f"{value:.{DIGITS}g}")))
 
 
-def _refuse_unordered(axis: Ranged) -> Ranged:
-    if axis.low >= axis.high:
-        raise ValueError(f"low {axis.low} has to be below high {axis.high}")
-    return axis
+def _refuse_unordered(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"low {low} has to be below high {high}")
