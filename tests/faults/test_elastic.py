@@ -1,0 +1,258 @@
+"""Ranks and nodes that come, go and hang while a run trains, on a real cluster: where it goes on, and with which bits."""
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray.core.generated import autoscaler_pb2
+
+from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
+from maas_ray.checkpoint.index import read_index, tensors_digest
+from maas_ray.errors import Preempted, RanksMissing
+from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.run import RunResult, run_training
+from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.spec import TrainSpec
+from tests.conftest import RayCluster
+from tests.faults.test_kill import _train_workers as train_workers
+from tests.faults.test_serving_ledger import second_node
+from tests.support.paths import digits_spec
+from tests.support.table import Table, write_table
+
+WAIT_S = 240
+STEPS = 15_000
+EVERY = 1000
+KILL_EVERY_S = 20.0
+
+Attempts = list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run of two workers that nothing disturbed."""
+
+    table: Table
+    losses: list[tuple[int, float]]
+    digest: str
+
+
+def _spec(store: ObstoreStore, run: str, table: Table, **changes: Any) -> TrainSpec:
+    fields: dict[str, Any] = {
+        "data": table.data,
+        "epochs": None,
+        "steps": STEPS,
+        "log_every": 50,
+        "validate_every": STEPS,
+        "checkpoint": {"every_steps": EVERY},
+        "optimizer": {"lr": 0.001},
+        "seed": 5,
+    }
+    return digits_spec(StorageSpec(uri=store.uri), run, **{**fields, **changes})
+
+
+def _outcome(store: ObstoreStore, run: str) -> tuple[list[tuple[int, float]], str]:
+    committed = open_checkpoint(store, checkpoints_prefix(run))
+    saved = read_saved(committed)
+    assert saved.step == STEPS
+    losses = [(entry["step"], entry["loss"]) for entry in saved.history if "loss" in entry]
+    return losses, tensors_digest(read_index(committed))
+
+
+@pytest.fixture(scope="module")
+def reference(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    directory = tmp_path_factory.mktemp("reference")
+    store = open_store(f"file://{directory}/store")
+    table = write_table(directory)
+    run_training(_spec(store, "undisturbed", table))
+    losses, digest = _outcome(store, "undisturbed")
+    assert len(losses) == STEPS // 50
+    return Reference(table, losses, digest)
+
+
+def _until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {WAIT_S} s"
+        time.sleep(0.05)
+
+
+def _newest(store: ObstoreStore, run: str) -> int:
+    return max(list_checkpoints(store, checkpoints_prefix(run)), default=0)
+
+
+def _trains_on(store: ObstoreStore, run: str) -> None:
+    """Returns when the run has committed two more checkpoints than it has now."""
+    before = _newest(store, run)
+    _until(lambda: _newest(store, run) >= before + 2 * EVERY, "progress")
+
+
+@contextmanager
+def _training(spec: TrainSpec, *, resume: bool = False) -> Iterator[Future[RunResult]]:
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(run_training, spec, resume=resume)
+
+
+def _attempts(store: ObstoreStore, run: str) -> Attempts:
+    return list(Runs(store).get(run).attempts)
+
+
+def _redone(attempts: Attempts) -> list[int]:
+    """Steps that each attempt after the first one did again. How far the one before was is known to a second."""
+    pairs = [(one, two) for one, two in pairwise(attempts) if two["first_step"] is not None]
+    return [(one["reached"] or 0) - two["first_step"] for one, two in pairs if one["reached"] is not None]
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1800)
+def test_a_run_whose_ranks_are_killed_every_20_s_ends_with_the_same_bits(
+    ray_cluster: RayCluster, tmp_path: Path, reference: Reference
+) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+    seed = random.randrange(1 << 30)
+    dice = random.Random(seed)
+    spec = _spec(store, "r", reference.table, workers={"count": 2, "max_restarts": 10})
+    kills: list[tuple[int, int]] = []
+    with _training(spec) as result:
+        _until(lambda: len(train_workers(ray_cluster)) == 2, "pair of workers")
+        next_kill = time.monotonic() + KILL_EVERY_S
+        while not result.done():
+            if time.monotonic() < next_kill:
+                time.sleep(0.05)
+                continue
+            next_kill += KILL_EVERY_S
+            # Where starting alone takes so long, killing each time would leave no time to train.
+            is_training = bool(_newest(store, "r") > (kills[-1][1] if kills else 0))
+            victims = sorted(train_workers(ray_cluster))
+            if victims and (is_training or dice.random() < 0.3):
+                os.kill(dice.choice(victims), signal.SIGKILL)
+                kills.append((int(is_training), _newest(store, "r")))
+    result.result()
+    attempts = _attempts(store, "r")
+    redone = _redone(attempts)
+    per_s = STEPS / 30
+    print(f"seed {seed}: {len(kills)} kills (training, committed): {kills}; redone steps of {EVERY}: {redone}")  # noqa: T201
+    assert sum(training for training, _ in kills) >= 2, "the run was too short to prove anything"
+    assert _outcome(store, "r") == (reference.losses, reference.digest)
+    # A commit that is in flight when a rank dies is lost with it: that is the second beside the interval.
+    assert max(redone) <= EVERY + per_s
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1200)
+def test_a_run_follows_the_cluster_at_committed_steps(
+    ray_cluster: RayCluster, tmp_path: Path, reference: Reference
+) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+    # Of five of the eight CPUs that each node has, so that a node holds one worker.
+    workers = {"min": 1, "max": 2, "cpus": 5, "resize_s": 3.0}
+    spec = _spec(store, "r", reference.table, workers=workers)
+    with _training(spec) as result:
+        with second_node(ray_cluster, tmp_path / "first.log") as (node, _):
+            _trains_on(store, "r")
+            assert len(train_workers(ray_cluster)) == 2
+            client = ray._raylet.GcsClient(address=ray_cluster.address)
+            reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            assert client.drain_node(node, reason, "a test", int(time.time() * 1000) + 120_000)[0]
+            _until(lambda: len(_attempts(store, "r")) == 1, "end of the attempt with the node that is drained")
+            _trains_on(store, "r")
+            assert len(train_workers(ray_cluster)) == 1
+        with second_node(ray_cluster, tmp_path / "second.log") as (_, process):
+            _until(lambda: len(_attempts(store, "r")) == 2, "end of the attempt with too few workers")
+            _trains_on(store, "r")
+            assert len(train_workers(ray_cluster)) == 2
+            for child in psutil.Process(process.pid).children():
+                if child.name() == "raylet":
+                    child.kill()
+            _until(lambda: len(_attempts(store, "r")) == 3, "end of the attempt with the node that was lost")
+    result.result()
+    attempts = _attempts(store, "r")
+    redone = _redone(attempts)
+    print(f"redone: {redone}; {attempts}")  # noqa: T201
+    assert [attempt["workers"] for attempt in attempts] == [2, 1, 2, 1]
+    assert "is about to be taken away" in attempts[0]["reason"]
+    assert "there is room for 2 workers" in attempts[1]["reason"]
+    assert redone[:2] == [0, 0], "a planned change redoes nothing"
+    assert all(attempts[number]["committed"] == attempts[number]["reached"] for number in (0, 1))
+    assert 0 <= redone[2] <= 2 * EVERY
+    losses, digest = _outcome(store, "r")
+    assert digest != reference.digest, "another number of workers adds in another order"
+    assert [step for step, _ in losses] == [step for step, _ in reference.losses]
+    np.testing.assert_allclose(
+        [loss for _, loss in losses], [loss for _, loss in reference.losses], rtol=0.02, atol=0.02
+    )
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(1200)
+def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
+    ray_cluster: RayCluster, tmp_path: Path, reference: Reference
+) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+    spec = _spec(store, "r", reference.table, checkpoint={"every_steps": STEPS})
+    raised: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            _until(lambda: len(train_workers(ray_cluster)) == 2, "pair of workers")
+            first = train_workers(ray_cluster)
+            time.sleep(8)
+            os.kill(min(first), signal.SIGTERM)
+            _until(lambda: _newest(store, "r") > 0, "checkpoint on notice")
+            _until(lambda: len(train_workers(ray_cluster) - first) == 2, "second pair of workers")
+            time.sleep(8)
+        except BaseException as error:
+            raised.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(Preempted, match=r"asked to end \(SIGTERM\); step \d+ is committed"):
+        run_training(spec)
+    asking.join(timeout=60)
+    assert raised == []
+    stopped = Runs(store).get("r")
+    assert stopped.status == "stopped"
+    result = run_training(spec, resume=True)
+    assert result.step == STEPS
+    attempts = _attempts(store, "r")
+    print(f"redone: {_redone(attempts)}; {attempts}")  # noqa: T201
+    assert re.search(r"rank \d was sent SIGTERM", attempts[0]["reason"])
+    assert len(attempts) == 3
+    assert _redone(attempts) == [0, 0]
+    assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < STEPS
+    assert _outcome(store, "r") == (reference.losses, reference.digest)
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_a_rank_that_stands_still_is_named_within_a_minute(
+    ray_cluster: RayCluster, tmp_path: Path, reference: Reference
+) -> None:
+    store = open_store(f"file://{tmp_path}/store")
+    spec = _spec(store, "r", reference.table, steps=10**7, workers={"count": 2, "max_restarts": 0})
+    with _training(spec) as result:
+        _until(lambda: _newest(store, "r") > 0, "checkpoint")
+        victim = random.choice(sorted(train_workers(ray_cluster)))
+        os.kill(victim, signal.SIGSTOP)
+        stopped_s = time.monotonic()
+        with pytest.raises(RanksMissing, match=rf"rank \d is missing: silent for \d+ s; process {victim} on") as error:
+            result.result(timeout=120)
+        took_s = time.monotonic() - stopped_s
+    print(f"named after {took_s:.0f} s: {error.value}")  # noqa: T201
+    assert took_s < 60
+    assert not psutil.pid_exists(victim), "what hung holds nothing any more"
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
