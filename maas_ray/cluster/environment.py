@@ -36,8 +36,10 @@ _NUM_SINGLE = 10
 _COMMON = {
     # The dashboard's Train tab is empty without it.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # Ray Train's own barriers wait for ever by default; a lost rank must end the run.
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    # Ray Train's own barriers wait for ever by default; a lost rank must end the attempt.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "60",
+    # Between SIGTERM and SIGKILL for a job that is stopped: 3 s by default, too short to commit a checkpoint.
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",
     # Train workers change their directory by default, which breaks relative paths in specs.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Ray starts workers at nice 15: on a busy machine they would lose to everything else.
@@ -149,7 +151,7 @@ def environment(
         # Ray starts an idle worker per CPU for whoever connects first. Train workers and replicas bring an environment
         # of their own and cannot use those, which would compete with them for this machine's few cores.
         "RAY_prestart_worker_first_driver": "0",
-        # Nobody takes this machine away with a notice; the watcher would be one more process per training run.
+        # It would be one more process per training run; train/launch.py looks at drained nodes itself.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),

@@ -36,7 +36,6 @@ from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallb
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -51,10 +50,11 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from maas_ray.errors import MaasError, Preempted, RanksMissing, ResourcesMissing, TrainingFailed
+from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train import group
 from maas_ray.train.board import Launch
+from maas_ray.train.causes import explain, find_cause, has_waited_out, preempted
 from maas_ray.train.roll import Roll
 from maas_ray.train.room import find_room, going_nodes, round_down
 
@@ -101,7 +101,7 @@ def launch(job: Launch, board: Any, roll: Roll) -> MaasError | None:
         trainer.fit()
         return None
     except TrainingFailedError as error:
-        return _explain(job, error)
+        return explain(job, error)
     finally:
         roll.end("the run is over")
         _forget(filesystem, f"{path}/{job.name}")
@@ -232,7 +232,7 @@ class _Controller(TrainController):  # type: ignore[misc]
 
     async def _poll_workers(self) -> Any:
         status = await super()._poll_workers()
-        if any(_has_waited_out(each.error) for each in status.worker_statuses.values()):
+        if any(has_waited_out(each.error) for each in status.worker_statuses.values()):
             await asyncio.sleep(_SETTLE_S)
             status = await super()._poll_workers()
             # Who goes on although others gave up waiting is the one that they waited for.
@@ -266,7 +266,7 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         if self._roll.final is not None:
-            raise _preempted(self._job, self._roll)
+            raise preempted(self._job, self._roll)
         self._maybe_send_resource_request()
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
@@ -330,7 +330,7 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             return FailureDecision.RETRY  # somebody else took the room; `_Sizes` ends that in time
-        self._roll.end(str(_cause(training_failed_error)[1]))
+        self._roll.end(str(find_cause(training_failed_error)[1]))
         if isinstance(training_failed_error, ControllerError) and not isinstance(
             cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError
         ):
@@ -396,53 +396,3 @@ def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.
 def _forget(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
         filesystem.delete_dir(path)
-
-
-def _preempted(job: Launch, roll: Roll) -> Preempted:
-    step = f"step {roll.committed} is committed" if roll.committed else "nothing was committed yet"
-    return Preempted(f"run {job.run!r} was asked to end ({roll.final}); {step}: give --resume to go on")
-
-
-def _has_waited_out(error: Exception | None) -> bool:
-    """Whether a rank gave up waiting for another one. Torch has no class of its own for that."""
-    return error is not None and "timed out" in str(error).lower()
-
-
-def _cause(error: Exception) -> tuple[int | None, Exception]:
-    """What lies behind an error of Ray Train: the rank, if it is one, and the first cause rather than what follows."""
-    if isinstance(error, ControllerError):
-        return None, error.controller_failure
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    found = {rank: _unwrapped(failure) for rank, failure in failures.items()}
-    first = min(found, key=lambda rank: (_place_in_causes(found[rank]), rank), default=None)
-    return (None, error) if first is None else (first, found[first])
-
-
-def _unwrapped(failure: Exception) -> Exception:
-    if isinstance(failure, WorkerHealthCheckFailedError):
-        return failure.health_check_failure  # type: ignore[no-any-return]
-    cause = getattr(failure, "base_exc", None) or failure.__cause__
-    return cause if isinstance(cause, Exception) else failure
-
-
-def _place_in_causes(error: Exception) -> int:
-    """Ranks that lose another one fail too, with whatever their connection or their save says."""
-    if isinstance(error, RanksMissing) or (isinstance(error, MaasError) and not error.retryable):
-        return 0
-    return 1 if isinstance(error, ray.exceptions.RayError) else 2
-
-
-def _explain(job: Launch, error: Exception) -> MaasError:
-    """Our own error if it is one, else a summary that names rank and cause."""
-    rank, cause = _cause(error)
-    if isinstance(cause, MaasError) and not isinstance(cause, RanksMissing):
-        return cause
-    kept = "committed checkpoints are kept: mend the cause and give --resume"
-    if isinstance(cause, RanksMissing):
-        return RanksMissing(f"run {job.run!r} ended after {job.max_restarts} restarts in a row; {cause}; {kept}")
-    if rank is None:
-        return TrainingFailed(f"run {job.run!r} ended: {cause}; {kept}")
-    return TrainingFailed(
-        f"run {job.run!r} ended after {job.max_restarts} restarts in a row; rank {rank}: {type(cause).__name__}: {cause}; "
-        f"{kept}"
-    )
