@@ -24,6 +24,7 @@ from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_
 from maas_ray.checkpoint.index import read_index, tensors_digest
 from maas_ray.errors import Preempted, RanksMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.progress import Progress
 from maas_ray.train.run import RunResult, run_training
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
@@ -34,8 +35,8 @@ from tests.support.paths import digits_spec
 from tests.support.table import Table, write_table
 
 WAIT_S = 240
-STEPS = 15_000
-EVERY = 1000
+RUN_S = 75.0
+"""About as long as an undisturbed run is to train on this machine as busy as it is."""
 KILL_EVERY_S = 20.0
 
 Attempts = list[Mapping[str, Any]]
@@ -46,28 +47,36 @@ class Reference:
     """A run of two workers that nothing disturbed."""
 
     table: Table
+    steps: int
+    every: int
+    """Steps between checkpoints."""
+    rate: float
+    """Steps per second."""
     losses: list[tuple[int, float]]
     digest: str
 
 
-def _spec(store: ObstoreStore, run: str, table: Table, **changes: Any) -> TrainSpec:
+def _spec(store: ObstoreStore, run: str, table: Table, steps: int, every: int, **changes: Any) -> TrainSpec:
     fields: dict[str, Any] = {
         "data": table.data,
         "epochs": None,
-        "steps": STEPS,
-        "log_every": 50,
-        "validate_every": STEPS,
-        "checkpoint": {"every_steps": EVERY},
+        "steps": steps,
+        "log_every": every // 10,
+        "validate_every": steps,
+        "checkpoint": {"every_steps": every},
         "optimizer": {"lr": 0.001},
         "seed": 5,
     }
     return digits_spec(StorageSpec(uri=store.uri), run, **{**fields, **changes})
 
 
+def _reference_spec(store: ObstoreStore, reference: Reference, **changes: Any) -> TrainSpec:
+    return _spec(store, "r", reference.table, reference.steps, reference.every, **changes)
+
+
 def _outcome(store: ObstoreStore, run: str) -> tuple[list[tuple[int, float]], str]:
     committed = open_checkpoint(store, checkpoints_prefix(run))
     saved = read_saved(committed)
-    assert saved.step == STEPS
     losses = [(entry["step"], entry["loss"]) for entry in saved.history if "loss" in entry]
     return losses, tensors_digest(read_index(committed))
 
@@ -77,10 +86,15 @@ def reference(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("reference")
     store = open_store(f"file://{directory}/store")
     table = write_table(directory)
-    run_training(_spec(store, "undisturbed", table))
+    reports: list[Progress] = []
+    run_training(_spec(store, "probe", table, 400, 400), on_progress=reports.append)
+    rate = max(report.samples_per_s or 0.0 for report in reports) / 64
+    every = max(100, round(rate * RUN_S / 15))
+    spec = _spec(store, "undisturbed", table, 15 * every, every)
+    assert run_training(spec).step == 15 * every
     losses, digest = _outcome(store, "undisturbed")
-    assert len(losses) == STEPS // 50
-    return Reference(table, losses, digest)
+    assert len(losses) >= 150
+    return Reference(table, 15 * every, every, rate, losses, digest)
 
 
 def _until(condition: Callable[[], Any], what: str) -> None:
@@ -94,10 +108,10 @@ def _newest(store: ObstoreStore, run: str) -> int:
     return max(list_checkpoints(store, checkpoints_prefix(run)), default=0)
 
 
-def _trains_on(store: ObstoreStore, run: str) -> None:
-    """Returns when the run has committed two more checkpoints than it has now."""
+def _trains_on(store: ObstoreStore, run: str, steps: int) -> None:
+    """Returns when the run has committed so many more steps than it has now."""
     before = _newest(store, run)
-    _until(lambda: _newest(store, run) >= before + 2 * EVERY, "progress")
+    _until(lambda: _newest(store, run) >= before + steps, "progress")
 
 
 @contextmanager
@@ -124,7 +138,7 @@ def test_a_run_whose_ranks_are_killed_every_20_s_ends_with_the_same_bits(
     store = open_store(f"file://{tmp_path}/store")
     seed = random.randrange(1 << 30)
     dice = random.Random(seed)
-    spec = _spec(store, "r", reference.table, workers={"count": 2, "max_restarts": 10})
+    spec = _reference_spec(store, reference, workers={"count": 2, "max_restarts": 10})
     kills: list[tuple[int, int]] = []
     with _training(spec) as result:
         _until(lambda: len(train_workers(ray_cluster)) == 2, "pair of workers")
@@ -143,12 +157,11 @@ def test_a_run_whose_ranks_are_killed_every_20_s_ends_with_the_same_bits(
     result.result()
     attempts = _attempts(store, "r")
     redone = _redone(attempts)
-    per_s = STEPS / 30
-    print(f"seed {seed}: {len(kills)} kills (training, committed): {kills}; redone steps of {EVERY}: {redone}")  # noqa: T201
+    print(f"seed {seed}: {len(kills)} kills (training, committed): {kills}; redone of {reference.every}: {redone}")  # noqa: T201
     assert sum(training for training, _ in kills) >= 2, "the run was too short to prove anything"
     assert _outcome(store, "r") == (reference.losses, reference.digest)
     # A commit that is in flight when a rank dies is lost with it: that is the second beside the interval.
-    assert max(redone) <= EVERY + per_s
+    assert max(redone) <= reference.every + reference.rate
 
 
 @pytest.mark.fault
@@ -159,20 +172,20 @@ def test_a_run_follows_the_cluster_at_committed_steps(
     store = open_store(f"file://{tmp_path}/store")
     # Of five of the eight CPUs that each node has, so that a node holds one worker.
     workers = {"min": 1, "max": 2, "cpus": 5, "resize_s": 3.0}
-    spec = _spec(store, "r", reference.table, workers=workers)
+    spec = _reference_spec(store, reference, workers=workers)
     with _training(spec) as result:
         with second_node(ray_cluster, tmp_path / "first.log") as (node, _):
-            _trains_on(store, "r")
+            _trains_on(store, "r", reference.every)
             assert len(train_workers(ray_cluster)) == 2
             client = ray._raylet.GcsClient(address=ray_cluster.address)
             reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
             assert client.drain_node(node, reason, "a test", int(time.time() * 1000) + 120_000)[0]
             _until(lambda: len(_attempts(store, "r")) == 1, "end of the attempt with the node that is drained")
-            _trains_on(store, "r")
+            _trains_on(store, "r", reference.every)
             assert len(train_workers(ray_cluster)) == 1
         with second_node(ray_cluster, tmp_path / "second.log") as (_, process):
             _until(lambda: len(_attempts(store, "r")) == 2, "end of the attempt with too few workers")
-            _trains_on(store, "r")
+            _trains_on(store, "r", reference.every)
             assert len(train_workers(ray_cluster)) == 2
             for child in psutil.Process(process.pid).children():
                 if child.name() == "raylet":
@@ -187,7 +200,7 @@ def test_a_run_follows_the_cluster_at_committed_steps(
     assert "there is room for 2 workers" in attempts[1]["reason"]
     assert redone[:2] == [0, 0], "a planned change redoes nothing"
     assert all(attempts[number]["committed"] == attempts[number]["reached"] for number in (0, 1))
-    assert 0 <= redone[2] <= 2 * EVERY
+    assert 0 <= redone[2] <= 2 * reference.every
     losses, digest = _outcome(store, "r")
     assert digest != reference.digest, "another number of workers adds in another order"
     assert [step for step, _ in losses] == [step for step, _ in reference.losses]
@@ -202,7 +215,7 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     ray_cluster: RayCluster, tmp_path: Path, reference: Reference
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")
-    spec = _spec(store, "r", reference.table, checkpoint={"every_steps": STEPS})
+    spec = _reference_spec(store, reference, checkpoint={"every_steps": reference.steps})
     raised: list[BaseException] = []
 
     def ask() -> None:
@@ -227,13 +240,13 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     stopped = Runs(store).get("r")
     assert stopped.status == "stopped"
     result = run_training(spec, resume=True)
-    assert result.step == STEPS
+    assert result.step == reference.steps
     attempts = _attempts(store, "r")
     print(f"redone: {_redone(attempts)}; {attempts}")  # noqa: T201
     assert re.search(r"rank \d was sent SIGTERM", attempts[0]["reason"])
     assert len(attempts) == 3
     assert _redone(attempts) == [0, 0]
-    assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < STEPS
+    assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < reference.steps
     assert _outcome(store, "r") == (reference.losses, reference.digest)
 
 
@@ -243,7 +256,7 @@ def test_a_rank_that_stands_still_is_named_within_a_minute(
     ray_cluster: RayCluster, tmp_path: Path, reference: Reference
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")
-    spec = _spec(store, "r", reference.table, steps=10**7, workers={"count": 2, "max_restarts": 0})
+    spec = _reference_spec(store, reference, steps=10**7, workers={"count": 2, "max_restarts": 0})
     with _training(spec) as result:
         _until(lambda: _newest(store, "r") > 0, "checkpoint")
         victim = random.choice(sorted(train_workers(ray_cluster)))
