@@ -56,13 +56,13 @@ class Reference:
     digest: str
 
 
-def _spec(store: ObstoreStore, run: str, table: Table, steps: int, every: int, **changes: Any) -> TrainSpec:
+def _spec(store: ObstoreStore, run: str, table: Table, num_steps: int, every: int, **changes: Any) -> TrainSpec:
     fields: dict[str, Any] = {
         "data": table.data,
         "epochs": None,
-        "steps": steps,
+        "steps": num_steps,
         "log_every": every // 10,
-        "validate_every": steps,
+        "validate_every": num_steps,
         "checkpoint": {"every_steps": every},
         "optimizer": {"lr": 0.001},
         "seed": 5,
