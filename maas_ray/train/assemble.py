@@ -1,5 +1,7 @@
 """From a spec and a rank's place in the mesh to its trainee, plan and loader. Knows no store of checkpoints and no Ray."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
@@ -7,17 +9,21 @@ from maas_ray.data.dataset import Dataset
 from maas_ray.data.features import Features
 from maas_ray.data.loader import Loader
 from maas_ray.data.opening import open_rows
+from maas_ray.data.prefetch import Prefetcher
 from maas_ray.data.preprocess import Preprocess
 from maas_ray.models.build import build_model
 from maas_ray.train.dropout import replace_dropout
 from maas_ray.train.ema import Ema
-from maas_ray.train.loop import Plan, Trainee
+from maas_ray.train.loop import Batches, Plan, Trainee
 from maas_ray.train.objective import build_loss, num_valid
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.parallel import Place, distribute
 from maas_ray.train.pipeline import Pipeline
 from maas_ray.train.recompute import recompute_blocks
 from maas_ray.train.spec import TrainSpec
+
+GPU_DEPTH = 2
+"""Steps that are read ahead where a GPU computes and the CPUs have time."""
 
 
 def build_net(spec: TrainSpec, features: Features) -> nn.Module:
@@ -120,4 +126,24 @@ def build_loader(spec: TrainSpec, dataset: Dataset, place: Place) -> Loader:
         rank=place.dp,
         world=place.layout.dp,
         accumulation=spec.batch.accumulation,
+    )
+
+
+def build_batches(
+    spec: TrainSpec, plan: Plan, loader: Loader, first_step: int, device: torch.device
+) -> AbstractContextManager[Batches]:
+    """The loader, or one that reads ahead as the spec says."""
+    depth = spec.throughput.prefetch
+    if depth is None:
+        depth = GPU_DEPTH if device.type == "cuda" else 0
+    if not depth:
+        return nullcontext(loader)
+    return Prefetcher(
+        loader,
+        cursor=first_step * plan.global_size,
+        stop=plan.stop,
+        stride=plan.global_size,
+        depth=depth,
+        pin=device.type == "cuda",
+        timeout_s=spec.workers.timeout_s,
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.data.loader import Batch, Loader
+from maas_ray.data.rows import Batch
 from maas_ray.errors import TrainingFailed
 from maas_ray.models.weights import weights
 from maas_ray.train.dropout import samples
@@ -33,6 +34,15 @@ from maas_ray.train.gradients import add_penalty_gradient, align_gradients, clip
 from maas_ray.train.parallel import Place
 from maas_ray.train.pipeline import MicroBatch, Pipeline
 from maas_ray.train.progress import Progress
+
+
+class Batches(Protocol):
+    """What gives this rank's share of each global batch: a `Loader`, or one that reads ahead."""
+
+    def load(self, cursor: int, stop: int) -> list[Batch]:
+        """Its micro-batches for global positions [cursor, min(cursor + global size, stop))."""
+        ...
+
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 """(scores [N, K], target [N]) -> loss of each sample [N]."""
@@ -144,7 +154,7 @@ class Trainee:
 def fit(
     plan: Plan,
     trainee: Trainee,
-    loader: Loader,
+    loader: Batches,
     first_step: int,
     *,
     report: Callable[[Progress], None],
@@ -152,6 +162,7 @@ def fit(
     validate: Callable[[int], None] | None = None,
     stop: Callable[[bool], bool] | None = None,
     leaves: Callable[[int], bool] | None = None,
+    begin: Callable[[int], None] | None = None,
 ) -> bool:
     """Trains from `first_step` to the end, until `stop` says so, or to where `leaves` interrupts it.
 
@@ -168,6 +179,7 @@ def fit(
             that goes on; the same answer on all of them. The state after the step at which it says yes is the last.
         leaves: called with the number of steps done after each one but the last; where it is true, on every rank after
             the same step, the state is committed and the run is to go on elsewhere.
+        begin: called with the number of each step, from 1, before it.
 
     Returns:
         Whether the run is done; false if it was interrupted.
@@ -180,6 +192,8 @@ def fit(
     trainee.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
+        if begin is not None:
+            begin(step + 1)
         lr = float(trainee.optimizer.param_groups[0]["lr"])
         loss, _ = train_step(plan, trainee, loader, step)
         done = step + 1
@@ -211,7 +225,7 @@ def _validate(trainee: Trainee, validate: Callable[[int], None], done: int) -> N
     trainee.train()
 
 
-def train_step(plan: Plan, trainee: Trainee, loader: Loader, step: int) -> tuple[Tensor, float | None]:
+def train_step(plan: Plan, trainee: Trainee, loader: Batches, step: int) -> tuple[Tensor, float | None]:
     """One optimizer step.
 
     Returns:
@@ -279,14 +293,12 @@ def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[Micr
         rows, target, missing = trainee.rows(batch), batch.target.to(trainee.device), size - batch.num_rows
         positions = batch.positions
         if missing:
-            rows = functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
-            target = functional.pad(target, (0, 0) * (target.dim() - 1) + (0, missing))
-            positions = functional.pad(positions, (0, missing))
+            rows, target, positions = (_filled_up(values, missing) for values in (rows, target, positions))
         filled.append((rows, target, positions, batch.num_rows))
     return filled
 
 
-def settle(plan: Plan, trainee: Trainee, loader: Loader) -> None:
+def settle(plan: Plan, trainee: Trainee, loader: Batches) -> None:
     """Runs one batch forward and back and forgets it, before the state is loaded.
 
     DistributedDataParallel re-groups its gradient buckets after its first backward pass. With three or more
@@ -318,14 +330,23 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _loss_sum(plan: Plan, trainee: Trainee, batch: Batch) -> Tensor:
-    rows, target = trainee.rows(batch), batch.target.to(trainee.device, non_blocking=True)
+    rows, positions = trainee.rows(batch), batch.positions
+    if not batch.num_rows:  # this rank takes part with a row that counts for nothing: few models can be fed with none
+        rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
     is_sharded = isinstance(trainee.model, FSDPModule)  # its own policy says what is computed in which precision
     with (
-        samples(plan.seed, batch.positions),
+        samples(plan.seed, positions),
         torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
         scores = trainee.model(rows)
-    return trainee.loss(scores, target).sum()
+    if not batch.num_rows:
+        nothing: Tensor = scores.sum() * 0.0
+        return nothing
+    return trainee.loss(scores, batch.target.to(trainee.device, non_blocking=True)).sum()
+
+
+def _filled_up(rows: Tensor, missing: int) -> Tensor:
+    return functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
 
 
 def mean_loss(trainee: Trainee, share: Tensor, step: int) -> float:

@@ -34,10 +34,11 @@ class Rates:
         spec: the run.
         features: of its data.
         device: where each rank computes.
+        world: number of ranks.
     """
 
-    def __init__(self, spec: TrainSpec, features: Features, device: torch.device) -> None:
-        self._spec, self._features = spec, features
+    def __init__(self, spec: TrainSpec, features: Features, device: torch.device, world: int) -> None:
+        self._spec, self._features, self._world = spec, features, world
         self._peak = peak_tflops(spec, device)
         self._flops: float | None = None
 
@@ -55,7 +56,7 @@ class Rates:
             if self._flops is None:  # at the first report: counting takes time that the first step need not wait for
                 self._flops = count_flops(self._spec, self._features) or 0.0
             if self._flops:
-                mfu = rate * self._flops / (self._peak * 1e12 * self._spec.workers.count)
+                mfu = rate * self._flops / (self._peak * 1e12 * self._world)
         return replace(progress, tokens_per_s=rate * row.shape[0] if row.is_tokens else None, mfu=mfu)
 
 

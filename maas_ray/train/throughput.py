@@ -33,7 +33,7 @@ class ThroughputSpec(Spec):
     differ in the last bits from those of a run that is not compiled."""
     prefetch: NonNegativeInt | None = None
     """Steps whose rows are read ahead by a thread, into pinned memory with a GPU; 0: read when they are needed. None: 2
-    with a GPU and 0 without, where reading a step takes a small part of a percent of it and the CPUs are busy anyway."""
+    with a GPU, and 0 without: reading takes some 0.1 ms of a step, and a thread would take CPU time from computing."""
     profile: ProfileSpec | None = None
     """None: nothing is recorded."""
     peak_tflops: PositiveFloat | None = None

@@ -24,7 +24,7 @@ from maas_ray.errors import MaasError
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import group
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.assemble import build_batches, build_loader, build_plan, build_trainee
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.figures import figures_at
 from maas_ray.train.finite import refuse_not_finite
@@ -32,8 +32,10 @@ from maas_ray.train.journal import Journal
 from maas_ray.train.loop import Plan, Trainee, fit, settle
 from maas_ray.train.pace import Pace
 from maas_ray.train.parallel import place_rank, refuse_far_groups
+from maas_ray.train.profile import Profiler
 from maas_ray.train.progress import Progress
-from maas_ray.train.runs import checkpoints_prefix
+from maas_ray.train.rates import Rates
+from maas_ray.train.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.scorer import Scorer
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.state import buffers_of, restore, tensors_of
@@ -109,8 +111,11 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         on_commit=commit,
     )
 
+    rates = Rates(spec, dataset.features, device, world)
+
     def report(progress: Progress) -> None:
         if journal is not None:
+            progress = rates.added_to(progress)
             journal.write(progress)
             board.put.remote(replace(progress, workers=world))
 
@@ -133,24 +138,38 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
             )
         )
 
+    profiler = _profiler(spec, store)
     try:
-        is_done = fit(
-            plan,
-            trainee,
-            loader,
-            first_step,
-            report=report,
-            checkpoint=checkpoint,
-            validate=_validator(spec, plan, dataset, trainee, report),
-            stop=_stop(spec, journal, device),
-            leaves=pace.is_stop,
-        )
+        with build_batches(spec, plan, loader, first_step, device) as batches:
+            is_done = fit(
+                plan,
+                trainee,
+                batches,
+                first_step,
+                report=report,
+                checkpoint=checkpoint,
+                validate=_validator(spec, plan, dataset, trainee, report),
+                stop=_stop(spec, journal, device),
+                leaves=pace.is_stop,
+                begin=profiler.begin if profiler is not None else None,
+            )
         saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
         return is_done
     finally:
         saver.close()
+        if profiler is not None:
+            profiler.close()
         if journal is not None:
             journal.close()
+
+
+def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
+    if spec.throughput.profile is None:
+        return None
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return Profiler(
+        spec.throughput.profile, rank, lambda name, trace: store.put(f"{run_prefix(spec.run)}/profile/{name}", trace)
+    )
 
 
 def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:

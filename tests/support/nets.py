@@ -48,3 +48,11 @@ class DrawsByRank(Flat):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + 0.1 * torch.randn_like(x) if self.training else x)
+
+
+class LooksAtValues(Flat):
+    """Does one thing or another, depending on what it is fed with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        return scores if float(x.sum()) < 1e9 else -scores

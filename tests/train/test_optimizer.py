@@ -136,3 +136,26 @@ def test_a_schedule_without_steps_after_the_warm_up_is_refused(warmup_steps: int
     optimizer = build_optimizer(OptimizerSpec(), nn.Linear(1, 1))
     with pytest.raises(SpecError, match="optimizer step"):
         build_schedule(ScheduleSpec(warmup_steps=warmup_steps), optimizer, total_steps)
+
+
+@pytest.mark.parametrize("spec", OPTIMIZERS)
+def test_every_implementation_computes_the_same_update(spec: dict) -> None:
+    def trained(implementation: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        optimizer = build_optimizer(OptimizerSpec(**spec, implementation=implementation, weight_decay=0.01), model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(5, 4, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    expected = trained("loop")
+    for implementation in ["auto", "foreach", *(["fused"] if spec["name"] != "rmsprop" else [])]:
+        for one, other in zip(trained(implementation), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.0, atol=1e-12)
+
+
+def test_a_fused_kernel_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SpecError, match="rmsprop has no fused implementation; use auto"):
+        parse_spec(OptimizerSpec, {"name": "rmsprop", "implementation": "fused"}, source="s")

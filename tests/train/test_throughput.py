@@ -10,16 +10,19 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maas_ray.data.dataset import Dataset, open_dataset
-from maas_ray.errors import ModelError
+from maas_ray.errors import ModelError, ResourcesMissing, SpecError
+from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import recompute
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.compiled import refuse_no_compiler
 from maas_ray.train.dropout import resumed
 from maas_ray.train.layout import Layout
 from maas_ray.train.loop import Trainee, mean_loss, train_step
 from maas_ray.train.parallel import place_rank
 from maas_ray.train.recompute import recompute_blocks
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.throughput import ThroughputSpec
 from tests.support.ranks import run_ranks
 from tests.support.small_runs import make_run
 
@@ -169,3 +172,63 @@ def test_every_layout_computes_the_same_again(file_store: ObstoreStore, tmp_path
     for found in run_ranks(_recomputed_on, world, spec.model_dump_json(), dataset.digest, sizes, KINDS):
         assert [name for name, is_same in found if not is_same] == []
         assert len(found) == len(sizes) * len(KINDS)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("CXX", "no-such-compiler"), ("PATH", "/nowhere")])
+def test_compiling_without_a_compiler_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ResourcesMissing, match=r"no C\+\+ compiler .* or leave compile out"):
+        refuse_no_compiler()
+
+
+def test_a_compiled_block_chooses_itself_what_it_computes_again() -> None:
+    with pytest.raises(SpecError, match="use activation_checkpointing none or full with compile"):
+        parse_spec(ThroughputSpec, {"compile": True, "activation_checkpointing": "selective"}, source="s")
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["none", "full"])
+@pytest.mark.parametrize("model", ["mlp", "decoder"])
+def test_compiled_blocks_train_the_same_dropout_included(
+    file_store: ObstoreStore, tmp_path: Path, model: str, kind: str
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, model)
+    expected, _, _ = _steps(spec, dataset, Layout())
+    asked = _with(spec, throughput={"compile": True, "activation_checkpointing": kind})
+    trainee = _trainee(asked, dataset, Layout(), torch.float64)
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
+    from torch._dynamo.utils import counters  # takes seconds
+
+    before = counters["stats"]["unique_graphs"]
+    for step in range(2):
+        train_step(plan, trainee, loader, step)
+    assert counters["stats"]["unique_graphs"] > before
+    for name, value in trainee.parts[0].named_parameters():
+        torch.testing.assert_close(value.detach(), expected[name], rtol=0.0, atol=1e-10)
+
+
+def _compiled_on(rank: int, spec_json: str, digest: str, layouts: list[Layout]) -> list[tuple[str, float, bool]]:
+    spec = TrainSpec.model_validate_json(spec_json)
+    dataset = open_dataset(open_store(spec.storage), digest)
+    found = []
+    for layout in layouts:
+        expected, _, _ = _steps(spec, dataset, layout)
+        asked = _with(spec, throughput={"compile": True, "activation_checkpointing": "full"})
+        trained, _, _ = _steps(asked, dataset, layout)
+        worst = max(float((expected[name] - value).abs().max()) for name, value in trained.items())
+        found.append((str(layout), worst, expected.keys() == trained.keys()))
+    return found
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_compiled_blocks_train_the_same_in_replicas_shards_and_stages(file_store: ObstoreStore, tmp_path: Path) -> None:
+    asked = {"batch": {"global_size": 12, "accumulation": 4}, "layout": {"shard_unit_mib": 0}}
+    spec, dataset = make_run(file_store, tmp_path, "decoder", **asked)
+    layouts = [Layout(dp_replicate=2), Layout(dp_shard=2), Layout(tp=2), Layout(pp=2)]
+    for found in run_ranks(_compiled_on, 2, spec.model_dump_json(), dataset.digest, layouts):
+        assert [name for name, worst, is_same in found if worst > 1e-10 or not is_same] == []
+        assert len(found) == len(layouts)
