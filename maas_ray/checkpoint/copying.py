@@ -1,12 +1,33 @@
-"""Copies bits between tensors from any thread. Knows no checkpoint."""
+"""Copies bits between tensors from any thread, and the buffers for it. Knows no checkpoint."""
 
-from collections.abc import Iterable
+import contextlib
+import mmap
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_PAGE_BYTES = 4096
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def new_buffer(size: int, *, is_pinned: bool = False) -> Tensor:
+    """Memory for `size` bytes (uint8) that begins with a page, as writes past the page cache need it.
+
+    Args:
+        size: bytes, at least 1.
+        is_pinned: for copies from a GPU (not run on one). Else it lies in huge pages where the system has them: new
+            memory is then there after 512 times fewer faults.
+    """
+    if is_pinned:
+        memory = torch.empty(size + _PAGE_BYTES, dtype=torch.uint8, pin_memory=True)
+        return memory[-memory.data_ptr() % _PAGE_BYTES :][:size]
+    pages = mmap.mmap(-1, size)  # given back with the last tensor that looks into it
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def copy_values(target: Tensor, source: Tensor) -> None:
@@ -26,6 +47,16 @@ def copy_bits(target: Tensor, source: Tensor) -> None:
         np.copyto(target.detach().view(bits).numpy(), source.detach().view(bits).numpy())
     else:
         copy_values(target, source)
+
+
+def copy_box(target: Tensor, data: memoryview, sizes: Sequence[int], box: Sequence[slice]) -> None:
+    """Fills a tensor with a box of a rectangle of `sizes`, whose values lie in `data` one after the other."""
+    if target.device.type == "cpu":
+        bits = _SAME_SIZE[target.element_size()]
+        into = target.detach().view(bits).numpy()
+        np.copyto(into, np.frombuffer(data, into.dtype).reshape(sizes)[tuple(box)])
+    else:  # torch takes no memory that cannot be written to
+        copy_values(target, torch.frombuffer(bytearray(data), dtype=target.dtype).view(*sizes)[tuple(box)])
 
 
 def wait_for_copies(tensors: Iterable[Tensor]) -> None:

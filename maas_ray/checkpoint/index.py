@@ -19,19 +19,19 @@ from maas_ray.errors import ObjectCorrupt
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One stored tile: the rectangle, the part and place where its bytes lie, their hex sha256."""
+    """One stored tile: the rectangle, the part and place where its bytes lie, their `piece_digest` in hex."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     part: str
     start: int
     size: int
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write_index(index: Mapping[str, Stored], parts: Sequence[str]) -> dict[str, 
                 "dtype": NAMES[tensor.dtype],
                 "shape": tensor.shape,
                 "tiles": [
-                    [tile.offsets, tile.sizes, numbers[tile.part], tile.start, tile.sha256] for tile in tensor.tiles
+                    [tile.offsets, tile.sizes, numbers[tile.part], tile.start, tile.digest] for tile in tensor.tiles
                 ],
             }
             for name, tensor in index.items()
@@ -106,7 +106,7 @@ def tensors_digest(index: Mapping[str, Stored]) -> str:
             name,
             NAMES[tensor.dtype],
             tensor.shape,
-            sorted((tile.offsets, tile.sizes, tile.sha256) for tile in tensor.tiles),
+            sorted((tile.offsets, tile.sizes, tile.digest) for tile in tensor.tiles),
         ]
         for name, tensor in sorted(index.items())
     )

@@ -7,17 +7,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 
-from maas_ray.checkpoint.copying import copy_bits, wait_for_copies
+from maas_ray.checkpoint.copying import copy_box, wait_for_copies
 from maas_ray.checkpoint.index import Stored, Tile, metadata, read_index
 from maas_ray.errors import ModelError, NotFound, ObjectCorrupt
-from maas_ray.store.manifest import Committed
+from maas_ray.store.manifest import Committed, piece_digest
 
 REQUEST_BYTES = 8 << 20
 """Adjacent tiles are fetched in one request of about this size."""
@@ -103,7 +102,7 @@ def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tens
 
 
 def _is_intact(values: memoryview, tile: Tile) -> bool:
-    return sha256(values).hexdigest() == tile.sha256
+    return piece_digest(values).hex() == tile.digest
 
 
 def _check_fit(committed: Committed, index: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
@@ -163,9 +162,6 @@ def _range(committed: Committed, part: str, start: int, stop: int) -> bytes:
 
 
 def _place(values: memoryview, tile: Tile, targets: Sequence[tuple[ReadItem, Tensor]]) -> None:
-    raw = bytearray(values)  # torch takes no read-only memory
     for item, target in targets:
-        whole = torch.frombuffer(raw, dtype=target.dtype).view(tile.sizes)
-        for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            whole = whole.narrow(dim, offset, length)
-        copy_bits(target, whole)
+        box = [slice(start, start + size) for start, size in zip(item.storage_offsets, item.lengths, strict=True)]
+        copy_box(target, values, tile.sizes, box)

@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem
 from maas_ray.checkpoint.copying import copy_bits
 from maas_ray.checkpoint.dtypes import NAMES
 from maas_ray.checkpoint.pieces import Piece
-from maas_ray.store.manifest import Part
+from maas_ray.store.manifest import Part, piece_digest
 
-PART_BYTES = 16 << 20
+PART_BYTES = 64 << 20
 MAX_PART_BYTES = 256 << 20
 PARTS_PER_RANK = 128
 """Parts grow with what a rank writes, so that there are about this many, within the two limits above."""
@@ -116,10 +116,10 @@ def fill_header(layout: Layout, buffer: Tensor) -> None:
 
 
 def seal_part(layout: Layout, key: str, data: memoryview) -> tuple[Part, list[str]]:
-    """The part as the manifest names it, and the hex sha256 of each of its tiles."""
-    digests = [sha256(data[slot.start : slot.start + slot.size]) for slot in layout.slots]
-    joined = b"".join([sha256(layout.header).digest(), *(digest.digest() for digest in digests)])
-    return Part(key, layout.size, sha256(joined).hexdigest(), layout.pieces), [each.hexdigest() for each in digests]
+    """The part as the manifest names it, and the `piece_digest` of each of its tiles in hex; every byte is hashed once."""
+    digests = [piece_digest(data[slot.start : slot.start + slot.size]) for slot in layout.slots]
+    joined = b"".join([piece_digest(layout.header), *digests])
+    return Part(key, layout.size, sha256(joined).hexdigest(), layout.pieces), [each.hex() for each in digests]
 
 
 def _data(item: WriteItem) -> TensorWriteData:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
 from maas_ray.checkpoint.catalog import KIND, list_checkpoints, place, read_saved
+from maas_ray.checkpoint.copying import new_buffer
 from maas_ray.checkpoint.index import Stored, metadata, read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.parts import Layout, fill_header, lay_out_part
@@ -62,7 +63,7 @@ class _Read:
 
     @contextmanager
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
-        buffer = torch.empty(layout.size, dtype=torch.uint8)
+        buffer = new_buffer(layout.size)
         fill_header(layout, buffer)
         load_into(self._committed, {slot.tensor: slot.values(buffer) for slot in layout.slots})
         yield buffer

@@ -1,4 +1,4 @@
-"""Writes one rank's parts, several at a time: copied, hashed and put side by side. Knows no other rank."""
+"""Writes one rank's parts: one is copied while another one is written and hashed. Knows no other rank."""
 
 import threading
 import time
@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from maas_ray.checkpoint.copying import copy_values, wait_for_copies
+from maas_ray.checkpoint.copying import copy_values, new_buffer, wait_for_copies
 from maas_ray.checkpoint.parts import Layout, fill, seal_part
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.checkpoint.plan import Attempt
@@ -19,8 +18,8 @@ from maas_ray.errors import SaveFailed
 from maas_ray.store.manifest import Part, part_key
 from maas_ray.store.objects import ObjectStore
 
-IN_FLIGHT = 3
-"""Parts on their way at a time: one is hashed while another one is written; each needs a buffer."""
+IN_FLIGHT = 2
+"""Parts on their way at a time: one is copied, or waits for the disk, while another one is written."""
 
 _GRACE_S = 5.0
 
@@ -32,7 +31,7 @@ class Written:
     layout: Layout
     part: Part
     digests: list[str]
-    """Hex sha256 of each tile, in the order of the layout's slots."""
+    """The `piece_digest` of each tile in hex, in the order of the layout's slots."""
 
 
 class Source(Protocol):
@@ -60,7 +59,7 @@ class Filled:
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
         with self._lock:
             fits = [buffer for buffer in self._free if buffer.numel() >= layout.size]
-            buffer = fits[0] if fits else torch.empty(layout.size, dtype=torch.uint8)
+            buffer = fits[0] if fits else new_buffer(layout.size)
             self._free = [other for other in self._free if other is not buffer]
         fill(layout, buffer, self._pieces)
         wait_for_copies(piece.local for piece in self._pieces.values())
@@ -81,9 +80,7 @@ class Staging:
         if attempt.layouts is not self._layouts:
             self._buffers = []  # given back before new ones are taken
             is_pinned = any(piece.local.is_cuda for piece in attempt.pieces.values())
-            self._buffers = [
-                torch.empty(layout.size, dtype=torch.uint8, pin_memory=is_pinned) for layout in attempt.layouts
-            ]
+            self._buffers = [new_buffer(layout.size, is_pinned=is_pinned) for layout in attempt.layouts]
             self._layouts = attempt.layouts
         for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
             fill(layout, buffer, attempt.pieces, copy_values)
@@ -116,10 +113,14 @@ def upload(
         key = part_key(where, attempt.name, layout.name)
         with source.lend(number, layout) as buffer:
             data = memoryview(buffer.numpy())  # type: ignore[arg-type]
-            part, digests = seal_part(layout, key, data)
-            store.put(key, data)
+            sealed = hashing.submit(seal_part, layout, key, data)  # while it is written: both only read
+            try:
+                store.put(key, data)
+            finally:
+                part, digests = sealed.result()  # before the buffer goes back
         return Written(layout, part, digests)
 
+    hashing = ThreadPoolExecutor(in_flight or IN_FLIGHT, thread_name_prefix="checkpoint-hash")
     pool = ThreadPoolExecutor(in_flight or IN_FLIGHT, thread_name_prefix="checkpoint-part")
     futures: list[Future[Written]] = []
     try:
@@ -135,6 +136,7 @@ def upload(
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        hashing.shutdown(wait=False)
 
 
 def _result(future: Future[Written], key: str, deadline: float, timeout_s: float) -> Written:

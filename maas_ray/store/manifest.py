@@ -14,6 +14,8 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any
 
+from blake3 import blake3
+
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore
@@ -145,6 +147,7 @@ def part_digest(data: bytes | memoryview, pieces: Sequence[int] = ()) -> str:
     """Hex sha256 of a part; of one written in pieces, that of its pieces' digests one after the other.
 
     Who reads one piece of a large part can then verify it, and who wrote it has hashed every byte only once.
+    See `piece_digest`.
     """
     if not pieces:
         return sha256(data).hexdigest()
@@ -152,8 +155,13 @@ def part_digest(data: bytes | memoryview, pieces: Sequence[int] = ()) -> str:
         return f"of {sum(pieces)} bytes in {len(pieces)} pieces"  # equals no digest
     starts = accumulate(pieces, initial=0)
     view = memoryview(data)
-    digests = [sha256(view[start : start + size]).digest() for start, size in zip(starts, pieces, strict=False)]
+    digests = [piece_digest(view[start : start + size]) for start, size in zip(starts, pieces, strict=False)]
     return sha256(b"".join(digests)).hexdigest()
+
+
+def piece_digest(data: bytes | memoryview) -> bytes:
+    """The BLAKE3 digest of one piece, 32 bytes: as strong as sha256 and several times as fast, for what is gigabytes."""
+    return blake3(data).digest()
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

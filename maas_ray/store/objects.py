@@ -1,10 +1,11 @@
 """The object store: keys to bytes on a local directory or any S3-compatible service. Knows no commit and no format."""
 
+import contextlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from obstore.store import LocalStore, S3Store, from_url
 
 from maas_ray.errors import Conflict, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable
 from maas_ray.spec import Spec
+from maas_ray.store.directory import STAGED, Directory
 
 SCHEMES = ("file", "s3", "gs", "az")
 
@@ -25,7 +27,6 @@ _RETRY = {
     "backoff": {"base": 2, "init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3)},
 }
 
-_STAGED = re.compile(r"#\d+$")
 T = TypeVar("T")
 
 
@@ -63,7 +64,7 @@ class ObjectStore(Protocol):
         ...
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Writes a key that nobody else can name (it holds a random id); large data goes up in parts."""
+        """Writes a key that nobody else can name (it holds a random id); on the disk, or up in parts, when it returns."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -95,26 +96,30 @@ class ObjectStore(Protocol):
 
 
 class ObstoreStore:
-    """An `ObjectStore` on the `obstore` library (object_store from Rust).
+    """An `ObjectStore` on the `obstore` library (object_store from Rust); a local one writes by `Directory`.
 
     Args:
         uri: shown in messages; holds no secret.
         backend: the obstore object.
-        root: the directory, if the store is a local one; written objects are then fsynced.
+        directory: what a local store writes with.
     """
 
-    def __init__(self, uri: str, backend: Any, root: Path | None = None) -> None:
+    def __init__(self, uri: str, backend: Any, directory: Directory | None = None) -> None:
         self.uri = uri
+        self.root = directory.root if directory is not None else None
+        """The directory of a local store."""
         self._backend = backend
-        self.root = root
+        self._directory = directory
 
     def put_new(self, key: str, data: bytes) -> None:
+        if self._directory is not None:
+            return self._call(key, partial(self._directory.put_new, key, data))
         self._call(key, lambda: obstore.put(self._backend, key, data, mode="create"))
-        self._sync(key)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
+        if self._directory is not None:
+            return self._call(key, partial(self._directory.put, key, data))
         self._call(key, lambda: obstore.put(self._backend, key, data))
-        self._sync(key)
 
     def get(self, key: str) -> bytes:
         return self._call(key, lambda: bytes(obstore.get(self._backend, key).bytes()))
@@ -136,24 +141,23 @@ class ObstoreStore:
         return sorted(path.rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
+        if self._directory is not None:
+            names = list(keys)
+            return self._call(", ".join(names[:1]), partial(self._directory.delete, names))
         for key in keys:
-            try:
-                self._call(key, lambda key=key: obstore.delete(self._backend, key))  # type: ignore[misc]
-            except NotFound:
-                continue
-            self._drop_empty_directories(key)
+            with contextlib.suppress(NotFound):
+                self._call(key, partial(obstore.delete, self._backend, key))
 
     def staged(self) -> Iterator[ObjectInfo]:
-        # object_store writes a local object as `name#1` and links it into place; a kill leaves that file.
-        for path in self.root.rglob("*#*") if self.root else ():
-            if _STAGED.search(path.name) and path.is_file():
+        for path in self._directory.staged() if self._directory is not None else ():
+            with contextlib.suppress(FileNotFoundError):  # just now it became an object
                 stat = path.stat()
-                key = str(path.relative_to(self.root))  # type: ignore[arg-type]
+                key = str(path.relative_to(self._directory.root))  # type: ignore[union-attr]
                 yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def delete_staged(self, info: ObjectInfo) -> None:
         """Removes one file that `staged` listed."""
-        if self.root and _STAGED.search(info.key):
+        if self.root and STAGED.search(info.key):
             (self.root / info.key).unlink(missing_ok=True)
 
     def _call(self, key: str, operation: Callable[[], T]) -> T:
@@ -162,7 +166,7 @@ class ObstoreStore:
             return operation()
         except FileNotFoundError as error:
             raise NotFound(f"no object {where}") from error
-        except AlreadyExistsError as error:
+        except (AlreadyExistsError, FileExistsError) as error:
             raise Conflict(f"the object {where} exists already") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise StoreDenied(
@@ -178,34 +182,11 @@ class ObstoreStore:
             return StoreDenied(f"the store refused access to {where}; check the credentials in the environment")
         if "No space left" in str(error) or "quota exceeded" in str(error):
             return StoreError(f"no space is left for {where}; free some, or choose another directory")
-        if self.root is not None:
-            return StoreDenied(f"cannot use {where}: {text}; choose a directory that this user can write")
         if isinstance(error, ValueError):
             return StoreError(f"{where} is not a valid object key: {text}")
+        if self.root is not None:
+            return StoreDenied(f"cannot use {where}: {text}; choose a directory that this user can write")
         return StoreUnavailable(f"the store did not serve {where} within the bounded retries: {text}")
-
-    def _sync(self, key: str) -> None:
-        # object_store does not fsync; without it a power cut could keep a manifest and lose its parts.
-        if self.root is None:
-            return
-        path = self.root / key
-        for target in (path, path.parent):
-            descriptor = os.open(target, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def _drop_empty_directories(self, key: str) -> None:
-        if self.root is None:
-            return
-        for parent in (self.root / key).parents:
-            if parent == self.root:
-                return
-            try:
-                parent.rmdir()
-            except OSError:
-                return  # not empty, or another writer put something there
 
 
 def open_store(spec: StorageSpec | str) -> ObstoreStore:
@@ -220,12 +201,13 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
     if not separator or scheme == "file":
         root = Path(rest if separator else spec.uri).expanduser().absolute()
         try:
-            backend = LocalStore(root, mkdir=True)
+            directory = Directory(root)
+            backend = LocalStore(root)
         except OSError as error:
             raise StoreDenied(
                 f"cannot create the store directory {root}: {error}; choose a directory that this user can write"
             ) from error
-        return ObstoreStore(f"file://{root}", backend, root)
+        return ObstoreStore(f"file://{root}", backend, directory)
     if scheme not in SCHEMES:
         raise SpecError(f"storage.uri {spec.uri!r}: unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
     options: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": dict(_RETRY)}

@@ -123,7 +123,7 @@ def test_the_index_of_another_format_is_refused(file_store: ObstoreStore) -> Non
     from maas_ray.store.manifest import Draft
 
     committed = Draft(file_store, f"{PREFIX}/0000000001", "checkpoint").commit({"format": 1, "step": 1})
-    with pytest.raises(ObjectCorrupt, match="has format 1; this version reads 2"):
+    with pytest.raises(ObjectCorrupt, match="has format 1; this version reads 3"):
         load_into(committed, {})
     assert [str(problem) for problem in verify(committed)]
 

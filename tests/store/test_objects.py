@@ -1,3 +1,5 @@
+import errno
+import mmap
 import os
 
 import pytest
@@ -81,3 +83,33 @@ def test_a_service_that_does_not_answer_is_unavailable_and_retryable(free_port: 
     with pytest.raises(StoreUnavailable, match="within the bounded retries") as caught:
         store.get("key")
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize("size", [0, 4095, 1 << 20, (3 << 20) + 5, (9 << 20) + 4096])
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "not aligned"])
+def test_bytes_that_go_past_the_page_cache_are_the_same(file_store: ObstoreStore, size: int, offset: int) -> None:
+    data = os.urandom(1 << 20) * 10
+    memory = mmap.mmap(-1, 11 << 20)  # begins with a page
+    memory[offset : offset + size] = data[:size]
+    file_store.put("a/b", memoryview(memory)[offset : offset + size])
+    assert file_store.get("a/b") == data[:size]
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/b#1", "a\0b"])
+def test_a_key_that_is_no_path_below_the_store_is_refused(file_store: ObstoreStore, key: str) -> None:
+    for put in (file_store.put, file_store.put_new):
+        with pytest.raises(StoreError, match="not a valid object key"):
+            put(key, b"x")
+    assert list(file_store.scan("")) == []
+
+
+def test_a_write_that_fails_leaves_nothing(file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for put in (file_store.put, file_store.put_new):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(StoreError, match="no space is left for .*; free some"):
+                put("a/b", b"x")
+        assert list(file_store.scan("")) == list(file_store.staged()) == []

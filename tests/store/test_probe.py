@@ -18,7 +18,7 @@ def test_a_sound_store_passes_and_is_left_empty(store: ObstoreStore) -> None:
 
 
 def test_a_store_that_ignores_create_only_puts_is_refused(store: ObstoreStore) -> None:
-    unsafe = _IgnoresConditions(store.uri, store._backend, store.root)
+    unsafe = _IgnoresConditions(store.uri, store._backend, store._directory)
     with pytest.raises(StoreUnsafe, match="accepts a second create-only put"):
         probe(unsafe)
     assert list(store.scan("")) == []

@@ -46,7 +46,7 @@ def test_a_put_whose_answer_was_lost_is_not_appended_twice(file_store: ObstoreSt
             super().put_new(key, data)
             super().put_new(key, data)  # what a transport does that retries after a lost answer
 
-    lossy = LosesAnswer(file_store.uri, file_store._backend, file_store.root)
+    lossy = LosesAnswer(file_store.uri, file_store._backend, file_store._directory)
     assert Sequence(lossy, "log").append(lambda _: {"once": True}).seq == 1
     assert len(list(Sequence(file_store, "log").read())) == 1
 

@@ -1,0 +1,160 @@
+"""Writes and removes objects in a local directory so that they survive a power cut. Knows no commit and no reading.
+
+A name is only as safe as the directories above it: POSIX promises a file's bytes after `fsync` of the file, its name
+after `fsync` of its directory, that directory's name after `fsync` of the one above it. obstore's own writes sync
+nothing, and show a name before its bytes are safe: after a power cut a committed manifest could be an empty file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+STAGED = re.compile(r"#\d+$")
+"""Names of objects that are not there yet; obstore's listings leave them out."""
+
+WRITE_BYTES = 8 << 20
+DIRECT_BYTES = 1 << 20
+"""Smaller objects go through the page cache: they are read again soon."""
+
+BLOCK_BYTES = 4096
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_ATTEMPTS = 16  # at opening a file in a directory that others remove whenever it is empty
+
+
+class Directory:
+    """The files of a store.
+
+    Args:
+        root: the directory; is made, with those above it, if it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        _make(root)
+
+    def put(self, key: str, data: bytes | memoryview) -> None:
+        """Writes an object; bytes and names are on the disk when it returns, and half of it is there if it is killed."""
+        path = self._path(key)
+        self._write(path, data)
+        _sync(path.parent)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Creates an object atomically: its name appears when its bytes, and all names above it, are on the disk.
+
+        Raises:
+            FileExistsError: it exists.
+        """
+        path = self._path(key)
+        staged = path.with_name(f"{path.name}#{uuid.uuid4().int}")
+        self._write(staged, data)
+        try:
+            # Also what other processes put into these directories, such as the parts of a commit, has a name from here.
+            for above in path.parents:
+                _sync(above)
+                if above == self.root:
+                    break
+            os.link(staged, path)
+        finally:
+            staged.unlink(missing_ok=True)
+        _sync(path.parent)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Removes objects and the directories that this leaves empty; on the disk when it returns."""
+        paths = [self._path(key) for key in keys]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for directory in {self._drop_empty(path.parent) for path in paths}:
+            with contextlib.suppress(FileNotFoundError):  # another one removed it, and synced what is above it
+                _sync(directory)
+
+    def staged(self) -> Iterator[Path]:
+        """What interrupted calls of `put_new` left behind."""
+        return (path for path in self.root.rglob("*#*") if STAGED.search(path.name) and path.is_file())
+
+    def _path(self, key: str) -> Path:
+        segments = key.split("/")
+        if any(segment in ("", ".", "..") or "\0" in segment for segment in segments) or STAGED.search(key):
+            raise ValueError(f"a key is names with slashes between them, the last one without # and digits: {key!r}")
+        return self.root / key
+
+    def _write(self, path: Path, data: bytes | memoryview) -> None:
+        descriptor = self._open(path)
+        try:
+            view = memoryview(data).cast("B")
+            view = view[_write_blocks(descriptor, view) :]
+            while view:
+                view = view[os.write(descriptor, view[:WRITE_BYTES]) :]
+            os.fsync(descriptor)
+        except BaseException:
+            path.unlink(missing_ok=True)  # half of it would only take space
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _open(self, path: Path) -> int:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, _FLAGS, 0o666)
+            with contextlib.suppress(FileNotFoundError):
+                _make(path.parent)
+        return os.open(path, _FLAGS, 0o666)
+
+    def _drop_empty(self, directory: Path) -> Path:
+        """Removes empty directories from here upwards; returns the first one that stays."""
+        while directory != self.root:
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError:
+                break  # not empty, or another writer put something there
+            directory = directory.parent
+        return directory
+
+
+def _write_blocks(descriptor: int, view: memoryview) -> int:
+    """Writes whole blocks from memory to the disk without a copy in the page cache, which nobody would read soon.
+
+    It takes a fifth of the processor time of other writes, and training has the rest.
+
+    Returns:
+        The bytes written; 0 where the system or the filesystem cannot do it, or the memory does not begin with a page.
+    """
+    direct = getattr(os, "O_DIRECT", 0)
+    done, end = 0, len(view) // BLOCK_BYTES * BLOCK_BYTES
+    if not direct or end < DIRECT_BYTES:
+        return 0
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+        while done < end:
+            done += os.write(descriptor, view[done : min(done + WRITE_BYTES, end)])
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    return done
+
+
+def _make(directory: Path) -> None:
+    """Makes a directory and those above it; their names are on the disk when it returns."""
+    if directory.is_dir():
+        return
+    _make(directory.parent)
+    with contextlib.suppress(FileExistsError):  # made by another one just now
+        directory.mkdir()
+    _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
