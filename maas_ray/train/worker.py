@@ -114,10 +114,11 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
     rates = Rates(spec, dataset.features, device, world)
 
     def report(progress: Progress) -> None:
+        progress = replace(progress, workers=world)
         if journal is not None:
             progress = rates.added_to(progress)
             journal.write(progress)
-            board.put.remote(replace(progress, workers=world))
+            board.put.remote(progress)
 
     def checkpoint(done: int) -> None:
         tensors = tensors_of(trainee)
