@@ -9,7 +9,10 @@ import socket
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _ATTEMPT = "MAAS_RAY_ATTEMPT"
 _told_to_end = threading.Event()
@@ -45,6 +48,19 @@ def join(
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)
     )
+
+
+def bound_waits(mesh: "DeviceMesh", timeout_s: float) -> None:
+    """Gives the groups of a mesh the bound of the default group: torch gives them 30 minutes, or 10 with NCCL.
+
+    Args:
+        mesh: of named dimensions, each of which has a group.
+        timeout_s: longest wait of any operation of these groups.
+    """
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for name in mesh.mesh_dim_names or ():
+        _set_pg_timeout(timedelta(seconds=timeout_s), mesh.get_group(name))
 
 
 def attempt() -> int:

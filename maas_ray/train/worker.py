@@ -86,6 +86,8 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
     num_rows = dataset.num_rows["train"]
     world = dist.get_world_size() if dist.is_initialized() else 1
     place = place_rank(spec.layout.resolve(world), device.type)
+    if place.mesh is not None:
+        group.bound_waits(place.mesh, spec.workers.timeout_s)
     if not spec.layout.tp_across_nodes:
         refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
