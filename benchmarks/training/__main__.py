@@ -9,7 +9,8 @@ number of ranks and one thread per rank; Ray's workers run at the usual niceness
 
 Sections: steps (a step against the plain script under torchrun, DDP and FSDP2; with --text also of a decoder), start
 (command to first step), text, images, titan (a decoder against a script composed in torchtitan's order; needs --text),
-checkpoints (a run that saves against one that does not; saving by itself).
+checkpoints (a run that saves against one that does not; saving by itself), data (a table of --gigabytes, prepared and
+trained from: memory of every process, rates; it needs four times as much disk below TMPDIR).
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main() -> int:
         "settings": {"pairs": options.pairs, "steps": options.steps, "megabytes": options.megabytes},
         "foreign_cpus": foreign_cpus(),
     }
-    settings = Settings(options.pairs, options.steps, _absolute(options.text), _absolute(options.images), options.megabytes)  # fmt: skip
+    settings = Settings(options.pairs, options.steps, _absolute(options.text), _absolute(options.images), options.megabytes, options.gigabytes)  # fmt: skip
     try:
         with short_directory() as directory, ours.cluster(directory, num_cpus=2) as home:
             for section in options.sections:
@@ -69,6 +70,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="a text file for the language models")
     parser.add_argument("--images", type=Path, help="images in IDX format, their labels beside them")
     parser.add_argument("--megabytes", type=int, default=256, help="of the state that is saved by itself")
+    parser.add_argument("--gigabytes", type=float, default=5.0, help="of the table of the section data")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file of all figures")
     parser.add_argument("--table", action="store_true", help="only print the table of an earlier run's --output")
     return parser.parse_args()

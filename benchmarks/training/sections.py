@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training import ours, peer
+from benchmarks.training import ours, peer, scale
 from benchmarks.training.checkpoints import measure_saving
 from benchmarks.training.ours import Job, Timed
 
@@ -43,6 +43,7 @@ class Settings:
     text: Path | None
     images: Path | None
     megabytes: int
+    gigabytes: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,12 @@ def measure_checkpoints(bench: Bench) -> None:
     say("saving", found["saving"])
 
 
+def measure_data(bench: Bench) -> None:
+    """A table of many gigabytes: prepared by tasks and trained from; memory of every process, rates."""
+    found = bench.results["data"] = scale.measure(bench.directory, bench.home, bench.settings.gigabytes, bench.settings.steps)  # fmt: skip
+    say("data", {name: value for name, value in found.items() if not name.startswith("rank_")})
+
+
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "steps": measure_steps,
     "start": measure_start,
@@ -210,6 +217,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "images": measure_images,
     "titan": measure_titan,
     "checkpoints": measure_checkpoints,
+    "data": measure_data,
 }
 
 

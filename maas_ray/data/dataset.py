@@ -3,6 +3,7 @@
     datasets/<digest>/manifest.json                     features, report, counts, where it came from
     datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
     datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, codes as raw integers
+    datasets/<digest>/parts-<attempt>/<split>/000000-000.shard    or, for large tables, rows to be mapped: large/shard.py
     datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
 
 `digest` is taken of the content, so preparing the same data twice gives the same data set.
@@ -21,16 +22,20 @@ from pydantic import ValidationError
 
 from maas_ray.data.arrays import tensor_shape, tensor_values
 from maas_ray.data.features import Features
+from maas_ray.data.large.layout import ShardLayout
+from maas_ray.data.large.shard import raw_columns, unpack
+from maas_ray.data.random_rows import spread_ids, spread_rows
 from maas_ray.data.spec import SPLITS
 from maas_ray.data.text.layout import TokenLayout
 from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
+from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
 
 PREFIX = "datasets"
 KIND = "dataset"
-FORMAT = 1
+FORMATS = (1, 2)
+"""2: a table in shards."""
 MAX_PART_BYTES = 1 << 26
 TARGET = "\0target"
 """The target's column in a part: a name that no feature can have."""
@@ -70,6 +75,8 @@ class Dataset:
     committed: Committed
     tokens: TokenLayout | None = None
     """How the streams of tokens lie; None: the rows are a table."""
+    shards: ShardLayout | None = None
+    """How the shards of a large table lie; None: a table that is read into memory."""
 
     def tokenizer(self) -> bytes:
         """The tokenizer.json that made the tokens.
@@ -104,6 +111,8 @@ class Dataset:
         self.require_rows(split)
         if self.tokens is not None:
             raise DataError(f"the data set {self.digest[:12]} is a stream of tokens, which has no table of rows")
+        if self.shards is not None:
+            return self._read_shards(self.shards, split, None)
         names = sorted(name for name in self.committed.parts if name.startswith(f"{split}/"))
         table = pa.concat_tables([pa.ipc.open_file(self.committed.read(name)).read_all() for name in names])
         if table.num_rows != self.num_rows[split]:
@@ -114,6 +123,29 @@ class Dataset:
         # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
         arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, table.column(TARGET).to_numpy())]
         return Split(arrays[:-1], arrays[-1])
+
+    def spread(self, split: str, num_rows: int) -> list[Array]:
+        """Raw columns of at most `num_rows` rows of a split, evenly spread over it; of a large table only their shards
+        are read.
+
+        Raises:
+            As `read`.
+        """
+        self.require_rows(split)
+        if self.shards is None:
+            return spread_rows(self.read(split).columns, num_rows)
+        return self._read_shards(self.shards, split, spread_ids(self.num_rows[split], num_rows)).columns
+
+    def _read_shards(self, layout: ShardLayout, split: str, ids: NDArray[np.int64] | None) -> Split:
+        """The rows `ids` (ascending), or all."""
+        blocks, first = [], 0
+        for shard in layout.shards[split]:
+            own = None if ids is None else ids[(ids >= first) & (ids < first + shard.num_rows)] - first
+            first += shard.num_rows
+            if own is None or len(own):
+                block = unpack(self.features, self.committed.read(shard.name))
+                blocks.append(block if own is None else block.take(own))
+        return Split(*raw_columns(self.features, layout.dictionaries, blocks))
 
 
 def save_dataset(
@@ -164,18 +196,38 @@ def commit_dataset(
         source: JSON-able; not part of the digest.
         parts: names and bytes.
     """
-    body = {"format": FORMAT, "features": features.model_dump(mode="json"), **meta}
-    digest = sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
+    body = {"format": FORMATS[0], "features": features.model_dump(mode="json"), **meta}
+    digest = content_digest(body, content)
     try:
         return open_dataset(store, digest)
     except NotFound:
         pass  # the first time
-    draft = Draft(store, f"{PREFIX}/{digest}", KIND)
+    draft = begin_dataset(store, digest)
     for name, part in parts:
         draft.put(name, part)
+    return end_dataset(store, draft, digest, {**body, "source": dict(source)})
+
+
+def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
+    """The id of a data set: hex sha256 of what it says about itself and of the values in its splits."""
+    return sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
+
+
+def begin_dataset(store: ObjectStore, digest: str, attempt: str | None = None) -> Draft:
+    """A commit in progress, for parts that are written here or by others (see `Draft`)."""
+    return Draft(store, f"{PREFIX}/{digest}", KIND, attempt)
+
+
+def dataset_part_key(digest: str, attempt: str, name: str) -> str:
+    """Where an attempt writes one part of a data set."""
+    return part_key(f"{PREFIX}/{digest}", attempt, name)
+
+
+def end_dataset(store: ObjectStore, draft: Draft, digest: str, meta: Mapping[str, Any]) -> Dataset:
+    """Commits what `begin_dataset` began."""
     # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
     with suppress(Conflict):
-        draft.commit({**body, "source": dict(source)})
+        draft.commit(meta)
     return open_dataset(store, digest)
 
 
@@ -193,12 +245,15 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
         raise NotFound(f"no data set {digest!r} in {store.uri}; there are: {known}") from error
     meta = committed.meta
     try:
-        if meta["format"] != FORMAT:
-            raise ObjectCorrupt(f"the data set {digest} has format {meta['format']}; this version reads {FORMAT}")
+        if meta["format"] not in FORMATS:
+            raise ObjectCorrupt(
+                f"the data set {digest} has format {meta['format']}; this version reads {' and '.join(map(str, FORMATS))}"
+            )
         features = Features.model_validate(meta["features"])
         num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
         tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
-        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens)
+        shards = ShardLayout.model_validate(meta["shards"]) if "shards" in meta else None
+        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards)
     except (KeyError, ValidationError) as error:
         raise ObjectCorrupt(f"the manifest of data set {digest} is not understood: {error}") from error
 

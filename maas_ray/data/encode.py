@@ -31,12 +31,13 @@ def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
     if len(columns) != len(features.columns):
         raise DataError(f"got {len(columns)} columns; the features are {len(features.columns)}")
     return [
-        _encode(column, values) if column.kind == "categorical" else values
+        encode_column(column, values) if column.kind == "categorical" else values
         for column, values in zip(features.columns, columns, strict=True)
     ]
 
 
-def _encode(column: CategoricalColumn, values: Array) -> Array:
+def encode_column(column: CategoricalColumn, values: Array) -> Array:
+    """One categorical column, see `encode_columns`."""
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
     found = pc.index_in(pa.array(values.reshape(-1), kind), value_set=pa.array(column.categories, kind))
     codes: NDArray[np.int64] = pc.fill_null(found, UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,5 +1,6 @@
 """Finding and opening the files that a data URI names, locally or on S3, through pyarrow. Knows no format's content."""
 
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ _EXTENSIONS: dict[str, Format] = {
     ".txt.gz": "text",
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
+    ".png": "images",
+    ".jpg": "images",
+    ".jpeg": "images",
+    ".bmp": "images",
+    ".webp": "images",
     "-ubyte": "idx",
     "-ubyte.gz": "idx",
 }
@@ -50,8 +56,20 @@ def filesystem(spec: DataSpec, uri: str) -> tuple[Any, str]:
     return fs.S3FileSystem(**options), rest
 
 
-def list_files(spec: DataSpec) -> list[str]:
-    """Paths (on the URI's filesystem) of all files that the URI names, sorted.
+@dataclass(frozen=True)
+class File:
+    """One file."""
+
+    path: str
+    """On the URI's filesystem."""
+    size: int
+    """Bytes."""
+    modified_ns: int = 0
+    """When it was last written, in nanoseconds since 1970."""
+
+
+def list_files(spec: DataSpec) -> list[File]:
+    """All files that the URI names, sorted by path.
 
     Raises:
         DataError: nothing there, or not accessible.
@@ -63,16 +81,19 @@ def list_files(spec: DataSpec) -> list[str]:
         else:
             info = files.get_file_info(path)
             if info.type == fs.FileType.File:
-                found = [path]
+                found = [info]
             elif info.type == fs.FileType.Directory:
-                found = [entry.path for entry in files.get_file_info(fs.FileSelector(path)) if _is_data(entry)]
+                found = [entry for entry in files.get_file_info(fs.FileSelector(path)) if _is_data(entry)]
+                found = found or _match(files, f"{path.rstrip('/')}/*/*")  # a folder per class
             else:
                 raise DataError(f"{spec.uri} does not exist; check data.uri (relative paths start at {Path.cwd()})")
     except OSError as error:
         raise DataError(f"cannot list {spec.uri}: {_first_line(error)}") from error
     if not found:
         raise DataError(f"{spec.uri} names no file; give a file, a directory that holds files, or a glob that matches")
-    return sorted(found)
+    return sorted(
+        (File(entry.path, entry.size or 0, entry.mtime_ns or 0) for entry in found), key=lambda file: file.path
+    )
 
 
 def read_bytes(spec: DataSpec, uri: str) -> bytes:
@@ -117,13 +138,13 @@ def format_of(spec: DataSpec, paths: list[str]) -> Format:
     return next(iter(formats))
 
 
-def _match(files: Any, pattern: str) -> list[str]:
+def _match(files: Any, pattern: str) -> list[Any]:
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
     selector = fs.FileSelector("/".join(parts[:first]) or "/", recursive=first < len(parts) - 1)
     # fnmatch's star also matches a slash; equal depth keeps each star within its own directory.
     return [
-        entry.path
+        entry
         for entry in files.get_file_info(selector)
         if _is_data(entry) and entry.path.count("/") == pattern.count("/") and fnmatchcase(entry.path, pattern)
     ]

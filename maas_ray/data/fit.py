@@ -1,7 +1,7 @@
 """The training split's statistics to the description of each column (`features.py`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,17 @@ def fit_columns(
         DataError: a column without a value in the training split, or with too many categories.
         ClusterError: a task could not run, see `gather_statistics`.
     """
-    gathered = gather_statistics(train, plans, block_rows, cpu_timeout_s)
+    return fit_statistics(gather_statistics(train, plans, block_rows, cpu_timeout_s), plans, max_categories)
+
+
+def fit_statistics(
+    gathered: Mapping[str, Statistics], plans: Sequence[ColumnPlan], max_categories: int
+) -> tuple[Column, ...]:
+    """As `fit_columns`, from the statistics of the training split.
+
+    Raises:
+        DataError: a column without a value in the training split, or with too many categories.
+    """
     return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
 
 
@@ -111,11 +121,7 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
     elif plan.missing == "constant":
         fill_value = plan.constant
         categories |= set() if plan.is_integer else {fill_value}
-    if len(categories) > max_categories:
-        raise DataError(
-            f"column {plan.name!r} has {len(categories)} categories, the limit is {max_categories}; leave it out with "
-            f"cleaning.drop, cast it to number, or raise cleaning.max_categories"
-        )
+    refuse_categories(plan.name, len(categories), max_categories)
     ordered = tuple(sorted(categories))
     # An integer on the wire has no value that could mean missing, so such a column needs no fill.
     fill = None if plan.is_integer or fill_value is None else ordered.index(fill_value)
@@ -126,3 +132,12 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
         fill=fill,
         encoding=plan.encoding,
     )
+
+
+def refuse_categories(name: str, num_categories: int, max_categories: int) -> None:
+    """Raises `DataError` for a column with too many categories."""
+    if num_categories > max_categories:
+        raise DataError(
+            f"column {name!r} has {num_categories} categories, the limit is {max_categories}; leave it out with "
+            f"cleaning.drop, cast it to number, or raise cleaning.max_categories"
+        )

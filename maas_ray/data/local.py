@@ -4,6 +4,7 @@ A store in a local directory is mapped where it lies. From any other store a par
 `$MAAS_RAY_HOME/parts` (or `~/.maas-ray/parts`), whose oldest files go when it grows beyond its limit.
 """
 
+import mmap
 import os
 import uuid
 from hashlib import sha256
@@ -35,25 +36,37 @@ def map_part(committed: Committed, name: str, datatype: DTypeLike) -> NDArray[An
         ObjectCorrupt: the part is missing, truncated or altered.
         DataError: there is no room for it, or another process holds the folder for too long.
     """
-    part = committed.parts[name]
-    store = committed.store
-    if isinstance(store, ObstoreStore) and store.root is not None:
-        path = store.root / part.key
-    else:
-        path = _fetch(committed, name)
+    mapped = map_bytes(committed, name)
     try:
-        values: NDArray[Any] = np.memmap(path, dtype=datatype, mode="r")
-    except (OSError, ValueError) as error:  # no file; no bytes, or not a whole number of values
+        return np.frombuffer(mapped, dtype=datatype)
+    except ValueError as error:  # not a whole number of values
+        raise ObjectCorrupt(f"the committed object {committed.parts[name].key} cannot be mapped: {error}") from error
+
+
+def map_bytes(committed: Committed, name: str) -> mmap.mmap:
+    """As `map_part`, for a part that has a form of its own."""
+    part = committed.parts[name]
+    path = local_path(committed, name) or _fetch(committed, name)
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # no file, or no bytes
         raise ObjectCorrupt(f"the committed object {part.key} cannot be mapped from {path}: {error}") from error
-    if not _is_right(values, part):
+    if not _is_right(mapped, part):
         raise ObjectCorrupt(
             f"the committed object {part.key}, read from {path}, is not what its manifest says; not used"
         )
-    return values
+    return mapped
 
 
-def _is_right(values: NDArray[Any], part: Part) -> bool:
-    return values.nbytes == part.size and sha256(values.data).hexdigest() == part.sha256
+def local_path(committed: Committed, name: str) -> Path | None:
+    """Where a part lies if its store is a directory of this machine; else None."""
+    store = committed.store
+    return store.root / committed.parts[name].key if isinstance(store, ObstoreStore) and store.root else None
+
+
+def _is_right(content: mmap.mmap | bytes, part: Part) -> bool:
+    return len(content) == part.size and sha256(content).hexdigest() == part.sha256
 
 
 def _fetch(committed: Committed, name: str) -> Path:
@@ -64,7 +77,7 @@ def _fetch(committed: Committed, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(folder / ".lock", timeout=_LOCK_TIMEOUT_S):  # the ranks of a machine wait for one download
-            if path.exists() and _is_right(np.fromfile(path, dtype=np.uint8), part):
+            if path.exists() and _is_right(path.read_bytes(), part):
                 os.utime(path)
                 return path
             content = committed.read(name)

@@ -2,6 +2,7 @@
 
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.encode import encode_columns
+from maas_ray.data.large.rows import ShardRows
 from maas_ray.data.local import map_part
 from maas_ray.data.rows import Rows, Table
 from maas_ray.data.text.layout import DATATYPES
@@ -9,7 +10,9 @@ from maas_ray.data.text.windows import Windows
 
 
 def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
-    """Opens one split: a table is read into memory, a stream of tokens is mapped; every byte is verified.
+    """Opens one split: a small table is read into memory, a large one and a stream of tokens are mapped.
+
+    Every byte is verified before it is used.
 
     Args:
         dataset: a prepared data set.
@@ -21,6 +24,8 @@ def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
         ObjectCorrupt: a part is missing, truncated or altered.
     """
     dataset.require_rows(split)
+    if dataset.shards is not None:
+        return ShardRows(dataset.committed, dataset.shards, dataset.features, split)
     if dataset.tokens is None or dataset.features.tokens is None:
         rows = dataset.read(split)
         return Table(encode_columns(dataset.features, rows.columns), rows.target)

@@ -33,13 +33,12 @@ def permute(seed: int, epoch: int, n: int, positions: NDArray[np.int64]) -> NDAr
     Raises:
         DataError: an argument is out of its range.
     """
-    _check(seed, n)
-    if not 0 <= epoch < 1 << 64:
-        raise DataError(f"epoch {epoch} is not in [0, 2**64)")
-    positions = np.asarray(positions, dtype=np.int64)
-    if positions.size and not (int(positions.min()) >= 0 and int(positions.max()) < n):
-        raise DataError(f"positions {int(positions.min())}..{int(positions.max())} are not all in [0, {n})")
-    return _walk(positions, n, _round_keys(seed, epoch, n), np.zeros(1, dtype=np.int64))
+    return _whole_epoch(seed, epoch, n, positions, range(_ROUNDS))
+
+
+def find_positions(seed: int, epoch: int, n: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The inverse of `permute`: at which positions of the epoch the samples `ids` stand."""
+    return _whole_epoch(seed, epoch, n, ids, range(_ROUNDS)[::-1])
 
 
 def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
@@ -71,6 +70,16 @@ def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
     return _walk(positions, n, np.concatenate(keys, axis=1), which)
 
 
+def _whole_epoch(seed: int, epoch: int, n: int, values: NDArray[np.int64], rounds: range) -> NDArray[np.int64]:
+    _check(seed, n)
+    if not 0 <= epoch < 1 << 64:
+        raise DataError(f"epoch {epoch} is not in [0, 2**64)")
+    values = np.asarray(values, dtype=np.int64)
+    if values.size and not (int(values.min()) >= 0 and int(values.max()) < n):
+        raise DataError(f"positions {int(values.min())}..{int(values.max())} are not all in [0, {n})")
+    return _walk(values, n, _round_keys(seed, epoch, n), np.zeros(1, dtype=np.int64), rounds)
+
+
 def _check(seed: int, n: int) -> None:
     if not 1 <= n <= MAX_SAMPLES:
         raise DataError(f"{n} samples cannot be ordered; the number must be in [1, {MAX_SAMPLES}]")
@@ -87,32 +96,37 @@ def _round_keys(seed: int, epoch: int, n: int) -> NDArray[np.uint64]:
 
 
 def _walk(
-    positions: NDArray[np.int64], n: int, keys: NDArray[np.uint64], which: NDArray[np.int64]
+    positions: NDArray[np.int64],
+    n: int,
+    keys: NDArray[np.uint64],
+    which: NDArray[np.int64],
+    rounds: range = range(_ROUNDS),
 ) -> NDArray[np.int64]:
     """Maps positions [K] with the keys' columns `which` ([K], or [1] for all) until every result is below n."""
     num_bits = (n - 1).bit_length()
-    ids = _feistel(positions.astype(np.uint64), num_bits, keys[:, which])
+    ids = _feistel(positions.astype(np.uint64), num_bits, keys[:, which], rounds)
     outside = np.flatnonzero(ids >= n)
     while outside.size:  # ends: a permutation's cycle through a position below n comes back below n
         columns = which if which.size == 1 else which[outside]
-        ids[outside] = _feistel(ids[outside], num_bits, keys[:, columns])
+        ids[outside] = _feistel(ids[outside], num_bits, keys[:, columns], rounds)
         outside = outside[ids[outside] >= n]
     return ids.astype(np.int64)
 
 
-def _feistel(values: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _feistel(values: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uint64], rounds: range) -> NDArray[np.uint64]:
     """A bijection of [0, 2**num_bits): each round changes one part by a function of the other one alone.
 
     Args:
         values: uint64 [K].
         num_bits: of the domain.
         keys: uint64 [rounds, K], or [rounds, 1] for one key for all values.
+        rounds: in their order; in reverse it is the inverse, because each round is its own one.
     """
     num_low = (num_bits + 1) // 2
     low_mask = np.uint64((1 << num_low) - 1)
     high_mask = np.uint64((1 << (num_bits - num_low)) - 1)
     low, high = values & low_mask, values >> np.uint64(num_low)
-    for i in range(_ROUNDS):
+    for i in rounds:
         if i % 2:
             high = high ^ (mix(low, keys[i]) & high_mask)
         else:

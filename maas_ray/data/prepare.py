@@ -1,28 +1,27 @@
 """From a DataSpec to a committed data set: read, cast, split, clean, fit, encode the target, commit. A reader's start.
 
-Statistics are fitted on the training split alone, in Ray Data tasks where it is large; reading and casting hold the
-table in memory.
+Statistics are fitted on the training split alone. A small table is held in memory here; a large one goes through
+Ray Data tasks and comes out as shards (large/prepare.py), with the same rows, features and report.
 """
-
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from maas_ray.data.cast import CastColumn, cast_column
 from maas_ray.data.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
 from maas_ray.data.features import TOKEN_TASKS, Features
+from maas_ray.data.files import format_of, list_files
 from maas_ray.data.fit import fit_columns
+from maas_ray.data.large.prepare import is_large, prepare_large
 from maas_ray.data.plan import ColumnPlan, plan_column
-from maas_ray.data.source import read_table
+from maas_ray.data.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.source import SKLEARN, read_table
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
 from maas_ray.data.statistics import require_ray
-from maas_ray.data.target import Target, cast_target, class_names, encode_target
+from maas_ray.data.target import cast_target, class_names, encode_target
 from maas_ray.data.text.prepare import prepare_text
 from maas_ray.data.text.table import prepare_labelled_texts
-from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
 __all__ = ["Dataset", "Split", "open_dataset", "prepare"]
@@ -47,16 +46,24 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         prepare_tokens = prepare_text if spec.task in TOKEN_TASKS else prepare_labelled_texts
         return prepare_tokens(spec, spec.text, store)
     require_ray()
-    raw_table = read_table(spec)
+    paths: list[str] | None = None
+    if not spec.uri.startswith(SKLEARN):
+        files = list_files(spec)
+        paths = [file.path for file in files]
+        if is_large(files, kind := format_of(spec, paths)):
+            return prepare_large(spec, store, files, kind, cpu_timeout_s)
+    raw_table = read_table(spec, paths)
     raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
     assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
     columns, plans = _cast(spec, raw, raw_table.is_typed)
-    kept, report = _drop_rows(columns, plans, target, raw.num_rows)
-    _refuse_missing(columns, plans, kept)
+    kept, report = drop_rows(columns, plans, target, raw.num_rows)
+    for column, plan in zip(columns, plans, strict=True):
+        refuse_missing(plan, int((column.missing & kept).sum()), int(kept.sum()))
     cast = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
     rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
-    _refuse_empty(spec, rows, assigned)
+    before = {split: int((assigned == code).sum()) for code, split in enumerate(SPLITS)}
+    refuse_empty(spec, before, {split: len(rows[split]) for split in SPLITS})
     tables = {split: cast.take(pa.array(rows[split])) for split in SPLITS}
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
     labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
@@ -81,62 +88,7 @@ def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColum
         own = spec.cleaning.columns.get(name)
         column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, is_typed)
         if column.missing.all():
-            lost = f", {column.num_unconvertible} could not be converted" if column.num_unconvertible else ""
-            raise DataError(
-                f"column {name!r} has no value in any of {raw.num_rows} rows{lost}; leave it out with cleaning.drop"
-            )
+            refuse_without_value(name, raw.num_rows, column.num_unconvertible)
         columns.append(column)
         plans.append(plan_column(spec.cleaning, column.kind, column.field))
     return columns, plans
-
-
-def _drop_rows(
-    columns: list[CastColumn], plans: list[ColumnPlan], target: Target, num_rows: int
-) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-    """Which rows stay, and the report."""
-    kept = ~target.missing
-    for column, plan in zip(columns, plans, strict=True):
-        if plan.missing == "drop_row":
-            kept &= ~column.missing
-    num_without_target = int(target.missing.sum())
-    counts = {
-        column.field.name: {
-            "missing": column.num_missing,
-            "unconvertible": column.num_unconvertible,
-        }
-        for column in columns
-    }
-    report = {
-        "rows_read": num_rows,
-        "rows_dropped": {
-            "target_missing": num_without_target,
-            "value_missing": num_rows - num_without_target - int(kept.sum()),
-        },
-        "columns": counts,
-        "target": {
-            "missing": num_without_target - target.num_unconvertible,
-            "unconvertible": target.num_unconvertible,
-        },
-    }
-    return kept, report
-
-
-def _refuse_missing(columns: list[CastColumn], plans: list[ColumnPlan], kept: NDArray[np.bool_]) -> None:
-    for column, plan in zip(columns, plans, strict=True):
-        num_missing = int((column.missing & kept).sum())
-        if plan.missing == "error" and num_missing:
-            raise DataError(
-                f"column {plan.name!r} has {num_missing} missing values of {int(kept.sum())}; set "
-                f"cleaning.{plan.kind}.missing or cleaning.columns.{plan.name}.missing, or leave it out "
-                f"with cleaning.drop"
-            )
-
-
-def _refuse_empty(spec: DataSpec, rows: dict[str, NDArray[np.int64]], assigned: NDArray[np.int8]) -> None:
-    for code, split in enumerate(SPLITS):
-        num_before = int((assigned == code).sum())
-        if not len(rows[split]) and (num_before or split == "train"):
-            raise DataError(
-                f"the {split} split of {spec.uri} has no rows left ({num_before} before rows with missing values were "
-                f"dropped); give more rows, or change data.split"
-            )

@@ -20,9 +20,13 @@ _INT64 = np.iinfo(np.int64)
 
 def spread_rows(columns: Sequence[Array], num_rows: int) -> list[Array]:
     """At most `num_rows` rows of the columns, evenly spread over them; fewer if there are fewer."""
-    available = len(columns[0])
-    chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
+    chosen = spread_ids(len(columns[0]), num_rows)
     return [column[chosen] for column in columns]
+
+
+def spread_ids(available: int, num_rows: int) -> NDArray[np.int64]:
+    """Which rows `spread_rows` gives: int64, ascending, each in [0, available)."""
+    return np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
 
 
 def draw_rows(features: Features, num_rows: int, seed: int) -> list[Array]:

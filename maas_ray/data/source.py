@@ -14,6 +14,7 @@ from pyarrow import csv, feather, json, parquet
 
 from maas_ray.data.arrays import read_idx, read_numpy, read_sklearn
 from maas_ray.data.files import filesystem, format_of, list_files
+from maas_ray.data.images import image_shape, read_images
 from maas_ray.data.spec import DataSpec
 from maas_ray.errors import DataError
 
@@ -30,8 +31,12 @@ class RawTable:
     """Whether the format has types; csv has none, and its columns are all text."""
 
 
-def read_table(spec: DataSpec) -> RawTable:
+def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
     """All rows of the features, the target and the split column, in the order of the files and of the rows in them.
+
+    Args:
+        spec: what to read.
+        paths: the files that its URI names, if they are known.
 
     Raises:
         DataError: a file is missing, empty, not of its format or not UTF-8; files do not fit together; a column that
@@ -39,7 +44,7 @@ def read_table(spec: DataSpec) -> RawTable:
     """
     if spec.uri.startswith(SKLEARN):
         return RawTable(_select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target), spec.uri), True)
-    paths = list_files(spec)
+    paths = paths if paths is not None else [file.path for file in list_files(spec)]
     kind = format_of(spec, paths)
     if kind == "sklearn":
         raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; write sklearn:digits")
@@ -51,20 +56,14 @@ def read_table(spec: DataSpec) -> RawTable:
         table = read_numpy(spec) if kind == "numpy" else read_idx(spec)
         return RawTable(_select(spec, table, spec.uri), True)
     files, _ = filesystem(spec, spec.uri)
-    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": _read_arrow, "jsonl": _read_jsonl}
+    if kind == "images":
+        table = read_images(spec, files, paths, image_shape(spec, files, paths[0]))
+        return RawTable(_select(spec, table, spec.uri), True)
+    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": read_arrow, "jsonl": read_jsonl}
     tables: list[pa.Table] = []
     for path in paths:
-        table = readers[kind](spec, files, path)
-        repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-        if repeated:
-            raise DataError(f"{path} has several columns named {', '.join(map(repr, repeated))}; rename them")
-        tables.append(_select(spec, table, path))
-        if set(tables[-1].column_names) != set(tables[0].column_names):
-            different = set(tables[-1].column_names) ^ set(tables[0].column_names)
-            raise DataError(
-                f"{path} and {paths[0]} do not have the same columns: only one of them has "
-                f"{', '.join(sorted(different))}; name the columns to use with data.features"
-            )
+        tables.append(_select(spec, readers[kind](spec, files, path), path))
+        refuse_other_columns(tables[-1].column_names, path, tables[0].column_names, paths[0])
     try:
         joined = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -75,8 +74,18 @@ def read_table(spec: DataSpec) -> RawTable:
 
 
 def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
-    """The columns that the spec uses: features in their order, the target, the column that names the split."""
-    names = table.column_names
+    return table.select(choose_columns(spec, table.column_names, where))
+
+
+def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
+    """The columns that the spec uses: features in their order, the target, the column that names the split.
+
+    Raises:
+        DataError: a column that the spec names does not exist, or several have one name.
+    """
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{where} has several columns named {', '.join(map(repr, repeated))}; rename them")
     unused = {spec.target, spec.split.column, *spec.cleaning.drop}
     for name in unused - {None}:
         require_column(name, names, where)
@@ -89,7 +98,20 @@ def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
     for name in spec.cleaning.columns:
         require_column(name, features, f"cleaning.columns: among its features {where}")
     extra = [spec.split.column] if spec.split.column else []
-    return table.select([*features, spec.target, *extra])
+    return [*features, spec.target, *extra]
+
+
+def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[str], first: str) -> None:
+    """Refuses a file that has other columns than the first one.
+
+    Raises:
+        DataError: with the columns that only one of them has.
+    """
+    if different := set(names) ^ set(first_names):
+        raise DataError(
+            f"{path} and {first} do not have the same columns: only one of them has "
+            f"{', '.join(sorted(different))}; name the columns to use with data.features"
+        )
 
 
 def require_column(name: Any, names: Iterable[str], where: str) -> None:
@@ -107,28 +129,42 @@ def require_column(name: Any, names: Iterable[str], where: str) -> None:
 
 
 def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
-    parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
-    options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
     try:
-        with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
-            names = head.schema.names
-        if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
-            raise _csv_error(path, "UTF8: the header holds zero bytes")
-        convert = csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()),
-            null_values=list(spec.missing_values),
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=True,
-        )
+        _, options = csv_options(spec, files, path)
         with files.open_input_stream(path) as stream:
-            return csv.read_csv(stream, options, parse, convert)
+            return csv.read_csv(stream, *options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise _csv_error(path, str(error)) from error
+        raise csv_error(path, str(error)) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _csv_error(path: str, text: str) -> DataError:
+def csv_options(
+    spec: DataSpec, files: Any, path: str
+) -> tuple[list[str], tuple[csv.ReadOptions, csv.ParseOptions, csv.ConvertOptions]]:
+    """The columns of a csv file, and how it is read: every column as text.
+
+    Raises:
+        DataError: the file is not in UTF-8.
+        pa.ArrowInvalid, UnicodeDecodeError, OSError: the header cannot be read; see `csv_error`.
+    """
+    parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
+    options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
+    with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
+        names = head.schema.names
+    if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
+        raise csv_error(path, "UTF8: the header holds zero bytes")
+    convert = csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()),
+        null_values=list(spec.missing_values),
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+    )
+    return names, (options, parse, convert)
+
+
+def csv_error(path: str, text: str) -> DataError:
+    """What pyarrow's message about a csv file means."""
     if "Empty CSV" in text:
         return DataError(f"{path} is empty")
     if "UTF8" in text or "utf-8" in text or "\0" in text:
@@ -139,16 +175,21 @@ def _csv_error(path: str, text: str) -> DataError:
 def _read_parquet(spec: DataSpec, files: Any, path: str) -> pa.Table:
     try:
         with files.open_input_file(path) as source:
-            _refuse_empty(path, source.size())
+            refuse_empty(path, source.size())
             return parquet.ParquetFile(source).read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
 
 
-def _read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
+def read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    """One file of either form of Arrow's format, or of Feather.
+
+    Raises:
+        DataError: it is empty or not such a file.
+    """
     try:
         with files.open_input_file(path) as source:
-            _refuse_empty(path, source.size())
+            refuse_empty(path, source.size())
             try:
                 return feather.read_table(source)
             except pa.ArrowInvalid:
@@ -158,7 +199,12 @@ def _read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
         raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
 
 
-def _read_jsonl(spec: DataSpec, files: Any, path: str) -> pa.Table:
+def read_jsonl(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    """One file of JSON lines.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     options = json.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
     try:
         with files.open_input_stream(path) as stream:
@@ -167,6 +213,7 @@ def _read_jsonl(spec: DataSpec, files: Any, path: str) -> pa.Table:
         raise DataError(f"{path} is not a file of JSON lines that can be read: {error}") from error
 
 
-def _refuse_empty(path: str, size: int) -> None:
+def refuse_empty(path: str, size: int) -> None:
+    """Raises `DataError` for a file without a byte."""
     if not size:
         raise DataError(f"{path} is empty")

@@ -9,7 +9,7 @@ from maas_ray.data.features import TOKEN_TASKS, Task
 from maas_ray.data.text.spec import TextSpec
 from maas_ray.spec import Spec
 
-Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn", "text", "jsonl"]
+Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn", "text", "jsonl", "images"]
 TEXT_FORMATS = ("text", "jsonl", "parquet")
 """What the text of token tasks is read from."""
 SPLITS = ("train", "validation", "test")
@@ -36,6 +36,17 @@ class SplitSpec(Spec):
         return self
 
 
+class ImageSpec(Spec):
+    """What every row of images in folders becomes; by default what the first file is. Others are scaled."""
+
+    height: int | None = Field(default=None, ge=1, le=8192)
+    """Pixels."""
+    width: int | None = Field(default=None, ge=1, le=8192)
+    """Pixels."""
+    channels: Literal[1, 3] | None = None
+    """1: grey; 3: red, green, blue."""
+
+
 class DataSpec(Spec):
     """A data set: where it lies, what is predicted from what, how it is split and cleaned.
 
@@ -43,7 +54,7 @@ class DataSpec(Spec):
     """
 
     uri: str
-    """A file, a directory of files or a glob (`data/*.parquet`); a local path, `file:///path` or `s3://bucket/key`; or
+    """A file, a directory of files, a directory with a folder of images per class, or a glob (`data/*.parquet`); a local path, `file:///path` or `s3://bucket/key`; or
     `sklearn:` with digits, breast_cancer, diabetes, wine or iris."""
     format: Literal["auto"] | Format = "auto"
     """`auto`: by the file's extension."""
@@ -59,6 +70,8 @@ class DataSpec(Spec):
     `language_modeling`: the next token at every place of a text; `masked_language_modeling`: hidden tokens of a text."""
     text: TextSpec | None = None
     """How text becomes tokens: for the tasks on tokens, and for rows whose one feature is a text."""
+    image: ImageSpec = ImageSpec()
+    """The size of images in folders, whose one feature is `image`; the target is the folder's name."""
     split: SplitSpec = SplitSpec()
     """Which rows are held out."""
     cleaning: CleaningSpec = CleaningSpec()

@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from maas_ray.data.cast import to_text
-from maas_ray.data.order import permute
+from maas_ray.data.order import find_positions, permute
 from maas_ray.data.spec import SPLITS, SplitSpec
 from maas_ray.errors import DataError
 
@@ -29,6 +29,32 @@ def assign_rows(spec: SplitSpec, num_rows: int, column: pa.ChunkedArray | None =
     """
     if column is not None:
         return _by_column(str(spec.column), column)
+    num_test, num_validation = count_held_out(spec, num_rows)
+    shuffled = permute(spec.seed, _EPOCH, num_rows, np.arange(num_rows, dtype=np.int64))
+    result = np.zeros(num_rows, dtype=np.int8)
+    result[shuffled[:num_test]] = SPLITS.index("test")
+    result[shuffled[num_test : num_test + num_validation]] = SPLITS.index("validation")
+    return result
+
+
+def assign_range(
+    spec: SplitSpec, num_rows: int, start: int, stop: int, column: pa.ChunkedArray | None = None
+) -> NDArray[np.int8]:
+    """The split of the rows [start, stop) of `num_rows`, as `assign_rows` gives it; `column` has these rows alone."""
+    if column is not None:
+        return _by_column(str(spec.column), column)
+    num_test, num_validation = count_held_out(spec, num_rows)
+    places = find_positions(spec.seed, _EPOCH, num_rows, np.arange(start, stop, dtype=np.int64))
+    codes = (SPLITS.index("test"), SPLITS.index("validation"), SPLITS.index("train"))
+    return np.select([places < num_test, places < num_test + num_validation], codes[:2], codes[2]).astype(np.int8)
+
+
+def count_held_out(spec: SplitSpec, num_rows: int) -> tuple[int, int]:
+    """Rows of the test and of the validation split.
+
+    Raises:
+        DataError: too few rows for a split.
+    """
     num_test, num_validation = (round(num_rows * fraction) for fraction in (spec.test, spec.validation))
     for name, fraction, num in (("test", spec.test, num_test), ("validation", spec.validation, num_validation)):
         if fraction and not num:
@@ -37,11 +63,7 @@ def assign_rows(spec: SplitSpec, num_rows: int, column: pa.ChunkedArray | None =
             )
     if num_rows - num_test - num_validation < 1:
         raise DataError(f"{num_rows} rows are too few: none is left for training after {num_test} + {num_validation}")
-    shuffled = permute(spec.seed, _EPOCH, num_rows, np.arange(num_rows, dtype=np.int64))
-    result = np.zeros(num_rows, dtype=np.int8)
-    result[shuffled[:num_test]] = SPLITS.index("test")
-    result[shuffled[num_test : num_test + num_validation]] = SPLITS.index("validation")
-    return result
+    return num_test, num_validation
 
 
 def _by_column(name: str, column: pa.ChunkedArray) -> NDArray[np.int8]:

@@ -7,7 +7,7 @@ of blocks nor on their order. Partials travel as JSON text.
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from maas_ray.data import exact
 from maas_ray.data.plan import ColumnPlan
 from maas_ray.errors import ClusterError
+
+Places = dict[str, list[tuple[int, int]]]
 
 MAX_BLOCK_ROWS = 1 << 16
 MAX_BLOCK_BYTES = 1 << 26
@@ -74,7 +76,7 @@ def gather_statistics(
         require_cpu(cpu_timeout_s)
     for partial in _over_blocks(table, block_rows, _summarize, {"plans": list(plans)}):
         for plan in plans:
-            _merge(merged[plan.name], partial[plan.name])
+            merge(merged[plan.name], partial[plan.name])
     wanted = [plan.name for plan in plans if plan.missing == "median" and merged[plan.name].num_present]
     if wanted:
         _fill_medians(table, wanted, merged, block_rows)
@@ -126,7 +128,7 @@ def _over_blocks(
     dataset = ray.data.from_arrow(blocks)
     dataset.context.enable_progress_bars = False
     try:
-        with _quiet():
+        with quiet():
             rows = dataset.map_batches(
                 function, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, fn_kwargs=dict(arguments)
             ).take_all()
@@ -136,7 +138,7 @@ def _over_blocks(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Ray Data prints four lines per execution, and a warning that its progress bars are off; real warnings stay."""
     levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}
@@ -154,8 +156,12 @@ def _partial(content: Mapping[str, Any]) -> pa.Table:
 
 
 def _summarize(block: pa.Table, plans: list[ColumnPlan]) -> pa.Table:
-    """Everything but the medians, of one block."""
-    return _partial({plan.name: _summarize_column(plan, block.column(plan.name)) for plan in plans})
+    return _partial(summarize(block, plans))
+
+
+def summarize(block: pa.Table, plans: Sequence[ColumnPlan]) -> dict[str, Any]:
+    """Everything but the medians, of one block with at least one row: JSON for `merge`."""
+    return {plan.name: _summarize_column(plan, block.column(plan.name)) for plan in plans}
 
 
 def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, Any]:
@@ -192,7 +198,8 @@ def _floats(plan: ColumnPlan, column: pa.ChunkedArray) -> NDArray[np.float32]:
     return flat.reshape(len(column), -1) if plan.kind == "tensor" else flat
 
 
-def _merge(into: Statistics, partial: Mapping[str, Any]) -> None:
+def merge(into: Statistics, partial: Mapping[str, Any]) -> None:
+    """Adds what `summarize` found in one more block."""
     into.num_present += partial["num_present"]
     into.num_missing += partial["num_missing"]
     for name in ("present", "sums", "squares"):
@@ -219,18 +226,33 @@ def _fill_medians(table: pa.Table, names: list[str], merged: dict[str, Statistic
     for partial in _over_blocks(chosen, block_rows, _count_high, {"names": names}):
         for name in names:
             high[name].update(dict(partial[name]))
-    places = {
-        name: [exact.locate(high[name], rank) for rank in exact.median_ranks(merged[name].num_present)]
-        for name in names
-    }
-    buckets = {name: sorted({bucket for bucket, _ in places[name]}) for name in names}
-    low = {name: {bucket: Counter[int]() for bucket in buckets[name]} for name in names}
+    places = median_places(high, merged)
+    low: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+    buckets = median_buckets(places)
     for partial in _over_blocks(chosen, block_rows, _count_low, {"buckets": buckets}):
         for name in names:
             for bucket, counts in partial[name]:
-                low[name][bucket].update(dict(counts))
-    for name in names:
-        pair = [exact.value_of(bucket, exact.locate(low[name][bucket], rank)[0]) for bucket, rank in places[name]]
+                low[name, bucket].update(dict(counts))
+    set_medians(places, low, merged)
+
+
+def median_places(high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics]) -> Places:
+    """By column: the bucket and the rank in it of both values whose mean is the median; from `count_high`."""
+    return {
+        name: [exact.locate(counts, rank) for rank in exact.median_ranks(merged[name].num_present)]
+        for name, counts in high.items()
+    }
+
+
+def median_buckets(places: Places) -> dict[str, list[int]]:
+    """By column: the buckets that `count_low` has to look at."""
+    return {name: sorted({bucket for bucket, _ in found}) for name, found in places.items()}
+
+
+def set_medians(places: Places, low: Mapping[tuple[str, int], Counter[int]], merged: Mapping[str, Statistics]) -> None:
+    """The medians, from `count_low` of all blocks."""
+    for name, found in places.items():
+        pair = [exact.value_of(bucket, exact.locate(low[name, bucket], rank)[0]) for bucket, rank in found]
         merged[name].median = (pair[0] + pair[1]) / 2
 
 
@@ -240,13 +262,21 @@ def _present(block: pa.Table, name: str) -> NDArray[np.float32]:
 
 
 def _count_high(block: pa.Table, names: list[str]) -> pa.Table:
-    return _partial({name: list(exact.high_counts(_present(block, name)).items()) for name in names})
+    return _partial(count_high(block, names))
+
+
+def count_high(block: pa.Table, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """The first pass of medians over one block: JSON for counters of upper bits."""
+    return {name: list(exact.high_counts(_present(block, name)).items()) for name in names}
 
 
 def _count_low(block: pa.Table, buckets: dict[str, list[int]]) -> pa.Table:
-    return _partial(
-        {
-            name: [(bucket, list(exact.low_counts(_present(block, name), bucket).items())) for bucket in buckets[name]]
-            for name in buckets
-        }
-    )
+    return _partial(count_low(block, buckets))
+
+
+def count_low(block: pa.Table, buckets: Mapping[str, Sequence[int]]) -> dict[str, list[tuple[int, Any]]]:
+    """The second pass: lower bits of the values in the buckets that matter."""
+    return {
+        name: [(bucket, list(exact.low_counts(_present(block, name), bucket).items())) for bucket in buckets[name]]
+        for name in buckets
+    }

@@ -57,7 +57,9 @@ def export_run(
     else:
         pin(store, checkpoints_prefix(run), trained.step, "exported")
         graph, signature = export(trained.net, features)
-        report = check_parity(trained.net, features, graph, trained.dataset.read(split or "train").columns, parity)
+        parity = parity or ParitySpec()
+        rows = trained.dataset.spread(split or "train", parity.num_real)
+        report = check_parity(trained.net, features, graph, rows, parity)
     info = BundleInfo(
         signature=signature,
         task=features.task,

@@ -102,14 +102,18 @@ class ObstoreStore:
         uri: shown in messages; holds no secret.
         backend: the obstore object.
         directory: what a local store writes with.
+        spec: what another process opens the same store with.
     """
 
-    def __init__(self, uri: str, backend: Any, directory: Directory | None = None) -> None:
+    def __init__(
+        self, uri: str, backend: Any, directory: Directory | None = None, spec: StorageSpec | None = None
+    ) -> None:
         self.uri = uri
         self.root = directory.root if directory is not None else None
         """The directory of a local store."""
         self._backend = backend
         self._directory = directory
+        self.spec = (spec or StorageSpec()).model_copy(update={"uri": uri})
 
     def put_new(self, key: str, data: bytes) -> None:
         if self._directory is not None:
@@ -207,7 +211,7 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
             raise StoreDenied(
                 f"cannot create the store directory {root}: {error}; choose a directory that this user can write"
             ) from error
-        return ObstoreStore(f"file://{root}", backend, directory)
+        return ObstoreStore(f"file://{root}", backend, directory, spec)
     if scheme not in SCHEMES:
         raise SpecError(f"storage.uri {spec.uri!r}: unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
     options: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": dict(_RETRY)}
@@ -219,9 +223,9 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
             options["endpoint"] = spec.endpoint
             options["client_options"]["allow_http"] = spec.endpoint.startswith("http://")
         region = spec.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return ObstoreStore(spec.uri, S3Store(bucket, prefix=prefix or None, region=region, **options))
+        return ObstoreStore(spec.uri, S3Store(bucket, prefix=prefix or None, region=region, **options), spec=spec)
     try:
-        return ObstoreStore(spec.uri, from_url(spec.uri, **options))
+        return ObstoreStore(spec.uri, from_url(spec.uri, **options), spec=spec)
     except (BaseError, ValueError) as error:  # such as az:// without an account in the environment
         reason = str(error).splitlines()[0]
         raise SpecError(f"storage.uri {spec.uri!r} cannot be opened with this environment: {reason}") from error

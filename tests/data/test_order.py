@@ -5,7 +5,7 @@ from hashlib import sha256, shake_128
 import numpy as np
 import pytest
 
-from maas_ray.data.order import MAX_SAMPLES, permute, sample_ids
+from maas_ray.data.order import MAX_SAMPLES, find_positions, permute, sample_ids
 from maas_ray.errors import DataError
 
 M64 = (1 << 64) - 1
@@ -47,6 +47,13 @@ def test_every_epoch_holds_every_sample_once(n: int) -> None:
     for epoch in (0, 1, 2**64 - 1):
         ids = permute(7, epoch, n, np.arange(n))
         assert np.array_equal(np.sort(ids), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 1023, 1025, 50_000])
+def test_where_a_sample_stands_is_found_again(n: int) -> None:
+    positions = np.arange(n)
+    for epoch in (0, 2**64 - 1):
+        assert np.array_equal(find_positions(5, epoch, n, permute(5, epoch, n, positions)), positions)
 
 
 def test_the_order_is_the_one_that_was_released() -> None:

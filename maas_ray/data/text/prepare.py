@@ -1,23 +1,27 @@
-"""From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit. Needs no Ray.
+"""From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit.
 
-The texts are read three times, in pieces, so that memory does not grow with them; the codes go through a file.
+The texts are read three times, in pieces, so that memory does not grow with them; the codes go through a file. Much text
+is encoded in Ray tasks, if Ray is connected; the codes are the same.
 """
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
 from maas_ray.data.features import Features, TokensColumn
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
+from maas_ray.data.text.encoding import encode_in_tasks
 from maas_ray.data.text.layout import DATATYPES, Datatype, MaskLayout, TokenLayout
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.source import Piece, read_pieces
@@ -27,6 +31,8 @@ from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 
 COLUMN = "tokens"
+TASKS_FROM = 1 << 25
+"""Characters from which on tasks encode; fewer are done before the first of them has started."""
 _PIECES_AT_ONCE = 16
 """Pieces that are encoded together, by all CPUs; the library takes about a hundred bytes per token meanwhile."""
 
@@ -62,7 +68,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
     with ExitStack() as stack:
         try:
             streams = {split: _Stream(stack.enter_context(tempfile.TemporaryFile()), tokenizer) for split in SPLITS}
-            _encode(_split_pieces(spec, text, survey), tokenizer, end, streams)
+            _encode(_split_pieces(spec, text, survey), tokenizer, end, streams, survey.num_characters)
         except OSError as error:
             raise DataError(f"cannot keep the tokens in {tempfile.gettempdir()}: {error}; set TMPDIR") from error
         layout = _layout(spec, text, tokenizer, end, {split: stream.num_tokens for split, stream in streams.items()})
@@ -101,7 +107,7 @@ class _Stream:
         self.sum = sha256()
         self._file = file
 
-    def add(self, text: str, codes: NDArray[np.int64], end: int | None) -> None:
+    def add(self, text: str, codes: NDArray[Any], end: int | None) -> None:
         """Appends the codes of `text`, and `end` unless it is None."""
         content = codes.astype(self.datatype).tobytes()
         if end is not None:
@@ -119,12 +125,31 @@ class _Stream:
 
 
 def _encode(
-    pieces: Iterator[tuple[str, Piece]], tokenizer: Tokenizer, end: int | None, streams: Mapping[str, _Stream]
+    pieces: Iterator[tuple[str, Piece]],
+    tokenizer: Tokenizer,
+    end: int | None,
+    streams: Mapping[str, _Stream],
+    num_characters: int,
 ) -> None:
-    while batch := list(islice(pieces, _PIECES_AT_ONCE)):
-        codes = tokenizer.encode([piece.text for _, piece in batch])
-        for (split, piece), found in zip(batch, codes, strict=True):
-            streams[split].add(piece.text, found, end if piece.ends_document else None)
+    waiting: deque[tuple[str, Piece]] = deque()
+
+    def texts() -> Iterator[str]:
+        for split, piece in pieces:
+            waiting.append((split, piece))
+            yield piece.text
+
+    if num_characters >= TASKS_FROM and not tokenizer.is_fast and ray.is_initialized():
+        codes: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
+    else:
+        codes = _encode_here(texts(), tokenizer)
+    for found in codes:
+        split, piece = waiting.popleft()
+        streams[split].add(piece.text, found, end if piece.ends_document else None)
+
+
+def _encode_here(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:
+    while batch := list(islice(texts, _PIECES_AT_ONCE)):
+        yield from tokenizer.encode(batch)
 
 
 def _survey(spec: DataSpec, text: TextSpec) -> _Survey:

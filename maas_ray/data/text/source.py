@@ -41,7 +41,7 @@ def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[Piece]:
     Raises:
         DataError: a file is missing or not UTF-8, has no such field, or the format has no texts.
     """
-    paths = list_files(spec)
+    paths = [file.path for file in list_files(spec)]
     kind = format_of(spec, paths)
     if kind not in TEXT_FORMATS:
         raise DataError(f"{spec.uri} is {kind}; the task {spec.task} reads {', '.join(TEXT_FORMATS)}")

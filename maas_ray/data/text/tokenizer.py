@@ -11,6 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from maas_ray.data.text.spec import TokenizerSpec
+from maas_ray.data.text.words import Words, is_by_words
 from maas_ray.errors import DataError
 
 UNKNOWN = "<|unknown|>"
@@ -43,11 +44,16 @@ class Tokenizer:
         self.content = content
         self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
         """Codes are below this number."""
+        self._words = Words(self._engine) if lookup is None and is_by_words(content) else None
+        self.is_fast = lookup is not None
+        """Whether encoding costs no more than reading."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The codes of each text, without special tokens."""
         if self._lookup is not None:
             return [self._lookup(text) for text in texts]
+        if self._words is not None:
+            return [self._words.encode(text) for text in texts]
         found = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 

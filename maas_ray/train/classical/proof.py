@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maas_ray.data.arrays import tensor_field, tensor_values
 from maas_ray.data.dataset import Dataset
-from maas_ray.data.random_rows import draw_rows, spread_rows
+from maas_ray.data.random_rows import draw_rows
 from maas_ray.errors import ObjectCorrupt
 
 NUM_REAL = 256
@@ -40,7 +40,7 @@ class Proof:
 def choose_rows(dataset: Dataset) -> tuple[list[Array], int]:
     """Raw rows for a proof: held-out ones where there are any, then random ones; and how many are real."""
     split = next(name for name in ("test", "validation", "train") if dataset.num_rows.get(name))
-    real = spread_rows(dataset.read(split).columns, NUM_REAL)
+    real = dataset.spread(split, NUM_REAL)
     random = draw_rows(dataset.features, NUM_RANDOM, seed=0)
     return [np.concatenate(pair) for pair in zip(real, random, strict=True)], len(real[0])
 

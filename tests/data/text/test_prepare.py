@@ -14,8 +14,8 @@ from maas_ray.data.local import map_part
 from maas_ray.data.opening import open_rows
 from maas_ray.data.prepare import prepare
 from maas_ray.data.spec import DataSpec
+from maas_ray.data.text import encoding, source
 from maas_ray.data.text import prepare as preparing
-from maas_ray.data.text import source
 from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
 from maas_ray.errors import DataError, ObjectCorrupt, SpecError
@@ -294,3 +294,17 @@ def test_shakespeare_is_cut_as_nanogpt_cuts_it(store: ObstoreStore) -> None:
     assert dataset.report["tokens"] == {"train": 1_003_854, "validation": 111_540, "test": 0}
     assert dataset.num_rows["train"] == 1_003_854 - 64
     assert sum(part.size for part in dataset.committed.parts.values()) < 2.3e6
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_encode_to_the_same_data_set(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "".join(f"line {i}, {i * i} \u00e9\n" for i in range(30_000))
+    (tmp_path / "a.txt").write_text(lines)
+    spec = _spec(tmp_path / "a.txt", text={"length": 16, "tokenizer": {"vocab_size": 400}})
+    here = prepare(spec, file_store)
+    monkeypatch.setattr(preparing, "TASKS_FROM", 0)
+    monkeypatch.setattr(preparing, "_encode_here", None)
+    monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 2)
+    assert prepare(spec, open_store(f"file://{tmp_path}/other")).digest == here.digest

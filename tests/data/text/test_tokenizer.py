@@ -1,10 +1,13 @@
 """What is encoded comes back, byte for byte; the same text gives the same file; special tokens come from no text."""
 
+import json
+import random
 import subprocess
 import sys
 
 import pytest
 
+from maas_ray.data.text import words
 from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
 from maas_ray.errors import DataError
@@ -73,3 +76,67 @@ def test_what_is_no_tokenizer_or_lacks_a_token_is_refused() -> None:
         learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [END]).encode(["axb"])
     with pytest.raises(DataError, match=r"data\.text\.tokenizer\.mask"):
         learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).code("[MASK]", "mask")
+
+
+def _scrambled(seed: int, num_pieces: int) -> str:
+    """Text with every way in which words, numbers, signs, blanks and line ends can meet."""
+    rng = random.Random(seed)
+    pieces = [
+        "the",
+        "The",
+        "to-be",
+        "I'll",
+        "it's",
+        "'s",
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\r\n",
+        "12",
+        "3.5",
+        "!?",
+        "\x1c",
+        "\0",
+    ]
+    pieces += [
+        "\u00e9t\u00e9",
+        "\u6f22\u5b57",
+        "\u2019",
+        "\u00a0",
+        "\u2028",
+        "\x85",
+        "\U0001f600",
+        END,
+        "_a_",
+        "x" * 1500,
+    ]
+    weights = [9] * 16 + [1] * (len(pieces) - 16)
+    return "".join(rng.choices(pieces, weights, k=num_pieces))
+
+
+def test_words_that_are_looked_up_have_the_codes_that_the_library_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = learn_tokenizer(TokenizerSpec(vocab_size=400), [_scrambled(0, 3000)], [END])
+    monkeypatch.setattr(words, "MAX_WORDS", 300)
+    texts = [_scrambled(seed, size) for seed, size in enumerate([0, 1, 2, 5, 30, 300, 3000, 3000])]
+    texts += ["".join(filter(str.isascii, text)) for text in texts]
+    plain = tokenizer._engine.encode_batch_fast(texts, add_special_tokens=False)
+    assert tokenizer._words is not None
+    for text, found, expected in zip(texts, tokenizer.encode(texts), plain, strict=True):
+        assert found.tolist() == expected.ids, text
+
+
+@pytest.mark.parametrize("change", ["normalizer", "prefix", "dropout", "plain token"])
+def test_a_tokenizer_whose_codes_hang_on_more_than_a_word_is_left_to_the_library(change: str) -> None:
+    body = json.loads(learn_tokenizer(TokenizerSpec(vocab_size=400), TEXTS, [END]).content)
+    assert words.is_by_words(json.dumps(body).encode())
+    if change == "normalizer":
+        body["normalizer"] = {"type": "Lowercase"}
+    elif change == "prefix":
+        body["pre_tokenizer"]["add_prefix_space"] = True
+    elif change == "dropout":
+        body["model"]["dropout"] = 0.1
+    else:
+        body["added_tokens"][0]["special"] = False
+    assert not words.is_by_words(json.dumps(body).encode())

@@ -1,0 +1,68 @@
+"""The rows of one unit, cast, split and cleaned: what both the statistics and the shards are made of."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from maas_ray.data.cast import CastColumn, apply_cast
+from maas_ray.data.large.survey import Kinds
+from maas_ray.data.large.units import Source, read_blocks
+from maas_ray.data.plan import ColumnPlan
+from maas_ray.data.report import drop_rows
+from maas_ray.data.spec import SPLITS
+from maas_ray.data.split import assign_range
+from maas_ray.data.target import Target, cast_part_of_target
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task on the rows needs to know."""
+
+    source: Source
+    kinds: Kinds
+    plans: tuple[ColumnPlan, ...]
+    """One per feature, in order."""
+
+
+@dataclass(frozen=True)
+class CleanBlock:
+    """Some rows."""
+
+    table: pa.Table
+    """The cast features."""
+    target: Target
+    columns: list[CastColumn]
+    kept: NDArray[np.bool_]
+    """[N]: rows that stay."""
+    assigned: NDArray[np.int8]
+    """[N]: the place of each row's split in `SPLITS`."""
+    report: Mapping[str, Any]
+
+    def rows(self, split: str) -> pa.Array:
+        """Which rows stay in a split, ascending."""
+        return pa.array(np.flatnonzero(self.kept & (self.assigned == SPLITS.index(split))))
+
+
+def read_clean(job: Job, number: int) -> Iterator[CleanBlock]:
+    """The rows of a unit in their order.
+
+    Raises:
+        DataError: a file cannot be read, or its values cannot be cast.
+    """
+    source, spec = job.source, job.source.spec
+    counts = source.num_rows or ()
+    start, total = [0, *accumulate(counts)][number], sum(counts)
+    for block in read_blocks(source, number):
+        columns = [apply_cast(source.field(name), block.column(name), cast) for name, cast in job.kinds.columns.items()]
+        target = cast_part_of_target(spec.target, block.column(spec.target), spec.task, job.kinds.is_whole_target)
+        split = block.column(spec.split.column) if spec.split.column else None
+        assigned = assign_range(spec.split, total, start, start + block.num_rows, split)
+        start += block.num_rows
+        kept, report = drop_rows(columns, job.plans, target, block.num_rows)
+        table = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
+        yield CleanBlock(table, target, columns, kept, assigned, report)

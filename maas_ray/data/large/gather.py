@@ -1,0 +1,231 @@
+"""What has to be known of all rows before the first is written: counts, statistics, classes, digests of the values.
+
+Every partial is a count, an exact sum, an extreme, a set or the digest of one unit, so that the whole depends neither on
+the order in which tasks end nor on how often one of them ran.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maas_ray.data.fit import refuse_categories
+from maas_ray.data.large.clean import CleanBlock, Job, read_clean
+from maas_ray.data.large.tasks import run_tasks
+from maas_ray.data.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.spec import SPLITS
+from maas_ray.data.statistics import (
+    Statistics,
+    count_high,
+    count_low,
+    median_buckets,
+    median_places,
+    merge,
+    set_medians,
+    summarize,
+)
+from maas_ray.data.target import refuse_classes, require_target
+from maas_ray.errors import DataError
+
+MAX_VALUES = 1 << 20
+"""Distinct values of one column that are kept in memory."""
+HELD_OUT = SPLITS[1:]
+
+
+@dataclass
+class Gathered:
+    """Of all rows."""
+
+    statistics: dict[str, Statistics]
+    """Of the training split, by column."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """As `prepare` describes it."""
+    num_rows: dict[str, int] = field(default_factory=dict)
+    """Rows that stay, by split."""
+    classes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By split."""
+    values: dict[str, set[Any]] = field(default_factory=lambda: defaultdict(set))
+    """By categorical column: what the held-out splits hold."""
+    content: dict[str, str] = field(default_factory=dict)
+    """Hex sha256 of the values, by split."""
+
+
+def gather(job: Job, cpu_timeout_s: float) -> Gathered:
+    """Reads all rows, once or, where a median is wanted, twice.
+
+    Raises:
+        DataError: the rows do not fit the spec.
+        ClusterError: a task could not run.
+    """
+    num_units = len(job.source.units)
+    found = Gathered({plan.name: Statistics() for plan in job.plans})
+    counts: dict[str, Any] = {}
+    digests: dict[int, dict[str, str]] = {}
+    high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
+    answers = run_tasks(gather_unit, num_units, {"job": job}, "the statistics of the training split", cpu_timeout_s)
+    for number, answer in answers:
+        digests[number] = answer["content"]
+        counts = add_counts(counts, answer["counts"])
+        _take_statistics(job, found, answer)
+        for name, pairs in answer["high"]:
+            high[name].update(dict(pairs))
+    _check(job, counts)
+    found.report, found.num_rows = counts["report"], counts["kept"]
+    for split in HELD_OUT:
+        refuse_classes(job.source.spec.target, sorted(found.classes[split] - found.classes["train"]), split)
+    for split in SPLITS:
+        found.content[split] = sha256("".join(digests[i][split] for i in range(num_units)).encode()).hexdigest()
+    _find_medians(job, {name: one for name, one in high.items() if one}, found.statistics, cpu_timeout_s)
+    return found
+
+
+def gather_unit(number: int, job: Job) -> dict[str, Any]:
+    """All of one unit."""
+    medians = _medians(job)
+    contents = {split: Content() for split in SPLITS}
+    answer: dict[str, Any] = {"statistics": [], "high": [], "classes": defaultdict(set), "values": defaultdict(set)}
+    counts: dict[str, Any] = {}
+    for block in read_clean(job, number):
+        counts = add_counts(counts, _count(job, block))
+        for split in SPLITS:
+            rows = block.rows(split)
+            if not len(rows):
+                continue
+            table, target = block.table.take(rows), block.target.values.take(rows)
+            contents[split].add(table, target)
+            if job.source.spec.task != "regression":
+                answer["classes"][split].update(pc.unique(target).to_pylist())
+            if split == "train":
+                partial = summarize(table, job.plans)
+                _refuse_distinct(job, partial)
+                answer["statistics"].append(partial)
+                answer["high"].extend(count_high(table, medians).items())
+                continue
+            for plan in job.plans:
+                if plan.kind == "categorical":
+                    answer["values"][plan.name].update(pc.unique(table.column(plan.name)).to_pylist())
+    for kind in ("classes", "values"):
+        answer[kind] = {name: sorted(found) for name, found in answer[kind].items()}
+    digests = {split: content.hexdigest() for split, content in contents.items()}
+    return {**answer, "counts": counts, "content": digests}
+
+
+def count_unit(number: int, job: Job, buckets: Mapping[str, list[int]]) -> list[Any]:
+    """The second pass of the medians over one unit."""
+    tables = (block.table.take(block.rows("train")) for block in read_clean(job, number))
+    return [list(count_low(table, buckets).items()) for table in tables if table.num_rows]
+
+
+class Content:
+    """The digest of values, whatever the blocks in which they come and their Arrow encoding."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = defaultdict(sha256)
+
+    def add(self, table: pa.Table, target: pa.Array) -> None:
+        """More rows."""
+        for name in table.column_names:
+            self._add(f"column {name}", table.column(name).combine_chunks())
+        self._add("target", target)
+
+    def hexdigest(self) -> str:
+        """Of all rows so far."""
+        parts = sorted((name, one.hexdigest()) for name, one in self._sums.items())
+        return sha256(repr(parts).encode()).hexdigest()
+
+    def _add(self, name: str, column: pa.Array) -> None:
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            ends = np.frombuffer(column.buffers()[1], dtype="<i4")[column.offset : column.offset + len(column) + 1]
+            self._sums[f"{name} lengths"].update(np.diff(ends).astype("<i4").tobytes())
+            if (data := column.buffers()[2]) is not None:
+                self._sums[f"{name} text"].update(memoryview(data)[int(ends[0]) : int(ends[-1])])
+        else:
+            values = column.to_numpy(zero_copy_only=False)
+            little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+            self._sums[f"{name} {values.dtype.str[1:]}"].update(little.data)
+
+
+def _count(job: Job, block: CleanBlock) -> dict[str, Any]:
+    return {
+        "report": block.report,
+        "before": {split: int((block.assigned == code).sum()) for code, split in enumerate(SPLITS)},
+        "kept": {split: len(block.rows(split)) for split in SPLITS},
+        "absent": {plan.name: int(one.missing.sum()) for plan, one in zip(job.plans, block.columns, strict=True)},
+        "missing": {
+            plan.name: int((one.missing & block.kept).sum()) for plan, one in zip(job.plans, block.columns, strict=True)
+        },
+    }
+
+
+def _check(job: Job, counts: Mapping[str, Any]) -> None:
+    """What `prepare` refuses."""
+    spec, report = job.source.spec, counts["report"]
+    num_rows = report["rows_read"]
+    target = report["target"]
+    require_target(spec.target, num_rows, report["rows_dropped"]["target_missing"], target["unconvertible"], spec.task)
+    num_kept = sum(counts["kept"].values())
+    for plan in job.plans:
+        if counts["absent"][plan.name] == num_rows:
+            refuse_without_value(plan.name, num_rows, report["columns"][plan.name]["unconvertible"])
+    for plan in job.plans:
+        refuse_missing(plan, counts["missing"][plan.name], num_kept)
+    refuse_empty(spec, counts["before"], counts["kept"])
+
+
+def _take_statistics(job: Job, found: Gathered, answer: Mapping[str, Any]) -> None:
+    for partial in answer["statistics"]:
+        for plan in job.plans:
+            merge(found.statistics[plan.name], partial[plan.name])
+    for plan in job.plans:
+        _refuse_many(job, plan.name, plan.kind, len(found.statistics[plan.name].counts))
+    for split, classes in answer["classes"].items():
+        found.classes[split].update(classes)
+    for name, values in answer["values"].items():
+        found.values[name].update(values)
+        if len(found.values[name]) > MAX_VALUES:
+            raise DataError(f"column {name!r} has more than {MAX_VALUES} categories in held-out rows; leave it out")
+
+
+def _refuse_distinct(job: Job, partial: Mapping[str, Any]) -> None:
+    """Early: an identifier that is taken for a category would fill the memory of whoever merges the counts."""
+    for plan in job.plans:
+        _refuse_many(job, plan.name, plan.kind, len(partial[plan.name].get("counts", ())))
+
+
+def _refuse_many(job: Job, name: str, kind: str, num_values: int) -> None:
+    if kind == "categorical":
+        refuse_categories(name, num_values, job.source.spec.cleaning.max_categories)
+    elif num_values > MAX_VALUES:
+        raise DataError(
+            f"column {name!r} has more than {MAX_VALUES} different numbers, too many to find the most frequent; set "
+            f"cleaning.columns.{name}.missing to median or mean"
+        )
+
+
+def _medians(job: Job) -> list[str]:
+    return [plan.name for plan in job.plans if plan.missing == "median"]
+
+
+def _find_medians(
+    job: Job, high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics], cpu_timeout_s: float
+) -> None:
+    if not high:
+        return
+    places = median_places(high, merged)
+    low: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+    arguments = {"job": job, "buckets": median_buckets(places)}
+    for _, answer in run_tasks(count_unit, len(job.source.units), arguments, "the medians", cpu_timeout_s):
+        for partial in answer:
+            for name, buckets in partial:
+                for bucket, pairs in buckets:
+                    low[name, bucket].update(dict(pairs))
+    set_medians(places, low, merged)

@@ -1,0 +1,158 @@
+"""From many files to a data set in shards, in tasks of Ray Data: survey, statistics, shards, manifest last.
+
+This process sees no row: what the tasks send back are counts, sums and names. A task holds one block of one unit and
+the shard that it fills, so memory does not grow with the data. The result depends on the files alone: not on the number
+of CPUs, nor on the order in which tasks end, nor on tasks that were lost and run again.
+"""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+
+import maas_ray
+from maas_ray.data.cast import Cast, apply_cast
+from maas_ray.data.dataset import Dataset, begin_dataset, content_digest, end_dataset, open_dataset
+from maas_ray.data.features import CategoricalColumn, Features
+from maas_ray.data.files import File, list_files
+from maas_ray.data.fit import fit_statistics
+from maas_ray.data.large.clean import Job
+from maas_ray.data.large.gather import Gathered, gather
+from maas_ray.data.large.layout import Shard, ShardLayout
+from maas_ray.data.large.survey import survey_source
+from maas_ray.data.large.tasks import run_tasks
+from maas_ray.data.large.units import FORMATS, Source, open_source
+from maas_ray.data.large.write import Writing, write_unit
+from maas_ray.data.plan import ColumnPlan, plan_column
+from maas_ray.data.spec import SPLITS, DataSpec, Format
+from maas_ray.data.target import order_classes
+from maas_ray.errors import Conflict, DataError, NotFound, StoreError
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Draft, Part, open_committed
+from maas_ray.store.objects import ObjectStore, ObstoreStore
+
+LARGE_BYTES = 1 << 27
+"""Of files; with less, reading them here is faster than starting the first task."""
+MANY_IMAGES = 2000
+"""As many are decoded in the time in which the first task starts."""
+FORMAT = 2
+SEEN = "prepared"
+"""Kind and prefix of the notes on which files, unchanged since, became which data set."""
+
+
+def is_large(files: Sequence[File], kind: Format) -> bool:
+    """Whether the files are prepared here; a format that is no table, or lies in one file, is not."""
+    is_many = kind == "images" and len(files) > MANY_IMAGES
+    return kind in FORMATS and (is_many or sum(file.size for file in files) > LARGE_BYTES)
+
+
+def prepare_large(
+    spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float
+) -> Dataset:
+    """As `prepare`.
+
+    Args:
+        spec: what to read and how to clean it.
+        store: where to commit; the tasks open it again.
+        files: what the spec's URI names.
+        kind: their format.
+        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster.
+
+    Raises:
+        DataError: the data cannot be read, cleaned or split as the spec says, or changed meanwhile.
+        ClusterError: Ray is not connected, no CPU became free in time, or a task failed.
+    """
+    seen = _seen_prefix(spec, files)
+    try:
+        return open_dataset(store, open_committed(store, seen, SEEN).meta["dataset"])
+    except NotFound:
+        pass  # the first time, or the data set was removed
+    dataset = _prepare(spec, store, files, kind, cpu_timeout_s)
+    with suppress(Conflict):
+        Draft(store, seen, SEEN).commit({"dataset": dataset.digest})
+    return dataset
+
+
+def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
+    source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
+    plans = tuple(_plan(source, name, cast) for name, cast in kinds.columns.items())
+    job = Job(source, kinds, plans)
+    found = gather(job, cpu_timeout_s)
+    labels = (
+        None if spec.task == "regression" else order_classes(spec.target, sorted(found.classes["train"]), spec.task)
+    )
+    features = Features(
+        columns=fit_statistics(found.statistics, plans, spec.cleaning.max_categories),
+        task=spec.task,
+        target=spec.target,
+        labels=labels,
+    )
+    body = {
+        "format": FORMAT,
+        "features": features.model_dump(mode="json"),
+        "num_rows": found.num_rows,
+        "report": found.report,
+    }
+    digest = content_digest(body, found.content)
+    try:
+        return open_dataset(store, digest)
+    except NotFound:
+        pass  # the first time
+    writing = Writing(job, features, _dictionaries(features, found), digest, uuid.uuid4().hex)
+    return _write(store, writing, body, files, found, cpu_timeout_s)
+
+
+def _write(
+    store: ObjectStore,
+    writing: Writing,
+    body: dict[str, Any],
+    files: Sequence[File],
+    found: Gathered,
+    cpu_timeout_s: float,
+) -> Dataset:
+    if not isinstance(store, ObstoreStore):
+        raise StoreError(f"{store.uri} cannot be opened by other processes, and a large table is written by several")
+    source = writing.job.source
+    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    draft = begin_dataset(store, writing.digest, writing.attempt)
+    arguments = {"writing": writing, "storage": store.spec}
+    for _, answer in run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s):
+        for one in answer:
+            draft.add(one["name"], Part(**one["part"]))
+            shards[one["split"]].append(Shard(name=one["name"], num_rows=one["num_rows"]))
+    written = {split: sum(shard.num_rows for shard in shards[split]) for split in SPLITS}
+    if written != found.num_rows or list_files(source.spec) != list(files):
+        draft.abandon()
+        raise DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
+    ordered = {split: tuple(sorted(shards[split], key=lambda shard: shard.name)) for split in SPLITS}
+    layout = ShardLayout(shards=ordered, dictionaries=writing.dictionaries)
+    where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
+    return end_dataset(
+        store, draft, writing.digest, {**body, "shards": layout.model_dump(mode="json"), "source": where}
+    )
+
+
+def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
+    """Where it is noted what these files became: reading gigabytes again to find the same digest takes minutes."""
+    of_files = [[file.path, file.size, file.modified_ns] for file in files]
+    content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": maas_ray.__version__}
+    return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
+
+
+def _plan(source: Source, name: str, cast: Cast) -> ColumnPlan:
+    field = source.field(name)
+    nothing = pa.chunked_array([pa.array([], field.type)])
+    return plan_column(source.spec.cleaning, cast.kind, apply_cast(field, nothing, cast).field)
+
+
+def _dictionaries(features: Features, found: Gathered) -> dict[str, tuple[Any, ...]]:
+    """Codes for every raw value: the training split's first, so that these are what the model gets."""
+    result = {}
+    for column in features.columns:
+        if isinstance(column, CategoricalColumn):
+            seen = {*found.values[column.name], *([""] if column.datatype == "BYTES" else [])}
+            result[column.name] = (*column.categories, *sorted(seen - set(column.categories)))
+    return result

@@ -1,0 +1,111 @@
+"""The first look at a large table: how many rows each unit has, and what the kinds of its columns hang on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from maas_ray.data.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
+from maas_ray.data.large.tasks import run_tasks
+from maas_ray.data.large.units import Source, read_blocks, unite_schemas, with_types
+from maas_ray.data.spec import DataSpec
+from maas_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """How every column is cast."""
+
+    columns: Mapping[str, Cast]
+    """The features, in their order."""
+    is_whole_target: bool
+    """Classes that are floating-point numbers are written without a fraction."""
+
+
+def survey_source(source: Source, cpu_timeout_s: float) -> tuple[Source, Kinds]:
+    """Reads what has to be read before anything can be cast; nothing, if all files are parquet with numbers alone.
+
+    Raises:
+        DataError: the files cannot be read or do not fit together.
+        ClusterError: a task could not run.
+    """
+    if source.schema is None:
+        arguments = {"source": source}
+        answers = run_tasks(read_schema, len(source.units), arguments, "the types of the columns", cpu_timeout_s)
+        schemas = {
+            number: pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+            for number, text in answers
+            if text is not None
+        }
+        if not schemas:
+            raise DataError(f"{source.spec.uri} has columns but no rows")
+        source = with_types(source, [schemas[number] for number in sorted(schemas)])
+    merged = {name: Survey() for name in source.names}
+    if source.num_rows is None or any(_is_open(source, name) for name in source.names):
+        rows = [0] * len(source.units)
+        for number, answer in run_tasks(
+            survey_unit, len(source.units), {"source": source}, "the survey of the data", cpu_timeout_s
+        ):
+            rows[number] = answer["num_rows"]
+            for name, found in answer["columns"].items():
+                merged[name] = merged[name].merged(Survey(**found))
+        source = _counted(source, rows)
+    columns = {
+        name: choose_cast(source.field(name), merged[name], _cast_to(source.spec, name), source.is_typed)
+        for name in feature_names(source)
+    }
+    return source, Kinds(columns, merged[source.spec.target].is_whole)
+
+
+def feature_names(source: Source) -> list[str]:
+    """The columns to predict from."""
+    return [name for name in source.names if name not in (source.spec.target, source.spec.split.column)]
+
+
+def read_schema(number: int, source: Source) -> str | None:
+    """The columns and types of one unit, in hexadecimal; None: it has no rows."""
+    schemas = [block.schema for block in read_blocks(source, number)]
+    if not schemas:
+        return None
+    names = schemas[0].names
+    same_order = [pa.schema([schema.field(name) for name in names]) for schema in schemas]
+    united: bytes = unite_schemas(source.spec, same_order).serialize().to_pybytes()
+    return united.hex()
+
+
+def survey_unit(number: int, source: Source) -> dict[str, Any]:
+    """Rows of one unit and the surveys of its columns."""
+    merged = {name: Survey() for name in source.names if _is_open(source, name)}
+    num_rows = 0
+    for block in read_blocks(source, number):
+        num_rows += block.num_rows
+        for name in merged:
+            merged[name] = merged[name].merged(_survey(source, name, block.column(name)))
+    return {"num_rows": num_rows, "columns": {name: asdict(found) for name, found in merged.items()}}
+
+
+def _is_open(source: Source, name: str) -> bool:
+    """Whether how the column is cast hangs on its values."""
+    if name == source.spec.target:
+        kind = source.field(name).type
+        return source.spec.task != "regression" and (pa.types.is_floating(kind) or pa.types.is_dictionary(kind))
+    return name != source.spec.split.column and needs_survey(source.field(name), _cast_to(source.spec, name))
+
+
+def _survey(source: Source, name: str, column: pa.ChunkedArray) -> Survey:
+    if name != source.spec.target:
+        return survey_column(source.field(name), column, _cast_to(source.spec, name))
+    values = decode_column(name, column)
+    return Survey(is_whole=not pa.types.is_floating(values.type) or are_whole(values))
+
+
+def _cast_to(spec: DataSpec, name: str) -> str | None:
+    own = spec.cleaning.columns.get(name)
+    return own.cast if own else None
+
+
+def _counted(source: Source, rows: list[int]) -> Source:
+    if not sum(rows):
+        raise DataError(f"{source.spec.uri} has columns but no rows")
+    return replace(source, num_rows=tuple(rows))

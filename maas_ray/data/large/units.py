@@ -1,0 +1,340 @@
+"""Many files in units of work, and the rows of one unit block by block. Knows no cleaning and no Ray.
+
+A unit is a stretch of the rows in their order: row groups of parquet files, images, or whole files of other formats. How the
+files are cut hangs on the files alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from maas_ray.data.arrays import tensor_shape
+from maas_ray.data.files import File, filesystem
+from maas_ray.data.images import COLUMN, image_shape, read_images
+from maas_ray.data.source import (
+    choose_columns,
+    csv_error,
+    csv_options,
+    read_arrow,
+    read_jsonl,
+    refuse_empty,
+    refuse_other_columns,
+)
+from maas_ray.data.spec import DataSpec, Format
+from maas_ray.errors import DataError
+
+FORMATS = ("parquet", "csv", "arrow", "jsonl", "images")
+UNIT_BYTES = 1 << 27
+"""Uncompressed bytes of a unit at least, if there are so many; a single row group or file may be larger."""
+BLOCK_BYTES = 1 << 25
+"""Raw bytes that a task looks at together."""
+MAX_BLOCK_ROWS = 1 << 16
+MAX_WHOLE_BYTES = 1 << 30
+"""Largest file of a format that can only be read as a whole."""
+_TEXT_BYTES = 32  # a guess for the width of a text
+_HEADS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one file."""
+
+    path: str
+    first: int = 0
+    stop: int | None = None
+    """Row groups [first, stop) of a parquet file, or the one row of an image; None: the whole file."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read, by whichever process."""
+
+    spec: DataSpec
+    kind: Format
+    names: tuple[str, ...]
+    """The columns that the spec uses, in their order."""
+    schema: pa.Schema | None
+    """Of all files together; None: not known yet."""
+    units: tuple[tuple[Piece, ...], ...]
+    num_rows: tuple[int, ...] | None
+    """Of each unit; None: not known yet."""
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the format has types; csv has none, and its columns are all text."""
+        return self.kind != "csv"
+
+    def field(self, name: str) -> pa.Field:
+        """Name and type of a column over all files.
+
+        Raises:
+            DataError: no file has been read yet.
+        """
+        if self.schema is None:
+            raise DataError(f"the types of {self.spec.uri} are not known yet")
+        return self.schema.field(name)
+
+
+@dataclass
+class _Head:
+    """What the first or last bytes of a file say."""
+
+    names: list[str]
+    schema: pa.Schema | None = None
+    chunks: list[tuple[int | None, int]] = field(default_factory=list)
+    """Rows (None: not known) and bytes of what can be read by itself."""
+
+
+def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
+    """Looks at the files without reading their rows.
+
+    Raises:
+        DataError: a file is empty or not of its format, the files do not fit together, or a column does not exist.
+    """
+    system, _ = filesystem(spec, spec.uri)
+    if kind == "csv":  # the other files' headers are read with their rows
+        heads = [_csv_head(spec, system, file, is_first=file is files[0]) for file in files]
+    elif kind == "jsonl":
+        heads = [_whole_head(file) for file in files]
+    elif kind == "images":
+        heads = _image_heads(spec, system, files)
+    else:
+        look = _parquet_head if kind == "parquet" else _arrow_head
+        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+            heads = list(pool.map(lambda file: look(spec, system, file), files))
+    first = heads[0].names
+    names = tuple(choose_columns(spec, first, files[0].path)) if first else ()
+    schemas = []
+    for file, head in zip(files, heads, strict=True):
+        if head.names:
+            refuse_other_columns(choose_columns(spec, head.names, file.path), file.path, names, files[0].path)
+        if head.schema is not None:
+            schemas.append(pa.schema([head.schema.field(name) for name in names]))
+    units, num_rows = _cut(files, heads)
+    if not units:
+        raise DataError(f"{spec.uri} has columns but no rows")
+    is_counted = all(rows is not None for rows in num_rows)
+    return Source(
+        spec,
+        kind,
+        names,
+        unite_schemas(spec, schemas) if schemas else None,
+        tuple(units),
+        tuple(rows or 0 for rows in num_rows) if is_counted else None,
+    )
+
+
+def with_types(source: Source, schemas: Sequence[pa.Schema]) -> Source:
+    """The source with the columns and types that all of its units have, in their order."""
+    names = tuple(schemas[0].names)
+    same_order = [pa.schema([schema.field(name) for name in names]) for schema in schemas]
+    return replace(source, names=names, schema=unite_schemas(source.spec, same_order))
+
+
+def unite_schemas(spec: DataSpec, schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The types that hold the values of all files.
+
+    Raises:
+        DataError: a column has types that do not fit together.
+    """
+    try:
+        return pa.unify_schemas(list(schemas), promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
+
+
+def read_blocks(source: Source, unit: int) -> Iterator[pa.Table]:
+    """The rows of a unit in their order, as many at a time as fit into `BLOCK_BYTES`.
+
+    Raises:
+        DataError: a file cannot be read, or does not fit to the others.
+    """
+    system, _ = filesystem(source.spec, source.spec.uri)
+    rows = _block_rows(source.schema)
+    if source.kind == "images":
+        paths = [piece.path for piece in source.units[unit]]
+        shape = tensor_shape(source.field(COLUMN)) or ()
+        for start in range(0, len(paths), rows):
+            yield read_images(source.spec, system, paths[start : start + rows], shape).select(list(source.names))
+        return
+    for piece in source.units[unit]:
+        for table in _read_piece(source, system, piece, rows):
+            fitting = _fit_types(source, piece, table)
+            for start in range(0, fitting.num_rows, rows):
+                yield fitting.slice(start, rows)
+
+
+def _read_piece(source: Source, system: Any, piece: Piece, rows: int) -> Iterator[pa.Table]:
+    if source.kind == "parquet":
+        yield from _read_row_groups(source, system, piece, rows)
+    elif source.kind == "csv":
+        yield from _read_csv(source, system, piece.path)
+    elif source.kind == "arrow":
+        yield from _read_batches(source, system, piece.path)
+    else:
+        yield read_jsonl(source.spec, system, piece.path)
+
+
+def _fit_types(source: Source, piece: Piece, table: pa.Table) -> pa.Table:
+    names = choose_columns(source.spec, table.column_names, piece.path)
+    if not source.names:
+        return table.select(names)  # the first look: the types of all files are not known
+    refuse_other_columns(names, piece.path, source.names, source.units[0][0].path)
+    table = table.select(list(source.names))
+    if source.schema is None or table.schema == source.schema:
+        return table
+    try:
+        return pa.concat_tables([source.schema.empty_table(), table], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{piece.path} does not fit to the other files of {source.spec.uri}: {error}") from error
+
+
+def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> Iterator[pa.Table]:
+    try:
+        with system.open_input_file(piece.path) as opened:
+            reader = parquet.ParquetFile(opened)
+            groups = range(piece.first, piece.stop if piece.stop is not None else reader.num_row_groups)
+            for batch in reader.iter_batches(rows, row_groups=list(groups), columns=list(source.names)):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{piece.path} is not a parquet file that can be read: {error}") from error
+
+
+def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
+    try:
+        _, options = csv_options(source.spec, system, path)
+        with system.open_input_stream(path) as stream, csv.open_csv(stream, *options) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise csv_error(path, str(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _read_batches(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
+    try:
+        with system.open_input_file(path) as opened:
+            try:
+                reader = pa.ipc.open_file(opened)
+            except pa.ArrowInvalid:
+                reader = None
+            for i in range(reader.num_record_batches if reader is not None else 0):
+                yield pa.Table.from_batches([reader.get_batch(i)])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
+    if reader is None:
+        yield read_arrow(source.spec, system, path)
+
+
+def _parquet_head(_: DataSpec, system: Any, file: File) -> _Head:
+    refuse_empty(file.path, file.size)
+    try:
+        with system.open_input_file(file.path) as opened:
+            reader = parquet.ParquetFile(opened)
+            groups = [reader.metadata.row_group(i) for i in range(reader.num_row_groups)]
+            chunks: list[tuple[int | None, int]] = [(group.num_rows, group.total_byte_size) for group in groups]
+            return _Head(reader.schema_arrow.names, reader.schema_arrow, chunks)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{file.path} is not a parquet file that can be read: {error}") from error
+
+
+def _arrow_head(spec: DataSpec, system: Any, file: File) -> _Head:
+    refuse_empty(file.path, file.size)
+    try:
+        with system.open_input_file(file.path) as opened:
+            schema = pa.ipc.open_file(opened).schema
+    except pa.ArrowInvalid:  # the streaming form, or Feather's first
+        schema = read_arrow(spec, system, _small(file).path).schema
+    except OSError as error:
+        raise DataError(f"{file.path} is not an Arrow file that can be read: {error}") from error
+    return _Head(schema.names, schema, [(None, file.size)])
+
+
+def _csv_head(spec: DataSpec, system: Any, file: File, *, is_first: bool) -> _Head:
+    refuse_empty(file.path, file.size)
+    head = _Head([], None, [(None, file.size)])
+    if is_first:
+        try:
+            head.names, _ = csv_options(spec, system, file.path)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise csv_error(file.path, str(error)) from error
+        except OSError as error:
+            raise DataError(f"cannot read {file.path}: {error}") from error
+        head.schema = pa.schema([pa.field(name, pa.string()) for name in head.names])
+    return head
+
+
+def _image_heads(spec: DataSpec, system: Any, files: Sequence[File]) -> list[_Head]:
+    """Every image is a row; only the first one is looked at."""
+    shape = image_shape(spec, system, files[0].path)
+    schema = read_images(spec, system, [], shape).schema
+    first = _Head(schema.names, schema, [(1, prod(shape))])
+    return [first, *(_Head([], None, [(1, prod(shape))]) for _ in files[1:])]
+
+
+def _whole_head(file: File) -> _Head:
+    refuse_empty(file.path, file.size)
+    return _Head([], None, [(None, _small(file).size)])
+
+
+def _small(file: File) -> File:
+    if file.size > MAX_WHOLE_BYTES:
+        raise DataError(
+            f"{file.path} has {file.size} bytes, and a file of this format is read as a whole; the limit is "
+            f"{MAX_WHOLE_BYTES}: cut it into several, or convert it to parquet"
+        )
+    return file
+
+
+def _cut(files: Sequence[File], heads: Sequence[_Head]) -> tuple[list[tuple[Piece, ...]], list[int | None]]:
+    """Units and their rows."""
+    units: list[tuple[Piece, ...]] = []
+    counts: list[int | None] = []
+    pieces: list[Piece] = []
+    filled, num_rows = 0, 0
+    is_counted = True
+
+    def close() -> None:
+        nonlocal filled, num_rows, is_counted
+        units.append(tuple(pieces))
+        counts.append(num_rows if is_counted else None)
+        pieces.clear()
+        filled, num_rows, is_counted = 0, 0, True
+
+    for file, head in zip(files, heads, strict=True):
+        for i, (rows, size) in enumerate(head.chunks):
+            if pieces and filled + size > UNIT_BYTES:
+                close()
+            if rows is None:
+                pieces.append(Piece(file.path))
+                is_counted = False
+            elif pieces and pieces[-1].path == file.path:
+                pieces[-1] = replace(pieces[-1], stop=i + 1)
+            else:
+                pieces.append(Piece(file.path, i, i + 1))
+            filled, num_rows = filled + size, num_rows + (rows or 0)
+    if pieces:
+        close()
+    return units, counts
+
+
+def _block_rows(schema: pa.Schema | None) -> int:
+    if schema is None:
+        return MAX_BLOCK_ROWS
+    return max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, sum(_width(field) for field in schema))))
+
+
+def _width(field: pa.Field) -> int:
+    """Bytes of a value, about."""
+    if tensor_shape(field) is not None:
+        return int(field.type.list_size * field.type.value_type.bit_width // 8)
+    try:
+        return int(field.type.bit_width // 8) or 1
+    except ValueError:
+        return _TEXT_BYTES

@@ -1,0 +1,97 @@
+"""The shards of one unit, written to the store by whoever runs the task. The same unit gives the same bytes each time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maas_ray.data.dataset import MAX_PART_BYTES, dataset_part_key
+from maas_ray.data.features import CategoricalColumn, Features
+from maas_ray.data.large.clean import CleanBlock, Job, read_clean
+from maas_ray.data.large.shard import Block, Dictionaries, join, pack, row_bytes
+from maas_ray.data.spec import SPLITS
+from maas_ray.data.target import encode_target
+from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a task writes, and where."""
+
+    job: Job
+    features: Features
+    dictionaries: Dictionaries
+    digest: str
+    """The data set's."""
+    attempt: str
+    """See `Draft`."""
+
+
+def write_unit(number: int, writing: Writing, storage: StorageSpec) -> list[dict[str, Any]]:
+    """Writes the shards of one unit; returns what the manifest says of each, and its rows."""
+    return write_shards(number, writing, open_store(storage))
+
+
+def write_shards(number: int, writing: Writing, store: ObjectStore) -> list[dict[str, Any]]:
+    """As `write_unit`, to a store that is open."""
+    limit = max(1, MAX_PART_BYTES // row_bytes(writing.features))
+    waiting: dict[str, list[Block]] = {split: [] for split in SPLITS}
+    written: list[dict[str, Any]] = []
+
+    def write(split: str, rows: Block) -> None:
+        name = f"{split}/{number:06d}-{sum(one['split'] == split for one in written):03d}.shard"
+        content = memoryview(pack(rows)).cast("B")
+        key = dataset_part_key(writing.digest, writing.attempt, name)
+        store.put(key, content)
+        part = {"key": key, "size": len(content), "sha256": sha256(content).hexdigest()}
+        written.append({"split": split, "name": name, "num_rows": len(rows), "part": part})
+
+    for block in read_clean(writing.job, number):
+        for split in SPLITS:
+            rows = _encode(writing, block, split)
+            if len(rows):
+                waiting[split].append(rows)
+            if sum(map(len, waiting[split])) >= limit:
+                joined = join(waiting[split])
+                whole = len(joined) // limit * limit
+                for start in range(0, whole, limit):
+                    write(split, joined.slice(start, start + limit))
+                # A copy of the rest, so that the rows that are written are freed.
+                rest = np.arange(whole, len(joined), dtype=np.int64)
+                waiting[split] = [joined.take(rest)] if len(rest) else []
+    for split in SPLITS:
+        if waiting[split]:
+            write(split, join(waiting[split]))
+    return written
+
+
+def _encode(writing: Writing, block: CleanBlock, split: str) -> Block:
+    ids = block.rows(split)
+    table = block.table.take(ids)
+    columns = writing.features.columns
+    numbers = [table.column(one.name).to_numpy() for one in columns if one.kind == "numeric"]
+    codes = [_codes(writing, one, table.column(one.name)) for one in columns if isinstance(one, CategoricalColumn)]
+    tensors = []
+    for column in columns:
+        if column.kind == "tensor":
+            flat = [chunk.flatten().to_numpy() for chunk in table.column(column.name).chunks]
+            tensors.append(np.concatenate(flat).reshape(len(ids), *column.shape))
+    features = writing.features
+    target = encode_target(features.target, block.target.values.take(ids), features.labels, split)
+    return Block(
+        np.stack(numbers, axis=1) if numbers else np.empty((len(ids), 0), dtype=np.float32),
+        np.stack(codes, axis=1) if codes else np.empty((len(ids), 0), dtype=np.int32),
+        tuple(tensors),
+        target.astype(np.float32) if features.task == "binary" else target,
+    )
+
+
+def _codes(writing: Writing, column: CategoricalColumn, values: pa.ChunkedArray) -> Any:
+    kind = pa.string() if column.datatype == "BYTES" else pa.int64()
+    dictionary: Sequence[Any] | Mapping[str, Any] = writing.dictionaries[column.name]
+    found = pc.index_in(values, value_set=pa.array(dictionary, kind))
+    return found.to_numpy().astype(np.int32)

@@ -1,0 +1,78 @@
+"""Texts to codes in Ray tasks, which come back in the order of the texts. Knows no data set.
+
+The library encodes with all threads of one machine by itself; tasks use those of all machines, and leave the process that
+reads and writes alone.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+import ray
+from numpy.typing import DTypeLike, NDArray
+
+from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.errors import ClusterError
+
+TASK_TIMEOUT_S = 1800.0
+_TEXTS_AT_ONCE = 64
+"""Pieces of one task: about 4 MB, so that starting it costs nothing beside it."""
+_WAITING = 2
+"""Tasks per CPU that are under way or wait to be fetched: what bounds the memory."""
+
+
+def encode_in_tasks(
+    texts: Iterable[str], tokenizer: Tokenizer, datatype: DTypeLike, cpu_timeout_s: float = TASK_TIMEOUT_S
+) -> Iterator[NDArray[np.generic]]:
+    """The codes of each text, without special tokens.
+
+    Args:
+        texts: read as tasks become free.
+        tokenizer: goes to each process once, as its file.
+        datatype: of the codes.
+        cpu_timeout_s: longest wait for one task.
+
+    Raises:
+        ClusterError: a task did not end in time, or was lost too often.
+    """
+    encode = ray.remote(_encode).options(num_cpus=1)
+    content = ray.put(tokenizer.content)
+    window = _WAITING * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[ray.ObjectRef] = deque()
+    left = iter(texts)
+    try:
+        while True:
+            while len(waiting) < window and (batch := list(islice(left, _TEXTS_AT_ONCE))):
+                waiting.append(encode.remote(content, batch, np.dtype(datatype).str))
+            if not waiting:
+                return
+            codes, lengths = _fetch(waiting.popleft(), cpu_timeout_s)
+            yield from np.split(codes, np.cumsum(lengths)[:-1])
+    finally:
+        for task in waiting:
+            ray.cancel(task)
+
+
+def _fetch(task: ray.ObjectRef, timeout_s: float) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    try:
+        found: tuple[NDArray[np.generic], NDArray[np.int64]] = ray.get(task, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError(f"no CPU of the Ray cluster encoded a stretch of text within {timeout_s:g} s") from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the texts could not be encoded: {error}") from error
+    return found
+
+
+def _encode(content: bytes, texts: Sequence[str], datatype: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Codes of all texts one after the other, and how many each has."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
+    codes = [one.astype(datatype) for one in _tokenizer(content).encode(texts)]
+    return np.concatenate(codes), np.array([len(one) for one in codes], dtype=np.int64)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(content: bytes) -> Tokenizer:
+    return Tokenizer(content)
