@@ -10,7 +10,9 @@ What Tune writes about a search is thrown away; searches and runs are in the sto
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -193,13 +195,15 @@ def _result(figure: Figure) -> dict[str, Any]:
 def _environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     logger = logging.getLogger("ray.tune")
-    level = logger.level
+    level, handler = logger.level, signal.getsignal(signal.SIGINT)
     os.environ.update(_ENVIRONMENT)
     logger.setLevel(logging.ERROR)  # it warns of files that it was told not to write
     try:
         yield
     finally:
         logger.setLevel(level)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)  # Tune takes it, to stop trials in order, and never gives it back
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -1,5 +1,6 @@
 """Trials under Ray Tune: which are given up, what that frees, and what a search says of one that failed."""
 
+import signal
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,31 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
     again = run_search(spec, resume=True, on_event=lambda trial, event: events.append((trial, event)))
     assert {trial for trial, _ in events} == {2}, "only the one that failed is tried again"
     assert again.best == good
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_an_interrupted_search_goes_on_where_its_trials_were(file_store: ObstoreStore, ray_cluster: RayCluster) -> None:
+    spec = _spec(file_store, search={"optimizer.lr": {"kind": "grid", "values": [GOOD]}}, scheduler={"name": "none"})
+    interrupts: list[Figure | Ended] = []
+
+    def interrupt(trial: int, event: Figure | Ended) -> None:
+        if not interrupts:
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+        interrupts.append(event)
+
+    (trial,) = run_search(spec, on_event=interrupt).trials
+    assert trial.status == "waiting"
+    assert isinstance(interrupts[0], Figure)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Tune's own is gone with the search"
+    (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-0"))[::-1]
+    assert 0 < newest < STEPS
+
+    (again,) = run_search(spec, resume=True).trials
+    assert (again.status, again.step) == ("finished", STEPS)
+    run = Runs(file_store).get("s-0")
+    assert run.status == "finished"
+    assert [attempt["first_step"] for attempt in run.attempts][-1] >= newest
 
 
 def _answers(past: dict[int, tuple[Figure, ...]], values: list[float]) -> list[str]:
