@@ -12,6 +12,7 @@ FILES = sorted((ROOT / "maas_ray").rglob("*.py"))
 
 KNOWN_BY = {
     "ray.train": {"train/launch.py"},
+    "ray.tune": {"train/search/tune.py"},
     "ray.serve": {"serve/replica.py", "serve/pool.py"},
     "pickle": set(),
     "cloudpickle": set(),
