@@ -67,8 +67,9 @@ def _import_class(path: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
-            f"the model {path} cannot be imported on {platform.node()}: {type(error).__name__}: {error}; the package has to "
-            "be installed, or be in the working directory (or in `maas-ray --app-dir DIR`, or sent with a job), on every node"
+            f"the model {path} cannot be imported: {type(error).__name__}: {error}; the package has to be installed, or "
+            "be in the working directory (or in `maas-ray --app-dir DIR`, or sent with a job), on every node; this was "
+            f"{platform.node()}"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
