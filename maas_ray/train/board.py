@@ -156,7 +156,8 @@ class Follower:
                     seen = [*seen[-1:], report]
             for attempt in past[num_past:]:
                 if self._on_attempt is not None:
-                    self._on_attempt(attempt)
+                    with suppress(MaasError):  # a store that fails now is met again, where something depends on it
+                        self._on_attempt(attempt)
             num_past = len(past)
             if is_last:
                 return

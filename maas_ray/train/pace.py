@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from maas_ray.errors import TrainingFailed
+from maas_ray.errors import RanksMissing
 from maas_ray.train.roll import Beat, Word
 
 BEAT_S = 1.0
@@ -62,7 +62,7 @@ class Pace:
         """Notes that `done` steps are done; whether the state after them is to be committed, and training left.
 
         Raises:
-            TrainingFailed: the ranks are to leave, and no step was agreed on in time.
+            RanksMissing: the ranks are to leave, and no step was agreed on in time.
         """
         with self._changed:
             self._state = replace(self._state, done=done)
@@ -70,7 +70,7 @@ class Pace:
             if limit is None or done < limit:
                 return False
             if not self._changed.wait_for(lambda: self._stop_at is not None or self._is_closed, self._patience_s):
-                raise TrainingFailed(
+                raise RanksMissing(
                     f"rank {self._state.rank} waited {self._patience_s:g} s after step {done} for the step at which "
                     "all ranks leave; a rank, or the process that watches them, does not answer"
                 )

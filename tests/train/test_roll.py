@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from maas_ray.errors import TrainingFailed
+from maas_ray.errors import RanksMissing
 from maas_ray.train import pace as pacing
 from maas_ray.train.pace import Pace
 from maas_ray.train.roll import Beat, Roll, Word
@@ -164,7 +164,7 @@ def test_a_rank_waits_no_longer_than_it_may_for_others_that_never_promise() -> N
     roll.ask("a planted reason")
     pace = Pace(roll.beat, attempt, 0, patience_s=0.2)
     pace.begin(0)
-    with pytest.raises(TrainingFailed, match="rank 0 waited 0.2 s"):
+    with pytest.raises(RanksMissing, match="rank 0 waited 0.2 s"):
         for done in range(1, 100_000):
             pace.is_stop(done)
             time.sleep(0.001)
