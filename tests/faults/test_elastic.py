@@ -222,16 +222,14 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     store = open_store(f"file://{tmp_path}/store")
     spec = _reference_spec(store, reference, checkpoint={"every_steps": reference.steps})
     raised: list[BaseException] = []
+    reports: list[Progress] = []
 
     def ask() -> None:
         try:
-            _until(lambda: len(train_workers(ray_cluster)) == 2, "pair of workers")
-            first = train_workers(ray_cluster)
-            time.sleep(8)
-            os.kill(min(first), signal.SIGTERM)
+            _until(lambda: reports, "first report")
+            os.kill(min(train_workers(ray_cluster)), signal.SIGTERM)
             _until(lambda: _newest(store, "r") > 0, "checkpoint on notice")
-            _until(lambda: len(train_workers(ray_cluster) - first) == 2, "second pair of workers")
-            time.sleep(8)
+            _until(lambda: reports[-1].step > _newest(store, "r"), "report of the second attempt")
         except BaseException as error:
             raised.append(error)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -239,7 +237,7 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     asking = threading.Thread(target=ask)
     asking.start()
     with pytest.raises(Preempted, match=r"asked to end \(SIGTERM\); step \d+ is committed"):
-        run_training(spec)
+        run_training(spec, on_progress=reports.append)
     asking.join(timeout=60)
     assert raised == []
     stopped = Runs(store).get("r")
