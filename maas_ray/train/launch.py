@@ -132,7 +132,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
         self._job = job
         self._roll = roll
 
-    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+    def after_worker_group_start(self, worker_group: "_WorkerGroup") -> None:
         workers = worker_group.get_workers()
         attempt = self._roll.begin(
             [f"process {worker.metadata.pid} on {worker.metadata.node_ip}" for worker in workers]
@@ -153,6 +153,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
             options = (address, backend, rank, len(workers), self._job.timeout_s, variables, attempt)
             joined[worker_group.execute_single_async(rank, group.join, *options)] = rank
         self._gather(joined, "did not join the group")
+        worker_group.watch()
 
     def before_worker_group_shutdown(self, worker_group: WorkerGroup) -> None:
         ray.wait(worker_group.execute_async(group.leave), num_returns=len(worker_group), timeout=_LEAVE_S)
@@ -179,8 +180,18 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         super().__init__(*context, **options)
         self._worker_group_start_timeout_s = _PLACE_S
         self._placed: Any = None
-        self._too_slow = threading.Timer(_START_S, self._give_up)
+        self._too_slow: threading.Timer | None = None
+
+    def watch(self) -> None:
+        """Gives up the start unless it ends, or this is called again, within `_START_S`."""
+        self._unwatch()
+        self._too_slow = threading.Timer(_START_S, self._placed.shutdown)  # ends workers, and so who waits for one
         self._too_slow.daemon = True
+        self._too_slow.start()
+
+    def _unwatch(self) -> None:
+        if self._too_slow is not None:
+            self._too_slow.cancel()
 
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: dict[str, Any]) -> dict[str, Any]:
@@ -195,22 +206,19 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
                 self._clear_state()
             raise
         finally:
-            self._too_slow.cancel()
+            self._unwatch()
 
     def _create_placement_group(self, *context: Any) -> Any:
         self._placed = super()._create_placement_group(*context)
         return self._placed
 
     def _create_workers(self, *context: Any, **options: Any) -> Any:
-        self._too_slow.start()
+        self.watch()
         return super()._create_workers(*context, **options)
 
     def _init_train_context_on_workers(self, *context: Any) -> None:
         super()._init_train_context_on_workers(*context)
-        self._too_slow.cancel()  # from here on `_Meeting` bounds what is waited for
-
-    def _give_up(self) -> None:
-        self._placed.shutdown()  # ends its workers, and with them whatever is waiting for one
+        self._unwatch()  # from here on `_Meeting` bounds what is waited for
 
 
 class _Controller(TrainController):  # type: ignore[misc]
