@@ -338,7 +338,8 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             return FailureDecision.RETRY  # somebody else took the room; `_Sizes` ends that in time
-        self._roll.end(str(find_cause(training_failed_error)[1]))
+        rank, found = find_cause(training_failed_error)
+        self._roll.end(f"{'' if rank is None else f'rank {rank}: '}{str(found).partition(chr(10))[0]}")
         if isinstance(training_failed_error, ControllerError) and not isinstance(
             cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError
         ):

@@ -132,9 +132,9 @@ def _attempts(store: ObstoreStore, run: str) -> Attempts:
 
 
 def _redone(attempts: Attempts) -> list[int]:
-    """Steps that each attempt after the first one did again. How far the one before was is known to a second."""
+    """Steps that each attempt after the first one did again. How far a lost one was is known to a second."""
     pairs = [(one, two) for one, two in pairwise(attempts) if two["first_step"] is not None]
-    return [(one["reached"] or 0) - two["first_step"] for one, two in pairs if one["reached"] is not None]
+    return [max(0, one["reached"] - two["first_step"]) for one, two in pairs if one["reached"] is not None]
 
 
 @pytest.mark.fault
@@ -205,7 +205,7 @@ def test_a_run_follows_the_cluster_at_committed_steps(
     assert "there is room for 2 workers" in attempts[1]["reason"]
     assert redone[:2] == [0, 0], "a planned change redoes nothing"
     assert all(attempts[number]["committed"] == attempts[number]["reached"] for number in (0, 1))
-    assert 0 <= redone[2] <= 2 * reference.every
+    assert redone[2] <= reference.every + reference.rate
     losses, digest = _outcome(store, "r")
     assert digest != reference.digest, "another number of workers adds in another order"
     assert [step for step, _ in losses] == [step for step, _ in reference.losses]
