@@ -133,13 +133,17 @@ def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) 
     return build(parse_spec(family.params, spec.params, source=f"model {spec.name}"), row, num_outputs)
 
 
+def example_rows(row: Row, count: int = _PROBE_ROWS, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros [count, *row.shape] that a model for such rows takes: int64 codes of tokens, else values of `dtype`."""
+    return torch.zeros(count, *row.shape, dtype=torch.int64 if row.is_tokens else dtype)
+
+
 def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_token: bool) -> None:
     fed = [_PROBE_ROWS, *row.shape]
     wanted = [*fed, num_outputs] if per_token else [_PROBE_ROWS, num_outputs]
-    dtype = torch.int64 if row.is_tokens else torch.float32
     try:
         with torch.no_grad():
-            scores = model.eval()(torch.zeros(fed, dtype=dtype))
+            scores = model.eval()(example_rows(row))
     except Exception as error:  # the user's code may raise anything
         rows = f"rows of {row.vocab_size} token codes" if row.is_tokens else "float32 rows"
         raise ModelError(

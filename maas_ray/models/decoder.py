@@ -15,45 +15,32 @@ from torch.nn import functional
 from maas_ray.errors import ModelError
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import (
-    WIDTH_PER_SIZE,
+    TransformerSpec,
     draw_weights,
     refuse_heads,
     sequence_length,
     shareable_plan,
 )
-from maas_ray.spec import Spec
 
 MLP_MULTIPLE = 64
 
 
-class DecoderSpec(Spec):
+class DecoderSpec(TransformerSpec):
     """Parameters of `decoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
 
     Size 12 is the shape of GPT-2 small: 12 layers, 12 heads, 768 wide.
     """
 
-    size: int = Field(default=4, ge=1, le=128)
-    """Layers and heads that are not given themselves; the width is 64 times this number."""
-    layers: int | None = Field(default=None, ge=1, le=1024)
-    """Blocks; None: `size`."""
-    width: int | None = Field(default=None, ge=2)
-    """Values per token between the blocks; None: 64 times `size`."""
-    heads: int | None = Field(default=None, ge=1)
-    """Attention heads; None: `size`. They divide the width into even parts."""
     kv_heads: int | None = Field(default=None, ge=1)
     """Heads of keys and values, each shared by the same number of query heads; None: as many as `heads`."""
     mlp_width: int | None = Field(default=None, ge=1)
     """Values inside the SwiGLU layer; None: 8/3 of the width, rounded up to a multiple of 64."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Longest sequence in tokens; None: that of the training rows."""
     rope_theta: float = Field(default=10_000.0, gt=1.0)
     """Base of the rotary embedding's wavelengths."""
     norm_eps: float = Field(default=1e-6, gt=0.0)
     """Added to the mean square in RMSNorm."""
     tied: bool = False
     """The output layer shares the weights of the token embedding (Press & Wolf 2017)."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of values zeroed in training, of the embedding and of what each attention and SwiGLU layer adds."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -69,21 +56,6 @@ class DecoderSpec(Spec):
                 "it has to be even"
             )
         return self
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return self.layers or self.size
-
-    @property
-    def num_values(self) -> int:
-        """Values per token between the blocks."""
-        return self.width or WIDTH_PER_SIZE * self.size
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads."""
-        return self.heads or self.size
 
     @property
     def num_kv_heads(self) -> int:

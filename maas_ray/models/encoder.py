@@ -18,57 +18,29 @@ from torch.nn import functional
 
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import (
-    WIDTH_PER_SIZE,
+    TransformerSpec,
     draw_weights,
     refuse_heads,
     sequence_length,
     shareable_plan,
 )
-from maas_ray.spec import Spec
 
 
-class EncoderSpec(Spec):
+class EncoderSpec(TransformerSpec):
     """Parameters of `encoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
 
     Size 12 is the shape of BERT base: 12 layers, 12 heads, 768 wide.
     """
 
-    size: int = Field(default=4, ge=1, le=128)
-    """Layers and heads that are not given themselves; the width is 64 times this number."""
-    layers: int | None = Field(default=None, ge=1, le=1024)
-    """Blocks; None: `size`."""
-    width: int | None = Field(default=None, ge=1)
-    """Values per token between the blocks; None: 64 times `size`."""
-    heads: int | None = Field(default=None, ge=1)
-    """Attention heads; None: `size`. They divide the width."""
     mlp_width: int | None = Field(default=None, ge=1)
     """Values inside the feed-forward layer; None: four times the width."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Longest sequence in tokens, for which positions are learned; None: that of the training rows."""
     pool: Literal["mean", "first"] = "mean"
     """Classification: what of the tokens is scored, the mean of all or the first one."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of values zeroed in training, of the embedding and of what each attention and feed-forward layer adds."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         refuse_heads(self.num_values, self.num_heads)
         return self
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return self.layers or self.size
-
-    @property
-    def num_values(self) -> int:
-        """Values per token between the blocks."""
-        return self.width or WIDTH_PER_SIZE * self.size
-
-    @property
-    def num_heads(self) -> int:
-        """Attention heads."""
-        return self.heads or self.size
 
     @property
     def num_mlp_values(self) -> int:

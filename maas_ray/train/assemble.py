@@ -11,7 +11,7 @@ from maas_ray.data.loader import Loader
 from maas_ray.data.opening import open_rows
 from maas_ray.data.prefetch import Prefetcher
 from maas_ray.data.preprocess import Preprocess
-from maas_ray.models.build import build_model
+from maas_ray.models.build import build_model, example_rows
 from maas_ray.train.dropout import replace_dropout
 from maas_ray.train.ema import Ema
 from maas_ray.train.loop import Batches, Plan, Trainee
@@ -68,6 +68,8 @@ def build_trainee(
         plan=spec.layout.tp_plan,
         precision=spec.precision,
         unit_mib=spec.layout.shard_unit_mib,
+        pp_split=spec.layout.pp_split,
+        example=example_rows(features.row, dtype=dtype),
     )
     optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
     pipeline = None

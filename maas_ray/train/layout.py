@@ -78,7 +78,10 @@ class LayoutSpec(Spec):
     """
 
     pp: PositiveInt = 1
-    """Pipeline stages. The model has to be a sequence of named layers (`torch.nn.Sequential`)."""
+    """Pipeline stages, of about equally many weights."""
+    pp_split: list[str] | None = None
+    """Names of the layers that begin the second and each later stage (with `interleaved` there are twice as many stages);
+    None: chosen by size."""
     dp_replicate: PositiveInt | None = None
     """Replicas; None: as many as the workers allow."""
     dp_shard: PositiveInt | None = 1
@@ -111,7 +114,7 @@ class LayoutSpec(Spec):
         """The layout of so many workers.
 
         Raises:
-            SpecError: the sizes do not multiply to `world`.
+            SpecError: the sizes do not multiply to `world`, or `pp_split` names another number of stages.
         """
         rest = max(1, world // self.unit)
         replicas, shards = self.dp_replicate or rest, self.dp_shard or rest
@@ -119,7 +122,13 @@ class LayoutSpec(Spec):
         if product != world:
             sizes = f"pp {self.pp} x dp_replicate {replicas} x dp_shard {shards} x tp {self.tp}"
             raise SpecError(f"layout: {sizes} = {product} ranks, and workers.count is {world}; they have to be equal")
-        return Layout(self.pp, replicas, shards, self.tp, self.sequence_parallel, self.schedule)
+        layout = Layout(self.pp, replicas, shards, self.tp, self.sequence_parallel, self.schedule)
+        if self.pp_split is not None and len(self.pp_split) != layout.num_stages - 1:
+            raise SpecError(
+                f"layout.pp_split: {len(self.pp_split)} names begin {len(self.pp_split) + 1} stages, and the layout {layout} "
+                f"has {layout.num_stages}; give {layout.num_stages - 1} names"
+            )
+        return layout
 
     @property
     def unit(self) -> int:

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.errors import ModelError, ResourcesMissing
 from maas_ray.train.blocks import Forward, neighbours, replace_forward
-from maas_ray.train.dropout import SampleDropout
+from maas_ray.train.dropout import SampleDropout, running_of
 from maas_ray.train.layout import AXES, Layout
 from maas_ray.train.pipeline import split_layers
 
@@ -114,6 +114,8 @@ def distribute(
     plan: Mapping[str, str] | None = None,
     precision: str = "fp32",
     unit_mib: float = 0.0,
+    pp_split: Sequence[str] | None = None,
+    example: torch.Tensor | None = None,
 ) -> Parts:
     """Takes this rank's part of a model that every rank has built with the same weights.
 
@@ -125,6 +127,8 @@ def distribute(
         precision: `bf16` makes sharded layers (FSDP2's policy) and pipeline stages compute in bfloat16; gradients are summed in
             float32. What is called whole is the caller's to put under autocast.
         unit_mib: least size of what FSDP2 gathers at once, in MiB.
+        pp_split: the layers that begin pipeline stages; None: stages of about equal size.
+        example: rows that the model takes, for cutting one that is no sequence of layers into stages.
 
     Raises:
         ModelError: the model cannot be arranged so, with the reason.
@@ -133,12 +137,16 @@ def distribute(
     if mesh is None:
         return Parts([net.to(device)], [net.to(device)])
     # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
-    refuse_unfit(net, layout, plan)
+    _refuse_layers(net, layout, plan)
     plan = plan if plan is not None else getattr(net, "tp_plan", None)
     if layout.tp > 1:
         _tell_dropouts(net, place, plan or {})
-    stages = split_layers(net, layout.num_stages)[place.pp :: layout.pp] if layout.pp > 1 else [net]
-    parts: list[nn.Module] = [stage.to(device) for stage in stages]
+    stages = [net]
+    if layout.pp > 1:
+        stages = split_layers(net, layout.num_stages, named=pp_split, example=example, device=device)[
+            place.pp :: layout.pp
+        ]
+    parts = [stage.to(device) for stage in stages]
     for part in parts:
         if layout.tp > 1:
             _cut_layers(part, mesh["tp"], plan or {}, layout.sequence_parallel)
@@ -157,12 +165,21 @@ def distribute(
     return Parts(parts, parts)
 
 
-def refuse_unfit(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None = None) -> None:
+def refuse_unfit(
+    net: nn.Module, layout: Layout, plan: Mapping[str, str] | None = None, *,
+    pp_split: Sequence[str] | None = None, example: torch.Tensor | None = None,
+) -> None:  # fmt: skip
     """Refuses a model that cannot be arranged so; needs no process group.
 
     Raises:
         ModelError: with the reason.
     """
+    _refuse_layers(net, layout, plan)
+    if layout.pp > 1:
+        split_layers(net, layout.num_stages, named=pp_split, example=example)
+
+
+def _refuse_layers(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None) -> None:
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and (layout.dp_shard > 1 or layout.pp > 1):
             raise ModelError(
@@ -171,8 +188,6 @@ def refuse_unfit(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None 
             )
     if layout.tp > 1:
         _check_plan(net, plan if plan is not None else getattr(net, "tp_plan", None) or {}, layout)
-    if layout.pp > 1:
-        split_layers(net, layout.num_stages)
 
 
 def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None:
@@ -208,6 +223,8 @@ def _cut_layers(part: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str], sequ
         style = _style_of(name, plan)
         if style is None or (style == "sequence_parallel" and not sequence_parallel):
             continue
+        if not any(True for _ in part.get_submodule(name).parameters()):
+            continue  # another stage has it
         # Every rank has built the same weights: nothing needs to be sent.
         parallelize_module(part.get_submodule(name), mesh, _style(style, sequence_parallel), src_data_rank=None)
     _tie_again(part, tied)
@@ -222,6 +239,9 @@ def _tell_dropouts(net: nn.Module, place: Place, plan: Mapping[str, str]) -> Non
             is_cut = style == "colwise"
         elif style is None and isinstance(module, SampleDropout) and (is_cut or place.layout.sequence_parallel):
             module.shard = (-1 if is_cut else 1, place.tp, place.layout.tp)
+        running = running_of(module)
+        if running is not None and any(_style_of(f"{name}.{child}", plan) == "colwise" for child, _ in module.named_children()):  # fmt: skip
+            running.shard = (1, place.tp, place.layout.tp)  # attention: [N, heads, T, T]
 
 
 def _style_of(name: str, plan: Mapping[str, str]) -> str | None:

@@ -1,11 +1,12 @@
-"""Pipeline stages: slices of a sequence of layers, run by torch's own schedules. Knows no data parallelism.
+"""Pipeline stages, run by torch's own schedules. Knows no data parallelism.
 
-Stages are found by name: the model is an `nn.Sequential` of named layers, and a slice of it keeps their names, so that a
-checkpoint does not tell how many stages wrote it.
+Stages are found by name: those of an `nn.Sequential` are slices of it, those of any other module see train/stages.py.
+Either keeps the names of layers, so that a checkpoint does not tell how many stages wrote it.
 """
 
+import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.train.dropout import samples
 from maas_ray.train.layout import Layout
+from maas_ray.train.stages import StagedModule, Unit, find_units, stage_modules
 
 _SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
+_CPU = torch.device("cpu")
 _MAX_DIMS = 6
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,9 +30,11 @@ MicroBatch = tuple[Tensor, Tensor, Tensor, int]
 """Input [R, …], target [R, …], positions int64 [R], and how many of the R rows count; the rest fills up."""
 
 
-def can_be_staged(net: nn.Module) -> bool:
-    """Whether a model is a sequence of named layers."""
-    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+def num_layers(net: nn.Module) -> int:
+    """Layers with weights between which a model could be cut into stages."""
+    if _is_sequence(net):
+        return sum(any(True for _ in layer.parameters()) for layer in net.children())
+    return len(find_units(net))
 
 
 def refuse_microbatches(layout: Layout, number: int) -> None:
@@ -46,28 +51,82 @@ def refuse_microbatches(layout: Layout, number: int) -> None:
         )
 
 
-def split_layers(net: nn.Module, num_stages: int) -> list[nn.Sequential]:
-    """Cuts a sequence of layers into stages of about equally many parameters, each with at least one.
+def split_layers(
+    net: nn.Module,
+    num_stages: int,
+    *,
+    named: Sequence[str] | None = None,
+    example: Tensor | None = None,
+    device: torch.device = _CPU,
+) -> list[nn.Module]:
+    """Cuts a model into stages that share its weights.
+
+    Args:
+        net: a sequence of layers, or any module if there is an example of its rows.
+        num_stages: how many.
+        named: the layers that begin the second and each later stage; None: such that stages have about equally many
+            parameters.
+        example: rows that the model takes, [any number, …].
+        device: where stages will compute.
 
     Raises:
-        ModelError: the model is not such a sequence, has too few layers, or shares a weight between two stages.
+        ModelError: the model cannot be cut so, has too few layers, or shares a weight between two stages.
     """
-    if not can_be_staged(net):
+    layers = dict(net.named_children())
+    if _is_sequence(net) and all(name in layers for name in named or ()):
+        sizes = {name: sum(weight.numel() for weight in layer.parameters()) for name, layer in layers.items()}
+        cuts = [0, *_starts(sizes, num_stages, named), len(layers)]
+        slices = pairwise(cuts)
+        stages: list[nn.Module] = [nn.Sequential(OrderedDict(list(layers.items())[i:j])) for i, j in slices]
+    elif example is None:
         raise ModelError(
-            f"layout.pp: {type(net).__name__} cannot be cut into pipeline stages; it has to be a torch.nn.Sequential of "
-            "named layers, each taking and giving one tensor"
+            f"layout.pp: {type(net).__name__} cannot be cut into pipeline stages without rows to run it on; it has to be a "
+            "torch.nn.Sequential of named layers, each taking and giving one tensor"
         )
-    layers = list(net.named_children())
-    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for _, layer in layers]
-    if sum(size > 0 for size in sizes) < num_stages:
-        raise ModelError(
-            f"layout.pp: {num_stages} stages need as many layers with weights, and the model has "
-            f"{sum(size > 0 for size in sizes)}; use fewer stages"
-        )
-    cuts = [0, *_cuts(sizes, num_stages), len(layers)]
-    stages = [nn.Sequential(OrderedDict(layers[start:stop])) for start, stop in pairwise(cuts)]
+    else:
+
+        def choose(units: list[Unit]) -> list[int]:
+            # A layer that is handed nothing of what was computed before begins no stage: it counts to the one before.
+            sizes: dict[str, int] = {}
+            for unit in units:
+                first = unit.name if unit.crossing or not sizes else list(sizes)[-1]
+                sizes[first] = sizes.get(first, 0) + unit.size
+            names = [unit.name for unit in units]
+            return [names.index(list(sizes)[start]) for start in _starts(sizes, num_stages, named)]
+
+        stages = stage_modules(net, example, device, choose, named or ())
     _refuse_shared(stages)
     return stages
+
+
+def _is_sequence(net: nn.Module) -> bool:
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+
+
+def _starts(sizes: Mapping[str, int], num_stages: int, named: Sequence[str] | None) -> list[int]:
+    """Where each stage but the first begins, among layers of so many weights."""
+    if named is None:
+        if (count := sum(size > 0 for size in sizes.values())) < num_stages:
+            raise ModelError(
+                f"layout.pp: {num_stages} stages need as many layers with weights, and the model has {count}; use fewer stages"
+            )
+        return _cuts(list(sizes.values()), num_stages)
+    names = list(sizes)
+    for name in named:
+        if name not in sizes:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(names)}"
+            raise ModelError(f"layout.pp_split: no stage of this model can begin at {name!r}; {hint}")
+    starts = [names.index(name) for name in named]
+    if len(starts) != num_stages - 1 or sorted({0, *starts}) != [0, *starts]:
+        raise ModelError(
+            f"layout.pp_split: {', '.join(named)} cannot begin the second to the last of {num_stages} stages; give "
+            f"{num_stages - 1} different layers in the order {', '.join(names[1:])}"
+        )
+    for start, stop in pairwise([0, *starts, len(names)]):
+        if not any(sizes[name] for name in names[start:stop]):
+            raise ModelError(f"layout.pp_split: the stage that begins at {names[start]} would have no weights; move it")
+    return starts
 
 
 def _cuts(sizes: Sequence[int], num_stages: int) -> list[int]:
@@ -143,6 +202,7 @@ class Pipeline:
         ]
         self.is_last = any(stage.is_last for stage in self._stages)
         self._is_first = any(stage.is_first for stage in self._stages)
+        self._takes_rows = any(isinstance(part, StagedModule) for part in parts)
         self._group = group
         self._last_rank = dist.get_global_rank(group, layout.pp - 1)
         self._loss = loss
@@ -173,7 +233,9 @@ class Pipeline:
         losses: list[Tensor] = []
         # torch first runs each stage once to learn its shapes, as if with the first micro-batch.
         with samples(self._seed, batches[0][2]):
-            self._schedule.step(*self._inputs(), target=self._numbers(), losses=losses, return_outputs=False)
+            self._schedule.step(
+                *self._inputs(), target=self._numbers(), losses=losses, return_outputs=False, **self._all_rows()
+            )
         total = torch.zeros((), dtype=torch.float64, device=batches[0][0].device)
         for loss in losses:
             total += loss.detach()
@@ -183,7 +245,7 @@ class Pipeline:
         """Forward only: the scores of the rows that count of each micro-batch, on every rank of the pipeline."""
         self._begin(batches, None)
         with torch.no_grad(), samples(self._seed, batches[0][2]):
-            self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[])
+            self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[], **self._all_rows())
         counts = [batch[3] for batch in batches]
         return list(torch.split(self._from_last(batches[0][0].device), counts))
 
@@ -207,6 +269,9 @@ class Pipeline:
 
     def _inputs(self) -> tuple[Tensor, ...]:
         return (torch.cat([batch[0] for batch in self._batches]),) if self._is_first else ()
+
+    def _all_rows(self) -> dict[str, Tensor]:
+        return {"rows": torch.cat([batch[0] for batch in self._batches])} if self._takes_rows else {}
 
     def _numbers(self) -> Tensor | None:
         return torch.arange(self._num_microbatches) if self.is_last else None

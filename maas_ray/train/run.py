@@ -20,7 +20,7 @@ from maas_ray.cluster.preflight import preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
-from maas_ray.models.build import build_model
+from maas_ray.models.build import build_model, example_rows
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.board import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
@@ -137,7 +137,8 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
         from maas_ray.train.parallel import refuse_unfit
         from maas_ray.train.pipeline import refuse_microbatches
 
-        refuse_unfit(net, layout, spec.layout.tp_plan)
+        example = example_rows(dataset.features.row)
+        refuse_unfit(net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example)
         refuse_microbatches(layout, spec.batch.accumulation)
     with _no_compiler():
         optimizer = build_optimizer(spec.optimizer, net)

@@ -27,7 +27,7 @@ from maas_ray.train.assemble import build_loader, build_net, build_plan, build_t
 from maas_ray.train.layout import Layout, possible_layouts
 from maas_ray.train.loop import mean_loss, train_step
 from maas_ray.train.parallel import place_rank
-from maas_ray.train.pipeline import can_be_staged
+from maas_ray.train.pipeline import num_layers
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.state import tensors_of
 
@@ -66,12 +66,9 @@ class _Trace:
 def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[Layout]:
     """The layouts in which this model could be trained by at most so many processes."""
     net = build_net(spec, dataset.features)
-    num_layers = 0
-    if can_be_staged(net):
-        num_layers = sum(any(True for _ in layer.parameters()) for layer in net.children())
     plan = spec.layout.tp_plan or getattr(net, "tp_plan", None) or {}
     layouts = possible_layouts(
-        max_world, has_plan=bool(plan), num_layers=num_layers, has_sequence="sequence_parallel" in plan.values()
+        max_world, has_plan=bool(plan), num_layers=num_layers(net), has_sequence="sequence_parallel" in plan.values()
     )
     return [layout for layout in layouts if layout.dp <= spec.batch.global_size]
 
@@ -199,6 +196,8 @@ def _trace(spec: TrainSpec, data_digest: str, layout: Layout, steps: int) -> "_T
         # Cutting a batch into micro-batches changes no gradient; a pipeline needs some.
         batch = spec.batch.model_copy(update={"accumulation": 2 * layout.pp})
         spec = spec.model_copy(update={"batch": batch})
+    if spec.layout.pp_split is not None and len(spec.layout.pp_split) != layout.num_stages - 1:
+        spec = spec.model_copy(update={"layout": spec.layout.model_copy(update={"pp_split": None})})
     place = place_rank(layout, "cpu")
     try:
         trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"), torch.float64)
