@@ -65,7 +65,8 @@ def main() -> None:
     saver = Saver(store, "background", group=saving_group())
     found: dict[str, Any] = {"bytes": num_bytes, "rounds": []}
     for number in range(options.rounds + 1):
-        disk = _timed(lambda: _write(root / f"raw-{rank}", num_bytes // RANKS))
+        raw = root / f"raw-{rank}-{number}"  # a new one, as a save writes: freeing an old one's blocks takes time
+        disk = _timed(lambda: _write(raw, num_bytes // RANKS))  # noqa: B023
         snapshot = Snapshot(number, 0, tensors)
         waited = _timed(lambda: save(store, "waited", snapshot, group))  # noqa: B023
         stall = _timed(lambda: saver.save(snapshot))  # noqa: B023

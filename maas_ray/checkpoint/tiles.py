@@ -40,7 +40,10 @@ def grid(shape: Sequence[int], itemsize: int, total_bytes: int = 0) -> list[list
         dim = min(can, key=lambda dim: levels[dim])
         levels[dim] += 1
         extents[dim] = -(-shape[dim] // 2 ** levels[dim])
-    return [_edges(size, level) for size, level in zip(shape, levels, strict=True)]
+    edges = [_edges(size, level) for size, level in zip(shape, levels, strict=True)]
+    if edges:  # rows that tensor parallelism has cut are cut once more by FSDP: other rows where sizes do not divide
+        edges[0] = sorted({*edges[0], *_halves(0, shape[0], levels[0])})
+    return edges
 
 
 def cut(box: Box, edges: Sequence[Sequence[int]]) -> Iterator[Box]:
@@ -57,6 +60,15 @@ def _can_halve(dim: int, extents: Sequence[int], itemsize: int) -> bool:
     if extents[dim] < 2:
         return False
     return dim == 0 or math.prod(extents[dim:]) // 2 * itemsize >= _MIN_RUN_BYTES
+
+
+def _halves(start: int, size: int, level: int) -> Iterator[int]:
+    """Where a dimension is cut whose pieces are halved again and again."""
+    if level and size > 1:
+        half = -(-size // 2)
+        yield start + half
+        yield from _halves(start, half, level - 1)
+        yield from _halves(start + half, size - half, level - 1)
 
 
 def _edges(size: int, level: int) -> list[int]:

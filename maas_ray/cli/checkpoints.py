@@ -1,7 +1,7 @@
-"""checkpoints list, verify, reshard: the states of a run. Needs nothing but a store."""
+"""checkpoints list, verify, reshard, export: the states of a run. Needs nothing but a store."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Group
@@ -12,7 +12,7 @@ from maas_ray.cli.reporting import Answer, facts, reported, say, table
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]
 
-app = typer.Typer(help="Lists, verifies and re-writes the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="Lists, verifies, re-writes and exports the checkpoints of a run.", no_args_is_help=True)
 
 
 def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
@@ -92,9 +92,33 @@ def reshard(
     )
 
 
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="Folder that gets it: a directory or URI.")],
+    step: Step = None,
+    format_: Annotated[
+        Literal["hf"], typer.Option("--format", help="hf: config.json, safetensors and tokenizer, for transformers.")
+    ] = "hf",
+    shard_mb: Annotated[int, typer.Option(help="Largest file of weights, in MB.", min=1)] = 5000,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Writes a model for other programs: as transformers' `from_pretrained` reads it."""
+    with say.status("writing"):
+        from maas_ray.train.hf_export import export_hf
+        from maas_ray.train.trained import load_trained
+
+        trained = load_trained(open_store(store, endpoint), run, step)
+        opened = open_store(to, endpoint if to.startswith("s3://") else None)
+        files = export_hf(trained, opened, shard_mb * 1_000_000)
+    document = {"run": run, "step": trained.step, "weights": trained.weights, "folder": opened.uri, "files": files}
+    shown = {"folder": opened.uri, "weights": trained.weights, "files": "\n".join(files)}
+    return Answer(document, facts(f"step {trained.step} of {run}", shown))
+
+
 def _prefix(run: str) -> str:
     return f"runs/{run}/checkpoints"
 
 
-for command in (list_, verify, reshard):
+for command in (list_, verify, reshard, export):
     app.command(command.__name__.rstrip("_"))(reported(command))

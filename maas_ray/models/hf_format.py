@@ -1,16 +1,18 @@
 """The family `decoder` as a folder in Hugging Face's Llama format and back. Knows neither transformers nor a store.
 
-A folder holds config.json and model.safetensors, as `transformers.LlamaForCausalLM.from_pretrained` reads them. Both
+A folder holds config.json and model.safetensors, or several files and their index where it is large, as `transformers.LlamaForCausalLM.from_pretrained` reads them. Both
 turn the same halves of each head by the same angles, so that weights only change their names.
 """
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
@@ -19,6 +21,9 @@ from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+SHARD_BYTES = 5_000_000_000
+"""Largest file of weights, as transformers has it."""
 
 _BLOCK_NAMES = {
     "attention_norm": "input_layernorm",
@@ -42,12 +47,13 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def to_hf(net: nn.Module, directory: Path) -> None:
+def to_hf(net: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a decoder's weights and sizes in Llama's format.
 
     Args:
         net: a model of the family `decoder`, on any device; its floating-point type is kept.
         directory: is made if it is missing.
+        shard_bytes: largest file of weights; where more are needed, model.safetensors.index.json names them.
 
     Raises:
         ModelError: the model is not of this family.
@@ -63,8 +69,10 @@ def to_hf(net: nn.Module, directory: Path) -> None:
     weights = {
         f"{names[key.removesuffix('.weight')]}.weight": value.detach().cpu().clone() for key, value in state.items()
     }
+    from huggingface_hub import save_torch_state_dict  # comes with transformers; late, since it takes long
+
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    save_torch_state_dict(weights, directory, max_shard_size=shard_bytes)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -107,22 +115,22 @@ def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
     Raises:
         ModelError: the folder has no readable config.json, or describes a model that `decoder` cannot be.
     """
-    config = _read_json(directory / CONFIG)
+    return decoder_spec_of(_read_json(directory / CONFIG), str(directory / CONFIG))
+
+
+def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
+    """As `decoder_spec`, from the configuration itself; `source` names it in messages."""
     for key, wanted in _FIXED.items():
         found = config.get(key, wanted)
         if found != wanted:
-            raise ModelError(
-                f"{directory / CONFIG} says {key} {found!r}; a decoder has {wanted!r}: use the model 'hf:…'"
-            )
+            raise ModelError(f"{source} says {key} {found!r}; a decoder has {wanted!r}: use the model 'hf:…'")
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ModelError(
-            f"{directory / CONFIG} scales its rotary embedding ({rope['rope_type']}); use the model 'hf:…'"
-        )
+        raise ModelError(f"{source} scales its rotary embedding ({rope['rope_type']}); use the model 'hf:…'")
     try:
         width, heads = config["hidden_size"], config["num_attention_heads"]
         if config.get("head_dim") not in (None, width // heads):
-            raise ModelError(f"{directory / CONFIG} says head_dim {config['head_dim']}; a decoder has width / heads")
+            raise ModelError(f"{source} says head_dim {config['head_dim']}; a decoder has width / heads")
         params = {
             "layers": config["num_hidden_layers"],
             "width": width,
@@ -134,9 +142,9 @@ def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
             "norm_eps": config.get("rms_norm_eps", 1e-6),
             "tied": config.get("tie_word_embeddings", False),
         }
-        return parse_spec(DecoderSpec, params, source=str(directory / CONFIG)), int(config["vocab_size"])
+        return parse_spec(DecoderSpec, params, source=source), int(config["vocab_size"])
     except (KeyError, TypeError, SpecError) as error:
-        raise ModelError(f"{directory / CONFIG} is no configuration of a Llama model: {error}") from error
+        raise ModelError(f"{source} is no configuration of a Llama model: {error}") from error
 
 
 def _config(net: Decoder) -> dict[str, Any]:
@@ -180,6 +188,15 @@ def _names(num_layers: int) -> dict[str, str]:
     for i in range(num_layers):
         names |= {f"block_{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in _BLOCK_NAMES.items()}
     return names
+
+
+def our_name(weight: str) -> str | None:
+    """The name in `decoder` of a weight in Llama's format; None: a decoder has no such weight."""
+    layer = weight.removesuffix(".weight")
+    block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", layer)
+    names = _BLOCK_NAMES if block else _NAMES
+    ours = {theirs: ours for ours, theirs in names.items()}.get(block[2] if block else layer)
+    return ours and f"{f'block_{block[1]}.' if block else ''}{ours}.weight"
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:

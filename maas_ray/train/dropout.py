@@ -25,7 +25,10 @@ _M1, _M2 = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 """SplitMix64's multipliers as int64, which wraps around as uint64 does."""
 _BITS = 24
 """Bits of a hash that are compared with the share that is kept: as many as a float32 holds."""
-_TORCH = {"dropout": functional.dropout, "scaled_dot_product_attention": functional.scaled_dot_product_attention}
+_TORCH: dict[str, Any] = {
+    "dropout": functional.dropout,
+    "scaled_dot_product_attention": functional.scaled_dot_product_attention,
+}
 
 Shard = tuple[int, int, int]
 """(dimension, index, count): a tensor is piece `index` of `count` along this dimension of the whole activation."""
@@ -166,14 +169,15 @@ def running_of(module: nn.Module) -> Running | None:
 
 
 def _call_ours(is_ours: bool) -> None:
-    functional.dropout = _dropout if is_ours else _TORCH["dropout"]  # type: ignore[assignment]
+    functional.dropout = _dropout if is_ours else _TORCH["dropout"]
     functional.scaled_dot_product_attention = _attention if is_ours else _TORCH["scaled_dot_product_attention"]  # type: ignore[assignment]
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """torch.nn.functional.dropout, with a mask of the samples in modules that say when they run; x stays as it is."""
     if not training or not p or _current is None or not _current.running:
-        return _TORCH["dropout"](input, p, training, inplace)
+        drawn: Tensor = _TORCH["dropout"](input, p, training, inplace)
+        return drawn
     running = _current.running[-1]
     if running.shard is not None and input.dim() != 4:
         raise ModelError(

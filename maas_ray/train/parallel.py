@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import sha256
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -309,10 +310,9 @@ def _tie_again(part: nn.Module, tied: Sequence[Sequence[str]]) -> None:
 def _in_bf16(forward: Forward) -> Forward:
     """A stage is called by torch's schedules, several times and once more to learn its shapes: autocast goes inside."""
 
-    def computed(self: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training):
-            scores: Tensor = forward(self, x)
-        return scores
+    def computed(self: nn.Module, *given: Tensor, **rows: Tensor) -> Any:
+        with torch.autocast(given[0].device.type, torch.bfloat16, enabled=self.training):
+            return forward(self, *given, **rows)
 
     return computed
 

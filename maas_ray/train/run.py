@@ -93,6 +93,7 @@ def _run_training(
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
     run = _resumed(store, spec) if resume else _created(store, spec)
+    spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
     if run.status != "finished":
         if spec.model.is_classical:
             fit_classical(store, spec, run, on_progress)
@@ -107,13 +108,22 @@ def _created(store: ObstoreStore, spec: TrainSpec) -> Run:
         runs.get(spec.run)
     except NotFound:
         dataset = prepare(spec.data, store)
-        _check(spec, dataset)
-        return runs.create(spec, dataset.digest, git_commit(Path.cwd()))
+        start = None
+        if spec.init is not None:
+            from maas_ray.train.warm_start import open_start, settle_init  # late: few runs need it
+
+            init = settle_init(spec.init, store)
+            spec, start = spec.model_copy(update={"init": init}), open_start(init, store, spec.storage)
+        _check(spec, dataset, start)
+        lineage = start.lineage() if start is not None else None
+        return runs.create(spec, dataset.digest, git_commit(Path.cwd()), lineage)
     raise Conflict(f"a run {spec.run!r} exists in {store.uri}; give --resume to continue it, or choose another name")
 
 
 def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
     run = Runs(store).get(spec.run)
+    if spec.init is not None:
+        spec = spec.model_copy(update={"init": spec.init.as_settled(run.spec.init)})
     if changed := run.spec.same_training(spec):
         raise SpecError(
             f"run {spec.run!r} was started with other values of {', '.join(changed)}; resuming it with these would be "
@@ -122,7 +132,7 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
     return run
 
 
-def _check(spec: TrainSpec, dataset: Dataset) -> None:
+def _check(spec: TrainSpec, dataset: Dataset, start: Any = None) -> None:
     """Builds everything once here, so that what is wrong with it is said before any worker starts."""
     if spec.model.is_classical:
         return check_classical(spec, dataset)
@@ -131,6 +141,8 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     net = build_model(
         spec.model, dataset.features.row, dataset.features.num_outputs, per_token=dataset.features.is_per_token
     )
+    if start is not None:
+        start.check(spec.model, net.state_dict())
     for layout in spec.layouts():
         if layout.dp_replicate == layout.world:
             continue  # replicas fit any model, and what the others need takes long to import

@@ -43,6 +43,8 @@ class Run:
     error: str | None = None
     reason: str | None = None
     """Why it finished before its last step."""
+    start: Mapping[str, Any] | None = None
+    """The weights that it started from; None: those that its seed drew."""
     attempts: tuple[Mapping[str, Any], ...] = ()
     """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
 
@@ -59,8 +61,16 @@ class Runs:
         self._store = store
         self._clock = clock
 
-    def create(self, spec: TrainSpec, data_digest: str, git_commit: str | None) -> Run:
+    def create(
+        self, spec: TrainSpec, data_digest: str, git_commit: str | None, start: Mapping[str, Any] | None = None
+    ) -> Run:
         """Commits a new run.
+
+        Args:
+            spec: what it is.
+            data_digest: the prepared data set.
+            git_commit: the code.
+            start: the weights that it starts from, see `train/warm_start.py`; None: those that its seed draws.
 
         Raises:
             Conflict: the id is taken.
@@ -70,6 +80,7 @@ class Runs:
             "data_digest": data_digest,
             "git_commit": git_commit,
             "created_s": self._clock(),
+            "start": dict(start) if start is not None else None,
         }
         draft = Draft(self._store, run_prefix(spec.run), KIND)
         try:
@@ -103,7 +114,14 @@ class Runs:
             elif kind != "validated":
                 status.update({name: event.get(name) for name in ("step", "error", "reason")}, status=kind)
         return Run(
-            run, spec, meta["data_digest"], meta["git_commit"], meta["created_s"], attempts=tuple(attempts), **status
+            run,
+            spec,
+            meta["data_digest"],
+            meta["git_commit"],
+            meta["created_s"],
+            attempts=tuple(attempts),
+            **status,
+            start=meta.get("start"),
         )
 
     def validated(self, run: str) -> dict[int, dict[str, float]]:

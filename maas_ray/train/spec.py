@@ -12,6 +12,7 @@ from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.ema import EmaSpec
+from maas_ray.train.init_spec import InitSpec
 from maas_ray.train.layout import Layout, LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
@@ -125,6 +126,8 @@ class TrainSpec(Spec):
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    init: InitSpec | None = None
+    """Weights to start from; None: those that `seed` draws."""
     ema: EmaSpec | None = None
     """An exponential moving average of the weights; None: none is kept."""
     batch: BatchSpec = BatchSpec()

@@ -197,6 +197,8 @@ class _Begin:
         self.unit, self.flow = unit, flow
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self.flow.received:
+            return None  # the whole module runs, which has this layer too
         values, form = tree_flatten((args, kwargs))
         for i, value in zip(self.unit.crossing, self.flow.received, strict=True):
             values[i] = value

@@ -38,7 +38,7 @@ from maas_ray.train.rates import Rates
 from maas_ray.train.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.scorer import Scorer
 from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import buffers_of, restore, tensors_of
+from maas_ray.train.state import MODEL, buffers_of, restore, tensors_of
 
 RANDOM = "seed-position"
 """How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/dropout.py."""
@@ -185,11 +185,28 @@ def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[in
     if dist.is_initialized():
         dist.broadcast(newest, src=0)
     if not int(newest):
+        if spec.init is not None:
+            _begin(store, spec, trainee)
         return 0, []
     committed = open_checkpoint(store, prefix, int(newest))
     saved = read_saved(committed)
     restore(trainee, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
     return saved.step, saved.history
+
+
+def _begin(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
+    from maas_ray.train.warm_start import open_start  # late: few runs need it
+
+    if spec.init is None:
+        return
+    start = open_start(spec.init, store, spec.storage)
+    weights = {
+        name.removeprefix(MODEL): tensor for name, tensor in tensors_of(trainee).items() if name.startswith(MODEL)
+    }
+    start.check(spec.model, weights)
+    start.load(weights)
+    if trainee.ema is not None:
+        trainee.ema.update(0)
 
 
 def _stop(spec: TrainSpec, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:

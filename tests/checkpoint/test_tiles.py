@@ -38,6 +38,15 @@ def test_a_large_matrix_is_cut_where_ranks_divide_it(size: int, ranks: int, dim:
     assert set(starts) <= set(grid(shape, 4)[dim])
 
 
+@pytest.mark.parametrize("size", [501, 1003, 50257])
+def test_rows_are_also_cut_where_ranks_divide_what_others_have_divided(size: int) -> None:
+    starts = [0]
+    for outer in torch.empty(size, device="meta").chunk(2):
+        for inner in outer.chunk(2):
+            starts.append(starts[-1] + len(inner))
+    assert set(starts) <= set(grid([size, 768], 4)[0])
+
+
 @pytest.mark.parametrize(
     ("shape", "num_tiles"),
     [

@@ -1,6 +1,7 @@
 """A process that dies before or after any store operation leaves the old state or the new one, never a part."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from maas_ray.store import manifest
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from tests.support.bundles import save_toy_bundle
-from tests.support.faulty import Died, DyingStore
+from tests.support.faulty import FAULTS, Died, DyingStore, FaultyStore
 
 
 def _publish(store: Any) -> None:
@@ -100,6 +101,26 @@ def test_readers_see_the_old_state_or_the_new_one_whatever_the_point_of_death(
     order = [case.allowed.index(view) for view in views]
     assert order == sorted(order)
     assert set(order) == set(range(len(case.allowed)))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", CASES)
+def test_readers_see_the_old_state_or_the_new_one_whatever_the_store_reports(name: str, storage: StorageSpec) -> None:
+    case = CASES[name]
+    views = []
+    for number in range(1, _num_operations(case, storage) + 1):
+        for fault in FAULTS:
+            place = f"{storage.uri}-{number}-{fault.replace(' ', '-').replace('/', '')}"
+            store = open_store(storage.model_copy(update={"uri": place}))
+            case.before(store)
+            with suppress(MaasError):  # some are survived, such as an answer that got lost
+                case.act(FaultyStore(store, fault, number))
+            views.append(case.view(store))
+            assert fsck(store, collect=True, grace=timedelta(0)).problems == []
+            assert case.view(store) == views[-1]
+            case.act(store)
+            assert fsck(store).problems == []
+    assert set(views) == set(case.allowed)
 
 
 def test_a_commit_whose_manifest_is_written_first_is_caught(

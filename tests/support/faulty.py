@@ -34,6 +34,9 @@ class _Wrapped:
         for key in keys:
             self._change(key, lambda key=key: self._store.delete([key]))
 
+    def delete_staged(self, info: ObjectInfo) -> None:
+        self._change(info.key, lambda: self._store.delete_staged(info))
+
     def get(self, key: str) -> bytes:
         return self._alive().get(key)
 

@@ -107,7 +107,8 @@ def _rows(row: Row, count: int = 5) -> Tensor:
 
 
 def _assert_same(net: nn.Module, stages: list[nn.Module], rows: Tensor) -> None:
-    net.eval()
+    for part in (net, *stages):
+        part.eval()
     assert torch.equal(_chain(stages, rows), net(rows))
     names = [name for stage in stages for name in stage.state_dict()]
     assert sorted(names) == sorted(net.state_dict())
@@ -185,7 +186,7 @@ def test_tied_weights_on_two_stages_are_refused() -> None:
 
 
 def test_stages_in_a_wrong_order_are_noticed() -> None:
-    net, rows = Blocks().eval(), torch.randn(5, 6)
+    net, rows = Blocks(), torch.randn(5, 6)
     first, second, third, fourth = split_layers(net, 4, example=rows)
     assert torch.equal(_chain([first, second, third, fourth], rows), net(rows))
     assert not torch.equal(_chain([first, third, second, fourth], rows), net(rows))

@@ -1,0 +1,153 @@
+"""Weights of a folder in Hugging Face's format, in any store, read in slices. Knows no model and no process group.
+
+Each file of weights begins with its length and its JSON header (https://huggingface.co/docs/safetensors), so that a rank
+fetches the rows that it needs and nothing else. Nothing is unpickled.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maas_ray.checkpoint.dtypes import DTYPES
+from maas_ray.errors import MaasError, ModelError, NotFound
+from maas_ray.spec import canonical_json
+from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
+
+CONFIG = "config.json"
+MAX_HEADER_BYTES = 100_000_000
+"""As in the library: a longer one is damage."""
+
+REQUEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Where one tensor lies."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Place of its first byte in the file."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class HfFolder:
+    """A folder with config.json and files of weights.
+
+    Args:
+        uri: a directory, or what a `StorageSpec` takes.
+        endpoint: of an S3-compatible service.
+
+    Raises:
+        ModelError: there is no such folder, or a file of it cannot be read; when it is asked for.
+    """
+
+    def __init__(self, uri: str, endpoint: str | None = None) -> None:
+        self.uri = uri
+        path = Path(uri.removeprefix("file://")).expanduser()
+        if ("://" not in uri or uri.startswith("file://")) and not path.is_dir():
+            raise ModelError(f"there is no directory {uri}; give a folder in Hugging Face's format")
+        self._store: ObjectStore = open_store(StorageSpec(uri=uri, endpoint=endpoint if "s3://" in uri else None))
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json says."""
+        try:
+            document = json.loads(self._store.get(CONFIG))
+        except (NotFound, ValueError) as error:
+            raise ModelError(f"{self.uri}/{CONFIG} cannot be read: {error}; give a folder that has one") from error
+        if not isinstance(document, dict):
+            raise ModelError(f"{self.uri}/{CONFIG} holds a {type(document).__name__} and no object")
+        return document
+
+    @cached_property
+    def weights(self) -> Mapping[str, Weight]:
+        """Every tensor of its *.safetensors files, by name."""
+        found: dict[str, Weight] = {}
+        for name, size in self._files():
+            try:
+                for key, weight in self._header(name, size):
+                    if key in found:
+                        raise ValueError(f"{key} is in {found[key].file} already")
+                    found[key] = weight
+            except (ValueError, KeyError, TypeError, AttributeError, MaasError) as error:
+                raise ModelError(
+                    f"{self.uri}/{name} cannot be read as safetensors: {error}; copy the whole folder again"
+                ) from error
+        return found
+
+    def read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A box of a tensor, in the type that the file has; the rows that it lies in are fetched."""
+        weight = self.weights[name]
+        rows = slice(offsets[0], offsets[0] + sizes[0]) if weight.shape else slice(0, 1)
+        row_bytes = weight.nbytes // weight.shape[0] if weight.shape and weight.shape[0] else weight.nbytes
+        data = bytearray().join(
+            self._range(weight.file, weight.start + start, weight.start + stop)
+            for start, stop in _cut(rows.start * row_bytes, rows.stop * row_bytes)
+        )
+        if not data:
+            return torch.empty(tuple(sizes), dtype=weight.dtype)
+        shape = (sizes[0], *weight.shape[1:]) if weight.shape else ()
+        values = torch.frombuffer(data, dtype=weight.dtype).view(shape)
+        for dim in range(1, len(shape)):
+            values = values.narrow(dim, offsets[dim], sizes[dim])
+        return values
+
+    def digest(self) -> str:
+        """Hex sha256 of config.json and of all weights, byte by byte: what a run began from."""
+        whole = sha256(canonical_json(self.config))
+        for name, size in self._files():
+            whole.update(f"{name} {size}\n".encode())
+            for start, stop in _cut(0, size):
+                whole.update(self._range(name, start, stop))
+        return whole.hexdigest()
+
+    def _files(self) -> list[tuple[str, int]]:
+        found = [(info.key, info.size) for info in self._store.scan("") if info.key.endswith(".safetensors")]
+        found = [(name, size) for name, size in found if "/" not in name]
+        if not found:
+            raise ModelError(
+                f"{self.uri} has no *.safetensors; weights in pickles (pytorch_model.bin) are not read: convert them with "
+                "save_pretrained"
+            )
+        return found
+
+    def _header(self, name: str, size: int) -> Iterator[tuple[str, Weight]]:
+        length = int.from_bytes(self._range(name, 0, min(8, size)), "little")
+        begin = 8 + length
+        if size < 8 or length > MAX_HEADER_BYTES or begin > size:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        for key, about in json.loads(self._range(name, 8, begin)).items():
+            if key == "__metadata__":
+                continue
+            start, stop = about["data_offsets"]
+            weight = Weight(name, DTYPES[about["dtype"]], tuple(map(int, about["shape"])), begin + start)
+            if start < 0 or begin + stop > size or stop - start != weight.nbytes or min(weight.shape, default=0) < 0:
+                raise ValueError(f"{key} lies outside of the file or has not the bytes of its shape")
+            yield key, weight
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        if stop <= start:
+            return b""
+        (data,) = self._store.get_ranges(name, [(start, stop)])
+        if len(data) != stop - start:
+            raise ModelError(f"{self.uri}/{name} ends before byte {stop}; copy the whole folder again")
+        return data
+
+
+def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for begin in range(start, stop, REQUEST_BYTES):
+        yield begin, min(begin + REQUEST_BYTES, stop)
