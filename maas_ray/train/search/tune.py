@@ -203,7 +203,8 @@ def _environment() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)  # Tune takes it, to stop trials in order, and never gives it back
+            # Tune takes it, to stop trials in order, and never gives it back.
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
