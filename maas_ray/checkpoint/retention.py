@@ -1,5 +1,6 @@
 """Which checkpoints to keep: the newest, the best, every n-th and the pinned ones. Counts committed ones only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,12 +36,20 @@ class Retention:
         store: where the checkpoints lie.
         prefix: their place, such as `runs/<run>/checkpoints`.
         keep: the rules.
+        late: metrics by step that became known after the commit; may grow from call to call.
     """
 
-    def __init__(self, store: ObjectStore, prefix: str, keep: Keep) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        keep: Keep,
+        late: Mapping[int, Mapping[str, float]] | None = None,
+    ) -> None:
         self._store = store
         self._prefix = prefix
         self._keep = keep
+        self._late = late if late is not None else {}
         self._scores: dict[int, float | None] = {}
 
     def apply(self) -> list[int]:
@@ -65,11 +74,14 @@ class Retention:
         if self._keep.every_steps:
             chosen |= {step for step in steps if step % self._keep.every_steps == 0}
         if self._keep.best and self._keep.metric:
-            scored = [(score, step) for step in steps if (score := self._scores[step]) is not None]
+            scored = [(score, step) for step in steps if (score := self._score(step)) is not None]
             sign = 1 if self._keep.mode == "min" else -1
             ranked = sorted(scored, key=lambda pair: (sign * pair[0], -pair[1]))
             chosen |= {step for _, step in ranked[: self._keep.best]}
         return chosen
+
+    def _score(self, step: int) -> float | None:
+        return self._late.get(step, {}).get(self._keep.metric or "", self._scores[step])
 
     def _is_whole(self, step: int) -> bool:
         if step not in self._scores:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -42,6 +42,7 @@ class Saver:
         timeout_s: longest time for writing the parts of one checkpoint.
         keep: what retention keeps; None: everything.
         max_failures: saves in a row that may fail.
+        late: rank 0's metrics by step that become known after the commit, for retention.
         on_commit: called on rank 0 with each committed checkpoint, in the background; its errors are logged.
     """
 
@@ -55,12 +56,13 @@ class Saver:
         keep: Keep | None = None,
         max_failures: int = 3,
         on_commit: Callable[[Committed], None] | None = None,
+        late: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
         self._store = store
         self._prefix = prefix
         self._team = Team(group)
         self._timeout_s = timeout_s
-        self._retention = Retention(store, prefix, keep) if keep is not None and self._team.rank == 0 else None
+        self._retention = Retention(store, prefix, keep, late) if keep is not None and self._team.rank == 0 else None
         self._max_failures = max_failures
         self._on_commit = on_commit if self._team.rank == 0 else None
         self._planner = Planner(self._team)

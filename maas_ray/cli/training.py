@@ -60,6 +60,7 @@ def train(
         **{name: f"{value:.4g}" for name, value in result.metrics.items()},
         "checkpoint": f"step {result.checkpoint_step}",
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
+        **result.report,
     }
     return Answer(asdict(result), facts(f"run {result.run} is finished", shown))
 

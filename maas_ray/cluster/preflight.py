@@ -101,6 +101,13 @@ def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], cap
     )
 
 
+def has_autoscaler() -> bool:
+    """Whether an autoscaler has told Ray its limits."""
+    from ray._private.state import state
+
+    return state.get_cluster_config() is not None
+
+
 def _autoscaler_capacity(needed: Resources, limit: int) -> int:
     """What the autoscaler's node groups could hold at their largest; 0 where no autoscaler has told Ray its limits."""
     from ray._private.state import state

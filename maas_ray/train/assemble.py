@@ -112,7 +112,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
         seed=spec.seed,
         log_every=spec.log_every,
         checkpoint_every=spec.checkpoint.every_steps,
-        validate_every=spec.validate_every,
+        validate_every=spec.checkpoint.every_steps if spec.validation.beside else spec.validate_every,
         clip_norm=spec.clip_norm,
         precision=spec.precision,
         saves_validated=spec.checkpoint.keep_best > 0,

@@ -1,15 +1,31 @@
-"""What a run leaves for people to look at: TensorBoard scalars, and the losses kept in its checkpoints."""
+"""What a run leaves for people to look at: TensorBoard scalars and histograms, and the losses kept in its checkpoints."""
 
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from maas_ray.spec import Spec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.figures import finite
 from maas_ray.train.progress import Progress
 
 PREFIX = "tensorboard"
+
+
+class TensorboardSpec(Spec):
+    """What TensorBoard shows beside the figures."""
+
+    histograms_every: PositiveInt | None = None
+    """Logged steps between histograms of weights and gradients; None: none. Of what is sharded or staged, those are shown
+    that rank 0 holds: nothing is gathered for them."""
+    samples: int = Field(default=0, ge=0, le=64)
+    """Rows of the validation split whose predictions are shown at each validation, always the first ones. A language
+    model goes on with each from its middle, which takes up to 32 runs of it."""
 
 
 class Journal:
@@ -50,13 +66,30 @@ class Journal:
             "train/epoch": progress.epoch,
             **{f"validation/{name}": value for name, value in progress.metrics.items()},
         }
+        validated = progress.step if progress.of_step is None else progress.of_step
         for name, value in scalars.items():
             if value is not None:
-                self._writer.add_scalar(name, value, progress.step, walltime=now)
+                step = validated if name.startswith("validation/") else progress.step
+                self._writer.add_scalar(name, value, step, walltime=now)
+        if progress.samples:
+            self._writer.add_text("validation/samples", progress.samples, validated, walltime=now)
         if progress.loss is not None:
             self.history.append({"step": progress.step, "loss": progress.loss, "lr": progress.lr})
         if progress.metrics:
-            self.history.append({"step": progress.step, "validation": finite(progress.metrics)})
+            self.history.append({"step": validated, "validation": finite(progress.metrics)})
+
+    def write_histograms(self, step: int, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Adds the distribution of each tensor's finite values; after `write` for the same step.
+
+        Args:
+            step: optimizer steps done.
+            values: names, such as `weights/<name>`, and tensors of any shape on any device.
+        """
+        for name, value in values:
+            finite_values = value.detach().float().flatten()
+            finite_values = finite_values[finite_values.isfinite()]
+            if finite_values.numel() and self._writer is not None:
+                self._writer.add_histogram(name, finite_values.cpu().numpy(), step)
 
     def publish(self) -> None:
         """Makes what was written so far visible in an object store; with a local store it is already."""

@@ -14,6 +14,8 @@ class Progress:
         tokens_per_s: over all ranks, where rows are sequences of tokens.
         mfu: share of the operations per second that the devices could do at best, where that is known.
         metrics: validation figures, at the end of an epoch, where the data has a validation split.
+        of_step: the step that these are of, if it is an earlier one (validation beside training).
+        samples: predictions of that step for a few rows, as Markdown.
         workers: processes that train by now; 0: not said.
     """
 
@@ -26,4 +28,6 @@ class Progress:
     tokens_per_s: float | None = None
     mfu: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    of_step: int | None = None
+    samples: str = ""
     workers: int = 0

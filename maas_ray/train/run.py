@@ -16,13 +16,14 @@ import ray
 import torch
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
-from maas_ray.cluster.preflight import preflight
+from maas_ray.cluster.preflight import alive_nodes, preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
 from maas_ray.models.build import build_model, example_rows
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
+from maas_ray.train.beside import refuse_no_room
 from maas_ray.train.board import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
@@ -30,6 +31,7 @@ from maas_ray.train.figures import newest_figures, refuse_figure
 from maas_ray.train.journal import location
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.progress import Progress
+from maas_ray.train.report import Ended, commit_report, find_part
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
 from maas_ray.train.signals import sigterm
 from maas_ray.train.spec import TrainSpec
@@ -49,6 +51,8 @@ class RunResult:
     """Why it ended before its last step; None: it did not."""
     tensorboard: str
     """What to give `tensorboard --logdir`."""
+    report: dict[str, str]
+    """Where `report.json` and `report.png` lie; see report.py."""
 
 
 def run_training(
@@ -92,6 +96,8 @@ def _run_training(
     # Workers run in other directories, perhaps on other machines: give them the absolute location.
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
+    if spec.validation.beside:
+        refuse_no_room(spec)
     run = _resumed(store, spec) if resume else _created(store, spec)
     spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
     if run.status != "finished":
@@ -160,6 +166,8 @@ def _check(spec: TrainSpec, dataset: Dataset, start: Any = None) -> None:
 def _check_figures(spec: TrainSpec, dataset: Dataset) -> None:
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
+    if spec.validation.beside and not has_validation:
+        raise SpecError("validation.beside: the data has no validation split; set data.split.validation, or remove it")
     if by.keep_best:
         refuse_figure("checkpoint", by.metric, by.mode, task, has_validation)
     if early is not None:
@@ -241,10 +249,21 @@ def _await(job: Launch, board: Any, seen: Follower, is_told_to_end: Callable[[],
 
 def _result(store: ObstoreStore, run: str) -> RunResult:
     record = Runs(store).get(run)
-    state = (
-        load_fitted(store, run)
-        if record.spec.model.is_classical
-        else read_saved(open_checkpoint(store, checkpoints_prefix(run)))
+    if record.spec.model.is_classical:
+        fitted = load_fitted(store, run)
+        ended = Ended(fitted.step, fitted.history)
+    else:
+        saved = read_saved(open_checkpoint(store, checkpoints_prefix(run)))
+        ended = Ended(saved.step, saved.history, saved.meta.get("layout"), saved.meta.get("seconds"))
+    report = commit_report(store, run, ended, alive_nodes())
+    metrics = {**newest_figures(ended.history), **Runs(store).validated(run).get(ended.step, {})}
+    return RunResult(
+        run=run,
+        step=ended.step,
+        metrics=metrics,
+        data_digest=record.data_digest,
+        checkpoint_step=ended.step,
+        reason=record.reason,
+        tensorboard=location(store, run),
+        report={name: find_part(report, name) for name in report.parts},
     )
-    metrics = newest_figures(state.history)
-    return RunResult(run, state.step, metrics, record.data_digest, state.step, record.reason, location(store, run))

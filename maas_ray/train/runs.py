@@ -3,6 +3,7 @@
 runs/<run>/manifest.json          the spec, the data digest and the code: written once, never changed
 runs/<run>/log/…                  what happened since: started, attempt, finished, failed, stopped, evaluated
 runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
+runs/<run>/report/                see report.py
 """
 
 import subprocess

@@ -13,6 +13,7 @@ from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.ema import EmaSpec
 from maas_ray.train.init_spec import InitSpec
+from maas_ray.train.journal import TensorboardSpec
 from maas_ray.train.layout import Layout, LayoutSpec
 from maas_ray.train.objective import ObjectiveSpec, build_loss
 from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
@@ -77,6 +78,20 @@ class WorkersSpec(Spec):
     def most(self) -> int:
         """Most processes."""
         return self.max or self.count
+
+
+class ValidationSpec(Spec):
+    """How the validation split is looked at."""
+
+    beside: bool = False
+    """A task beside the workers validates each committed checkpoint while they train on; its figures are known when the
+    next checkpoint is due. Otherwise the workers validate between two steps."""
+    cpus: PositiveInt = 1
+    """CPUs of that task; also the number of its compute threads."""
+    gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of that task."""
+    timeout_s: PositiveFloat = 600.0
+    """A checkpoint whose figures take longer has none: training goes on without them."""
 
 
 class CheckpointSpec(Spec):
@@ -150,6 +165,8 @@ class TrainSpec(Spec):
     """Optimizer steps between logged losses."""
     validate_every: PositiveInt | None = None
     """Optimizer steps between validations; None: at the end of every epoch. The last step always has one."""
+    validation: ValidationSpec = ValidationSpec()
+    tensorboard: TensorboardSpec = TensorboardSpec()
     workers: WorkersSpec = WorkersSpec()
     layout: LayoutSpec = LayoutSpec()
     throughput: ThroughputSpec = ThroughputSpec()
@@ -161,6 +178,10 @@ class TrainSpec(Spec):
         if self.model.is_classical:
             refuse_unused(self, self.model.name)
             parse_classical(self.model.name, self.model.params, self.data.task)
+        if self.validation.beside and self.validate_every is not None:
+            raise ValueError(
+                "validation.beside looks at every checkpoint: remove validate_every, and set checkpoint.every_steps"
+            )
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
         for layout in self.layouts():
@@ -206,11 +227,11 @@ class TrainSpec(Spec):
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
 
-        Where it is stored, how often it is checkpointed or logged, whether it stops early, on which workers it runs, how they
-        share the model and how fast they are may change.
+        Where it is stored, how often it is checkpointed, validated or logged, whether it stops early, on which workers it
+        runs, how they share the model and how fast they are may change.
         """
         free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
-        free |= {"early_stopping"}
+        free |= {"early_stopping", "validation", "tensorboard"}
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient

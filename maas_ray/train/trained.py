@@ -20,6 +20,7 @@ from maas_ray.train.evaluate import evaluate_rows
 from maas_ray.train.objective import build_loss
 from maas_ray.train.raw_model import RawModel
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix
+from maas_ray.train.samples import show_samples
 from maas_ray.train.state import EMA
 
 Weights = Literal["ema", "raw"]
@@ -90,8 +91,8 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
 
 
-def evaluate_trained(trained: Trained, split: str) -> Evaluation:
-    """Evaluates a loaded network on a split.
+def evaluate_trained(trained: Trained, split: str, device: torch.device | None = None) -> Evaluation:
+    """Evaluates a loaded network on a split, on the CPU or another device, where it stays.
 
     Raises:
         DataError: the data has no such split.
@@ -104,13 +105,22 @@ def evaluate_trained(trained: Trained, split: str) -> Evaluation:
             f"the data of run {trained.run.id!r} has no {split!r} split; it has {there}; see data.split in the spec"
         )
     metrics = evaluate_rows(
-        RawModel(features, trained.net),
+        RawModel(features, trained.net).to(device),
         open_rows(trained.dataset, split, seed=trained.run.spec.seed),
         task=features.task,
         num_classes=features.num_outputs,
         loss=build_loss(trained.run.spec.objective, features.task),
+        device=device,
     )
     return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
+
+
+def sample_trained(trained: Trained, split: str, count: int, device: torch.device) -> str:
+    """What a loaded network says to the first rows of a split; see `show_samples`."""
+    rows = open_rows(trained.dataset, split, seed=trained.run.spec.seed)
+    return show_samples(
+        RawModel(trained.dataset.features, trained.net).to(device), rows, trained.dataset, count, device
+    )
 
 
 def evaluate_run(

@@ -3,14 +3,14 @@
 Kept apart from train/run.py so that the processes that train import only what training needs.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
 from maas_ray.checkpoint.index import read_index
@@ -18,27 +18,31 @@ from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot
 from maas_ray.checkpoint.saver import Saver
 from maas_ray.checkpoint.team import saving_group
-from maas_ray.data.dataset import Dataset, open_dataset
-from maas_ray.data.opening import open_rows
+from maas_ray.data.dataset import open_dataset
 from maas_ray.errors import MaasError
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import group
+from maas_ray.train.agreement import rank0_says
 from maas_ray.train.assemble import build_batches, build_loader, build_plan, build_trainee
+from maas_ray.train.beside import Beside
 from maas_ray.train.board import TIMEOUT_S
 from maas_ray.train.figures import figures_at
 from maas_ray.train.finite import refuse_not_finite
+from maas_ray.train.gradients import local
 from maas_ray.train.journal import Journal
-from maas_ray.train.loop import Plan, Trainee, fit, settle
+from maas_ray.train.loop import Trainee, fit, settle
 from maas_ray.train.pace import Pace
 from maas_ray.train.parallel import place_rank, refuse_far_groups
 from maas_ray.train.profile import Profiler
 from maas_ray.train.progress import Progress
 from maas_ray.train.rates import Rates
 from maas_ray.train.runs import checkpoints_prefix, run_prefix
-from maas_ray.train.scorer import Scorer
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.state import MODEL, buffers_of, restore, tensors_of
+from maas_ray.train.stopping import Stopper
+from maas_ray.train.stopwatch import Stopwatch
+from maas_ray.train.validating import beside_training, between_steps
 
 RANDOM = "seed-position"
 """How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/dropout.py."""
@@ -79,6 +83,7 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
 
 def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, pace: Pace) -> bool:
     """Returns whether the run is done: False if this rank left early, everything committed."""
+    watch = Stopwatch("starting")
     torch.set_num_threads(spec.workers.cpus)
     torch.use_deterministic_algorithms(spec.deterministic)
     store = open_store(spec.storage)
@@ -93,14 +98,23 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)
-    first_step, history = _restore(store, spec, trainee)
+    first_step, history, seconds = _restore(store, spec, trainee)
+    watch.add(seconds)
     pace.committed(first_step)
     pace.begin(first_step)
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     journal = Journal(store, spec.run, first_step, history) if is_first else None
+    beside = Beside(store, spec) if is_first and spec.validation.beside else None
+    stopper = spec.stopper()
 
     def commit(committed: Committed) -> None:
-        pace.committed(int(committed.meta["step"]))
+        step = int(committed.meta["step"])
+        pace.committed(step)
+        # Not what is committed because the ranks leave: an undisturbed run would have no figures of it.
+        if beside is not None and (
+            plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
+        ):
+            beside.start(step)
         if journal is not None:
             journal.publish()
 
@@ -111,6 +125,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         timeout_s=spec.checkpoint.timeout_s,
         keep=spec.checkpoint.keep(),
         on_commit=commit,
+        late=beside.figures if beside is not None else None,
     )
 
     rates = Rates(spec, dataset.features, device, world)
@@ -120,9 +135,24 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         if journal is not None:
             progress = rates.added_to(progress)
             journal.write(progress)
+            if _shows_histograms(spec, progress):
+                journal.write_histograms(progress.step, _distributions(trainee))
             board.put.remote(progress)
 
+    validate = between_steps(spec, plan, dataset, trainee, report)
+    if spec.validation.beside:
+        validate = beside_training(beside, plan, saver, trainee, report)
+
+    def validate_timed(done: int) -> None:
+        with watch.phase("validation"):
+            if validate is not None:
+                validate(done)
+
     def checkpoint(done: int) -> None:
+        with watch.phase("checkpoints"):
+            save(done)
+
+    def save(done: int) -> None:
         tensors = tensors_of(trainee)
         refuse_not_finite(tensors, done, device, buffers_of(trainee))
         history = journal.history if journal is not None else []
@@ -135,6 +165,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
                     "layout": str(place.layout),
                     "metrics": figures_at(history, done),
                     "random": RANDOM,
+                    "seconds": watch.seconds(),
                     "seed": spec.seed,
                 },
                 history=history,
@@ -143,6 +174,10 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
 
     profiler = _profiler(spec, store)
     try:
+        if beside is not None:
+            there = list_checkpoints(store, checkpoints_prefix(spec.run))
+            beside.resume(history, [step for step in there if plan.is_checkpoint(step - 1)])
+        watch.enter("training")
         with build_batches(spec, plan, loader, first_step, device) as batches:
             is_done = fit(
                 plan,
@@ -151,17 +186,21 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
                 first_step,
                 report=report,
                 checkpoint=checkpoint,
-                validate=_validator(spec, plan, dataset, trainee, report),
-                stop=_stop(spec, journal, device),
+                validate=validate_timed if validate is not None else None,
+                stop=_stop(stopper, journal, device),
                 leaves=pace.is_stop,
                 begin=profiler.begin if profiler is not None else None,
             )
         saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
+        if is_done and spec.validation.beside and validate is not None:
+            validate(saver.committed_step or first_step)  # takes in the figures of that state
         return is_done
     finally:
         saver.close()
         if profiler is not None:
             profiler.close()
+        if beside is not None:
+            beside.close()
         if journal is not None:
             journal.close()
 
@@ -175,8 +214,10 @@ def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
     )
 
 
-def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[int, list[dict[str, Any]]]:
-    """Loads the newest committed state, if there is one; returns the steps done and the losses logged.
+def _restore(
+    store: ObstoreStore, spec: TrainSpec, trainee: Trainee
+) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
+    """Loads the newest committed state, if there is one; returns the steps done, what was logged, and where time went.
 
     Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
     """
@@ -187,11 +228,11 @@ def _restore(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> tuple[in
     if not int(newest):
         if spec.init is not None:
             _begin(store, spec, trainee)
-        return 0, []
+        return 0, [], {}
     committed = open_checkpoint(store, prefix, int(newest))
     saved = read_saved(committed)
     restore(trainee, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
-    return saved.step, saved.history
+    return saved.step, saved.history, saved.meta.get("seconds", {})
 
 
 def _begin(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
@@ -209,9 +250,8 @@ def _begin(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
         trainee.ema.update(0)
 
 
-def _stop(spec: TrainSpec, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
+def _stop(stopper: Stopper | None, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
     """Rank 0 has the history and decides; the others hear of it."""
-    stopper = spec.stopper()
     if stopper is None:
         return None
 
@@ -219,37 +259,20 @@ def _stop(spec: TrainSpec, journal: Journal | None, device: torch.device) -> Cal
         if stopper.needs_validation and not is_validated:
             return False
         ends = journal is not None and stopper.follow(journal.history) is not None
-        decided = torch.tensor([ends], dtype=torch.int32, device=device)
-        if dist.is_initialized():
-            dist.broadcast(decided, src=0)
-        return bool(decided)
+        return rank0_says(ends, device)
 
     return stop
 
 
-def _validator(
-    spec: TrainSpec, plan: Plan, dataset: Dataset, trainee: Trainee, report: Callable[[Progress], None]
-) -> Callable[[int], None] | None:
-    if not dataset.num_rows.get("validation"):
-        return None
-    place = trainee.place
-    rows = open_rows(dataset, "validation", seed=spec.seed)
-    model = Scorer(trainee, plan, spec.batch.accumulation)
+def _shows_histograms(spec: TrainSpec, progress: Progress) -> bool:
+    every = spec.tensorboard.histograms_every
+    return every is not None and progress.loss is not None and progress.step // spec.log_every % every == 0
 
-    def validate(done: int) -> None:
-        from maas_ray.train.evaluate import evaluate_rows  # late: torchmetrics would take 3 s before the first step
 
-        with trainee.ema.applied() if trainee.ema is not None else nullcontext():
-            metrics = evaluate_rows(
-                model,
-                rows,
-                task=dataset.features.task,
-                num_classes=dataset.features.num_outputs,
-                loss=trainee.loss,
-                device=trainee.device,
-                rank=place.dp,
-                world=place.layout.dp,
-            )
-        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics))
-
-    return validate
+def _distributions(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+    """This rank's pieces of weights, and of the gradients of the step that has just been done."""
+    for part in trainee.parts:
+        for name, parameter in part.named_parameters():
+            yield f"weights/{name}", local(parameter)
+            if parameter.grad is not None:
+                yield f"gradients/{name}", local(parameter.grad)

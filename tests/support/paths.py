@@ -34,13 +34,14 @@ STEPS = 240
 
 
 def table_spec(storage: StorageSpec, run: str, table: Table, **changes: Any) -> TrainSpec:
-    """A run of `STEPS` steps whose every loss is logged: two workers, dropout on."""
+    """A run of `STEPS` steps whose every loss is logged: two workers, dropout on, an average of its weights."""
     fields: dict[str, Any] = {
         "data": table.data,
         "epochs": None,
         "steps": STEPS,
         "log_every": 1,
         "checkpoint": {"every_steps": 80},
+        "ema": {"decay": 0.9},
         "seed": 5,
     }
     return digits_spec(storage, run, **{**fields, **changes})
