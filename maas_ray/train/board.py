@@ -38,6 +38,8 @@ class Launch:
     storage: StorageSpec
     sizes: tuple[int, ...]
     """Numbers of workers with which the run may go on, ascending."""
+    together: int
+    """Neighbouring ranks that have to be on one node."""
     cpus: int
     gpus: int
     max_restarts: int

@@ -307,7 +307,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         return NoopDecision()
 
     def _size(self) -> int:
-        return round_down(find_room(self._job.resources, self._held(), self._job.sizes[-1]), self._job.sizes)
+        job = self._job
+        return round_down(find_room(job.resources, self._held(), job.sizes[-1], job.together), job.sizes)
 
     def _reason(self, num_workers: int) -> str | None:
         """Why the workers should leave and start anew, if they should."""

@@ -12,13 +12,14 @@ def going_nodes() -> frozenset[str]:
     return frozenset(state.get_draining_nodes())
 
 
-def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int) -> int:
+def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int, together: int = 1) -> int:
     """How many workers would fit now on nodes that stay, counted up to `limit`.
 
     Args:
         needed: what each worker takes, by Ray's names.
         held: how many workers each node has that would make room for new ones; nodes that are gone do not count.
         limit: most that are of interest.
+        together: workers that have to be on one node: those that share each matrix product.
     """
     going = going_nodes()
     free = [
@@ -26,7 +27,7 @@ def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int) 
         for node, has in available_resources_per_node().items()
         if node not in going
     ]
-    return count_workers(free, needed, limit)
+    return min(limit, sum(count_workers([node], needed, limit) // together * together for node in free))
 
 
 def round_down(room: int, sizes: Sequence[int]) -> int:

@@ -198,6 +198,7 @@ def _fit(
         data_digest=run.data_digest,
         storage=spec.storage,
         sizes=sizes,
+        together=1 if spec.layout.tp_across_nodes else spec.layout.tp,
         cpus=workers.cpus,
         gpus=workers.gpus,
         max_restarts=workers.max_restarts,

@@ -17,6 +17,7 @@ JOB = Launch(
     data_digest="",
     storage=StorageSpec(),
     sizes=(2,),
+    together=1,
     cpus=1,
     gpus=0,
     max_restarts=3,
