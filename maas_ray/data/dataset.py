@@ -34,8 +34,8 @@ from maas_ray.store.objects import ObjectStore
 
 PREFIX = "datasets"
 KIND = "dataset"
-FORMATS = (1, 2)
-"""2: a table in shards."""
+PLAIN, SHARDED = FORMATS = (1, 2)
+"""What a manifest says; SHARDED: a table in shards."""
 MAX_PART_BYTES = 1 << 26
 TARGET = "\0target"
 """The target's column in a part: a name that no feature can have."""
@@ -196,7 +196,7 @@ def commit_dataset(
         source: JSON-able; not part of the digest.
         parts: names and bytes.
     """
-    body = {"format": FORMATS[0], "features": features.model_dump(mode="json"), **meta}
+    body = {"format": PLAIN, "features": features.model_dump(mode="json"), **meta}
     digest = content_digest(body, content)
     try:
         return open_dataset(store, digest)

@@ -12,7 +12,8 @@ from maas_ray.data.dataset import TARGET, Dataset, Split, open_dataset, save_dat
 from maas_ray.data.features import TOKEN_TASKS, Features
 from maas_ray.data.files import format_of, list_files
 from maas_ray.data.fit import fit_columns
-from maas_ray.data.large.prepare import is_large, prepare_large
+from maas_ray.data.large import prepare as large
+from maas_ray.data.large.save import save_shards
 from maas_ray.data.plan import ColumnPlan, plan_column
 from maas_ray.data.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.source import SKLEARN, read_table
@@ -50,8 +51,8 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     if not spec.uri.startswith(SKLEARN):
         files = list_files(spec)
         paths = [file.path for file in files]
-        if is_large(files, kind := format_of(spec, paths)):
-            return prepare_large(spec, store, files, kind, cpu_timeout_s)
+        if large.is_large(files, kind := format_of(spec, paths)):
+            return large.prepare_large(spec, store, files, kind, cpu_timeout_s)
     raw_table = read_table(spec, paths)
     raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
@@ -77,7 +78,9 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         codes = encode_target(spec.target, targets[split], labels, split)
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
         tables[split] = tables[split].append_column(TARGET, pa.array(encoded))
-    return save_dataset(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
+    is_heavy = sum(table.nbytes for table in tables.values()) > large.LARGE_BYTES
+    save = save_shards if is_heavy else save_dataset
+    return save(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
 
 
 def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan]]:

@@ -17,7 +17,7 @@ from pyarrow import csv, feather, parquet
 from maas_ray.data.arrays import tensor_field
 from maas_ray.data.dataset import Dataset, open_dataset
 from maas_ray.data.files import list_files
-from maas_ray.data.large import clean, gather, survey, units, write
+from maas_ray.data.large import clean, gather, save, survey, units, write
 from maas_ray.data.large import prepare as large
 from maas_ray.data.large import rows as large_rows
 from maas_ray.data.loader import Loader
@@ -134,6 +134,10 @@ def test_many_files_through_tasks_give_the_data_set_that_one_process_gives(
     assert (dataset.digest, dataset.report) == (alone.digest, alone.report)
     assert _digests(dataset) == _digests(alone)
     assert verify(dataset.committed) == []
+    monkeypatch.setenv("MAAS_RAY_HOME", str(tmp_path / "home"))  # where a machine keeps the shards of a remote store
+    ids = np.arange(200, dtype=np.int64)[::-1].copy()
+    mine, theirs = (open_rows(one, "train").take(ids, ids) for one in (dataset, alone))
+    assert torch.equal(mine.columns[0].nan_to_num(-1), theirs.columns[0].nan_to_num(-1))
 
 
 def test_files_that_did_not_change_are_not_read_again(
@@ -242,7 +246,7 @@ def test_a_task_that_runs_twice_writes_the_same_bytes_to_the_same_place(
     job = clean.Job(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
     found = gather.gather(job, 60)
     features = prepare(spec, file_store).features
-    writing = write.Writing(job, features, large._dictionaries(features, found), "d" * 64, "a" * 32)
+    writing = write.Writing(job, features, save.build_dictionaries(features, found.values), "d" * 64, "a" * 32)
     first = write.write_shards(0, writing, file_store)
     before = {one["name"]: file_store.get(one["part"]["key"]) for one in first}
     assert write.write_shards(0, writing, file_store) == first
@@ -343,3 +347,23 @@ def test_images_in_folders_are_rows_with_the_class_of_their_folder(
     (tmp_path / "images" / "dog" / "001.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="001.png is not an image that can be read"):
         prepare(_spec(str(tmp_path / "images"), **fields), file_store)
+
+
+def test_arrays_of_one_file_become_shards_where_they_are_many(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    arrays = {"image": rng.integers(0, 256, (300, 1, 3, 3)).astype(np.uint8), "y": rng.normal(size=300)}
+    arrays |= {"place": rng.choice(["a", "b", "rare"], 300, p=[0.6, 0.39, 0.01])}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    spec = _spec(str(tmp_path / "rows.npz"), target="y", task="regression", cleaning={})
+    small = prepare(spec, file_store)
+    monkeypatch.setattr(large, "LARGE_BYTES", 0)
+    monkeypatch.setattr(save, "MAX_PART_BYTES", 1000)
+    sharded = prepare(spec, file_store)
+    assert len(sharded.shards.shards["train"]) > 3
+    assert (sharded.features, sharded.report, sharded.num_rows) == (small.features, small.report, small.num_rows)
+    _same_rows(sharded, small)
+    ids = np.arange(len(arrays["y"]) // 2, dtype=np.int64)
+    mine, theirs = (open_rows(dataset, "train").take(ids, ids) for dataset in (sharded, small))
+    assert all(torch.equal(*pair) for pair in zip(mine.columns, theirs.columns, strict=True))

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 import maas_ray
 from maas_ray.data.cast import Cast, apply_cast
-from maas_ray.data.dataset import Dataset, begin_dataset, content_digest, end_dataset, open_dataset
-from maas_ray.data.features import CategoricalColumn, Features
+from maas_ray.data.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
+from maas_ray.data.features import Features
 from maas_ray.data.files import File, list_files
 from maas_ray.data.fit import fit_statistics
 from maas_ray.data.large.clean import Job
 from maas_ray.data.large.gather import Gathered, gather
 from maas_ray.data.large.layout import Shard, ShardLayout
+from maas_ray.data.large.save import build_dictionaries
 from maas_ray.data.large.survey import survey_source
 from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.large.units import FORMATS, Source, open_source
@@ -38,7 +39,6 @@ LARGE_BYTES = 1 << 27
 """Of files; with less, reading them here is faster than starting the first task."""
 MANY_IMAGES = 2000
 """As many are decoded in the time in which the first task starts."""
-FORMAT = 2
 SEEN = "prepared"
 """Kind and prefix of the notes on which files, unchanged since, became which data set."""
 
@@ -91,7 +91,7 @@ def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Fo
         labels=labels,
     )
     body = {
-        "format": FORMAT,
+        "format": SHARDED,
         "features": features.model_dump(mode="json"),
         "num_rows": found.num_rows,
         "report": found.report,
@@ -101,7 +101,7 @@ def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Fo
         return open_dataset(store, digest)
     except NotFound:
         pass  # the first time
-    writing = Writing(job, features, _dictionaries(features, found), digest, uuid.uuid4().hex)
+    writing = Writing(job, features, build_dictionaries(features, found.values), digest, uuid.uuid4().hex)
     return _write(store, writing, body, files, found, cpu_timeout_s)
 
 
@@ -146,13 +146,3 @@ def _plan(source: Source, name: str, cast: Cast) -> ColumnPlan:
     field = source.field(name)
     nothing = pa.chunked_array([pa.array([], field.type)])
     return plan_column(source.spec.cleaning, cast.kind, apply_cast(field, nothing, cast).field)
-
-
-def _dictionaries(features: Features, found: Gathered) -> dict[str, tuple[Any, ...]]:
-    """Codes for every raw value: the training split's first, so that these are what the model gets."""
-    result = {}
-    for column in features.columns:
-        if isinstance(column, CategoricalColumn):
-            seen = {*found.values[column.name], *([""] if column.datatype == "BYTES" else [])}
-            result[column.name] = (*column.categories, *sorted(seen - set(column.categories)))
-    return result

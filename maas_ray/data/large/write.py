@@ -1,6 +1,6 @@
 """The shards of one unit, written to the store by whoever runs the task. The same unit gives the same bytes each time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from maas_ray.data.dataset import MAX_PART_BYTES, dataset_part_key
 from maas_ray.data.features import CategoricalColumn, Features
@@ -71,27 +72,41 @@ def write_shards(number: int, writing: Writing, store: ObjectStore) -> list[dict
 
 def _encode(writing: Writing, block: CleanBlock, split: str) -> Block:
     ids = block.rows(split)
-    table = block.table.take(ids)
-    columns = writing.features.columns
+    features = writing.features
+    target = encode_target(features.target, block.target.values.take(ids), features.labels, split)
+    target = target.astype(np.float32) if features.task == "binary" else target
+    return encode_rows(features, writing.dictionaries, block.table.take(ids), target)
+
+
+def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table, target: NDArray[Any]) -> Block:
+    """Cast columns to rows of a shard.
+
+    Args:
+        features: what the columns are.
+        dictionaries: by categorical column, see `ShardLayout`.
+        table: has the columns.
+        target: [N], encoded.
+    """
+    columns = features.columns
     numbers = [table.column(one.name).to_numpy() for one in columns if one.kind == "numeric"]
-    codes = [_codes(writing, one, table.column(one.name)) for one in columns if isinstance(one, CategoricalColumn)]
+    codes = [
+        _codes(one, dictionaries[one.name], table.column(one.name))
+        for one in columns
+        if isinstance(one, CategoricalColumn)
+    ]
     tensors = []
     for column in columns:
         if column.kind == "tensor":
             flat = [chunk.flatten().to_numpy() for chunk in table.column(column.name).chunks]
-            tensors.append(np.concatenate(flat).reshape(len(ids), *column.shape))
-    features = writing.features
-    target = encode_target(features.target, block.target.values.take(ids), features.labels, split)
+            tensors.append(np.concatenate(flat).reshape(len(target), *column.shape))
     return Block(
-        np.stack(numbers, axis=1) if numbers else np.empty((len(ids), 0), dtype=np.float32),
-        np.stack(codes, axis=1) if codes else np.empty((len(ids), 0), dtype=np.int32),
+        np.stack(numbers, axis=1) if numbers else np.empty((len(target), 0), dtype=np.float32),
+        np.stack(codes, axis=1) if codes else np.empty((len(target), 0), dtype=np.int32),
         tuple(tensors),
-        target.astype(np.float32) if features.task == "binary" else target,
+        target,
     )
 
 
-def _codes(writing: Writing, column: CategoricalColumn, values: pa.ChunkedArray) -> Any:
+def _codes(column: CategoricalColumn, dictionary: Sequence[Any], values: pa.ChunkedArray) -> NDArray[np.int32]:
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
-    dictionary: Sequence[Any] | Mapping[str, Any] = writing.dictionaries[column.name]
-    found = pc.index_in(values, value_set=pa.array(dictionary, kind))
-    return found.to_numpy().astype(np.int32)
+    return pc.index_in(values, value_set=pa.array(dictionary, kind)).to_numpy().astype(np.int32)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
-MAX_WORDS = 1 << 20
-"""Words that are kept; with more, all are forgotten."""
+MAX_WORDS = 1 << 18
+"""Words that are kept, about 300 bytes each; with more, all are forgotten."""
 MAX_WORD = 1 << 10
 """Characters of a word that is kept."""
 _WORD = re.compile(
