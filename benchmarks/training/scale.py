@@ -28,6 +28,8 @@ from maas_ray.cluster import load_state
 NUM_NUMBERS = 60
 CITIES = np.array(["Rome", "Oslo", "Lima", "Kyiv", "Cairo", "Quito", "Delhi", "Accra"])
 FILE_BYTES = 80_000_000
+MAX_TWICE = 1.0
+"""Gigabytes that are prepared a second time, to compare the digests."""
 _ROW_BYTES = NUM_NUMBERS * 4 + 8
 _EVERY_S = 0.3
 _MARK = "MAAS_RAY_BENCHMARK_WATCHES"
@@ -158,7 +160,9 @@ def measure(directory: Path, home: Path, gigabytes: float, steps: int) -> dict[s
         with watching(home) as watch:
             found["prepared"] = _child(home, "prepare", str(job.path))
             found["preparing"] = watch.peaks
-        found["again"] = _child(home, "prepare", str(job.path))
+        found["noted"] = _child(home, "prepare", str(job.path))
+        if gigabytes <= MAX_TWICE:  # into another store, where nothing is noted
+            found["again"] = _child(home, "prepare", str(job.path), str(folder / "store"))
         found["read"] = _child(home, "read", str(job.path), found["prepared"]["digest"])
         with watching(home) as watch:
             run = ours.train(job, home, "scale-0")
@@ -190,7 +194,7 @@ def _child(home: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
-def _prepare(spec_path: str) -> Mapping[str, Any]:
+def _prepare(spec_path: str, store: str = "") -> Mapping[str, Any]:
     import ray
 
     from maas_ray.data.prepare import prepare
@@ -201,7 +205,7 @@ def _prepare(spec_path: str) -> Mapping[str, Any]:
     ray.init(log_to_driver=False)
     spec = load_spec(TrainSpec, spec_path)
     start = time.perf_counter()
-    dataset = prepare(spec.data, open_store(spec.storage))
+    dataset = prepare(spec.data, open_store(store or spec.storage))
     seconds = time.perf_counter() - start
     return {"digest": dataset.digest, "seconds": seconds, "num_rows": dataset.num_rows, "report": dataset.report}
 
