@@ -109,4 +109,5 @@ def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table,
 
 def _codes(column: CategoricalColumn, dictionary: Sequence[Any], values: pa.ChunkedArray) -> NDArray[np.int32]:
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
-    return pc.index_in(values, value_set=pa.array(dictionary, kind)).to_numpy().astype(np.int32)
+    codes: NDArray[np.int32] = pc.index_in(values, value_set=pa.array(dictionary, kind)).to_numpy().astype(np.int32)
+    return codes
