@@ -8,22 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from maas_ray.spec import Spec
 from maas_ray.train.gradients import local
-
-
-class EmaSpec(Spec):
-    """An average of the weights over the last steps, used for validation and taken by `evaluate` and `publish`."""
-
-    decay: float = Field(default=0.999, gt=0.0, lt=1.0)
-    """After each step: `average = decay * average + (1 - decay) * weight`."""
-    start_step: NonNegativeInt = 0
-    """Until so many steps are done the average is the weights themselves."""
 
 
 class Ema:

@@ -11,7 +11,7 @@ from maas_ray.models.classical import parse_classical
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
-from maas_ray.train.ema import EmaSpec
+from maas_ray.train.ema_spec import EmaSpec
 from maas_ray.train.init_spec import InitSpec
 from maas_ray.train.journal import TensorboardSpec
 from maas_ray.train.layout import Layout, LayoutSpec

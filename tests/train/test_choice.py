@@ -39,7 +39,7 @@ def _run(store: ObstoreStore, directory: Path, metric: str = "validation_loss", 
 
 
 def _value(trained: Trained) -> float:
-    values = {float(value) for parameter in trained.net.parameters() for value in parameter.flatten()}
+    values = {float(value) for parameter in trained.net.parameters() for value in parameter.detach().flatten()}
     assert len(values) == 1
     return values.pop()
 
