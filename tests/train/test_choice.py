@@ -55,6 +55,11 @@ def test_the_best_checkpoint_and_the_averages_are_taken_where_the_spec_says_so(
     Runs(file_store).record("r", {"type": "validated", "step": 1, "metrics": {"validation_loss": 0.1}})
     assert choose_step(file_store, run, "best") == 1, "a figure that came later counts"
     assert evaluate_run(file_store, "r", "validation", weights="raw").step == 1
+
+
+@pytest.mark.fault
+def test_a_bundle_says_that_it_was_made_of_averages(file_store: ObstoreStore, tmp_path: Path) -> None:
+    _run(file_store, tmp_path, ema={"decay": 0.9})
     exported = export_run(file_store, "r", 3, weights="raw")
     averaged = export_run(file_store, "r", 3)
     assert (exported.info.lineage.weights, averaged.info.lineage.weights) == (None, "ema")
