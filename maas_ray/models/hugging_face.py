@@ -37,8 +37,8 @@ class HuggingFaceSpec(Spec):
     """A local folder with config.json and safetensors whose weights training starts from; it has to be there wherever the
     model is built. Weights in pickles are not read."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention. Where the configuration has an attention dropout, this draws it from the generator of
-    the process: such a run depends on the number of workers."""
+    """Implementation of attention. Where the configuration has an attention dropout, training computes attention step by
+    step with either one, so that the mask follows the sample: that takes memory for the weights of all pairs of tokens."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -56,3 +56,31 @@ class LooksAtValues(Flat):
     def forward(self, x: Tensor) -> Tensor:
         scores = super().forward(x)
         return scores if float(x.sum()) < 1e9 else -scores
+
+
+class HidesWhatItNeeds(nn.Module):
+    """Its head needs something of its first layer, and takes it from where neither arguments nor autograd lead."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+        self.flatten = nn.Flatten()
+        self.layers = nn.ModuleList([_Keeps(self.kept, *input_shape, 8), nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flatten(x)
+        for layer in self.layers:
+            x = layer(x).tanh()
+        scores: Tensor = self.head(x) * self.kept[-1]
+        return scores
+
+
+class _Keeps(nn.Linear):
+    def __init__(self, kept: list[Tensor], num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out)
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept[:] = [self.weight.detach().abs().sum()]
+        return super().forward(x)

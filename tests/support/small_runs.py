@@ -30,8 +30,39 @@ MODELS: dict[str, dict[str, Any]] = {
         "params": {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "dropout": 0.2},
     },
     "encoder": {"name": "encoder", "params": {"layers": 3, "width": 32, "heads": 4, "dropout": 0.2}},
+    "llama": {
+        "name": "hf:LlamaForCausalLM",
+        "params": {
+            "config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "attention_dropout": 0.2,
+            }
+        },
+    },
+    "bert": {
+        "name": "hf:BertForMaskedLM",
+        "params": {
+            "config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "tie_word_embeddings": False,
+            }
+        },
+    },
 }
-"""`encoder` predicts masked tokens, whose number differs from row to row."""
+"""`encoder` and `bert` predict masked tokens, whose number differs from row to row."""
+TASKS = {
+    "decoder": "language_modeling",
+    "llama": "language_modeling",
+    "encoder": "masked_language_modeling",
+    "bert": "masked_language_modeling",
+}
 
 
 def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -> tuple[TrainSpec, Dataset]:
@@ -46,9 +77,9 @@ def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -
         "steps": 3,
         "storage": {"uri": store.uri},
     }
-    if model in ("decoder", "encoder"):
+    if model in TASKS:
         (directory / "text.txt").write_text(TEXT)
-        task = "language_modeling" if model == "decoder" else "masked_language_modeling"
+        task = TASKS[model]
         split = {"validation": 0.1, "test": 0}
         fields["data"] = {"uri": str(directory / "text.txt"), "task": task, "split": split, "text": WORDS}
     spec = TrainSpec.model_validate({**fields, **changes})

@@ -44,11 +44,26 @@ def test_every_family_trains_the_same_on_every_layout(file_store: ObstoreStore, 
     assert {one.layout for one in compared if one.refused} <= {"TP 4", "TP 4 +SP"}
 
 
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_transformers_models_with_dropout_train_the_same_on_two_ranks(
+    file_store: ObstoreStore, tmp_path: Path, model: str
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, model)
+    layouts = layouts_for(spec, dataset, 2)
+    assert {str(layout) for layout in layouts} >= {"DDP 2", "FSDP 2", "PP 2 gpipe", "PP 2 1f1b", "PP 2 interleaved"}
+    compared = verify_layouts(spec, dataset.digest, layouts, steps=3)
+    assert failures(compared) == []
+    assert [one.layout for one in compared if one.refused] == []
+
+
 @pytest.mark.parametrize(
     ("fault", "layout"),
     [
         ("tests.support.nets:ScalesItsGradient", Layout(dp_replicate=2)),
         pytest.param("tests.support.nets:DrawsByRank", Layout(dp_shard=2), marks=pytest.mark.fault),
+        pytest.param("tests.support.nets:HidesWhatItNeeds", Layout(pp=2), marks=pytest.mark.fault),
     ],
 )
 def test_a_model_that_trains_otherwise_on_several_ranks_is_caught(
