@@ -1,6 +1,7 @@
 """How fast a run is: tokens per second, and the share of what its devices could compute. Knows no loop."""
 
 import logging
+import re
 from dataclasses import replace
 
 import torch
@@ -68,7 +69,7 @@ def peak_tflops(spec: TrainSpec, device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for part, (bf16, fp32) in PEAKS.items():
-        if part in name:
+        if re.search(rf"\b{part}\b", name):  # an A10G is no A10
             return bf16 if spec.precision == "bf16" else fp32
     return None
 

@@ -197,12 +197,12 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         return is_done
     finally:
         saver.close()
-        if profiler is not None:
-            profiler.close()
         if beside is not None:
             beside.close()
         if journal is not None:
             journal.close()
+        if profiler is not None:
+            profiler.close()
 
 
 def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:

@@ -81,14 +81,18 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
 ) -> None:
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
-    spec = table_spec(storage, "r", finished_run.table, **CHANGES)
+    # The undisturbed run reads when it needs to and records nothing: that changes no bit either.
+    throughput = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
+    spec = table_spec(storage, "r", finished_run.table, **CHANGES, throughput=throughput)
     with ThreadPoolExecutor(1) as thread:
         killed_at = thread.submit(_kill_a_worker, ray_cluster, store, _train_workers(ray_cluster))
         result = run_training(spec)
     assert killed_at.result() < STEPS, "the worker was killed too late to prove anything"
     assert _outcome(store) == _outcome(finished_run.store, "table")
     events = EventAccumulator(result.tensorboard).Reload()
-    assert {"train/loss", "train/lr", "train/samples_per_s"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/samples_per_s", "train/mfu"} <= set(events.Tags()["scalars"])
+    traces = [found.key for found in store.scan("runs/r/profile")]
+    assert traces == [f"runs/r/profile/step-3-rank-{rank}.json.gz" for rank in range(2)]
     assert max(event.step for event in events.Scalars("train/loss")) == STEPS
 
 

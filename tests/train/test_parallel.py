@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
+from maas_ray.train.blocks import neighbours
 from maas_ray.train.layout import Layout, LayoutSpec, possible_layouts
 from maas_ray.train.parallel import refuse_far_groups, refuse_unfit
 from maas_ray.train.pipeline import refuse_microbatches, split_layers
@@ -117,3 +118,26 @@ def _far(rank: int) -> str:
 
 def test_a_tensor_parallel_group_on_two_nodes_is_refused_on_every_rank() -> None:
     assert all("the ranks 0 to 1 share matrix products and are on 2 nodes" in text for text in run_ranks(_far, 2))
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (0, [["layer_0"], ["layer_1"], ["layer_2"], ["layer_3"]]),
+        (4 * 72 + 1, [["layer_0", "layer_1"], ["layer_2", "layer_3"]]),
+        (4 * 72 * 3, [["layer_0", "layer_1", "layer_2"]]),
+        (10_000, []),
+    ],
+)
+def test_neighbouring_layers_are_gathered_together_until_they_are_large_enough(
+    least: int, expected: list[list[str]]
+) -> None:
+    net = _layers(8, 8, 8, 8, 8)
+    names = {id(layer): name for name, layer in net.named_children()}
+    assert [[names[id(layer)] for layer in group] for group in neighbours(net, least)] == expected
+
+
+def test_layers_that_share_a_weight_are_left_to_the_whole_model() -> None:
+    net = _layers(4, 4, 4, 4)
+    net.layer_2.weight = net.layer_0.weight
+    assert neighbours(net, 0) == [[net.layer_1]]

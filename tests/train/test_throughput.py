@@ -107,6 +107,7 @@ LAYOUTS = [(Layout(dp_shard=2), 0.0), (Layout(pp=2), 25.0)]
 WIDE = [
     *LAYOUTS,
     (Layout(dp_replicate=2), 25.0),
+    (Layout(dp_shard=2), 0.1),  # two blocks at once
     (Layout(dp_shard=2), 25.0),
     (Layout(tp=2, sequence_parallel=True), 25.0),
     (Layout(pp=2, schedule="interleaved"), 25.0),

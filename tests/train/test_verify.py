@@ -58,6 +58,19 @@ def test_transformers_models_with_dropout_train_the_same_on_two_ranks(
     assert [one.layout for one in compared if one.refused] == []
 
 
+@pytest.mark.fault
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_a_decoder_that_keeps_no_activations_trains_the_same_on_every_layout(
+    file_store: ObstoreStore, tmp_path: Path, kind: str
+) -> None:
+    asked = {"throughput": {"activation_checkpointing": kind}, "layout": {"shard_unit_mib": 0}}
+    spec, dataset = make_run(file_store, tmp_path, "decoder", **asked)
+    compared = verify_layouts(spec, dataset.digest, [*layouts_for(spec, dataset, 4), THREE_AXES], steps=2)
+    assert failures(compared) == []
+    assert {one.layout for one in compared if one.refused} <= {"TP 4", "TP 4 +SP"}
+
+
 @pytest.mark.parametrize(
     ("fault", "layout"),
     [
