@@ -1,8 +1,9 @@
 """`torch.compile` per block: one compilation serves all blocks of a class. Knows no layout.
 
 What is compiled is a block's `forward` alone. Hooks around it (FSDP2, tensor parallelism) stay as they are, and so do the
-names of its weights, which torch.compile of a module would change. Activation checkpointing goes around what is compiled:
-its bookkeeping of rows (train/dropout.py) is Python. Compiled on GPUs the same way; not run on one by its authors.
+names of its weights, which torch.compile of a module would change. Activation checkpointing goes around what is compiled.
+Dropout stays outside, since each layer of it has numbers of its own, for each of which the compiler would start again: a
+block with dropout is compiled in the pieces between. The same on GPUs; not run on one by its authors.
 """
 
 import os
@@ -16,6 +17,7 @@ from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing
 from maas_ray.train.blocks import Forward, blocks, replace_forward
+from maas_ray.train.dropout import SampleDropout
 
 
 def compile_blocks(net: nn.Module) -> None:
@@ -33,6 +35,9 @@ def compile_blocks(net: nn.Module) -> None:
             "a torch.nn.ModuleList; put its layers in one, or leave it out"
         )
     for block in found:
+        for module in block.modules():
+            if isinstance(module, SampleDropout) and module.p:
+                replace_forward(module, _left_out)
         replace_forward(block, _compiled)
 
 
@@ -43,6 +48,11 @@ def _compiled(forward: Forward) -> Forward:
         return inner(self, *args, **kwargs)
 
     return compiled
+
+
+def _left_out(forward: Forward) -> Forward:
+    left_out: Forward = torch.compiler.disable(forward)  # type: ignore[no-untyped-call]
+    return left_out
 
 
 def refuse_no_compiler() -> None:
