@@ -1,37 +1,33 @@
 """From a model's name and parameters to a module that fits the data. Knows nothing of training or export."""
 
-import difflib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from maas_ray.errors import ModelError, SpecError
-from maas_ray.models.classical import CLASSICAL, parse_classical
-from maas_ray.models.convnet import ConvnetSpec, build_convnet
-from maas_ray.models.decoder import DecoderSpec, build_decoder
-from maas_ray.models.encoder import EncoderSpec, build_classifier, build_masked
-from maas_ray.models.hugging_face import PREFIX, HuggingFaceSpec, build_hugging_face
+from maas_ray.errors import ModelError
+from maas_ray.models.convnet import build_convnet
+from maas_ray.models.decoder import build_decoder
+from maas_ray.models.encoder import build_classifier, build_masked
+from maas_ray.models.hugging_face import build_hugging_face
 from maas_ray.models.imported import build_imported
-from maas_ray.models.mlp import MlpSpec, build_mlp
-from maas_ray.models.resnet import ResnetSpec, build_resnet
+from maas_ray.models.mlp import build_mlp
+from maas_ray.models.params import PREFIX, HuggingFaceSpec
+from maas_ray.models.resnet import build_resnet
 from maas_ray.models.row import Row
-from maas_ray.models.weights import Initialization, initialize
-from maas_ray.spec import Spec, parse_spec
+from maas_ray.models.spec import PARAMS, ModelSpec
+from maas_ray.models.weights import initialize
+from maas_ray.spec import parse_spec
 
-_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _PROBE_ROWS = 2
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model known by name: the spec of its parameters, and how it is built from them."""
+    """A model known by name: how it is built from its parameters, which stand in `PARAMS`."""
 
-    params: type[Spec]
     per_row: Callable[[Any, Row, int], nn.Module] | None = None
     """From the parameters, the row and the number of outputs to a module with scores per row; None: it gives none."""
     per_token: Callable[[Any, Row, int], nn.Module] | None = None
@@ -39,51 +35,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "mlp": Family(MlpSpec, build_mlp),
-    "convnet": Family(ConvnetSpec, build_convnet),
-    "resnet": Family(ResnetSpec, build_resnet),
-    "encoder": Family(EncoderSpec, build_classifier, build_masked),
-    "decoder": Family(DecoderSpec, per_token=build_decoder),
+    "mlp": Family(build_mlp),
+    "convnet": Family(build_convnet),
+    "resnet": Family(build_resnet),
+    "encoder": Family(build_classifier, build_masked),
+    "decoder": Family(per_token=build_decoder),
 }
-
-
-class ModelSpec(Spec):
-    """Which model, with which parameters."""
-
-    name: str
-    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`,
-    `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
-    import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape] to [N, num_outputs];
-    int64 codes [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
-    `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its constructor names them."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """Parameters of the family, or arguments of the class's constructor."""
-    initialization: Initialization = "default"
-    """How the weights are drawn; `default` leaves them as the layers draw them."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        is_hugging_face = self.name.startswith(PREFIX)
-        if self.name in FAMILIES or self.is_classical or is_hugging_face:
-            try:
-                if self.is_classical:
-                    parse_classical(self.name, self.params)
-                else:
-                    params = HuggingFaceSpec if is_hugging_face else FAMILIES[self.name].params
-                    parse_spec(params, self.params, source=f"model {self.name}")
-            except SpecError as error:
-                raise ValueError(str(error)) from None
-        elif not _IMPORT_PATH.fullmatch(self.name):
-            near = difflib.get_close_matches(self.name, CLASSICAL, n=1, cutoff=0.7)
-            near = near or difflib.get_close_matches(self.name, FAMILIES, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join([*FAMILIES, *CLASSICAL])}"
-            raise ValueError(f"unknown model {self.name!r}; {hint} (or an import path 'package.module:Class')")
-        return self
-
-    @property
-    def is_classical(self) -> bool:
-        """Whether scikit-learn trains it, see `models/classical.py`; it is then no torch module."""
-        return self.name in CLASSICAL
 
 
 def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool = False) -> nn.Module:
@@ -130,7 +87,7 @@ def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) 
         raise ModelError(
             f"{spec.name} gives no scores per {each}, which this task needs; use one of the models {', '.join(able)}"
         )
-    return build(parse_spec(family.params, spec.params, source=f"model {spec.name}"), row, num_outputs)
+    return build(parse_spec(PARAMS[spec.name], spec.params, source=f"model {spec.name}"), row, num_outputs)
 
 
 def example_rows(row: Row, count: int = _PROBE_ROWS, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -5,67 +5,19 @@ Ainslie et al. 2023 (grouped-query attention).
 """
 
 from collections import OrderedDict
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maas_ray.errors import ModelError
+from maas_ray.models.params import DecoderSpec
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import (
-    TransformerSpec,
     draw_weights,
-    refuse_heads,
     sequence_length,
     shareable_plan,
 )
-
-MLP_MULTIPLE = 64
-
-
-class DecoderSpec(TransformerSpec):
-    """Parameters of `decoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
-
-    Size 12 is the shape of GPT-2 small: 12 layers, 12 heads, 768 wide.
-    """
-
-    kv_heads: int | None = Field(default=None, ge=1)
-    """Heads of keys and values, each shared by the same number of query heads; None: as many as `heads`."""
-    mlp_width: int | None = Field(default=None, ge=1)
-    """Values inside the SwiGLU layer; None: 8/3 of the width, rounded up to a multiple of 64."""
-    rope_theta: float = Field(default=10_000.0, gt=1.0)
-    """Base of the rotary embedding's wavelengths."""
-    norm_eps: float = Field(default=1e-6, gt=0.0)
-    """Added to the mean square in RMSNorm."""
-    tied: bool = False
-    """The output layer shares the weights of the token embedding (Press & Wolf 2017)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        refuse_heads(self.num_values, self.num_heads)
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"heads is {self.num_heads} and kv_heads is {self.num_kv_heads}, which does not divide it; "
-                "each head of keys and values serves the same number of query heads"
-            )
-        if self.num_values // self.num_heads % 2:
-            raise ValueError(
-                f"a head has width / heads = {self.num_values // self.num_heads} values; the rotary embedding turns pairs: "
-                "it has to be even"
-            )
-        return self
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.kv_heads or self.num_heads
-
-    @property
-    def num_mlp_values(self) -> int:
-        """Values inside the SwiGLU layer."""
-        return self.mlp_width or -(-8 * self.num_values // (3 * MLP_MULTIPLE)) * MLP_MULTIPLE
 
 
 class RotaryAttention(nn.Module):

@@ -9,43 +9,18 @@ pooling counts it.
 """
 
 from collections import OrderedDict
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maas_ray.models.params import EncoderSpec
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import (
-    TransformerSpec,
     draw_weights,
-    refuse_heads,
     sequence_length,
     shareable_plan,
 )
-
-
-class EncoderSpec(TransformerSpec):
-    """Parameters of `encoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
-
-    Size 12 is the shape of BERT base: 12 layers, 12 heads, 768 wide.
-    """
-
-    mlp_width: int | None = Field(default=None, ge=1)
-    """Values inside the feed-forward layer; None: four times the width."""
-    pool: Literal["mean", "first"] = "mean"
-    """Classification: what of the tokens is scored, the mean of all or the first one."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        refuse_heads(self.num_values, self.num_heads)
-        return self
-
-    @property
-    def num_mlp_values(self) -> int:
-        """Values inside the feed-forward layer."""
-        return self.mlp_width or 4 * self.num_values
 
 
 class TokenEmbedding(nn.Module):

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.models.decoder import Decoder, DecoderSpec, RotaryAttention, SwiGLU, build_decoder
+from maas_ray.models.decoder import Decoder, RotaryAttention, SwiGLU, build_decoder
+from maas_ray.models.params import DecoderSpec
 from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
 

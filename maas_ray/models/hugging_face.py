@@ -8,43 +8,21 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.images import image_layout
+from maas_ray.models.params import PREFIX, HuggingFaceSpec
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import shareable_plan
-from maas_ray.spec import Spec
 
-PREFIX = "hf:"
 _TOKEN_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 _ROW_SUFFIXES = ("ForSequenceClassification",)
 _IMAGE_SUFFIXES = ("ForImageClassification",)
 _SUFFIXES = (*_TOKEN_SUFFIXES, *_ROW_SUFFIXES, *_IMAGE_SUFFIXES)
-
-
-class HuggingFaceSpec(Spec):
-    """Parameters of `hf:<Class>`: sizes by `config`, or a local folder by `path`."""
-
-    config: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the class's configuration; what is left out has the package's default. `vocab_size`, `num_labels`,
-    `num_channels` and `image_size` come from the data."""
-    path: str | None = None
-    """A local folder with config.json and safetensors whose weights training starts from; it has to be there wherever the
-    model is built. Weights in pickles are not read."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention. Where the configuration has an attention dropout, training computes attention step by
-    step with either one, so that the mask follows the sample: that takes memory for the weights of all pairs of tokens."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.path is not None and self.config:
-            raise ValueError("give either config or path: the folder has a config.json of its own")
-        return self
 
 
 class HuggingFaceModel(nn.Module):

@@ -1,15 +1,10 @@
 """Rows that are images: their layout and sizes. Knows no model."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
+from maas_ray.models.params import ImageLayout
 from maas_ray.models.row import Row
-
-Layout = Literal["auto", "channels_first", "channels_last"]
-"""Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a number of
-color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
 
 MAX_COLOR_CHANNELS = 4
 
@@ -43,7 +38,7 @@ class PixelMean(nn.Module):
         return images.mean(dim=(2, 3))
 
 
-def image_layout(name: str, layout: Layout, row: Row) -> tuple[ChannelsFirst, tuple[int, int, int]]:
+def image_layout(name: str, layout: ImageLayout, row: Row) -> tuple[ChannelsFirst, tuple[int, int, int]]:
     """The layer that turns rows into [N, C, H, W], and the sizes C, H and W.
 
     Args:

@@ -1,12 +1,10 @@
 """Activations and normalizations by name. Knows no model."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import nn
 
-Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu"]
-Norm2d = Literal["none", "group", "batch"]
+from maas_ray.models.params import Activation, Norm2d
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

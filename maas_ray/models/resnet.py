@@ -5,15 +5,13 @@ not at zero: that helps runs of a hundred epochs (Goyal et al. 2017, section 5.1
 """
 
 from collections import OrderedDict
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from maas_ray.models.images import Layout, PixelMean, image_layout
+from maas_ray.models.images import PixelMean, image_layout
 from maas_ray.models.layers import NORMS_2D
+from maas_ray.models.params import ResnetSpec
 from maas_ray.models.row import Row
-from maas_ray.spec import Spec
 
 BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Residual blocks of each stage, by depth."""
@@ -21,23 +19,6 @@ BOTTLENECK_DEPTH, BOTTLENECK_FACTOR = 50, 4
 """From this depth a block is 1x1, 3x3, 1x1, and gives four times the channels of its 3x3."""
 SMALL_IMAGE = 64
 """Pixels: up to this side the stem keeps the resolution, as He et al. did for CIFAR."""
-
-
-class ResnetSpec(Spec):
-    """Parameters of `resnet`. The one dial is `depth`."""
-
-    depth: Literal[18, 34, 50] = 18
-    """Layers with weights: 18 and 34 of pairs of 3x3 convolutions, 50 of bottlenecks."""
-    width: int = Field(default=64, ge=8, le=512)
-    """Channels of the first stage; each of the three further ones has twice as many."""
-    norm: Literal["group", "batch"] = "group"
-    """Normalization after each convolution. `batch` takes its statistics of one worker's micro-batch, which makes the
-    result depend on the number of workers; `group` does not (Wu & He 2018)."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the pooled values zeroed in training, before the linear layer."""
-    layout: Layout = "auto"
-    """Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a
-    number of color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
 
 
 class ResidualBlock(nn.Module):

@@ -3,55 +3,13 @@
 from collections.abc import Mapping
 from math import sqrt
 
-from pydantic import Field
 from torch import nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.row import Row
-from maas_ray.spec import Spec
 
-WIDTH_PER_SIZE = 64
 WEIGHT_STD = 0.02
 """Deviation of drawn weights, as GPT-2, BERT and Llama."""
-
-
-class TransformerSpec(Spec):
-    """Sizes of a transformer. The one dial is `size`: so many layers and heads, `64 * size` wide."""
-
-    size: int = Field(default=4, ge=1, le=128)
-    """Layers and heads that are not given themselves; the width is 64 times this number."""
-    layers: int | None = Field(default=None, ge=1, le=1024)
-    """Blocks; None: `size`."""
-    width: int | None = Field(default=None, ge=1)
-    """Values per token between the blocks; None: 64 times `size`."""
-    heads: int | None = Field(default=None, ge=1)
-    """Attention heads, which divide the width; None: `size`."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Longest sequence in tokens; None: that of the training rows."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of values zeroed in training, of the embedding and of what each attention and feed-forward layer adds."""
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return self.layers or self.size
-
-    @property
-    def num_values(self) -> int:
-        """Values per token between the blocks."""
-        return self.width or WIDTH_PER_SIZE * self.size
-
-    @property
-    def num_heads(self) -> int:
-        """Attention heads."""
-        return self.heads or self.size
-
-
-def refuse_heads(width: int, heads: int) -> None:
-    """Raises ValueError if a width is not the same number of values for each head."""
-    if width % heads:
-        near = max(count for count in range(1, heads) if width % count == 0)
-        raise ValueError(f"width is {width} and heads is {heads}, which does not divide it; use {near} heads")
 
 
 def sequence_length(name: str, row: Row, max_length: int | None) -> int:

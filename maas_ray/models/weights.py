@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import init
@@ -10,10 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from maas_ray.errors import ModelError
-
-Initialization = Literal[
-    "default", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal", "orthogonal", "normal"
-]  # fmt: skip
+from maas_ray.models.params import Initialization
 
 INITIALIZATIONS: dict[str, Callable[[Tensor], Any]] = {
     "xavier_uniform": init.xavier_uniform_,  # Glorot & Bengio 2010

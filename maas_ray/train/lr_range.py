@@ -19,8 +19,8 @@ from maas_ray.store.objects import open_store
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.layout import Layout
 from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.optimizer import ScheduleSpec
 from maas_ray.train.parallel import Place
+from maas_ray.train.recipe import ScheduleSpec
 from maas_ray.train.spec import TrainSpec
 
 DIVERGED = 4.0

@@ -1,56 +1,21 @@
 """What training minimizes: a loss per sample and a penalty on weights. Knows no optimizer and no data source."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from maas_ray.data.features import TOKEN_TASKS, Task
-from maas_ray.errors import ModelError, SpecError
+from maas_ray.errors import ModelError
 from maas_ray.models.weights import weights
-from maas_ray.spec import Spec
+from maas_ray.train.recipe import ObjectiveSpec, loss_name
 
-LossName = Literal["cross_entropy", "bce", "mse", "mae", "huber"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(scores, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
 
 IGNORED = -100
 """A target that does not count: torch's own default of `ignore_index`."""
-
-LOSSES_BY_TASK: dict[Task, tuple[LossName, ...]] = {
-    "classification": ("cross_entropy",),
-    "binary": ("bce",),
-    "regression": ("mse", "mae", "huber"),
-    "language_modeling": ("cross_entropy",),
-    "masked_language_modeling": ("cross_entropy",),
-}
-"""The losses that fit a task; the first is its default."""
-
-_NEEDS = {
-    "cross_entropy": "a class per row or token and a score per class",
-    "bce": "a target of 0 or 1 per row and a single score",
-    "mse": "a number per row",
-    "mae": "a number per row",
-    "huber": "a number per row",
-}
-
-
-class ObjectiveSpec(Spec):
-    """The loss and the penalties on weights."""
-
-    loss: LossName | None = None
-    """None: by the task (classification and tokens: cross_entropy, binary: bce on logits, regression: mse)."""
-    huber_delta: float = Field(default=1.0, gt=0.0)
-    """Error above which `huber` grows linearly, in units of the target."""
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of each target spread evenly over all classes (or token codes); not for regression."""
-    l1: float = Field(default=0.0, ge=0.0)
-    """Factor of the sum of absolute weights."""
-    l2: float = Field(default=0.0, ge=0.0)
-    """Factor of the sum of squared weights (without a half); part of the loss, unlike an optimizer's weight decay."""
 
 
 def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
@@ -68,16 +33,7 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
     Raises:
         SpecError: the loss or the label smoothing does not fit the task.
     """
-    name = spec.loss or LOSSES_BY_TASK[task][0]
-    if name not in LOSSES_BY_TASK[task]:
-        raise SpecError(
-            f"objective.loss: {name} needs {_NEEDS[name]}, and the task is {task}; use {' or '.join(LOSSES_BY_TASK[task])}"
-        )
-    if spec.label_smoothing and task == "regression":
-        raise SpecError(
-            f"objective.label_smoothing: {spec.label_smoothing} spreads targets over classes, and the task is regression; "
-            "set it to 0"
-        )
+    name = loss_name(spec, task)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
 
     def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:

@@ -6,17 +6,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from maas_ray.checkpoint.retention import Keep
 from maas_ray.data.spec import DataSpec
-from maas_ray.models.build import ModelSpec
 from maas_ray.models.classical import parse_classical
+from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
-from maas_ray.train.ema_spec import EmaSpec
 from maas_ray.train.init_spec import InitSpec
 from maas_ray.train.journal import TensorboardSpec
 from maas_ray.train.layout import Layout, LayoutSpec
-from maas_ray.train.objective import ObjectiveSpec, build_loss
-from maas_ray.train.optimizer import OptimizerSpec, ScheduleSpec
+from maas_ray.train.recipe import EmaSpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, loss_name
 from maas_ray.train.stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.throughput import ThroughputSpec
 
@@ -190,7 +188,7 @@ class TrainSpec(Spec):
                     f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
                     f"{layout.world} workers: some of them would never see a sample"
                 )
-        build_loss(self.objective, self.data.task)  # refuses a loss that does not fit the task
+        loss_name(self.objective, self.data.task)  # refuses a loss that does not fit the task
         return self
 
     def stopper(self) -> Stopper | None:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from maas_ray.errors import DataError, ModelError
-from maas_ray.models.build import ModelSpec
+from maas_ray.models.spec import ModelSpec
 from maas_ray.train.classical import graph as conversion
 from maas_ray.train.classical.estimator import Fitted, fit_estimator
 from maas_ray.train.classical.graph import build_graph

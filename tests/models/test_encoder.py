@@ -8,9 +8,10 @@ from torch import nn
 
 from maas_ray.data.features import Features, TokensColumn
 from maas_ray.errors import ModelError
-from maas_ray.models.build import ModelSpec, build_model
-from maas_ray.models.encoder import EncoderSpec
+from maas_ray.models.build import build_model
+from maas_ray.models.params import EncoderSpec
 from maas_ray.models.row import Row
+from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
 
 VOCABULARY, LENGTH, PAD = 12, 16, 0

@@ -7,10 +7,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maas_ray.errors import ModelError
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
 from maas_ray.models.decoder import Decoder
 from maas_ray.models.hf_format import from_hf, to_hf
 from maas_ray.models.row import Row
+from maas_ray.models.spec import ModelSpec
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_theta": 5000.0, "norm_eps": 1e-5}
 

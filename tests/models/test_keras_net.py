@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from maas_ray.data.features import Features, TensorColumn
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
 from maas_ray.models.row import Row
+from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
 from maas_ray.optimize.parity import check_parity
 

@@ -7,8 +7,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
 from maas_ray.models.row import Row
+from maas_ray.models.spec import ModelSpec
 from tests.support.ranks import run_ranks
 
 TOKENS, VALUES = Row((6,), 8), Row((5,))

@@ -14,9 +14,11 @@ from maas_ray.bundle.format import Signature
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.data.preprocess import Preprocess
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
+from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
-from maas_ray.train.objective import ObjectiveSpec, build_loss
+from maas_ray.train.objective import build_loss
+from maas_ray.train.recipe import ObjectiveSpec
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import nn
 
 from maas_ray.data.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.errors import BundleError
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
+from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize import export as export_module
 from maas_ray.optimize.export import ServedModel, build_signature, export
 from maas_ray.optimize.parity import check_parity
@@ -84,7 +85,8 @@ import sys
 from pathlib import Path
 import torch
 from maas_ray.data.features import Features
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
+from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
 
 features = Features.model_validate_json(sys.argv[1])

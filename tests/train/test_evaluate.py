@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from maas_ray.data.rows import Batch, Table
 from maas_ray.train import evaluate as evaluation
 from maas_ray.train.evaluate import evaluate, evaluate_rows
-from maas_ray.train.objective import ObjectiveSpec, build_loss
+from maas_ray.train.objective import build_loss
+from maas_ray.train.recipe import ObjectiveSpec
 
 T, V = 3, 5
 

@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.train.objective import LOSSES_BY_TASK, ObjectiveSpec, build_loss, num_valid, penalty
+from maas_ray.train.objective import build_loss, num_valid, penalty
+from maas_ray.train.recipe import LOSSES_BY_TASK, ObjectiveSpec
 
 SCORES = torch.tensor([[0.5], [-2.0], [3.0]])
 NUMBERS = torch.tensor([1.0, -1.0, 0.0])

@@ -8,13 +8,8 @@ from torch import nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.spec import parse_spec
-from maas_ray.train.optimizer import (
-    OptimizerSpec,
-    ScheduleSpec,
-    build_optimizer,
-    build_schedule,
-    learning_rate_factor,
-)
+from maas_ray.train.optimizer import build_optimizer, build_schedule, learning_rate_factor
+from maas_ray.train.recipe import OptimizerSpec, ScheduleSpec
 
 OPTIMIZERS = [
     {"name": "sgd", "lr": 0.05},

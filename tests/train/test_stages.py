@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
-from maas_ray.models.build import ModelSpec, build_model
+from maas_ray.models.build import build_model
 from maas_ray.models.row import Row
+from maas_ray.models.spec import ModelSpec
 from maas_ray.train.pipeline import split_layers
 from maas_ray.train.stages import find_units
 

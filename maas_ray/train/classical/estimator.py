@@ -17,7 +17,6 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
 from maas_ray.errors import DataError
-from maas_ray.models.build import ModelSpec
 from maas_ray.models.classical import (
     ClassicalSpec,
     DecisionTreeSpec,
@@ -26,6 +25,7 @@ from maas_ray.models.classical import (
     SvmSpec,
     parse_classical,
 )
+from maas_ray.models.spec import ModelSpec
 
 Array = NDArray[Any]
 

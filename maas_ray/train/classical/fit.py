@@ -17,9 +17,10 @@ from maas_ray.train.classical.proof import Proof, choose_rows
 from maas_ray.train.classical.state import STEP, FittedState, save_fitted
 from maas_ray.train.evaluate import evaluate
 from maas_ray.train.journal import Journal
-from maas_ray.train.objective import ObjectiveSpec, build_loss
+from maas_ray.train.objective import build_loss
 from maas_ray.train.progress import Progress
 from maas_ray.train.raw_model import RawModel
+from maas_ray.train.recipe import ObjectiveSpec
 from maas_ray.train.spec import TrainSpec
 
 _CHUNK_ROWS = 65_536

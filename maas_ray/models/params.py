@@ -1,0 +1,208 @@
+"""What each family of models takes: the parameters by which it is built. Knows no torch, so that a spec is read without it."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maas_ray.spec import Spec
+
+Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu"]
+Norm2d = Literal["none", "group", "batch"]
+ImageLayout = Literal["auto", "channels_first", "channels_last"]
+"""Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a number of
+color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
+Initialization = Literal[
+    "default", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal", "orthogonal", "normal"
+]  # fmt: skip
+
+WIDTH_PER_SIZE = 64
+CHANNELS_PER_SIZE = 16
+MLP_MULTIPLE = 64
+PREFIX = "hf:"
+
+
+class MlpSpec(Spec):
+    """Parameters of `mlp`. The one dial is `size`: so many hidden layers, each `64 * size` wide."""
+
+    size: int = Field(default=2, ge=1, le=64)
+    """Number of hidden layers; their width is 64 times this number."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of hidden values zeroed in training, after each activation."""
+    activation: Activation = "relu"
+    """Nonlinearity after each hidden layer."""
+    norm: Literal["none", "layer", "batch"] = "none"
+    """Normalization before each activation. `batch` takes its statistics of one worker's micro-batch, which therefore
+    needs two rows or more, and makes the result depend on the number of workers; `layer` has neither property."""
+
+    @property
+    def width(self) -> int:
+        """Values per hidden layer."""
+        return WIDTH_PER_SIZE * self.size
+
+
+class ConvnetSpec(Spec):
+    """Parameters of `convnet`. The one dial is `size`: so many stages; the first has `16 * size` channels.
+
+    Each stage is two 3x3 convolutions, each followed by a normalization and an activation, and a 2x2 max pooling that
+    is left out once an image side is a single pixel; the channels double from stage to stage. The mean over the
+    remaining pixels feeds one linear layer, so that any image size is accepted.
+    """
+
+    size: int = Field(default=2, ge=1, le=8)
+    """Number of stages; the first has 16 times this number of channels, each further one twice as many."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the pooled values zeroed in training, before the linear layer."""
+    activation: Activation = "relu"
+    """Nonlinearity after each convolution."""
+    norm: Norm2d = "group"
+    """Normalization after each convolution. `batch` takes its statistics of one worker's micro-batch, which makes the
+    result depend on the number of workers; `group` does not."""
+    layout: ImageLayout = "auto"
+    """Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a
+    number of color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(CHANNELS_PER_SIZE * self.size * 2**stage for stage in range(self.size))
+
+
+class ResnetSpec(Spec):
+    """Parameters of `resnet`. The one dial is `depth`."""
+
+    depth: Literal[18, 34, 50] = 18
+    """Layers with weights: 18 and 34 of pairs of 3x3 convolutions, 50 of bottlenecks."""
+    width: int = Field(default=64, ge=8, le=512)
+    """Channels of the first stage; each of the three further ones has twice as many."""
+    norm: Literal["group", "batch"] = "group"
+    """Normalization after each convolution. `batch` takes its statistics of one worker's micro-batch, which makes the
+    result depend on the number of workers; `group` does not (Wu & He 2018)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the pooled values zeroed in training, before the linear layer."""
+    layout: ImageLayout = "auto"
+    """Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a
+    number of color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
+
+
+class TransformerSpec(Spec):
+    """Sizes of a transformer. The one dial is `size`: so many layers and heads, `64 * size` wide."""
+
+    size: int = Field(default=4, ge=1, le=128)
+    """Layers and heads that are not given themselves; the width is 64 times this number."""
+    layers: int | None = Field(default=None, ge=1, le=1024)
+    """Blocks; None: `size`."""
+    width: int | None = Field(default=None, ge=1)
+    """Values per token between the blocks; None: 64 times `size`."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads, which divide the width; None: `size`."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest sequence in tokens; None: that of the training rows."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of values zeroed in training, of the embedding and of what each attention and feed-forward layer adds."""
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks."""
+        return self.layers or self.size
+
+    @property
+    def num_values(self) -> int:
+        """Values per token between the blocks."""
+        return self.width or WIDTH_PER_SIZE * self.size
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return self.heads or self.size
+
+
+def refuse_heads(width: int, heads: int) -> None:
+    """Raises ValueError if a width is not the same number of values for each head."""
+    if width % heads:
+        near = max(count for count in range(1, heads) if width % count == 0)
+        raise ValueError(f"width is {width} and heads is {heads}, which does not divide it; use {near} heads")
+
+
+class DecoderSpec(TransformerSpec):
+    """Parameters of `decoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
+
+    Size 12 is the shape of GPT-2 small: 12 layers, 12 heads, 768 wide.
+    """
+
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values, each shared by the same number of query heads; None: as many as `heads`."""
+    mlp_width: int | None = Field(default=None, ge=1)
+    """Values inside the SwiGLU layer; None: 8/3 of the width, rounded up to a multiple of 64."""
+    rope_theta: float = Field(default=10_000.0, gt=1.0)
+    """Base of the rotary embedding's wavelengths."""
+    norm_eps: float = Field(default=1e-6, gt=0.0)
+    """Added to the mean square in RMSNorm."""
+    tied: bool = False
+    """The output layer shares the weights of the token embedding (Press & Wolf 2017)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_heads(self.num_values, self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"heads is {self.num_heads} and kv_heads is {self.num_kv_heads}, which does not divide it; "
+                "each head of keys and values serves the same number of query heads"
+            )
+        if self.num_values // self.num_heads % 2:
+            raise ValueError(
+                f"a head has width / heads = {self.num_values // self.num_heads} values; the rotary embedding turns pairs: "
+                "it has to be even"
+            )
+        return self
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.num_heads
+
+    @property
+    def num_mlp_values(self) -> int:
+        """Values inside the SwiGLU layer."""
+        return self.mlp_width or -(-8 * self.num_values // (3 * MLP_MULTIPLE)) * MLP_MULTIPLE
+
+
+class EncoderSpec(TransformerSpec):
+    """Parameters of `encoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
+
+    Size 12 is the shape of BERT base: 12 layers, 12 heads, 768 wide.
+    """
+
+    mlp_width: int | None = Field(default=None, ge=1)
+    """Values inside the feed-forward layer; None: four times the width."""
+    pool: Literal["mean", "first"] = "mean"
+    """Classification: what of the tokens is scored, the mean of all or the first one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        refuse_heads(self.num_values, self.num_heads)
+        return self
+
+    @property
+    def num_mlp_values(self) -> int:
+        """Values inside the feed-forward layer."""
+        return self.mlp_width or 4 * self.num_values
+
+
+class HuggingFaceSpec(Spec):
+    """Parameters of `hf:<Class>`: sizes by `config`, or a local folder by `path`."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the class's configuration; what is left out has the package's default. `vocab_size`, `num_labels`,
+    `num_channels` and `image_size` come from the data."""
+    path: str | None = None
+    """A local folder with config.json and safetensors whose weights training starts from; it has to be there wherever the
+    model is built. Weights in pickles are not read."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Implementation of attention. Where the configuration has an attention dropout, training computes attention step by
+    step with either one, so that the mask follows the sample: that takes memory for the weights of all pairs of tokens."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.path is not None and self.config:
+            raise ValueError("give either config or path: the folder has a config.json of its own")
+        return self
