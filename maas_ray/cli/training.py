@@ -46,7 +46,7 @@ def train(
             raise
         from maas_ray.train.board import start_board
 
-        board = start_board()  # before the spec, whose classes import torch: both take 2 s, now side by side
+        board = start_board()  # before the spec and the data: its process takes 2 s to import Ray Train
         from maas_ray.train.run import run_training
         from maas_ray.train.spec import TrainSpec
 

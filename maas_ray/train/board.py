@@ -33,7 +33,7 @@ class Launch:
     name: str
     """Of this launch; Ray Train would silently resume its own state under a name it has seen."""
     spec: str
-    """The TrainSpec as JSON, with an absolute store. Not the object: its classes import torch, which takes 2 s."""
+    """The TrainSpec as JSON, with an absolute store."""
     data_digest: str
     storage: StorageSpec
     sizes: tuple[int, ...]
@@ -62,6 +62,8 @@ class Board:
         self._newest: Progress | None = None
         self._validated: Progress | None = None
         self._failure: MaasError | None = None
+        self._is_checked = False
+        self._is_allowed = False
         importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not wait for Ray Train
 
     def train(self, job: Launch) -> MaasError | None:
@@ -81,6 +83,22 @@ class Board:
     def ask(self, reason: str) -> None:
         """Asks the ranks to commit what they have; then the run ends."""
         self._roll.ask(reason, is_final=True)
+
+    def found_fit(self) -> None:
+        """Rank 0 has found that model and data fit."""
+        self._is_checked = True
+
+    def is_checked(self) -> bool:
+        """Whether model and data fit, as far as is known."""
+        return self._is_checked
+
+    def allow(self) -> None:
+        """The run is written down, so the ranks may begin."""
+        self._is_allowed = True
+
+    def is_allowed(self) -> bool:
+        """Whether the run is written down."""
+        return self._is_allowed
 
     def put(self, progress: Progress) -> None:
         """Replaces the newest report, and the newest one with figures if it has some."""

@@ -6,21 +6,18 @@ undisturbed run compute the same numbers.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.cluster.preflight import alive_nodes, preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
-from maas_ray.models.build import build_model, example_rows
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.beside import refuse_no_room
@@ -29,12 +26,14 @@ from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.figures import newest_figures, refuse_figure
 from maas_ray.train.journal import location
-from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.progress import Progress
 from maas_ray.train.report import Ended, commit_report, find_part
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
 from maas_ray.train.signals import sigterm
 from maas_ray.train.spec import TrainSpec
+
+_QUICK_S = 0.05
+"""Time between two looks while a run begins."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ def run_training(
         spec: the run.
         resume: continue a run that exists from its newest committed checkpoint; one that is finished is left alone.
         on_progress: called in a thread of this process with the newest report of rank 0.
-        board: a `start_board()` that was begun before the spec was read, which imports torch: its process can import Ray
-            Train meanwhile. It ends with the run. By default the run begins its own.
+        board: a `start_board()` that was begun before the spec was read: its process can import Ray Train meanwhile. It
+            ends with the run. By default the run begins its own.
 
     Raises:
         Conflict: the run exists and `resume` is false.
@@ -98,32 +97,47 @@ def _run_training(
     preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
     if spec.validation.beside:
         refuse_no_room(spec)
-    run = _resumed(store, spec) if resume else _created(store, spec)
-    spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
-    if run.status != "finished":
-        if spec.model.is_classical:
-            fit_classical(store, spec, run, on_progress)
-        else:
-            _fit(store, spec, run, on_progress, board)
+    if resume:
+        run = _resumed(store, spec)
+        spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
+        if run.status != "finished":
+            if spec.model.is_classical:
+                fit_classical(store, spec, run, on_progress)
+            else:
+                _fit(store, spec, run.data_digest, on_progress, board)
+        return _result(store, spec.run)
+    _refuse_existing(store, spec)
+    dataset = prepare(spec.data, store)
+    spec, lineage = _settled(store, spec)
+
+    def create() -> Run:
+        return Runs(store).create(spec, dataset.digest, git_commit(Path.cwd()), lineage)
+
+    if spec.model.is_classical:
+        check_classical(spec, dataset)
+        fit_classical(store, spec, create(), on_progress)
+    else:
+        _check_figures(spec, dataset)
+        _fit(store, spec, dataset.digest, on_progress, board, create)
     return _result(store, spec.run)
 
 
-def _created(store: ObstoreStore, spec: TrainSpec) -> Run:
-    runs = Runs(store)
+def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
     try:
-        runs.get(spec.run)
+        Runs(store).get(spec.run)
     except NotFound:
-        dataset = prepare(spec.data, store)
-        start = None
-        if spec.init is not None:
-            from maas_ray.train.warm_start import open_start, settle_init  # late: few runs need it
-
-            init = settle_init(spec.init, store)
-            spec, start = spec.model_copy(update={"init": init}), open_start(init, store, spec.storage)
-        _check(spec, dataset, start)
-        lineage = start.lineage() if start is not None else None
-        return runs.create(spec, dataset.digest, git_commit(Path.cwd()), lineage)
+        return
     raise Conflict(f"a run {spec.run!r} exists in {store.uri}; give --resume to continue it, or choose another name")
+
+
+def _settled(store: ObstoreStore, spec: TrainSpec) -> tuple[TrainSpec, Any]:
+    """The spec with the very checkpoint that it starts from, and that one's lineage; nothing to do for most runs."""
+    if spec.init is None:
+        return spec, None
+    from maas_ray.train.warm_start import open_start, settle_init  # late: few runs need it
+
+    init = settle_init(spec.init, store)
+    return spec.model_copy(update={"init": init}), open_start(init, store, spec.storage).lineage()
 
 
 def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
@@ -138,31 +152,6 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
     return run
 
 
-def _check(spec: TrainSpec, dataset: Dataset, start: Any = None) -> None:
-    """Builds everything once here, so that what is wrong with it is said before any worker starts."""
-    if spec.model.is_classical:
-        return check_classical(spec, dataset)
-    _check_figures(spec, dataset)
-    torch.manual_seed(spec.seed)
-    net = build_model(
-        spec.model, dataset.features.row, dataset.features.num_outputs, per_token=dataset.features.is_per_token
-    )
-    if start is not None:
-        start.check(spec.model, net.state_dict())
-    for layout in spec.layouts():
-        if layout.dp_replicate == layout.world:
-            continue  # replicas fit any model, and what the others need takes long to import
-        from maas_ray.train.parallel import refuse_unfit
-        from maas_ray.train.pipeline import refuse_microbatches
-
-        example = example_rows(dataset.features.row)
-        refuse_unfit(net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example)
-        refuse_microbatches(layout, spec.batch.accumulation)
-    with _no_compiler():
-        optimizer = build_optimizer(spec.optimizer, net)
-    build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))
-
-
 def _check_figures(spec: TrainSpec, dataset: Dataset) -> None:
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
@@ -174,28 +163,32 @@ def _check_figures(spec: TrainSpec, dataset: Dataset) -> None:
         refuse_figure("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
 
 
-@contextmanager
-def _no_compiler() -> Iterator[None]:
-    """Torch's optimizers import its compiler (2.3 s) only to keep one of their methods out of it."""
-    method = torch.optim.Optimizer.add_param_group
-    torch.optim.Optimizer.add_param_group = getattr(method, "__wrapped__", method)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.optim.Optimizer.add_param_group = method  # type: ignore[method-assign]
-
-
 def _fit(
-    store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None, board: Any
+    store: ObstoreStore,
+    spec: TrainSpec,
+    data_digest: str,
+    on_progress: Callable[[Progress], None] | None,
+    board: Any,
+    create: Callable[[], object] | None = None,
 ) -> None:
-    runs = Runs(store)
+    """Trains to the end.
+
+    Args:
+        store: the store.
+        spec: the run.
+        data_digest: the prepared data set.
+        on_progress: see `run_training`.
+        board: the run's.
+        create: writes the run down. Called once rank 0 has found that model and data fit, before anybody trains; None: it
+            is written down already. An error before that leaves no run behind.
+    """
     workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
-    runs.record(run.id, {"type": "started", "workers": sizes[-1]})
+    record = _Record(Runs(store), spec.run, sizes[-1], create)
     job = Launch(
-        run=run.id,
-        name=f"{run.id}-{uuid.uuid4().hex[:8]}",
+        run=spec.run,
+        name=f"{spec.run}-{uuid.uuid4().hex[:8]}",
         spec=spec.model_dump_json(),
-        data_digest=run.data_digest,
+        data_digest=data_digest,
         storage=spec.storage,
         sizes=sizes,
         together=1 if spec.layout.tp_across_nodes else spec.layout.tp,
@@ -208,22 +201,44 @@ def _fit(
     )
     with (
         sigterm() as is_told_to_end,
-        Follower(
-            board, on_progress, lambda attempt: runs.record(run.id, {"type": "attempt", **asdict(attempt)})
-        ) as seen,
+        Follower(board, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
     ):
-        failure = _await(job, board, seen, is_told_to_end)
+        failure = _await(job, board, record, seen, is_told_to_end)
     if failure is not None:
         kind = "stopped" if isinstance(failure, Preempted) else "failed"
-        runs.record(run.id, {"type": kind, "error": f"{failure.code}: {failure}"})
+        record.note({"type": kind, "error": f"{failure.code}: {failure}"})
         raise failure
-    saved = read_saved(open_checkpoint(store, checkpoints_prefix(run.id)))
+    saved = read_saved(open_checkpoint(store, checkpoints_prefix(spec.run)))
     stopper = spec.stopper()
     reason = stopper.follow(saved.history) if stopper is not None else None
-    runs.record(run.id, {"type": "finished", "step": saved.step, "reason": reason})
+    record.note({"type": "finished", "step": saved.step, "reason": reason})
 
 
-def _await(job: Launch, board: Any, seen: Follower, is_told_to_end: Callable[[], bool]) -> MaasError | None:
+class _Record:
+    """The run as it is written down, and what happens to it. To one that is not written down nothing happens."""
+
+    def __init__(self, runs: Runs, run: str, num_workers: int, create: Callable[[], object] | None) -> None:
+        self._runs = runs
+        self._run = run
+        self._num_workers = num_workers
+        self._create = create
+        self.has_begun = False
+
+    def begin(self) -> None:
+        if self._create is not None:
+            self._create()
+            self._create = None
+        self.has_begun = True
+        self.note({"type": "started", "workers": self._num_workers})
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        if self._create is None:
+            self._runs.record(self._run, event)
+
+
+def _await(
+    job: Launch, board: Any, record: _Record, seen: Follower, is_told_to_end: Callable[[], bool]
+) -> MaasError | None:
     """Waits for the end of a launch; returns what ended it, if it was not the last step.
 
     A run has no bound in time, so what is bounded is the time without a sign of the process that watches it.
@@ -232,12 +247,15 @@ def _await(job: Launch, board: Any, seen: Follower, is_told_to_end: Callable[[],
     training = board.train.remote(job)
     while True:
         try:
-            done, _ = ray.wait([training], timeout=POLL_S)
+            done, _ = ray.wait([training], timeout=POLL_S if record.has_begun else _QUICK_S)
             if done:
                 failure: MaasError | None = ray.get(training)
                 return failure
             if seen.lost is not None:
                 raise seen.lost
+            if not record.has_begun and ray.get(board.is_checked.remote(), timeout=TIMEOUT_S):
+                record.begin()
+                ray.get(board.allow.remote(), timeout=TIMEOUT_S)
             if is_told_to_end() and not has_asked:
                 has_asked = True
                 ray.get(board.ask.remote("SIGTERM"), timeout=TIMEOUT_S)

@@ -3,6 +3,7 @@
 Kept apart from train/run.py so that the processes that train import only what training needs.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from maas_ray.checkpoint.save import Snapshot
 from maas_ray.checkpoint.saver import Saver
 from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.dataset import open_dataset
-from maas_ray.errors import MaasError
+from maas_ray.errors import MaasError, TrainingFailed
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import group
@@ -27,6 +28,7 @@ from maas_ray.train.agreement import rank0_says
 from maas_ray.train.assemble import build_batches, build_loader, build_plan, build_trainee
 from maas_ray.train.beside import Beside
 from maas_ray.train.board import TIMEOUT_S
+from maas_ray.train.check import check_run
 from maas_ray.train.figures import figures_at
 from maas_ray.train.finite import refuse_not_finite
 from maas_ray.train.gradients import local
@@ -46,6 +48,9 @@ from maas_ray.train.validating import beside_training, between_steps
 
 RANDOM = "seed-position"
 """How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/dropout.py."""
+
+
+_QUICK_S = 0.05
 
 
 def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) -> None:
@@ -95,14 +100,18 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         group.bound_waits(place.mesh, spec.workers.timeout_s)
     if not spec.layout.tp_across_nodes:
         refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    if is_first and not ray.get(board.is_allowed.remote(), timeout=TIMEOUT_S):
+        check_run(spec, dataset, store)
+        ray.get(board.found_fit.remote(), timeout=TIMEOUT_S)
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
     settle(plan, trainee, loader)
+    _await_record(board)
     first_step, history, seconds = _restore(store, spec, trainee)
     watch.add(seconds)
     pace.committed(first_step)
     pace.begin(first_step)
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
     journal = Journal(store, spec.run, first_step, history) if is_first else None
     beside = Beside(store, spec) if is_first and spec.validation.beside else None
     stopper = spec.stopper()
@@ -212,6 +221,18 @@ def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
     return Profiler(
         spec.throughput.profile, rank, lambda name, trace: store.put(f"{run_prefix(spec.run)}/profile/{name}", trace)
     )
+
+
+def _await_record(board: Any) -> None:
+    """Waits until the run is written down, so that nobody leaves anything of a run that does not exist."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not ray.get(board.is_allowed.remote(), timeout=TIMEOUT_S):
+        if time.monotonic() > deadline:
+            raise TrainingFailed(
+                f"the run was not written down within {TIMEOUT_S:g} s after its workers were ready; does the program that "
+                "began it still run?"
+            )
+        time.sleep(_QUICK_S)
 
 
 def _restore(

@@ -1,0 +1,37 @@
+"""Whether model, layout and optimizer of a spec fit the data: said by rank 0 before a run is written down.
+
+In a rank and not in the driver, because this takes torch, which takes 2 s to import and which a rank has imported.
+"""
+
+import torch
+
+from maas_ray.data.dataset import Dataset
+from maas_ray.models.build import build_model, example_rows
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.optimizer import build_optimizer, build_schedule
+from maas_ray.train.parallel import refuse_unfit
+from maas_ray.train.pipeline import refuse_microbatches
+from maas_ray.train.spec import TrainSpec
+
+
+def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
+    """Builds everything once, for each number of workers with which the run may go on.
+
+    Raises:
+        ModelError, SpecError: what does not fit, and the way out.
+    """
+    features = dataset.features
+    torch.manual_seed(spec.seed)
+    net = build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
+    if spec.init is not None:
+        from maas_ray.train.warm_start import open_start  # late: few runs need it
+
+        open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict())
+    for layout in spec.layouts():
+        if layout.dp_replicate == layout.world:
+            continue  # replicas fit any model
+        refuse_unfit(
+            net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example_rows(features.row)
+        )
+        refuse_microbatches(layout, spec.batch.accumulation)
+    build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))
