@@ -10,6 +10,7 @@ most of it imports (seconds of CPU time, each measured):
   twice as slowly (2.3 more): first a program that imports Ray to set it. All processes of the cluster have these
   variables already, from the environment of `ray start` (maas_ray/cluster/environment.py),
 - Ray Data gets a process to hand out shards (1.9), of which there are none,
+- `ray.train.report` gets a process for its barrier (2.1), which none of our workers calls,
 - a guard in one more process (1.8) frees the workers' resources should the controller die and its driver live on.
   Here the driver asks the board to `stop`; only what a board leaves that was killed is held until the driver ends,
 - a watcher in one more process asks whether nodes are drained. The controller asks that itself, in `_Sizes`.
@@ -46,7 +47,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
     ScalingPolicy,
 )
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state
+from ray.train.v2._internal.execution.worker_group import worker_group as _groups
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -173,6 +175,22 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
                 raise WorkerGroupError("; ".join(map(str, late.values())), late)
             answers.update({awaited[ref]: ray.get(ref) for ref in done})
         return answers
+
+
+class _NoBarrier:
+    """Stands where Ray Train starts a process for the barrier of `ray.train.report`, at which no rank of ours arrives."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type["_NoBarrier"]:
+        return cls
+
+    @staticmethod
+    def remote(**_: Any) -> str:
+        return "no barrier"
+
+
+_groups.SynchronizationActor = _NoBarrier
+state._shutdown_sync_actor = lambda barrier: None
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
