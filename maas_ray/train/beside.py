@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-import torch
 
 from maas_ray.cluster.preflight import Resources, alive_nodes, has_autoscaler
 from maas_ray.errors import ResourcesMissing
@@ -151,6 +150,8 @@ def refuse_no_room(spec: TrainSpec) -> None:
 
 def _validate(spec_json: str, step: int) -> tuple[dict[str, float], str]:
     """The task."""
+    import torch  # late: the program that begins a run has no need of it, and it takes 2 s
+
     from maas_ray.train.trained import evaluate_trained, load_trained, sample_trained  # late: they import torchmetrics
 
     spec = TrainSpec.model_validate_json(spec_json)

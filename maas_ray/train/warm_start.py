@@ -16,10 +16,10 @@ from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.pieces import piece_of
 from maas_ray.errors import ModelError
-from maas_ray.models.build import ModelSpec
-from maas_ray.models.decoder import DecoderSpec
 from maas_ray.models.hf_folder import CONFIG, HfFolder
 from maas_ray.models.hf_format import decoder_spec_of, our_name
+from maas_ray.models.params import DecoderSpec
+from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObjectStore, StorageSpec

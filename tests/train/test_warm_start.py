@@ -14,9 +14,9 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.cli.app import app
 from maas_ray.data.dataset import Dataset
 from maas_ray.errors import Conflict, ModelError, NotFound, SpecError
-from maas_ray.models.build import ModelSpec
 from maas_ray.models.hf_folder import HfFolder
 from maas_ray.models.hf_format import from_hf
+from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.assemble import build_net, build_trainee
