@@ -4,15 +4,17 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
 from maas_ray.spec import Spec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.figures import finite
 from maas_ray.train.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor  # whoever reads a spec needs no torch
 
 PREFIX = "tensorboard"
 
@@ -78,7 +80,7 @@ class Journal:
         if progress.metrics:
             self.history.append({"step": validated, "validation": finite(progress.metrics)})
 
-    def write_histograms(self, step: int, values: Iterable[tuple[str, Tensor]]) -> None:
+    def write_histograms(self, step: int, values: Iterable[tuple[str, "Tensor"]]) -> None:
         """Adds the distribution of each tensor's finite values; after `write` for the same step.
 
         Args:
