@@ -1,5 +1,6 @@
 """The moving average of the weights: what it is, where it is used, and that it survives whatever the weights survive."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from maas_ray.train.ema import Ema
 from maas_ray.train.layout import Layout
 from maas_ray.train.loop import Trainee, train_step
 from maas_ray.train.parallel import Place
+from maas_ray.train.progress import Progress
 from maas_ray.train.state import restore, tensors_of
+from maas_ray.train.validating import between_steps
 from tests.support.small_runs import make_run
 
 DECAY, STEPS, SAVED_AT = 0.8, 6, 3
@@ -77,3 +80,27 @@ def test_a_resumed_run_has_the_same_bits(file_store: ObstoreStore, tmp_path: Pat
     for name, value in undisturbed.items():
         assert torch.equal(value, resumed[name]), name
     assert read_tensors(open_checkpoint(file_store, "half"), "ema.").keys() == half.ema.averages.keys()  # type: ignore[union-attr]
+
+
+def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_alone(
+    file_store: ObstoreStore, tmp_path: Path
+) -> None:
+    changes = {"steps": STEPS, "ema": {"decay": DECAY}, "tensorboard": {"samples": 2}}
+    spec, dataset = make_run(file_store, tmp_path, "mlp", **changes)
+    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
+    plan = build_plan(spec, 62)
+    assert trainee.ema is not None
+    with torch.no_grad():
+        for weight in trainee.parts[0].parameters():
+            weight.zero_()  # equal scores: every class has the same probability
+    before = {name: value.clone() for name, value in tensors_of(trainee).items()}
+    reports: list[Progress] = []
+    trainee.train(False)
+    validate = between_steps(spec, plan, dataset, trainee, reports.append)
+    assert validate is not None
+    validate(3)
+    (report,) = reports
+    assert report.step == 3
+    assert report.metrics["loss"] != pytest.approx(math.log(4), rel=1e-6), "the averages are still the initial weights"
+    assert report.samples.startswith("| row | target | predicted |")
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(trainee).items())
