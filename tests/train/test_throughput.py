@@ -191,9 +191,7 @@ def test_a_compiled_block_chooses_itself_what_it_computes_again() -> None:
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
-)  # the compiler's own code
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::UserWarning")  # the compiler's own code
 @pytest.mark.parametrize("kind", ["none", "full"])
 @pytest.mark.parametrize("model", ["mlp", "decoder"])
 def test_compiled_blocks_train_the_same_dropout_included(
