@@ -51,7 +51,6 @@ MODELS: dict[str, dict[str, Any]] = {
                 "intermediate_size": 24,
                 "num_hidden_layers": 3,
                 "num_attention_heads": 2,
-                "tie_word_embeddings": False,
             }
         },
     },

@@ -55,7 +55,10 @@ def test_transformers_models_with_dropout_train_the_same_on_two_ranks(
     assert {str(layout) for layout in layouts} >= {"DDP 2", "FSDP 2", "PP 2 gpipe", "PP 2 1f1b", "PP 2 interleaved"}
     compared = verify_layouts(spec, dataset.digest, layouts, steps=3)
     assert failures(compared) == []
-    assert [one.layout for one in compared if one.refused] == []
+    refused = [str(one.refused) for one in compared if one.refused]
+    # BERT's output layer has the weights of its embedding, and these would be in two stages.
+    assert len(refused) == (3 if model == "bert" else 0)
+    assert all("are the same weight and would be in the stages" in reason for reason in refused)
 
 
 @pytest.mark.fault
