@@ -363,6 +363,8 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
             cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError
         ):
             return FailureDecision.RAISE
+        if isinstance(found, MaasError) and not found.retryable:
+            return FailureDecision.RAISE  # it would come again
         if self._roll.committed > self._committed:
             self._losses, self._committed = 0, self._roll.committed
         self._losses += 1

@@ -8,9 +8,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from maas_ray.errors import ModelError, SpecError
+from maas_ray.errors import ModelError
 from maas_ray.models.weights import weights
-from maas_ray.train.recipe import FUSED, OPTIONS, OptimizerName, OptimizerSpec, ScheduleSpec
+from maas_ray.train.recipe import FUSED, OPTIONS, OptimizerName, OptimizerSpec, ScheduleSpec, refuse_steps
 
 _KINDS: dict[OptimizerName, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -65,13 +65,7 @@ def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_s
     Raises:
         SpecError: there is no step, or the warm-up takes all of them.
     """
-    if total_steps < 1:
-        raise SpecError(f"a run needs at least one optimizer step, got {total_steps}")
-    if spec.warmup_steps >= total_steps:
-        raise SpecError(
-            f"schedule.warmup_steps is {spec.warmup_steps} and the run has {total_steps} optimizer step(s); "
-            "warm up for fewer, or train longer"
-        )
+    refuse_steps(spec, total_steps)
 
     def factor(step: int) -> float:
         return learning_rate_factor(spec, step, total_steps)

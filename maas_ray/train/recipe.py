@@ -134,3 +134,14 @@ class EmaSpec(Spec):
     """After each step: `average = decay * average + (1 - decay) * weight`."""
     start_step: NonNegativeInt = 0
     """Until so many steps are done the average is the weights themselves."""
+
+
+def refuse_steps(spec: ScheduleSpec, total_steps: int) -> None:
+    """Raises SpecError if there is no optimizer step, or the warm-up takes all of them."""
+    if total_steps < 1:
+        raise SpecError(f"a run needs at least one optimizer step, got {total_steps}")
+    if spec.warmup_steps >= total_steps:
+        raise SpecError(
+            f"schedule.warmup_steps is {spec.warmup_steps} and the run has {total_steps} optimizer step(s); "
+            "warm up for fewer, or train longer"
+        )

@@ -27,6 +27,7 @@ from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.figures import newest_figures, refuse_figure
 from maas_ray.train.journal import location
 from maas_ray.train.progress import Progress
+from maas_ray.train.recipe import refuse_steps
 from maas_ray.train.report import Ended, commit_report, find_part
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
 from maas_ray.train.signals import sigterm
@@ -117,7 +118,7 @@ def _run_training(
         check_classical(spec, dataset)
         fit_classical(store, spec, create(), on_progress)
     else:
-        _check_figures(spec, dataset)
+        _check(spec, dataset)
         _fit(store, spec, dataset.digest, on_progress, board, create)
     return _result(store, spec.run)
 
@@ -152,7 +153,9 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
     return run
 
 
-def _check_figures(spec: TrainSpec, dataset: Dataset) -> None:
+def _check(spec: TrainSpec, dataset: Dataset) -> None:
+    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/check.py."""
+    refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
     if spec.validation.beside and not has_validation:

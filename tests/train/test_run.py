@@ -36,7 +36,6 @@ def _spec(store: ObstoreStore, **changes: Any) -> TrainSpec:
         ({"workers": {"count": 9}}, ResourcesMissing, "9 workers of 1 CPU each"),
         ({"workers": {"count": 1, "gpus": 1}}, ResourcesMissing, "1 GPU"),
         ({"model": {"name": "nowhere.at_all:Net"}}, ModelError, "nowhere.at_all"),
-        ({"model": {"name": "tests.support.nets:Missing"}}, ModelError, "Missing"),
         ({"model": {"name": "mlp", "params": {"sise": 3}}}, SpecError, "did you mean 'size'"),
         ({"data": {"uri": "sklearn:digit", "task": "classification"}}, DataError, "digit"),
         ({"schedule": {"name": "cosine", "warmup_steps": 10_000}}, SpecError, "warmup_steps is 10000"),

@@ -72,7 +72,8 @@ def _train_alone(store: ObstoreStore, spec: Any, dataset: Any) -> list[float]:
     return losses
 
 
-def test_a_layout_that_the_model_cannot_have_is_refused_before_a_worker_starts(
+@pytest.mark.fault  # tests/train/test_parallel.py shows the refusals, tests/train/test_run.py how one of rank 0 ends a run
+def test_a_layout_that_the_model_cannot_have_is_refused_and_no_run_is_left(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     spec, _ = make_run(file_store, tmp_path, "decoder", workers={"count": 3}, layout={"tp": 3})

@@ -152,6 +152,7 @@ def _both(
     return _recomputed_on(rank, spec_json, digest, LAYOUTS, ["full"]), _bf16_in_stages(rank, spec_json, digest)
 
 
+@pytest.mark.fault  # several processes; recomputation is shown in one process too
 def test_shards_and_stages_compute_the_same_again_and_stages_compute_in_bfloat16(
     file_store: ObstoreStore, tmp_path: Path
 ) -> None:
