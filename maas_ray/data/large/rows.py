@@ -20,8 +20,8 @@ from maas_ray.data.rows import Batch
 from maas_ray.errors import DataError, ObjectCorrupt
 from maas_ray.store.manifest import Committed
 
-MAX_MAPPED_BYTES = 1 << 28
-"""Mapped memory that a rank keeps at most between two batches."""
+MAX_MAPPED_BYTES = 1 << 26
+"""Mapped memory that a rank keeps between two batches, by the estimate below; up to four times as much was seen."""
 _NO_VALUE = "\0"
 _FAULT_BYTES = 1 << 16
 """What one read at random makes resident: Linux maps the 16 pages around it."""
