@@ -1,10 +1,16 @@
 """Saving by itself: two ranks hold half of a model each. Run under torchrun; `measure_saving` starts it.
 
 Figures per round: a save that is waited for, how long a step waits for one in the background, writing and fsyncing the
-same number of random bytes on the same disk, and the bytes read to load the state cut in another way.
+same number of random bytes on the same disk in each of `DISK` ways, and the bytes read to load the state cut in another
+way. What comes first takes turns.
+
+A step here is a product of matrices that takes about `COMPUTE_S`, for its forward and backward pass. What it waits for a
+save is the time inside of `Saver.save` and, before the update, inside of `Saver.staged`; by how much longer it computes
+beside the copy, the hashing and the writing is measured too (`slower_s`).
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -30,7 +36,12 @@ from maas_ray.store.objects import StorageSpec, open_store
 
 RANKS = 2
 WIDTH = 1024
+COMPUTE_S = 0.25
 TIMEOUT_S = 900.0
+PART_BYTES = 64 << 20
+"""What one object of a checkpoint holds at most, at these sizes."""
+DISK: dict[str, int | None] = {"one file per rank": None, "files as large as parts": PART_BYTES}
+"""How bytes are written and fsynced to compare a save with: name to bytes per file."""
 
 
 def measure_saving(directory: Path, megabytes: int, rounds: int) -> dict[str, Any]:
@@ -63,16 +74,32 @@ def main() -> None:
     num_bytes = 16 * rows * WIDTH * 4
     store, group = open_store(StorageSpec(uri=str(root / "store"))), saving_group()
     saver = Saver(store, "background", group=saving_group())
+    compute = _calibrated()
     found: dict[str, Any] = {"bytes": num_bytes, "rounds": []}
     for number in range(options.rounds + 1):
-        raw = root / f"raw-{rank}-{number}"  # a new one, as a save writes: freeing an old one's blocks takes time
-        disk = _timed(lambda: _write(raw, num_bytes // RANKS))  # noqa: B023
         snapshot = Snapshot(number, 0, tensors)
-        waited = _timed(lambda: save(store, "waited", snapshot, group))  # noqa: B023
-        stall = _timed(lambda: saver.save(snapshot))  # noqa: B023
-        saver.wait(is_strict=True)
-        if number:  # the first one pages buffers in
-            found["rounds"].append({"disk_s": disk, "waited_s": waited, "stall_s": stall})
+        one: dict[str, Any] = {"disk_s": {}}
+
+        def write(kind: str, snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
+            raw = root / f"raw-{rank}-{snapshot.step}-{kind}"  # new, as a save writes: freeing old blocks takes time
+            one["disk_s"][kind] = _timed(lambda: _write(raw, num_bytes // RANKS, DISK[kind]))
+
+        def wait(snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
+            one["waited_s"] = _timed(lambda: save(store, "waited", snapshot, group))
+
+        def train(snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
+            alone = _timed(compute)
+            begun = _timed(lambda: saver.save(snapshot, steady=tensors))
+            beside = _timed(compute)
+            one["stall_s"] = begun + _timed(saver.staged)
+            one["slower_s"] = beside - alone
+            saver.wait(is_strict=True)
+
+        turns = [wait, train, *(functools.partial(write, kind) for kind in DISK)]
+        for turn in turns[number % len(turns) :] + turns[: number % len(turns)]:
+            turn()
+        if number:  # the first one pages buffers in, and learns which tensors are steady
+            found["rounds"].append(one)
     saver.close()
     committed = open_checkpoint(store, "waited")
     found["read_per_needed"] = {}
@@ -100,14 +127,29 @@ def _empty(rows: int, place: Shard | Replicate) -> Tensor:
     return torch.empty(rows // RANKS, WIDTH) if place.dim == 0 else torch.empty(rows, WIDTH // RANKS)
 
 
-def _write(path: Path, num_bytes: int) -> None:
+def _calibrated() -> Callable[[], None]:
+    """Work that takes about `COMPUTE_S` where nothing else runs; the same on all ranks."""
+    matrix = torch.rand(512, 512)
+    once = min(_timed(lambda: torch.mm(matrix, matrix)) for _ in range(20))
+    count = max(1, round(COMPUTE_S / once))
+
+    def compute() -> None:
+        for _ in range(count):
+            torch.mm(matrix, matrix)
+
+    return compute
+
+
+def _write(path: Path, num_bytes: int, file_bytes: int | None) -> None:
     """As raw as it gets; the random bytes are drawn before the clock starts, for all rounds."""
-    data = _RANDOM.setdefault(num_bytes, os.urandom(num_bytes))
-    with path.open("wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view[: 8 << 20]) :]
-        os.fsync(file.fileno())
+    view = memoryview(_RANDOM.setdefault(num_bytes, os.urandom(num_bytes)))
+    step = file_bytes or num_bytes
+    for start in range(0, num_bytes, step):
+        with path.with_name(f"{path.name}-{start}").open("wb", buffering=0) as file:
+            rest = view[start : start + step]
+            while rest:
+                rest = rest[file.write(rest[: 8 << 20]) :]
+            os.fsync(file.fileno())
 
 
 _RANDOM: dict[int, bytes] = {}

@@ -2,7 +2,7 @@
 
 import contextlib
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -63,3 +63,19 @@ def wait_for_copies(tensors: Iterable[Tensor]) -> None:
     """Waits for the copies from and to accelerators (not run on one); nothing to do on a CPU."""
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
         torch.accelerator.synchronize(device)
+
+
+@contextlib.contextmanager
+def beside_computing(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Within the block copies from accelerators go beside what these compute, and are done when it ends.
+
+    In a stream of their own (not run on a GPU): in the default one they would wait for kernels that other threads have
+    given, and those for them. For the thread's own use; nothing to do on a CPU.
+    """
+    with contextlib.ExitStack() as entered:
+        streams = [torch.Stream(device) for device in {*devices} if device.type != "cpu"]
+        for stream in streams:
+            entered.enter_context(stream)
+        yield
+        for stream in streams:
+            stream.synchronize()

@@ -1,7 +1,7 @@
 """Parts: safetensors files of at most some megabytes, made of tiles that are hashed one by one. Knows no other rank."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -100,19 +100,22 @@ def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
     return Layout(name, head, slots, len(head) + end)
 
 
-def fill(
-    layout: Layout, buffer: Tensor, pieces: Mapping[str, Piece], copy: Callable[[Tensor, Tensor], None] = copy_bits
-) -> None:
-    """Copies header and tiles into a uint8 buffer; from a GPU into pinned memory without waiting for the copies."""
-    fill_header(layout, buffer)
-    for slot in layout.slots:
-        if slot.size:
-            copy(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
-
-
 def fill_header(layout: Layout, buffer: Tensor) -> None:
-    """Copies the header alone."""
+    """Copies the header into a part's buffer (uint8)."""
     copy_bits(buffer[: len(layout.header)], torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
+
+
+def fill_tiles(
+    layout: Layout,
+    buffer: Tensor,
+    pieces: Mapping[str, Piece],
+    copy: Callable[[Tensor, Tensor], None],
+    without: Collection[str] = (),
+) -> None:
+    """Copies tiles into a part's buffer, but for those of some tensors; from a GPU without waiting for the copies."""
+    for slot in layout.slots:
+        if slot.size and slot.tensor not in without:
+            copy(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
 
 
 def seal_part(layout: Layout, key: str, data: memoryview) -> tuple[Part, list[str]]:

@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -30,6 +31,10 @@ class Saver:
     `save` waits for the save before it (bounded), copies what this rank writes to buffers that are kept for the next
     one, and returns; a thread hashes, uploads, agrees with the other ranks and commits. All ranks call the same
     methods in the same order and learn the same outcome.
+
+    What stays as it is until the next update of the weights, which are most tensors, needs not even be copied before
+    `save` returns (Mohan et al. 2021, CheckFreq): the thread copies it while the next gradients are computed, and
+    `staged` waits for that copy before the update.
 
     A save that fails, fails on every rank and leaves nothing committed; it is logged and training goes on. After
     `max_failures` failures in a row, or at once if it is no fault of the store (the run is not repeatable), the next
@@ -69,14 +74,21 @@ class Saver:
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: tuple[int, Future[None]] | None = None
+        self._copy: _Copy | None = None
+        self._steady: frozenset[str] | None = None
         self._num_failures = 0
         self.failure: MaasError | None = None
         """Why the last save failed; None if it did not."""
         self.committed_step: int | None = None
         """The newest step that this saver committed."""
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Begins to save a state; the tensors may change as soon as this returns.
+    def save(self, snapshot: Snapshot, *, steady: Collection[str] = ()) -> None:
+        """Begins to save a state; the tensors may change as soon as this returns, but `steady` ones not before `staged`.
+
+        Args:
+            snapshot: this rank's part of the state.
+            steady: names of tensors that nothing changes before `staged` is called. Those that were found to change all
+                the same, the first save looks for them, are copied at once.
 
         Raises:
             MaasError: an earlier save, or this one, was one failure too many.
@@ -88,14 +100,26 @@ class Saver:
             self._note(snapshot.step, error)
             self._raise_if_too_many()
             return
+        copied = self._copy = _Copy(attempt, {name: snapshot.tensors[name] for name in steady}, self._steady)
         source: Source = self._staging
         try:
-            self._staging.fill(attempt)
+            self._staging.fill(attempt, copied.later)
         except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
             source = _Failed(f"no copy in memory: {error}")
         # What is not a tensor is copied too: the loop goes on appending to its history. Nothing keeps the tensors alive.
         kept = Snapshot(snapshot.step, snapshot.cursor, {}, copy.deepcopy(dict(snapshot.meta)), list(snapshot.history))
-        self._flight = (snapshot.step, self._thread.submit(self._finish, replace(attempt, pieces={}), kept, source))
+        planned = replace(attempt, pieces={})
+        self._flight = (snapshot.step, self._thread.submit(self._finish, planned, kept, source, copied))
+
+    def staged(self) -> None:
+        """Waits until the copy of the save in flight is complete; all of its tensors may then change.
+
+        Raises:
+            SaveFailed: the copy does not end; the tensors must not change.
+        """
+        if self._copy is not None:
+            self._steady = self._copy.wait(self._timeout_s)
+            self._copy = None
 
     def wait(self, *, is_strict: bool = False) -> int | None:
         """Waits for the save in flight; returns the newest step that this saver committed.
@@ -106,6 +130,7 @@ class Saver:
         Raises:
             MaasError: the last save was one failure too many.
         """
+        self.staged()
         if self._flight is not None:
             step, future = self._flight
             self._flight = None
@@ -130,7 +155,11 @@ class Saver:
         self._thread.shutdown(wait=False)
         self._staging = Staging()
 
-    def _finish(self, attempt: Attempt, snapshot: Snapshot, source: Source) -> None:
+    def _finish(self, attempt: Attempt, snapshot: Snapshot, source: Source, copied: "_Copy") -> None:
+        try:
+            copied.run(self._staging)
+        except Exception as error:  # the others must hear of it
+            source = _Failed(str(error))
         finish(self._store, self._prefix, self._team, attempt, snapshot, source, self._timeout_s)
         try:
             if self._on_commit is not None:
@@ -148,6 +177,44 @@ class Saver:
     def _raise_if_too_many(self) -> None:
         if self.failure is not None and (self._num_failures >= self._max_failures or not self.failure.retryable):
             raise self.failure
+
+
+class _Copy:
+    """The part of a copy that is made while gradients are computed.
+
+    Whether a tensor changes meanwhile is seen by autograd's count of its changes in place.
+
+    Args:
+        attempt: what is saved.
+        steady: the tensors that are said to stay as they are, by name.
+        known: those that did so after the save before this one; None: nothing is known yet.
+    """
+
+    def __init__(self, attempt: Attempt, steady: Mapping[str, Tensor], known: frozenset[str] | None) -> None:
+        self._attempt = attempt
+        self._tensors = {name: tensor for name, tensor in steady.items() if name in attempt.pieces}
+        self._versions = {name: tensor._version for name, tensor in self._tensors.items()}
+        self._is_copied = threading.Event()
+        self.later = {name: attempt.pieces[name] for name in known or () if name in self._tensors}
+
+    def run(self, staging: Staging) -> None:
+        """Raises `SaveFailed` if a tensor has changed, so that the copy is of no state that ever was."""
+        try:
+            if self.later:
+                staging.fill_later(self._attempt, self.later)
+            if changed := self.later.keys() - self._unchanged():
+                raise SaveFailed(f"{min(changed)} was changed while it was copied; the next save copies it at once")
+        finally:
+            self._is_copied.set()
+
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """Waits for the copy; returns the names of the tensors that have not changed since the save began."""
+        if not self._is_copied.wait(timeout_s):
+            raise SaveFailed(f"the copy of the state at step {self._attempt.step} does not end within {timeout_s:g} s")
+        return self._unchanged()
+
+    def _unchanged(self) -> frozenset[str]:
+        return frozenset(name for name, tensor in self._tensors.items() if tensor._version == self._versions[name])
 
 
 class _Failed:

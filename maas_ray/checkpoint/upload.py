@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from maas_ray.checkpoint.copying import copy_values, new_buffer, wait_for_copies
-from maas_ray.checkpoint.parts import Layout, fill, seal_part
+from maas_ray.checkpoint.copying import beside_computing, copy_bits, copy_values, new_buffer, wait_for_copies
+from maas_ray.checkpoint.parts import Layout, fill_header, fill_tiles, seal_part
 from maas_ray.checkpoint.pieces import Piece
 from maas_ray.checkpoint.plan import Attempt
 from maas_ray.errors import SaveFailed
@@ -61,7 +61,8 @@ class Filled:
             fits = [buffer for buffer in self._free if buffer.numel() >= layout.size]
             buffer = fits[0] if fits else new_buffer(layout.size)
             self._free = [other for other in self._free if other is not buffer]
-        fill(layout, buffer, self._pieces)
+        fill_header(layout, buffer)
+        fill_tiles(layout, buffer, self._pieces, copy_bits)
         wait_for_copies(piece.local for piece in self._pieces.values())
         yield buffer[: layout.size]
         with self._lock:
@@ -75,16 +76,23 @@ class Staging:
         self._layouts: tuple[Layout, ...] = ()
         self._buffers: list[Tensor] = []
 
-    def fill(self, attempt: Attempt) -> None:
-        """Copies what this rank writes; returns when the tensors may change again."""
+    def fill(self, attempt: Attempt, later: Collection[str] = ()) -> None:
+        """Copies what this rank writes, but for the tensors named in `later`; the others may then change again."""
         if attempt.layouts is not self._layouts:
             self._buffers = []  # given back before new ones are taken
             is_pinned = any(piece.local.is_cuda for piece in attempt.pieces.values())
             self._buffers = [new_buffer(layout.size, is_pinned=is_pinned) for layout in attempt.layouts]
             self._layouts = attempt.layouts
         for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
-            fill(layout, buffer, attempt.pieces, copy_values)
+            fill_header(layout, buffer)
+            fill_tiles(layout, buffer, attempt.pieces, copy_values, without=later)
         wait_for_copies(piece.local for piece in attempt.pieces.values())
+
+    def fill_later(self, attempt: Attempt, later: Mapping[str, Piece]) -> None:
+        """Copies what `fill` left out; in a thread beside the one that computes."""
+        with beside_computing(piece.local.device for piece in later.values()):
+            for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
+                fill_tiles(layout, buffer, later, copy_bits, without=attempt.pieces.keys() - later.keys())
 
     @contextmanager
     def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:

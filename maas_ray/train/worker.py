@@ -137,6 +137,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         late=beside.figures if beside is not None else None,
     )
 
+    trainee.optimizer.register_step_pre_hook(lambda *_: saver.staged())
     rates = Rates(spec, dataset.features, device, world)
 
     def report(progress: Progress) -> None:
@@ -163,7 +164,8 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
 
     def save(done: int) -> None:
         tensors = tensors_of(trainee)
-        refuse_not_finite(tensors, done, device, buffers_of(trainee))
+        buffers = buffers_of(trainee)
+        refuse_not_finite(tensors, done, device, buffers)
         history = journal.history if journal is not None else []
         saver.save(
             Snapshot(
@@ -178,7 +180,9 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
                     "seed": spec.seed,
                 },
                 history=history,
-            )
+            ),
+            # A forward pass may change statistics; weights, their moments and averages change with an update only.
+            steady=tensors.keys() - buffers,
         )
 
     profiler = _profiler(spec, store)

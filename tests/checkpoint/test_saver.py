@@ -49,6 +49,70 @@ def test_the_state_is_that_of_the_call_whatever_changes_while_it_is_written(file
     assert read_saved(committed).meta == {"schedule": {"last_epoch": 3}}
 
 
+def _held(saver: Saver) -> threading.Event:
+    """Keeps the saver's thread from copying until the event is set."""
+    gate = threading.Event()
+    saver._thread.submit(gate.wait, 30)
+    return gate
+
+
+def test_what_stays_until_the_update_is_copied_while_gradients_are_computed(file_store: ObstoreStore) -> None:
+    saver = Saver(file_store, PREFIX)
+    tensors = {"weight": torch.ones(1000), "statistics": torch.ones(3)}
+    saver.save(Snapshot(1, 0, tensors), steady=["weight"])  # the first one looks which of them do stay
+    saver.staged()
+    tensors["weight"].add_(1)
+    saver.wait()
+    gate = _held(saver)
+    saver.save(Snapshot(2, 0, tensors), steady=["weight"])
+    tensors["statistics"].add_(5)  # by a forward pass
+    update = threading.Thread(target=lambda: (saver.staged(), tensors["weight"].add_(1)))
+    update.start()
+    update.join(0.05)
+    assert update.is_alive()
+    assert float(tensors["weight"][0]) == 2, "the update waits for the copy"
+    gate.set()
+    update.join(30)
+    assert saver.wait() == 2
+    saver.close()
+    saved = read_tensors(open_checkpoint(file_store, PREFIX, 2), "")
+    assert is_equal(saved, {"weight": torch.full((1000,), 2.0), "statistics": torch.ones(3)})
+
+
+def test_a_tensor_that_changes_while_it_is_copied_is_caught_and_then_copied_at_once(file_store: ObstoreStore) -> None:
+    saver = Saver(file_store, PREFIX)
+    tensors = {"weight": torch.zeros(10), "other": torch.zeros(10)}
+    saver.save(Snapshot(1, 0, tensors), steady=tensors)
+    saver.wait()
+    gate = _held(saver)
+    saver.save(Snapshot(2, 0, tensors), steady=tensors)
+    tensors["weight"].add_(1)
+    gate.set()
+    assert saver.wait() == 1
+    assert "weight was changed while it was copied" in str(saver.failure)
+    gate = _held(saver)
+    saver.save(Snapshot(3, 0, tensors), steady=tensors)
+    tensors["weight"].add_(1)
+    gate.set()
+    assert saver.wait() == 3
+    saver.close()
+    assert float(read_tensors(open_checkpoint(file_store, PREFIX, 3), "")["weight"][0]) == 1
+
+
+def test_a_module_that_changes_its_weights_in_the_forward_pass_loses_no_save(file_store: ObstoreStore) -> None:
+    saver = Saver(file_store, PREFIX)
+    net = torch.nn.Embedding(6, 4, max_norm=1.0)
+    net.weight.data.fill_(1.0)  # rows are too long: each that is looked up is shortened in place
+    for step in range(3):
+        saver.save(Snapshot(step, 0, net.state_dict()), steady=["weight"])
+        expected = net.weight.detach().clone()
+        net(torch.tensor([2 * step, 2 * step + 1]))
+        saver.staged()
+        assert saver.wait() == step
+        assert is_equal(read_tensors(open_checkpoint(file_store, PREFIX, step), ""), {"weight": expected})
+    saver.close()
+
+
 def test_saves_follow_each_other_in_the_same_buffers_and_retention_follows_them(file_store: ObstoreStore) -> None:
     committed = []
     saver = Saver(file_store, PREFIX, keep=Keep(last=2), on_commit=lambda each: committed.append(each.meta["step"]))
