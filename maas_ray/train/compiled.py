@@ -3,7 +3,9 @@
 What is compiled is a block's `forward` alone. Hooks around it (FSDP2, tensor parallelism) stay as they are, and so do the
 names of its weights, which torch.compile of a module would change. Activation checkpointing goes around what is compiled.
 Dropout stays outside, since each layer of it has numbers of its own, for each of which the compiler would start again: a
-block with dropout is compiled in the pieces between. The same on GPUs; not run on one by its authors.
+block with dropout is compiled in the pieces between. The compiler gives up on a whole loop that something is left out of:
+`nn.Sequential` is taken to pieces here; a block with a loop of its own around dropout runs as it is written. The same on
+GPUs; not run on one by its authors.
 """
 
 import os
@@ -35,10 +37,28 @@ def compile_blocks(net: nn.Module) -> None:
             "a torch.nn.ModuleList; put its layers in one, or leave it out"
         )
     for block in found:
+        in_pieces = [module for module in block.modules() if _is_sequence(module) and _has_dropout(module)]
         for module in block.modules():
-            if isinstance(module, SampleDropout) and module.p:
+            if _is_dropout(module):
                 replace_forward(module, _left_out)
-        replace_forward(block, _compiled)
+        whole = [layer for sequence in in_pieces for layer in sequence.children() if _has_dropout(layer)] + [block]
+        for module in in_pieces:
+            replace_forward(module, _in_pieces)
+        for module in whole:
+            if not _is_dropout(module) and module not in in_pieces:
+                replace_forward(module, _compiled)
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    return isinstance(module, SampleDropout) and bool(module.p)
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return any(_is_dropout(inner) for inner in module.modules())
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 def _compiled(forward: Forward) -> Forward:
@@ -48,6 +68,30 @@ def _compiled(forward: Forward) -> Forward:
         return inner(self, *args, **kwargs)
 
     return compiled
+
+
+def _in_pieces(forward: Forward) -> Forward:
+    inner: Any = torch.compile(_run)
+
+    def in_pieces(self: nn.Sequential, x: Any) -> Any:
+        piece: list[nn.Module] = []
+        for layer in self:
+            if not _has_dropout(layer):
+                piece.append(layer)
+                continue
+            if piece:
+                x, piece = inner(piece, x), []
+            x = layer(x)
+        return inner(piece, x) if piece else x
+
+    left_out: Forward = torch.compiler.disable(in_pieces, recursive=False)  # type: ignore[no-untyped-call]
+    return left_out
+
+
+def _run(layers: list[nn.Module], x: Any) -> Any:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def _left_out(forward: Forward) -> Forward:

@@ -1,5 +1,7 @@
 """What makes training faster or smaller changes nothing that is trained, and really happens."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import recompute
 from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.compiled import refuse_no_compiler
-from maas_ray.train.dropout import resumed
+from maas_ray.train.compiled import compile_blocks, refuse_no_compiler
+from maas_ray.train.dropout import replace_dropout, resumed, samples
 from maas_ray.train.layout import Layout
 from maas_ray.train.loop import Trainee, mean_loss, train_step
 from maas_ray.train.parallel import place_rank
@@ -205,12 +207,56 @@ def test_compiled_blocks_train_the_same_dropout_included(
     plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
     from torch._dynamo.utils import counters  # takes seconds
 
+    torch._dynamo.reset()  # what another test has compiled would serve here too
     before = counters["stats"]["unique_graphs"]
     for step in range(2):
         train_step(plan, trainee, loader, step)
     assert counters["stats"]["unique_graphs"] > before
     for name, value in trainee.parts[0].named_parameters():
         torch.testing.assert_close(value.detach(), expected[name], rtol=0.0, atol=1e-10)
+
+
+class _Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.dropout = nn.Linear(8, 8), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dropout(torch.relu(self.inner(x))) + x)
+
+
+def _in_sequence(*last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), *last, nn.Linear(8, 8))
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::UserWarning")
+@pytest.mark.parametrize(
+    ("make", "num_graphs"),
+    [
+        (lambda: _in_sequence(nn.Dropout(0.2)), 2),
+        (lambda: _in_sequence(_in_sequence(nn.Dropout(0.2))), 4),
+        (lambda: _in_sequence(_Residual()), 4),
+    ],
+    ids=["sequence", "sequence in a sequence", "block in a sequence"],
+)
+def test_what_stands_between_layers_of_dropout_is_compiled(make: Callable[[], nn.Module], num_graphs: int) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    plain = nn.Sequential(make()).double()
+    replace_dropout(plain)
+    compiled = deepcopy(plain)
+    compile_blocks(compiled)
+    before = counters["stats"]["unique_graphs"]
+    rows = torch.randn(12, 8, dtype=torch.float64)
+    for net in (plain, compiled):
+        with samples(0, torch.arange(12)):
+            net(rows).square().sum().backward()
+    assert counters["stats"]["unique_graphs"] - before >= num_graphs
+    for expected, trained in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(trained.grad, expected.grad, rtol=0.0, atol=1e-10)
 
 
 def _compiled_on(rank: int, spec_json: str, digest: str, layouts: list[Layout]) -> list[tuple[str, float, bool]]:
