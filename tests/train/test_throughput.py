@@ -236,7 +236,7 @@ def _in_sequence(*last: nn.Module) -> nn.Sequential:
     ("make", "num_graphs"),
     [
         (lambda: _in_sequence(nn.Dropout(0.2)), 2),
-        (lambda: _in_sequence(_in_sequence(nn.Dropout(0.2))), 4),
+        (lambda: _in_sequence(_in_sequence(nn.Dropout(0.2))), 3),
         (lambda: _in_sequence(_Residual()), 4),
     ],
     ids=["sequence", "sequence in a sequence", "block in a sequence"],
