@@ -108,7 +108,7 @@ def s3_endpoint() -> Iterator[str]:
     """An S3 service (moto) over HTTP on loopback, ended by its own handle."""
     port = unused_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, str(Path(__file__).parent / "support" / "s3_service.py"), "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
