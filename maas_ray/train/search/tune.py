@@ -136,6 +136,10 @@ class _Follower(tune.Callback):  # type: ignore[misc]
         self._given_up: set[int] = set()
         self._said: dict[int, tuple[str, str | None]] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without those that it calls: Tune writes its callbacks to a file that is never read, and a console has locks."""
+        return _Follower, (_nobody, _nobody)
+
     def give_up(self, number: int) -> None:
         """Notes the scheduler's decision."""
         self._given_up.add(number)
@@ -159,6 +163,10 @@ class _Follower(tune.Callback):  # type: ignore[misc]
         message = " ".join(str(trial.get_error() or "").split())[-500:]
         error = f"training_failed: the trial's process ended: {message or 'without a word'}; --resume tries it again"
         self._on_end(_number(trial), Ended("failed", error=error))
+
+
+def _nobody(number: int, event: Figure | Ended) -> None:
+    """Is told, and does nothing."""
 
 
 def _scheduler(

@@ -1,12 +1,14 @@
 """Trials under Ray Tune: which are given up, what that frees, and what a search says of one that failed."""
 
 import signal
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.spec import parse_spec
@@ -106,6 +108,16 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(file_store: Obstore
     run = Runs(file_store).get("s-0")
     assert run.status == "finished"
     assert [attempt["first_step"] for attempt in run.attempts][-1] >= newest
+
+
+def test_what_a_search_tells_its_user_through_need_not_fit_into_the_files_that_tune_writes() -> None:
+    from maas_ray.train.search.tune import _Follower, _scheduler
+
+    console = threading.RLock()  # as that of rich has one
+    follower = _Follower(lambda *_: console.release(), lambda *_: console.release())
+    with pytest.raises(TypeError, match="RLock"):
+        cloudpickle.dumps(lambda: console)
+    cloudpickle.dumps([follower, _scheduler(SchedulerSpec.model_validate(ASHA), "min", {}, follower)])
 
 
 def _answers(past: dict[int, tuple[Figure, ...]], values: list[float]) -> list[str]:
