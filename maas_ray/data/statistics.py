@@ -51,6 +51,19 @@ class Statistics:
     """Rows per value."""
     median: float | None = None
 
+    def partial(self) -> dict[str, Any]:
+        """What was merged so far as JSON for `merge`."""
+        return {
+            "num_present": self.num_present,
+            "num_missing": self.num_missing,
+            "present": self.present,
+            "sums": self.sums,
+            "squares": self.squares,
+            "minima": self.minima,
+            "maxima": self.maxima,
+            "counts": list(self.counts.items()),
+        }
+
 
 def gather_statistics(
     table: pa.Table,

@@ -6,6 +6,7 @@ the order in which tasks end nor on how often one of them ran.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -35,6 +36,8 @@ from maas_ray.errors import DataError
 MAX_VALUES = 1 << 20
 """Distinct values of one column that are kept in memory."""
 HELD_OUT = SPLITS[1:]
+Low = defaultdict[tuple[str, int], Counter[int]]
+"""By column and bucket: see `count_low`."""
 
 
 @dataclass
@@ -67,13 +70,14 @@ def gather(job: Job, cpu_timeout_s: float) -> Gathered:
     counts: dict[str, Any] = {}
     digests: dict[int, dict[str, str]] = {}
     high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
-    answers = run_tasks(gather_unit, num_units, {"job": job}, "the statistics of the training split", cpu_timeout_s)
-    for number, answer in answers:
-        digests[number] = answer["content"]
-        counts = add_counts(counts, answer["counts"])
-        _take_statistics(job, found, answer)
-        for name, pairs in answer["high"]:
-            high[name].update(dict(pairs))
+    what = "the statistics of the training split"
+    with closing(run_tasks(gather_unit, num_units, {"job": job}, what, cpu_timeout_s)) as answers:
+        for number, answer in answers:
+            digests[number] = answer["content"]
+            counts = add_counts(counts, answer["counts"])
+            _take_statistics(job, found, answer)
+            for name, pairs in answer["high"].items():
+                high[name].update(dict(pairs))
     _check(job, counts)
     found.report, found.num_rows = counts["report"], counts["kept"]
     for split in HELD_OUT:
@@ -85,10 +89,12 @@ def gather(job: Job, cpu_timeout_s: float) -> Gathered:
 
 
 def gather_unit(number: int, job: Job) -> dict[str, Any]:
-    """All of one unit."""
-    medians = _medians(job)
+    """All of one unit, summed up: as much as one block would give, however many the unit has."""
     contents = {split: Content() for split in SPLITS}
-    answer: dict[str, Any] = {"statistics": [], "high": [], "classes": defaultdict(set), "values": defaultdict(set)}
+    statistics = {plan.name: Statistics() for plan in job.plans}
+    high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
+    classes: dict[str, set[str]] = defaultdict(set)
+    values: dict[str, set[Any]] = defaultdict(set)
     counts: dict[str, Any] = {}
     for block in read_clean(job, number):
         counts = add_counts(counts, _count(job, block))
@@ -99,26 +105,33 @@ def gather_unit(number: int, job: Job) -> dict[str, Any]:
             table, target = block.table.take(rows), block.target.values.take(rows)
             contents[split].add(table, target)
             if job.source.spec.task != "regression":
-                answer["classes"][split].update(pc.unique(target).to_pylist())
+                classes[split].update(pc.unique(target).to_pylist())
             if split == "train":
-                partial = summarize(table, job.plans)
-                _refuse_distinct(job, partial)
-                answer["statistics"].append(partial)
-                answer["high"].extend(count_high(table, medians).items())
+                _merge(job, statistics, summarize(table, job.plans))
+                for name, pairs in count_high(table, list(high)).items():
+                    high[name].update(dict(pairs))
                 continue
             for plan in job.plans:
                 if plan.kind == "categorical":
-                    answer["values"][plan.name].update(pc.unique(table.column(plan.name)).to_pylist())
-    for kind in ("classes", "values"):
-        answer[kind] = {name: sorted(found) for name, found in answer[kind].items()}
-    digests = {split: content.hexdigest() for split, content in contents.items()}
-    return {**answer, "counts": counts, "content": digests}
+                    values[plan.name].update(pc.unique(table.column(plan.name)).to_pylist())
+    return {
+        "counts": counts,
+        "content": {split: content.hexdigest() for split, content in contents.items()},
+        "statistics": {name: one.partial() for name, one in statistics.items()},
+        "high": {name: list(one.items()) for name, one in high.items()},
+        "classes": {name: sorted(found) for name, found in classes.items()},
+        "values": {name: sorted(found) for name, found in values.items()},
+    }
 
 
-def count_unit(number: int, job: Job, buckets: Mapping[str, list[int]]) -> list[Any]:
-    """The second pass of the medians over one unit."""
-    tables = (block.table.take(block.rows("train")) for block in read_clean(job, number))
-    return [list(count_low(table, buckets).items()) for table in tables if table.num_rows]
+def count_unit(number: int, job: Job, buckets: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+    """The second pass of the medians over one unit: by column the buckets, each with its counts."""
+    low: Low = defaultdict(Counter)
+    for block in read_clean(job, number):
+        table = block.table.take(block.rows("train"))
+        if table.num_rows:
+            _add_low(low, count_low(table, buckets))
+    return {name: [(bucket, list(low[name, bucket].items())) for bucket in wanted] for name, wanted in buckets.items()}
 
 
 class Content:
@@ -182,11 +195,7 @@ def _check(job: Job, counts: Mapping[str, Any]) -> None:
 
 
 def _take_statistics(job: Job, found: Gathered, answer: Mapping[str, Any]) -> None:
-    for partial in answer["statistics"]:
-        for plan in job.plans:
-            merge(found.statistics[plan.name], partial[plan.name])
-    for plan in job.plans:
-        _refuse_many(job, plan.name, plan.kind, len(found.statistics[plan.name].counts))
+    _merge(job, found.statistics, answer["statistics"])
     for split, classes in answer["classes"].items():
         found.classes[split].update(classes)
     for name, values in answer["values"].items():
@@ -195,10 +204,11 @@ def _take_statistics(job: Job, found: Gathered, answer: Mapping[str, Any]) -> No
             raise DataError(f"column {name!r} has more than {MAX_VALUES} categories in held-out rows; leave it out")
 
 
-def _refuse_distinct(job: Job, partial: Mapping[str, Any]) -> None:
-    """Early: an identifier that is taken for a category would fill the memory of whoever merges the counts."""
+def _merge(job: Job, into: Mapping[str, Statistics], partial: Mapping[str, Any]) -> None:
     for plan in job.plans:
-        _refuse_many(job, plan.name, plan.kind, len(partial[plan.name].get("counts", ())))
+        merge(into[plan.name], partial[plan.name])
+        # Early: an identifier that is taken for a category would fill the memory.
+        _refuse_many(job, plan.name, plan.kind, len(into[plan.name].counts))
 
 
 def _refuse_many(job: Job, name: str, kind: str, num_values: int) -> None:
@@ -221,11 +231,14 @@ def _find_medians(
     if not high:
         return
     places = median_places(high, merged)
-    low: dict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+    low: Low = defaultdict(Counter)
     arguments = {"job": job, "buckets": median_buckets(places)}
     for _, answer in run_tasks(count_unit, len(job.source.units), arguments, "the medians", cpu_timeout_s):
-        for partial in answer:
-            for name, buckets in partial:
-                for bucket, pairs in buckets:
-                    low[name, bucket].update(dict(pairs))
+        _add_low(low, answer)
     set_medians(places, low, merged)
+
+
+def _add_low(low: Low, counted: Mapping[str, Any]) -> None:
+    for name, buckets in counted.items():
+        for bucket, pairs in buckets:
+            low[name, bucket].update(dict(pairs))

@@ -4,7 +4,7 @@ A task that is lost is run again by Ray, so a function must give the same result
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +19,8 @@ NO_PROGRESS_TIMEOUT_S = 1800
 
 def run_tasks(
     function: Callable[..., Any], count: int, arguments: Mapping[str, Any], what: str, cpu_timeout_s: float
-) -> Iterator[tuple[int, Any]]:
-    """Calls `function(number, **arguments)` for every number below `count`.
+) -> Generator[tuple[int, Any]]:
+    """Calls `function(number, **arguments)` for every number below `count`; whoever closes it ends the tasks.
 
     Args:
         function: importable by the workers; what it returns goes through JSON.
