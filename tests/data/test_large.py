@@ -17,7 +17,7 @@ from pyarrow import csv, feather, parquet
 
 from maas_ray.data.arrays import tensor_field
 from maas_ray.data.dataset import Dataset, open_dataset
-from maas_ray.data.files import list_files
+from maas_ray.data.files import format_of, list_files
 from maas_ray.data.large import clean, gather, save, survey, units, write
 from maas_ray.data.large import prepare as large
 from maas_ray.data.large import rows as large_rows
@@ -80,6 +80,9 @@ def _write_files(folder: Path, table: pa.Table, num_files: int, kind: str = "par
             csv.write_csv(part.drop_columns(["image"]), path)
         elif kind == "arrow":
             feather.write_feather(part, str(path), chunksize=max(1, size // 2), compression="uncompressed")
+        elif kind == "stream.arrow":
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, part.schema) as writer:
+                writer.write_table(part, max(1, size // 2))
         else:
             path.write_text(part.drop_columns(["image"]).to_pandas().to_json(orient="records", lines=True))
     return str(folder)
@@ -99,7 +102,7 @@ def _same_rows(one: Dataset, two: Dataset) -> None:
             np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "arrow", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "arrow", "stream.arrow", "jsonl"])
 def test_shards_hold_the_rows_features_and_report_that_memory_gives(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -121,6 +124,14 @@ def test_shards_hold_the_rows_features_and_report_that_memory_gives(
         part.sha256 for part in sharded.committed.parts.values()
     ]
     assert len(list_committed(file_store, "datasets")) == 2
+
+
+def test_a_stream_of_arrow_is_not_read_to_find_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _spec(_write_files(tmp_path / "files", _table(2000), 1, "stream.arrow"))
+    monkeypatch.setattr(units, "read_arrow", None)  # which reads all of a file
+    monkeypatch.setattr(units, "MAX_WHOLE_BYTES", 1)
+    source = units.open_source(spec, list_files(spec), "arrow")
+    assert [table.num_rows for table in units.read_blocks(source, 0)] == [1000, 1000]
 
 
 def test_many_files_through_tasks_give_the_data_set_that_one_process_gives(
@@ -153,6 +164,13 @@ def test_files_that_did_not_change_are_not_read_again(
     os.utime(Path(uri) / "001.parquet", ns=(1, 1))
     with pytest.raises(TypeError):  # it would be read
         prepare(_spec(uri), file_store)
+
+
+def _job(spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> clean.Job:
+    _without_cluster(monkeypatch)
+    files = list_files(spec)
+    source, kinds = survey.survey_source(units.open_source(spec, files, format_of(spec, [files[0].path])), 60)
+    return clean.Job(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
 
 
 def _digests(dataset: Dataset) -> dict[str, str]:
@@ -242,10 +260,7 @@ def test_a_task_that_runs_twice_writes_the_same_bytes_to_the_same_place(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = _spec(_write_files(tmp_path / "files", _table(600), 3))
-    _without_cluster(monkeypatch)
-    source = units.open_source(spec, list_files(spec), "parquet")
-    source, kinds = survey.survey_source(source, 60)
-    job = clean.Job(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
+    job = _job(spec, monkeypatch)
     found = gather.gather(job, 60)
     features = prepare(spec, file_store).features
     writing = write.Writing(job, features, save.build_dictionaries(features, found.values), "d" * 64, "a" * 32)
@@ -301,6 +316,51 @@ def test_what_memory_refuses_is_refused_from_tasks_in_the_same_words(
     with pytest.raises(DataError, match=message) as sharded:
         prepare(spec, file_store)
     assert str(sharded.value) == str(small.value)
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 1 << 27])
+@pytest.mark.parametrize("changed", [{"age": None}, {"age": None, "years": "age"}, {"years": "age"}])
+def test_lines_of_json_whose_columns_differ_are_refused_with_the_names_of_both_files(
+    file_store: ObstoreStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str | None],
+    unit_bytes: int,
+) -> None:
+    spec = _spec(_write_files(tmp_path / "files", _table(90), 3, "jsonl"), cleaning={})
+    other = tmp_path / "files" / "001.jsonl"
+    rows = [json.loads(line) for line in other.read_text().splitlines()]
+    for row in rows:
+        row.update({name: row[old] for name, old in changed.items() if old is not None})
+        for name in [name for name, old in changed.items() if old is None]:
+            del row[name]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="do not have the same columns") as small:
+        prepare(spec, file_store)
+    _without_cluster(monkeypatch)
+    monkeypatch.setattr(units, "UNIT_BYTES", unit_bytes)
+    with pytest.raises(DataError, match=r"001\.jsonl and .*00[02]\.jsonl do not have the same columns") as sharded:
+        prepare(spec, file_store)
+    assert str(sharded.value).partition(":")[2] == str(small.value).partition(":")[2]
+
+
+def test_what_a_task_sends_back_does_not_grow_with_the_rows_of_its_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A csv file is one unit however large it is."""
+    cleaning = {**CLEANING, "columns": {**CLEANING["columns"], "digits": {"missing": "most_frequent"}}}
+    whole = _table(2000)
+    sizes = {}
+    for times in (1, 8):
+        uri = _write_files(tmp_path / f"{times}", pa.concat_tables([whole] * times), 1, "csv")
+        job = _job(_spec(uri, cleaning=cleaning, split={"validation": 0, "test": 0}), monkeypatch)
+        monkeypatch.setattr(units, "BLOCK_BYTES", 32 * len(whole.column_names) * 200)
+        gathered = gather.gather_unit(0, job)
+        assert gathered["counts"]["report"]["rows_read"] == 2000 * times
+        buckets = {"age": sorted({bucket for bucket, _ in gathered["high"]["age"]})[:3]}
+        sizes[times] = [len(json.dumps(one)) for one in (gathered, gather.count_unit(0, job, buckets))]
+    for few, many in zip(*sizes.values(), strict=True):
+        assert many < 1.2 * few
 
 
 def test_a_fault_in_a_task_comes_back_as_what_it_is(

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from maas_ray.data.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.large.units import Source, read_blocks, unite_schemas, with_types
+from maas_ray.data.large.units import Source, in_order, read_blocks, unite_schemas, with_types
 from maas_ray.data.spec import DataSpec
 from maas_ray.errors import DataError
 
@@ -68,9 +68,7 @@ def read_schema(number: int, source: Source) -> str | None:
     schemas = [block.schema for block in read_blocks(source, number)]
     if not schemas:
         return None
-    names = schemas[0].names
-    same_order = [pa.schema([schema.field(name) for name in names]) for schema in schemas]
-    united: bytes = unite_schemas(source.spec, same_order).serialize().to_pybytes()
+    united: bytes = unite_schemas(source.spec, in_order(schemas)).serialize().to_pybytes()
     return united.hex()
 
 

@@ -38,6 +38,8 @@ MAX_WHOLE_BYTES = 1 << 30
 """Largest file of a format that can only be read as a whole."""
 _TEXT_BYTES = 32  # a guess for the width of a text
 _HEADS_AT_ONCE = 16
+_PATH = b"path"
+"""Where the schemas of the first look say which file they are of."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,22 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
 
 def with_types(source: Source, schemas: Sequence[pa.Schema]) -> Source:
     """The source with the columns and types that all of its units have, in their order."""
-    names = tuple(schemas[0].names)
-    same_order = [pa.schema([schema.field(name) for name in names]) for schema in schemas]
-    return replace(source, names=names, schema=unite_schemas(source.spec, same_order))
+    ordered = in_order(schemas)
+    united = unite_schemas(source.spec, ordered).remove_metadata()
+    return replace(source, names=tuple(ordered[0].names), schema=united)
+
+
+def in_order(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
+    """Schemas of the first look, with their columns in the order of the first.
+
+    Raises:
+        DataError: they do not have the same columns.
+    """
+    first = schemas[0]
+    for schema in schemas:
+        path, other = (one.metadata[_PATH].decode() for one in (schema, first))
+        refuse_other_columns(schema.names, path, first.names, other)
+    return [pa.schema([schema.field(name) for name in first.names], schema.metadata) for schema in schemas]
 
 
 def unite_schemas(spec: DataSpec, schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -183,7 +198,8 @@ def _read_piece(source: Source, system: Any, piece: Piece, rows: int) -> Iterato
 def _fit_types(source: Source, piece: Piece, table: pa.Table) -> pa.Table:
     names = choose_columns(source.spec, table.column_names, piece.path)
     if not source.names:
-        return table.select(names)  # the first look: the types of all files are not known
+        # The first look: the types of all files are not known.
+        return table.select(names).replace_schema_metadata({_PATH: piece.path})
     refuse_other_columns(names, piece.path, source.names, source.units[0][0].path)
     table = table.select(list(source.names))
     if source.schema is None or table.schema == source.schema:
@@ -220,16 +236,27 @@ def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
 def _read_batches(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
     try:
         with system.open_input_file(path) as opened:
-            try:
-                reader = pa.ipc.open_file(opened)
-            except pa.ArrowInvalid:
-                reader = None
-            for i in range(reader.num_record_batches if reader is not None else 0):
-                yield pa.Table.from_batches([reader.get_batch(i)])
+            reader = _open_arrow(opened)
+            if isinstance(reader, pa.ipc.RecordBatchFileReader):
+                for i in range(reader.num_record_batches):
+                    yield pa.Table.from_batches([reader.get_batch(i)])
+            elif reader is not None:
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
     if reader is None:
         yield read_arrow(source.spec, system, path)
+
+
+def _open_arrow(opened: Any) -> Any:
+    """A reader of one batch after the other: of Arrow's file form or its streaming one; None: the file is neither."""
+    for form in (pa.ipc.open_file, pa.ipc.open_stream):
+        try:
+            return form(opened)
+        except pa.ArrowInvalid:
+            opened.seek(0)
+    return None
 
 
 def _parquet_head(_: DataSpec, system: Any, file: File) -> _Head:
@@ -248,11 +275,12 @@ def _arrow_head(spec: DataSpec, system: Any, file: File) -> _Head:
     refuse_empty(file.path, file.size)
     try:
         with system.open_input_file(file.path) as opened:
-            schema = pa.ipc.open_file(opened).schema
-    except pa.ArrowInvalid:  # the streaming form, or Feather's first
-        schema = read_arrow(spec, system, _small(file).path).schema
-    except OSError as error:
+            reader = _open_arrow(opened)
+            schema = reader.schema if reader is not None else None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{file.path} is not an Arrow file that can be read: {error}") from error
+    if schema is None:  # the first version of Feather, or damaged
+        schema = read_arrow(spec, system, _small(file).path).schema
     return _Head(schema.names, schema, [(None, file.size)])
 
 
