@@ -77,10 +77,12 @@ def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -
         "storage": {"uri": store.uri},
     }
     if model in TASKS:
-        (directory / "text.txt").write_text(TEXT)
+        text = directory / "text.txt"
+        if not text.exists():  # other ranks may be reading it
+            text.write_text(TEXT)
         task = TASKS[model]
         split = {"validation": 0.1, "test": 0}
-        fields["data"] = {"uri": str(directory / "text.txt"), "task": task, "split": split, "text": WORDS}
+        fields["data"] = {"uri": str(text), "task": task, "split": split, "text": WORDS}
     spec = TrainSpec.model_validate({**fields, **changes})
     return spec, _table(store) if spec.data.text is None else prepare(spec.data, store)
 

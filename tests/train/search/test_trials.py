@@ -96,10 +96,17 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(file_store: Obstore
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
         interrupts.append(event)
 
-    (trial,) = run_search(spec, on_event=interrupt).trials
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it for what runs in its background
+    try:
+        (trial,) = run_search(spec, on_event=interrupt).trials
+        after = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert trial.status == "waiting"
     assert isinstance(interrupts[0], Figure)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Tune's own is gone with the search"
+    assert after is signal.default_int_handler, "Tune's own is gone with the search"
     (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-0"))[::-1]
     assert 0 < newest < STEPS
 
