@@ -5,8 +5,8 @@ same number of random bytes on the same disk in each of `DISK` ways, and the byt
 way. What comes first takes turns.
 
 A step here is a product of matrices that takes about `COMPUTE_S`, for its forward and backward pass. What it waits for a
-save is the time inside of `Saver.save` and, before the update, inside of `Saver.staged`; by how much longer it computes
-beside the copy, the hashing and the writing is measured too (`slower_s`).
+save is the time of a run's check that the state is finite, of `Saver.save` and, before the update, of `Saver.staged`; by
+how much longer it computes beside the copy, the hashing and the writing is measured too (`slower_s`).
 """
 
 import argparse
@@ -33,6 +33,7 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.checkpoint.saver import Saver
 from maas_ray.checkpoint.team import saving_group
 from maas_ray.store.objects import StorageSpec, open_store
+from maas_ray.train.finite import refuse_not_finite
 
 RANKS = 2
 WIDTH = 1024
@@ -84,12 +85,15 @@ def main() -> None:
             raw = root / f"raw-{rank}-{snapshot.step}-{kind}"  # new, as a save writes: freeing old blocks takes time
             one["disk_s"][kind] = _timed(lambda: _write(raw, num_bytes // RANKS, DISK[kind]))
 
+        def check(snapshot: Snapshot = snapshot) -> None:
+            refuse_not_finite(snapshot.tensors, snapshot.step, torch.device("cpu"))
+
         def wait(snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
             one["waited_s"] = _timed(lambda: save(store, "waited", snapshot, group))
 
         def train(snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
             alone = _timed(compute)
-            begun = _timed(lambda: saver.save(snapshot, steady=tensors))
+            begun = _timed(check) + _timed(lambda: saver.save(snapshot, steady=tensors))
             beside = _timed(compute)
             one["stall_s"] = begun + _timed(saver.staged)
             one["slower_s"] = beside - alone
