@@ -6,10 +6,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ import pytest
 import ray
 from ray.core.generated import autoscaler_pb2
 
-from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
-from maas_ray.checkpoint.index import read_index, tensors_digest
+from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import Preempted, RanksMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.progress import Progress
@@ -28,9 +28,9 @@ from maas_ray.train.run import RunResult, run_training
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
-from tests.faults.test_kill import _train_workers as train_workers
 from tests.faults.test_serving_ledger import second_node
 from tests.support.paths import digits_spec
+from tests.support.runs import outcome, train_workers, until
 from tests.support.table import Table, write_table
 
 WAIT_S = 240
@@ -73,13 +73,6 @@ def _reference_spec(store: ObstoreStore, reference: Reference, **changes: Any) -
     return _spec(store, "r", reference.table, reference.steps, reference.every, **changes)
 
 
-def _outcome(store: ObstoreStore, run: str) -> tuple[list[tuple[int, float]], str]:
-    committed = open_checkpoint(store, checkpoints_prefix(run))
-    saved = read_saved(committed)
-    losses = [(entry["step"], entry["loss"]) for entry in saved.history if "loss" in entry]
-    return losses, tensors_digest(read_index(committed))
-
-
 @pytest.fixture(scope="module")
 def reference(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     directory = tmp_path_factory.mktemp("reference")
@@ -91,16 +84,12 @@ def reference(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory)
     every = max(100, round(rate * RUN_S / 15))
     spec = _spec(store, "undisturbed", table, 15 * every, every)
     assert run_training(spec).step == 15 * every
-    losses, digest = _outcome(store, "undisturbed")
+    losses, digest = outcome(store, "undisturbed")
     assert len(losses) >= 150
     return Reference(table, 15 * every, every, rate, losses, digest)
 
 
-def _until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {WAIT_S} s"
-        time.sleep(0.05)
+_until = partial(until, wait_s=WAIT_S)
 
 
 def _newest(store: ObstoreStore, run: str) -> int:
@@ -166,7 +155,7 @@ def test_a_run_whose_ranks_are_killed_every_20_s_ends_with_the_same_bits(
     redone = _redone(attempts)
     print(f"seed {seed}: {len(kills)} kills (training, committed): {kills}; redone of {reference.every}: {redone}")  # noqa: T201
     assert sum(training for training, _ in kills) >= 2, "the run was too short to prove anything"
-    assert _outcome(store, "r") == (reference.losses, reference.digest)
+    assert outcome(store, "r") == (reference.losses, reference.digest)
     # A commit that is in flight when a rank dies is lost with it: that is the second beside the interval.
     assert max(redone) <= reference.every + reference.rate
 
@@ -206,7 +195,7 @@ def test_a_run_follows_the_cluster_at_committed_steps(
     assert redone[:2] == [0, 0], "a planned change redoes nothing"
     assert all(attempts[number]["committed"] == attempts[number]["reached"] for number in (0, 1))
     assert redone[2] <= reference.every + reference.rate
-    losses, digest = _outcome(store, "r")
+    losses, digest = outcome(store, "r")
     assert digest != reference.digest, "another number of workers adds in another order"
     assert [step for step, _ in losses] == [step for step, _ in reference.losses]
     np.testing.assert_allclose(
@@ -250,7 +239,7 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     assert len(attempts) == 3
     assert _redone(attempts) == [0, 0]
     assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < reference.steps
-    assert _outcome(store, "r") == (reference.losses, reference.digest)
+    assert outcome(store, "r") == (reference.losses, reference.digest)
 
 
 @pytest.mark.fault

@@ -4,26 +4,25 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ray.util.state import list_actors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
-from maas_ray.checkpoint.index import read_index, tensors_digest
+from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.run import run_training
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
 from tests.support.paths import STEPS, FinishedRun, table_spec
+from tests.support.runs import outcome, train_workers, until
 
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 WAIT_S = 180
@@ -44,33 +43,21 @@ def _driver(spec: TrainSpec, cluster: RayCluster, tmp_path: Path) -> Iterator[su
         process.wait(timeout=30)
 
 
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {WAIT_S} s"
-        time.sleep(0.05)
+_until = partial(until, wait_s=WAIT_S)
 
 
 def _outcome(store: ObstoreStore, run: str = "r") -> tuple[list[Any], str]:
     """Every logged loss, and the digest of the final weights and optimizer state."""
-    committed = open_checkpoint(store, checkpoints_prefix(run))
-    saved = read_saved(committed)
-    assert saved.step == STEPS
-    losses = [(entry["step"], entry["loss"]) for entry in saved.history if "loss" in entry]
+    assert list_checkpoints(store, checkpoints_prefix(run))[-1] == STEPS
+    losses, digest = outcome(store, run)
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
-    return losses, tensors_digest(read_index(committed))
-
-
-def _train_workers(cluster: RayCluster) -> set[int]:
-    filters = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
-    actors = list_actors(cluster.dashboard_url, filters=filters, timeout=30)
-    return {int(actor.pid) for actor in actors}
+    return losses, digest
 
 
 def _kill_a_worker(cluster: RayCluster, store: ObstoreStore, others: set[int]) -> int:
     """Kills a worker of the run that starts now, once it has checkpoints; returns the step of the newest one."""
-    _until(lambda: len(_train_workers(cluster) - others) == 2, "pair of workers")
-    pair = _train_workers(cluster) - others
+    _until(lambda: len(train_workers(cluster) - others) == 2, "pair of workers")
+    pair = train_workers(cluster) - others
     _until(lambda: len(list_checkpoints(store, checkpoints_prefix("r"))) >= 2, "checkpoint")
     os.kill(max(pair), signal.SIGKILL)
     return list_checkpoints(store, checkpoints_prefix("r"))[-1]
@@ -85,7 +72,7 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
     throughput = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
     spec = table_spec(storage, "r", finished_run.table, **CHANGES, throughput=throughput)
     with ThreadPoolExecutor(1) as thread:
-        killed_at = thread.submit(_kill_a_worker, ray_cluster, store, _train_workers(ray_cluster))
+        killed_at = thread.submit(_kill_a_worker, ray_cluster, store, train_workers(ray_cluster))
         result = run_training(spec)
     assert killed_at.result() < STEPS, "the worker was killed too late to prove anything"
     assert _outcome(store) == _outcome(finished_run.store, "table")
@@ -103,7 +90,7 @@ def test_a_run_whose_worker_and_then_driver_are_killed_ends_with_the_same_bits(
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
     spec = table_spec(storage, "r", finished_run.table, **CHANGES)
-    others = _train_workers(ray_cluster)
+    others = train_workers(ray_cluster)
     with _driver(spec, ray_cluster, tmp_path) as process:
         killed_at = _kill_a_worker(ray_cluster, store, others)
         # Ray starts the group again by itself; the driver goes as soon as the new one has got further.
