@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Group
 
-from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
+from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Store, Weights, open_store
 from maas_ray.cli.reporting import Answer, facts, reported, say, table
 
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
@@ -95,7 +95,8 @@ def reshard(
 def export(
     run: Run,
     to: Annotated[str, typer.Option(help="Folder that gets it: a directory or URI.")],
-    step: Step = None,
+    checkpoint: Checkpoint = None,
+    weights: Weights = None,
     format_: Annotated[
         Literal["hf"], typer.Option("--format", help="hf: config.json, safetensors and tokenizer, for transformers.")
     ] = "hf",
@@ -103,12 +104,16 @@ def export(
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
-    """Writes a model for other programs: as transformers' `from_pretrained` reads it."""
+    """Writes a model for other programs: as transformers' `from_pretrained` reads it.
+
+    Which checkpoint and which weights are as in `maas-ray publish`.
+    """
     with say.status("writing"):
+        from maas_ray.train.choice import parse_which
         from maas_ray.train.hf_export import export_hf
         from maas_ray.train.trained import load_trained
 
-        trained = load_trained(open_store(store, endpoint), run, step)
+        trained = load_trained(open_store(store, endpoint), run, parse_which(checkpoint), weights=weights)
         opened = open_store(to, endpoint if to.startswith("s3://") else None)
         files = export_hf(trained, opened, shard_mb * 1_000_000)
     document = {"run": run, "step": trained.step, "weights": trained.weights, "folder": opened.uri, "files": files}

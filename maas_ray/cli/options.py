@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,16 @@ Endpoint = Annotated[
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="Overrides one field of the spec; may be repeated.")
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", "--step", metavar="newest|best|STEP", help="Which.", show_default="the spec's checkpoint.use"
+    ),
+]
+Weights = Annotated[
+    Literal["ema", "raw"] | None,
+    typer.Option(help="The moving average of the weights, or themselves.", show_default="ema if the run keeps one"),
 ]
 DEFAULT_STORE = ".maas-ray/store"
 """That of `StorageSpec`, which is imported late: `maas-ray --help` must not wait for it."""

@@ -7,20 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, open_store
+from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Weights, open_store
 from maas_ray.cli.progress import training_bar
 from maas_ray.cli.reporting import Answer, facts, say, table
-
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint", "--step", metavar="newest|best|STEP", help="Which.", show_default="the spec's checkpoint.use"
-    ),
-]
-Weights = Annotated[
-    Literal["ema", "raw"] | None,
-    typer.Option(help="The moving average of the weights, or themselves.", show_default="ema if the run keeps one"),
-]
 
 
 def train(

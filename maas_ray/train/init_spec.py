@@ -15,7 +15,8 @@ class InitSpec(Spec):
     """A folder in Llama's format (config.json and *.safetensors), for the family `decoder`: a directory, or a URI as in
     `storage`. Models of transformers (`hf:…`) take theirs by `model.params.path`."""
     run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Another run of this store with the same model; its checkpoint is kept from then on."""
+    """Another run of this store with the same model; its checkpoint is kept from then on. Taken are the weights that the
+    optimizer has left; for the moving average that a run keeps, export it and name the folder under `hf`."""
     step: PositiveInt | None = None
     """Which of that run's checkpoints; None: the newest."""
 

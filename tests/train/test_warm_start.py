@@ -19,10 +19,11 @@ from maas_ray.models.hf_format import from_hf
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.assemble import build_net, build_trainee
+from maas_ray.train.assemble import build_loader, build_net, build_plan, build_trainee
 from maas_ray.train.hf_export import export_hf
 from maas_ray.train.init_spec import InitSpec
 from maas_ray.train.layout import Layout
+from maas_ray.train.loop import train_step
 from maas_ray.train.parallel import place_rank
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
@@ -127,6 +128,37 @@ def test_the_command_exports_a_step_and_refuses_what_has_no_such_format(
     code, found = run("r", "--to", str(tmp_path / "out"))
     assert (code, found["error"]["code"]) == (1, "conflict")
     assert run("other", "--to", str(tmp_path / "new"))[1]["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied": True}], ids=["plain", "tied"])
+def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_themselves_if_asked_for(
+    file_store: ObstoreStore, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "decoder", ema={"decay": 0.5})
+    model = ModelSpec(name="decoder", params={**MODELS["decoder"]["params"], **changes})
+    spec = spec.model_copy(update={"model": model})
+    Runs(file_store).create(spec, dataset.digest, None)
+    trainee = build_trainee(
+        spec, dataset.features, dataset.num_rows["train"], place_rank(Layout(), "cpu"), torch.device("cpu")
+    )
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
+    trainee.train()
+    for step in range(3):
+        train_step(plan, trainee, loader, step)
+    save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(trainee)))
+    assert trainee.ema is not None
+    expected = {"ema": trainee.ema.averages, "raw": dict(trainee.parts[0].named_parameters())}
+    for number, weights in enumerate((None, "ema", "raw")):
+        folder = tmp_path / str(number)
+        chosen = ["--weights", weights] if weights else []
+        command = ["checkpoints", "export", "r", "--to", str(folder), "--checkpoint", "newest", *chosen]
+        done = CliRunner().invoke(app, [*command, "--store", file_store.uri, "--json"])
+        assert (done.exit_code, json.loads(done.stdout)["weights"]) == (0, weights or "ema")
+        written = from_hf(folder).state_dict()
+        assert all(torch.equal(written[name], value) for name, value in expected[weights or "ema"].items())
+        assert not any(
+            torch.equal(written[name], value) for name, value in expected["ema" if weights == "raw" else "raw"].items()
+        )
 
 
 def test_what_is_no_decoder_is_not_exported(file_store: ObstoreStore, tmp_path: Path) -> None:
