@@ -21,6 +21,7 @@ from maas_ray.train.parallel import Place, distribute
 from maas_ray.train.pipeline import Pipeline
 from maas_ray.train.recompute import recompute_blocks
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.unused import unused_weights
 
 GPU_DEPTH = 2
 """Steps that are read ahead where a GPU computes and the CPUs have time."""
@@ -54,6 +55,9 @@ def build_trainee(
         ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
     """
     net = build_net(spec, features).to(dtype)
+    is_replicated = place.layout.world > 1 and place.layout.dp_replicate == place.layout.world
+    example = example_rows(features.row, dtype=dtype)
+    has_unused = is_replicated and bool(unused_weights(net, example))
     replace_dropout(net)
     if spec.throughput.compile:
         from maas_ray.train.compiled import compile_blocks  # late: few runs need it
@@ -69,7 +73,8 @@ def build_trainee(
         precision=spec.precision,
         unit_mib=spec.layout.shard_unit_mib,
         pp_split=spec.layout.pp_split,
-        example=example_rows(features.row, dtype=dtype),
+        example=example,
+        has_unused=has_unused,
     )
     optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
     pipeline = None

@@ -3,6 +3,8 @@
 In a rank and not in the driver, because this takes torch, which takes 2 s to import and which a rank has imported.
 """
 
+import logging
+
 import torch
 
 from maas_ray.data.dataset import Dataset
@@ -12,6 +14,9 @@ from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.parallel import refuse_unfit
 from maas_ray.train.pipeline import refuse_microbatches
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.unused import unused_weights
+
+log = logging.getLogger(__name__)
 
 
 def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
@@ -23,6 +28,9 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     features = dataset.features
     torch.manual_seed(spec.seed)
     net = build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
+    example = example_rows(features.row)
+    if not any(weight.is_meta for weight in net.parameters()) and (unused := unused_weights(net, example)):
+        log.warning("the model's scores do not depend on %s: they stay as they are", ", ".join(unused))
     if spec.init is not None:
         from maas_ray.train.warm_start import open_start  # late: few runs need it
 
@@ -30,8 +38,6 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     for layout in spec.layouts():
         if layout.dp_replicate == layout.world:
             continue  # replicas fit any model
-        refuse_unfit(
-            net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example_rows(features.row)
-        )
+        refuse_unfit(net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example)
         refuse_microbatches(layout, spec.batch.accumulation)
     build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))

@@ -34,6 +34,7 @@ from maas_ray.train.gradients import add_penalty_gradient, align_gradients, clip
 from maas_ray.train.parallel import Place
 from maas_ray.train.pipeline import MicroBatch, Pipeline
 from maas_ray.train.progress import Progress
+from maas_ray.train.unused import UNEQUAL, unequal_use
 
 
 class Batches(Protocol):
@@ -339,7 +340,12 @@ def _loss_sum(plan: Plan, trainee: Trainee, batch: Batch) -> Tensor:
         samples(plan.seed, positions),
         torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
-        scores = trainee.model(rows)
+        try:
+            scores = trainee.model(rows)
+        except RuntimeError as error:
+            if UNEQUAL in str(error):
+                raise unequal_use(error) from error
+            raise
     if not batch.num_rows:
         nothing: Tensor = scores.sum() * 0.0
         return nothing

@@ -117,6 +117,7 @@ def distribute(
     unit_mib: float = 0.0,
     pp_split: Sequence[str] | None = None,
     example: torch.Tensor | None = None,
+    has_unused: bool = False,
 ) -> Parts:
     """Takes this rank's part of a model that every rank has built with the same weights.
 
@@ -130,6 +131,7 @@ def distribute(
         unit_mib: least size of what FSDP2 gathers at once, in MiB.
         pp_split: the layers that begin pipeline stages; None: stages of about equal size.
         example: rows that the model takes, for cutting one that is no sequence of layers into stages.
+        has_unused: whether a trained weight may get no gradient; looking for those takes replicas a moment in each step.
 
     Raises:
         ModelError: the model cannot be arranged so, with the reason.
@@ -156,6 +158,7 @@ def distribute(
             parts[0],
             device_ids=[device] if device.type == "cuda" else None,
             process_group=mesh["dp_replicate"].get_group(),
+            find_unused_parameters=has_unused,
         )
         return Parts(parts, [wrapped])
     for part in parts:
