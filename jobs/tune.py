@@ -1,41 +1,30 @@
-"""Searches for the best values of some fields of a training spec.
+"""Searches for the best values of some fields of a training spec; the answer holds them as `best_spec`.
 
-ray job submit --working-dir . -- python jobs/tune.py --spec jobs/specs/digits-search.yaml --set trials=20
+ray job submit --working-dir . -- python jobs/tune.py --spec jobs/specs/digits-search.yaml \
+    --set base.storage.uri=s3://bucket/maas
 """
 
-import argparse
-import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
-from maas_ray.cluster import connect
-from maas_ray.errors import MaasError
+from maas_ray.cli.job import Asked, answer_job
 
 
-def main() -> int:
-    """Prints the result as one JSON line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spec", required=True, help="YAML file with a TuneSpec")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides one field of the spec")
-    parser.add_argument("--resume", action="store_true", help="go on with a search that exists")
-    arguments = parser.parse_args()
-    try:
-        connect()
-        from maas_ray.train.search.run import run_search
-        from maas_ray.train.search.spec import load_tune_spec
+def tune(asked: Asked) -> tuple[dict[str, Any], int]:
+    """The result, see `SearchResult`; the exit code is 1 if the search is not over, or none of its trials has a figure."""
+    # Only now: Ray reads the cluster's environment when its libraries are imported.
+    from maas_ray.train.search.run import describe, run_search
+    from maas_ray.train.search.spec import load_tune_spec
 
-        spec = load_tune_spec(arguments.spec, arguments.set)
-        result = run_search(
-            spec,
-            resume=arguments.resume,
-            on_event=lambda trial, event: print(f"trial {trial}: {event}", file=sys.stderr),
-        )
-    except MaasError as error:
-        print(f"error[{error.code}]: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(asdict(result)))
-    return 0
+    spec = load_tune_spec(asked.spec, asked.overrides)
+    result = run_search(
+        spec,
+        resume=asked.resume,
+        on_event=lambda trial, event: print(describe(spec, trial, event), file=sys.stderr),
+    )
+    return asdict(result), int(not result.is_complete)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_job(__doc__, "TuneSpec", tune))

@@ -32,18 +32,24 @@ def tune(
 
     loaded = load_tune_spec(spec, overrides or ())
     with say.status("preparing the search"):
-        from maas_ray.train.search.run import run_search
+        from maas_ray.train.search.log import Ended
+        from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
         number = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
         cluster.connect(state_dir=state_dir)
+    num_ended = 0
+    with say.status(f"{number} trials") as status:
 
-    def show(trial: int, event: Any) -> None:
-        if hasattr(event, "status"):
-            figure = f"{loaded.metric} {event.figures[-1].value:.4g}" if event.figures else ""
-            say.print(f"{loaded.name}-{trial}: {event.status} {event.error or figure}", markup=False)
+        def show(trial: int, event: Any) -> None:
+            nonlocal num_ended
+            text = describe(loaded, trial, event)
+            if isinstance(event, Ended):
+                num_ended += 1
+                say.print(text, markup=False)
+            else:
+                status.update(f"{num_ended} of {number} trials have ended; {text}")
 
-    with say.status(f"{number} trials"):
         result = run_search(loaded, resume=resume, on_event=show)
     written = None
     if result.best_spec is not None and result.best is not None:
@@ -63,9 +69,22 @@ def tune(
         )
         for one in result.trials
     ]
-    title = f"search {result.search}: " + (f"best {result.best.run}, see {written}" if result.best else "no figure")
+    title = f"search {result.search}: "
+    if result.best is None:
+        title += "no trial has a figure that counts"
+    else:
+        title += f"best {result.best.run} by {result.metric}, see {written}"
+    if result.num_waiting:
+        title += f"; {result.num_waiting} of {number} trials have not ended: --resume goes on with them"
     document = {**asdict(result), "best_spec_path": str(written) if written else None}
-    return Answer(document, table(title, ("run", *names, result.metric, "step", ""), rows), int(result.best is None))
+    columns = ("run", *_short(names), result.metric.removeprefix("validation_"), "step", "")
+    return Answer(document, table(title, columns, rows), int(not result.is_complete))
+
+
+def _short(paths: list[str]) -> list[str]:
+    """`lr` for `optimizer.lr`, where no other field ends like it: a terminal is narrow."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
 
 
 def lr_range(

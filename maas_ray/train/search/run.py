@@ -10,7 +10,7 @@ import ray
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.search.log import Ended, Figure, SearchLog
-from maas_ray.train.search.space import Trial, draw_trials
+from maas_ray.train.search.space import Trial, draw_trials, run_id
 from maas_ray.train.search.spec import TuneSpec
 from maas_ray.train.search.trial import Job
 
@@ -47,6 +47,19 @@ class SearchResult:
     """The best of the finished ones; of those that were given up, if none has finished."""
     best_spec: dict[str, Any] | None
     """A TrainSpec with its values, for a run of its own."""
+
+    time_limit_s: float | None = None
+    """Of the search: trials that have not ended by then are for whoever resumes it."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Trials that have not ended: the search was interrupted, or its time is over."""
+        return sum(one.status == "waiting" for one in self.trials)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a best trial, and no interruption has kept others from their end."""
+        return self.best is not None and (self.time_limit_s is not None or not self.num_waiting)
 
 
 def run_search(
@@ -117,7 +130,16 @@ def rank(
     best_spec = None
     if best is not None:
         best_spec = {**trials[best.trial].document, "run": f"{spec.name}-{BEST}"}
-    return SearchResult(spec.name, spec.metric, spec.direction, outcomes, best, best_spec)
+    return SearchResult(spec.name, spec.metric, spec.direction, outcomes, best, best_spec, spec.time_limit_s)
+
+
+def describe(spec: TuneSpec, trial: int, event: Figure | Ended) -> str:
+    """What `run_search` tells of a trial, as a line: `digits-search-3: step 59, validation_accuracy 0.528`."""
+    run = run_id(spec.name, trial)
+    if isinstance(event, Figure):
+        return f"{run}: step {event.step}, {spec.metric} {event.value:.4g}"
+    figure = f"{spec.metric} {event.figures[-1].value:.4g}" if event.figures else ""
+    return f"{run}: {event.status} {event.error or figure}".rstrip()
 
 
 def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcome:
@@ -145,7 +167,9 @@ def _room(trials: list[Trial]) -> int:
     total = ray.cluster_resources()
     room = []
     for trial in trials:
-        workers, world = trial.spec.workers, trial.spec.layouts()[-1].world
+        workers, beside, world = trial.spec.workers, trial.spec.validation, trial.spec.layouts()[-1].world
         needs = {"CPU": world * workers.cpus, "GPU": world * workers.gpus}
+        if beside.beside:
+            needs = {"CPU": needs["CPU"] + beside.cpus, "GPU": needs["GPU"] + beside.gpus}
         room += [int(total.get(name, 0) // need) for name, need in needs.items() if need]
     return max(1, min(room))

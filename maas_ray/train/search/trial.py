@@ -66,7 +66,7 @@ class TrialRun:
             step, figures = self._train()
         except MaasError as error:
             self._news.put(Ended("failed", error=f"{error.code}: {error}"))
-        except Exception as error:  # whatever it is, it ends this trial and not the search
+        except BaseException as error:  # whatever it is, it ends this trial and not the search
             self._news.put(Ended("failed", error=f"{type(error).__name__}: {error}"))
         else:
             self._news.put(self._end(step, figures))
@@ -103,11 +103,9 @@ class TrialRun:
                 runs.record(spec.run, {"type": "stopped"})
 
     def _hear(self, progress: Progress) -> None:
-        value = figures_of({"validation": progress.metrics}).get(self._job.metric)
-        if self._job.metric == "loss":
-            value = progress.loss
-        if value is not None and math.isfinite(value):
-            self._news.put(Figure(progress.step, progress.step / progress.total_steps, value))
+        figure = figure_of(progress, self._job.metric)
+        if figure is not None:
+            self._news.put(figure)
 
     def _end(self, step: int, figures: dict[str, float]) -> Ended:
         value = figures.get(self._job.metric)
@@ -115,3 +113,12 @@ class TrialRun:
             names = ", ".join(sorted(figures)) or "none"
             return Ended("failed", error=f"spec_invalid: the run has no figure {self._job.metric!r}; it has: {names}")
         return Ended("finished", (Figure(step, 1.0, value),))
+
+
+def figure_of(progress: Progress, metric: str) -> Figure | None:
+    """The figure that counts, if a report of a run has it and it is a number."""
+    value = progress.loss if metric == "loss" else figures_of({"validation": progress.metrics}).get(metric)
+    if value is None or not math.isfinite(value):
+        return None
+    step = progress.of_step or progress.step
+    return Figure(step, step / progress.total_steps, value)

@@ -203,18 +203,34 @@ def _result(figure: Figure) -> dict[str, Any]:
 def _environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     logger = logging.getLogger("ray.tune")
-    level, handler = logger.level, signal.getsignal(signal.SIGINT)
+    level = logger.level
     os.environ.update(_ENVIRONMENT)
     logger.setLevel(logging.ERROR)  # it warns of files that it was told not to write
     try:
-        yield
+        with _signals():
+            yield
     finally:
         logger.setLevel(level)
-        if threading.current_thread() is threading.main_thread():
-            # Tune takes it, to stop trials in order, and never gives it back.
-            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Tune stops trials in order at a SIGINT; here at a SIGTERM too, which is what `ray job stop` sends.
+
+    Tune takes the handler of SIGINT and never gives it back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -87,7 +87,16 @@ def test_without_a_finished_trial_a_stopped_one_is_better_than_none(file_store: 
     assert result.best is not None
     assert result.best.run == "s-1"
     assert [(one.trial, one.status) for one in result.trials] == [(3, "waiting"), (1, "stopped"), (0, "waiting"), (2, "failed")]  # fmt: skip
-    assert rank(spec, draw_trials(spec), {}, {}).best_spec is None
+    nothing = rank(spec, draw_trials(spec), {}, {})
+    assert (nothing.best_spec, nothing.num_waiting, nothing.is_complete) == (None, 4, False)
+
+
+def test_a_search_is_complete_unless_it_was_interrupted_before_its_time(file_store: ObstoreStore) -> None:
+    spec, some = _spec(file_store), {0: ENDED[0], 1: ENDED[1]}
+    assert rank(spec, draw_trials(spec), ENDED, {}).is_complete
+    assert not rank(spec, draw_trials(spec), some, {}).is_complete
+    assert rank(_spec(file_store, time_limit_s=9), draw_trials(spec), some, {}).is_complete
+    assert not rank(spec, draw_trials(spec), {2: ENDED[2]}, {}).is_complete
 
 
 def test_a_search_whose_trials_have_all_ended_is_told_without_a_cluster(file_store: ObstoreStore) -> None:

@@ -1,5 +1,6 @@
 """Trials under Ray Tune: which are given up, what that frees, and what a search says of one that failed."""
 
+import math
 import signal
 import threading
 import time
@@ -13,10 +14,12 @@ from ray import cloudpickle
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.search.log import Ended, Figure
 from maas_ray.train.search.run import run_search
 from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
+from maas_ray.train.search.trial import figure_of
 from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
 
@@ -87,26 +90,33 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
-def test_an_interrupted_search_goes_on_where_its_trials_were(file_store: ObstoreStore, ray_cluster: RayCluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "ray_job_stop"])
+def test_an_interrupted_search_goes_on_where_its_trials_were(
+    file_store: ObstoreStore, ray_cluster: RayCluster, number: signal.Signals
+) -> None:
     spec = _spec(file_store, search={"optimizer.lr": {"kind": "grid", "values": [GOOD]}}, scheduler={"name": "none"})
     interrupts: list[Figure | Ended] = []
 
     def interrupt(trial: int, event: Figure | Ended) -> None:
         if not interrupts:
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+            signal.raise_signal(number)
         interrupts.append(event)
 
+    term = signal.getsignal(signal.SIGTERM)
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell ignores it for what runs in its background
     try:
-        (trial,) = run_search(spec, on_event=interrupt).trials
+        result = run_search(spec, on_event=interrupt)
         after = signal.getsignal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+    (trial,) = result.trials
     assert trial.status == "waiting"
+    assert (result.num_waiting, result.is_complete) == (1, False)
     assert isinstance(interrupts[0], Figure)
     assert after is signal.default_int_handler, "Tune's own is gone with the search"
+    assert signal.getsignal(signal.SIGTERM) is term
     (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-0"))[::-1]
     assert 0 < newest < STEPS
 
@@ -115,6 +125,21 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(file_store: Obstore
     run = Runs(file_store).get("s-0")
     assert run.status == "finished"
     assert [attempt["first_step"] for attempt in run.attempts][-1] >= newest
+
+
+@pytest.mark.parametrize(
+    ("progress", "metric", "figure"),
+    [
+        (Progress(6, 24, 1.0, loss=0.5), "loss", Figure(6, 0.25, 0.5)),
+        (Progress(6, 24, 1.0, loss=0.5), "validation_loss", None),
+        (Progress(24, 24, 1.0, metrics={"loss": 0.4}), "validation_loss", Figure(24, 1.0, 0.4)),
+        (Progress(24, 24, 1.0, metrics={"loss": 0.4}, of_step=18), "validation_loss", Figure(18, 0.75, 0.4)),
+        (Progress(6, 24, 1.0, loss=math.nan), "loss", None),
+    ],
+    ids=["of_training", "another", "between_steps", "beside_training", "no_number"],
+)
+def test_a_figure_counts_for_the_step_that_it_is_of(progress: Progress, metric: str, figure: Figure | None) -> None:
+    assert figure_of(progress, metric) == figure
 
 
 def test_what_a_search_tells_its_user_through_need_not_fit_into_the_files_that_tune_writes() -> None:

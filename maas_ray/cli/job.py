@@ -1,0 +1,48 @@
+"""What the scripts for `ray job submit` that take a spec share: their options, the cluster, and how they answer."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from maas_ray.cluster import connect
+from maas_ray.errors import MaasError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of a job."""
+
+    spec: str
+    """The YAML file."""
+    overrides: list[str]
+    """`a.b=c`."""
+    resume: bool
+
+
+def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, int]]) -> int:
+    """Runs a job on the cluster that it was submitted to.
+
+    Args:
+        description: of the script, for --help.
+        kind: of its spec: `TrainSpec`.
+        work: called once Ray is connected; gives what is printed as one JSON line on stdout, and the exit code.
+
+    Returns:
+        The exit code; 1 for an error of this library, whose one line goes to stderr.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spec", required=True, help=f"YAML file with a {kind}")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides one field of the spec")
+    parser.add_argument("--resume", action="store_true", help="go on with what exists under this name")
+    arguments = parser.parse_args()
+    try:
+        connect()
+        document, exit_code = work(Asked(arguments.spec, arguments.set, arguments.resume))
+    except MaasError as error:
+        sys.stderr.write(f"error[{error.code}]: {error}\n")
+        return 1
+    sys.stdout.write(f"{json.dumps(document)}\n")
+    return exit_code
