@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -50,6 +50,7 @@ def train(
         "checkpoint": f"step {result.checkpoint_step}",
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
         **result.report,
+        **{f"no validation of step {step}": why for step, why in result.unvalidated.items()},
     }
     return Answer(asdict(result), facts(f"run {result.run} is finished", shown))
 
@@ -70,13 +71,24 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
             "git_commit": run.git_commit,
             "error": run.error,
             "reason": run.reason,
+            "unvalidated": dict(run.unvalidated),
         }
         for run in found
     ]
     rows = [
-        (run.id, run.status, run.step, _figures(dict(run.metrics)), _time(run.created_s), run.error) for run in found
+        (run.id, run.status, run.step, _figures(dict(run.metrics)), _time(run.created_s), _trouble(run))
+        for run in found
     ]
     return Answer(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
+
+
+def _trouble(run: Any) -> str | None:
+    """Why it failed; else why some of its checkpoints have no validation figures."""
+    if run.error or not run.unvalidated:
+        return run.error
+    step, why = max(run.unvalidated.items())
+    more = f", and {len(run.unvalidated) - 1} others" if len(run.unvalidated) > 1 else ""
+    return f"step {step} was not validated{more}: {why}"
 
 
 def evaluate(

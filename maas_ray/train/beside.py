@@ -3,7 +3,8 @@
 Ray Train has such a thing (`ray.train.report(..., validation=...)`, alpha), and it does not fit: it starts from a
 checkpoint that all ranks report together, while ours are committed in the background by rank 0; it remembers what is
 missing under the name of one launch, which a resumed run does not have; and its last wait has no end. So rank 0 owns one
-task at a time, which writes its figures into the run's log. What is missing there is done by whoever resumes.
+task at a time, which writes its figures into the run's log. What is missing there is done by whoever resumes. A task
+that fails does not end the run: why it failed stands in the log instead, and so in `maas-ray runs` and in the report.
 
 The figures of a checkpoint enter the history when the next one is due, however early they came: so early stopping decides
 the same in a run that was interrupted.
@@ -13,12 +14,13 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 
 from maas_ray.cluster.preflight import Resources, alive_nodes, has_autoscaler
-from maas_ray.errors import ResourcesMissing
+from maas_ray.errors import MaasError, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.figures import VALIDATION, finite
 from maas_ray.train.runs import Runs
@@ -26,6 +28,8 @@ from maas_ray.train.spec import TrainSpec
 
 TIMEOUT_S = 60.0
 """Longest wait for the figures of a task that is done."""
+MAX_REASON = 500
+"""Characters of why a checkpoint has no figures: Ray tells of a task that died on a page."""
 POLL_S = 2.0
 """The ranks agree so often on whether to wait on: each collective operation stays short."""
 
@@ -42,10 +46,11 @@ class Beside:
 
     def __init__(self, store: ObstoreStore, spec: TrainSpec) -> None:
         self._spec = spec
+        self._runs = Runs(store)
         self._lock = threading.Lock()
         self._flight: tuple[int, Any, float] | None = None
         self._due: int | None = None
-        self.figures = Runs(store).validated(spec.run)
+        self.figures = self._runs.validated(spec.run)
         """What is known of each step: `validation_loss` and so on."""
         self._samples: dict[int, str] = {}
 
@@ -121,7 +126,10 @@ class Beside:
             self._flight = None
 
     def _give_up(self, step: int, reason: str) -> None:
+        reason = " ".join(reason.split())[:MAX_REASON]
         log.warning("step %d has no validation figures: %s", step, reason)
+        with suppress(MaasError):  # a store that fails now is met again, where something depends on it
+            self._runs.record(self._spec.run, {"type": "unvalidated", "step": step, "error": reason})
         with self._lock:
             self._flight = None
 

@@ -72,6 +72,7 @@ def build_report(store: ObjectStore, run: Run, ended: Ended, nodes: list[dict[st
         "run": run.id,
         "status": run.status,
         "reason": run.reason,
+        "unvalidated": {str(step): why for step, why in run.unvalidated.items()},
         "step": ended.step,
         "spec": run.spec.model_dump(mode="json"),
         "spec_digest": run.spec.digest(),

@@ -53,6 +53,8 @@ class RunResult:
     """What to give `tensorboard --logdir`."""
     report: dict[str, str]
     """Where `report.json` and `report.png` lie; see report.py."""
+    unvalidated: Mapping[int, str]
+    """By step: why validation beside training has no figures of it."""
 
 
 def run_training(
@@ -288,4 +290,5 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
         reason=record.reason,
         tensorboard=location(store, run),
         report={name: find_part(report, name) for name in report.parts},
+        unvalidated=record.unvalidated,
     )

@@ -1,7 +1,7 @@
 """Runs: what was started, with which spec and data, and how it went. Knows nothing of how training works.
 
 runs/<run>/manifest.json          the spec, the data digest and the code: written once, never changed
-runs/<run>/log/…                  what happened since: started, attempt, finished, failed, stopped, evaluated
+runs/<run>/log/…                  what happened since, see `Runs.record`
 runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
 runs/<run>/report/                see report.py
 """
@@ -48,6 +48,8 @@ class Run:
     """The weights that it started from; None: those that its seed drew."""
     attempts: tuple[Mapping[str, Any], ...] = ()
     """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
+    unvalidated: Mapping[int, str] = field(default_factory=dict)
+    """By step: why validation beside training has no figures of it."""
 
 
 class Runs:
@@ -105,6 +107,7 @@ class Runs:
             raise ObjectCorrupt(f"run {run} was written by an incompatible version: {error}") from error
         status: dict[str, Any] = {"status": "started"}
         attempts: list[Mapping[str, Any]] = []
+        unvalidated: dict[int, str] = {}
         for record in Sequence(self._store, run_prefix(run)).read():
             event = dict(record.event)
             kind = event.pop("type")
@@ -112,7 +115,11 @@ class Runs:
                 status["metrics"] = event["metrics"]
             elif kind == "attempt":
                 attempts.append(event)
-            elif kind != "validated":
+            elif kind == "unvalidated":
+                unvalidated[event["step"]] = event["error"]
+            elif kind == "validated":
+                unvalidated.pop(event["step"], None)  # a later attempt had more luck
+            else:
                 status.update({name: event.get(name) for name in ("step", "error", "reason")}, status=kind)
         return Run(
             run,
@@ -121,6 +128,7 @@ class Runs:
             meta["git_commit"],
             meta["created_s"],
             attempts=tuple(attempts),
+            unvalidated=unvalidated,
             **status,
             start=meta.get("start"),
         )
@@ -135,7 +143,10 @@ class Runs:
         return sorted((self.get(run) for run in self._ids()), key=lambda run: -run.created_s)
 
     def record(self, run: str, event: Mapping[str, Any]) -> None:
-        """Appends an event `{type: started | attempt | finished | failed | stopped | evaluated | validated, …}` to a log."""
+        """Appends an event to a log.
+
+        `{type: started | attempt | finished | failed | stopped | evaluated | validated | unvalidated, …}`
+        """
         Sequence(self._store, run_prefix(run), self._clock).append(lambda _: event)
 
     def _ids(self) -> list[str]:

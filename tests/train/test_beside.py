@@ -131,12 +131,15 @@ def test_a_task_gives_the_figures_of_its_checkpoint_and_leaves_them_in_the_log(
     while not again.is_ready(1.0):
         assert time.monotonic() < deadline
     assert again.take() is None, "training goes on without what cannot be had"
+    assert "7" in Runs(file_store).get(spec.run).unvalidated[7]
     late = Beside(
         file_store, spec.model_copy(update={"validation": spec.validation.model_copy(update={"timeout_s": 1e-9})})
     )
     late.start(20)
     assert late.is_ready(0.0)
     assert late.take() is None
+    assert "validation.timeout_s" in Runs(file_store).get(spec.run).unvalidated[20]
+    assert Runs(file_store).get(spec.run).status == "finished"
     late.close()
 
 

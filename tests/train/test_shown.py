@@ -1,15 +1,18 @@
 """What a run shows people: histograms and predictions in TensorBoard, and its final report."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from maas_ray.cli.training import runs as list_runs
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.opening import open_rows
 from maas_ray.data.text.tokenizer import Tokenizer
@@ -125,6 +128,8 @@ def _finished(store: ObstoreStore, directory: Path) -> Dataset:
     spec, dataset = make_run(store, directory, "mlp", run="r", steps=4)
     runs = Runs(store)
     runs.create(spec, dataset.digest, "0123abc")
+    runs.record("r", {"type": "unvalidated", "step": 2, "error": "no memory"})
+    runs.record("r", {"type": "unvalidated", "step": 4, "error": "no memory"})
     runs.record("r", {"type": "validated", "step": 4, "metrics": {"validation_accuracy": 0.75}})
     runs.record("r", {"type": "finished", "step": 4, "reason": "early stopping"})
     return dataset
@@ -137,6 +142,17 @@ HISTORY: list[dict[str, Any]] = [
 ]
 
 
+def test_a_run_says_which_of_its_checkpoints_have_no_figures_and_why(file_store: ObstoreStore, tmp_path: Path) -> None:
+    _finished(file_store, tmp_path)
+    run = Runs(file_store).get("r")
+    assert (run.status, run.unvalidated) == ("finished", {2: "no memory"}), "step 4 was tried again"
+    listed = list_runs(file_store.uri)
+    assert listed.document[0]["unvalidated"] == {2: "no memory"}
+    shown = StringIO()
+    Console(width=200, file=shown).print(listed.view)
+    assert "step 2 was not validated: no memory" in shown.getvalue()
+
+
 def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store: ObstoreStore, tmp_path: Path) -> None:
     dataset = _finished(file_store, tmp_path)
     ended = Ended(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
@@ -145,6 +161,7 @@ def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store:
     assert Path(find_part(committed, PNG)).read_bytes().startswith(b"\x89PNG")
     assert (report["git_commit"], report["data_digest"], report["layout"]) == ("0123abc", dataset.digest, "DDP 2")
     assert (report["status"], report["reason"], report["step"]) == ("finished", "early stopping", 4)
+    assert report["unvalidated"] == {"2": "no memory"}
     assert report["curves"] == {
         "loss": [[2, 2.0], [4, 1.0]],
         "lr": [[2, 0.1], [4, 0.05]],
