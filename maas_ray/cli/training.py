@@ -1,9 +1,10 @@
 """train, runs, evaluate, publish."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -76,18 +77,25 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
         for run in found
     ]
     rows = [
-        (run.id, run.status, run.step, _figures(dict(run.metrics)), _time(run.created_s), _trouble(run))
+        (
+            run.id,
+            run.status,
+            run.step,
+            _figures(dict(run.metrics)),
+            _time(run.created_s),
+            _trouble(run.error, run.unvalidated),
+        )
         for run in found
     ]
     return Answer(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
 
 
-def _trouble(run: Any) -> str | None:
-    """Why it failed; else why some of its checkpoints have no validation figures."""
-    if run.error or not run.unvalidated:
-        return run.error
-    step, why = max(run.unvalidated.items())
-    more = f", and {len(run.unvalidated) - 1} others" if len(run.unvalidated) > 1 else ""
+def _trouble(error: str | None, unvalidated: Mapping[int, str]) -> str | None:
+    """Why a run failed; else why some of its checkpoints have no validation figures."""
+    if error or not unvalidated:
+        return error
+    step, why = max(unvalidated.items())
+    more = f", nor were {len(unvalidated) - 1} others" if len(unvalidated) > 1 else ""
     return f"step {step} was not validated{more}: {why}"
 
 
