@@ -71,7 +71,7 @@ def tune(
     ]
     title = f"search {result.search}: "
     if result.best is None:
-        title += "no trial has a figure that counts"
+        title += "no trial has come to an end"
     else:
         title += f"best {result.best.run} by {result.metric}, see {written}"
     if result.num_waiting:
@@ -101,7 +101,7 @@ def lr_range(
 ) -> Answer:
     """Trains for a few steps with a growing learning rate (Smith 2015) and proposes one; exit code 1 if none is found.
 
-    One process of this machine trains from the initial weights; no run is made.
+    One process of this machine trains from the weights with which the run would begin; no run is made.
     """
     from maas_ray import cluster
     from maas_ray.spec import load_spec

@@ -22,6 +22,7 @@ from maas_ray.train.loop import mean_loss, train_step
 from maas_ray.train.parallel import Place
 from maas_ray.train.recipe import ScheduleSpec
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.worker import load_start
 
 DIVERGED = 4.0
 """A smoothed loss of so many times the best one ends the test."""
@@ -72,7 +73,9 @@ def find_learning_rates(
     smoothing: float = 0.9,
     on_point: Callable[[Point], None] | None = None,
 ) -> LrRange:
-    """Trains from the initial weights with a rate that grows from `low` to `high`, until it is there or the loss diverges.
+    """Trains with a rate that grows from `low` to `high`, until it is there or the loss diverges.
+
+    It begins with the weights with which the run would: those that the seed draws, or those that `init` names.
 
     Args:
         spec: the run; its learning rate, schedule, workers and layout are not used.
@@ -91,10 +94,13 @@ def find_learning_rates(
     optimizer = spec.optimizer.model_copy(update={"lr": low})
     changes = {"epochs": None, "steps": steps, "optimizer": optimizer, "schedule": ScheduleSpec()}
     spec = spec.model_copy(update=changes)
-    dataset = open_dataset(open_store(spec.storage), data_digest)
+    store = open_store(spec.storage)
+    dataset = open_dataset(store, data_digest)
     num_rows, place = dataset.num_rows["train"], Place(Layout(), None)
     device = torch.device("cuda" if spec.workers.gpus and torch.cuda.is_available() else "cpu")
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
+    if spec.init is not None:
+        load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), trainee)
     growth = high / low
     trainee = replace(trainee, schedule=LambdaLR(trainee.optimizer, lambda step: growth ** (step / (steps - 1))))
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)

@@ -252,7 +252,7 @@ def _restore(
         dist.broadcast(newest, src=0)
     if not int(newest):
         if spec.init is not None:
-            _begin(store, spec, trainee)
+            load_start(store, spec, trainee)
         return 0, [], {}
     committed = open_checkpoint(store, prefix, int(newest))
     saved = read_saved(committed)
@@ -260,7 +260,8 @@ def _restore(
     return saved.step, saved.history, saved.meta.get("seconds", {})
 
 
-def _begin(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
+def load_start(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
+    """Fills the weights with those that the spec says the run starts from, if it names some."""
     from maas_ray.train.warm_start import open_start  # late: few runs need it
 
     if spec.init is None:

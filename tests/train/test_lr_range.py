@@ -1,14 +1,22 @@
 """The learning-rate range test: what it proposes trains well, and what it says of rates that do not."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
+from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.data.dataset import Dataset
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.assemble import build_trainee
+from maas_ray.train.layout import Layout
 from maas_ray.train.lr_range import LrRange, Point, conclude, find_learning_rates
+from maas_ray.train.parallel import Place
+from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
+from maas_ray.train.state import tensors_of
 from tests.support.small_runs import make_digits, make_run, train_here
 
 PLAIN_SGD = {"name": "sgd"}
@@ -43,6 +51,16 @@ def test_the_course_is_that_of_training_and_the_same_every_time(file_store: Obst
     assert [point.lr for point in found.points] == pytest.approx([1e-4 * 10 ** (i / 5) for i in range(11)])
     first = train_here(spec, dataset, 1e-4, steps=1)
     assert found.points[0].loss == found.points[0].smoothed == first, "before the first update no rate plays a part"
+
+
+def test_a_run_that_starts_from_another_one_is_tested_from_there(file_store: ObstoreStore, tmp_path: Path) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "mlp", run="first", objective={})
+    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
+    nothing = {name: tensor * 0 for name, tensor in tensors_of(trainee).items()}
+    Runs(file_store).create(spec, dataset.digest, None)
+    save(file_store, checkpoints_prefix("first"), Snapshot(1, 12, nothing, {}, []))
+    spec, _ = make_run(file_store, tmp_path, "mlp", run="next", objective={}, init={"run": "first"})
+    assert _find(spec, dataset, steps=10).points[0].loss == pytest.approx(math.log(len(dataset.features.labels or ())))
 
 
 def test_a_loss_that_is_no_number_ends_the_test(file_store: ObstoreStore, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class TrialRun:
         if not self._thread.is_alive():
             return
         with suppress(ray.exceptions.RayError):
-            ray.get(self._board.ask.remote("its search gave it up"), timeout=_ASK_S)
+            ray.get(self._board.ask.remote("its search stopped it"), timeout=_ASK_S)
         self._thread.join(STOP_S)
         if self._thread.is_alive():
             end_board(self._board)
