@@ -44,8 +44,9 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         ClusterError: Ray is not connected, or no CPU of the cluster became free in time.
     """
     if spec.text is not None:
-        prepare_tokens = prepare_text if spec.task in TOKEN_TASKS else prepare_labelled_texts
-        return prepare_tokens(spec, spec.text, store)
+        if spec.task in TOKEN_TASKS:
+            return prepare_text(spec, spec.text, store, cpu_timeout_s)
+        return prepare_labelled_texts(spec, spec.text, store)
     require_ray()
     paths: list[str] | None = None
     if not spec.uri.startswith(SKLEARN):

@@ -25,7 +25,7 @@ _WAITING = 2
 
 
 def encode_in_tasks(
-    texts: Iterable[str], tokenizer: Tokenizer, datatype: DTypeLike, cpu_timeout_s: float = TASK_TIMEOUT_S
+    texts: Iterable[str], tokenizer: Tokenizer, datatype: DTypeLike, timeout_s: float = TASK_TIMEOUT_S
 ) -> Iterator[NDArray[np.generic]]:
     """The codes of each text, without special tokens.
 
@@ -33,7 +33,7 @@ def encode_in_tasks(
         texts: read as tasks become free.
         tokenizer: goes to each process once, as its file.
         datatype: of the codes.
-        cpu_timeout_s: longest wait for one task.
+        timeout_s: longest wait for one task.
 
     Raises:
         ClusterError: a task did not end in time, or was lost too often.
@@ -49,7 +49,8 @@ def encode_in_tasks(
                 waiting.append(encode.remote(content, batch, np.dtype(datatype).str))
             if not waiting:
                 return
-            codes, lengths = _fetch(waiting.popleft(), cpu_timeout_s)
+            codes, lengths = _fetch(waiting[0], timeout_s)
+            waiting.popleft()
             yield from np.split(codes, np.cumsum(lengths)[:-1])
     finally:
         for task in waiting:

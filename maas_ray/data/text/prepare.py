@@ -21,6 +21,7 @@ from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dat
 from maas_ray.data.features import Features, TokensColumn
 from maas_ray.data.spec import SPLITS, DataSpec
 from maas_ray.data.split import assign_rows
+from maas_ray.data.statistics import CPU_TIMEOUT_S, require_cpu
 from maas_ray.data.text.encoding import encode_in_tasks
 from maas_ray.data.text.layout import DATATYPES, Datatype, MaskLayout, TokenLayout
 from maas_ray.data.text.learning import find_tokenizer
@@ -49,7 +50,7 @@ class _Survey:
     """By document: the place of its split in `SPLITS`."""
 
 
-def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
+def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout_s: float = CPU_TIMEOUT_S) -> Dataset:
     """Prepares the data of a task on tokens, or opens it if the same content was prepared before.
 
     The report counts `documents`, and per split `characters` and `tokens`.
@@ -58,9 +59,11 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
         spec: what to read.
         text: how it becomes rows.
         store: where to commit.
+        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster, if tasks encode.
 
     Raises:
         DataError: the texts cannot be read, are too few for a row of each split, or do not fit the tokenizer.
+        ClusterError: no CPU became free in time, or a task failed.
     """
     survey = _survey(spec, text)
     tokenizer = _tokenizer(spec, text, survey)
@@ -68,7 +71,10 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
     with ExitStack() as stack:
         try:
             streams = {split: _Stream(stack.enter_context(tempfile.TemporaryFile()), tokenizer) for split in SPLITS}
-            _encode(_split_pieces(spec, text, survey), tokenizer, end, streams, survey.num_characters)
+            in_tasks = survey.num_characters >= TASKS_FROM and not tokenizer.is_fast and ray.is_initialized()
+            if in_tasks:
+                require_cpu(cpu_timeout_s)
+            _encode(_split_pieces(spec, text, survey), tokenizer, end, streams, in_tasks)
         except OSError as error:
             raise DataError(f"cannot keep the tokens in {tempfile.gettempdir()}: {error}; set TMPDIR") from error
         layout = _layout(spec, text, tokenizer, end, {split: stream.num_tokens for split, stream in streams.items()})
@@ -129,7 +135,7 @@ def _encode(
     tokenizer: Tokenizer,
     end: int | None,
     streams: Mapping[str, _Stream],
-    num_characters: int,
+    in_tasks: bool,
 ) -> None:
     waiting: deque[tuple[str, Piece]] = deque()
 
@@ -138,7 +144,7 @@ def _encode(
             waiting.append((split, piece))
             yield piece.text
 
-    if num_characters >= TASKS_FROM and not tokenizer.is_fast and ray.is_initialized():
+    if in_tasks:
         codes: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
     else:
         codes = _encode_here(texts(), tokenizer)

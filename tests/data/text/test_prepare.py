@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from maas_ray.data import local
@@ -18,7 +19,7 @@ from maas_ray.data.text import encoding, source
 from maas_ray.data.text import prepare as preparing
 from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
-from maas_ray.errors import DataError, ObjectCorrupt, SpecError
+from maas_ray.errors import ClusterError, DataError, ObjectCorrupt, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import list_committed
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
@@ -308,3 +309,15 @@ def test_tasks_encode_to_the_same_data_set(
     monkeypatch.setattr(preparing, "_encode_here", None)
     monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 2)
     assert prepare(spec, open_store(f"file://{tmp_path}/other")).digest == here.digest
+    holder = ray.remote(_Holder).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+    try:
+        ray.get(holder.ready.remote(), timeout=60)
+        with pytest.raises(ClusterError, match="no CPU .* within 0.5 s"):
+            prepare(spec, open_store(f"file://{tmp_path}/third"), cpu_timeout_s=0.5)
+    finally:
+        ray.kill(holder)
+
+
+class _Holder:
+    def ready(self) -> bool:
+        return True
