@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyarrow import csv, feather, parquet
 
 from maas_ray.data.arrays import tensor_field
 from maas_ray.data.dataset import Dataset, open_dataset
+from maas_ray.data.features import Features
 from maas_ray.data.files import format_of, list_files
 from maas_ray.data.large import clean, gather, save, survey, units, write
 from maas_ray.data.large import prepare as large
@@ -230,6 +232,19 @@ def test_pages_that_were_read_are_given_back(both: tuple[Dataset, Dataset], monk
     assert rows._resident == 0
 
 
+def test_pages_are_given_back_within_a_large_batch_too(
+    both: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = open_rows(both[1], "train")
+    ids = np.arange(len(rows), dtype=np.int64)
+    rows.take(ids, ids)
+    advised: list[int] = []
+    rows._maps = [SimpleNamespace(madvise=advised.append)]
+    monkeypatch.setattr(large_rows, "MAX_MAPPED_BYTES", 0)
+    rows.take(ids, ids)
+    assert len(advised) == len(both[1].shards.shards["train"]), "after each shard, not after the batch"
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap"])
 def test_a_damaged_shard_is_refused_before_a_row_of_it_is_used(
     both: tuple[Dataset, Dataset], tmp_path: Path, damage: str
@@ -285,6 +300,32 @@ def test_shards_of_a_limited_size_hold_the_rows_of_one_unit(
     assert len(dataset.shards.shards["train"]) > 10
     assert dataset.committed.parts["train/000000-000.shard"].size < 9000
     _same_rows(dataset, both[0])
+
+
+def test_a_thousand_shards_of_one_unit_are_in_the_order_of_its_rows(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"x": np.arange(1010.0), "y": np.arange(1010.0)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    split = {"validation": 0, "test": 0}
+    spec = _spec(str(tmp_path / "rows.parquet"), target="y", task="regression", cleaning={}, split=split)
+    _without_cluster(monkeypatch)
+    monkeypatch.setattr(write, "MAX_PART_BYTES", 1)
+    dataset = prepare(spec, file_store)
+    assert len(dataset.shards.shards["train"]) == 1010
+    assert dataset.read("train").target.tolist() == list(range(1010))
+
+
+def test_a_category_that_the_statistics_have_not_seen_is_no_code(both: tuple[Dataset, Dataset]) -> None:
+    """The files were written to meanwhile, in a way that left their sizes and times."""
+    features = Features(
+        columns=tuple(one for one in both[1].features.columns if one.name == "city"), task="regression", target="y"
+    )
+    target = np.zeros(2, dtype=np.float32)
+    cities = pa.table({"city": ["Oslo", "Rome"]})
+    assert write.encode_rows(features, {"city": ("Oslo", "Rome")}, cities, target).codes.tolist() == [[0], [1]]
+    with pytest.raises(DataError, match="column 'city' changed while it was read"):
+        write.encode_rows(features, {"city": ("Oslo",)}, cities, target)
 
 
 def _here(function: Any, count: int, arguments: Any, *_: Any) -> Any:

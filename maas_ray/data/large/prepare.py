@@ -116,19 +116,22 @@ def _write(
     if not isinstance(store, ObstoreStore):
         raise StoreError(f"{store.uri} cannot be opened by other processes, and a large table is written by several")
     source = writing.job.source
-    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    units: dict[int, list[dict[str, Any]]] = {}
     draft = begin_dataset(store, writing.digest, writing.attempt)
     arguments = {"writing": writing, "storage": store.spec}
-    for _, answer in run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s):
+    for number, answer in run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s):
+        units[number] = answer
         for one in answer:
             draft.add(one["name"], Part(**one["part"]))
+    shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
+    for number in sorted(units):  # not by their names: those of the thousandth shard of a unit have a digit more
+        for one in units[number]:
             shards[one["split"]].append(Shard(name=one["name"], num_rows=one["num_rows"]))
     written = {split: sum(shard.num_rows for shard in shards[split]) for split in SPLITS}
     if written != found.num_rows or list_files(source.spec) != list(files):
         draft.abandon()
         raise DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
-    ordered = {split: tuple(sorted(shards[split], key=lambda shard: shard.name)) for split in SPLITS}
-    layout = ShardLayout(shards=ordered, dictionaries=writing.dictionaries)
+    layout = ShardLayout(shards={split: tuple(shards[split]) for split in SPLITS}, dictionaries=writing.dictionaries)
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
     return end_dataset(
         store, draft, writing.digest, {**body, "shards": layout.model_dump(mode="json"), "source": where}

@@ -15,13 +15,13 @@ from maas_ray.data import local
 from maas_ray.data.encode import encode_column
 from maas_ray.data.features import CategoricalColumn, Features
 from maas_ray.data.large.layout import Shard, ShardLayout
-from maas_ray.data.large.shard import Block, unpack
+from maas_ray.data.large.shard import Block, row_bytes, unpack
 from maas_ray.data.rows import Batch
 from maas_ray.errors import DataError, ObjectCorrupt
 from maas_ray.store.manifest import Committed
 
 MAX_MAPPED_BYTES = 1 << 26
-"""Mapped memory that a rank keeps between two batches, by the estimate below; up to four times as much was seen."""
+"""Mapped memory that a rank keeps, by the estimate below; up to four times as much was seen."""
 _NO_VALUE = "\0"
 _FAULT_BYTES = 1 << 16
 """What one read at random makes resident: Linux maps the 16 pages around it."""
@@ -50,7 +50,8 @@ class ShardRows:
         self._maps: list[mmap.mmap] = []
         self._resident = 0
         self._codes, self._offsets = _model_codes(features, layout)
-        self._num_arrays = 3 + sum(column.kind == "tensor" for column in features.columns)
+        num_arrays = 3 + sum(column.kind == "tensor" for column in features.columns)
+        self._row_bytes = num_arrays * _FAULT_BYTES + row_bytes(features)
         self._refuse_missing()
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class ShardRows:
         result = _empty_like(self._open(int(places[0])), len(ids))
         for shard, chosen in zip(places.tolist(), np.split(order, firsts[1:]), strict=True):
             result.put(chosen, self._open(shard).take(ids[chosen] - self._starts[shard]))
-        self._give_back(len(ids))
+            self._give_back(len(chosen))
         return result
 
     def _open(self, number: int) -> Block:
@@ -102,7 +103,7 @@ class ShardRows:
         return block
 
     def _give_back(self, num_rows: int) -> None:
-        self._resident += num_rows * self._num_arrays * _FAULT_BYTES
+        self._resident += num_rows * self._row_bytes
         if self._resident > MAX_MAPPED_BYTES:
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)

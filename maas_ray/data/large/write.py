@@ -16,6 +16,7 @@ from maas_ray.data.large.clean import CleanBlock, Job, read_clean
 from maas_ray.data.large.shard import Block, Dictionaries, join, pack, row_bytes
 from maas_ray.data.spec import SPLITS
 from maas_ray.data.target import encode_target
+from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 
 
@@ -109,5 +110,8 @@ def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table,
 
 def _codes(column: CategoricalColumn, dictionary: Sequence[Any], values: pa.ChunkedArray) -> NDArray[np.int32]:
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
-    codes: NDArray[np.int32] = pc.index_in(values, value_set=pa.array(dictionary, kind)).to_numpy().astype(np.int32)
+    found = pc.index_in(values, value_set=pa.array(dictionary, kind))
+    if found.null_count:  # the statistics were of other values
+        raise DataError(f"column {column.name!r} changed while it was read; prepare it again when nobody writes to it")
+    codes: NDArray[np.int32] = found.to_numpy().astype(np.int32)
     return codes
