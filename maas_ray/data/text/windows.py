@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from maas_ray.data.rows import Batch
 from maas_ray.data.text.layout import TokenLayout
 from maas_ray.data.text.masks import mask_tokens
+from maas_ray.errors import ObjectCorrupt
 
 
 class Windows:
@@ -21,12 +22,19 @@ class Windows:
         split: decides the stride.
         vocab_size: codes are below it.
         seed: of the masks.
+
+    Raises:
+        ObjectCorrupt: the parts do not have the tokens of the layout.
     """
 
     def __init__(
         self, parts: Sequence[NDArray[Any]], layout: TokenLayout, split: str, vocab_size: int, seed: int
     ) -> None:
         self._parts = [np.asarray(part) for part in parts]  # a plain array's slices cost a third of a memmap's
+        if (found := sum(map(len, self._parts))) != layout.num_tokens[split]:
+            raise ObjectCorrupt(
+                f"the parts of {split} hold {found} tokens; their manifest says {layout.num_tokens[split]}"
+            )
         self._layout = layout
         self._stride = layout.strides[split]
         self._num_rows = layout.num_rows(split)

@@ -1,5 +1,6 @@
 """From texts to rows of tokens: nothing lost, nothing twice, the same content the same digest, altered bytes refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,15 @@ def test_shakespeare_is_cut_as_nanogpt_cuts_it(store: ObstoreStore) -> None:
     assert dataset.report["tokens"] == {"train": 1_003_854, "validation": 111_540, "test": 0}
     assert dataset.num_rows["train"] == 1_003_854 - 64
     assert sum(part.size for part in dataset.committed.parts.values()) < 2.3e6
+
+
+def test_a_stream_with_fewer_tokens_than_its_manifest_says_is_refused(store: ObstoreStore, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    dataset = prepare(_spec(tmp_path / "a.txt"), store)
+    tokens = dataset.tokens
+    more = tokens.model_copy(update={"num_tokens": {name: num + 1 for name, num in tokens.num_tokens.items()}})
+    with pytest.raises(ObjectCorrupt, match="the parts of train hold .* tokens; their manifest says"):
+        open_rows(replace(dataset, tokens=more), "train")
 
 
 @pytest.mark.usefixtures("ray_cluster")
