@@ -220,7 +220,7 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Tune stops trials in order at a SIGINT; here at a SIGTERM too, which is what `ray job stop` sends.
+    """Tune stops trials in order at a SIGINT; here at a first SIGTERM too, which is what `ray job stop` sends.
 
     Tune takes the handler of SIGINT and never gives it back.
     """
@@ -228,7 +228,12 @@ def _signals() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def heed(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM] or signal.SIG_DFL)  # a second one acts as ever
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, heed)
     try:
         yield
     finally:
