@@ -3,6 +3,9 @@
 
 def main() -> None:
     """The entry point of the command."""
+    from maas_ray.garbage import collect_rarely
+
+    collect_rarely()
     from maas_ray.cli.app import app
 
     app(prog_name="maas-ray")

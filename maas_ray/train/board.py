@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maas_ray.errors import MaasError
+from maas_ray.garbage import collect_rarely
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.progress import Progress
 from maas_ray.train.roll import Attempt, Beat, Roll, Word
@@ -64,6 +65,7 @@ class Board:
         self._failure: MaasError | None = None
         self._is_checked = False
         self._is_allowed = False
+        collect_rarely()
         importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not wait for Ray Train
 
     def train(self, job: Launch) -> MaasError | None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from maas_ray.garbage import collect_rarely
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -43,6 +45,7 @@ def join(
     """
     os.environ.update(variables, **{_ATTEMPT: str(attempt)})
     _heed_sigterm()
+    collect_rarely()
     import torch.distributed as dist
 
     dist.init_process_group(
