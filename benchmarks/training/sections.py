@@ -1,6 +1,7 @@
 """What is measured, one function per section. Each fills its part of the results as it goes."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from benchmarks.training.checkpoints import measure_saving
 from benchmarks.training.ours import Job, Timed
 
 Results = dict[str, Any]
+CALM_S = 4.0
+"""Pause before a command whose start is timed: the cluster still ends the processes of the one before."""
 WARM_LOGS = 2
 """Logged steps before the clock starts."""
 
@@ -109,9 +112,12 @@ def measure_start(bench: Bench) -> None:
     job = ours.write_job(bench.directory, "start", SMALL)
     digest = ""
     for number in range(bench.settings.pairs + 1):
+        time.sleep(CALM_S)
         mine = ours.train(job, bench.home, f"start-{number}")
         digest = mine.result["data_digest"]
+        time.sleep(CALM_S)
         theirs = peer.plain(bench.directory, job, digest)
+        time.sleep(CALM_S)
         bare = peer.bare_ray(bench.directory, job, digest, ours.environment(bench.home))
         one = {"ours_s": mine.first_step_s, "plain_s": theirs.first_step_s, "bare_ray_s": bare.first_step_s}
         one["ours_total_s"] = mine.ended - mine.started
