@@ -4,7 +4,8 @@
     python -m benchmarks.training --sections text --text input.txt     nanoGPT's CPU recipe on any text
     python -m benchmarks.training --sections images --images images-idx3-ubyte.gz
 
-Ours and a peer take turns, and a ratio is the median over those pairs. Every side has the same model, rows, order,
+Ours and a peer take turns (in the section steps some seconds each, see turns.py), and a ratio is the median over those
+pairs. Every side has the same model, rows, order,
 number of ranks and one thread per rank; Ray's workers run at the usual niceness in a cluster of `maas-ray up`.
 
 Sections: steps (a step against the plain script under torchrun, DDP and FSDP2; with --text also of a decoder), start
@@ -66,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--sections", type=names(SECTIONS), default=DEFAULT, help="comma-separated")
     parser.add_argument("--pairs", type=int, default=7, help="turns of each of two sides")
-    parser.add_argument("--steps", type=int, default=200, help="steps that are timed in one turn")
+    parser.add_argument("--steps", type=int, default=600, help="steps of a run of the sections steps, titan and data")
     parser.add_argument("--text", type=Path, help="a text file for the language models")
     parser.add_argument("--images", type=Path, help="images in IDX format, their labels beside them")
     parser.add_argument("--megabytes", type=int, default=256, help="of the state that is saved by itself")

@@ -1,5 +1,6 @@
 """What is measured, one function per section. Each fills its part of the results as it goes."""
 
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -10,21 +11,23 @@ from typing import Any
 from benchmarks.training import ours, peer, scale
 from benchmarks.training.checkpoints import measure_saving
 from benchmarks.training.ours import Job, Timed
+from benchmarks.training.turns import in_turns
 
 Results = dict[str, Any]
 CALM_S = 4.0
 """Pause before a command whose start is timed: the cluster still ends the processes of the one before."""
-WARM_LOGS = 2
-"""Logged steps before the clock starts."""
+LOG_EVERY = 5
+"""Steps between two times of a side that computes in turns with another one."""
 
 DIGITS: dict[str, Any] = {
     "model": {"name": "mlp", "params": {"size": 10}},
     "data": {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0, "test": 0.2}},
-    "optimizer": {"name": "adamw", "lr": 0.001},
+    "optimizer": {"name": "adamw", "lr": 1e-5},
     "batch": {"global_size": 64},
     "workers": {"count": 2},
     "checkpoint": {"keep_last": 1},
 }
+"""Learns slowly: once all rows are learnt by heart, moments are denormal numbers, with which CPUs compute at half speed."""
 SMALL: dict[str, Any] = {
     "model": {"name": "convnet", "params": {"size": 2, "dropout": 0.1}},
     "data": {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0.1, "test": 0.2}},
@@ -81,7 +84,7 @@ def language_model(text: Path, *, steps: int, workers: int, **layout: int) -> di
 
 
 def measure_steps(bench: Bench) -> None:
-    """Steady step time of a run against the plain script under torchrun, in turns."""
+    """Steady step time of a run against the plain script under torchrun, at the same time and in turns."""
     points = bench.results.setdefault("steps", [])
     bodies = [("mlp", "ddp", DIGITS), ("mlp", "fsdp2", {**DIGITS, "layout": {"dp_shard": 2}})]
     if bench.settings.text is not None:
@@ -90,20 +93,12 @@ def measure_steps(bench: Bench) -> None:
         bodies.append(("decoder", "ddp", held_out_free))
         bodies.append(("decoder", "fsdp2", {**held_out_free, "layout": {"dp_shard": 2}}))
     for body, layout, fields in bodies:
-        every = max(1, bench.settings.steps // 10)
-        steps = WARM_LOGS * every + bench.settings.steps
-        fields = {**fields, "steps": steps, "log_every": every, "schedule": {"name": "constant"}}
-        job = ours.write_job(bench.directory, f"{body}-{layout}", fields)
-        point: dict[str, Any] = {"body": body, "layout": layout, "pairs": []}
-        points.append(point)
-        for number in range(bench.settings.pairs):
-            mine = ours.train(job, bench.home, f"{body}-{layout}-{number}")
-            theirs = peer.plain(bench.directory, job, mine.result["data_digest"], is_sharded=layout == "fsdp2")
-            point["pairs"].append(
-                {"ours_s": mine.step_s(WARM_LOGS * every), "plain_s": theirs.step_s(WARM_LOGS * every)}
-            )
-            say(f"{body} {layout}", point["pairs"][-1])
-            _forget(job, f"{body}-{layout}-{number}")
+        fields = {**fields, "steps": bench.settings.steps, "log_every": LOG_EVERY, "schedule": {"name": "constant"}}
+        name = f"{body}-{layout}"
+        job = ours.write_job(bench.directory, name, fields)
+        pairs = _in_turns(bench, job, "plain", functools.partial(peer.plain, is_sharded=layout == "fsdp2"))
+        points.append({"body": body, "layout": layout, "pairs": pairs})
+        say(f"{body} {layout}", pairs)
 
 
 def measure_start(bench: Bench) -> None:
@@ -129,18 +124,12 @@ def measure_titan(bench: Bench) -> None:
     """A decoder of the size of torchtitan's debug model, sharded over 2 ranks, against a script in torchtitan's order."""
     if bench.settings.text is None:
         raise SystemExit("the section titan needs --text FILE")
-    pairs = bench.results.setdefault("titan", {"pairs": []})["pairs"]
-    every = max(1, bench.settings.steps // 20)
-    fields = language_model(bench.settings.text, steps=(WARM_LOGS + 10) * every, workers=2, dp_shard=2)
+    fields = language_model(bench.settings.text, steps=bench.settings.steps, workers=2, dp_shard=2)
     fields["model"] = {"name": "decoder", "params": {"layers": 6, "heads": 16, "width": 256}}
-    fields |= {"batch": {"global_size": 16}, "log_every": every, "schedule": {"name": "constant"}}
+    fields |= {"batch": {"global_size": 16}, "log_every": LOG_EVERY, "schedule": {"name": "constant"}}
     job = ours.write_job(bench.directory, "titan", fields)
-    for number in range(bench.settings.pairs):
-        mine = ours.train(job, bench.home, f"titan-{number}")
-        theirs = peer.titan_order(bench.directory, job, mine.result["data_digest"])
-        pairs.append({"ours_s": mine.step_s(WARM_LOGS * every), "titan_s": theirs.step_s(WARM_LOGS * every)})
-        say("decoder in torchtitan's order", pairs[-1])
-        _forget(job, f"titan-{number}")
+    bench.results["titan"] = {"pairs": _in_turns(bench, job, "titan_order", peer.titan_order)}
+    say("decoder in torchtitan's order", bench.results["titan"])
 
 
 def measure_text(bench: Bench) -> None:
@@ -227,6 +216,25 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "checkpoints": measure_checkpoints,
     "data": measure_data,
 }
+
+
+def _in_turns(bench: Bench, job: Job, name: str, theirs: Callable[[Path, Job, str], Timed]) -> list[dict[str, float]]:
+    """Step times of a run and of a script of peers/, see turns.py."""
+    run = job.spec.run
+    digest = ours.train(job, bench.home, f"{run}-data", {"steps": LOG_EVERY}).result["data_digest"]
+    never = {
+        "checkpoint.every_steps": 1000 * bench.settings.steps
+    }  # by default one after each epoch; the scripts save none
+    pairs = in_turns(
+        functools.partial(ours.train, job, bench.home, run, never),
+        functools.partial(theirs, bench.directory, job, digest),
+        ("ray::RayTrainWorker", f"benchmarks.training.peers.{name}"),
+        ranks=job.spec.workers.count,
+        pairs=bench.settings.pairs,
+        log_every=LOG_EVERY,
+    )
+    _forget(job, run)
+    return pairs
 
 
 def say(what: str, figures: Any) -> None:

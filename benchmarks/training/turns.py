@@ -1,0 +1,96 @@
+"""Two training programs on the same CPUs at the same time, of which one computes while the other one is stopped.
+
+Runs one after the other are a minute apart, in which a shared host changes its speed by more than what is measured. Here
+the ranks of one side are stopped (SIGSTOP) while those of the other compute, a few seconds each, and steps count that
+began and ended within a turn.
+"""
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+from ray._common.utils import psutil
+
+from benchmarks.training.ours import Timed
+
+TURN_S = 4.0
+EDGE_S = 0.2
+"""At the beginning of a turn: what was on its way when the other side was stopped."""
+START_S = 120.0
+_POLL_S = 0.5
+
+
+def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tuple[str, str], ranks: int, pairs: int, log_every: int) -> list[dict[str, float]]:  # fmt: skip
+    """Median time of a step of each side, per pair of turns.
+
+    Args:
+        ours: runs our side to its end.
+        theirs: runs the other one.
+        marks: what stands in the command lines of the ranks of each side, and of no other process.
+        ranks: of each side.
+        pairs: turns of each side.
+        log_every: steps between two times that a side notes down; both do so from a multiple of it on.
+    """
+    began, turns = time.time(), []
+    with ThreadPoolExecutor(2) as pool:
+        sides = [pool.submit(ours), pool.submit(theirs)]
+        groups = [_ranks(mark, ranks, began, sides) for mark in marks]
+        try:
+            time.sleep(_starting(groups))
+            while len(turns) < 2 * pairs and not any(side.done() for side in sides):
+                turn = len(turns) % 2
+                _send(signal.SIGSTOP, groups[1 - turn])
+                _send(signal.SIGCONT, groups[turn])
+                start = time.time()
+                time.sleep(TURN_S)
+                turns.append((turn, start, time.time()))
+        finally:
+            for group in groups:
+                _send(signal.SIGCONT, group)
+        done = [side.result().done for side in sides]
+    times = [_steps(done[turn], start + EDGE_S, end, log_every) for turn, start, end in turns]
+    return [
+        {"ours_s": statistics.median(mine), "plain_s": statistics.median(other)}
+        for mine, other in zip(times[::2], times[1::2], strict=False)
+        if mine and other
+    ]
+
+
+def _ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> list[psutil.Process]:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and not any(side.done() for side in sides):
+        found = []
+        for process in psutil.process_iter(["cmdline", "create_time"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if mark in line and "torch.distributed.run" not in line and process.info["create_time"] >= since - 1:
+                found.append(process)
+        if len(found) == count:
+            return found
+        time.sleep(_POLL_S)
+    for side in sides:
+        if side.done():
+            side.result()  # its error
+    raise RuntimeError(f"no {count} processes of {mark} within {START_S:g} s")
+
+
+def _starting(groups: list[list[psutil.Process]]) -> float:
+    """Both sides import torch at the same time; turns without a step of one side are left out in any case."""
+    return 10.0 * max(1, len(groups) * len(groups[0]) / (os.cpu_count() or 1))
+
+
+def _send(number: int, group: list[psutil.Process]) -> None:
+    for process in group:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _steps(done: Mapping[int, float], start: float, end: float, log_every: int) -> list[float]:
+    """Times of a step between two notes within a turn."""
+    notes = sorted(done.items())
+    return [(b - a) / (n - m) for (m, a), (n, b) in pairwise(notes) if start <= a and b <= end and n - m == log_every]
