@@ -21,7 +21,7 @@ from maas_ray.errors import MaasError, ModelError, NotFound
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 """As in the library: a longer one is damage."""
 
@@ -75,7 +75,10 @@ class HfFolder:
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """Every tensor of its *.safetensors files, by name."""
+        """Every tensor, by name: of model.safetensors, else of the files that the index names, else of all *.safetensors.
+
+        In this order transformers looks too, so that what lies beside (an adapter, the maker's own format) is none of it.
+        """
         found: dict[str, Weight] = {}
         for name, size in self._files():
             try:
@@ -123,7 +126,21 @@ class HfFolder:
                 f"{self.uri} has no *.safetensors; weights in pickles (pytorch_model.bin) are not read: convert them with "
                 "save_pretrained"
             )
-        return found
+        listed = self._listed({name for name, _ in found})
+        return [(name, size) for name, size in found if name in listed]
+
+    def _listed(self, names: set[str]) -> set[str]:
+        if WEIGHTS in names:
+            return {WEIGHTS}
+        try:
+            listed = set(json.loads(self._store.get(INDEX))["weight_map"].values())
+        except NotFound:
+            return names
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{self.uri}/{INDEX} cannot be read: {error!r}; copy the whole folder again") from error
+        if absent := sorted(map(str, listed - names)):
+            raise ModelError(f"{self.uri} has no {absent[0]}, which its {INDEX} names; copy the whole folder again")
+        return listed
 
     def _header(self, name: str, size: int) -> Iterator[tuple[str, Weight]]:
         length = int.from_bytes(self._range(name, 0, min(8, size)), "little")

@@ -1,4 +1,4 @@
-"""The family `decoder` as a folder in Hugging Face's Llama format and back. Knows neither transformers nor a store.
+"""The family `decoder` as a folder in Hugging Face's Llama format and back. Knows no transformers; reads no store.
 
 A folder holds config.json and model.safetensors, or several files and their index where it is large, as `transformers.LlamaForCausalLM.from_pretrained` reads them. Both
 turn the same halves of each head by the same angles, so that weights only change their names.
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.decoder import Decoder, RotaryAttention, SwiGLU, build_decoder
+from maas_ray.models.hf_folder import CONFIG, INDEX, WEIGHTS
 from maas_ray.models.params import DecoderSpec
 from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
-
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 SHARD_BYTES = 5_000_000_000
 """Largest file of weights, as transformers has it."""
@@ -94,11 +93,13 @@ def from_hf(directory: Path) -> Decoder:
     read = _read_weights(directory)
     names = {f"{name}.weight": f"{theirs}.weight" for name, theirs in _names(spec.num_layers).items()}
     if spec.tied:
-        read.setdefault("lm_head.weight", read.get("model.embed_tokens.weight", torch.empty(0)))
+        embedding = read.get("model.embed_tokens.weight", torch.empty(0))
+        if len(embedding) and not torch.equal(read.setdefault("lm_head.weight", embedding), embedding):
+            raise untied(str(directory))
     if absent := sorted(set(names.values()) - read.keys()):
         raise ModelError(f"{directory} lacks {len(absent)} weights, such as {absent[0]}; copy the whole folder again")
-    # Older checkpoints hold a table of angles; everything else unknown would be a part that gets lost.
-    unknown = sorted(key for key in read.keys() - set(names.values()) if not key.endswith("rotary_emb.inv_freq"))
+    # Everything else unknown would be a part that gets lost.
+    unknown = sorted(key for key in read.keys() - set(names.values()) if not is_table_of_angles(key))
     if unknown:
         raise ModelError(
             f"{directory} holds {len(unknown)} weights that a decoder has no place for, such as {unknown[0]}"
@@ -108,6 +109,19 @@ def from_hf(directory: Path) -> Decoder:
     except RuntimeError as error:
         raise ModelError(f"the weights in {directory} do not have the sizes that its {CONFIG} says: {error}") from error
     return net.train()
+
+
+def untied(source: str) -> ModelError:
+    """Of a folder that has two different weights for what its configuration says is one."""
+    return ModelError(
+        f"{source}: {CONFIG} says tie_word_embeddings, and lm_head.weight is another one than model.embed_tokens.weight; set "
+        "it to false to have both, or remove lm_head.weight"
+    )
+
+
+def is_table_of_angles(weight: str) -> bool:
+    """Whether a name in Llama's format is of a table that older checkpoints hold, and that is computed here."""
+    return weight.endswith("rotary_emb.inv_freq")
 
 
 def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
@@ -202,7 +216,7 @@ def our_name(weight: str) -> str | None:
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     files = [directory / WEIGHTS]
-    if (directory / INDEX).is_file():
+    if not files[0].is_file() and (directory / INDEX).is_file():
         listed = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
         files = [directory / Path(name).name for name in listed]  # never outside of the folder
     weights: dict[str, Tensor] = {}

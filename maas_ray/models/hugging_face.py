@@ -96,6 +96,13 @@ def build_hugging_face(
             model = _load(name, kind, spec, {key: value for key, value in kept.items() if value is not None})
         else:
             model = _create(name, kind, spec, sizes)
+    known = getattr(model.config.get_text_config(), "vocab_size", None)
+    if row.vocab_size is not None and not per_token and known is not None and known < row.vocab_size:
+        # Scores per token would have another shape; here a code too large would only be noticed when a row has it.
+        raise ModelError(
+            f"{name} knows {known} codes of tokens, and the data's tokenizer makes {row.vocab_size}; take the tokenizer that "
+            "the model was made with, or leave vocab_size out of model.params.config"
+        )
     model.config.use_cache = False  # a cache of keys and values is for generating
     return HuggingFaceModel(model, layout, row.pad)
 

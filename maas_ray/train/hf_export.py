@@ -10,7 +10,8 @@ from torch import nn
 
 from maas_ray.errors import Conflict, ModelError
 from maas_ray.models.decoder import Decoder
-from maas_ray.models.hf_format import CONFIG, SHARD_BYTES, to_hf
+from maas_ray.models.hf_folder import CONFIG, INDEX
+from maas_ray.models.hf_format import SHARD_BYTES, to_hf
 from maas_ray.models.hugging_face import HuggingFaceModel
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.trained import Trained
@@ -25,18 +26,20 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
 
     Args:
         trained: a model of the family `decoder`, or of transformers (`hf:…`).
-        to: the folder; other files in it are left alone.
+        to: the folder; other files in it are left alone, but weights that would lie beside these are refused: whoever reads
+            the folder could take them for its own.
         shard_bytes: largest file of weights; where more are needed, an index names them.
 
     Returns:
         The names of the files.
 
     Raises:
-        Conflict: the folder holds a model already.
+        Conflict: the folder holds a model already, or other weights.
         ModelError: the model has no such format.
     """
     refuse_other(trained.net)
-    if any(info.key == CONFIG for info in to.scan("")):
+    there = {info.key for info in to.scan("")}
+    if CONFIG in there:
         raise Conflict(f"{to.uri} holds a model already ({CONFIG}); choose another folder")
     with tempfile.TemporaryDirectory(prefix="maas-hf-") as scratch:
         directory = Path(scratch)
@@ -47,6 +50,11 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
         for name, content in _tokenizer(trained).items():
             (directory / name).write_bytes(content)
         names = sorted(path.name for path in directory.iterdir())
+        if other := sorted(key for key in there - {*names} if key.endswith((".safetensors", INDEX)) and "/" not in key):
+            raise Conflict(
+                f"{to.uri} holds other weights ({other[0]}), perhaps of an export that was cut short; remove them, or choose "
+                "another folder"
+            )
         for name in names:
             if name != CONFIG:
                 to.put(name, (directory / name).read_bytes())

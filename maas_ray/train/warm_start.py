@@ -5,7 +5,7 @@ it holds and no more.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.pieces import piece_of
 from maas_ray.errors import ModelError
 from maas_ray.models.hf_folder import CONFIG, HfFolder
-from maas_ray.models.hf_format import decoder_spec_of, our_name
-from maas_ray.models.params import DecoderSpec
-from maas_ray.models.spec import ModelSpec
+from maas_ray.models.hf_format import decoder_spec_of, is_table_of_angles, our_name, untied
+from maas_ray.models.params import DecoderSpec, EncoderSpec
+from maas_ray.models.spec import PARAMS, ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObjectStore, StorageSpec
@@ -138,25 +138,41 @@ class _RunStart(Start):
         return {"run": self._run, "step": self._committed.meta["step"], "checkpoint": self._committed.digest}
 
     def _differences(self, model: ModelSpec) -> list[str]:
-        mine, theirs = ({"model.name": each.name, **each.params} for each in (model, self._model))
-        return _different(mine, theirs)
+        return _different(*({"model.name": each.name, **_params(each)} for each in (model, self._model)))
 
 
 class _FolderStart(Start):
     def __init__(self, folder: HfFolder) -> None:
         self.source = folder.uri
-        self._names = {our_name(theirs): theirs for theirs in folder.weights if our_name(theirs) is not None}
-        if "head.weight" not in self._names and "embedding.weight" in self._names:
-            self._names["head.weight"] = self._names["embedding.weight"]  # tied
-        self.shapes = {str(ours): folder.weights[theirs].shape for ours, theirs in self._names.items()}
+        self._names: dict[str, str] = {}
+        self._unknown: list[str] = []
+        for theirs in sorted(folder.weights):
+            if (ours := our_name(theirs)) is not None:
+                self._names[ours] = theirs
+            elif not is_table_of_angles(theirs):
+                self._unknown.append(theirs)
+        self._is_tied = bool(folder.config.get("tie_word_embeddings"))
+        if self._is_tied and "embedding.weight" in self._names:
+            self._names.setdefault("head.weight", self._names["embedding.weight"])
+        self.shapes = {ours: folder.weights[theirs].shape for ours, theirs in self._names.items()}
         self._folder = folder
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items():
             piece = piece_of(name, tensor)
             if piece is not None and piece.local.numel():
+                read = self._folder.read(self._names[name], *piece.box)
+                if name == "head.weight" and self._is_tied:
+                    self._refuse_untied(read, *piece.box)
                 with torch.no_grad():
-                    piece.local.copy_(self._folder.read(self._names[name], *piece.box))
+                    piece.local.copy_(read)
+
+    def _refuse_untied(self, head: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> None:
+        embedding = self._names["embedding.weight"]
+        if self._names["head.weight"] != embedding and not torch.equal(
+            head, self._folder.read(embedding, offsets, sizes)
+        ):
+            raise untied(self.source)
 
     def lineage(self) -> dict[str, Any]:
         return {"hf": self._folder.uri, "sha256": self._folder.digest()}
@@ -167,9 +183,29 @@ class _FolderStart(Start):
                 f"init.hf reads weights of the family 'decoder', and this model is {model.name}; a model 'hf:…' starts from "
                 "a folder by model.params.path"
             )
+        if self._unknown:
+            raise ModelError(
+                f"{self.source} holds {len(self._unknown)} weights that a decoder has no place for, such as "
+                f"{self._unknown[0]}; use the model 'hf:…'"
+            )
         theirs, _ = decoder_spec_of(self._folder.config, f"{self._folder.uri}/{CONFIG}")
         mine = parse_spec(DecoderSpec, model.params, source="model.params")
         return _different(_computed(mine), _computed(theirs))
+
+
+def _params(model: ModelSpec) -> dict[str, Any]:
+    """The parameters with their defaults, where these are known: leaving one out is not another model."""
+    if model.name not in PARAMS:
+        return model.params
+    spec = parse_spec(PARAMS[model.name], model.params, source="model.params")
+    fields = spec.model_dump()
+    if isinstance(spec, DecoderSpec | EncoderSpec):  # what is not given follows from `size`
+        del fields["size"]
+        fields |= {"layers": spec.num_layers, "width": spec.num_values, "heads": spec.num_heads}
+        fields |= {"mlp_width": spec.num_mlp_values}
+    if isinstance(spec, DecoderSpec):
+        fields |= {"kv_heads": spec.num_kv_heads}
+    return fields
 
 
 def _computed(spec: DecoderSpec) -> dict[str, Any]:

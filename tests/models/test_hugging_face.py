@@ -102,6 +102,13 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
             True,
             "cannot be built: .*hidden_size",
         ),
+        (
+            "BertForSequenceClassification",
+            {"config": BERT | {"vocab_size": 5}},
+            TOKENS,
+            False,
+            "knows 5 codes of tokens, and the data's tokenizer makes 12",
+        ),
         ("LlamaForCausalLM", {"config": LLAMA | {"vocab_size": 5}}, TOKENS, True, r"the data needs \[2, 6, 12\]"),
         (
             "LlamaForCausalLM",

@@ -241,10 +241,94 @@ def test_a_model_that_the_weights_do_not_fit_is_refused_by_name(
     spec = spec.model_copy(update={"model": ModelSpec.model_validate(changed)})
     if how == "run" and "mlp_width" in params:
         message = "mlp_width is 64 here and 48 there"
-    elif how == "run" and "rope_theta" in params:
-        message = "rope_theta is 500.0 here and None there"
     with pytest.raises(ModelError, match=message):
         start.check(spec.model, _weights(spec, dataset))
+
+
+@pytest.mark.parametrize(
+    ("params", "changes"),
+    [
+        ({"size": 2}, {"size": 2, "activation": "relu", "norm": "none"}),
+        ({"size": 2}, {}),
+    ],
+)
+def test_a_parameter_that_is_left_out_has_its_default_and_makes_no_other_model(
+    file_store: ObstoreStore, tmp_path: Path, params: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "mlp")
+    spec = spec.model_copy(update={"model": ModelSpec(name="mlp", params=params)})
+    Runs(file_store).create(spec, dataset.digest, None)
+    weights = {f"{MODEL}{name}": value for name, value in build_net(spec, dataset.features).state_dict().items()}
+    save(file_store, checkpoints_prefix("r"), Snapshot(1, 12, weights))
+    start = open_start(InitSpec(run="r", step=1), file_store, spec.storage)
+    start.check(ModelSpec(name="mlp", params=changes), _weights(spec, dataset))
+    with pytest.raises(ModelError, match="activation is 'gelu' here and 'relu' there"):
+        start.check(ModelSpec(name="mlp", params={**changes, "activation": "gelu"}), _weights(spec, dataset))
+
+
+def test_sizes_of_a_decoder_are_the_same_however_they_are_given(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset]
+) -> None:
+    spec, dataset = trained
+    start = open_start(InitSpec(run="r", step=2), file_store, spec.storage)
+    given = MODELS["decoder"]["params"]
+    same = ModelSpec(name="decoder", params={**given, "size": 4, "rope_theta": 10_000.0, "tied": False})
+    start.check(same, _weights(spec, dataset))
+
+
+def test_weights_that_a_decoder_has_no_place_for_are_not_left_out_silently(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
+) -> None:
+    spec, dataset = trained
+    path = min(folder.glob("*.safetensors"))
+    whole = load_file(path)
+    save_file({**whole, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, path)
+    open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
+    save_file({**whole, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, path)
+    with pytest.raises(ModelError, match=r"holds 1 weights that a decoder has no place for, such as .*q_proj\.bias"):
+        open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
+
+
+def test_an_output_layer_that_is_missing_is_not_the_embedding(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
+) -> None:
+    spec, dataset = trained
+    for path in folder.glob("*.safetensors"):
+        save_file({name: value for name, value in load_file(path).items() if name != "lm_head.weight"}, path)
+    with pytest.raises(ModelError, match=r"it has no head\.weight"):
+        open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
+
+
+def test_files_beside_those_that_the_index_names_are_none_of_the_model(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
+) -> None:
+    spec, dataset = trained
+    shard = min(folder.glob("*.safetensors"))
+    (folder / "adapter_model.safetensors").write_bytes(shard.read_bytes())  # the same names once more
+    weights = _weights(spec, dataset)
+    start = open_start(InitSpec(hf=str(folder)), file_store, spec.storage)
+    start.check(spec.model, weights)
+    start.load(weights)
+    expected = load_trained(file_store, "r").net.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    shard.unlink()
+    with pytest.raises(ModelError, match=rf"has no {shard.name}, which its model.safetensors.index.json names"):
+        open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, weights)
+
+
+def test_an_export_does_not_join_what_another_one_has_left(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "README.md").write_text("mine")
+    (half / "model.safetensors").write_bytes(min(folder.glob("*.safetensors")).read_bytes())
+    # transformers would take that file, and not the several that are named by the index.
+    with pytest.raises(Conflict, match=r"holds other weights \(model.safetensors\).*cut short"):
+        export_hf(load_trained(file_store, "r"), open_store(str(half)), shard_bytes=20_000)
+    export_hf(load_trained(file_store, "r"), open_store(str(half)))  # writes that very file again
+    written = from_hf(half).state_dict()
+    assert all(torch.equal(written[name], value) for name, value in from_hf(folder).state_dict().items())
 
 
 def _cut(folder: Path, name: str) -> None:
@@ -290,6 +374,16 @@ def test_the_output_layer_of_tied_weights_is_the_embedding(file_store: ObstoreSt
     start.check(spec.model, found)
     start.load(found)
     assert torch.equal(found["head.weight"], net.state_dict()["embedding.weight"])
+    file = tmp_path / "hf" / "model.safetensors"
+    whole = load_file(file)
+    save_file({**whole, "lm_head.weight": whole["model.embed_tokens.weight"].clone()}, file)
+    open_start(InitSpec(hf=str(tmp_path / "hf")), file_store, spec.storage).load(found)
+    from_hf(tmp_path / "hf")
+    save_file({**whole, "lm_head.weight": whole["model.embed_tokens.weight"] + 1}, file)
+    with pytest.raises(ModelError, match=r"says tie_word_embeddings, and lm_head.weight is another one"):
+        open_start(InitSpec(hf=str(tmp_path / "hf")), file_store, spec.storage).load(found)
+    with pytest.raises(ModelError, match="is another one than"):
+        from_hf(tmp_path / "hf")
 
 
 def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -> float:
