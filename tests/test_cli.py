@@ -80,6 +80,14 @@ def test_there_is_no_other_command():
     assert sorted(command.name or command.callback.__name__ for command in app.registered_commands) == sorted(COMMANDS)
 
 
+@pytest.mark.parametrize(("command", "spec"), [("tune", "digits-search"), ("lr-range", "digits")])
+def test_a_place_for_the_result_that_is_not_there_is_refused_before_anything_is_trained(command: str, spec: str):
+    path = Path(__file__).parents[1] / "jobs" / "specs" / f"{spec}.yaml"
+    result = runner.invoke(app, [command, str(path), "--output", "/nowhere/best.yaml"])
+    assert result.exit_code == 1
+    assert "error[spec_invalid]: --output /nowhere/best.yaml: there is no directory /nowhere" in result.stderr
+
+
 def test_an_error_is_one_line_on_stderr_and_a_document_for_machines(file_store: ObstoreStore):
     arguments = ["models", "nothing", "--store", file_store.uri]
     result = runner.invoke(app, arguments)

@@ -11,6 +11,7 @@ from rich.console import Group
 
 from maas_ray.cli.options import Set, StateDir
 from maas_ray.cli.reporting import Answer, say, table
+from maas_ray.errors import SpecError
 
 _ROWS = 20
 """About so many steps of a range test are shown."""
@@ -31,6 +32,8 @@ def tune(
     from maas_ray.train.search.spec import load_tune_spec
 
     loaded = load_tune_spec(spec, overrides or ())
+    target = output or Path(f"{loaded.name}-best.yaml")
+    _refuse_nowhere(target)
     with say.status("preparing the search"):
         from maas_ray.train.search.log import Ended
         from maas_ray.train.search.run import describe, run_search
@@ -53,7 +56,7 @@ def tune(
         result = run_search(loaded, resume=resume, on_event=show)
     written = None
     if result.best_spec is not None and result.best is not None:
-        written = output or Path(f"{loaded.name}-best.yaml")
+        written = target
         written.write_text(
             f"# The values of {result.best.run}: {result.metric} {result.best.value:.6g} after {result.best.step} steps.\n"
             + yaml.safe_dump(result.best_spec, sort_keys=False)
@@ -106,6 +109,8 @@ def lr_range(
     from maas_ray import cluster
     from maas_ray.spec import load_spec
 
+    if output is not None:
+        _refuse_nowhere(output)
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store
@@ -140,6 +145,12 @@ def lr_range(
         found.remark,
     )
     return Answer(document, view, int(found.below_minimum is None))
+
+
+def _refuse_nowhere(output: Path) -> None:
+    """Said before anything is trained, not after."""
+    if not output.parent.is_dir():
+        raise SpecError(f"--output {output}: there is no directory {output.parent.absolute()}; make it first")
 
 
 def _csv(points: list[dict[str, Any]]) -> str:
