@@ -316,6 +316,18 @@ def test_a_thousand_shards_of_one_unit_are_in_the_order_of_its_rows(
     assert dataset.read("train").target.tolist() == list(range(1010))
 
 
+@pytest.mark.parametrize("change", ["grew", "shrank"])
+def test_files_that_are_written_to_meanwhile_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    job = _job(_spec(_write_files(tmp_path / "files", _table(90), 3, "csv")), monkeypatch)
+    lines = (path := tmp_path / "files" / "001.csv").read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]] if change == "grew" else lines[:-1]))
+    assert len(job.source.units) == 1
+    with pytest.raises(DataError, match="changed while it was read"):
+        gather.gather_unit(0, job)
+
+
 def test_a_category_that_the_statistics_have_not_seen_is_no_code(both: tuple[Dataset, Dataset]) -> None:
     """The files were written to meanwhile, in a way that left their sizes and times."""
     features = Features(

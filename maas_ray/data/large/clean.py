@@ -17,6 +17,7 @@ from maas_ray.data.report import drop_rows
 from maas_ray.data.spec import SPLITS
 from maas_ray.data.split import assign_range
 from maas_ray.data.target import Target, cast_part_of_target
+from maas_ray.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,15 @@ def read_clean(job: Job, number: int) -> Iterator[CleanBlock]:
     """The rows of a unit in their order.
 
     Raises:
-        DataError: a file cannot be read, or its values cannot be cast.
+        DataError: a file cannot be read, its values cannot be cast, or it has not the rows that were counted.
     """
     source, spec = job.source, job.source.spec
     counts = source.num_rows or ()
     start, total = [0, *accumulate(counts)][number], sum(counts)
+    stop = start + counts[number]
     for block in read_blocks(source, number):
+        if start + block.num_rows > stop:
+            raise _changed(source)
         columns = [apply_cast(source.field(name), block.column(name), cast) for name, cast in job.kinds.columns.items()]
         target = cast_part_of_target(spec.target, block.column(spec.target), spec.task, job.kinds.is_whole_target)
         split = block.column(spec.split.column) if spec.split.column else None
@@ -66,3 +70,9 @@ def read_clean(job: Job, number: int) -> Iterator[CleanBlock]:
         kept, report = drop_rows(columns, job.plans, target, block.num_rows)
         table = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
         yield CleanBlock(table, target, columns, kept, assigned, report)
+    if start != stop:
+        raise _changed(source)
+
+
+def _changed(source: Source) -> DataError:
+    return DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
