@@ -5,6 +5,7 @@ import queue
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -13,6 +14,10 @@ from maas_ray.train.board import end_board, start_board
 from maas_ray.train.figures import figures_of
 from maas_ray.train.progress import Progress
 from maas_ray.train.search.log import Ended, Figure
+
+if TYPE_CHECKING:
+    from maas_ray.store.objects import ObjectStore
+    from maas_ray.train.runs import Run
 
 STOP_S = 60.0
 """Longest wait for a run that is stopped to commit what it has; after that its workers are ended."""
@@ -83,12 +88,26 @@ class TrialRun:
             end_board(self._board)
             raise
         try:
-            Runs(open_store(spec.storage)).get(spec.run)
+            store = open_store(spec.storage)
+            self._recall(store, Runs(store).get(spec.run))
             exists = True
         except NotFound:
             exists = False
         result = run_training(spec, resume=exists, on_progress=self._hear, board=self._board)
         return result.step, result.metrics
+
+    def _recall(self, store: "ObjectStore", run: "Run") -> None:
+        """Tells the figures that the run had before it was interrupted: others are compared with them, step by step."""
+        from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
+        from maas_ray.data.dataset import open_dataset
+        from maas_ray.train.runs import checkpoints_prefix
+
+        if not list_checkpoints(store, prefix := checkpoints_prefix(run.id)):
+            return
+        total = run.spec.total_steps(open_dataset(store, run.data_digest).num_rows["train"])
+        for entry in read_saved(open_checkpoint(store, prefix)).history:
+            metrics = entry.get("validation", {})
+            self._hear(Progress(int(entry["step"]), total, 0.0, loss=entry.get("loss"), metrics=metrics))
 
     def _note(self) -> None:
         """Records that the run was stopped, if it was ended in a way that looks to itself like a failure."""

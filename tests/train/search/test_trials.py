@@ -16,7 +16,7 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.search.log import Ended, Figure
+from maas_ray.train.search.log import Ended, Figure, SearchLog
 from maas_ray.train.search.run import run_search
 from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
 from maas_ray.train.search.trial import figure_of
@@ -120,10 +120,14 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(
     (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-0"))[::-1]
     assert 0 < newest < STEPS
 
+    (before_it,) = [event.step for event in interrupts[:1] if isinstance(event, Figure)]
     (again,) = run_search(spec, resume=True).trials
     assert (again.status, again.step) == ("finished", STEPS)
     run = Runs(file_store).get("s-0")
     assert run.status == "finished"
+    steps = [figure.step for figure in SearchLog(file_store, "s").ended()[0].figures]
+    assert steps == sorted(set(steps))
+    assert before_it in steps, "others are compared with what it had before too"
     assert [attempt["first_step"] for attempt in run.attempts][-1] >= newest
 
 
