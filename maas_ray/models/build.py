@@ -11,8 +11,8 @@ from maas_ray.errors import ModelError
 from maas_ray.models.convnet import build_convnet
 from maas_ray.models.decoder import build_decoder
 from maas_ray.models.encoder import build_classifier, build_masked
-from maas_ray.models.hugging_face import build_hugging_face
-from maas_ray.models.imported import build_imported
+from maas_ray.models.hugging_face import build_hugging_face, find_class
+from maas_ray.models.imported import build_imported, import_class
 from maas_ray.models.mlp import build_mlp
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
 from maas_ray.models.resnet import build_resnet
@@ -88,6 +88,23 @@ def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) 
             f"{spec.name} gives no scores per {each}, which this task needs; use one of the models {', '.join(able)}"
         )
     return build(parse_spec(PARAMS[spec.name], spec.params, source=f"model {spec.name}"), row, num_outputs)
+
+
+def import_model(spec: ModelSpec) -> None:
+    """Imports what building a model would import.
+
+    Raises:
+        ModelError: there is no such class.
+    """
+    if spec.name.startswith(PREFIX):
+        find_class(spec.name)
+    elif spec.name not in FAMILIES and not spec.is_classical:
+        import_class(spec.name)
+
+
+def is_read(spec: ModelSpec) -> bool:
+    """Whether weights come from a folder instead of being drawn."""
+    return spec.name.startswith(PREFIX) and spec.params.get("path") is not None
 
 
 def example_rows(row: Row, count: int = _PROBE_ROWS, dtype: torch.dtype = torch.float32) -> Tensor:

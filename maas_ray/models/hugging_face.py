@@ -74,7 +74,7 @@ def build_hugging_face(
         ModelError: there is no such class, it does not do what the task needs, the configuration does not fit it, or
             the folder does not hold all of its weights as safetensors.
     """
-    kind = _class(name)
+    kind = find_class(name)
     is_image = kind.__name__.endswith(_IMAGE_SUFFIXES)
     if per_token != kind.__name__.endswith(_TOKEN_SUFFIXES):
         able = ", ".join(f"…{suffix}" for suffix in (_TOKEN_SUFFIXES if per_token else _ROW_SUFFIXES + _IMAGE_SUFFIXES))
@@ -107,7 +107,12 @@ def build_hugging_face(
     return HuggingFaceModel(model, layout, row.pad)
 
 
-def _class(name: str) -> Any:
+def find_class(name: str) -> Any:
+    """The class of transformers that `hf:…` names.
+
+    Raises:
+        ModelError: there is none that can be trained.
+    """
     import transformers  # takes seconds
 
     wanted = name.removeprefix(PREFIX)

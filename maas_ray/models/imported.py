@@ -34,7 +34,7 @@ def build_imported(
     Raises:
         ModelError: the class cannot be imported, is not an nn.Module, or does not accept the parameters.
     """
-    kind = _import_class(path)
+    kind = import_class(path)
     accepted = inspect.signature(kind).parameters
     named = {
         name for name, given in accepted.items() if given.kind in (given.POSITIONAL_OR_KEYWORD, given.KEYWORD_ONLY)
@@ -60,7 +60,12 @@ def build_imported(
         ) from error
 
 
-def _import_class(path: str) -> type[nn.Module]:
+def import_class(path: str) -> type[nn.Module]:
+    """The class at `package.module:Class`.
+
+    Raises:
+        ModelError: it cannot be imported, or is no nn.Module.
+    """
     os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras reads it once, and its own default is TensorFlow
     module_name, _, class_name = path.partition(":")
     try:

@@ -1,6 +1,9 @@
 """From a spec and a rank's place in the mesh to its trainee, plan and loader. Knows no store of checkpoints and no Ray."""
 
+import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,9 +14,10 @@ from maas_ray.data.loader import Loader
 from maas_ray.data.opening import open_rows
 from maas_ray.data.prefetch import Prefetcher
 from maas_ray.data.preprocess import Preprocess
-from maas_ray.models.build import build_model, example_rows
+from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.dropout import replace_dropout
 from maas_ray.train.ema import Ema
+from maas_ray.train.layout import Layout
 from maas_ray.train.loop import Batches, Plan, Trainee
 from maas_ray.train.objective import build_loss, num_valid
 from maas_ray.train.optimizer import build_optimizer, build_schedule
@@ -23,6 +27,11 @@ from maas_ray.train.recompute import recompute_blocks
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.unused import unused_weights
 
+if TYPE_CHECKING:
+    from maas_ray.train.deferred import Deferred
+
+log = logging.getLogger(__name__)
+
 GPU_DEPTH = 2
 """Steps that are read ahead where a GPU computes and the CPUs have time."""
 
@@ -31,6 +40,33 @@ def build_net(spec: TrainSpec, features: Features) -> nn.Module:
     """The network with its initial weights, the same in every process and every attempt."""
     torch.manual_seed(spec.seed)
     return build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
+
+
+def build_or_defer(
+    spec: TrainSpec, features: Features, layouts: Iterable[Layout], dtype: torch.dtype = torch.float32
+) -> "tuple[nn.Module, Deferred | None]":
+    """The network; if one of the layouts cuts it: without its data, and with what gives its pieces their data.
+
+    A network that cannot be built so is built at once, which takes the memory of all of it on every rank.
+    """
+
+    def build() -> nn.Module:
+        return build_net(spec, features).to(dtype)
+
+    if not any(layout.cuts_model for layout in layouts):
+        return build(), None
+    from maas_ray.train.deferred import Deferred  # late: replicas do without
+    from maas_ray.train.tape import CannotDefer
+
+    try:
+        if is_read(spec.model):
+            raise CannotDefer("its weights are read from a folder")
+        import_model(spec.model)
+        deferred = Deferred(build, spec.seed)
+        return deferred.net, deferred
+    except CannotDefer as error:
+        log.info("each rank holds the whole model while it is built: %s", error)
+    return build(), None
 
 
 def build_trainee(
@@ -54,7 +90,7 @@ def build_trainee(
     Raises:
         ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
     """
-    net = build_net(spec, features).to(dtype)
+    net, deferred = build_or_defer(spec, features, [place.layout], dtype)
     is_replicated = place.layout.world > 1 and place.layout.dp_replicate == place.layout.world
     example = example_rows(features.row, dtype=dtype)
     has_unused = is_replicated and bool(unused_weights(net, example))
@@ -76,6 +112,8 @@ def build_trainee(
         example=example,
         has_unused=has_unused,
     )
+    if deferred is not None:
+        deferred.fill(parts.bare, device)
     optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
     pipeline = None
     if place.mesh is not None and place.layout.pp > 1:

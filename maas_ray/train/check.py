@@ -5,11 +5,10 @@ In a rank and not in the driver, because this takes torch, which takes 2 s to im
 
 import logging
 
-import torch
-
 from maas_ray.data.dataset import Dataset
-from maas_ray.models.build import build_model, example_rows
+from maas_ray.models.build import example_rows
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.assemble import build_or_defer
 from maas_ray.train.optimizer import build_optimizer, build_schedule
 from maas_ray.train.parallel import refuse_unfit
 from maas_ray.train.pipeline import refuse_microbatches
@@ -26,18 +25,20 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
         ModelError, SpecError: what does not fit, and the way out.
     """
     features = dataset.features
-    torch.manual_seed(spec.seed)
-    net = build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
-    example = example_rows(features.row)
-    if not any(weight.is_meta for weight in net.parameters()) and (unused := unused_weights(net, example)):
+    layouts, example = spec.layouts(), example_rows(features.row)
+    net, deferred = build_or_defer(spec, features, layouts)
+    has_data = not any(weight.is_meta for weight in net.parameters())
+    if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's scores do not depend on %s: they stay as they are", ", ".join(unused))
     if spec.init is not None:
         from maas_ray.train.warm_start import open_start  # late: few runs need it
 
         open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict())
-    for layout in spec.layouts():
+    for layout in layouts:
         if layout.dp_replicate == layout.world:
             continue  # replicas fit any model
         refuse_unfit(net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example)
         refuse_microbatches(layout, spec.batch.accumulation)
-    build_schedule(spec.schedule, build_optimizer(spec.optimizer, net), spec.total_steps(dataset.num_rows["train"]))
+    kernels = {"implementation": "loop"} if deferred is not None else {}  # others refuse tensors without data
+    optimizer = build_optimizer(spec.optimizer.model_copy(update=kernels), net)
+    build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))

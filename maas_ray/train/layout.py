@@ -50,6 +50,11 @@ class Layout:
         return self.dp_replicate * self.dp_shard
 
     @property
+    def cuts_model(self) -> bool:
+        """Whether a rank has pieces of the model, and not all of it."""
+        return self.pp > 1 or self.dp_shard > 1 or self.tp > 1
+
+    @property
     def num_stages(self) -> int:
         """Pieces into which the layers are cut."""
         return self.pp * (2 if self.schedule == "interleaved" and self.pp > 1 else 1)

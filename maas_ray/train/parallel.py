@@ -122,7 +122,7 @@ def distribute(
     """Takes this rank's part of a model that every rank has built with the same weights.
 
     Args:
-        net: the whole model; it is taken apart.
+        net: the whole model; it is taken apart. If it is without data (device `meta`), so are the parts.
         place: this rank's.
         device: where this rank computes.
         plan: layer name pattern to style; None: the model's own `tp_plan`.
@@ -149,11 +149,11 @@ def distribute(
         stages = split_layers(net, layout.num_stages, named=pp_split, example=example, device=device)[
             place.pp :: layout.pp
         ]
-    parts = [stage.to(device) for stage in stages]
+    parts = stages if _is_without_data(net) else [stage.to(device) for stage in stages]
     for part in parts:
         if layout.tp > 1:
             _cut_layers(part, mesh["tp"], plan or {}, layout.sequence_parallel)
-    if layout.dp_shard == 1 and layout.tp == 1 and layout.pp == 1:
+    if not layout.cuts_model:
         wrapped = DistributedDataParallel(
             parts[0],
             device_ids=[device] if device.type == "cuda" else None,
@@ -181,6 +181,10 @@ def refuse_unfit(
     _refuse_layers(net, layout, plan)
     if layout.pp > 1:
         split_layers(net, layout.num_stages, named=pp_split, example=example)
+
+
+def _is_without_data(net: nn.Module) -> bool:
+    return any(weight.is_meta for weight in net.parameters())
 
 
 def _refuse_layers(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None) -> None:

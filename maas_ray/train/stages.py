@@ -12,7 +12,7 @@ each stage's result depends on.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -134,7 +134,7 @@ def stage_modules(
     ]
 
 
-class _Ended(Exception):  # no error: how a forward pass is left
+class _Ended(BaseException):  # no error: how a forward pass is left, past whatever errors the module's code catches
     def __init__(self, values: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.values = values
@@ -164,7 +164,8 @@ class _Hole:
         if not isinstance(few, tuple):
             return few
         (shape, dtype), (larger, _) = few, more
-        sizes = [a if a == b else a * self.flow.num_rows // _ROWS[0] for a, b in zip(shape, larger, strict=True)]
+        # Of 2 and of 3 rows, a size of N rows follows: k * N + c.
+        sizes = [a + (b - a) * (self.flow.num_rows - _ROWS[0]) for a, b in zip(shape, larger, strict=True)]
         if not dtype.is_floating_point:
             if self.flow.traced is not None:
                 raise ModelError(
@@ -320,19 +321,19 @@ def _stage(
             continue
         own_hooks = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks)
         replaced: dict[int, Any] = {id(hooks): OrderedDict() for hooks in own_hooks}
-        replaced |= {id(tensor): _nothing(tensor, device, traced) for tensor in _tensors(module)}
-        hole = deepcopy(module, replaced)
-        _forget(hole)
+        nothings = {id(tensor): _nothing(tensor, device, traced) for tensor in _tensors(module)}
+        hole = deepcopy(module, replaced | nothings)
+        _forget(hole, nothings)
         hole.__dict__["forward"] = _End(unit) if number == stop else _Hole(unit, flow, device)
         memo[id(module)] = hole
     inside = tuple(f"{unit.name}." for unit in units)
-    for name, weight in net.named_parameters():
-        if not name.startswith(inside):
-            memo[id(weight)] = weight if name in others else _nothing(weight, device, traced)
+    outside = {name: weight for name, weight in net.named_parameters() if not name.startswith(inside)}
+    nothings = {id(weight): _nothing(weight, device, traced) for name, weight in outside.items() if name not in others}
+    memo |= {id(weight): weight for name, weight in outside.items() if name in others} | nothings
     stage: nn.Module = deepcopy(net, memo)
     if start:
         stage.get_submodule(own[0].name).register_forward_pre_hook(_Begin(own[0], flow), with_kwargs=True)
-    _forget(stage)
+    _forget(stage, nothings)
     if start:  # what no layer owns is saved by the first stage
         for name, module in stage.named_modules():
             if not f"{name}.".startswith(tuple(f"{unit.name}." for unit in own)):
@@ -357,11 +358,12 @@ def _nothing(tensor: Tensor, device: torch.device, traced: list[Tensor] | None) 
     return nothing.expand(tensor.shape)
 
 
-def _forget(net: nn.Module) -> None:
+def _forget(net: nn.Module, nothings: Mapping[int, Tensor]) -> None:
     """Makes mere attributes of the tensors that took the place of weights: they are no state, and nothing trains them."""
+    forgotten = {id(tensor) for tensor in nothings.values()}
     for module in net.modules():
         for tensors in (module._parameters, module._buffers):
             for key, value in list(tensors.items()):
-                if value is not None and not isinstance(value, nn.Parameter) and not any(value.stride()):
+                if id(value) in forgotten:
                     del tensors[key]
                     module.__dict__[key] = value

@@ -186,6 +186,15 @@ def test_tied_weights_on_two_stages_are_refused() -> None:
         split_layers(net, 2, example=_rows(TOKENS))
 
 
+def test_a_buffer_of_one_number_stays_with_its_layer() -> None:
+    net, rows = Blocks(), torch.randn(5, 6)
+    net.blocks[2].register_buffer("scale", torch.tensor(2.0))
+    net.enter.register_buffer("same", torch.ones(1).expand(3))
+    stages = split_layers(net, 2, example=rows)
+    assert sorted(name for stage in stages for name, _ in stage.named_buffers()) == ["blocks.2.scale", "enter.same"]
+    _assert_same(net, stages, rows)
+
+
 def test_stages_in_a_wrong_order_are_noticed() -> None:
     net, rows = Blocks(), torch.randn(5, 6)
     first, second, third, fourth = split_layers(net, 4, example=rows)
