@@ -67,7 +67,7 @@ class Step:
         for leaf in self.leaves:
             if isinstance(leaf, Ref):
                 if leaf.key not in places:
-                    places[leaf.key] = torch.UntypedStorage(leaf.num_bytes)
+                    places[leaf.key] = torch.UntypedStorage(leaf.num_bytes)  # type: ignore[no-untyped-call]
                 leaves.append(leaf.real(places[leaf.key]))
             else:
                 leaves.append(leaf.clone() if isinstance(leaf, Tensor) else leaf)
@@ -81,11 +81,11 @@ class Step:
                 if (value.stride(), value.storage_offset()) == (ref.stride, ref.offset):
                     places[ref.key] = value.untyped_storage()
                 else:  # torch said another order in memory
-                    places[ref.key] = torch.UntypedStorage(ref.num_bytes)
+                    places[ref.key] = torch.UntypedStorage(ref.num_bytes)  # type: ignore[no-untyped-call]
                     ref.real(places[ref.key]).copy_(value)
 
 
-class Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside it, all that makes or changes a tensor is written down; what only looks at one has no effect.
 
     Attributes:
@@ -97,7 +97,7 @@ class Tape(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.reason = ""
         self._kept_bytes = 0
@@ -112,7 +112,7 @@ class Tape(TorchDispatchMode):
 
         def convert(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
             for child in module.children() if recurse else ():
-                child._apply(change)
+                child._apply(change)  # type: ignore[no-untyped-call]
             for weight in [weight for weight in module._parameters.values() if weight is not None]:
                 with torch.no_grad():
                     weight.data = change(weight)
@@ -132,7 +132,7 @@ class Tape(TorchDispatchMode):
             return tensor
 
         apply, truncated = nn.Module._apply, nn.init._no_grad_trunc_normal_
-        nn.Module._apply = convert  # type: ignore[method-assign, assignment]
+        nn.Module._apply = convert  # type: ignore[method-assign]
         nn.init._no_grad_trunc_normal_ = draw
         try:
             yield
