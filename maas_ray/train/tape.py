@@ -100,7 +100,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.reason = ""
-        self._kept_bytes = 0
+        self._lent: list[tuple[Tensor, Tensor]] = []  # data from elsewhere, and what it was when it was looked at
         self._made: dict[int, Any] = {}  # all places, kept so that no address is used twice
         self._state = torch.get_rng_state()
 
@@ -137,6 +137,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             yield
             self._state_is_ours()
+            with no_dispatch():
+                if not all(((data == then) | ((data != data) & (then != then))).all() for data, then in self._lent):
+                    self._refuse("it takes data from elsewhere (numpy) that changes while it is built")
         finally:
             nn.Module._apply = apply  # type: ignore[method-assign]
             nn.init._no_grad_trunc_normal_ = truncated
@@ -203,11 +206,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key_of(leaf) not in self._made:
                 self._refuse("it gives a tensor data from elsewhere (numpy, a file)")
             return ref_of(leaf)
-        self._kept_bytes += leaf.numel() * leaf.element_size()
-        if self._kept_bytes > _MAX_KEPT:
-            self._refuse(f"it takes more than {_MAX_KEPT >> 20} MiB of data from elsewhere (numpy, a file)")
         with no_dispatch():
-            return leaf.detach().clone()
+            self._lent.append((leaf.detach(), leaf.detach().clone()))
+        if sum(data.numel() * data.element_size() for data, _ in self._lent) > _MAX_KEPT:
+            self._refuse(f"it takes more than {_MAX_KEPT >> 20} MiB of data from elsewhere (numpy, a file)")
+        return self._lent[-1][1]
 
     def _number(self, func: Any, tensor: Tensor) -> Any:
         """What `.item()` gives, if it does not depend on a draw, such as a rate of dropout for each layer."""
@@ -248,25 +251,36 @@ def needed_steps(steps: Sequence[Step], wanted: set[int]) -> list[bool]:
 
 
 def early_order(steps: Sequence[Step], is_needed: Sequence[bool]) -> list[int]:
-    """In which order to do the needed steps and all draws.
+    """In which order to do the needed steps and all draws: tensor by tensor, as far as the draws let it be.
 
-    Draws stay in their order; all else is done right after the last draw that it waits for. So a tensor that is changed
-    long after it was drawn, when all others have been drawn too, does not wait for them.
+    Draws stay in their order; all else is done when what follows from it can be finished too. So a tensor that is changed
+    long after it was drawn, when all others have been drawn, does not wait for them.
     """
-    draws: dict[int, int] = {}
+    before: dict[int, list[int]] = {}
+    draws: dict[int, int] = {}  # the last draw that a step waits for
     written: dict[int, int] = {}
     read: dict[int, list[int]] = {}
     for n, step in enumerate(steps):
         if is_needed[n]:
-            before = [written[key] for key in step.reads | step.writes if key in written]
-            before += [other for key in step.writes for other in read.pop(key, ())]
-            draws[n] = n if step.is_draw else max((draws[other] for other in before), default=-1)
+            before[n] = [written[key] for key in step.reads | step.writes if key in written]
+            before[n] += [other for key in step.writes for other in read.pop(key, ())]
+            draws[n] = n if step.is_draw else max((draws[other] for other in before[n]), default=-1)
             written |= dict.fromkeys(step.writes, n)
             for key in step.reads - step.writes:
                 read.setdefault(key, []).append(n)
         elif step.is_draw:
-            draws[n] = n
-    return sorted(draws, key=lambda n: (draws[n], n))
+            before[n], draws[n] = [], n
+    inner = {other for others in before.values() for other in others}
+    order: dict[int, None] = {}
+    for _, last in sorted((draws[n], n) for n in before if steps[n].is_draw or n not in inner):
+        waiting, found = [last], set()
+        while waiting:
+            n = waiting.pop()
+            if n not in order and n not in found:
+                found.add(n)
+                waiting += before[n]
+        order |= dict.fromkeys(sorted(found))
+    return list(order)
 
 
 def key_of(tensor: Tensor) -> int:

@@ -200,6 +200,16 @@ def _fork(layer: nn.Linear) -> None:
         nn.init.normal_(layer.weight)
 
 
+FROM_ELSEWHERE = torch.ones(3)
+
+
+def _fill_later(weight: Tensor) -> None:
+    values = np.zeros((3, 3), np.float32)
+    shared = torch.from_numpy(values)
+    values[:] = 7.0
+    weight.data.copy_(shared)
+
+
 def _catches(layer: nn.Linear) -> None:
     try:
         nn.init.normal_(layer.weight, generator=torch.Generator())
@@ -216,9 +226,10 @@ def _catches(layer: nn.Linear) -> None:
         (_fork, "it sets torch's random generator"),
         (_catches, "it draws from a generator of its own"),
         (lambda layer: torch.ones(4, 2), r"neither parameters nor buffers, of the shapes \[4, 2\]"),
-        (lambda layer: nn.Parameter(torch.from_numpy(np.ones(3))), "kept is not made by the module itself"),
+        (lambda layer: nn.Parameter(FROM_ELSEWHERE), "kept is not made by the module itself"),
+        (lambda layer: FROM_ELSEWHERE.add_(1), "in place"),
+        (lambda layer: _fill_later(layer.weight), "changes while it is built"),
         (lambda layer: nn.Parameter(layer.weight.detach()[0]), "shares its memory with another"),
-        (lambda layer: layer.weight.data.copy_(torch.from_numpy(np.ones((600, 600)))[:3, :3]), "in place"),
         (lambda layer: torch.zeros(600, 600).copy_(torch.from_numpy(np.ones((600, 600)))), "more than 1 MiB of data"),
     ],
 )
