@@ -16,7 +16,7 @@ KNOWN_BY = {
     "ray.serve": {"serve/replica.py", "serve/pool.py"},
     "pickle": set(),
     "cloudpickle": set(),
-    "argparse": set(),
+    "argparse": {"cli/job.py"},  # what programs of jobs/ have in common
 }
 
 

@@ -52,7 +52,7 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
             for group in groups:
                 _send(signal.SIGCONT, group)
         done = [side.result().done for side in sides]
-    times = [_steps(done[turn], start + EDGE_S, end, log_every) for turn, start, end in turns]
+    times = [step_times(done[turn], start + EDGE_S, end, log_every) for turn, start, end in turns]
     return [
         {"ours_s": statistics.median(mine), "plain_s": statistics.median(other)}
         for mine, other in zip(times[::2], times[1::2], strict=False)
@@ -90,7 +90,7 @@ def _send(number: int, group: list[psutil.Process]) -> None:
             continue
 
 
-def _steps(done: Mapping[int, float], start: float, end: float, log_every: int) -> list[float]:
-    """Times of a step between two notes within a turn."""
+def step_times(done: Mapping[int, float], start: float, end: float, log_every: int) -> list[float]:
+    """Times of a step between two notes, `log_every` steps apart, that both lie in the turn from `start` to `end`."""
     notes = sorted(done.items())
     return [(b - a) / (n - m) for (m, a), (n, b) in pairwise(notes) if start <= a and b <= end and n - m == log_every]

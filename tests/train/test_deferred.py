@@ -177,7 +177,9 @@ def test_a_tensor_is_finished_before_the_next_one_is_drawn_whenever_it_was_chang
     is_needed = needed_steps(deferred._steps, {ref.key for ref in deferred._tensors.values()})
     as_written = [n for n, needed in enumerate(is_needed) if needed]
     assert _most_at_once(deferred, as_written) > 20  # all weights are scaled at the end
-    assert _most_at_once(deferred, [n for n in early_order(deferred._steps, is_needed) if is_needed[n]]) < 6
+    assert (
+        _most_at_once(deferred, [n for n in early_order(deferred._steps, is_needed) if is_needed[n]]) < 10
+    )  # what is only computed with included
 
 
 def _most_at_once(deferred: Deferred, order: list[int]) -> int:
