@@ -323,10 +323,15 @@ def settle(plan: Plan, trainee: Trainee, loader: Batches) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds torch (all devices), NumPy and Python for one step of one rank."""
+    """Seeds torch (all devices in use), NumPy and Python for one step of one rank."""
     digest = sha256(f"{seed}/{step}/{rank}".encode()).digest()
     value = int.from_bytes(digest[:8], "little")
-    torch.manual_seed(value)
+    # What torch.manual_seed does to generators that exist. It also notes a call and its stack for each kind of device
+    # that the process may yet use, every time: 0.7 ms a step, and a list that grows for as long as the run goes on.
+    torch.default_generator.manual_seed(value)
+    for kind in (torch.cuda, torch.xpu):
+        if kind.is_initialized():
+            kind.manual_seed_all(value)
     np.random.seed(value % 2**32)
     random.seed(value)
 

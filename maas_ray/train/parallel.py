@@ -46,7 +46,7 @@ class Place:
 
     layout: Layout
     mesh: DeviceMesh | None
-    """None in a single process."""
+    """Of the axes that the layout uses; None in a single process."""
     pp: int = 0
     dp: int = 0
     """Which rows it takes, in [0, layout.dp)."""
@@ -77,9 +77,15 @@ def place_rank(layout: Layout, device_type: str) -> Place:
         raise ModelError(f"the layout {layout} has {layout.world} ranks and the process group {world}")
     if world == 1:
         return Place(layout, None)
-    mesh = init_device_mesh(device_type, layout.sizes, mesh_dim_names=AXES)
-    pp, replicate, shard, tp = mesh.get_coordinate() or (0, 0, 0, 0)
-    return Place(layout, mesh, pp, replicate * layout.dp_shard + shard, tp)
+    # A dimension of one rank would get a group too, and each group of gloo a thread that wakes a hundred times a second.
+    needed = {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size > 1}
+    if layout.cuts_model and layout.dp_replicate > 1:
+        needed.add("dp_shard")  # replicas of what tensor parallelism or a pipeline cut are replicas of one shard
+    sizes = {axis: size for axis, size in zip(AXES, layout.sizes, strict=True) if axis in needed}
+    mesh = init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    at = dict(zip(sizes, mesh.get_coordinate() or (), strict=True))
+    dp = at.get("dp_replicate", 0) * layout.dp_shard + at.get("dp_shard", 0)
+    return Place(layout, mesh, at.get("pp", 0), dp, at.get("tp", 0))
 
 
 def refuse_far_groups(layout: Layout, node: str, device: torch.device) -> None:
@@ -159,6 +165,7 @@ def distribute(
             device_ids=[device] if device.type == "cuda" else None,
             process_group=mesh["dp_replicate"].get_group(),
             find_unused_parameters=has_unused,
+            gradient_as_bucket_view=True,  # sums are not copied back: a tenth of a small step, and all of their memory
         )
         return Parts(parts, [wrapped])
     for part in parts:
