@@ -10,7 +10,7 @@ RESULTS = {
     "date": "2030-01-01", "machine": {"cpus": 2, "cpu": "x"}, "versions": {"torch": "2.13.0"}, "settings": {"pairs": 3},
     "steps": [
         {"body": "mlp", "layout": "ddp", "pairs": [{"ours_s": ours, "plain_s": 0.1} for ours in (0.09, 0.101, 0.2)]},
-        {"body": "mlp", "layout": "fsdp2", "pairs": [{"ours_s": 0.11, "plain_s": 0.1}]},
+        {"body": "mlp", "layout": "fsdp2", "pairs": [{"ours_s": 0.11, "plain_s": 0.1, "ours_cpu_s": 0.05, "plain_cpu_s": 0.04}]},
     ],
     "start": [
         {"ours_s": 30.0, "plain_s": 7.0, "bare_ray_s": 33.0, "is_first": True},
@@ -50,6 +50,13 @@ def test_a_figure_is_the_median_of_its_pairs_with_its_verdict(name: str, median:
     assert found.median == pytest.approx(median)
     assert FIGURES[name].verdict(found.median) == verdict
     assert name in table.markdown(RESULTS)
+
+
+def test_the_cpu_time_of_a_step_stands_beside_its_time_where_it_was_measured() -> None:
+    lines = table.markdown(RESULTS).splitlines()
+    assert [line for line in lines if "of CPU" in line] == [
+        "- mlp, fsdp2: ms of CPU a step and rank, ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)"
+    ]
 
 
 def test_what_was_not_measured_is_not_shown_and_foreign_load_is() -> None:

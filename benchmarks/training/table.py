@@ -74,11 +74,19 @@ def _notes(results: Results) -> str:
     ]
     if plain := _text(lambda pair: pair["plain_loss"])(results):
         notes.append(f"- one file of PyTorch, validation loss: {plain.text(lambda value: f'{value:.3f}')}")
-    for point in results.get("steps", []):
+    titan = [{"body": "decoder", "layout": "torchtitan's order", **results["titan"]}] if "titan" in results else []
+    for point in results.get("steps", []) + titan:
         pairs = point["pairs"]
         both = [spread(pair[side] for pair in pairs) for side in ("ours_s", "plain_s")]
         shown = " / ".join(one.text(lambda value: f"{1000 * value:.1f}") if one else "-" for one in both)
         notes.append(f"- {point['body']}, {point['layout']}: ms a step, ours / plain: {shown}")
+        used = [spread(1000 * pair[side] for pair in pairs if side in pair) for side in ("ours_cpu_s", "plain_cpu_s")]
+        ratio = spread(pair["ours_cpu_s"] / pair["plain_cpu_s"] for pair in pairs if pair.get("plain_cpu_s"))
+        if ratio and used[0] and used[1]:
+            notes.append(
+                f"- {point['body']}, {point['layout']}: ms of CPU a step and rank, ours / plain: "
+                f"{used[0].median:.1f} / {used[1].median:.1f}, ratio {ratio.text(lambda value: f'{value:.3g}')}"
+            )
     if slower := _saving(lambda one: 1000 * one["slower_s"])(results):
         notes.append(
             f"- a step of 250 ms computes longer beside a save by: {slower.text(lambda value: f'{value:.0f} ms')}"

@@ -3,6 +3,9 @@
 Runs one after the other are a minute apart, in which a shared host changes its speed by more than what is measured. Here
 the ranks of one side are stopped (SIGSTOP) while those of the other compute, a few seconds each, and steps count that
 began and ended within a turn.
+
+The CPU time of the ranks is noted too: where a host gives a machine its CPUs by the moment, it says what a step costs when
+times do not.
 """
 
 import os
@@ -25,7 +28,7 @@ _POLL_S = 0.5
 
 
 def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tuple[str, str], ranks: int, pairs: int, log_every: int) -> list[dict[str, float]]:  # fmt: skip
-    """Median time of a step of each side, per pair of turns.
+    """Median time of a step of each side and CPU time of one rank for it, in seconds, per pair of turns.
 
     Args:
         ours: runs our side to its end.
@@ -45,18 +48,27 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
                 turn = len(turns) % 2
                 _send(signal.SIGSTOP, groups[1 - turn])
                 _send(signal.SIGCONT, groups[turn])
-                start = time.time()
+                start, used = time.time(), _cpu_s(groups[turn])
                 time.sleep(TURN_S)
-                turns.append((turn, start, time.time()))
+                turns.append((turn, start, time.time(), (_cpu_s(groups[turn]) - used) / ranks))
         finally:
             for group in groups:
                 _send(signal.SIGCONT, group)
         done = [side.result().done for side in sides]
-    times = [step_times(done[turn], start + EDGE_S, end, log_every) for turn, start, end in turns]
+    times = [step_times(done[turn], start + EDGE_S, end, log_every) for turn, start, end, _ in turns]
+    costs = [
+        cpu_s * statistics.mean(found) / (end - start) if found else 0.0
+        for (_, start, end, cpu_s), found in zip(turns, times, strict=True)
+    ]
     return [
-        {"ours_s": statistics.median(mine), "plain_s": statistics.median(other)}
-        for mine, other in zip(times[::2], times[1::2], strict=False)
-        if mine and other
+        {
+            "ours_s": statistics.median(times[i]),
+            "plain_s": statistics.median(times[i + 1]),
+            "ours_cpu_s": costs[i],
+            "plain_cpu_s": costs[i + 1],
+        }
+        for i in range(0, len(turns) - 1, 2)
+        if times[i] and times[i + 1]
     ]
 
 
@@ -75,6 +87,12 @@ def _ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> l
         if side.done():
             side.result()  # its error
     raise RuntimeError(f"no {count} processes of {mark} within {START_S:g} s")
+
+
+def _cpu_s(group: list[psutil.Process]) -> float:
+    """CPU time of all threads of these processes since their beginning, without what the host took away."""
+    found = [process.cpu_times() for process in group if process.is_running()]
+    return sum(one.user + one.system for one in found)
 
 
 def _starting(groups: list[list[psutil.Process]]) -> float:

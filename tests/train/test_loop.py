@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -174,6 +175,19 @@ def test_ranks_and_accumulation_give_the_gradients_of_the_whole_batch() -> None:
             assert other_losses == pytest.approx(losses, rel=1e-12)
             for name, value in weights.items():
                 torch.testing.assert_close(other[name], value, atol=1e-12, rtol=1e-12)
+
+
+def test_seeding_a_step_decides_every_draw_and_leaves_nothing_behind() -> None:
+    loop.seed_step(7, 3, 0)
+    drawn = torch.rand(3), np.random.rand(), random.random()
+    waiting = len(torch.mtia._queued_calls)
+    for step in (1, 2, 3):
+        loop.seed_step(7, step, 0)
+    again = torch.rand(3), np.random.rand(), random.random()
+    assert torch.equal(drawn[0], again[0])
+    assert drawn[1:] == again[1:]
+    # torch.manual_seed adds one for each call as long as the device is not in use.
+    assert len(torch.mtia._queued_calls) == waiting
 
 
 def test_settling_leaves_weights_buffers_and_gradients_as_they_were() -> None:

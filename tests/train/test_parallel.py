@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.train.blocks import neighbours
 from maas_ray.train.layout import Layout, LayoutSpec, possible_layouts
-from maas_ray.train.parallel import refuse_far_groups, refuse_unfit
+from maas_ray.train.parallel import place_rank, refuse_far_groups, refuse_unfit
 from maas_ray.train.pipeline import refuse_microbatches, split_layers
 from tests.support.ranks import run_ranks
 
@@ -118,6 +119,25 @@ def _far(rank: int) -> str:
 
 def test_a_tensor_parallel_group_on_two_nodes_is_refused_on_every_rank() -> None:
     assert all("the ranks 0 to 1 share matrix products and are on 2 nodes" in text for text in run_ranks(_far, 2))
+
+
+def _places(rank: int) -> list[tuple[list[str], int, int, int, int]]:
+    found = []
+    for layout in (Layout(dp_replicate=4), Layout(dp_shard=4), Layout(dp_replicate=2, tp=2), Layout(pp=2, dp_shard=2)):
+        before = len(dist.distributed_c10d._world.pg_map)
+        place = place_rank(layout, "cpu")
+        groups = len(dist.distributed_c10d._world.pg_map) - before
+        found.append((list(place.mesh.mesh_dim_names), groups, place.pp, place.dp, place.tp))
+    return found
+
+
+def test_a_rank_has_a_group_for_each_axis_that_its_layout_uses_and_no_other() -> None:
+    assert run_ranks(_places, 4)[3] == [
+        (["dp_replicate"], 0, 0, 3, 0),  # the default group is there already
+        (["dp_shard"], 0, 0, 3, 0),
+        (["dp_replicate", "dp_shard", "tp"], 3, 0, 1, 1),  # the replicas of a shard of one rank
+        (["pp", "dp_shard"], 2, 1, 1, 0),
+    ]
 
 
 @pytest.mark.parametrize(
