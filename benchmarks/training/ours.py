@@ -38,11 +38,6 @@ class Timed:
         """From the command to the end of the first step."""
         return self.done[1] - self.started
 
-    def step_s(self, after: int) -> float:
-        """Mean time of a step from `after` to the last logged one."""
-        last = max(self.done)
-        return (self.done[last] - self.done[after]) / (last - after)
-
 
 @dataclass(frozen=True)
 class Job:

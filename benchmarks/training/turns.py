@@ -27,8 +27,8 @@ START_S = 120.0
 _POLL_S = 0.5
 
 
-def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tuple[str, str], ranks: int, pairs: int, log_every: int) -> list[dict[str, float]]:  # fmt: skip
-    """Median time of a step of each side and CPU time of one rank for it, in seconds, per pair of turns.
+def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tuple[str, str], ranks: int, pairs: int, log_every: int) -> tuple[list[dict[str, float]], list[Timed]]:  # fmt: skip
+    """Median time of a step of each side and CPU time of one rank for it, in seconds, per pair of turns; and both runs.
 
     Args:
         ours: runs our side to its end.
@@ -54,13 +54,13 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
         finally:
             for group in groups:
                 _send(signal.SIGCONT, group)
-        done = [side.result().done for side in sides]
-    times = [step_times(done[turn], start + EDGE_S, end, log_every) for turn, start, end, _ in turns]
+        runs = [side.result() for side in sides]
+    times = [step_times(runs[turn].done, start + EDGE_S, end, log_every) for turn, start, end, _ in turns]
     costs = [
-        cpu_s * statistics.mean(found) / (end - start) if found else 0.0
-        for (_, start, end, cpu_s), found in zip(turns, times, strict=True)
+        cpu_s * statistics.mean(steps) / (end - start) if steps else 0.0
+        for (_, start, end, cpu_s), steps in zip(turns, times, strict=True)
     ]
-    return [
+    found = [
         {
             "ours_s": statistics.median(times[i]),
             "plain_s": statistics.median(times[i + 1]),
@@ -70,6 +70,7 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
         for i in range(0, len(turns) - 1, 2)
         if times[i] and times[i + 1]
     ]
+    return found, runs
 
 
 def _ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> list[psutil.Process]:
