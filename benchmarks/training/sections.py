@@ -139,7 +139,7 @@ def measure_text(bench: Bench) -> None:
         raise SystemExit("the section text needs --text FILE")
     found = bench.results.setdefault("text", [])
     job = ours.write_job(bench.directory, "text", language_model(text, steps=2000, workers=1) | {"log_every": 10})
-    ours.train(job, bench.home, "text-data", {"steps": 10})
+    ours.train(job, bench.home, "text-data", {"steps": 101})  # more than warm it up
     for seed in range(min(3, bench.settings.pairs)):
         pairs, (mine, theirs) = in_turns(
             functools.partial(ours.train, job, bench.home, f"text-{seed}", {"seed": seed}),
