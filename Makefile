@@ -20,7 +20,7 @@ help:  ## this list
 .venv: $(STAMP)  ## the virtual environment with everything installed
 
 # Bytecode is compiled on all cores, pip would use one; what few programs import is compiled when one does.
-RARE := /tests?/|/transformers/models/|/moto/
+RARE := /tests?/|/transformers/models/|/moto/|/(pip|setuptools|mypy|mypyc|rllib)/|/pygments/lexers/|/torch/testing/|/sympy/physics/
 # pip takes whatever torch it resolves: the CPU build, or the CUDA build where the package index offers that.
 $(STAMP): pyproject.toml
 	@echo "installing into .venv (once; a few minutes)" >&2

@@ -19,7 +19,7 @@ RESULTS = {
     "text": [{"ours_loss": 1.84, "plain_loss": 1.86, "pairs": [{"ours_s": 0.99, "plain_s": 1.0}]}],
     "images": [{"accuracy": 0.975}],
     "checkpoints": {
-        "pairs": [{"with_s": 0.103, "without_s": 0.1}],
+        "pairs": [{"with_s": 0.103, "without_s": 0.1, "with_cpu_s": 0.051, "without_cpu_s": 0.05}],
         "saving": {
             "rounds": [{"disk_s": {"one": 0.9, "parts": 0.95}, "waited_s": 1.0, "stall_s": 0.02, "slower_s": 0.1}],
             "read_per_needed": {"same cut": {"ratio": 1.0, "s": 1.0}, "other": {"ratio": 1.3, "s": 1.0}},
@@ -55,8 +55,9 @@ def test_a_figure_is_the_median_of_its_pairs_with_its_verdict(name: str, median:
 def test_the_cpu_time_of_a_step_stands_beside_its_time_where_it_was_measured() -> None:
     lines = table.markdown(RESULTS).splitlines()
     assert [line for line in lines if "of CPU" in line] == [
-        "- mlp, fsdp2: ms of CPU a step and rank, ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)"
+        "- mlp, fsdp2: ms of CPU a step and rank, ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)",
     ]
+    assert "- a checkpoint every 50 steps, CPU time of the ranks: 2.0 % (2.0 %–2.0 %) more" in lines
 
 
 def test_what_was_not_measured_is_not_shown_and_foreign_load_is() -> None:

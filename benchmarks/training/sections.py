@@ -4,18 +4,25 @@ import functools
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.training import ours, peer, scale
 from benchmarks.training.checkpoints import measure_saving
 from benchmarks.training.ours import Job, Timed
-from benchmarks.training.turns import in_turns
+from benchmarks.training.turns import cpu_s, find_ranks, in_turns
 
 Results = dict[str, Any]
 CALM_S = 4.0
 """Pause before a command whose start is timed: the cluster still ends the processes of the one before."""
+RANK = "ray::RayTrainWorker"
+"""What stands in the command line of our ranks."""
+SAMPLE_S = 0.1
+"""Time between two looks at the CPU time of ranks."""
 LOG_EVERY = 5
 """Steps between two times of a side that computes in turns with another one."""
 
@@ -143,7 +150,7 @@ def measure_text(bench: Bench) -> None:
     pairs, (mine, theirs) = in_turns(
         functools.partial(ours.train, job, bench.home, "text"),
         functools.partial(peer.characters, bench.directory, text, steps=2000, threads=1, seed=0),
-        ("ray::RayTrainWorker", "peers/characters.py"),
+        (RANK, "peers/characters.py"),
         ranks=1,
         pairs=bench.settings.pairs,
         log_every=10,
@@ -183,16 +190,32 @@ def measure_checkpoints(bench: Bench) -> None:
     """Overhead of a checkpoint every 50 steps; then saving by itself.
 
     In one run, which saves every 100 steps: 50 steps from a save on, in which it is copied, hashed and written, against
-    the 50 after them. Two runs are minutes apart, in which a shared host changes its speed by more than a save costs.
+    the 50 after them, in time and in CPU time of all threads of the ranks. Two runs are minutes apart, in which a shared
+    host changes its speed by more than a save costs.
     """
     found = bench.results.setdefault("checkpoints", {"pairs": []})
     every, pairs = 50, 2 * bench.settings.pairs
     fields = {**DIGITS, "steps": 2 * every * (pairs + 1), "log_every": every, "checkpoint": {"every_steps": 2 * every, "keep_last": 1}}  # fmt: skip
     job = ours.write_job(bench.directory, "saving", fields)
-    done = ours.train(job, bench.home, "saving").done
+    samples: list[tuple[float, float]] = []
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(ours.train, job, bench.home, "saving")
+        ranks = find_ranks(RANK, job.spec.workers.count, time.time(), [run])
+        while not run.done():
+            samples.append((time.time(), cpu_s(ranks) / len(ranks)))
+            time.sleep(SAMPLE_S)
+    done = run.result().done
+    used = dict(zip(done, np.interp(list(done.values()), *zip(*samples, strict=True)), strict=True))
     for saved in range(2 * every, fields["steps"], 2 * every):
-        beside, free = done[saved + every] - done[saved], done[saved + 2 * every] - done[saved + every]
-        found["pairs"].append({"with_s": beside / every, "without_s": free / every})
+        middle, last = saved + every, saved + 2 * every
+        found["pairs"].append(
+            {
+                "with_s": (done[middle] - done[saved]) / every,
+                "without_s": (done[last] - done[middle]) / every,
+                "with_cpu_s": (used[middle] - used[saved]) / every,
+                "without_cpu_s": (used[last] - used[middle]) / every,
+            }
+        )
     say("checkpoint every 50 steps", found["pairs"])
     _forget(job, "saving")
     found["saving"] = measure_saving(bench.directory, bench.settings.megabytes, bench.settings.pairs)
@@ -226,7 +249,7 @@ def _in_turns(bench: Bench, job: Job, name: str, theirs: Callable[[Path, Job, st
     pairs, _ = in_turns(
         functools.partial(ours.train, job, bench.home, run, never),
         functools.partial(theirs, bench.directory, job, digest),
-        ("ray::RayTrainWorker", f"benchmarks.training.peers.{name}"),
+        (RANK, f"benchmarks.training.peers.{name}"),
         ranks=job.spec.workers.count,
         pairs=bench.settings.pairs,
         log_every=LOG_EVERY,

@@ -92,6 +92,11 @@ def _notes(results: Results) -> str:
                 f"- {point['body']}, {point['layout']}: ms of CPU a step and rank, ours / plain: "
                 f"{used[0].median:.1f} / {used[1].median:.1f}, ratio {ratio.text(lambda value: f'{value:.3g}')}"
             )
+    saves = results.get("checkpoints", {}).get("pairs", [])
+    if cost := spread(100 * (one["with_cpu_s"] / one["without_cpu_s"] - 1) for one in saves if "with_cpu_s" in one):
+        notes.append(
+            f"- a checkpoint every 50 steps, CPU time of the ranks: {cost.text(lambda value: f'{value:.1f} %')} more"
+        )
     if slower := _saving(lambda one: 1000 * one["slower_s"])(results):
         notes.append(
             f"- a step of 250 ms computes longer beside a save by: {slower.text(lambda value: f'{value:.0f} ms')}"

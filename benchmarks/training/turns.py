@@ -41,16 +41,16 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
     began, turns = time.time(), []
     with ThreadPoolExecutor(2) as pool:
         sides = [pool.submit(ours), pool.submit(theirs)]
-        groups = [_ranks(mark, ranks, began, sides) for mark in marks]
+        groups = [find_ranks(mark, ranks, began, sides) for mark in marks]
         try:
             time.sleep(_starting(groups))
             while len(turns) < 2 * pairs and not any(side.done() for side in sides):
                 turn = len(turns) % 2
                 _send(signal.SIGSTOP, groups[1 - turn])
                 _send(signal.SIGCONT, groups[turn])
-                start, used = time.time(), _cpu_s(groups[turn])
+                start, used = time.time(), cpu_s(groups[turn])
                 time.sleep(TURN_S)
-                turns.append((turn, start, time.time(), (_cpu_s(groups[turn]) - used) / ranks))
+                turns.append((turn, start, time.time(), (cpu_s(groups[turn]) - used) / ranks))
         finally:
             for group in groups:
                 _send(signal.SIGCONT, group)
@@ -73,7 +73,13 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
     return found, runs
 
 
-def _ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> list[psutil.Process]:
+def find_ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> list[psutil.Process]:
+    """The processes with `mark` in their command lines that began after `since`, when there are `count` of them.
+
+    Raises:
+        RuntimeError: there were not as many within `START_S`.
+        Exception: what ended one of the sides.
+    """
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and not any(side.done() for side in sides):
         found = []
@@ -90,15 +96,15 @@ def _ranks(mark: str, count: int, since: float, sides: list[Future[Timed]]) -> l
     raise RuntimeError(f"no {count} processes of {mark} within {START_S:g} s")
 
 
-def _cpu_s(group: list[psutil.Process]) -> float:
-    """CPU time of all threads of these processes since their beginning, without what the host took away."""
-    found = [process.cpu_times() for process in group if process.is_running()]
-    return sum(one.user + one.system for one in found)
-
-
 def _starting(groups: list[list[psutil.Process]]) -> float:
     """Both sides import torch at the same time; turns without a step of one side are left out in any case."""
     return 10.0 * max(1, len(groups) * len(groups[0]) / (os.cpu_count() or 1))
+
+
+def cpu_s(group: list[psutil.Process]) -> float:
+    """CPU time of all threads of these processes since their beginning, without what the host took away."""
+    found = [process.cpu_times() for process in group if process.is_running()]
+    return sum(one.user + one.system for one in found)
 
 
 def _send(number: int, group: list[psutil.Process]) -> None:
