@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import ray
 
@@ -15,6 +16,13 @@ from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec, open_store
 
 TIMEOUT_S = 3600
+
+
+def evaluate(storage: StorageSpec, run: str, split: str, step: int | None) -> dict[str, Any]:
+    """The figures, as plain values: the driver needs no torch."""
+    from maas_ray.train.trained import evaluate_run
+
+    return asdict(evaluate_run(open_store(storage), run, split, step))
 
 
 def main() -> int:
@@ -28,19 +36,15 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         connect()
-        from maas_ray.train.trained import evaluate_run
-
         storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
         storage = storage.model_copy(update={"uri": open_store(storage).uri})
         # A task, not this driver: on a cluster the driver runs on the head, which has no CPUs to give.
-        task = ray.remote(num_cpus=1)(
-            lambda: evaluate_run(open_store(storage), arguments.run, arguments.split, arguments.step)
-        )
-        evaluation = ray.get(task.remote(), timeout=TIMEOUT_S)
+        task = ray.remote(num_cpus=1)(evaluate)
+        evaluation = ray.get(task.remote(storage, arguments.run, arguments.split, arguments.step), timeout=TIMEOUT_S)
     except MaasError as error:
         print(f"error[{error.code}]: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(evaluation)))
+    print(json.dumps(evaluation))
     return 0
 
 

@@ -6,6 +6,7 @@ ray job submit --working-dir . -- python jobs/publish.py --store s3://bucket/maa
 import argparse
 import json
 import sys
+from typing import Any
 
 import ray
 
@@ -15,6 +16,14 @@ from maas_ray.registry.models import PRODUCTION, Registry
 from maas_ray.store.objects import StorageSpec, open_store
 
 TIMEOUT_S = 3600
+
+
+def export(storage: StorageSpec, run: str, step: int | None) -> tuple[str, dict[str, Any]]:
+    """The bundle's id, its parity report and metrics, as plain values: the driver needs no torch."""
+    from maas_ray.optimize.publish import export_run
+
+    exported = export_run(open_store(storage), run, step)
+    return exported.bundle_id, {"parity": exported.info.parity, "metrics": exported.info.metrics}
 
 
 def main() -> int:
@@ -29,22 +38,20 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         connect()
-        from maas_ray.optimize.publish import export_run
-
         storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
         store = open_store(storage)
         storage = storage.model_copy(update={"uri": store.uri})
-        task = ray.remote(num_cpus=1)(lambda: export_run(open_store(storage), arguments.run, arguments.step))
-        exported = ray.get(task.remote(), timeout=TIMEOUT_S)
+        task = ray.remote(num_cpus=1)(export)
+        bundle, proof = ray.get(task.remote(storage, arguments.run, arguments.step), timeout=TIMEOUT_S)
         registry = Registry(store)
-        version = registry.publish(arguments.name, exported.bundle_id)
+        version = registry.publish(arguments.name, bundle)
         if arguments.promote:
             registry.promote(arguments.name, version.version, arguments.promote)
     except MaasError as error:
         print(f"error[{error.code}]: {error}", file=sys.stderr)
         return 1
     report = {"model": version.model, "version": version.version, "bundle": version.bundle, "run": version.run}
-    print(json.dumps({**report, "parity": exported.info.parity, "metrics": exported.info.metrics}))
+    print(json.dumps(report | proof))
     return 0
 
 

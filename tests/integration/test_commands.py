@@ -1,6 +1,9 @@
 """The whole path by commands, for a table with gaps and strings: raw rows go over HTTP, and score as in torch."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from maas_ray.cli.app import app
 from maas_ray.data.prepare import open_dataset
 from maas_ray.registry.models import Registry
 from maas_ray.train.runs import Runs
+from maas_ray.train.trained import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.listening import listening_outside_loopback
 from tests.support.paths import STEPS, FinishedRun, infer
@@ -24,6 +28,19 @@ def _raw(text: str, datatype: str) -> Any:
     if text == "":
         return None
     return text if datatype == "BYTES" else int(text) if datatype == "INT64" else float(text)
+
+
+JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+
+
+def test_the_job_that_evaluates_says_what_the_library_does(finished_run: FinishedRun, ray_cluster: RayCluster) -> None:
+    storage = finished_run.spec.storage
+    argv = [sys.executable, str(JOB), "--store", storage.uri, "--endpoint", str(storage.endpoint), "--run", "table"]
+    environment = {**os.environ, **ray_cluster.env}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
 
 
 @pytest.mark.fault  # the way of README's commands, with a table and S3: each part has short tests of its own
