@@ -4,13 +4,13 @@
     python -m benchmarks.training --sections text --text input.txt     nanoGPT's CPU recipe on any text
     python -m benchmarks.training --sections images --images images-idx3-ubyte.gz
 
-Ours and a peer take turns (in the section steps some seconds each, see turns.py), and a ratio is the median over those
-pairs. Every side has the same model, rows, order,
+Ours and a peer take turns (where steps are compared both run at once, some seconds each, see turns.py), and a ratio is
+the median over those pairs; a run that ends before its last turn keeps fewer, which the notes say. Every side has the same model, rows, order,
 number of ranks and one thread per rank; Ray's workers run at the usual niceness in a cluster of `maas-ray up`.
 
 Sections: steps (a step against the plain script under torchrun, DDP and FSDP2; with --text also of a decoder), start
 (command to first step), text, images, titan (a decoder against a script composed in torchtitan's order; needs --text),
-checkpoints (a run that saves against one that does not; saving by itself), data (a table of --gigabytes, prepared and
+checkpoints (steps of a run beside a save against those without; saving by itself), data (a table of --gigabytes, prepared and
 trained from: memory of every process, rates; it needs four times as much disk below TMPDIR).
 """
 

@@ -64,7 +64,7 @@ def _head(results: Results) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in results.get("versions", {}).items())
     return (
         f"{results.get('date', '')}; {machine.get('cpus', '?')} CPUs ({machine.get('cpu', '?')}), one thread per rank; "
-        f"{settings.get('pairs', '?')} pairs in turns, median (least–greatest).\nVersions: {versions}."
+        f"up to {settings.get('pairs', '?')} pairs in turns, median (least–greatest).\nVersions: {versions}."
     )
 
 
@@ -84,7 +84,7 @@ def _notes(results: Results) -> str:
         pairs = point["pairs"]
         both = [spread(pair[side] for pair in pairs) for side in ("ours_s", "plain_s")]
         shown = " / ".join(one.text(lambda value: f"{1000 * value:.1f}") if one else "-" for one in both)
-        notes.append(f"- {point['body']}, {point['layout']}: ms a step, ours / plain: {shown}")
+        notes.append(f"- {point['body']}, {point['layout']}, {len(pairs)} pairs: ms a step, ours / plain: {shown}")
         used = [spread(1000 * pair[side] for pair in pairs if side in pair) for side in ("ours_cpu_s", "plain_cpu_s")]
         ratio = spread(pair["ours_cpu_s"] / pair["plain_cpu_s"] for pair in pairs if pair.get("plain_cpu_s"))
         if ratio and used[0] and used[1]:
