@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from maas_ray.cli.job import refuse
 from maas_ray.cluster import connect
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec, open_store
@@ -42,8 +43,7 @@ def main() -> int:
         task = ray.remote(num_cpus=1)(evaluate)
         evaluation = ray.get(task.remote(storage, arguments.run, arguments.split, arguments.step), timeout=TIMEOUT_S)
     except MaasError as error:
-        print(f"error[{error.code}]: {error}", file=sys.stderr)
-        return 1
+        return refuse(error)
     print(json.dumps(evaluation))
     return 0
 

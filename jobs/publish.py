@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from maas_ray.cli.job import refuse
 from maas_ray.cluster import connect
 from maas_ray.errors import MaasError
 from maas_ray.registry.models import PRODUCTION, Registry
@@ -48,8 +49,7 @@ def main() -> int:
         if arguments.promote:
             registry.promote(arguments.name, version.version, arguments.promote)
     except MaasError as error:
-        print(f"error[{error.code}]: {error}", file=sys.stderr)
-        return 1
+        return refuse(error)
     report = {"model": version.model, "version": version.version, "bundle": version.bundle, "run": version.run}
     print(json.dumps(report | proof))
     return 0

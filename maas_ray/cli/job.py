@@ -1,4 +1,4 @@
-"""What the scripts for `ray job submit` that take a spec share: their options, the cluster, and how they answer."""
+"""What the scripts for `ray job submit` share: the options of those that take a spec, the cluster, and how they answer."""
 
 import argparse
 import json
@@ -42,7 +42,13 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
         connect()
         document, exit_code = work(Asked(arguments.spec, arguments.set, arguments.resume))
     except MaasError as error:
-        sys.stderr.write(f"error[{error.code}]: {error}\n")
-        return 1
+        return refuse(error)
     sys.stdout.write(f"{json.dumps(document)}\n")
     return exit_code
+
+
+def refuse(error: MaasError) -> int:
+    """Says an error in one line on stderr; returns the exit code. One of a task comes with Ray's traceback around it."""
+    cause = getattr(error, "cause", error)
+    sys.stderr.write(f"error[{cause.code}]: {cause}\n")
+    return 1

@@ -30,17 +30,37 @@ def _raw(text: str, datatype: str) -> Any:
     return text if datatype == "BYTES" else int(text) if datatype == "INT64" else float(text)
 
 
-JOB = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
-def test_the_job_that_evaluates_says_what_the_library_does(finished_run: FinishedRun, ray_cluster: RayCluster) -> None:
+def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
+    finished_run: FinishedRun, ray_cluster: RayCluster
+) -> None:
     storage = finished_run.spec.storage
-    argv = [sys.executable, str(JOB), "--store", storage.uri, "--endpoint", str(storage.endpoint), "--run", "table"]
-    environment = {**os.environ, **ray_cluster.env}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = [
+            sys.executable,
+            str(JOBS / job),
+            "--store",
+            storage.uri,
+            "--endpoint",
+            str(storage.endpoint),
+            *arguments,
+        ]
+        environment = {**os.environ, **ray_cluster.env}
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    done = run("evaluate.py", "--run", "table")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
+    refused = run("publish.py", "--run", "nobody", "--name", "nobody")
+    assert refused.returncode == 1
+    said = [line for line in refused.stderr.splitlines() if "nobody" in line]
+    assert said == [f"error[not_found]: no run 'nobody' in {storage.uri}; there is: table"]
+    assert "Traceback" not in refused.stderr
+    assert "File" not in refused.stderr
 
 
 @pytest.mark.fault  # the way of README's commands, with a table and S3: each part has short tests of its own
