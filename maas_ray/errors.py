@@ -21,6 +21,10 @@
     ├── BundleError            a bundle's graph or description is not servable
     ├── EngineFailed           a run failed for a reason that does not lie in the request
     ├── ModelTooLarge          a model does not fit into its pool's memory budget
+    ├── ConfinedError          work in a child process with limits did not end well
+    │   ├── ConfinedTimeout    it took more time than it may, and was ended
+    │   ├── ConfinedOutOfMemory  it needed more memory than it may take
+    │   └── ConfinedKilled     it died of a signal, or ended without an answer
     └── RequestError           a serving request is refused
         ├── BadRequest         malformed, or does not fit the model's signature
         ├── MethodNotAllowed   the path exists, the method does not
@@ -160,6 +164,42 @@ class ModelTooLarge(MaasError):
     """A model needs more memory than its pool's budget leaves for it; waiting does not help."""
 
     code, http_status = "model_too_large", 503
+
+
+class ConfinedError(MaasError):
+    """Work on something foreign, in a child process with limits, did not end well; nothing else was affected."""
+
+    code, http_status = "confined_failed", 422
+
+
+class ConfinedTimeout(ConfinedError):
+    """The child took more wall time or CPU time than it may, and was ended."""
+
+    code = "confined_timeout"
+
+
+class ConfinedOutOfMemory(ConfinedError):
+    """The child needed more memory than it may take."""
+
+    code = "confined_out_of_memory"
+
+
+class ConfinedKilled(ConfinedError):
+    """The child died of a signal, or ended without an answer.
+
+    Args:
+        message: what it worked on, and what ended it.
+        signal: its number; 0 where it was none.
+    """
+
+    code = "confined_killed"
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RequestError(MaasError):

@@ -1,0 +1,99 @@
+"""Keeps one fork server per process: started by the first question, and again after it has ended."""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maas_ray.confined.server import HEAD
+
+_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from maas_ray.confined.server import main; main()"
+_KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_LIBRARY_PATH", "CUDA", "NVIDIA")
+"""Begins of the variables that children may see: what parses a hostile file needs no key of the object store."""
+_END_TIMEOUT_S = 5.0
+
+
+class Server:
+    """The fork server of this process; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    def ask(self, job: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+        """Has the server start a child for a job.
+
+        Args:
+            job: what `server.py` reads.
+            descriptors: copies of these go to the child.
+
+        Raises:
+            OSError: no server can be started.
+        """
+        text = json.dumps(job).encode()
+        with self._lock:
+            try:
+                _send(self._running(), text, descriptors)
+            except (BrokenPipeError, ConnectionResetError):  # it had been idle and ended in this moment, or was killed
+                self.close()
+                _send(self._running(), text, descriptors)
+
+    def close(self) -> None:
+        """Ends the server and all its children."""
+        control, process, self._control, self._process = self._control, self._process, None, None
+        if control is not None:
+            control.close()
+        if process is None or self._owner != os.getpid():
+            return
+        try:
+            process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _running(self) -> socket.socket:
+        if self._control is not None and self._process is not None and self._owner == os.getpid():
+            if self._process.poll() is None:
+                return self._control
+            self.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _MAIN, json.dumps(_search_path())],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=_environment(),
+                start_new_session=True,  # a Ctrl-C in the terminal is the parent's business
+            )
+        self._control, self._owner = ours, os.getpid()
+        return ours
+
+
+def _send(control: socket.socket, text: bytes, descriptors: Sequence[int]) -> None:
+    socket.send_fds(control, [HEAD.pack(len(text))], descriptors)
+    control.sendall(text)
+
+
+def _search_path() -> list[str]:
+    """Where this process finds modules, without its working directory; and where this package is."""
+    here = os.getcwd()
+    found = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
+    return [*found, str(Path(__file__).parents[2])]
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
+    # One thread in the server, so that forking it is safe; the sessions of children take threads of their own.
+    return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+
+
+SERVER = Server()
+atexit.register(SERVER.close)
