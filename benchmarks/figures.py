@@ -1,5 +1,6 @@
 """Medians, spread and what must be reached, as Markdown. Measures nothing."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -50,6 +51,19 @@ def spread(values: Iterable[float]) -> Spread | None:
     """None without values."""
     found = list(values)
     return Spread(statistics.median(found), min(found), max(found), len(found)) if found else None
+
+
+def median_interval(values: Iterable[float], share: float = 0.95) -> tuple[float, float]:
+    """Where the true median is with this probability, whatever the distribution: by the binomial one of how many of the
+    values are below it. Fewer than six values cannot say so at 0.95: their least and greatest.
+    """
+    ordered = sorted(values)
+    num_cut, chance = 0, 0.5 ** len(ordered)  # that at most `num_cut` of the values are below the median
+    while 2 * chance <= 1 - share and num_cut < len(ordered) // 2:
+        num_cut += 1
+        chance += math.comb(len(ordered), num_cut) * 0.5 ** len(ordered)
+    cut = max(0, num_cut - 1)
+    return ordered[cut], ordered[-1 - cut]
 
 
 def must_reach(figures: Iterable[Figure], results: Results) -> str:

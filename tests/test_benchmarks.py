@@ -3,14 +3,17 @@
 import json
 import socket
 import socketserver
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.serving import table, workloads
+from benchmarks.figures import median_interval
+from benchmarks.serving import commits, table, workloads
 from benchmarks.serving.load.client import Answer, make_request
 from benchmarks.serving.load.flood import open_loop
 from benchmarks.serving.load.generator import Tally, closed, quantile
@@ -89,6 +92,52 @@ def test_the_table_tells_of_failures_and_wrong_answers() -> None:
     point = make_point("tiny", "triton", 8, (2.0, 1.0))
     point["pairs"][0]["triton"]["wrong"] = 3
     assert "triton failed or answered wrongly 3 times" in table.markdown({"points": [point]})
+
+
+@pytest.mark.parametrize(
+    ("ratios", "cost", "verdict"),
+    [
+        ((0.98, 1.0, 0.99), 1.0, "| kept |"),
+        ((0.98, 0.9, 0.9), 1.0, "| NOT KEPT |"),
+        ((1.0, 1.0, 1.0), 1.1, "| NOT KEPT |"),
+    ],
+)
+def test_the_table_says_whether_a_change_kept_the_speed(ratios: tuple[float, ...], cost: float, verdict: str) -> None:
+    point = make_point("tiny", "ours@old", 32, *((100 * ratio, 100.0) for ratio in ratios))
+    for pair in point["pairs"]:
+        pair["maas"]["cpu_us"], pair["ours@old"]["cpu_us"] = 80 * cost, 80
+    text = table.markdown({"points": [point], "revisions": {"maas": "bbb", "ours@old": "aaa"}})
+    assert f"| tiny | 32 | old (aaa) | {100 * sorted(ratios)[1]:.0f}" in text
+    assert (
+        f"| {sorted(ratios)[1]:.3f} ({min(ratios):.3f}–{max(ratios):.3f}) | {cost:.3f} ({cost:.3f}–{cost:.3f}) {verdict}"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "cut"),
+    [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (21, 5), (100, 39)],  # of the sign test's tables
+)
+def test_the_median_is_within_its_interval_with_the_probability_that_it_says(count: int, cut: int) -> None:
+    assert median_interval(float(value) for value in range(count)) == (cut, count - 1 - cut)
+
+
+def test_another_commit_runs_its_own_code_with_its_own_programs(tmp_path: Path) -> None:
+    checkout, directory = tmp_path / "checkout", tmp_path / "side"
+    (checkout / "maas_ray").mkdir(parents=True)
+    directory.mkdir()
+    (checkout / "maas_ray" / "__init__.py").write_text("import numpy\n\n\ndef main():\n    print('the other one')\n")
+    project = (commits.ROOT / "pyproject.toml").read_text()
+    (checkout / "pyproject.toml").write_text(project.replace('"maas_ray.cli:main"', '"maas_ray:main"'))
+    code = commits.other(f"ours@{checkout}", directory, tmp_path / "cache")
+    said = subprocess.run([code.python.parent / "maas-ray"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert said.stdout == "the other one\n", said.stderr
+    assert not (tmp_path / "cache").exists(), "both need the same packages, so nothing is installed"
+
+
+def test_another_commit_that_there_is_not_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match="'none-such' is neither a directory with a checkout nor a revision"):
+        commits.check("ours@none-such")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ would be taken from whoever is compared with it.
 
 import contextlib
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import environments, graphs, ours, overload, workloads
+from benchmarks.serving import commits, environments, graphs, ours, overload, workloads
 from benchmarks.serving.load.closed import measure, wait_until_right, write_bodies
 from benchmarks.serving.peers import APPS, PEERS, Job, Peer
 from benchmarks.serving.processes import Running, psutil, run
@@ -25,6 +26,8 @@ Figures = dict[str, Any]
 RAW = "raw"
 """Stands for onnxruntime in a loop, without any server."""
 BARE_SKETCH = "sketch"
+_NUM_CPUS = 4
+"""That Ray may hand out; replicas ask for one."""
 RAW_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -38,6 +41,7 @@ class Settings:
 
     workloads: tuple[str, ...]
     peers: tuple[str, ...]
+    """Other servers, and other commits of ours by `commits.PREFIX`."""
     clients: tuple[int, ...]
     """Empty: each workload's own."""
     pairs: int
@@ -63,7 +67,7 @@ class Case:
     def arguments(self, peer: Peer) -> tuple[list[Request], list[str]]:
         """Requests as a peer wants them, and wrk's arguments for them."""
         wrapped = workloads.wrap(self.requests, *peer.around)
-        directory = self.directory / f"bodies-{self.workload.name}-{peer.name}"
+        directory = self.directory / re.sub(r"\W", "-", f"bodies-{self.workload.name}-{peer.name}")
         directory.mkdir(exist_ok=True)
         return wrapped, write_bodies(wrapped, directory)
 
@@ -97,15 +101,19 @@ class Bench:
             self._direct(pythons)
         if not set(settings.sections) - {"direct"}:
             return
-        with ours.cluster(self._directory, num_cpus=4) as home:
+        with contextlib.ExitStack() as stack:
+            cluster = stack.enter_context(ours.cluster(self._directory, _NUM_CPUS, commits.here()))
+            self._results["revisions"] = {"maas": cluster.code.revision}
+            others = self._other_commits(stack)
             for name in settings.workloads:
                 case = self._case(WORKLOADS[name])
-                server = ours.deploy(home, case.model, settings.pool)
+                server = cluster.deploy(case.model, settings.pool)
                 self._results["starts_s"].setdefault("maas", server.start_s)
                 if "pairs" in settings.sections:
+                    self._against_commits(case, server, others)
                     self._against_peers(case, server, pythons)
                 if "duties" in settings.sections and name == "tiny":
-                    self._against_sketch(case, server, home)
+                    self._against_sketch(case, server, cluster)
                 if "raw" in settings.sections and name == "encoder":
                     self._against_raw(case, server)
                 if "memory" in settings.sections and name == "tiny":
@@ -115,7 +123,7 @@ class Bench:
 
     def _build(self) -> dict[str, Path]:
         sections = self._settings.sections
-        names = [*self._settings.peers] if "pairs" in sections else []
+        names = [name for name in self._settings.peers if name in PEERS] if "pairs" in sections else []
         names += [BARE_SKETCH] if "direct" in sections else []
         wanted = {name: PEERS[name] for name in dict.fromkeys(names)}
         pythons = {}
@@ -141,8 +149,32 @@ class Bench:
             self._results["starts_s"].setdefault(peer.name, server.start_s)
             yield replace(server, can_pause=peer.can_pause)
 
+    def _other_commits(self, stack: contextlib.ExitStack) -> list[ours.Cluster]:
+        """A cluster for each commit that we are compared with, beside ours; stopped until it is asked."""
+        found: list[ours.Cluster] = []
+        wanted = [name for name in self._settings.peers if name.startswith(commits.PREFIX)]
+        for number, name in enumerate(wanted if "pairs" in self._settings.sections else ()):
+            directory = self._directory / f"c{number}"
+            directory.mkdir()
+            code = commits.other(name, directory, self._settings.cache)
+            found.append(stack.enter_context(ours.cluster(directory, _NUM_CPUS, code)))
+            self._results["revisions"][name] = code.revision
+            self._pause_all(found[-1].running())
+        return found
+
+    def _against_commits(self, case: Case, server: Running, others: Sequence[ours.Cluster]) -> None:
+        for cluster in others:
+            peer = ours.another_commit(cluster.code.name)
+            cluster.running().resume()
+            other = cluster.deploy(case.model, self._settings.pool)
+            self._results["starts_s"].setdefault(peer.name, other.start_s)
+            self._point(case, ours.CLUSTER, server, peer, other, self._settings.clients or case.workload.clients)
+            self._pause_all(other)
+
     def _against_peers(self, case: Case, server: Running, pythons: dict[str, Path]) -> None:
         for name in self._settings.peers:
+            if name not in PEERS:
+                continue  # another commit
             peer = PEERS[name]
             is_left_out = case.workload.is_binary and not peer.has_binary
             is_asked_for = case.workload.peers is None or name in case.workload.peers
@@ -152,9 +184,9 @@ class Bench:
             with self._peer(peer, case, pythons[name]) as other:
                 self._point(case, ours.CLUSTER, server, peer, other, self._settings.clients or case.workload.clients)
 
-    def _against_sketch(self, case: Case, server: Running, home: Path) -> None:
+    def _against_sketch(self, case: Case, server: Running, cluster: ours.Cluster) -> None:
         """What a server owes against a sketch that owes nothing: both in replicas of one cluster, behind HAProxy."""
-        with ours.sketch(home, case.model) as other:
+        with ours.sketch(cluster, case.model) as other:
             self._point(case, ours.CLUSTER, server, ours.SKETCH, other, self._settings.clients or (1, 32, 128))
 
     def _direct(self, pythons: dict[str, Path]) -> None:

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.figures import MAX_FOREIGN_CPUS, Figure, Results, Spread, must_reach, spread
+from benchmarks.figures import MAX_FOREIGN_CPUS, Figure, Results, Spread, median_interval, must_reach, spread
+from benchmarks.serving.commits import PREFIX
 
 Point = dict[str, Any]
 
@@ -97,6 +98,8 @@ def _memory(results: Results) -> Spread | None:
     return None if found is None else spread([found["rss_bytes"]])
 
 
+KEPT = 0.97
+"""Of the other commit's requests per second: what a change may cost."""
 _PYTHON_PEERS = ("mlserver", "mlserver-plain", "litserve", "bentoml")
 FIGURES = (
     *(Figure(f"tiny JSON, req/s against Triton, {n} clients", 1.2, 2.0, _against("tiny", "triton", clients=n)) for n in (1, 32, 128)),
@@ -120,19 +123,47 @@ FIGURES = (
 
 def markdown(results: Results) -> str:
     """Both tables, with machine, versions and date."""
-    return "\n\n".join([_head(results), must_reach(FIGURES, results), _absolutes(results), *_notes(results)]) + "\n"
+    parts = [_head(results), *_commits(results), must_reach(FIGURES, results), _absolutes(results), *_notes(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _head(results: Results) -> str:
     machine, settings = results.get("machine", {}), results.get("settings", {})
     versions = {name: text for group in results.get("versions", {}).values() for name, text in group.items()}
     hidden = ("numpy", "orjson", "uvloop", "httptools", "pysimdjson")
-    shown = ", ".join(f"{name} {text}" for name, text in sorted(versions.items()) if name not in hidden)
+    versions = {"maas-ray": results.get("maas_ray", "?")} | dict(sorted(versions.items()))
+    shown = ", ".join(f"{name} {text}" for name, text in versions.items() if name not in hidden)
     return (
         f"{results.get('date', '')}; {machine.get('cpus', '?')} CPUs ({machine.get('cpu', '?')}) for the server and "
         f"the load together; {settings.get('load', '?')}; one engine thread each; {settings.get('pairs', '?')} pairs of "
-        f"{settings.get('seconds') or 'at least 4'} s, median (least–greatest).\nVersions: maas-ray {results.get('maas_ray', '?')}, {shown}."
+        f"{settings.get('seconds') or 'at least 4'} s, median (least–greatest).\nVersions: {shown}."
     )
+
+
+def _commits(results: Results) -> list[str]:
+    """What a change did to the speed: one line for each point that was measured against another commit."""
+    points = [point for point in results["points"] if point["peer"].startswith(PREFIX) and point["pairs"]]
+    if not points:
+        return []
+    revisions = results.get("revisions", {})
+    lines = [
+        f"Ours is {revisions.get('maas', '?')}. Median of the pairs' ratios, in brackets where the true median is with a "
+        f"probability of 95 %; kept: requests per second {KEPT:g} or more, CPU time a request {1 / KEPT:.2f} or less.",
+        "",
+        "| workload | clients | other | ours req/s | req/s, ours / other | CPU time a request, ours / other | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for point in points:
+        side = point["peer"]
+        speed, cost = ([pair["maas"][key] / pair[side][key] for pair in point["pairs"]] for key in ("per_s", "cpu_us"))
+        is_kept = statistics.median(speed) >= KEPT and statistics.median(cost) <= 1 / KEPT
+        cells = [point["workload"], str(point["clients"]), f"{side.removeprefix(PREFIX)} ({revisions.get(side, '?')})"]
+        cells.append(_shown(absolute(point, "maas", "per_s"), lambda value: f"{value:,.0f}"))
+        for found in (speed, cost):
+            low, high = median_interval(found)
+            cells.append(f"{statistics.median(found):.3f} ({low:.3f}–{high:.3f})")
+        lines.append(f"| {' | '.join(cells)} | {'kept' if is_kept else 'NOT KEPT'} |")
+    return ["\n".join(lines)]
 
 
 def _absolutes(results: Results) -> str:
