@@ -4,8 +4,7 @@ External data is a file name, an offset and a length inside the model (onnx.prot
 three come from whoever wrote the file, so they are checked before a byte is read.
 """
 
-import os
-import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
@@ -17,6 +16,7 @@ from onnx import TensorProto
 from maas_ray.bundle.datatypes import NUMPY, ONNX
 from maas_ray.bundle.inspect import MAX_GRAPH_BYTES, tensors_of
 from maas_ray.errors import BundleError, NotFound
+from maas_ray.foreign import Unreadable, open_beside, open_file, open_folder
 
 
 @dataclass(frozen=True)
@@ -42,43 +42,64 @@ def read_onnx(path: Path) -> OnnxFile:
         BundleError: not an ONNX model, or its external data is not where or what it may be; the message names the
             tensor and the reason.
     """
-    data = _read_model(path)
+    try:
+        with open_folder(path.parent) as folder:
+            return _read(path, folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"there is no file {path}") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read(path: Path, folder: int) -> OnnxFile:
+    try:
+        with open_file(path.name, MAX_GRAPH_BYTES, folder=folder) as opened:
+            data = opened.read(0, opened.size)
+    except Unreadable as error:
+        raise BundleError(f"{path} {error}") from error
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's classes differ between its implementations
         raise BundleError(f"{path} is not an ONNX model: its bytes cannot be decoded") from error
     digest = sha256(data)
-    external = [tensor for tensor in tensors_of(model) if _is_external(tensor)]
-    if external:
-        files: dict[str, bytes] = {}
-        num_bytes = len(data)
-        for tensor in external:
-            name = _location(tensor)
-            if name not in files:
-                files[name] = _read_beside(path.parent, name, tensor)
-            content = _part(tensor, files[name])
-            num_bytes += len(content)
-            _check_total(path, num_bytes)
-            tensor.raw_data = content
-            tensor.ClearField("external_data")
-            tensor.data_location = TensorProto.DEFAULT
-        for _, content in sorted(files.items()):
-            digest.update(content)
+    by_file: dict[str, list[TensorProto]] = {}
+    for tensor in tensors_of(model):
+        if _is_external(tensor):
+            by_file.setdefault(_location(tensor), []).append(tensor)
+    if by_file:
+        left = MAX_GRAPH_BYTES - len(data)
+        for name, tensors in sorted(by_file.items()):
+            left = _put_inside(folder, name, tensors, left, digest.update)
         data = model.SerializeToString()
     return OnnxFile(data, digest.hexdigest(), f"{model.producer_name} {model.producer_version}".strip())
 
 
-def _read_model(path: Path) -> bytes:
+def _put_inside(folder: int, name: str, tensors: list[TensorProto], left: int, seen: Callable[[bytes], object]) -> int:
+    """Moves the data of tensors from a file beside the model into them; returns how many bytes may still follow.
+
+    `seen` gets every byte of the file.
+    """
+    where = f"the file {name!r} with the data of tensor {tensors[0].name!r}"
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise BundleError(f"{path} is not a file")
-        _check_total(path, size)
-        return path.read_bytes()
+        with open_beside(folder, name, MAX_GRAPH_BYTES) as opened:
+            for tensor in tensors:
+                start, stop = _part(tensor, opened.size)
+                left -= stop - start
+                if left < 0:
+                    raise Unreadable(
+                        f"makes the model larger than {MAX_GRAPH_BYTES} bytes, the largest message of protocol "
+                        "buffers; export the model in half precision or in parts"
+                    )
+                tensor.raw_data = opened.read(start, stop)
+                tensor.ClearField("external_data")
+                tensor.data_location = TensorProto.DEFAULT
+            for chunk in opened.chunks():
+                seen(chunk)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no file {path}") from error
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"{where} is missing; it must lie beside the model") from error
+    except Unreadable as error:
+        raise BundleError(f"{where} {error}") from error
+    return left
 
 
 def _is_external(tensor: TensorProto) -> bool:
@@ -99,27 +120,8 @@ def _location(tensor: TensorProto) -> str:
     return name
 
 
-def _read_beside(folder: Path, name: str, tensor: TensorProto) -> bytes:
-    """Opens without following a link, so that what was checked is what is read; a pipe would not block."""
-    where = f"the file {name!r} with the data of tensor {tensor.name!r}"
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        descriptor = os.open(folder / name, flags)
-    except FileNotFoundError as error:
-        raise BundleError(f"{where} is missing; it must lie beside the model") from error
-    except OSError as error:
-        raise BundleError(
-            f"{where} cannot be opened ({error.strerror}); a link must be replaced by its file"
-        ) from error
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{where} is not a plain file")
-        _check_total(folder / name, status.st_size)
-        return file.read(status.st_size)
-
-
-def _part(tensor: TensorProto, content: bytes) -> bytes:
+def _part(tensor: TensorProto, size: int) -> tuple[int, int]:
+    """First and last byte of a tensor's data in a file of `size` bytes."""
     entries = _entries(tensor)
     offset, length = _number(tensor, entries, "offset") or 0, _number(tensor, entries, "length")
     if any(size < 0 for size in tensor.dims):
@@ -135,12 +137,10 @@ def _part(tensor: TensorProto, content: bytes) -> bytes:
                 f"bytes of external data instead of {expected}"
             )
         length = expected
-    stop = len(content) if length is None else offset + length
-    if offset > len(content) or stop > len(content):
-        raise BundleError(
-            f"the data of tensor {tensor.name!r} is said to end at byte {stop} of a file that has {len(content)}"
-        )
-    return content[offset:stop]
+    stop = size if length is None else offset + length
+    if offset > size or stop > size:
+        raise BundleError(f"the data of tensor {tensor.name!r} is said to end at byte {stop} of a file that has {size}")
+    return offset, stop
 
 
 def _number(tensor: TensorProto, entries: dict[str, str], key: str) -> int | None:
@@ -150,11 +150,3 @@ def _number(tensor: TensorProto, entries: dict[str, str], key: str) -> int | Non
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise BundleError(f"the external data of tensor {tensor.name!r} has the {key} {text[:40]!r}, which is no size")
     return int(text)
-
-
-def _check_total(path: Path, num_bytes: int) -> None:
-    if num_bytes > MAX_GRAPH_BYTES:
-        raise BundleError(
-            f"{path} has {num_bytes} bytes with its data; a bundle holds at most {MAX_GRAPH_BYTES}, "
-            "which is the largest message of protocol buffers: export the model in half precision or in parts"
-        )

@@ -12,6 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from maas_ray.bundle.datatypes import NUMPY, ONNX
 from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.bundle.functions import check_functions, function_of
 from maas_ray.errors import BundleError
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
@@ -36,11 +37,11 @@ def inspect_graph(graph: bytes, signature: Signature) -> None:
         model = onnx.load_model_from_string(graph)
     except Exception as error:  # protobuf's classes differ between its implementations
         raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded; export it again") from error
-    local = frozenset((function.domain, function.name) for function in model.functions)
+    local = check_functions(model)
     for num_nodes, node in enumerate(_nodes(model)):
         if num_nodes >= MAX_NODES:
             raise BundleError(f"the graph has more than {MAX_NODES} nodes")
-        if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in local:
+        if node.domain not in ALLOWED_DOMAINS and function_of(node) not in local:
             raise BundleError(
                 f"node {node.name!r} is {node.domain}::{node.op_type}; only operators of the domains ai.onnx and "
                 "ai.onnx.ml are served, export the model without that operator"

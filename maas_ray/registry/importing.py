@@ -15,11 +15,14 @@ from maas_ray.bundle.external import OnnxFile, read_onnx
 from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, TensorSpec, save_bundle
 from maas_ray.bundle.inspect import inspect_graph, signature_of
 from maas_ray.errors import GateError, MaasError, SpecError
+from maas_ray.foreign import Unreadable, read_file
 from maas_ray.store.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
 Task = Literal["classification", "binary", "regression", "other"]
+MAX_LABELS_BYTES = 16 << 20
+"""Largest file of class names."""
 NUM_ROWS = 3
 """Rows of the run that proves a graph, where it has a batch dimension."""
 
@@ -89,10 +92,17 @@ def read_labels(names: str | None, file: Path | None) -> tuple[str, ...] | None:
         raise SpecError("give the labels or a file of labels, not both")
     if file is not None:
         try:
-            return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"the labels {file} cannot be read: {error}") from error
+            lines = read_file(file, MAX_LABELS_BYTES).decode("utf-8").splitlines()
+        except FileNotFoundError as error:
+            raise SpecError(f"the file of labels {file} cannot be read: it does not exist") from error
+        except (Unreadable, UnicodeDecodeError) as error:
+            raise SpecError(f"the file of labels {file} {_reason(error)}") from error
+        return tuple(line.strip() for line in lines if line.strip())
     return None if names is None else tuple(name.strip() for name in names.split(","))
+
+
+def _reason(error: Unreadable | UnicodeDecodeError) -> str:
+    return str(error) if isinstance(error, Unreadable) else "is not text in UTF-8; convert it"
 
 
 def _with_shapes(file: OnnxFile) -> OnnxFile:

@@ -163,8 +163,8 @@ def pipe(tmp_path: Path, model: onnx.ModelProto) -> None:
         (lambda path, model: entry(model, "location", ""), "only a plain file name"),
         (lambda path, model: entry(model, "location", "w\0.bin"), "only a plain file name"),
         (folder_link, "only a plain file name"),
-        (link, "a link must be replaced"),
-        (pipe, "not a plain file"),
+        (link, "it is a symbolic link"),
+        (pipe, "not a regular file"),
         (lambda path, model: (path / "weights.bin").unlink(), "is missing"),
         (lambda path, model: (path / "weights.bin").write_bytes(b"short"), "of a file that has 5"),
         (lambda path, model: entry(model, "offset", "999999"), "of a file that has"),
@@ -277,7 +277,7 @@ def test_a_run_that_is_meant_to_be_infinite_can_be_left_out(file_store: ObstoreS
 def test_a_file_that_is_not_there_is_not_found(file_store: ObstoreStore, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no file"):
         import_onnx(file_store, tmp_path / "none.onnx")
-    with pytest.raises(BundleError, match="not a file"):
+    with pytest.raises(BundleError, match="is not a regular file"):
         import_onnx(file_store, tmp_path)
 
 
