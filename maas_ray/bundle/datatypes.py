@@ -6,7 +6,7 @@ import numpy.typing as npt
 from maas_ray.bundle.format import Datatype
 
 Array = npt.NDArray[np.generic] | npt.NDArray[np.object_]
-"""A tensor in memory; BYTES are object arrays of `str`."""
+"""A tensor in memory; BYTES are object arrays of `str`; bytes other than UTF-8 are surrogate escapes there."""
 
 NUMPY: dict[Datatype, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),

@@ -234,7 +234,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"outputs": ["y", "y"]}, "asked for twice"),
     ({"parameters": {"timeout": Value(int64_param=-1)}}, "'timeout'"),
     ({"parameters": {"timeout": Value(string_param="soon")}}, "'timeout'"),
-    ({"parameters": {"priority": Value()}}, "'priority'"),
+    ({"parameters": {"priority": Value(double_param=0.5)}}, "'priority'"),
     ({"parameters": {"sequence_id": Value(int64_param=5)}}, "sequences are not offered"),
     ({"tensor_parameters": {"shared_memory_region": Value(string_param="r")}}, "shared memory"),
     ({"id": "i" * 300}, "256 characters"),
@@ -278,15 +278,39 @@ def test_numbers_beyond_their_datatype_are_refused(datatype: Datatype, contents:
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_bytes_that_are_not_utf8_are_refused(is_raw: bool) -> None:
+def test_bytes_that_are_not_utf8_are_kept(is_raw: bool) -> None:
     request = pb.ModelInferRequest()
     tensor = request.inputs.add(name="x", datatype="BYTES", shape=[1, 1])
     if is_raw:
         request.raw_input_contents.append(b"\1\0\0\0\xff")
     else:
         tensor.contents.bytes_contents.append(b"\xff")
-    with pytest.raises(BadRequest, match="not UTF-8"):
-        read(request, codec("BYTES"))
+    reader = codec("BYTES")
+    found = read(request, reader)
+    assert found.inputs["x"].tolist() == [["\udcff"]]
+    answer = pb.ModelInferResponse.FromString(
+        b"".join(map(bytes, reader.write_message(found, {"y": found.inputs["x"]})))
+    )
+    sent = answer.raw_output_contents[0][4:] if is_raw else answer.outputs[0].contents.bytes_contents[0]
+    assert sent == b"\xff"
+
+
+def test_raw_contents_may_lie_beside_empty_typed_ones_and_are_answered_raw() -> None:
+    request = message("FP32", VALUES["FP32"], is_raw=True)
+    request.inputs[0].contents.SetInParent()
+    assert [output.is_binary for output in read(request, codec("FP32")).outputs] == [True]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_request_without_typed_contents_is_answered_raw(count: int) -> None:
+    tensor = TensorSpec(name="x", datatype="FP32", shape=(1,))
+    signature = toy_info().signature.model_copy(update={"inputs": (tensor,) * count, "outputs": (tensor,)})
+    reader = MessageCodec("m", 1, toy_info().model_copy(update={"signature": signature}))
+    request = pb.ModelInferRequest(outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name="x")])
+    if count:
+        request.inputs.add(name="x", datatype="FP32", shape=[1])
+        request.raw_input_contents.append(bytes(4))
+    assert [output.is_binary for output in read(request, reader).outputs] == [True]
 
 
 def test_parameters_and_wanted_classes_reach_the_request() -> None:

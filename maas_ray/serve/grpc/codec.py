@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import BundleInfo, Datatype, TensorSpec
+from maas_ray.bundle.strings import decode, encode
 from maas_ray.errors import BadRequest
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.wire.binary import num_binary_bytes, read_binary, write_binary
@@ -136,7 +137,7 @@ class MessageCodec:
             input_size(plain_parameters(entry.parameters), spec.name)
             if not raw:
                 found[spec.name] = _read_typed(spec, shape, entry.contents)
-            elif entry.HasField("contents"):
+            elif entry.HasField("contents") and entry.contents.ListFields():
                 raise BadRequest(f"input {spec.name!r} has contents beside raw_input_contents; send one of them")
             else:
                 found[spec.name] = read_binary(spec, shape, memoryview(raw[index]))
@@ -144,7 +145,9 @@ class MessageCodec:
         return InferRequest(
             id=check_id(received.id or None),
             inputs=inputs,
-            outputs=self._wanted(message.outputs, is_raw=bool(raw)),
+            outputs=self._wanted(
+                message.outputs, is_raw=bool(raw) or not any(entry.HasField("contents") for entry in message.inputs)
+            ),
             num_rows=num_rows(inputs, self._signature),
             timeout_us=parameters.timeout_us,
             priority=parameters.priority,
@@ -173,7 +176,10 @@ class MessageCodec:
         return [message.SerializeToString(), *raw]
 
     def _wanted(self, entries: Sequence[Any], *, is_raw: bool) -> tuple[WantedOutput, ...]:
-        """An answer has the form of its request, but for datatypes that are always raw; all outputs are, or none is."""
+        """Typed contents are answered with typed contents, everything else raw, as datatypes without typed contents are.
+
+        All outputs of an answer are raw, or none is.
+        """
         if is_raw and not entries:
             return self._all_raw
         pairs = [(entry.name, plain_parameters(entry.parameters)) for entry in entries]
@@ -215,7 +221,7 @@ def _read_typed(spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> Arra
             f"input {spec.name!r}: {field} has {len(values)} elements, shape {list(shape)} needs {short(prod(shape))}"
         )
     if spec.datatype == "BYTES":
-        return _strings(spec, values).reshape(shape)
+        return _strings(values).reshape(shape)
     dtype = NUMPY[spec.datatype]
     if field not in ("int_contents", "uint_contents"):
         return np.fromiter(values, dtype, len(values)).reshape(shape)
@@ -228,22 +234,16 @@ def _read_typed(spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> Arra
     return numbers.astype(dtype).reshape(shape)
 
 
-def _strings(spec: TensorSpec, values: Sequence[bytes]) -> Array:
+def _strings(values: Sequence[bytes]) -> Array:
     array = np.empty(len(values), dtype=object)
-    try:
-        array[:] = [value.decode() for value in values]
-    except UnicodeDecodeError:
-        raise BadRequest(
-            f"input {spec.name!r}: an element is not UTF-8, which is all that the model's strings can hold; encode it, "
-            "for instance as base64"
-        ) from None
+    array[:] = [decode(value) for value in values]
     return array
 
 
 def _write_typed(contents: Any, datatype: Datatype, array: Array) -> None:
     values = array.ravel().tolist()
     if datatype == "BYTES":
-        values = [value.encode() if type(value) is str else bytes(value) for value in values]
+        values = [encode(value) for value in values]
     getattr(contents, _CONTENTS[datatype]).extend(values)
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import BundleInfo, TensorSpec
+from maas_ray.errors import BadRequest
 from maas_ray.serve.wire.binary import num_binary_bytes, write_binary
 from maas_ray.serve.wire.checks import InferRequest, WantedOutput
 from maas_ray.serve.wire.classification import classify
@@ -94,7 +95,16 @@ class AnswerWriter:
             tail.append(encoded)
             parts.append(b'"parameters":{"binary_data_size":%d}}' % num_binary_bytes(encoded))
         else:
-            parts += (b'"data":', orjson.dumps(write_json(array), option=orjson.OPT_SERIALIZE_NUMPY), b"}")
+            parts += (b'"data":', _json_data(wanted.name, array), b"}")
+
+
+def _json_data(name: str, array: Array) -> bytes:
+    try:
+        return orjson.dumps(write_json(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError:
+        raise BadRequest(
+            f"output {name!r} holds strings that are not UTF-8, which JSON cannot carry; ask for it with binary_data"
+        ) from None
 
 
 class _OutputWriter:

@@ -11,6 +11,7 @@ import numpy as np
 
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import TensorSpec
+from maas_ray.bundle.strings import decode, encode
 from maas_ray.errors import BadRequest
 
 _LENGTH = 4
@@ -60,7 +61,7 @@ def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> A
 
     Raises:
         BadRequest: too few or too many bytes for the shape, a BOOL that is neither 0 nor 1, or BYTES that overrun
-            the tensor or are not UTF-8 (which is all that a string tensor of onnxruntime holds).
+            the tensor.
     """
     if spec.datatype == "BYTES":
         return _read_strings(spec, shape, data)
@@ -116,7 +117,7 @@ def raw_shape(spec: TensorSpec, is_batched: bool, num_bytes: int) -> tuple[int, 
 def read_raw_string(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
     """The body of a raw request as the only element of a BYTES tensor, without a length before it."""
     array = np.empty(1, dtype=object)
-    array[0] = _decode(spec, 0, data)
+    array[0] = decode(data)
     return array.reshape(shape)
 
 
@@ -125,7 +126,7 @@ def write_binary(array: Array) -> bytes | Array:
     if array.dtype == object:
         parts = []
         for element in array.ravel().tolist():
-            text = element.encode() if type(element) is str else bytes(element)
+            text = encode(element)
             parts.append(len(text).to_bytes(_LENGTH, "little"))
             parts.append(text)
         return b"".join(parts)
@@ -154,22 +155,12 @@ def _read_strings(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) ->
             raise BadRequest(
                 f"input {spec.name!r}: element {index} claims {length} bytes, but {total - start} are left of the tensor"
             )
-        array[index] = _decode(spec, index, data[start:offset])
+        array[index] = decode(data[start:offset])
     if offset != total:
         raise BadRequest(
             f"input {spec.name!r}: {total - offset} bytes are left over after the {count} elements of shape {list(shape)}"
         )
     return array.reshape(shape)
-
-
-def _decode(spec: TensorSpec, index: int, data: memoryview) -> str:
-    try:
-        return str(data, "utf-8")
-    except UnicodeDecodeError:
-        raise BadRequest(
-            f"input {spec.name!r}: element {index} is not UTF-8, which is all that the model's strings can hold; encode "
-            "it, for instance as base64"
-        ) from None
 
 
 def num_binary_bytes(encoded: bytes | Array) -> int:

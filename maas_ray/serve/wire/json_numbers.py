@@ -213,6 +213,8 @@ def _fits(data: Any, shape: tuple[int, ...]) -> bool:
         return False
     if type(data[0]) is not simdjson.Array:
         return True
+    if not shape:  # a scalar has no list for its lists to be in
+        return False
     level: Sequence[Any] = (data,)
     for depth, size in enumerate(shape):
         if any(type(inner) is not simdjson.Array or len(inner) != size for inner in level):
@@ -223,7 +225,7 @@ def _fits(data: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any] | None:
-    if len(data) != shape[0]:
+    if not shape or len(data) != shape[0]:
         return None
     for size in shape[1:]:
         for inner in data:

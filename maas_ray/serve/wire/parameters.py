@@ -71,7 +71,7 @@ def input_size(parameters: Any, name: str) -> int | None:
         return None
     where = f"input {name!r}"
     check_parameters(parameters, where)
-    return _integer(parameters, "binary_data_size", where) if "binary_data_size" in parameters else None
+    return _integer(parameters, "binary_data_size", where) if parameters.get("binary_data_size") is not None else None
 
 
 def output_parameters(parameters: Any, name: str, is_binary: bool) -> OutputParameters:
@@ -95,7 +95,7 @@ def check_parameters(parameters: Any, where: str) -> None:
     if type(parameters) is not dict:
         raise BadRequest(f"parameters of {where} is not an object")
     for name, value in parameters.items():
-        if type(value) not in (str, int, float, bool):
+        if value is not None and type(value) not in (str, int, float, bool):
             raise BadRequest(f"parameter {short(name)} of {where} is not a string, number or boolean")
         if value and (name in _REFUSED or name.startswith("triton_")):
             reason = _REFUSED.get(name, "names that begin with triton_ are reserved, and none of them is offered here")
@@ -103,14 +103,22 @@ def check_parameters(parameters: Any, where: str) -> None:
 
 
 def _integer(parameters: dict[str, Any], name: str, where: str) -> int:
-    value = parameters.get(name, 0)
+    value = parameters.get(name)
+    if value is None:  # as if it were not there: some clients send every parameter that they know
+        return 0
+    if type(value) is float and value.is_integer() and value <= _MAX_INT:
+        value = int(value)
     if type(value) is not int or not 0 <= value <= _MAX_INT:
         raise BadRequest(f"parameter {name!r} of {where} is {short(value)}, not a non-negative integer of 64 bits")
     return value
 
 
 def _flag(parameters: dict[str, Any], name: str, where: str, default: bool) -> bool:
-    value = parameters.get(name, default)
+    value = parameters.get(name)
+    if value is None:
+        return default
+    if type(value) in (int, float) and value in (0, 1):
+        value = bool(value)
     if type(value) is not bool:
         raise BadRequest(f"parameter {name!r} of {where} is {short(value)}, not true or false")
     return value

@@ -20,6 +20,8 @@ BINARY_ONLY = frozenset({"FP16", "BF16"})
 """Datatypes without a JSON form in the protocol."""
 
 _FLOATS = frozenset({"FP32", "FP64"})
+_EXACT = 1 << 53
+"""A float below this is one integer, not the nearest to several."""
 
 
 def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
@@ -33,6 +35,8 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
             f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)}: it has "
             f"{len(shape)} dimensions instead of {len(spec.shape)}"
         )
+    if type(shape) is list:  # some clients know no integers: 3.0 is 3
+        shape = [int(size) if type(size) is float and size.is_integer() and size < _EXACT else size for size in shape]
     if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
         raise BadRequest(f"input {spec.name!r}: shape {short(shape)} is not a list of non-negative integers")
     if len(shape) != len(spec.shape) or any(
@@ -119,9 +123,14 @@ def _read_strings(spec: TensorSpec, data: list[Any]) -> Array:
 
 
 def _read_bools(spec: TensorSpec, data: list[Any]) -> Array:
-    if set(map(type, data)) - {bool}:
-        raise _misfit(spec, data, lambda value: type(value) is not bool, "true or false")
+    # Some clients have one type for all numbers: 1, 1.0, 0 and 0.0 mean what they do everywhere.
+    if set(map(type, data)) - {bool} and not all(map(_is_bool, data)):
+        raise _misfit(spec, data, lambda value: not _is_bool(value), "true or false")
     return np.array(data, dtype=np.bool_)
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value) in (bool, int, float) and (value == 0 or value == 1)
 
 
 def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Array:
@@ -133,6 +142,8 @@ def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Arr
         raw = np.array(data)
     except (ValueError, OverflowError):
         raw = np.empty(0, dtype=object)  # a list among the numbers: found and named below
+    if raw.ndim != 1:  # numbers that are lists of equal lengths
+        raise _misfit(spec, data, lambda value: type(value) is list, "a number")
     is_float = spec.datatype in _FLOATS
     if raw.dtype.kind not in ("iuf" if is_float else "iu"):
         return _read_odd_numbers(spec, data)
@@ -146,10 +157,10 @@ def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
             raise BadRequest(
                 f"input {spec.name!r}: element {data.index(None)} is null, but {spec.datatype} has no missing value"
             )
-        if set(map(type, data)) - {int}:
-            raise _misfit(spec, data, lambda value: type(value) is not int, "an integer")
+        if set(map(type, data)) - {int} and not all(map(_is_integer, data)):
+            raise _misfit(spec, data, lambda value: not _is_integer(value), "an integer")
         # Integers that share no 64-bit type, such as 0 and 2**64 - 1: numpy has taken them for floats or objects.
-        return _fit(spec, data, np.array(data, dtype=object)).astype(NUMPY[spec.datatype])
+        return _fit(spec, data, np.array([int(value) for value in data], dtype=object)).astype(NUMPY[spec.datatype])
     allowed = {int, float, type(None)} if spec.nullable else {int, float}
     if set(map(type, data)) - allowed:
         raise _misfit(spec, data, lambda value: type(value) not in allowed, "a number")
@@ -157,6 +168,10 @@ def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
     return np.where(
         missing, np.nan, _fit(spec, data, np.array([0.0 if value is None else value for value in data], np.float64))
     ).astype(NUMPY[spec.datatype])
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and value.is_integer())
 
 
 def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
