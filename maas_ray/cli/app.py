@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training, tuning
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.cli.reporting import Answer, reported
@@ -33,6 +34,7 @@ def find_modules(
     ] = Path("."),
 ) -> None:
     """Model as a Service on Ray: from data to a served HTTP endpoint, each step proven."""
+    exempt_from_proxies(os.environ)
     # An installed command finds what is installed, not what lies where it is called; uvicorn and gunicorn do the same.
     directory = str(app_dir.resolve())
     if directory not in sys.path:

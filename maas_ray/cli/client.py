@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 
+from maas_ray.addresses import host_of, is_loopback
 from maas_ray.errors import ClusterError, NotFound, RequestError
 
 
@@ -32,16 +33,20 @@ class ModelClient:
         model: its name.
         version: a version; None leaves the choice to the pool.
         timeout_s: longest wait for one answer.
+        through_proxy: whether the proxy of the environment (HTTP_PROXY) may be used; never for loopback.
 
     Raises:
         ClusterError: nothing answers at `url`.
         NotFound: the pool does not serve this model or version.
     """
 
-    def __init__(self, url: str, model: str, *, version: int | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, model: str, *, version: int | None = None, timeout_s: float = 30.0, through_proxy: bool = True
+    ) -> None:
         self._base = f"{url.rstrip('/')}/v2/models/{model}" + (f"/versions/{version}" if version else "")
         self._timeout_s = timeout_s
         self._session = requests.Session()
+        self._session.trust_env = through_proxy and not is_loopback(host_of(url))
         metadata = self._call("GET", "", None)
         self.inputs = tuple(
             Input(tensor["name"], tensor["datatype"], tuple(tensor["shape"][1:])) for tensor in metadata["inputs"]

@@ -18,6 +18,7 @@ def serve(
 ) -> Answer:
     """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing."""
     from maas_ray import cluster
+    from maas_ray.addresses import http_url, reachable_host
     from maas_ray.spec import load_spec
 
     with say.status("deploying"):
@@ -32,7 +33,9 @@ def serve(
             http = loaded.http.model_copy(update={"port": state.http_port})
             loaded = loaded.model_copy(update={"http": http})
         pools = deploy(loaded, timeout_s=timeout_s)
-    url = f"http://{loaded.http.host}:{loaded.http.port}"
+    url = http_url(reachable_host(loaded.http.host), loaded.http.port)
+    if loaded.http.tls is not None:
+        url = url.replace("http://", "https://", 1)
     rows = [(pool.name, pool.status, f"{url}{pool.route_prefix.rstrip('/')}", pool.num_running) for pool in pools]
     document = {"url": url, "pools": [asdict(pool) for pool in pools]}
     return Answer(document, table("serving", ("pool", "status", "url", "replicas"), rows))
@@ -69,15 +72,16 @@ def predict(
     """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
     from maas_ray.cli.client import ModelClient
     from maas_ray.cli.rows import read_rows
+    from maas_ray.cluster.front import front_url
     from maas_ray.cluster.state import load_state
     from maas_ray.errors import ClusterError
 
-    if url is None:
+    if is_own := url is None:
         state = load_state(state_dir)
         if state is None:
             raise ClusterError("no local cluster is running; give --url, such as http://127.0.0.1:8000")
-        url = state.http_url
-    client = ModelClient(url, model, version=version, timeout_s=timeout_s)
+        url = front_url(state)
+    client = ModelClient(url, model, version=version, timeout_s=timeout_s, through_proxy=not is_own)
     rows = read_rows(input, client.inputs)
     predictions = []
     for start in range(0, len(rows), batch_rows):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.state import load_state, state_directory
 from maas_ray.errors import ClusterError
 
@@ -48,6 +49,7 @@ def connect(
     if not address or "://" in address:
         where = f"no cluster is recorded in {state_directory(state_dir)}" if not address else f"{address!r} is a URL"
         raise ClusterError(f"{where}; start one with `maas-ray up`, or set {ADDRESS_VARIABLE} to a head's host:port")
+    exempt_from_proxies(os.environ, [address.rpartition(":")[0].strip("[]")] if ":" in address else [])
     if (connected := connected_to()) is not None:
         if address not in ("auto", connected):
             raise ClusterError(f"this process is connected to {connected}, not to {address}; call disconnect() first")

@@ -17,6 +17,8 @@ class Dashboard:
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.trust_env = False  # the cluster's own address is never reached through a proxy
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str, timeout_s: float = 10.0) -> Any:
@@ -26,6 +28,11 @@ class Dashboard:
     def version(self, timeout_s: float = 10.0) -> str:
         """Ray's version, which also proves that the token is right."""
         return str(self.get("/api/version", timeout_s)["ray_version"])
+
+    def http_address(self, timeout_s: float = 10.0) -> tuple[str, int] | None:
+        """Host and port that Ray Serve was given for HTTP; None if Serve does not run."""
+        options = self.get("/api/serve/applications/", timeout_s).get("http_options")
+        return (str(options["host"]), int(options["port"])) if options else None
 
     def applications(self, timeout_s: float = 10.0) -> dict[str, dict[str, Any]]:
         """Ray Serve's applications by name; empty if Serve does not run."""
@@ -37,7 +44,7 @@ class Dashboard:
 
     def _request(self, method: str, path: str, timeout_s: float) -> requests.Response:
         try:
-            response = requests.request(method, self._url + path, headers=self._headers, timeout=timeout_s)
+            response = self._session.request(method, self._url + path, headers=self._headers, timeout=timeout_s)
         except requests.RequestException as error:
             raise ClusterError(f"the Ray dashboard {self._url} did not answer {method} {path}: {error}") from error
         if response.status_code in (401, 403):

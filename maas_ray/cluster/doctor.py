@@ -5,6 +5,7 @@ A check that cannot be made is a failed check: silence is no proof of health.
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from maas_ray.addresses import http_url
 from maas_ray.cluster.connection import ADDRESS_VARIABLE, connect
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.environment import (
@@ -26,6 +28,7 @@ from maas_ray.cluster.environment import (
     is_free,
     profile_flags,
 )
+from maas_ray.cluster.front import front_address
 from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
@@ -206,10 +209,15 @@ def check_store(storage: StorageSpec) -> Check:
 
 def _front(state: ClusterState, dashboard: Dashboard) -> str:
     applications = dashboard.applications()
-    if applications and is_free(state.http_port):
-        raise MaasError(f"applications are deployed, but nothing listens on {state.http_url}")
+    host, port = front_address(state, dashboard)
+    url = http_url(host, port)
+    if applications:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            raise MaasError(f"applications are deployed, but nothing answers at {url}: {error.strerror}") from error
     running = ", ".join(f"{name} {app['status']}" for name, app in applications.items())
-    return f"{state.http_url}: {running or 'nothing is served yet'}"
+    return f"{url}: {running or 'nothing is served yet'}"
 
 
 def _resources() -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from maas_ray.addresses import LOOPBACK_HOSTS, exempt_from_proxies, http_url
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.environment import LOOPBACK, Ports, Profile, choose_ports, default_profile, environment
 from maas_ray.cluster.state import (
@@ -82,7 +83,7 @@ def up(
                 cluster_id=secrets.token_hex(16),
                 profile=profile,
                 address=f"{LOOPBACK}:{ports.gcs}",
-                dashboard_url=f"http://{LOOPBACK}:{ports.dashboard}",
+                dashboard_url=http_url(LOOPBACK, ports.dashboard),
                 http_port=ports.http,
                 token_path=str(token_path),
                 temp_dir=str(temp_dir),
@@ -155,6 +156,7 @@ def _start_head(
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     patience = {name: str(int(timeout_s)) for name in _START_TIMEOUTS}
     variables = inherited | patience | dict(state.environment) | {MARKER: state.cluster_id}
+    exempt_from_proxies(variables)
     while (said := _run_start(command, variables, Path(state.temp_dir) / "start.log", deadline)) is not None:
         # Ray gives a node 30 s to register, and offers no way to change that; a busy machine may need a second go.
         if _SLOW_START not in said or time.monotonic() > deadline:
@@ -246,7 +248,12 @@ def _exports(state: ClusterState) -> str:
         "RAY_API_SERVER_ADDRESS": state.dashboard_url,
         "RAY_DASHBOARD_ADDRESS": state.dashboard_url,
     }
-    return "".join(f"export {name}='{value}'\n" for name, value in sorted(variables.items()))
+    exports = [f"export {name}='{value}'\n" for name, value in sorted(variables.items())]
+    # Added to those of the terminal: `serve` and `ray job submit` talk to the dashboard over HTTP.
+    exempt = "".join(
+        f'export {name}="${{{name}:+${name},}}{",".join(LOOPBACK_HOSTS)}"\n' for name in ("no_proxy", "NO_PROXY")
+    )
+    return "".join(exports) + exempt
 
 
 def _tail(path: Path, num_lines: int = 5) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from maas_ray.addresses import http_url
 from maas_ray.errors import ClusterError
 
 HOME_VARIABLE = "MAAS_RAY_HOME"
@@ -41,8 +42,8 @@ class ClusterState:
 
     @property
     def http_url(self) -> str:
-        """Base URL of predictions."""
-        return f"http://127.0.0.1:{self.http_port}"
+        """Base URL of predictions unless a spec configures another address; `front_url` asks for that."""
+        return http_url("127.0.0.1", self.http_port)
 
     def token(self) -> str:
         """The token. Raises `ClusterError` if its file is gone."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maas_ray.addresses import http_url
 from maas_ray.cluster.dashboard import Dashboard
+from maas_ray.cluster.front import front_address
 from maas_ray.cluster.state import load_state
 from maas_ray.errors import ClusterError
 
@@ -45,6 +47,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         dashboard = Dashboard(state.dashboard_url, state.token())
         nodes = _alive_nodes(dashboard, timeout_s)
         applications = {name: str(app["status"]) for name, app in dashboard.applications(timeout_s).items()}
+        front = http_url(*front_address(state, dashboard, timeout_s))
     except ClusterError as error:
         return ClusterStatus(False, f"{error}; `maas-ray down` clears what is left")
     return ClusterStatus(
@@ -53,7 +56,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         profile=state.profile,
         address=state.address,
         dashboard_url=state.dashboard_url,
-        http_url=state.http_url,
+        http_url=front,
         started_s=state.started_s,
         num_nodes=len(nodes),
         resources=total_resources(nodes),

@@ -9,14 +9,15 @@ from typing import Any, Protocol
 
 import orjson
 
-from maas_ray.errors import BadRequest, MaasError
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError
 from maas_ray.serve.autoscale import Meter
 from maas_ray.serve.ended import Observer
 from maas_ray.serve.head import Head, Header, Route
 from maas_ray.serve.http_call import HttpCall
-from maas_ray.serve.metrics import CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE, exposition
+from maas_ray.serve.peers import Answers
 from maas_ray.serve.reply import JSON, Reply
 from maas_ray.serve.residency import Loaded, Residency
+from maas_ray.serve.scrape import scrape
 from maas_ray.serve.stats import merge_pool, triton_statistics
 from maas_ray.serve.wire import v2
 from maas_ray.serve.wire.compression import inflate
@@ -30,7 +31,7 @@ OBSERVER_TIMEOUT_S = 3.0
 class Peers(Protocol):
     """Asks all replicas of the pool, this one among them."""
 
-    async def ask(self, question: str, argument: str = "") -> list[Any]:
+    async def ask(self, question: str, argument: str = "") -> Answers:
         """The answers of `Handler.ask_here` in each replica, as plain JSON values."""
         ...
 
@@ -58,7 +59,7 @@ class Handler:
         self.observers = tuple(observers)
         self._peers = peers
         self._meter = Meter()
-        self._gathering: asyncio.Task[list[Any]] | None = None
+        self._gathering: asyncio.Task[Answers] | None = None
         self._gathered_until = 0.0
         self.num_ongoing = 0
         """Inference requests that have been read and not answered; what autoscaling looks at."""
@@ -127,7 +128,7 @@ class Handler:
             case "models":
                 return _json({"models": residency.names})
             case "metrics":
-                return await self._metrics(b"application/openmetrics-text" in dict(head.headers).get(b"accept", b""))
+                return await self._metrics(head)
             case "stats":
                 return _json(await self._statistics(route))
             case "index":
@@ -150,10 +151,10 @@ class Handler:
         for observer in self.observers:
             await asyncio.to_thread(observer.close, OBSERVER_TIMEOUT_S)
 
-    async def ask(self, question: str, argument: str = "") -> list[Any]:
+    async def ask(self, question: str, argument: str = "") -> Answers:
         """What every replica of the pool answers to `ask_here`."""
         if self._peers is None:
-            return [await self.ask_here(question, argument)]
+            return Answers([await self.ask_here(question, argument)])
         return await self._peers.ask(question, argument)
 
     async def ask_here(self, question: str, argument: str = "") -> Any:
@@ -215,16 +216,16 @@ class Handler:
         versions = residency.versions(route.model) if route.version is None else [route.version]
         return _json(v2.model_metadata(route.model, versions, loaded.info, parameters), loaded.headers)
 
-    async def _metrics(self, openmetrics: bool) -> Reply:
+    async def _metrics(self, head: Head) -> Reply:
         # One gathering for all who ask at once: otherwise any caller could keep every replica busy with it.
         loop = asyncio.get_running_loop()
         if self._gathering is None or (self._gathering.done() and loop.time() > self._gathered_until):
             self._gathering = loop.create_task(self.ask("stats"))
             self._gathered_until = loop.time() + METRICS_EVERY_S
         snapshots = await asyncio.shield(self._gathering)
-        text = await asyncio.to_thread(exposition, snapshots, openmetrics=openmetrics)
-        kind = OPENMETRICS_CONTENT_TYPE if openmetrics else CONTENT_TYPE
-        return Reply(200, ((b"content-type", kind),), text)
+        return await asyncio.to_thread(
+            scrape, head.headers, snapshots, pool=self.residency.stats.pool, num_silent=snapshots.num_silent
+        )
 
     async def _statistics(self, route: Route) -> dict[str, Any]:
         if route.model:
@@ -259,7 +260,8 @@ class Handler:
             await self.residency.load(route.model)
         else:
             await self.residency.unload(route.model)
-        await self.ask("refresh")
+        if num_silent := (await self.ask("refresh")).num_silent:
+            raise DeadlineExceeded(f"{num_silent} replicas of the pool did not confirm it in time; ask again")
         return _json({})
 
 

@@ -156,7 +156,7 @@ class App:
                     return
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self._handler.close(self._limits.drain_timeout_s)
+                await self._handler.close(self._limits.drain_s)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

@@ -45,6 +45,7 @@ FAMILIES = (
     Family("maas_connections", "gauge", "Open connections."),
     Family("maas_connections_accepted_total", "counter", "Connections accepted."),
     Family("maas_access_log_dropped_total", "counter", "Lines of the access log dropped because its buffer was full."),
+    Family("maas_replicas_silent", "gauge", "Replicas that did not answer this scrape in time, and whose counts are missing from it."),
     Family("maas_replica_start_time_seconds", "gauge", "When the replica started, in seconds since the epoch; its count is the number of replicas."),
 )  # fmt: skip
 """All metrics, in the order of the text."""
@@ -54,16 +55,22 @@ _ROW_BOUNDS = [1 << power for power in range(11)]
 _ROW_BUCKETS = [f',le="{bound}.0"}} ' for bound in _ROW_BOUNDS] + [',le="+Inf"} ']
 
 
-def exposition(replicas: Iterable[Mapping[str, Any]], *, openmetrics: bool = False) -> bytes:
+def exposition(
+    replicas: Iterable[Mapping[str, Any]], *, pool: str = "", num_silent: int = 0, openmetrics: bool = False
+) -> bytes:
     """The text of a scrape.
 
     Args:
-        replicas: snapshots of `ReplicaStats`, one of each replica.
+        replicas: snapshots of `ReplicaStats`, one of each replica that answered.
+        pool: whose replicas they are.
+        num_silent: replicas of the pool that did not answer.
         openmetrics: OpenMetrics 1.0 instead of Prometheus' text format 0.0.4; see the two content types.
     """
     lines: defaultdict[str, list[str]] = defaultdict(list)
     for replica in replicas:
         _add_replica(lines, replica)
+    if pool:
+        lines["maas_replicas_silent"].append(f'maas_replicas_silent{{pool="{_escape(pool)}"}} {num_silent}')
     text: list[str] = []
     for family in FAMILIES:
         is_counter = openmetrics and family.kind == "counter"

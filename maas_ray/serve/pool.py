@@ -18,6 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 import maas_ray
+from maas_ray.addresses import http_url, reachable_host
 from maas_ray.cluster.environment import LOOPBACK
 from maas_ray.errors import ClusterError, NotFound
 from maas_ray.haproxy import HOST_FILE_VARIABLE
@@ -144,7 +145,7 @@ def _bind(spec: ApplicationSpec) -> serve.Application:
         "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
         "ray_actor_options": _actor_options(spec),
-        "graceful_shutdown_timeout_s": spec.limits.drain_timeout_s + 15.0,
+        "graceful_shutdown_timeout_s": spec.limits.drain_s + 15.0,
         "health_check_period_s": 5.0,
         "max_constructor_retry_count": 3,
         # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
@@ -308,11 +309,13 @@ def _answers(spec: ServeSpec) -> str:
         return f"proxies are not healthy: {', '.join(waiting) or 'none has started'}"
     if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in proxies:
         return ""
-    host = "127.0.0.1" if spec.http.host in ("0.0.0.0", "::") else spec.http.host  # noqa: S104
+    front = http_url(reachable_host(spec.http.host), spec.http.port)
+    session = requests.Session()
+    session.trust_env = False  # the cluster's own address is never reached through a proxy
     for pool in spec.pools:
-        url = f"http://{host}:{spec.http.port}{pool.route_prefix.rstrip('/')}/v2/health/ready"
+        url = f"{front}{pool.route_prefix.rstrip('/')}/v2/health/ready"
         try:
-            answer = requests.get(url, timeout=5)
+            answer = session.get(url, timeout=5)
         except requests.RequestException as error:
             return f"{url} does not answer ({type(error).__name__})"
         if answer.status_code != 200:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ray import serve
 
-from maas_ray.errors import DeadlineExceeded
 from maas_ray.serve import hook
 from maas_ray.serve.access_log import open_access_log
+from maas_ray.serve.broadcast import Broadcast
 from maas_ray.serve.front import Front
 from maas_ray.serve.grpc import entry
 from maas_ray.serve.grpc.methods import GrpcMethods
@@ -23,7 +23,6 @@ from maas_ray.serve.tracing import open_tracer
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
-PEERS_TIMEOUT_S = 5.0
 SWITCH_INTERVAL_S = 0.0001
 """Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would make
 requests wait that long."""
@@ -62,7 +61,7 @@ class Replica(GrpcMethods):
         self._handler = Handler(
             residency,
             limits.max_body_bytes,
-            peers=_Broadcast(context.deployment, context.app_name),
+            peers=Broadcast(context.deployment, context.app_name, self.ask_here),
             observers=[observer for observer in (access_log, tracer) if observer is not None],
         )
         # Serve's wrapper appends the request id; without it, we do.
@@ -89,27 +88,6 @@ class Replica(GrpcMethods):
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace this replica."""
         self._handler.residency.check_health()
-
-
-class _Broadcast:
-    """`Peers` through a handle of the deployment to itself; works with and without HTTP servers in the replicas."""
-
-    def __init__(self, deployment: str, application: str) -> None:
-        self._names = (deployment, application)
-        self._handle: Any = None
-
-    async def ask(self, question: str, argument: str = "") -> list[Any]:
-        if self._handle is None:
-            self._handle = serve.get_deployment_handle(*self._names)
-        response = self._handle.broadcast("ask_here", question, argument)
-        try:
-            answers = await response.results_async(timeout_s=PEERS_TIMEOUT_S, return_exceptions=True)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the replicas of the pool did not all answer within {PEERS_TIMEOUT_S:g} s; ask again"
-            ) from None
-        # One that is ending has nothing to say any more.
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 deployment: serve.Deployment = serve.deployment(name="replica")(serve.ingress()(Replica))

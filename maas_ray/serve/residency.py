@@ -252,7 +252,7 @@ class Residency:
     def check_health(self) -> None:
         """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
         for loaded in (*self._loaded.values(), *self._shelf.draining):
-            if loaded.batcher.busy_s > self.spec.refresh.stuck_run_s:
+            if loaded.batcher.busy_s > self.spec.stuck_run_s:
                 raise MaasError(
                     f"{loaded.name} has been running one batch for {loaded.batcher.busy_s:.0f} s; "
                     "the replica must be replaced"

@@ -25,6 +25,7 @@ from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 
 _ROUTE = re.compile(r"/|(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
+_HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_OR_PATTERN = r"^[A-Za-z0-9*][A-Za-z0-9._*-]{0,99}$"
 _MODELS_OF_A_PATTERN = 256
@@ -96,8 +97,9 @@ class LimitsSpec(Spec):
     """Largest request body; a larger one is answered 413 without being parsed."""
     timeout_s: PositiveFloat = Field(default=30.0, le=MAX_ANSWER_S)
     """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
-    drain_timeout_s: PositiveFloat = 20.0
-    """Time that a stopping replica has to answer what waits."""
+    drain_timeout_s: PositiveFloat | None = None
+    """Time that a stopping replica has to answer what waits; None: as long as `timeout_s`. A shorter one would cut
+    requests that may still run."""
     io_timeout_s: PositiveFloat = 8.0
     """Time in which a head must be complete, and over which the speed of a body and of a reader is taken."""
     min_bytes_per_s: PositiveInt = 16 << 10
@@ -106,6 +108,20 @@ class LimitsSpec(Spec):
     """Time after which a connection without a request is closed; longer than what is in front of it keeps one."""
     max_connections: PositiveInt = 10_000
     """Connections of one replica; one more is answered 503 and closed."""
+
+    @property
+    def drain_s(self) -> float:
+        """`drain_timeout_s`, derived where it is not given."""
+        return self.timeout_s if self.drain_timeout_s is None else self.drain_timeout_s
+
+    @model_validator(mode="after")
+    def _drain_outlasts_a_request(self) -> Self:
+        if self.drain_s < self.timeout_s:
+            raise ValueError(
+                f"drain_timeout_s {self.drain_s:g} is below timeout_s {self.timeout_s:g}: a replica that stops would cut "
+                "requests that may still run; leave drain_timeout_s out, raise it, or lower timeout_s"
+            )
+        return self
 
 
 class RefreshSpec(Spec):
@@ -119,8 +135,9 @@ class RefreshSpec(Spec):
     """Longest wait for one version to be read, made into a session and warmed."""
     max_backoff_s: PositiveFloat = 60.0
     """Longest pause after failures."""
-    stuck_run_s: PositiveFloat = 120.0
-    """A run that lasts longer makes the replica unhealthy, so that it is replaced."""
+    stuck_run_s: PositiveFloat | None = None
+    """A run that lasts longer makes the replica unhealthy, so that it is replaced; None: 30 s more than
+    `limits.timeout_s`, at least 120 s."""
     max_parallel_loads: PositiveInt = 2
     """Versions that one replica loads at the same time; each takes about five times its file while it is loaded."""
 
@@ -171,6 +188,27 @@ class ServingSpec(Spec):
                 "model at most; lower it, or raise batching.max_queued_requests"
             )
         return self
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.stuck_run_s < self.limits.timeout_s:
+            raise ValueError(
+                f"refresh.stuck_run_s {self.stuck_run_s:g} is below limits.timeout_s {self.limits.timeout_s:g}: a replica "
+                "would be killed during a run that is allowed; leave stuck_run_s out, raise it, or lower timeout_s"
+            )
+        if self.limits.max_body_bytes > self.batching.max_queued_bytes:
+            raise ValueError(
+                f"limits.max_body_bytes {self.limits.max_body_bytes} is above batching.max_queued_bytes "
+                f"{self.batching.max_queued_bytes}: such a body would always be refused; lower one or raise the other"
+            )
+        return self
+
+    @property
+    def stuck_run_s(self) -> float:
+        """`refresh.stuck_run_s`, derived where it is not given."""
+        return (
+            max(120.0, self.limits.timeout_s + 30.0) if self.refresh.stuck_run_s is None else self.refresh.stuck_run_s
+        )
 
     @property
     def max_ongoing_requests(self) -> int:
@@ -256,6 +294,14 @@ class HttpSpec(Spec):
     """Address to listen on; the default is reachable from this machine only."""
     port: int = Field(default=8000, ge=1, le=65535)
     tls: TlsSpec | None = None
+
+    @field_validator("host")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host = value.removeprefix("[").removesuffix("]")
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"{value!r} is not an address or a host name; give one such as 127.0.0.1 or ::1")
+        return host
 
 
 class GrpcSpec(Spec):

@@ -350,7 +350,9 @@ def test_different_models_load_at_the_same_time_up_to_the_bound(
 
 def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a", "b")
-    residency = residency_of(file_store, "*", batching={"max_queued_requests": 3, "max_queued_bytes": 100})
+    residency = residency_of(
+        file_store, "*", batching={"max_queued_requests": 3, "max_queued_bytes": 100}, limits={"max_body_bytes": 100}
+    )
 
     async def scene() -> None:
         deadline = asyncio.get_running_loop().time() + 20

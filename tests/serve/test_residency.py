@@ -219,7 +219,9 @@ def test_a_promotion_to_another_signature_is_served_by_the_new_one(file_store: O
 
 def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", commit_bundle(file_store))
-    residency = Residency(file_store, app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}))
+    residency = Residency(
+        file_store, app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}, limits={"timeout_s": 0.01})
+    )
 
     def hang() -> None:
         residency.check_health()
