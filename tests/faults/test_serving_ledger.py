@@ -3,11 +3,10 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,11 @@ from maas_ray.registry.models import Registry
 from maas_ray.serve.spec import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
-from tests.conftest import CLUSTER_ENVIRONMENT, RayCluster, unused_port
+from tests.conftest import RayCluster, unused_port
 from tests.support.callers import Callers, linear_answer
 from tests.support.ledger import Record, judge, read_records, save_history
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.victims import servers_up, started, until
 
 if TYPE_CHECKING:
     from maas_ray.serve.pool import PoolStatus
@@ -73,13 +73,6 @@ class Plan:
 
 SHORT = Plan(kills=1, scalings=2, redeployments=1, swaps=2, kill_every_s=0.0)
 LONG = Plan(kills=24, scalings=6, redeployments=3, swaps=20)
-
-
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s"
-        time.sleep(0.1)
 
 
 class Nemesis:
@@ -177,7 +170,7 @@ class Nemesis:
 
         wanted = self._pool["replicas"]
         until(
-            lambda: pool.status([POOL])[0].num_running == wanted == servers_up() and len(self.replicas()) == wanted,
+            lambda: pool.status([POOL])[0].num_running == wanted == servers_up(POOL) and len(self.replicas()) == wanted,
             f"pool of {wanted} replicas",
         )
 
@@ -185,10 +178,10 @@ class Nemesis:
         """kill -9 of a random replica, while another one is known to serve."""
         self.wait_whole()
         pid = self._random.choice(sorted(self.replicas()))
-        started = _started(pid)
+        birth = started(pid)
         os.kill(pid, signal.SIGKILL)
         self.kills_s.append(time.monotonic())
-        until(lambda: _started(pid) != started, f"end of {pid}")
+        until(lambda: started(pid) != birth, f"end of {pid}")
         until(lambda: pid not in self.replicas(), f"report of the end of {pid}")
         self.happened["kills"] += 1
 
@@ -212,30 +205,6 @@ class Nemesis:
         else:
             callers.wait(50, version=version)
         self.happened["swaps"] += 1
-
-
-def _started(pid: int) -> str:
-    """When a process started, in the kernel's words; empty once it is gone, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def servers_up() -> int:
-    """Replicas of the pool to which HAProxy sends requests."""
-    usual = Path(CLUSTER_ENVIRONMENT["RAY_SERVE_HAPROXY_SOCKET_PATH"])
-    path = usual.parent / ray.get_runtime_context().get_node_id() / usual.name  # of the head's, which callers ask
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(10)
-        sock.connect(str(path))
-        sock.sendall(b"show stat\n")
-        text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-    header, *rows = [line.split(",") for line in text.splitlines() if line]
-    server, status = header.index("svname"), header.index("status")
-    own = [row for row in rows if row[server].startswith(f"SERVE_REPLICA_{POOL}-")]
-    return sum(row[status].startswith("UP") for row in own)
 
 
 def check_surface(url: str) -> None:

@@ -96,7 +96,8 @@ def test_a_history_holds_all_that_the_verdict_was_made_from(tmp_path: Path) -> N
     save_history(path, CALLS, RECORDS, {"seed": 3})
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept[0] == {"notes": {"seed": 3}}
-    assert tuple(Call(**entry["call"]) for entry in kept if "call" in entry) == CALLS
+    calls = [entry["call"] for entry in kept if "call" in entry]
+    assert tuple(Call(**call | {"attempts": tuple(call["attempts"])}) for call in calls) == CALLS
     assert tuple(Record(**entry["record"]) for entry in kept if "record" in entry) == RECORDS
 
 

@@ -5,7 +5,9 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -79,54 +81,82 @@ class Callers:
         await asyncio.gather(*(self._call_on() for _ in range(self._num_callers)))
 
     async def _call_on(self) -> None:
-        connection = None
+        connection = Connection(self._port)
         while not self._is_over:
-            id = f"{self._name}-{next(self._numbers)}"
-            sent_s = time.monotonic()
-            try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    # A connection that the front has closed in the pause is not a failed call; one that it closes after
-                    # the question is.
-                    if connection is None or connection[0].at_eof():
-                        _close(connection)
-                        connection = await asyncio.open_connection("127.0.0.1", self._port)
-                    call, keeps = await self._ask(*connection, id, sent_s)
-            except (OSError, EOFError, ValueError, TimeoutError, KeyError) as error:
-                call, keeps = Call(id, sent_s, time.monotonic(), NO_ANSWER, error=repr(error)), False
-            if not keeps:
-                _close(connection)
-                connection = None
+            call = await self._call(connection, f"{self._name}-{next(self._numbers)}")
             self.calls.append(call)
             if call.status == 200:
                 self.versions[call.version] += 1
             await asyncio.sleep(self._pause_s)
-        _close(connection)
+        connection.close()
 
-    async def _ask(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, id: str, sent_s: float
-    ) -> tuple[Call, bool]:
-        tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": row(number_of(id))}
-        body = orjson.dumps({"id": id, "inputs": [tensor]})
-        head = f"POST {self._path} HTTP/1.1\r\nhost: a\r\nx-request-id: {id}\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        answer = await reader.readexactly(int(headers["content-length"]))
-        status = int(status_line.split(" ")[1])
-        keeps = headers.get("connection", "") != "close" and status_line.startswith("HTTP/1.1")
-        ended_s = time.monotonic()
-        if status != 200:
-            return Call(
-                id, sent_s, ended_s, status, headers.get("x-request-id", ""), error=answer[:300].decode()
-            ), keeps
-        read: dict[str, Any] = json.loads(answer)
-        # Header and body both name the call; the body's id went through the batcher.
-        given = headers.get("x-request-id", "")
-        answered_id = given if given == read.get("id") else f"{given} and {read.get('id')}"
-        version = int(headers.get("x-maas-version", "0"))
-        return Call(id, sent_s, ended_s, 200, answered_id, version, digest(read["outputs"][0]["data"])), keeps
+    async def _call(self, connection: "Connection", id: str) -> Call:
+        """One question, asked once."""
+        return await connection.ask(self._path, id, TIMEOUT_S)
 
 
-def _close(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None) -> None:
-    if connection is not None:
-        connection[1].close()
+class Connection:
+    """One caller's connection to the front, opened when it is needed."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, path: str, id: str, timeout_s: float, more: Mapping[str, str] = MappingProxyType({})) -> Call:
+        """Sends one request, and says what came back.
+
+        Args:
+            path: of the infer route.
+            id: its number is the input.
+            timeout_s: after it the connection is given up.
+            more: headers.
+        """
+        sent_s = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                # A connection that the front has closed in the pause is not a failed call; one that it closes after
+                # the question is.
+                if self._streams is None or self._streams[0].at_eof():
+                    self.close()
+                    self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+                call, keeps = await _ask(*self._streams, path, id, sent_s, more)
+        except (OSError, EOFError, ValueError, TimeoutError, KeyError) as error:
+            call, keeps = Call(id, sent_s, time.monotonic(), NO_ANSWER, error=repr(error)), False
+        if not keeps:
+            self.close()
+        return call
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _ask(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    path: str,
+    id: str,
+    sent_s: float,
+    more: Mapping[str, str],
+) -> tuple[Call, bool]:
+    tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": row(number_of(id))}
+    body = orjson.dumps({"id": id, "inputs": [tensor]})
+    headers = {"host": "a", "x-request-id": id, "content-length": str(len(body)), **more}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    writer.write("\r\n".join(lines).encode() + body)
+    status_line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    answer = await reader.readexactly(int(headers["content-length"]))
+    status = int(status_line.split(" ")[1])
+    keeps = headers.get("connection", "") != "close" and status_line.startswith("HTTP/1.1")
+    ended_s = time.monotonic()
+    given = headers.get("x-request-id", "")
+    if status != 200:
+        wait_s = float(headers["retry-after"]) if "retry-after" in headers else None
+        return Call(id, sent_s, ended_s, status, given, error=answer[:300].decode(), retry_after_s=wait_s), keeps
+    read: dict[str, Any] = json.loads(answer)
+    # Header and body both name the call; the body's id went through the batcher.
+    answered_id = given if given == read.get("id") else f"{given} and {read.get('id')}"
+    version = int(headers.get("x-maas-version", "0"))
+    return Call(id, sent_s, ended_s, 200, answered_id, version, digest(read["outputs"][0]["data"])), keeps

@@ -16,8 +16,29 @@ from typing import Any
 NO_ANSWER = 0
 
 
+DEADLINE_GRACE_S = 1.0
+"""How much later than its deadline an attempt may end."""
+
+
 class VoidRun(AssertionError):
     """Less happened than was planned: whatever the callers saw proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One time that a call was sent."""
+
+    sent_s: float
+    ended_s: float
+    deadline_s: float
+    """Time that the request itself allowed for its answer."""
+    status: int
+    """As in `Call`."""
+
+    @property
+    def is_late(self) -> bool:
+        """Ended, with whatever answer, later than `DEADLINE_GRACE_S` after its deadline."""
+        return self.ended_s - self.sent_s > self.deadline_s + DEADLINE_GRACE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +58,10 @@ class Call:
     """Of the values in the answer."""
     error: str = ""
     """What broke, or the text of a refusal."""
+    retry_after_s: float | None = None
+    """What a refusal says about when to ask again."""
+    attempts: tuple[Attempt, ...] = ()
+    """Each time that it was sent, where its caller gives deadlines and repeats; the last one ended the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +118,8 @@ class Verdict:
     """Ids in answers or records that no caller ever sent."""
     unrecorded: tuple[str, ...]
     """Answered with 200, though no replica knows of it and no kill explains that."""
+    late: tuple[str, ...] = ()
+    """Some attempt ended later than its deadline allows."""
 
     @property
     def faults(self) -> dict[str, tuple[str, ...]]:
@@ -115,6 +142,7 @@ def judge(
     events: Mapping[str, tuple[int, int]],
     kills_s: Sequence[float] = (),
     grace_s: float = 2.0,
+    may_repeat: Callable[[Call], bool] = lambda call: False,
 ) -> Verdict:
     """What the history says.
 
@@ -125,6 +153,7 @@ def judge(
         events: for each kind of event how many happened and how many were planned.
         kills_s: when a replica was killed.
         grace_s: how long before and after a kill its replica's last lines may be missing.
+        may_repeat: whether two replicas may have run a call: its pool allows that, and something happened to the first.
 
     Raises:
         VoidRun: no calls, or fewer events than planned.
@@ -147,11 +176,13 @@ def judge(
             wrong.append(call.id)
         elif call.id not in recorded and not any(abs(call.ended_s - kill_s) <= grace_s for kill_s in kills_s):
             unrecorded.append(call.id)
-    twice = [id for id, num_times in (answered | sent).items() if num_times > 1]
+    repeatable = {call.id for call in calls if answered[call.id] > 1 and may_repeat(call)}
+    twice = [id for id, num_times in sent.items() if num_times > 1]
+    twice += [id for id, num_times in answered.items() if num_times > 1 and sent[id] == 1 and id not in repeatable]
     phantoms += sorted(recorded - set(sent))
-    return Verdict(
-        len(calls), tuple(failed), tuple(lost), tuple(wrong), tuple(twice), tuple(phantoms), tuple(unrecorded)
-    )
+    late = [call.id for call in calls if any(attempt.is_late for attempt in call.attempts)]
+    found = (failed, lost, wrong, twice, phantoms, unrecorded, late)
+    return Verdict(len(calls), *(tuple(ids) for ids in found))
 
 
 def save_history(path: Path, calls: Sequence[Call], records: Sequence[Record], notes: Mapping[str, Any]) -> None:
