@@ -41,6 +41,8 @@ class ColdProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
+        if b"#" in url:  # RFC 9112 3.2: a target has no fragment; who reads it differently sees another path
+            raise httptools.HttpParserError("the target holds a fragment")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:

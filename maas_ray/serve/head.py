@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
+from maas_ray.serve.path import decode_name, split_path
 from maas_ray.serve.spec import LimitsSpec
 from maas_ray.serve.wire.binary import read_header_length
 
@@ -40,7 +41,7 @@ class Head:
 
     Args:
         method: in upper case.
-        path: below the pool's base path, percent-decoded.
+        path: below the pool's base path, percent-encoded as it was sent.
         headers: names in lower case.
     """
 
@@ -152,11 +153,17 @@ def read_head(head: Head, limits: LimitsSpec) -> None:
 def find_route(path: str) -> Route:
     """Where a path below the pool's base path leads.
 
+    The words of a route are compared as they were sent, so that a filter of paths in front sees what is seen here; only
+    the name of a model is decoded.
+
+    Args:
+        path: percent-encoded, as it was sent.
+
     Raises:
         NotFound: nowhere.
         BadRequest: the version is not a positive integer.
     """
-    match path.strip("/").split("/"):
+    match split_path(path):
         case ["v2"]:
             return Route("server", "GET")
         case ["v2", "health", "live" | "ready" as what]:
@@ -169,9 +176,9 @@ def find_route(path: str) -> Route:
             return Route("stats", "GET")
         case ["v2", "repository", "index"]:
             return Route("index", "POST")
-        case ["v2", "repository", "models", model, "load" | "unload" as what] if model:
+        case ["v2", "repository", "models", segment, "load" | "unload" as what] if model := decode_name(segment):
             return Route(what, "POST", model)
-        case ["v2", "models", model, *rest] if model:
+        case ["v2", "models", segment, *rest] if model := decode_name(segment):
             return _model_route(path, model, rest)
     raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
 
@@ -192,7 +199,7 @@ def new_request_id() -> bytes:
 
 def _model_route(path: str, model: str, rest: list[str]) -> Route:
     version: int | None = None
-    if len(rest) >= 2 and rest[0] == "versions":
+    if len(rest) >= 2 and rest[0] == "versions" and rest[1].isalnum():
         version = _version(rest[1])
         rest = rest[2:]
     match rest:

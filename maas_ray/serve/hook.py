@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from maas_ray.serve.front import Front
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.ingress import App, Receive, Scope, Send
+from maas_ray.serve.path import sent_path
 from maas_ray.serve.protocol import HttpProtocol
 
 _SERVES_OWN = ("/-/healthz", "/-/routes")
@@ -39,7 +40,7 @@ def middlewares() -> list[Middleware]:
 
 
 class _BeforeServe:
-    """Gives what lies below the pool's base path to our app, and the rest (health, routes) to Serve's."""
+    """Gives Serve's app its own paths (health, routes), and everything else to ours, whose 404 is the only one."""
 
     def __init__(self, app: Any, ours: App, front: Front) -> None:
         self._serves = app
@@ -48,13 +49,11 @@ class _BeforeServe:
         front.base_path = self._base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            base, path = self._base_path(), scope["path"]
-            if path not in _SERVES_OWN and (not base or path == base or path.startswith(f"{base}/")):
-                scope["root_path"] = base
-                await self._ours(scope, receive, send)
-                return
-        await self._serves(scope, receive, send)
+        if scope["type"] == "http" and sent_path(scope.get("raw_path"), scope["path"]) not in _SERVES_OWN:
+            scope["root_path"] = self._base_path()
+            await self._ours(scope, receive, send)
+        else:
+            await self._serves(scope, receive, send)
 
 
 def _base_path_of(app: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import Head, new_request_id, read_head, too_large
+from maas_ray.serve.path import below, sent_path
 from maas_ray.serve.reply import Reply, error_reply, internal_error
 from maas_ray.serve.spec import LimitsSpec
 
@@ -162,6 +163,5 @@ class App:
 
 
 def _path(scope: Scope) -> str:
-    """The path below the pool's base path (ASGI: `path` includes `root_path`)."""
-    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
-    return path[len(root) :] if root and path.startswith(root) else path
+    """The path below the pool's base path, as it was sent (ASGI: paths include `root_path`)."""
+    return below(str(scope.get("root_path", "")).rstrip("/"), sent_path(scope.get("raw_path"), str(scope["path"])))

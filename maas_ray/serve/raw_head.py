@@ -4,11 +4,11 @@ httptools parses; here stands what RFC 9112 asks beyond that. Knows no socket an
 """
 
 import re
-from urllib.parse import unquote
 
 import httptools
 
 from maas_ray.serve.head import Head, Header
+from maas_ray.serve.path import below
 
 MAX_HEAD_BYTES = 32 << 10
 
@@ -24,18 +24,17 @@ def parse_head(raw: bytes, base_path: str) -> Head | None:
     parser = httptools.HttpRequestParser(collector)
     try:
         parser.feed_data(raw)
-        path = unquote((httptools.parse_url(collector.url).path or b"").decode("ascii"))
+        url = httptools.parse_url(collector.url)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade, httptools.HttpParserInvalidURLError, ValueError):
         return None
     is_plain = collector.is_complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
     if not is_plain or parser.should_upgrade() or any(name == b"transfer-encoding" for name, _ in collector.headers):
         return None
-    if not is_sound("1.1", collector.headers):
+    if not is_sound("1.1", collector.headers) or b"#" in collector.url:
         return None
-    if base_path:
-        if not path.startswith(f"{base_path}/"):
-            return None
-        path = path[len(base_path) :]
+    path = below(base_path, (url.path or b"").decode("latin-1"))
+    if not path:
+        return None
     head = Head("POST", path, collector.headers)
     head.closes = not parser.should_keep_alive()
     return head

@@ -66,7 +66,6 @@ def test_nested_data_and_missing_values_reach_the_model(shared_server: Server) -
 
 GETS = [
     ("/v2", {"name": "maas-ray"}),
-    ("/v2/", {"name": "maas-ray"}),
     ("/v2/health/live", {"live": True}),
     ("/v2/health/ready", {"ready": True}),
     ("/v2/models", {"models": ["linear", "mixed", "lookup"]}),
