@@ -28,6 +28,8 @@
     └── RequestError           a serving request is refused
         ├── BadRequest         malformed, or does not fit the model's signature
         ├── MethodNotAllowed   the path exists, the method does not
+        ├── NotOffered         an extension of the protocol that this server does not have
+        ├── FilesRefused       a load that brings the model's files with it
         ├── BodyTooLarge       the body is over the pool's limit
         ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
         └── Overloaded         the queue is full; nothing was queued
@@ -218,6 +220,18 @@ class MethodNotAllowed(RequestError):
     """The path exists, the method does not."""
 
     code, http_status = "method_not_allowed", 405
+
+
+class NotOffered(RequestError):
+    """The request asks for an extension of the protocol that this server does not have."""
+
+    code, http_status = "not_offered", 501
+
+
+class FilesRefused(RequestError):
+    """A request to load a model brings its files; models come from the registry alone."""
+
+    code = "files_refused"
 
 
 class BodyTooLarge(RequestError):

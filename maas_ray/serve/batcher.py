@@ -156,6 +156,16 @@ class Batcher:
         """Runs of single requests that the engine failed, not the request, since the last that went well."""
 
     @property
+    def max_batch_size(self) -> int:
+        """Most rows of one run."""
+        return self._max_batch_size
+
+    def resize(self, max_batch_size: int) -> None:
+        """Changes the most rows of one run, from the next one on."""
+        self._max_batch_size = max_batch_size
+        self._queue.resize(max_batch_size)
+
+    @property
     def num_queued(self) -> int:
         """Requests that wait for a run."""
         return len(self._queue)
@@ -223,7 +233,7 @@ class Batcher:
                 shape = array.shape
                 if shape[0] != num_rows:
                     raise BadRequest(f"input {name!r} has {shape[0]} rows and the request {num_rows}; send equal ones")
-                key = key, array.dtype.num, shape[1:]
+                key = key, name, array.dtype.num, shape[1:]  # by name: inputs may be optional
         self._queue.put(item, key, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)

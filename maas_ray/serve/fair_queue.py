@@ -86,6 +86,10 @@ class FairQueue:
         self.num_items = 0
         self.num_rows = 0
 
+    def resize(self, max_rows: int) -> None:
+        """Changes the most rows of one batch."""
+        self._max_rows = max_rows
+
     @property
     def num_tenants(self) -> int:
         """Tenants that have something waiting, or had it last."""

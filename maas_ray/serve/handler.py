@@ -14,6 +14,7 @@ from maas_ray.serve.autoscale import Meter
 from maas_ray.serve.ended import Observer
 from maas_ray.serve.head import Head, Header, Route
 from maas_ray.serve.http_call import HttpCall
+from maas_ray.serve.load_parameters import read_load, read_unload
 from maas_ray.serve.peers import Answers
 from maas_ray.serve.reply import JSON, Reply
 from maas_ray.serve.residency import Loaded, Residency
@@ -124,7 +125,9 @@ class Handler:
                 is_ready = residency.is_ready
                 return _json({"ready": is_ready}, status=200 if is_ready else 503)
             case "server":
-                return _json(v2.server_metadata())
+                return _json(v2.server_metadata(residency.spec.server_name))
+            case "nothing":
+                return _json([] if route.method == "GET" else {})
             case "models":
                 return _json({"models": residency.names})
             case "metrics":
@@ -206,7 +209,7 @@ class Handler:
                 route.model,
                 versions,
                 loaded.info,
-                max_batch_size=batching.max_batch_size,
+                max_batch_size=loaded.batcher.max_batch_size,
                 max_delay_us=round(batching.max_delay_ms * 1000),
             )
             return _json(config, loaded.headers)
@@ -250,15 +253,16 @@ class Handler:
         return list(entries.values())
 
     async def _control(self, route: Route, body: bytes) -> Reply:
-        parameters = _object(body).get("parameters") or {}
-        if type(parameters) is not dict or set(parameters) - {"unload_dependents"}:
-            raise BadRequest(
-                "parameters of load and unload other than unload_dependents are not offered: models come from the "
-                "registry; publish a bundle (maas-ray import) and load it by its name"
-            )
+        parameters = _object(body).get("parameters")
         if route.name == "load":
-            await self.residency.load(route.model)
+            try:
+                wanted = read_load(route.model, parameters)
+                await self.residency.load(route.model, max_batch_size=wanted.max_batch_size)
+            except MaasError as error:  # begins as Triton's: its clients look for the words
+                error.args = (f"failed to load {route.model!r}, {error}", *error.args[1:])
+                raise
         else:
+            read_unload(parameters)
             await self.residency.unload(route.model)
         if num_silent := (await self.ask("refresh")).num_silent:
             raise DeadlineExceeded(f"{num_silent} replicas of the pool did not confirm it in time; ask again")

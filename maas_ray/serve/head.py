@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
+from maas_ray.serve import extensions
 from maas_ray.serve.path import decode_name, split_path
 from maas_ray.serve.spec import LimitsSpec
 from maas_ray.serve.wire.binary import read_header_length
@@ -29,7 +30,7 @@ class Route(NamedTuple):
 
     name: str
     """`live`, `ready`, `server`, `models`, `model`, `model_ready`, `config`, `versions`, `stats`, `metrics`, `infer`,
-    `index`, `load` or `unload`."""
+    `index`, `load`, `unload`, or `nothing` (of an extension that has nothing here)."""
     method: str
     """The method it takes; HEAD is taken where GET is."""
     model: str = ""
@@ -164,6 +165,10 @@ def find_route(path: str) -> Route:
         BadRequest: the version is not a positive integer.
     """
     match split_path(path):
+        case ["v2", "systemsharedmemory" | "cudasharedmemory" | "logging", *_]:
+            return _extension_route(path)
+        case ["v2", *_, "trace", "setting"]:
+            return _extension_route(path)
         case ["v2"]:
             return Route("server", "GET")
         case ["v2", "health", "live" | "ready" as what]:
@@ -195,6 +200,16 @@ _COUNT = itertools.count(int.from_bytes(os.urandom(3), "big"))
 def new_request_id() -> bytes:
     """An id that no other replica gives: random digits of this process, and a count."""
     return b"%b%016x" % (_PREFIX, next(_COUNT))
+
+
+def _extension_route(path: str) -> Route:
+    found = extensions.find(path.strip("/"))
+    if found is None:
+        raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
+    method, extension, kind = found
+    if kind == "refused":
+        raise extensions.refusal(extension)
+    return Route("nothing", method)
 
 
 def _model_route(path: str, model: str, rest: list[str]) -> Route:

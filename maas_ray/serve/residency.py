@@ -8,7 +8,7 @@ that nobody has asked for longest are unloaded, and the next request for one wai
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, n
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.serve.waiting import Load, LoadDone, Waiter
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.wanted import Wanted, Wish
 from maas_ray.store.objects import ObjectStore
 
 __all__ = ["Loaded", "Residency"]
@@ -58,6 +58,7 @@ class Residency:
         self._slots: dict[tuple[str, int | str], Slot] = {}
         self._by_name: dict[str, list[Slot]] = {}
         self._unloaded: set[str] = set()
+        self._batch_sizes: dict[str, int] = {}
         self._budget = ByteBudget(spec.batching.max_queued_bytes)
         self._loader = Loader(store, spec, self.stats, self._budget)
         self._shelf = Shelf(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
@@ -186,7 +187,13 @@ class Residency:
     """For a replica that is told of a wish which another one has written down."""
 
     async def load(
-        self, name: str, *, version: int | None = None, alias: str | None = None, timeout_s: float | None = None
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        max_batch_size: int | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Asks the pool, all its replicas, to serve a model, and loads it here.
 
@@ -194,6 +201,7 @@ class Residency:
             name: a model of the registry; the spec need not list it.
             version: this version answers URLs without one; None: what `alias`, else the spec, else `production` names.
             alias: as `version`, and followed.
+            max_batch_size: most rows of one run of this model, until it is loaded again; None: what the spec says.
             timeout_s: longest wait; by default `refresh.load_timeout_s`.
 
         Raises:
@@ -211,7 +219,7 @@ class Residency:
 
         def write_down() -> None:
             check_reference(self._registry, name, spec, self.spec.models)
-            wanted.load(name, spec)
+            wanted.load(name, spec, max_batch_size)
 
         until = monotonic() + (timeout_s or self.spec.refresh.load_timeout_s)
         await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, write_down)
@@ -289,8 +297,8 @@ class Residency:
         slots = self._by_name.get(name)
         if not slots:
             if name in self._unloaded:
-                raise NotFound(f"model {name!r} was unloaded from this pool; it must be loaded again first")
-            raise NotFound(f"this pool serves no model {name!r}; it serves: {_listed(self._by_name) or 'none'}")
+                raise NotFound(f"{_unknown(name)}; it was unloaded from this pool and must be loaded again first")
+            raise NotFound(f"{_unknown(name)}; this pool serves: {_listed(self._by_name) or 'none'}")
         if version is None:
             slot = default_of(slots)
             if slot is None:
@@ -300,7 +308,7 @@ class Residency:
             if slot.named is not None and version == (slot.serving or slot.named.version):
                 return slot
         served = _listed(map(str, self.versions(name)))
-        raise NotFound(f"this pool serves no version {version} of model {name!r}; it serves: {served}")
+        raise NotFound(f"{_unknown(name, version)}; this pool serves: {served}")
 
     async def _follow(self) -> None:
         usual_s = pause_s = self.spec.refresh.every_s
@@ -336,12 +344,15 @@ class Residency:
     async def _look(self, timeout_s: float) -> None:
         """Reads the registry and the wishes; what is not referred to any more takes no requests from here on."""
 
-        def read() -> tuple[list[Reference], set[str]]:
+        def read() -> tuple[list[Reference], Mapping[str, Wish]]:
             wishes = self._wanted.wishes() if self._wanted is not None else {}
-            unloaded = {name for name, wish in wishes.items() if not wish.is_load}
-            return resolve_all(self._registry, self.spec.models, wishes), unloaded
+            return resolve_all(self._registry, self.spec.models, wishes), wishes
 
-        references, self._unloaded = await self._in_thread("the registry", timeout_s, read)
+        references, wishes = await self._in_thread("the registry", timeout_s, read)
+        self._unloaded = {name for name, wish in wishes.items() if not wish.is_load}
+        self._batch_sizes = {name: wish.max_batch_size for name, wish in wishes.items() if wish.max_batch_size}
+        for loaded in self._loaded.values():
+            self._resize(loaded)
         if self._is_closed:
             return
         slots: dict[tuple[str, int | str], Slot] = {}
@@ -369,6 +380,12 @@ class Residency:
         used = {slot.serving for slot in slots}
         for key in [key for key in self._loaded if key[0] == name and key[1] not in used]:
             self._shelf.retire(key)
+
+    def _resize(self, loaded: Loaded) -> None:
+        """Gives a model the batch size that a caller has wished for, or the pool's."""
+        wanted = self._batch_sizes.get(loaded.version.model, self.spec.batching.max_batch_size)
+        if loaded.batcher.max_batch_size != wanted:
+            loaded.batcher.resize(wanted)
 
     def _is_pinned(self, loaded: Loaded) -> bool:
         slots = self._by_name.get(loaded.version.model, ())
@@ -465,7 +482,7 @@ class Residency:
     async def _put(self, slot: Slot, version: Version, load: Load) -> None:
         """Loads a version and lets requests go to it."""
         load.version = version.version
-        await self._shelf.bring(version, load, slot.serving)
+        self._resize(await self._shelf.bring(version, load, slot.serving))
         # From here no await until the swap is complete: a request sees the old set or the new one.
         name = slot.spec.name
         is_current = self._slots.get((name, slot.spec.ref)) is slot
@@ -527,6 +544,11 @@ class Residency:
                 "or promote another version, which the pool follows"
             )
         return self._wanted
+
+
+def _unknown(name: str, version: int | None = None) -> str:
+    """As Triton begins this error: its clients look for the words."""
+    return f"Request for unknown model: {name!r} {'' if version is None else f'version {version} '}is not found"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -62,8 +62,8 @@ class Shelf:
         """What counts against the budget now."""
         return self._room.used
 
-    async def bring(self, version: Version, load: Load, served: int | None) -> None:
-        """Makes sure that a version is in memory; two references to the same one share it.
+    async def bring(self, version: Version, load: Load, served: int | None) -> Loaded:
+        """The version, once it is in memory; two references to the same one share it.
 
         Args:
             version: what to bring.
@@ -79,7 +79,7 @@ class Shelf:
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             if key in self.loaded:
-                return
+                return self.loaded[key]
             # A swap waits for no room, so it need not wait for those who do; the loader's threads are a bound as well.
             async with self._parallel if served is None else nullcontext():
                 if not load.is_wanted:
@@ -92,6 +92,7 @@ class Shelf:
                     raise
             self._room.used += loaded.num_bytes - num_bytes
             self.loaded[key] = loaded
+            return loaded
 
     def retire(self, key: Key) -> None:
         """Lets a version answer what it has, and then releases it."""

@@ -168,6 +168,8 @@ class ServingSpec(Spec):
     memory_budget_bytes: PositiveInt | None = None
     """Memory for the models of one replica; beyond it the ones not used for longest are unloaded, and loaded again by
     their next request. A model counts as 1.1 times its file and 256 KiB. None: every model stays, without a limit."""
+    server_name: str = Field(default="maas-ray", min_length=1, max_length=100)
+    """Name in the server's metadata. Some clients that were written for Triton insist on `triton`."""
     model_control: Literal["none", "explicit"] = "none"
     """`explicit`: callers may load and unload models with the v2 model repository extension. `none`: they are refused."""
 

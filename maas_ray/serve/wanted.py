@@ -1,6 +1,6 @@
 """What callers have asked a pool to load and unload: an append-only sequence in the store, which all replicas follow.
 
-    pools/<pool>/wanted/log/…    {type: load, model, version, alias} and {type: unload, model}
+    pools/<pool>/wanted/log/…    {type: load, model, version, alias, max_batch_size} and {type: unload, model}
 
 The last event of a model counts. Knows no replica.
 """
@@ -25,11 +25,13 @@ class Wish:
         number: of the event, from 1; a later wish has a higher one.
         is_load: load, else unload.
         spec: the version or alias to load; None: what the pool's spec says, else the production alias.
+        max_batch_size: most rows of one run; None: what the pool's spec says.
     """
 
     number: int
     is_load: bool
     spec: ModelSpec | None = None
+    max_batch_size: int | None = None
 
 
 class Wanted:
@@ -50,11 +52,13 @@ class Wanted:
         self._records.extend(self._sequence.read(after=self._records[-1].seq if self._records else 0))
         return {record.event["model"]: _wish(record) for record in self._records}
 
-    def load(self, name: str, spec: ModelSpec | None = None) -> None:
+    def load(self, name: str, spec: ModelSpec | None = None, max_batch_size: int | None = None) -> None:
         """Asks for a model; asking again for the same adds nothing."""
         event: dict[str, Any] = {"type": "load", "model": name}
         if spec is not None:
             event |= {"version": spec.version} if spec.version is not None else {"alias": spec.alias}
+        if max_batch_size is not None:
+            event["max_batch_size"] = max_batch_size
         self._append(event)
 
     def unload(self, name: str) -> None:
@@ -74,4 +78,4 @@ def _wish(record: Record) -> Wish:
     event = record.event
     reference = {key: event[key] for key in ("version", "alias") if key in event}
     spec = ModelSpec(name=event["model"], **reference) if reference else None
-    return Wish(record.seq, event["type"] == "load", spec)
+    return Wish(record.seq, event["type"] == "load", spec, event.get("max_batch_size"))

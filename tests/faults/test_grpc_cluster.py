@@ -111,7 +111,7 @@ def test_each_pool_answers_those_who_name_it(client: triton.InferenceServerClien
 
 
 def test_refusals_have_their_exact_status_and_reason(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="serves no model 'nothing'") as caught:
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'nothing' is not found") as caught:
         client.infer("nothing", [tensor(ROW)], headers=A)
     assert caught.value.status() == "StatusCode.NOT_FOUND"
     with pytest.raises(InferenceServerException, match="does not fit") as caught:

@@ -94,10 +94,20 @@ def test_every_get_answers_and_its_head_says_the_same_without_a_body(
     [
         ("GET", "/", 404, "no path '/'"),
         ("GET", "/v1/models/linear", 404, "no path"),
-        ("GET", "/v2/models/none", 404, "no model 'none'; it serves: linear, mixed, lookup"),
-        ("POST", "/v2/models/none/infer", 404, "no model 'none'"),
-        ("GET", "/v2/models/linear/versions/9", 404, "no version 9 of model 'linear'; it serves: 1"),
-        ("POST", "/v2/models/linear/versions/9/infer", 404, "no version 9"),
+        (
+            "GET",
+            "/v2/models/none",
+            404,
+            "Request for unknown model: 'none' is not found; this pool serves: linear, mixed, lookup",
+        ),
+        ("POST", "/v2/models/none/infer", 404, "unknown model: 'none'"),
+        (
+            "GET",
+            "/v2/models/linear/versions/9",
+            404,
+            "unknown model: 'linear' version 9 is not found; this pool serves: 1",
+        ),
+        ("POST", "/v2/models/linear/versions/9/infer", 404, "version 9 is not found"),
         ("GET", "/v2/models/linear/versions/x", 400, "version 'x' is not a positive integer"),
         ("GET", "/v2/models/linear/versions/0", 400, "not a positive integer"),
         ("GET", "/v2/models/linear/versions/" + "9" * 30, 400, "not a positive integer"),
@@ -315,7 +325,7 @@ def test_tritonclient_works_with_its_defaults(shared_server: Server) -> None:
         waiting = [client.async_infer("linear", [x]) for _ in range(5)]
         for answer in waiting:
             np.testing.assert_array_equal(answer.get_result().as_numpy("y"), rows * 2)
-        with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+        with pytest.raises(InferenceServerException, match="unknown model: 'nobody'"):
             client.infer("nobody", [x])
     finally:
         client.close()

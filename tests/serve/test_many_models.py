@@ -572,7 +572,7 @@ def test_versions_in_the_url_of_cold_models(file_store: ObstoreStore) -> None:
         assert (await loaded(residency, "a", 2)).version.version == 2
         assert residency.find("a", 1) is None
         assert (await loaded(residency, "a")).version.version == 1, "the spec's own reference is the default"
-        with pytest.raises(NotFound, match="no version 3 of model 'a'; it serves: 1, 2"):
+        with pytest.raises(NotFound, match="'a' version 3 is not found; this pool serves: 1, 2"):
             residency.find("a", 3)
 
     play(residency, scene)
@@ -588,7 +588,7 @@ def test_a_pattern_follows_the_registry(file_store: ObstoreStore) -> None:
 
     async def scene() -> None:
         assert residency.names == ["team-a-x"]
-        with pytest.raises(NotFound, match="it serves: team-a-x"):
+        with pytest.raises(NotFound, match="this pool serves: team-a-x"):
             residency.find("team-b-x")
         publish_many(file_store, "team-a-y", "team-b-y")
         await residency.refresh()

@@ -82,7 +82,7 @@ def test_a_model_that_the_spec_does_not_list_is_served_once_it_is_asked_for(file
     residency = explicit(file_store, "listed")
 
     async def scene() -> None:
-        with pytest.raises(NotFound, match="it serves: listed"):
+        with pytest.raises(NotFound, match="this pool serves: listed"):
             residency.find("other")
         await residency.load("other")
         assert in_memory(residency) == ["listed", "other"]
@@ -100,7 +100,7 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded_again(file_store: ObstoreS
 
     async def scene() -> None:
         await residency.unload("a")
-        with pytest.raises(NotFound, match="'a' was unloaded"):
+        with pytest.raises(NotFound, match="'a' is not found; it was unloaded"):
             residency.find("a")
         assert states(residency) == {("a", ""): "UNAVAILABLE", ("b", "1"): "READY"}
         assert residency.is_ready, "the pool itself is"

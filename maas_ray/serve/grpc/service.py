@@ -13,6 +13,7 @@ import orjson
 from google.protobuf.json_format import ParseDict
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound
+from maas_ray.serve import extensions
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.call import GrpcCall, Result
 from maas_ray.serve.grpc.codec import ModelInfer, as_stream_response, join, parse, plain_parameters
@@ -138,6 +139,11 @@ class Service:
             finally:
                 pending.cancel()
             return Answer(join(parts), headers)
+        if method in extensions.RPCS:
+            extension, kind = extensions.RPCS[method]
+            if kind == "refused":
+                raise extensions.refusal(extension)
+            return Answer(b"")  # no region, nothing removed: a message without fields
         question = QUESTIONS[method]
         self._check_size(body)
         request = parse(question.request, body)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import grpc
 
-from maas_ray.errors import MaasError, Overloaded
+from maas_ray.errors import FilesRefused, MaasError, Overloaded
 from maas_ray.serve.grpc import inference_pb2 as pb
 
 MAX_MESSAGE_BYTES = 1024
@@ -39,6 +39,8 @@ class Status(NamedTuple):
 def status_of(error: MaasError) -> Status:
     """The status that an error becomes; its HTTP status decides, so that a new class of error needs nothing here."""
     code = _BY_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)
+    if isinstance(error, FilesRefused):  # what Triton's clients know this refusal by
+        code = grpc.StatusCode.INTERNAL
     message = error_text(error)
     metadata = _retry_metadata(code, message, error.retry_after_s) if isinstance(error, Overloaded) else ()
     return Status(code, message, metadata)

@@ -24,9 +24,9 @@ EXTENSIONS = (
 """Names as Triton has them; only what is really there."""
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata(name: str = "maas-ray") -> dict[str, Any]:
     """Answer to `GET v2`."""
-    return {"name": "maas-ray", "version": maas_ray.__version__, "extensions": list(EXTENSIONS)}
+    return {"name": name, "version": maas_ray.__version__, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(

@@ -6,19 +6,18 @@ binary_data,sequence,shared_memory}.md. Any other string, number or boolean is a
 
 from typing import Any, NamedTuple
 
-from maas_ray.errors import BadRequest
+from maas_ray.errors import BadRequest, NotOffered
 from maas_ray.serve.wire.tensors import short
 
 _NO_SEQUENCES = "stateful sequences are not offered here"
 _NO_SHARED_MEMORY = "the shared memory extension is not offered here; send the data with the request"
-_REFUSED = {
+_NOT_OFFERED = {
     "sequence_id": _NO_SEQUENCES,
     "sequence_start": _NO_SEQUENCES,
     "sequence_end": _NO_SEQUENCES,
     "shared_memory_region": _NO_SHARED_MEMORY,
     "shared_memory_byte_size": _NO_SHARED_MEMORY,
     "shared_memory_offset": _NO_SHARED_MEMORY,
-    "headers": "the name is reserved by the protocol; choose another one",
 }
 _MAX_INT = (1 << 63) - 1
 
@@ -91,15 +90,25 @@ def output_parameters(parameters: Any, name: str, is_binary: bool) -> OutputPara
 
 
 def check_parameters(parameters: Any, where: str) -> None:
-    """Raises `BadRequest` unless they are an object of plain values that asks for nothing that is not offered."""
+    """Refuses what is not an object of plain values, and what asks for something that is not offered.
+
+    Raises:
+        BadRequest: not such an object, or a reserved name.
+        NotOffered: it asks for a sequence or for shared memory.
+    """
     if type(parameters) is not dict:
         raise BadRequest(f"parameters of {where} is not an object")
     for name, value in parameters.items():
         if value is not None and type(value) not in (str, int, float, bool):
             raise BadRequest(f"parameter {short(name)} of {where} is not a string, number or boolean")
-        if value and (name in _REFUSED or name.startswith("triton_")):
-            reason = _REFUSED.get(name, "names that begin with triton_ are reserved, and none of them is offered here")
-            raise BadRequest(f"parameter {short(name)} of {where}: {reason}")
+        if not value:
+            continue
+        if name in _NOT_OFFERED:
+            raise NotOffered(f"parameter {short(name)} of {where}: {_NOT_OFFERED[name]}")
+        if name == "headers" or name.startswith("triton_"):
+            raise BadRequest(
+                f"parameter {short(name)} of {where}: the name is reserved by the protocol; use another one"
+            )
 
 
 def _integer(parameters: dict[str, Any], name: str, where: str) -> int:
