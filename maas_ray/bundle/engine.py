@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -17,6 +17,8 @@ from maas_ray.bundle.inspect import inspect_graph
 from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.named_sizes import disagreement
 from maas_ray.bundle.providers import CUDA, choose_providers
+from maas_ray.bundle.sample import read_sample
+from maas_ray.bundle.warmup import Guess, guesses, repeated
 from maas_ray.errors import BadRequest, BundleError, EngineFailed, MaasError
 from maas_ray.spec import Spec
 
@@ -63,12 +65,22 @@ class Engine:
     Args:
         bundle: a verified bundle; its graph is inspected before onnxruntime sees it.
         spec: threads, GPUs and warm-up.
+        skip: names of warm-up values that are not tried.
+        on_stage: is told `session` once there is one, and then the name of each kind of warm-up values.
 
     Raises:
-        BundleError: the graph is not servable, cannot be made into a session, or fails its warm-up.
+        BundleError: the graph is not servable, cannot be made into a session, or refuses the values that were recorded
+            with it. A refusal of values that are made up is no error: there is no warm-up then.
     """
 
-    def __init__(self, bundle: Bundle, spec: EngineSpec | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        spec: EngineSpec | None = None,
+        *,
+        skip: Collection[str] = (),
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> None:
         spec = spec or EngineSpec()
         inspect_graph(bundle.graph, bundle.info.signature)
         self.signature: Signature = bundle.info.signature
@@ -82,7 +94,10 @@ class Engine:
         self._buckets: Buckets | None = None
         if spec.cuda_graph_rows:
             self._use_buckets(bundle.id, spec)
-        self._warm_up(bundle.id, spec)
+        self.warmed_with = ""
+        """Which values the first runs were made with; empty: the graph refuses all that were tried."""
+        on_stage("session")
+        self._warm_up(bundle, spec, skip, on_stage)
         self.can_merge: bool = self.signature.is_batched and self._keeps_rows_apart(bundle.id)
         """Whether rows of different requests may share a run."""
 
@@ -153,31 +168,48 @@ class Engine:
         """Gives the session and its memory back, whoever still refers to this object; a run in progress ends first."""
         self._session = None
 
-    def _warm_up(self, bundle_id: str, spec: EngineSpec) -> None:
-        """First runs allocate and choose kernels; nobody should wait for them."""
-        sizes = sorted({*spec.warmup_rows, *spec.cuda_graph_rows}) if self.signature.is_batched else [1]
-        free = [t.name for t in self.signature.inputs if -1 in (t.shape[1:] if self.signature.is_batched else t.shape)]
-        measured = LatencyModel()
+    def _warm_up(
+        self, bundle: Bundle, spec: EngineSpec, skip: Collection[str], on_stage: Callable[[str], None]
+    ) -> None:
+        """First runs allocate and choose kernels; nobody should wait for them. A graph may refuse all values."""
         until = time.perf_counter() + spec.warmup_budget_s
+        recorded = (
+            [] if bundle.sample is None else [repeated(read_sample(bundle.sample, self.signature), self.signature)]
+        )
+        for guess in (*recorded, *guesses(self.signature)):
+            if guess.name in skip:
+                continue
+            on_stage(guess.name)
+            try:
+                self.latency = self._first_runs(guess, spec, until)  # forgets the cold runs
+            except MaasError as error:
+                if guess in recorded:
+                    raise BundleError(
+                        f"bundle {bundle.id} fails its warm-up run with the values that were recorded with it; give "
+                        "others, or export it again"
+                    ) from error
+                log.info("bundle %s refuses %s: %s", bundle.id, guess.name, error.__cause__ or error)
+                if time.perf_counter() > until:
+                    break
+            else:
+                self.warmed_with = guess.name
+                return
+        log.warning("bundle %s: no warm-up, it refuses all values that were made up; give it a sample", bundle.id)
+
+    def _first_runs(self, guess: Guess, spec: EngineSpec, until: float) -> LatencyModel:
+        measured = LatencyModel()
+        sizes = sorted({*spec.warmup_rows, *spec.cuda_graph_rows}) if self.signature.is_batched else [1]
         for num_rows in sizes:
-            if time.perf_counter() > until:
+            if num_rows != sizes[0] and time.perf_counter() > until:
                 break
-            inputs = {tensor.name: _blank(tensor, num_rows) for tensor in self.signature.inputs}
+            inputs = guess.values(num_rows)
             times = []
             for _ in range(spec.warmup_runs):
                 started = time.perf_counter()
-                try:
-                    self.run(inputs)
-                except MaasError as error:
-                    if free:  # the sizes tried are ours, so a refusal says nothing about real requests
-                        log.warning("bundle %s: no warm-up, blank inputs %s are refused: %s", bundle_id, free, error)
-                        return
-                    raise BundleError(
-                        f"bundle {bundle_id} fails its warm-up run with {num_rows} blank rows; export it again"
-                    ) from error
+                self.run(inputs)
                 times.append(time.perf_counter() - started)
-            measured.record(num_rows, min(times))
-        self.latency = measured  # forgets the cold runs
+            measured.record(num_rows, min(times, default=0.0))
+        return measured
 
     def _keeps_rows_apart(self, bundle_id: str) -> bool:
         """Whether three random rows give alone what they give together: a graph may compute over the batch dimension.

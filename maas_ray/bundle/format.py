@@ -2,6 +2,7 @@
 
     bundles/<id>/manifest.json                 the description, and the digest of the graph
     bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside
+    bundles/<id>/parts-<attempt>/sample.json   values that the graph takes, for its first runs; where there are some
 
 `id` is taken of the content, so that committing the same bundle twice is harmless.
 """
@@ -21,6 +22,7 @@ from maas_ray.store.objects import ObjectStore
 PREFIX = "bundles"
 KIND = "bundle"
 GRAPH = "model.onnx"
+SAMPLE = "sample.json"
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -108,14 +110,21 @@ class Bundle:
     id: str
     info: BundleInfo
     graph: bytes
+    sample: bytes | None = None
+    """Values that the graph takes, as sample.py writes them; None where none were recorded."""
 
 
-def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes) -> str:
+def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: bytes | None = None) -> str:
     """Commits a bundle and returns its id; saving the same content again returns the same id."""
     meta = {"info": info.model_dump(mode="json")}
-    bundle_id = sha256(canonical_json(meta) + sha256(graph).digest()).hexdigest()[:32]
+    content = canonical_json(meta) + sha256(graph).digest()
+    if sample is not None:
+        content += sha256(sample).digest()
+    bundle_id = sha256(content).hexdigest()[:32]
     draft = Draft(store, f"{PREFIX}/{bundle_id}", KIND)
     draft.put(GRAPH, graph)
+    if sample is not None:
+        draft.put(SAMPLE, sample)
     try:
         draft.commit(meta)
     except Conflict:
@@ -132,7 +141,8 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
         BundleError: the description is not one that this version understands.
     """
     committed = _open(store, bundle_id)
-    return Bundle(bundle_id, _info(bundle_id, committed.meta), committed.read(GRAPH))
+    sample = committed.read(SAMPLE) if SAMPLE in committed.parts else None
+    return Bundle(bundle_id, _info(bundle_id, committed.meta), committed.read(GRAPH), sample)
 
 
 def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
