@@ -19,6 +19,13 @@ PRODUCTION = "production"
 K = TypeVar("K")
 V = TypeVar("V")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ROUTES = frozenset(
+    {
+        "config", "generate", "generate_stream", "health", "index", "infer", "live", "load", "logging", "metrics", "models",
+        "ready", "repository", "stats", "trace", "unload", "v2", "versions",
+    }
+)  # fmt: skip
+"""Words of the protocol's paths: `v2/models/stats` is the statistics of all models, so no model has such a name."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +143,13 @@ class Registry:
 
 
 def check_name(name: str, what: str) -> None:
-    """Raises `SpecError` unless `name` can stand in a URL and in a store's key."""
+    """Raises `SpecError` unless `name` can stand in a URL and in a store's key; a model's is no word of a route either."""
     if not _NAME.fullmatch(name):
         raise SpecError(f"{what} {name!r} is not a valid name: up to 100 letters, digits, '.', '_' and '-', none first")
+    if what == "model" and name in ROUTES:
+        raise SpecError(
+            f"a model cannot be named {name!r}, which is a word of the protocol's paths; choose another name"
+        )
 
 
 def _fold(records: Iterable[Record]) -> dict[str, Model]:

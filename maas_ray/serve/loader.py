@@ -8,12 +8,13 @@ from typing import TypeVar
 from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
 from maas_ray.bundle.memory import large_blocks_apart, return_to_system
-from maas_ray.errors import StoreUnavailable
+from maas_ray.errors import MaasError, StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.loaded import Loaded, memory_of, name_of
 from maas_ray.serve.runner import EngineRunner
+from maas_ray.serve.shown import for_callers, original
 from maas_ray.serve.spec import ServingSpec
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.store.objects import ObjectStore
@@ -136,8 +137,12 @@ async def within(what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
 
     Raises:
         StoreUnavailable: it has not ended in time.
+        MaasError: it failed; an error of the store or the registry as callers may read it.
     """
     done, _ = await asyncio.wait({pending}, timeout=timeout_s)
     if not done:
         raise StoreUnavailable(f"the store did not give {what} within {timeout_s:g} s")
-    return pending.result()
+    try:
+        return pending.result()
+    except MaasError as error:
+        raise for_callers(error, what) from original(error)

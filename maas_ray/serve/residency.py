@@ -20,6 +20,7 @@ from maas_ray.serve.index import index
 from maas_ray.serve.loaded import Loaded, name_of
 from maas_ray.serve.loader import Loader, within
 from maas_ray.serve.shelf import Shelf
+from maas_ray.serve.shown import original
 from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, resolve_all
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
@@ -170,9 +171,9 @@ class Residency:
             for slot, load in zip(chosen, loads, strict=True):
                 if slot.is_listed and load.error is not None:
                     raise load.error
-        except BaseException:
+        except BaseException as error:
             await self.close()
-            raise
+            raise original(error)  # noqa: B904 -- for whoever starts the replica, not for a caller
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def refresh(self) -> None:
@@ -319,7 +320,7 @@ class Residency:
                 await self._look_and_begin()
             except Exception as error:
                 if pause_s <= usual_s:
-                    log.warning("the registry cannot be read, serving what is loaded: %s", error)
+                    log.warning("the registry cannot be read, serving what is loaded: %s", original(error))
                 pause_s = min(2 * pause_s, max(usual_s, self.spec.refresh.max_backoff_s))
             else:
                 if pause_s > usual_s:
@@ -459,7 +460,8 @@ class Residency:
                 error = failure
                 self.stats.load_failed(wanted.model, wanted.version)
                 slot.note_failure(wanted.version, error, load.loop.time(), self.spec.refresh)
-                log.error("model %r %s; serving version %s", slot.spec.name, slot.problem, slot.serving)
+                what = f"model {slot.spec.name!r}: version {wanted.version} does not load"
+                log.error("%s: %s; serving version %s", what, original(error), slot.serving)
             else:
                 slot.note_success()
                 return
@@ -473,7 +475,7 @@ class Residency:
                 try:
                     await self._put(slot, version, load)
                 except MaasError as failure:
-                    log.error("%s does not load either: %s", name_of(version), failure)
+                    log.error("%s does not load either: %s", name_of(version), original(failure))
                 else:
                     slot.fallback = version
                     return

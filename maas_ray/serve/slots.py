@@ -4,6 +4,7 @@ A reference comes from the spec (one model, or a pattern that stands for many) o
 a wish to unload one takes its references away.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,9 +12,12 @@ from typing import NamedTuple
 
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Model, Registry, Version
+from maas_ray.serve.shown import for_callers, original
 from maas_ray.serve.spec import ModelSpec, RefreshSpec
 from maas_ray.serve.waiting import Load
 from maas_ray.serve.wanted import Wish
+
+log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
@@ -63,6 +67,8 @@ class Slot:
         if reference.wish > self.wish:
             self.wish, self.is_wished, self._retry_at = reference.wish, True, 0.0
         if isinstance(reference.names, MaasError):
+            if self.problem != str(reference.names):
+                log.warning("model %r: %s", self.spec.name, original(reference.names))
             self.error, self.problem = reference.names, str(reference.names)
             return
         self.named = reference.names
@@ -128,7 +134,7 @@ def check_reference(registry: Registry, name: str, wish: ModelSpec | None, specs
         try:
             registry.resolve(name, spec.ref)
         except NotFound as failure:
-            error = failure
+            error = for_callers(failure, _named(registry.models(), name, spec.ref))
         else:
             return
     if error is not None:
@@ -180,4 +186,11 @@ def _resolve(registry: Registry, models: Mapping[str, Model], spec: ModelSpec) -
     try:
         return known or registry.resolve(spec.name, spec.ref)
     except MaasError as error:
-        return error
+        return for_callers(error, _named(models, spec.name, spec.ref))
+
+
+def _named(models: Mapping[str, Model], name: str, ref: int | str) -> str:
+    """What a reference names, as far as the registry has it."""
+    if name not in models:
+        return f"model {name!r}"
+    return f"version {ref} of model {name!r}" if isinstance(ref, int) else f"alias {ref!r} of model {name!r}"

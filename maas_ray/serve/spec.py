@@ -260,6 +260,10 @@ class PoolSpec(ServingSpec):
     def _is_route(cls, value: str) -> str:
         if not _ROUTE.fullmatch(value):
             raise ValueError("a route prefix is '/' or segments such as '/pools/a', without a slash at the end")
+        if taken := {"v2", "metrics"}.intersection(value.split("/")):
+            raise ValueError(
+                f"a route prefix with {min(taken)!r} would take paths of the protocol; choose another word"
+            )
         return value
 
 
