@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.figures import median_interval
-from benchmarks.serving import commits, table, workloads
+from benchmarks.serving import commits, costs, table, workloads
 from benchmarks.serving.load.client import Answer, make_request
 from benchmarks.serving.load.flood import open_loop
 from benchmarks.serving.load.generator import Tally, closed, quantile
@@ -133,6 +133,17 @@ def test_another_commit_runs_its_own_code_with_its_own_programs(tmp_path: Path) 
     said = subprocess.run([code.python.parent / "maas-ray"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert said.stdout == "the other one\n", said.stderr
     assert not (tmp_path / "cache").exists(), "both need the same packages, so nothing is installed"
+
+
+@pytest.mark.bench
+def test_the_hot_path_alone_answers_in_every_variant(tmp_path: Path) -> None:
+    tiny = workloads.WORKLOADS["tiny"]
+    model = workloads.make_model(tiny, tmp_path)
+    (tmp_path / "body").write_bytes(workloads.make_requests(tiny, model, 1)[0].body)
+    with costs.worker(commits.here(), model, tmp_path / "body", tmp_path / "work") as worker:
+        variants = {variant for pair in costs.DUTIES.values() for variant in pair}
+        assert all(0 < worker.cpu_us(variant, 32) < 10_000 for variant in variants)
+    assert worker.exit_code == 0
 
 
 def test_another_commit_that_there_is_not_is_refused_before_anything_starts() -> None:

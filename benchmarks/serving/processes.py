@@ -22,7 +22,7 @@ from maas_ray.cluster.processes import MARKER, end_processes, find_processes, ps
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 
 
-__all__ = ["THREADS", "Launch", "Running", "free_port", "psutil", "run"]
+__all__ = ["THREADS", "Launch", "Running", "clean_environment", "free_port", "psutil", "run"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def run(name: str, launch: Launch, log_path: Path) -> Iterator[Running]:
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             launch.argv,
-            env={**_clean_environment(), **THREADS, **launch.env, MARKER: marker},
+            env={**clean_environment(), **THREADS, **launch.env, MARKER: marker},
             cwd=launch.cwd,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -141,6 +141,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """Ours without what would steer the interpreter or the Ray of another environment."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
