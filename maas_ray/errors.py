@@ -32,6 +32,7 @@
         ├── FilesRefused       a load that brings the model's files with it
         ├── BodyTooLarge       the body is over the pool's limit
         ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
+        │   └── RunStopped     a run was ended before it was done
         └── Overloaded         the queue is full; nothing was queued
 
 A class carries what its border needs: `code` (stable, for machines), `http_status`, `retryable`.
@@ -244,6 +245,12 @@ class DeadlineExceeded(RequestError):
     """The answer could not be ready before the request's deadline; expired work is not run."""
 
     code, http_status, retryable = "deadline_exceeded", 504, True
+
+
+class RunStopped(DeadlineExceeded):
+    """A run was ended before it was done, since nobody waited for it any more, or it kept others from their deadlines."""
+
+    code = "run_stopped"
 
 
 class Overloaded(RequestError):

@@ -23,7 +23,12 @@ def is_in(signature: Signature) -> bool:
     return any(tensor.datatype == "BF16" for tensor in (*signature.inputs, *signature.outputs))
 
 
-def run(session: ort.InferenceSession, signature: Signature, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def run(
+    session: ort.InferenceSession,
+    signature: Signature,
+    inputs: Mapping[str, Array],
+    options: ort.RunOptions | None = None,
+) -> dict[str, Array]:
     """Runs a graph once; BF16 tensors are uint16 bits on both sides."""
     values = {
         tensor.name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(inputs[tensor.name]), _ONNX)
@@ -32,7 +37,7 @@ def run(session: ort.InferenceSession, signature: Signature, inputs: Mapping[str
         for tensor in signature.inputs
     }
     names = [tensor.name for tensor in signature.outputs]
-    results = session.run_with_ort_values(names, values)
+    results = session.run_with_ort_values(names, values, options)
     return {
         tensor.name: _bits(value) if tensor.datatype == "BF16" else np.array(value.numpy())
         for tensor, value in zip(signature.outputs, results, strict=True)

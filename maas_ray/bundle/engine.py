@@ -13,13 +13,16 @@ from maas_ray.bundle import bfloat16, strings
 from maas_ray.bundle.buckets import GRAPH_ID, Buckets, can_be_fixed
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Bundle, Signature, TensorSpec
+from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
+from maas_ray.bundle.hazards import hazards_of_graph
 from maas_ray.bundle.inspect import inspect_graph
 from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.named_sizes import disagreement
 from maas_ray.bundle.providers import CUDA, choose_providers
 from maas_ray.bundle.sample import read_sample
+from maas_ray.bundle.stop import Stop
 from maas_ray.bundle.warmup import Guess, guesses, repeated
-from maas_ray.errors import BadRequest, BundleError, EngineFailed, MaasError
+from maas_ray.errors import BadRequest, BundleError, EngineFailed, MaasError, RunStopped
 from maas_ray.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -84,8 +87,14 @@ class Engine:
         spec = spec or EngineSpec()
         inspect_graph(bundle.graph, bundle.info.signature)
         self.signature: Signature = bundle.info.signature
-        self.latency = LatencyModel()
+        self.has_free_sizes = has_free_sizes(self.signature)
+        """Whether rows alone do not say how large a run is."""
+        hazards = hazards_of_graph(bundle.graph)
+        self.is_bounded = hazards.is_value_bounded and not hazards.has_loops
+        """Whether the sizes of a run decide how long it takes, not its values."""
+        self.latency = self._new_latency()
         self.streams = spec.streams
+        self.threads = max(1, spec.threads)
         self._outputs = [tensor.name for tensor in self.signature.outputs]
         self._session = _session(bundle, spec)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
@@ -116,33 +125,59 @@ class Engine:
         """
         return self.timed_run(inputs, _num_rows(inputs))[0]
 
-    def timed_run(self, inputs: Mapping[str, Array], num_rows: int) -> tuple[dict[str, Array], float]:
-        """As `run`, for who knows the number of rows and wants the seconds that it took."""
+    def timed_run(
+        self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None
+    ) -> tuple[dict[str, Array], float]:
+        """As `run`, for who knows the number of rows and wants the seconds that it took.
+
+        Args:
+            inputs: as for `run`.
+            num_rows: their rows.
+            stop: ends the run early, at the next node of the graph; None: nothing does.
+
+        Raises:
+            RunStopped: `stop` was set.
+            MaasError: as `run`.
+        """
+        form = self.form_of(inputs) if self.has_free_sizes else ()
         started = time.perf_counter()
         try:
-            outputs = self._run(inputs, num_rows)
+            outputs = self._run(inputs, num_rows, stop)
         except MaasError:
             raise
         except Exception as error:  # onnxruntime's classes have no common base
+            if stop is not None and stop.is_set:
+                run_s = time.perf_counter() - started
+                if run_s > self.latency.estimate_s(num_rows, form):  # it would have taken at least as long
+                    self.latency.record(num_rows, run_s, form)
+                raise RunStopped("the run was ended, since nobody waited for it any more") from error
             if _is_refusal(error):
                 raise BadRequest(self._refusal(inputs)) from error
             raise EngineFailed(
                 "the model failed while it ran on these inputs; the replica's log has the cause"
             ) from error
         run_s = time.perf_counter() - started
-        self.latency.record(num_rows, run_s)
+        self.latency.record(num_rows, run_s, form)
         return outputs, run_s
 
-    def _run(self, inputs: Mapping[str, Array], num_rows: int) -> dict[str, Array]:
+    def form_of(self, inputs: Mapping[str, Array]) -> Form:
+        """The sizes of a run beyond its rows; nothing where no size is free."""
+        return form_of(inputs, has_rows=self.signature.is_batched) if self.has_free_sizes else ()
+
+    def _new_latency(self) -> LatencyModel | FormLatencies:
+        return FormLatencies() if self.has_free_sizes else LatencyModel()
+
+    def _run(self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None) -> dict[str, Array]:
         if self._buckets is not None and self._buckets.size_for(num_rows) is not None:
             return self._buckets.run(inputs, num_rows)
+        options = self._options if stop is None else _stoppable(stop, self._options is not None)
         if self._has_bfloat16:
-            return bfloat16.run(self._session, self.signature, inputs)
+            return bfloat16.run(self._session, self.signature, inputs, options)
         # Measured against I/O binding: 5.8 against 9.0 to 15 microseconds for a tiny graph with buffers bound anew, 4.0
         # with buffers kept (and their rows copied in and out); for larger graphs this is never slower.
         feed = inputs if type(inputs) is dict else dict(inputs)
         try:
-            results: Sequence[Array] = self._session.run(self._outputs, feed, self._options)
+            results: Sequence[Array] = self._session.run(self._outputs, feed, options)
         except UnicodeError:  # strings that are no UTF-8, given or computed
             return strings.run(self._session, self._outputs, feed)
         return dict(zip(self._outputs, results, strict=True))
@@ -196,8 +231,8 @@ class Engine:
                 return
         log.warning("bundle %s: no warm-up, it refuses all values that were made up; give it a sample", bundle.id)
 
-    def _first_runs(self, guess: Guess, spec: EngineSpec, until: float) -> LatencyModel:
-        measured = LatencyModel()
+    def _first_runs(self, guess: Guess, spec: EngineSpec, until: float) -> LatencyModel | FormLatencies:
+        measured = self._new_latency()
         sizes = sorted({*spec.warmup_rows, *spec.cuda_graph_rows}) if self.signature.is_batched else [1]
         for num_rows in sizes:
             if num_rows != sizes[0] and time.perf_counter() > until:
@@ -208,7 +243,8 @@ class Engine:
                 started = time.perf_counter()
                 self.run(inputs)
                 times.append(time.perf_counter() - started)
-            measured.record(num_rows, min(times, default=0.0))
+            if times:
+                measured.record(num_rows, min(times), self.form_of(inputs))
         return measured
 
     def _keeps_rows_apart(self, bundle_id: str) -> bool:
@@ -262,6 +298,15 @@ def _session(bundle: Bundle, spec: EngineSpec) -> ort.InferenceSession:
         log.warning("bundle %s: %s cannot be used on this machine; its libraries are missing", bundle.id, missing)
     session._model_bytes = None  # kept only to make the session again on other providers; doubles what a model takes
     return session
+
+
+def _stoppable(stop: Stop, has_graphs: bool) -> ort.RunOptions:
+    """Options of one run, which alone they may end: one that has just ended must not take the next one with it."""
+    options = ort.RunOptions()
+    if has_graphs:
+        options.add_run_config_entry(GRAPH_ID, "-1")
+    stop.tell(lambda: setattr(options, "terminate", True))
+    return options
 
 
 def _is_refusal(error: Exception) -> bool:

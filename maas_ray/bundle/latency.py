@@ -41,8 +41,8 @@ class LatencyModel:
         self._curve: dict[int, float] = {}
         self._num_runs = 0
 
-    def record(self, num_rows: int, seconds: float) -> None:
-        """Adds one measured run."""
+    def record(self, num_rows: int, seconds: float, form: object = ()) -> None:
+        """Adds one measured run. Of a model with one curve all runs have the same `form`; see forms.py."""
         self._num_runs += 1
         bucket = num_rows.bit_length()
         size = self._sizes.get(bucket)
@@ -61,7 +61,11 @@ class LatencyModel:
             size.shown = size.seconds
             self._curve = {}
 
-    def estimate_s(self, num_rows: int) -> float:
+    def has_measured(self, num_rows: int, form: object = ()) -> bool:
+        """Whether a run between the same two powers of two was measured."""
+        return num_rows.bit_length() in self._sizes
+
+    def estimate_s(self, num_rows: int, form: object = ()) -> float:
         """Expected seconds of a run; infinity while nothing was measured."""
         known = self._curve.get(num_rows)
         if known is None:

@@ -10,11 +10,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
-from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError
+from maas_ray.bundle.forms import Form
+from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fair_queue import Key
 from maas_ray.serve.item import Done, Item, Tensors
@@ -33,6 +35,13 @@ Measured at ten times the capacity of a model of 250 rows/s: with 0.7 about one 
 whenever the machine was slower than expected for a moment; with 0.5 hardly any, and the queue still held two runs."""
 
 
+_MOST_LOOKED_AT = 32
+"""Groups of waiting requests whose time is summed; that of further ones is taken in proportion."""
+_OVERDUE, _OVERDUE_S = 4.0, 0.25
+"""A run that lasts longer than so many times its estimate, and so many seconds, is ended as soon as one of its requests
+expires: something in it takes long, and the others are run again without it."""
+
+
 class Loop(Protocol):
     """The part of asyncio's loop that the batcher needs; tests drive it by hand."""
 
@@ -47,6 +56,14 @@ class Finished(Protocol):
     def __call__(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None: ...
 
 
+class Stop(Protocol):
+    """Ends a run early."""
+
+    def set(self) -> None:
+        """Nobody waits for it. It still ends by its `Finished`, perhaps with `RunStopped`."""
+        ...
+
+
 class Runner(Protocol):
     """Runs merged rows: at once, or in a thread."""
 
@@ -55,12 +72,17 @@ class Runner(Protocol):
         """Runs that may be started before the first of them has finished."""
         ...
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
-        """Starts a run; `finished` may be called before this returns."""
+    @property
+    def form_of(self) -> Callable[[Tensors], Form] | None:
+        """Gives the sizes of a run beyond its rows, where they vary; None: its rows say how large it is."""
         ...
 
-    def estimate_s(self, num_rows: int) -> float:
-        """Expected seconds of a run; infinity if unknown."""
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> Stop | None:
+        """Starts a run; `finished` may be called before this returns. None: it cannot be ended early."""
+        ...
+
+    def estimate_s(self, num_rows: int, form: Form = (), /) -> float:
+        """Expected seconds of a run; infinity if unknown. The form counts only where more than the rows varies."""
         ...
 
 
@@ -86,13 +108,14 @@ class Run:
         started_s: time of the loop's clock.
     """
 
-    __slots__ = ("batcher", "items", "num_rows", "started_s")
+    __slots__ = ("batcher", "items", "num_rows", "started_s", "stop")
 
     def __init__(self, batcher: "Batcher", items: list[Item], num_rows: int, started_s: float) -> None:
         self.batcher = batcher
         self.items = items
         self.num_rows = num_rows
         self.started_s = started_s
+        self.stop: Stop | None = None
 
     def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
         """Cuts the outputs and answers; see `Finished`."""
@@ -129,6 +152,7 @@ class Batcher:
         self._is_delayed = spec.max_delay_ms > 0
         self._loop = loop
         self._can_merge = can_merge
+        form_of = self._form_of = runner.form_of
         self._name = name
         self._stats = stats
         budget = budget or ByteBudget(spec.max_queued_bytes)
@@ -136,7 +160,7 @@ class Batcher:
             spec,
             budget,
             name,
-            runner.estimate_s,
+            runner.estimate_s if form_of is None else lambda num_rows, key: runner.estimate_s(num_rows, _form(key)),
             lambda item, error: self._answer(item, None, error),
             self.retry_after_s,
         )
@@ -234,6 +258,8 @@ class Batcher:
                 if shape[0] != num_rows:
                     raise BadRequest(f"input {name!r} has {shape[0]} rows and the request {num_rows}; send equal ones")
                 key = key, name, array.dtype.num, shape[1:]  # by name: inputs may be optional
+        if self._form_of is not None:
+            key = self._form_of(inputs), key
         self._queue.put(item, key, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
@@ -270,10 +296,13 @@ class Batcher:
             )
 
     def cancel(self, item: Item) -> None:
-        """Takes an item out; its `done` is not called any more. A run that has started goes on without it."""
+        """Takes an item out; its `done` is not called any more. A run goes on without it, while anybody waits for it."""
         if item.done is not None:
             item.done = None
-            self._queue.remove(item)
+            if item.is_waiting:
+                self._queue.remove(item)
+            else:
+                self._stop_unwanted()
             item.inputs = _NOTHING
             self._check_idle()
 
@@ -284,12 +313,18 @@ class Batcher:
 
     def _wait_s(self) -> float:
         """Expected seconds until what is queued now has been run; infinity if the speed is unknown."""
-        if self._can_merge:
-            num_runs = math.ceil(self._queue.num_rows / self._max_batch_size)
-            per_run_s = self._runner.estimate_s(max(1, min(self._queue.num_rows, self._max_batch_size)))
-        else:
-            num_runs, per_run_s = len(self._queue), self._runner.estimate_s(1)
-        return max(1, num_runs) * per_run_s / self._streams
+        queue, estimate_s, most = self._queue, self._runner.estimate_s, self._max_batch_size
+        if not queue.num_items:
+            return estimate_s(1) / self._streams
+        wait_s, num_seen = 0.0, 0
+        for key, num_rows, num_items in islice(queue.by_key(), _MOST_LOOKED_AT):
+            num_seen += num_items
+            form = _form(key) if self._form_of is not None else ()
+            if self._can_merge:
+                wait_s += math.ceil(num_rows / most) * estimate_s(min(num_rows, most), form)
+            else:
+                wait_s += num_items * estimate_s(max(1, num_rows // num_items), form)
+        return wait_s * queue.num_items / num_seen / self._streams
 
     def close(self, when_idle: Callable[[], None] | None = None) -> None:
         """Takes no new request; what waits is still answered. Calls `when_idle` once the last one is."""
@@ -308,6 +343,7 @@ class Batcher:
         for item in [*waiting, *self._apart()]:
             self._answer(item, None, error)
         self._retries.clear()
+        self._stop_unwanted()
         self._check_idle()
 
     def _arm(self) -> None:
@@ -334,7 +370,7 @@ class Batcher:
             run = Run(self, batch, num_rows, now)
             runs.append(run)
             self._is_starting = True
-            self._runner.start(inputs, num_rows, run.finished)
+            run.stop = self._runner.start(inputs, num_rows, run.finished)
             self._is_starting = False
             if self._is_armed:  # it ran at once: the loop reads what has arrived meanwhile before the next one
                 return
@@ -371,7 +407,10 @@ class Batcher:
             # The engine has its next run while the loop writes the answers of this one.
             self._pump()
         if outputs is None:
-            if len(batch) == 1:
+            if isinstance(error, RunStopped):
+                # Alone, so that the one that took so long holds up no other; the earliest deadline first.
+                self._retries.extend([item] for item in sorted(_live(batch), key=lambda item: item.deadline))
+            elif len(batch) == 1:
                 self.failed_in_a_row += not isinstance(error, RequestError)
                 self._answer(batch[0], None, error)
             else:
@@ -436,16 +475,30 @@ class Batcher:
         self._timer = self._loop.call_at(when, self._sweep) if math.isfinite(when) else None
 
     def _sweep(self) -> None:
-        """Answers whoever's deadline has passed, also while the engine is busy or stuck."""
+        """Answers whoever's deadline has passed, also while the engine is busy or stuck, and ends runs in vain."""
         self._swept_s = now = self._loop.time()
         for item in [*self._queue, *self._apart()]:
             if item.deadline <= now:
                 self._queue.remove(item)
                 self._expire(item)
+        self._stop_unwanted()
         waiting = [*self._queue, *_live(self._apart())]
         self._timer = None
         self._set_timer(min((item.deadline for item in waiting), default=math.inf))
         self._check_idle()
+
+    def _stop_unwanted(self) -> None:
+        """Ends runs for which nobody waits, and those that go on for so long that one made others late."""
+        for run in self._runs:
+            live = _live(run.items)
+            if run.stop is not None and len(live) < len(run.items) and (not live or self._is_overdue(run, live[0])):
+                run.stop.set()
+                run.stop = None
+
+    def _is_overdue(self, run: Run, item: Item) -> bool:
+        form = self._form_of(item.inputs) if self._form_of is not None else ()
+        expected_s = self._runner.estimate_s(run.num_rows, form)
+        return self._loop.time() - run.started_s > max(_OVERDUE * expected_s, _OVERDUE_S)
 
     def _apart(self) -> list[Item]:
         """Items that are in a run, or wait to be run again."""
@@ -460,6 +513,12 @@ class Batcher:
             callbacks, self._when_idle = self._when_idle, []
             for callback in callbacks:
                 callback()
+
+
+def _form(key: Key) -> Form:
+    """The form that `put` has made a part of the key."""
+    form: Form = key[0]  # type: ignore[assignment]
+    return form
 
 
 def _live(items: list[Item]) -> list[Item]:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from maas_ray.errors import Overloaded
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fairness import Shares, Tenant, furthest_behind
-from maas_ray.serve.fit import HEADROOM, Estimate, is_too_much, largest_on_time
+from maas_ray.serve.fit import HEADROOM, is_too_much, largest_on_time
 from maas_ray.serve.item import Item
 from maas_ray.serve.line import Line
 
 Key = tuple[object, ...]
 """What requests must have in common to share a run: dtypes, and sizes beyond the batch dimension."""
+EstimateByKey = Callable[[int, Key], float]
+"""Expected seconds of a run by its rows, and by what its requests have in common; infinity if unknown."""
 _TICK_S = 0.0005
 """A loop's clock may tick in milliseconds: a wait that is this close to its end has ended."""
 
@@ -52,7 +54,7 @@ class FairQueue:
         spec: sizes, bounds and weights.
         budget: bytes shared with the other queues of the replica.
         name: of the model version, for messages.
-        estimate_s: expected seconds of a run by its rows; infinity if unknown.
+        estimate_s: expected seconds of a run; infinity if unknown.
         drop: is given an item that had to leave for one of a tenant with less, and the reason.
         retry_after_s: seconds after which a refused request may come again.
     """
@@ -62,7 +64,7 @@ class FairQueue:
         spec: BatchSpec,
         budget: ByteBudget,
         name: str,
-        estimate_s: Estimate,
+        estimate_s: EstimateByKey,
         drop: Callable[[Item, Overloaded], None],
         retry_after_s: Callable[[], float],
     ) -> None:
@@ -100,6 +102,12 @@ class FairQueue:
 
     def __iter__(self) -> Iterator[Item]:
         return (item for group in self._groups.values() for item in group)
+
+    def by_key(self) -> Iterator[tuple[Key, int, int]]:
+        """What waits: a key, and the rows and requests that have it in common."""
+        for group in self._groups.values():
+            if group.num_rows:
+                yield group.key, group.num_rows, sum(line.num_waiting for line in group.lines.values())
 
     def add(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
         """Adds an item, for which there must be room.
@@ -248,7 +256,11 @@ class FairQueue:
         late even in full runs, one after another, small runs for the sake of the earliest would lose still more: then
         the run is the largest all of whose items are on time, and those before them stay behind as well.
         """
-        group, most, estimate_s = head.group, self._max_rows, self._estimate_s
+        group, most = head.group, self._max_rows
+
+        def estimate_s(num_rows: int) -> float:
+            return self._estimate_s(num_rows, group.key)
+
         run_s = HEADROOM * estimate_s(min(most, group.num_rows))
         if now + run_s <= self.earliest or math.isinf(run_s):
             return group.lines, most, False
@@ -302,7 +314,7 @@ class FairQueue:
                 continue
             more = num_rows + item.num_rows
             earliest = min(earliest, item.deadline)
-            if batch and (more > most or now + HEADROOM * self._estimate_s(more) > earliest):
+            if batch and (more > most or now + HEADROOM * self._estimate_s(more, item.group.key) > earliest):
                 break
             num_rows = more
             batch.append(item)
@@ -313,7 +325,7 @@ class FairQueue:
 
     def _must_go_at(self, item: Item) -> float:
         """When an item no longer waits for others: after the delay, or sooner if its deadline is near."""
-        run_s = HEADROOM * self._estimate_s(self._max_rows)
+        run_s = HEADROOM * self._estimate_s(self._max_rows, item.group.key)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
 
     def make_room(self, item: Item, tenant_name: str) -> None:

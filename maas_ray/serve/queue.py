@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from maas_ray.errors import Overloaded
 from maas_ray.serve.batching import BatchSpec, ByteBudget
-from maas_ray.serve.fair_queue import FairQueue, Key
-from maas_ray.serve.fit import HEADROOM, Estimate
+from maas_ray.serve.fair_queue import EstimateByKey, FairQueue, Key
+from maas_ray.serve.fit import HEADROOM
 from maas_ray.serve.item import Item
 
 DEFAULT_TENANT = "default"
@@ -25,7 +25,7 @@ class Queue(FairQueue):
         spec: BatchSpec,
         budget: ByteBudget,
         name: str,
-        estimate_s: Estimate,
+        estimate_s: EstimateByKey,
         drop: Callable[[Item, Overloaded], None],
         retry_after_s: Callable[[], float],
     ) -> None:
@@ -39,6 +39,11 @@ class Queue(FairQueue):
     def __iter__(self) -> Iterator[Item]:
         yield from self._alike
         yield from super().__iter__()
+
+    def by_key(self) -> Iterator[tuple[Key, int, int]]:
+        if self._alike:
+            yield self._key or (), self.num_rows, self.num_items
+        yield from super().by_key()
 
     def put(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
         """Adds an item.
@@ -77,7 +82,7 @@ class Queue(FairQueue):
             is_one_run = len(alike) == 1 or (
                 can_merge
                 and num_rows <= self._max_rows
-                and now + HEADROOM * self._estimate_s(num_rows) <= self.earliest
+                and now + HEADROOM * self._estimate_s(num_rows, self._key or ()) <= self.earliest
             )
             if is_one_run and tenant is not None and len(self._tenants) == 1:
                 self._alike = []

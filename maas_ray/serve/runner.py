@@ -1,28 +1,34 @@
-"""Runs an engine for a batcher: short runs at once on the loop, longer ones in the engine's own threads."""
+"""Runs an engine for a batcher: short runs at once on the loop, all others in the engine's own threads."""
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from maas_ray.bundle.engine import Engine
-from maas_ray.errors import EngineFailed, MaasError
+from maas_ray.bundle.providers import CPU
+from maas_ray.bundle.stop import Stop
+from maas_ray.errors import EngineFailed, MaasError, RunStopped
 from maas_ray.serve.batcher import Finished
+from maas_ray.serve.inline import INLINE_BELOW_S, InlineRule
 from maas_ray.serve.item import Tensors
 
 log = logging.getLogger(__name__)
 
-INLINE_BELOW_S = 300e-6
-"""A run shorter than this is not worth a hop to a thread and back: 12 to 25 microseconds measured on uvloop, which a lone
-request pays in full. With 32 and 128 callers neither way had the better tail for runs of up to 400 microseconds (the
-loop's own work on those requests is longer than the run); a much longer run would keep the loop from reading."""
+Result = tuple[Tensors | None, MaasError | None, float]
+"""Outputs or the error, and the seconds that the run took."""
 
-_DRIFT = 1.01
-"""What the fastest known run loses with each later one, so that a model that has become slower is noticed."""
 
-_Job = tuple[Tensors, int, Finished]
+class _Job(NamedTuple):
+    """A run for the threads."""
+
+    inputs: Tensors
+    num_rows: int
+    finished: Finished | None
+    """None: it is made again only to see how long it takes."""
+    stop: Stop
 
 
 class EngineRunner:
@@ -37,23 +43,33 @@ class EngineRunner:
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, inline_below_s: float = INLINE_BELOW_S) -> None:
         self.streams = engine.streams
         self.estimate_s = engine.latency.estimate_s
+        self.form_of = engine.form_of if engine.has_free_sizes else None
         self._engine = engine
         self._loop = loop
-        self._inline_below_s = inline_below_s
+        self._rule = InlineRule(engine, inline_below_s)
         # A queue of our own: an executor's future and its lock cost more than the hop itself.
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._fastest: dict[int, float] = {}
-        """Seconds of the fastest run by the power of two of its rows."""
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
-        # Not by the mean: in a thread a run also waits for the interpreter's lock when it comes back, so on a busy
-        # machine the mean of short runs would grow until all of them go through the thread, and stay there.
-        fastest_s = self._fastest.get(num_rows.bit_length())
-        if (self.estimate_s(num_rows) if fastest_s is None else fastest_s) < self._inline_below_s:
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> Stop | None:
+        """Starts a run; see `Runner`. What is returned ends it early; a run made at once has ended already."""
+        if self._rule.is_short(inputs, num_rows):
             outputs, error, run_s = self._run(inputs, num_rows)
+            if run_s > self._rule.slow_s and self._rule.suspect():
+                self._put(_Job(inputs, num_rows, None, Stop()))
             finished(outputs, error, run_s)
-            return
+            return None
+        stop = Stop()
+        self._put(_Job(inputs, num_rows, finished, stop))
+        return stop
+
+    def close(self) -> None:
+        """Gives the threads back; a run in progress ends by itself."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        self._threads = []
+
+    def _put(self, job: _Job) -> None:
         if not self._threads:
             # Daemons: a run that hangs in native code must not keep the process from ending.
             self._threads = [
@@ -62,32 +78,42 @@ class EngineRunner:
             ]
             for thread in self._threads:
                 thread.start()
-        self._jobs.put((inputs, num_rows, finished))
-
-    def close(self) -> None:
-        """Gives the threads back; a run in progress ends by itself."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        self._threads = []
+        self._jobs.put(job)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            inputs, num_rows, finished = job
-            result = self._run(inputs, num_rows)
-            del job, inputs  # this thread may now wait for long
+            finished = job.finished
+            result, spent_s = self._run_measured(job)
+            del job  # this thread may now wait for long
             try:
-                self._loop.call_soon_threadsafe(finished, *result)
+                if finished is None:
+                    self._loop.call_soon_threadsafe(self._rule.judge, spent_s)
+                else:
+                    if spent_s:
+                        self._loop.call_soon_threadsafe(self._rule.note_spent, spent_s)
+                    self._loop.call_soon_threadsafe(finished, *result)
             except RuntimeError:
                 log.info("a run ended after its loop was closed; nobody waits for it")
             del result, finished
 
-    def _run(self, inputs: Tensors, num_rows: int) -> tuple[Tensors | None, MaasError | None, float]:
+    def _run_measured(self, job: _Job) -> tuple[Result, float]:
+        """The result, and what the run took of the machine; 0 where nobody asks for that."""
+        if job.stop.is_set:
+            return (None, RunStopped("nobody waited for the run any more when it could begin"), 0.0), 0.0
+        if job.finished is not None and not self._rule.is_off:
+            return self._run(job.inputs, job.num_rows, job.stop), 0.0
+        cpu_s = time.thread_time()
+        result = self._run(job.inputs, job.num_rows, job.stop)
+        if self._engine.providers[0] != CPU:
+            return result, result[2]
+        # Of processor time, since on a busy machine any run can seem long; all threads of the run work alike.
+        return result, min(result[2], (time.thread_time() - cpu_s) * self._engine.threads)
+
+    def _run(self, inputs: Tensors, num_rows: int, stop: Stop | None = None) -> Result:
         started_s = time.perf_counter()
         try:
-            outputs, run_s = self._engine.timed_run(inputs, num_rows)
-            bucket = num_rows.bit_length()
-            fastest_s = self._fastest.get(bucket, math.inf) * _DRIFT
-            self._fastest[bucket] = run_s if run_s < fastest_s else fastest_s
+            outputs, run_s = self._engine.timed_run(inputs, num_rows, stop)
+            self._rule.note(inputs, num_rows, run_s)
             return outputs, None, run_s
         except MaasError as error:
             log.info("a run failed: %s", error.__cause__ or error)

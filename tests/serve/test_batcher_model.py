@@ -179,7 +179,7 @@ class CheckedEngine(HeldEngine):
         self.machine = machine
         self.runs_going_on: list[list[Sent]] = []
 
-    def estimate_s(self, num_rows: int) -> float:
+    def estimate_s(self, num_rows: int, form: object = ()) -> float:
         return self.machine.estimate_s * num_rows
 
     def start(self, inputs: Tensors, num_rows: int, finished: Any) -> None:

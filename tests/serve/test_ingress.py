@@ -234,7 +234,7 @@ class Hold:
     def start(self, *args: Any) -> None:
         self._held.append(args)
 
-    def estimate_s(self, num_rows: int) -> float:
+    def estimate_s(self, num_rows: int, form: object = ()) -> float:
         return 0.001
 
     def wait_queued(self, num_requests: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.stop import Stop
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.batching import BatchSpec
@@ -81,8 +82,10 @@ class Swapping(EngineRunner):
 
     num_runs = 0
 
-    def _run(self, inputs: Tensors, num_rows: int) -> tuple[Tensors | None, MaasError | None, float]:
-        outputs, error, seconds = super()._run(inputs, num_rows)
+    def _run(
+        self, inputs: Tensors, num_rows: int, stop: Stop | None = None
+    ) -> tuple[Tensors | None, MaasError | None, float]:
+        outputs, error, seconds = super()._run(inputs, num_rows, stop)
         self.num_runs += 1
         if outputs is not None and self.num_runs % 100 == 0:
             outputs = {name: np.roll(array, 1, axis=0) for name, array in outputs.items()}

@@ -63,6 +63,8 @@ class ManualLoop:
 class HeldEngine:
     """y = 2x, once the test lets the run end; fails for rows that hold a negative number."""
 
+    form_of = None
+
     def __init__(self, streams: int = 1, seconds: Callable[[int], float] = lambda num_rows: 3.0) -> None:
         self.streams = streams
         self.seconds = seconds
@@ -78,7 +80,7 @@ class HeldEngine:
         else:
             self._finished.append(lambda: finished({"y": x * 2}, None))  # type: ignore[operator]
 
-    def estimate_s(self, num_rows: int) -> float:
+    def estimate_s(self, num_rows: int, form: object = ()) -> float:
         return self.seconds(num_rows)
 
     @property
