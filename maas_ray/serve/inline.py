@@ -1,10 +1,10 @@
 """Which runs are made on the loop itself: only those whose length is known to be short. Runs nothing.
 
-    never        where values decide how long a run takes (loops, sizes computed from values), or a version is not
-                 proven safe to run in this process
-    not yet      a size that was not measured; where more than the number of rows varies, that very shape
-    not now      after a run that took long although it was expected to be short, until a thousand runs in the
-                 engine's thread in a row were short; ten times as many each time that it happens again
+never        where values decide how long a run takes (loops, sizes computed from values), or a version is not
+             proven safe to run in this process
+not yet      a size that was not measured; where more than the number of rows varies, that very shape
+not now      after a run that took long although it was expected to be short, until a thousand runs in the
+             engine's thread in a row were short; ten times as many each time that it happens again
 """
 
 import logging
