@@ -46,7 +46,7 @@ DEADLINES_S = (0.5, 2.0, 5.0)
 LONGEST_STOP_S = 8.0
 """Every second stop ends after a random time up to this."""
 LEFT_S = 30.0
-"""The others last until the system has replaced the process, or this long."""
+"""The others last until the system has woken or replaced the process, or this long."""
 RECOVERY_S = 180.0
 CALM_ANSWERS = 40
 """Answers to either pool without anything else between two events."""
@@ -60,8 +60,8 @@ class Event:
     start_s: float
     pid: int
     end_s: float = 0.0
-    was_replaced: bool = False
-    """A process that was stopped was ended by the system, which started another one."""
+    was_noticed: bool = False
+    """A process that was stopped was woken or replaced by the system itself."""
 
 
 @dataclass
@@ -134,10 +134,10 @@ class Run:
         if number is signal.SIGSTOP:
             until(lambda: is_stopped(pid) or started(pid) != birth, f"stop of {pid}", timeout_s=5)
             until_s = event.start_s + (LEFT_S if is_left else self.random.uniform(0.5, LONGEST_STOP_S))
-            while time.monotonic() < until_s and started(pid) == birth:
+            while time.monotonic() < until_s and is_stopped(pid) and started(pid) == birth:
                 time.sleep(0.05)
-            event.was_replaced = started(pid) != birth
-            if not event.was_replaced:
+            event.was_noticed = time.monotonic() < until_s
+            if is_stopped(pid) and started(pid) == birth:
                 os.kill(pid, signal.SIGCONT)
         else:
             until(lambda: started(pid) != birth, f"end of {pid}", timeout_s=5)
@@ -221,13 +221,13 @@ def report(run: Run, kind: Kind, number: signal.Signals, seed: int, calls: dict[
     attempts = [attempt for name in POOLS for call in calls[name] for attempt in call.attempts]
     over_s = max(attempt.ended_s - attempt.sent_s - attempt.deadline_s for attempt in attempts)
     counts = {what: sum(len(found.get(what, ())) for found in faults.values()) for what in ("lost", "failed", "duplicated", "wrong", "late")}  # fmt: skip
-    replaced = sum(event.was_replaced for event in run.events)
+    noticed = sum(event.was_noticed for event in run.events)
     cells = [kind, number.name, len(run.events), len(calls[ANY]), counts["lost"] + counts["failed"]]
     cells += [counts["duplicated"], counts["wrong"], counts["late"], f"{over_s:+.2f}"]
     cells += [f"{statistics.median(silences):.2f}", f"{max(silences):.2f}"] if silences else ["-", "-"]
     cells += [f"{unknown} of {len(calls[ONCE])}"]
     line = f"| {' | '.join(map(str, cells))} |"
-    print(f"\n{line}  seed {seed}, {replaced} replaced, {verdicts[ANY]}, {verdicts[ONCE]}")  # noqa: T201
+    print(f"\n{line}  seed {seed}, {noticed} noticed, {verdicts[ANY]}, {verdicts[ONCE]}")  # noqa: T201
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = f"{kind}-{number.name}"
     (RESULTS / f"{name}.md").write_text(line + "\n")
