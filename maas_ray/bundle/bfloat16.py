@@ -35,6 +35,7 @@ def run(
         if tensor.datatype == "BF16"
         else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs[tensor.name]))
         for tensor in signature.inputs
+        if tensor.name in inputs
     }
     names = [tensor.name for tensor in signature.outputs]
     results = session.run_with_ort_values(names, values, options)

@@ -25,7 +25,12 @@ GRAPH_ID = "gpu_graph_id"
 def can_be_fixed(signature: Signature) -> bool:
     """Whether nothing but the number of rows varies, and every tensor can lie on a device."""
     tensors = (*signature.inputs, *signature.outputs)
-    return signature.is_batched and not any(-1 in t.shape[1:] or t.datatype in ("BYTES", "BF16") for t in tensors)
+    has_optional = len(signature.required) < len(signature.inputs)
+    return (
+        signature.is_batched
+        and not has_optional
+        and not any(-1 in t.shape[1:] or t.datatype in ("BYTES", "BF16") for t in tensors)
+    )
 
 
 class Buckets:

@@ -252,7 +252,7 @@ class Engine:
 
         Merging requests in such a graph would let one caller's rows change another's answer.
         """
-        inputs = {tensor.name: _sample(tensor, 3) for tensor in self.signature.inputs}
+        inputs = {tensor.name: _sample(tensor, 3) for tensor in self.signature.required}
         try:
             together = self.run(inputs)
             alone = [self.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(3)]

@@ -42,6 +42,8 @@ class TensorSpec(Spec):
     """Sizes; -1 is variable, and the batch dimension where it comes first."""
     nullable: bool = False
     """A JSON null is a missing value, which the preprocessing inside the graph fills in (NaN or an empty string)."""
+    optional: bool = Field(default=False, exclude_if=lambda value: not value)
+    """An input with a default value in the graph: a request may leave it out."""
 
 
 class Signature(Spec):
@@ -51,9 +53,15 @@ class Signature(Spec):
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def required(self) -> tuple[TensorSpec, ...]:
+        """Inputs that every request must have."""
+        return tuple(tensor for tensor in self.inputs if not tensor.optional)
+
+    @property
     def is_batched(self) -> bool:
         """Whether the first dimension of every tensor is variable, so that rows of several requests can be merged."""
-        return all(tensor.shape and tensor.shape[0] == -1 for tensor in (*self.inputs, *self.outputs))
+        tensors = (*self.required, *self.outputs)
+        return bool(self.required) and all(tensor.shape and tensor.shape[0] == -1 for tensor in tensors)
 
 
 class Imported(Spec):

@@ -10,6 +10,7 @@ from math import prod
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from maas_ray.bundle import contrib
 from maas_ray.bundle.datatypes import NUMPY, ONNX
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.bundle.functions import check_functions, function_of
@@ -19,6 +20,14 @@ ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_GRAPH_BYTES = (1 << 31) - 1
 """The largest message of protocol buffers; weights are inline."""
 MAX_NODES = 1_000_000
+_FIRST_IR_WITH_DEFAULTS = 4
+_KINDS = {
+    "sequence_type": "sequence",
+    "map_type": "map",
+    "optional_type": "optional value",
+    "sparse_tensor_type": "sparse tensor",
+    "opaque_type": "opaque value",
+}
 
 
 def inspect_graph(graph: bytes, signature: Signature) -> None:
@@ -41,10 +50,13 @@ def inspect_graph(graph: bytes, signature: Signature) -> None:
     for num_nodes, node in enumerate(_nodes(model)):
         if num_nodes >= MAX_NODES:
             raise BundleError(f"the graph has more than {MAX_NODES} nodes")
-        if node.domain not in ALLOWED_DOMAINS and function_of(node) not in local:
+        is_known = node.domain in ALLOWED_DOMAINS or (
+            node.domain == contrib.DOMAIN and node.op_type in contrib.OPERATORS
+        )
+        if not is_known and function_of(node) not in local:
             raise BundleError(
                 f"node {node.name!r} is {node.domain}::{node.op_type}; only operators of the domains ai.onnx and "
-                "ai.onnx.ml are served, export the model without that operator"
+                "ai.onnx.ml and a list of com.microsoft's are served, export the model without that operator"
             )
     for tensor in tensors_of(model):
         _check_tensor(tensor)
@@ -53,8 +65,13 @@ def inspect_graph(graph: bytes, signature: Signature) -> None:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise BundleError(f"the onnx checker refuses the graph: {str(error).splitlines()[0]}") from error
-    constants = {tensor.name for tensor in model.graph.initializer}
-    _compare("input", signature.inputs, [value for value in model.graph.input if value.name not in constants])
+    defaults = _defaults(model)
+    if wrong := [tensor.name for tensor in signature.inputs if tensor.optional and tensor.name not in defaults]:
+        raise BundleError(f"input {wrong[0]!r} is declared optional, but has no default value in the graph")
+    declared = {tensor.name for tensor in signature.inputs}
+    # Bundles of earlier versions do not declare inputs with default values.
+    given = [value for value in model.graph.input if value.name in declared or value.name not in defaults]
+    _compare("input", signature.inputs, given)
     _compare("output", signature.outputs, model.graph.output)
 
 
@@ -68,22 +85,41 @@ def signature_of(graph: bytes) -> Signature:
         model = onnx.load_model_from_string(graph)
     except Exception as error:
         raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded") from error
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]
+    defaults = _defaults(model)
+    # Before IR version 4 every constant had to be an input, and onnxruntime lets nobody replace it.
+    hidden = defaults if model.ir_version < _FIRST_IR_WITH_DEFAULTS else frozenset()
+    inputs = [value for value in model.graph.input if value.name not in hidden]
     return Signature(
-        inputs=tuple(_spec(value, "input") for value in inputs),
+        inputs=tuple(_spec(value, "input", is_optional=value.name in defaults) for value in inputs),
         outputs=tuple(_spec(value, "output") for value in model.graph.output),
     )
 
 
-def _spec(value: ValueInfoProto, what: str) -> TensorSpec:
+def _defaults(model: ModelProto) -> frozenset[str]:
+    """Inputs that have a value in the graph."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return frozenset(value.name for value in model.graph.input if value.name in given)
+
+
+def _spec(value: ValueInfoProto, what: str, *, is_optional: bool = False) -> TensorSpec:
+    if (kind_of_value := value.type.WhichOneof("value")) != "tensor_type":
+        raise BundleError(
+            f"{what} {value.name!r} is a {_KINDS.get(kind_of_value or '', 'value of an unknown type')}; the protocol "
+            f"carries tensors only: export the model so that this {what} is one"
+            + (" (for the classifiers of scikit-learn and onnxmltools: zipmap=False)" if what == "output" else "")
+        )
     shape = _shape(value)
     if shape is None:
-        raise BundleError(f"{what} {value.name!r} has no shape in the graph; export the model with shapes")
+        raise BundleError(
+            f"{what} {value.name!r} has no shape in the graph; give it one (--shape {value.name}=-1,3), or export the "
+            "model with shapes"
+        )
     kind = ONNX.get(value.type.tensor_type.elem_type)
     if kind is None:
         raise BundleError(f"{what} {value.name!r} is not a tensor of a datatype of the Open Inference Protocol")
-    return TensorSpec(name=value.name, datatype=kind, shape=tuple(-1 if size is None else size for size in shape))
+    sizes = tuple(-1 if size is None else size for size in shape)
+    return TensorSpec(name=value.name, datatype=kind, shape=sizes, optional=is_optional)
 
 
 def _compare(what: str, declared: Iterable[TensorSpec], found: Iterable[ValueInfoProto]) -> None:

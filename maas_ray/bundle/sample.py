@@ -84,12 +84,14 @@ def checked(values: dict[str, Array], signature: Signature) -> dict[str, Array]:
     num_rows: int | None = None
     for tensor in signature.inputs:
         array = values.get(tensor.name)
+        if array is None and tensor.optional:
+            continue
         if array is None:
             raise SpecError(f"the sample has no input {tensor.name!r}; it needs every input of the model")
         sizes = list(array.shape)
         if len(sizes) != len(tensor.shape) or any(a not in (-1, b) for a, b in zip(tensor.shape, sizes, strict=True)):
             raise SpecError(f"input {tensor.name!r} of the sample has the shape {sizes}, not {list(tensor.shape)}")
-        if signature.is_batched:
+        if signature.is_batched and not tensor.optional:
             if num_rows not in (None, sizes[0]) or not sizes[0]:
                 raise SpecError(f"input {tensor.name!r} of the sample has {sizes[0]} rows, others {num_rows}")
             num_rows = sizes[0]

@@ -34,15 +34,15 @@ class Guess(NamedTuple):
 def guesses(signature: Signature) -> Iterator[Guess]:
     """Kinds of values to try in turn, the most harmless first, until the graph takes one."""
     is_batched = signature.is_batched
-    is_free = any(-1 in (t.shape[1:] if is_batched else t.shape) for t in signature.inputs)
+    is_free = any(-1 in (t.shape[1:] if is_batched else t.shape) for t in signature.required)
     for size in FREE_SIZES if is_free else (1,):
-        if any(prod(_shape(tensor, 1, size, is_batched)) > MAX_ELEMENTS for tensor in signature.inputs):
+        if any(prod(_shape(tensor, 1, size, is_batched)) > MAX_ELEMENTS for tensor in signature.required):
             return
         for name, fill in _FILLS.items():
             suffix = f", free sizes {size}" if is_free else ""
 
             def make(num_rows: int, fill: _Fill = fill, size: int = size) -> Values:
-                return {t.name: fill(t, _shape(t, num_rows, size, is_batched)) for t in signature.inputs}
+                return {t.name: fill(t, _shape(t, num_rows, size, is_batched)) for t in signature.required}
 
             yield Guess(name + suffix, make)
 
@@ -53,7 +53,11 @@ def repeated(sample: Values, signature: Signature) -> Guess:
     def make(num_rows: int) -> Values:
         if not signature.is_batched:
             return sample
-        return {name: np.resize(array, (num_rows, *array.shape[1:])) for name, array in sample.items()}
+        has_rows = {tensor.name for tensor in signature.required}
+        return {
+            name: np.resize(array, (num_rows, *array.shape[1:])) if name in has_rows else array
+            for name, array in sample.items()
+        }
 
     return Guess("recorded values", make)
 

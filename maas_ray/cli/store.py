@@ -28,6 +28,12 @@ def import_(
     ] = "other",
     labels: Annotated[str | None, typer.Option(metavar="A,B,C", help="Class names in the order of the scores.")] = None,
     labels_file: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZES", help="Shape that the file leaves open: x=-1,3 or ids=batch,seq; repeatable."
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Run it twice on random values.")] = True,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
@@ -38,9 +44,17 @@ def import_(
     check_name(name, "model")
     opened = open_store(store, endpoint)
     with say.status("importing"):
+        from maas_ray.registry.adapting import read_shapes
         from maas_ray.registry.importing import import_onnx, read_labels
 
-        imported = import_onnx(opened, file, task=task, labels=read_labels(labels, labels_file), is_checked=check)
+        imported = import_onnx(
+            opened,
+            file,
+            task=task,
+            labels=read_labels(labels, labels_file),
+            shapes=read_shapes(shape or []),
+            is_checked=check,
+        )
     registry = Registry(opened)
     version = registry.publish(name, imported.bundle_id)
     if alias:
@@ -54,6 +68,7 @@ def import_(
         "written by": (origin.producer if origin else "") or "a program that does not say",
         **{f"input {tensor.name}": _shown(tensor) for tensor in imported.info.signature.inputs},
         **{f"output {tensor.name}": _shown(tensor) for tensor in imported.info.signature.outputs},
+        **{f"change {number}": text for number, text in enumerate(imported.info.parity.get("changes", ()), 1)},
         "run on random values": imported.info.parity["run"],
         "rows of several requests": _MERGED[imported.info.parity.get("can_merge")],
         "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
@@ -143,7 +158,7 @@ def schema(
 
 
 def _shown(tensor: Any) -> str:
-    return f"{tensor.datatype} {list(tensor.shape)}"
+    return f"{tensor.datatype} {list(tensor.shape)}{' (optional)' if tensor.optional else ''}"
 
 
 def _document(model: Any) -> dict[str, Any]:

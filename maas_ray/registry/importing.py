@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.external import OnnxFile, read_onnx
+from maas_ray.bundle.external import read_onnx
 from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, TensorSpec, save_bundle
 from maas_ray.bundle.inspect import inspect_graph, signature_of
 from maas_ray.errors import GateError, MaasError, SpecError
 from maas_ray.foreign import Unreadable, read_file
+from maas_ray.registry.adapting import Sizes, adapt
 from maas_ray.store.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def import_onnx(
     *,
     task: Task = "other",
     labels: tuple[str, ...] | None = None,
+    shapes: Mapping[str, Sizes] | None = None,
     is_checked: bool = True,
 ) -> ImportedModel:
     """Makes a bundle of an ONNX file and commits it; `Registry.publish` makes it a version.
@@ -52,7 +53,8 @@ def import_onnx(
         store: where the bundle goes.
         path: the file; external data beside it is put inside.
         task: what the outputs mean.
-        labels: class names in the order of the scores.
+        labels: class names in the order of the scores; by default those that the file has.
+        shapes: of inputs and outputs whose shapes the file leaves open.
         is_checked: False leaves out the run, for a graph that gives infinite values where it should.
 
     Raises:
@@ -62,23 +64,26 @@ def import_onnx(
         GateError: two loads of the graph differ, or give values that are not finite.
     """
     path = Path(path)
-    file = _with_shapes(read_onnx(path))
+    adapted = adapt(read_onnx(path), shapes)
+    file = adapted.file
+    labels = adapted.labels if labels is None else labels
     signature = signature_of(file.graph)
     inspect_graph(file.graph, signature)
     _check_labels(signature, labels)
     origin = Imported(file=path.name, sha256=file.sha256, producer=file.producer)
+    changes = {"changes": list(adapted.changes)} if adapted.changes else {}
     run = f"import-{file.sha256[:16]}"
     info = BundleInfo(
         signature=signature,
         task=task,
         labels=labels,
-        parity={"status": "imported", "run": "left out"},
+        parity={"status": "imported", "run": "left out", **changes},
         metrics={},
         lineage=Lineage(run=run, step=0, checkpoint_digest="", data_digest="", spec_digest="", imported=origin),
     )
     if is_checked:
         report = _prove(Bundle(path.name, info, file.graph))
-        info = info.model_copy(update={"parity": {"status": "imported", **report}})
+        info = info.model_copy(update={"parity": {"status": "imported", **report, **changes}})
     return ImportedModel(save_bundle(store, info, file.graph), info)
 
 
@@ -105,20 +110,6 @@ def _reason(error: Unreadable | UnicodeDecodeError) -> str:
     return str(error) if isinstance(error, Unreadable) else "is not text in UTF-8; convert it"
 
 
-def _with_shapes(file: OnnxFile) -> OnnxFile:
-    """Infers the shapes of outputs that have none, which older exporters leave out and the checker insists on."""
-    model = onnx.load_model_from_string(file.graph)
-    if all(output.type.tensor_type.HasField("shape") for output in model.graph.output):
-        return file
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # native code with its own classes; the inspection says what is missing
-        return file
-    for output, found in zip(model.graph.output, inferred.graph.output, strict=True):
-        output.CopyFrom(found)
-    return OnnxFile(model.SerializeToString(), file.sha256, file.producer)
-
-
 def _check_labels(signature: Signature, labels: tuple[str, ...] | None) -> None:
     if labels is None:
         return
@@ -134,7 +125,7 @@ def _prove(bundle: Bundle) -> dict[str, Any]:
     signature, name = bundle.info.signature, bundle.id
     num_rows = NUM_ROWS if signature.is_batched else 1
     random = np.random.default_rng(0)
-    inputs = {tensor.name: _random(tensor, num_rows, random) for tensor in signature.inputs}
+    inputs = {tensor.name: _random(tensor, num_rows, random) for tensor in signature.required}
     results: list[Mapping[str, Array]] = []
     can_merge = False
     for num_runs in (2, 1):  # onnxruntime's random numbers begin alike in each session

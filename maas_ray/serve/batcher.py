@@ -130,6 +130,7 @@ class Batcher:
         spec: sizes, bounds, delay and weights.
         loop: asyncio's loop, or one driven by hand.
         can_merge: whether the model has a batch dimension.
+        optional: names of inputs that a request may leave out; one that has any runs alone.
         budget: bytes shared with the other batchers of the replica.
         name: of the model version, for messages.
         stats: is told what waited and ran; None: nothing is counted.
@@ -142,6 +143,7 @@ class Batcher:
         loop: Loop,
         *,
         can_merge: bool,
+        optional: frozenset[str] = frozenset(),
         budget: ByteBudget | None = None,
         name: str = "model",
         stats: RunStats | None = None,
@@ -153,6 +155,7 @@ class Batcher:
         self._loop = loop
         self._can_merge = can_merge
         form_of = self._form_of = runner.form_of
+        self._optional = optional
         self._name = name
         self._stats = stats
         budget = budget or ByteBudget(spec.max_queued_bytes)
@@ -252,7 +255,9 @@ class Batcher:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
         inputs, num_rows = item.inputs, item.num_rows
         key: Key = ()
-        if self._can_merge:
+        if self._optional and not self._optional.isdisjoint(inputs):
+            key = (item,)  # what it gives beside its rows holds for the whole run
+        elif self._can_merge:
             for name, array in inputs.items():
                 shape = array.shape
                 if shape[0] != num_rows:

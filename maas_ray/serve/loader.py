@@ -120,6 +120,7 @@ class Loader:
             self._spec.batching,
             loop,
             can_merge=engine.can_merge,
+            optional=frozenset(tensor.name for tensor in info.signature.inputs if tensor.optional),
             budget=self._budget,
             name=name_of(version),
             stats=self._stats.model(version.model, version.version),

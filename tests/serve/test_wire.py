@@ -358,7 +358,13 @@ def test_the_configuration_is_tritons() -> None:
     config = v2.model_config("m", [3], make_info(MIXED), max_batch_size=64, max_delay_us=100)
     assert config["max_batch_size"] == 64
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 100
-    assert config["input"][0] == {"name": "color", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
+    assert config["input"][0] == {
+        "name": "color",
+        "data_type": "TYPE_STRING",
+        "dims": [1],
+        "format": "FORMAT_NONE",
+        "optional": False,
+    }
     assert config["output"][0] == {"name": "code", "data_type": "TYPE_INT64", "dims": [1]}
     assert (config["backend"], config["version_policy"]) == ("onnxruntime", {"specific": {"versions": [3]}})
     single = v2.model_config("m", [3], make_info(UNBATCHED), max_batch_size=64)

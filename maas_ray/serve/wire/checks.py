@@ -70,18 +70,23 @@ def complete_inputs(found: dict[str, Array], specs: Mapping[str, TensorSpec]) ->
         BadRequest: one is missing.
     """
     if len(found) != len(specs):
-        missing = ", ".join(repr(name) for name in specs if name not in found)
-        raise BadRequest(f"missing input {missing}; the model takes {', '.join(map(repr, specs))}")
+        absent = [name for name in specs if name not in found]
+        if missing := [name for name in absent if not specs[name].optional]:
+            shown = ", ".join(map(repr, missing))
+            raise BadRequest(f"missing input {shown}; the model takes {', '.join(map(repr, specs))}")
+        return {name: found[name] for name in specs if name in found}
     return found if len(found) == 1 else {name: found[name] for name in specs}
 
 
 def num_rows(tensors: Mapping[str, Array], signature: Signature) -> int:
-    """Rows of a request as parsed; 1 for a model without a batch dimension.
+    """Rows of a request as parsed, in the inputs that every request has; 1 for a model without a batch dimension.
 
     Raises:
         BadRequest: the inputs differ, or have none.
     """
-    return count_rows(tensors) if signature.is_batched else 1
+    if not signature.is_batched:
+        return 1
+    return count_rows({tensor.name: tensors[tensor.name] for tensor in signature.required})
 
 
 def count_rows(tensors: Mapping[str, Array]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import maas_ray
 from maas_ray.bundle.format import BundleInfo, Datatype, TensorSpec
 
+_CHANNELS = (1, 3)
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 EXTENSIONS = (
@@ -63,7 +64,10 @@ def model_config(
         "backend": BACKEND,
         "version_policy": {"specific": {"versions": list(versions)}},
         "max_batch_size": max_batch_size if is_batched else 0,
-        "input": [{**_configure(tensor, is_batched), "optional": False} for tensor in info.signature.inputs],
+        "input": [
+            {**_configure(tensor, is_batched), "format": _format(tensor, is_batched), "optional": tensor.optional}
+            for tensor in info.signature.inputs
+        ],
         "output": [_configure(tensor, is_batched) for tensor in info.signature.outputs],
         "default_model_filename": "model.onnx",
     }
@@ -74,14 +78,23 @@ def model_config(
 
 def _describe(tensor: TensorSpec) -> dict[str, Any]:
     described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    if tensor.nullable:
-        described["parameters"] = {"nullable": True}
+    flags = {name: True for name in ("nullable", "optional") if getattr(tensor, name)}
+    if flags:
+        described["parameters"] = flags
     return described
 
 
 def _configure(tensor: TensorSpec, is_batched: bool) -> dict[str, Any]:
     shape = tensor.shape[1:] if is_batched else tensor.shape
     return {"name": tensor.name, "data_type": _config_type(tensor.datatype), "dims": list(shape)}
+
+
+def _format(tensor: TensorSpec, is_batched: bool) -> str:
+    """Where the channels of an image are; Triton's image clients ask for it."""
+    dims = tensor.shape[1:] if is_batched else tensor.shape
+    if len(dims) == 3 and dims[0] in _CHANNELS:
+        return "FORMAT_NCHW"
+    return "FORMAT_NHWC" if len(dims) == 3 and dims[2] in _CHANNELS else "FORMAT_NONE"
 
 
 def _config_type(datatype: Datatype) -> str:

@@ -119,7 +119,7 @@ class Plans:
                     array = array.copy()
             found[spec.name] = array
             offset += num_bytes
-        return _renew(plan.request, request_id, {name: found[name] for name in self._inputs})
+        return _renew(plan.request, request_id, {name: found[name] for name in self._inputs if name in found})
 
     def learn_json(self, body: bytes, request: InferRequest) -> None:
         """Remembers a request that has been read, the second time that its text comes."""

@@ -52,6 +52,7 @@ class RequestReader:
         self._numbers = {
             tensor.name: Numbers(tensor.datatype) for tensor in signature.inputs if Numbers.can_read(tensor.datatype)
         }
+        self._required = {tensor.name: tensor for tensor in signature.required}
         self._plans = Plans(self._inputs, self._numbers)
         self._is_numeric = len(self._numbers) == len(self._inputs)
         self._all_binary = wanted_outputs((), self._outputs, is_binary=True)
@@ -163,12 +164,12 @@ class RequestReader:
         return self._finish(rest, found, request_parameters(rest.get("parameters")))
 
     def _read_raw(self, view: memoryview) -> InferRequest:
-        if len(self._inputs) != 1:
+        if len(self._required) != 1:
             raise BadRequest(
                 f"a raw request (inference-header-content-length 0) needs a model with one input, this one takes "
-                f"{', '.join(map(repr, self._inputs))}; send a request with a JSON header"
+                f"{', '.join(map(repr, self._required))}; send a request with a JSON header"
             )
-        (spec,) = self._inputs.values()
+        (spec,) = self._required.values()
         shape = raw_shape(spec, self._is_batched, len(view))
         read = read_raw_string if spec.datatype == "BYTES" else read_binary
         return InferRequest(None, {spec.name: read(spec, shape, view)}, self._all_binary, 1)
@@ -177,14 +178,17 @@ class RequestReader:
         spec = known_input(entry.get("name"), self._inputs, found)
         check_datatype(spec, entry.get("datatype"))
         shape = check_shape(spec, entry.get("shape"))
-        if self._is_batched and shape[0] == 0:
+        if self._is_batched and not spec.optional and shape[0] == 0:
             raise BadRequest(f"input {spec.name!r}: shape {list(shape)} has no rows; send at least one")
         return spec, shape
 
     def _finish(self, document: dict[str, Any], found: dict[str, Array], parameters: RequestParameters) -> InferRequest:
         """What is left once the tensors are read."""
         inputs = complete_inputs(found, self._inputs)
-        num_rows = count_rows(inputs) if self._is_batched else 1
+        num_rows = 1
+        if self._is_batched:
+            is_plain = len(self._required) == len(self._inputs)
+            num_rows = count_rows(inputs if is_plain else {name: inputs[name] for name in self._required})
         outputs = self._read_outputs(_list_of_objects(document, "outputs"), parameters.is_binary)
         request_id = check_id(document.get("id"))
         return InferRequest(request_id, inputs, outputs, num_rows, parameters.timeout_us, parameters.priority)
