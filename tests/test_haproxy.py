@@ -20,43 +20,19 @@ from typing import Any, ClassVar
 
 import pytest
 import requests
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, HAProxyManager, ServerConfig
-from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.config import gRPCOptions
 
-from maas_ray import haproxy
 from maas_ray.cluster.environment import find_launcher
-from maas_ray.haproxy import MARK, MAX_PIPES, NOT_REPLAYABLE, PIPE_BYTES, REPLAYABLE, Options, Unexpected, harden
+from maas_ray.haproxy.binary import find_binary
+from maas_ray.haproxy.harden import MARK, MAX_PIPES, PIPE_BYTES, Options, harden
+from maas_ray.haproxy.launcher import apply
+from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REPLAYABLE
+from maas_ray.haproxy.sections import Unexpected
 from tests.conftest import unused_port
+from tests.support.front import backend, render
 
 BIG = 200_000
 """Bytes of a body that fits no buffer."""
-
-
-def backend(app: str, deployment: str, ports: list[int]) -> BackendConfig:
-    """As `HAProxyManager` makes it from the controller's targets."""
-    names = [f"SERVE_REPLICA::{app}#{deployment}#ab12cd3{index}" for index in range(len(ports))]
-    servers = [
-        ServerConfig(name=HAProxyManager.get_safe_name(name), host="127.0.0.1", port=port)
-        for name, port in zip(names, ports, strict=True)
-    ]
-    return BackendConfig(name=f"http-{app}", path_prefix=f"/{app}", app_name=app, servers=servers)
-
-
-def render(directory: Path, backends: list[BackendConfig], port: int = 8000, host: str = "127.0.0.1", **options) -> str:
-    """What Serve writes, by its own code."""
-    config = HAProxyConfig(
-        http_options=HTTPOptions(host=host, port=port),
-        is_head=True,
-        socket_path=str(directory / "admin.sock"),
-        server_state_base=str(directory),
-        server_state_file=str(directory / "server-state"),
-        metrics_socket_path=str(directory / "metrics.sock"),
-        **options,
-    )
-    api = HAProxyApi(config, config_file_path=str(directory / "haproxy.cfg"))
-    api.set_backend_configs({item.name: item for item in backends})
-    api._generate_config_file_internal()
-    return (directory / "haproxy.cfg").read_text()
 
 
 POOLS = [
@@ -73,11 +49,16 @@ def section(config: str, header: str) -> str:
 
 
 def test_every_edit_is_made_in_what_serve_renders(tmp_path: Path) -> None:
-    config = harden(render(tmp_path, POOLS), Options(error_dir="/errors"))
+    config = harden(render(tmp_path, POOLS), Options(error_files={503: Path("/errors/503.http")}))
     for line in (" mode 600 level admin", f"    tune.pipesize {PIPE_BYTES}\n", f"    maxpipes {MAX_PIPES}\n"):
         assert line in section(config, "global")
     defaults = section(config, "defaults")
-    for line in ("timeout http-request 8s", "option http-buffer-request", "errorfile 502 /errors/503.http"):
+    for line in (
+        "timeout http-request 8s",
+        "option http-buffer-request",
+        "errorfile 503 /errors/503.http",
+        "timeout check 1100ms",
+    ):
         assert f"    {line}" in defaults
     assert "httplog" not in config
     assert not re.search(r"^\s+log ", config, re.MULTILINE)
@@ -173,7 +154,7 @@ class Server(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        body = b"{}"
+        body = b"success" if self.path == "/-/healthz" else b"{}"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -234,7 +215,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAAS_RAY_")}
     command = [launcher, "-db", "-f", str(directory / "haproxy.cfg"), "-dR"]
     # Its own time for headers is too long for a test.
-    shorter = f"import sys, maas_ray.haproxy as h; h.HEADER_TIMEOUT_S = 1; sys.argv = {command!r}; h.main()"
+    shorter = f"import sys, maas_ray.haproxy.harden as h, maas_ray.haproxy as m; h.HEADER_TIMEOUT_S = 1; sys.argv = {command!r}; m.main()"
     process = subprocess.Popen([sys.executable, "-c", shorter], env=environment, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 20
@@ -404,12 +385,12 @@ def test_a_configuration_that_is_not_understood_is_run_as_it_is_and_said_so(tmp_
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
     assert "is run as Ray Serve wrote it, with open ports: Unexpected" in done.stderr
-    assert "bind *:" in (tmp_path / haproxy.REASON_FILE).read_text()
+    assert "bind *:" in (tmp_path / REASON_FILE).read_text()
     assert not (tmp_path / "haproxy.cfg").read_text().startswith(MARK)
 
     (tmp_path / "haproxy.cfg").write_text(config)
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    assert not (tmp_path / haproxy.REASON_FILE).exists()
+    assert not (tmp_path / REASON_FILE).exists()
     assert (tmp_path / "haproxy.cfg").read_text().startswith(MARK)
     assert (tmp_path / "haproxy.cfg.serve").read_text() == config
 
@@ -419,7 +400,7 @@ def test_what_haproxy_refuses_is_not_run(tmp_path: Path) -> None:
     host = tmp_path / "host"
     host.write_text("no.such.host.invalid")
     with pytest.raises(Unexpected, match="HAProxy refuses"):
-        haproxy.apply(tmp_path / "haproxy.cfg", haproxy._find_binary(), {haproxy.HOST_FILE_VARIABLE: str(host)})
+        apply(tmp_path / "haproxy.cfg", find_binary(), {HOST_FILE_VARIABLE: str(host)})
     assert (tmp_path / "haproxy.cfg").read_text() == config
 
 

@@ -29,8 +29,12 @@ LAUNCHER = "maas-ray-haproxy"
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 MAX_ANSWER_S = 600
 """Longest time that a pool may be given for an answer; HAProxy waits a little longer."""
-REPLICA_PORTS = 100
-"""Ports of one protocol that replicas of a local cluster may take."""
+HARD_STOP_S = 2 * MAX_ANSWER_S + 60
+"""Longest time that an HAProxy which was replaced answers its last requests, where the limits of a pool are not known:
+its longest request and its longest drain. The launcher shortens it to what the pools need."""
+REPLICA_PORTS = 500
+"""Ports of one protocol that replicas of a local cluster may take. Serve gives none of them to another replica while an
+HAProxy that was replaced may still send requests there."""
 _NUM_SINGLE = 10
 
 _COMMON = {
@@ -70,6 +74,11 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
         # Only counts while the client is to send or to read: a long computation does not end it. Serve: an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         "RAY_SERVE_HAPROXY_MAXCONN": "20000",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HARD_STOP_S),
+        # Three failures in a row replace the actor that reloads HAProxy, and the proxy behind pools that sleep. Serve
+        # looks every 10 s: a new replica would get no request for half a minute.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         # Serve's metrics of HAProxy are read from a datagram per request, in Python; replicas have metrics of their own.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     },
@@ -257,7 +266,7 @@ def _claim_block(size: int) -> int:
     Below the range that the kernel gives to outgoing connections (32768 upwards on Linux), any of which could take a
     port between its choice and the start of what listens there.
     """
-    starts = list(range(20_000, 32_000 - size, size))
+    starts = list(range(10_000, 32_000 - size, size))
     random.shuffle(starts)  # two clusters that start at once hardly ever look at the same block
     for start in starts:
         with ExitStack() as held:
@@ -267,4 +276,4 @@ def _claim_block(size: int) -> int:
             except OSError:
                 continue
             return start
-    raise ClusterError(f"no {size} free ports in a row between 20000 and 32000; stop another cluster on this machine")
+    raise ClusterError(f"no {size} free ports in a row between 10000 and 32000; stop another cluster on this machine")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from maas_ray.addresses import LOOPBACK_HOSTS, exempt_from_proxies, http_url
 from maas_ray.cluster.dashboard import Dashboard
+from maas_ray.cluster.draining import drain_fronts
 from maas_ray.cluster.environment import LOOPBACK, Ports, Profile, choose_ports, default_profile, environment
 from maas_ray.cluster.state import (
     ClusterState,
@@ -192,11 +193,14 @@ def _run_start(command: list[str], variables: Mapping[str, str], log_path: Path,
 
 
 def _drain_serve(state: ClusterState, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    # First the front: Serve itself kills it, in the middle of whatever it has.
+    drain_fronts(Path(state.temp_dir, "h"), timeout_s)
     # A dead dashboard cannot drain anything: `down` still has to end the rest.
     with contextlib.suppress(ClusterError):
         dashboard = Dashboard(state.dashboard_url, state.token())
         if dashboard.applications(timeout_s=5):
-            dashboard.shutdown_serve(timeout_s)
+            dashboard.shutdown_serve(max(1.0, deadline - time.monotonic()))
 
 
 def _end(directory: Path, state: ClusterState, grace_s: float) -> None:

@@ -12,6 +12,7 @@ import uvicorn.config
 from starlette.middleware import Middleware
 
 from maas_ray.serve.front import Front
+from maas_ray.serve.front_limits import follow
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.ingress import App, Receive, Scope, Send
 from maas_ray.serve.path import sent_path
@@ -31,6 +32,7 @@ def middlewares() -> list[Middleware]:
     """What Serve asks for; empty in processes that are not replicas of ours."""
     listen_on_node_only()
     open_no_internal_port()
+    follow()
     if not _fronts:
         return []
     app, front = _fronts[0]

@@ -1,5 +1,6 @@
 """A replica of a pool inside Ray Serve: the same residency, handler and fronts as anywhere else. Never imports torch."""
 
+import asyncio
 import gc
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from maas_ray.serve import hook
 from maas_ray.serve.access_log import open_access_log
 from maas_ray.serve.broadcast import Broadcast
 from maas_ray.serve.front import Front
+from maas_ray.serve.front_limits import publish
 from maas_ray.serve.grpc import entry
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
@@ -46,6 +48,7 @@ class Replica(GrpcMethods):
         self._spec = parse_spec(ApplicationSpec, spec, source="application")
         context = serve.get_replica_context()
         replica = context.replica_id.unique_id
+        await asyncio.to_thread(publish, context.app_name, self._spec.limits)  # before Serve shows us to HAProxy
         residency = Residency(
             open_store(self._spec.storage),
             self._spec,

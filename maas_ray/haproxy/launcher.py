@@ -1,0 +1,103 @@
+"""The program that Ray Serve runs as its HAProxy: hardens the configuration that Serve wrote, then becomes HAProxy.
+
+Serve has no options for most of what a front needs, but runs whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names, at the
+start and at every reload. The file is changed in place and the process is replaced, so that the pid and the arguments
+are those that Serve knows. Starts in milliseconds: imports nothing of Ray.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from maas_ray.haproxy.answers import write, write_error_files
+from maas_ray.haproxy.binary import find_binary, with_json_pages
+from maas_ray.haproxy.harden import Options, harden
+from maas_ray.haproxy.limits import limits_file, read_limits
+from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE
+from maas_ray.haproxy.process import find
+from maas_ray.haproxy.sections import Unexpected
+from maas_ray.haproxy.succession import is_manager, succeed
+
+_CHECK_TIMEOUT_S = 10
+
+
+def main() -> NoReturn:
+    """`maas-ray-haproxy`: takes HAProxy's own arguments."""
+    arguments = sys.argv[1:]
+    binary = find_binary()
+    if "-f" in arguments[:-1]:
+        path = Path(arguments[arguments.index("-f") + 1])
+        binary = prepare(path, binary, os.environ)
+        manager = find(os.getppid())
+        if "-c" not in arguments and is_manager(manager):
+            arguments = succeed(path, binary, arguments, manager)
+    os.execv(binary, [binary, *arguments])  # noqa: S606
+
+
+def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
+    """Hardens a file in place; whatever fails, a front that Serve can start is better than none.
+
+    Args:
+        path: Serve's file.
+        binary: HAProxy.
+        environ: where the options are.
+
+    Returns:
+        The program to run with it.
+    """
+    try:
+        with_pages = with_json_pages(binary, path.parent)
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(f"{path}: requests that are not HTTP get HAProxy's own pages: {error}")
+        with_pages = binary
+    try:
+        apply(path, with_pages, environ)
+        (path.parent / REASON_FILE).unlink(missing_ok=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _say(f"{path} is run as Ray Serve wrote it, with open ports: {reason}")
+        write(path.parent / REASON_FILE, reason + "\n")
+    return with_pages
+
+
+def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
+    """Hardens a file in place, if HAProxy accepts the result.
+
+    Args:
+        path: Serve's file; Serve's own text stays beside it as `<name>.serve`.
+        binary: HAProxy, which checks the new file.
+        environ: where the options are.
+
+    Raises:
+        Unexpected: see `harden`; or HAProxy refuses the new file, with its words.
+        OSError: a file cannot be read or written.
+    """
+    config = path.read_text()
+    options = Options(
+        host=Path(environ[HOST_FILE_VARIABLE]).read_text().strip() if _has_host_file(environ) else "",
+        access_log=environ.get(ACCESS_LOG_VARIABLE) == "1",
+        error_files=write_error_files(path.parent),
+        limits=read_limits(limits_file(path)),
+    )
+    hardened = harden(config, options)
+    if hardened == config:
+        return
+    draft = path.with_name(path.name + ".new")
+    write(draft, hardened)
+    checked = subprocess.run([binary, "-c", "-f", str(draft)], capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
+    if checked.returncode != 0:
+        raise Unexpected(f"HAProxy refuses the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
+    write(path.with_name(path.name + ".serve"), config)
+    draft.replace(path)
+
+
+def _has_host_file(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get(HOST_FILE_VARIABLE)) and Path(environ[HOST_FILE_VARIABLE]).exists()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"maas-ray: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,22 @@
+"""Names that Serve's side and HAProxy's side agree on: variables, files and deployments. Knows nothing else."""
+
+HOST_FILE_VARIABLE = "MAAS_RAY_HAPROXY_HOST_FILE"
+"""Names a file with the address to listen on; without it, the address is the one that Serve was given."""
+ACCESS_LOG_VARIABLE = "MAAS_RAY_HAPROXY_ACCESS_LOG"
+"""`1` keeps one line per request, sent to `RAY_SERVE_HAPROXY_LOG_TARGET`."""
+
+REPLAYABLE = "maas_replica"
+"""Name of the deployment whose requests may be sent to a second replica when the first one died."""
+NOT_REPLAYABLE = "maas_replica_once"
+"""Name of the deployment whose requests reach one replica only."""
+
+REASON_FILE = "not-hardened.txt"
+"""Beside a configuration that was left as it was: why."""
+LIMITS_FILE = "limits.json"
+"""Beside the directories of the configurations: the limits of each pool (`limits`)."""
+LAST_GOOD_FILE = "last-good.cfg"
+"""Beside a configuration: the last one that HAProxy ran well."""
+ADMIN_SOCKET = "admin.sock"
+"""Beside a configuration: HAProxy's admin socket, whose name Serve is given by `cluster.environment`."""
+KEEPER_SOCKET = "keeper.sock"
+"""Beside a configuration: where the keeper takes messages."""

@@ -1,0 +1,90 @@
+"""The back ends of pools: what may be repeated, how long an answer may take, how large a body may be, who is silent."""
+
+import re
+from collections.abc import Mapping
+from math import ceil
+
+from maas_ray.haproxy.answers import error
+from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
+from maas_ray.haproxy.sections import Section, replace
+
+MARGIN_MS = 700
+"""HAProxy waits so much longer than a replica may take, whose own refusal says more."""
+TIMEOUT_HEADER = "x-request-timeout-ms"
+"""What a caller allows; the replica keeps it too, while it is alive."""
+
+CHECK_TIMEOUT_MS = 1100
+"""Longest time for the answer to a health check. Two that are late in a row take a replica out of the rotation, at most
+500 + 1100 + 100 + 1100 ms after it fell silent."""
+_CHECKS = "    default-server inter 500ms fastinter 100ms downinter 250ms fall 2 rise 1 check"
+# A replica that is ending answers this while it works off what it has: it must not be taken for a dead one, whose
+# connections are closed.
+_ALIVE = "    http-check expect rstring success|DRAINING"
+
+_REPLICA = re.compile(r"\s+server (SERVE_REPLICA_\S+) ")
+_HTTP = "backend http-"
+
+
+def application_of(section: Section) -> str:
+    """The application, as its name stands in HAProxy's, that an HTTP back end belongs to; empty if it is none."""
+    return section[0].removeprefix(_HTTP) if section[0].startswith(_HTTP) else ""
+
+
+def replicas_of(section: Section) -> list[str]:
+    """Names of the servers that are replicas."""
+    return [match[1] for line in section if (match := _REPLICA.match(line))]
+
+
+def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
+    """Makes the back end of an application what its pool needs; another's application only gets quicker checks."""
+    replace(section, "default-server ", lambda _: _CHECKS)
+    application = application_of(section)
+    if not application:
+        return  # gRPC, whose streams may be silent for long
+    replace(section, "http-check expect ", lambda _: _ALIVE)
+    lines = []
+    if is_replayable(section):
+        # Bytes were sent and nothing came back: the replica died while it held the request, or was taken out of the
+        # rotation because it is silent, which closes its connections.
+        lines.append("    retry-on conn-failure empty-response")
+        section[:] = [f"{line} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line for line in section]
+    found = limits.get(application)
+    is_ours = found is not None and (is_own(section) or not replicas_of(section))
+    if found is not None and is_ours:
+        lines += _bounds(found, is_asleep=not replicas_of(section))
+    section[1:1] = lines
+
+
+def _bounds(limits: PoolLimits, is_asleep: bool) -> list[str]:
+    longest_ms = ceil(limits.timeout_s * 1000)
+    given = f"req.hdr_val({TIMEOUT_HEADER})"
+    refusal = error(
+        f"the body is larger than the {limits.max_body_bytes} bytes that this pool takes; send a smaller one, or raise "
+        "limits.max_body_bytes"
+    )
+    lines = [
+        f"    http-request return status 413 content-type application/json string '{refusal}' "
+        f"if {{ req.hdr_val(content-length) gt {limits.max_body_bytes} }}",
+        f"    http-request set-timeout server {given},add({MARGIN_MS}) "
+        f"if {{ {given} gt 0 }} {{ {given} lt {longest_ms} }}",
+    ]
+    # A pool that sleeps takes its time to wake, which is no part of an answer.
+    return lines if is_asleep else [f"    timeout server {longest_ms + MARGIN_MS}ms", *lines]
+
+
+def is_replayable(section: Section) -> bool:
+    """Whether all replicas of a back end say so, by the name of their deployment; another's application never does."""
+    return _are_of(section, REPLAYABLE)
+
+
+def is_own(section: Section) -> bool:
+    """Whether all replicas of a back end are those of a pool."""
+    return is_replayable(section) or _are_of(section, NOT_REPLAYABLE)
+
+
+def _are_of(section: Section, deployment: str) -> bool:
+    # Serve's names: backend `http-<application>`, server `SERVE_REPLICA_<application>-<deployment>-<id>`.
+    wanted = f"SERVE_REPLICA_{section[0].removeprefix(_HTTP)}-{deployment}-"
+    names = replicas_of(section)
+    return bool(names) and all(name.startswith(wanted) and "-" not in name[len(wanted) :] for name in names)

@@ -1,0 +1,54 @@
+"""A HAProxy configuration as sections of lines, and edits that insist on the line that they change."""
+
+import re
+from collections.abc import Callable
+
+Section = list[str]
+"""Lines; the first one is the header."""
+
+_HEADER = re.compile(r"(global|defaults|frontend|backend|listen)\b")
+
+
+class Unexpected(Exception):
+    """A line that is to be changed is not there once: this Serve writes another configuration."""
+
+
+def split(config: str) -> list[Section]:
+    """Lines by section."""
+    sections: list[Section] = []
+    for line in config.splitlines():
+        if _HEADER.match(line):
+            sections.append([line])
+        elif sections:
+            sections[-1].append(line)
+        elif line.strip():
+            raise Unexpected(f"{line!r} is before the first section")
+    return sections
+
+
+def join(sections: list[Section]) -> str:
+    """The text of sections."""
+    return "\n".join(line for section in sections for line in section) + "\n"
+
+
+def named(sections: list[Section], header: str) -> Section:
+    """The one section of this header."""
+    found = [section for section in sections if section[0] == header]
+    if len(found) != 1:
+        raise Unexpected(f"there are {len(found)} sections {header!r} instead of one")
+    return found[0]
+
+
+def replace(section: Section, start: str, change: Callable[[str], str]) -> None:
+    """Changes the one line of a section that starts so."""
+    found = [index for index, line in enumerate(section) if line.strip().startswith(start)]
+    if len(found) != 1:
+        raise Unexpected(f"section {section[0]!r} has {len(found)} lines {start!r} instead of one")
+    section[found[0]] = change(section[found[0]])
+
+
+def substitute(line: str, old: str, new: str) -> str:
+    """Changes the one place of a line."""
+    if line.count(old) != 1:
+        raise Unexpected(f"{old!r} is not in {line!r}")
+    return line.replace(old, new)

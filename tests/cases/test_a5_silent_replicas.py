@@ -1,0 +1,89 @@
+"""A5: requests in a stopped replica hung for 85 s, past the pool's limit of 20 s and the caller's of 2 s."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
+from tests.support.front import Front, body, until
+
+LIMITS = PoolLimits(timeout_s=6.0, drain_s=6.0, max_body_bytes=1 << 20)
+
+
+@pytest.fixture(params=[REPLAYABLE])
+def front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Front]:
+    front = Front(tmp_path, limits=LIMITS, deployment=request.param)
+    try:
+        front.manager().start()
+        until(lambda: len({post(front)["pid"] for _ in range(6)}) == 2, "both replicas")
+        yield front
+    finally:
+        front.close()
+
+
+def post(front: Front, path: str = "x", **headers: str) -> dict[str, Any]:
+    since = time.monotonic()
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = requests.post(f"{front.url}/pool/{path}", data=b"1", timeout=40, headers=sent)
+    return {"status": answer.status_code, "took_s": time.monotonic() - since, **body(answer)}
+
+
+def at_once(
+    front: Front, path: str, number: int, **headers: str
+) -> tuple[list[threading.Thread], list[dict[str, Any]]]:
+    answers: list[dict[str, Any]] = []
+    callers = [threading.Thread(target=lambda: answers.append(post(front, path, **headers))) for _ in range(number)]
+    for caller in callers:
+        caller.start()
+    return callers, answers
+
+
+def join(callers: list[threading.Thread]) -> None:
+    for caller in callers:
+        caller.join(60)
+
+
+def test_a_silent_replica_leaves_the_rotation_and_its_requests_are_answered_by_another(front: Front) -> None:
+    callers, answers = at_once(front, "x?wait=0.5", 6)
+    time.sleep(0.2)
+    stopped, other = front.replicas
+    os.kill(stopped.pid, signal.SIGSTOP)
+    join(callers)
+    assert [answer["status"] for answer in answers] == [200] * 6
+    assert max(answer["took_s"] for answer in answers) < 5.5  # 3 s, its own 0.5 s, and a busy machine
+    for _ in range(6):
+        answer = post(front)
+        assert (answer["status"], answer["pid"]) == (200, other.pid)
+        assert answer["took_s"] < 1
+    os.kill(stopped.pid, signal.SIGCONT)
+    until(lambda: post(front)["pid"] == stopped.pid, "the replica that continues")
+
+
+@pytest.mark.parametrize("front", [NOT_REPLAYABLE], indirect=True)
+def test_what_must_not_be_repeated_ends_with_the_callers_deadline_or_the_pools(front: Front) -> None:
+    for replica in front.replicas:
+        os.kill(replica.pid, signal.SIGSTOP)
+    short, short_answers = at_once(front, "x", 2, x_request_timeout_ms="1000")
+    longest, longest_answers = at_once(front, "x", 2)
+    join(short + longest)
+    assert [answer["status"] for answer in short_answers] == [504, 504]
+    assert all(1 < answer["took_s"] < 3 for answer in short_answers)
+    # Until a check notices, the pool's limit holds; what comes after is refused at once.
+    assert {answer["status"] for answer in longest_answers} <= {503, 504}
+    assert all(answer["took_s"] < 8 for answer in longest_answers)
+
+
+def test_the_timeout_of_a_pool_is_its_own(front: Front) -> None:
+    config = (front.directory / "haproxy.cfg").read_text()
+    pool = config.split("backend http-pool\n")[1]
+    assert "timeout server 6700ms" in pool
+    assert post(front, "x?wait=7.5")["status"] == 504
+    assert post(front, "x?wait=2", x_request_timeout_ms="60000")["status"] == 200  # asking for more changes nothing
