@@ -4,18 +4,23 @@ import difflib
 import inspect
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from maas_ray.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
 from maas_ray.errors import SpecError
+from maas_ray.foreign import Unreadable, read_file
 
 MAX_SPEC_BYTES = 1 << 20
+MAX_SHOWN = 20
+"""Errors of one spec that a message lists."""
+MAX_SHOWN_CHARS = 200
+"""Characters of a value or a name that a message repeats."""
 
 
 class Spec(BaseModel):
@@ -57,62 +62,76 @@ def load_spec(kind: type[S], path: str | Path, overrides: Iterable[str] = ()) ->
 def read_document(path: str | Path) -> Any:
     """What a YAML file holds, not validated. Raises `SpecError`: unreadable, too large or malformed."""
     try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
+        return read_yaml(read_file(path, MAX_SPEC_BYTES).decode())
+    except FileNotFoundError as error:
         raise SpecError(f"cannot read the spec {path}: {error.strerror}; give the path of a YAML file") from error
-    if len(raw) > MAX_SPEC_BYTES:
-        raise SpecError(f"the spec {path} has {len(raw)} bytes; the limit is {MAX_SPEC_BYTES}")
-    try:
-        return yaml.safe_load(raw.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except Unreadable as error:
+        raise SpecError(f"the spec {path} {error}") from error
+    except UnicodeDecodeError as error:
         raise SpecError(f"the spec {path} is not YAML in UTF-8: {error}") from error
+    except Malformed as error:
+        raise SpecError(f"the spec {path} {error}") from error
 
 
 def parse_spec(kind: type[S], document: Any, overrides: Iterable[str] = (), source: str = "spec") -> S:
     """Validates an already parsed document; see `load_spec`."""
     if not isinstance(document, Mapping):
         raise SpecError(f"{source}: expected a mapping of fields of {kind.__name__}, got {type(document).__name__}")
-    fields = json.loads(json.dumps(document, default=str))  # a private copy, with YAML dates as text
+    try:
+        fields = plain_copy(document)
+    except Malformed as error:
+        raise SpecError(f"{source} {error}") from error
     for override in overrides:
         _assign(fields, override)
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise SpecError("\n".join(_explain(kind, source, detail) for detail in error.errors())) from None
+        found = error.errors()
+        lines = [_explain(kind, source, detail) for detail in found[:MAX_SHOWN]]
+        if len(found) > MAX_SHOWN:
+            lines.append(f"{source}: and {len(found) - MAX_SHOWN} more")
+        raise SpecError("\n".join(lines)) from None
 
 
 def _assign(fields: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     if not separator or not path:
-        raise SpecError(f"--set {override!r} is not an assignment; write --set optimizer.lr=0.1")
+        raise SpecError(f"--set {_short(override)} is not an assignment; write --set optimizer.lr=0.1")
     try:
-        assign(fields, path, yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+        assign(fields, path, read_yaml(value))
+    except Malformed as error:
+        raise SpecError(f"--set {_short(override)}: the value {error}") from error
 
 
 def assign(fields: dict[str, Any], path: str, value: Any) -> None:
     """Puts a value at `a.b.c` of a document. Raises `SpecError` if one of the parents is no section."""
     *parents, last = path.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise SpecError(f"cannot set {_short(path)}: it has more than {MAX_DEPTH} parts")
     for parent in parents:
         child = fields.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise SpecError(f"cannot set {path!r}: {parent!r} is a value, not a section")
+            raise SpecError(f"cannot set {_short(path)}: {_short(parent)} is a value, not a section")
         fields = child
     fields[last] = value
 
 
 def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
-    where = ".".join(location) or kind.__name__
+    where = _short(".".join(location) or kind.__name__, str)
     if detail["type"] == "extra_forbidden":
         known = sorted(_names_beside(kind, location))
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"{source}: unknown key {where!r}; {hint}"
+        return f"{source}: unknown key '{where}'; {hint}"
     given = detail.get("input")
-    shown = "" if isinstance(given, Mapping | list) or detail["type"] == "missing" else f" (got {given!r})"
+    shown = "" if isinstance(given, Mapping | list) or detail["type"] == "missing" else f" (got {_short(given)})"
     return f"{source}: {where}: {detail['msg']}{shown}"
+
+
+def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
+    text = show(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
 
 def _names_beside(kind: type[Spec], location: list[str]) -> set[str]:

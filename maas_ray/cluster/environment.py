@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from maas_ray.errors import ClusterError
+from maas_ray.errors import ClusterError, SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
 
 Profile = Literal["fast", "portable"]
@@ -35,6 +35,7 @@ its longest request and its longest drain. The launcher shortens it to what the 
 REPLICA_PORTS = 500
 """Ports of one protocol that replicas of a local cluster may take. Serve gives none of them to another replica while an
 HAProxy that was replaced may still send requests there."""
+MAX_PORT = 65535
 _NUM_SINGLE = 10
 
 _COMMON = {
@@ -214,6 +215,7 @@ def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports
 
     Raises:
         ClusterError: a port that was asked for is taken.
+        SpecError: it is no port.
     """
     block = iter(range(start := _claim_block(_NUM_SINGLE + 2 * REPLICA_PORTS + 2), start + _NUM_SINGLE))
     return Ports(
@@ -247,6 +249,8 @@ def _claim(port: int | None, usual: int, block: Iterator[int], what: str) -> int
         return usual if is_free(usual) else next(block)
     if port == 0:
         return next(block)
+    if not 0 < port <= MAX_PORT:
+        raise SpecError(f"the {what} is {port}; a port is a number from 1 to {MAX_PORT} (0: any)")
     if not is_free(port):
         raise ClusterError(f"the {what} {port} is taken; end what listens there, or choose another one (0: any)")
     return port

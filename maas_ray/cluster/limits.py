@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from maas_ray.cluster.connection import connect, disconnect
 from maas_ray.errors import MaasError, SpecError
+from maas_ray.spec import read_document
 
 
 def declare_limits(config: Mapping[str, Any]) -> None:
@@ -53,10 +52,7 @@ def declare_limits(config: Mapping[str, Any]) -> None:
 def main(path: str) -> int:
     """Declares the limits of the launcher's file to the cluster of this environment; returns the exit code."""
     try:
-        try:
-            config = yaml.safe_load(Path(path).expanduser().read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise SpecError(f"cannot read the cluster launcher's file {path}: {error}") from error
+        config = read_document(Path(path).expanduser())
         connect()
         declare_limits(config)
         disconnect()
