@@ -20,12 +20,14 @@ from typing import Any, ClassVar
 
 import pytest
 import requests
+from ray.serve._private.common import RequestProtocol
 from ray.serve.config import gRPCOptions
 
 from maas_ray.cluster.environment import find_launcher
 from maas_ray.haproxy.binary import find_binary
-from maas_ray.haproxy.harden import MARK, MAX_PIPES, PIPE_BYTES, Options, harden
+from maas_ray.haproxy.harden import MARK, MAX_PIPES, MIN_HARD_STOP_S, PIPE_BYTES, Options, harden
 from maas_ray.haproxy.launcher import apply
+from maas_ray.haproxy.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REPLAYABLE
 from maas_ray.haproxy.sections import Unexpected
 from tests.conftest import unused_port
@@ -55,7 +57,6 @@ def test_every_edit_is_made_in_what_serve_renders(tmp_path: Path) -> None:
     defaults = section(config, "defaults")
     for line in (
         "timeout http-request 8s",
-        "option http-buffer-request",
         "errorfile 503 /errors/503.http",
         "timeout check 1100ms",
     ):
@@ -113,10 +114,46 @@ def test_grpc_listens_where_http_does(tmp_path: Path) -> None:
 
 def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
-    config = harden(render(tmp_path, POOLS, grpc_options=grpc), Options())
-    assert "    option http-buffer-request" in section(config, "defaults").splitlines()
-    assert "    no option http-buffer-request" in section(config, "frontend grpc_frontend").splitlines()
-    assert "    no option http-buffer-request" not in section(config, "frontend http_frontend").splitlines()
+    streams = backend("twice", REPLAYABLE, [9005])
+    streams.name, streams.protocol = "grpc-twice", RequestProtocol.GRPC
+    config = harden(render(tmp_path, [*POOLS, streams], grpc_options=grpc), Options())
+    assert "http-buffer-request" not in config
+    assert "wait-for-body time 8s" in section(config, "backend http-foreign")
+    assert "wait-for-body" not in section(config, "backend grpc-twice")
+
+
+def test_a_back_end_has_the_limits_of_its_pool(tmp_path: Path) -> None:
+    limits = {
+        "twice": PoolLimits(2.5, 200.0, 1000),
+        "once": PoolLimits(30.0, 30.0, 2000),
+        "asleep": PoolLimits(5.0, 5.0, 3000),
+        "foreign": PoolLimits(1.0, 1.0, 4000),  # left by a pool that had this name
+    }
+    config = harden(render(tmp_path, POOLS, timeout_server_s=660), Options(limits=limits))
+    assert "    timeout server 3200ms" in section(config, "backend http-twice").splitlines()
+    assert "    timeout server 30700ms" in section(config, "backend http-once").splitlines()
+    for name in ("asleep", "foreign", "likewise"):
+        assert "    timeout server" not in section(config, f"backend http-{name}")
+    assert "gt 3000" in section(config, "backend http-asleep")
+    assert "413" not in section(config, "backend http-foreign")
+
+
+@pytest.mark.parametrize(
+    ("limits", "hard_stop_s"),
+    [
+        ({"twice": PoolLimits(600.0, 600.0, 1)}, 1210),
+        ({"twice": PoolLimits(30.0, 30.0, 1)}, MIN_HARD_STOP_S),
+        ({}, 777),  # not known: what the cluster was started with
+    ],
+)
+def test_the_last_requests_of_an_haproxy_have_the_time_that_the_pools_allow(
+    tmp_path: Path, limits: dict[str, PoolLimits], hard_stop_s: int
+) -> None:
+    path = tmp_path / "limits.json"
+    write_limits(path, limits)
+    config = render(tmp_path, POOLS[:1], hard_stop_after_s=777)
+    config = harden(config, Options(limits=read_limits(path)))
+    assert f"    hard-stop-after {hard_stop_s}s" in section(config, "global").splitlines()
 
 
 @dataclass
@@ -215,7 +252,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAAS_RAY_")}
     command = [launcher, "-db", "-f", str(directory / "haproxy.cfg"), "-dR"]
     # Its own time for headers is too long for a test.
-    shorter = f"import sys, maas_ray.haproxy.harden as h, maas_ray.haproxy as m; h.HEADER_TIMEOUT_S = 1; sys.argv = {command!r}; m.main()"
+    shorter = f"import sys, maas_ray.haproxy as m, maas_ray.haproxy.harden as h, maas_ray.haproxy.pools as p; h.HEADER_TIMEOUT_S = p.HEADER_TIMEOUT_S = 1; sys.argv = {command!r}; m.main()"
     process = subprocess.Popen([sys.executable, "-c", shorter], env=environment, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 20

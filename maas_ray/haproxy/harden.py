@@ -75,9 +75,6 @@ def harden(config: str, options: Options) -> str:
     if grpc := [section for section in sections if section[0] == "frontend grpc_frontend"]:
         _listen_on(grpc[0], options.host)
     for section in sections:
-        if any(" proto h2" in line for line in section):
-            # gRPC. The requests of a stream may each come after an answer: waiting for the last one would last for ever.
-            section.append("    no option http-buffer-request")
         if is_backend(section):
             edit_pool(section, options.limits)
     _default_backend(named(sections, "backend default_backend"), is_starting=_NO_ROUTES in config)
@@ -117,9 +114,7 @@ def _global(section: Section, options: Options, hard_stop_s: int | None) -> None
 
 def _defaults(section: Section, options: Options) -> None:
     timeouts = f"    timeout http-request {HEADER_TIMEOUT_S}s\n    timeout check {CHECK_TIMEOUT_MS}ms"
-    # A body that fits a buffer is held until it is complete: only such a request can be repeated, and slow senders
-    # occupy no replica.
-    replace(section, "mode http", lambda line: f"{line}\n{timeouts}\n    option http-buffer-request")
+    replace(section, "mode http", lambda line: f"{line}\n{timeouts}")
     for status in (502, 503, 504):
         replace(section, f"errorfile {status} ", lambda _: "")
     section += [f"    errorfile {status} {path}" for status, path in options.error_files.items()]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from math import ceil
 
-from maas_ray.haproxy.answers import error
+from maas_ray.haproxy.answers import HEADER_TIMEOUT_S, error
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.haproxy.sections import Section, replace
@@ -43,16 +43,17 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
     if not application:
         return  # gRPC, whose streams may be silent for long
     replace(section, "http-check expect ", lambda _: _ALIVE)
-    lines = []
+    found = limits.get(application)
+    is_ours = is_own(section) or not replicas_of(section)
+    lines = _bounds(found, is_asleep=not replicas_of(section)) if found is not None and is_ours else []
+    # A body that fits a buffer is held until it is complete: only such a request can be repeated, and slow senders
+    # occupy no replica. `option http-buffer-request` would wait before a body is refused for its length.
+    lines.append(f"    http-request wait-for-body time {HEADER_TIMEOUT_S}s")
     if is_replayable(section):
         # Bytes were sent and nothing came back: the replica died while it held the request, or was taken out of the
         # rotation because it is silent, which closes its connections.
         lines.append("    retry-on conn-failure empty-response")
         section[:] = [f"{line} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line for line in section]
-    found = limits.get(application)
-    is_ours = found is not None and (is_own(section) or not replicas_of(section))
-    if found is not None and is_ours:
-        lines += _bounds(found, is_asleep=not replicas_of(section))
     section[1:1] = lines
 
 
@@ -64,8 +65,9 @@ def _bounds(limits: PoolLimits, is_asleep: bool) -> list[str]:
         "limits.max_body_bytes"
     )
     lines = [
+        # `req.hdr_val` has 32 bits.
         f"    http-request return status 413 content-type application/json string '{refusal}' "
-        f"if {{ req.hdr_val(content-length) gt {limits.max_body_bytes} }}",
+        f"if {{ req.hdr(content-length),add(0) -m int gt {limits.max_body_bytes} }}",
         f"    http-request set-timeout server {given},add({MARGIN_MS}) "
         f"if {{ {given} gt 0 }} {{ {given} lt {longest_ms} }}",
     ]

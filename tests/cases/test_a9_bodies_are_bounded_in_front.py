@@ -33,11 +33,14 @@ def send(front: Front, data: bytes) -> bytes:
     return answer
 
 
-@pytest.mark.parametrize("length", [1001, 300 << 20, 1 << 50])
-def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(front: Front, length: int) -> None:
+@pytest.mark.parametrize("length", [1001, 300 << 20, 1 << 62])
+@pytest.mark.parametrize("sent", [0, 100, 20_000])
+def test_a_body_that_is_too_large_is_refused_by_its_length_before_it_is_sent(
+    front: Front, length: int, sent: int
+) -> None:
     since = time.monotonic()
     head, _, text = send(
-        front, b"POST /pool/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length + b"1" * 20_000
+        front, b"POST /pool/x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length + b"1" * sent
     ).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413 ")
     assert b"application/json" in head
