@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
 
-import numpy as np
 import onnxruntime as ort
 from pydantic import PositiveInt, model_validator
 
 from maas_ray.bundle import bfloat16, strings
+from maas_ray.bundle.axis.judge import judge
+from maas_ray.bundle.axis.probe import probe
 from maas_ray.bundle.buckets import GRAPH_ID, Buckets, can_be_fixed
-from maas_ray.bundle.datatypes import NUMPY, Array
-from maas_ray.bundle.format import Bundle, Signature, TensorSpec
+from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
 from maas_ray.bundle.hazards import hazards_of_graph
 from maas_ray.bundle.inspect import inspect_graph
@@ -28,6 +29,8 @@ from maas_ray.spec import Spec
 log = logging.getLogger(__name__)
 
 _REFUSED = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
+PROBE = "probe"
+"""The stage of a load in which rows are run together and alone."""
 _NODE_FAILED = "returned while running"
 """How onnxruntime begins when a node refuses what it is given: other sizes than it can combine, an impossible shape."""
 _OURS = ("alloc", "out of memory", "CUDA", "CUDNN", "CUBLAS", "TensorRT", "terminate flag")
@@ -68,8 +71,8 @@ class Engine:
     Args:
         bundle: a verified bundle; its graph is inspected before onnxruntime sees it.
         spec: threads, GPUs and warm-up.
-        skip: names of warm-up values that are not tried.
-        on_stage: is told `session` once there is one, and then the name of each kind of warm-up values.
+        skip: names of warm-up values that are not tried, and `probe` where rows are not probed.
+        on_stage: is told `session` once there is one, then the name of each kind of warm-up values, then `probe`.
 
     Raises:
         BundleError: the graph is not servable, cannot be made into a session, or refuses the values that were recorded
@@ -85,8 +88,10 @@ class Engine:
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> None:
         spec = spec or EngineSpec()
-        inspect_graph(bundle.graph, bundle.info.signature)
-        self.signature: Signature = bundle.info.signature
+        model = inspect_graph(bundle.graph, bundle.info.signature)
+        self.signature: Signature
+        self.signature, verdict = judge(bundle.info.signature, model)
+        del model
         self.has_free_sizes = has_free_sizes(self.signature)
         """Whether rows alone do not say how large a run is."""
         hazards = hazards_of_graph(bundle.graph)
@@ -96,7 +101,7 @@ class Engine:
         self.streams = spec.streams
         self.threads = max(1, spec.threads)
         self._outputs = [tensor.name for tensor in self.signature.outputs]
-        self._session = _session(bundle, spec)
+        self._session = _session(bundle, self.signature, spec)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self._has_bfloat16 = bfloat16.is_in(self.signature)
         self._options: ort.RunOptions | None = None
@@ -107,8 +112,16 @@ class Engine:
         """Which values the first runs were made with; empty: the graph refuses all that were tried."""
         on_stage("session")
         self._warm_up(bundle, spec, skip, on_stage)
-        self.can_merge: bool = self.signature.is_batched and self._keeps_rows_apart(bundle.id)
+        self.not_merged_because: str = verdict.reason
+        """Why rows of different requests do not share a run; empty where they do."""
+        if verdict.keeps_apart and PROBE not in skip and not hazards.can_trap:
+            on_stage(PROBE)
+            self.not_merged_because = self._probed(bundle.id)
+
+    @property
+    def can_merge(self) -> bool:
         """Whether rows of different requests may share a run."""
+        return not self.not_merged_because
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once.
@@ -247,33 +260,17 @@ class Engine:
                 measured.record(num_rows, min(times), self.form_of(inputs))
         return measured
 
-    def _keeps_rows_apart(self, bundle_id: str) -> bool:
-        """Whether three random rows give alone what they give together: a graph may compute over the batch dimension.
-
-        Merging requests in such a graph would let one caller's rows change another's answer.
-        """
-        inputs = {tensor.name: _sample(tensor, 3) for tensor in self.signature.required}
-        try:
-            together = self.run(inputs)
-            alone = [self.run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(3)]
-        except MaasError as error:
-            log.warning("bundle %s: random rows are refused, so requests are not merged: %s", bundle_id, error)
-            return False
-        # Where there are scores, a class beside them says nothing more, and may flip at a tie by rounding alone.
-        if self._has_bfloat16:
-            together, *alone = [bfloat16.widen(self.signature, outputs) for outputs in (together, *alone)]
-        floats = {name: array for name, array in together.items() if array.dtype.kind == "f"}
-        for name, array in (floats or together).items():
-            parts = [outputs[name] for outputs in alone]
-            if any(part.shape != (1, *array.shape[1:]) for part in parts) or not _is_close(
-                array, np.concatenate(parts)
-            ):
-                log.warning("bundle %s: output %r mixes its rows, so requests are not merged", bundle_id, name)
-                return False
-        return True
+    def _probed(self, bundle_id: str) -> str:
+        """What speaks against merging although the graph was found to keep its rows apart; normally nothing."""
+        difference = probe(self._run, self.signature).difference
+        if difference:
+            log.error(
+                "bundle %s: %s, although no operator is known to mix rows; please report it", bundle_id, difference
+            )
+        return difference
 
 
-def _session(bundle: Bundle, spec: EngineSpec) -> ort.InferenceSession:
+def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # Explicit: onnxruntime ignores OMP_NUM_THREADS and would take every core of the machine for each session.
     options.intra_op_num_threads = max(1, spec.threads)
@@ -284,7 +281,7 @@ def _session(bundle: Bundle, spec: EngineSpec) -> ort.InferenceSession:
     chosen = choose_providers(
         spec.gpus,
         ort.get_available_providers(),
-        bundle.info.signature,
+        signature,
         max(spec.warmup_rows, default=1),
         bool(spec.cuda_graph_rows),
     )
@@ -321,29 +318,3 @@ def _num_rows(inputs: Mapping[str, Array]) -> int:
     for array in inputs.values():
         return int(array.shape[0]) if array.ndim else 1
     return 1
-
-
-def _blank(tensor: TensorSpec, num_rows: int) -> Array:
-    shape = [(1 if axis else num_rows) if size == -1 else size for axis, size in enumerate(tensor.shape)]
-    if tensor.datatype == "BYTES":
-        return np.full(shape, "", dtype=object)
-    return np.zeros(shape, dtype=NUMPY[tensor.datatype])
-
-
-def _sample(tensor: TensorSpec, num_rows: int) -> Array:
-    """Random floats between 0 and 1 (the same at every load); blanks for everything else, which any table can hold."""
-    array = _blank(tensor, num_rows)
-    if tensor.datatype == "BF16":
-        return bfloat16.from_float32(np.random.default_rng(0).random(array.shape, np.float32))
-    if array.dtype.kind == "f":
-        return np.random.default_rng(0).random(array.shape).astype(array.dtype)
-    return array
-
-
-def _is_close(first: Array, second: Array) -> bool:
-    if first.shape != second.shape:
-        return False
-    if first.dtype.kind != "f":
-        return bool((first == second).all())
-    # Kernels for different batch sizes round differently; mixing is orders of magnitude larger.
-    return bool(np.allclose(first, second, rtol=1e-2, atol=1e-3, equal_nan=True))

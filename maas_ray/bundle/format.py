@@ -46,11 +46,23 @@ class TensorSpec(Spec):
     """An input with a default value in the graph: a request may leave it out."""
 
 
+class BatchAxis(Spec):
+    """Which dimension counts the rows of a request: the first one of every input and output, or none."""
+
+    name: str | None
+    """Its name in the graph, `first` where it has none; None: there is no batch dimension, a request is one whole."""
+    origin: Literal["exporter", "graph", "user"]
+    """Who says so: our exporter, the names and operators of an imported graph, or the user at import."""
+
+
 class Signature(Spec):
     """What the graph takes and gives, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    batch: BatchAxis | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The batch dimension; None where nothing was stated, as in bundles of older versions: whoever loads the graph then
+    judges by its names and operators."""
 
     @property
     def required(self) -> tuple[TensorSpec, ...]:
@@ -59,7 +71,9 @@ class Signature(Spec):
 
     @property
     def is_batched(self) -> bool:
-        """Whether the first dimension of every tensor is variable, so that rows of several requests can be merged."""
+        """Whether the first dimension of every tensor counts rows; says nothing on whether rows may be merged."""
+        if self.batch is not None:
+            return self.batch.name is not None
         tensors = (*self.required, *self.outputs)
         return bool(self.required) and all(tensor.shape and tensor.shape[0] == -1 for tensor in tensors)
 

@@ -30,12 +30,15 @@ _KINDS = {
 }
 
 
-def inspect_graph(graph: bytes, signature: Signature) -> None:
+def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
     """Checks that a graph is safe to load and is what its signature declares.
 
     Args:
         graph: the serialized `ModelProto`.
         signature: what the bundle's description promises to callers.
+
+    Returns:
+        The model, for further looks.
 
     Raises:
         BundleError: the first thing that is wrong, with the name of the node, tensor or input.
@@ -73,6 +76,7 @@ def inspect_graph(graph: bytes, signature: Signature) -> None:
     given = [value for value in model.graph.input if value.name in declared or value.name not in defaults]
     _compare("input", signature.inputs, given)
     _compare("output", signature.outputs, model.graph.output)
+    return model
 
 
 def signature_of(graph: bytes) -> Signature:

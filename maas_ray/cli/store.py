@@ -1,6 +1,7 @@
 """import, promote, models, fsck, schema: what needs nothing but a store."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,12 +12,6 @@ from rich.console import Group
 
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
 from maas_ray.cli.reporting import Answer, facts, say, table
-
-_MERGED = {
-    True: "share a run",
-    False: "do not share a run: it has no batch dimension, or mixes its rows",
-    None: "share a run if each load finds that they are kept apart",
-}
 
 
 def import_(
@@ -35,6 +30,14 @@ def import_(
         ),
     ] = None,
     check: Annotated[bool, typer.Option(help="Run it twice on random values.")] = True,
+    batch_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|NAME",
+            help="Dimension that counts the rows of a request, the first one of every input: its name in the graph, 'first' "
+            "if it has none, 'none' if there is no such dimension. By default what its name in the graph says.",
+        ),
+    ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
@@ -54,6 +57,7 @@ def import_(
             labels=read_labels(labels, labels_file),
             shapes=read_shapes(shape or []),
             is_checked=check,
+            batch_axis=batch_axis,
         )
     registry = Registry(opened)
     version = registry.publish(name, imported.bundle_id)
@@ -70,7 +74,7 @@ def import_(
         **{f"output {tensor.name}": _shown(tensor) for tensor in imported.info.signature.outputs},
         **{f"change {number}": text for number, text in enumerate(imported.info.parity.get("changes", ()), 1)},
         "run on random values": imported.info.parity["run"],
-        "rows of several requests": _MERGED[imported.info.parity.get("can_merge")],
+        "rows of several requests": _merged(imported.info.parity),
         "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
     }
     return Answer(document, facts(f"imported {name} version {version.version}", shown))
@@ -155,6 +159,11 @@ def schema(
     schemas = {name: kind.model_json_schema() for name, kind in kinds.items()}
     document = schemas[spec] if spec else schemas
     return Answer(document, json.dumps(document, indent=2))
+
+
+def _merged(parity: Mapping[str, Any]) -> str:
+    reason = parity.get("not_merged_because")
+    return f"do not share a run: {reason}" if reason else "share a run"
 
 
 def _shown(tensor: Any) -> str:

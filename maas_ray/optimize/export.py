@@ -10,11 +10,11 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from maas_ray.bundle.format import Datatype, Signature, TensorSpec
+from maas_ray.bundle.format import BatchAxis, Datatype, Signature, TensorSpec
 from maas_ray.data.features import Column, Features
 from maas_ray.data.preprocess import Preprocess
 from maas_ray.errors import BundleError
-from maas_ray.optimize.graph import encode_inputs, finish, name_batch, rename_values
+from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
 
 OPSET = 18
 """The opset in which torch's translations are written: no version conversion takes part."""
@@ -100,7 +100,7 @@ def build_signature(features: Features) -> Signature:
         while name in names:
             name = f"predicted_{name}"
         outputs.append(TensorSpec(name=name, datatype=datatype, shape=shape))
-    return Signature(inputs=inputs, outputs=tuple(outputs))
+    return Signature(inputs=inputs, outputs=tuple(outputs), batch=BatchAxis(name=BATCH, origin="exporter"))
 
 
 def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:

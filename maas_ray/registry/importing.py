@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maas_ray.bundle.axis.judge import judge
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.external import read_onnx
@@ -43,6 +44,7 @@ def import_onnx(
     labels: tuple[str, ...] | None = None,
     shapes: Mapping[str, Sizes] | None = None,
     is_checked: bool = True,
+    batch_axis: str | None = None,
 ) -> ImportedModel:
     """Makes a bundle of an ONNX file and commits it; `Registry.publish` makes it a version.
 
@@ -56,11 +58,13 @@ def import_onnx(
         labels: class names in the order of the scores; by default those that the file has.
         shapes: of inputs and outputs whose shapes the file leaves open.
         is_checked: False leaves out the run, for a graph that gives infinite values where it should.
+        batch_axis: the name of the dimension that counts the rows of a request, which is then the first one of every
+            input; `first` for one without a name, `none` where there is none. By default what its name says.
 
     Raises:
         NotFound: there is no such file.
         BundleError: not a graph that can be served; the message names the node, tensor or file and the reason.
-        SpecError: the labels do not fit any output.
+        SpecError: the labels do not fit any output, or the batch dimension is not that of the inputs.
         GateError: two loads of the graph differ, or give values that are not finite.
     """
     path = Path(path)
@@ -68,7 +72,12 @@ def import_onnx(
     file = adapted.file
     labels = adapted.labels if labels is None else labels
     signature = signature_of(file.graph)
-    inspect_graph(file.graph, signature)
+    model = inspect_graph(file.graph, signature)
+    try:
+        signature, verdict = judge(signature, model, batch_axis)
+    except ValueError as error:
+        raise SpecError(f"--batch-axis {batch_axis}: {error}") from error
+    del model
     _check_labels(signature, labels)
     origin = Imported(file=path.name, sha256=file.sha256, producer=file.producer)
     changes = {"changes": list(adapted.changes)} if adapted.changes else {}
@@ -77,7 +86,7 @@ def import_onnx(
         signature=signature,
         task=task,
         labels=labels,
-        parity={"status": "imported", "run": "left out", **changes},
+        parity={"status": "imported", "run": "left out", **changes, **_merging(verdict.reason)},
         metrics={},
         lineage=Lineage(run=run, step=0, checkpoint_digest="", data_digest="", spec_digest="", imported=origin),
     )
@@ -127,15 +136,14 @@ def _prove(bundle: Bundle) -> dict[str, Any]:
     random = np.random.default_rng(0)
     inputs = {tensor.name: _random(tensor, num_rows, random) for tensor in signature.required}
     results: list[Mapping[str, Array]] = []
-    can_merge = False
     for num_runs in (2, 1):  # onnxruntime's random numbers begin alike in each session
         engine = Engine(bundle)
-        can_merge = engine.can_merge
+        merging = _merging(engine.not_merged_because)
         try:
             results += [engine.run(inputs) for _ in range(num_runs)]
         except MaasError as error:  # a graph that refuses blanks of fixed sizes is refused by the engine itself
             log.warning("%s refuses random values: %s", name, error.__cause__ or error)
-            return {"run": "random values are refused", "can_merge": can_merge}
+            return {"run": "random values are refused", **merging}
         finally:
             engine.close()
     for output, array in results[0].items():
@@ -149,7 +157,12 @@ def _prove(bundle: Bundle) -> dict[str, Any]:
                 f"output {output!r} of {name} differs between two runs on the same values: the graph draws random "
                 "numbers, export it for inference; if that is meant, import it without the run (--no-check)"
             )
-    return {"run": "passed", "rows": num_rows, "can_merge": can_merge}
+    return {"run": "passed", "rows": num_rows, **merging}
+
+
+def _merging(reason: str) -> dict[str, Any]:
+    """Whether requests share a run, as the report has it; each load judges again."""
+    return {"can_merge": False, "not_merged_because": reason} if reason else {"can_merge": True}
 
 
 def _random(tensor: TensorSpec, num_rows: int, random: np.random.Generator) -> Array:

@@ -100,8 +100,10 @@ class Loader:
     def _read(self, bundle_id: str) -> _Read:
         with large_blocks_apart():
             bundle = load_bundle(self._store, bundle_id)
-            info, num_bytes = bundle.info, len(bundle.graph)
+            num_bytes = len(bundle.graph)
             engine = Engine(bundle, self._spec.engine)
+            # Bundles of older versions do not say which dimension is the batch; the engine has looked.
+            info = bundle.info.model_copy(update={"signature": engine.signature})
             del bundle
         if num_bytes >= TRIM_AFTER_BYTES:
             return_to_system()  # loading takes several times what stays

@@ -59,8 +59,8 @@ def test_warm_up_seeds_the_estimate_for_every_size_asked_for() -> None:
 def test_a_graph_that_refuses_all_values_that_are_made_up_has_no_warm_up() -> None:
     graph = make_graph(
         [helper.make_node("Reshape", ["x", "impossible"], ["y"])],
-        [value("x", TensorProto.FLOAT, ["n", 3])],
-        [value("y", TensorProto.FLOAT, ["n", 7])],
+        [value("x", TensorProto.FLOAT, ["batch", 3])],
+        [value("y", TensorProto.FLOAT, ["batch", 7])],
         {"impossible": np.array([-1, 7], np.int64)},
     )
     signature = Signature(

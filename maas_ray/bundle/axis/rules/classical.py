@@ -1,0 +1,85 @@
+"""Operators of ai.onnx.ml: one row of features at a time, if the rows are in the first of two dimensions."""
+
+from maas_ray.bundle.axis.nodes import Node, plain, resized, typed
+from maas_ray.bundle.axis.sizes import Size
+from maas_ray.bundle.axis.values import Refusal, Value, unsure
+
+_FLOAT, _INT64 = 1, 7
+
+
+def table(node: Node) -> list[Value]:
+    """LabelEncoder, CategoryMapper, Binarizer: each element by itself."""
+    value = node.data(0)
+    return [typed(plain(value), 0)]
+
+
+def _rows(node: Node, index: int = 0) -> Value:
+    value = node.data(index)
+    if value.axis is None:
+        return value
+    if value.rank != 2 or value.axis != 0:
+        raise Refusal("takes the rows for the features of one row")
+    return value
+
+
+def features(node: Node) -> list[Value]:
+    """Scaler, Imputer, Normalizer: by feature, which is the second dimension."""
+    return [typed(plain(_rows(node)), _FLOAT if node.op != "Imputer" else node.input(0).dtype)]
+
+
+def classifier(node: Node) -> list[Value]:
+    """Classifiers: a label and scores for each row."""
+    value = _rows(node)
+    labels, scores = resized(value, value.sizes[:1]), resized(value, (value.sizes[0], node.name("classes")))
+    return [typed(labels, _INT64), typed(scores, _FLOAT)]
+
+
+def regressor(node: Node) -> list[Value]:
+    """Regressors: targets for each row."""
+    value = _rows(node)
+    targets = node.attributes.get("n_targets", node.attributes.get("targets", 1))
+    return [typed(resized(value, (value.sizes[0], Size(int(targets)))), _FLOAT)]
+
+
+def one_hot(node: Node) -> list[Value]:
+    """OneHotEncoder: a dimension more."""
+    value = node.data(0)
+    count = len(node.attributes.get("cats_int64s") or node.attributes.get("cats_strings") or ())
+    return [typed(resized(value, (*value.sizes, Size(count))), _FLOAT)]
+
+
+def vectorizer(node: Node) -> list[Value]:
+    """FeatureVectorizer: features of several inputs beside each other."""
+    values = [_rows(node, index) for index in range(len(node.inputs))]
+    places = {(value.axis, value.inner, value.sizes[0]) for value in values}
+    if len(places) > 1:
+        raise Refusal("combines rows by their place")
+    return [typed(resized(values[0], (values[0].sizes[0], node.name("features"))), _FLOAT)]
+
+
+def extractor(node: Node) -> list[Value]:
+    """ArrayFeatureExtractor: columns by number."""
+    value = node.data(0)
+    node.common(1)
+    node.apart(value, -1)
+    if value.rank == 1:
+        raise unsure("takes features of a vector")
+    return [resized(value, (*value.sizes[:-1], node.name("chosen")))]
+
+
+def words(node: Node) -> list[Value]:
+    """TfIdfVectorizer: counts for each row."""
+    value = _rows(node)
+    return [typed(resized(value, (value.sizes[0], node.name("words"))), _FLOAT)]
+
+
+RULES = {
+    **dict.fromkeys(["LabelEncoder", "CategoryMapper", "Binarizer"], table),
+    **dict.fromkeys(["Scaler", "Imputer", "Normalizer"], features),
+    **dict.fromkeys(["LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"], classifier),
+    **dict.fromkeys(["LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor", "TreeEnsemble"], regressor),
+    "OneHotEncoder": one_hot,
+    "FeatureVectorizer": vectorizer,
+    "ArrayFeatureExtractor": extractor,
+}
+STANDARD = {"TfIdfVectorizer": words}
