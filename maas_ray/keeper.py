@@ -82,9 +82,7 @@ class Keeper:
         """One look; False once nothing is left to keep."""
         for child in self._children:
             child.poll()
-        current = self._current
-        if current is None or current.process.is_alive:
-            self._identify()
+        self._identify()  # also after a death: another one may have taken over already
         current = self._current
         if current is None:
             return self._is_one_starting()

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from maas_ray.haproxy.succession import wake_keeper
+from maas_ray.keeper import START_S
 from tests.support.front import Front, Manager, backend, body, until
 
 WITHIN_S = 1.0
@@ -116,7 +117,7 @@ def test_an_haproxy_that_a_signal_stopped_continues(front: Front) -> None:
 def test_a_reload_by_the_manager_is_not_taken_for_a_death(front: Front) -> None:
     manager = ready(front)
     pids = [manager.haproxy, *(manager.start() for _ in range(3))]
-    time.sleep(1.5)
+    time.sleep(START_S + 2)  # past the time in which one that starts is waited for
     assert front.pid() == pids[-1]
     assert manager.process.poll() is None
     assert "took its place" not in front.log()
