@@ -126,7 +126,8 @@ def test_our_enum_of_datatypes_is_tritons() -> None:
 def test_what_is_written_is_what_was_read_in_every_datatype_and_form(datatype: Datatype, is_raw: bool) -> None:
     array = VALUES[datatype]
     reader = codec(datatype)
-    request = read(message(datatype, array, is_raw=is_raw, id="7"), reader)
+    asked = {} if is_raw else {"binary_data_output": Value(bool_param=False)}
+    request = read(message(datatype, array, is_raw=is_raw, id="7", parameters=asked), reader)
     np.testing.assert_array_equal(request.inputs["x"], array, strict=True)
     answer = pb.ModelInferResponse.FromString(b"".join(reader.write_message(request, {"y": array})))
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "3", "7")
@@ -278,6 +279,29 @@ def test_numbers_beyond_their_datatype_are_refused(datatype: Datatype, contents:
         read(request, codec(datatype))
 
 
+@pytest.mark.parametrize(
+    ("whole", "alone", "is_raw"),
+    [
+        (None, None, True), (True, None, True), (False, None, False), (None, False, False), (False, True, True),
+        (True, False, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_answers_are_raw_whatever_the_request_was_unless_typed_contents_are_asked_for(
+    whole: bool | None, alone: bool | None, is_raw: bool, is_typed: bool
+) -> None:
+    request = message("FP32", np.ones((1, 3), np.float32), is_raw=not is_typed)
+    if whole is not None:
+        request.parameters["binary_data_output"].bool_param = whole
+    if alone is not None:
+        request.outputs.add(name="y").parameters["binary_data"].bool_param = alone
+    reader = codec("FP32")
+    parts = reader.write_message(read(request, reader), {"y": np.ones((1, 3), np.float32)})
+    answer = pb.ModelInferResponse.FromString(b"".join(map(bytes, parts)))
+    assert bool(answer.raw_output_contents) == is_raw
+    assert answer.outputs[0].HasField("contents") != is_raw
+
+
 @pytest.mark.parametrize("is_raw", [True, False])
 def test_bytes_that_are_not_utf8_are_kept(is_raw: bool) -> None:
     request = pb.ModelInferRequest()
@@ -286,6 +310,7 @@ def test_bytes_that_are_not_utf8_are_kept(is_raw: bool) -> None:
         request.raw_input_contents.append(b"\1\0\0\0\xff")
     else:
         tensor.contents.bytes_contents.append(b"\xff")
+        request.parameters["binary_data_output"].bool_param = False
     reader = codec("BYTES")
     found = read(request, reader)
     assert found.inputs["x"].tolist() == [["\udcff"]]
@@ -628,7 +653,7 @@ def call(channel: grpc.Channel, method: str, body: bytes = b"", **more: Any) -> 
 
 
 def test_answers_carry_request_id_run_and_version(channel: grpc.Channel) -> None:
-    request = message("FP32", ROW, is_raw=False)
+    request = message("FP32", ROW, is_raw=False, parameters={"binary_data_output": Value(bool_param=False)})
     request.model_name = "linear"
     response, rpc = call(channel, "ModelInfer", request.SerializeToString(), metadata=[("x-request-id", "mine")])
     assert list(pb.ModelInferResponse.FromString(response).outputs[0].contents.fp32_contents) == [2, 4, 6]

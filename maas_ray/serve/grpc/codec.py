@@ -145,9 +145,7 @@ class MessageCodec:
         return InferRequest(
             id=check_id(received.id or None),
             inputs=inputs,
-            outputs=self._wanted(
-                message.outputs, is_raw=bool(raw) or not any(entry.HasField("contents") for entry in message.inputs)
-            ),
+            outputs=self._wanted(message.outputs, is_raw=not _asks_for_typed(received.parameters)),
             num_rows=num_rows(inputs, self._signature),
             timeout_us=parameters.timeout_us,
             priority=parameters.priority,
@@ -176,16 +174,21 @@ class MessageCodec:
         return [message.SerializeToString(), *raw]
 
     def _wanted(self, entries: Sequence[Any], *, is_raw: bool) -> tuple[WantedOutput, ...]:
-        """Typed contents are answered with typed contents, everything else raw, as datatypes without typed contents are.
+        """Raw, as Triton's clients read it, unless typed contents are asked for as JSON is over HTTP.
 
-        All outputs of an answer are raw, or none is.
+        All outputs of an answer are raw, or none is; datatypes without typed contents are raw.
         """
         if is_raw and not entries:
             return self._all_raw
         pairs = [(entry.name, plain_parameters(entry.parameters)) for entry in entries]
+        # As if nothing were typed first: a datatype without typed contents is no reason to refuse.
         wanted = wanted_outputs(pairs, self._outputs, is_binary=True)
-        is_raw = is_raw or any(
-            self._outputs[output.name].datatype in BINARY_ONLY and not output.classes for output in wanted
+        if not is_raw:
+            said = {name: (parameters or {}).get("binary_data") for name, parameters in pairs}
+            wanted = tuple(output._replace(is_binary=bool(said.get(output.name))) for output in wanted)
+        is_raw = any(
+            output.is_binary or (self._outputs[output.name].datatype in BINARY_ONLY and not output.classes)
+            for output in wanted
         )
         return tuple(output._replace(is_binary=is_raw) for output in wanted)
 
@@ -207,6 +210,12 @@ def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         name: getattr(value, value.WhichOneof("parameter_choice") or "", None) for name, value in parameters.items()
     }
+
+
+def _asks_for_typed(parameters: Mapping[str, Any] | None) -> bool:
+    """Whether the answer shall have typed contents: the parameter that asks for JSON over HTTP."""
+    given = None if parameters is None else parameters.get("binary_data_output")
+    return given is not None and not given
 
 
 def _read_typed(spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> Array:
