@@ -11,7 +11,9 @@ import orjson
 
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError
 from maas_ray.serve.autoscale import Meter
+from maas_ray.serve.cors import preflight_headers
 from maas_ray.serve.ended import Observer
+from maas_ray.serve.generate_call import GenerateCall
 from maas_ray.serve.head import Head, Header, Route
 from maas_ray.serve.http_call import HttpCall
 from maas_ray.serve.load_parameters import read_load, read_unload
@@ -71,7 +73,7 @@ class Handler:
         """Answers one inference request.
 
         Args:
-            head: taken through the layers; its route is `infer`.
+            head: taken through the layers; its route is one of `INFERENCE`.
             request_id: what the reply will carry.
             body: as received, not compressed.
             deadline: time of the loop's clock after which nobody waits.
@@ -80,7 +82,8 @@ class Handler:
         Returns:
             The call, for `cancel`.
         """
-        call = HttpCall(self, head, request_id, body, len(body), deadline, done)
+        kind = HttpCall if head.route.name == "infer" else GenerateCall
+        call = kind(self, head, request_id, body, len(body), deadline, done)
         call.start()
         return call
 
@@ -126,6 +129,8 @@ class Handler:
                 return _json({"ready": is_ready}, status=200 if is_ready else 503)
             case "server":
                 return _json(v2.server_metadata(residency.spec.server_name))
+            case "preflight":
+                return Reply(200, preflight_headers(dict(head.headers)), b"")
             case "nothing":
                 return _json([] if route.method == "GET" else {})
             case "models":

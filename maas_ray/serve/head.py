@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
-from maas_ray.serve import extensions
+from maas_ray.serve import cors, extensions
 from maas_ray.serve.path import decode_name, split_path
 from maas_ray.serve.spec import LimitsSpec
 from maas_ray.serve.wire.binary import read_header_length
@@ -30,7 +30,8 @@ class Route(NamedTuple):
 
     name: str
     """`live`, `ready`, `server`, `models`, `model`, `model_ready`, `config`, `versions`, `stats`, `metrics`, `infer`,
-    `index`, `load`, `unload`, or `nothing` (of an extension that has nothing here)."""
+    `index`, `load`, `unload`, `generate`, `generate_stream`, `preflight`, or `nothing` (of an extension that has nothing
+    here)."""
     method: str
     """The method it takes; HEAD is taken where GET is."""
     model: str = ""
@@ -47,8 +48,21 @@ class Head:
     """
 
     __slots__ = (
-        "accept_encoding", "closes", "content_encoding", "content_length", "expects_continue", "given_id",
-        "header_length", "headers", "method", "path", "reply_headers", "route", "timeout_s", "traceparent",
+        "accept_encoding",
+        "closes",
+        "content_encoding",
+        "content_length",
+        "cors",
+        "expects_continue",
+        "given_id",
+        "header_length",
+        "headers",
+        "method",
+        "path",
+        "reply_headers",
+        "route",
+        "timeout_s",
+        "traceparent",
     )  # fmt: skip
 
     def __init__(self, method: str, path: str, headers: Iterable[Header]) -> None:
@@ -72,7 +86,12 @@ class Head:
         """Whether the caller waits for a word before it sends the body."""
         self.reply_headers: tuple[Header, ...] = ()
         """Headers that belong to a refusal."""
+        self.cors: tuple[Header, ...] = ()
+        """Headers that let the page of a browser read the reply."""
 
+
+INFERENCE = frozenset({"infer", "generate", "generate_stream"})
+"""Routes whose requests are run by a model."""
 
 Layer = Callable[[Head, Mapping[bytes, bytes], LimitsSpec], None]
 
@@ -86,8 +105,18 @@ def request_id(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -
     head.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
 
 
+def cross_origin(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """Whether a page of another origin may read the reply; what a browser asks before it sends is a route of its own."""
+    if limits.cors_origins:
+        head.cors = cors.headers_for(limits.cors_origins, headers.get(b"origin"))
+        if head.cors and cors.is_preflight(head.method, headers):
+            head.route = Route("preflight", "OPTIONS")
+
+
 def route(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
     """Finds where the path leads and whether it takes the method."""
+    if head.route.name:
+        return
     head.route = found = find_route(head.path)
     if head.method != found.method and not (head.method == "HEAD" and found.method == "GET"):
         head.reply_headers = ((b"allow", b"GET, HEAD" if found.method == "GET" else found.method.encode()),)
@@ -135,7 +164,7 @@ def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) ->
         head.header_length = read_header_length(length)
 
 
-LAYERS: tuple[Layer, ...] = (request_id, route, single_headers, deadline, body_limit, body_form)
+LAYERS: tuple[Layer, ...] = (request_id, cross_origin, route, single_headers, deadline, body_limit, body_form)
 """The order of the world. After them: the body (front), its inflation, its tensors, the queue (handler)."""
 
 
@@ -226,8 +255,8 @@ def _model_route(path: str, model: str, rest: list[str]) -> Route:
             return Route("model_ready", "GET", model, version)
         case ["config" | "stats" as what]:
             return Route(what, "GET", model, version)
-        case ["infer"]:
-            return Route("infer", "POST", model, version)
+        case ["infer" | "generate" | "generate_stream" as what]:
+            return Route(what, "POST", model, version)
     raise NotFound(f"no path {_short(path)}; below a model there are versions, ready, config, stats and infer")
 
 

@@ -32,13 +32,17 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
     def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer:
         return loaded.codec.write(request, outputs)
 
+    def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:
+        """Headers of an answer without binary tensors."""
+        return loaded.json_headers
+
     def size(self, answer: Answer) -> int:
         return len(answer.body)
 
     def send(self, loaded: Loaded, answer: Answer) -> None:
         body, header_length = answer
         if header_length is None:
-            headers = loaded.json_headers
+            headers = self.headers_of(loaded)
         else:
             length = (b"inference-header-content-length", b"%d" % header_length)
             headers = (BINARY, *loaded.headers, length)

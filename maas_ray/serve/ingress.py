@@ -10,7 +10,7 @@ from typing import Any
 
 from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.handler import Handler
-from maas_ray.serve.head import Head, new_request_id, read_head, too_large
+from maas_ray.serve.head import INFERENCE, Head, new_request_id, read_head, too_large
 from maas_ray.serve.path import below, sent_path
 from maas_ray.serve.reply import Reply, error_reply, internal_error
 from maas_ray.serve.spec import LimitsSpec
@@ -71,9 +71,9 @@ class App:
         except Exception:
             log.exception("request %s failed in an unexpected way", request_id.decode())
             reply = error_reply(internal_error(request_id), head.reply_headers)
-        if head.route.name != "infer":
+        if head.route.name not in INFERENCE:
             self._handler.residency.stats.answered(head.route.name or "none", reply.status)
-        headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+        headers = [*reply.headers, *head.cors, (b"content-length", b"%d" % len(reply.body))]
         if self._sends_request_id:
             headers.append((b"x-request-id", request_id))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -90,7 +90,7 @@ class App:
                 body = self._handler.inflate(head, body)
             else:
                 body = await asyncio.to_thread(self._handler.inflate, head, body)
-        if head.route.name == "infer":
+        if head.route.name in INFERENCE:
             return await self._infer(head, request_id, body, receive, deadline)
         try:
             async with asyncio.timeout_at(deadline):

@@ -308,6 +308,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._state = _IDLE
         self._since = self._front.now
+        if cors := self._head.cors:
+            reply = Reply(reply.status, (*reply.headers, *cors), reply.body)
         self._write(reply)
         if self._pending or self._reading_is_paused:
             self._resume_reading()

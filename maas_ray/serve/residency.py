@@ -78,8 +78,16 @@ class Residency:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken: everything that is loaded at start was loaded."""
-        return self._follower is not None
+        """Whether requests are taken: everything that is loaded at start was loaded.
+
+        With `strict_readiness`, also whether every model that the spec lists serves what it names.
+        """
+        if self._follower is None:
+            return False
+        if not self.spec.strict_readiness:
+            return True
+        listed = {model.name for model in self.spec.models if not model.is_pattern}
+        return listed <= set(self._by_name) and not any(map(self.problems, listed))
 
     @property
     def memory_bytes(self) -> int:

@@ -20,6 +20,7 @@ from maas_ray.registry.models import PRODUCTION
 from maas_ray.serve.access_log import AccessLogSpec
 from maas_ray.serve.autoscale import AutoscalingSpec, Resolved
 from maas_ray.serve.batching import BatchSpec
+from maas_ray.serve.cors import check_origin
 from maas_ray.serve.tracing import TracingSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
@@ -106,6 +107,8 @@ class LimitsSpec(Spec):
     """Speed below which a body or a reader trickles; its connection is closed."""
     idle_timeout_s: PositiveFloat = 120.0
     """Time after which a connection without a request is closed; longer than what is in front of it keeps one."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins (`https://shop.example`) whose pages may call this pool from a browser, or `*` for all; none by default."""
     max_connections: PositiveInt = 10_000
     """Connections of one replica; one more is answered 503 and closed."""
 
@@ -122,6 +125,11 @@ class LimitsSpec(Spec):
                 "requests that may still run; leave drain_timeout_s out, raise it, or lower timeout_s"
             )
         return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_origin(origin) for origin in value)
 
 
 class RefreshSpec(Spec):
@@ -168,6 +176,9 @@ class ServingSpec(Spec):
     memory_budget_bytes: PositiveInt | None = None
     """Memory for the models of one replica; beyond it the ones not used for longest are unloaded, and loaded again by
     their next request. A model counts as 1.1 times its file and 256 KiB. None: every model stays, without a limit."""
+    strict_readiness: bool = False
+    """Whether the pool is ready only while every model that it lists serves what the registry names, as Triton's option
+    of this name. Otherwise one model that does not load leaves the pool ready for the others."""
     server_name: str = Field(default="maas-ray", min_length=1, max_length=100)
     """Name in the server's metadata. Some clients that were written for Triton insist on `triton`."""
     model_control: Literal["none", "explicit"] = "none"

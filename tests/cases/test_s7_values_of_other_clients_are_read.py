@@ -90,12 +90,6 @@ def test_other_values_are_no_booleans(value: object) -> None:
         read_infer(body("BOOL", [2], [True, value]), signature("BOOL", [2]))
 
 
-def test_sizes_may_be_sent_as_whole_floats() -> None:
-    assert read_infer(body("FP32", [1.0, 2.0], [1, 2]), signature("FP32", [1, 2])).inputs["x"].shape == (1, 2)
-    with pytest.raises(BadRequest, match="not a list of non-negative integers"):
-        read_infer(body("FP32", [1.5, 2.0], [1, 2]), signature("FP32", [-1, 2]))
-
-
 @pytest.mark.parametrize(
     "more",
     [

@@ -28,7 +28,7 @@ def infer(server: Server, body: Any = ROW, model: str = "linear", **more: Any) -
 
 def test_the_order_of_the_layers_is_what_the_design_says() -> None:
     names = [layer.__name__ for layer in LAYERS]  # type: ignore[attr-defined]
-    assert names == ["request_id", "route", "single_headers", "deadline", "body_limit", "body_form"]
+    assert names == ["request_id", "cross_origin", "route", "single_headers", "deadline", "body_limit", "body_form"]
 
 
 def test_an_answer_carries_values_id_run_version_and_request_id(shared_server: Server) -> None:

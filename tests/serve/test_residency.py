@@ -158,7 +158,7 @@ def test_fixed_versions_and_aliases_of_one_model_are_served_side_by_side(file_st
     def check_moved() -> None:
         assert residency.get("linear").version.version == 3
         assert residency.versions("linear") == [1, 3], "version 2 is named by nothing any more"
-        with pytest.raises(NotFound, match="no version 2 of model 'linear'; it serves: 1, 3"):
+        with pytest.raises(NotFound, match="unknown model: 'linear' version 2 is not found; this pool serves: 1, 3"):
             residency.get("linear", 2)
 
     run(residency, check_start, residency.refresh, check_moved)

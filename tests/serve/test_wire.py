@@ -253,7 +253,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(datatype=None)], "None is not the model's FP32"),
         ([entry(shape=None)], "not a list of non-negative integers"),
         ([entry(shape=[1, -3])], "not a list of non-negative integers"),
-        ([entry(shape=[1, 3.5])], "not a list of non-negative integers"),
+        ([entry(shape=[1, 3.0])], "not a list of non-negative integers"),
         ([entry(shape=[True, 3])], "not a list of non-negative integers"),
         ([entry(shape=[3])], r"does not fit the model's \[-1, 3\]"),
         ([entry(shape=[1, 1, 3])], "does not fit"),

@@ -95,10 +95,15 @@ class AnswerWriter:
             tail.append(encoded)
             parts.append(b'"parameters":{"binary_data_size":%d}}' % num_binary_bytes(encoded))
         else:
-            parts += (b'"data":', _json_data(wanted.name, array), b"}")
+            parts += (b'"data":', json_data(wanted.name, array), b"}")
 
 
-def _json_data(name: str, array: Array) -> bytes:
+def json_data(name: str, array: Array) -> bytes:
+    """The flat values of an output as a JSON list.
+
+    Raises:
+        BadRequest: strings that are not UTF-8.
+    """
     try:
         return orjson.dumps(write_json(array), option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:

@@ -14,6 +14,7 @@ PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
 EXTENSIONS = (
     "classification",
+    "generate",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",

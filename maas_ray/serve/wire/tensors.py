@@ -20,8 +20,6 @@ BINARY_ONLY = frozenset({"FP16", "BF16"})
 """Datatypes without a JSON form in the protocol."""
 
 _FLOATS = frozenset({"FP32", "FP64"})
-_EXACT = 1 << 53
-"""A float below this is one integer, not the nearest to several."""
 
 
 def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
@@ -35,8 +33,6 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
             f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)}: it has "
             f"{len(shape)} dimensions instead of {len(spec.shape)}"
         )
-    if type(shape) is list:  # some clients know no integers: 3.0 is 3
-        shape = [int(size) if type(size) is float and size.is_integer() and size < _EXACT else size for size in shape]
     if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
         raise BadRequest(f"input {spec.name!r}: shape {short(shape)} is not a list of non-negative integers")
     if len(shape) != len(spec.shape) or any(

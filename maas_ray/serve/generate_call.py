@@ -1,0 +1,35 @@
+"""One request of the generate extension over HTTP: a flat JSON object in, one out, or one server-sent event.
+
+A model here gives one answer to a request, so a stream has one event. Knows no socket.
+"""
+
+from maas_ray.serve.head import Header
+from maas_ray.serve.http_call import HttpCall
+from maas_ray.serve.item import Tensors
+from maas_ray.serve.loaded import Loaded
+from maas_ray.serve.wire.answer import Answer
+from maas_ray.serve.wire.checks import InferRequest
+from maas_ray.serve.wire.generate import as_event, read_generate, write_generate
+
+EVENTS: Header = (b"content-type", b"text/event-stream")
+
+
+class GenerateCall(HttpCall):
+    """As `HttpCall`, in the form of the extension."""
+
+    __slots__ = ()
+
+    def read(self, loaded: Loaded) -> InferRequest:
+        return read_generate(self._message or b"", loaded.info.signature)
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer:
+        version = loaded.version
+        document = write_generate(version.model, version.version, request, outputs)
+        return Answer(as_event(document) if self._is_stream else document, None)
+
+    def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:
+        return (EVENTS, *loaded.headers) if self._is_stream else loaded.json_headers
+
+    @property
+    def _is_stream(self) -> bool:
+        return self._head.route.name == "generate_stream"
