@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--run", required=True)
     parser.add_argument("--name", required=True, help="the model to publish a version of")
     parser.add_argument("--step", type=int, help="the checkpoint; by default what the spec says in checkpoint.use")
+    parser.add_argument("--token", help="which publish this is; by default derived from model, bundle and run")
     parser.add_argument("--promote", nargs="?", const=PRODUCTION, metavar="ALIAS", help="also point an alias at it")
     arguments = parser.parse_args()
     try:
@@ -45,7 +46,7 @@ def main() -> int:
         task = ray.remote(num_cpus=1)(export)
         bundle, proof = ray.get(task.remote(storage, arguments.run, arguments.step), timeout=TIMEOUT_S)
         registry = Registry(store)
-        version = registry.publish(arguments.name, bundle)
+        version = registry.publish(arguments.name, bundle, token=arguments.token)
         if arguments.promote:
             registry.promote(arguments.name, version.version, arguments.promote)
     except MaasError as error:

@@ -37,8 +37,11 @@
 
 A class carries what its border needs: `code` (stable, for machines), `http_status`, `retryable`.
 A message says what happened, the value, the limit and the way out; never a secret, never another
-tenant's data. All arguments reach `Exception.__init__`, so that pickling between processes keeps them.
+tenant's data. All arguments reach `Exception.__init__`, so that pickling between processes keeps them. What a message quotes of
+files and URLs is made safe to show when the error is made, see `display.shown`: it ends up in terminals, logs and answers.
 """
+
+from maas_ray.display import shown
 
 
 class MaasError(Exception):
@@ -47,6 +50,12 @@ class MaasError(Exception):
     code = "internal"
     http_status = 500
     retryable = False
+
+    def __init__(self, *args: object) -> None:
+        # Nearly always one plain message, and under overload thousands a second.
+        first = args[0] if args else None
+        safe = (shown(first), *args[1:]) if isinstance(first, str) else args
+        super().__init__(*safe)
 
 
 class SpecError(MaasError):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from maas_ray.display import masked
 from maas_ray.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
 from maas_ray.errors import SpecError
 from maas_ray.foreign import Unreadable, read_file
@@ -26,7 +27,18 @@ MAX_SHOWN_CHARS = 200
 class Spec(BaseModel):
     """Base of every spec: frozen, unknown keys refused, field docstrings become JSON Schema descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    # A value may hold a password (in a URL), and errors and representations end up in logs.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, value if isinstance(value, BaseModel) else masked(value)
 
     def digest(self) -> str:
         """Hex sha256 of the canonical JSON of all fields, defaults included."""

@@ -1,6 +1,5 @@
 """Runs a bundle's graph with onnxruntime, and knows how long a run takes. Knows no queue, no loop and no protocol."""
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Self
@@ -23,10 +22,11 @@ from maas_ray.bundle.providers import CUDA, choose_providers
 from maas_ray.bundle.sample import read_sample
 from maas_ray.bundle.stop import Stop
 from maas_ray.bundle.warmup import Guess, guesses, repeated
+from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, BundleError, EngineFailed, MaasError, RunStopped
 from maas_ray.spec import Spec
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _REFUSED = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 PROBE = "probe"

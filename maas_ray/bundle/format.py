@@ -7,17 +7,18 @@
 `id` is taken of the content, so that committing the same bundle twice is harmless.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from maas_ray.errors import BundleError, Conflict, NotFound, ObjectCorrupt
+from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
 from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import malformed
 
 PREFIX = "bundles"
 KIND = "bundle"
@@ -139,10 +140,7 @@ class Bundle:
 def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: bytes | None = None) -> str:
     """Commits a bundle and returns its id; saving the same content again returns the same id."""
     meta = {"info": info.model_dump(mode="json")}
-    content = canonical_json(meta) + sha256(graph).digest()
-    if sample is not None:
-        content += sha256(sample).digest()
-    bundle_id = sha256(content).hexdigest()[:32]
+    bundle_id = _identify(meta, sha256(graph).digest(), sha256(sample).digest() if sample is not None else b"")
     draft = Draft(store, f"{PREFIX}/{bundle_id}", KIND)
     draft.put(GRAPH, graph)
     if sample is not None:
@@ -159,17 +157,17 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
 
     Raises:
         NotFound: there is no such bundle.
-        ObjectCorrupt: a part is missing, truncated or altered.
-        BundleError: the description is not one that this version understands.
+        ObjectCorrupt: a part is missing, truncated or altered; the description is not one that this version understands,
+            or the content is not the one that the id was taken of.
     """
     committed = _open(store, bundle_id)
     sample = committed.read(SAMPLE) if SAMPLE in committed.parts else None
-    return Bundle(bundle_id, _info(bundle_id, committed.meta), committed.read(GRAPH), sample)
+    return Bundle(bundle_id, _info(committed), committed.read(GRAPH), sample)
 
 
 def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
     """The description alone, without reading the graph."""
-    return _info(bundle_id, _open(store, bundle_id).meta)
+    return _info(_open(store, bundle_id))
 
 
 def graph_size(store: ObjectStore, bundle_id: str) -> int:
@@ -182,17 +180,54 @@ def list_bundles(store: ObjectStore) -> list[str]:
     return list_committed(store, PREFIX)
 
 
+def check_bundle(committed: Committed) -> Iterator[MaasError]:
+    """What is wrong with a bundle whose parts are whole; for `fsck`."""
+    try:
+        _check_id(committed)
+        _info(committed)
+    except MaasError as error:
+        yield error
+
+
 def _open(store: ObjectStore, bundle_id: str) -> Committed:
     try:
-        return open_committed(store, f"{PREFIX}/{bundle_id}", KIND)
+        committed = open_committed(store, f"{PREFIX}/{bundle_id}", KIND)
     except NotFound as error:
         raise NotFound(f"no bundle {bundle_id!r} in {store.uri}") from error
+    _check_id(committed)
+    return committed
 
 
-def _info(bundle_id: str, meta: Mapping[str, Any]) -> BundleInfo:
+def _identify(meta: Mapping[str, Any], graph_sha256: bytes, sample_sha256: bytes = b"") -> str:
+    """The id of a bundle; a digest is empty where there is no such part."""
+    return sha256(canonical_json(meta) + graph_sha256 + sample_sha256).hexdigest()[:32]
+
+
+def _check_id(committed: Committed) -> None:
+    """Whoever can write to the store can seal another graph or description; under this id it is refused.
+
+    The digests of the parts are the manifest's, which every reader of a part compares with its bytes.
+    """
+    graph, sample = committed.parts.get(GRAPH), committed.parts.get(SAMPLE)
+    if graph is None or graph.pieces or (sample is not None and sample.pieces):
+        raise ObjectCorrupt(f"the manifest of {committed.prefix} names no {GRAPH} with one digest; not used")
     try:
-        return BundleInfo.model_validate(meta["info"])
-    except KeyError as error:
-        raise ObjectCorrupt(f"the manifest of bundle {bundle_id} holds no description") from error
+        digests = [bytes.fromhex(part.sha256) if part is not None else b"" for part in (graph, sample)]
+        found = _identify(committed.meta, *digests)
+    except ValueError:
+        found = "none"
+    if found != committed.prefix.rpartition("/")[2]:
+        raise ObjectCorrupt(
+            f"{committed.prefix} holds a bundle whose content has the id {found}: it was changed after it was committed; "
+            "not used"
+        )
+
+
+def _info(committed: Committed) -> BundleInfo:
+    what = f"the description of {committed.prefix}"
+    if "info" not in committed.meta:
+        raise ObjectCorrupt(f"{what} is missing; not used")
+    try:
+        return BundleInfo.model_validate(committed.meta["info"])
     except ValidationError as error:
-        raise BundleError(f"bundle {bundle_id} was written by an incompatible version: {error}") from error
+        raise malformed(what, error) from error

@@ -4,12 +4,12 @@ The GPU providers have not been run by this project's tests, which run on CPUs; 
 onnxruntime documents (https://onnxruntime.ai/docs/execution-providers/).
 """
 
-import logging
 from collections.abc import Collection
 
 from maas_ray.bundle.format import Signature
+from maas_ray.display import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"

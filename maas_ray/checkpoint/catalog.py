@@ -6,19 +6,25 @@
 <prefix>/../pins/log/…                               steps that retention never removes
 """
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import Field
 
 from maas_ray.errors import MaasError, NotFound, ObjectCorrupt
 from maas_ray.store import manifest
 from maas_ray.store.manifest import Committed, list_committed, open_committed
 from maas_ray.store.objects import ObjectStore
-from maas_ray.store.sequence import Sequence
+from maas_ray.store.sealed import Count, Document, Time, parse_json, read_document
+from maas_ray.store.sequence import Record, Sequence
 
 KIND = "checkpoint"
 HISTORY = "history.json"
+_STEP = re.compile(r"\d{10,18}")
+PINS = re.compile(r"(.+/)?pins")
+"""Prefixes of the logs of pins."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ def place(prefix: str, step: int) -> str:
 
 def list_checkpoints(store: ObjectStore, prefix: str) -> list[int]:
     """Steps of all committed checkpoints, ascending."""
-    return [int(step) for step in list_committed(store, prefix)]
+    found = [int(step) for step in list_committed(store, prefix) if _STEP.fullmatch(step)]
+    return sorted(step for step in found if step >= 0)
 
 
 def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) -> Committed:
@@ -50,7 +57,7 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
 
     Raises:
         NotFound: there is no such checkpoint; names those that there are.
-        ObjectCorrupt: its manifest is altered.
+        ObjectCorrupt: its manifest is altered or malformed.
     """
     steps = list_checkpoints(store, prefix)
     wanted = steps[-1] if step is None and steps else step
@@ -58,7 +65,16 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
         there = ", ".join(map(str, steps)) or "none"
         which = "" if step is None else f" of step {step}"
         raise NotFound(f"{prefix} has no committed checkpoint{which}; there is: {there}")
-    return open_committed(store, place(prefix, wanted), KIND)
+    return open_step(store, prefix, wanted)
+
+
+def open_step(store: ObjectStore, prefix: str, step: int) -> Committed:
+    """Opens a checkpoint by its step; as `open_checkpoint`, but without a listing."""
+    committed = open_committed(store, place(prefix, step), KIND)
+    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    if said.step != step:
+        raise ObjectCorrupt(f"{committed.prefix} says that it is of step {said.step}; not used")
+    return committed
 
 
 def read_saved(committed: Committed) -> Saved:
@@ -67,11 +83,13 @@ def read_saved(committed: Committed) -> Saved:
     Raises:
         ObjectCorrupt: it is altered, or written by an incompatible version.
     """
-    try:
-        meta = committed.meta
-        return Saved(int(meta["step"]), int(meta["cursor"]), meta["state"], json.loads(committed.read(HISTORY)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ObjectCorrupt(f"{committed.prefix} is not a checkpoint that this version reads: {error!r}") from error
+    what = f"the history of {committed.prefix}"
+    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    if HISTORY not in committed.parts:
+        raise ObjectCorrupt(f"{committed.prefix} has no {HISTORY}; not used")
+    history = parse_json(committed.read(HISTORY), what)
+    read_document(_History, {"entries": history}, what)
+    return Saved(said.step, said.cursor, committed.meta["state"], history)
 
 
 def verify(committed: Committed) -> list[MaasError]:
@@ -98,7 +116,7 @@ def describe(store: ObjectStore, prefix: str) -> list[dict[str, Any]]:
         )
         error = None
         try:
-            committed = open_committed(store, place(prefix, step), KIND)
+            committed = open_step(store, prefix, step)
             meta = committed.meta
             about = {
                 "committed_s": meta["time_s"],
@@ -124,13 +142,63 @@ def pin(store: ObjectStore, prefix: str, step: int, reason: str) -> None:
         NotFound: there is no such checkpoint, or retention was removing it just now.
     """
     open_checkpoint(store, prefix, step)
-    Sequence(store, _pins(prefix)).append(lambda _: {"step": step, "reason": reason})
+    if step not in pinned(store, prefix):  # a repeat finds its own
+        Sequence(store, _pins(prefix)).append(lambda _: {"step": step, "reason": reason})
     open_checkpoint(store, prefix, step)
 
 
 def pinned(store: ObjectStore, prefix: str) -> set[int]:
     """The steps that are pinned."""
-    return {record.event["step"] for record in Sequence(store, _pins(prefix)).read()}
+    return {read_pin(record).step for record in Sequence(store, _pins(prefix)).read()}
+
+
+class Pin(Document):
+    """A step that retention never removes."""
+
+    step: Count
+    reason: str
+
+
+def read_pin(record: Record) -> Pin:
+    """What a record of the pins says. Raises `ObjectCorrupt`."""
+    return read_document(Pin, record.event, f"the log record {record.key}")
+
+
+def check_checkpoint(committed: Committed) -> Iterator[MaasError]:
+    """What is wrong with a checkpoint whose parts are whole; for `fsck`."""
+    from maas_ray.checkpoint.index import read_index
+
+    for check in (read_saved, read_index):
+        try:
+            check(committed)
+        except MaasError as error:
+            yield error
+
+
+class _State(Document):
+    layout: str | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+class _Meta(Document):
+    step: Count
+    cursor: Count
+    time_s: Time
+    num_ranks: Count
+    tensors_sha256: str
+    state: _State
+
+
+class _Entry(Document):
+    step: Count
+    loss: float | None = None
+    lr: float | None = None
+    validation: dict[str, float] = Field(default_factory=dict)
+
+
+class _History(Document):
+    entries: list[_Entry]
 
 
 def _pins(prefix: str) -> str:

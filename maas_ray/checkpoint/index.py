@@ -88,14 +88,18 @@ def read_index(committed: Committed) -> dict[str, Stored]:
     """
     meta = committed.meta
     if meta.get("format") != FORMAT:
-        raise ObjectCorrupt(f"{committed.prefix} has format {meta.get('format')!r}; this version reads {FORMAT}")
+        raise ObjectCorrupt(
+            f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}"
+        )
     try:
         names = meta["index"]["parts"]
         index = {name: _tensor(raw, names) for name, raw in meta["index"]["tensors"].items()}
         for name, tensor in index.items():
             _check(committed, name, tensor)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ObjectCorrupt(f"the index of {committed.prefix} is not readable ({error!r}); not used") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ObjectCorrupt(
+            f"the index of {committed.prefix} is not readable ({str(error)[:200]}); not used"
+        ) from error
     return index
 
 
@@ -116,9 +120,19 @@ def tensors_digest(index: Mapping[str, Stored]) -> str:
 def _tensor(raw: Mapping[str, Any], parts: Sequence[str]) -> Stored:
     dtype = DTYPES[raw["dtype"]]
     tiles = []
+    _check_counts(raw["shape"])
     for offsets, sizes, part, start, digest in raw["tiles"]:
+        _check_counts([*offsets, *sizes, part, start])
+        if type(digest) is not str:
+            raise TypeError("a tile's digest is no text")
         tiles.append(Tile(tuple(offsets), tuple(sizes), parts[part], start, math.prod(sizes) * dtype.itemsize, digest))
     return Stored(dtype, tuple(raw["shape"]), tuple(tiles))
+
+
+def _check_counts(values: Any) -> None:
+    """Exact integers: a float or a truth value would pass for one in most places, and fail in the last."""
+    if type(values) is not list or any(type(value) is not int or not -1 < value < 1 << 63 for value in values):
+        raise ValueError("a size or a place is no count")
 
 
 def _check(committed: Committed, name: str, tensor: Stored) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from maas_ray.checkpoint.catalog import KIND, list_checkpoints, pinned, place
+from maas_ray.checkpoint.catalog import list_checkpoints, open_step, pinned
 from maas_ray.errors import ObjectCorrupt
-from maas_ray.store.manifest import open_committed
 from maas_ray.store.objects import ObjectStore
 
 
@@ -65,7 +64,7 @@ class Retention:
             kept = pinned(self._store, self._prefix)  # read last: a pin may have been set meanwhile
             going = [step for step in going if step not in kept]
         for step in going:
-            open_committed(self._store, place(self._prefix, step), KIND).delete()
+            open_step(self._store, self._prefix, step).delete()
             self._scores.pop(step, None)
         return going
 
@@ -86,10 +85,10 @@ class Retention:
     def _is_whole(self, step: int) -> bool:
         if step not in self._scores:
             try:
-                meta = open_committed(self._store, place(self._prefix, step), KIND).meta
+                meta = open_step(self._store, self._prefix, step).meta
             except ObjectCorrupt:
                 return False
-            score = meta.get("state", {}).get("metrics", {}).get(self._keep.metric)
+            score = meta["state"].get("metrics", {}).get(self._keep.metric)
             is_number = isinstance(score, int | float) and score == score  # NaN is no score
             self._scores[step] = float(score) if is_number else None
         return True

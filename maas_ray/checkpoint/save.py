@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ from maas_ray.errors import Conflict, MaasError, ObjectCorrupt, SaveFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
+
+Fence = Callable[[], None]
+"""Raises `Conflict` if another process has taken over, see `Claim.check`."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,12 @@ def finish(
     source: Source,
     timeout_s: float,
     in_flight: int | None = None,
+    fence: Fence | None = None,
 ) -> None:
-    """Writes this rank's parts and agrees with the others on the end of an attempt. Raises as `save`."""
+    """Writes this rank's parts and agrees with the others on the end of an attempt.
+
+    Raises as `save`, and `Conflict` if the fence says that another process has taken over.
+    """
     where = place(prefix, attempt.step)
     written: list[Written] = []
     failure = None
@@ -95,7 +102,7 @@ def finish(
     everybody = team.gather((written, failure))
     outcome = _Outcome()
     if team.rank == 0:
-        outcome = _decide(store, where, attempt, snapshot, everybody)
+        outcome = _decide(store, where, attempt, snapshot, everybody, fence)
     outcome = team.broadcast(outcome)
     if outcome.error is None:
         return
@@ -117,6 +124,7 @@ def _decide(
     attempt: Attempt,
     snapshot: Snapshot,
     everybody: list[tuple[list[Written], str | None]],
+    fence: Fence | None,
 ) -> _Outcome:
     try:
         refuse(failure for _, failure in everybody)
@@ -142,7 +150,33 @@ def _decide(
     except Exception as error:  # the others wait for an answer, whatever happens here
         _remove(store, [part_key(where, attempt.name, HISTORY)])
         return _Outcome(SaveFailed(f"the checkpoint was given up, nothing is committed: rank 0, {where}: {error}"))
-    return _commit(store, where, draft, meta)
+    if fence is None:
+        return _commit(store, where, draft, meta)
+    return _commit_fenced(store, where, draft, meta, fence)
+
+
+def _commit_fenced(store: ObjectStore, where: str, draft: Draft, meta: Mapping[str, Any], fence: Fence) -> _Outcome:
+    """Looks before the commit, and after it: a put may take longer than it takes another process to take over."""
+    try:
+        fence()
+    except Exception as error:
+        _remove(store, [part_key(where, draft.attempt, HISTORY)])
+        refused = (
+            error if isinstance(error, Conflict) else SaveFailed(f"rank 0 could not look whose run it is: {error}")
+        )
+        return _Outcome(refused)
+    outcome = _commit(store, where, draft, meta)
+    if outcome.error is None:
+        try:
+            fence()
+        except Conflict as error:
+            with contextlib.suppress(MaasError):
+                if (there := open_committed(store, where, KIND)).attempt == draft.attempt:
+                    there.delete()
+            return _Outcome(error)
+        except MaasError:
+            pass  # it was ours a moment ago, and the store does not say more
+    return outcome
 
 
 def _commit(store: ObjectStore, where: str, draft: Draft, meta: Mapping[str, Any]) -> _Outcome:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +14,15 @@ from maas_ray.checkpoint.catalog import KIND, place
 from maas_ray.checkpoint.parts import Layout
 from maas_ray.checkpoint.plan import Attempt, Planner
 from maas_ray.checkpoint.retention import Keep, Retention
-from maas_ray.checkpoint.save import Snapshot, finish
+from maas_ray.checkpoint.save import Fence, Snapshot, finish
 from maas_ray.checkpoint.team import TIMEOUT_S, Team
 from maas_ray.checkpoint.upload import Source, Staging
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, SaveFailed
 from maas_ray.store.manifest import Committed, open_committed
 from maas_ray.store.objects import ObjectStore
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Saver:
@@ -49,6 +49,7 @@ class Saver:
         max_failures: saves in a row that may fail.
         late: rank 0's metrics by step that become known after the commit, for retention.
         on_commit: called on rank 0 with each committed checkpoint, in the background; its errors are logged.
+        fence: called on rank 0 around each commit; raises `Conflict` once this process must not commit any more.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Saver:
         max_failures: int = 3,
         on_commit: Callable[[Committed], None] | None = None,
         late: Mapping[int, Mapping[str, float]] | None = None,
+        fence: Fence | None = None,
     ) -> None:
         self._store = store
         self._prefix = prefix
@@ -70,6 +72,7 @@ class Saver:
         self._retention = Retention(store, prefix, keep, late) if keep is not None and self._team.rank == 0 else None
         self._max_failures = max_failures
         self._on_commit = on_commit if self._team.rank == 0 else None
+        self._fence = fence
         self._planner = Planner(self._team)
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -160,7 +163,7 @@ class Saver:
             copied.run(self._staging)
         except Exception as error:  # the others must hear of it
             source = _Failed(str(error))
-        finish(self._store, self._prefix, self._team, attempt, snapshot, source, self._timeout_s)
+        finish(self._store, self._prefix, self._team, attempt, snapshot, source, self._timeout_s, fence=self._fence)
         try:
             if self._on_commit is not None:
                 self._on_commit(open_committed(self._store, place(self._prefix, snapshot.step), KIND))

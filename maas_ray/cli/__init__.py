@@ -3,6 +3,9 @@
 
 def main() -> None:
     """The entry point of the command."""
+    from maas_ray.search_path import leave_out_working_directory
+
+    leave_out_working_directory()
     from maas_ray.garbage import collect_rarely
 
     collect_rarely()

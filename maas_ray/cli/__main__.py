@@ -1,5 +1,9 @@
 """`python -m maas_ray.cli`, the same as `maas-ray`."""
 
-from maas_ray.cli import main
+from maas_ray.search_path import leave_out_working_directory
+
+leave_out_working_directory()  # before anything is imported that is not loaded yet
+
+from maas_ray.cli import main  # noqa: E402
 
 main()

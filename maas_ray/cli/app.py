@@ -1,7 +1,6 @@
 """All commands in one list. Importing this starts nothing and needs neither torch nor Ray."""
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -35,12 +34,8 @@ def find_modules(
 ) -> None:
     """Model as a Service on Ray: from data to a served HTTP endpoint, each step proven."""
     exempt_from_proxies(os.environ)
-    # An installed command finds what is installed, not what lies where it is called; uvicorn and gunicorn do the same.
-    directory = str(app_dir.resolve())
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
-    if directory != str(Path.cwd()):  # which Ray's workers look into without being told
-        os.environ[APP_DIR_VARIABLE] = directory
+    # Looked into by the commands that need it alone, and last: see `uses_modules`.
+    os.environ[APP_DIR_VARIABLE] = str(app_dir.resolve())
 
 
 PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Group
+from rich.markup import escape
 
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Store, Weights, open_store
-from maas_ray.cli.reporting import Answer, facts, reported, say, table
+from maas_ray.cli.reporting import Answer, facts, reported, say, table, uses_modules
 
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]
@@ -62,7 +63,7 @@ def verify(
     damaged = {each: found for each, found in problems.items() if found}
     document = {"run": run, "verified": sorted(problems), "problems": damaged}
     shown = facts("damaged" if damaged else "whole", {"verified": len(problems), "damaged": len(damaged)})
-    lines = [f"[red]step {each}[/] {line}" for each, found in damaged.items() for line in found]
+    lines = [f"[red]step {each}[/] {escape(line)}" for each, found in damaged.items() for line in found]
     return Answer(document, Group(shown, *lines), int(bool(damaged)))
 
 
@@ -92,6 +93,7 @@ def reshard(
     )
 
 
+@uses_modules
 def export(
     run: Run,
     to: Annotated[str, typer.Option(help="Folder that gets it: a directory or URI.")],

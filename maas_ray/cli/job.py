@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maas_ray.cluster import connect
+from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError
 
 
@@ -43,12 +44,12 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
         document, exit_code = work(Asked(arguments.spec, arguments.set, arguments.resume))
     except MaasError as error:
         return refuse(error)
-    sys.stdout.write(f"{json.dumps(document)}\n")
+    sys.stdout.write(f"{json.dumps(masked(document))}\n")
     return exit_code
 
 
 def refuse(error: MaasError) -> int:
     """Says an error in one line on stderr; returns the exit code. One of a task comes with Ray's traceback around it."""
     cause = getattr(error, "cause", error)
-    sys.stderr.write(f"error[{cause.code}]: {cause}\n")
+    sys.stderr.write(f"error[{cause.code}]: {shown(str(cause))}\n")
     return 1

@@ -30,6 +30,13 @@ Weights = Annotated[
     Literal["ema", "raw"] | None,
     typer.Option(help="The moving average of the weights, or themselves.", show_default="ema if the run keeps one"),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="Says which publish this is: a repeat with the same token finds its version.",
+        show_default="derived from model, bundle and run, so a bundle is one version of a model",
+    ),
+]
 DEFAULT_STORE = ".maas-ray/store"
 """That of `StorageSpec`, which is imported late: `maas-ray --help` must not wait for it."""
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import Answer, say, table
+from maas_ray.cli.reporting import Answer, say, table, uses_modules
 
 
+@uses_modules
 def verify_parallel(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec.")],
     overrides: Set = None,

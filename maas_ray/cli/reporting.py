@@ -4,18 +4,36 @@ import contextlib
 import functools
 import inspect
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
+from maas_ray import search_path
+from maas_ray.cli.options import APP_DIR_VARIABLE
+from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError
 
-say = Console(stderr=True, highlight=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SafeConsole(Console):
+    """A console that prints nothing but its own control codes: those in texts are shown escaped."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+say = SafeConsole(stderr=True, highlight=False)
 """Progress and remarks."""
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for machines.")]
@@ -31,6 +49,14 @@ class Answer:
     view: RenderableType
     """For people."""
     exit_code: int = 0
+    holds_data: bool = False
+    """The document holds values of the user's data, in which nothing is masked."""
+
+
+def uses_modules(command: F) -> F:
+    """Marks a command that builds models, which specs may name by import path: it looks into --app-dir, last."""
+    command.uses_modules = True  # type: ignore[attr-defined]
+    return command
 
 
 def reported(command: Callable[..., Answer]) -> Callable[..., None]:
@@ -39,19 +65,23 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
         try:
+            if getattr(command, "uses_modules", False):
+                search_path.append(os.environ.get(APP_DIR_VARIABLE) or os.getcwd())
+            else:
+                os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command have no use for it either
             with _stdout_is_kept() if as_json else contextlib.nullcontext():
                 answer = command(*args, **kwargs)
         except Exception as error:
             if debug:
-                say.print_exception()
+                typer.echo(shown("".join(traceback.format_exception(error))), err=True)
             _fail(error, as_json)
         else:
             if as_json:
-                typer.echo(json.dumps(answer.document))
+                typer.echo(json.dumps(answer.document if answer.holds_data else masked(answer.document)))
             elif isinstance(answer.view, str):
-                typer.echo(answer.view)  # as it is: rich would wrap it
+                typer.echo(shown(answer.view))  # rich would wrap it
             else:
-                Console(highlight=False).print(answer.view)
+                SafeConsole(highlight=False).print(answer.view)
             raise typer.Exit(answer.exit_code)
 
     signature = inspect.signature(command)
@@ -68,27 +98,32 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """A table of plain values."""
-    shown = Table(title=title, title_justify="left")
+    found = Table(title=_plain(title), title_justify="left")
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        found.add_column(_plain(column), overflow="fold")
     for row in rows:
-        shown.add_row(*("" if value is None else str(value) for value in row))
-    return shown
+        found.add_row(*("" if value is None else _plain(value) for value in row))
+    return found
 
 
 def facts(title: str, values: Mapping[str, object]) -> Table:
     """A table of names and values."""
-    shown = Table(title=title, title_justify="left", show_header=False)
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")  # a path that is cut off is of no use
+    found = Table(title=_plain(title), title_justify="left", show_header=False)
+    found.add_column(no_wrap=True)
+    found.add_column(overflow="fold")  # a path that is cut off is of no use
     for name, value in values.items():
-        shown.add_row(name, str(value))
-    return shown
+        found.add_row(_plain(name), _plain(value))
+    return found
+
+
+def _plain(value: object) -> Text:
+    """A text that is not read as rich's markup: a name may well be `[/red]`."""
+    return Text(shown(str(value)))
 
 
 def _fail(error: Exception, as_json: bool) -> None:
     code = error.code if isinstance(error, MaasError) else "internal"
-    message = str(error) if isinstance(error, MaasError) else f"{type(error).__name__}: {error}"
+    message = shown(str(error) if isinstance(error, MaasError) else f"{type(error).__name__}: {error}")
     hint = "" if isinstance(error, MaasError) else " (--debug shows where)"
     if as_json:
         typer.echo(json.dumps({"error": {"code": code, "message": message}}))

@@ -74,6 +74,7 @@ def predict(
     from maas_ray.cli.rows import read_rows
     from maas_ray.cluster.front import front_url
     from maas_ray.cluster.state import load_state
+    from maas_ray.display import mask
     from maas_ray.errors import ClusterError
 
     if is_own := url is None:
@@ -92,4 +93,5 @@ def predict(
         ("row", *columns),
         [(i, *row.values()) for i, row in enumerate(predictions)],
     )
-    return Answer({"model": model, "url": url, "headers": client.lineage, "predictions": predictions}, view)
+    document = {"model": model, "url": mask(url), "headers": client.lineage, "predictions": predictions}
+    return Answer(document, view, holds_data=True)

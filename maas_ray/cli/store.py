@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Group
+from rich.markup import escape
 
-from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, open_store
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
 from maas_ray.cli.reporting import Answer, facts, say, table
 
 
@@ -38,6 +39,7 @@ def import_(
             "if it has none, 'none' if there is no such dimension. By default what its name in the graph says.",
         ),
     ] = None,
+    token: Token = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
@@ -60,7 +62,7 @@ def import_(
             batch_axis=batch_axis,
         )
     registry = Registry(opened)
-    version = registry.publish(name, imported.bundle_id)
+    version = registry.publish(name, imported.bundle_id, token=token)
     if alias:
         registry.promote(name, version.version, alias)
     document = {**asdict(version), "promoted": alias, **imported.info.model_dump(mode="json", exclude={"metrics"})}
@@ -128,10 +130,11 @@ def fsck(
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
-    """Verifies the digest of every committed object; exit code 1 if one is damaged."""
+    """Verifies every committed object, its digest and what it says; exit code 1 if one is damaged or malformed."""
+    from maas_ray.cli.checks import all_checks
     from maas_ray.store.fsck import fsck as check
 
-    report = check(open_store(store, endpoint), collect=gc, grace=timedelta(hours=grace_hours))
+    report = check(open_store(store, endpoint), collect=gc, grace=timedelta(hours=grace_hours), checks=all_checks())
     shown = facts(
         "damaged" if report.problems else "sound",
         {
@@ -143,7 +146,9 @@ def fsck(
             "foreign objects": len(report.foreign),
         },
     )
-    view = Group(shown, *(f"[red]problem[/] {problem}" for problem in report.problems))
+    remarks = [f"[red]problem[/] {escape(problem)}" for problem in report.problems]
+    remarks += [f"[yellow]foreign[/] {escape(key)}" for key in report.foreign]
+    view = Group(shown, *remarks)
     return Answer(asdict(report), view, int(bool(report.problems)))
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Weights, open_store
+from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.progress import training_bar
-from maas_ray.cli.reporting import Answer, facts, say, table
+from maas_ray.cli.reporting import Answer, facts, say, table, uses_modules
 
 
+@uses_modules
 def train(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec; see `maas-ray schema train`.")],
     overrides: Set = None,
@@ -60,7 +61,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
     """Lists the runs of a store, newest first."""
     from maas_ray.train.runs import Runs
 
-    found = Runs(open_store(store, endpoint)).all()
+    found, damaged = Runs(open_store(store, endpoint)).survey()
     document = [
         {
             "run": run.id,
@@ -76,6 +77,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
         }
         for run in found
     ]
+    document += [{"run": run, "status": "damaged", "error": str(error)} for run, error in damaged.items()]
     rows = [
         (
             run.id,
@@ -87,6 +89,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
         )
         for run in found
     ]
+    rows += [(run, "damaged", None, "", "", str(error)) for run, error in damaged.items()]
     return Answer(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
 
 
@@ -99,6 +102,7 @@ def _trouble(error: str | None, unvalidated: Mapping[int, str]) -> str | None:
     return f"step {step} was not validated{more}: {why}"
 
 
+@uses_modules
 def evaluate(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which data.")] = "test",
@@ -118,12 +122,14 @@ def evaluate(
     return Answer(asdict(evaluation), facts(title, shown))
 
 
+@uses_modules
 def publish(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
     name: Annotated[str, typer.Option(help="Model to publish a version of.")],
     checkpoint: Checkpoint = None,
     weights: Weights = None,
     promote: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
+    token: Token = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
@@ -138,7 +144,7 @@ def publish(
 
         exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
     registry = Registry(opened)
-    version = registry.publish(name, exported.bundle_id)
+    version = registry.publish(name, exported.bundle_id, token=token)
     if promote:
         registry.promote(name, version.version, promote)
     document = {

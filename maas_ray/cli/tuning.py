@@ -10,13 +10,14 @@ import yaml
 from rich.console import Group
 
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import Answer, say, table
+from maas_ray.cli.reporting import Answer, say, table, uses_modules
 from maas_ray.errors import SpecError
 
 _ROWS = 20
 """About so many steps of a range test are shown."""
 
 
+@uses_modules
 def tune(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TuneSpec; see `maas-ray schema tune`.")],
     overrides: Set = None,
@@ -90,6 +91,7 @@ def _short(paths: list[str]) -> list[str]:
     return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
 
 
+@uses_modules
 def lr_range(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec.")],
     overrides: Set = None,

@@ -3,10 +3,11 @@
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maas_ray import search_path
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.state import load_state, state_directory
 from maas_ray.errors import ClusterError
@@ -14,6 +15,8 @@ from maas_ray.errors import ClusterError
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
 """A directory of modules that specs name by import path. Ray's workers look there too; each node needs one of this name."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job: its runtime environment, as JSON."""
 # Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
 _SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
@@ -70,12 +73,25 @@ def connect(
 
 
 def _job() -> Any:
-    """What Ray is told of this driver: where workers import from, beside its working directory, which Ray adds itself."""
+    """What Ray is told of this driver: its workers import from where it does, in the same order.
+
+    Ray itself puts the driver's working directory first, whether or not the driver looks there.
+    """
     from ray.job_config import JobConfig
 
     directory = os.environ.get(APP_DIR_VARIABLE)
+    extra = str(Path(directory).resolve()) if directory else None
     # A runtime environment with this PYTHONPATH would be the public way; it doubles the time in which a worker starts.
-    return JobConfig(_py_driver_sys_path=[str(Path(directory).resolve())] if directory else [])
+    if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code; Ray adds nothing then
+        return JobConfig(_py_driver_sys_path=[extra] if extra else [])
+    return JobConfig(_py_driver_sys_path=_Complete(search_path.of_workers(extra)))
+
+
+class _Complete(list[str]):
+    """A list that Ray's own additions leave as it is."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        pass
 
 
 def disconnect() -> None:

@@ -146,7 +146,8 @@ def _start_head(
     from maas_ray.cluster.processes import MARKER, end_processes
 
     deadline = time.monotonic() + timeout_s
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
+    # -P: not from the working directory, which -m would put first.
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
     command += [f"--port={ports.gcs}", f"--temp-dir={state.temp_dir}", f"--node-ip-address={LOOPBACK}"]
     command += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={ports.dashboard}"]
     command += [f"--ray-client-server-port={ports.client}", "--dashboard-agent-listen-port=0"]

@@ -31,6 +31,7 @@ from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import malformed
 
 PREFIX = "datasets"
 KIND = "dataset"
@@ -247,15 +248,17 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
     try:
         if meta["format"] not in FORMATS:
             raise ObjectCorrupt(
-                f"the data set {digest} has format {meta['format']}; this version reads {' and '.join(map(str, FORMATS))}"
+                f"the data set {digest} has format {str(meta['format'])[:20]}; this version reads {' and '.join(map(str, FORMATS))}"
             )
         features = Features.model_validate(meta["features"])
         num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
         tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
         shards = ShardLayout.model_validate(meta["shards"]) if "shards" in meta else None
         return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards)
-    except (KeyError, ValidationError) as error:
-        raise ObjectCorrupt(f"the manifest of data set {digest} is not understood: {error}") from error
+    except ValidationError as error:
+        raise malformed(f"the manifest of data set {digest}", error) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ObjectCorrupt(f"the manifest of data set {digest} is malformed; not used") from error
 
 
 def _parts(table: pa.Table) -> list[bytes]:

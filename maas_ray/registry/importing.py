@@ -1,6 +1,5 @@
 """From any ONNX file to a published version: read, inspected, loaded and run twice on random values, committed. Trains nothing."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.external import read_onnx
 from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, TensorSpec, save_bundle
 from maas_ray.bundle.inspect import inspect_graph, signature_of
+from maas_ray.display import get_logger
 from maas_ray.errors import GateError, MaasError, SpecError
 from maas_ray.foreign import Unreadable, read_file
 from maas_ray.registry.adapting import Sizes, adapt
 from maas_ray.store.objects import ObjectStore
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Task = Literal["classification", "binary", "regression", "other"]
 MAX_LABELS_BYTES = 16 << 20

@@ -1,17 +1,25 @@
 """Models, versions and aliases. The log in the store is the truth; everything here is a fold over it.
 
-Publishing appends `{type: publish, model, version, bundle, run}`; promoting appends `{type: alias, model, alias,
+Publishing appends `{type: publish, model, version, bundle, run, token}`; promoting appends `{type: alias, model, alias,
 version}`. The version is decided upon the whole log before it, so two publishers at once get different ones.
+
+A publish whose answer was lost can be repeated, by whomever and whenever: the token says which publish it was, and a
+repeat finds its own version. By default it is derived from model, bundle and run, so a bundle is one version of a model.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from hashlib import sha256
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from maas_ray.bundle.format import BundleInfo, load_info
-from maas_ray.errors import NotFound, SpecError
+from maas_ray.errors import NotFound, ObjectCorrupt, SpecError
+from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import MAX_COUNT, Document, malformed
 from maas_ray.store.sequence import Record, Sequence
 
 PREFIX = "registry"
@@ -40,6 +48,8 @@ class Version:
     """Id of the run it was trained by."""
     published_s: float
     """Seconds since 1970."""
+    token: str = ""
+    """Of the publish; see `Registry.publish`."""
 
 
 @dataclass
@@ -62,19 +72,27 @@ class Registry:
         self._store = store
         self._sequence = Sequence(store, PREFIX)
         self._records: list[Record] = []
+        self._events: list[Event] = []
         self._models: dict[str, Model] = {}
 
     def models(self) -> dict[str, Model]:
-        """All models by name, as of now; not to be changed."""
+        """All models by name, as of now; not to be changed.
+
+        Raises:
+            ObjectCorrupt: a record is altered or malformed; names it.
+        """
         if new := list(self._sequence.read(after=self._records[-1].seq if self._records else 0)):
+            events = [read_event(record) for record in new]
             self._records += new
-            self._models = _fold(self._records)  # a new table: somebody may still hold the last one
+            self._events += events
+            self._models = _fold(self._records, self._events)  # a new table: somebody may still hold the last one
         return self._models
 
     def history(self, name: str) -> list[tuple[float, Mapping[str, Any]]]:
         """All events of a model in order, each with its time in seconds since 1970."""
         self.model(name)
-        return [(record.time_s, record.event) for record in self._records if record.event["model"] == name]
+        pairs = zip(self._records, self._events, strict=True)
+        return [(record.time_s, record.event) for record, event in pairs if event is not None and event.model == name]
 
     def model(self, name: str) -> Model:
         """One model. Raises `NotFound`, naming the models that exist."""
@@ -95,26 +113,42 @@ class Registry:
         number = _find(model.aliases, str(ref), "alias", f"of model {name!r}") if is_alias else int(ref)
         return _find(model.versions, number, "version", f"of model {name!r}")
 
-    def publish(self, name: str, bundle: str) -> Version:
-        """Makes a committed bundle the next version of a model; publishing the same bundle again makes another.
+    def publish(self, name: str, bundle: str, *, token: str | None = None) -> Version:
+        """Makes a committed bundle the next version of a model; the same publish again returns the version that it made.
+
+        Args:
+            name: the model.
+            bundle: the bundle's id.
+            token: says which publish this is; a repeat gives the same one. By default the same model and bundle are the
+                same publish; to make a bundle that is published already another version, choose a token.
 
         Raises:
             NotFound: there is no such bundle.
-            SpecError: the name is not a valid model name.
+            SpecError: the name is not a valid model name, or the token is of another publish.
+            StoreUnavailable: the store did not say whether the version was written; repeat to find or to make it.
         """
         check_name(name, "model")
         run = load_info(self._store, bundle).lineage.run
+        given, token = token, token or _token(name, bundle, run)
 
         def next_version(records: list[Record]) -> Mapping[str, Any]:
-            model = _fold(records).get(name)
-            version = 1 + max(model.versions, default=0) if model else 1
-            return {"type": "publish", "model": name, "version": version, "bundle": bundle, "run": run}
+            model = _fold(records, map(read_event, records)).get(name, Model(name))
+            if (made := _published(model, bundle, token, by_content=given is None)) is not None:
+                raise _Made(made)
+            version = 1 + max(model.versions, default=0)
+            return {
+                "type": "publish", "model": name, "version": version, "bundle": bundle, "run": run, "token": token,
+            }  # fmt: skip
 
-        record = self._append(next_version)
+        try:
+            record = self._append(next_version)
+        except _Made as found:
+            self.models()
+            return found.version
         return self.resolve(name, int(record.event["version"]))
 
     def promote(self, name: str, version: int, alias: str = PRODUCTION) -> Version:
-        """Points an alias at a version; running pools follow it.
+        """Points an alias at a version; running pools follow it. One that points there already is left alone.
 
         Raises:
             NotFound: no such model or version.
@@ -125,11 +159,18 @@ class Registry:
             raise SpecError(f"alias {alias!r} is a number, which names a version; choose a word such as {PRODUCTION!r}")
 
         def point(records: list[Record]) -> Mapping[str, Any]:
-            model = _find(_fold(records), name, "model", f"in {self._store.uri}")
-            _find(model.versions, version, "version", f"of model {name!r}")
+            models = _fold(records, map(read_event, records))
+            model = _find(models, name, "model", f"in {self._store.uri}")
+            wanted = _find(model.versions, version, "version", f"of model {name!r}")
+            if model.aliases.get(alias) == version:
+                raise _Made(wanted)
             return {"type": "alias", "model": name, "alias": alias, "version": version}
 
-        self._append(point)
+        try:
+            self._append(point)
+        except _Made as found:
+            self.models()
+            return found.version
         return self.resolve(name, version)
 
     def info(self, version: Version) -> BundleInfo:
@@ -152,16 +193,85 @@ def check_name(name: str, what: str) -> None:
         )
 
 
-def _fold(records: Iterable[Record]) -> dict[str, Model]:
+class _Publish(Document):
+    type: Literal["publish"]
+    model: str
+    version: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    bundle: str
+    run: str
+    token: str = ""
+
+
+class _Alias(Document):
+    type: Literal["alias"]
+    model: str
+    alias: str
+    version: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+Event = _Publish | _Alias | None
+"""None: an event of a later version of this library."""
+_EVENT: TypeAdapter[_Publish | _Alias] = TypeAdapter(Annotated[_Publish | _Alias, Field(discriminator="type")])
+
+
+def read_event(record: Record) -> Event:
+    """What a record of the registry says.
+
+    Raises:
+        ObjectCorrupt: a field is missing or of another type; names the record.
+    """
+    kind = record.event.get("type")
+    if isinstance(kind, str) and kind not in ("publish", "alias"):
+        return None
+    try:
+        event = _EVENT.validate_python(record.event)
+        check_name(event.model, "model")
+    except ValidationError as error:
+        raise malformed(f"the log record {record.key}", error) from None
+    except SpecError as error:
+        raise ObjectCorrupt(f"the log record {record.key} is malformed: {error}; not used") from None
+    return event
+
+
+class _Made(Exception):
+    """There is nothing to append: it is there."""
+
+    def __init__(self, version: Version) -> None:
+        super().__init__(version)
+        self.version = version
+
+
+def _token(name: str, bundle: str, run: str) -> str:
+    """The default token of a publish."""
+    return sha256(canonical_json(["publish", name, bundle, run])).hexdigest()[:32]
+
+
+def _published(model: Model, bundle: str, token: str, *, by_content: bool) -> Version | None:
+    """The version that this very publish made, if it did. Records before tokens are known by their bundle."""
+    for version in reversed(model.versions.values()):
+        if version.token == token:
+            if version.bundle != bundle:
+                raise SpecError(
+                    f"token {token!r} published version {version.version} of model {model.name!r} from another bundle, "
+                    f"{version.bundle}; choose another token"
+                )
+            return version
+        if by_content and not version.token and version.bundle == bundle:
+            return version
+    return None
+
+
+def _fold(records: Iterable[Record], events: Iterable[Event]) -> dict[str, Model]:
     models: dict[str, Model] = {}
-    for record in records:
-        event = record.event
-        model = models.setdefault(event["model"], Model(event["model"]))
-        if event["type"] == "publish":
-            number = event["version"]
-            model.versions[number] = Version(model.name, number, event["bundle"], event["run"], record.time_s)
-        elif event["type"] == "alias":
-            model.aliases[event["alias"]] = event["version"]
+    for record, event in zip(records, events, strict=True):
+        if event is None:
+            continue
+        model = models.setdefault(event.model, Model(event.model))
+        if isinstance(event, _Publish):
+            number = event.version
+            model.versions[number] = Version(model.name, number, event.bundle, event.run, record.time_s, event.token)
+        else:
+            model.aliases[event.alias] = event.version
     return models
 
 

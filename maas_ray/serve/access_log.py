@@ -18,11 +18,12 @@ from random import random
 import orjson
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
 from maas_ray.serve.ended import Ended
 from maas_ray.spec import Spec
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 access = logging.getLogger("maas_ray.access")
 
 # Not blocking: a named pipe without a reader is an error, not a thread that hangs.

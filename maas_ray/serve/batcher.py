@@ -5,7 +5,6 @@ it), and while the engine is busy requests gather. What a batch holds is the que
 are cut by what was parsed, not by what a caller declared.
 """
 
-import logging
 import math
 import time
 from collections import deque
@@ -16,13 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from maas_ray.bundle.forms import Form
+from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fair_queue import Key
 from maas_ray.serve.item import Done, Item, Tensors
 from maas_ray.serve.queue import DEFAULT_TENANT, Queue
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 _SWEEP_EVERY_S = 0.005
 """Expired requests are looked for at most so often: the search goes through the whole queue."""

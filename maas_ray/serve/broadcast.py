@@ -4,15 +4,15 @@ Works with and without HTTP servers in the replicas.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray import serve
 
+from maas_ray.display import get_logger
 from maas_ray.serve.peers import Answers, collect
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PEERS_TIMEOUT_S = 3.0
 """Longest wait for the replicas of a pool; Prometheus itself waits 10 s for a scrape."""

@@ -6,11 +6,11 @@ Each step is a call on the loop; nothing is awaited, so a request costs no task 
 """
 
 import asyncio
-import logging
 from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
-from maas_ray.errors import MaasError
+from maas_ray.display import get_logger
+from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.ended import Ended, Observer
 from maas_ray.serve.head import Head, Header
 from maas_ray.serve.item import Item, Tensors
@@ -20,7 +20,7 @@ from maas_ray.serve.residency import Residency
 from maas_ray.serve.stats import Outcome, outcome_of
 from maas_ray.serve.wire.checks import InferRequest
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MessageT = TypeVar("MessageT")
 RespondT = TypeVar("RespondT")
@@ -146,10 +146,23 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._message = None  # JSON has been read; binary tensors hold their own part of it
         self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
         if request.timeout_us is not None:
-            self.deadline = min(self.deadline, asyncio.get_running_loop().time() + request.timeout_us / 1e6)
+            self._shorten(request.timeout_us / 1e6, loaded.name)
         self.arrived_s = perf_counter()
         self.done = self._finished
         batcher.put(self)
+
+    def _shorten(self, timeout_s: float, name: str) -> None:
+        """Takes in the time that the caller allows, which counts from the arrival.
+
+        By the clock of performance: the loop's may stand still for as long as it is busy (uvloop's counts milliseconds).
+        """
+        left_s = timeout_s - (perf_counter() - self._started)
+        if left_s <= 0:
+            raise DeadlineExceeded(
+                f"{name} could not begin within the {timeout_s * 1e6:.0f} microseconds of the parameter 'timeout'; "
+                "allow more time"
+            )
+        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + left_s)
 
     def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
         loaded, request = self._loaded, self._request

@@ -6,7 +6,6 @@ proxy) copies all of them, so that a front also knows the pools that have no rep
 
 import fcntl
 import json
-import logging
 import os
 import re
 import threading
@@ -14,11 +13,12 @@ from pathlib import Path
 
 from ray.experimental import internal_kv
 
+from maas_ray.display import get_logger
 from maas_ray.haproxy.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import LIMITS_FILE
 from maas_ray.serve.spec import LimitsSpec
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 FOLLOW_S = 2.0
 """How often the limits of pools that start elsewhere are looked for; their models take longer to load."""

@@ -4,10 +4,10 @@ The protocol class answers inference before this app is asked; where there is no
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import INFERENCE, Head, new_request_id, read_head, too_large
@@ -15,7 +15,7 @@ from maas_ray.serve.path import below, sent_path
 from maas_ray.serve.reply import Reply, error_reply, internal_error
 from maas_ray.serve.spec import LimitsSpec
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -7,14 +7,14 @@ not now      after a run that took long although it was expected to be short, un
              engine's thread in a row were short; ten times as many each time that it happens again
 """
 
-import logging
 import math
 from collections.abc import Hashable
 
 from maas_ray.bundle.engine import Engine
+from maas_ray.display import get_logger
 from maas_ray.serve.item import Tensors
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 INLINE_BELOW_S = 300e-6
 """A run shorter than this is not worth a hop to a thread and back: 12 to 25 microseconds measured on uvloop, which a lone

@@ -14,12 +14,14 @@ import ray
 import requests
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 import maas_ray
 from maas_ray.addresses import http_url, reachable_host
 from maas_ray.cluster.environment import LOOPBACK
+from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, NotFound
 from maas_ray.haproxy import HOST_FILE_VARIABLE
 from maas_ray.registry.models import Registry
@@ -30,9 +32,14 @@ from maas_ray.spec import canonical_json, parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 
 POLL_S = 0.25
+RETRY_S = 2.0
 CONTROLLER_TIMEOUT_S = 30.0
 GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"
+_STARTING = (ray.exceptions.RayActorError, RayServeException, TimeoutError)
+"""What Serve raises when one of its own actors died or did not answer in time."""
 _REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+)$", re.MULTILINE)
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,25 @@ def deploy(spec: ServeSpec, timeout_s: float = 180.0) -> list[PoolStatus]:
     deadline = time.monotonic() + timeout_s
     store = open_store(spec.storage)
     _check_models(spec, store)
+    while True:
+        try:
+            return _deploy(spec, store, deadline, timeout_s)
+        except _STARTING as error:
+            # Serve starts its own actors again; on a busy machine some do not come up at the first go.
+            log.warning("an actor of Ray Serve was lost while the pools were deployed, trying again: %s", _line(error))
+            if time.monotonic() + RETRY_S > deadline:
+                raise ClusterError(
+                    f"Ray Serve lost an actor while the pools were deployed, and not all answered within {timeout_s:g} s: "
+                    f"{_line(error)}; the machine may be too busy or short of memory (see `ray status`): deploy again, "
+                    "with a larger --timeout-s"
+                ) from error
+            _disconnect()  # from a controller that may be dead
+            time.sleep(RETRY_S)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"Ray failed while the pools were deployed: {_line(error)}; see `ray status`") from error
+
+
+def _deploy(spec: ServeSpec, store: ObstoreStore, deadline: float, timeout_s: float) -> list[PoolStatus]:
     _check_profile(spec, deadline)
     _start_front(spec)
     storage = spec.storage.model_copy(update={"uri": store.uri})
@@ -135,6 +161,11 @@ def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
         for name, application in applications.items()
         if wanted is None or name in wanted
     ]
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line: Ray describes a dead actor on several."""
+    return " ".join(str(error).split())[:500]
 
 
 def _bind(spec: ApplicationSpec) -> serve.Application:

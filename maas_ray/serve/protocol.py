@@ -11,13 +11,13 @@ keep-alive, a bound on connections, and a stop that answers what has begun.
 
 import asyncio
 import contextlib
-import logging
 import socket
 from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.cold import ColdProtocol
 from maas_ray.serve.front import Front
@@ -27,7 +27,7 @@ from maas_ray.serve.raw_head import MAX_HEAD_BYTES, REQUEST_LINE, declared_lengt
 from maas_ray.serve.reply import Reply, error_reply
 from maas_ray.serve.wire.binary import body_buffer
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MAX_PENDING_BYTES = 64 << 10
 """Bytes of later requests that are kept while one is answered; then reading stops until it is."""

@@ -6,13 +6,13 @@ that nobody has asked for longest are unloaded, and the next request for one wai
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, TypeVar
 
+from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Registry, Version, check_name
 from maas_ray.serve.batching import ByteBudget
@@ -30,7 +30,7 @@ from maas_ray.store.objects import ObjectStore
 
 __all__ = ["Loaded", "Residency"]
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 T = TypeVar("T")
 
 MAX_NAMES = 20

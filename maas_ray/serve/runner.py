@@ -1,7 +1,6 @@
 """Runs an engine for a batcher: short runs at once on the loop, all others in the engine's own threads."""
 
 import asyncio
-import logging
 import threading
 import time
 from queue import SimpleQueue
@@ -10,12 +9,13 @@ from typing import NamedTuple
 from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.providers import CPU
 from maas_ray.bundle.stop import Stop
+from maas_ray.display import get_logger
 from maas_ray.errors import EngineFailed, MaasError, RunStopped
 from maas_ray.serve.batcher import Finished
 from maas_ray.serve.inline import INLINE_BELOW_S, InlineRule
 from maas_ray.serve.item import Tensors
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 Result = tuple[Tensors | None, MaasError | None, float]
 """Outputs or the error, and the seconds that the run took."""

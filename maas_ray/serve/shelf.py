@@ -4,12 +4,12 @@ Knows no alias and no registry: who is served by what is the business of residen
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from time import monotonic
 from weakref import WeakValueDictionary
 
+from maas_ray.display import get_logger
 from maas_ray.errors import Overloaded
 from maas_ray.registry.models import Version
 from maas_ray.serve.loaded import Loaded, name_of
@@ -19,7 +19,7 @@ from maas_ray.serve.spec import ServingSpec
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.serve.waiting import Load
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LOOK_FOR_ROOM_S = 0.01
 """Pause between two looks for an idle model, while all are in use."""

@@ -4,12 +4,12 @@ A reference comes from the spec (one model, or a pattern that stands for many) o
 a wish to unload one takes its references away.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Model, Registry, Version
 from maas_ray.serve.shown import for_callers, original
@@ -17,7 +17,7 @@ from maas_ray.serve.spec import ModelSpec, RefreshSpec
 from maas_ray.serve.waiting import Load
 from maas_ray.serve.wanted import Wish
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Reference(NamedTuple):

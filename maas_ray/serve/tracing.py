@@ -5,7 +5,6 @@ taken anyway, so that a request which is not sampled costs one comparison. A val
 part of its caller's trace, and then the caller's sampling flag decides; a bound per second holds for all.
 """
 
-import logging
 import re
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
+from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
 from maas_ray.serve.ended import Ended
 from maas_ray.spec import Spec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.export import SpanExporter
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 # Version 00 has exactly these fields; a later version may append more (W3C Trace Context, section 3.2).

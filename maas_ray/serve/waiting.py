@@ -1,14 +1,14 @@
 """Requests that wait until a model is in memory: bounded in number, in bytes and in time. Loads nothing."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.loaded import Loaded
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LoadDone = Callable[[Loaded | None, MaasError | None], None]
 """Called once with the model or with the error, on the loop. A request that is queued before it returns is safe: the

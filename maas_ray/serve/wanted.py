@@ -7,11 +7,14 @@ The last event of a model counts. Knows no replica.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from maas_ray.registry.models import check_name
 from maas_ray.serve.spec import ModelSpec
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import Count, Document, malformed, read_document
 from maas_ray.store.sequence import Record, Sequence
 
 PREFIX = "pools"
@@ -46,11 +49,19 @@ class Wanted:
         check_name(pool, "pool")
         self._sequence = Sequence(store, f"{PREFIX}/{pool}/wanted")
         self._records: list[Record] = []
+        self._wishes: dict[str, Wish] = {}
 
     def wishes(self) -> dict[str, Wish]:
-        """The last wish of every model that was ever asked for, by name."""
-        self._records.extend(self._sequence.read(after=self._records[-1].seq if self._records else 0))
-        return {record.event["model"]: _wish(record) for record in self._records}
+        """The last wish of every model that was ever asked for, by name.
+
+        Raises:
+            ObjectCorrupt: a record is altered or malformed; names it.
+        """
+        new = list(self._sequence.read(after=self._records[-1].seq if self._records else 0))
+        found = dict(read_wish(record) for record in new)
+        self._records += new
+        self._wishes |= found
+        return dict(self._wishes)
 
     def load(self, name: str, spec: ModelSpec | None = None, max_batch_size: int | None = None) -> None:
         """Asks for a model; asking again for the same adds nothing."""
@@ -74,8 +85,21 @@ class Wanted:
             self._sequence.append(lambda records: event, self._records)
 
 
-def _wish(record: Record) -> Wish:
-    event = record.event
-    reference = {key: event[key] for key in ("version", "alias") if key in event}
-    spec = ModelSpec(name=event["model"], **reference) if reference else None
-    return Wish(record.seq, event["type"] == "load", spec, event.get("max_batch_size"))
+class _Event(Document):
+    type: Literal["load", "unload"]
+    model: str
+    version: Count | None = None
+    alias: str | None = None
+    max_batch_size: Count | None = None
+
+
+def read_wish(record: Record) -> tuple[str, Wish]:
+    """The model and what is asked of it, as a record says. Raises `ObjectCorrupt`."""
+    what = f"the log record {record.key}"
+    event = read_document(_Event, record.event, what)
+    reference = {key: value for key in ("version", "alias") if (value := getattr(event, key)) is not None}
+    try:
+        spec = ModelSpec(name=event.model, **reference) if reference else None
+    except ValidationError as error:
+        raise malformed(what, error) from None
+    return event.model, Wish(record.seq, event.type == "load", spec, event.max_batch_size)

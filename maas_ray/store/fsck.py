@@ -1,13 +1,15 @@
 """Checks every committed object of a store against its digest, and finds what interrupted writes left behind."""
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from maas_ray.errors import MaasError
-from maas_ray.store import manifest, probe
+from maas_ray.store import manifest, probe, sealed
 from maas_ray.store.objects import ObjectInfo, ObstoreStore
-from maas_ray.store.sequence import Sequence
+from maas_ray.store.sequence import RECORD, Record
+from maas_ray.store.sequence import Sequence as Log
 
 GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
@@ -16,8 +18,24 @@ LOGS = ("tensorboard", "ray", "")
 """Places that other programs write to as they go: TensorBoard's event files, Ray Train's notes and the empty
 directory markers that its S3 client leaves. They are no part of any commit."""
 
-_RECORD = re.compile(r"(.+)/log/\d{20}\.json$")
+CommitCheck = Callable[[manifest.Committed], Iterator[MaasError]]
+"""Gives what is wrong with the meaning of a commit, which its owner knows."""
+RecordCheck = Callable[[Record], object]
+"""Raises a `MaasError` if the event of a record says nothing that its owner understands."""
+
 _PART = re.compile(r"/parts-[0-9a-f]{32}/")
+_BEAT = re.compile(r"/owners/beat-[0-9a-f]{32}$")
+"""Signs of life of the owner of a lease; see `store/lease.py`."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What the owners of commits and logs know of them, beside their digests; each owner's module has its own."""
+
+    commits: dict[str, CommitCheck] = field(default_factory=dict)
+    """By kind."""
+    records: Sequence[tuple[re.Pattern[str], RecordCheck]] = ()
+    """By the whole prefix of the log."""
 
 
 @dataclass
@@ -35,9 +53,14 @@ class Report:
 
 
 def fsck(
-    store: ObstoreStore, *, collect: bool = False, grace: timedelta = GRACE, now: datetime | None = None
+    store: ObstoreStore,
+    *,
+    collect: bool = False,
+    grace: timedelta = GRACE,
+    now: datetime | None = None,
+    checks: Checks | None = None,
 ) -> Report:
-    """Verifies every manifest, part and log record.
+    """Verifies every manifest, part and log record; one that is damaged or malformed is reported, and the next is read.
 
     Args:
         store: what to check.
@@ -45,7 +68,9 @@ def fsck(
             writes, probe objects. Nothing that a manifest names is ever removed, nor a file of another program.
         grace: the age below which an orphan may be a commit in progress.
         now: the time to judge ages by.
+        checks: what is known of the meaning of commits and records.
     """
+    checks = checks or Checks()
     report = Report()
     objects = {info.key: info for info in store.scan("")}
     report.num_objects = len(objects)
@@ -54,20 +79,20 @@ def fsck(
     for key in objects:
         if key.rsplit("/", 1)[-1] == manifest.NAME:
             named.add(key)
-            named.update(_check_commit(store, key, report))
-        elif match := _RECORD.match(key):
+            named.update(_check_commit(store, key, report, checks))
+        elif match := RECORD.fullmatch(key):
             named.add(key)
             logs.add(match[1])
     for prefix in sorted(logs):
-        try:
-            report.num_records += sum(1 for _ in Sequence(store, prefix).read())
-        except MaasError as error:
-            report.problems.append(str(error))
+        _check_log(store, prefix, report, checks)
     loose = [info for key, info in objects.items() if key not in named]
-    ours = [info for info in loose if _PART.search(info.key) or info.key.startswith(f"{probe.PREFIX}/")]
+    ours = [info for info in loose if _is_ours(info.key)]
     report.foreign = sorted(info.key for info in loose if info not in ours and info.key.split("/")[0] not in LOGS)
+    # A sign of life is no leftover while its owner writes it.
+    now = now or datetime.now(UTC)
+    ours = [info for info in ours if not (_BEAT.search(info.key) and now - info.modified < grace)]
     staged = list(store.staged())
-    deadline = (now or datetime.now(UTC)) - grace
+    deadline = now - grace
     for info in [*ours, *staged]:
         if collect and info.modified <= deadline:
             _remove(store, info, is_staged=info in staged)
@@ -77,19 +102,39 @@ def fsck(
     return report
 
 
-def _check_commit(store: ObstoreStore, key: str, report: Report) -> set[str]:
+def _is_ours(key: str) -> bool:
+    return bool(_PART.search(key) or _BEAT.search(key)) or key.startswith(f"{probe.PREFIX}/")
+
+
+def _check_commit(store: ObstoreStore, key: str, report: Report, checks: Checks) -> set[str]:
     """Verifies one commit; returns the keys that its manifest names."""
     prefix = key.removesuffix(f"/{manifest.NAME}")
     try:
-        kind = str(manifest.unseal(key, store.get(key)).get("kind"))
-        committed = manifest.open_committed(store, prefix, kind)
+        committed = manifest.parse_manifest(store, prefix, None, sealed.unseal(key, store.get(key)))
     except MaasError as error:
         report.problems.append(str(error))
         # Its parts may still be good: keep them for whoever repairs the manifest.
         return {info.key for info in store.scan(prefix)}
     report.num_commits += 1
-    report.problems.extend(str(problem) for problem in manifest.verify(committed))
+    found = manifest.verify(committed)
+    if not found and committed.kind in checks.commits:
+        found = list(checks.commits[committed.kind](committed))
+    report.problems.extend(str(problem) for problem in found)
     return {part.key for part in committed.parts.values()}
+
+
+def _check_log(store: ObstoreStore, prefix: str, report: Report, checks: Checks) -> None:
+    check = next((check for pattern, check in checks.records if pattern.fullmatch(prefix)), None)
+    for found in Log(store, prefix).problems():
+        if isinstance(found, MaasError):
+            report.problems.append(str(found))
+            continue
+        try:
+            if check is not None:
+                check(found)
+            report.num_records += 1
+        except MaasError as error:
+            report.problems.append(str(error))
 
 
 def _remove(store: ObstoreStore, info: ObjectInfo, is_staged: bool) -> None:

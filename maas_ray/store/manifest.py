@@ -6,7 +6,6 @@
 A reader that finds no manifest sees nothing; one that finds it can verify everything. Nothing is ever overwritten.
 """
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from itertools import accumulate
 from typing import Any
 
 from blake3 import blake3
+from pydantic import Field
 
-from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
-from maas_ray.spec import canonical_json
+from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt, StoreUnavailable
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import Count, Document, read_document, seal, unseal
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -46,6 +46,8 @@ class Committed:
     meta: Mapping[str, Any]
     digest: str
     """Hex sha256 of the manifest: stands for everything in it."""
+    attempt: str = ""
+    """Of the writer that committed it: no other commit has the same. Empty: written before manifests carried it."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one part.
@@ -57,6 +59,8 @@ class Committed:
         part = self.parts.get(name)
         if part is None:
             raise NotFound(f"{self.prefix} has no part {name!r}; it has {', '.join(sorted(self.parts))}")
+        if not self._owns(part):
+            raise ObjectCorrupt(f"{self.prefix}/{NAME} names {part.key}, which belongs to something else; not used")
         try:
             data = self.store.get(part.key)
         except NotFound as error:
@@ -77,7 +81,11 @@ class Committed:
     def delete(self) -> None:
         """Removes the manifest first, then the parts: a reader never sees a manifest whose parts are going."""
         self.store.delete([f"{self.prefix}/{NAME}"])
-        self.store.delete(part.key for part in self.parts.values())
+        self.store.delete(part.key for part in self.parts.values() if self._owns(part))
+
+    def _owns(self, part: Part) -> bool:
+        """Else one manifest could make another's objects its own, and remove them when it is removed."""
+        return part.key.startswith(f"{self.prefix}/") and ".." not in part.key.split("/")
 
 
 class Draft:
@@ -97,6 +105,11 @@ class Draft:
         self._attempt = attempt or uuid.uuid4().hex
         self._parts: dict[str, Part] = {}
 
+    @property
+    def attempt(self) -> str:
+        """The id of this commit; no other one has it."""
+        return self._attempt
+
     def put(self, name: str, data: bytes) -> Part:
         """Writes one part; `name` may hold slashes."""
         key = part_key(self._prefix, self._attempt, name)
@@ -111,25 +124,41 @@ class Draft:
     def commit(self, meta: Mapping[str, Any]) -> Committed:
         """Puts the manifest. After this the whole thing is there, before it nothing was.
 
+        A put whose answer was lost is recognized by this attempt's id in the manifest, never by equal contents: two
+        writers may well write the same.
+
         Raises:
             Conflict: another attempt committed this prefix first; our parts are removed again.
+            StoreUnavailable: the store did not say whether the manifest is there; calling this again settles it.
         """
-        body = {
-            "format": FORMAT,
-            "kind": self._kind,
-            "attempt": self._attempt,
-            "parts": {name: _plain(part) for name, part in sorted(self._parts.items())},
-            "meta": dict(meta),
-        }
+        key = f"{self._prefix}/{NAME}"
+        data = seal(
+            {
+                "format": FORMAT,
+                "kind": self._kind,
+                "attempt": self._attempt,
+                "parts": {name: _plain(part) for name, part in sorted(self._parts.items())},
+                "meta": dict(meta),
+            }
+        )
         try:
-            self._store.put_new(f"{self._prefix}/{NAME}", seal(body))
+            self._store.put_new(key, data)
         except Conflict as error:
-            # A put that succeeded but whose answer was lost is retried and then conflicts with itself.
             winner = open_committed(self._store, self._prefix, self._kind)
-            if winner.parts != self._parts:
+            if winner.attempt != self._attempt:
                 self.abandon()
                 raise Conflict(f"{self._prefix} was committed by another writer") from error
+            if winner.digest != unseal(key, data)["digest"]:
+                raise Conflict(f"{self._prefix} was committed by this very attempt, with other contents") from error
             return winner
+        except StoreUnavailable:
+            try:
+                found = open_committed(self._store, self._prefix, self._kind)
+            except MaasError:
+                found = None
+            if found is None or found.attempt != self._attempt:
+                raise
+            return found
         return open_committed(self._store, self._prefix, self._kind)
 
     def abandon(self) -> None:
@@ -164,43 +193,28 @@ def piece_digest(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def seal(body: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of `body` with its own sha256 added as `digest`."""
-    return canonical_json({**body, "digest": sha256(canonical_json(body)).hexdigest()})
-
-
-def unseal(key: str, data: bytes) -> dict[str, Any]:
-    """The inverse of `seal`; the result keeps `digest`.
-
-    Raises:
-        ObjectCorrupt: not JSON, or the digest does not match.
-    """
-    try:
-        body = json.loads(data)
-        digest = body.pop("digest")
-        found = sha256(canonical_json(body)).hexdigest()
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ObjectCorrupt(f"the committed object {key} is not a sealed document; not used") from error
-    if found != digest:
-        raise ObjectCorrupt(f"the committed object {key} has digest {found} instead of {digest}; not used")
-    return {**body, "digest": digest}
-
-
 def open_committed(store: ObjectStore, prefix: str, kind: str) -> Committed:
     """Opens a committed thing; its parts are verified when they are read.
 
     Raises:
         NotFound: nothing is committed there.
-        ObjectCorrupt: the manifest is altered, of another kind or of an unknown format.
+        ObjectCorrupt: the manifest is altered, malformed, of another kind or of an unknown format.
     """
     key = f"{prefix}/{NAME}"
-    body = unseal(key, store.get(key))
-    if body.get("format") != FORMAT or body.get("kind") != kind:
+    return parse_manifest(store, prefix, kind, unseal(key, store.get(key)))
+
+
+def parse_manifest(store: ObjectStore, prefix: str, kind: str | None, body: Mapping[str, Any]) -> Committed:
+    """A committed thing from its unsealed manifest; see `open_committed`. Without a `kind`, one of any kind."""
+    key = f"{prefix}/{NAME}"
+    if body.get("format") != FORMAT or (kind is not None and body.get("kind") != kind):
         raise ObjectCorrupt(
-            f"{key} is a {body.get('kind')!r} of format {body.get('format')!r}; expected a {kind!r} of format {FORMAT}"
+            f"{key} is a {str(body.get('kind'))[:100]!r} of format {str(body.get('format'))[:20]}; "
+            f"expected a {kind or 'thing'!r} of format {FORMAT}"
         )
-    parts = {name: Part(**{**part, "pieces": tuple(part.get("pieces", ()))}) for name, part in body["parts"].items()}
-    return Committed(store, prefix, kind, parts, body["meta"], body["digest"])
+    manifest = read_document(_Manifest, body, key)
+    parts = {name: Part(part.key, part.size, part.sha256, tuple(part.pieces)) for name, part in manifest.parts.items()}
+    return Committed(store, prefix, manifest.kind, parts, manifest.meta, manifest.digest, manifest.attempt)
 
 
 def list_committed(store: ObjectStore, prefix: str) -> list[str]:
@@ -219,6 +233,22 @@ def verify(committed: Committed) -> list[MaasError]:
         except MaasError as error:
             problems.append(error)
     return problems
+
+
+class _Part(Document):
+    key: str
+    size: Count
+    sha256: str
+    pieces: list[Count] = Field(default_factory=list)
+
+
+class _Manifest(Document):
+    format: int
+    kind: str
+    parts: dict[str, _Part]
+    meta: dict[str, Any]
+    digest: str
+    attempt: str = ""
 
 
 def _plain(part: Part) -> dict[str, Any]:

@@ -214,6 +214,10 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
         return ObstoreStore(f"file://{root}", backend, directory, spec)
     if scheme not in SCHEMES:
         raise SpecError(f"storage.uri {spec.uri!r}: unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    if ":" in (user := rest.partition("/")[0].rpartition("@")[0]) or (user and scheme != "az"):
+        raise SpecError(
+            f"storage.uri {spec.uri!r} names a user; write {scheme}://bucket/prefix: credentials come from the environment"
+        )
     options: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": dict(_RETRY)}
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")

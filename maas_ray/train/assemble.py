@@ -1,6 +1,5 @@
 """From a spec and a rank's place in the mesh to its trainee, plan and loader. Knows no store of checkpoints and no Ray."""
 
-import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from maas_ray.data.loader import Loader
 from maas_ray.data.opening import open_rows
 from maas_ray.data.prefetch import Prefetcher
 from maas_ray.data.preprocess import Preprocess
+from maas_ray.display import get_logger
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.dropout import replace_dropout
 from maas_ray.train.ema import Ema
@@ -30,7 +30,7 @@ from maas_ray.train.unused import unused_weights
 if TYPE_CHECKING:
     from maas_ray.train.deferred import Deferred
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 GPU_DEPTH = 2
 """Steps that are read ahead where a GPU computes and the CPUs have time."""

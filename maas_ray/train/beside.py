@@ -10,7 +10,6 @@ The figures of a checkpoint enter the history when the next one is due, however 
 the same in a run that was interrupted.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import ray
 
 from maas_ray.cluster.preflight import Resources, alive_nodes, has_autoscaler
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.figures import VALIDATION, finite
@@ -33,7 +33,7 @@ MAX_REASON = 500
 POLL_S = 2.0
 """The ranks agree so often on whether to wait on: each collective operation stays short."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Beside:

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maas_ray.errors import MaasError
 from maas_ray.garbage import collect_rarely
+from maas_ray.store.lease import Claim
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.progress import Progress
 from maas_ray.train.roll import Attempt, Beat, Roll, Word
@@ -47,6 +48,8 @@ class Launch:
     timeout_s: float
     wait_s: float
     resize_s: float
+    claim: Claim | None = None
+    """The lease in whose name the ranks commit; None: nobody else can be there."""
 
     @property
     def resources(self) -> dict[str, float]:

@@ -3,9 +3,8 @@
 In a rank and not in the driver, because this takes torch, which takes 2 s to import and which a rank has imported.
 """
 
-import logging
-
 from maas_ray.data.dataset import Dataset
+from maas_ray.display import get_logger
 from maas_ray.models.build import example_rows
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.assemble import build_or_defer
@@ -15,7 +14,7 @@ from maas_ray.train.pipeline import refuse_microbatches
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.unused import unused_weights
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:

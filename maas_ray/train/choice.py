@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from maas_ray.checkpoint.catalog import KIND, list_checkpoints, place
+from maas_ray.checkpoint.catalog import list_checkpoints, open_step
 from maas_ray.errors import NotFound, SpecError
-from maas_ray.store.manifest import open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.figures import best_step
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix
@@ -53,7 +52,7 @@ def figures_by_step(store: ObjectStore, run: str, steps: list[int]) -> dict[int,
     prefix = checkpoints_prefix(run)
     return {
         step: {
-            **open_committed(store, place(prefix, step), KIND).meta["state"].get("metrics", {}),
+            **open_step(store, prefix, step).meta["state"].get("metrics", {}),
             **found.get(step, {}),
         }
         for step in steps

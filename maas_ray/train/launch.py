@@ -404,7 +404,7 @@ def _worker(job: Launch, board: Any) -> Callable[[], None]:
             from ray.train.torch import get_device
 
             device = get_device()
-        train_rank(TrainSpec.model_validate_json(job.spec), job.data_digest, board, device)
+        train_rank(TrainSpec.model_validate_json(job.spec), job.data_digest, board, device, job.claim)
 
     return worker
 
@@ -415,6 +415,9 @@ def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.
         return pyarrow.fs.LocalFileSystem(), str(store.root / "ray")
     if storage.uri.startswith("s3://") and storage.endpoint:
         scheme, _, host = storage.endpoint.partition("://")
+        host = host.rpartition("@")[
+            2
+        ]  # requests are signed; what stands before it would only be shown in the dashboard
         filesystem = pyarrow.fs.S3FileSystem(
             endpoint_override=host, scheme=scheme, region=storage.region or "us-east-1"
         )

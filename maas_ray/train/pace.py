@@ -3,13 +3,13 @@
 See train/roll.py for how all ranks leave after the same step. A step costs one uncontended lock.
 """
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from maas_ray.display import get_logger
 from maas_ray.errors import RanksMissing
 from maas_ray.train.roll import Beat, Word
 
@@ -18,7 +18,7 @@ BEAT_S = 1.0
 QUICK_S = 0.1
 """The same while all ranks agree on a step."""
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Pace:

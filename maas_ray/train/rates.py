@@ -1,12 +1,12 @@
 """How fast a run is: tokens per second, and the share of what its devices could compute. Knows no loop."""
 
-import logging
 import re
 from dataclasses import replace
 
 import torch
 
 from maas_ray.data.features import Features
+from maas_ray.display import get_logger
 from maas_ray.models.build import build_model
 from maas_ray.models.row import Row
 from maas_ray.train.progress import Progress
@@ -25,7 +25,7 @@ PEAKS: dict[str, tuple[float, float]] = {
 """By a part of a GPU's name, the first that fits: 1e12 operations per second of dense matrix products in bfloat16 and in
 float32 (without TF32), of NVIDIA's data sheets."""
 _PROBE_ROWS = 2
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Rates:

@@ -2,7 +2,8 @@
 
 Ray Train starts the process group and starts it again when a worker or node is lost. Checkpoints are ours
 (checkpoint/): every attempt begins from the newest committed one, so a restart, a resume by hand and an
-undisturbed run compute the same numbers.
+undisturbed run compute the same numbers. One process at a time has the run's lease (store/lease.py): who begins, goes on
+or commits without it is refused.
 """
 
 import uuid
@@ -17,7 +18,9 @@ from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.cluster.preflight import alive_nodes, preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
+from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
+from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.beside import refuse_no_room
@@ -29,12 +32,16 @@ from maas_ray.train.journal import location
 from maas_ray.train.progress import Progress
 from maas_ray.train.recipe import refuse_steps
 from maas_ray.train.report import Ended, commit_report, find_part
-from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit
+from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit, run_prefix
 from maas_ray.train.signals import sigterm
 from maas_ray.train.spec import TrainSpec
 
 _QUICK_S = 0.05
 """Time between two looks while a run begins."""
+_TAKEN = "wait for it, or choose another name; if that process is dead, --resume takes the run over"
+_TAKEN_RESUMED = "it shows signs of life: wait for it, or end it first"
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def run_training(
             ends with the run. By default the run begins its own.
 
     Raises:
-        Conflict: the run exists and `resume` is false.
+        Conflict: the run exists and `resume` is false; or another process trains it, or has taken it over.
         NotFound: `resume` is true and there is no such run.
         SpecError: `resume` is true and the spec would make another training of it.
         ResourcesMissing: the cluster can never hold the workers.
@@ -100,29 +107,49 @@ def _run_training(
     preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
     if spec.validation.beside:
         refuse_no_room(spec)
-    if resume:
-        run = _resumed(store, spec)
-        spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
-        if run.status != "finished":
-            if spec.model.is_classical:
-                fit_classical(store, spec, run, on_progress)
-            else:
-                _fit(store, spec, run.data_digest, on_progress, board)
+    if resume and _resumed(store, spec).status == "finished":
         return _result(store, spec.run)
+    if not resume:
+        _refuse_existing(store, spec)
+    what, hint = f"run {spec.run!r} of {store.uri}", _TAKEN_RESUMED if resume else _TAKEN
+    with take(store, run_prefix(spec.run), what, waits=resume, hint=hint, on_wait=log.warning) as lease:
+        if resume:
+            _resume(store, spec, on_progress, board, lease)
+        else:
+            _begin(store, spec, on_progress, board, lease)
+        return _result(store, spec.run)
+
+
+def _resume(
+    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, board: Any, lease: Lease
+) -> None:
+    run = _resumed(store, spec)  # once more: whoever had the lease may have gone on meanwhile
+    spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
+    if run.status == "finished":
+        return
+    if spec.model.is_classical:
+        fit_classical(store, spec, run, on_progress, lease.claim)
+    else:
+        _fit(store, spec, run.data_digest, on_progress, board, lease)
+
+
+def _begin(
+    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, board: Any, lease: Lease
+) -> None:
     _refuse_existing(store, spec)
     dataset = prepare(spec.data, store)
     spec, lineage = _settled(store, spec)
 
     def create() -> Run:
+        lease.check()
         return Runs(store).create(spec, dataset.digest, git_commit(Path.cwd()), lineage)
 
     if spec.model.is_classical:
         check_classical(spec, dataset)
-        fit_classical(store, spec, create(), on_progress)
+        fit_classical(store, spec, create(), on_progress, lease.claim)
     else:
         _check(spec, dataset)
-        _fit(store, spec, dataset.digest, on_progress, board, create)
-    return _result(store, spec.run)
+        _fit(store, spec, dataset.digest, on_progress, board, lease, create)
 
 
 def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
@@ -130,7 +157,11 @@ def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
         Runs(store).get(spec.run)
     except NotFound:
         return
-    raise Conflict(f"a run {spec.run!r} exists in {store.uri}; give --resume to continue it, or choose another name")
+    exists = f"a run {spec.run!r} exists in {store.uri}"
+    holder = holder_of(store, run_prefix(spec.run))
+    if holder is not None and not is_dead(holder):
+        raise Conflict(f"{exists}, held by {holder}; {_TAKEN}")
+    raise Conflict(f"{exists}; give --resume to continue it, or choose another name")
 
 
 def _settled(store: ObstoreStore, spec: TrainSpec) -> tuple[TrainSpec, Any]:
@@ -174,6 +205,7 @@ def _fit(
     data_digest: str,
     on_progress: Callable[[Progress], None] | None,
     board: Any,
+    lease: Lease,
     create: Callable[[], object] | None = None,
 ) -> None:
     """Trains to the end.
@@ -184,11 +216,12 @@ def _fit(
         data_digest: the prepared data set.
         on_progress: see `run_training`.
         board: the run's.
+        lease: the run's.
         create: writes the run down. Called once rank 0 has found that model and data fit, before anybody trains; None: it
             is written down already. An error before that leaves no run behind.
     """
     workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
-    record = _Record(Runs(store), spec.run, sizes[-1], create)
+    record = _Record(Runs(store), spec.run, sizes[-1], lease, create)
     job = Launch(
         run=spec.run,
         name=f"{spec.run}-{uuid.uuid4().hex[:8]}",
@@ -203,6 +236,7 @@ def _fit(
         timeout_s=workers.timeout_s,
         wait_s=workers.wait_s,
         resize_s=workers.resize_s,
+        claim=lease.claim,
     )
     with (
         sigterm() as is_told_to_end,
@@ -220,9 +254,15 @@ def _fit(
 
 
 class _Record:
-    """The run as it is written down, and what happens to it. To one that is not written down nothing happens."""
+    """The run as it is written down, and what happens to it. To one that is not written down nothing happens.
 
-    def __init__(self, runs: Runs, run: str, num_workers: int, create: Callable[[], object] | None) -> None:
+    Nothing is written in another owner's run: each method raises `Conflict` once the lease is over.
+    """
+
+    def __init__(
+        self, runs: Runs, run: str, num_workers: int, lease: Lease, create: Callable[[], object] | None
+    ) -> None:
+        self._lease = lease
         self._runs = runs
         self._run = run
         self._num_workers = num_workers
@@ -238,7 +278,13 @@ class _Record:
 
     def note(self, event: Mapping[str, Any]) -> None:
         if self._create is None:
+            self._lease.check()
             self._runs.record(self._run, event)
+
+    @property
+    def lost(self) -> Conflict | None:
+        """Why the run is another owner's by now, if it is."""
+        return self._lease.lost
 
 
 def _await(
@@ -258,6 +304,8 @@ def _await(
                 return failure
             if seen.lost is not None:
                 raise seen.lost
+            if record.lost is not None:
+                return record.lost
             if not record.has_begun and ray.get(board.is_checked.remote(), timeout=TIMEOUT_S):
                 record.begin()
                 ray.get(board.allow.remote(), timeout=TIMEOUT_S)

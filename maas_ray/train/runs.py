@@ -8,21 +8,28 @@ runs/<run>/report/                see report.py
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from maas_ray.errors import Conflict, NotFound, ObjectCorrupt
-from maas_ray.store.manifest import Draft, list_committed, open_committed
+from maas_ray.checkpoint.catalog import list_checkpoints
+from maas_ray.display import masked
+from maas_ray.errors import Conflict, MaasError, NotFound
+from maas_ray.store.manifest import NAME, Committed, Draft, list_committed, open_committed
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import Sequence
+from maas_ray.train.run_events import Attempted, Evaluated, Status, Unvalidated, Validated, read_event
+from maas_ray.train.run_events import RunMeta as _Meta
 from maas_ray.train.spec import TrainSpec
 
 PREFIX = "runs"
 KIND = "run"
+FITTED = "fitted"
+"""Where the one result of a classical run is committed."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Run:
     status: str
     """`started` (running, or killed without a word), `finished`, `failed`, or `stopped` (asked to end; resume it)."""
     step: int | None = None
-    """Optimizer steps done when it finished."""
+    """Optimizer steps of the newest state that is committed; None: there is none yet."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation on held-out data."""
     error: str | None = None
@@ -79,11 +86,11 @@ class Runs:
             Conflict: the id is taken.
         """
         meta = {
-            "spec": spec.model_dump(mode="json"),
+            "spec": masked(spec.model_dump(mode="json")),
             "data_digest": data_digest,
             "git_commit": git_commit,
             "created_s": self._clock(),
-            "start": dict(start) if start is not None else None,
+            "start": masked(dict(start)) if start is not None else None,
         }
         draft = Draft(self._store, run_prefix(spec.run), KIND)
         try:
@@ -97,50 +104,64 @@ class Runs:
     def get(self, run: str) -> Run:
         """One run. Raises `NotFound`, naming the runs that exist."""
         try:
-            meta = open_committed(self._store, run_prefix(run), KIND).meta
+            committed = open_committed(self._store, run_prefix(run), KIND)
         except NotFound as error:
             names = ", ".join(self._ids()) or "none"
             raise NotFound(f"no run {run!r} in {self._store.uri}; there is: {names}") from error
-        try:
-            spec = TrainSpec.model_validate(meta["spec"])
-        except ValidationError as error:
-            raise ObjectCorrupt(f"run {run} was written by an incompatible version: {error}") from error
-        status: dict[str, Any] = {"status": "started"}
+        spec, meta = _read(committed)
+        status = Status(type="started")
+        metrics: Mapping[str, float] = {}
         attempts: list[Mapping[str, Any]] = []
         unvalidated: dict[int, str] = {}
         for record in Sequence(self._store, run_prefix(run)).read():
-            event = dict(record.event)
-            kind = event.pop("type")
-            if kind == "evaluated":
-                status["metrics"] = event["metrics"]
-            elif kind == "attempt":
-                attempts.append(event)
-            elif kind == "unvalidated":
-                unvalidated[event["step"]] = event["error"]
-            elif kind == "validated":
-                unvalidated.pop(event["step"], None)  # a later attempt had more luck
-            else:
-                status.update({name: event.get(name) for name in ("step", "error", "reason")}, status=kind)
+            event = read_event(record)
+            if isinstance(event, Evaluated):
+                metrics = event.metrics
+            elif isinstance(event, Attempted):
+                attempts.append({name: value for name, value in record.event.items() if name != "type"})
+            elif isinstance(event, Unvalidated):
+                unvalidated[event.step] = event.error
+            elif isinstance(event, Validated):
+                unvalidated.pop(event.step, None)  # a later attempt had more luck
+            elif event is not None:
+                status = event
         return Run(
             run,
             spec,
-            meta["data_digest"],
-            meta["git_commit"],
-            meta["created_s"],
+            meta.data_digest,
+            meta.git_commit,
+            meta.created_s,
+            status.type,
+            step=status.step if status.type == "finished" else self._committed_step(run),
+            metrics=metrics,
+            error=status.error,
+            reason=status.reason,
+            start=meta.start,
             attempts=tuple(attempts),
             unvalidated=unvalidated,
-            **status,
-            start=meta.get("start"),
         )
 
     def validated(self, run: str) -> dict[int, dict[str, float]]:
         """What validation beside training has found, by step: `validation_loss` and so on."""
-        events = (record.event for record in Sequence(self._store, run_prefix(run)).read())
-        return {event["step"]: dict(event["metrics"]) for event in events if event["type"] == "validated"}
+        events = map(read_event, Sequence(self._store, run_prefix(run)).read())
+        return {event.step: dict(event.metrics) for event in events if isinstance(event, Validated)}
 
     def all(self) -> list[Run]:
-        """All runs, newest first."""
-        return sorted((self.get(run) for run in self._ids()), key=lambda run: -run.created_s)
+        """All runs, newest first; those that are damaged are left out, see `survey`."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[list[Run], dict[str, MaasError]]:
+        """All runs, newest first, and by name what is wrong with those that cannot be read."""
+        found: list[Run] = []
+        damaged: dict[str, MaasError] = {}
+        for run in self._ids():
+            try:
+                found.append(self.get(run))
+            except MaasError as error:
+                if error.retryable:
+                    raise  # the store is away; that says nothing about the run
+                damaged[run] = error
+        return sorted(found, key=lambda run: -run.created_s), damaged
 
     def record(self, run: str, event: Mapping[str, Any]) -> None:
         """Appends an event to a log.
@@ -149,8 +170,30 @@ class Runs:
         """
         Sequence(self._store, run_prefix(run), self._clock).append(lambda _: event)
 
+    def _committed_step(self, run: str) -> int | None:
+        if steps := list_checkpoints(self._store, checkpoints_prefix(run)):
+            return steps[-1]
+        return 1 if FITTED in list_committed(self._store, run_prefix(run)) else None
+
     def _ids(self) -> list[str]:
         return list_committed(self._store, PREFIX)
+
+
+def check_run(committed: Committed) -> Iterator[MaasError]:
+    """What is wrong with the record of a run; for `fsck`."""
+    try:
+        _read(committed)
+    except MaasError as error:
+        yield error
+
+
+def _read(committed: Committed) -> tuple[TrainSpec, _Meta]:
+    what = f"{committed.prefix}/{NAME}"
+    meta = read_document(_Meta, committed.meta, what)
+    try:
+        return TrainSpec.model_validate(meta.spec), meta
+    except ValidationError as error:
+        raise malformed(f"the spec in {what}", error) from None
 
 
 def run_prefix(run: str) -> str:

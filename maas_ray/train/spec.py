@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from maas_ray.checkpoint.retention import Keep
 from maas_ray.data.spec import DataSpec
+from maas_ray.display import masked
 from maas_ray.models.classical import parse_classical
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import Spec
@@ -230,7 +231,7 @@ class TrainSpec(Spec):
         """
         free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
         free |= {"early_stopping", "validation", "tensorboard"}
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as runs are written down
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient
             del fields["optimizer"]["implementation"]  # which kernels compute the same update

@@ -6,6 +6,7 @@ Kept apart from train/run.py so that the processes that train import only what t
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from maas_ray.checkpoint.saver import Saver
 from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.dataset import open_dataset
 from maas_ray.errors import MaasError, TrainingFailed
+from maas_ray.store.lease import Claim
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train import group
@@ -53,7 +55,7 @@ RANDOM = "seed-position"
 _QUICK_S = 0.05
 
 
-def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.device) -> None:
+def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, claim: Claim | None = None) -> None:
     """Trains this process's share; the process group, if there is one, is the default one of torch.distributed.
 
     Ray starts the group again after any error, so one that would come again is put on the board and ends the run.
@@ -63,6 +65,7 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
         data_digest: the prepared data set.
         board: an actor of `train/board.py`.
         device: where this rank computes.
+        claim: the lease in whose name checkpoints are committed.
     """
     if ray.get(board.failure.remote(), timeout=TIMEOUT_S) is not None:
         return  # the last attempt failed for good: end without an error, so that Ray does not try once more
@@ -77,7 +80,7 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
     )
     has_left = False
     try:
-        has_left = not _train(spec, data_digest, board, device, pace)
+        has_left = not _train(spec, data_digest, board, device, pace, claim)
     except MaasError as error:
         if not error.retryable:
             ray.get(board.fail.remote(error), timeout=TIMEOUT_S)
@@ -86,7 +89,9 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
         pace.close(has_left=has_left)
 
 
-def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, pace: Pace) -> bool:
+def _train(
+    spec: TrainSpec, data_digest: str, board: Any, device: torch.device, pace: Pace, claim: Claim | None
+) -> bool:
     """Returns whether the run is done: False if this rank left early, everything committed."""
     watch = Stopwatch("starting")
     torch.set_num_threads(spec.workers.cpus)
@@ -135,6 +140,7 @@ def _train(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, 
         keep=spec.checkpoint.keep(),
         on_commit=commit,
         late=beside.figures if beside is not None else None,
+        fence=partial(claim.check, store) if claim is not None else None,
     )
 
     trainee.optimizer.register_step_pre_hook(lambda *_: saver.staged())

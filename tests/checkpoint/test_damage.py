@@ -188,7 +188,7 @@ def test_a_malicious_pickle_is_never_executed(file_store: ObstoreStore, tmp_path
 
 def _resealed(store: ObstoreStore, change: Callable[[dict[str, Any]], None]) -> None:
     """A manifest that was changed by somebody who knows how to seal it."""
-    from maas_ray.store.manifest import seal, unseal
+    from maas_ray.store.sealed import seal, unseal
 
     body = unseal(MANIFEST, store.get(MANIFEST))
     del body["digest"]

@@ -41,17 +41,19 @@ def test_a_reader_sees_what_another_process_appended_since(file_store: ObstoreSt
 
 
 def test_two_publishers_at_once_both_succeed_with_different_versions(storage: StorageSpec) -> None:
-    bundles = [save_toy_bundle(open_store(storage), graph) for graph in (b"one", b"two")]
+    bundles = [
+        [save_toy_bundle(open_store(storage), f"{writer} {i}".encode()) for i in range(5)] for writer in ("one", "two")
+    ]
     start = threading.Barrier(2)
     published: list[Version] = []
 
-    def publish(bundle: str) -> None:
+    def publish(mine: list[str]) -> None:
         registry = Registry(open_store(storage))
         start.wait(timeout=30)
-        for _ in range(5):
+        for bundle in mine:
             published.append(registry.publish("digits", bundle))
 
-    threads = [threading.Thread(target=publish, args=(bundle,)) for bundle in bundles]
+    threads = [threading.Thread(target=publish, args=(mine,)) for mine in bundles]
     for thread in threads:
         thread.start()
     for thread in threads:

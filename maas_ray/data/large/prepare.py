@@ -67,7 +67,7 @@ def prepare_large(
     """
     seen = _seen_prefix(spec, files)
     try:
-        return open_dataset(store, open_committed(store, seen, SEEN).meta["dataset"])
+        return open_dataset(store, str(open_committed(store, seen, SEEN).meta.get("dataset")))
     except NotFound:
         pass  # the first time, or the data set was removed
     dataset = _prepare(spec, store, files, kind, cpu_timeout_s)

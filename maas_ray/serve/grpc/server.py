@@ -1,13 +1,13 @@
 """The service on a server of grpc.aio: contexts, statuses and metadata. Knows no Ray."""
 
 import asyncio
-import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
 from maas_ray.serve.grpc.service import Caller, Service
@@ -15,7 +15,7 @@ from maas_ray.serve.grpc.status import status_of
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
 from maas_ray.serve.reply import internal_error
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class Rpcs:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from maas_ray.data.dataset import Dataset, Split, open_dataset
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.preprocess import Preprocess
+from maas_ray.store.lease import Claim
 from maas_ray.store.objects import open_store
 from maas_ray.train.classical.estimator import fit_estimator
 from maas_ray.train.classical.graph import build_graph
@@ -26,12 +27,13 @@ from maas_ray.train.spec import TrainSpec
 _CHUNK_ROWS = 65_536
 
 
-def train_classical(spec: TrainSpec, data_digest: str) -> Progress:
+def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = None) -> Progress:
     """Trains a classical run to its end and commits the result; the same spec and data give the same bytes.
 
     Args:
         spec: the run, with an absolute store.
         data_digest: the prepared data set.
+        claim: the lease in whose name the result is committed.
 
     Returns:
         The figures: the loss on the training split, and those of the validation split where there is one.
@@ -39,6 +41,7 @@ def train_classical(spec: TrainSpec, data_digest: str) -> Progress:
     Raises:
         DataError, ModelError, SpecError: the data or the model do not fit.
         StoreError: the store failed; nothing is committed.
+        Conflict: another process has taken the run over; nothing is committed.
     """
     num_threads = spec.workers.cpus
     torch.set_num_threads(num_threads)
@@ -65,6 +68,8 @@ def train_classical(spec: TrainSpec, data_digest: str) -> Progress:
         journal.write(progress)
         proof = Proof(columns, num_real, scores, classes)
         versions = {name: version(name) for name in ("scikit-learn", "skl2onnx")}
+        if claim is not None:
+            claim.check(store)
         save_fitted(store, spec.run, FittedState(graph, proof, journal.history, versions))
     finally:
         journal.close()

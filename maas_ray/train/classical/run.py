@@ -8,6 +8,7 @@ from ray.exceptions import RayError, RayTaskError
 from maas_ray.data.dataset import Dataset
 from maas_ray.errors import DataError, MaasError, ModelError, TrainingFailed
 from maas_ray.models.classical import SvmSpec, parse_classical
+from maas_ray.store.lease import Claim
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.progress import Progress
 from maas_ray.train.runs import Run, Runs
@@ -40,13 +41,18 @@ def check_classical(spec: TrainSpec, dataset: Dataset) -> None:
 
 
 def fit_classical(
-    store: ObstoreStore, spec: TrainSpec, run: Run, on_progress: Callable[[Progress], None] | None
+    store: ObstoreStore,
+    spec: TrainSpec,
+    run: Run,
+    on_progress: Callable[[Progress], None] | None,
+    claim: Claim | None = None,
 ) -> None:
     """Trains a created run in one task with `workers.cpus` CPUs. A task whose process or node is lost starts again, at
     most `workers.max_restarts` times; so does a run that is resumed, and both compute the same.
 
     Raises:
         MaasError: what the task has raised.
+        Conflict: another process has taken the run over.
         TrainingFailed: the task failed for another reason, or was lost too often.
     """
     runs = Runs(store)
@@ -56,26 +62,30 @@ def fit_classical(
     # By default a task goes where its caller's placement group is, and that of a trial under Ray Tune holds no CPU.
     options = {"num_cpus": spec.workers.cpus, "max_retries": spec.workers.max_restarts}
     task = ray.remote(**options, scheduling_strategy="DEFAULT")(_train)
-    reference = task.remote(spec, run.data_digest)
+    reference = task.remote(spec, run.data_digest, claim)
     try:
         while not ray.wait([reference], timeout=POLL_S)[0]:
             pass  # fitting takes as long as it takes; the loss of its process ends the wait
         progress: Progress = ray.get(reference, timeout=TIMEOUT_S)
     except RayError as error:
         failure = _explain(spec, error)
+        if claim is not None:
+            claim.check(store)
         runs.record(run.id, {"type": "failed", "error": f"{failure.code}: {failure}"})
         raise failure from error
     except BaseException:
         ray.cancel(reference, force=True)
         raise
     report(progress)
+    if claim is not None:
+        claim.check(store)
     runs.record(run.id, {"type": "finished", "step": progress.step})
 
 
-def _train(spec: TrainSpec, data_digest: str) -> Progress:
+def _train(spec: TrainSpec, data_digest: str, claim: Claim | None) -> Progress:
     from maas_ray.train.classical.fit import train_classical  # in the task alone: scikit-learn is slow to import
 
-    return train_classical(spec, data_digest)
+    return train_classical(spec, data_digest, claim)
 
 
 def _explain(spec: TrainSpec, error: RayError) -> MaasError:

@@ -6,7 +6,6 @@ runs/<run>/fitted/manifest.json         step, versions, digests
 …/parts-<attempt>/history.json          figures of training and validation
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,11 @@ from maas_ray.errors import Conflict, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, open_committed
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import Document, parse_json, read_document
 from maas_ray.train.classical.proof import Proof, pack, unpack
-from maas_ray.train.runs import run_prefix
+from maas_ray.train.runs import FITTED, run_prefix
 
-KIND = "fitted"
+KIND = FITTED
 FORMAT = 1
 STEP = 1
 """Fitting is the one step of such a run."""
@@ -56,7 +56,7 @@ def save_fitted(store: ObjectStore, run: str, state: FittedState) -> Committed:
         return draft.commit({"format": FORMAT, "step": state.step, "versions": dict(state.versions)})
     except Conflict:
         there = open_committed(store, _prefix(run), KIND)
-        if there.parts[MODEL].sha256 != part.sha256:
+        if MODEL not in there.parts or there.parts[MODEL].sha256 != part.sha256:
             raise ObjectCorrupt(
                 f"run {run!r} has another fitted model than this attempt computed; the run is not repeatable on this "
                 "machine (other hardware or library versions?)"
@@ -79,16 +79,26 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
         raise NotFound(f"run {run!r} has no fitted model yet; give --resume to train it") from error
     meta = committed.meta
     if meta.get("format") != FORMAT:
-        raise ObjectCorrupt(f"{committed.prefix} has format {meta.get('format')!r}; this version reads {FORMAT}")
+        raise ObjectCorrupt(
+            f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}"
+        )
+    said = read_document(_Meta, meta, f"the manifest of {committed.prefix}")
+    if missing := {MODEL, PROOF, HISTORY} - committed.parts.keys():
+        raise ObjectCorrupt(f"{committed.prefix} has no {min(missing)}; not used")
     return FittedState(
         graph=committed.read(MODEL),
         proof=unpack(committed.read(PROOF)),
-        history=json.loads(committed.read(HISTORY)),
-        versions=meta["versions"],
-        step=meta["step"],
+        history=parse_json(committed.read(HISTORY), f"the history of {committed.prefix}"),
+        versions=said.versions,
+        step=said.step,
         digest=committed.digest,
     )
 
 
+class _Meta(Document):
+    step: int
+    versions: dict[str, str]
+
+
 def _prefix(run: str) -> str:
-    return f"{run_prefix(run)}/fitted"
+    return f"{run_prefix(run)}/{FITTED}"

@@ -5,12 +5,18 @@ searches/<name>/log/…            one record for each trial that has ended
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
+from maas_ray.display import masked
 from maas_ray.errors import Conflict, NotFound, SpecError
 from maas_ray.store.manifest import Draft, open_committed
 from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import Count, Document, read_document
+from maas_ray.store.sequence import Record
 from maas_ray.store.sequence import Sequence as Log
 from maas_ray.train.search.spec import TuneSpec
 
@@ -55,16 +61,24 @@ class SearchLog:
         self._name = name
         self._log = Log(store, self._prefix)
 
+    @property
+    def prefix(self) -> str:
+        """Where the search is in the store."""
+        return self._prefix
+
+    def refuse_existing(self) -> None:
+        """Raises `Conflict`: the name is taken."""
+        with suppress(NotFound):
+            open_committed(self._store, self._prefix, KIND)
+            raise self._exists()
+
     def begin(self, spec: TuneSpec) -> None:
         """Commits a new search. Raises `Conflict`: the name is taken."""
+        self.refuse_existing()
         try:
-            open_committed(self._store, self._prefix, KIND)
-        except NotFound:
             Draft(self._store, self._prefix, KIND).commit({**_fixed(spec), "scheduler": spec.scheduler.model_dump()})
-            return
-        raise Conflict(
-            f"a search {self._name!r} exists in {self._store.uri}; give --resume to go on with it, or choose another name"
-        )
+        except Conflict as error:  # somebody was faster
+            raise self._exists() from error
 
     def resume(self, spec: TuneSpec) -> None:
         """Checks that a search is there and is the same.
@@ -77,11 +91,16 @@ class SearchLog:
             meta = open_committed(self._store, self._prefix, KIND).meta
         except NotFound as error:
             raise NotFound(f"no search {self._name!r} in {self._store.uri}; leave out --resume to begin it") from error
-        if changed := [name for name, value in _fixed(spec).items() if meta[name] != value]:
+        if changed := [name for name, value in _fixed(spec).items() if name not in meta or meta[name] != value]:
             raise SpecError(
                 f"search {self._name!r} was begun with another {', '.join(changed)}; its trials would be others: take the "
                 "change back, or choose another name"
             )
+
+    def _exists(self) -> Conflict:
+        return Conflict(
+            f"a search {self._name!r} exists in {self._store.uri}; give --resume to go on with it, or choose another name"
+        )
 
     def record(self, number: int, ended: Ended) -> None:
         """Appends how a trial has ended."""
@@ -92,10 +111,28 @@ class SearchLog:
         """The newest end of each trial that has one."""
         found = {}
         for record in self._log.read():
-            event = record.event
-            figures = tuple(Figure(**figure) for figure in event["figures"])
-            found[int(event["trial"])] = Ended(event["status"], figures, event["error"])
+            event = read_event(record)
+            figures = tuple(Figure(figure.step, figure.done, figure.value) for figure in event.figures)
+            found[event.trial] = Ended(event.status, figures, event.error)
         return found
+
+
+class _Figure(Document):
+    step: Count
+    done: float
+    value: float
+
+
+class _Ended(Document):
+    trial: Count
+    status: Literal["finished", "stopped", "failed"]
+    figures: list[_Figure] = Field(default_factory=list)
+    error: str | None = None
+
+
+def read_event(record: Record) -> _Ended:
+    """What a record of a search says. Raises `ObjectCorrupt`."""
+    return read_document(_Ended, record.event, f"the log record {record.key}")
 
 
 def order(figures: Mapping[int, Sequence[Figure]]) -> list[tuple[int, Figure]]:
@@ -105,7 +142,7 @@ def order(figures: Mapping[int, Sequence[Figure]]) -> list[tuple[int, Figure]]:
 
 
 def _fixed(spec: TuneSpec) -> dict[str, Any]:
-    fields = spec.model_dump(mode="json")
+    fields = masked(spec.model_dump(mode="json"))
     fields["base"].pop("storage", None)  # the store that is looked into; its place may have another name by now
     fields["base"].pop("workers", None)
     return {**{name: fields[name] for name in _FIXED}, "mode": spec.direction}

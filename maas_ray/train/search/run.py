@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from maas_ray.store.lease import Lease, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
 from maas_ray.train.search.log import Ended, Figure, SearchLog
@@ -75,7 +76,7 @@ def run_search(
 
     Raises:
         SpecError: the space, or a trial in it, is not valid; with `resume`, the search was another one.
-        Conflict: the search exists and `resume` is false.
+        Conflict: the search exists and `resume` is false, or another process runs it.
         NotFound: `resume` is true and there is no such search.
         StoreError: the store is not usable.
     """
@@ -83,7 +84,22 @@ def run_search(
     store = open_store(trials[0].spec.storage)
     probe(store)
     log = SearchLog(store, spec.name)
-    (log.resume if resume else log.begin)(spec)
+    if not resume:
+        log.refuse_existing()
+    hint = "wait for it, or choose another name; if that process is dead, --resume takes the search over"
+    with take(store, log.prefix, f"search {spec.name!r} of {store.uri}", waits=resume, hint=hint) as lease:
+        (log.resume if resume else log.begin)(spec)
+        return _run_trials(spec, store, trials, log, lease, on_event)
+
+
+def _run_trials(
+    spec: TuneSpec,
+    store: ObstoreStore,
+    trials: list[Trial],
+    log: SearchLog,
+    lease: Lease,
+    on_event: Callable[[int, Figure | Ended], None] | None,
+) -> SearchResult:
     over = {number: ended for number, ended in log.ended().items() if ended.status != "failed"}
     going = [trial for trial in trials if trial.number not in over]
     figures: dict[int, list[Figure]] = {}
@@ -98,6 +114,7 @@ def run_search(
 
     def end(number: int, ended: Ended) -> None:
         ended = Ended(ended.status, tuple(figures.get(number, ())), ended.error)
+        lease.check()
         log.record(number, ended)
         if on_event is not None:
             on_event(number, ended)

@@ -1,0 +1,32 @@
+"""What `maas-ray fsck` knows of the meaning of commits and logs: each owner's own reader. Knows no store."""
+
+import re
+
+from maas_ray.store.fsck import Checks
+
+
+def all_checks() -> Checks:
+    """Those of everything that this version writes; late imports, since only `fsck` needs all of it."""
+    from maas_ray.bundle import format as bundles
+    from maas_ray.checkpoint import catalog
+    from maas_ray.registry import models as registry
+    from maas_ray.serve import wanted
+    from maas_ray.store import lease
+    from maas_ray.train import run_events, runs
+    from maas_ray.train.search import log as searches
+
+    return Checks(
+        commits={
+            bundles.KIND: bundles.check_bundle,
+            catalog.KIND: catalog.check_checkpoint,
+            runs.KIND: runs.check_run,
+        },
+        records=(
+            (re.compile(registry.PREFIX), registry.read_event),
+            (re.compile(rf"{wanted.PREFIX}/[^/]+/wanted"), wanted.read_wish),
+            (catalog.PINS, catalog.read_pin),
+            (re.compile(r".+/owners"), lease.read_owner),
+            (re.compile(rf"{searches.PREFIX}/[^/]+"), searches.read_event),
+            (re.compile(rf"{runs.PREFIX}/[^/]+"), run_events.read_event),
+        ),
+    )

@@ -1,0 +1,120 @@
+"""Sealed documents: canonical JSON that carries its own sha256, and the border where one becomes values to rely on.
+
+A digest says only that a document is as it was written. Whoever can write to the store can seal anything, so what a
+document says is validated once, here, and never again. Knows no key and no meaning.
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maas_ray.errors import ObjectCorrupt
+from maas_ray.spec import canonical_json
+
+MAX_DEPTH = 64
+"""Levels of nesting; the deepest document of this library has about ten. Python's parsers end at about 1,000."""
+
+MAX_COUNT = (1 << 63) - 1
+MAX_TIME_S = 253_402_300_799.0
+"""The end of the year 9999, which is the last one that Python's dates know."""
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+"""A number or a size in bytes."""
+Time = Annotated[float, Field(ge=0, le=MAX_TIME_S)]
+"""Seconds since 1970."""
+
+
+class Document(BaseModel):
+    """Base of what is read from sealed documents: exact types, finite numbers; fields of later versions are ignored."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+
+D = TypeVar("D", bound=BaseModel)
+
+
+def read_document(kind: type[D], value: Any, what: str) -> D:
+    """Validates what a sealed document says.
+
+    Args:
+        kind: its model.
+        value: the parsed JSON.
+        what: names the document in the error.
+
+    Raises:
+        ObjectCorrupt: a field is missing or of another type; names the document and the first such field.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise malformed(what, error) from None
+
+
+def malformed(what: str, error: ValidationError) -> ObjectCorrupt:
+    """What to raise for a sealed document that does not say what its kind has to."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:100] for part in first["loc"]) or "the document"
+    return ObjectCorrupt(f"{what} is malformed: {where}: {first['msg'][:200]}; not used")
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of `body` with its own sha256 added as `digest`."""
+    return canonical_json({**body, "digest": sha256(canonical_json(body)).hexdigest()})
+
+
+def unseal(key: str, data: bytes) -> dict[str, Any]:
+    """The inverse of `seal`; the result keeps `digest`.
+
+    Raises:
+        ObjectCorrupt: not JSON, the digest does not match, or nested too deep.
+    """
+    try:
+        body = json.loads(data)
+        digest = body.pop("digest")
+        found = sha256(canonical_json(body)).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ObjectCorrupt(f"the committed object {key} is not a sealed document; not used") from error
+    if found != digest:
+        raise ObjectCorrupt(f"the committed object {key} has digest {found} instead of {str(digest)[:80]}; not used")
+    if not _is_shallow(body):
+        raise ObjectCorrupt(f"the committed object {key} is nested more than {MAX_DEPTH} levels deep; not used")
+    return {**body, "digest": digest}
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """The JSON of a verified part.
+
+    Raises:
+        ObjectCorrupt: not JSON, or nested too deep.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ObjectCorrupt(f"{what} is not JSON that this library reads; not used") from error
+    if not _is_shallow(value):
+        raise ObjectCorrupt(f"{what} is nested more than {MAX_DEPTH} levels deep; not used")
+    return value
+
+
+def _is_shallow(body: Any) -> bool:
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return True
+    return False
