@@ -11,6 +11,7 @@ import random
 import signal
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -228,14 +229,17 @@ def report(run: Run, kind: Kind, number: signal.Signals, seed: int, calls: dict[
     cells += [f"{unknown} of {len(calls[ONCE])}"]
     line = f"| {' | '.join(map(str, cells))} |"
     print(f"\n{line}  seed {seed}, {noticed} noticed, {verdicts[ANY]}, {verdicts[ONCE]}")  # noqa: T201
+    for pool, some in calls.items():
+        others = Counter(f"{call.status} {call.error[:150]}" for call in some if call.status != 200)
+        for what, count in others.most_common(8):
+            print(f"{pool}: {count} x {what}")  # noqa: T201
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = f"{kind}-{number.name}"
     (RESULTS / f"{name}.md").write_text(line + "\n")
     notes = {"seed": seed, "events": [asdict(event) for event in run.events], "silences_s": silences}
     for pool in POOLS:
-        if faults[pool] or failure:
-            records = read_records(str(run.log_of(pool)))
-            save_history(RESULTS / f"{name}-{pool}.jsonl", calls[pool], records, notes)
+        records = read_records(str(run.log_of(pool)))
+        save_history(RESULTS / f"{name}-{pool}.jsonl", calls[pool], records, notes)
     if failure is not None:
         raise failure
     assert faults == {name: {} for name in POOLS}, "the history is in build/nemesis"
