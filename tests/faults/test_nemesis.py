@@ -8,6 +8,7 @@ Each combination leaves its line of the table in docs/reliability.md in build/ne
 
 import os
 import random
+import shutil
 import signal
 import statistics
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from maas_ray.cluster.state import load_state
 from maas_ray.registry.models import Registry
 from maas_ray.serve.spec import ServeSpec
 from maas_ray.spec import parse_spec
@@ -211,6 +213,16 @@ def test_callers_get_their_answers_whatever_dies_or_falls_silent(
     report(run, kind, number, seed, {ANY: callers.calls, ONCE: once.calls}, failure)
 
 
+def keep_logs(cluster: RayCluster, directory: Path) -> None:
+    """What Serve's own processes and HAProxy's keeper wrote down meanwhile."""
+    state = load_state(cluster.state_dir)
+    assert state is not None
+    directory.mkdir(parents=True, exist_ok=True)
+    for pattern in ("session_latest/logs/serve/controller_*.log", "session_latest/logs/serve/proxy_*.log", "h/*/*.log"):
+        for path in Path(state.temp_dir).glob(pattern):
+            shutil.copy(path, directory)
+
+
 def report(run: Run, kind: Kind, number: signal.Signals, seed: int, calls: dict[str, list[Call]], failure: AssertionError | None) -> None:  # fmt: skip
     """Judges both pools, leaves a line of the table, and fails if there is a fault."""
     finished = [event for event in run.events if event.end_s]
@@ -240,6 +252,7 @@ def report(run: Run, kind: Kind, number: signal.Signals, seed: int, calls: dict[
     for pool in POOLS:
         records = read_records(str(run.log_of(pool)))
         save_history(RESULTS / f"{name}-{pool}.jsonl", calls[pool], records, notes)
+    keep_logs(run.cluster, RESULTS / f"{name}-logs")
     if failure is not None:
         raise failure
     assert faults == {name: {} for name in POOLS}, "the history is in build/nemesis"
