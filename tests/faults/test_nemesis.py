@@ -48,7 +48,7 @@ NUM_REPLICAS = 2
 DEADLINES_S = (0.5, 2.0, 5.0)
 LONGEST_STOP_S = 8.0
 """Every second stop ends after a random time up to this."""
-LEFT_S = 30.0
+LEFT_S = 12.0
 """The others last until the system has woken or replaced the process, or this long."""
 RECOVERY_S = 180.0
 CALM_ANSWERS = 40
@@ -148,6 +148,17 @@ class Run:
         self.wait_whole(f"{number.name} of {kind} {pid}")
         event.end_s = time.monotonic()
 
+    def progress(self, *callers: PatientCallers) -> str:
+        """One line about the last event, while the run goes on."""
+        event, calls = self.events[-1], [call for some in callers for call in list(some.calls)]
+        errors = Counter(call.status for call in calls if call.status != 200)
+        late = sum(attempt.is_late for call in calls for attempt in call.attempts)
+        silence_s = self.silence_s(event, list(callers[0].calls))
+        return (
+            f"{len(self.events)}: pid {event.pid}, recovered in {event.end_s - event.start_s:.1f} s, silence "
+            f"{silence_s:.2f} s; so far {len(calls)} calls, not 200: {dict(errors)}, late: {late}"
+        )
+
     def silence_s(self, event: Event, calls: list[Call]) -> float:
         return longest_silence_s(calls, event.start_s, event.end_s)
 
@@ -206,6 +217,7 @@ def test_callers_get_their_answers_whatever_dies_or_falls_silent(
                 for some in (callers, once):
                     some.wait(CALM_ANSWERS, timeout_s=RECOVERY_S)
                 run.strike(kind, number, is_left=index % 2 == 1)
+                print(run.progress(callers, once))  # noqa: T201
             for some in (callers, once):
                 some.wait(CALM_ANSWERS, timeout_s=RECOVERY_S)
         except AssertionError as error:  # it did not recover: what was seen until then counts
