@@ -88,7 +88,7 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
         "RAY_SERVE_ENABLE_HA_PROXY": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
         # Serve's proxy would open its gRPC port on every address of the machine.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.grpc.exposure:before_proxy",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.hook:before_proxy",
     },
 }
 

@@ -8,6 +8,7 @@ uvicorn and our ASGI app in front of Serve's; everywhere else it changes nothing
 import functools
 from typing import Any
 
+import ray
 import uvicorn.config
 from starlette.middleware import Middleware
 
@@ -29,16 +30,31 @@ def register(app: App, front: Front) -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for; empty in processes that are not replicas of ours."""
+    """What Serve asks for; empty in replicas that are not ours."""
     listen_on_node_only()
     open_no_internal_port()
     follow()
     if not _fronts:
-        return []
+        return _before_proxy()
     app, front = _fronts[0]
     # uvicorn looks its protocols up by name, and Serve leaves the name at its default.
     uvicorn.config.HTTP_PROTOCOLS["auto"] = functools.partial(HttpProtocol, front=front)  # type: ignore[assignment]
     return [Middleware(_BeforeServe, ours=app, front=front)]
+
+
+def before_proxy() -> list[Middleware]:
+    """As `middlewares`, in the portable profile, where Serve asks in its proxies only."""
+    listen_on_node_only()
+    return _before_proxy()
+
+
+def _before_proxy() -> list[Middleware]:
+    """Our part of Serve's proxy; nothing in a replica of somebody else."""
+    if (ray.get_runtime_context().get_actor_name() or "").startswith("SERVE_REPLICA::"):
+        return []
+    from maas_ray.serve.doorkeeper import Doorkeeper  # only proxies need the registry's side of a pool
+
+    return [Middleware(Doorkeeper)]
 
 
 class _BeforeServe:

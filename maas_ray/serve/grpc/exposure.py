@@ -33,12 +33,6 @@ def listen_on_node_only() -> None:
     serve.add_grpc_address = _add_on_node  # type: ignore[attr-defined]
 
 
-def before_proxy() -> list[object]:
-    """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` where there is nothing else to do: no middlewares."""
-    listen_on_node_only()
-    return []
-
-
 def limit_messages(max_body_bytes: int) -> None:
     """Refuses larger messages while they are received or decompressed; called before Serve makes its server.
 
