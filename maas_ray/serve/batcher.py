@@ -19,6 +19,7 @@ from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fair_queue import Key
+from maas_ray.serve.guard import Guard, Sample
 from maas_ray.serve.item import Done, Item, Tensors
 from maas_ray.serve.queue import DEFAULT_TENANT, Queue
 
@@ -97,6 +98,10 @@ class RunStats(Protocol):
         """A run ended well."""
         ...
 
+    def checked(self, difference: str) -> None:
+        """A merged request was run again alone; why merging has ended, if it differed."""
+        ...
+
 
 class Run:
     """Requests that are being run together.
@@ -122,6 +127,20 @@ class Run:
         self.batcher._finished(self, outputs, error, run_s)
 
 
+class CheckRun(Run):
+    """A request that was answered, run once more for the guard."""
+
+    __slots__ = ("sample",)
+
+    def __init__(self, batcher: "Batcher", sample: Sample, num_rows: int, started_s: float) -> None:
+        super().__init__(batcher, [], num_rows, started_s)
+        self.sample = sample
+
+    def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
+        """Compares; see `Finished`."""
+        self.batcher._checked(self, outputs)
+
+
 class Batcher:
     """Queue and runs of one model version.
 
@@ -129,7 +148,7 @@ class Batcher:
         runner: what runs a batch.
         spec: sizes, bounds, delay and weights.
         loop: asyncio's loop, or one driven by hand.
-        can_merge: whether the model has a batch dimension.
+        can_merge: whether requests may share a run.
         optional: names of inputs that a request may leave out; one that has any runs alone.
         budget: bytes shared with the other batchers of the replica.
         name: of the model version, for messages.
@@ -179,6 +198,9 @@ class Batcher:
         self._swept_s = -math.inf
         self._waker: Any = None
         self._when_idle: list[Callable[[], None]] = []
+        self._guard = Guard(spec.check_share) if can_merge and spec.check_share else None
+        self.problem = ""
+        """Why requests do not share runs any more, where they did."""
         self.failed_in_a_row = 0
         """Runs of single requests that the engine failed, not the request, since the last that went well."""
 
@@ -367,6 +389,8 @@ class Batcher:
                     self._wake_later()
                 if self._is_closed:
                     self._check_idle()
+                elif self._guard is not None and self._guard.sample is not None and not runs:
+                    self._check(self._guard, now)
                 return
             if len(batch) == 1:
                 num_rows, inputs = batch[0].num_rows, batch[0].inputs
@@ -431,13 +455,52 @@ class Batcher:
             if len(batch) == 1:
                 self._answer(batch[0], outputs, None)
             elif any(len(array) != run.num_rows for array in outputs.values()):
-                log.warning("%s does not keep its rows apart; its requests run singly from now on", self._name)
-                self._can_merge = False
+                self._stop_merging(f"a run of {run.num_rows} rows gave another number of rows")
                 self._retries.extend([item] for item in batch)
             else:
+                if self._guard is not None:
+                    self._guard.left -= len(batch)
+                    if self._guard.left <= 0:
+                        self._guard.take(batch, outputs)
                 self._cut(batch, outputs)
-        if self._queue.num_items or self._retries or self._is_closed:
+        self._arm_for_more()
+
+    def _arm_for_more(self) -> None:
+        """Goes on, if there is more to do than to wait for requests."""
+        guard = self._guard
+        if (
+            self._queue.num_items
+            or self._retries
+            or self._is_closed
+            or (guard is not None and guard.sample is not None)
+        ):
             self._arm()
+
+    def _check(self, guard: Guard, now: float) -> None:
+        """Runs a request again that was answered from a merged run; the engine is idle."""
+        sample, guard.sample = guard.sample, None
+        if sample is not None:
+            inputs, num_rows = sample.feed()
+            run = CheckRun(self, sample, num_rows, now)
+            self._runs.append(run)
+            self._runner.start(inputs, num_rows, run.finished)
+
+    def _checked(self, run: CheckRun, outputs: Tensors | None) -> None:
+        self._runs.remove(run)
+        if outputs is not None and self._guard is not None:  # a run that failed has shown nothing
+            difference = self._guard.compare(run.sample, outputs)
+            if difference:
+                self._stop_merging(difference)
+            if self._stats is not None:
+                self._stats.checked(self.problem)
+        self._arm_for_more()
+
+    def _stop_merging(self, reason: str) -> None:
+        """Requests run one by one from now on: answers must not depend on who asks at the same time."""
+        self.problem = f"{self._name} does not keep its rows apart: {reason}; its requests run one by one now"
+        log.error("%s", self.problem)
+        self._can_merge = False
+        self._guard = None
 
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
         """Answers each item with its own rows: views, by what was parsed."""

@@ -21,6 +21,9 @@ class BatchSpec(Spec):
     cuda_graph_rows: tuple[PositiveInt, ...] = ()
     """Sizes of runs that are captured as CUDA graphs, on a GPU; smaller batches are padded up to the next. Not run on a
     GPU yet."""
+    check_share: NonNegativeFloat = Field(default=0.001, le=1.0)
+    """Share of the requests that shared a run which are run again alone, while the engine is idle, and compared. A
+    difference ends the merging of that version. 0: none."""
     tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Shares of tenants that do not weigh 1: rows run while several wait are in proportion."""
 

@@ -117,16 +117,18 @@ class Loader:
     def _serve(self, version: Version, info: BundleInfo, engine: Engine, num_bytes: int, load_s: float) -> Loaded:
         loop = asyncio.get_running_loop()
         runner = EngineRunner(engine, loop)
+        counts = self._stats.model(version.model, version.version)
         batcher = Batcher(
             runner,
             self._spec.batching,
             loop,
-            can_merge=engine.can_merge,
+            can_merge=engine.can_merge and not counts.mixes,
             optional=frozenset(tensor.name for tensor in info.signature.inputs if tensor.optional),
             budget=self._budget,
             name=name_of(version),
-            stats=self._stats.model(version.model, version.version),
+            stats=counts,
         )
+        batcher.problem = counts.mixes
         stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
         return Loaded(version, info, batcher, runner, engine, stats, num_bytes)
 

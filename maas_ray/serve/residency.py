@@ -153,8 +153,13 @@ class Residency:
         return sorted(number for number in numbers if number is not None)
 
     def problems(self, name: str) -> list[str]:
-        """Why references of this model do not serve what the registry names; empty if they do."""
-        return [slot.problem for slot in self._by_name.get(name, ()) if slot.problem]
+        """Why references of this model do not serve what the registry names, or not as they should; empty if they do."""
+        found = [slot.problem for slot in self._by_name.get(name, ()) if slot.problem]
+        return found + [
+            loaded.batcher.problem
+            for loaded in self._loaded.values()
+            if loaded.version.model == name and loaded.batcher.problem
+        ]
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
         """The index of the v2 model repository extension: name, version, state and reason of what the pool knows."""

@@ -53,7 +53,7 @@ class ModelStats:
         version: its number.
     """
 
-    __slots__ = ("_batches", "_compute", "_compute_s", "_e2e", "_fail_s", "_last_s", "_num_ok", "_num_rows", "_num_rows_run", "_ok_s", "_outcomes", "_queue", "_queue_s", "_read_s", "_write_s", "evictions", "is_loaded", "load_failures", "load_s", "loads", "name", "pending", "version")  # fmt: skip
+    __slots__ = ("_batches", "_checks", "_compute", "_compute_s", "_differences", "_e2e", "_fail_s", "_last_s", "_num_ok", "_num_rows", "_num_rows_run", "_ok_s", "_outcomes", "_queue", "_queue_s", "_read_s", "_write_s", "evictions", "is_loaded", "load_failures", "load_s", "loads", "mixes", "name", "pending", "version")  # fmt: skip
 
     def __init__(self, name: str, version: int) -> None:
         self.name = name
@@ -68,6 +68,9 @@ class ModelStats:
         self._num_rows = self._num_rows_run = 0
         self._batches: dict[int, list[float]] = {}
         self._last_s = 0.0
+        self._checks = self._differences = 0
+        self.mixes = ""
+        """Why requests must not share runs, where a check of merged ones has found a difference; outlives an unload."""
         self.pending: Callable[[], int] | None = None
         """Tells how many requests wait; None: nothing is in memory, so none do."""
         self.is_loaded = False
@@ -101,6 +104,13 @@ class ModelStats:
             batch[0] += 1
             batch[1] += run_s
 
+    def checked(self, difference: str) -> None:
+        """A merged request was run again alone; why merging has ended, if it differed."""
+        self._checks += 1
+        if difference:
+            self._differences += 1
+            self.mixes = difference
+
     def served(self, read_s: float, write_s: float, total_s: float, num_rows: int, now_s: float) -> None:
         """A request was answered: parsed in `read_s`, its answer written in `write_s`; then as `finished`."""
         self._num_ok += 1
@@ -130,8 +140,8 @@ class ModelStats:
         Keys: model, version, outcomes (by name), rows (of requests that ended ok), rows_run (of runs that ended well),
         queue, compute and request (histograms: `counts` by bucket of `BOUNDS_S` and the sum in `ns`; compute counts
         requests, each with the whole time of its run; request counts those that ended ok), fail_ns, converted, read_ns,
-        write_ns, batches (rows, runs, ns; ascending), last_ms (since the epoch), pending, loaded, loads, load_failures,
-        evictions, load_ns.
+        write_ns, batches (rows, runs, ns; ascending), merge_checks, merge_differences, last_ms (since the epoch), pending,
+        loaded, loads, load_failures, evictions, load_ns.
         """
         return {
             "model": self.name,
@@ -147,6 +157,8 @@ class ModelStats:
             "read_ns": _ns(self._read_s),
             "write_ns": _ns(self._write_s),
             "batches": [[size, int(runs), _ns(run_s)] for size, (runs, run_s) in sorted(self._batches.items())],
+            "merge_checks": self._checks,
+            "merge_differences": self._differences,
             "last_ms": int(self._last_s * 1e3),
             "pending": 0 if self.pending is None else self.pending(),
             "loaded": int(self.is_loaded),

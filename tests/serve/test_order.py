@@ -327,6 +327,9 @@ def test_statistics_are_told_each_wait_and_each_run() -> None:
         def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
             told.append(("ran", num_requests, num_rows))
 
+        def checked(self, difference: str) -> None:
+            told.append(("checked", difference))
+
     rig = Rig(stats=Stats())
     rig.send("a", 1, 2)
     rig.send("b", 3)
