@@ -31,6 +31,7 @@
         ├── NotOffered         an extension of the protocol that this server does not have
         ├── FilesRefused       a load that brings the model's files with it
         ├── BodyTooLarge       the body is over the pool's limit
+        ├── AnswerTooLarge     the answer is over the pool's limit
         ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
         │   └── RunStopped     a run was ended before it was done
         └── Overloaded         the queue is full; nothing was queued
@@ -248,6 +249,12 @@ class BodyTooLarge(RequestError):
     """The body is larger than the pool accepts; it was not parsed."""
 
     code, http_status = "body_too_large", 413
+
+
+class AnswerTooLarge(RequestError):
+    """The answer would be larger than the pool sends; it was not written."""
+
+    code, http_status = "answer_too_large", 422
 
 
 class DeadlineExceeded(RequestError):

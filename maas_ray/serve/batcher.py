@@ -296,6 +296,11 @@ class Batcher:
             self._loop.call_soon(self._pump)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes no new request."""
+        return self._is_closed
+
+    @property
     def is_behind(self) -> bool:
         """Whether more waits than one run can take."""
         return self._queue.num_rows > self._max_batch_size

@@ -2,13 +2,16 @@
 
     find the model (or wait for its load) → read → queue → run → write → count → send
 
-Each step is a call on the loop; nothing is awaited, so a request costs no task and no future.
+Each step is a call on the loop; nothing is awaited, so a request costs no task and no future. Reading a large body and
+writing a large answer are done in a thread (workers.py), and end for the caller at the deadline.
 """
 
 import asyncio
+from collections.abc import Callable
 from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
+from maas_ray.bundle.stop import Stop
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.ended import Ended, Observer
@@ -19,13 +22,19 @@ from maas_ray.serve.reply import internal_error
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.stats import Outcome, outcome_of
 from maas_ray.serve.wire.checks import InferRequest
+from maas_ray.serve.workers import Workers
 
 log = get_logger(__name__)
 
 MessageT = TypeVar("MessageT")
 RespondT = TypeVar("RespondT")
 AnswerT = TypeVar("AnswerT")
+T = TypeVar("T")
 _NOTHING: Tensors = {}
+
+INLINE_READ_BYTES = 32 << 10
+"""A longer request is read in a thread if its form can cost much; see `Call.is_read_apart`. The dearest 32 KiB of JSON (lists
+of one number, the last of them wrong) were measured to take 6 ms."""
 
 
 class Owner(Protocol):
@@ -33,6 +42,7 @@ class Owner(Protocol):
 
     residency: Residency
     observers: tuple[Observer, ...]
+    workers: Workers
     num_ongoing: int
     """Requests that have been received and not answered."""
 
@@ -52,7 +62,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         respond: who gets the answer; not after `cancel`.
     """
 
-    __slots__ = ("_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
+    __slots__ = ("_apart", "_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
 
     def __init__(
         self, owner: Owner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
@@ -75,6 +85,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._loaded: Loaded | None = None
         self._request: InferRequest | None = None
         self._waiting: Any = None
+        self._apart: tuple[Stop, asyncio.TimerHandle] | None = None
         self._started = self._read_at = self.arrived_s = perf_counter()
 
     def has_priority(self) -> bool:
@@ -85,8 +96,20 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         """The request as tensors that fit the model's signature."""
         raise NotImplementedError
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT:
-        """The answer."""
+    def is_read_apart(self, loaded: Loaded) -> bool:
+        """Whether a message of more than `INLINE_READ_BYTES` may take long to be read, so that a thread does it."""
+        raise NotImplementedError
+
+    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+        """As `read`, in a thread; ends early once `stop` is set."""
+        raise NotImplementedError
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT | None:
+        """The answer; None if it takes so long to be written that a thread does it."""
+        raise NotImplementedError
+
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> AnswerT:
+        """As `write`, in a thread; ends early once `stop` is set."""
         raise NotImplementedError
 
     def size(self, answer: AnswerT) -> int:
@@ -137,12 +160,22 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         except Exception as refusal:
             self._fail(refusal)
 
-    def _queue_at(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+    def _queue_at(self, loaded: Loaded, request: InferRequest | None = None) -> None:
         batcher = loaded.batcher
-        if batcher.is_behind and not self.has_priority():
-            batcher.admit(self.deadline)
-        request = self._request = self.read(loaded)
+        if request is None:
+            self._loaded = loaded
+            if batcher.is_behind and not self.has_priority():
+                batcher.admit(self.deadline)
+            if self.num_bytes > INLINE_READ_BYTES and self.is_read_apart(loaded):
+                self._do_apart(
+                    lambda stop: self.read_large(loaded, stop),
+                    self.num_bytes,
+                    lambda request, error: self._was_read(loaded, request, error),
+                    "reading it",
+                )
+                return
+            request = self.read(loaded)
+        self._request = request
         self._message = None  # JSON has been read; binary tensors hold their own part of it
         self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
         if request.timeout_us is not None:
@@ -172,13 +205,20 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         began = perf_counter()
         try:
             answer = self.write(loaded, request, outputs)
-        except MaasError as refusal:
-            self._fail(refusal)
+            if answer is None:
+                self._do_apart(
+                    lambda stop: self.write_large(loaded, request, outputs, stop),
+                    min(loaded.max_answer_bytes, sum(array.nbytes for array in outputs.values())),
+                    lambda answer, error: self._was_written(loaded, answer, error, began),
+                    "writing its answer",
+                )
+                return
+        except Exception as failure:
+            self._cannot_write(loaded, failure)
             return
-        except Exception as failure:  # the caller must hear of it now, not at the deadline
-            log.error("an answer of %s cannot be written", loaded.name, exc_info=failure)
-            self._fail(MaasError("the answer cannot be written as it was asked for; ask for other outputs"))
-            return
+        self._send(loaded, answer, began)
+
+    def _send(self, loaded: Loaded, answer: AnswerT, began: float) -> None:
         ended = perf_counter()
         self._is_open = False
         owner, total_s = self._owner, ended - self._started
@@ -187,6 +227,60 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         if owner.observers:
             self._tell("ok", 200, self.size(answer), total_s)
         self.send(loaded, answer)
+
+    def _cannot_write(self, loaded: Loaded, failure: Exception) -> None:
+        """The caller must hear of it now, not at the deadline."""
+        if not isinstance(failure, MaasError):
+            log.error("an answer of %s cannot be written", loaded.name, exc_info=failure)
+            failure = MaasError("the answer cannot be written as it was asked for; ask for other outputs")
+        self._fail(failure)
+
+    # What is done in a thread
+
+    def _do_apart(
+        self,
+        work: Callable[[Stop], T],
+        num_bytes: int,
+        done: Callable[[T | None, Exception | None], None],
+        what: str,
+    ) -> None:
+        stop = self._owner.workers.submit(work, num_bytes, done)
+        self._apart = stop, asyncio.get_running_loop().call_at(self.deadline, self._is_late, what)
+
+    def _is_late(self, what: str) -> None:
+        self._fail(DeadlineExceeded(f"{what} took until the request's deadline; allow more time or send less"))
+
+    def _end_apart(self) -> None:
+        if self._apart is not None:
+            stop, timer = self._apart
+            stop.set()
+            timer.cancel()
+            self._apart = None
+
+    def _was_read(self, loaded: Loaded, request: InferRequest | None, error: Exception | None) -> None:
+        if not self._is_open:
+            return
+        self._end_apart()
+        try:
+            if request is None:
+                raise error or MaasError("the request was not read")
+            if loaded.batcher.is_closed:
+                self._owner.num_ongoing -= 1
+                self.start()  # another version has taken its place meanwhile, and may take other inputs
+                return
+            self.num_bytes = max(self.num_bytes, sum(array.nbytes for array in request.inputs.values()))
+            self._queue_at(loaded, request)
+        except Exception as refusal:
+            self._fail(refusal)
+
+    def _was_written(self, loaded: Loaded, answer: AnswerT | None, error: Exception | None, began: float) -> None:
+        if not self._is_open:
+            return
+        self._end_apart()
+        if answer is None:
+            self._cannot_write(loaded, error or MaasError("the answer was not written"))
+        else:
+            self._send(loaded, answer, began)
 
     def _fail(self, error: Exception) -> None:
         if not self._is_open:
@@ -201,6 +295,8 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._is_open = False
         owner, loaded = self._owner, self._loaded
         owner.num_ongoing -= 1
+        if self._apart is not None:
+            self._end_apart()
         self.done = None
         self.inputs, self._message = _NOTHING, None
         total_s = perf_counter() - self._started

@@ -3,13 +3,16 @@
 A model here gives one answer to a request, so a stream has one event. Knows no socket.
 """
 
+from maas_ray.bundle.stop import Stop
 from maas_ray.serve.head import Header
 from maas_ray.serve.http_call import HttpCall
 from maas_ray.serve.item import Tensors
 from maas_ray.serve.loaded import Loaded
 from maas_ray.serve.wire.answer import Answer
+from maas_ray.serve.wire.answer_size import INLINE_S
 from maas_ray.serve.wire.checks import InferRequest
 from maas_ray.serve.wire.generate import as_event, read_generate, write_generate
+from maas_ray.serve.workers import check
 
 EVENTS: Header = (b"content-type", b"text/event-stream")
 
@@ -22,9 +25,26 @@ class GenerateCall(HttpCall):
     def read(self, loaded: Loaded) -> InferRequest:
         return read_generate(self._message or b"", loaded.info.signature)
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer:
-        version = loaded.version
-        document = write_generate(version.model, version.version, request, outputs)
+    def is_read_apart(self, loaded: Loaded) -> bool:
+        return True
+
+    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+        return self.read(loaded)
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer | None:
+        if loaded.codec.writer.expected_s(request, outputs) > INLINE_S:
+            return None
+        return self._answer(write_generate(loaded.version.model, loaded.version.version, request, outputs))
+
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Answer:
+        version, writer = loaded.version, loaded.codec.writer
+        writer.expected_s(request, outputs)
+        return self._answer(write_generate(
+            version.model, version.version, request, outputs,
+            lambda name, array: writer.large_json_data(name, array, lambda: check(stop)),
+        ))  # fmt: skip
+
+    def _answer(self, document: bytes) -> Answer:
         return Answer(as_event(document) if self._is_stream else document, None)
 
     def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:

@@ -24,6 +24,7 @@ from maas_ray.serve.scrape import scrape
 from maas_ray.serve.stats import merge_pool, triton_statistics
 from maas_ray.serve.wire import v2
 from maas_ray.serve.wire.compression import inflate
+from maas_ray.serve.workers import Workers
 
 METRICS_EVERY_S = 1.0
 """Counts are gathered from the pool's replicas at most this often."""
@@ -64,6 +65,8 @@ class Handler:
         self._meter = Meter()
         self._gathering: asyncio.Task[Answers] | None = None
         self._gathered_until = 0.0
+        self.workers = Workers(residency.budget)
+        """Reads large bodies and writes large answers."""
         self.num_ongoing = 0
         """Inference requests that have been read and not answered; what autoscaling looks at."""
 
@@ -156,6 +159,7 @@ class Handler:
     async def close(self, drain_timeout_s: float) -> None:
         """Answers what waits, for at most `drain_timeout_s`; then gives everything back."""
         await self.residency.close(drain_timeout_s)
+        self.workers.close()
         for observer in self.observers:
             await asyncio.to_thread(observer.close, OBSERVER_TIMEOUT_S)
 

@@ -1,10 +1,10 @@
 """One inference request of the v2 protocol over HTTP: bytes in, a reply out. Knows no socket."""
 
-import asyncio
 from collections.abc import Callable
 
-from maas_ray.errors import MaasError
-from maas_ray.serve.call import Call
+from maas_ray.bundle.stop import Stop
+from maas_ray.errors import MaasError, Overloaded
+from maas_ray.serve.call import INLINE_READ_BYTES, Call
 from maas_ray.serve.head import Header
 from maas_ray.serve.item import Tensors
 from maas_ray.serve.loaded import Loaded
@@ -12,6 +12,7 @@ from maas_ray.serve.reply import BINARY, Reply, error_reply
 from maas_ray.serve.wire.answer import Answer
 from maas_ray.serve.wire.checks import InferRequest
 from maas_ray.serve.wire.compression import MIN_BYTES, deflate
+from maas_ray.serve.workers import Workers, check
 
 Respond = Callable[[Reply], None]
 
@@ -29,8 +30,18 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
     def read(self, loaded: Loaded) -> InferRequest:
         return loaded.codec.read(self._message or b"", self._head.header_length)
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer:
+    def is_read_apart(self, loaded: Loaded) -> bool:
+        length = self._head.header_length
+        return loaded.codec.has_strings or length is None or length > INLINE_READ_BYTES
+
+    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+        return loaded.codec.read_large(self._message or b"", self._head.header_length, lambda: check(stop))
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer | None:
         return loaded.codec.write(request, outputs)
+
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Answer:
+        return loaded.codec.write_large(request, outputs, lambda: check(stop))
 
     def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:
         """Headers of an answer without binary tensors."""
@@ -48,7 +59,7 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
             headers = (BINARY, *loaded.headers, length)
         reply = tuple.__new__(Reply, (200, headers, body))  # as Reply(...), which is a function of Python
         if self._head.accept_encoding and len(body) >= MIN_BYTES:
-            _compress(reply, self._head.accept_encoding, self._respond)
+            _compress(reply, self._head.accept_encoding, self._respond, self._owner.workers)
         else:
             self._respond(reply)
 
@@ -56,16 +67,18 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
         self._respond(error_reply(error, headers))
 
 
-def _compress(reply: Reply, accept_encoding: bytes, respond: Respond) -> None:
+def _compress(reply: Reply, accept_encoding: bytes, respond: Respond, workers: Workers) -> None:
     """In a thread: deflating half a megabyte would keep the loop from everybody else for 15 ms."""
-    loop = asyncio.get_running_loop()
 
-    def packed(future: "asyncio.Future[tuple[bytes, bytes | None]]") -> None:
-        if future.cancelled() or future.exception() is not None:
+    def packed(result: tuple[bytes, bytes | None] | None, error: Exception | None) -> None:
+        if result is None:
             respond(reply)
             return
-        body, encoding = future.result()
+        body, encoding = result
         headers = reply.headers if encoding is None else (*reply.headers, (b"content-encoding", encoding))
         respond(Reply(reply.status, headers, body))
 
-    loop.run_in_executor(None, deflate, reply.body, accept_encoding).add_done_callback(packed)
+    try:
+        workers.submit(lambda stop: deflate(reply.body, accept_encoding), len(reply.body), packed)
+    except Overloaded:
+        respond(reply)

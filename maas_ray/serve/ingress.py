@@ -24,8 +24,12 @@ Send = Callable[[Message], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02
 """A request that has waited this long is watched for its client's leaving; most are answered before, and pay nothing."""
-INLINE_INFLATE_BYTES = 4096
-"""A longer compressed body is inflated in a thread: it may be a hundred times as long afterwards."""
+INLINE_INFLATE_BYTES = 512
+"""A longer compressed body is inflated in a thread."""
+MOST_INFLATION = 1032
+"""How many times as long a body can be after its inflation (zlib.net/zlib_tech.html)."""
+MAX_CONTROL_BYTES = 64 << 10
+"""Largest body of a request that is not an inference; it is parsed on the loop."""
 
 
 class _ClientGone(Exception):
@@ -81,43 +85,63 @@ class App:
 
     async def _reply(self, head: Head, request_id: bytes, receive: Receive) -> Reply:
         deadline = asyncio.get_running_loop().time() + head.timeout_s
-        body = b""
+        body: bytes | memoryview = b""
         if head.method == "POST":
             body = await self._body(head, receive, deadline)
-            if head.content_encoding == b"identity":
-                pass
-            elif len(body) <= INLINE_INFLATE_BYTES:
-                body = self._handler.inflate(head, body)
-            else:
-                body = await asyncio.to_thread(self._handler.inflate, head, body)
+            if head.content_encoding != b"identity":
+                body = await self._inflate(head, bytes(body), deadline)
         if head.route.name in INFERENCE:
             return await self._infer(head, request_id, body, receive, deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._handler.answer(head, body, deadline)
+                return await self._handler.answer(head, bytes(body), deadline)
         except TimeoutError:
             raise DeadlineExceeded(f"the answer was not ready within {head.timeout_s:g} s; allow more time") from None
 
-    async def _body(self, head: Head, receive: Receive, deadline: float) -> bytes:
-        body, limit = bytearray(), self._limits.max_body_bytes
+    async def _body(self, head: Head, receive: Receive, deadline: float) -> bytes | memoryview:
+        limit = self._limits.max_body_bytes
+        if head.route.name not in INFERENCE:
+            limit = min(limit, MAX_CONTROL_BYTES)
+        body, counted = bytearray(), 0
+        budget = self._handler.residency.budget
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
+                    expected = max(len(body), head.content_length or 0)
+                    if expected > limit:
+                        raise too_large(expected, limit)
+                    budget.expect(expected - counted, expected)
+                    counted = expected
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _ClientGone
                     body += message.get("body", b"")  # one buffer: a list of a million chunks would cost far more
-                    if len(body) > limit:
-                        raise too_large(len(body), limit)
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        break
         except TimeoutError:
             raise DeadlineExceeded(
                 f"only {len(body)} bytes of the body arrived before the request's deadline; send faster or allow more "
                 "time"
             ) from None
+        finally:
+            budget.arrived(counted)
+        if len(body) > limit:
+            raise too_large(len(body), limit)
+        return bytes(body) if len(body) <= MAX_CONTROL_BYTES else memoryview(body)
 
-    async def _infer(self, head: Head, request_id: bytes, body: bytes, receive: Receive, deadline: float) -> Reply:
+    async def _inflate(self, head: Head, body: bytes, deadline: float) -> bytes:
+        if len(body) <= INLINE_INFLATE_BYTES:
+            return self._handler.inflate(head, body)
+        num_bytes = min(self._limits.max_body_bytes, MOST_INFLATION * len(body))
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._handler.workers.run(lambda stop: self._handler.inflate(head, body), num_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded("inflating the body took until the request's deadline; allow more time") from None
+
+    async def _infer(
+        self, head: Head, request_id: bytes, body: bytes | memoryview, receive: Receive, deadline: float
+    ) -> Reply:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply | None] = loop.create_future()
 

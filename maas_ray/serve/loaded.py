@@ -10,6 +10,7 @@ from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.runner import EngineRunner
 from maas_ray.serve.stats import ModelStats
+from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.serve.wire.v2 import InferCodec
 
 GRAPH_FACTOR = 1.1
@@ -28,6 +29,8 @@ class Loaded:
     runner: EngineRunner
     engine: Engine
     stats: ModelStats
+    max_answer_bytes: int = MAX_ANSWER_BYTES
+    """Most bytes of an answer's tensors."""
     num_bytes: int = 0
     """What it counts against the memory budget."""
     used_s: float = field(default_factory=monotonic)
@@ -47,7 +50,7 @@ class Loaded:
             (b"x-maas-version", str(self.version.version).encode()),
         )
         self.json_headers = ((b"content-type", b"application/json"), *self.headers)
-        self.codec = InferCodec(self.version.model, self.version.version, self.info)
+        self.codec = InferCodec(self.version.model, self.version.version, self.info, self.max_answer_bytes)
 
     @property
     def name(self) -> str:

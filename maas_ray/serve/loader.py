@@ -130,7 +130,8 @@ class Loader:
         )
         batcher.problem = counts.mixes
         stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
-        return Loaded(version, info, batcher, runner, engine, stats, num_bytes)
+        limit = self._spec.limits.max_answer_bytes
+        return Loaded(version, info, batcher, runner, engine, stats, limit, num_bytes)
 
     def _trim(self) -> None:
         if not self._is_closed:

@@ -51,9 +51,31 @@ class HttpProtocol(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_app_state", "_body", "_body_at", "_call", "_closing", "_cold", "_config", "_deadline", "_front", "_head", "_head_since",
-        "_id", "_low_water", "_pending", "_reading_is_paused", "_received", "_received_before", "_since", "_state", "_write_since", "_write_size", "loop",
-        "server_state", "transport",
+        "_app_state",
+        "_body",
+        "_body_at",
+        "_call",
+        "_closing",
+        "_cold",
+        "_config",
+        "_deadline",
+        "_expected",
+        "_front",
+        "_head",
+        "_head_since",
+        "_id",
+        "_low_water",
+        "_pending",
+        "_reading_is_paused",
+        "_received",
+        "_received_before",
+        "_since",
+        "_state",
+        "_write_since",
+        "_write_size",
+        "loop",
+        "server_state",
+        "transport",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +99,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._id = b""
         self._body: memoryview | None = None
         self._body_at = 0
+        self._expected = 0
         self._low_water = 1
         self._deadline = 0.0
         self._call: HttpCall | None = None
@@ -114,7 +137,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._cold is not None:
             self._cold.connection_lost(exc)
             self._cold = None
-        self._body = None
+        self._forget_body()
         self._pending = b""
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -130,7 +153,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if left < self._low_water:
                 self._wake_at(left or 1)
             if not left:
-                body, self._body = self._body, None
+                body = self._body
+                self._forget_body()
                 self._infer(body, self._deadline)
                 self._go_on()
             return
@@ -274,6 +298,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._pending = data[end + size :]
             self._infer(data[end : end + size], self.loop.time() + head.timeout_s)
             return
+        try:
+            self._front.handler.residency.budget.expect(size, size)
+        except Overloaded as error:
+            self._refuse(error.http_status, str(error), error)
+            return
+        self._expected = size
         if head.expects_continue:
             self.transport.write(_CONTINUE)
         self._state = _BODY
@@ -285,6 +315,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._body[:received] = data[end:]
         if size - received > MAX_PENDING_BYTES:
             self._wake_at(min(size - received, LOW_WATER_BYTES))
+
+    def _forget_body(self) -> None:
+        """The body is complete, or will never be."""
+        self._body = None
+        if self._expected:
+            self._front.handler.residency.budget.arrived(self._expected)
+            self._expected = 0
 
     def _wake_at(self, num_bytes: int) -> None:
         """Asks the kernel to report what has arrived only when it is so much; the end of the stream always is."""
@@ -332,7 +369,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._closing or (status >= 400 and (b"connection", b"close") in headers):
             self.transport.close()
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, error: MaasError | None = None) -> None:
         """Ends the connection with a reply of its own; what the client sent cannot be answered otherwise."""
         cold = self._cold if self._state == _COLD else None
         if cold is not None and cold.cycle is not None and cold.cycle.response_started:
@@ -341,9 +378,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         log.info("connection ended: %s", message)
         self._closing = True
         self._id = new_request_id()
-        error = MaasError(message)
-        self._write(error_reply(error)._replace(status=status))
-        self._pending, self._body, self._state = b"", None, _CLOSED
+        self._write(error_reply(error or MaasError(message))._replace(status=status))
+        self._forget_body()
+        self._pending, self._state = b"", _CLOSED
 
     def _begin_cold(self, data: bytes, end: int) -> None:
         cold = self._cold

@@ -60,8 +60,9 @@ class Residency:
         self._by_name: dict[str, list[Slot]] = {}
         self._unloaded: set[str] = set()
         self._batch_sizes: dict[str, int] = {}
-        self._budget = ByteBudget(spec.batching.max_queued_bytes)
-        self._loader = Loader(store, spec, self.stats, self._budget)
+        self.budget = ByteBudget(spec.batching.max_queued_bytes)
+        """Bytes that wait in this replica, for whatever they wait."""
+        self._loader = Loader(store, spec, self.stats, self.budget)
         self._shelf = Shelf(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
         self._loaded = self._shelf.loaded
         self._defaults: dict[str, Loaded] = {}
@@ -416,7 +417,7 @@ class Residency:
     # Loading
 
     def _new_load(self, slot: Slot) -> Load:
-        return Load(f"model {slot.spec.name!r}", self.spec.batching, self._budget)
+        return Load(f"model {slot.spec.name!r}", self.spec.batching, self.budget)
 
     def _begin(self, slot: Slot, load: Load) -> None:
         """Begins a load, unless it is in progress."""

@@ -22,6 +22,7 @@ from maas_ray.serve.autoscale import AutoscalingSpec, Resolved
 from maas_ray.serve.batching import BatchSpec
 from maas_ray.serve.cors import check_origin
 from maas_ray.serve.tracing import TracingSpec
+from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 
@@ -96,6 +97,9 @@ class LimitsSpec(Spec):
 
     max_body_bytes: PositiveInt = 16 << 20
     """Largest request body; a larger one is answered 413 without being parsed."""
+    max_answer_bytes: PositiveInt = MAX_ANSWER_BYTES
+    """Most bytes of an answer's tensors; a larger answer is refused (422) before it is written. With a value of a request a
+    model may give far more than it was sent."""
     timeout_s: PositiveFloat = Field(default=30.0, le=MAX_ANSWER_S)
     """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
     drain_timeout_s: PositiveFloat | None = None

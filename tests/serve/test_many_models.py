@@ -374,7 +374,7 @@ def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow:
         slow.gate.set()
         await until(lambda: len(outcomes) == 3)
         assert all(error is None for _, error in outcomes)
-        assert residency._budget.used == 0
+        assert residency.budget.used == 0
 
     play(residency, scene)
 

@@ -3,6 +3,7 @@
 import asyncio
 from weakref import WeakKeyDictionary
 
+from maas_ray.bundle.stop import Stop
 from maas_ray.errors import MaasError
 from maas_ray.serve.call import Call
 from maas_ray.serve.grpc.codec import MessageCodec, ModelInfer, Part
@@ -10,6 +11,7 @@ from maas_ray.serve.head import Header
 from maas_ray.serve.item import Tensors
 from maas_ray.serve.residency import Loaded
 from maas_ray.serve.wire.checks import InferRequest
+from maas_ray.serve.workers import check
 
 Result = tuple[list[Part], tuple[Header, ...]]
 """A `ModelInferResponse` in parts, and the headers of the version that gave it."""
@@ -28,8 +30,18 @@ class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
             raise MaasError("the request has been read already")
         return _codec_of(loaded).read_message(self._message)
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Result:
-        return _codec_of(loaded).write_message(request, outputs), loaded.headers
+    def is_read_apart(self, loaded: Loaded) -> bool:
+        return loaded.codec.has_strings or self._message is None or not self._message.raw
+
+    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+        return self.read(loaded)
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Result | None:
+        parts = _codec_of(loaded).write_message(request, outputs)
+        return None if parts is None else (parts, loaded.headers)
+
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Result:
+        return _codec_of(loaded).write_large(request, outputs, lambda: check(stop)), loaded.headers
 
     def size(self, answer: Result) -> int:
         return sum(part.nbytes if not isinstance(part, bytes) else len(part) for part in answer[0])
@@ -49,5 +61,7 @@ _codecs: WeakKeyDictionary[Loaded, MessageCodec] = WeakKeyDictionary()
 def _codec_of(loaded: Loaded) -> MessageCodec:
     codec = _codecs.get(loaded)
     if codec is None:
-        codec = _codecs[loaded] = MessageCodec(loaded.version.model, loaded.version.version, loaded.info)
+        codec = _codecs[loaded] = MessageCodec(
+            loaded.version.model, loaded.version.version, loaded.info, loaded.max_answer_bytes
+        )
     return codec

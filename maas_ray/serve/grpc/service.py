@@ -12,17 +12,27 @@ from typing import Any, NamedTuple
 import orjson
 from google.protobuf.json_format import ParseDict
 
+from maas_ray.bundle.stop import Stop
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound
 from maas_ray.serve import extensions
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.call import GrpcCall, Result
-from maas_ray.serve.grpc.codec import ModelInfer, as_stream_response, join, parse, plain_parameters
+from maas_ray.serve.grpc.codec import (
+    ModelInfer,
+    as_stream_response,
+    is_quickly_parsed,
+    join,
+    parse,
+    plain_parameters,
+)
 from maas_ray.serve.grpc.status import error_text
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import Head, Header, Route, too_large
 from maas_ray.serve.spec import LimitsSpec
 from maas_ray.serve.wire.tensors import short
 
+MAX_CONTROL_BYTES = 64 << 10
+"""Largest message that is not an inference; it is parsed on the loop."""
 MAX_PIPELINED = 64
 """Requests of one stream that wait or run; one more is read once the oldest has been answered."""
 
@@ -145,7 +155,8 @@ class Service:
                 raise extensions.refusal(extension)
             return Answer(b"")  # no region, nothing removed: a message without fields
         question = QUESTIONS[method]
-        self._check_size(body)
+        if len(body) > MAX_CONTROL_BYTES:
+            raise too_large(len(body), MAX_CONTROL_BYTES)
         request = parse(question.request, body)
         try:
             document, headers = await self._ask(question, request, caller)
@@ -199,24 +210,43 @@ class Service:
         return join(as_stream_response(parts))
 
     def _begin(self, body: bytes, caller: Caller) -> "_Pending":
-        loop = asyncio.get_running_loop()
-        pending = _Pending(loop)
+        pending = _Pending(asyncio.get_running_loop())
+        deadline = self._deadline(caller)
         try:
             self._check_size(body)
-            request = ModelInfer(body)
-            pending.id, pending.asks_for_final = request.id, request.asks_for_final
-            head = Head("POST", "", ())
-            head.route = Route("infer", "POST", request.message.model_name, _version(request.message.model_version))
-            head.traceparent = caller.traceparent
+            if is_quickly_parsed(body):
+                self._start(pending, ModelInfer(body), caller, deadline)
+            else:
+                pending.parse_by(deadline, self._handler.workers.submit(
+                    lambda stop: ModelInfer(body), len(body),
+                    lambda request, error: self._parsed(pending, request, error, caller, deadline),
+                ))  # fmt: skip
         except MaasError as error:
-            pending.result.set_exception(error)
-            return pending
-        deadline = self._deadline(caller)
+            pending.refuse(error)
+        return pending
+
+    def _parsed(
+        self, pending: "_Pending", request: ModelInfer | None, error: Exception | None, caller: Caller, deadline: float
+    ) -> None:
+        if pending.result.done():
+            return
+        pending.end_parsing()
+        try:
+            if request is None:
+                raise error or MaasError("the message was not parsed")
+            self._start(pending, request, caller, deadline)
+        except Exception as failure:
+            pending.refuse(failure)
+
+    def _start(self, pending: "_Pending", request: ModelInfer, caller: Caller, deadline: float) -> None:
+        pending.id, pending.asks_for_final = request.id, request.asks_for_final
+        head = Head("POST", "", ())
+        head.route = Route("infer", "POST", request.message.model_name, _version(request.message.model_version))
+        head.traceparent = caller.traceparent
         pending.call = GrpcCall(
             self._handler, head, caller.request_id, request, request.num_bytes, deadline, pending.result
         )
         pending.call.start()
-        return pending
 
     async def _ask(self, question: _Question, request: Any, caller: Caller) -> tuple[Any, tuple[Header, ...]]:
         route = question.route(request)
@@ -241,16 +271,38 @@ class Service:
 class _Pending:
     """An inference request that has begun; `result` gets what becomes of it."""
 
-    __slots__ = ("asks_for_final", "call", "id", "result")
+    __slots__ = ("_loop", "_parsing", "asks_for_final", "call", "id", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self.result: asyncio.Future[Result] = loop.create_future()
         self.call: GrpcCall | None = None
         self.id = ""
         self.asks_for_final = False
+        self._parsing: tuple[Stop, asyncio.TimerHandle] | None = None
+
+    def parse_by(self, deadline: float, stop: Stop) -> None:
+        """Its message is being parsed in a thread, and is no longer of use after `deadline`."""
+        late = DeadlineExceeded("parsing the message took until the deadline; allow more time or send less")
+        self._parsing = stop, self._loop.call_at(deadline, self.refuse, late)
+
+    def end_parsing(self) -> None:
+        """Nobody waits for the parsed message any more."""
+        if self._parsing is not None:
+            stop, timer = self._parsing
+            stop.set()
+            timer.cancel()
+            self._parsing = None
+
+    def refuse(self, error: Exception) -> None:
+        """Answers with an error."""
+        self.end_parsing()
+        if not self.result.done():
+            self.result.set_exception(error)
 
     def cancel(self) -> None:
         """Nobody waits any more. Does nothing if it has been answered."""
+        self.end_parsing()
         if self.call is not None:
             self.call.cancel()
         if self.result.done() and not self.result.cancelled():

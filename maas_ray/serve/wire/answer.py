@@ -11,7 +11,8 @@ import orjson
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import BundleInfo, TensorSpec
 from maas_ray.errors import BadRequest
-from maas_ray.serve.wire.binary import num_binary_bytes, write_binary
+from maas_ray.serve.wire.answer_size import INLINE_S, MAX_ANSWER_BYTES, AnswerSize, Pause, pieces
+from maas_ray.serve.wire.binary import num_binary_bytes, write_binary, write_strings
 from maas_ray.serve.wire.checks import InferRequest, WantedOutput
 from maas_ray.serve.wire.classification import classify
 from maas_ray.serve.wire.tensors import write_json
@@ -32,21 +33,25 @@ class Answer(NamedTuple):
 class AnswerWriter:
     """Writes the answers of one model version."""
 
-    def __init__(self, model: str, version: int, info: BundleInfo) -> None:
+    def __init__(self, model: str, version: int, info: BundleInfo, max_bytes: int = MAX_ANSWER_BYTES) -> None:
         names = orjson.dumps({"model_name": model, "model_version": str(version)})
         self._start = names[:-1]
         self._is_batched = info.signature.is_batched
+        self._size = AnswerSize(max_bytes, is_batched=info.signature.is_batched)
         self._labels = info.labels
         self._outputs = {tensor.name: _OutputWriter(tensor) for tensor in info.signature.outputs}
         self._wholes: dict[tuple[WantedOutput, tuple[int, ...]], bytes] = {}
         """Everything before the data of an answer with one JSON tensor and no id: what most ask for."""
 
-    def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> Answer:
-        """The answer to a request.
+    def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> Answer | None:
+        """The answer to a request; None if writing it takes so long that `write_large` must, in a thread.
 
         Args:
             request: what was asked.
             outputs: at least the wanted ones; float, integer and bool arrays, BF16 as uint16 bits, BYTES as `str`.
+
+        Raises:
+            AnswerTooLarge: it is over the limit.
         """
         if request.id is None and len(request.outputs) == 1:
             (wanted,) = request.outputs
@@ -56,19 +61,43 @@ class AnswerWriter:
                 data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
                 # As Answer(...), which is a function of Python.
                 return tuple.__new__(Answer, (b"%b%b}]}" % (whole, data), None))
+        if self._size.expected_s(request, outputs) > INLINE_S:
+            return None
+        parts, tail = self._write(request, outputs, None)
+        header = b"".join(parts)
+        if not tail:
+            self._keep_whole(request, outputs)
+            return Answer(header, None)
+        return Answer(b"".join([header, *tail]), len(header))
+
+    def write_large(self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause) -> Answer:
+        """As `write`, piece by piece, for a thread: no piece holds the interpreter for long.
+
+        Args:
+            request: what was asked.
+            outputs: as for `write`.
+            pause: called between two pieces.
+
+        Raises:
+            AnswerTooLarge: it is over the limit.
+        """
+        self._size.expected_s(request, outputs)
+        parts, tail = self._write(request, outputs, pause)
+        header = b"".join(parts)
+        return Answer(b"".join([header, *tail]), len(header)) if tail else Answer(header, None)
+
+    def _write(
+        self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause | None
+    ) -> tuple[list[bytes], list[Any]]:
         start = self._start if request.id is None else b'%b,"id":%b' % (self._start, orjson.dumps(request.id))
         parts = [start, b',"outputs":[']
         tail: list[Any] = []
         for wanted in request.outputs:
             if len(parts) > 2:
                 parts.append(b",")
-            self._add(wanted, outputs[wanted.name], parts, tail)
+            self._add(wanted, outputs[wanted.name], parts, tail, pause)
         parts.append(b"]}")
-        header = b"".join(parts)
-        if not tail:
-            self._keep_whole(request, outputs)
-            return Answer(header, None)
-        return Answer(b"".join([header, *tail]), len(header))
+        return parts, tail
 
     def _keep_whole(self, request: InferRequest, outputs: Mapping[str, Array]) -> None:
         if request.id is not None or len(request.outputs) != 1:
@@ -83,19 +112,42 @@ class AnswerWriter:
         start = writer.start(array.shape, writer.datatype)
         self._wholes[wanted, array.shape] = b'%b,"outputs":[%b"data":' % (self._start, start)
 
-    def _add(self, wanted: WantedOutput, array: Array, parts: list[bytes], tail: list[Any]) -> None:
+    def _add(
+        self, wanted: WantedOutput, array: Array, parts: list[bytes], tail: list[Any], pause: Pause | None
+    ) -> None:
         writer = self._outputs[wanted.name]
         datatype = writer.datatype
         if wanted.classes:
-            array = classify(array, wanted.classes, self._labels, is_batched=self._is_batched)
+            array = classify(array, wanted.classes, self._labels, is_batched=self._is_batched, pause=pause)
             datatype = b"BYTES"
         parts.append(writer.start(array.shape, datatype))
         if wanted.is_binary:
-            encoded = write_binary(array)
+            encoded = self._binary(array, pause)
             tail.append(encoded)
             parts.append(b'"parameters":{"binary_data_size":%d}}' % num_binary_bytes(encoded))
-        else:
+        elif pause is None:
             parts += (b'"data":', json_data(wanted.name, array), b"}")
+        else:
+            parts += (b'"data":', self.large_json_data(wanted.name, array, pause), b"}")
+
+    def large_json_data(self, name: str, array: Array, pause: Pause) -> bytes:
+        """As `json_data`, piece by piece.
+
+        Raises:
+            AnswerTooLarge: it is over the limit.
+            BadRequest: as `json_data`.
+        """
+        data = (json_data(name, piece)[1:-1] for piece in pieces(array))
+        return b"[%b]" % b",".join(self._size.bounded(data, pause))
+
+    def expected_s(self, request: InferRequest, outputs: Mapping[str, Array]) -> float:
+        """As `AnswerSize.expected_s`, for answers in another form."""
+        return self._size.expected_s(request, outputs)
+
+    def _binary(self, array: Array, pause: Pause | None) -> bytes | Array:
+        if pause is None or array.dtype != object:
+            return write_binary(array)
+        return b"".join(self._size.bounded((write_strings(piece) for piece in pieces(array)), pause))
 
 
 def json_data(name: str, array: Array) -> bytes:

@@ -123,14 +123,17 @@ def read_raw_string(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) 
 
 def write_binary(array: Array) -> bytes | Array:
     """The bytes of a tensor, or an array whose buffer is those bytes."""
-    if array.dtype == object:
-        parts = []
-        for element in array.ravel().tolist():
-            text = encode(element)
-            parts.append(len(text).to_bytes(_LENGTH, "little"))
-            parts.append(text)
-        return b"".join(parts)
-    return np.ascontiguousarray(array)
+    return write_strings(array) if array.dtype == object else np.ascontiguousarray(array)
+
+
+def write_strings(array: Array) -> bytes:
+    """The bytes of a tensor of BYTES."""
+    parts = []
+    for element in array.ravel().tolist():
+        text = encode(element)
+        parts.append(len(text).to_bytes(_LENGTH, "little"))
+        parts.append(text)
+    return b"".join(parts)
 
 
 def _read_strings(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:

@@ -4,7 +4,7 @@ Source: triton-inference-server/server, docs/protocol/extension_classification.m
 for floats, as C++ `std::to_string`), the shape and the order are those of src/classification.cc and http_server.cc.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -17,7 +17,14 @@ REFUSED = frozenset({"BOOL", "BYTES", "BF16"})
 """Datatypes without an order that would mean anything; Triton refuses FP16 as well, which numpy can compare."""
 
 
-def classify(scores: Array, num_classes: int, labels: Sequence[str] | None, *, is_batched: bool) -> Array:
+def classify(
+    scores: Array,
+    num_classes: int,
+    labels: Sequence[str] | None,
+    *,
+    is_batched: bool,
+    pause: Callable[[], None] | None = None,
+) -> Array:
     """The highest scores of each row, best first; of equal ones the lower index first, NaN last.
 
     Args:
@@ -25,6 +32,7 @@ def classify(scores: Array, num_classes: int, labels: Sequence[str] | None, *, i
         num_classes: how many are wanted; fewer where the output has fewer.
         labels: names by index; left out unless there is one for every score of a row.
         is_batched: whether the first dimension counts rows; otherwise the whole output is one row.
+        pause: called after each row; may raise.
 
     Returns:
         Objects of `str`, of shape [rows, classes], or [classes] without a batch dimension.
@@ -37,6 +45,8 @@ def classify(scores: Array, num_classes: int, labels: Sequence[str] | None, *, i
     if kept:
         for row, values in enumerate(scores.reshape(num_rows, width)):
             found[row] = [_describe(values[index], index, names) for index in _best(values, kept).tolist()]
+            if pause is not None:
+                pause()
     return found if is_batched else found.reshape(kept)
 
 
@@ -48,11 +58,12 @@ def can_classify(datatype: Datatype) -> bool:
 def _best(values: Array, kept: int) -> npt.NDArray[np.intp]:
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), -np.inf, values)
-    limit = np.partition(values, -kept)[-kept]  # linear, where sorting a large output would hold up the loop
-    candidates = np.nonzero(values >= limit)[0]
+    limit = np.partition(values, -kept)[-kept]  # linear, where sorting a large output would take long
+    above = np.nonzero(values > limit)[0]
+    equal = np.nonzero(values == limit)[0][: kept - len(above)]  # there may be as many as values
+    candidates = np.sort(np.concatenate([above, equal]))
     # Ascending and stable from the back, read from the back: equal values keep the lower index first.
-    order = candidates[::-1][np.argsort(values[candidates[::-1]], kind="stable")][::-1]
-    return order[:kept]
+    return candidates[::-1][np.argsort(values[candidates[::-1]], kind="stable")][::-1]
 
 
 def _describe(value: np.generic, index: int, names: Sequence[str] | None) -> str:

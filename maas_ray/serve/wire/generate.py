@@ -4,7 +4,7 @@ Source: triton-inference-server/server, docs/protocol/extension_generate.md. A k
 `parameters` and all other keys are parameters of the request. An output is a value, or a list where it has several.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -12,11 +12,14 @@ import orjson
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Signature, TensorSpec
-from maas_ray.errors import BadRequest
+from maas_ray.errors import BadRequest, BodyTooLarge
 from maas_ray.serve.wire.answer import json_data
 from maas_ray.serve.wire.checks import InferRequest, check_id, complete_inputs, wanted_outputs
 from maas_ray.serve.wire.parameters import request_parameters
 from maas_ray.serve.wire.tensors import read_json, short
+
+MAX_BYTES = 256 << 10
+"""Largest body: it is parsed at once."""
 
 
 def read_generate(body: bytes | memoryview, signature: Signature) -> InferRequest:
@@ -27,8 +30,11 @@ def read_generate(body: bytes | memoryview, signature: Signature) -> InferReques
         signature: what the addressed model version takes and gives.
 
     Raises:
+        BodyTooLarge: more than one row should ever need.
         BadRequest: malformed, or it does not fit the signature.
     """
+    if len(body) > MAX_BYTES:
+        raise BodyTooLarge(f"the body has {len(body)} bytes, a request to generate at most {MAX_BYTES}; use infer")
     document = _load(bytes(body))
     specs = {tensor.name: tensor for tensor in signature.inputs}
     found: dict[str, Array] = {}
@@ -57,8 +63,14 @@ def read_generate(body: bytes | memoryview, signature: Signature) -> InferReques
     )
 
 
-def write_generate(model: str, version: int, request: InferRequest, outputs: Mapping[str, Array]) -> bytes:
-    """The JSON of an answer.
+def write_generate(
+    model: str,
+    version: int,
+    request: InferRequest,
+    outputs: Mapping[str, Array],
+    to_json: Callable[[str, Array], bytes] = json_data,
+) -> bytes:
+    """The JSON of an answer; `to_json` gives the values of an output by its name.
 
     Raises:
         BadRequest: an output that JSON cannot carry.
@@ -69,7 +81,7 @@ def write_generate(model: str, version: int, request: InferRequest, outputs: Map
     parts = [orjson.dumps(names)[:-1]]
     for wanted in request.outputs:
         array = outputs[wanted.name]
-        data = json_data(wanted.name, array)
+        data = to_json(wanted.name, array)
         parts.append(b",%b:%b" % (orjson.dumps(wanted.name), data[1:-1] if array.size == 1 else data))
     return b"".join([*parts, b"}"])
 

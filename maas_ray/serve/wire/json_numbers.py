@@ -137,12 +137,22 @@ class Numbers:
             return None
         return self._convert(data, shape)
 
-    def _convert(self, data: simdjson.Array, shape: tuple[int, ...]) -> Array | None:
+    def from_flat_text(self, text: bytes) -> Array | None:
+        """From the JSON of a flat list, in any thread; there must be no true or false in it."""
+        try:
+            data = simdjson.Parser().parse(text)
+        except (ValueError, RuntimeError, MemoryError):
+            return None
+        return self._convert(data, None) if type(data) is simdjson.Array else None
+
+    def _convert(self, data: simdjson.Array, shape: tuple[int, ...] | None) -> Array | None:
         try:
             buffer = data.as_buffer(of_type=self._kind)
         except (TypeError, ValueError):  # something that is no number, or no integer, or beyond 64 bits
             return None
         wide = np.frombuffer(buffer, self._wide)
+        if shape is None:
+            shape = wide.shape
         if wide.size != prod(shape) or not wide.size:  # len(data) cannot tell: it ends at 2**24 - 1
             return None
         if self._wide is not self._dtype:

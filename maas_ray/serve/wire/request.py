@@ -24,6 +24,7 @@ from maas_ray.serve.wire.checks import (
     wanted_outputs,
 )
 from maas_ray.serve.wire.json_numbers import Numbers
+from maas_ray.serve.wire.large_json import Pause, Span, split
 from maas_ray.serve.wire.parameters import RequestParameters, input_size, request_parameters
 from maas_ray.serve.wire.plans import Plans
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json
@@ -86,6 +87,28 @@ class RequestReader:
             self._plans.learn_parts(body, header_length, request)
         return request
 
+    def read_large(self, body: bytes | memoryview, header_length: int | None, pause: Pause) -> InferRequest:
+        """As `read`, piece by piece, for a thread: no piece holds the interpreter for long, and nothing is remembered.
+
+        Args:
+            body: as for `read`.
+            header_length: as for `read`.
+            pause: called between two pieces; may raise.
+
+        Raises:
+            BadRequest: as `read`.
+        """
+        if header_length is not None and not 0 <= header_length <= len(body):
+            return self.read(body, header_length)  # refuses it
+        if header_length == 0:
+            return self._read_raw(memoryview(body))
+        if header_length is None:
+            text, tail = body if type(body) is bytes else bytes(body), None
+        else:
+            view = memoryview(body)
+            text, tail = bytes(view[:header_length]), view[header_length:]
+        return self._read_loaded(split(text, len(self._inputs) + 1, pause), tail, may_hold_bool=True)
+
     def _read_text(self, text: bytes) -> InferRequest:
         request = self._read_large(text) if len(text) > _SMALL_BYTES and self._is_numeric else None
         if request is None:
@@ -94,7 +117,9 @@ class RequestReader:
         return request
 
     def _read_document(self, text: bytes, tail: memoryview | None) -> InferRequest:
-        document = _load(text)
+        return self._read_loaded(_load(text), tail, may_hold_bool=_may_hold_bool(text))
+
+    def _read_loaded(self, document: dict[str, Any], tail: memoryview | None, *, may_hold_bool: bool) -> InferRequest:
         if not _KEYS.issuperset(document):
             _check_depth(document)
         given = document.get("parameters")
@@ -102,7 +127,6 @@ class RequestReader:
         entries = _list_of_objects(document, "inputs")
         if entries is None:
             raise BadRequest("the request has no inputs; send {'inputs': [{name, shape, datatype, data}, ...]}")
-        may_hold_bool = _may_hold_bool(text)
         found: dict[str, Array] = {}
         offset = 0
         for entry in entries:
@@ -124,6 +148,8 @@ class RequestReader:
         return self._finish(document, found, parameters)
 
     def _read_json(self, spec: TensorSpec, shape: tuple[int, ...], data: Any, may_hold_bool: bool) -> Array:
+        if type(data) is Span:
+            return data.array(spec, shape, self._numbers.get(spec.name))
         numbers = None if may_hold_bool else self._numbers.get(spec.name)
         array = None if numbers is None else numbers.from_list(data, shape)
         return read_json(spec, shape, data, may_hold_bool=may_hold_bool) if array is None else array

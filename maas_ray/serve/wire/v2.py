@@ -12,6 +12,7 @@ import orjson
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import BundleInfo, Signature
 from maas_ray.serve.wire.answer import Answer, AnswerWriter
+from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.serve.wire.checks import InferRequest, WantedOutput
 from maas_ray.serve.wire.metadata import PLATFORM, model_config, model_metadata, server_metadata
 from maas_ray.serve.wire.request import RequestReader
@@ -29,14 +30,20 @@ class InferCodec:
         model: its name.
         version: its number.
         info: its description.
+        max_answer_bytes: most bytes of an answer's tensors.
     """
 
-    __slots__ = ("read", "write")
+    __slots__ = ("has_strings", "read", "read_large", "write", "write_large", "writer")
 
-    def __init__(self, model: str, version: int, info: BundleInfo) -> None:
+    def __init__(self, model: str, version: int, info: BundleInfo, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
+        writer = self.writer = AnswerWriter(model, version, info, max_answer_bytes)
         # Bound methods, not methods: one call less for each request.
-        self.read = RequestReader(info.signature).read
-        self.write = AnswerWriter(model, version, info).write
+        reader = RequestReader(info.signature)
+        self.read = reader.read
+        self.read_large = reader.read_large
+        self.has_strings = any(tensor.datatype == "BYTES" for tensor in info.signature.inputs)
+        """Whether an input is BYTES, whose elements are read one by one in any form."""
+        self.write, self.write_large = writer.write, writer.write_large
 
 
 def read_infer(body: bytes | memoryview, signature: Signature, header_length: int | None = None) -> InferRequest:
@@ -57,7 +64,7 @@ def write_infer(
     model: str, version: int, request: InferRequest, outputs: Mapping[str, Array], info: BundleInfo
 ) -> Answer:
     """The answer to a request; see `Answer` for the headers that it needs."""
-    return AnswerWriter(model, version, info).write(request, outputs)
+    return AnswerWriter(model, version, info).write_large(request, outputs, lambda: None)
 
 
 def write_error(message: str) -> bytes:
