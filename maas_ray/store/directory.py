@@ -72,6 +72,61 @@ class Directory:
             with contextlib.suppress(FileNotFoundError):  # another one removed it, and synced what is above it
                 _sync(directory)
 
+    def scan(self, prefix: str, after: str | None) -> list[tuple[str, int, float]]:
+        """Key, size and time of the last write of all objects below a prefix, sorted; what is no object is passed over.
+
+        obstore's own listing ends at the first name that cannot be a key, and at a link that leads to a directory above:
+        one foreign file would hide everything beside it.
+        """
+        found = []
+        for key, entry in self._walk(prefix):
+            if key is None or (after is not None and key <= after) or STAGED.search(key):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # removed just now
+                if entry.is_file():
+                    stat = entry.stat()
+                    found.append((key, stat.st_size, stat.st_mtime))
+        return sorted(found)
+
+    def children(self, prefix: str) -> list[str]:
+        """Names of the directories directly below a prefix, sorted."""
+        place = self.root / prefix
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as entries:
+            return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
+        return []
+
+    def odd(self) -> Iterator[str]:
+        """What no listing shows because it can be no object: names without a key, links to nowhere, pipes and so on."""
+        for key, entry in self._walk(""):
+            if key is None or not (entry.is_file() or entry.is_dir()):
+                yield os.path.relpath(entry.path, self.root)
+            elif entry.is_dir() and key.endswith(".json"):
+                yield key
+
+    def is_object(self, key: str) -> bool:
+        """Whether there is a regular file: a pipe would be waited for."""
+        return (self.root / key).is_file()
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str | None, os.DirEntry[str]]]:
+        """Everything below a prefix with its key; None: its name can be none. Follows links, but not into a circle."""
+        pending = [(prefix, frozenset[tuple[int, int]]())]
+        while pending:
+            place, above = pending.pop()
+            try:
+                stat = os.stat(self.root / place)
+                with os.scandir(self.root / place) as entries:
+                    listed = list(entries)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            identity = (stat.st_dev, stat.st_ino)
+            if identity in above:
+                continue
+            for entry in listed:
+                key = f"{place}/{entry.name}" if place else entry.name
+                yield (key if _is_name(entry.name) else None), entry
+                if _is_name(entry.name) and entry.is_dir():
+                    pending.append((key, above | {identity}))
+
     def staged(self) -> Iterator[Path]:
         """What interrupted calls of `put_new` left behind."""
         return (path for path in self.root.rglob("*#*") if STAGED.search(path.name) and path.is_file())
@@ -115,6 +170,13 @@ class Directory:
                 break  # not empty, or another writer put something there
             directory = directory.parent
         return directory
+
+
+def _is_name(name: str) -> bool:
+    """Whether a file's name can be part of a key: UTF-8 without control characters."""
+    return not any(
+        character < " " or "\x7f" <= character < "\xa0" or "\ud800" <= character <= "\udfff" for character in name
+    )
 
 
 def _write_blocks(descriptor: int, view: memoryview) -> int:

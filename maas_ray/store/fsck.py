@@ -87,7 +87,8 @@ def fsck(
         _check_log(store, prefix, report, checks)
     loose = [info for key, info in objects.items() if key not in named]
     ours = [info for info in loose if _is_ours(info.key)]
-    report.foreign = sorted(info.key for info in loose if info not in ours and info.key.split("/")[0] not in LOGS)
+    foreign = [*(info.key for info in loose if info not in ours), *store.odd()]
+    report.foreign = sorted(key for key in foreign if key.split("/")[0] not in LOGS)
     # A sign of life is no leftover while its owner writes it.
     now = now or datetime.now(UTC)
     ours = [info for info in ours if not (_BEAT.search(info.key) and now - info.modified < grace)]

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from maas_ray.display import get_logger
-from maas_ray.errors import Conflict, MaasError, NotFound
+from maas_ray.errors import Conflict, MaasError, NotFound, StoreError, StoreUnavailable
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, Time, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
@@ -270,6 +270,10 @@ def _look(store: ObjectStore, prefix: str, holder: Owner) -> bytes | None:
         return store.get(_beat_key(prefix, holder.owner))
     except NotFound:
         return None
+    except StoreUnavailable:
+        raise  # nobody can be seen then, alive or not
+    except StoreError:
+        return b""  # a local file is being written in this moment, which is a sign of life as well
 
 
 def _holder(records: list[Record]) -> Owner | None:

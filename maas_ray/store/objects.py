@@ -126,6 +126,8 @@ class ObstoreStore:
         self._call(key, lambda: obstore.put(self._backend, key, data))
 
     def get(self, key: str) -> bytes:
+        if self._directory is not None and not self._call(key, partial(self._directory.is_object, key)):
+            raise NotFound(f"no object {self.uri.rstrip('/')}/{key}")
         return self._call(key, lambda: bytes(obstore.get(self._backend, key).bytes()))
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -134,6 +136,11 @@ class ObstoreStore:
         return [bytes(data) for data in found]
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
+        directory = self._directory
+        if directory is not None:
+            listed = self._call(prefix, partial(directory.scan, prefix, after))
+            return iter([ObjectInfo(key, size, datetime.fromtimestamp(at, UTC)) for key, size, at in listed])
+
         def collect() -> list[ObjectInfo]:
             found = obstore.list(self._backend, prefix or None, offset=after).collect()
             return [ObjectInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
@@ -141,6 +148,8 @@ class ObstoreStore:
         return iter(sorted(self._call(prefix, collect), key=lambda info: info.key))
 
     def children(self, prefix: str) -> list[str]:
+        if self._directory is not None:
+            return self._call(prefix, partial(self._directory.children, prefix))
         listing = self._call(prefix, lambda: obstore.list_with_delimiter(self._backend, prefix or None))
         return sorted(path.rsplit("/", 1)[-1] for path in listing["common_prefixes"])
 
@@ -158,6 +167,10 @@ class ObstoreStore:
                 stat = path.stat()
                 key = str(path.relative_to(self._directory.root))  # type: ignore[union-attr]
                 yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+    def odd(self) -> list[str]:
+        """Files of a local directory that can be no objects, which no listing shows."""
+        return sorted(self._call("", lambda: list(self._directory.odd() if self._directory is not None else ())))
 
     def delete_staged(self, info: ObjectInfo) -> None:
         """Removes one file that `staged` listed."""

@@ -136,7 +136,12 @@ class Sequence:
                 return True
             except Conflict:
                 # Ours, if a put succeeded and only its answer was lost; else another writer's.
-                return unseal(key, self._store.get(key)).get("token") == token
+                try:
+                    return unseal(key, self._store.get(key)).get("token") == token
+                except NotFound as error:
+                    raise ObjectCorrupt(
+                        f"the log cannot go on: something that is no object has the name {key}; move it away"
+                    ) from error
             except StoreUnavailable:
                 if not remaining or time.monotonic() - began > REPEAT_S:
                     raise

@@ -2,6 +2,7 @@
 RecursionError, and one foreign file in the log's directory made every model unresolvable."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,7 @@ from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import save
 from maas_ray.cli.checks import all_checks
+from maas_ray.display import shown
 from maas_ray.errors import MaasError, ObjectCorrupt
 from maas_ray.registry.models import Registry
 from maas_ray.serve.wanted import Wanted
@@ -257,6 +259,43 @@ def test_foreign_files_are_harmless_everywhere_and_reported(file_store: ObstoreS
     report = fsck(store, checks=all_checks())
     assert report.problems == []
     assert {f"{place}/{name}" for place in places} <= set(report.foreign)
+
+
+ODD: dict[str, Callable[[bytes], object]] = {
+    "a line end": lambda place: Path(os.fsdecode(place + b"/a\nb")).write_bytes(b"x"),
+    "an escape": lambda place: Path(os.fsdecode(place + b"/a\x1b[31m")).write_bytes(b"x"),
+    "not UTF-8": lambda place: Path(os.fsdecode(place + b"/a\xff\xfe")).write_bytes(b"x"),
+    "a link to nowhere": lambda place: os.symlink(b"/nowhere", place + b"/link"),
+    "a link to itself": lambda place: os.symlink(b"loop", place + b"/loop"),
+    "a circle": lambda place: os.symlink(place, place + b"/circle"),
+    "a pipe": lambda place: os.mkfifo(place + b"/pipe"),
+    "a pipe with the name of a record": lambda place: os.mkfifo(place + b"/%020d.json" % 99),
+    "a directory with the name of a record": lambda place: os.mkdir(place + b"/%020d.json" % 99),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_files_that_can_be_no_objects_are_passed_over_and_reported(file_store: ObstoreStore, kind: str) -> None:
+    bundle = _fill(file_store)
+    places = ("registry/log", "runs", "runs/r/log", CHECKPOINTS, "bundles", "")
+    for place in places:
+        ODD[kind](os.fsencode(f"{file_store.root}/{place}".rstrip("/")))
+    assert Registry(file_store).resolve("digits").bundle == bundle
+    assert Registry(file_store).promote("digits", 1, "canary").version == 1
+    assert [run.id for run in Runs(file_store).all()] == ["r"]
+    assert verify(open_checkpoint(file_store, CHECKPOINTS)) == []
+    report = fsck(file_store, checks=all_checks())
+    assert report.problems == []
+    assert len(report.foreign) == (0 if kind == "a circle" else len(places))
+    assert "\x1b" not in shown("\n".join(report.foreign))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a directory"])
+def test_what_takes_the_name_of_the_next_record_is_named(file_store: ObstoreStore, make: Callable[[str], None]) -> None:
+    _fill(file_store)
+    make(f"{file_store.root}/registry/log/{3:020d}.json")
+    with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json; move it away"):
+        Registry(file_store).promote("digits", 1, "canary")
 
 
 def test_a_checkpoint_directory_of_another_name_is_no_checkpoint(file_store: ObstoreStore) -> None:

@@ -49,6 +49,9 @@ class _Wrapped:
     def children(self, prefix: str) -> list[str]:
         return self._alive().children(prefix)
 
+    def odd(self) -> list[str]:
+        return self._alive().odd()
+
     def staged(self) -> Iterator[ObjectInfo]:
         return self._alive().staged()
 
