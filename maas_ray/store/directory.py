@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 STAGED = re.compile(r"#\d+$")
@@ -83,7 +83,7 @@ class Directory:
             if key is None or (after is not None and key <= after) or STAGED.search(key):
                 continue
             with contextlib.suppress(FileNotFoundError):  # removed just now
-                if entry.is_file():
+                if _leads_to(entry.is_file):
                     stat = entry.stat()
                     found.append((key, stat.st_size, stat.st_mtime))
         return sorted(found)
@@ -92,15 +92,16 @@ class Directory:
         """Names of the directories directly below a prefix, sorted."""
         place = self.root / prefix
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(place) as entries:
-            return sorted(entry.name for entry in entries if _is_name(entry.name) and entry.is_dir())
+            return sorted(entry.name for entry in entries if _is_name(entry.name) and _leads_to(entry.is_dir))
         return []
 
     def odd(self) -> Iterator[str]:
         """What no listing shows because it can be no object: names without a key, links to nowhere, pipes and so on."""
         for key, entry in self._walk(""):
-            if key is None or not (entry.is_file() or entry.is_dir()):
+            is_directory = _leads_to(entry.is_dir)
+            if key is None or not (is_directory or _leads_to(entry.is_file)):
                 yield os.path.relpath(entry.path, self.root)
-            elif entry.is_dir() and key.endswith(".json"):
+            elif is_directory and key.endswith(".json"):
                 yield key
 
     def is_object(self, key: str) -> bool:
@@ -124,7 +125,7 @@ class Directory:
             for entry in listed:
                 key = f"{place}/{entry.name}" if place else entry.name
                 yield (key if _is_name(entry.name) else None), entry
-                if _is_name(entry.name) and entry.is_dir():
+                if _is_name(entry.name) and _leads_to(entry.is_dir):
                     pending.append((key, above | {identity}))
 
     def staged(self) -> Iterator[Path]:
@@ -170,6 +171,16 @@ class Directory:
                 break  # not empty, or another writer put something there
             directory = directory.parent
         return directory
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """`entry.is_file` or `entry.is_dir`; a link that leads to itself is neither."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _is_name(name: str) -> bool:
