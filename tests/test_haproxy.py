@@ -122,6 +122,16 @@ def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> N
     assert "wait-for-body" not in section(config, "backend grpc-twice")
 
 
+def test_before_the_first_application_a_call_is_told_to_come_again(tmp_path: Path) -> None:
+    grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
+    starting = harden(render(tmp_path, [], grpc_options=grpc), Options())
+    assert section(starting, "backend default_grpc_backend").count("grpc-status 14") == 2
+    assert "status 503" in section(starting, "backend default_backend")
+    later = harden(render(tmp_path, POOLS, grpc_options=grpc), Options())
+    assert section(later, "backend default_grpc_backend").count("grpc-status 5 ") == 2
+    assert "status 404" in section(later, "backend default_backend")
+
+
 def test_a_back_end_has_the_limits_of_its_pool(tmp_path: Path) -> None:
     limits = {
         "twice": PoolLimits(2.5, 200.0, 1000),

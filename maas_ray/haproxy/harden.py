@@ -27,6 +27,8 @@ MIN_HARD_STOP_S = 120
 _HARD_STOP_MARGIN_S = 10
 
 _HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*|\*")
+_GRPC_MESSAGE = re.compile(r'grpc-status 5 hdr grpc-message ".*"')
+_GRPC_STARTING = f'grpc-status 14 hdr grpc-message "{STARTING}"'
 _NO_ROUTES = "Route table is not populated yet."
 
 # Serve obeys these from any client: a caller could switch off the time limit, or the end of work that nobody awaits.
@@ -77,7 +79,11 @@ def harden(config: str, options: Options) -> str:
     for section in sections:
         if is_backend(section):
             edit_pool(section, options.limits)
-    _default_backend(named(sections, "backend default_backend"), is_starting=_NO_ROUTES in config)
+    is_starting = _NO_ROUTES in config
+    _default_backend(named(sections, "backend default_backend"), is_starting)
+    for section in sections if is_starting else ():
+        if section[0] == "backend default_grpc_backend":  # UNAVAILABLE, which callers repeat, instead of NOT_FOUND
+            section[:] = [_GRPC_MESSAGE.sub(_GRPC_STARTING, line) for line in section]
     if not options.access_log:
         for section in sections:
             section[:] = [line for line in section if line.strip() != "log global"]
