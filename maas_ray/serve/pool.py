@@ -273,7 +273,7 @@ def _start_front(spec: ServeSpec) -> None:
         http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
     grpc = None
     if spec.grpc is not None:
-        # No reflection: it would describe the messages by names of ours, which clients of the protocol do not know.
+        # Not Serve's reflection: it would describe the messages by names of ours; GRPC_METHODS brings one of its own.
         grpc = {"port": spec.grpc.port, "grpc_servicer_functions": [GRPC_METHODS], "enable_reflection": False}
     serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc)
     found = _get_global_client().http_config

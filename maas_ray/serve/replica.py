@@ -70,7 +70,7 @@ class Replica(GrpcMethods):
         # Serve's wrapper appends the request id; without it, we do.
         hook.register(App(self._handler, limits), Front(self._handler, limits))
         self.rpcs = Rpcs(Service(self._handler, limits), context.app_name)
-        entry.register(self.rpcs.handlers(), limits.max_body_bytes)
+        entry.register(self.rpcs.services(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.collect()
         gc.freeze()  # what was imported stays: it need not be looked through again, for 0.1 s at a time

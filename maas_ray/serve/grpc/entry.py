@@ -7,6 +7,7 @@ file and nothing behind it.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -23,15 +24,22 @@ UNARY = (
 """Methods with one request and one response."""
 STREAM = "ModelStreamInfer"
 """The one with a stream of each."""
+HEALTH = "grpc.health.v1.Health"
+HEALTH_UNARY, HEALTH_STREAM = "Check", "Watch"
+"""Methods of `HEALTH`; the second answers with a stream."""
+REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
-_here: list[tuple[grpc.GenericRpcHandler, asyncio.AbstractEventLoop]] = []
+Handlers = Mapping[str, grpc.GenericRpcHandler]
+"""All methods of a service, by its name."""
+
+_here: list[tuple[Handlers, asyncio.AbstractEventLoop]] = []
 
 
-def register(handlers: grpc.GenericRpcHandler, max_body_bytes: int) -> None:
+def register(handlers: Handlers, max_body_bytes: int) -> None:
     """Says that this process is a replica of ours; called on its loop before Serve starts its servers.
 
     Args:
-        handlers: all methods.
+        handlers: of each service.
         max_body_bytes: the pool's limit.
     """
     _here[:] = [(handlers, asyncio.get_running_loop())]
@@ -46,12 +54,27 @@ def add_to_server(servicer: object, server: Any) -> None:
         server: Serve's server, which passes on to a replica whatever is not said to run here.
     """
     if _here and _here[0][1] is asyncio.get_running_loop():
-        server.add_passthrough_service(SERVICE)
-        server.add_generic_rpc_handlers((_here[0][0],))
+        _add(server, _here[0][0])
         return
     methods = {name: grpc.unary_unary_rpc_method_handler(_nowhere) for name in UNARY}
     methods[STREAM] = grpc.stream_stream_rpc_method_handler(_nowhere)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+    health = {
+        HEALTH_UNARY: grpc.unary_unary_rpc_method_handler(_nowhere),
+        HEALTH_STREAM: grpc.unary_stream_rpc_method_handler(_nowhere),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, health),))
+    # Here, where it is asked: descriptors are the same everywhere, and no pool need be named for them.
+    from maas_ray.serve.grpc import reflection
+
+    _add(server, {name: reflection.handlers(name) for name in REFLECTIONS})
+
+
+def _add(server: Any, handlers: Handlers) -> None:
+    """Makes services run right on a server of Serve's."""
+    for name, handler in handlers.items():
+        server.add_passthrough_service(name)
+        server.add_generic_rpc_handlers((handler,))
 
 
 def _nowhere(*_: object) -> None:

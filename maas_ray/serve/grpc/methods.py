@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from maas_ray.serve.grpc.entry import STREAM, UNARY
+from maas_ray.serve.grpc.entry import HEALTH_STREAM, HEALTH_UNARY, STREAM, UNARY
 from maas_ray.serve.grpc.server import Rpcs
 
 
@@ -37,6 +37,12 @@ async def _stream(self: GrpcMethods, bodies: AsyncIterator[bytes], grpc_context:
         yield Serialized(body)
 
 
-for _name in UNARY:
+async def _watch(self: GrpcMethods, body: bytes, grpc_context: Any) -> AsyncIterator[Serialized]:
+    async for answer in self.rpcs.watch(body, grpc_context):
+        yield Serialized(answer)
+
+
+for _name in (*UNARY, HEALTH_UNARY):
     setattr(GrpcMethods, _name, _unary(_name))
 setattr(GrpcMethods, STREAM, _stream)
+setattr(GrpcMethods, HEALTH_STREAM, _watch)

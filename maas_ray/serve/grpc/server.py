@@ -9,7 +9,8 @@ import grpc
 
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
-from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
+from maas_ray.serve.grpc import reflection
+from maas_ray.serve.grpc.entry import HEALTH, HEALTH_STREAM, HEALTH_UNARY, REFLECTIONS, SERVICE, STREAM, UNARY
 from maas_ray.serve.grpc.service import Caller, Service
 from maas_ray.serve.grpc.status import status_of
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
@@ -34,7 +35,7 @@ class Rpcs:
         """Answers a call; an error becomes the context's status.
 
         Args:
-            method: one of `UNARY`.
+            method: one of `UNARY`, or `HEALTH_UNARY`.
             body: the serialized request.
             context: of grpc.aio, or Ray Serve's likeness of one.
         """
@@ -60,18 +61,37 @@ class Rpcs:
             return
         context.set_trailing_metadata(_metadata(caller, ()))
 
+    async def watch(self, body: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Answers `Watch` of `grpc.health.v1`."""
+        caller = _caller(context)
+        try:
+            self._check_application(context)
+            async for answer in self._service.health.watch(body):
+                yield answer
+        except Exception as error:
+            _fail(context, error, caller)
+
+    def services(self) -> dict[str, grpc.GenericRpcHandler]:
+        """Every service of a replica by its name, for `entry.register`."""
+        check = grpc.unary_unary_rpc_method_handler(self._unary(HEALTH_UNARY))
+        health = {HEALTH_UNARY: check, HEALTH_STREAM: grpc.unary_stream_rpc_method_handler(self.watch)}
+        return {
+            SERVICE: self.handlers(),
+            HEALTH: grpc.method_handlers_generic_handler(HEALTH, health),
+            **{name: reflection.handlers(name) for name in REFLECTIONS},
+        }
+
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For `add_generic_rpc_handlers` of a server of grpc.aio. Messages stay bytes."""
-
-        def unary(method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-            async def answer(body: bytes, context: Any) -> bytes:
-                return await self.unary(method, body, context)
-
-            return answer
-
-        methods = {name: grpc.unary_unary_rpc_method_handler(unary(name)) for name in UNARY}
+        """The protocol's own, for `add_generic_rpc_handlers` of a server of grpc.aio. Messages stay bytes."""
+        methods = {name: grpc.unary_unary_rpc_method_handler(self._unary(name)) for name in UNARY}
         methods[STREAM] = grpc.stream_stream_rpc_method_handler(self.stream)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _unary(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def answer(body: bytes, context: Any) -> bytes:
+            return await self.unary(method, body, context)
+
+        return answer
 
     def _check_application(self, context: Any) -> None:
         wanted = dict(context.invocation_metadata() or ()).get("application", self._application)

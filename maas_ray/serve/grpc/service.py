@@ -25,6 +25,8 @@ from maas_ray.serve.grpc.codec import (
     parse,
     plain_parameters,
 )
+from maas_ray.serve.grpc.entry import HEALTH_UNARY
+from maas_ray.serve.grpc.health import Health
 from maas_ray.serve.grpc.status import error_text
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import Head, Header, Route, too_large
@@ -130,12 +132,13 @@ class Service:
     def __init__(self, handler: Handler, limits: LimitsSpec) -> None:
         self._handler = handler
         self._limits = limits
+        self.health = Health(lambda: handler.residency.is_ready)
 
     async def answer(self, method: str, body: bytes, caller: Caller) -> Answer:
         """Answers one call of a method.
 
         Args:
-            method: one of `entry.UNARY`.
+            method: one of `entry.UNARY`, or `entry.HEALTH_UNARY`.
             body: the serialized request.
             caller: who asks.
 
@@ -149,6 +152,8 @@ class Service:
             finally:
                 pending.cancel()
             return Answer(join(parts), headers)
+        if method == HEALTH_UNARY:
+            return Answer(self.health.check(body))
         if method in extensions.RPCS:
             extension, kind = extensions.RPCS[method]
             if kind == "refused":

@@ -1,0 +1,70 @@
+"""`grpc.health.v1`: what Kubernetes' probes and gRPC's own balancers ask. Knows no server.
+
+Source: github.com/grpc/grpc, doc/health-checking.md. Known services are the empty name (the whole server), the
+protocol's service and this one; all are ready as the pool is.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from grpc_health.v1 import health_pb2
+
+from maas_ray.errors import NotFound
+from maas_ray.serve.grpc.codec import parse
+from maas_ray.serve.grpc.entry import HEALTH, SERVICE
+
+WATCH_EVERY_S = 1.0
+"""How often a watched status is looked at."""
+_KNOWN = frozenset({"", SERVICE, HEALTH})
+
+
+class Health:
+    """Both methods.
+
+    Args:
+        is_ready: whether the pool takes requests.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool]) -> None:
+        self._is_ready = is_ready
+
+    def check(self, body: bytes) -> bytes:
+        """The status of a service.
+
+        Raises:
+            BadRequest: not a message.
+            NotFound: no such service.
+        """
+        service = self._service(body)
+        if service not in _KNOWN:
+            raise NotFound(f"there is no service {service[:100]!r}; there is: {', '.join(sorted(_KNOWN - {''}))}")
+        return _response(self._status(service))
+
+    async def watch(self, body: bytes) -> AsyncIterator[bytes]:
+        """The status now and whenever it changes, until the caller leaves.
+
+        Raises:
+            BadRequest: not a message.
+        """
+        service = self._service(body)
+        last = None
+        while True:
+            status = self._status(service)
+            if status != last:
+                last = status
+                yield _response(status)
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    def _service(self, body: bytes) -> str:
+        return str(parse(health_pb2.HealthCheckRequest, body).service)
+
+    def _status(self, service: str) -> Any:
+        kinds = health_pb2.HealthCheckResponse
+        if service not in _KNOWN:
+            return kinds.SERVICE_UNKNOWN
+        return kinds.SERVING if self._is_ready() else kinds.NOT_SERVING
+
+
+def _response(status: Any) -> bytes:
+    return bytes(health_pb2.HealthCheckResponse(status=status).SerializeToString())
