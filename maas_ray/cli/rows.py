@@ -1,14 +1,16 @@
 """Reads raw rows for `maas-ray predict` from csv, json or npy, typed by the model's metadata."""
 
 import csv
-import json
+import io
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from maas_ray.cli.client import Input
+from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import DataError
+from maas_ray.foreign import Unreadable, read_file
 
 MAX_INPUT_BYTES = 1 << 30
 
@@ -31,9 +33,11 @@ def read_rows(path: Path, inputs: Sequence[Input]) -> list[Row]:
     if reader is None:
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use .csv, .json or .npy")
     try:
-        if path.stat().st_size > MAX_INPUT_BYTES:
-            raise DataError(f"{path} has {path.stat().st_size} bytes; the limit is {MAX_INPUT_BYTES}; split the file")
         rows = reader(path, inputs)
+    except Unreadable as error:
+        raise DataError(f"{path} {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is not a csv file that can be read: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -43,16 +47,19 @@ def read_rows(path: Path, inputs: Sequence[Input]) -> list[Row]:
     return rows
 
 
+def _content(path: Path) -> bytes:
+    return read_file(path, MAX_INPUT_BYTES)
+
+
 def _read_csv(path: Path, inputs: Sequence[Input]) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        records = csv.DictReader(file)
-        _check_columns(path, records.fieldnames or (), inputs)
-        if wide := [tensor.name for tensor in inputs if not tensor.is_scalar]:
-            raise DataError(f"the inputs {', '.join(wide)} have several values per row; use .json or .npy")
-        return [
-            {tensor.name: _parse(path, number, tensor, record[tensor.name]) for tensor in inputs}
-            for number, record in enumerate(records, start=2)
-        ]
+    records = csv.DictReader(io.StringIO(_content(path).decode("utf-8-sig"), newline=""))
+    _check_columns(path, records.fieldnames or (), inputs)
+    if wide := [tensor.name for tensor in inputs if not tensor.is_scalar]:
+        raise DataError(f"the inputs {', '.join(wide)} have several values per row; use .json or .npy")
+    return [
+        {tensor.name: _parse(path, number, tensor, record[tensor.name]) for tensor in inputs}
+        for number, record in enumerate(records, start=2)
+    ]
 
 
 def _parse(path: Path, line: int, tensor: Input, text: str | None) -> Any:
@@ -63,16 +70,14 @@ def _parse(path: Path, line: int, tensor: Input, text: str | None) -> Any:
     try:
         return float(text) if tensor.datatype.startswith(("FP", "BF")) else int(text)
     except ValueError as error:
-        raise DataError(f"{path}:{line}: {tensor.name} is {text!r}, not a number ({tensor.datatype})") from error
+        raise DataError(f"{path}:{line}: {tensor.name} is {text!r:.100}, not a number ({tensor.datatype})") from error
 
 
 def _read_json(path: Path, inputs: Sequence[Input]) -> list[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise
-        raise DataError(f"{path} is not JSON: {error}") from error
+        rows = read_json(_content(path).decode())
+    except Malformed as error:
+        raise DataError(f"{path} {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path}: expected a list of objects, such as [{{"{inputs[0].name}": …}}]')
     for row in rows:
@@ -81,15 +86,15 @@ def _read_json(path: Path, inputs: Sequence[Input]) -> list[Row]:
 
 
 def _read_npy(path: Path, inputs: Sequence[Input]) -> list[Row]:
-    import numpy as np
+    from maas_ray.npy import read_npy  # late: numpy takes its time
 
     if len(inputs) != 1:
         names = ", ".join(tensor.name for tensor in inputs)
         raise DataError(f"{path}: an array fits a model with one input; this one has {len(inputs)}: {names}")
     (tensor,) = inputs
     try:
-        array = np.load(path, allow_pickle=False)
-    except ValueError as error:
+        array = read_npy("it", _content(path))
+    except DataError as error:
         raise DataError(f"{path} is not an .npy file with plain numbers: {error}") from error
     if array.ndim == 0 or array[0].size != prod(tensor.shape):
         raise DataError(
@@ -100,4 +105,9 @@ def _read_npy(path: Path, inputs: Sequence[Input]) -> list[Row]:
 
 def _check_columns(path: Path, names: Any, inputs: Sequence[Input]) -> None:
     if missing := [tensor.name for tensor in inputs if tensor.name not in names]:
-        raise DataError(f"{path} lacks {', '.join(missing)}, which the model needs; it has: {', '.join(names)}")
+        raise DataError(f"{path} lacks {', '.join(missing)}, which the model needs; it has: {_listed(names)}")
+
+
+def _listed(names: Any) -> str:
+    found = [str(name)[:100] for name in names]
+    return ", ".join(found[:50]) + (f" and {len(found) - 50} more" if len(found) > 50 else "")

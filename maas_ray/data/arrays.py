@@ -4,6 +4,7 @@ import importlib.util
 import io
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from maas_ray.data.bounds import allowed_bytes
 from maas_ray.data.files import read_bytes
 from maas_ray.data.spec import DataSpec
 from maas_ray.errors import DataError
+from maas_ray.npy import read_npy, read_npz
 
 _SHAPE = b"maas_ray.shape"
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MAX_IDX_DIMENSIONS = 8
 _SKLEARN = ("digits", "breast_cancer", "diabetes", "wine", "iris")
 
 
@@ -52,12 +56,11 @@ def read_numpy(spec: DataSpec) -> pa.Table:
     """
     data = read_bytes(spec, spec.uri)
     if zipfile.is_zipfile(io.BytesIO(data)):
-        with _load(spec.uri, data) as archive:
-            return _table(spec.uri, {name: _member(spec.uri, archive, name) for name in archive.files})
+        return _table(spec.uri, read_npz(spec.uri, data, allowed_bytes(spec, len(data))))
     if spec.labels_uri is None:
         raise DataError(f"{spec.uri} holds one array; name the file of the target with data.labels_uri")
-    target = _load(spec.labels_uri, read_bytes(spec, spec.labels_uri))
-    return _table(spec.uri, {"x": _load(spec.uri, data), spec.target: target})
+    target = read_npy(spec.labels_uri, read_bytes(spec, spec.labels_uri))
+    return _table(spec.uri, {"x": read_npy(spec.uri, data), spec.target: target})
 
 
 def read_idx(spec: DataSpec) -> pa.Table:
@@ -111,34 +114,21 @@ def _digits_path() -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _load(uri: str, data: bytes) -> Any:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{uri} is not a NumPy file that can be read: {error}") from error
-
-
-def _member(uri: str, archive: Any, name: str) -> NDArray[Any]:
-    try:
-        member: NDArray[Any] = archive[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"array {name!r} of {uri} cannot be read: {error}") from error
-    return member
-
-
 def _parse_idx(uri: str, data: bytes) -> NDArray[Any]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or len(data) < 4 + 4 * data[3]:
         raise DataError(f"{uri} is not an IDX file: its header is {data[:4].hex()!r}")
+    if data[3] > MAX_IDX_DIMENSIONS:
+        raise DataError(f"{uri} has {data[3]} dimensions; the limit is {MAX_IDX_DIMENSIONS}")
     shape = tuple(int(size) for size in np.frombuffer(data, dtype=">u4", count=data[3], offset=4))
     dtype = np.dtype(_IDX_TYPES[data[2]])
     body = memoryview(data)[4 + 4 * data[3] :]
     expected = math.prod(shape) * dtype.itemsize
-    if len(body) != expected:
+    if len(body) != expected or not expected:
         raise DataError(f"{uri} holds {len(body)} bytes of values; its header {shape} says {expected}")
     return np.frombuffer(body, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _table(where: str, arrays: dict[str, NDArray[Any]]) -> pa.Table:
+def _table(where: str, arrays: Mapping[str, NDArray[Any]]) -> pa.Table:
     fields, columns = [], []
     for name, values in arrays.items():
         if values.ndim == 0 or values.dtype.kind not in "biufUS":

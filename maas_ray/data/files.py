@@ -7,6 +7,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from maas_ray.data.bounds import BoundedStream
 from maas_ray.data.spec import DataSpec, Format
 from maas_ray.errors import DataError
 
@@ -33,6 +34,8 @@ _EXTENSIONS: dict[str, Format] = {
     "-ubyte": "idx",
     "-ubyte.gz": "idx",
 }
+_CODECS = (".gz", ".bz2", ".lz4", ".zst")
+"""Extensions by which pyarrow decompresses."""
 _TIMEOUT_S = {"connect_timeout": 5, "request_timeout": 60}
 
 
@@ -96,15 +99,28 @@ def list_files(spec: DataSpec) -> list[File]:
     )
 
 
-def read_bytes(spec: DataSpec, uri: str) -> bytes:
-    """The bytes of one file, decompressed if its name ends in .gz.
+def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
+    """A stream of one file, decompressed if its name ends in .gz or as another codec's does.
 
     Raises:
-        DataError: it does not exist, is empty or cannot be read.
+        DataError: while it is read: it becomes more than `data.max_expansion` allows.
+        OSError: it cannot be opened.
+    """
+    stream = files.open_input_stream(path)
+    if not path.endswith(_CODECS):
+        return stream
+    return BoundedStream(stream, spec, path, files.get_file_info(path).size or 0)
+
+
+def read_bytes(spec: DataSpec, uri: str) -> bytes:
+    """The bytes of one file, decompressed as by `open_stream`.
+
+    Raises:
+        DataError: it does not exist, is empty or cannot be read, or becomes too much.
     """
     files, path = filesystem(spec, uri)
     try:
-        with files.open_input_stream(path) as stream:
+        with open_stream(spec, files, path) as stream:
             data: bytes = stream.read()
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist") from error

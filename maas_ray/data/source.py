@@ -5,21 +5,26 @@ fixed-size list whose field carries the shape, see `arrays.tensor_field`.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv, feather, json, parquet
+from pyarrow import csv
 
 from maas_ray.data.arrays import read_idx, read_numpy, read_sklearn
-from maas_ray.data.files import filesystem, format_of, list_files
+from maas_ray.data.bounds import MAX_COLUMNS, refuse_many_columns, too_many_columns
+from maas_ray.data.files import filesystem, format_of, list_files, open_stream
 from maas_ray.data.images import image_shape, read_images
+from maas_ray.data.native import read_native
 from maas_ray.data.spec import DataSpec
 from maas_ray.errors import DataError
 
 SKLEARN = "sklearn:"
 MAX_CSV_ROW_BYTES = 1 << 24
+MAX_LISTED = 50
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
     if kind == "images":
         table = read_images(spec, files, paths, image_shape(spec, files, paths[0]))
         return RawTable(_select(spec, table, spec.uri), True)
-    readers = {"csv": _read_csv, "parquet": _read_parquet, "arrow": read_arrow, "jsonl": read_jsonl}
+    readers = {"csv": _read_csv, "parquet": _read_native("parquet"), "arrow": read_arrow, "jsonl": read_jsonl}
     tables: list[pa.Table] = []
     for path in paths:
         tables.append(_select(spec, readers[kind](spec, files, path), path))
@@ -83,17 +88,17 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
     Raises:
         DataError: a column that the spec names does not exist, or several have one name.
     """
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"{where} has several columns named {', '.join(map(repr, repeated))}; rename them")
+    refuse_many_columns(names, where)
+    if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise DataError(f"{where} has several columns named {_listed(map(repr, repeated))}; rename them")
     unused = {spec.target, spec.split.column, *spec.cleaning.drop}
     for name in unused - {None}:
         require_column(name, names, where)
     chosen = spec.features if spec.features is not None else [name for name in names if name not in unused]
     features = [name for name in chosen if name not in spec.cleaning.drop]
     if not features:
-        raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {', '.join(names)}")
-    for name in features:
+        raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {_listed(names)}")
+    for name in spec.features or ():
         require_column(name, names, where)
     for name in spec.cleaning.columns:
         require_column(name, features, f"cleaning.columns: among its features {where}")
@@ -110,7 +115,7 @@ def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[
     if different := set(names) ^ set(first_names):
         raise DataError(
             f"{path} and {first} do not have the same columns: only one of them has "
-            f"{', '.join(sorted(different))}; name the columns to use with data.features"
+            f"{_listed(sorted(different))}; name the columns to use with data.features"
         )
 
 
@@ -124,14 +129,20 @@ def require_column(name: Any, names: Iterable[str], where: str) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the columns: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"the columns: {_listed(known)}"
     raise DataError(f"{where} has no column {name!r}; {hint}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(name[:100] for name in found[:MAX_LISTED]) + more
 
 
 def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
     try:
         _, options = csv_options(spec, files, path)
-        with files.open_input_stream(path) as stream:
+        with open_stream(spec, files, path) as stream:
             return csv.read_csv(stream, *options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise csv_error(path, str(error)) from error
@@ -150,7 +161,9 @@ def csv_options(
     """
     parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
     options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
-    with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
+    with open_stream(spec, files, path) as stream:
+        _refuse_wide_header(stream, parse.delimiter.encode(), path)
+    with open_stream(spec, files, path) as stream, csv.open_csv(stream, options, parse) as head:
         names = head.schema.names
     if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
         raise csv_error(path, "UTF8: the header holds zero bytes")
@@ -163,6 +176,18 @@ def csv_options(
     return names, (options, parse, convert)
 
 
+def _refuse_wide_header(stream: Any, delimiter: bytes, path: str) -> None:
+    """Raises `DataError` before the parser makes a column of each of a million names."""
+    num_read = num_found = 0
+    while num_read < MAX_CSV_ROW_BYTES and (block := stream.read(1 << 16)):
+        line, end, _ = block.partition(b"\n")
+        num_read, num_found = num_read + len(block), num_found + line.count(delimiter)
+        if num_found > MAX_COLUMNS:
+            raise too_many_columns(path, f"more than {MAX_COLUMNS}")
+        if end:
+            return
+
+
 def csv_error(path: str, text: str) -> DataError:
     """What pyarrow's message about a csv file means."""
     if "Empty CSV" in text:
@@ -172,45 +197,23 @@ def csv_error(path: str, text: str) -> DataError:
     return DataError(f"{path} is not a csv file that can be read: {text}")
 
 
-def _read_parquet(spec: DataSpec, files: Any, path: str) -> pa.Table:
-    try:
-        with files.open_input_file(path) as source:
-            refuse_empty(path, source.size())
-            return parquet.ParquetFile(source).read()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+def _read_native(kind: str) -> Callable[[DataSpec, Any, str], pa.Table]:
+    def read(spec: DataSpec, files: Any, path: str) -> pa.Table:
+        try:
+            with open_stream(spec, files, path) as stream:
+                data = stream.read()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+        refuse_empty(path, len(data))
+        return read_native(spec, path, kind, data)
+
+    return read
 
 
-def read_arrow(spec: DataSpec, files: Any, path: str) -> pa.Table:
-    """One file of either form of Arrow's format, or of Feather.
-
-    Raises:
-        DataError: it is empty or not such a file.
-    """
-    try:
-        with files.open_input_file(path) as source:
-            refuse_empty(path, source.size())
-            try:
-                return feather.read_table(source)
-            except pa.ArrowInvalid:
-                source.seek(0)
-                return pa.ipc.open_stream(source).read_all()  # the streaming form of the same format
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
-
-
-def read_jsonl(spec: DataSpec, files: Any, path: str) -> pa.Table:
-    """One file of JSON lines.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    options = json.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
-    try:
-        with files.open_input_stream(path) as stream:
-            return json.read_json(stream, options)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a file of JSON lines that can be read: {error}") from error
+read_arrow = _read_native("arrow")
+"""One file of either form of Arrow's format, or of Feather. Raises `DataError`."""
+read_jsonl = _read_native("jsonl")
+"""One file of JSON lines. Raises `DataError`."""
 
 
 def refuse_empty(path: str, size: int) -> None:

@@ -14,8 +14,10 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from maas_ray.data.arrays import tensor_shape
-from maas_ray.data.files import File, filesystem
+from maas_ray.data.bounds import allowed_bytes, too_much
+from maas_ray.data.files import File, filesystem, open_stream
 from maas_ray.data.images import COLUMN, image_shape, read_images
+from maas_ray.data.native import parquet_bytes
 from maas_ray.data.source import (
     choose_columns,
     csv_error,
@@ -215,7 +217,12 @@ def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> It
         with system.open_input_file(piece.path) as opened:
             reader = parquet.ParquetFile(opened)
             groups = range(piece.first, piece.stop if piece.stop is not None else reader.num_row_groups)
+            size = opened.size()
+            left = allowed_bytes(source.spec, size)
             for batch in reader.iter_batches(rows, row_groups=list(groups), columns=list(source.names)):
+                left -= batch.nbytes
+                if left < 0:
+                    raise too_much(source.spec, piece.path, size)
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{piece.path} is not a parquet file that can be read: {error}") from error
@@ -224,7 +231,7 @@ def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> It
 def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
     try:
         _, options = csv_options(source.spec, system, path)
-        with system.open_input_stream(path) as stream, csv.open_csv(stream, *options) as reader:
+        with open_stream(source.spec, system, path) as stream, csv.open_csv(stream, *options) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -239,14 +246,19 @@ def _read_batches(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
             reader = _open_arrow(opened)
             if isinstance(reader, pa.ipc.RecordBatchFileReader):
                 for i in range(reader.num_record_batches):
-                    yield pa.Table.from_batches([reader.get_batch(i)])
+                    yield _validated(reader.get_batch(i))
             elif reader is not None:
                 for batch in reader:
-                    yield pa.Table.from_batches([batch])
+                    yield _validated(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
     if reader is None:
         yield read_arrow(source.spec, system, path)
+
+
+def _validated(batch: pa.RecordBatch) -> pa.Table:
+    batch.validate(full=True)  # pyarrow believes the offsets of a file, and would follow them anywhere
+    return pa.Table.from_batches([batch])
 
 
 def _open_arrow(opened: Any) -> Any:
@@ -259,11 +271,13 @@ def _open_arrow(opened: Any) -> Any:
     return None
 
 
-def _parquet_head(_: DataSpec, system: Any, file: File) -> _Head:
+def _parquet_head(spec: DataSpec, system: Any, file: File) -> _Head:
     refuse_empty(file.path, file.size)
     try:
         with system.open_input_file(file.path) as opened:
             reader = parquet.ParquetFile(opened)
+            if parquet_bytes(reader.metadata, reader.schema_arrow) > allowed_bytes(spec, file.size):
+                raise too_much(spec, file.path, file.size)
             groups = [reader.metadata.row_group(i) for i in range(reader.num_row_groups)]
             chunks: list[tuple[int | None, int]] = [(group.num_rows, group.total_byte_size) for group in groups]
             return _Head(reader.schema_arrow.names, reader.schema_arrow, chunks)

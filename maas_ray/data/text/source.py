@@ -5,7 +5,6 @@ the pieces of a document have the tokens of the whole document, unless it has no
 """
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from maas_ray.data.files import filesystem, format_of, list_files
+from maas_ray.data.bounds import allowed_bytes, too_much
+from maas_ray.data.files import filesystem, format_of, list_files, open_stream
 from maas_ray.data.source import require_column
 from maas_ray.data.spec import TEXT_FORMATS, DataSpec
 from maas_ray.data.text.spec import TextSpec
+from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import DataError
 
 PIECE = 1 << 16
@@ -49,10 +50,12 @@ def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[Piece]:
     for path in paths:
         try:
             if kind == "text":
-                yield from _cut_documents(_characters(files, path), text.separator)
+                yield from _cut_documents(_characters(spec, files, path), text.separator)
             else:
                 documents = (
-                    _json_texts(files, path, text.field) if kind == "jsonl" else _parquet_texts(files, path, text)
+                    _json_texts(spec, files, path, text.field)
+                    if kind == "jsonl"
+                    else _parquet_texts(spec, files, path, text)
                 )
                 for document in documents:
                     yield from _cut_documents(iter((document,)), None)
@@ -60,10 +63,10 @@ def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[Piece]:
             raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _characters(files: Any, path: str) -> Iterator[str]:
+def _characters(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
-        with files.open_input_stream(path) as stream:
+        with open_stream(spec, files, path) as stream:
             while block := stream.read(_BLOCK_BYTES):
                 yield decoder.decode(block)
             yield decoder.decode(b"", final=True)
@@ -104,14 +107,14 @@ def _last_cut(waiting: str, start: int) -> int:
     return start + PIECE
 
 
-def _json_texts(files: Any, path: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(files, path), start=1):
+def _json_texts(spec: DataSpec, files: Any, path: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(spec, files, path), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+            record = read_json(line)
+        except Malformed as error:
+            raise DataError(f"{path}, line {number} {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number} is a {type(record).__name__}; expected an object with {field!r}")
         require_column(field, record, f"{path}, line {number}")
@@ -120,9 +123,9 @@ def _json_texts(files: Any, path: str, field: str) -> Iterator[str]:
         yield record[field]
 
 
-def _lines(files: Any, path: str) -> Iterator[str]:
+def _lines(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
     waiting = ""
-    for block in _characters(files, path):
+    for block in _characters(spec, files, path):
         *whole, waiting = (waiting + block).split("\n")
         yield from whole
         if len(waiting) > _MAX_LINE_BYTES:
@@ -132,13 +135,20 @@ def _lines(files: Any, path: str) -> Iterator[str]:
     yield waiting
 
 
-def _parquet_texts(files: Any, path: str, text: TextSpec) -> Iterator[str]:
+def _parquet_texts(spec: DataSpec, files: Any, path: str, text: TextSpec) -> Iterator[str]:
     with files.open_input_file(path) as source:
-        table = parquet.ParquetFile(source)
+        size = source.size()
+        # Repeated texts stay references to a dictionary: a batch of them, written out, could be of any size.
+        table = parquet.ParquetFile(source, read_dictionary=[text.field])
         require_column(text.field, table.schema_arrow.names, path)
+        left = allowed_bytes(spec, size)
         for batch in table.iter_batches(batch_size=1024, columns=[text.field]):
-            for value in batch.column(0).to_pylist():
+            for scalar in batch.column(0):
+                value = scalar.as_py()
                 if value is not None and not isinstance(value, str):
                     raise DataError(f"{path}: {text.field!r} holds {value!r:.40}; expected texts")
                 if value:
+                    left -= len(value)
+                    if left < 0:
+                        raise too_much(spec, path, size)
                     yield value
