@@ -36,6 +36,7 @@ _EXTENSIONS: dict[str, Format] = {
 }
 _CODECS = (".gz", ".bz2", ".lz4", ".zst")
 """Extensions by which pyarrow decompresses."""
+_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = {"connect_timeout": 5, "request_timeout": 60}
 
 
@@ -110,6 +111,21 @@ def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
     if not path.endswith(_CODECS):
         return stream
     return BoundedStream(stream, spec, path, files.get_file_info(path).size or 0)
+
+
+def check_expansion(spec: DataSpec, files: Any, path: str) -> None:
+    """Decompresses a file once to see that it does not become too much; does nothing for one that is not compressed.
+
+    For parsers that read ahead in threads of their own, where a stream that ends with an error is not safe.
+
+    Raises:
+        DataError: it becomes more than `data.max_expansion` allows.
+        OSError: it cannot be read.
+    """
+    if path.endswith(_CODECS):
+        with open_stream(spec, files, path) as stream:
+            while stream.read(_CHUNK_BYTES):
+                continue
 
 
 def read_bytes(spec: DataSpec, uri: str) -> bytes:

@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from maas_ray.data.arrays import read_idx, read_numpy, read_sklearn
 from maas_ray.data.bounds import MAX_COLUMNS, refuse_many_columns, too_many_columns
-from maas_ray.data.files import filesystem, format_of, list_files, open_stream
+from maas_ray.data.files import check_expansion, filesystem, format_of, list_files, open_stream
 from maas_ray.data.images import image_shape, read_images
 from maas_ray.data.native import read_native
 from maas_ray.data.spec import DataSpec
@@ -141,8 +141,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
     try:
+        check_expansion(spec, files, path)
         _, options = csv_options(spec, files, path)
-        with open_stream(spec, files, path) as stream:
+        with files.open_input_stream(path) as stream:
             return csv.read_csv(stream, *options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise csv_error(path, str(error)) from error
@@ -163,7 +164,7 @@ def csv_options(
     options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
     with open_stream(spec, files, path) as stream:
         _refuse_wide_header(stream, parse.delimiter.encode(), path)
-    with open_stream(spec, files, path) as stream, csv.open_csv(stream, options, parse) as head:
+    with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
         names = head.schema.names
     if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
         raise csv_error(path, "UTF8: the header holds zero bytes")

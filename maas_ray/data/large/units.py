@@ -15,7 +15,7 @@ from pyarrow import csv, parquet
 
 from maas_ray.data.arrays import tensor_shape
 from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import File, filesystem, open_stream
+from maas_ray.data.files import File, check_expansion, filesystem
 from maas_ray.data.images import COLUMN, image_shape, read_images
 from maas_ray.data.native import parquet_bytes
 from maas_ray.data.source import (
@@ -230,8 +230,9 @@ def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> It
 
 def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
     try:
+        check_expansion(source.spec, system, path)
         _, options = csv_options(source.spec, system, path)
-        with open_stream(source.spec, system, path) as stream, csv.open_csv(stream, *options) as reader:
+        with system.open_input_stream(path) as stream, csv.open_csv(stream, *options) as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:

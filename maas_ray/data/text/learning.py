@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from maas_ray.data.files import read_bytes
 from maas_ray.data.spec import DataSpec
 from maas_ray.data.text.spec import TextSpec
-from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
+from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer, read_tokenizer
+
+_SAMPLE_CHARS = 1 << 16
 
 
 def find_tokenizer(
@@ -24,7 +26,7 @@ def find_tokenizer(
     """
     own = text.tokenizer
     if own.uri is not None:
-        return Tokenizer(read_bytes(spec, own.uri))
+        return read_tokenizer(own.uri, read_bytes(spec, own.uri), _sample(one for _, one in texts()))
     if own.kind != "characters":
         return learn_tokenizer(own, (one for split, one in texts() if split == "train"), special)
     known: set[str] = set()
@@ -32,3 +34,15 @@ def find_tokenizer(
     for split, one in texts():
         (known if split == "train" else others).update(one)
     return learn_tokenizer(own, known, [*([UNKNOWN] if others - known else []), *special])
+
+
+def _sample(texts: Iterable[str]) -> list[str]:
+    """The first of the texts."""
+    sample: list[str] = []
+    left = _SAMPLE_CHARS
+    for text in texts:
+        sample.append(text[:left])
+        left -= len(text)
+        if left <= 0:
+            break
+    return sample

@@ -3,20 +3,31 @@
 Text is always text: a special token that stands in it letter by letter is encoded as the letters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
+from maas_ray import confined
 from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.words import Words, is_by_words
-from maas_ray.errors import DataError
+from maas_ray.errors import ConfinedError, DataError
 
 UNKNOWN = "<|unknown|>"
 """The token of a character that the training split does not have; only where held-out text holds such a character."""
 _VOCAB_SIZE = 8192
+MAX_VOCAB_SIZE = 1 << 22
+MAX_FILE_BYTES = 1 << 28
+MAX_CODES_PER_CHARACTER = 64
+LIMITS = confined.Limits(wall_s=120, cpu_s=20, memory_bytes=1 << 30)
+PROBES = (
+    "", " ", "a", "The quick brown fox\njumps over 13 lazy dogs.", "a" * 2000 + "!", "1" * 500, " " * 500 + "x", "\n" * 100,
+    "".join(map(chr, range(32, 127))), "ä ß é ñ 漢字 かな 한국 עברית العربية हिन्दी", "👍🏽👩‍👩‍👧 e\u0301 \u200b\ufeff\ufffd", "\x00\x01\x7f",
+)  # fmt: skip
+"""What tokenizers were seen to fail at, beside the texts that they are for."""
 
 Lookup = Callable[[str], NDArray[np.int64]]
 
@@ -44,6 +55,8 @@ class Tokenizer:
         self.content = content
         self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
         """Codes are below this number."""
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise DataError(f"the tokenizer has codes up to {self.vocab_size - 1}; the limit is {MAX_VOCAB_SIZE - 1}")
         self._words = Words(self._engine) if lookup is None and is_by_words(content) else None
         self.is_fast = lookup is not None
         """Whether encoding costs no more than reading."""
@@ -78,6 +91,43 @@ class Tokenizer:
                 f"the tokenizer has no token {token!r}; name the right one with data.text.tokenizer.{field}, or add it"
             )
         return int(code)
+
+
+def read_tokenizer(where: str, content: bytes, sample: Sequence[str]) -> Tokenizer:
+    """A tokenizer that somebody else wrote, once it has encoded a sample in a child process.
+
+    The library is native code that panics, aborts or runs for ever on some files, at the first text or before it.
+
+    Args:
+        where: names the file in messages.
+        content: the file.
+        sample: some of the texts that it is for.
+
+    Raises:
+        DataError: not the JSON of a tokenizer, or one that cannot be used.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        raise DataError(f"{where} has {len(content)} bytes; the limit for a tokenizer is {MAX_FILE_BYTES}")
+    try:
+        confined.call(f"{__name__}:try_out", {"texts": [*PROBES, *sample]}, [content], LIMITS, what=where)
+    except ConfinedError as error:
+        raise DataError(f"{where} is not a tokenizer.json that can be used: {error}") from error
+    return Tokenizer(content)
+
+
+def try_out(payload: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    """The child's side: reads the tokenizer, encodes the texts one by one, and decodes what comes out.
+
+    Raises:
+        DataError: not the JSON of a tokenizer.
+    """
+    tokenizer = Tokenizer(bytes(blobs[0]))
+    for text in payload["texts"]:
+        (codes,) = tokenizer.encode([text])
+        if len(codes) > MAX_CODES_PER_CHARACTER * max(1, len(text)):
+            raise DataError(f"the tokenizer makes {len(codes)} codes of {len(text)} characters; it is of no use")
+        tokenizer.decode(codes[:1024])
+    return {}, []
 
 
 def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence[str]) -> Tokenizer:
