@@ -20,6 +20,7 @@
     ├── GateError              a proof failed: what was exported is not what was trained
     ├── BundleError            a bundle's graph or description is not servable
     ├── EngineFailed           a run failed for a reason that does not lie in the request
+    │   └── EngineDied         the process that ran the model died during a run
     ├── ModelTooLarge          a model does not fit into its pool's memory budget
     ├── ConfinedError          work in a child process with limits did not end well
     │   ├── ConfinedTimeout    it took more time than it may, and was ended
@@ -32,6 +33,7 @@
         ├── FilesRefused       a load that brings the model's files with it
         ├── BodyTooLarge       the body is over the pool's limit
         ├── AnswerTooLarge     the answer is over the pool's limit
+        ├── RequestQuarantined  it ended the process that ran it twice; it is not run for a while
         ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
         │   └── RunStopped     a run was ended before it was done
         └── Overloaded         the queue is full; nothing was queued
@@ -173,6 +175,12 @@ class EngineFailed(MaasError):
     code = "engine_failed"
 
 
+class EngineDied(EngineFailed):
+    """The process that ran the model died during the run; the replica lives on and has started another one."""
+
+    code = "engine_died"
+
+
 class ModelTooLarge(MaasError):
     """A model needs more memory than its pool's budget leaves for it; waiting does not help."""
 
@@ -255,6 +263,12 @@ class AnswerTooLarge(RequestError):
     """The answer would be larger than the pool sends; it was not written."""
 
     code, http_status = "answer_too_large", 422
+
+
+class RequestQuarantined(RequestError):
+    """The same values have twice ended the process that ran the model; they are not run again for a while."""
+
+    code, http_status = "request_quarantined", 422
 
 
 class DeadlineExceeded(RequestError):

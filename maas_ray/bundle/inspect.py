@@ -12,6 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from maas_ray.bundle import contrib
 from maas_ray.bundle.datatypes import NUMPY, ONNX
+from maas_ray.bundle.extent import check_extent
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.bundle.functions import check_functions, function_of
 from maas_ray.errors import BundleError
@@ -19,7 +20,6 @@ from maas_ray.errors import BundleError
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 MAX_GRAPH_BYTES = (1 << 31) - 1
 """The largest message of protocol buffers; weights are inline."""
-MAX_NODES = 1_000_000
 _FIRST_IR_WITH_DEFAULTS = 4
 _KINDS = {
     "sequence_type": "sequence",
@@ -50,9 +50,8 @@ def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
     except Exception as error:  # protobuf's classes differ between its implementations
         raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded; export it again") from error
     local = check_functions(model)
-    for num_nodes, node in enumerate(_nodes(model)):
-        if num_nodes >= MAX_NODES:
-            raise BundleError(f"the graph has more than {MAX_NODES} nodes")
+    check_extent(model)
+    for node in _nodes(model):
         is_known = node.domain in ALLOWED_DOMAINS or (
             node.domain == contrib.DOMAIN and node.op_type in contrib.OPERATORS
         )

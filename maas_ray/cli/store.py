@@ -30,7 +30,15 @@ def import_(
             metavar="NAME=SIZES", help="Shape that the file leaves open: x=-1,3 or ids=batch,seq; repeatable."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option(help="Run it twice on random values.")] = True,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            help="Values that the model takes, for its first runs: .npz, or a v2 request as .json. They are kept."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Compare runs on random values; without it the model is loaded all the same.")
+    ] = True,
     batch_axis: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +66,7 @@ def import_(
             task=task,
             labels=read_labels(labels, labels_file),
             shapes=read_shapes(shape or []),
+            sample=sample,
             is_checked=check,
             batch_axis=batch_axis,
         )
@@ -76,6 +85,8 @@ def import_(
         **{f"output {tensor.name}": _shown(tensor) for tensor in imported.info.signature.outputs},
         **{f"change {number}": text for number, text in enumerate(imported.info.parity.get("changes", ()), 1)},
         "run on random values": imported.info.parity["run"],
+        "first runs with": imported.info.parity["warm_up"],
+        "runs in the process": imported.info.parity["process"],
         "rows of several requests": _merged(imported.info.parity),
         "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
     }

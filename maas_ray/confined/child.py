@@ -1,12 +1,13 @@
 """Starts confined children, waits for them, and kills them. Parent side; what happens in the child is in `server.py`."""
 
 import os
+import select
 import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, NamedTuple, NoReturn, Self
 
@@ -146,10 +147,13 @@ class Child:
         except OSError:
             return
 
-    def result(self) -> Result:
-        """Waits for the answer. Raises what `call` raises."""
+    def result(self, on_stage: Callable[[str], None] = lambda stage: None) -> Result:
+        """Waits for the answer; a service may tell the stages of its start before. Raises what `call` raises."""
         try:
             answer, blobs = receive_frame(self.socket, self._limits.answer_bytes, self._deadline_s)
+            while "stage" in answer:
+                on_stage(str(answer["stage"]))
+                answer, blobs = receive_frame(self.socket, self._limits.answer_bytes, self._deadline_s)
         except TimeoutError:
             self._give_up()
         except (EOFError, OSError) as error:
@@ -158,7 +162,7 @@ class Child:
             self.abort()
             raise ConfinedKilled(f"{self._what}: the process that worked on it answered {error}") from error
         if "error" in answer:
-            raise _error(answer["error"], answer.get("args", []))
+            raise error_of(answer["error"], answer.get("args", []))
         if "memory" in answer:
             raise self._out_of_memory()
         return Result(answer["value"], blobs)
@@ -176,14 +180,23 @@ class Child:
             except ProcessLookupError:
                 return
 
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        with self._lock:
+            if not self._is_open:
+                return True
+            return bool(select.select([self._status], [], [], 0)[0])
+
     def why_it_died(self) -> MaasError:
         """The reason of the end of a child that has ended or is about to; kills it if it does not end."""
-        self._status.settimeout(_END_TIMEOUT_S)
         try:
+            self._status.settimeout(_END_TIMEOUT_S)
             data = self._status.recv(ENDED.size)
         except OSError:
             self.abort()
             data = b""
+        if not self._is_open:
+            return ConfinedKilled(f"the process that worked on {self._what} was ended")
         code = os.waitstatus_to_exitcode(ENDED.unpack(data)[0]) if len(data) == ENDED.size else -signal.SIGKILL
         if code == -signal.SIGXCPU:
             return ConfinedTimeout(f"{self._what} needed more than {self._limits.cpu_s:g} s of CPU and was ended")
@@ -227,7 +240,8 @@ class Child:
         return os.pread(self._log.fileno(), 4096, max(0, size - 4096))
 
 
-def _error(code: str, args: Sequence[Any]) -> MaasError:
+def error_of(code: str, args: Sequence[Any]) -> MaasError:
+    """The error of ours that a child raised, by its code; of the same class where its arguments fit."""
     kinds: list[type[MaasError]] = [MaasError]
     for kind in kinds:
         if kind.__dict__.get("code") == code:

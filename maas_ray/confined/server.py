@@ -66,7 +66,7 @@ def serve(control: socket.socket) -> None:
 
 
 def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    data, descriptors, _, _ = socket.recv_fds(control, HEAD.size, 16, socket.MSG_WAITALL)
+    data, descriptors, _, _ = socket.recv_fds(control, HEAD.size, 250, socket.MSG_WAITALL)
     if len(data) < HEAD.size:
         return None
     (length,) = HEAD.unpack(data)

@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from maas_ray.bundle.axis.judge import judge
-from maas_ray.bundle.datatypes import NUMPY, Array
-from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.external import read_onnx
-from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, TensorSpec, save_bundle
-from maas_ray.bundle.inspect import inspect_graph, signature_of
+from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, save_bundle
+from maas_ray.bundle.loading import reasons_apart
+from maas_ray.bundle.sample import write_sample
 from maas_ray.display import get_logger
-from maas_ray.errors import GateError, MaasError, SpecError
+from maas_ray.errors import SpecError
 from maas_ray.foreign import Unreadable, read_file
-from maas_ray.registry.adapting import Sizes, adapt
+from maas_ray.registry.adapting import Sizes
+from maas_ray.registry.examining import examine, load, merging, prove
+from maas_ray.registry.samples import read_sample_file
 from maas_ray.store.objects import ObjectStore
 
 log = get_logger(__name__)
@@ -43,13 +41,15 @@ def import_onnx(
     task: Task = "other",
     labels: tuple[str, ...] | None = None,
     shapes: Mapping[str, Sizes] | None = None,
+    sample: Path | None = None,
     is_checked: bool = True,
     batch_axis: str | None = None,
 ) -> ImportedModel:
     """Makes a bundle of an ONNX file and commits it; `Registry.publish` makes it a version.
 
-    The graph is loaded twice and run on the same random values; both must give the same finite ones. A graph that
-    refuses such values (an index outside its table) is imported all the same, and its parity report says so.
+    The graph is loaded and run in child processes with limits, so that one that crashes, hangs or takes all memory is
+    refused. It is run in two sessions on the same random values, which must give the same finite ones. A graph that refuses
+    such values (an index outside its table) is imported all the same, and its parity report says so.
 
     Args:
         store: where the bundle goes.
@@ -57,28 +57,27 @@ def import_onnx(
         task: what the outputs mean.
         labels: class names in the order of the scores; by default those that the file has.
         shapes: of inputs and outputs whose shapes the file leaves open.
-        is_checked: False leaves out the run, for a graph that gives infinite values where it should.
+        sample: a file with values that the graph takes, .npz or a v2 request as .json; kept in the bundle and used for
+            first runs, so they must not be somebody's data.
+        is_checked: False leaves out the comparison of runs, for a graph that gives infinite values where it should. It
+            is loaded all the same.
         batch_axis: the name of the dimension that counts the rows of a request, which is then the first one of every
             input; `first` for one without a name, `none` where there is none. By default what its name says.
 
     Raises:
         NotFound: there is no such file.
         BundleError: not a graph that can be served; the message names the node, tensor or file and the reason.
-        SpecError: the labels do not fit any output, or the batch dimension is not that of the inputs.
+        SpecError: the labels do not fit any output, the sample does not fit the inputs, or the batch dimension is not
+            theirs.
         GateError: two loads of the graph differ, or give values that are not finite.
     """
     path = Path(path)
-    adapted = adapt(read_onnx(path), shapes)
+    examined = examine(read_onnx(path), shapes, path.name, batch_axis)
+    adapted, signature = examined.adapted, examined.signature
     file = adapted.file
     labels = adapted.labels if labels is None else labels
-    signature = signature_of(file.graph)
-    model = inspect_graph(file.graph, signature)
-    try:
-        signature, verdict = judge(signature, model, batch_axis)
-    except ValueError as error:
-        raise SpecError(f"--batch-axis {batch_axis}: {error}") from error
-    del model
     _check_labels(signature, labels)
+    values = None if sample is None else write_sample(read_sample_file(sample, signature), signature)
     origin = Imported(file=path.name, sha256=file.sha256, producer=file.producer)
     changes = {"changes": list(adapted.changes)} if adapted.changes else {}
     run = f"import-{file.sha256[:16]}"
@@ -86,14 +85,22 @@ def import_onnx(
         signature=signature,
         task=task,
         labels=labels,
-        parity={"status": "imported", "run": "left out", **changes, **_merging(verdict.reason)},
+        parity={"status": "imported"},
         metrics={},
         lineage=Lineage(run=run, step=0, checkpoint_digest="", data_digest="", spec_digest="", imported=origin),
     )
+    bundle = Bundle(path.name, info, file.graph, values)
+    nature = load(bundle)
+    report = {
+        "run": "left out",
+        **merging(nature.not_merged_because),
+        "warm_up": nature.warmed_with or "all values that were made up are refused",
+        "process": "of its own: " + "; ".join(apart)[:1000] if (apart := reasons_apart(nature)) else "the replica's",
+    }
     if is_checked:
-        report = _prove(Bundle(path.name, info, file.graph))
-        info = info.model_copy(update={"parity": {"status": "imported", **report, **changes}})
-    return ImportedModel(save_bundle(store, info, file.graph), info)
+        report |= prove(bundle, nature)
+    info = info.model_copy(update={"parity": {"status": "imported", **report, **changes}})
+    return ImportedModel(save_bundle(store, info, file.graph, values), info)
 
 
 def read_labels(names: str | None, file: Path | None) -> tuple[str, ...] | None:
@@ -127,48 +134,3 @@ def _check_labels(signature: Signature, labels: tuple[str, ...] | None) -> None:
     sizes = {output.name: output.shape[-1] for output in signature.outputs if output.shape}
     if len(labels) not in sizes.values() and -1 not in sizes.values():
         raise SpecError(f"there are {len(labels)} labels, but the last sizes of the outputs are {sizes}")
-
-
-def _prove(bundle: Bundle) -> dict[str, Any]:
-    """Runs two sessions of the same bytes, one of them twice; returns what the parity report says of it."""
-    signature, name = bundle.info.signature, bundle.id
-    num_rows = NUM_ROWS if signature.is_batched else 1
-    random = np.random.default_rng(0)
-    inputs = {tensor.name: _random(tensor, num_rows, random) for tensor in signature.required}
-    results: list[Mapping[str, Array]] = []
-    for num_runs in (2, 1):  # onnxruntime's random numbers begin alike in each session
-        engine = Engine(bundle)
-        merging = _merging(engine.not_merged_because)
-        try:
-            results += [engine.run(inputs) for _ in range(num_runs)]
-        except MaasError as error:  # a graph that refuses blanks of fixed sizes is refused by the engine itself
-            log.warning("%s refuses random values: %s", name, error.__cause__ or error)
-            return {"run": "random values are refused", **merging}
-        finally:
-            engine.close()
-    for output, array in results[0].items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise GateError(
-                f"output {output!r} of {name} is not finite for random inputs between 0 and 1; if that is meant, "
-                "import it without the run (--no-check)"
-            )
-        if not all(np.array_equal(array, other[output]) for other in results[1:]):
-            raise GateError(
-                f"output {output!r} of {name} differs between two runs on the same values: the graph draws random "
-                "numbers, export it for inference; if that is meant, import it without the run (--no-check)"
-            )
-    return {"run": "passed", "rows": num_rows, **merging}
-
-
-def _merging(reason: str) -> dict[str, Any]:
-    """Whether requests share a run, as the report has it; each load judges again."""
-    return {"can_merge": False, "not_merged_because": reason} if reason else {"can_merge": True}
-
-
-def _random(tensor: TensorSpec, num_rows: int, random: np.random.Generator) -> Array:
-    shape = [(1 if axis else num_rows) if size == -1 else size for axis, size in enumerate(tensor.shape)]
-    if tensor.datatype == "BYTES":
-        return np.full(shape, "", dtype=object)
-    dtype = NUMPY[tensor.datatype]
-    # 0 and 1 are in every table that has two entries, and both values of a mask.
-    return random.random(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 2, shape).astype(dtype)

@@ -16,11 +16,12 @@ import numpy as np
 
 from maas_ray.bundle.forms import Form
 from maas_ray.display import get_logger
-from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded, RequestError, RunStopped
+from maas_ray.errors import BadRequest, DeadlineExceeded, EngineDied, MaasError, Overloaded, RequestError, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fair_queue import Key
 from maas_ray.serve.guard import Guard, Sample
 from maas_ray.serve.item import Done, Item, Tensors
+from maas_ray.serve.quarantine import Quarantine
 from maas_ray.serve.queue import DEFAULT_TENANT, Queue
 
 log = get_logger(__name__)
@@ -188,6 +189,9 @@ class Batcher:
         )
         self._retries: deque[list[Item]] = deque()
         """Parts of a run that failed, to be run apart."""
+        self._quarantine = Quarantine()
+        self._is_guarded = False
+        """Something is in quarantine, so that each request is looked at."""
         self._runs: list[Run] = []
         self._is_armed = False
         self._is_starting = False
@@ -267,6 +271,7 @@ class Batcher:
         Raises:
             Overloaded: the queue is full, or the version is being unloaded; nothing was queued.
             DeadlineExceeded: the deadline has passed already.
+            RequestQuarantined: the same values have twice ended the engine's process.
             BadRequest: a tensor has other than `num_rows` rows; merged, it would shift the rows of others.
         """
         deadline = item.deadline
@@ -276,6 +281,8 @@ class Batcher:
         if deadline <= now:
             raise DeadlineExceeded(f"the deadline passed before the request to {self._name} could be queued")
         inputs, num_rows = item.inputs, item.num_rows
+        if self._is_guarded:
+            self._is_guarded = self._quarantine.check(inputs, now, self._name)
         key: Key = ()
         if self._optional and not self._optional.isdisjoint(inputs):
             key = (item,)  # what it gives beside its rows holds for the whole run
@@ -441,7 +448,9 @@ class Batcher:
             # The engine has its next run while the loop writes the answers of this one.
             self._pump()
         if outputs is None:
-            if isinstance(error, RunStopped):
+            if isinstance(error, EngineDied):
+                self._after_death(batch)
+            elif isinstance(error, RunStopped):
                 # Alone, so that the one that took so long holds up no other; the earliest deadline first.
                 self._retries.extend([item] for item in sorted(_live(batch), key=lambda item: item.deadline))
             elif len(batch) == 1:
@@ -506,6 +515,17 @@ class Batcher:
         log.error("%s", self.problem)
         self._can_merge = False
         self._guard = None
+
+    def _after_death(self, batch: list[Item]) -> None:
+        """The engine's process died: each request is repeated once, alone; who was alone has done it."""
+        for item in _live(batch):
+            if not item.has_ended_process:
+                item.has_ended_process = True
+                self._retries.append([item])
+                continue
+            self._quarantine.add(item.inputs, self._loop.time())
+            self._is_guarded = True
+            self._answer(item, None, self._quarantine.refusal(self._name))
 
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
         """Answers each item with its own rows: views, by what was parsed."""

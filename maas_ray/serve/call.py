@@ -75,6 +75,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self.deadline = deadline
         self.done = None
         self.is_waiting = False
+        self.has_ended_process = False
         self.queue_s = self.run_s = 0.0
         self._owner = owner
         self._head = head

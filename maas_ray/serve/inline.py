@@ -10,7 +10,7 @@ not now      after a run that took long although it was expected to be short, un
 import math
 from collections.abc import Hashable
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.loading import AnyEngine
 from maas_ray.display import get_logger
 from maas_ray.serve.item import Tensors
 
@@ -40,7 +40,7 @@ class InlineRule:
         below_s: expected seconds below which a run is made on the loop.
     """
 
-    def __init__(self, engine: Engine, below_s: float = INLINE_BELOW_S) -> None:
+    def __init__(self, engine: AnyEngine, below_s: float = INLINE_BELOW_S) -> None:
         self._engine = engine
         self._below_s = below_s
         self.slow_s = max(SLOW_S, below_s)

@@ -30,7 +30,7 @@ class Item:
     """
 
     __slots__ = (
-        "arrived_s", "deadline", "done", "group", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "priority",
+        "arrived_s", "deadline", "done", "group", "has_ended_process", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "priority",
         "queue_s", "queued_at", "rank", "run_s", "tenant",
     )  # fmt: skip
 
@@ -54,6 +54,8 @@ class Item:
         self.done: Done | None = done
         self.priority = priority
         self.is_waiting = False
+        self.has_ended_process = False
+        """A process died while it ran this request, alone or with others."""
         self.arrived_s = perf_counter()
         self.queue_s = self.run_s = 0.0
         """How long it waited for its first run, and how long the run lasted that answered it; 0 until then, and where

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from time import monotonic
 
-from maas_ray.bundle.engine import Engine
 from maas_ray.bundle.format import BundleInfo
+from maas_ray.bundle.loading import AnyEngine
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.runner import EngineRunner
@@ -27,7 +27,7 @@ class Loaded:
     info: BundleInfo
     batcher: Batcher
     runner: EngineRunner
-    engine: Engine
+    engine: AnyEngine
     stats: ModelStats
     max_answer_bytes: int = MAX_ANSWER_BYTES
     """Most bytes of an answer's tensors."""

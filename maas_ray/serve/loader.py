@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.format import BundleInfo, graph_size, load_bundle
+from maas_ray.bundle.apart.process import Nature
+from maas_ray.bundle.format import Bundle, BundleInfo, graph_size, load_bundle
+from maas_ray.bundle.loading import AnyEngine, load_engine
 from maas_ray.bundle.memory import large_blocks_apart, return_to_system
-from maas_ray.errors import MaasError, StoreUnavailable
+from maas_ray.errors import BundleError, ConfinedError, MaasError, StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher
 from maas_ray.serve.batching import ByteBudget
@@ -20,14 +21,24 @@ from maas_ray.serve.stats import ReplicaStats
 from maas_ray.store.objects import ObjectStore
 
 T = TypeVar("T")
+V = TypeVar("V")
 Key = tuple[str, int]
 """Model and version."""
-_Read = tuple[BundleInfo, Engine, int]
+_Read = tuple[BundleInfo, AnyEngine, int]
 
 TRIM_AFTER_BYTES = 16 << 20
 """Memory is given back to the system after this much was freed: doing it takes up to 10 ms."""
 TRIM_DELAY_S = 0.01
 """Whoever unloads a model still refers to it."""
+
+FIRST_LOAD_S = 60.0
+FIRST_LOAD_BYTES_PER_S = 4 << 20
+"""A version's first load, in its process, may take this long and a second for so many bytes; a session is made at some
+100 MB/s."""
+RETRY_REFUSED_S = 600.0
+"""A version whose load hung or killed its process is tried again after this time: each time takes a load's thread."""
+MAX_REMEMBERED = 10_000
+"""Bundles whose first load is remembered."""
 
 
 class Loader:
@@ -48,6 +59,9 @@ class Loader:
         self._threads = ThreadPoolExecutor(spec.refresh.max_parallel_loads, thread_name_prefix="load")
         self._sizes: dict[str, int] = {}
         self._reading: dict[Key, asyncio.Future[_Read]] = {}
+        self._natures: dict[str, Nature] = {}
+        """What the first load of a bundle taught; it need not be loaded apart again."""
+        self._refused: dict[str, tuple[BundleError, float]] = {}
         self._freed_bytes = 0
         self._is_closed = False
 
@@ -101,7 +115,7 @@ class Loader:
         with large_blocks_apart():
             bundle = load_bundle(self._store, bundle_id)
             num_bytes = len(bundle.graph)
-            engine = Engine(bundle, self._spec.engine)
+            engine = self._engine(bundle)
             # Bundles of older versions do not say which dimension is the batch; the engine has looked.
             info = bundle.info.model_copy(update={"signature": engine.signature})
             del bundle
@@ -109,12 +123,27 @@ class Loader:
             return_to_system()  # loading takes several times what stays
         return info, engine, memory_of(num_bytes)
 
+    def _engine(self, bundle: Bundle) -> AnyEngine:
+        """In a load's thread. A version that killed its process or hung is not tried again for a while."""
+        refused, until_s = self._refused.get(bundle.id, (None, 0.0))
+        if refused is not None and monotonic() < until_s:
+            raise refused
+        wall_s = FIRST_LOAD_S + len(bundle.graph) / FIRST_LOAD_BYTES_PER_S
+        try:
+            engine, nature = load_engine(bundle, self._spec.engine, wall_s=wall_s, known=self._natures.get(bundle.id))
+        except BundleError as error:
+            if isinstance(error.__cause__, ConfinedError):
+                _remember(self._refused, bundle.id, (error, monotonic() + RETRY_REFUSED_S))
+            raise
+        _remember(self._natures, bundle.id, nature)
+        return engine
+
     def _forget(self, key: Key, done: asyncio.Future[_Read]) -> None:
         self._reading.pop(key, None)
         if not done.cancelled():
             done.exception()  # whoever asked may have gone before hearing it
 
-    def _serve(self, version: Version, info: BundleInfo, engine: Engine, num_bytes: int, load_s: float) -> Loaded:
+    def _serve(self, version: Version, info: BundleInfo, engine: AnyEngine, num_bytes: int, load_s: float) -> Loaded:
         loop = asyncio.get_running_loop()
         runner = EngineRunner(engine, loop)
         counts = self._stats.model(version.model, version.version)
@@ -152,3 +181,9 @@ async def within(what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
         return pending.result()
     except MaasError as error:
         raise for_callers(error, what) from original(error)
+
+
+def _remember(table: dict[str, V], bundle_id: str, value: V) -> None:
+    table[bundle_id] = value
+    if len(table) > MAX_REMEMBERED:
+        table.pop(next(iter(table)), None)

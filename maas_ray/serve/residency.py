@@ -173,7 +173,8 @@ class Residency:
         matches is loaded by its first request.
 
         Raises:
-            MaasError: a model that the spec lists cannot be resolved or loaded, and nothing older of it can serve.
+            MaasError: no model that the spec lists can be loaded. One that cannot beside others that can is reported by
+                `problems` and `index`: it must not keep the others from being served.
         """
         if self._follower is not None:
             return
@@ -182,13 +183,18 @@ class Residency:
             chosen = await self._choose_first()
             loads = [self._begin_firm(slot) for slot in chosen]
             await self._wait(loads)
-            for slot, load in zip(chosen, loads, strict=True):
-                if slot.is_listed and load.error is not None:
-                    raise load.error
+            self._check_start([(slot, load) for slot, load in zip(chosen, loads, strict=True) if slot.is_listed])
         except BaseException as error:
             await self.close()
             raise original(error)  # noqa: B904 -- for whoever starts the replica, not for a caller
         self._follower = asyncio.get_running_loop().create_task(self._follow())
+
+    def _check_start(self, listed: list[tuple[Slot, Load]]) -> None:
+        failed = [(slot, load.error) for slot, load in listed if load.error is not None]
+        for slot, error in failed:
+            log.error("model %r is not served: %s", slot.spec.name, error)
+        if failed and len(failed) == len(listed):
+            raise failed[0][1]
 
     async def refresh(self) -> None:
         """Looks at the registry, and at what callers have asked for, and loads what has moved.
@@ -520,17 +526,26 @@ class Residency:
         if self.spec.memory_budget_bytes is None:
             return chosen + others
         left = self.spec.memory_budget_bytes
-        left -= sum([await self._loader.size(slot.named) for slot in chosen if slot.named is not None])
+        left -= sum([await self._size(slot.named) for slot in chosen if slot.named is not None])
         for slot in others:
             if slot.named is None:
                 continue
-            num_bytes = await self._loader.size(slot.named)
+            num_bytes = await self._size(slot.named)
             # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
             if left < num_bytes <= self.spec.memory_budget_bytes:
                 break
             chosen.append(slot)
             left -= num_bytes
         return chosen
+
+    async def _size(self, version: Version) -> int:
+        """What a version takes; 0 where that cannot be read, which its load says then."""
+        try:
+            return await self._loader.size(version)
+        except StoreUnavailable:
+            raise
+        except MaasError:
+            return 0
 
     # Waiting, always with a bound
 

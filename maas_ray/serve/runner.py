@@ -6,7 +6,7 @@ import time
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.loading import AnyEngine
 from maas_ray.bundle.providers import CPU
 from maas_ray.bundle.stop import Stop
 from maas_ray.display import get_logger
@@ -40,7 +40,9 @@ class EngineRunner:
         inline_below_s: expected seconds below which a run is made on the loop itself.
     """
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, inline_below_s: float = INLINE_BELOW_S) -> None:
+    def __init__(
+        self, engine: AnyEngine, loop: asyncio.AbstractEventLoop, inline_below_s: float = INLINE_BELOW_S
+    ) -> None:
         self.streams = engine.streams
         self.estimate_s = engine.latency.estimate_s
         self.form_of = engine.form_of if engine.has_free_sizes else None

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from maas_ray.bundle import loading
 from maas_ray.bundle.engine import Engine
 from maas_ray.errors import DeadlineExceeded, MaasError, ModelTooLarge, NotFound, Overloaded
 from maas_ray.registry.models import Registry
-from maas_ray.serve import loader, room
+from maas_ray.serve import room
 from maas_ray.serve.loaded import Loaded, memory_of
 from maas_ray.serve.residency import Residency
 from maas_ray.store.objects import ObstoreStore
@@ -115,13 +116,13 @@ class SlowEngine(Engine):
     at_once = 0
     most_at_once = 0
 
-    def __init__(self, bundle: Any, spec: Any = None) -> None:
+    def __init__(self, bundle: Any, spec: Any = None, **more: Any) -> None:
         cls = type(self)
         cls.begun.append(bundle.id)
         cls.at_once += 1
         cls.most_at_once = max(cls.most_at_once, cls.at_once)
         assert cls.gate.wait(20)
-        super().__init__(bundle, spec)
+        super().__init__(bundle, spec, **more)
         cls.at_once -= 1
 
 
@@ -133,7 +134,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> type[SlowEngine]:
         gate = threading.Event()
         begun: ClassVar[list[str]] = []
 
-    monkeypatch.setattr(loader, "Engine", Slow)
+    monkeypatch.setattr(loading, "Engine", Slow)
     return Slow
 
 
@@ -482,10 +483,10 @@ def test_a_replica_that_drains_finishes_the_loads_that_are_waited_for(
 
 def test_a_load_that_is_late_is_not_begun_twice(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*", refresh={**SLOW, "load_timeout_s": 0.05})
+    residency = residency_of(file_store, "*", refresh={**SLOW, "load_timeout_s": 1.0})
 
     async def scene() -> None:
-        with pytest.raises(MaasError, match=r"did not give model 'a' version 1 within 0.05 s"):
+        with pytest.raises(MaasError, match=r"did not give model 'a' version 1 within 1 s"):
             await loaded(residency, "a")
         slot = residency._by_name["a"][0]
         slot.try_again()

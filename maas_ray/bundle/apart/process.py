@@ -1,0 +1,260 @@
+"""One engine's process: started with limits, watched while it loads, asked over its lanes. Decides nothing.
+
+The first load of a version happens here whether or not it is to stay here: what a file makes onnxruntime do (crash,
+hang, take all memory) is known when it happens again, since the same library does the same with the same bytes.
+"""
+
+import math
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maas_ray import confined
+from maas_ray.bundle.apart import messages
+from maas_ray.bundle.apart.region import Region
+from maas_ray.bundle.apart.service import STOP
+from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.engine import EngineSpec
+from maas_ray.bundle.format import Bundle, Signature
+from maas_ray.bundle.hazards import Hazards
+from maas_ray.bundle.stop import Stop
+from maas_ray.confined import Limits
+from maas_ray.confined.child import error_of
+from maas_ray.errors import (
+    BundleError,
+    ConfinedError,
+    ConfinedKilled,
+    ConfinedOutOfMemory,
+    ConfinedTimeout,
+    MaasError,
+)
+
+BASE_MEMORY_BYTES = 2 << 30
+FILE_FACTOR = 6
+"""Memory that a process may take: this much and so many times the file. Loading takes about five times the file."""
+MAX_DEATHS = 4
+"""Kinds of made-up warm-up values that may kill the process before the version counts as one that kills."""
+
+
+LOOK_S = 0.1
+"""Whoever waits for a run looks so often whether it is to end."""
+STOP_GRACE_S = 1.0
+"""A run that was told to end and has not is ended with its process."""
+
+
+class StopIgnored(Exception):
+    """A run does not end although it was told to: one node of its graph takes long."""
+
+
+@dataclass(frozen=True)
+class Nature:
+    """What was learned of a version by loading it."""
+
+    hazards: Hazards
+    not_merged_because: str
+    """Why rows of different requests do not share a run; empty where they do."""
+    providers: tuple[str, ...]
+    signature: Signature
+    warmed_with: str
+    """Name of the values of its warm-up; empty: it refuses all that were tried."""
+    killed_by: tuple[str, ...] = ()
+    """Names of made-up values that killed the process."""
+
+
+class EngineProcess:
+    """A process that has loaded a bundle. Made by `start_process`.
+
+    Args:
+        child: the process.
+        lanes: one for each run at a time.
+        nature: what the version is like.
+    """
+
+    def __init__(self, child: confined.Child, lanes: "list[Lane]", nature: Nature) -> None:
+        self.child = child
+        self.lanes = lanes
+        self.nature = nature
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone although nobody ended it."""
+        return self.child.has_ended()
+
+    def close(self) -> None:
+        """Kills the process and gives everything back; a run in progress fails."""
+        self.child.close()
+        for lane in self.lanes:
+            lane.close()
+
+
+class Lane:
+    """One run at a time: a socket, the region of the inputs and the region of the outputs."""
+
+    def __init__(self, place: int) -> None:
+        self.socket, self._theirs = socket.socketpair()
+        self.socket.settimeout(LOOK_S)
+        self._place = place
+        self._number = 0
+        self._control = self.socket
+        self.inputs, self.outputs = Region.create(), Region.create()
+
+    def descriptors(self) -> list[int]:
+        """What the process needs copies of."""
+        return [self._theirs.fileno(), self.inputs.fileno(), self.outputs.fileno()]
+
+    def handed_over(self, control: socket.socket) -> None:
+        """The process has its copies: only its end now keeps its side of the socket open.
+
+        Args:
+            control: over which it is told to stop a run.
+        """
+        self._theirs.close()
+        self._control = control
+
+    def run(
+        self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None
+    ) -> tuple[dict[str, Array], float]:
+        """Runs the graph once.
+
+        Args:
+            inputs: as for the engine.
+            num_rows: their rows.
+            stop: ends the run early.
+
+        Raises:
+            StopIgnored: the run was to end and has not; only killing the process ends it.
+            EOFError, OSError: the process has died.
+            MaasError: what the engine raised.
+        """
+        self._number += 1
+        word = STOP.pack(self._place, self._number)
+        messages.send(self.socket, {"number": self._number, "rows": num_rows, "inputs": self.inputs.write(inputs)})
+        if stop is not None:
+            stop.tell(lambda: self._say(word))
+        answer = self._wait(stop)
+        try:
+            if "error" in answer:
+                raise error_of(answer["error"], answer["args"]) from MaasError(answer["cause"])
+            return self.outputs.read(answer["outputs"], is_copied=True), answer["run_s"]
+        finally:
+            self.inputs.shrink()
+            self.outputs.shrink()
+
+    def _wait(self, stop: Stop | None) -> dict[str, Any]:
+        until_s = math.inf
+        while True:
+            try:
+                answer: dict[str, Any] = messages.receive(self.socket)
+            except TimeoutError:
+                if stop is not None and stop.is_set:
+                    until_s = min(until_s, time.monotonic() + STOP_GRACE_S)
+                if time.monotonic() > until_s:
+                    raise StopIgnored from None
+            else:
+                return answer
+
+    def _say(self, word: bytes) -> None:
+        try:
+            self._control.send(word)
+        except OSError:
+            return  # the process has gone, which is what was wanted
+
+    def close(self) -> None:
+        self.socket.close()
+        self._theirs.close()
+        self.inputs.close()
+        self.outputs.close()
+
+
+def start_process(bundle: Bundle, spec: EngineSpec, wall_s: float) -> EngineProcess:
+    """Loads a bundle in a new process.
+
+    Values that are made up for the warm-up and kill the process are left out, and the process is started again: they
+    say that some values are dangerous, not that all are.
+
+    Args:
+        bundle: whose graph may be anything.
+        spec: of the engine.
+        wall_s: longest time of the load; the process is killed then.
+
+    Raises:
+        BundleError: it does not load, or loading it kills, hangs or takes too much memory; the message says which.
+        ConfinedError: no process can be started.
+    """
+    killed_by: list[str] = []
+    while True:
+        stages: list[str] = []
+        try:
+            process = _start(bundle, spec, wall_s, killed_by, stages.append)
+        except ConfinedKilled as error:
+            values = stages[-1] if stages else ""
+            is_guess = values not in ("", "session", "recorded values")
+            if not is_guess or len(killed_by) + 1 >= MAX_DEATHS or not error.signal:
+                raise _defect(bundle, stages, error) from error
+            killed_by.append(values)
+        except (ConfinedTimeout, ConfinedOutOfMemory) as error:
+            raise _defect(bundle, stages, error) from error
+        else:
+            return process
+
+
+def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_stage: Any) -> EngineProcess:
+    memory_bytes = BASE_MEMORY_BYTES + FILE_FACTOR * len(bundle.graph)
+    limits = Limits(
+        wall_s=wall_s,
+        cpu_s=wall_s * max(1, spec.threads),
+        memory_bytes=None if spec.gpus > 0 else memory_bytes,
+        file_bytes=None,  # it makes the region of the outputs as large as they are
+    )
+    lanes = [Lane(place) for place in range(spec.streams)]
+    descriptors = [descriptor for lane in lanes for descriptor in lane.descriptors()]
+    try:
+        child = confined.start(
+            "maas_ray.bundle.apart.service:serve", limits, what="the graph", is_service=True, descriptors=descriptors
+        )
+    except ConfinedError:
+        for lane in lanes:
+            lane.close()
+        raise
+    process: EngineProcess | None = None
+    try:
+        for lane in lanes:
+            lane.handed_over(child.socket)
+        request = {
+            "id": bundle.id,
+            "info": bundle.info.model_dump(mode="json"),
+            "spec": spec.model_dump(mode="json"),
+            "skip": skip,
+        }
+        child.send(request, [bundle.graph, *([bundle.sample] if bundle.sample is not None else [])])
+        found = child.result(on_stage).payload
+        nature = Nature(
+            hazards=Hazards(**{**found["hazards"], "reasons": tuple(found["hazards"]["reasons"])}),
+            not_merged_because=found["not_merged_because"],
+            providers=tuple(found["providers"]),
+            signature=Signature.model_validate(found["signature"]),
+            warmed_with=found["warmed_with"],
+            killed_by=tuple(skip),
+        )
+        process = EngineProcess(child, lanes, nature)
+    finally:
+        if process is None:
+            child.close()
+            for lane in lanes:
+                lane.close()
+    return process
+
+
+def _defect(bundle: Bundle, stages: list[str], error: ConfinedError) -> BundleError:
+    doing = "is made into a session" if not stages else "is run for the first time"
+    if stages and stages[-1] not in ("session", "recorded values"):
+        doing += f" (on {stages[-1]})"
+    why = {
+        ConfinedTimeout: "did not end in time and was stopped",
+        ConfinedOutOfMemory: "took more memory than it may",
+    }.get(type(error), "died")
+    return BundleError(
+        f"bundle {bundle.id} cannot be served: the process in which it {doing} {why} ({error}); nothing else was "
+        "affected, export the model again or leave out what it cannot be served with"
+    )
