@@ -3,7 +3,11 @@
 **Where the line is.** A version runs inside the replica only if all operators of its graph are on the list of those that
 no value makes crash (operators.py), no value decides a size or a time, and memory grows in proportion to the request:
 nothing but the number of rows is free, and rows are independent. Every other version runs in a process of its own.
-LINE_NUMBERS
+
+Passing a run on costs 135 microseconds at best (1 row of 3 floats: 16 inside, 150 apart; 30,000 rows: 40 and 250; two busy
+cores) and 100 microseconds of the replica's processor time, so a tiny model would lose most of its speed, and one whose
+run takes 3 ms less than 5 %. A version's first load in a process takes 0.11 s for a tiny graph, of which 4 ms remain where
+the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2 s.
 """
 
 from maas_ray.bundle.apart.engine import ApartEngine

@@ -53,6 +53,9 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
         # Bytes were sent and nothing came back: the replica died while it held the request, or was taken out of the
         # rotation because it is silent, which closes its connections.
         lines.append("    retry-on conn-failure empty-response")
+        # At most once (HAProxy's default is three times): a request that ended a replica must not end the next ones too.
+        # Versions that a value can crash run in processes of their own, so this is the second line of defense.
+        lines.append("    retries 1")
         section[:] = [f"{line} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line for line in section]
     section[1:1] = lines
 
