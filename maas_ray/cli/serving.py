@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
+from rich.markup import escape
 
 from maas_ray.cli.options import Set, StateDir
 from maas_ray.cli.reporting import Answer, say, table
@@ -16,7 +18,10 @@ def serve(
     timeout_s: Annotated[float, typer.Option(help="Longest wait until every pool answers.")] = 180.0,
     state_dir: StateDir = None,
 ) -> Answer:
-    """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing."""
+    """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing.
+
+    A model that cannot be loaded beside others that can is named, and the exit code is 1; its pool serves the others.
+    """
     from maas_ray import cluster
     from maas_ray.addresses import http_url, reachable_host
     from maas_ray.spec import load_spec
@@ -38,7 +43,10 @@ def serve(
         url = url.replace("http://", "https://", 1)
     rows = [(pool.name, pool.status, f"{url}{pool.route_prefix.rstrip('/')}", pool.num_running) for pool in pools]
     document = {"url": url, "pools": [asdict(pool) for pool in pools]}
-    return Answer(document, table("serving", ("pool", "status", "url", "replicas"), rows))
+    shown = table("serving", ("pool", "status", "url", "replicas"), rows)
+    unserved = [f"pool {pool.name}: {text}" for pool in pools for text in pool.unserved]
+    view = Group(shown, *(f"not served: {escape(text)}" for text in unserved))
+    return Answer(document, view, int(bool(unserved)))
 
 
 def unserve(

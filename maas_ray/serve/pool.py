@@ -5,7 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class PoolStatus:
     """Replicas that answer."""
     message: str
     """Why it is not healthy; empty if it is."""
+    unserved: tuple[str, ...] = ()
+    """Models that it cannot serve although it is healthy, each with the reason; filled by `deploy`."""
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -119,7 +121,8 @@ def _deploy(spec: ServeSpec, store: ObstoreStore, deadline: float, timeout_s: fl
     for pool in spec.pools:
         _wait(f"pool {pool.name!r}", deadline, timeout_s, lambda pool=pool: _is_running(pool.name))  # type: ignore[misc]
     _wait("the HTTP front", deadline, timeout_s, lambda: _answers(spec))
-    return status([pool.name for pool in spec.pools])
+    unserved = _unserved(spec)
+    return [replace(pool, unserved=unserved.get(pool.name, ())) for pool in status([pool.name for pool in spec.pools])]
 
 
 def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
@@ -352,6 +355,30 @@ def _answers(spec: ServeSpec) -> str:
         if answer.status_code != 200:
             return f"{url} answers {answer.status_code}"
     return ""
+
+
+def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
+    """Models by pool that are not available, as the pool's own index says through the proxy of this machine."""
+    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
+        return {}
+    front = http_url(reachable_host(spec.http.host), spec.http.port)
+    session = requests.Session()
+    session.trust_env = False
+    found: dict[str, tuple[str, ...]] = {}
+    for pool in spec.pools:
+        if isinstance(pool.replicas, ReplicaRange) and pool.replicas.min == 0:
+            continue  # it may sleep, and a question is no reason to wake it
+        try:
+            answer = session.post(f"{front}{pool.route_prefix.rstrip('/')}/v2/repository/index", json={}, timeout=30)
+            rows = answer.json() if answer.status_code == 200 else []
+        except (requests.RequestException, ValueError):
+            continue  # the pool answers; what it says of itself is only more
+        found[pool.name] = tuple(
+            f"{row['name']} version {row['version'] or '?'}: {row['reason']}"
+            for row in rows
+            if row.get("state") == "UNAVAILABLE"
+        )
+    return found
 
 
 def _reason(application: ApplicationStatusOverview) -> str:
