@@ -34,7 +34,10 @@ ANSWER_S = 2.0
 MAX_SILENT = 3
 """Answers that may fail in a row before HAProxy is killed: some 7 s. It serves nobody then, and its watchdog failed."""
 ALONE_S = 15.0
-"""Without a manager, time for which no server may answer before Serve counts as gone: it starts a manager in less."""
+"""Without a manager, time for which no server may answer before Serve counts as gone: it starts a manager in less. For
+where HAProxy was killed before, as Serve's own shutdown does."""
+LOST_S = 300.0
+"""The same where HAProxy was not killed: a node may lose all its processes at once and get new ones."""
 MANAGER_END_S = 1.0
 """Time for a manager that ended HAProxy on purpose to end itself."""
 DRAIN = b"drain"
@@ -204,7 +207,8 @@ class Keeper:
             return False
         now = generations.now_s()
         self._alone_since = self._alone_since or now
-        return now - self._alone_since > ALONE_S and not self._is_one_starting()
+        is_ours = any(child.pid == current.process.pid for child in self._children)
+        return now - self._alone_since > (ALONE_S if is_ours else LOST_S) and not self._is_one_starting()
 
     def _end(self) -> bool:
         if self._current is not None:

@@ -126,7 +126,9 @@ def test_a_reload_by_the_manager_is_not_taken_for_a_death(front: Front) -> None:
 @pytest.mark.fault
 def test_where_serve_has_gone_haproxy_goes_too(front: Front) -> None:
     manager = ready(front)
+    os.kill(manager.haproxy, signal.SIGKILL)  # Serve's own shutdown: HAProxy, its manager, then the replicas
     manager.process.kill()
+    until(front.answers, "an answer while the replicas end")
     for replica in front.replicas:
         replica.kill()
     until(lambda: not front.keeper(), "the end of the keeper", 60)
