@@ -80,6 +80,8 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
         # looks every 10 s: a new replica would get no request for half a minute.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+        # Three times 5 s by default, after which Serve kills what has only just started: too short on a busy machine.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
         # Serve's metrics of HAProxy are read from a datagram per request, in Python; replicas have metrics of their own.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     },
