@@ -30,6 +30,7 @@ DUTIES = {
     "all duties together": ("bare", "ours"),
     "a request id of our own": ("no-ids", "ours"),
     "counts, histograms and their clocks": ("no-counts", "ours"),
+    "merged requests that are run again alone, one in a thousand": ("no-checks", "ours"),
     "a deadline that the caller gives": ("ours", "deadline"),
     "an id that the caller gives (each head is parsed)": ("ours", "callers-id"),
     "a line in the access log": ("ours", "access-log"),

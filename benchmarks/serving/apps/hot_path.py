@@ -87,7 +87,7 @@ class Side:
         return (time.process_time() - used) / (turns * clients)
 
 
-async def ours(model, directory, observers=()):
+async def ours(model, directory, observers=(), **more):
     from maas_ray.registry.importing import import_onnx
     from maas_ray.registry.models import PRODUCTION, Registry
     from maas_ray.serve.front import Front
@@ -101,7 +101,7 @@ async def ours(model, directory, observers=()):
     store = open_store(str(directory / "store"))
     registry = Registry(store)
     registry.promote(MODEL, registry.publish(MODEL, import_onnx(store, model).bundle_id).version, PRODUCTION)
-    described = {"storage": {"uri": store.uri}, "models": [{"name": MODEL}], "refresh": {"every_s": 60.0}}
+    described = {"storage": {"uri": store.uri}, "models": [{"name": MODEL}], "refresh": {"every_s": 60.0}, **more}
     spec = ApplicationSpec.model_validate(described)
     handler = Handler(Residency(store, spec), observers=observers)
     await handler.residency.start()
@@ -149,39 +149,45 @@ def without_counts():
     return [mock.patch(f"{stats}.{name}", nothing) for name in ("waited", "ran", "served")]
 
 
+async def logged(model, directory):
+    from maas_ray.serve.access_log import AccessLogSpec, open_access_log
+
+    log = open_access_log(AccessLogSpec(enabled=True, path=str(directory / "access.jsonl")), "r")
+    return await ours(model, directory / "logged", [log])
+
+
 async def main():
     model, body_path, directory = sys.argv[1:]
     body, directory = Path(body_path).read_bytes(), Path(directory)
-    from maas_ray.serve.access_log import AccessLogSpec, open_access_log
-
     plain = await ours(model, directory / "plain")
-    log = open_access_log(AccessLogSpec(enabled=True, path=str(directory / "access.jsonl")), "r")
-    logged = await ours(model, directory / "logged", [log])
     known, deadline = heads(len(body)), heads(len(body), "x-request-timeout-ms: 20000")
     named = heads(len(body), "x-request-id: call-%d")
-    variants = {
-        "ours": (plain, known, list),
-        "bare": (bare(model), known, list),
-        "no-ids": (plain, known, without_ids),
-        "no-counts": (plain, known, without_counts),
-        "deadline": (plain, deadline, list),
-        "callers-id": (plain, named, list),
-        "access-log": (logged, known, list),
+    # Made when it is asked for first: another commit need not have every setting.
+    makers = {
+        "bare": lambda: bare(model),
+        "access-log": lambda: logged(model, directory),
+        "no-checks": lambda: ours(model, directory / "unchecked", batching={"check_share": 0.0}),
     }
+    asked = {"deadline": deadline, "callers-id": named}
+    patched = {"no-ids": without_ids, "no-counts": without_counts}
+    sides = {}
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)  # as a replica does
-    print("ready", *variants, flush=True)
+    print("ready", flush=True)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        name, clients, requests = line.split()
-        side, asked, patches = variants[name.decode()]
+        name, clients, requests = line.decode().split()
+        if name not in sides:
+            made = makers[name]() if name in makers else plain
+            sides[name] = await made if asyncio.iscoroutine(made) else made
+        side = sides[name]
         with ExitStack() as stack:
-            for patch in patches():
+            for patch in patched.get(name, list)():
                 stack.enter_context(patch)
             side.first = b""
-            used_s = await side.run(int(clients), int(requests), asked, body)
+            used_s = await side.run(int(clients), int(requests), asked.get(name, known), body)
         assert side.first.startswith(b"HTTP/1.1 200 "), side.first
         print(1e6 * used_s, flush=True)
 
