@@ -17,7 +17,7 @@ from maas_ray.errors import ConfinedError, ConfinedOutOfMemory, DataError
 
 MAX_JSON_ROW_BYTES = 1 << 24
 WALL_S = 600.0
-CPU_S = 20.0
+CPU_S = 6.0
 """For a file that becomes 64 MiB; for larger ones in proportion."""
 _SPARE_BYTES = 1 << 29
 """What the parsers take beside the table and its copy."""

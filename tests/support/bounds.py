@@ -14,7 +14,7 @@ MEMORY_BYTES = 1 << 30
 """Above what the imports take."""
 
 _CHILD = """
-import json, resource, sys
+import json, os, resource, sys
 from importlib import import_module
 module, _, name = sys.argv[1].partition(":")
 function = getattr(import_module(module), name)
@@ -28,6 +28,8 @@ except BaseException as error:
     print(json.dumps({"error": type(error).__name__, "text": str(error)}))
 else:
     print(json.dumps({"error": "", "text": ""}))
+sys.stdout.flush()
+os._exit(0)  # the threads of libraries are in the middle of something, and nobody wants to hear of it
 """
 
 
