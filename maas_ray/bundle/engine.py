@@ -18,6 +18,7 @@ from maas_ray.bundle.hazards import hazards_of_graph
 from maas_ray.bundle.inspect import inspect_graph
 from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.named_sizes import disagreement
+from maas_ray.bundle.padding import Padding, prove
 from maas_ray.bundle.providers import CUDA, choose_providers
 from maas_ray.bundle.sample import read_sample
 from maas_ray.bundle.stop import Stop
@@ -117,6 +118,13 @@ class Engine:
         if verdict.keeps_apart and PROBE not in skip and not hazards.can_trap:
             on_stage(PROBE)
             self.not_merged_because = self._probed(bundle.id)
+        self.padding: Padding | None = None
+        """How requests of different sizes may share a run; None: they do not."""
+        self.not_padded_because: str = ""
+        """Why they do not, where the signature states a dimension for it."""
+        if self.signature.padded is not None:
+            on_stage(PROBE)
+            self._prove_padding(bundle.id, can_run=PROBE not in skip and not hazards.can_trap)
 
     @property
     def can_merge(self) -> bool:
@@ -259,6 +267,16 @@ class Engine:
             if times:
                 measured.record(num_rows, min(times), self.form_of(inputs))
         return measured
+
+    def _prove_padding(self, bundle_id: str, *, can_run: bool) -> None:
+        if not self.can_merge:
+            self.not_padded_because = self.not_merged_because
+        elif not can_run:
+            self.not_padded_because = "values of ours could end the process, so it cannot be proven"
+        else:
+            self.padding, self.not_padded_because = prove(self._run, self.signature)
+        if self.not_padded_because:
+            log.warning("bundle %s: requests are not padded: %s", bundle_id, self.not_padded_because)
 
     def _probed(self, bundle_id: str) -> str:
         """What speaks against merging although the graph was found to keep its rows apart; normally nothing."""

@@ -56,6 +56,23 @@ class BatchAxis(Spec):
     """Who says so: our exporter, the names and operators of an imported graph, or the user at import."""
 
 
+class PaddedAxis(Spec):
+    """A variable dimension beyond the rows in which requests of different sizes may share a run: shorter ones are padded,
+    a mask says so to the model, and their answers are cut back.
+    """
+
+    name: str
+    """Its name in the graph."""
+    mask: str
+    """The input that is the mask: 1 where there is something, padded with 0."""
+    inputs: dict[str, int]
+    """The place of the dimension in each input that has it."""
+    outputs: dict[str, int]
+    """Its place in each output that has it."""
+    values: dict[str, float | str] = Field(default_factory=dict)
+    """What an input is padded with, where that is not 0 or the empty string."""
+
+
 class Signature(Spec):
     """What the graph takes and gives, in order."""
 
@@ -64,6 +81,8 @@ class Signature(Spec):
     batch: BatchAxis | None = Field(default=None, exclude_if=lambda value: value is None)
     """The batch dimension; None where nothing was stated, as in bundles of older versions: whoever loads the graph then
     judges by its names and operators."""
+    padded: PaddedAxis | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None: requests share a run only if their sizes beyond the rows are equal."""
 
     @property
     def required(self) -> tuple[TensorSpec, ...]:

@@ -48,6 +48,18 @@ def import_(
         ),
     ] = None,
     token: Token = None,
+    pad: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIMENSION=MASK",
+            help="Requests of different sizes in this dimension share a run: shorter ones are padded, with 0 in the input "
+            "that is the mask. Proven at each load.",
+        ),
+    ] = None,
+    pad_value: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What an input is padded with, if not 0 or ''; repeatable."),
+    ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> Answer:
@@ -56,6 +68,8 @@ def import_(
 
     check_name(name, "model")
     opened = open_store(store, endpoint)
+    from maas_ray.registry.padded import read_pad_values
+
     with say.status("importing"):
         from maas_ray.registry.adapting import read_shapes
         from maas_ray.registry.importing import import_onnx, read_labels
@@ -69,6 +83,8 @@ def import_(
             sample=sample,
             is_checked=check,
             batch_axis=batch_axis,
+            pad=pad,
+            pad_values=read_pad_values(pad_value or []),
         )
     registry = Registry(opened)
     version = registry.publish(name, imported.bundle_id, token=token)
@@ -179,7 +195,10 @@ def schema(
 
 def _merged(parity: Mapping[str, Any]) -> str:
     reason = parity.get("not_merged_because")
-    return f"do not share a run: {reason}" if reason else "share a run"
+    if reason:
+        return f"do not share a run: {reason}"
+    unpadded = parity.get("not_padded_because")
+    return f"share a run; those of different sizes do not: {unpadded}" if unpadded else "share a run"
 
 
 def _shown(tensor: Any) -> str:

@@ -22,6 +22,7 @@ from maas_ray.confined import Limits
 from maas_ray.display import get_logger
 from maas_ray.errors import BundleError, ConfinedError, ConfinedKilled, GateError, MaasError, SpecError
 from maas_ray.registry.adapting import Adapted, Sizes, adapt
+from maas_ray.registry.padded import padded_axis
 
 log = get_logger(__name__)
 
@@ -40,7 +41,14 @@ class Examined:
     signature: Signature
 
 
-def examine(file: OnnxFile, shapes: Mapping[str, Sizes] | None, name: str, batch_axis: str | None = None) -> Examined:
+def examine(
+    file: OnnxFile,
+    shapes: Mapping[str, Sizes] | None,
+    name: str,
+    batch_axis: str | None = None,
+    pad: str | None = None,
+    pad_values: Mapping[str, float | str] | None = None,
+) -> Examined:
     """Makes a graph servable and inspects it; nothing of it is run.
 
     Args:
@@ -48,12 +56,19 @@ def examine(file: OnnxFile, shapes: Mapping[str, Sizes] | None, name: str, batch
         shapes: as for `adapt`.
         name: of the file, for messages.
         batch_axis: as for `judge`.
+        pad: as for `padded_axis`; None: nothing is padded.
+        pad_values: what inputs are padded with.
 
     Raises:
         BundleError: it is not servable, or kills or hangs what looks at it.
         SpecError: a shape does not fit, or the batch dimension is not that of the inputs.
     """
-    payload = {"shapes": {key: list(sizes) for key, sizes in (shapes or {}).items()}, "batch_axis": batch_axis}
+    payload = {
+        "shapes": {key: list(sizes) for key, sizes in (shapes or {}).items()},
+        "batch_axis": batch_axis,
+        "pad": pad,
+        "pad_values": dict(pad_values or {}),
+    }
     found = _call("look", payload, [file.graph], len(file.graph), f"the graph of {name}")
     graph = bytes(found.blobs[0]) if found.blobs else file.graph
     labels = found.payload["labels"]
@@ -95,13 +110,17 @@ def prove(bundle: Bundle, nature: Nature) -> dict[str, Any]:
     except BundleError as error:
         if isinstance(error.__cause__, ConfinedKilled) and error.__cause__.signal:
             log.warning("%s: %s; it is served in a process of its own", bundle.id, error.__cause__)
-            return {"run": "random values end its process", **merging(nature.not_merged_because)}
+            return {
+                "run": "random values end its process",
+                **merging(nature.not_merged_because, nature.not_padded_because),
+            }
         raise
 
 
-def merging(reason: str) -> dict[str, Any]:
+def merging(reason: str, not_padded_because: str) -> dict[str, Any]:
     """Whether requests share a run, as the report has it; each load judges again."""
-    return {"can_merge": False, "not_merged_because": reason} if reason else {"can_merge": True}
+    unpadded = {"not_padded_because": not_padded_because} if not_padded_because else {}
+    return {"can_merge": False, "not_merged_because": reason, **unpadded} if reason else {"can_merge": True, **unpadded}
 
 
 def wall_s_of(num_bytes: int) -> float:
@@ -133,6 +152,9 @@ def look(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[str, Any
         signature, _ = judge(signature, model, batch_axis)
     except ValueError as error:
         raise SpecError(f"--batch-axis {batch_axis}: {error}") from error
+    if payload["pad"] is not None:
+        padded = padded_axis(model, signature, payload["pad"], payload["pad_values"])
+        signature = signature.model_copy(update={"padded": padded})
     found = {
         "labels": adapted.labels,
         "changes": adapted.changes,
@@ -161,7 +183,7 @@ def _compared(bundle: Bundle, skip: Sequence[str]) -> dict[str, Any]:
     results: list[Mapping[str, Array]] = []
     for num_runs in (2, 1):  # onnxruntime's random numbers begin alike in each session
         engine = Engine(bundle, skip=skip)
-        report = merging(engine.not_merged_because)
+        report = merging(engine.not_merged_because, engine.not_padded_because)
         try:
             results += [engine.run(inputs) for _ in range(num_runs)]
         except MaasError:  # says nothing about the graph: the values are made up

@@ -44,6 +44,8 @@ def import_onnx(
     sample: Path | None = None,
     is_checked: bool = True,
     batch_axis: str | None = None,
+    pad: str | None = None,
+    pad_values: Mapping[str, float | str] | None = None,
 ) -> ImportedModel:
     """Makes a bundle of an ONNX file and commits it; `Registry.publish` makes it a version.
 
@@ -63,6 +65,9 @@ def import_onnx(
             is loaded all the same.
         batch_axis: the name of the dimension that counts the rows of a request, which is then the first one of every
             input; `first` for one without a name, `none` where there is none. By default what its name says.
+        pad: `DIMENSION=MASK`: a dimension in which requests of different sizes share a run, shorter ones padded, and the
+            input that is the mask.
+        pad_values: what inputs are padded with, where that is not 0 or the empty string.
 
     Raises:
         NotFound: there is no such file.
@@ -72,7 +77,7 @@ def import_onnx(
         GateError: two loads of the graph differ, or give values that are not finite.
     """
     path = Path(path)
-    examined = examine(read_onnx(path), shapes, path.name, batch_axis)
+    examined = examine(read_onnx(path), shapes, path.name, batch_axis, pad, pad_values)
     adapted, signature = examined.adapted, examined.signature
     file = adapted.file
     labels = adapted.labels if labels is None else labels
@@ -93,7 +98,7 @@ def import_onnx(
     nature = load(bundle)
     report = {
         "run": "left out",
-        **merging(nature.not_merged_because),
+        **merging(nature.not_merged_because, nature.not_padded_because),
         "warm_up": nature.warmed_with or "all values that were made up are refused",
         "process": "of its own: " + "; ".join(apart)[:1000] if (apart := reasons_apart(nature)) else "the replica's",
     }

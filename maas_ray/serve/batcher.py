@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from maas_ray.bundle.forms import Form
+from maas_ray.bundle.padding import Padding
 from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, EngineDied, MaasError, Overloaded, RequestError, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
@@ -150,6 +151,7 @@ class Batcher:
         spec: sizes, bounds, delay and weights.
         loop: asyncio's loop, or one driven by hand.
         can_merge: whether requests may share a run.
+        padding: how requests of different sizes are made equal; None: they do not share a run.
         optional: names of inputs that a request may leave out; one that has any runs alone.
         budget: bytes shared with the other batchers of the replica.
         name: of the model version, for messages.
@@ -164,6 +166,7 @@ class Batcher:
         *,
         can_merge: bool,
         optional: frozenset[str] = frozenset(),
+        padding: Padding | None = None,
         budget: ByteBudget | None = None,
         name: str = "model",
         stats: RunStats | None = None,
@@ -176,6 +179,7 @@ class Batcher:
         self._can_merge = can_merge
         form_of = self._form_of = runner.form_of
         self._optional = optional
+        self._padding = padding if can_merge else None
         self._name = name
         self._stats = stats
         budget = budget or ByteBudget(spec.max_queued_bytes)
@@ -286,6 +290,9 @@ class Batcher:
         key: Key = ()
         if self._optional and not self._optional.isdisjoint(inputs):
             key = (item,)  # what it gives beside its rows holds for the whole run
+        elif self._padding is not None:
+            self._put_padded(self._padding, item, tenant, now)
+            return
         elif self._can_merge:
             for name, array in inputs.items():
                 shape = array.shape
@@ -294,6 +301,18 @@ class Batcher:
                 key = key, name, array.dtype.num, shape[1:]  # by name: inputs may be optional
         if self._form_of is not None:
             key = self._form_of(inputs), key
+        self._enqueue(item, key, tenant, now)
+
+    def _put_padded(self, padding: Padding, item: Item, tenant: str, now: float) -> None:
+        inputs, num_rows = item.inputs, item.num_rows
+        if any(len(array) != num_rows for array in inputs.values()):
+            raise BadRequest(f"the inputs have other numbers of rows than the request, {num_rows}; send equal ones")
+        kinds: Key = tuple(array.dtype.num for array in inputs.values())
+        is_alike = self._can_merge and padding.agrees(inputs)
+        self._enqueue(item, (padding.form(inputs), kinds if is_alike else item), tenant, now)
+
+    def _enqueue(self, item: Item, key: Key, tenant: str, now: float) -> None:
+        deadline = item.deadline
         self._queue.put(item, key, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
@@ -407,7 +426,7 @@ class Batcher:
             if len(batch) == 1:
                 num_rows, inputs = batch[0].num_rows, batch[0].inputs
             else:
-                num_rows, inputs = sum([item.num_rows for item in batch]), _merge(batch)
+                num_rows, inputs = sum([item.num_rows for item in batch]), self._merge(batch)
             run = Run(self, batch, num_rows, now)
             runs.append(run)
             self._is_starting = True
@@ -475,7 +494,7 @@ class Batcher:
                 if self._guard is not None:
                     self._guard.left -= len(batch)
                     if self._guard.left <= 0:
-                        self._guard.take(batch, outputs)
+                        self._guard.take(batch, outputs, self._padding)
                 self._cut(batch, outputs)
         self._arm_for_more()
 
@@ -527,18 +546,27 @@ class Batcher:
             self._is_guarded = True
             self._answer(item, None, self._quarantine.refusal(self._name))
 
+    def _merge(self, batch: list[Item]) -> Tensors:
+        if self._padding is not None:
+            return self._padding.merge([item.inputs for item in batch])
+        return {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}
+
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
         """Answers each item with its own rows: views, by what was parsed."""
+        padding = self._padding
         (first, first_array), *others = outputs.items()
         start = 0
         for item in batch:
             stop = start + item.num_rows
             done, item.done = item.done, None
             if done is not None:  # as `_answer`, for the many
-                item.inputs = _NOTHING
-                part = {first: first_array[start:stop]}
-                for name, array in others:
-                    part[name] = array[start:stop]
+                inputs, item.inputs = item.inputs, _NOTHING
+                if padding is not None:
+                    part = padding.own(inputs, outputs, start, stop)
+                else:
+                    part = {first: first_array[start:stop]}
+                    for name, array in others:
+                        part[name] = array[start:stop]
                 try:
                     done(part, None)
                 except Exception:
@@ -616,7 +644,3 @@ def _form(key: Key) -> Form:
 
 def _live(items: list[Item]) -> list[Item]:
     return [item for item in items if item.done is not None]
-
-
-def _merge(batch: list[Item]) -> Tensors:
-    return {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}

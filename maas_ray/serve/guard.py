@@ -11,6 +11,7 @@ import numpy as np
 
 from maas_ray.bundle.axis.compare import differs
 from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.padding import Padding
 from maas_ray.serve.item import Item, Tensors
 
 _RTOL = 1e-2
@@ -62,13 +63,15 @@ class Guard:
         """Waits for the engine to be idle."""
         self._num_taken = self._num_flips = 0
 
-    def take(self, batch: list[Item], outputs: Tensors) -> None:
+    def take(self, batch: list[Item], outputs: Tensors, padding: Padding | None = None) -> None:
         """Takes one of the requests of a merged run, unless one is waiting still."""
         self.left = self._every
         if self.sample is not None:
             return
         self._num_taken += 1
         chosen = batch[self._num_taken % len(batch)]
+        if chosen.done is None:  # it has left, and its inputs with it
+            return
         start = 0
         for item in batch:
             if item is chosen:
@@ -76,8 +79,13 @@ class Guard:
             start += item.num_rows
         stop = start + chosen.num_rows
         total = sum(item.num_rows for item in batch)
-        answer = {name: array[start:stop].copy() for name, array in outputs.items()}
-        self.sample = Sample(chosen.inputs, chosen.num_rows, start, total, answer)
+        if padding is not None:
+            answer = padding.own(chosen.inputs, outputs, start, stop)
+        else:
+            answer = {name: array[start:stop] for name, array in outputs.items()}
+        # A copy: a view would keep the answers of all others in memory.
+        kept = {name: array.copy() for name, array in answer.items()}
+        self.sample = Sample(chosen.inputs, chosen.num_rows, start, total, kept)
 
     def compare(self, sample: Sample, outputs: Tensors) -> str:
         """What differs between the answer that was given and the one of the run made now; empty if nothing does.

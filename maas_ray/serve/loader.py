@@ -152,6 +152,7 @@ class Loader:
             self._spec.batching,
             loop,
             can_merge=engine.can_merge and not counts.mixes,
+            padding=engine.padding,
             optional=frozenset(tensor.name for tensor in info.signature.inputs if tensor.optional),
             budget=self._budget,
             name=name_of(version),

@@ -56,6 +56,7 @@ def ask_together(
             BatchSpec.model_validate({"max_queued_requests": len(requests) + 1, "check_share": 0.0, **spec}),
             loop,
             can_merge=engine.can_merge,
+            padding=engine.padding,
             stats=counted,
         )
         for _ in range(num_rounds):

@@ -15,6 +15,7 @@ from maas_ray.bundle.engine import EngineSpec
 from maas_ray.bundle.format import Bundle
 from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
 from maas_ray.bundle.latency import LatencyModel
+from maas_ray.bundle.padding import Padding
 from maas_ray.bundle.sample import read_sample
 from maas_ray.bundle.stop import Stop
 from maas_ray.bundle.warmup import guesses, repeated
@@ -48,6 +49,8 @@ class ApartEngine:
         self.providers = self.nature.providers
         self.not_merged_because = self.nature.not_merged_because
         self.can_merge = not self.not_merged_because
+        padded = self.nature.signature.padded
+        self.padding = None if padded is None or self.nature.not_padded_because else Padding(padded)
         self.warmed_with = self.nature.warmed_with
         self.streams = spec.streams
         self.threads = max(1, spec.threads)

@@ -59,6 +59,8 @@ class Nature:
     signature: Signature
     warmed_with: str
     """Name of the values of its warm-up; empty: it refuses all that were tried."""
+    not_padded_because: str = ""
+    """Why requests of different sizes do not, where the signature states a dimension for it."""
     killed_by: tuple[str, ...] = ()
     """Names of made-up values that killed the process."""
 
@@ -232,6 +234,7 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
         nature = Nature(
             hazards=Hazards(**{**found["hazards"], "reasons": tuple(found["hazards"]["reasons"])}),
             not_merged_because=found["not_merged_because"],
+            not_padded_because=found["not_padded_because"],
             providers=tuple(found["providers"]),
             signature=Signature.model_validate(found["signature"]),
             warmed_with=found["warmed_with"],

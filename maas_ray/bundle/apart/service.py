@@ -61,6 +61,7 @@ def serve(sock: socket.socket, descriptors: list[int]) -> None:
                     "reasons": list(hazards.reasons),
                 },
                 "not_merged_because": engine.not_merged_because,
+                "not_padded_because": engine.not_padded_because,
                 "providers": list(engine.providers),
                 "signature": engine.signature.model_dump(mode="json"),
                 "warmed_with": engine.warmed_with,

@@ -52,7 +52,7 @@ def probe(run: Run, signature: Signature, seed: int = 0) -> Probed:
     """
     until = time.perf_counter() + BUDGET_S
     told_apart, suspicions = 0, 0
-    for number, values in enumerate(_value_kinds(signature, seed)):
+    for number, values in enumerate(value_kinds(signature, seed)):
         if number and time.perf_counter() > until:
             break
         inputs = _accepted(run, values, _COUNTS[number % len(_COUNTS)])
@@ -128,7 +128,7 @@ def _accepted(run: Run, draw: tuple[Signature, Draw], count: int) -> dict[str, A
     return None
 
 
-def _value_kinds(signature: Signature, seed: int) -> Iterator[tuple[Signature, Draw]]:
+def value_kinds(signature: Signature, seed: int) -> Iterator[tuple[Signature, Draw]]:
     """Ways to draw values, from those that most graphs take to those that show most."""
     random = np.random.default_rng(seed)
     for scale, low, high in ((1.0, 1, 4), (-3.0, 0, 2), (100.0, 2, 100), (1e-3, 1, 127), (1e4, 1, 10)):
