@@ -262,9 +262,10 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         if not self._is_open:
             return
         self._end_apart()
+        if request is None:
+            self._fail(error or MaasError("the request was not read"))
+            return
         try:
-            if request is None:
-                raise error or MaasError("the request was not read")
             if loaded.batcher.is_closed:
                 self._owner.num_ongoing -= 1
                 self.start()  # another version has taken its place meanwhile, and may take other inputs

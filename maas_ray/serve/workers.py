@@ -70,13 +70,10 @@ class Workers:
                 f"the queue of this replica is full: {budget.used} bytes wait and this request has {num_bytes}, the "
                 f"limit is {budget.limit}; send it again later, or a smaller one"
             )
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
-                for number in range(NUM_THREADS)
-            ]
-            for thread in self._threads:
-                thread.start()
+        if len(self._threads) <= min(self.num_waiting, NUM_THREADS - 1):  # each keeps some memory of its own
+            thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         self.num_waiting += 1
         budget.used += num_bytes
         stop = Stop()
@@ -104,6 +101,7 @@ class Workers:
             return await future
         finally:
             stop.set()
+            del future  # an error refers to this frame: without it they would wait for the garbage collection
 
     def close(self) -> None:
         """Gives the threads back; work in progress ends by itself."""

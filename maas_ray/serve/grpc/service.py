@@ -236,9 +236,10 @@ class Service:
         if pending.result.done():
             return
         pending.end_parsing()
+        if request is None:
+            pending.refuse(error or MaasError("the message was not parsed"))
+            return
         try:
-            if request is None:
-                raise error or MaasError("the message was not parsed")
             self._start(pending, request, caller, deadline)
         except Exception as failure:
             pending.refuse(failure)
