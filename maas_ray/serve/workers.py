@@ -86,22 +86,23 @@ class Workers:
         Raises:
             Overloaded: too much waits already.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # In a list that is emptied: an error refers to this frame, which must not refer to the error by its future.
+        waiting: list[asyncio.Future[T]] = [asyncio.get_running_loop().create_future()]
 
         def done(result: T | None, error: Exception | None) -> None:
-            if future.done():
+            if not waiting or waiting[0].done():
                 return
             if error is not None:
-                future.set_exception(error)
+                waiting[0].set_exception(error)
             else:
-                future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result
+                waiting[0].set_result(result)  # type: ignore[arg-type]  # without an error there is a result
 
         stop = self.submit(work, num_bytes, done)
         try:
-            return await future
+            return await waiting[0]
         finally:
             stop.set()
-            del future  # an error refers to this frame: without it they would wait for the garbage collection
+            waiting.clear()
 
     def close(self) -> None:
         """Gives the threads back; work in progress ends by itself."""
