@@ -124,7 +124,9 @@ def _resume(
     store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, board: Any, lease: Lease
 ) -> None:
     run = _resumed(store, spec)  # once more: whoever had the lease may have gone on meanwhile
-    spec = spec.model_copy(update={"init": run.spec.init})  # the same start for all attempts
+    # The same start for all attempts; the caller's words for it where there are some, as passwords are not written down.
+    init = spec.init.as_settled(run.spec.init) if spec.init is not None else run.spec.init
+    spec = spec.model_copy(update={"init": init})
     if run.status == "finished":
         return
     if spec.model.is_classical:
