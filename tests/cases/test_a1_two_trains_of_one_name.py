@@ -20,10 +20,11 @@ from maas_ray.train.run import run_training
 from maas_ray.train.runs import Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec import TrainSpec
 from tests.conftest import RayCluster
-from tests.support.paths import STEPS, table_spec
+from tests.support.paths import table_spec
 from tests.support.runs import outcome, until
 from tests.support.table import write_table
 
+STEPS = 1200
 JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(480)]
@@ -52,7 +53,7 @@ def test_the_second_is_refused_and_a_dead_or_frozen_one_is_followed(
 ) -> None:
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store, table = open_store(storage), write_table(tmp_path)
-    spec = table_spec(storage, "r", table, checkpoint={"every_steps": 8})
+    spec = table_spec(storage, "r", table, checkpoint={"every_steps": 8}, steps=STEPS, log_every=10)
     with _driver(spec, ray_cluster, tmp_path) as first:
         until(lambda: list_checkpoints(store, checkpoints_prefix("r")), "checkpoint", wait_s=240)
         for resume in (False, True):
@@ -60,10 +61,6 @@ def test_the_second_is_refused_and_a_dead_or_frozen_one_is_followed(
             with pytest.raises(Conflict, match=f"held by process {first.pid} on "):
                 run_training(spec, resume=resume)
             assert time.monotonic() - began < 60
-        with _driver(spec, ray_cluster, tmp_path) as second:
-            _, said = second.communicate(timeout=120)
-            assert second.returncode == 1
-            assert f"held by process {first.pid} on " in said
         os.kill(first.pid, end)
         reached = list_checkpoints(store, checkpoints_prefix("r"))[-1]
         assert reached < STEPS, "the owner ended too late to prove anything"
@@ -80,5 +77,5 @@ def test_the_second_is_refused_and_a_dead_or_frozen_one_is_followed(
     assert run.status == "finished"
     assert run.error is None, "the first one wrote nothing into the run of the second"
     losses, _ = outcome(store)
-    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert [step for step, _ in losses] == list(range(10, STEPS + 1, 10))
     assert holder_of(store, run_prefix("r")) is None
