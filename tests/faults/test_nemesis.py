@@ -222,6 +222,7 @@ def test_callers_get_their_answers_whatever_dies_or_falls_silent(
                 some.wait(CALM_ANSWERS, timeout_s=RECOVERY_S)
         except AssertionError as error:  # it did not recover: what was seen until then counts
             failure = error
+    print(f"longest stall of the callers: {max(callers.longest_stall_s, once.longest_stall_s):.2f} s")  # noqa: T201
     report(run, kind, number, seed, {ANY: callers.calls, ONCE: once.calls}, failure)
 
 

@@ -196,6 +196,16 @@ def test_patient_callers_repeat_what_may_be_repeated_and_note_each_attempt(
         assert front.num_attempts[call.id] == len(statuses)
 
 
+def test_callers_know_how_long_their_own_machine_held_them_up() -> None:
+    front = ScriptedFront()
+    with listening(front.serve) as port, PatientCallers(port, "/x", [0.5], num_callers=1) as callers:
+        callers.wait(3)
+        before_s = callers.longest_stall_s
+        callers.loop.call_soon_threadsafe(time.sleep, before_s + 0.3)
+        callers.wait(3)
+    assert callers.longest_stall_s > before_s + 0.2
+
+
 class DroppingProxy:
     """Passes bytes on in both directions, but closes the connection in the place of each n-th answer."""
 

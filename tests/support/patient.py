@@ -21,6 +21,7 @@ PATIENCE_S = 20.0
 MORE_S = 4.0
 """How long an attempt is waited for after it is late, so that the ledger can say how late."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+STALL_EVERY_S = 0.02
 RETRYABLE = (429, 503, 504)
 
 
@@ -53,7 +54,25 @@ class PatientCallers(Callers):
         super().__init__(port, path, num_callers, pause_s, name)
         self._deadlines_s = deadlines_s
         self._repeats = repeats
+        self.loop: asyncio.AbstractEventLoop
+        """In which they run, from their start on."""
+        self.longest_stall_s = 0.0
+        """Longest time for which this machine kept the callers themselves waiting: so much later they may see an answer."""
         self._random = random.Random(seed)
+
+    async def _run(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        watch = asyncio.create_task(self._watch())
+        try:
+            await super()._run()
+        finally:
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(STALL_EVERY_S)
+            self.longest_stall_s = max(self.longest_stall_s, time.monotonic() - began_s - STALL_EVERY_S)
 
     async def _call(self, connection: Connection, id: str) -> Call:
         deadline_s = self._random.choice(self._deadlines_s)
