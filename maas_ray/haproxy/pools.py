@@ -22,6 +22,9 @@ _CHECKS = "    default-server inter 500ms fastinter 100ms downinter 250ms fall 2
 # connections are closed.
 _ALIVE = "    http-check expect rstring success|DRAINING"
 
+CONNECT_TIMEOUT_MS = 1000
+"""Longest time for a connection to a replica; shorter than the checks need to notice a host that is gone."""
+_OBSERVED = re.compile(r" observe \S+ error-limit \d+ on-error mark-down")
 _REPLICA = re.compile(r"\s+server (SERVE_REPLICA_\S+) ")
 _HTTP = "backend http-"
 
@@ -56,7 +59,13 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
         # At most once (HAProxy's default is three times): a request that ended a replica must not end the next ones too.
         # Versions that a value can crash run in processes of their own, so this is the second line of defense.
         lines.append("    retries 1")
-        section[:] = [f"{line} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line for line in section]
+        # What marks a replica down are the checks alone: where a failed connection does (`observe`), HAProxy 2.8 closes
+        # the very request that failed, which would have been repeated. For the same reason connections fail early.
+        lines.append(f"    timeout connect {CONNECT_TIMEOUT_MS}ms")
+        section[:] = [
+            f"{_OBSERVED.sub('', line)} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line
+            for line in section
+        ]
     section[1:1] = lines
 
 
