@@ -122,6 +122,28 @@ def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> N
     assert "wait-for-body" not in section(config, "backend grpc-twice")
 
 
+def test_probes_and_reflection_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
+    grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
+    backends = []
+    for name, deployment, port in (
+        ("foreign", "other", 9005),
+        ("twice", REPLAYABLE, 9006),
+        ("once", NOT_REPLAYABLE, 9007),
+    ):
+        one = backend(name, deployment, [port])
+        one.name, one.protocol = f"grpc-{name}", RequestProtocol.GRPC
+        backends.append(one)
+    config = harden(render(tmp_path, [*POOLS, *backends], grpc_options=grpc), Options())
+    (rule,) = [line for line in section(config, "frontend grpc_frontend").splitlines() if "grpc.health" in line]
+    assert rule.startswith("    use_backend grpc-twice if { path_beg /grpc.health.v1.Health/ /grpc.reflection. } !{")
+    lone = harden(render(tmp_path, [*POOLS, backends[1]], grpc_options=grpc), Options())
+    assert "grpc.health" not in lone, "Serve's own rule sends everything there"
+    path = tmp_path / "grpc.cfg"
+    path.write_text(config)
+    checked = subprocess.run([find_binary(), "-c", "-f", str(path)], capture_output=True, text=True, timeout=20)
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_before_the_first_application_a_call_is_told_to_come_again(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     starting = harden(render(tmp_path, [], grpc_options=grpc), Options())

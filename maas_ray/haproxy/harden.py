@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.answers import HEADER_TIMEOUT_S, MISSING, STARTING, error
+from maas_ray.haproxy.grpc import route_unnamed
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, edit_pool, is_own, replicas_of
 from maas_ray.haproxy.sections import Section, Unexpected, join, named, replace, split, substitute
@@ -76,6 +77,7 @@ def harden(config: str, options: Options) -> str:
     _frontend(named(sections, "frontend http_frontend"), options)
     if grpc := [section for section in sections if section[0] == "frontend grpc_frontend"]:
         _listen_on(grpc[0], options.host)
+        route_unnamed(grpc[0], sections)
     for section in sections:
         if is_backend(section):
             edit_pool(section, options.limits)
