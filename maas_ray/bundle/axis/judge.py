@@ -59,7 +59,7 @@ def analyze(model: ModelProto, signature: Signature) -> Verdict:
         found = known[tensor.name]
         if isinstance(found, Mixed):
             return Verdict(found.reason, found.is_across)
-        if found.is_position:
+        if found.is_position or found.by_place:
             return Verdict(f"output {tensor.name!r} holds the place of a row in the run", is_across=True)
         if found.axis != 0 or found.inner != ONE or found.sizes[0] != BATCH:
             return Verdict(f"output {tensor.name!r} does not begin with one entry for each row", is_across=True)

@@ -78,7 +78,7 @@ class Node:
         found = self.input(index)
         if found.by_rows:
             raise Refusal("uses the number of rows as a value")
-        if found.is_position or any(found.parts):
+        if found.is_position or found.by_place or any(found.parts):
             raise Refusal("uses the place of a row in the run as a value")
         return found
 

@@ -51,6 +51,8 @@ class Value:
     """`TensorProto.DataType`; 0 is unknown."""
     is_position: bool = False
     """Each row holds its own number, counted from 0: fit to take rows by, not for data."""
+    by_place: bool = False
+    """Its elements were computed from the places of rows: its shape is of use, its elements are not."""
     parts: tuple[bool, ...] = ()
     """Of indices, by component: whether it is the row's own number."""
 
@@ -143,8 +145,7 @@ def broadcast(values: Sequence[Value], name: Namer) -> Value:
     rank = max(value.rank for value in values)
     if with_rows and any(value.by_rows for value in values):
         raise Refusal("uses the number of rows as a value")
-    if any(value.is_position for value in with_rows):
-        raise Refusal("uses the place of a row in the run as a value")
+    by_place = any(value.is_position or value.by_place for value in with_rows)
     places = {(value.axis or 0) + rank - value.rank for value in with_rows}
     if len(places) > 1:
         raise Refusal("combines each row with every other: they are in different dimensions of its inputs")
@@ -167,7 +168,7 @@ def broadcast(values: Sequence[Value], name: Namer) -> Value:
     inner = {value.inner for value in with_rows}
     if len(inner) > 1:
         raise Refusal("combines rows that are laid out differently")
-    return Value(tuple(shape), places.pop(), inner.pop())
+    return Value(tuple(shape), places.pop(), inner.pop(), by_place=by_place)
 
 
 def _reaches(value: Value, rank: int, places: set[int]) -> bool:
@@ -191,7 +192,8 @@ def join(first: Known, second: Known, name: Namer) -> Known:
         return first
     if isinstance(second, Mixed):
         return second
-    if (first.axis, first.inner) != (second.axis, second.inner) or first.is_position != second.is_position:
+    marks = [(value.axis, value.inner, value.is_position, value.by_place) for value in (first, second)]
+    if marks[0] != marks[1]:
         return Mixed("holds rows in one case and not, or elsewhere, in another", is_across=False)
     by_rows = first.by_rows or second.by_rows
     if first.shape is None or second.shape is None or first.rank != second.rank:

@@ -54,7 +54,7 @@ def gather_nd(node: Node) -> list[Value]:
     if depth is None:
         raise unsure("takes elements by indices of unknown depth")
     if dims == 0 and value.axis == 0 and value.inner == ONE and indices.parts[:1] == (True,):
-        if any(indices.parts[1:]) or value.is_position or value.by_rows:
+        if any(indices.parts[1:]) or indices.by_place or value.is_position or value.by_place or value.by_rows:
             raise Refusal("takes elements by the place of a row")
         sizes = [*indices.sizes[:-1], *value.sizes[depth:]]
         return [Value(tuple(sizes), indices.axis, indices.inner, dtype=value.dtype)]
@@ -91,7 +91,7 @@ def scatter_nd(node: Node) -> list[Value]:
     value, indices, updates = node.data(0), node.input(1), node.data(2)
     if all(each.is_common for each in (value, indices, updates)):
         return [plain(value)]
-    own = indices.parts[:1] == (True,) and not any(indices.parts[1:])
+    own = indices.parts[:1] == (True,) and not any(indices.parts[1:]) and not indices.by_place
     if (
         not own
         or value.axis != 0
@@ -164,7 +164,7 @@ def _parts(values: Sequence[Value], axis: int) -> tuple[bool, ...]:
     """Which components of joined indices are a row's own number; nothing if none is."""
     if not any(value.is_position for value in values) or axis != values[0].rank - 1:
         return ()
-    if any(value.sizes[-1] != ONE or value.parts or value.by_rows for value in values):
+    if any(value.sizes[-1] != ONE or value.parts or value.by_rows or value.by_place for value in values):
         raise Refusal("uses the place of a row in the run as a value")
     return tuple(value.is_position for value in values)
 

@@ -33,7 +33,9 @@ def recurrent(node: Node) -> list[Value]:
 
 def _check(value: Value | None, place: int) -> None:
     """Refuses states and lengths that are not one for each row."""
-    if value is not None and (value.axis != place or value.inner != ONE or value.by_rows or value.is_position):
+    if value is not None and (
+        value.axis != place or value.inner != ONE or value.by_rows or value.is_position or value.by_place
+    ):
         raise Refusal("takes states or lengths by the place of a row")
 
 

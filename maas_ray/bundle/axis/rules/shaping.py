@@ -146,7 +146,8 @@ def expand(node: Node) -> list[Value]:
     if value.axis is None and any(size.num_rows for size in wanted):
         return [_given_rows(node, value, wanted)]
     target = Value(tuple(wanted), *_same_place(value, wanted))
-    return [replace(node.broadcast(plain(value), target), dtype=value.dtype, is_position=value.is_position)]
+    result = node.broadcast(plain(value), target)
+    return [replace(result, dtype=value.dtype, is_position=value.is_position, by_place=value.by_place)]
 
 
 def _same_place(value: Value, wanted: Sequence[Size]) -> tuple[int | None, Size]:
