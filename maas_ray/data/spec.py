@@ -13,6 +13,7 @@ Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn", "text", "
 TEXT_FORMATS = ("text", "jsonl", "parquet")
 """What the text of token tasks is read from."""
 SPLITS = ("train", "validation", "test")
+DEFAULT_EXPANSION = 100.0
 
 
 class SplitSpec(Spec):
@@ -80,7 +81,9 @@ class DataSpec(Spec):
     """Separates the values of a csv file."""
     missing_values: tuple[str, ...] = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null")
     """What stands for a missing value in a csv file. On the endpoint a missing value is a null."""
-    max_expansion: float = Field(default=100.0, ge=1, le=1e9)
+    max_expansion: float = Field(
+        default=DEFAULT_EXPANSION, ge=1, le=1e9, exclude_if=lambda value: value == DEFAULT_EXPANSION
+    )
     """How many times its size a file may become when it is decompressed or decoded, where that is more than 64 MiB. More
     is refused: that is what archives are like which are made to fill a memory."""
     endpoint: str | None = None

@@ -227,7 +227,7 @@ class TrainSpec(Spec):
         """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
 
         Where it is stored, how often it is checkpointed, validated or logged, whether it stops early, on which workers it
-        runs, how they share the model and how fast they are may change.
+        runs, how they share the model, how fast they are and how much a file may expand may change.
         """
         free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
         free |= {"early_stopping", "validation", "tensorboard"}
@@ -235,4 +235,5 @@ class TrainSpec(Spec):
         for fields in (mine, theirs):
             del fields["batch"]["accumulation"]  # how a share is cut changes no gradient
             del fields["optimizer"]["implementation"]  # which kernels compute the same update
+            fields["data"].pop("max_expansion", None)  # what is refused, which the prepared data no longer needs
         return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])
