@@ -4,7 +4,6 @@ Behind HAProxy that proxy gets the requests of pools without a replica; in the p
 """
 
 import asyncio
-import logging
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.generated.serve_pb2 import DeploymentRoute
 
+from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.serve.asleep import ANSWERED, Asleep
@@ -24,7 +24,7 @@ from maas_ray.serve.spec import ApplicationSpec, ReplicaRange
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 REMEMBER_S = 2.0
 """How long what the controller said of a pool is taken to be true; a deployment that changed is seen after it."""

@@ -1,17 +1,17 @@
 """A few threads for work that would keep the loop from everybody: large bodies in, large answers out. Knows no request."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from maas_ray.bundle.stop import Stop
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, Overloaded, RunStopped
 from maas_ray.serve.batching import ByteBudget
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 T = TypeVar("T")
 
 NUM_THREADS = 2
