@@ -204,7 +204,11 @@ class Server(BaseHTTPRequestHandler):
     seen: ClassVar[Seen] = Seen()
 
     def do_GET(self) -> None:
+        if self.path.endswith("slow"):
+            time.sleep(0.5)
         self._answer()
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -244,10 +248,12 @@ class Front:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
+    def raw(self, data: bytes, timeout_s: float = 5.0, ends_sending: bool = False) -> bytes:
         """The answer up to the end of the connection or the first silence."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as sock:
             sock.sendall(data)
+            if ends_sending:
+                sock.shutdown(socket.SHUT_WR)
             return _read(sock)
 
 
@@ -327,6 +333,43 @@ def test_a_request_whose_replica_died_is_answered_by_another_one(front: Front) -
         path = f"/twice/die?{size}"
         answer = requests.post(front.url + path, data=b"1" * size, timeout=10)
         assert (answer.status_code, answer.json(), Server.seen.calls[path]) == (200, {}, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /twice/x", b"200"),
+        (b"GET /twice/slow", b"200"),
+        (b"GET /once/slow", b"200"),
+        (b"HEAD /used/slow", b"200"),
+        (b"GET /gone/x", b"503"),
+        (b"GET /-/routes", b"200"),
+        (b"GET /nothing", b"404"),
+        (b"POST /once/slow", b"400"),  # whoever has left cannot be told from this: inference for nobody ends
+    ],
+)
+def test_a_client_that_ends_sending_gets_what_it_reads(front: Front, request_line: bytes, status: bytes) -> None:
+    data = b"%b HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" % request_line
+    assert front.raw(data, ends_sending=True).startswith(b"HTTP/1.1 %b " % status)
+
+
+def test_reads_go_to_the_same_servers_and_in_the_order_of_the_paths(tmp_path: Path) -> None:
+    config = harden(
+        render(tmp_path, POOLS, timeout_server_s=9), Options(limits={"twice": PoolLimits(2.5, 200.0, 1000)})
+    )
+    rules = re.findall(r"use_backend (\S+) if", section(config, "frontend http_frontend"))
+    for name in ("twice", "once", "foreign", "likewise"):
+        assert rules[rules.index(f"http-{name}") - 1] == f"reads-http-{name}"
+        twin, given = (section(config, f"backend {prefix}http-{name}") for prefix in ("reads-", ""))
+        servers = re.findall(r"server (SERVE\S+) (\S+)", given)
+        assert servers
+        assert re.findall(r"server (SERVE\S+) (\S+) track (\S+)", twin) == [
+            (server, address, f"http-{name}/{server}") for server, address in servers
+        ]
+        assert "no option abortonclose" in twin
+        assert " check" not in twin
+    assert "reads-http-asleep" not in rules, "nobody is there who could be told"
+    assert "    timeout server 3200ms" in section(config, "backend reads-http-twice").splitlines()
 
 
 def test_a_large_body_goes_through_large_pipes_unchanged(front: Front) -> None:

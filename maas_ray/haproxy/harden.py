@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from maas_ray.haproxy.answers import HEADER_TIMEOUT_S, MISSING, STARTING, error
 from maas_ray.haproxy.grpc import route_unnamed
+from maas_ray.haproxy.half_closed import add_twins
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, edit_pool, is_own, replicas_of
 from maas_ray.haproxy.sections import Section, Unexpected, join, named, replace, split, substitute
@@ -81,6 +82,7 @@ def harden(config: str, options: Options) -> str:
     for section in sections:
         if is_backend(section):
             edit_pool(section, options.limits)
+    add_twins(sections, named(sections, "frontend http_frontend"))
     is_starting = _NO_ROUTES in config
     _default_backend(named(sections, "backend default_backend"), is_starting)
     for section in sections if is_starting else ():

@@ -33,6 +33,11 @@ class ColdProtocol(HttpToolsProtocol):
         self.is_head = False
         self.is_reading = False
 
+    @property
+    def only_reads(self) -> bool:
+        """Whether what is open is a complete GET or HEAD."""
+        return self.num_open > 0 and not self.is_reading and self.scope["method"] in ("GET", "HEAD")
+
     def on_message_begin(self) -> None:
         self.num_open += 2
         self.num_head_bytes = 0

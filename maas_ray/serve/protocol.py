@@ -61,6 +61,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_deadline",
         "_expected",
         "_front",
+        "_has_ended",
         "_head",
         "_head_since",
         "_id",
@@ -105,6 +106,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._call: HttpCall | None = None
         self._cold: ColdProtocol | None = None
         self._closing = False
+        self._has_ended = False
         self._reading_is_paused = False
         self._since = self.loop.time()
         self._head_since = 0.0
@@ -173,8 +175,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
             elif len(self._pending) > MAX_PENDING_BYTES:
                 self._pause_reading()
 
-    def eof_received(self) -> None:
-        """Returns nothing, so that the transport closes: a client that has left wants no answer."""
+    def eof_received(self) -> bool:
+        """Whether the transport stays open although nothing more comes.
+
+        Who ends only the sending side cannot be told from who has left. Inference that nobody may be waiting for would
+        take the time of others, so it ends; a GET is over soon, and its answer finds out.
+        """
+        cold = self._cold
+        is_read = self._state == _COLD and cold is not None and cold.only_reads
+        is_between = self._state == _IDLE and bool(self._pending) and not self._head_since  # one that follows a read
+        self._has_ended = is_read or is_between
+        return self._has_ended
 
     def pause_writing(self) -> None:
         self._write_since = self.loop.time()
@@ -210,7 +221,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
                     self.transport.abort()
                 self._write_since, self._write_size = now, size
         elif self._state == _IDLE:
-            if self._head_since:
+            if self._has_ended:
+                self.transport.close()
+            elif self._head_since:
                 if now - self._head_since > allowed_s:
                     self._refuse(408, f"the head was not complete within {allowed_s:g} s; send it at once")
             elif now - self._since > limits.idle_timeout_s:
@@ -244,7 +257,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _COLD:
             self._state = _IDLE
             self._since = self.loop.time()
-            if self._closing:
+            if self._closing or (self._has_ended and not self._pending):
                 self.transport.close()
             elif self._pending:
                 # Not from inside the parser, whose callback this is.
@@ -411,11 +424,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._state = _IDLE
 
     def _pause_reading(self) -> None:
-        if not self._reading_is_paused and not self.transport.is_closing():
+        if not self._reading_is_paused and not self._has_ended and not self.transport.is_closing():
             self._reading_is_paused = True
             self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._reading_is_paused and not self.transport.is_closing():
+        if self._reading_is_paused and not self._has_ended and not self.transport.is_closing():
             self._reading_is_paused = False
             self.transport.resume_reading()

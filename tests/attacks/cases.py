@@ -329,8 +329,9 @@ HEADS = [
     ),
     Case("Connection: close", (request(b"GET", LIVE, [b"Connection: close"]) + SMUGGLED,), OK, "close"),
     Case("Connection: close on an inference", (request(lines=[b"Connection: close"], body=BODY) + SMUGGLED,), OK, "close"),
-    # A half-closed connection cannot be told from one whose client has gone: the answer may be spared, not the next
-    # caller's time.
+    # A half-closed connection cannot be told from one whose client has gone. What only reads is answered; the answer of
+    # inference may be spared, not the next caller's time.
+    Case("the client half-closes after a GET", (request(b"GET", LIVE),), OK, "close", plain=frozenset({NOTHING}), ends_sending=True),
     Case(
         "the client half-closes after its request",
         (request(body=BODY),), OK | {NOTHING}, "close", haproxy=BAD, ends_sending=True,

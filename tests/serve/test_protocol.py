@@ -98,6 +98,27 @@ def test_a_caller_that_waits_for_100_continue_gets_it(strict: Server) -> None:
         assert values(read_answers(sock, 1)) == [12.0]
 
 
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_caller_that_has_ended_sending_gets_the_answers_to_what_it_reads(strict: Server, method: bytes) -> None:
+    ready = method + b" /v2/health/ready HTTP/1.1\r\nhost: a\r\n\r\n"
+    with connect(strict) as sock:
+        sock.sendall(ready * 3)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == 3, "all of them, then the end"
+
+
+def test_what_follows_a_read_is_answered_too_and_a_cut_head_is_not(strict: Server) -> None:
+    ready = b"GET /v2/health/ready HTTP/1.1\r\nhost: a\r\n\r\n"
+    for data, num_answers in ((ready + request(4), 2), (ready + ready[:20], 1), (ready[:20], 0)):
+        with connect(strict) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            assert len(read_answers(sock, 3)) == num_answers
+
+
 def test_connection_close_is_honoured(strict: Server) -> None:
     with connect(strict) as sock:
         sock.sendall(request(7, connection="close"))
