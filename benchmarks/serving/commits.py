@@ -1,6 +1,6 @@
 """The code of this repository at another commit, with a Python that runs it and nothing of ours. Starts no server.
 
-What it needs is taken from this program's own environment where both ask for the same packages, else installed once.
+What it needs is taken from this program's own environment where that has all of it, else installed once.
 """
 
 import subprocess
@@ -10,8 +10,10 @@ import tarfile
 import tomllib
 import venv
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from packaging.requirements import Requirement
 
 from benchmarks.serving import environments
 
@@ -46,7 +48,7 @@ def other(name: str, directory: Path, cache: Path) -> Code:
         name: `PREFIX` with a revision that git knows, or with the directory of a checkout, whose files are then
             used as they are.
         directory: empty; the files of a revision and the environment are put below it.
-        cache: where `environments.build` installs packages that differ from ours.
+        cache: where `environments.build` installs what it needs if ours will not do.
 
     Raises:
         ValueError: git does not know the revision, or the Python does not import its code.
@@ -58,9 +60,9 @@ def other(name: str, directory: Path, cache: Path) -> Code:
     else:
         revision = resolve(source)
         root = _unpack(revision, directory)
-    wanted, ours = _project(root), _project(ROOT)
+    wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     packages = Path(sysconfig.get_path("purelib"))
-    if wanted["dependencies"] != ours["dependencies"]:
+    if not all(map(_is_installed, wanted["dependencies"])):
         installed = environments.build(cache, "ours", tuple(wanted["dependencies"]))
         packages = next(installed.parent.parent.glob("lib/python*/site-packages"))
     python = _environment(directory / "env", (root, packages), wanted["scripts"])
@@ -107,9 +109,15 @@ def _revision(root: Path) -> str:
     return found.stdout.strip()
 
 
-def _project(root: Path) -> dict[str, Any]:
-    project: dict[str, Any] = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    return project
+def _is_installed(requirement: str) -> bool:
+    """Whether this program's own environment has such a package, if this machine needs it at all."""
+    wanted = Requirement(requirement)
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return True
+    try:
+        return wanted.specifier.contains(metadata.version(wanted.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _environment(directory: Path, search: tuple[Path, ...], scripts: dict[str, str]) -> Path:
