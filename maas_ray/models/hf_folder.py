@@ -4,7 +4,6 @@ Each file of weights begins with its length and its JSON header (https://hugging
 fetches the rows that it needs and nothing else. Nothing is unpickled.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,22 @@ import torch
 from torch import Tensor
 
 from maas_ray.checkpoint.dtypes import DTYPES
-from maas_ray.errors import MaasError, ModelError, NotFound
+from maas_ray.documents import read_json
+from maas_ray.errors import MaasError, ModelError
+from maas_ray.models.hf_local import (
+    CONFIG,
+    INDEX,
+    MAX_JSON_BYTES,
+    WEIGHTS,
+    check_folder,
+    files_of_index,
+    read_object,
+    too_large,
+)
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000
-"""As in the library: a longer one is damage."""
-
+MAX_DIMS = 8
 REQUEST_BYTES = 64 << 20
 
 
@@ -58,20 +65,29 @@ class HfFolder:
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
         self.uri = uri
         path = Path(uri.removeprefix("file://")).expanduser()
-        if ("://" not in uri or uri.startswith("file://")) and not path.is_dir():
-            raise ModelError(f"there is no directory {uri}; give a folder in Hugging Face's format")
+        if "://" not in uri or uri.startswith("file://"):
+            if not path.is_dir():
+                raise ModelError(f"there is no directory {uri}; give a folder in Hugging Face's format")
+            check_folder(path)
         self._store: ObjectStore = open_store(StorageSpec(uri=uri, endpoint=endpoint if "s3://" in uri else None))
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """What config.json says."""
-        try:
-            document = json.loads(self._store.get(CONFIG))
-        except (NotFound, ValueError) as error:
-            raise ModelError(f"{self.uri}/{CONFIG} cannot be read: {error}; give a folder that has one") from error
-        if not isinstance(document, dict):
-            raise ModelError(f"{self.uri}/{CONFIG} holds a {type(document).__name__} and no object")
-        return document
+        if CONFIG not in self._sizes:
+            raise ModelError(f"{self.uri}/{CONFIG} cannot be read: it does not exist; give a folder that has one")
+        return self._object(CONFIG)
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        """Bytes of each file, by name; those of folders in the folder are none of it."""
+        return {info.key: info.size for info in self._store.scan("") if "/" not in info.key}
+
+    def _object(self, name: str) -> dict[str, Any]:
+        source = f"{self.uri}/{name}"
+        if self._sizes[name] > MAX_JSON_BYTES:
+            raise too_large(source, self._sizes[name])
+        return read_object(self._store.get(name), source)
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
@@ -86,7 +102,7 @@ class HfFolder:
                     if key in found:
                         raise ValueError(f"{key} is in {found[key].file} already")
                     found[key] = weight
-            except (ValueError, KeyError, TypeError, AttributeError, MaasError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MaasError) as error:
                 raise ModelError(
                     f"{self.uri}/{name} cannot be read as safetensors: {error}; copy the whole folder again"
                 ) from error
@@ -119,8 +135,7 @@ class HfFolder:
         return whole.hexdigest()
 
     def _files(self) -> list[tuple[str, int]]:
-        found = [(info.key, info.size) for info in self._store.scan("") if info.key.endswith(".safetensors")]
-        found = [(name, size) for name, size in found if "/" not in name]
+        found = [(name, size) for name, size in self._sizes.items() if name.endswith(".safetensors")]
         if not found:
             raise ModelError(
                 f"{self.uri} has no *.safetensors; weights in pickles (pytorch_model.bin) are not read: convert them with "
@@ -132,27 +147,28 @@ class HfFolder:
     def _listed(self, names: set[str]) -> set[str]:
         if WEIGHTS in names:
             return {WEIGHTS}
-        try:
-            listed = set(json.loads(self._store.get(INDEX))["weight_map"].values())
-        except NotFound:
+        if INDEX not in self._sizes:
             return names
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{self.uri}/{INDEX} cannot be read: {error!r}; copy the whole folder again") from error
-        if absent := sorted(map(str, listed - names)):
+        listed = files_of_index(self._object(INDEX), f"{self.uri}/{INDEX}")
+        if absent := sorted(listed - names):
             raise ModelError(f"{self.uri} has no {absent[0]}, which its {INDEX} names; copy the whole folder again")
         return listed
 
     def _header(self, name: str, size: int) -> Iterator[tuple[str, Weight]]:
         length = int.from_bytes(self._range(name, 0, min(8, size)), "little")
         begin = 8 + length
-        if size < 8 or length > MAX_HEADER_BYTES or begin > size:
+        if size < 8 or length > MAX_JSON_BYTES or begin > size:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        for key, about in json.loads(self._range(name, 8, begin)).items():
+        num_bytes = 0
+        for key, about in read_json(self._range(name, 8, begin)).items():
             if key == "__metadata__":
                 continue
-            start, stop = about["data_offsets"]
-            weight = Weight(name, DTYPES[about["dtype"]], tuple(map(int, about["shape"])), begin + start)
-            if start < 0 or begin + stop > size or stop - start != weight.nbytes or min(weight.shape, default=0) < 0:
+            (start, stop), shape = about["data_offsets"], tuple(about["shape"])
+            if not _are_sizes((start, stop, *shape)) or len(shape) > MAX_DIMS:
+                raise ValueError(f"{key} has a shape or offsets that no tensor has")
+            weight = Weight(name, DTYPES[about["dtype"]], shape, begin + start)
+            num_bytes += weight.nbytes
+            if begin + stop > size or stop - start != weight.nbytes or num_bytes > size - begin:
                 raise ValueError(f"{key} lies outside of the file or has not the bytes of its shape")
             yield key, weight
 
@@ -163,6 +179,10 @@ class HfFolder:
         if len(data) != stop - start:
             raise ModelError(f"{self.uri}/{name} ends before byte {stop}; copy the whole folder again")
         return data
+
+
+def _are_sizes(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.decoder import Decoder, RotaryAttention, SwiGLU, build_decoder
-from maas_ray.models.hf_folder import CONFIG, INDEX, WEIGHTS
+from maas_ray.models.hf_local import CONFIG, INDEX, WEIGHTS, check_folder, files_of_index, read_object_file
 from maas_ray.models.params import DecoderSpec
 from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
@@ -88,6 +88,8 @@ def from_hf(directory: Path) -> Decoder:
     Raises:
         ModelError: the folder is not there or damaged, or the model is not one that `decoder` can be.
     """
+    if directory.is_dir():
+        check_folder(directory)
     spec, vocab_size = decoder_spec(directory)
     net = build_decoder(spec, Row((spec.max_length or 1,), vocab_size), vocab_size)
     read = _read_weights(directory)
@@ -130,7 +132,7 @@ def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
     Raises:
         ModelError: the folder has no readable config.json, or describes a model that `decoder` cannot be.
     """
-    return decoder_spec_of(_read_json(directory / CONFIG), str(directory / CONFIG))
+    return decoder_spec_of(read_object_file(directory / CONFIG), str(directory / CONFIG))
 
 
 def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
@@ -140,6 +142,8 @@ def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec
         if found != wanted:
             raise ModelError(f"{source} says {key} {found!r}; a decoder has {wanted!r}: use the model 'hf:…'")
     rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"{source} is no configuration of a Llama model: rope_parameters is no object")
     if rope.get("rope_type", "default") != "default":
         raise ModelError(f"{source} scales its rotary embedding ({rope['rope_type']}); use the model 'hf:…'")
     try:
@@ -158,7 +162,7 @@ def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec
             "tied": config.get("tie_word_embeddings", False),
         }
         return parse_spec(DecoderSpec, params, source=source), int(config["vocab_size"])
-    except (KeyError, TypeError, SpecError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, SpecError) as error:
         raise ModelError(f"{source} is no configuration of a Llama model: {error}") from error
 
 
@@ -217,8 +221,8 @@ def our_name(weight: str) -> str | None:
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     files = [directory / WEIGHTS]
     if not files[0].is_file() and (directory / INDEX).is_file():
-        listed = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
-        files = [directory / Path(name).name for name in listed]  # never outside of the folder
+        index = directory / INDEX
+        files = [directory / name for name in sorted(files_of_index(read_object_file(index), str(index)))]
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -226,13 +230,3 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} cannot be read as safetensors: {error}; copy the whole folder again") from error
     return weights
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}; give a local folder in Hugging Face's format") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{file} holds a {type(document).__name__} and no object")
-    return document

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
+from maas_ray.models.hf_local import check_folder
 from maas_ray.models.images import image_layout
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
 from maas_ray.models.row import Row
@@ -150,6 +151,7 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
             f"{name}: {spec.path} is not a local folder with config.json and *.safetensors; nothing is downloaded, and "
             "weights in pickles (pytorch_model.bin) are not read: convert them with save_pretrained"
         )
+    check_folder(folder)
     try:
         model, report = kind.from_pretrained(
             folder,

@@ -10,8 +10,8 @@ from torch import nn
 
 from maas_ray.errors import Conflict, ModelError
 from maas_ray.models.decoder import Decoder
-from maas_ray.models.hf_folder import CONFIG, INDEX
 from maas_ray.models.hf_format import SHARD_BYTES, to_hf
+from maas_ray.models.hf_local import CONFIG, INDEX
 from maas_ray.models.hugging_face import HuggingFaceModel
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.trained import Trained

@@ -16,8 +16,9 @@ from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.pieces import piece_of
 from maas_ray.errors import ModelError
-from maas_ray.models.hf_folder import CONFIG, HfFolder
+from maas_ray.models.hf_folder import HfFolder
 from maas_ray.models.hf_format import decoder_spec_of, is_table_of_angles, our_name, untied
+from maas_ray.models.hf_local import CONFIG
 from maas_ray.models.params import DecoderSpec, EncoderSpec
 from maas_ray.models.spec import PARAMS, ModelSpec
 from maas_ray.spec import parse_spec
