@@ -3,6 +3,7 @@ a hard link beside a model was read as its external data. Both are refused befor
 """
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
+from maas_ray.bundle import external
 from maas_ray.bundle.external import read_onnx
 from maas_ray.bundle.functions import is_of_runtime
 from maas_ray.bundle.inspect import inspect_graph
@@ -239,3 +241,20 @@ def test_a_model_file_is_regular_and_bounded(tmp_path: Path, make: Callable[[Pat
     make(tmp_path, place)
     with pytest.raises(BundleError, match="model.onnx"):
         read_onnx(place)
+
+
+def test_a_file_that_becomes_too_much_when_it_is_decoded_is_refused_in_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external, "BASE_MEMORY_BYTES", 64 << 20)
+    body = b"\x0a\x00" * (4 << 20)  # GraphProto.node, empty: two bytes that become more than a hundred in memory
+    length, digits = len(body), b""
+    while length > 127:
+        digits, length = digits + bytes([length & 127 | 128]), length >> 7
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"\x3a" + digits + bytes([length]) + body)  # ModelProto.graph
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError, match="become too much in memory|needs more memory than"):
+        read_onnx(path)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert grown_kib < 200 << 10, "this process has decoded nothing"

@@ -206,6 +206,7 @@ def test_a_hostile_header_is_a_typed_error(tmp_path: Path, name: str) -> None:
     assert len(str(caught.value)) < 10_000
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("ending", ["csv.gz", "jsonl.gz", "parquet", "arrow", "npz"])
 def test_what_is_meant_is_read_once_the_bound_is_raised(tmp_path: Path, ending: str) -> None:
     """96 MiB of zeros: more than is read of a small file, unless the spec says that it is meant."""
