@@ -122,7 +122,7 @@ def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> N
     assert "wait-for-body" not in section(config, "backend grpc-twice")
 
 
-def test_probes_and_reflection_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
+def test_grpc_calls_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     backends = []
     for name, deployment, port in (
@@ -134,10 +134,13 @@ def test_probes_and_reflection_that_name_no_pool_reach_one_of_ours(tmp_path: Pat
         one.name, one.protocol = f"grpc-{name}", RequestProtocol.GRPC
         backends.append(one)
     config = harden(render(tmp_path, [*POOLS, *backends], grpc_options=grpc), Options())
-    (rule,) = [line for line in section(config, "frontend grpc_frontend").splitlines() if "grpc.health" in line]
-    assert rule.startswith("    use_backend grpc-twice if { path_beg /grpc.health.v1.Health/ /grpc.reflection. } !{")
+    lines = section(config, "frontend grpc_frontend").splitlines()
+    assert "    http-request set-header x-maas-unnamed 1 if !{ req.hdr(application) -m found }" in lines
+    chosen = lines.index("    use_backend grpc-twice if !{ req.hdr(application) -m found }")
+    assert chosen == lines.index("    default_backend default_grpc_backend") - 1, "those who name a pool come first"
+    assert "the metadata 'application'" in section(config, "backend default_grpc_backend")
     lone = harden(render(tmp_path, [*POOLS, backends[1]], grpc_options=grpc), Options())
-    assert "grpc.health" not in lone, "Serve's own rule sends everything there"
+    assert "x-maas-unnamed" not in lone, "Serve's own rule sends everything there"
     path = tmp_path / "grpc.cfg"
     path.write_text(config)
     checked = subprocess.run([find_binary(), "-c", "-f", str(path)], capture_output=True, text=True, timeout=20)

@@ -14,7 +14,13 @@ KNOWN_BY = {
     "ray.train": {"train/launch.py"},
     "ray.tune": {"train/search/tune.py"},
     # A replica and a pool; what one asks its peers; and what stands in Serve's own proxy, which is no replica.
-    "ray.serve": {"serve/replica.py", "serve/pool.py", "serve/broadcast.py", "serve/doorkeeper.py"},
+    "ray.serve": {
+        "serve/replica.py",
+        "serve/pool.py",
+        "serve/broadcast.py",
+        "serve/doorkeeper.py",
+        "serve/neighbors.py",
+    },
     "pickle": set(),
     "cloudpickle": set(),
     "argparse": {"cli/job.py"},  # what programs of jobs/ have in common

@@ -20,3 +20,6 @@ ADMIN_SOCKET = "admin.sock"
 """Beside a configuration: HAProxy's admin socket, whose name Serve is given by `cluster.environment`."""
 KEEPER_SOCKET = "keeper.sock"
 """Beside a configuration: where the keeper takes messages."""
+
+UNNAMED_HEADER = "x-maas-unnamed"
+"""Marks a gRPC call of somebody who named no pool although there are several."""

@@ -16,8 +16,10 @@ from maas_ray.serve.grpc import entry
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
+from maas_ray.serve.grpc.unnamed import Unnamed
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
+from maas_ray.serve.neighbors import RayNeighbors
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
 from maas_ray.serve.stats import ReplicaStats
@@ -69,7 +71,9 @@ class Replica(GrpcMethods):
         )
         # Serve's wrapper appends the request id; without it, we do.
         hook.register(App(self._handler, limits), Front(self._handler, limits))
-        self.rpcs = Rpcs(Service(self._handler, limits), context.app_name)
+        neighbors = RayNeighbors(context.app_name, context.deployment, residency)
+        self._following = asyncio.create_task(neighbors.follow())  # ends with the residency
+        self.rpcs = Rpcs(Service(self._handler, limits), context.app_name, Unnamed(neighbors, context.app_name))
         entry.register(self.rpcs.services(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.collect()
@@ -83,6 +87,10 @@ class Replica(GrpcMethods):
     async def ask_here(self, question: str, argument: str) -> Any:
         """What this replica knows; asked by a replica for all."""
         return await self._handler.ask_here(question, argument)
+
+    async def carry(self, method: str, body: bytes, metadata: dict[str, str], timeout_s: float) -> Any:
+        """Answers a gRPC call that a replica of another pool has passed on, as the fields of an `Outcome`."""
+        return tuple(await self.rpcs.carry(method, body, metadata, timeout_s))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the pool is scaled by; Serve itself does not see requests that are answered before its wrapper."""

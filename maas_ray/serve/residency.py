@@ -91,6 +91,11 @@ class Residency:
         return listed <= set(self._by_name) and not any(map(self.problems, listed))
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the replica is being stopped."""
+        return self._is_closed
+
+    @property
     def memory_bytes(self) -> int:
         """What counts against the memory budget now."""
         return self._shelf.num_bytes

@@ -330,7 +330,7 @@ class GrpcSpec(Spec):
 
     port: int = Field(default=9000, ge=1, le=65535)
     """Profile `fast`: on `http.host`. Profile `portable`: on the address that the node has in the cluster. With several
-    pools, callers name theirs in the metadata `application`."""
+    pools, callers name theirs in the metadata `application`; a unary call without it reaches the only pool of its model."""
 
 
 class ServeSpec(Spec):

@@ -5,6 +5,7 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ pytestmark = pytest.mark.fault
 
 ROW = np.array([[1, 2, 3]], np.float32)
 A, B = {"application": "a"}, {"application": "b"}
+IN_TWO = (
+    "StatusCode.INVALID_ARGUMENT model 'linear' may be in more than one pool; send the name of the pool as the metadata "
+    "'application'"
+)
 
 
 @dataclass
@@ -159,6 +164,47 @@ def test_models_are_loaded_and_unloaded_and_large_tensors_pass(client: triton.In
     client.unload_model("wide", headers=B)
     with pytest.raises(InferenceServerException):
         client.infer("wide", [tensor(array)], headers=B)
+
+
+def refusal_of(client: triton.InferenceServerClient) -> str:
+    """Why nobody answers who names no pool; empty if somebody does."""
+    try:
+        client.infer("linear", [tensor(ROW)])
+    except InferenceServerException as error:
+        return f"{error.status()} {error.message()}"
+    return ""
+
+
+def test_a_call_that_names_no_pool_reaches_the_only_one_of_its_model(client: triton.InferenceServerClient) -> None:
+    def wait_for(refusal: str) -> None:
+        deadline = time.monotonic() + 30
+        while (found := refusal_of(client)) != refusal:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)  # what pools serve is looked up every few seconds
+
+    wait_for(IN_TWO)  # b serves every model of the registry
+    client.unload_model("linear", headers=B)
+    wait_for("")
+    for index in range(10):
+        answer = client.infer("linear", [tensor(ROW)], request_id=str(index), client_timeout=60)
+        np.testing.assert_array_equal(answer.as_numpy("y"), 2 * ROW)
+        assert answer.get_response().id == str(index)
+    client.load_model("wide", client_timeout=60)
+    array = np.full((1, 1 << 20), 0.5, np.float32)
+    np.testing.assert_array_equal(client.infer("wide", [tensor(array)]).as_numpy("y"), 2 * array)
+    assert client.get_model_metadata("wide").name == "wide"
+    assert client.is_model_ready("linear")
+    assert client.is_model_ready("wide")
+    assert client.is_server_live()
+    with pytest.raises(InferenceServerException, match="does not fit") as caught:
+        client.infer("linear", [tensor(ROW[:, :2])])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    with pytest.raises(InferenceServerException, match="application") as caught:
+        client.get_model_repository_index()
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    client.load_model("linear", headers=B)
+    wait_for(IN_TWO)
+    client.unload_model("wide", headers=B)
 
 
 def test_nothing_of_grpc_listens_on_every_address(front: Front) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from maas_ray.serve.grpc.exposure import limit_messages
+from maas_ray.serve.grpc.proxy import route_unnamed
 
 SERVICE = "inference.GRPCInferenceService"
 UNARY = (
@@ -56,6 +57,7 @@ def add_to_server(servicer: object, server: Any) -> None:
     if _here and _here[0][1] is asyncio.get_running_loop():
         _add(server, _here[0][0])
         return
+    route_unnamed()
     methods = {name: grpc.unary_unary_rpc_method_handler(_nowhere) for name in UNARY}
     methods[STREAM] = grpc.stream_stream_rpc_method_handler(_nowhere)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))

@@ -2,21 +2,25 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
 
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
+from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.grpc import reflection
 from maas_ray.serve.grpc.entry import HEALTH, HEALTH_STREAM, HEALTH_UNARY, REFLECTIONS, SERVICE, STREAM, UNARY
 from maas_ray.serve.grpc.service import Caller, Service
 from maas_ray.serve.grpc.status import status_of
+from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Outcome, Unnamed, require_name
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
 from maas_ray.serve.reply import internal_error
 
 log = get_logger(__name__)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Rpcs:
@@ -25,11 +29,13 @@ class Rpcs:
     Args:
         service: the methods.
         application: name of the pool; a caller who names another one is refused. Empty: nobody is.
+        unnamed: finds the pool for callers who name none; None: this one answers them all.
     """
 
-    def __init__(self, service: Service, application: str = "") -> None:
+    def __init__(self, service: Service, application: str = "", unnamed: Unnamed | None = None) -> None:
         self._service = service
         self._application = application
+        self._unnamed = unnamed
 
     async def unary(self, method: str, body: bytes, context: Any) -> bytes:
         """Answers a call; an error becomes the context's status.
@@ -41,7 +47,10 @@ class Rpcs:
         """
         caller = _caller(context)
         try:
-            self._check_application(context)
+            if self._check_application(context) and self._unnamed is not None:
+                outcome = await self._unnamed.pass_on(method, body, context, caller.request_id)
+                if outcome is not None:
+                    return _pass_back(context, outcome)
             answer = await self._service.answer(method, body, caller)
         except Exception as error:
             _fail(context, error, caller)
@@ -49,11 +58,24 @@ class Rpcs:
         context.set_trailing_metadata(_metadata(caller, answer.headers))
         return answer.body
 
+    async def carry(self, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> Outcome:
+        """Answers a call that another pool has passed on to this one; it goes no further.
+
+        Args:
+            method: one of `UNARY`.
+            body: the serialized request.
+            metadata: of the caller; names this pool.
+            timeout_s: what is left of the caller's time.
+        """
+        context = Carried(metadata, timeout_s)
+        return context.outcome(await self.unary(method, body, context))
+
     async def stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers a stream; an error that ends it becomes the context's status."""
         caller = _caller(context)
         try:
-            self._check_application(context)
+            if self._check_application(context) and self._unnamed is not None and await self._unnamed.has_choice():
+                raise require_name()
             async for answer in self._service.stream(bodies, caller):
                 yield answer
         except Exception as error:
@@ -93,10 +115,16 @@ class Rpcs:
 
         return answer
 
-    def _check_application(self, context: Any) -> None:
-        wanted = dict(context.invocation_metadata() or ()).get("application", self._application)
+    def _check_application(self, context: Any) -> bool:
+        """Whether the caller had a choice of pools and named none; raises `NotFound` if he named another one."""
+        metadata = dict(context.invocation_metadata() or ())
+        wanted = metadata.get(APPLICATION)
+        if wanted is None:
+            # HAProxy marks such calls. Serve's proxy, whose likeness of a context knows no time, cannot.
+            return UNNAMED_HEADER in metadata or not hasattr(context, "time_remaining")
         if self._application and wanted != self._application:
             raise NotFound(f"this is pool {self._application!r}, the metadata 'application' asks for {wanted[:100]!r}")
+        return False
 
 
 def _caller(context: Any) -> Caller:
@@ -111,6 +139,14 @@ def _caller(context: Any) -> Caller:
         traceparent=metadata.get("traceparent", "").encode(),
         wants_status=metadata.get("triton_grpc_error", "").lower() == "true",
     )
+
+
+def _pass_back(context: Any, outcome: Outcome) -> bytes:
+    if outcome.code:
+        context.set_code(_CODES[outcome.code])
+        context.set_details(outcome.details)
+    context.set_trailing_metadata(list(outcome.trailing))
+    return outcome.body
 
 
 def _metadata(caller: Caller, headers: tuple[Header, ...]) -> list[tuple[str, str | bytes]]:
