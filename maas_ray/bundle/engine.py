@@ -14,10 +14,11 @@ from maas_ray.bundle.buckets import GRAPH_ID, Buckets, can_be_fixed
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
-from maas_ray.bundle.hazards import hazards_of_graph
+from maas_ray.bundle.hazards import Hazards, hazards_of
 from maas_ray.bundle.inspect import inspect_graph
 from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.named_sizes import disagreement
+from maas_ray.bundle.nature import Nature
 from maas_ray.bundle.padding import Padding, prove
 from maas_ray.bundle.providers import CUDA, choose_providers
 from maas_ray.bundle.sample import read_sample
@@ -73,6 +74,7 @@ class Engine:
         bundle: a verified bundle; its graph is inspected before onnxruntime sees it.
         spec: threads, GPUs and warm-up.
         skip: names of warm-up values that are not tried, and `probe` where rows are not probed.
+        known: what an earlier load of the same bundle found: the graph is not analyzed and probed again.
         on_stage: is told `session` once there is one, then the name of each kind of warm-up values, then `probe`.
 
     Raises:
@@ -86,17 +88,27 @@ class Engine:
         spec: EngineSpec | None = None,
         *,
         skip: Collection[str] = (),
+        known: Nature | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
     ) -> None:
         spec = spec or EngineSpec()
-        model = inspect_graph(bundle.graph, bundle.info.signature)
         self.signature: Signature
-        self.signature, verdict = judge(bundle.info.signature, model)
-        del model
+        self.not_merged_because: str
+        """Why rows of different requests do not share a run; empty where they do."""
+        self.not_padded_because: str = ""
+        """Why requests of different sizes do not, where the signature states a dimension for it."""
+        if known is None:
+            self.signature, self.not_merged_because, self.hazards = _analyzed(bundle)
+        else:
+            self.signature, self.not_merged_because, self.hazards = (
+                known.signature,
+                known.not_merged_because,
+                known.hazards,
+            )
+            self.not_padded_because = known.not_padded_because
         self.has_free_sizes = has_free_sizes(self.signature)
         """Whether rows alone do not say how large a run is."""
-        hazards = hazards_of_graph(bundle.graph)
-        self.is_bounded = hazards.is_value_bounded and not hazards.has_loops
+        self.is_bounded = self.hazards.is_value_bounded and not self.hazards.has_loops
         """Whether the sizes of a run decide how long it takes, not its values."""
         self.latency = self._new_latency()
         self.streams = spec.streams
@@ -112,19 +124,12 @@ class Engine:
         self.warmed_with = ""
         """Which values the first runs were made with; empty: the graph refuses all that were tried."""
         on_stage("session")
-        self._warm_up(bundle, spec, skip, on_stage)
-        self.not_merged_because: str = verdict.reason
-        """Why rows of different requests do not share a run; empty where they do."""
-        if verdict.keeps_apart and PROBE not in skip and not hazards.can_trap:
-            on_stage(PROBE)
-            self.not_merged_because = self._probed(bundle.id)
-        self.padding: Padding | None = None
+        self._warm_up(bundle, spec, skip, on_stage, known)
+        if known is None:
+            self._probe(bundle.id, PROBE not in skip and not self.hazards.can_trap, on_stage)
+        padded = self.signature.padded
+        self.padding: Padding | None = None if padded is None or self.not_padded_because else Padding(padded)
         """How requests of different sizes may share a run; None: they do not."""
-        self.not_padded_because: str = ""
-        """Why they do not, where the signature states a dimension for it."""
-        if self.signature.padded is not None:
-            on_stage(PROBE)
-            self._prove_padding(bundle.id, can_run=PROBE not in skip and not hazards.can_trap)
 
     @property
     def can_merge(self) -> bool:
@@ -225,7 +230,12 @@ class Engine:
         self._session = None
 
     def _warm_up(
-        self, bundle: Bundle, spec: EngineSpec, skip: Collection[str], on_stage: Callable[[str], None]
+        self,
+        bundle: Bundle,
+        spec: EngineSpec,
+        skip: Collection[str],
+        on_stage: Callable[[str], None],
+        known: Nature | None,
     ) -> None:
         """First runs allocate and choose kernels; nobody should wait for them. A graph may refuse all values."""
         until = time.perf_counter() + spec.warmup_budget_s
@@ -233,7 +243,7 @@ class Engine:
             [] if bundle.sample is None else [repeated(read_sample(bundle.sample, self.signature), self.signature)]
         )
         for guess in (*recorded, *guesses(self.signature)):
-            if guess.name in skip:
+            if guess.name in skip or (known is not None and guess.name != known.warmed_with):
                 continue
             on_stage(guess.name)
             try:
@@ -268,13 +278,19 @@ class Engine:
                 measured.record(num_rows, min(times), self.form_of(inputs))
         return measured
 
-    def _prove_padding(self, bundle_id: str, *, can_run: bool) -> None:
+    def _probe(self, bundle_id: str, can_run: bool, on_stage: Callable[[str], None]) -> None:
+        if self.can_merge and can_run:
+            on_stage(PROBE)
+            self.not_merged_because = self._probed(bundle_id)
+        if self.signature.padded is None:
+            return
+        on_stage(PROBE)
         if not self.can_merge:
             self.not_padded_because = self.not_merged_because
         elif not can_run:
             self.not_padded_because = "values of ours could end the process, so it cannot be proven"
         else:
-            self.padding, self.not_padded_because = prove(self._run, self.signature)
+            _, self.not_padded_because = prove(self._run, self.signature)
         if self.not_padded_because:
             log.warning("bundle %s: requests are not padded: %s", bundle_id, self.not_padded_because)
 
@@ -286,6 +302,12 @@ class Engine:
                 "bundle %s: %s, although no operator is known to mix rows; please report it", bundle_id, difference
             )
         return difference
+
+
+def _analyzed(bundle: Bundle) -> tuple[Signature, str, Hazards]:
+    model = inspect_graph(bundle.graph, bundle.info.signature)
+    signature, verdict = judge(bundle.info.signature, model)
+    return signature, verdict.reason, hazards_of(model)
 
 
 def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.InferenceSession:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from maas_ray.bundle.operators import (
@@ -244,8 +243,3 @@ def _bodies(node: NodeProto) -> Iterable[GraphProto]:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
-
-
-def hazards_of_graph(graph: bytes) -> Hazards:
-    """As `hazards_of`, for a graph that was inspected already."""
-    return hazards_of(onnx.load_model_from_string(graph))

@@ -11,9 +11,10 @@ the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2
 """
 
 from maas_ray.bundle.apart.engine import ApartEngine
-from maas_ray.bundle.apart.process import Nature, start_process
+from maas_ray.bundle.apart.process import start_process
 from maas_ray.bundle.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle, Signature
+from maas_ray.bundle.nature import Nature
 
 AnyEngine = Engine | ApartEngine
 
@@ -37,12 +38,12 @@ def load_engine(
         BundleError: it is not servable, or loading it kills or hangs the process or takes too much memory.
     """
     if known is not None and not reasons_apart(known):
-        return Engine(bundle, spec, skip=known.killed_by), known
+        return Engine(bundle, spec, known=known), known
     process = start_process(bundle, spec, wall_s)
     if reasons_apart(process.nature):
         return ApartEngine(bundle, spec, process, wall_s), process.nature
     process.close()
-    return Engine(bundle, spec, skip=process.nature.killed_by), process.nature
+    return Engine(bundle, spec, known=process.nature), process.nature
 
 
 def reasons_apart(nature: Nature) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The process that forks the children: it has one thread, so that forking it is safe, and keeps imported what they need.
 
-Started as a fresh interpreter by `child.py`; it imports a function's module before the first fork for it, so that a
-later child starts in milliseconds. It ends when its parent has gone, or when nothing was asked of it for a while; its
+Started as a fresh interpreter by `child.py`; it imports a function's module before the first fork for it, and calls the
+module's `prepare`, where it has one, so that a later child starts in milliseconds. It ends when its parent has gone, or when nothing was asked of it for a while; its
 children end with it. Whatever a file makes a library do happens in the children.
 """
 
@@ -32,6 +32,8 @@ _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # sys/prctl.h
 _LOOK_FOR_PARENT_S = 1.0
 
 _libc = ctypes.CDLL(None)
+_prepared: set[str] = set()
+"""Modules whose `prepare` was called; it must start no thread and look at nothing that is not ours."""
 
 
 def serve(control: socket.socket) -> None:
@@ -121,8 +123,12 @@ def _fork(job: dict[str, Any], descriptors: list[int]) -> tuple[int, socket.sock
 
 
 def _find(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    name, _, function = path.partition(":")
+    module = importlib.import_module(name)
+    if name not in _prepared:
+        getattr(module, "prepare", lambda: None)()
+        _prepared.add(name)
+    found: Callable[..., Any] = getattr(module, function)
     return found
 
 

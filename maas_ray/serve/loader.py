@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
 
-from maas_ray.bundle.apart.process import Nature
 from maas_ray.bundle.format import Bundle, BundleInfo, graph_size, load_bundle
 from maas_ray.bundle.loading import AnyEngine, load_engine
 from maas_ray.bundle.memory import large_blocks_apart, return_to_system
+from maas_ray.bundle.nature import Nature
 from maas_ray.errors import BundleError, ConfinedError, MaasError, StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batcher import Batcher

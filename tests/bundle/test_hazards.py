@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
-from maas_ray.bundle.hazards import Hazards, hazards_of, hazards_of_graph
+from maas_ray.bundle.hazards import Hazards, hazards_of
 from tests.support.onnx_models import linear, lookup, make_graph, marking, mixed, value
 
 X = [value("x", T.FLOAT, ["n", 4])]
@@ -24,7 +24,9 @@ def judge(*nodes: onnx.NodeProto, inputs: object = None, **weights: np.ndarray) 
 
 @pytest.mark.parametrize("graph", [linear(), lookup(), mixed(), marking()])
 def test_everyday_graphs_are_free_of_hazards(graph: bytes) -> None:
-    assert hazards_of_graph(graph) == Hazards(has_loops=False, is_value_bounded=True, can_trap=False)
+    assert hazards_of(onnx.load_model_from_string(graph)) == Hazards(
+        has_loops=False, is_value_bounded=True, can_trap=False
+    )
 
 
 ONE = np.array([1], np.int64)

@@ -8,7 +8,6 @@ import math
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from maas_ray import confined
@@ -19,6 +18,7 @@ from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.engine import EngineSpec
 from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.hazards import Hazards
+from maas_ray.bundle.nature import Nature
 from maas_ray.bundle.stop import Stop
 from maas_ray.confined import Limits
 from maas_ray.confined.child import error_of
@@ -46,23 +46,6 @@ STOP_GRACE_S = 1.0
 
 class StopIgnored(Exception):
     """A run does not end although it was told to: one node of its graph takes long."""
-
-
-@dataclass(frozen=True)
-class Nature:
-    """What was learned of a version by loading it."""
-
-    hazards: Hazards
-    not_merged_because: str
-    """Why rows of different requests do not share a run; empty where they do."""
-    providers: tuple[str, ...]
-    signature: Signature
-    warmed_with: str
-    """Name of the values of its warm-up; empty: it refuses all that were tried."""
-    not_padded_because: str = ""
-    """Why requests of different sizes do not, where the signature states a dimension for it."""
-    killed_by: tuple[str, ...] = ()
-    """Names of made-up values that killed the process."""
 
 
 class EngineProcess:
