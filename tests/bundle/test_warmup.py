@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -5,8 +6,11 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
+from maas_ray.bundle import engine
+from maas_ray.bundle.apart import service
 from maas_ray.bundle.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle, Signature, TensorSpec, load_bundle, save_bundle
+from maas_ray.bundle.loading import load_engine
 from maas_ray.bundle.sample import from_document, read_sample, write_sample
 from maas_ray.bundle.warmup import guesses
 from maas_ray.errors import BundleError, SpecError
@@ -130,3 +134,22 @@ def test_a_sample_that_does_not_fit_names_the_input(inputs: list[object], says: 
 def test_a_sample_that_is_none_is_a_broken_bundle(data: bytes) -> None:
     with pytest.raises(BundleError, match="recorded for the warm-up"):
         Engine(replace(make_bundle(linear()), sample=data))
+
+
+def test_what_a_first_load_has_learned_is_not_found_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle()
+    first = load_engine(bundle, EngineSpec(), wall_s=60.0)[1]
+    first = replace(first, warmed_with="ones")
+    monkeypatch.setattr(engine, "inspect_graph", None)  # whoever calls it fails
+    monkeypatch.setattr(engine, "probe", None)
+    told: list[str] = []
+    known = Engine(bundle, known=first, on_stage=told.append)
+    assert told == ["session", "ones"]
+    assert (known.can_merge, known.signature, known.is_bounded) == (True, first.signature, True)
+    assert Engine(bundle, known=replace(first, not_merged_because="it mixes")).can_merge is False
+
+
+def test_what_is_prepared_before_processes_are_forked_starts_no_thread() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    service.prepare()
+    assert len(os.listdir("/proc/self/task")) <= before
