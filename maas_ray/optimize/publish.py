@@ -8,6 +8,7 @@ from maas_ray.data.prepare import Dataset
 from maas_ray.optimize.export import export
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.parity import ParitySpec, check_parity
+from maas_ray.optimize.representative import representative_sample
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.choice import Which
 from maas_ray.train.classical.state import load_fitted
@@ -68,7 +69,7 @@ def export_run(
         metrics=evaluate_trained(trained, split).metrics if split else {},
         lineage=_lineage(trained),
     )
-    return Exported(save_bundle(store, info, graph), info)
+    return Exported(save_bundle(store, info, graph, representative_sample(features, signature)), info)
 
 
 def _held_out(dataset: Dataset) -> str | None:
