@@ -195,8 +195,9 @@ class Keeper:
         if self._manager_ends_at is None or self._current is None or generations.now_s() < self._manager_ends_at:
             return
         self._manager_ends_at = None
+        # A manager that has come meanwhile, and whose own HAProxy took the sockets over, can reload it.
         manager = self._current.manager
-        if is_manager(manager):
+        if self._is_ours(self._current) and is_manager(manager):
             self._say(f"Serve's manager {manager.pid} is ended: it cannot reload an HAProxy that it has not started")
             manager.send(signal.SIGKILL)
 
@@ -207,8 +208,11 @@ class Keeper:
             return False
         now = generations.now_s()
         self._alone_since = self._alone_since or now
-        is_ours = any(child.pid == current.process.pid for child in self._children)
-        return now - self._alone_since > (ALONE_S if is_ours else LOST_S) and not self._is_one_starting()
+        return now - self._alone_since > (ALONE_S if self._is_ours(current) else LOST_S) and not self._is_one_starting()
+
+    def _is_ours(self, generation: Generation) -> bool:
+        """Whether it was started here, in place of one that died."""
+        return any(child.pid == generation.process.pid for child in self._children)
 
     def _end(self) -> bool:
         if self._current is not None:

@@ -227,7 +227,8 @@ def test_an_onnx_file_is_imported_and_promoted(file_store: ObstoreStore, tmp_pat
     document = json.loads(runner.invoke(app, [*arguments, *described, "--json"]).stdout)
     assert (document["version"], document["promoted"], document["labels"]) == (1, "production", ["a", "b", "c"])
     assert document["run"] == f"import-{document['lineage']['imported']['sha256'][:16]}"
-    assert document["parity"] == {"status": "imported", "run": "passed", "rows": 3, "can_merge": True}
+    proof = {"run": "passed", "rows": 3, "can_merge": True, "process": "the replica's", "warm_up": "zeros"}
+    assert document["parity"] == {"status": "imported", **proof}
     shown = runner.invoke(app, arguments).stdout
     assert "imported m version 2" in shown
     assert "FP32 [-1, 3]" in shown

@@ -86,7 +86,10 @@ def test_the_deadline_holds_for_writing(server: Server) -> None:
     answer = ask(server, "expanding", zeros(1000, 1000), headers={"x-request-timeout-ms": "40"})
     assert answer.status_code in (200, 504)
     assert time.monotonic() - began < 5.0
-    assert server.call_plain(lambda: server.residency.budget.used) == 0
+    until_s = time.monotonic() + 10
+    while server.call_plain(lambda: server.residency.budget.used):  # the thread ends at its next piece
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
 
 
 REQUEST = InferRequest(None, {}, (WantedOutput("y", is_binary=False),), 1)
