@@ -29,7 +29,8 @@ def add_twins(sections: list[Section], frontend: Section) -> None:
     for line in frontend:
         words = line.split()
         if words[:1] == ["use_backend"] and words[1] in twins:  # before the rule of the first, so that order is kept
-            rules.append(f"    use_backend {PREFIX}{' '.join(words[1:])} METH_GET")  # of HEAD, too
+            # The method first, which most requests fail at once. It is true of HEAD, too.
+            rules.append(f"    use_backend {PREFIX}{words[1]} if METH_GET {' '.join(words[3:])}")
         rules.append(line)
     frontend[:] = rules
 

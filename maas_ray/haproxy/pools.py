@@ -77,9 +77,9 @@ def _bounds(limits: PoolLimits, is_asleep: bool) -> list[str]:
         "limits.max_body_bytes"
     )
     lines = [
-        # `req.hdr_val` has 32 bits.
+        # The declared length and what has come of a chunked body; looking for the header costs every request more.
         f"    http-request return status 413 content-type application/json string '{refusal}' "
-        f"if {{ req.hdr(content-length),add(0) -m int gt {limits.max_body_bytes} }}",
+        f"if {{ req.body_size gt {limits.max_body_bytes} }}",
         f"    http-request set-timeout server {given},add({MARGIN_MS}) "
         f"if {{ {given} gt 0 }} {{ {given} lt {longest_ms} }}",
     ]
