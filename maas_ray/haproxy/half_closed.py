@@ -10,7 +10,7 @@ from maas_ray.haproxy.sections import Section
 PREFIX = "reads-"
 """Before the name of the twin; the names of Serve's own begin with the protocol."""
 _LEFT_OUT = ("default-server ", "option httpchk ", "http-check ", "#")
-_KEPT = ("backup", "on-marked-down shutdown-sessions")
+_KEPT = ("backup",)
 """Options of a server that hold without checks of its own. What it observes itself would take it down for good: it comes up
 with the one that it tracks."""
 _HTTP = "backend http-"

@@ -53,19 +53,16 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
     # occupy no replica. `option http-buffer-request` would wait before a body is refused for its length.
     lines.append(f"    http-request wait-for-body time {HEADER_TIMEOUT_S}s")
     if is_replayable(section):
-        # Bytes were sent and nothing came back: the replica died while it held the request, or was taken out of the
-        # rotation because it is silent, which closes its connections.
+        # Bytes were sent and nothing came back: the replica died while it held the request.
         lines.append("    retry-on conn-failure empty-response")
         # At most once (HAProxy's default is three times): a request that ended a replica must not end the next ones too.
         # Versions that a value can crash run in processes of their own, so this is the second line of defense.
         lines.append("    retries 1")
         # What marks a replica down are the checks alone: where a failed connection does (`observe`), HAProxy 2.8 closes
-        # the very request that failed, which would have been repeated. For the same reason connections fail early.
+        # the very request that failed, which would have been repeated. `on-marked-down shutdown-sessions` would free the
+        # requests in a silent replica, but was seen to end six that a kill left to be repeated.
         lines.append(f"    timeout connect {CONNECT_TIMEOUT_MS}ms")
-        section[:] = [
-            f"{_OBSERVED.sub('', line)} on-marked-down shutdown-sessions" if _REPLICA.match(line) else line
-            for line in section
-        ]
+        section[:] = [_OBSERVED.sub("", line) if _REPLICA.match(line) else line for line in section]
     section[1:1] = lines
 
 
