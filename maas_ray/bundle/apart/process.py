@@ -33,7 +33,7 @@ from maas_ray.errors import (
 
 BASE_MEMORY_BYTES = 2 << 30
 FILE_FACTOR = 6
-"""Memory that a process may take: this much and so many times the file. Loading takes about five times the file."""
+"""Memory that a process may use: a base plus a multiple of the file. Loading uses about five times the file."""
 MAX_DEATHS = 4
 """Kinds of made-up warm-up values that may kill the process before the version counts as one that kills."""
 

@@ -16,7 +16,7 @@ from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Signature, TensorSpec
 
 Run = Callable[[Mapping[str, Array], int], Mapping[str, Array]]
-"""Runs so many rows; raises whatever it likes for values that the graph refuses."""
+"""Runs a number of rows; raises any exception for values that the graph refuses."""
 
 FREE_SIZES = (3, 1, 8, 32, 64, 224)
 """Sizes that are tried for variable dimensions until the graph takes one."""

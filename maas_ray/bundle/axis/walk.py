@@ -26,7 +26,7 @@ from maas_ray.bundle.axis.values import MAX_KNOWN, Known, Mixed, Refusal, Value,
 Env = dict[str, Known]
 
 MAX_STEPS = 200_000
-"""Nodes that are looked at, bodies of loops and functions each time anew; beyond, nothing is said."""
+"""Most nodes visited, counting the bodies of loops and functions at each visit; a larger graph is not analyzed."""
 MAX_DEPTH = 24
 """Nesting of subgraphs and functions."""
 
