@@ -23,6 +23,7 @@ from maas_ray.haproxy.answers import write
 from maas_ray.haproxy.generations import Generation
 from maas_ray.haproxy.names import KEEPER_SOCKET, LAST_GOOD_FILE
 from maas_ray.haproxy.process import find
+from maas_ray.haproxy.silent import free_requests
 from maas_ray.haproxy.succession import is_manager
 
 TICK_S = 0.5
@@ -94,6 +95,7 @@ class Keeper:
                 return self._end()
             self._restart(current)
         self._end_useless_manager()
+        self._free_silent()
         return self._is_draining or not self._is_abandoned() or self._end()
 
     def _identify(self) -> None:
@@ -200,6 +202,16 @@ class Keeper:
         if self._is_ours(self._current) and is_manager(manager):
             self._say(f"Serve's manager {manager.pid} is ended: it cannot reload an HAProxy that it has not started")
             manager.send(signal.SIGKILL)
+
+    def _free_silent(self) -> None:
+        """Has the requests repeated that a silent replica holds."""
+        current = self._current
+        if current is None or self._num_silent or self._was_stopped or not current.process.is_alive:
+            return
+        for server, num_requests in free_requests(
+            generations.admin_socket(current.config, self._directory), ANSWER_S
+        ).items():
+            self._say(f"{server} is silent; its {num_requests} requests are sent to other replicas")
 
     def _is_abandoned(self) -> bool:
         current = self._current
