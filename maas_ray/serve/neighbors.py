@@ -17,7 +17,8 @@ from ray.experimental import internal_kv
 
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, Overloaded
-from maas_ray.serve.grpc.unnamed import Outcome, Served
+from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.unnamed import Served
 from maas_ray.serve.residency import Residency
 
 log = get_logger(__name__)

@@ -16,9 +16,10 @@ import uvloop
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from maas_ray.errors import BadRequest, DeadlineExceeded
+from maas_ray.serve.grpc.outcome import Outcome
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.grpc.unnamed import Outcome, Served, Unnamed, model_of
+from maas_ray.serve.grpc.unnamed import Served, Unnamed, model_of
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.residency import Residency
 from maas_ray.store.objects import open_store
@@ -190,11 +191,42 @@ def test_a_question_about_a_whole_pool_must_name_one(cluster: Cluster, method: s
     assert "metadata 'application'" in details
 
 
-def test_a_stream_must_name_a_pool(cluster: Cluster) -> None:
+def stream(cluster: Cluster, *requests: Any, metadata: Any = UNNAMED) -> list[Any]:
+    return list(cluster.stub.ModelStreamInfer(iter(requests), timeout=20, metadata=metadata))
+
+
+def test_each_request_of_a_stream_goes_to_the_pool_of_its_model(cluster: Cluster) -> None:
+    models = ["there", "here", "there", "here"]
+    answers = stream(cluster, *map(request, models))
+    assert [answer.infer_response.model_name for answer in answers] == models  # in the order of the requests
+    assert not any(answer.error_message for answer in answers)
+    for model, answer in zip(models, answers, strict=True):
+        found = np.frombuffer(answer.infer_response.raw_output_contents[0], np.float32)
+        np.testing.assert_array_equal(found, {"here": 2.0, "there": 3.0}[model] * np.arange(3))
+    assert [(pool, method) for pool, method, *_ in cluster.pools.calls] == 2 * [("b", "ModelInfer")]
+
+
+def test_a_stream_goes_on_after_a_request_that_no_pool_or_several_could_answer(cluster: Cluster) -> None:
+    answers = stream(cluster, request("both"), request("none"), request("there", 2), request("there"))
+    assert [bool(answer.error_message) for answer in answers] == [True, True, True, False]
+    assert "metadata 'application'" in answers[0].error_message
+    assert "unknown model" in answers[1].error_message
+    assert "does not fit" in answers[2].error_message
+    assert [answer.infer_response.id for answer in answers] == ["7"] * 4
+
+
+def test_a_refusal_of_the_other_pool_ends_a_stream_that_asks_for_a_status(cluster: Cluster) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        list(cluster.stub.ModelStreamInfer(iter([request("here")]), timeout=20, metadata=UNNAMED))
+        stream(cluster, request("there", 2), metadata=(*UNNAMED, ("triton_grpc_error", "true")))
     assert caught.value.code() == CODES.INVALID_ARGUMENT
-    assert "metadata 'application'" in caught.value.details()
+    assert "does not fit" in caught.value.details()
+
+
+def test_the_last_answer_of_another_pools_request_is_marked_as_final(cluster: Cluster) -> None:
+    asking = request("there")
+    asking.parameters["triton_enable_empty_final_response"].bool_param = True
+    (answer,) = stream(cluster, asking)
+    assert answer.infer_response.parameters["triton_final_response"].bool_param
 
 
 def test_loading_and_what_was_just_loaded_go_to_the_only_pool_that_takes_loads(cluster: Cluster) -> None:

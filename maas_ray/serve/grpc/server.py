@@ -12,15 +12,14 @@ from maas_ray.errors import MaasError, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.grpc import reflection
 from maas_ray.serve.grpc.entry import HEALTH, HEALTH_STREAM, HEALTH_UNARY, REFLECTIONS, SERVICE, STREAM, UNARY
-from maas_ray.serve.grpc.service import Caller, Service
-from maas_ray.serve.grpc.status import status_of
-from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Outcome, Unnamed, require_name
+from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.service import Caller, PassOn, Service
+from maas_ray.serve.grpc.status import CODES, status_of
+from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Unnamed
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
 from maas_ray.serve.reply import internal_error
 
 log = get_logger(__name__)
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Rpcs:
@@ -74,9 +73,10 @@ class Rpcs:
         """Answers a stream; an error that ends it becomes the context's status."""
         caller = _caller(context)
         try:
-            if self._check_application(context) and self._unnamed is not None and await self._unnamed.has_choice():
-                raise require_name()
-            async for answer in self._service.stream(bodies, caller):
+            pass_on: PassOn | None = None
+            if self._check_application(context) and (unnamed := self._unnamed) is not None:
+                pass_on = lambda body: unnamed.pass_on("ModelInfer", body, context, caller.request_id)  # noqa: E731
+            async for answer in self._service.stream(bodies, caller, pass_on):
                 yield answer
         except Exception as error:
             _fail(context, error, caller)
@@ -143,7 +143,7 @@ def _caller(context: Any) -> Caller:
 
 def _pass_back(context: Any, outcome: Outcome) -> bytes:
     if outcome.code:
-        context.set_code(_CODES[outcome.code])
+        context.set_code(CODES[outcome.code])
         context.set_details(outcome.details)
     context.set_trailing_metadata(list(outcome.trailing))
     return outcome.body

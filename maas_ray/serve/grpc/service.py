@@ -6,7 +6,7 @@ is, and its JSON becomes the message, whose fields have the same names: both pro
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
 import orjson
@@ -27,6 +27,7 @@ from maas_ray.serve.grpc.codec import (
 )
 from maas_ray.serve.grpc.entry import HEALTH_UNARY
 from maas_ray.serve.grpc.health import Health
+from maas_ray.serve.grpc.outcome import Outcome, Refused
 from maas_ray.serve.grpc.status import error_text
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.head import Head, Header, Route, too_large
@@ -54,6 +55,10 @@ class Caller(NamedTuple):
     traceparent: bytes = b""
     wants_status: bool = False
     """Whether an error inside a stream shall end it with a status (Triton: metadata `triton_grpc_error`)."""
+
+
+PassOn = Callable[[bytes], Awaitable[Outcome | None]]
+"""Gives a serialized `ModelInferRequest` to the pool that serves its model; None if that is this pool."""
 
 
 class Answer(NamedTuple):
@@ -172,7 +177,9 @@ class Service:
         message = ParseDict(question.answer(document), question.response(), ignore_unknown_fields=True)
         return Answer(message.SerializeToString(), headers)
 
-    async def stream(self, bodies: AsyncIterator[bytes], caller: Caller) -> AsyncIterator[bytes]:
+    async def stream(
+        self, bodies: AsyncIterator[bytes], caller: Caller, pass_on: PassOn | None = None
+    ) -> AsyncIterator[bytes]:
         """Answers the requests of a stream (`ModelStreamInfer`) in their order; several of them run at once.
 
         An error is an answer like any other, after which the stream goes on, as Triton's does.
@@ -180,6 +187,7 @@ class Service:
         Args:
             bodies: serialized requests.
             caller: who asks.
+            pass_on: for a stream whose requests may be for other pools; None: this one answers them all.
 
         Raises:
             MaasError: refused, if the caller wants a status for it.
@@ -189,7 +197,7 @@ class Service:
         async def read() -> None:
             async for body in bodies:
                 await pipeline.has_room()
-                pipeline.add(self._begin(body, caller))
+                pipeline.add(self._begin(body, caller, pass_on))
 
         reader = asyncio.get_running_loop().create_task(read())
         reader.add_done_callback(pipeline.end)
@@ -214,24 +222,36 @@ class Service:
             parts = [*parts, _FINAL]
         return join(as_stream_response(parts))
 
-    def _begin(self, body: bytes, caller: Caller) -> "_Pending":
+    def _begin(self, body: bytes, caller: Caller, pass_on: PassOn | None = None) -> "_Pending":
         pending = _Pending(asyncio.get_running_loop())
         deadline = self._deadline(caller)
+
+        def start(request: ModelInfer) -> None:
+            pending.id, pending.asks_for_final = request.id, request.asks_for_final
+            if pass_on is None:
+                self._start(pending, request, caller, deadline)
+            else:
+                pending.follow(self._route(pending, request, body, caller, deadline, pass_on))
+
         try:
             self._check_size(body)
             if is_quickly_parsed(body):
-                self._start(pending, ModelInfer(body), caller, deadline)
+                start(ModelInfer(body))
             else:
                 pending.parse_by(deadline, self._handler.workers.submit(
                     lambda stop: ModelInfer(body), len(body),
-                    lambda request, error: self._parsed(pending, request, error, caller, deadline),
+                    lambda request, error: self._parsed(pending, request, error, start),
                 ))  # fmt: skip
         except MaasError as error:
             pending.refuse(error)
         return pending
 
     def _parsed(
-        self, pending: "_Pending", request: ModelInfer | None, error: Exception | None, caller: Caller, deadline: float
+        self,
+        pending: "_Pending",
+        request: ModelInfer | None,
+        error: Exception | None,
+        start: Callable[[ModelInfer], None],
     ) -> None:
         if pending.result.done():
             return
@@ -240,12 +260,26 @@ class Service:
             pending.refuse(error or MaasError("the message was not parsed"))
             return
         try:
-            self._start(pending, request, caller, deadline)
+            start(request)
         except Exception as failure:
             pending.refuse(failure)
 
+    async def _route(
+        self, pending: "_Pending", request: ModelInfer, body: bytes, caller: Caller, deadline: float, pass_on: PassOn
+    ) -> None:
+        """Answers a request of a stream that names no pool: here, or in the pool that serves the model."""
+        try:
+            outcome = await pass_on(body)
+            if outcome is None:
+                self._start(pending, request, caller, deadline)
+            elif outcome.code:
+                pending.refuse(Refused(outcome))
+            elif not pending.result.done():
+                pending.result.set_result(([outcome.body], ()))
+        except Exception as error:
+            pending.refuse(error)
+
     def _start(self, pending: "_Pending", request: ModelInfer, caller: Caller, deadline: float) -> None:
-        pending.id, pending.asks_for_final = request.id, request.asks_for_final
         head = Head("POST", "", ())
         head.route = Route("infer", "POST", request.message.model_name, _version(request.message.model_version))
         head.traceparent = caller.traceparent
@@ -277,7 +311,7 @@ class Service:
 class _Pending:
     """An inference request that has begun; `result` gets what becomes of it."""
 
-    __slots__ = ("_loop", "_parsing", "asks_for_final", "call", "id", "result")
+    __slots__ = ("_loop", "_parsing", "_task", "asks_for_final", "call", "id", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -286,6 +320,11 @@ class _Pending:
         self.id = ""
         self.asks_for_final = False
         self._parsing: tuple[Stop, asyncio.TimerHandle] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def follow(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts what will give the result."""
+        self._task = self._loop.create_task(work)
 
     def parse_by(self, deadline: float, stop: Stop) -> None:
         """Its message is being parsed in a thread, and is no longer of use after `deadline`."""
@@ -309,6 +348,8 @@ class _Pending:
     def cancel(self) -> None:
         """Nobody waits any more. Does nothing if it has been answered."""
         self.end_parsing()
+        if self._task is not None:
+            self._task.cancel()
         if self.call is not None:
             self.call.cancel()
         if self.result.done() and not self.result.cancelled():

@@ -6,6 +6,7 @@ import grpc
 
 from maas_ray.errors import FilesRefused, MaasError, Overloaded
 from maas_ray.serve.grpc import inference_pb2 as pb
+from maas_ray.serve.grpc.outcome import Refused
 
 MAX_MESSAGE_BYTES = 1024
 """Longest message: all trailers together may have 8 KiB, and a byte beyond ASCII becomes three there."""
@@ -26,6 +27,9 @@ _BY_HTTP_STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+_RETRY_METADATA = ("grpc-retry-pushback-ms", "grpc-status-details-bin")
+
 
 class Status(NamedTuple):
     """How a call ended badly."""
@@ -38,6 +42,10 @@ class Status(NamedTuple):
 
 def status_of(error: MaasError) -> Status:
     """The status that an error becomes; its HTTP status decides, so that a new class of error needs nothing here."""
+    if isinstance(error, Refused):
+        outcome = error.outcome
+        trailing = tuple(item for item in outcome.trailing if item[0] in _RETRY_METADATA)
+        return Status(CODES[outcome.code], outcome.details, trailing)
     code = _BY_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)
     if isinstance(error, FilesRefused):  # what Triton's clients know this refusal by
         code = grpc.StatusCode.INTERNAL
@@ -58,10 +66,8 @@ def _retry_metadata(code: grpc.StatusCode, message: str, retry_after_s: float) -
     """`grpc-retry-pushback-ms` (gRFC A6, obeyed by gRPC's own retries) and `google.rpc.RetryInfo` (for callers)."""
     details = pb.Status(code=code.value[0], message=message)
     details.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo").value = _retry_info(retry_after_s)
-    return (
-        ("grpc-retry-pushback-ms", str(int(retry_after_s * 1000))),
-        ("grpc-status-details-bin", details.SerializeToString()),
-    )
+    pushback, status = _RETRY_METADATA
+    return (pushback, str(int(retry_after_s * 1000))), (status, details.SerializeToString())
 
 
 def _retry_info(retry_after_s: float) -> bytes:

@@ -14,6 +14,7 @@ import grpc
 from maas_ray.errors import BadRequest, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.grpc.codec import parse
+from maas_ray.serve.grpc.outcome import Outcome
 from maas_ray.serve.grpc.service import MAX_CONTROL_BYTES, QUESTIONS
 from maas_ray.serve.head import too_large
 
@@ -40,16 +41,6 @@ class Served(NamedTuple):
     """Models, in memory or not."""
     is_open: bool
     """Whether callers may load models, any of the registry."""
-
-
-class Outcome(NamedTuple):
-    """How a call ended in another pool."""
-
-    body: bytes
-    code: int
-    """Of gRPC; 0: it succeeded."""
-    details: str
-    trailing: tuple[tuple[str, str | bytes], ...]
 
 
 class Neighbors(Protocol):
@@ -139,10 +130,6 @@ class Unnamed:
         timeout_s = min(math.inf if remaining is None else remaining, MAX_WAIT_S)
         return await self._neighbors.call(owner, method, body, sent, timeout_s)
 
-    async def has_choice(self) -> bool:
-        """Whether there are several pools."""
-        return len(await self._neighbors.pools()) > 1
-
     async def owner(self, method: str, body: bytes) -> str:
         """The pool that answers a call; raises as `pass_on`."""
         if method not in ROUTED:
@@ -169,11 +156,6 @@ class Unnamed:
         raise NotFound(
             f"Request for unknown model: {name[:100]!r} is not found in any pool; {_WAY_OUT} if it is in one"
         )
-
-
-def require_name() -> BadRequest:
-    """The refusal of a stream that names no pool."""
-    return BadRequest(f"there are several pools and this stream names none; {_WAY_OUT}")
 
 
 def model_of(method: str, body: bytes) -> str:
