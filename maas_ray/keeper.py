@@ -172,7 +172,7 @@ class Keeper:
         if (states := generations.state_file(dead.config)) is not None:
             states.unlink(missing_ok=True)  # of an earlier time: servers count as up until a check says otherwise
         command = [dead.binary, *dead.flags, "-f", str(file)]
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
         self._children = [*(one for one in self._children if one.poll() is None), child]
         process, started_s = find(child.pid), generations.now_s()
         successor = Generation(process, dead.manager, dead.binary, dead.flags, dead.config, started_s)

@@ -46,8 +46,11 @@ def succeed(path: Path, binary: str, arguments: list[str], manager: Process) -> 
         arguments = [*arguments, *_take_over(path)]
     config = path.read_text()
     me = find(os.getpid())
+    # What ends the manager's process group is not to end HAProxy. Not a session of its own: Linux shares the CPUs between
+    # sessions (sched_autogroup), and HAProxy then takes the replicas' time: measured with 128 callers on two cores, 7 %
+    # fewer requests per second and a p99 of 15 instead of 11 ms.
     with suppress(OSError):
-        os.setsid()  # what ends the manager's process group is not to end HAProxy
+        os.setpgid(0, 0)
     flags = _flags(arguments)
     generations.record(directory, Generation(me, manager, binary, flags, config, generations.now_s()))
     wake_keeper(directory)
@@ -69,7 +72,7 @@ def wake_keeper(directory: Path, message: bytes = b"look") -> bool:
             pass
     if message == b"look":
         # Twice removed, so that it is nobody's child: HAProxy, which this process becomes, asks for no exit codes.
-        starter = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
+        starter = "import subprocess, sys; subprocess.Popen(sys.argv[1:], process_group=0)"
         with (directory / "keeper.log").open("ab") as log:
             subprocess.run(
                 [sys.executable, "-I", "-S", "-c", starter, sys.executable, "-P", "-m", KEEPER],
