@@ -1,7 +1,7 @@
 """From a DataSpec to a committed data set: read, cast, split, clean, fit, encode the target, commit. A reader's start.
 
 Statistics are fitted on the training split alone. A small table is held in memory here; a large one goes through
-Ray Data tasks and comes out as shards (large/prepare.py), with the same rows, features and report.
+Ray tasks and comes out as shards (large/prepare.py), with the same rows, features and report.
 """
 
 import numpy as np

@@ -71,7 +71,7 @@ def gather(job: Job, cpu_timeout_s: float) -> Gathered:
     digests: dict[int, dict[str, str]] = {}
     high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
     what = "the statistics of the training split"
-    with closing(run_tasks(gather_unit, num_units, {"job": job}, what, cpu_timeout_s)) as answers:
+    with closing(run_tasks(gather_unit, num_units, {"job": job}, what, cpu_timeout_s, job.source.name_of)) as answers:
         for number, answer in answers:
             digests[number] = answer["content"]
             counts = add_counts(counts, answer["counts"])
@@ -233,7 +233,8 @@ def _find_medians(
     places = median_places(high, merged)
     low: Low = defaultdict(Counter)
     arguments = {"job": job, "buckets": median_buckets(places)}
-    for _, answer in run_tasks(count_unit, len(job.source.units), arguments, "the medians", cpu_timeout_s):
+    source = job.source
+    for _, answer in run_tasks(count_unit, len(source.units), arguments, "the medians", cpu_timeout_s, source.name_of):
         _add_low(low, answer)
     set_medians(places, low, merged)
 

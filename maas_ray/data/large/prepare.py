@@ -1,4 +1,4 @@
-"""From many files to a data set in shards, in tasks of Ray Data: survey, statistics, shards, manifest last.
+"""From many files to a data set in shards, in tasks of Ray: survey, statistics, shards, manifest last.
 
 This process sees no row: what the tasks send back are counts, sums and names. A task holds one block of one unit and
 the shard that it fills, so memory does not grow with the data. The result depends on the files alone: not on the number
@@ -119,7 +119,8 @@ def _write(
     units: dict[int, list[dict[str, Any]]] = {}
     draft = begin_dataset(store, writing.digest, writing.attempt)
     arguments = {"writing": writing, "storage": store.spec}
-    for number, answer in run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s):
+    answers = run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s, source.name_of)
+    for number, answer in answers:
         units[number] = answer
         for one in answer:
             draft.add(one["name"], Part(**one["part"]))

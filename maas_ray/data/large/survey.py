@@ -32,7 +32,9 @@ def survey_source(source: Source, cpu_timeout_s: float) -> tuple[Source, Kinds]:
     """
     if source.schema is None:
         arguments = {"source": source}
-        answers = run_tasks(read_schema, len(source.units), arguments, "the types of the columns", cpu_timeout_s)
+        answers = run_tasks(
+            read_schema, len(source.units), arguments, "the types of the columns", cpu_timeout_s, source.name_of
+        )
         schemas = {
             number: pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
             for number, text in answers
@@ -44,9 +46,10 @@ def survey_source(source: Source, cpu_timeout_s: float) -> tuple[Source, Kinds]:
     merged = {name: Survey() for name in source.names}
     if source.num_rows is None or any(_is_open(source, name) for name in source.names):
         rows = [0] * len(source.units)
-        for number, answer in run_tasks(
-            survey_unit, len(source.units), {"source": source}, "the survey of the data", cpu_timeout_s
-        ):
+        answers = run_tasks(
+            survey_unit, len(source.units), {"source": source}, "the survey of the data", cpu_timeout_s, source.name_of
+        )
+        for number, answer in answers:
             rows[number] = answer["num_rows"]
             for name, found in answer["columns"].items():
                 merged[name] = merged[name].merged(Survey(**found))

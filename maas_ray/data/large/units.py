@@ -73,6 +73,11 @@ class Source:
         """Whether the format has types; csv has none, and its columns are all text."""
         return self.kind != "csv"
 
+    def name_of(self, unit: int) -> str:
+        """What a unit is called in messages: its file, or the first and the last of its files."""
+        paths = list(dict.fromkeys(piece.path for piece in self.units[unit]))
+        return repr(paths[0]) if len(paths) == 1 else f"{paths[0]!r} to {paths[-1]!r}"
+
     def field(self, name: str) -> pa.Field:
         """Name and type of a column over all files.
 
