@@ -85,6 +85,10 @@ def status(state_dir: StateDir = None) -> Answer:
         "predictions": found.http_url,
         "served": ", ".join(f"{name} {state}" for name, state in found.applications.items()) or "nothing",
     }
+    if found.unavailable:
+        shown["not served"] = "; ".join(
+            f"{name}: {line}" for name, lines in found.unavailable.items() for line in lines
+        )
     return Answer(asdict(found), facts("running", shown))
 
 

@@ -8,6 +8,7 @@ from maas_ray.addresses import http_url
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.front import front_address
 from maas_ray.cluster.state import load_state
+from maas_ray.cluster.unavailable import unavailable
 from maas_ray.errors import ClusterError
 
 
@@ -28,6 +29,8 @@ class ClusterStatus:
     """Total of all living nodes."""
     applications: dict[str, str] = field(default_factory=dict)
     """Serve's applications and their state, such as RUNNING."""
+    unavailable: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Models by application that it has and does not serve, each with its version and the reason."""
 
 
 def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> ClusterStatus:
@@ -46,7 +49,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
     try:
         dashboard = Dashboard(state.dashboard_url, state.token())
         nodes = _alive_nodes(dashboard, timeout_s)
-        applications = {name: str(app["status"]) for name, app in dashboard.applications(timeout_s).items()}
+        applications = dashboard.applications(timeout_s)
         front = http_url(*front_address(state, dashboard, timeout_s))
     except ClusterError as error:
         return ClusterStatus(False, f"{error}; `maas-ray down` clears what is left")
@@ -60,7 +63,8 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         started_s=state.started_s,
         num_nodes=len(nodes),
         resources=total_resources(nodes),
-        applications=applications,
+        applications={name: str(app["status"]) for name, app in applications.items()},
+        unavailable=_unavailable(front, applications, timeout_s),
     )
 
 
@@ -72,6 +76,15 @@ def total_resources(nodes: list[dict[str, Any]]) -> dict[str, float]:
             if not name.startswith("node:"):
                 total[name] = total.get(name, 0.0) + float(amount)
     return total
+
+
+def _unavailable(front: str, applications: dict[str, Any], timeout_s: float) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name, application in applications.items():
+        is_awake = any(deployment.get("replicas") for deployment in application.get("deployments", {}).values())
+        if is_awake and (models := unavailable(front, application.get("route_prefix") or "", timeout_s)):
+            found[name] = models
+    return found
 
 
 def _alive_nodes(dashboard: Dashboard, timeout_s: float) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 import maas_ray
 from maas_ray.addresses import http_url, reachable_host
 from maas_ray.cluster.environment import LOOPBACK
+from maas_ray.cluster.unavailable import unavailable
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, NotFound
 from maas_ray.haproxy import HOST_FILE_VARIABLE
@@ -362,22 +363,11 @@ def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
     if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
         return {}
     front = http_url(reachable_host(spec.http.host), spec.http.port)
-    session = requests.Session()
-    session.trust_env = False
     found: dict[str, tuple[str, ...]] = {}
     for pool in spec.pools:
         if isinstance(pool.replicas, ReplicaRange) and pool.replicas.min == 0:
             continue  # it may sleep, and a question is no reason to wake it
-        try:
-            answer = session.post(f"{front}{pool.route_prefix.rstrip('/')}/v2/repository/index", json={}, timeout=30)
-            rows = answer.json() if answer.status_code == 200 else []
-        except (requests.RequestException, ValueError):
-            continue  # the pool answers; what it says of itself is only more
-        found[pool.name] = tuple(
-            f"{row['name']} version {row['version'] or '?'}: {row['reason']}"
-            for row in rows
-            if row.get("state") == "UNAVAILABLE"
-        )
+        found[pool.name] = unavailable(front, pool.route_prefix, 30)
     return found
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 
+from maas_ray.cluster.unavailable import unavailable
 from maas_ray.errors import BundleError, ConfinedKilled
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore, open_store
+from tests.conftest import unused_port
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.serve.test_residency import wait_for
 from tests.support.deadly_models import DEEP_TREE, deep_tree, of_unknown_version
@@ -60,6 +62,14 @@ def test_a_pool_comes_up_although_one_of_its_models_kills(server: Server) -> Non
     assert "SIGSEGV" in index["deep"]["reason"]
     answer = requests.post(f"{server.url}/v2/models/deep/infer", json=ROW, timeout=60)
     assert answer.status_code == 422
+    (line,) = unavailable(server.url, "/", 60)  # what `serve` and `status` print
+    assert line.startswith("deep version 1: ")
+    assert "SIGSEGV" in line
+
+
+def test_who_does_not_answer_or_is_no_pool_has_no_unavailable_models(server: Server) -> None:
+    assert unavailable(server.url, "/elsewhere", 60) == ()
+    assert unavailable(f"http://127.0.0.1:{unused_port()}", "/", 60) == ()
 
 
 def test_a_promoted_version_that_kills_leaves_the_old_one_serving(server: Server) -> None:
