@@ -66,4 +66,6 @@ def test_a_drain_ends_in_time_although_a_request_does_not(front: Front) -> None:
 
 
 def test_where_no_front_is_there_is_nothing_to_drain(tmp_path: Path) -> None:
-    drain_fronts(tmp_path, timeout_s=5)
+    since = time.monotonic()
+    drain_fronts(tmp_path, timeout_s=600)
+    assert time.monotonic() - since < 60
