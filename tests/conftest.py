@@ -56,6 +56,7 @@ class RayCluster:
     state_dir: Path
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those of the cluster share one: a machine has room for one such cluster.
 
