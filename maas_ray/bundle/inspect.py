@@ -5,10 +5,11 @@ code), tensors whose bytes are not what their shape says, and a graph that is no
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import prod
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from maas_ray.bundle import contrib
 from maas_ray.bundle.datatypes import NUMPY, ONNX
@@ -63,10 +64,11 @@ def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
     for tensor in tensors_of(model):
         _check_tensor(tensor)
     # Only now: the checker would follow the paths of external data.
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise BundleError(f"the onnx checker refuses the graph: {str(error).splitlines()[0]}") from error
+    with _undomained_apart(model):
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            raise BundleError(f"the onnx checker refuses the graph: {str(error).splitlines()[0]}") from error
     defaults = _defaults(model)
     if wrong := [tensor.name for tensor in signature.inputs if tensor.optional and tensor.name not in defaults]:
         raise BundleError(f"input {wrong[0]!r} is declared optional, but has no default value in the graph")
@@ -179,6 +181,32 @@ def _graphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
             for graph in inner:
                 yield graph
                 yield from _graphs(graph.node)
+
+
+@contextmanager
+def _undomained_apart(model: ModelProto) -> Iterator[None]:
+    """Moves onnxruntime's operators without a domain to its own one meanwhile, which ONNX's checker does not look into."""
+    found = [
+        (node, node.domain)
+        for node in _nodes(model)
+        if node.op_type in contrib.UNDOMAINED and node.domain in ("", "ai.onnx")
+    ]
+    if not found:
+        yield
+        return
+    imports = [model.opset_import, *(function.opset_import for function in model.functions)]
+    added = [opsets for opsets in imports if all(opset.domain != contrib.DOMAIN for opset in opsets)]
+    for node, _ in found:
+        node.domain = contrib.DOMAIN
+    for opsets in added:
+        opsets.append(helper.make_opsetid(contrib.DOMAIN, 1))
+    try:
+        yield
+    finally:
+        for node, domain in found:
+            node.domain = domain
+        for opsets in added:
+            del opsets[-1]
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import requests
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from maas_ray.bundle import contrib
 from maas_ray.bundle.engine import Engine
@@ -280,6 +280,44 @@ def test_files_of_onnxruntimes_own_quantization_come_in(file_store: ObstoreStore
     x = np.random.default_rng(2).random((3, 8)).astype(np.float32)
     (expected,) = ort.InferenceSession(path).run(None, {"x": x})
     np.testing.assert_allclose(engine.run({"x": x})["y"], expected, rtol=1e-5)
+    engine.close()
+
+
+def root_mean_square(width: int = 8) -> onnx.ModelProto:
+    """y = x / sqrt(mean(x * x) + 1e-6) * scale, as the exporters of Llama and T5 write it."""
+    constants = {"two": 2.0, "eps": 1e-6, "scale": np.linspace(0.5, 1.5, width)}
+    nodes = [
+        helper.make_node("Pow", ["x", "two"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares"], ["mean"], axes=[-1], keepdims=1),
+        helper.make_node("Add", ["mean", "eps"], ["shifted"]),
+        helper.make_node("Sqrt", ["shifted"], ["root"]),
+        helper.make_node("Div", ["x", "root"], ["normal"]),
+        helper.make_node("Mul", ["normal", "scale"], ["y"]),
+    ]
+    shape = ["batch", width]
+    model = make_graph(nodes, [value("x", TensorProto.FLOAT, shape)], [value("y", TensorProto.FLOAT, shape)])
+    model.opset_import[0].version = 17
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(constant, np.float32), name) for name, constant in constants.items()
+    )
+    return model
+
+
+def test_a_graph_that_onnxruntime_has_optimized_comes_in(file_store: ObstoreStore, tmp_path: Path) -> None:
+    """Its fusions of Llama and T5 leave an operator without a domain that ONNX does not know."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = ort.InferenceSession(root_mean_square().SerializeToString(), options)
+    nodes = {(node.domain, node.op_type) for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert nodes == {("", "SimplifiedLayerNormalization")}
+    imported = import_onnx(file_store, tmp_path / "optimized.onnx")
+    bundle = load_bundle(file_store, imported.bundle_id)
+    assert onnx.load_model_from_string(bundle.graph).graph.node[0].domain == ""
+    engine = Engine(bundle)
+    assert engine.can_merge
+    x = np.random.default_rng(2).random((3, 8)).astype(np.float32)
+    np.testing.assert_allclose(engine.run({"x": x})["y"], session.run(None, {"x": x})[0], rtol=1e-5)
     engine.close()
 
 
