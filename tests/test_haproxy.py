@@ -122,6 +122,38 @@ def test_grpc_streams_are_not_held_until_their_last_request(tmp_path: Path) -> N
     assert "wait-for-body" not in section(config, "backend grpc-twice")
 
 
+def test_grpc_calls_of_one_request_have_the_time_and_the_second_try_of_their_pool(tmp_path: Path) -> None:
+    grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
+    backends = [
+        backend(name, deployment, [port])
+        for name, deployment, port in (
+            ("foreign", "other", 9005),
+            ("twice", REPLAYABLE, 9006),
+            ("once", NOT_REPLAYABLE, 9007),
+        )
+    ]
+    for one in backends:
+        one.name, one.protocol = f"grpc-{one.app_name}", RequestProtocol.GRPC
+    limits = {name: PoolLimits(timeout_s=2.5, drain_s=2.5, max_body_bytes=100) for name in ("foreign", "twice", "once")}
+    config = harden(render(tmp_path, [*POOLS, *backends], grpc_options=grpc), Options(limits=limits))
+    assert "backend unary-grpc-foreign" not in config
+    lines = {name: section(config, f"backend unary-grpc-{name}").splitlines() for name in ("twice", "once")}
+    for name, found in lines.items():
+        assert "    timeout server 3200ms" in found
+        assert ("    retries 1" in found) == (name == "twice")
+        assert f"track grpc-{name}/SERVE_REPLICA_{name}-" in "".join(found)
+        assert "".join(found).endswith(" proto h2")
+        assert not any("tcp-check" in line or "default-server" in line for line in found)
+    rules = section(config, "frontend grpc_frontend").splitlines()
+    for name in lines:
+        own = rules.index(f"    use_backend grpc-{name} if is_grpc-{name}")
+        assert rules[own - 1] == f"    use_backend unary-grpc-{name} if is_unary is_grpc-{name}"
+    (paths,) = [rule for rule in rules if rule.startswith("    acl is_unary ")]
+    assert "ModelInfer" in paths
+    assert "Stream" not in paths
+    assert "oad" not in paths, "loads and unloads are the caller's to repeat"
+
+
 def test_grpc_calls_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     backends = []

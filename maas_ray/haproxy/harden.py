@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.answers import HEADER_TIMEOUT_S, MISSING, STARTING, error
-from maas_ray.haproxy.grpc import route_unnamed
+from maas_ray.haproxy.grpc import add_unary_twins, route_unnamed
 from maas_ray.haproxy.half_closed import add_twins
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, edit_pool, is_own, replicas_of
@@ -79,6 +79,7 @@ def harden(config: str, options: Options) -> str:
     if grpc := [section for section in sections if section[0] == "frontend grpc_frontend"]:
         _listen_on(grpc[0], options.host)
         route_unnamed(grpc[0], sections)
+        add_unary_twins(sections, grpc[0], options.limits)
     for section in sections:
         if is_backend(section):
             edit_pool(section, options.limits)

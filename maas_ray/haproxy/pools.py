@@ -27,6 +27,10 @@ CONNECT_TIMEOUT_MS = 1000
 _OBSERVED = re.compile(r" observe \S+ error-limit \d+ on-error mark-down")
 _REPLICA = re.compile(r"\s+server (SERVE_REPLICA_\S+) ")
 _HTTP = "backend http-"
+_PROTOCOL = re.compile(r"^backend (http|grpc)-")
+# A body that fits a buffer is held until it is complete: only such a request can be repeated, and slow senders occupy no
+# replica. `option http-buffer-request` would wait before a body is refused for its length.
+_WAIT_FOR_BODY = f"    http-request wait-for-body time {HEADER_TIMEOUT_S}s"
 
 
 def application_of(section: Section) -> str:
@@ -49,21 +53,33 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
     found = limits.get(application)
     is_ours = is_own(section) or not replicas_of(section)
     lines = _bounds(found, is_asleep=not replicas_of(section)) if found is not None and is_ours else []
-    # A body that fits a buffer is held until it is complete: only such a request can be repeated, and slow senders
-    # occupy no replica. `option http-buffer-request` would wait before a body is refused for its length.
-    lines.append(f"    http-request wait-for-body time {HEADER_TIMEOUT_S}s")
     if is_replayable(section):
-        # Bytes were sent and nothing came back: the replica died while it held the request.
-        lines.append("    retry-on conn-failure empty-response")
-        # At most once (HAProxy's default is three times): a request that ended a replica must not end the next ones too.
-        # Versions that a value can crash run in processes of their own, so this is the second line of defense.
-        lines.append("    retries 1")
+        lines += replay()
         # What marks a replica down are the checks alone: where a failed connection does (`observe`), HAProxy 2.8 closes
         # the very request that failed, which would have been repeated. `on-marked-down shutdown-sessions` would free the
-        # requests in a silent replica, but was seen to end six that a kill left to be repeated.
-        lines.append(f"    timeout connect {CONNECT_TIMEOUT_MS}ms")
+        # requests in a silent replica, but was seen to end six that a kill left to be repeated (see silent.py).
         section[:] = [_OBSERVED.sub("", line) if _REPLICA.match(line) else line for line in section]
+    else:
+        lines.append(_WAIT_FOR_BODY)
     section[1:1] = lines
+
+
+def replay() -> Section:
+    """Lines by which a back end repeats a request whose replica was lost before anything of its answer came."""
+    return [
+        _WAIT_FOR_BODY,
+        # Bytes were sent and nothing came back: the replica died while it held the request.
+        "    retry-on conn-failure empty-response",
+        # At most once (HAProxy's default is three times): a request that ended a replica must not end the next ones too.
+        # Versions that a value can crash run in processes of their own, so this is the second line of defense.
+        "    retries 1",
+        f"    timeout connect {CONNECT_TIMEOUT_MS}ms",
+    ]
+
+
+def server_timeout(limits: PoolLimits) -> str:
+    """How long HAProxy waits for the answer of a pool."""
+    return f"    timeout server {ceil(limits.timeout_s * 1000) + MARGIN_MS}ms"
 
 
 def _bounds(limits: PoolLimits, is_asleep: bool) -> list[str]:
@@ -81,7 +97,7 @@ def _bounds(limits: PoolLimits, is_asleep: bool) -> list[str]:
         f"if {{ {given} gt 0 }} {{ {given} lt {longest_ms} }}",
     ]
     # A pool that sleeps takes its time to wake, which is no part of an answer.
-    return lines if is_asleep else [f"    timeout server {longest_ms + MARGIN_MS}ms", *lines]
+    return lines if is_asleep else [server_timeout(limits), *lines]
 
 
 def is_replayable(section: Section) -> bool:
@@ -95,7 +111,7 @@ def is_own(section: Section) -> bool:
 
 
 def _are_of(section: Section, deployment: str) -> bool:
-    # Serve's names: backend `http-<application>`, server `SERVE_REPLICA_<application>-<deployment>-<id>`.
-    wanted = f"SERVE_REPLICA_{section[0].removeprefix(_HTTP)}-{deployment}-"
+    # Serve's names: backend `<protocol>-<application>`, server `SERVE_REPLICA_<application>-<deployment>-<id>`.
+    wanted = f"SERVE_REPLICA_{_PROTOCOL.sub('', section[0])}-{deployment}-"
     names = replicas_of(section)
     return bool(names) and all(name.startswith(wanted) and "-" not in name[len(wanted) :] for name in names)

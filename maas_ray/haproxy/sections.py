@@ -40,11 +40,11 @@ def named(sections: list[Section], header: str) -> Section:
 
 
 def replace(section: Section, start: str, change: Callable[[str], str]) -> None:
-    """Changes the one line of a section that starts so."""
+    """Changes the one line of a section that starts so; it may become several."""
     found = [index for index, line in enumerate(section) if line.strip().startswith(start)]
     if len(found) != 1:
         raise Unexpected(f"section {section[0]!r} has {len(found)} lines {start!r} instead of one")
-    section[found[0]] = change(section[found[0]])
+    section[found[0] : found[0] + 1] = change(section[found[0]]).splitlines() or [""]
 
 
 def substitute(line: str, old: str, new: str) -> str:

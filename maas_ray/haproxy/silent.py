@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.admin import ask
-from maas_ray.haproxy.half_closed import PREFIX
 from maas_ray.haproxy.names import REPLAYABLE
+from maas_ray.haproxy.twins import first_of
 
 _TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
 """HAProxy's words for a check that was not answered in time: by the kernel, by TLS, by the server."""
@@ -60,9 +60,7 @@ def silent(statistics: str) -> list[Server]:
     return [
         server
         for server in servers
-        if server.num_requests
-        and f"-{REPLAYABLE}-" in server.name
-        and (server.backend.removeprefix(PREFIX), server.name) in found
+        if server.num_requests and f"-{REPLAYABLE}-" in server.name and (first_of(server.backend), server.name) in found
     ]
 
 

@@ -122,7 +122,7 @@ class Manager:
         front = self.front
         render(
             front.directory, front.pools if pools is None else pools, port=front.port, stats_port=front.stats_port,
-            metrics_port=front.metrics_port, maxconn=200, nbthread=1, retries=3, timeout_server_s=660,
+            metrics_port=front.metrics_port, maxconn=200, nbthread=1, retries=3, timeout_server_s=660, **front.options,
         )  # fmt: skip
         arguments = [find_launcher(), "-db", "-f", str(front.directory / "haproxy.cfg"), "-dR"]
         if self.haproxy:
@@ -155,6 +155,8 @@ class Front:
     port: int = field(default_factory=unused_port)
     stats_port: int = field(default_factory=unused_port)
     metrics_port: int = field(default_factory=unused_port)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further ones of Serve's configuration."""
 
     def __post_init__(self) -> None:
         self.directory = self.directory / "node"

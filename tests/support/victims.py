@@ -11,7 +11,7 @@ from ray.util.state import list_actors
 
 from maas_ray.cluster.processes import find_processes, psutil
 from maas_ray.cluster.state import load_state
-from maas_ray.haproxy.half_closed import PREFIX
+from maas_ray.haproxy.twins import first_of
 from tests.conftest import CLUSTER_ENVIRONMENT, RayCluster
 
 Kind = Literal["replica", "haproxy", "manager", "proxy", "controller"]
@@ -85,8 +85,8 @@ def servers_up(pool: str) -> int:
         text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
     header, *rows = [line.split(",") for line in text.splitlines() if line]
     backend, server, status = header.index("# pxname"), header.index("svname"), header.index("status")
-    # Each back end has a twin for GET, with the same servers.
-    rows = [row for row in rows if not row[backend].startswith(PREFIX)]
+    # Twins have the same servers.
+    rows = [row for row in rows if row[backend] == first_of(row[backend])]
     own = [row for row in rows if row[server].startswith(f"SERVE_REPLICA_{pool}-")]
     return sum(row[status].startswith("UP") for row in own)
 
