@@ -50,7 +50,9 @@ def run_tasks(
     """
     require_cpu(cpu_timeout_s)
     # Not in the placement group of who asks, whose CPUs belong to others.
-    task = ray.remote(_answer).options(num_cpus=1, max_retries=MAX_RETRIES, scheduling_strategy="DEFAULT")
+    task = ray.remote(_answer).options(
+        name=function.__name__, num_cpus=1, max_retries=MAX_RETRIES, scheduling_strategy="DEFAULT"
+    )
     shared, numbers = ray.put((function, dict(arguments))), iter(range(count))
     window = max(_MIN_WINDOW, 2 * int(ray.cluster_resources().get("CPU", 0)))
     running: dict[Any, int] = {}
