@@ -83,10 +83,10 @@ def parse(payload: Payload, blobs: Sequence[Any]) -> tuple[dict[str, Any], list[
         raise DataError(f"{payload['path']} is not {name} that can be read: {text[:500]}") from error
 
 
-def parquet_bytes(metadata: Any, schema: pa.Schema) -> int:
+def parquet_bytes(num_rows: int, schema: pa.Schema) -> int:
     """What the values of fixed width in a parquet file take in memory, by its footer alone: a lower bound."""
     width = sum(_width(field.type) for field in schema)
-    return int(metadata.num_rows * width)
+    return int(num_rows * width)
 
 
 def _width(kind: pa.DataType) -> float:
@@ -98,7 +98,7 @@ def _width(kind: pa.DataType) -> float:
 
 def _parquet(source: Any, allowed: int) -> pa.Table | None:
     file = parquet.ParquetFile(source)
-    if parquet_bytes(file.metadata, file.schema_arrow) > allowed:
+    if parquet_bytes(file.metadata.num_rows, file.schema_arrow) > allowed:
         return None
     tables: list[pa.Table] = []
     for group in range(file.num_row_groups):

@@ -5,7 +5,6 @@ files are cut hangs on the files alone.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -17,7 +16,7 @@ from maas_ray.data.arrays import tensor_shape
 from maas_ray.data.bounds import allowed_bytes, too_much
 from maas_ray.data.files import File, check_expansion, filesystem
 from maas_ray.data.images import COLUMN, image_shape, read_images
-from maas_ray.data.native import parquet_bytes
+from maas_ray.data.large.footers import read_footers
 from maas_ray.data.source import (
     choose_columns,
     csv_error,
@@ -39,7 +38,6 @@ MAX_BLOCK_ROWS = 1 << 16
 MAX_WHOLE_BYTES = 1 << 30
 """Largest file of a format that can only be read as a whole."""
 _TEXT_BYTES = 32  # a guess for the width of a text
-_HEADS_AT_ONCE = 16
 _PATH = b"path"
 """Where the schemas of the first look say which file they are of."""
 
@@ -113,9 +111,7 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
     elif kind == "images":
         heads = _image_heads(spec, system, files)
     else:
-        look = _parquet_head if kind == "parquet" else _arrow_head
-        with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
-            heads = list(pool.map(lambda file: look(spec, system, file), files))
+        heads = _native_heads(spec, system, files, kind)
     first = heads[0].names
     names = tuple(choose_columns(spec, first, files[0].path)) if first else ()
     schemas = []
@@ -277,31 +273,18 @@ def _open_arrow(opened: Any) -> Any:
     return None
 
 
-def _parquet_head(spec: DataSpec, system: Any, file: File) -> _Head:
-    refuse_empty(file.path, file.size)
-    try:
-        with system.open_input_file(file.path) as opened:
-            reader = parquet.ParquetFile(opened)
-            if parquet_bytes(reader.metadata, reader.schema_arrow) > allowed_bytes(spec, file.size):
-                raise too_much(spec, file.path, file.size)
-            groups = [reader.metadata.row_group(i) for i in range(reader.num_row_groups)]
-            chunks: list[tuple[int | None, int]] = [(group.num_rows, group.total_byte_size) for group in groups]
-            return _Head(reader.schema_arrow.names, reader.schema_arrow, chunks)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{file.path} is not a parquet file that can be read: {error}") from error
-
-
-def _arrow_head(spec: DataSpec, system: Any, file: File) -> _Head:
-    refuse_empty(file.path, file.size)
-    try:
-        with system.open_input_file(file.path) as opened:
-            reader = _open_arrow(opened)
-            schema = reader.schema if reader is not None else None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{file.path} is not an Arrow file that can be read: {error}") from error
-    if schema is None:  # the first version of Feather, or damaged
-        schema = read_arrow(spec, system, _small(file).path).schema
-    return _Head(schema.names, schema, [(None, file.size)])
+def _native_heads(spec: DataSpec, system: Any, files: Sequence[File], kind: Format) -> list[_Head]:
+    for file in files:
+        refuse_empty(file.path, file.size)
+    heads = []
+    for file, footer in zip(files, read_footers(spec, system, files, kind), strict=True):
+        # None: the first version of Feather, or damaged.
+        schema = footer.schema if footer is not None else read_arrow(spec, system, _small(file).path).schema
+        chunks: list[tuple[int | None, int]] = [(None, file.size)]
+        if kind == "parquet" and footer is not None:
+            chunks = list(footer.groups)
+        heads.append(_Head(schema.names, schema, chunks))
+    return heads
 
 
 def _csv_head(spec: DataSpec, system: Any, file: File, *, is_first: bool) -> _Head:
