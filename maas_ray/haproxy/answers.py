@@ -15,7 +15,7 @@ STARTING = "the HTTP front is starting, or nothing has been served yet; ask agai
 MISSING = "nothing is served at this path; GET /-/routes lists what is"
 
 _TEXTS = {
-    400: "the request is not valid HTTP, or its headers are too large",
+    400: "the request is not valid HTTP, has too long headers, or was left by its client",
     401: "the request is not authorized",
     403: "the request is forbidden",
     404: MISSING,

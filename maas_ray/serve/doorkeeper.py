@@ -13,7 +13,8 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.generated.serve_pb2 import DeploymentRoute
 
 from maas_ray.display import get_logger
-from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
+from maas_ray.errors import DeadlineExceeded, MaasError, NotFound, Overloaded
+from maas_ray.haproxy.answers import MISSING, STARTING
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.serve.asleep import ANSWERED, Asleep
 from maas_ray.serve.batching import ByteBudget
@@ -53,9 +54,15 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         found = self._router.match_route(scope["path"])
-        identity = self._router.route_info.get(found[0]) if found else None
+        if found is None:
+            # Serve answers 404 in plain text, also before it has told this proxy what there is.
+            is_told, _ = self._router.ready_for_traffic(is_head=True)
+            error: MaasError = NotFound(MISSING) if is_told else Overloaded(STARTING, 1.0)
+            await _reply(send, scope["method"], error_reply(error))
+            return
+        identity = self._router.route_info.get(found[0])
         pool = await self._pool(identity) if identity is not None else None
-        if found is None or pool is None:
+        if pool is None:
             await self._app(scope, receive, send)
             return
         prefix, handle, _ = found
@@ -67,11 +74,11 @@ class Doorkeeper:
             read_head(head, spec.limits)
             if head.route.name in ANSWERED and _can_sleep(spec) and not _has_replicas(handle):
                 body = await self._body(head, receive, spec) if head.method == "POST" else b""
-                await _reply(send, head, await asyncio.to_thread(asleep.answer, head, body))
+                await _reply(send, head.method, await asyncio.to_thread(asleep.answer, head, body))
                 return
             await self._pass(scope, head, receive, send, spec)
         except MaasError as error:
-            await _reply(send, head, error_reply(error, head.reply_headers))
+            await _reply(send, head.method, error_reply(error, head.reply_headers))
 
     async def _pass(self, scope: Scope, head: Head, receive: Receive, send: Send, spec: ApplicationSpec) -> None:
         """Hands a request on with its whole body, which the proxy would otherwise take in without a bound."""
@@ -175,7 +182,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _reply(send: Send, head: Head, reply: Reply) -> None:
+async def _reply(send: Send, method: str, reply: Reply) -> None:
     headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else reply.body})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})

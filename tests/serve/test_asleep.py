@@ -79,9 +79,11 @@ class Proxy:
         self.proxy_router = SimpleNamespace(
             match_route=lambda path: ("/pool", self.handle, False) if path.startswith("/pool/") else None,
             route_info={"/pool": self},
+            ready_for_traffic=lambda is_head: (self.is_told, ""),
             handles={},
         )
         self.name, self.app_name = REPLAYABLE, "pool"
+        self.is_told = True
         self.bodies: list[bytes] = []
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
@@ -129,6 +131,19 @@ def known(monkeypatch: pytest.MonkeyPatch, spec: ApplicationSpec) -> Application
 INFER = "/pool/v2/models/linear/infer"
 
 
+@pytest.mark.parametrize(("is_told", "status", "words"), [(True, 404, b"/-/routes"), (False, 503, b"starting")])
+def test_a_path_of_no_pool_is_answered_in_json_and_only_once_all_pools_are_known(
+    known: ApplicationSpec, is_told: bool, status: int, words: bytes
+) -> None:
+    proxy = Proxy(0)
+    proxy.is_told = is_told
+    for pieces in (None, [b"{}"]):
+        found, body, num_read = ask(proxy, known, "/elsewhere/v2/models/linear/infer", pieces)
+        assert (found, num_read) == (status, 0)
+        assert words in json.loads(body)["error"].encode()
+    assert proxy.bodies == [], "Serve says 404 in plain text, also before it knows any pool"
+
+
 @pytest.mark.parametrize("path", ["metrics", "v2/health/ready", "v2/health/live", "v2/models/linear", "v2/models"])
 def test_a_look_does_not_wake_a_pool_but_reaches_one_that_is_awake(known: ApplicationSpec, path: str) -> None:
     sleeping, awake = Proxy(0), Proxy(1)
@@ -170,6 +185,6 @@ def test_what_leads_nowhere_is_refused_without_a_replica(known: ApplicationSpec)
 
 def test_other_applications_are_left_alone(known: ApplicationSpec) -> None:
     proxy = Proxy(0)
-    assert ask(proxy, known, "/elsewhere")[0] == 299
+    assert ask(proxy, known, "/-/routes")[0] == 299
     proxy.name = "somebody-else"
     assert ask(proxy, known, "/pool/v2/health/ready")[0] == 299
