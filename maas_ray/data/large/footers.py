@@ -22,9 +22,8 @@ from maas_ray.errors import ConfinedError, DataError
 MAX_FOOTER_BYTES = 64 << 20
 """Largest footer or schema that is parsed."""
 _TOGETHER_BYTES = 16 << 20
-_TOGETHER_FILES = 256
-"""Files and bytes that one child parses."""
-_READS_AT_ONCE = 16
+_TOGETHER_FILES = 16
+"""Files and bytes that one child parses; so many files are read at a time."""
 _MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1\0\0"
 _SPARE_BYTES = 1 << 29
@@ -58,22 +57,14 @@ def read_footers(spec: DataSpec, system: Any, files: Sequence[File], kind: str) 
     Raises:
         DataError: a file cannot be read, is not of its format, or becomes too much; or its parser crashes.
     """
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        read = _parquet_bytes if kind == "parquet" else _arrow_bytes
-        footers = list(pool.map(lambda file: read(system, file), files))
+    read = _parquet_bytes if kind == "parquet" else _arrow_bytes
     found: list[Footer | None] = []
-    for batch in _batches(footers):
-        paths = [files[number].path for number in batch]
-        try:
-            found += _parse_apart(kind, paths, [footers[number] for number in batch])
-        except ConfinedError as error:
-            if len(batch) == 1:
-                raise _unreadable(kind, paths[0], error) from error
-            for number, path in zip(batch, paths, strict=True):
-                try:
-                    found += _parse_apart(kind, [path], [footers[number]])
-                except ConfinedError as alone:
-                    raise _unreadable(kind, path, alone) from alone
+    with ThreadPoolExecutor(_TOGETHER_FILES) as pool:
+        for start in range(0, len(files), _TOGETHER_FILES):  # this process never holds the footers of more
+            paths = [file.path for file in files[start : start + _TOGETHER_FILES]]
+            footers = list(pool.map(lambda path: read(system, path), paths))
+            for batch in _batches(footers):
+                found += _parse_batch(kind, [paths[i] for i in batch], [footers[i] for i in batch])
     for file, footer in zip(files, found, strict=True):
         if footer is not None and kind == "parquet":
             num_rows = sum(rows for rows, _ in footer.groups)
@@ -111,6 +102,15 @@ def parse(payload: Payload, blobs: Sequence[Any]) -> tuple[dict[str, Any], list[
     return {"groups": groups}, schemas
 
 
+def _parse_batch(kind: str, paths: Sequence[str], footers: Sequence[bytes]) -> list[Footer | None]:
+    try:
+        return _parse_apart(kind, paths, footers)
+    except ConfinedError as error:
+        if len(paths) == 1:
+            raise _unreadable(kind, paths[0], error) from error
+    return [one for path, footer in zip(paths, footers, strict=True) for one in _parse_batch(kind, [path], [footer])]
+
+
 def _parse_apart(kind: str, paths: Sequence[str], footers: Sequence[bytes]) -> list[Footer | None]:
     num_bytes = sum(map(len, footers))
     limits = confined.Limits(
@@ -135,7 +135,7 @@ def _batches(footers: Sequence[bytes]) -> Iterator[list[int]]:
     batch: list[int] = []
     num_bytes = 0
     for number, footer in enumerate(footers):
-        if batch and (len(batch) == _TOGETHER_FILES or num_bytes + len(footer) > _TOGETHER_BYTES):
+        if batch and num_bytes + len(footer) > _TOGETHER_BYTES:
             yield batch
             batch, num_bytes = [], 0
         batch.append(number)
@@ -144,31 +144,31 @@ def _batches(footers: Sequence[bytes]) -> Iterator[list[int]]:
         yield batch
 
 
-def _parquet_bytes(system: Any, file: File) -> bytes:
+def _parquet_bytes(system: Any, path: str) -> bytes:
     """A parquet file of no data: https://parquet.apache.org/docs/file-format (magic, data, footer, its length, magic)."""
     try:
-        with system.open_input_file(file.path) as opened:
+        with system.open_input_file(path) as opened:
             size = opened.size()
             opened.seek(max(0, size - 8))
             tail = bytes(opened.read(8))
             length = int.from_bytes(tail[:4], "little")
             if tail[4:] != _MAGIC or length > size - 12:
-                raise _unreadable("parquet", file.path, "it does not end in a footer")
+                raise _unreadable("parquet", path, "it does not end in a footer")
             if length > MAX_FOOTER_BYTES:
                 raise _unreadable(
-                    "parquet", file.path,
+                    "parquet", path,
                     f"its footer has {length} bytes, the limit is {MAX_FOOTER_BYTES}; write fewer columns or larger row groups",
                 )  # fmt: skip
             opened.seek(size - 8 - length)
             return _MAGIC + bytes(opened.read(length)) + tail
     except OSError as error:
-        raise _unreadable("parquet", file.path, error) from error
+        raise _unreadable("parquet", path, error) from error
 
 
-def _arrow_bytes(system: Any, file: File) -> bytes:
+def _arrow_bytes(system: Any, path: str) -> bytes:
     """The schema, with which both forms begin: https://arrow.apache.org/docs/format/Columnar.html (encapsulated message)."""
     try:
-        with system.open_input_stream(file.path) as opened:
+        with system.open_input_stream(path) as opened:
             start = bytes(opened.read(8))
             if start == _ARROW_MAGIC:
                 start = bytes(opened.read(8))
@@ -177,7 +177,7 @@ def _arrow_bytes(system: Any, file: File) -> bytes:
                 return start
             return start + bytes(opened.read(length))
     except OSError as error:
-        raise _unreadable("arrow", file.path, error) from error
+        raise _unreadable("arrow", path, error) from error
 
 
 def _unreadable(kind: str, path: str, why: object) -> DataError:
