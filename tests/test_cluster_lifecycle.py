@@ -167,6 +167,22 @@ def test_ports_of_one_cluster_are_all_different():
     assert len(set(asdict(chosen).values())) == len(asdict(chosen))
 
 
+def test_ports_that_were_chosen_are_kept_from_every_other_caller_while_they_are_held():
+    """What will listen on them starts later: a second cluster that starts in that time must not choose the same."""
+    held: list[cluster.Ports] = []
+    with pytest.raises(ClusterError, match="free ports in a row"):
+        for _ in range(100):
+            held.append(cluster.choose_ports(http=0, dashboard=0))
+    assert len({ports.gcs for ports in held}) == len(held) > 1
+    other = "from maas_ray import cluster; cluster.choose_ports(http=0, dashboard=0)"
+    command = [sys.executable, "-P", "-c", other]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode != 0
+    assert "free ports in a row" in refused.stderr
+    held.clear()
+    subprocess.run(command, check=True, timeout=60)
+
+
 def _record(*, cluster_id: str, temp_dir: str, token_path: str = "/nonexistent") -> cluster.ClusterState:
     return cluster.ClusterState(
         cluster_id=cluster_id,

@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import sysconfig
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def _haproxy(ports: Ports, directory: Path, min_draining_s: int) -> dict[str, st
 
 
 def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports:
-    """Free ports on this machine.
+    """Free ports on this machine, kept from every other caller, in any process, for as long as the result lives.
 
     Args:
         http: the port to serve on; None takes 8000 if that is free, 0 any free one.
@@ -219,21 +220,27 @@ def choose_ports(http: int | None = None, dashboard: int | None = None) -> Ports
         ClusterError: a port that was asked for is taken.
         SpecError: it is no port.
     """
-    block = iter(range(start := _claim_block(_NUM_SINGLE + 2 * REPLICA_PORTS + 2), start + _NUM_SINGLE))
-    return Ports(
-        http=_claim(http, 8000, block, "http port"),
-        dashboard=_claim(dashboard, 8265, block, "dashboard port"),
-        gcs=next(block),
-        client=next(block),
-        fallback_http=next(block),
-        fallback_grpc=next(block),
-        haproxy_stats=next(block),
-        haproxy_metrics=next(block),
-        autoscaler_metrics=next(block),
-        dashboard_metrics=next(block),
-        replica_http=start + _NUM_SINGLE,
-        replica_grpc=start + _NUM_SINGLE + REPLICA_PORTS + 1,
-    )
+    claim, start = _claim_block(_NUM_SINGLE + 2 * REPLICA_PORTS + 3)
+    block = iter(range(start, start + _NUM_SINGLE))
+    with ExitStack() as refused:
+        refused.callback(claim.close)
+        ports = Ports(
+            http=_claim(http, 8000, block, "http port"),
+            dashboard=_claim(dashboard, 8265, block, "dashboard port"),
+            gcs=next(block),
+            client=next(block),
+            fallback_http=next(block),
+            fallback_grpc=next(block),
+            haproxy_stats=next(block),
+            haproxy_metrics=next(block),
+            autoscaler_metrics=next(block),
+            dashboard_metrics=next(block),
+            replica_http=start + _NUM_SINGLE,
+            replica_grpc=start + _NUM_SINGLE + REPLICA_PORTS + 1,
+        )
+        refused.pop_all()
+    weakref.finalize(ports, claim.close)
+    return ports
 
 
 def is_free(port: int) -> bool:
@@ -266,20 +273,26 @@ def _bind(held: ExitStack, port: int) -> None:
     sock.bind(("", port))
 
 
-def _claim_block(size: int) -> int:
-    """The first of `size` free ports in a row.
+def _claim_block(size: int) -> tuple[socket.socket, int]:
+    """The first of `size` free ports in a row, and the socket that keeps them: it listens on the last of them.
+
+    What is to listen on the others starts later, and until then they look free to everybody.
 
     Below the range that the kernel gives to outgoing connections (32768 upwards on Linux), any of which could take a
     port between its choice and the start of what listens there.
     """
     starts = list(range(10_000, 32_000 - size, size))
-    random.shuffle(starts)  # two clusters that start at once hardly ever look at the same block
+    random.shuffle(starts)  # the first blocks are those that other programs' fixed ports lie in
     for start in starts:
-        with ExitStack() as held:
-            try:
-                for port in range(start, start + size):
+        claim = socket.socket()
+        try:
+            claim.bind(("", start + size - 1))
+            claim.listen(1)
+            with ExitStack() as held:
+                for port in range(start, start + size - 1):
                     _bind(held, port)
-            except OSError:
-                continue
-            return start
+        except OSError:
+            claim.close()
+            continue
+        return claim, start
     raise ClusterError(f"no {size} free ports in a row between 10000 and 32000; stop another cluster on this machine")
