@@ -17,6 +17,10 @@ KNOWN_BY = {
     "ray.serve": {
         "serve/replica.py",
         "serve/pool.py",
+        "serve/deploy/binding.py",
+        "serve/deploy/front.py",
+        "serve/deploy/pools.py",
+        "serve/deploy/state.py",
         "serve/broadcast.py",
         "serve/doorkeeper.py",
         "serve/neighbors.py",

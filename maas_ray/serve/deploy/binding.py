@@ -1,0 +1,78 @@
+"""From the spec of a pool to a Serve application: the deployment's options, its version, its autoscaling."""
+
+import warnings
+from hashlib import sha256
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+import maas_ray
+from maas_ray.serve.autoscale import METRICS_INTERVAL_S, Scaler
+from maas_ray.serve.replica import deployment
+from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServingSpec
+from maas_ray.spec import canonical_json
+
+
+def bind(spec: ApplicationSpec) -> serve.Application:
+    """The application of a pool, to be run under the pool's name and base path."""
+    options: dict[str, object] = {
+        # The same description gives the same version, so that deploying it again restarts nothing.
+        "version": _version(spec),
+        "_internal": True,
+        "name": spec.deployment_name,
+        "max_ongoing_requests": spec.max_ongoing_requests,
+        "ray_actor_options": _actor_options(spec),
+        "graceful_shutdown_timeout_s": spec.limits.drain_s + 15.0,
+        "health_check_period_s": 5.0,
+        "max_constructor_retry_count": 3,
+        # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
+        "max_surge_percent": 100,
+        "logging_config": {"enable_access_log": False},
+    }
+    if isinstance(spec.replicas, ReplicaRange):
+        options["num_replicas"] = None
+        options["autoscaling_config"] = _autoscaling(spec, spec.replicas)
+    else:
+        options["num_replicas"] = spec.replicas
+    application: serve.Application = deployment.options(**options).bind(spec.model_dump(mode="json"))
+    return application
+
+
+def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConfig:
+    wanted = spec.scaling
+    policy = AutoscalingPolicy(
+        policy_function=f"{Scaler.__module__}:{Scaler.__name__}", policy_kwargs=wanted.scaler_options()
+    )
+    with warnings.catch_warnings():
+        # Serve calls it deprecated, but the variables that are to replace it are read by nothing in 2.60.
+        warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=bounds.min,
+            max_replicas=bounds.max,
+            target_ongoing_requests=wanted.target_ongoing,
+            look_back_period_s=wanted.look_back_s,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            # Our policy has its own delays, which look at all that was needed meanwhile and not only at the last moment.
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            policy=policy,
+        )
+
+
+def application_spec(pool: PoolSpec, storage: object) -> ApplicationSpec:
+    """A pool as its replicas are started with it; `storage` is the spec's, with an absolute address."""
+    shared = {name: getattr(pool, name) for name in ServingSpec.model_fields}
+    return ApplicationSpec.model_validate({**shared, "storage": storage})
+
+
+def _version(args: ApplicationSpec) -> str:
+    """Stands for everything that a replica is started with; how many there are is not part of it."""
+    content = args.model_dump(mode="json", exclude={"replicas", "autoscaling"})
+    return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
+
+
+def _actor_options(args: ApplicationSpec) -> dict[str, object]:
+    options: dict[str, object] = {"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus}
+    if args.resources.memory_bytes is not None:
+        options["memory"] = args.resources.memory_bytes
+    return options

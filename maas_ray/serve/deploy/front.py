@@ -1,0 +1,121 @@
+"""Serve's HTTP and gRPC front: started with the spec's addresses, and asked whether the pools answer through it."""
+
+import os
+import time
+from pathlib import Path
+
+import ray
+import requests
+from ray import serve
+from ray.serve.context import _get_global_client
+
+from maas_ray.addresses import http_url, reachable_host
+from maas_ray.cluster.environment import LOOPBACK
+from maas_ray.cluster.unavailable import unavailable
+from maas_ray.errors import ClusterError
+from maas_ray.haproxy import HOST_FILE_VARIABLE
+from maas_ray.serve.spec import ReplicaRange, ServeSpec
+
+CONTROLLER_TIMEOUT_S = 30.0
+GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"
+
+
+def _environment(name: str) -> str:
+    """Runs on a node: what its processes were started with."""
+    return os.environ.get(name, "")
+
+
+def _check_profile(spec: ServeSpec, deadline: float) -> None:
+    wants = "1" if spec.profile == "fast" else "0"
+    answer = ray.remote(num_cpus=0)(_environment).remote("RAY_SERVE_ENABLE_HA_PROXY")
+    try:
+        has = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError("the cluster did not run a small task in time; look at `ray status`") from error
+    if (has or "0") != wants:
+        other = "portable" if spec.profile == "fast" else "fast"
+        raise ClusterError(
+            f"the spec has profile {spec.profile!r}, the cluster was started with {other!r}: set profile: {other} in the "
+            f"spec, or start the cluster again with `maas-ray up --profile {spec.profile}`"
+        )
+
+
+def _start_front(spec: ServeSpec) -> None:
+    host = spec.http.host
+    host_file = os.environ.get(HOST_FILE_VARIABLE) if spec.profile == "fast" else None
+    if host_file:
+        # A cluster on this machine alone: only HAProxy listens outside. Serve's own option would open the replicas too.
+        _choose_host(Path(host_file), host)
+        host = LOOPBACK
+    http: dict[str, object] = {"host": host, "port": spec.http.port}
+    if spec.http.tls is not None:
+        http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
+    grpc = None
+    if spec.grpc is not None:
+        # Not Serve's reflection: it would describe the messages by names of ours; GRPC_METHODS brings one of its own.
+        grpc = {"port": spec.grpc.port, "grpc_servicer_functions": [GRPC_METHODS], "enable_reflection": False}
+    serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc)
+    found = _get_global_client().http_config
+    if (found.host, found.port) != (host, spec.http.port):
+        raise ClusterError(
+            f"Serve listens on {found.host}:{found.port} already, the spec says {host}:{spec.http.port}; "
+            "use the same address, or run `serve shutdown` first"
+        )
+    _check_grpc(spec)
+
+
+def _check_grpc(spec: ServeSpec) -> None:
+    if spec.grpc is None:
+        return
+    found = ray.get(_get_global_client()._controller.get_grpc_config.remote(), timeout=CONTROLLER_TIMEOUT_S)
+    if GRPC_METHODS not in found.grpc_servicer_functions or found.port != spec.grpc.port:
+        listens = f"has gRPC on port {found.port}" if found.grpc_servicer_functions else "was started without gRPC"
+        raise ClusterError(
+            f"Serve {listens} already, the spec says port {spec.grpc.port}; use the same, or run `serve shutdown` first"
+        )
+
+
+def _choose_host(path: Path, host: str) -> None:
+    if _get_global_client(raise_if_no_controller_running=False) is not None and path.exists():
+        found = path.read_text().strip()
+        if found != host:
+            raise ClusterError(
+                f"Serve listens on {found} already, the spec says {host}; use the same address, or run `serve shutdown` first"
+            )
+        return
+    path.write_text(host + "\n")
+
+
+def _answers(spec: ServeSpec) -> str:
+    """Empty once every pool is ready through the proxy of this machine, or this machine has none."""
+    proxies = serve.status().proxies
+    waiting = sorted(f"{node}: {state.value}" for node, state in proxies.items() if state.value != "HEALTHY")
+    if waiting or not proxies:
+        return f"proxies are not healthy: {', '.join(waiting) or 'none has started'}"
+    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in proxies:
+        return ""
+    front = http_url(reachable_host(spec.http.host), spec.http.port)
+    session = requests.Session()
+    session.trust_env = False  # the cluster's own address is never reached through a proxy
+    for pool in spec.pools:
+        url = f"{front}{pool.route_prefix.rstrip('/')}/v2/health/ready"
+        try:
+            answer = session.get(url, timeout=5)
+        except requests.RequestException as error:
+            return f"{url} does not answer ({type(error).__name__})"
+        if answer.status_code != 200:
+            return f"{url} answers {answer.status_code}"
+    return ""
+
+
+def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
+    """Models by pool that are not available, as the pool's own index says through the proxy of this machine."""
+    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
+        return {}
+    front = http_url(reachable_host(spec.http.host), spec.http.port)
+    found: dict[str, tuple[str, ...]] = {}
+    for pool in spec.pools:
+        if isinstance(pool.replicas, ReplicaRange) and pool.replicas.min == 0:
+            continue  # it may sleep, and a question is no reason to wake it
+        found[pool.name] = unavailable(front, pool.route_prefix, 30)
+    return found

@@ -1,0 +1,98 @@
+"""Pools as Serve sees them, and waits for a state of theirs. Every wait is bounded."""
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from maas_ray.errors import ClusterError
+
+POLL_S = 0.25
+_REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """A pool as Serve sees it."""
+
+    name: str
+    status: str
+    """Serve's word: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, `UNHEALTHY`, `DELETING`, …"""
+    route_prefix: str
+    num_running: int
+    """Replicas that answer."""
+    message: str
+    """Why it is not healthy; empty if it is."""
+    unserved: tuple[str, ...] = ()
+    """Models that it cannot serve although it is healthy, each with the reason; filled by `deploy`."""
+
+
+def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
+    """Pools by name, all of the cluster or those of `names` that exist."""
+    if not ray.is_initialized():
+        raise ClusterError(
+            "not connected to a Ray cluster; start one with `maas-ray up`, or call ray.init(address=...)"
+        )
+    wanted = None if names is None else set(names)
+    applications = serve.status().applications
+    routes = _routes()
+    return [
+        PoolStatus(
+            name=name,
+            status=str(application.status.value),
+            route_prefix=routes.get(name, ""),
+            num_running=sum(item.replica_states.get("RUNNING", 0) for item in application.deployments.values()),
+            message="" if application.status == ApplicationStatus.RUNNING else _reason(application),
+        )
+        for name, application in applications.items()
+        if wanted is None or name in wanted
+    ]
+
+
+def wait(what: str, deadline: float, timeout_s: float, is_done: Callable[[], str]) -> None:
+    """Polls until `is_done` returns an empty string; what it returned last is the reason of a timeout."""
+    while missing := is_done():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"{what} was not there within {timeout_s:g} s: {missing}")
+        time.sleep(POLL_S)
+
+
+def is_running(name: str) -> str:
+    """Empty once a pool runs, else what it lacks. Raises `ClusterError` once it cannot be deployed."""
+    application = serve.status().applications.get(name)
+    if application is None:
+        return "Serve does not list it yet"
+    if application.status == ApplicationStatus.RUNNING:
+        return ""
+    reason = _reason(application)
+    if application.status == ApplicationStatus.DEPLOY_FAILED:
+        raise ClusterError(f"pool {name!r} cannot be deployed: {reason}")
+    return f"{application.status.value}: {reason or 'Serve gives no reason'}"
+
+
+def is_gone(name: str) -> str:
+    """Empty once a pool is removed."""
+    application = serve.status().applications.get(name)
+    return "" if application is None else f"it is {application.status.value}"
+
+
+def _reason(application: ApplicationStatusOverview) -> str:
+    """The replica's own words where there are any: the last error line of the traceback that Serve reports."""
+    texts = [application.message, *(item.message for item in application.deployments.values())]
+    for text in reversed(texts):
+        if found := _REASON.findall(text):
+            return str(found[-1])
+    return "; ".join(text.strip() for text in dict.fromkeys(texts) if text.strip())[-2000:]
+
+
+def _routes() -> dict[str, str]:
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    applications = client.get_serve_details()["applications"]
+    return {name: details.get("route_prefix") or "" for name, details in applications.items()}
