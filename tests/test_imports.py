@@ -17,6 +17,9 @@ KNOWN_BY = {
     "ray.serve": {
         "serve/replica.py",
         "serve/pool.py",
+        "serve/controller/install.py",
+        "serve/controller/moves.py",
+        "serve/controller/scheduler.py",
         "serve/deploy/binding.py",
         "serve/deploy/front.py",
         "serve/deploy/pools.py",

@@ -28,6 +28,9 @@ LOOPBACK = "127.0.0.1"
 LAUNCHER = "maas-ray-haproxy"
 """The program that Serve runs as HAProxy: `maas_ray.haproxy`, installed with the package."""
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+CONTROLLER_VARIABLE = "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"
+FRONT_LABEL, NO_FRONT = "maas-ray/front", "no"
+"""Label of a node that shall have no front (`ray start --labels=maas-ray/front=no`); the head always has one."""
 MAX_ANSWER_S = 600
 """Longest time that a pool may be given for an answer; HAProxy waits a little longer."""
 HARD_STOP_S = 2 * MAX_ANSWER_S + 60
@@ -58,6 +61,8 @@ _COMMON = {
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(256 << 20),
     # The controller of a training run looks at its workers every 2 s by default: up to 4 s of each start and end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Where Serve's controller places replicas as a pool says, and starts a front on each node.
+    CONTROLLER_VARIABLE: "maas_ray.serve.controller.install:install",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
 }

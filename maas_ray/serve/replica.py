@@ -101,5 +101,5 @@ class Replica(GrpcMethods):
         self._handler.residency.check_health()
 
 
-deployment: serve.Deployment = serve.deployment(name="replica")(serve.ingress()(Replica))
-"""What an application is bound from; its options are the pool's business."""
+Ingress: type[Replica] = serve.ingress()(Replica)
+"""What a deployment is made from; its options are the pool's business."""

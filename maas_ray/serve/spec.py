@@ -21,6 +21,8 @@ from maas_ray.serve.access_log import AccessLogSpec
 from maas_ray.serve.autoscale import AutoscalingSpec, Resolved
 from maas_ray.serve.batching import BatchSpec
 from maas_ray.serve.cors import check_origin
+from maas_ray.serve.placement import PlacementSpec
+from maas_ray.serve.rollout import RolloutSpec
 from maas_ray.serve.tracing import TracingSpec
 from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.spec import Spec
@@ -173,6 +175,8 @@ class ServingSpec(Spec):
     idempotent: bool = True
     """Whether a request may be computed twice. Behind HAProxy it then is when its replica dies while it holds it."""
     resources: ResourcesSpec = ResourcesSpec()
+    placement: PlacementSpec = PlacementSpec()
+    """Which nodes have replicas, and how many of them."""
     batching: BatchSpec = BatchSpec()
     limits: LimitsSpec = LimitsSpec()
     refresh: RefreshSpec = RefreshSpec()
@@ -269,6 +273,8 @@ class PoolSpec(ServingSpec):
     """Name of the Serve application."""
     route_prefix: str = "/"
     """Base path; the protocol is below it, as in `/pools/a/v2/models/...`."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How `maas-ray serve` updates the pool."""
 
     @field_validator("route_prefix")
     @classmethod

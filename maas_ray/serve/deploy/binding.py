@@ -8,16 +8,22 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 import maas_ray
 from maas_ray.serve.autoscale import METRICS_INTERVAL_S, Scaler
-from maas_ray.serve.replica import deployment
+from maas_ray.serve.deploy.way import FIRST_START, Way
+from maas_ray.serve.replica import Ingress
 from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServingSpec
 from maas_ray.spec import canonical_json
 
 
-def bind(spec: ApplicationSpec) -> serve.Application:
-    """The application of a pool, to be run under the pool's name and base path."""
+def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
+    """The application of a pool, to be run under the pool's name and base path.
+
+    Args:
+        spec: the pool.
+        way: how Serve replaces replicas of another version.
+    """
     options: dict[str, object] = {
         # The same description gives the same version, so that deploying it again restarts nothing.
-        "version": _version(spec),
+        "version": version_of(spec),
         "_internal": True,
         "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
@@ -25,15 +31,17 @@ def bind(spec: ApplicationSpec) -> serve.Application:
         "graceful_shutdown_timeout_s": spec.limits.drain_s + 15.0,
         "health_check_period_s": 5.0,
         "max_constructor_retry_count": 3,
-        # New replicas first: with Serve's default of 0 a pool of one replica is away during a roll-out.
-        "max_surge_percent": 100,
+        "max_surge_percent": way.surge_percent,
         "logging_config": {"enable_access_log": False},
     }
+    if spec.placement.strategy == "one_per_node":
+        options["max_replicas_per_node"] = 1
     if isinstance(spec.replicas, ReplicaRange):
         options["num_replicas"] = None
         options["autoscaling_config"] = _autoscaling(spec, spec.replicas)
     else:
         options["num_replicas"] = spec.replicas
+    deployment = serve.deployment(rolling_update_percentage=way.step)(Ingress)
     application: serve.Application = deployment.options(**options).bind(spec.model_dump(mode="json"))
     return application
 
@@ -65,7 +73,7 @@ def application_spec(pool: PoolSpec, storage: object) -> ApplicationSpec:
     return ApplicationSpec.model_validate({**shared, "storage": storage})
 
 
-def _version(args: ApplicationSpec) -> str:
+def version_of(args: ApplicationSpec) -> str:
     """Stands for everything that a replica is started with; how many there are is not part of it."""
     content = args.model_dump(mode="json", exclude={"replicas", "autoscaling"})
     return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
@@ -75,4 +83,8 @@ def _actor_options(args: ApplicationSpec) -> dict[str, object]:
     options: dict[str, object] = {"num_cpus": args.resources.cpus, "num_gpus": args.resources.gpus}
     if args.resources.memory_bytes is not None:
         options["memory"] = args.resources.memory_bytes
+    if args.placement.labels:
+        options["label_selector"] = dict(args.placement.labels)
+    if args.placement.accelerator is not None:
+        options["accelerator_type"] = args.placement.accelerator
     return options

@@ -1,0 +1,117 @@
+"""Serve's scheduler of replicas, which chooses the node itself where the pool is ours.
+
+Serve asks Ray for `SPREAD`, which is best effort: each raylet goes round by itself, so that two replicas of one pool
+land on one node although another one is empty. And of too many replicas Serve ends those of the emptiest node first.
+"""
+
+from collections import Counter
+from typing import Any
+
+from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
+from ray.serve._private.deployment_scheduler import DeploymentScheduler
+
+from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
+from maas_ray.serve.controller.balance import emptiest, fullest, num_moves
+
+
+class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
+    """Serve's scheduler, with the placement of our pools; applications of others are placed as Serve does it."""
+
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self._strategies: dict[Any, str] = {}
+
+    def on_deployment_deployed(self, deployment_id: Any, replica_config: Any, *parts: Any, **options: Any) -> None:
+        super().on_deployment_deployed(deployment_id, replica_config, *parts, **options)
+        self._strategies.pop(deployment_id, None)
+        if deployment_id.name in (REPLAYABLE, NOT_REPLAYABLE) and replica_config.init_args:
+            self._strategies[deployment_id] = replica_config.init_args[0]["placement"]["strategy"]
+
+    def on_deployment_deleted(self, deployment_id: Any) -> None:
+        super().on_deployment_deleted(deployment_id)
+        self._strategies.pop(deployment_id, None)
+
+    def moves_of(self, deployment_id: Any) -> int:
+        """Replicas of a pool that should move now for an even spread; 0 where it is none of ours or is not spread."""
+        if self._strategies.get(deployment_id) != "spread":
+            return 0
+        held = self._held(deployment_id)
+        if not held or max(held.values()) - min(held.values()) <= 1:
+            return 0
+        needed, available = (
+            self._deployments[deployment_id].required_resources,
+            self._get_available_resources_per_node(),
+        )
+        room = {node: self._room(available[node], needed, max(held.values())) for node in held}
+        return num_moves(held, room)
+
+    def _schedule_with_spread_strategy(self) -> None:
+        available = self._get_available_resources_per_node()
+        for deployment_id, pending in self._pending_replicas.items():
+            for request in list(pending.values()):
+                node = self._choose(deployment_id, request, available)
+                scheduled = self._schedule_replica(request, default_scheduling_strategy="SPREAD", target_node_id=node)
+                if scheduled and node is not None:
+                    available[node] = available[node] - request.requested_resources
+
+    def _choose(self, deployment_id: Any, request: Any, available: dict[str, Any]) -> str | None:
+        """The node of a new replica; None leaves it to Ray, which waits for room where there is none."""
+        strategy = self._strategies.get(deployment_id)
+        if strategy is None:
+            return None
+        held = self._held(deployment_id)
+        fits = {node for node in held if available[node].can_fit(request.requested_resources)}
+        if strategy == "pack":
+            used = self._get_node_to_running_replicas()
+            for launching in self._launching_replicas.values():
+                for replica, info in launching.items():
+                    used[info.target_node_id].add(replica)
+            rooms = {node: available[node] for node in fits}
+            node: str | None = self._find_best_fit_node_for_pack(request.requested_resources, rooms, used)
+            return node
+        return emptiest(held, self._busy(), fits.__contains__)
+
+    def _get_replicas_to_stop(self, deployment_id: Any, max_num_to_stop: int, **gangs: Any) -> set[Any]:
+        if self._strategies.get(deployment_id) != "spread":
+            stopped: set[Any] = super()._get_replicas_to_stop(deployment_id, max_num_to_stop, **gangs)
+            return stopped
+        chosen = [
+            *self._pending_replicas[deployment_id],
+            *self._launching_replicas[deployment_id],
+            *self._recovering_replicas[deployment_id],
+        ][:max_num_to_stop]
+        by_node: dict[str, list[Any]] = {}
+        for replica, node in self._running_replicas[deployment_id].items():  # oldest first
+            by_node.setdefault(node, []).append(replica)
+        busy = self._busy()
+        while by_node and len(chosen) < max_num_to_stop:
+            node = fullest({node: len(replicas) for node, replicas in by_node.items()}, self._head_node_id, busy)
+            chosen.append(by_node[node].pop())
+            if not by_node[node]:
+                del by_node[node]
+        return set(chosen)
+
+    def _held(self, deployment_id: Any) -> Counter[str]:
+        """Replicas of a deployment on each node that may have some: alive, not draining, with its labels."""
+        selector = self._deployments[deployment_id].label_selector or {}
+        nodes = self._cluster_node_info_cache.get_active_node_ids()
+        labels = {node: self._cluster_node_info_cache.get_node_labels(node) for node in nodes}
+        held = Counter({node: 0 for node in nodes if node_labels_match_selector(labels[node], selector)})
+        placed = [*self._running_replicas[deployment_id].values()]
+        placed += [info.target_node_id for info in self._launching_replicas[deployment_id].values()]
+        held.update(node for node in placed if node in held)
+        return held
+
+    def _busy(self) -> Counter[str]:
+        placed = [node for replicas in self._running_replicas.values() for node in replicas.values()]
+        placed += [info.target_node_id for each in self._launching_replicas.values() for info in each.values()]
+        return Counter(node for node in placed if node is not None)
+
+    @staticmethod
+    def _room(available: Any, needed: Any, limit: int) -> int:
+        """How many replicas fit on a node, counted up to `limit`."""
+        num = 0
+        while num < limit and available.can_fit(needed):
+            available = available - needed
+            num += 1
+        return num

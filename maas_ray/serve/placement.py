@@ -1,0 +1,57 @@
+"""Where the replicas of a pool may run: what a spec says of it. Knows no Ray.
+
+Serve's controller follows it (serve/controller), and the plan of an update counts room by it (serve/deploy/plan.py).
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from maas_ray.spec import Spec
+
+Strategy = Literal["spread", "pack", "one_per_node"]
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_KEY = re.compile(rf"(?:[a-z0-9](?:[a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_WORD}")
+_VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:,\s?{_WORD})*\))")
+
+
+class PlacementSpec(Spec):
+    """Which nodes may have replicas, and how many of them; `placement: pack` is short for `{strategy: pack}`."""
+
+    strategy: Strategy = "spread"
+    """`spread`: as evenly over the nodes as their room allows; when a node comes back or is added, replicas move there
+    within a minute, each one started before another one ends. `pack`: on as few nodes as possible, for clusters whose
+    autoscaler removes idle nodes. `one_per_node`: never two on a node, not even during an update."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have (`ray start --labels`), with Ray's operators: `A`, `!A`, `in(A,B)`, `!in(A,B)`. Where
+    no node has them, the pool waits for one."""
+    accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Type of accelerator that a node must have, as Ray names it (`H100`, `L4`); None: any, or none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy_alone(cls, value: Any) -> Any:
+        return {"strategy": value} if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _are_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for key, wanted in value.items():
+            if not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"{key!r} is not the name of a node label; one looks like 'zone' or 'example.com/zone'"
+                )
+            if not _VALUE.fullmatch(wanted):
+                raise ValueError(
+                    f"label {key!r} is to be {wanted!r}; give one value ('a'), or '!a', 'in(a,b)', '!in(a,b)'"
+                )
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(handler(schema))
+        strategy = described["properties"]["strategy"]
+        return {"anyOf": [described, {"type": "string", "enum": strategy["enum"]}]}
