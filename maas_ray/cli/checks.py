@@ -10,7 +10,7 @@ def all_checks() -> Checks:
     from maas_ray.bundle import format as bundles
     from maas_ray.checkpoint import catalog
     from maas_ray.registry import models as registry
-    from maas_ray.serve import wanted
+    from maas_ray.serve import record, wanted
     from maas_ray.store import lease
     from maas_ray.train import run_events, runs
     from maas_ray.train.search import log as searches
@@ -23,6 +23,7 @@ def all_checks() -> Checks:
         },
         records=(
             (re.compile(registry.PREFIX), registry.read_event),
+            (record.RECORDS, record.read_event),
             (re.compile(rf"{wanted.PREFIX}/[^/]+/wanted"), wanted.read_wish),
             (catalog.PINS, catalog.read_pin),
             (re.compile(r".+/owners"), lease.read_owner),

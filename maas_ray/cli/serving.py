@@ -2,51 +2,93 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Group
 from rich.markup import escape
+from rich.text import Text
 
-from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
 from maas_ray.cli.reporting import Answer, say, table
 
 
 def serve(
-    spec: Annotated[Path, typer.Argument(help="YAML file with a ServeSpec; see `maas-ray schema serve`.")],
+    spec: Annotated[
+        Path | None,
+        typer.Argument(help="YAML file with a ServeSpec; see `maas-ray schema serve`.", show_default=False),
+    ] = None,
     overrides: Set = None,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait until every pool answers.")] = 180.0,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest time without one more ready replica; then a pool is taken back.",
+            show_default="rollout.timeout_s of each pool",
+        ),
+    ] = None,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Deploys what the record in --store says instead of a file.")
+    ] = False,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+    cluster_name: Annotated[
+        str, typer.Option("--cluster", help="With --restore: `cluster` of the specs that were deployed.")
+    ] = "default",
     state_dir: StateDir = None,
 ) -> Answer:
     """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing.
 
-    A model that cannot be loaded beside others that can is named, and the exit code is 1; its pool serves the others.
+    Says first what each pool needs, what is free and in which way it is updated. An update that fails, or gets no
+    further, is taken back by itself, also if this command is ended. A model that cannot be loaded beside others that can
+    is named, and the exit code is 1; its pool serves the others.
     """
     from maas_ray import cluster
     from maas_ray.addresses import http_url, reachable_host
+    from maas_ray.errors import SpecError
     from maas_ray.spec import load_spec
+
+    if (spec is None) != restore:
+        raise SpecError("give either a file with a ServeSpec or --restore")
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        say.print(Text(line))
 
     with say.status("deploying"):
         from maas_ray.serve.spec import ServeSpec
 
-        loaded = load_spec(ServeSpec, spec, overrides or ())
+        loaded = (
+            _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())
+        )
         cluster.connect(state_dir=state_dir)
         from maas_ray.serve.pool import deploy
 
         state = cluster.load_state(state_dir)
-        if state is not None and "port" not in loaded.http.model_fields_set:
+        if state is not None and (restore or "port" not in loaded.http.model_fields_set):
             http = loaded.http.model_copy(update={"port": state.http_port})
             loaded = loaded.model_copy(update={"http": http})
-        pools = deploy(loaded, timeout_s=timeout_s)
+        pools = deploy(loaded, timeout_s, tell)
     url = http_url(reachable_host(loaded.http.host), loaded.http.port)
     if loaded.http.tls is not None:
         url = url.replace("http://", "https://", 1)
     rows = [(pool.name, pool.status, f"{url}{pool.route_prefix.rstrip('/')}", pool.num_running) for pool in pools]
-    document = {"url": url, "pools": [asdict(pool) for pool in pools]}
+    document = {"url": url, "pools": [asdict(pool) for pool in pools], "done": lines}
     shown = table("serving", ("pool", "status", "url", "replicas"), rows)
     unserved = [f"pool {pool.name}: {text}" for pool in pools for text in pool.unserved]
     view = Group(shown, *(f"not served: {escape(text)}" for text in unserved))
     return Answer(document, view, int(bool(unserved)))
+
+
+def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
+    from maas_ray.cli.options import open_store
+    from maas_ray.errors import NotFound
+    from maas_ray.serve.record import latest
+
+    found = latest(open_store(store, endpoint), cluster_name)
+    if found is None:
+        raise NotFound(f"the store {store} has no record of pools that cluster {cluster_name!r} serves")
+    return found
 
 
 def unserve(

@@ -28,7 +28,7 @@ def preflight(num_workers: int, resources: Resources, *, wait_s: float = 0.0) ->
     deadline = time.monotonic() + wait_s
     while True:
         nodes = alive_nodes()
-        capacity = max(count_workers(nodes, needed, num_workers), _autoscaler_capacity(needed, num_workers))
+        capacity = max(count_workers(nodes, needed, num_workers), autoscaler_capacity(needed, num_workers))
         if capacity >= num_workers:
             return
         if time.monotonic() >= deadline:
@@ -108,8 +108,8 @@ def has_autoscaler() -> bool:
     return state.get_cluster_config() is not None
 
 
-def _autoscaler_capacity(needed: Resources, limit: int) -> int:
-    """What the autoscaler's node groups could hold at their largest; 0 where no autoscaler has told Ray its limits."""
+def autoscaler_capacity(needed: Resources, limit: int) -> int:
+    """Workers that the autoscaler's node groups could hold at their largest; 0 where no autoscaler has told Ray its limits."""
     from ray._private.state import state
 
     config = state.get_cluster_config()

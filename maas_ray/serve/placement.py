@@ -26,8 +26,8 @@ class PlacementSpec(Spec):
     within a minute, each one started before another one ends. `pack`: on as few nodes as possible, for clusters whose
     autoscaler removes idle nodes. `one_per_node`: never two on a node, not even during an update."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must have (`ray start --labels`), with Ray's operators: `A`, `!A`, `in(A,B)`, `!in(A,B)`. Where
-    no node has them, the pool waits for one."""
+    """Labels that a node must have (`ray start --labels`), with Ray's operators: `A`, `!A`, `in(A,B)`, `!in(A,B)`. A
+    pool that fits on no such node is refused."""
     accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Type of accelerator that a node must have, as Ray names it (`H100`, `L4`); None: any, or none."""
 

@@ -232,6 +232,11 @@ class ServingSpec(Spec):
         )
 
     @property
+    def most_replicas(self) -> int:
+        """Replicas that may run at most."""
+        return self.replicas.max if isinstance(self.replicas, ReplicaRange) else self.replicas
+
+    @property
     def max_ongoing_requests(self) -> int:
         """Serve's own limit of one replica, set above what our queues hold: our 503 comes first, with its reason."""
         num_models = sum(_MODELS_OF_A_PATTERN if model.is_pattern else 1 for model in self.models)
@@ -293,6 +298,8 @@ class ApplicationSpec(ServingSpec):
 
     storage: StorageSpec
     """The store of the registry and the bundles; a directory must be absolute and the same on every node."""
+    cluster: str = Field(default="default", pattern=_NAME)
+    """Name of the cluster in the store's record of what is served, from which `maas-ray unserve` removes the pool."""
 
     @field_validator("storage")
     @classmethod
@@ -343,6 +350,9 @@ class ServeSpec(Spec):
     """Everything that is served from one store."""
 
     storage: StorageSpec = StorageSpec()
+    cluster: str = Field(default="default", pattern=_NAME)
+    """Name under which the store records what is served, for `maas-ray serve --restore` after a cluster was lost whole.
+    Clusters that share a store need different ones."""
     profile: Literal["fast", "portable"] = "fast"
     """`fast`: HAProxy routes straight to replicas (Linux, no TLS). `portable`: Serve's Python proxy (everywhere, TLS)."""
     http: HttpSpec = HttpSpec()

@@ -7,12 +7,8 @@ import ray
 from ray.serve.exceptions import RayServeException
 
 from maas_ray.errors import ClusterError, NotFound
-from maas_ray.serve.deploy import pools
-from maas_ray.serve.spec import ServeSpec
-from maas_ray.spec import parse_spec
-from maas_ray.store.objects import ObstoreStore
-from tests.serve.conftest import publish
-from tests.support.bundles import save_toy_bundle
+from maas_ray.serve.deploy import patience
+from maas_ray.serve.deploy.patience import patiently
 
 LOST: list[Callable[[], Exception]] = [
     ray.exceptions.RayActorError,
@@ -22,57 +18,46 @@ LOST: list[Callable[[], Exception]] = [
 ]
 
 
-@pytest.fixture
-def spec(file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch) -> ServeSpec:
-    publish(file_store, "m", save_toy_bundle(file_store))
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(pools, "RETRY_S", 0.05)
-    described = [{"name": "p", "models": [{"name": "m"}]}]
-    return parse_spec(ServeSpec, {"storage": {"uri": file_store.uri}, "pools": described})
+@pytest.fixture(autouse=True)
+def is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "RETRY_S", 0.05)
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_it_tries_again_within_its_time(
-    spec: ServeSpec, monkeypatch: pytest.MonkeyPatch, lost: Callable[[], Exception]
-) -> None:
+def test_it_tries_again_within_its_time(lost: Callable[[], Exception]) -> None:
     errors = [lost(), lost()]
 
-    def deploy(*_: object) -> list[pools.PoolStatus]:
+    def step() -> str:
         if errors:
             raise errors.pop()
-        return []
+        return "done"
 
-    monkeypatch.setattr(pools, "_deploy", deploy)
-    assert pools.deploy(spec, timeout_s=30) == []
+    assert patiently(step, 30) == "done"
     assert errors == []
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_what_lasts_is_typed_and_says_the_way_out(
-    spec: ServeSpec, monkeypatch: pytest.MonkeyPatch, lost: Callable[[], Exception]
-) -> None:
-    def deploy(*_: object) -> list[pools.PoolStatus]:
+def test_what_lasts_is_typed_and_says_the_way_out(lost: Callable[[], Exception]) -> None:
+    def step() -> None:
         raise lost()
 
-    monkeypatch.setattr(pools, "_deploy", deploy)
     with pytest.raises(
         ClusterError, match=r"lost an actor .* within 0\.2 s: .*deploy again, with a larger --timeout-s"
     ) as caught:
-        pools.deploy(spec, timeout_s=0.2)
+        patiently(step, 0.2)
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_are_not_repeated(spec: ServeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_repeated() -> None:
     count = 0
 
-    def deploy(*_: object) -> list[pools.PoolStatus]:
+    def step() -> None:
         nonlocal count
         count += 1
         raise NotFound("no model") if count == 1 else ray.exceptions.RaySystemError("broken")
 
-    monkeypatch.setattr(pools, "_deploy", deploy)
     with pytest.raises(NotFound):
-        pools.deploy(spec, timeout_s=30)
+        patiently(step, 30)
     with pytest.raises(ClusterError, match="Ray failed while the pools were deployed"):
-        pools.deploy(spec, timeout_s=30)
+        patiently(step, 30)
     assert count == 2

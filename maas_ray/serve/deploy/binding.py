@@ -10,7 +10,7 @@ import maas_ray
 from maas_ray.serve.autoscale import METRICS_INTERVAL_S, Scaler
 from maas_ray.serve.deploy.way import FIRST_START, Way
 from maas_ray.serve.replica import Ingress
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServingSpec
+from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
 from maas_ray.spec import canonical_json
 
 
@@ -67,15 +67,15 @@ def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConf
         )
 
 
-def application_spec(pool: PoolSpec, storage: object) -> ApplicationSpec:
-    """A pool as its replicas are started with it; `storage` is the spec's, with an absolute address."""
+def application_spec(pool: PoolSpec, spec: ServeSpec) -> ApplicationSpec:
+    """A pool of a spec, whose store is absolute, as its replicas are started with it."""
     shared = {name: getattr(pool, name) for name in ServingSpec.model_fields}
-    return ApplicationSpec.model_validate({**shared, "storage": storage})
+    return ApplicationSpec.model_validate({**shared, "storage": spec.storage, "cluster": spec.cluster})
 
 
 def version_of(args: ApplicationSpec) -> str:
     """Stands for everything that a replica is started with; how many there are is not part of it."""
-    content = args.model_dump(mode="json", exclude={"replicas", "autoscaling"})
+    content = args.model_dump(mode="json", exclude={"replicas", "autoscaling", "cluster"})
     return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
 
 

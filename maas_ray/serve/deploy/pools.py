@@ -1,87 +1,86 @@
 """Deploys and removes pools. Every wait is bounded."""
 
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import ray
 from ray import serve
-from ray.serve.context import _disconnect
-from ray.serve.exceptions import RayServeException
 
-from maas_ray.display import get_logger
-from maas_ray.errors import ClusterError, NotFound
+from maas_ray.errors import ClusterError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
-from maas_ray.serve.deploy.binding import application_spec, bind
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
-from maas_ray.serve.deploy.state import PoolStatus, is_gone, is_running, status, wait
+from maas_ray.serve.deploy.owner import own
+from maas_ray.serve.deploy.patience import patiently
+from maas_ray.serve.deploy.rollout import Outcome
+from maas_ray.serve.deploy.standing import read_standings
+from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
+from maas_ray.serve.record import forget
 from maas_ray.serve.spec import ServeSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 
-RETRY_S = 2.0
-_STARTING = (ray.exceptions.RayActorError, RayServeException, TimeoutError)
-"""What Serve raises when one of its own actors died or did not answer in time."""
+FRONT_S = 180.0
+"""Longest wait for Serve to start, and again for the front to know the pools."""
+QUEUE_S = 1800.0
+"""Longest wait for the deployment of somebody else."""
 
-log = get_logger(__name__)
 
-
-def deploy(spec: ServeSpec, timeout_s: float = 180.0) -> list[PoolStatus]:
+def deploy(
+    spec: ServeSpec, timeout_s: float | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[PoolStatus]:
     """Deploys every pool of a spec and returns once each answers over HTTP. Pools of other specs are left alone.
 
-    Deploying the same spec again changes nothing; deploying a changed one replaces replicas without a failed request.
+    Deploying the same spec again changes nothing; deploying a changed one replaces replicas without a failed request. A
+    pool that does not get there is taken back to what it was; the others are deployed all the same.
 
     Args:
         spec: the pools.
-        timeout_s: longest wait for all of them together.
+        timeout_s: longest time without one more ready replica; None: `rollout.timeout_s` of each pool.
+        say: called with what is being done, line by line: what each pool needs, what is free, in which way it is updated.
 
     Raises:
         ClusterError: not connected to Ray, the cluster has another profile or port, or a pool did not get healthy in
-            time; the message holds the replica's own reason.
+            time and was taken back; the message holds the replica's own reason.
+        ResourcesMissing: there is no room; says what is needed and what is free.
         NotFound: the registry has no such model, version or alias.
     """
     if not ray.is_initialized():
         raise ClusterError(
             "not connected to a Ray cluster; start one with `maas-ray up`, or call ray.init(address=...)"
         )
-    deadline = time.monotonic() + timeout_s
     store = open_store(spec.storage)
     _check_models(spec, store)
-    while True:
-        try:
-            return _deploy(spec, store, deadline, timeout_s)
-        except _STARTING as error:
-            # Serve starts its own actors again; on a busy machine some do not come up at the first go.
-            log.warning("an actor of Ray Serve was lost while the pools were deployed, trying again: %s", _line(error))
-            if time.monotonic() + RETRY_S > deadline:
-                raise ClusterError(
-                    f"Ray Serve lost an actor while the pools were deployed, and not all answered within {timeout_s:g} s: "
-                    f"{_line(error)}; the machine may be too busy or short of memory (see `ray status`): deploy again, "
-                    "with a larger --timeout-s"
-                ) from error
-            _disconnect()  # from a controller that may be dead
-            time.sleep(RETRY_S)
-        except ray.exceptions.RayError as error:
-            raise ClusterError(f"Ray failed while the pools were deployed: {_line(error)}; see `ray status`") from error
-
-
-def _deploy(spec: ServeSpec, store: ObstoreStore, deadline: float, timeout_s: float) -> list[PoolStatus]:
-    _check_profile(spec, deadline)
-    _start_front(spec)
-    storage = spec.storage.model_copy(update={"uri": store.uri})
-    targets = [
-        serve.RunTarget(bind(application_spec(pool, storage)), name=pool.name, route_prefix=pool.route_prefix)
-        for pool in spec.pools
-    ]
-    serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    for pool in spec.pools:
-        wait(f"pool {pool.name!r}", deadline, timeout_s, lambda pool=pool: is_running(pool.name))  # type: ignore[misc]
-    wait("the HTTP front", deadline, timeout_s, lambda: _answers(spec))
+    front_s = FRONT_S if timeout_s is None else max(timeout_s, 1.0)
+    spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
+    patiently(lambda: _open_front(spec, front_s), front_s)
+    outcomes = own(uuid.uuid4().hex, spec, timeout_s, QUEUE_S, say)
+    if any(outcome.reason for outcome in outcomes):
+        raise _failure(outcomes)
+    deadline = time.monotonic() + front_s
+    patiently(lambda: wait("the HTTP front", deadline, front_s, lambda: _answers(spec)), front_s)
     unserved = _unserved(spec)
     return [replace(pool, unserved=unserved.get(pool.name, ())) for pool in status([pool.name for pool in spec.pools])]
 
 
+def _open_front(spec: ServeSpec, timeout_s: float) -> None:
+    _check_profile(spec, time.monotonic() + timeout_s)
+    _start_front(spec)
+
+
+def _failure(outcomes: Iterable[Outcome]) -> ClusterError:
+    """What to raise where not all pools are as the spec says."""
+    failed = [outcome for outcome in outcomes if outcome.reason]
+    done = [outcome.pool for outcome in outcomes if not outcome.reason]
+    texts = [f"{outcome.reason}; {outcome.what}" for outcome in failed]
+    if done:
+        texts.append(f"deployed as described: {', '.join(done)}")
+    kind = ResourcesMissing if all(outcome.code == ResourcesMissing.code for outcome in failed) else ClusterError
+    return kind("; ".join(texts))
+
+
 def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
-    """Drains and removes pools.
+    """Drains and removes pools, also from the store's record of what is served.
 
     Raises:
         NotFound: there is no such pool; nothing was removed.
@@ -93,10 +92,13 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
     if missing:
         raise NotFound(f"no pool {', '.join(missing)}; there is: {', '.join(sorted(known)) or 'none'}")
     deadline = time.monotonic() + timeout_s
+    specs = {name: standing.spec for name, standing in read_standings().items()}
     for name in wanted:
         serve.delete(name, _blocking=False)
     for name in wanted:
         wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
+        if (spec := specs.get(name)) is not None:
+            forget(open_store(spec.storage), spec.cluster, [name])
 
 
 def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
@@ -107,8 +109,3 @@ def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
             if model.is_pattern:
                 continue  # it may well match nothing yet
             registry.resolve(model.name, model.ref)
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in one line: Ray describes a dead actor on several."""
-    return " ".join(str(error).split())[:500]

@@ -1,0 +1,224 @@
+"""Deploys the pools of a spec, watches each until it runs, and takes back those that do not get there.
+
+Pools that all fit beside what runs are deployed together. Otherwise they come one after another, each to its end, so that
+no two of them hold half of the room that both need.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray import serve
+
+from maas_ray.cluster.nodes import Node, living_nodes
+from maas_ray.cluster.preflight import autoscaler_capacity
+from maas_ray.display import get_logger
+from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
+from maas_ray.serve.deploy.binding import application_spec, bind
+from maas_ray.serve.deploy.patience import patiently
+from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
+from maas_ray.serve.deploy.room import Room, needs_of, say_free, say_needs
+from maas_ray.serve.deploy.standing import Standing, read_standings
+from maas_ray.serve.deploy.state import is_gone, is_running, wait
+from maas_ray.serve.deploy.way import Way
+from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ServeSpec
+
+POLL_S = 0.25
+ROOM_S = 15.0
+"""Time for room that something has just left to become free, and to be seen."""
+BACK_S = 180.0
+"""Longest wait for a pool that was taken back."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the deployment of one pool ended."""
+
+    pool: str
+    reason: str = ""
+    """Why it is not as the spec says; empty if it is."""
+    what: str = ""
+    """What was done about it."""
+    code: str = ClusterError.code
+
+
+class Rollout:
+    """One deployment of a spec.
+
+    Args:
+        spec: the pools, with an absolute store.
+        previous: what each of them was before, by name; None: it was not there.
+        timeout_s: overrides `rollout.timeout_s` of each pool.
+        say: called with what is being done, for people.
+        claim: called with a pool for which training runs are to give way; see cluster/claims.py.
+    """
+
+    def __init__(
+        self,
+        spec: ServeSpec,
+        previous: Mapping[str, Standing | None],
+        timeout_s: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        claim: Callable[[PoolSpec], None] = lambda pool: None,
+    ) -> None:
+        self._spec = spec
+        self._previous = previous
+        self._timeout_s = timeout_s
+        self._say = say
+        self._claim = claim
+        self._applications = {pool.name: application_spec(pool, spec) for pool in spec.pools}
+
+    def run(self) -> list[Outcome]:
+        """Deploys all pools; every wait in it is bounded."""
+        plans = self._together()
+        if plans is not None:
+            for found in plans.values():
+                self._say(str(found))
+            return self._deploy(self._spec.pools, plans)
+        outcomes = []
+        for pool in self._spec.pools:
+            try:
+                found = self._wait_for_room(pool)
+            except MaasError as error:
+                outcomes.append(Outcome(pool.name, str(error), "it was left as it is", error.code))
+                continue
+            self._say(str(found))
+            outcomes += self._deploy([pool], {pool.name: found})
+        return outcomes
+
+    def _together(self) -> dict[str, Plan] | None:
+        """The plans of all pools, if they all fit beside all that runs."""
+        nodes, standings, plans = living_nodes(), read_standings(), {}
+        for pool in self._spec.pools:
+            try:
+                found = self._plan(pool, standings, nodes)
+            except ResourcesMissing:
+                return None
+            if not found.is_at_once and len(self._spec.pools) > 1:
+                return None
+            plans[pool.name] = found
+            nodes = _without(nodes, self._applications[pool.name], found.num_new)
+        return plans
+
+    def _plan(self, pool: PoolSpec, standings: Mapping[str, Standing], nodes: Sequence[Node]) -> Plan:
+        spec = self._applications[pool.name]
+        may_grow = autoscaler_capacity(needs_of(spec), spec.most_replicas) >= spec.most_replicas
+        return plan(pool, spec, standings.get(pool.name), nodes, may_grow)
+
+    def _wait_for_room(self, pool: PoolSpec) -> Plan:
+        timeout_s = ROOM_S
+        if pool.rollout.preempt_training:
+            timeout_s = self._timeout_of(pool)
+        deadline, has_claimed = time.monotonic() + timeout_s, False
+        while True:
+            try:
+                return self._plan(pool, read_standings(), living_nodes())
+            except NoRoomNow:
+                if time.monotonic() > deadline:
+                    raise
+                if pool.rollout.preempt_training and not has_claimed:
+                    self._say(f"pool {pool.name!r}: no room; training runs are asked to give way")
+                    self._claim(pool)
+                    has_claimed = True
+            time.sleep(2 * POLL_S)
+
+    def _deploy(self, pools: Sequence[PoolSpec], plans: Mapping[str, Plan]) -> list[Outcome]:
+        before = {name: {replica.id for replica in one.running} for name, one in read_standings().items()}
+        self._put([(pool, self._applications[pool.name], plans[pool.name].way) for pool in pools])
+        watches = [Watch(pool, self._timeout_of(pool), before.get(pool.name, set())) for pool in pools]
+        outcomes = []
+        while watches:
+            standings = patiently(read_standings, BACK_S)
+            for watch in list(watches):
+                try:
+                    standing = standings.get(watch.pool.name)
+                    if not patiently(lambda: watch.look(standing), BACK_S):  # noqa: B023 (called at once)
+                        continue
+                    outcomes.append(Outcome(watch.pool.name))
+                except ClusterError as error:
+                    reason = f"{error}{self._missing(watch, standings.get(watch.pool.name))}"
+                    self._say(f"pool {watch.pool.name!r}: {reason}; it is being taken back")
+                    outcomes.append(
+                        Outcome(watch.pool.name, reason, self._take_back(watch.pool, plans[watch.pool.name].way))
+                    )
+                watches.remove(watch)
+            time.sleep(POLL_S)
+        return outcomes
+
+    def _put(self, wanted: Sequence[tuple[Any, ApplicationSpec, Way]]) -> None:
+        targets = [
+            serve.RunTarget(bind(spec, way), name=pool.name, route_prefix=pool.route_prefix)
+            for pool, spec, way in wanted
+        ]
+        options = {"wait_for_ingress_deployment_creation": False, "wait_for_applications_running": False}
+        patiently(lambda: serve.run_many(targets, **options), BACK_S)
+
+    def _take_back(self, pool: PoolSpec, way: Way) -> str:
+        """Gives a pool the description that it had; returns what became of it."""
+        previous = self._previous.get(pool.name)
+        try:
+            if previous is None:
+                serve.delete(pool.name, _blocking=False)
+                wait(f"the end of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_gone(pool.name))
+                return "it was new, and was removed again"
+            if previous.spec is None:
+                return "what it was before is not known, so it stays as it is: deploy a spec that works"
+            num = max(1, len(previous.running))
+            self._put([(previous, previous.spec, replace(way, num_first=min(way.num_first, num), num_replicas=num))])
+            wait(f"pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_running(pool.name))
+        except MaasError as error:
+            return f"it was to be taken back to what it was, and that failed: {error}"
+        return "it was taken back to what it was"
+
+    def _missing(self, watch: "Watch", standing: Standing | None) -> str:
+        """What new replicas lack that have no node."""
+        waiting = [one for one in standing.replicas if one.node is None and one.state == "STARTING"] if standing else []
+        if not waiting:
+            return ""
+        spec = self._applications[watch.pool.name]
+        needs = needs_of(spec)
+        nodes = [node for node in living_nodes() if node.has_labels(spec.placement.labels)]
+        return f"; no room: {len(waiting)} × {say_needs(needs)} wait, free: {say_free(nodes, needs)}"
+
+    def _timeout_of(self, pool: PoolSpec) -> float:
+        return pool.rollout.timeout_s if self._timeout_s is None else self._timeout_s
+
+
+class Watch:
+    """Follows one pool until it runs as described.
+
+    Args:
+        pool: the pool.
+        timeout_s: longest time without one more ready replica that was not there before.
+        before: ids of the replicas that ran before.
+    """
+
+    def __init__(self, pool: PoolSpec, timeout_s: float, before: set[str]) -> None:
+        self.pool = pool
+        self._timeout_s = timeout_s
+        self._before = before
+        self._num_ready = 0
+        self._deadline = time.monotonic() + timeout_s
+
+    def look(self, standing: Standing | None) -> bool:
+        """Whether the pool is there. Raises `ClusterError` if it failed, or nothing has happened for too long."""
+        missing = is_running(self.pool.name)
+        if not missing:
+            return True
+        running = standing.running if standing is not None else []
+        num_ready = sum(replica.id not in self._before for replica in running)
+        if num_ready > self._num_ready:
+            self._num_ready, self._deadline = num_ready, time.monotonic() + self._timeout_s
+        if time.monotonic() > self._deadline:
+            raise ClusterError(f"pool {self.pool.name!r} was not there within {self._timeout_s:g} s: {missing}")
+        return False
+
+
+def _without(nodes: Sequence[Node], spec: ApplicationSpec, num: int) -> list[Node]:
+    """The nodes with less free, as if new replicas ran there."""
+    room = Room({node.id: dict(node.free) for node in nodes if node.has_labels(spec.placement.labels)})
+    room.place(needs_of(spec), num)
+    return [replace(node, free=room.free.get(node.id, node.free)) for node in nodes]

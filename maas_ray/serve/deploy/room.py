@@ -1,0 +1,116 @@
+"""Room for replicas on nodes: where they fit, in which steps old ones can be replaced, and both in words. Knows no Serve."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from maas_ray.cluster.nodes import Node
+from maas_ray.serve.spec import ServingSpec
+
+_MAX_NODES_SHOWN = 8
+Needs = Mapping[str, float]
+
+
+def needs_of(spec: ServingSpec) -> dict[str, float]:
+    """What one replica takes, by Ray's names; zeros are left out."""
+    wanted: dict[str, float] = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
+    wanted["memory"] = float(spec.resources.memory_bytes or 0)
+    if spec.placement.accelerator is not None:
+        wanted[f"accelerator_type:{spec.placement.accelerator}"] = 0.001  # as Ray asks for it
+    return {name: amount for name, amount in wanted.items() if amount > 0}
+
+
+def say_needs(needs: Needs) -> str:
+    """`1.5 CPU, 1 GPU`."""
+    said = [_say(name, amount) for name, amount in needs.items()]
+    return ", ".join(said) or "nothing"
+
+
+def say_free(nodes: Sequence[Node], needs: Needs) -> str:
+    """What is free of what is needed, node by node."""
+    said = [
+        f"{', '.join(_say(name, node.free.get(name, 0.0)) for name in needs)} on {node.address} (node {node.id[:6]})"
+        for node in sorted(nodes, key=lambda node: -node.free.get("CPU", 0.0))
+    ]
+    more = [f"and {len(said) - _MAX_NODES_SHOWN} more nodes"] if len(said) > _MAX_NODES_SHOWN else []
+    return "; ".join(said[:_MAX_NODES_SHOWN] + more) or "no node that the pool may use"
+
+
+def _say(name: str, amount: float) -> str:
+    if name == "memory":
+        return f"{amount / (1 << 30):.1f} GiB of memory"
+    if name.startswith("accelerator_type:"):
+        return f"{name.partition(':')[2]} {'there' if amount else 'not there'}"
+    return f"{round(amount, 3):g} {name}"
+
+
+@dataclass
+class Room:
+    """Free resources of the nodes that a pool may use, to try placements on.
+
+    Args:
+        free: by node.
+        one_per_node: whether a node holds one replica at most.
+        taken: nodes that hold a replica of the pool, each as often as it does.
+    """
+
+    free: dict[str, dict[str, float]]
+    one_per_node: bool = False
+    taken: list[str] = field(default_factory=list)
+
+    def copy(self) -> "Room":
+        """A room that can be changed by itself."""
+        return Room({node: dict(has) for node, has in self.free.items()}, self.one_per_node, list(self.taken))
+
+    def place(self, needs: Needs, limit: int) -> int:
+        """Places up to `limit` replicas, each on the node that has fewest of them; returns how many fitted."""
+        for placed in range(limit):
+            fitting = [node for node in self.free if self._fits(node, needs)]
+            if not fitting:
+                return placed
+            node = min(fitting, key=lambda node: (self.taken.count(node), node))
+            self._add(node, needs, -1)
+            self.taken.append(node)
+        return limit
+
+    def release(self, node: str, needs: Needs) -> None:
+        """Ends a replica."""
+        if node in self.free:
+            self._add(node, needs, 1)
+        if node in self.taken:
+            self.taken.remove(node)
+
+    def _fits(self, node: str, needs: Needs) -> bool:
+        if self.one_per_node and node in self.taken:
+            return False
+        # The tolerance keeps 0.1 + 0.2 CPUs inside 0.3.
+        return all(self.free[node].get(name, 0.0) + 1e-6 >= amount for name, amount in needs.items())
+
+    def _add(self, node: str, needs: Needs, sign: int) -> None:
+        for name, amount in needs.items():
+            self.free[node][name] = self.free[node].get(name, 0.0) + sign * amount
+
+
+def can_replace(room: Room, old: Sequence[str], old_needs: Needs, needs: Needs, num: int, num_first: int) -> bool:
+    """Whether replicas can be replaced in steps: `num_first` new ones start, then as many old ones end; 0: the reverse.
+
+    Args:
+        room: free now, beside the old replicas.
+        old: the node of each old replica.
+        old_needs: what an old replica takes.
+        needs: what a new one takes.
+        num: new replicas wanted.
+        num_first: new replicas beyond the pool's number.
+    """
+    room, old, placed = room.copy(), list(old), 0
+    while len(old) > num:  # first the pool gets smaller
+        room.release(old.pop(), old_needs)
+    while placed < num:
+        if num_first == 0 and old and len(old) + placed >= num:
+            room.release(old.pop(), old_needs)
+        fitted = room.place(needs, min(num - placed, max(1, num_first) + num - len(old) - placed))
+        if not fitted:
+            return False
+        placed += fitted
+        while num_first and old and len(old) + placed > num:
+            room.release(old.pop(), old_needs)
+    return True
