@@ -27,7 +27,9 @@ from maas_ray.store.objects import open_store
 NAME, NAMESPACE = "maas-ray-rollout", "maas-ray"
 POLL_S = 0.25
 KEEP_S = 60.0
-"""How long the outcome is kept for a command that does not ask for it; the next one need not wait for that."""
+"""How long the outcome is kept for the command that asked."""
+COLLECT_S = 10.0
+"""After which it has not, and the next one may begin."""
 LOST_S = 120.0
 """Longest time without an answer of the owner: it is started again when its process or node was lost."""
 _KEY = b"maas-ray:rollout:"
@@ -49,6 +51,8 @@ class Progress:
     """One for each pool; None: not yet."""
     error: str = ""
     """Why there is no outcome, if there never will be."""
+    ended_for_s: float = 0.0
+    """How long it has been over."""
 
 
 class Owner:
@@ -68,13 +72,15 @@ class Owner:
         self._outcomes: tuple[Outcome, ...] | None = None
         self._error = ""
         self._claimed: list[str] = []
+        self._ended_s: float | None = None
         self._me = ray.get_runtime_context().current_actor
         threading.Thread(target=self._run, name="rollout", daemon=True).start()
 
     def progress(self) -> Progress:
         """What is done so far."""
         names = tuple(pool.name for pool in self._spec.pools)
-        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error)
+        over_s = 0.0 if self._ended_s is None else time.monotonic() - self._ended_s
+        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s)
 
     def _run(self) -> None:
         try:
@@ -91,6 +97,7 @@ class Owner:
             for what in self._claimed:
                 end_claim(what)
             _forget(self._ticket)
+            self._ended_s = time.monotonic()
         time.sleep(KEEP_S)
         ray.kill(self._me, no_restart=True)
 
@@ -220,13 +227,13 @@ def _start(
 
 
 def _other() -> Progress | None:
-    """The deployment that is in progress; one that is over is removed."""
+    """The deployment that is in progress; one that is over, and whose command is gone, is removed."""
     try:
         actor = ray.get_actor(NAME, namespace=NAMESPACE)
         progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
-    if progress.outcomes is not None or progress.error:
+    if progress.ended_for_s > COLLECT_S:
         ray.kill(actor, no_restart=True)
         return None
     return progress

@@ -16,6 +16,7 @@ from maas_ray.cluster.preflight import autoscaler_capacity
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
 from maas_ray.serve.deploy.binding import application_spec, bind
+from maas_ray.serve.deploy.front import _answers
 from maas_ray.serve.deploy.patience import patiently
 from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
 from maas_ray.serve.deploy.room import Room, needs_of, say_free, say_needs
@@ -128,7 +129,9 @@ class Rollout:
     def _deploy(self, pools: Sequence[PoolSpec], plans: Mapping[str, Plan]) -> list[Outcome]:
         before = {name: {replica.id for replica in one.running} for name, one in read_standings().items()}
         self._put([(pool, self._applications[pool.name], plans[pool.name].way) for pool in pools])
-        watches = [Watch(pool, self._timeout_of(pool), before.get(pool.name, set())) for pool in pools]
+        watches = [
+            Watch(pool, self._timeout_of(pool), before.get(pool.name, set()), self._missing_of(pool)) for pool in pools
+        ]
         outcomes = []
         while watches:
             standings = patiently(read_standings, BACK_S)
@@ -183,6 +186,11 @@ class Rollout:
         nodes = [node for node in living_nodes() if node.has_labels(spec.placement.labels)]
         return f"; no room: {len(waiting)} × {say_needs(needs)} wait, free: {say_free(nodes, needs)}"
 
+    def _missing_of(self, pool: PoolSpec) -> Callable[[], str]:
+        """What a pool lacks, first in Serve's eyes and then in those of a caller; empty if nothing."""
+        alone = self._spec.model_copy(update={"pools": (pool,)})
+        return lambda: is_running(pool.name) or _answers(alone)
+
     def _timeout_of(self, pool: PoolSpec) -> float:
         return pool.rollout.timeout_s if self._timeout_s is None else self._timeout_s
 
@@ -194,10 +202,12 @@ class Watch:
         pool: the pool.
         timeout_s: longest time without one more ready replica that was not there before.
         before: ids of the replicas that ran before.
+        missing: what the pool lacks; empty if nothing.
     """
 
-    def __init__(self, pool: PoolSpec, timeout_s: float, before: set[str]) -> None:
+    def __init__(self, pool: PoolSpec, timeout_s: float, before: set[str], missing: Callable[[], str]) -> None:
         self.pool = pool
+        self._look = missing
         self._timeout_s = timeout_s
         self._before = before
         self._num_ready = 0
@@ -205,7 +215,7 @@ class Watch:
 
     def look(self, standing: Standing | None) -> bool:
         """Whether the pool is there. Raises `ClusterError` if it failed, or nothing has happened for too long."""
-        missing = is_running(self.pool.name)
+        missing = self._look()
         if not missing:
             return True
         running = standing.running if standing is not None else []

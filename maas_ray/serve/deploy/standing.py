@@ -60,7 +60,9 @@ def read_standings() -> dict[str, Standing]:
 def _read(client: Any, name: str, details: Mapping[str, Any]) -> Standing:
     deployments = details["deployments"]
     replicas = [
-        Replica(id=str(one["replica_id"]), state=str(getattr(one["state"], "value", one["state"])), node=one.get("node_id"))
+        Replica(
+            id=str(one["replica_id"]), state=str(getattr(one["state"], "value", one["state"])), node=one.get("node_id")
+        )
         for each in deployments.values()
         for one in each["replicas"]
     ]
