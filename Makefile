@@ -42,11 +42,15 @@ lint: $(STAMP)  ## formatting, lint, types, direction of imports
 
 .PHONY: test
 test: lint  ## lint, then all tests of CI
-	@$(call pytest,-m 'not fault and not soak and not bench')
+	@$(call pytest,-m 'not fault and not machines and not soak and not bench')
 
 .PHONY: test-fault
 test-fault: $(STAMP)  ## the long fault-injection suites
 	@$(call pytest,-m fault)
+
+.PHONY: test-cluster
+test-cluster: $(STAMP)  ## clusters of up to four hosts in network namespaces: needs root and iproute2, about an hour
+	@$(call pytest,-m machines -n 0)
 
 .PHONY: bench-serving
 bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
