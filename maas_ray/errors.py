@@ -28,6 +28,7 @@
     │   └── ConfinedKilled     it died of a signal, or ended without an answer
     └── RequestError           a serving request is refused
         ├── BadRequest         malformed, or does not fit the model's signature
+        ├── NotThroughFront    it reached a port behind the front by another way
         ├── MethodNotAllowed   the path exists, the method does not
         ├── NotOffered         an extension of the protocol that this server does not have
         ├── FilesRefused       a load that brings the model's files with it
@@ -233,6 +234,12 @@ class BadRequest(RequestError):
     """The request is malformed, or does not fit the model's signature."""
 
     code = "bad_request"
+
+
+class NotThroughFront(RequestError):
+    """A request reached a port behind the front without having come through it."""
+
+    code, http_status = "not_through_front", 403
 
 
 class MethodNotAllowed(RequestError):

@@ -11,6 +11,7 @@ from maas_ray.haproxy.grpc import add_unary_twins, route_unnamed
 from maas_ray.haproxy.half_closed import add_twins
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, edit_pool, is_own, replicas_of
+from maas_ray.haproxy.secret import HEADER
 from maas_ray.haproxy.sections import Section, Unexpected, join, named, replace, split, substitute
 
 MARK = "# hardened by maas-ray"
@@ -53,6 +54,8 @@ class Options(NamedTuple):
     """By status, of `write_error_files`."""
     limits: Mapping[str, PoolLimits] = {}
     """By application."""
+    secret: str = ""
+    """What replicas ask of the front; empty: nothing (`secret`)."""
 
 
 def harden(config: str, options: Options) -> str:
@@ -78,6 +81,7 @@ def harden(config: str, options: Options) -> str:
     _frontend(named(sections, "frontend http_frontend"), options)
     if grpc := [section for section in sections if section[0] == "frontend grpc_frontend"]:
         _listen_on(grpc[0], options.host)
+        replace(grpc[0], "mode http", lambda line: "\n".join([line, *_signed(options)]))
         route_unnamed(grpc[0], sections)
         add_unary_twins(sections, grpc[0], options.limits)
     for section in sections:
@@ -138,7 +142,12 @@ def _frontend(section: Section, options: Options) -> None:
     _listen_on(section, options.host)
     # HTTP/2 is for gRPC, whose port is another one: here it would be a second door with limits of its own.
     section[2:2] = ["    option disable-h2-upgrade"]
-    section[3:3] = [f"    http-request del-header {name}" for name in _TRUSTED_HEADERS]
+    section[3:3] = [*(f"    http-request del-header {name}" for name in _TRUSTED_HEADERS), *_signed(options)]
+
+
+def _signed(options: Options) -> Section:
+    """What tells replicas that a request has come through here, whatever its caller sent."""
+    return [f"    http-request set-header {HEADER} {options.secret}"] if options.secret else []
 
 
 def _default_backend(section: Section, is_starting: bool) -> None:

@@ -18,6 +18,7 @@ from maas_ray.haproxy.harden import Options, harden
 from maas_ray.haproxy.limits import limits_file, read_limits
 from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE
 from maas_ray.haproxy.process import find
+from maas_ray.haproxy.secret import front_secret
 from maas_ray.haproxy.sections import Unexpected
 from maas_ray.haproxy.succession import is_manager, succeed
 
@@ -81,6 +82,7 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
         access_log=environ.get(ACCESS_LOG_VARIABLE) == "1",
         error_files=write_error_files(path.parent),
         limits=read_limits(limits_file(path)),
+        secret=_secret(environ),
     )
     hardened = harden(config, options)
     if hardened == config:
@@ -92,6 +94,14 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
         raise Unexpected(f"HAProxy refuses the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
     write(path.with_name(path.name + ".serve"), config)
     draft.replace(path)
+
+
+def _secret(environ: Mapping[str, str]) -> str:
+    try:
+        return front_secret(environ)
+    except OSError as error:
+        _say(f"replicas will refuse the requests of this front: the cluster's token cannot be read: {error}")
+        return ""
 
 
 def _has_host_file(environ: Mapping[str, str]) -> bool:

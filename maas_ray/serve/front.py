@@ -1,7 +1,7 @@
 """What all connections of one server share: the heads that were seen, the replies' first lines, and one timer."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -43,6 +43,8 @@ class Front:
         self.handler = handler
         self.limits = limits
         self.base_path = base_path
+        self.is_from_front: Callable[[Iterable[Header]], bool] = lambda _: True
+        """Whether a head has come through the cluster's front; asked once for each new head."""
         self.connections: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
         """Heads that were seen before, by their bytes; for one that is not among them there is `head`."""
@@ -60,7 +62,7 @@ class Front:
     def head(self, raw: bytes) -> Head | None:
         """The head of a request that is answered here; None if it is not, or if it is refused."""
         head = parse_head(raw, self.base_path())
-        if head is None:
+        if head is None or not self.is_from_front(head.headers):
             return None
         try:
             read_head(head, self.limits)

@@ -6,6 +6,7 @@ uvicorn and our ASGI app in front of Serve's; everywhere else it changes nothing
 """
 
 import functools
+import os
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from maas_ray.serve.front import Front
 from maas_ray.serve.front_limits import follow
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.ingress import App, Receive, Scope, Send
+from maas_ray.serve.inside import FrontOnly, front_check, listen_on_node
 from maas_ray.serve.path import sent_path
 from maas_ray.serve.protocol import HttpProtocol
 
@@ -31,15 +33,20 @@ def register(app: App, front: Front) -> None:
 
 def middlewares() -> list[Middleware]:
     """What Serve asks for; empty in replicas that are not ours."""
+    listen_on_node()
     listen_on_node_only()
     open_no_internal_port()
     follow()
+    is_from_front = front_check(os.environ)
+    outermost = [Middleware(FrontOnly, is_from_front=is_from_front)] if is_from_front is not None else []
     if not _fronts:
-        return _before_proxy()
+        return [*_before_proxy(), *outermost]
     app, front = _fronts[0]
+    if is_from_front is not None:
+        front.is_from_front = is_from_front
     # uvicorn looks its protocols up by name, and Serve leaves the name at its default.
     uvicorn.config.HTTP_PROTOCOLS["auto"] = functools.partial(HttpProtocol, front=front)  # type: ignore[assignment]
-    return [Middleware(_BeforeServe, ours=app, front=front)]
+    return [Middleware(_BeforeServe, ours=app, front=front), *outermost]
 
 
 def before_proxy() -> list[Middleware]:

@@ -5,6 +5,7 @@ from typing import Any
 from ray import serve
 
 from maas_ray.serve.deploy.binding import bind
+from maas_ray.serve.deploy.front import check_configured_host
 from maas_ray.serve.deploy.pools import deploy, undeploy
 from maas_ray.serve.deploy.state import PoolStatus, status
 from maas_ray.serve.spec import ApplicationSpec
@@ -21,5 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 
     Raises:
         SpecError: the arguments are not valid; Serve shows the message as the application's.
+        ClusterError: the fronts of this cluster could not all be reached.
     """
+    check_configured_host()
     return bind(parse_spec(ApplicationSpec, args, source="args"))

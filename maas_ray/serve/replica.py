@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.unnamed import Unnamed
 from maas_ray.serve.handler import Handler
 from maas_ray.serve.ingress import App
+from maas_ray.serve.inside import front_check
 from maas_ray.serve.neighbors import RayNeighbors
 from maas_ray.serve.residency import Residency
 from maas_ray.serve.spec import ApplicationSpec
@@ -73,7 +75,12 @@ class Replica(GrpcMethods):
         hook.register(App(self._handler, limits), Front(self._handler, limits))
         neighbors = RayNeighbors(context.app_name, context.deployment, residency)
         self._following = asyncio.create_task(neighbors.follow())  # ends with the residency
-        self.rpcs = Rpcs(Service(self._handler, limits), context.app_name, Unnamed(neighbors, context.app_name))
+        self.rpcs = Rpcs(
+            Service(self._handler, limits),
+            context.app_name,
+            Unnamed(neighbors, context.app_name),
+            front_check(os.environ),
+        )
         entry.register(self.rpcs.services(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.collect()

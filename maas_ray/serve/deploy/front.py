@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 
 import ray
-import requests
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from maas_ray.addresses import http_url, reachable_host
+from maas_ray.addresses import is_loopback, reachable_host
 from maas_ray.cluster.environment import LOOPBACK
+from maas_ray.cluster.front import ask_fronts, front_urls
+from maas_ray.cluster.preflight import has_autoscaler
 from maas_ray.cluster.unavailable import unavailable
 from maas_ray.errors import ClusterError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
@@ -42,6 +43,7 @@ def _check_profile(spec: ServeSpec, deadline: float) -> None:
 
 def _start_front(spec: ServeSpec) -> None:
     host = spec.http.host
+    check_host(host)
     host_file = os.environ.get(HOST_FILE_VARIABLE) if spec.profile == "fast" else None
     if host_file:
         # A cluster on this machine alone: only HAProxy listens outside. Serve's own option would open the replicas too.
@@ -62,6 +64,26 @@ def _start_front(spec: ServeSpec) -> None:
             "use the same address, or run `serve shutdown` first"
         )
     _check_grpc(spec)
+
+
+def check_host(host: str) -> None:
+    """Raises `ClusterError` if fronts that listen on `host` could not all be reached, because there are several nodes."""
+    nodes = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    several = len(nodes) > 1 or (has_autoscaler() and not any(map(is_loopback, nodes)))
+    if several and reachable_host(host) == host:
+        reached = "from its own machine only" if is_loopback(host) else "on one machine at most"
+        raise ClusterError(
+            f"the HTTP front of each of {len(nodes)} nodes is to listen on {host}, where it is reached {reached}; give "
+            "0.0.0.0 as the host (http.host of a spec, http_options.host of a Serve config): each node then answers "
+            "at its own address, and replicas only to the fronts"
+        )
+
+
+def check_configured_host() -> None:
+    """As `check_host`, for the host that the running Serve was given by a Serve config; nothing without one."""
+    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    if client is not None and not os.environ.get(HOST_FILE_VARIABLE):
+        check_host(str(client.http_config.host))
 
 
 def _check_grpc(spec: ServeSpec) -> None:
@@ -87,32 +109,34 @@ def _choose_host(path: Path, host: str) -> None:
 
 
 def _answers(spec: ServeSpec) -> str:
-    """Empty once every pool is ready through the proxy of this machine, or this machine has none."""
+    """Empty once every pool is ready through the front of every node that has one; else names the one that fails."""
     proxies = serve.status().proxies
     waiting = sorted(f"{node}: {state.value}" for node, state in proxies.items() if state.value != "HEALTHY")
     if waiting or not proxies:
         return f"proxies are not healthy: {', '.join(waiting) or 'none has started'}"
-    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in proxies:
+    if spec.http.tls is not None:
         return ""
-    front = http_url(reachable_host(spec.http.host), spec.http.port)
-    session = requests.Session()
-    session.trust_env = False  # the cluster's own address is never reached through a proxy
+    urls = _front_urls(spec)
     for pool in spec.pools:
-        url = f"{front}{pool.route_prefix.rstrip('/')}/v2/health/ready"
-        try:
-            answer = session.get(url, timeout=5)
-        except requests.RequestException as error:
-            return f"{url} does not answer ({type(error).__name__})"
-        if answer.status_code != 200:
-            return f"{url} answers {answer.status_code}"
+        path = f"{pool.route_prefix.rstrip('/')}/v2/health/ready"
+        if problems := [front.problem for front in ask_fronts(urls, path) if front.problem]:
+            return "; ".join(problems)
     return ""
 
 
+def _front_urls(spec: ServeSpec) -> dict[str, str]:
+    """By the address of each living node that has a front."""
+    proxies = serve.status().proxies
+    nodes = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in proxies]
+    return front_urls(spec.http.host, spec.http.port, nodes)
+
+
 def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
-    """Models by pool that are not available, as the pool's own index says through the proxy of this machine."""
-    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
+    """Models by pool that are not available, as the pool's own index says through a front."""
+    urls = _front_urls(spec) if spec.http.tls is None else {}
+    if not urls:
         return {}
-    front = http_url(reachable_host(spec.http.host), spec.http.port)
+    front = min(urls.values())
     found: dict[str, tuple[str, ...]] = {}
     for pool in spec.pools:
         if isinstance(pool.replicas, ReplicaRange) and pool.replicas.min == 0:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from maas_ray.serve.grpc.service import Caller, PassOn, Service
 from maas_ray.serve.grpc.status import CODES, status_of
 from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Unnamed
 from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
+from maas_ray.serve.inside import refusal
 from maas_ray.serve.reply import internal_error
 
 log = get_logger(__name__)
@@ -29,10 +30,18 @@ class Rpcs:
         service: the methods.
         application: name of the pool; a caller who names another one is refused. Empty: nobody is.
         unnamed: finds the pool for callers who name none; None: this one answers them all.
+        is_from_front: tells by a call's metadata whether it has come through the front; None: nobody is asked.
     """
 
-    def __init__(self, service: Service, application: str = "", unnamed: Unnamed | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        application: str = "",
+        unnamed: Unnamed | None = None,
+        is_from_front: Callable[[Iterable[Header]], bool] | None = None,
+    ) -> None:
         self._service = service
+        self._is_from_front = is_from_front
         self._application = application
         self._unnamed = unnamed
 
@@ -118,6 +127,9 @@ class Rpcs:
     def _check_application(self, context: Any) -> bool:
         """Whether the caller had a choice of pools and named none; raises `NotFound` if he named another one."""
         metadata = dict(context.invocation_metadata() or ())
+        headers = ((name.encode(), _as_bytes(value)) for name, value in metadata.items())
+        if self._is_from_front is not None and not isinstance(context, Carried) and not self._is_from_front(headers):
+            raise refusal()
         wanted = metadata.get(APPLICATION)
         if wanted is None:
             # HAProxy marks such calls. Serve's proxy, whose likeness of a context knows no time, cannot.
@@ -125,6 +137,10 @@ class Rpcs:
         if self._application and wanted != self._application:
             raise NotFound(f"this is pool {self._application!r}, the metadata 'application' asks for {wanted[:100]!r}")
         return False
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def _caller(context: Any) -> Caller:
