@@ -22,6 +22,19 @@ def up(
         Literal["fast", "portable"] | None,
         typer.Option(help="fast: HAProxy, Linux. portable: Serve's Python proxy.", show_default="fast on Linux"),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address of this machine at which others join.", show_default="loopback: this machine alone"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a head on another machine: joins its cluster.", show_default=False)
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token of the cluster to join.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of a node that joins, for placement.", show_default=False)
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port for predictions; 0: any.", show_default="8000, else any")
     ] = None,
@@ -30,12 +43,23 @@ def up(
     ] = None,
     state_dir: StateDir = None,
 ) -> Answer:
-    """Starts a Ray cluster on this machine with the environment that maas-ray needs."""
+    """Starts a Ray cluster on this machine with the environment that maas-ray needs, or joins one with --address."""
     from maas_ray import cluster
+    from maas_ray.cluster.environment import LOOPBACK
 
+    if address is not None:
+        return _join(address, token_file, label or [], num_cpus, num_gpus, profile, host, state_dir)
+    _refuse_without(address, token_file, label)
     with say.status("starting Ray"):
         ports = cluster.choose_ports(http=port, dashboard=dashboard_port)
-        state = cluster.up(num_cpus=num_cpus, num_gpus=num_gpus, profile=profile, state_dir=state_dir, ports=ports)
+        state = cluster.up(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            profile=profile,
+            state_dir=state_dir,
+            ports=ports,
+            host=host or LOOPBACK,
+        )
     script = cluster.state_directory(state_dir) / "env.sh"
     document = {
         "address": state.address,
@@ -53,14 +77,68 @@ def up(
         "for ray and serve commands": f". {script}",
         "to stop": "maas-ray down",
     }
+    if host is not None:
+        shown["to join from another machine"] = f"maas-ray up --address {state.address} --token-file FILE"
+        shown["the token to copy there"] = state.token_path
     return Answer(document, facts("the cluster is running", shown))
+
+
+def _join(
+    address: str,
+    token_file: Path | None,
+    labels: list[str],
+    num_cpus: int | None,
+    num_gpus: int | None,
+    profile: Literal["fast", "portable"] | None,
+    host: str | None,
+    state_dir: Path | None,
+) -> Answer:
+    from maas_ray import cluster
+    from maas_ray.errors import SpecError
+
+    if token_file is None:
+        raise SpecError("--address needs --token-file: a copy of the file `token` of the head's state directory")
+    pairs = [label.partition("=") for label in labels]
+    if wrong := [label for label, (name, equals, _) in zip(labels, pairs, strict=True) if not name or not equals]:
+        raise SpecError(f"--label {wrong[0]!r} is not NAME=VALUE")
+    try:
+        token = token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"the token cannot be read from {token_file}: {error}") from error
+    if not token:
+        raise SpecError(f"the token file {token_file} is empty")
+    with say.status(f"joining {address}"):
+        state = cluster.join(
+            address,
+            token,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            profile=profile,
+            labels={name: value for name, _, value in pairs},
+            host=host,
+            state_dir=state_dir,
+        )
+    document = {"address": state.address, "profile": state.profile, "node_id": state.node_id, "role": state.role}
+    shown = {"head": state.address, "profile": state.profile, "node": state.node_id, "to leave": "maas-ray down"}
+    return Answer(document, facts("this machine has joined the cluster", shown))
+
+
+def _refuse_without(address: str | None, token_file: Path | None, label: list[str] | None) -> None:
+    from maas_ray.errors import SpecError
+
+    for name, value in (("--token-file", token_file), ("--label", label)):
+        if address is None and value:
+            raise SpecError(f"{name} is for a machine that joins; give --address HOST:PORT of the head too")
 
 
 def down(
     drain_timeout_s: Annotated[float, typer.Option(help="Longest wait for requests in progress; 0: none.")] = 60.0,
     state_dir: StateDir = None,
 ) -> Answer:
-    """Ends the cluster that `up` started: requests in progress are answered, then all its processes end."""
+    """Ends the cluster that `up` started: requests in progress are answered, then all its processes end.
+
+    On a machine that has joined, its node leaves the cluster: what runs on it goes on elsewhere first.
+    """
     from maas_ray import cluster
 
     with say.status("stopping"):
@@ -83,6 +161,7 @@ def status(state_dir: StateDir = None) -> Answer:
         "resources": ", ".join(f"{value:g} {name}" for name, value in amounts.items()),
         "dashboard": found.dashboard_url,
         "predictions": found.http_url,
+        **{f"front {url}": text for url, text in found.fronts.items() if len(found.fronts) > 1 or text != "answers"},
         "served": ", ".join(f"{name} {state}" for name, state in found.applications.items()) or "nothing",
     }
     if found.unavailable:

@@ -4,6 +4,7 @@ from maas_ray.cluster.connection import connect, disconnect
 from maas_ray.cluster.doctor import Check, doctor
 from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
 from maas_ray.cluster.front import front_url
+from maas_ray.cluster.join import join
 from maas_ray.cluster.local import down, up
 from maas_ray.cluster.preflight import preflight, wait_for_nodes
 from maas_ray.cluster.state import ClusterState, load_state, state_directory
@@ -23,6 +24,7 @@ __all__ = [
     "down",
     "environment",
     "front_url",
+    "join",
     "load_state",
     "preflight",
     "state_directory",

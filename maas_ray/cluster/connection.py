@@ -58,8 +58,7 @@ def connect(
             raise ClusterError(f"this process is connected to {connected}, not to {address}; call disconnect() first")
         return connected
     if state is not None:
-        os.environ.update(state.environment)
-        _refresh(state.environment)
+        use_environment(state.environment)
 
     import ray
 
@@ -133,20 +132,25 @@ def check_head(address: str, *, timeout_s: float) -> None:
         raise ClusterError(f"the Ray cluster {address} does not answer: {error}{hint}") from error
 
 
-def _refresh(environment: Mapping[str, str]) -> None:
-    """Makes an environment that was set after `import ray` count, where Ray lets us; else says so."""
+def use_environment(environment: Mapping[str, str]) -> None:
+    """Takes over variables of a cluster in this process, also after `import ray` where Ray lets us; else says so.
+
+    Raises:
+        ClusterError: ray.serve was imported here with another environment.
+    """
+    os.environ.update(environment)
     constants = sys.modules.get("ray.serve._private.constants")
     for name in _SERVE_FLAGS if constants else ():
-        if getattr(constants, name) != (environment.get(name, "0") == "1"):
+        if name in environment and getattr(constants, name) != (environment[name] == "1"):
             raise ClusterError(
-                f"ray.serve was imported here with another {name} than the cluster has ({environment.get(name)!r}); "
+                f"ray.serve was imported here with another {name} than the cluster has ({environment[name]!r}); "
                 "call connect() before importing it, or start the program with the cluster's env.sh"
             )
     ray_constants = sys.modules.get("ray._private.ray_constants")
     if ray_constants is None:
         return
     # Two values that Ray keeps from its import: whether this node's address is loopback, and the kind of auth.
-    ray_constants.ENABLE_RAY_CLUSTER = environment.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"  # type: ignore[attr-defined]
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"  # type: ignore[attr-defined]
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

@@ -38,6 +38,11 @@ class Dashboard:
         """Ray Serve's applications by name; empty if Serve does not run."""
         return dict(self.get("/api/serve/applications/", timeout_s).get("applications") or {})
 
+    def proxies(self, timeout_s: float = 10.0) -> list[str]:
+        """Addresses of the nodes that have an HTTP front."""
+        found = self.get("/api/serve/applications/", timeout_s).get("proxies") or {}
+        return sorted({str(proxy["node_ip"]) for proxy in found.values() if proxy.get("node_ip")})
+
     def shutdown_serve(self, timeout_s: float) -> None:
         """Ends all Serve applications; each replica answers what it accepted first. Returns when they are gone."""
         self._request("DELETE", "/api/serve/applications/", timeout_s)

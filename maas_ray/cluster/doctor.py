@@ -5,7 +5,6 @@ A check that cannot be made is a failed check: silence is no proof of health.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from maas_ray.cluster.environment import (
     is_free,
     profile_flags,
 )
-from maas_ray.cluster.front import front_address
+from maas_ray.cluster.front import front_address, fronts
 from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
@@ -145,6 +144,8 @@ def check_cluster(state: ClusterState | None, state_dir: str | Path | None, prof
         checks.append(_guarded("predictions", lambda: _front(state, dashboard), "serve a spec: maas-ray serve SPEC"))
         if profile == "fast":
             checks.append(check_haproxy(Path(state.temp_dir, "h")))
+    fix = "look at that node's log of HAProxy and at the firewall between the nodes: each front asks all replicas"
+    checks.append(_guarded("fronts", lambda: _fronts(dict(state.environment) if state else dict(os.environ)), fix))
     checks.append(_guarded("resources", _resources, "add nodes, or start with more --num-cpus"))
     try:
         nodes = _node_environments()
@@ -211,13 +212,23 @@ def _front(state: ClusterState, dashboard: Dashboard) -> str:
     applications = dashboard.applications()
     host, port = front_address(state, dashboard)
     url = http_url(host, port)
-    if applications:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-        except OSError as error:
-            raise MaasError(f"applications are deployed, but nothing answers at {url}: {error.strerror}") from error
+    every = fronts(state.environment, dashboard) if applications else []
+    if problems := [front.problem for front in every if front.problem]:
+        raise MaasError(f"applications are deployed, but {'; '.join(problems)}")
     running = ", ".join(f"{name} {app['status']}" for name, app in applications.items())
     return f"{url}: {running or 'nothing is served yet'}"
+
+
+def _fronts(environment: dict[str, str]) -> str:
+    """Asks the front of every node of the cluster that this process is connected to."""
+    import ray
+
+    url, token_path = ray._private.worker.get_dashboard_url(), environment.get("RAY_AUTH_TOKEN_PATH")
+    token = os.environ.get("RAY_AUTH_TOKEN") or (Path(token_path).read_text().strip() if token_path else None)
+    every = fronts(environment, Dashboard(f"http://{url}", token))
+    if problems := [front.problem for front in every if front.problem]:
+        raise MaasError(f"of {len(every)} fronts, {'; '.join(problems)}")
+    return ", ".join(front.url for front in every) or "nothing is served yet"
 
 
 def _resources() -> str:

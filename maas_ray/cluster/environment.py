@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from maas_ray.addresses import is_loopback
 from maas_ray.errors import ClusterError, SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
 
@@ -100,6 +101,16 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
     },
 }
 
+_ONE_MACHINE = {
+    # The name is misleading: 0 makes the node's address 127.0.0.1, so that every port of Ray binds to loopback.
+    # `--node-ip-address 127.0.0.1` alone is replaced by the machine's outer address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+_SEVERAL_MACHINES = {
+    # A head that was lost has so long to come back until the other nodes give the cluster up.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+}
+
 _HAPROXY_FILES_RESERVE = 1000
 
 
@@ -142,9 +153,15 @@ def default_profile() -> Profile:
 
 
 def environment(
-    profile: Profile, *, ports: Ports, temp_dir: Path, token_path: Path, min_draining_s: int = 5
+    profile: Profile,
+    *,
+    ports: Ports,
+    temp_dir: Path,
+    token_path: Path,
+    min_draining_s: int = 5,
+    host: str = LOOPBACK,
 ) -> dict[str, str]:
-    """All variables of a cluster on this machine: for `ray start`, and for each program that connects.
+    """All variables of a node on this machine: for `ray start`, and for each program that connects.
 
     Args:
         profile: `fast` puts HAProxy in front of the replicas (Linux); `portable` uses Serve's Python proxy.
@@ -153,6 +170,7 @@ def environment(
         token_path: the file with the token that every RPC and the dashboard ask for.
         min_draining_s: seconds that a stopping replica keeps answering. Ray's default of 30 is for load balancers
             that poll; the one on this machine is told at once.
+        host: the node's address. Loopback: a cluster on this machine alone.
 
     Raises:
         ClusterError: the profile is unknown, not available on this platform, or not wholly installed.
@@ -163,9 +181,6 @@ def environment(
         raise ClusterError("the profile 'fast' needs HAProxy, which Ray ships for Linux only; use --profile portable")
     flags = profile_flags(profile) | {
         "RAY_AUTH_TOKEN_PATH": str(token_path),
-        # The name is misleading: 0 makes the node's address 127.0.0.1, so that every port of Ray binds to loopback.
-        # `--node-ip-address 127.0.0.1` alone is replaced by the machine's outer address.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Ray starts an idle worker per CPU for whoever connects first. Train workers and replicas bring an environment
         # of their own and cannot use those, which would compete with them for this machine's few cores.
         "RAY_prestart_worker_first_driver": "0",
@@ -174,8 +189,11 @@ def environment(
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
     }
+    flags |= _ONE_MACHINE if is_loopback(host) else _SEVERAL_MACHINES
     if profile == "fast":
         flags |= _haproxy(ports, temp_dir / "h", min_draining_s)
+        if is_loopback(host):
+            flags[HOST_FILE_VARIABLE] = str(temp_dir / "h" / "host")
     return flags
 
 
@@ -196,7 +214,6 @@ def _haproxy(ports: Ports, directory: Path, min_draining_s: int) -> dict[str, st
         # Measured on 2 cores: a second thread adds a fifth of CPU time per request, and no requests.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         BINARY_VARIABLE: launcher,
-        HOST_FILE_VARIABLE: str(directory / "host"),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),

@@ -1,23 +1,25 @@
-"""Starts and stops one Ray cluster on this machine: a head that other programs, `ray job submit` and the dashboard join.
+"""Starts and stops a Ray head on this machine, which other programs, `ray job submit` and the dashboard join.
 
-Everything listens on loopback and asks for a token. What was started is recorded, and exactly that is ended.
+Everything listens on loopback and asks for a token. With an address of the network the head takes in other machines too
+(`join`). What was started is recorded, and exactly that is ended.
 """
 
 import contextlib
 import os
 import secrets
 import shutil
-import subprocess
-import sys
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
-from maas_ray.addresses import LOOPBACK_HOSTS, exempt_from_proxies, http_url
+from maas_ray.addresses import LOOPBACK_HOSTS, http_url, is_loopback
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.draining import drain_fronts
 from maas_ray.cluster.environment import LOOPBACK, Ports, Profile, choose_ports, default_profile, environment
+from maas_ray.cluster.starting import start_node
 from maas_ray.cluster.state import (
     ClusterState,
     load_state,
@@ -27,20 +29,14 @@ from maas_ray.cluster.state import (
     state_directory,
     write_private,
 )
-from maas_ray.errors import ClusterError
+from maas_ray.cluster.terms import Terms, publish_terms
+from maas_ray.errors import ClusterError, SpecError
 
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"
 MAX_TEMP_PATH_BYTES = 25
 """HAProxy allows 97 bytes for a socket's path, and Serve puts `/h/<node id of 56>/metrics.sock` below it; Ray's own
 sockets (`/session_<date>_<pid>/sockets/plasma_store`, up to 107 bytes) need less."""
-
-# The caller's own connection must not leak into the cluster that is started.
-_NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
-
-# Ray's own limits for parts of the start, which a busy machine exceeds.
-_START_TIMEOUTS = ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S")
-_SLOW_START = "timed out during startup"
 
 
 def up(
@@ -52,6 +48,7 @@ def up(
     ports: Ports | None = None,
     temp_dir: Path | None = None,
     env: Mapping[str, str] | None = None,
+    host: str = LOOPBACK,
     timeout_s: float = 120.0,
 ) -> ClusterState:
     """Starts a Ray head on this machine and records it.
@@ -64,44 +61,45 @@ def up(
         ports: None chooses free ones.
         temp_dir: where Ray keeps sockets and logs until `down`; None makes a short one.
         env: further variables for all processes of the cluster; they win over the profile's.
+        host: the address of this machine at which other machines join; loopback keeps the cluster on this one.
         timeout_s: longest time until the dashboard answers.
 
     Raises:
         ClusterError: one is already running from this directory, or Ray did not start (with what it said last).
+        SpecError: `host` is no address of this machine.
     """
-    for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
-        if amount is not None and amount < 0:
-            raise ClusterError(f"{name} is {amount}; give 0 or more, or leave it out to offer what the machine has")
+    check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
+    check_own_address(host)
     directory = state_directory(state_dir)
     with locked(directory, timeout_s):
-        _forget_dead(directory)
+        forget_dead(directory)
         ports = ports or choose_ports()
         profile = profile or default_profile()
         token_path = directory / TOKEN_FILE
-        temp_dir = _make_temp_dir(temp_dir)
+        temp_dir = make_temp_dir(temp_dir)
         try:
             state = ClusterState(
                 cluster_id=secrets.token_hex(16),
                 profile=profile,
-                address=f"{LOOPBACK}:{ports.gcs}",
+                address=f"[{host}]:{ports.gcs}" if ":" in host else f"{host}:{ports.gcs}",
                 dashboard_url=http_url(LOOPBACK, ports.dashboard),
                 http_port=ports.http,
                 token_path=str(token_path),
                 temp_dir=str(temp_dir),
                 started_s=time.time(),
-                environment=environment(profile, ports=ports, temp_dir=temp_dir, token_path=token_path)
+                environment=environment(profile, ports=ports, temp_dir=temp_dir, token_path=token_path, host=host)
                 | dict(env or {}),
             )
             write_private(token_path, secrets.token_hex(32))
-            write_private(directory / ENVIRONMENT_FILE, _exports(state))
+            write_exports(directory, state)
             save_state(directory, state)  # first, so that `down` finds what an interrupted start left behind
         except BaseException:
             shutil.rmtree(temp_dir, ignore_errors=True)
             raise
         try:
-            _start_head(state, ports, num_cpus, num_gpus, timeout_s)
+            _start_head(state, profile, ports, host, {"num-cpus": num_cpus, "num-gpus": num_gpus}, timeout_s)
         except BaseException:
-            _end(directory, state, grace_s=0)
+            end(directory, state, grace_s=0)
             raise
         return state
 
@@ -135,62 +133,39 @@ def down(
         if state is None:
             return False
         if drain_timeout_s > 0:
-            _drain_serve(state, drain_timeout_s)
-        _end(directory, state, grace_s)
+            _drain(state, drain_timeout_s)
+        end(directory, state, grace_s)
         return True
 
 
 def _start_head(
-    state: ClusterState, ports: Ports, num_cpus: int | None, num_gpus: int | None, timeout_s: float
+    state: ClusterState, profile: Profile, ports: Ports, host: str, amounts: Mapping[str, int | None], timeout_s: float
 ) -> None:
-    from maas_ray.cluster.processes import MARKER, end_processes
-
     deadline = time.monotonic() + timeout_s
-    # -P: not from the working directory, which -m would put first.
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
-    command += [f"--port={ports.gcs}", f"--temp-dir={state.temp_dir}", f"--node-ip-address={LOOPBACK}"]
-    command += ["--include-dashboard=true", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={ports.dashboard}"]
-    command += [f"--ray-client-server-port={ports.client}", "--dashboard-agent-listen-port=0"]
-    # 0: the system chooses; Ray's fixed range would clash with a second cluster.
-    command += ["--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
-    command += [f"--num-gpus={num_gpus}"] if num_gpus is not None else []
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    patience = {name: str(int(timeout_s)) for name in _START_TIMEOUTS}
-    variables = inherited | patience | dict(state.environment) | {MARKER: state.cluster_id}
-    exempt_from_proxies(variables)
-    while (said := _run_start(command, variables, Path(state.temp_dir) / "start.log", deadline)) is not None:
-        # Ray gives a node 30 s to register, and offers no way to change that; a busy machine may need a second go.
-        if _SLOW_START not in said or time.monotonic() > deadline:
-            raise ClusterError(f"Ray did not start; it said last: {said}")
-        end_processes(state.cluster_id, grace_s=0)
+    arguments = ["--head", f"--port={ports.gcs}", f"--node-ip-address={host}", "--include-dashboard=true"]
+    arguments += [f"--dashboard-host={LOOPBACK}", f"--dashboard-port={ports.dashboard}"]
+    arguments += [f"--ray-client-server-port={ports.client}"]
+    start_node(state, arguments, amounts, timeout_s)
     dashboard = Dashboard(state.dashboard_url, state.token())
     while True:
         try:
             dashboard.version(timeout_s=5)
-            return
+            break
         except ClusterError as error:
             if time.monotonic() > deadline:
                 raise ClusterError(f"Ray started, but within {timeout_s:g} s {error}") from error
             time.sleep(0.1)
+    if not is_loopback(host):
+        publish_terms(state, Terms(profile, ports.http), max(5.0, deadline - time.monotonic()))
 
 
-def _run_start(command: list[str], variables: Mapping[str, str], log_path: Path, deadline: float) -> str | None:
-    """Runs `ray start`; returns what it said last if it failed."""
-    with log_path.open("wb") as log:
-        try:
-            finished = subprocess.run(
-                command,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=max(1.0, deadline - time.monotonic()),
-                start_new_session=True,  # Ctrl-C in the caller's terminal must not reach the cluster
-            )
-        except subprocess.TimeoutExpired:
-            raise ClusterError(f"Ray did not start in time; it said last: {_tail(log_path)}") from None
-    return None if finished.returncode == 0 else _tail(log_path)
+def _drain(state: ClusterState, timeout_s: float) -> None:
+    if state.role == "worker":
+        from maas_ray.cluster.leaving import leave  # needs Ray in this process
+
+        leave(state, timeout_s)
+    else:
+        _drain_serve(state, timeout_s)
 
 
 def _drain_serve(state: ClusterState, timeout_s: float) -> None:
@@ -204,7 +179,8 @@ def _drain_serve(state: ClusterState, timeout_s: float) -> None:
             dashboard.shutdown_serve(max(1.0, deadline - time.monotonic()))
 
 
-def _end(directory: Path, state: ClusterState, grace_s: float) -> None:
+def end(directory: Path, state: ClusterState, grace_s: float) -> None:
+    """Ends every process of a node, and removes what is recorded of it. Raises `ClusterError` if one does not end."""
     from maas_ray.cluster.processes import end_processes
 
     stuck = end_processes(state.cluster_id, grace_s=grace_s, last=lambda name: name == "gcs_server")
@@ -216,7 +192,7 @@ def _end(directory: Path, state: ClusterState, grace_s: float) -> None:
     remove_state(directory)
 
 
-def _forget_dead(directory: Path) -> None:
+def forget_dead(directory: Path) -> None:
     """Clears the record of a cluster that died; refuses one that lives."""
     state = load_state(directory)
     if state is None:
@@ -228,10 +204,11 @@ def _forget_dead(directory: Path) -> None:
             f"a cluster of {directory} is already running (dashboard {state.dashboard_url}); use it, end it with "
             "`maas-ray down`, or choose another state directory for a second one"
         )
-    _end(directory, state, grace_s=0)
+    end(directory, state, grace_s=0)
 
 
-def _make_temp_dir(temp_dir: Path | None) -> Path:
+def make_temp_dir(temp_dir: Path | None) -> Path:
+    """The directory of a node, made. Raises `ClusterError` if its name is too long for what lies below it."""
     if temp_dir is None:
         default = Path(tempfile.gettempdir())
         # macOS's and a test's temporary directory can be too long for the sockets below it.
@@ -246,21 +223,37 @@ def _make_temp_dir(temp_dir: Path | None) -> Path:
     return temp_dir
 
 
+def check_amounts(**amounts: int | None) -> None:
+    """Raises `ClusterError` for less than nothing."""
+    for name, amount in amounts.items():
+        if amount is not None and amount < 0:
+            raise ClusterError(f"{name} is {amount}; give 0 or more, or leave it out to offer what the machine has")
+
+
+def check_own_address(host: str) -> None:
+    """Raises `SpecError` unless `host` is one address of this machine."""
+    try:
+        family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+        if ip_address(host).is_unspecified:
+            raise SpecError(f"{host} stands for every address; give the one at which other machines reach this one")
+        with socket.socket(family) as sock:
+            sock.bind((host, 0))
+    except (ValueError, OSError) as error:
+        raise SpecError(f"{host!r} is not an address of this machine ({error}); see `ip addr`") from error
+
+
+def write_exports(directory: Path, state: ClusterState) -> None:
+    """Writes a shell script that lets `ray`, `serve` and other programs of a terminal find this cluster."""
+    write_private(directory / ENVIRONMENT_FILE, _exports(state))
+
+
 def _exports(state: ClusterState) -> str:
-    """A shell script that lets `ray`, `serve` and other programs of a terminal find this cluster."""
-    variables = dict(state.environment) | {
-        "RAY_ADDRESS": state.address,
-        "RAY_API_SERVER_ADDRESS": state.dashboard_url,
-        "RAY_DASHBOARD_ADDRESS": state.dashboard_url,
-    }
+    variables = dict(state.environment) | {"RAY_ADDRESS": state.address}
+    if state.dashboard_url:
+        variables |= dict.fromkeys(("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"), state.dashboard_url)
     exports = [f"export {name}='{value}'\n" for name, value in sorted(variables.items())]
     # Added to those of the terminal: `serve` and `ray job submit` talk to the dashboard over HTTP.
     exempt = "".join(
         f'export {name}="${{{name}:+${name},}}{",".join(LOOPBACK_HOSTS)}"\n' for name in ("no_proxy", "NO_PROXY")
     )
     return "".join(exports) + exempt
-
-
-def _tail(path: Path, num_lines: int = 5) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return " | ".join(lines[-num_lines:]) or "nothing"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -31,6 +31,7 @@ class ClusterState:
     address: str
     """`host:port` for `ray.init`."""
     dashboard_url: str
+    """Empty for a worker: the dashboard listens on loopback of the head."""
     http_port: int
     """Where pools are served once they are deployed."""
     token_path: str
@@ -39,6 +40,10 @@ class ClusterState:
     """Seconds since 1970."""
     environment: Mapping[str, str]
     version: int = VERSION
+    role: Literal["head", "worker"] = "head"
+    """A worker has joined a cluster whose head is another machine."""
+    node_id: str = ""
+    """Ray's, of a worker."""
 
     @property
     def http_url(self) -> str:

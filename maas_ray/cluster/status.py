@@ -6,8 +6,8 @@ from typing import Any
 
 from maas_ray.addresses import http_url
 from maas_ray.cluster.dashboard import Dashboard
-from maas_ray.cluster.front import front_address
-from maas_ray.cluster.state import load_state
+from maas_ray.cluster.front import front_address, fronts
+from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.cluster.unavailable import unavailable
 from maas_ray.errors import ClusterError
 
@@ -22,6 +22,8 @@ class ClusterStatus:
     address: str = ""
     dashboard_url: str = ""
     http_url: str = ""
+    fronts: dict[str, str] = field(default_factory=dict)
+    """What each node's front says, by URL: `answers`, or why it takes no requests."""
     started_s: float = 0.0
     """Seconds since 1970."""
     num_nodes: int = 0
@@ -46,11 +48,14 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
     state = load_state(state_dir)
     if state is None:
         return ClusterStatus(False, "no cluster was started; `maas-ray up` starts one")
+    if state.role == "worker":
+        return _worker_status(state, timeout_s)
     try:
         dashboard = Dashboard(state.dashboard_url, state.token())
         nodes = _alive_nodes(dashboard, timeout_s)
         applications = dashboard.applications(timeout_s)
         front = http_url(*front_address(state, dashboard, timeout_s))
+        every = fronts(state.environment, dashboard, timeout_s)
     except ClusterError as error:
         return ClusterStatus(False, f"{error}; `maas-ray down` clears what is left")
     return ClusterStatus(
@@ -60,11 +65,38 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         address=state.address,
         dashboard_url=state.dashboard_url,
         http_url=front,
+        fronts={found.url: found.problem or "answers" for found in every},
         started_s=state.started_s,
         num_nodes=len(nodes),
         resources=total_resources(nodes),
         applications={name: str(app["status"]) for name, app in applications.items()},
         unavailable=_unavailable(front, applications, timeout_s),
+    )
+
+
+def _worker_status(state: ClusterState, timeout_s: float) -> ClusterStatus:
+    """What a machine that has joined can know: the dashboard is reached on the head only."""
+    from maas_ray.cluster.connection import check_head, use_environment
+    from maas_ray.cluster.leaving import alive_nodes
+
+    use_environment({name: value for name, value in state.environment.items() if name.startswith("RAY_AUTH")})
+    try:
+        check_head(state.address, timeout_s=timeout_s)
+        nodes = alive_nodes(state.address)
+    except Exception as error:  # whatever Ray raises for a head that is away
+        return ClusterStatus(False, f"the head {state.address} does not answer: {error}; `maas-ray down` leaves it")
+    if state.node_id not in nodes:
+        return ClusterStatus(
+            False, f"the head {state.address} has given this node up; `maas-ray down`, then join again"
+        )
+    return ClusterStatus(
+        is_running=True,
+        detail=f"a node of the cluster {state.address}",
+        profile=state.profile,
+        address=state.address,
+        http_url=state.http_url,
+        started_s=state.started_s,
+        num_nodes=len(nodes),
     )
 
 
