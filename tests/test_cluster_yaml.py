@@ -16,11 +16,10 @@ from maas_ray.cluster.environment import profile_flags
 
 TEXT = (Path(__file__).parents[1] / "cluster.yaml").read_text()
 STUBS = {
-    "sudo": 'exec "$@"',
-    "systemctl": "exit 0",
-    # What systemd would run, with an environment that is empty except for what it is given.
-    "systemd-run": 'given=(PATH="$PATH"); while [[ $1 == --* ]]; do [[ $1 == --setenv=* ]] && given+=("${1#--setenv=}"); '
-    'shift; done; exec env -i "${given[@]}" "$@"',
+    "sudo": 'if [[ $1 == tee ]]; then exec cat > "$HOME/unit"; fi; exec "$@"',
+    # What systemd would run, with an environment that is empty except for what the unit says.
+    "systemctl": 'if [[ $1 == restart ]]; then start=$(sed -n "s/^ExecStart=//p" "$HOME/unit"); '
+    'exec env -i PATH="$PATH" $(sed -n "s/^Environment=//p" "$HOME/unit") bash -c "$start"; fi',
     "maas-ray-haproxy": "exit 0",
     "ray": 'printf "%q " "$@" > "$HOME/ray.args"; env -0 > "$HOME/ray.env"',
 }
@@ -95,9 +94,10 @@ def test_ray_is_started_on_each_node_with_the_fast_profile(config, kind: str, ex
         (stubs / name).write_text(f"#!/bin/bash\n{body}\n")
         (stubs / name).chmod(0o755)
     writes_env = next(line for line in config["setup_commands"] if "maas-ray.env <<" in line)
-    start = next(line for line in config[f"{kind}_start_ray_commands"] if "ray start" in line)
+    unit = next(line for line in config["setup_commands"] if "maas-ray.service" in line)
+    start = [line for line in config[f"{kind}_start_ray_commands"] if "maas-ray.start" in line or "systemctl" in line]
     environment = {"HOME": str(tmp_path), "PATH": f"{stubs}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
-    for line in (writes_env, start):
+    for line in (writes_env, unit, *start):
         subprocess.run(["/bin/bash", "-c", line], env=environment, check=True, timeout=30)
 
     arguments = shlex.split((tmp_path / "ray.args").read_text())

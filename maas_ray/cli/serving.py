@@ -12,6 +12,9 @@ from rich.text import Text
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
 from maas_ray.cli.reporting import Answer, say, table
 
+NOTHING_RECORDED = 3
+"""Exit code of `serve --restore` where no pool is recorded: there is nothing to do, and trying again does not help."""
+
 
 def serve(
     spec: Annotated[
@@ -61,6 +64,9 @@ def serve(
         loaded = (
             _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())
         )
+        if loaded is None:
+            text = f"nothing to restore: {store} has no record of pools that cluster {cluster_name!r} serves"
+            return Answer({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
         cluster.connect(state_dir=state_dir)
         from maas_ray.serve.pool import deploy
 
@@ -82,13 +88,9 @@ def serve(
 
 def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
     from maas_ray.cli.options import open_store
-    from maas_ray.errors import NotFound
     from maas_ray.serve.record import latest
 
-    found = latest(open_store(store, endpoint), cluster_name)
-    if found is None:
-        raise NotFound(f"the store {store} has no record of pools that cluster {cluster_name!r} serves")
-    return found
+    return latest(open_store(store, endpoint), cluster_name)
 
 
 def unserve(
