@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
+from string import ascii_lowercase
 
 from tests.support.hosts.host import BIN, ROOT, Host
 
 MAX_HOSTS = 4
+_numbers = count()
 _NEEDS = ("ip", "nsenter", "setpriv", "unshare")
 
 
@@ -57,7 +60,7 @@ class Network:
     def __init__(self, num_hosts: int, env: Mapping[str, str] | None = None) -> None:
         if not 1 <= num_hosts <= MAX_HOSTS:
             raise ValueError(f"{num_hosts} hosts; 1 to {MAX_HOSTS}")
-        self._tag = f"m{os.getpid()}"
+        self._tag = f"m{os.getpid()}{ascii_lowercase[next(_numbers) % 26]}"
         self.directory = Path(tempfile.mkdtemp(prefix="net-"))
         self.shared = self.directory / "shared"
         """A directory that every host sees at this path, as a shared file system."""
@@ -147,8 +150,8 @@ def _remove(tag: str) -> None:
 def _sweep() -> None:
     """Removes the networks of processes that were killed."""
     for path in Path("/sys/class/net").glob("m*b"):
-        if (found := re.fullmatch(r"m(\d+)b", path.name)) and not Path("/proc", found[1]).exists():
-            _remove(f"m{found[1]}")
+        if (found := re.fullmatch(r"(m(\d+)[a-z])b", path.name)) and not Path("/proc", found[2]).exists():
+            _remove(found[1])
 
 
 def _ip(*words: str, check: bool = True) -> None:
