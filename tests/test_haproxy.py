@@ -25,7 +25,8 @@ from ray.serve.config import gRPCOptions
 
 from maas_ray.cluster.environment import find_launcher
 from maas_ray.haproxy.binary import find_binary
-from maas_ray.haproxy.harden import MARK, MAX_PIPES, MIN_HARD_STOP_S, PIPE_BYTES, Options, harden
+from maas_ray.haproxy.capacity import Capacity
+from maas_ray.haproxy.harden import MARK, MIN_HARD_STOP_S, PIPE_BYTES, Options, harden
 from maas_ray.haproxy.launcher import apply
 from maas_ray.haproxy.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REPLAYABLE
@@ -51,8 +52,16 @@ def section(config: str, header: str) -> str:
 
 
 def test_every_edit_is_made_in_what_serve_renders(tmp_path: Path) -> None:
-    config = harden(render(tmp_path, POOLS), Options(error_files={503: Path("/errors/503.http")}))
-    for line in (" mode 600 level admin", f"    tune.pipesize {PIPE_BYTES}\n", f"    maxpipes {MAX_PIPES}\n"):
+    config = harden(
+        render(tmp_path, POOLS),
+        Options(error_files={503: Path("/errors/503.http")}, capacity=Capacity(900, 20_000, 2048, 60)),
+    )
+    for line in (
+        " mode 600 level admin",
+        f"    tune.pipesize {PIPE_BYTES}\n",
+        "    maxpipes 60\n",
+        "    maxconn 900\n",
+    ):
         assert line in section(config, "global")
     defaults = section(config, "defaults")
     for line in (

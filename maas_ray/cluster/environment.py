@@ -4,9 +4,9 @@ Ray Serve and Ray Train read theirs when they are imported, in every process, so
 late: they have to be in the environment of `ray start` on each node, and of the program that connects.
 """
 
+import errno
 import os
 import random
-import resource
 import shutil
 import socket
 import sys
@@ -81,6 +81,7 @@ _BY_PROFILE: dict[Profile, dict[str, str]] = {
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(MAX_ANSWER_S + 60),
         # Only counts while the client is to send or to read: a long computation does not end it. Serve: an hour.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        # At most: the launcher lowers it on each node to what the open files of the process there allow.
         "RAY_SERVE_HAPROXY_MAXCONN": "20000",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HARD_STOP_S),
         # Three failures in a row replace the actor that reloads HAProxy, and the proxy behind pools that sleep. Serve
@@ -110,8 +111,6 @@ _SEVERAL_MACHINES = {
     # A head that was lost has so long to come back until the other nodes give the cluster up.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
-
-_HAPROXY_FILES_RESERVE = 1000
 
 
 @dataclass(frozen=True)
@@ -205,12 +204,7 @@ def _haproxy(ports: Ports, directory: Path, min_draining_s: int) -> dict[str, st
             f"{LAUNCHER} is not installed, and without it HAProxy's statistics and admin socket are open to everybody; "
             "install the package again (pip install maas-ray), or use --profile portable"
         )
-    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    # HAProxy refuses to start if the limit on open files does not hold two per connection and, for splicing, a pipe
-    # (two more) for each fourth one.
-    max_connections = min(20_000, int((open_files - _HAPROXY_FILES_RESERVE) / 2.5)) if open_files > 0 else 20_000
     return {
-        "RAY_SERVE_HAPROXY_MAXCONN": str(max(100, max_connections)),
         # Measured on 2 cores: a second thread adds a fifth of CPU time per request, and no requests.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
         BINARY_VARIABLE: launcher,
@@ -310,11 +304,13 @@ def _claim_block(size: int) -> tuple[socket.socket, int]:
         try:
             claim.bind(("", start + size - 1))
             claim.listen(1)
-            with ExitStack() as held:
-                for port in range(start, start + size - 1):
+            for port in range(start, start + size - 1):
+                with ExitStack() as held:  # one at a time: a process may often have no more than 1,024 open files
                     _bind(held, port)
-        except OSError:
+        except OSError as error:
             claim.close()
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise ClusterError(f"no socket can be opened: {error.strerror}; see ulimit -n") from error
             continue
         return claim, start
     raise ClusterError(f"no {size} free ports in a row between 10000 and 32000; stop another cluster on this machine")

@@ -185,7 +185,10 @@ class Child:
         with self._lock:
             if not self._is_open:
                 return True
-            return bool(select.select([self._status], [], [], 0)[0])
+            # Not `select`, which takes no number above 1,023: a replica has more open than that.
+            watched = select.poll()
+            watched.register(self._status, select.POLLIN)
+            return bool(watched.poll(0))
 
     def why_it_died(self) -> MaasError:
         """The reason of the end of a child that has ended or is about to; kills it if it does not end."""

@@ -1,6 +1,6 @@
 """The HTTP front: HAProxy as Ray Serve runs it, hardened and supervised. Imports nothing of Ray and little else."""
 
 from maas_ray.haproxy.launcher import main
-from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REPLAYABLE
+from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REFUSED_FILE, REPLAYABLE
 
-__all__ = ["HOST_FILE_VARIABLE", "NOT_REPLAYABLE", "REASON_FILE", "REPLAYABLE", "main"]
+__all__ = ["HOST_FILE_VARIABLE", "NOT_REPLAYABLE", "REASON_FILE", "REFUSED_FILE", "REPLAYABLE", "main"]

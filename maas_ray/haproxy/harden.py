@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.answers import HEADER_TIMEOUT_S, MISSING, STARTING, error
+from maas_ray.haproxy.capacity import Capacity, fit
 from maas_ray.haproxy.grpc import add_unary_twins, route_unnamed
 from maas_ray.haproxy.half_closed import add_twins
 from maas_ray.haproxy.limits import PoolLimits
@@ -22,9 +23,6 @@ PIPE_BYTES = 256 << 10
 Measured with bodies of 602 KB: the kernel's 64 KiB cost HAProxy 273 microseconds of CPU for each of them, 256 KiB 231,
 and the replica is woken for larger pieces. Larger buffers (`tune.bufsize`) also help such bodies, but small requests, of
 which each takes its buffers, then pay 49 instead of 37 microseconds, and 20,000 connections four times the memory."""
-MAX_PIPES = 128
-"""Bodies that are passed on so at a time; further ones are copied. Linux lets all programs of a user without privileges
-have pipes of 64 MiB together, and gives them tiny ones past that: this is half of it."""
 MIN_HARD_STOP_S = 120
 """Shortest time that an HAProxy which was replaced may take for its last requests; streams have no limit of a pool."""
 _HARD_STOP_MARGIN_S = 10
@@ -56,6 +54,8 @@ class Options(NamedTuple):
     """By application."""
     secret: str = ""
     """What replicas ask of the front; empty: nothing (`secret`)."""
+    capacity: Capacity | None = None
+    """What HAProxy can hold; None: what Serve wrote."""
 
 
 def harden(config: str, options: Options) -> str:
@@ -122,7 +122,9 @@ def _global(section: Section, options: Options, hard_stop_s: int | None) -> None
     replace(section, "stats socket ", lambda line: substitute(line, " mode 666 ", " mode 600 "))
     if hard_stop_s is not None:
         replace(section, "hard-stop-after ", lambda _: f"    hard-stop-after {hard_stop_s}s")
-    section[1:1] = [f"    tune.pipesize {PIPE_BYTES}", f"    maxpipes {MAX_PIPES}"]
+    section[1:1] = [f"    tune.pipesize {PIPE_BYTES}"]
+    if options.capacity is not None:
+        fit(section, options.capacity)
     if not options.access_log:
         replace(section, "log ", lambda _: "")
 

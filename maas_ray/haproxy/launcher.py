@@ -14,13 +14,15 @@ from typing import NoReturn
 
 from maas_ray.haproxy.answers import write, write_error_files
 from maas_ray.haproxy.binary import find_binary, with_json_pages
-from maas_ray.haproxy.harden import Options, harden
+from maas_ray.haproxy.capacity import TooFewFiles, capacity, write_capacity
+from maas_ray.haproxy.harden import MARK, Options, harden
 from maas_ray.haproxy.limits import limits_file, read_limits
-from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE
+from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE, REFUSED_FILE
 from maas_ray.haproxy.process import find
 from maas_ray.haproxy.secret import front_secret
 from maas_ray.haproxy.sections import Unexpected
 from maas_ray.haproxy.succession import is_manager, succeed
+from maas_ray.open_files import raise_limit
 
 _CHECK_TIMEOUT_S = 10
 
@@ -48,6 +50,9 @@ def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
 
     Returns:
         The program to run with it.
+
+    Raises:
+        SystemExit: HAProxy could not start with what this process may open; the reason is beside the file too.
     """
     try:
         with_pages = with_json_pages(binary, path.parent)
@@ -56,7 +61,11 @@ def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
         with_pages = binary
     try:
         apply(path, with_pages, environ)
-        (path.parent / REASON_FILE).unlink(missing_ok=True)
+        for name in (REASON_FILE, REFUSED_FILE):
+            (path.parent / name).unlink(missing_ok=True)
+    except TooFewFiles as error:
+        write(path.parent / REFUSED_FILE, f"{error}\n")
+        raise SystemExit(f"maas-ray: {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _say(f"{path} is run as Ray Serve wrote it, with open ports: {reason}")
@@ -73,20 +82,23 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
         environ: where the options are.
 
     Raises:
+        TooFewFiles: see `capacity`.
         Unexpected: see `harden`; or HAProxy refuses the new file, with its words.
         OSError: a file cannot be read or written.
     """
     config = path.read_text()
+    if config.startswith(MARK):
+        return
+    found = capacity(config, raise_limit())
     options = Options(
         host=Path(environ[HOST_FILE_VARIABLE]).read_text().strip() if _has_host_file(environ) else "",
         access_log=environ.get(ACCESS_LOG_VARIABLE) == "1",
         error_files=write_error_files(path.parent),
         limits=read_limits(limits_file(path)),
         secret=_secret(environ),
+        capacity=found,
     )
     hardened = harden(config, options)
-    if hardened == config:
-        return
     draft = path.with_name(path.name + ".new")
     write(draft, hardened)
     checked = subprocess.run([binary, "-c", "-f", str(draft)], capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
@@ -94,6 +106,9 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
         raise Unexpected(f"HAProxy refuses the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
     write(path.with_name(path.name + ".serve"), config)
     draft.replace(path)
+    write_capacity(path.parent, found)
+    if found.is_reduced:
+        _say(str(found))
 
 
 def _secret(environ: Mapping[str, str]) -> str:

@@ -37,11 +37,19 @@ class Front:
         handler: the answers.
         limits: of one request and one connection.
         base_path: gives the pool's base path, without a slash at the end; asked once for each new head.
+        max_connections: that this process can hold; None: as many as the limits say.
     """
 
-    def __init__(self, handler: Handler, limits: LimitsSpec, base_path: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: LimitsSpec,
+        base_path: Callable[[], str] = lambda: "",
+        max_connections: int | None = None,
+    ) -> None:
         self.handler = handler
         self.limits = limits
+        self.max_connections = limits.max_connections if max_connections is None else max_connections
         self.base_path = base_path
         self.is_from_front: Callable[[Iterable[Header]], bool] = lambda _: True
         """Whether a head has come through the cluster's front; asked once for each new head."""

@@ -120,7 +120,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         front = self._front
-        if len(front.connections) >= front.limits.max_connections:
+        if len(front.connections) >= front.max_connections:
             error = Overloaded(f"this replica has {len(front.connections)} connections, which is its limit", 1.0)
             self._closing = True
             self._id = new_request_id()

@@ -11,6 +11,7 @@ from ray import serve
 from maas_ray.serve import hook
 from maas_ray.serve.access_log import open_access_log
 from maas_ray.serve.broadcast import Broadcast
+from maas_ray.serve.connections import allowed_connections
 from maas_ray.serve.front import Front
 from maas_ray.serve.front_limits import publish
 from maas_ray.serve.grpc import entry
@@ -72,7 +73,8 @@ class Replica(GrpcMethods):
             observers=[observer for observer in (access_log, tracer) if observer is not None],
         )
         # Serve's wrapper appends the request id; without it, we do.
-        hook.register(App(self._handler, limits), Front(self._handler, limits))
+        num_connections = allowed_connections(limits.max_connections, f"replica {replica} of pool {context.app_name}")
+        hook.register(App(self._handler, limits), Front(self._handler, limits, max_connections=num_connections))
         neighbors = RayNeighbors(context.app_name, context.deployment, residency)
         self._following = asyncio.create_task(neighbors.follow())  # ends with the residency
         self.rpcs = Rpcs(

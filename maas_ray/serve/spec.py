@@ -116,7 +116,7 @@ class LimitsSpec(Spec):
     cors_origins: tuple[str, ...] = ()
     """Origins (`https://shop.example`) whose pages may call this pool from a browser, or `*` for all; none by default."""
     max_connections: PositiveInt = 10_000
-    """Connections of one replica; one more is answered 503 and closed."""
+    """Connections of one replica, fewer where its process may not open so many files; one more is answered 503 and closed."""
 
     @property
     def drain_s(self) -> float:

@@ -213,3 +213,20 @@ def _wait_until(is_done: object) -> None:
     while not is_done():  # type: ignore[operator]
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_process_with_thousands_of_open_files_sees_the_end_of_a_child() -> None:
+    """`select` takes no descriptor above 1,023, and a replica has one for each connection."""
+    script = (
+        "from maas_ray import confined\n"
+        "from maas_ray.open_files import raise_limit\n"
+        "assert raise_limit() > 2000\n"
+        "files = [open('/dev/null') for _ in range(1500)]\n"
+        f"child = confined.start('{JOBS}:sleep')\n"
+        "print(child.has_ended())\n"
+        "child.close()\n"
+        "print(child.has_ended())\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.stdout.split() == ["False", "True"], done.stderr
