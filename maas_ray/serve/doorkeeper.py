@@ -20,6 +20,7 @@ from maas_ray.serve.asleep import ANSWERED, Asleep
 from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.head import Head, read_head, too_large
 from maas_ray.serve.ingress import Message, Receive, Scope, Send
+from maas_ray.serve.proxy_protocol import CONNECTION, bound_handshakes
 from maas_ray.serve.reply import Reply, error_reply
 from maas_ray.serve.spec import ApplicationSpec, ReplicaRange
 from maas_ray.spec import parse_spec
@@ -36,6 +37,10 @@ MAX_BYTES = 256 << 20
 SERVES_OWN = ("/-/healthz", "/-/routes")
 
 
+class _HasLeftError(Exception):
+    """The caller ended the connection in the middle of a body: nobody waits for an answer to a part of it."""
+
+
 class Doorkeeper:
     """ASGI middleware.
 
@@ -48,8 +53,10 @@ class Doorkeeper:
         self._router = _router_of(app)
         self._pools: dict[Any, tuple[float, ApplicationSpec, Asleep]] = {}
         self._budget = ByteBudget(MAX_BYTES)
+        bound_handshakes(asyncio.get_running_loop())  # Serve makes its app in the loop in which the server will listen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope.pop(CONNECTION, None)  # Serve sends the scope to a replica
         if scope["type"] != "http" or self._router is None or scope["path"] in SERVES_OWN:
             await self._app(scope, receive, send)
             return
@@ -67,6 +74,8 @@ class Doorkeeper:
             return
         prefix, handle, _ = found
         spec, asleep = pool
+        if connection is not None:
+            connection.limits = spec.limits
         raw = scope.get("raw_path") or scope["path"].encode()
         path = raw.decode("latin-1").partition("?")[0][len(prefix.rstrip("/")) :]
         head = Head(scope["method"], path or "/", scope["headers"])
@@ -79,6 +88,8 @@ class Doorkeeper:
             await self._pass(scope, head, receive, send, spec)
         except MaasError as error:
             await _reply(send, head.method, error_reply(error, head.reply_headers))
+        except _HasLeftError:
+            return
 
     async def _pass(self, scope: Scope, head: Head, receive: Receive, send: Send, spec: ApplicationSpec) -> None:
         """Hands a request on with its whole body, which the proxy would otherwise take in without a bound."""
@@ -107,7 +118,9 @@ class Doorkeeper:
                     body += message.get("body", b"")
                     if len(body) > spec.limits.max_body_bytes:
                         raise too_large(len(body), spec.limits.max_body_bytes)
-                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    if message["type"] == "http.disconnect":
+                        raise _HasLeftError
+                    if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
             raise DeadlineExceeded(

@@ -2,7 +2,8 @@
 
 Serve calls `middlewares` in each process that starts an HTTP server (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names
 it), a replica of ours, a replica of somebody else, or a proxy. In a replica of ours it puts our protocol class into
-uvicorn and our ASGI app in front of Serve's; everywhere else it changes nothing.
+uvicorn and our ASGI app in front of Serve's, in a proxy one that bounds what callers may keep it waiting for, and the
+doorkeeper; in a replica of somebody else it changes nothing.
 """
 
 import functools
@@ -13,6 +14,7 @@ import ray
 import uvicorn.config
 from starlette.middleware import Middleware
 
+from maas_ray.serve.connections import allowed_connections
 from maas_ray.serve.front import Front
 from maas_ray.serve.front_limits import follow
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
@@ -20,6 +22,7 @@ from maas_ray.serve.ingress import App, Receive, Scope, Send
 from maas_ray.serve.inside import FrontOnly, front_check, listen_on_node
 from maas_ray.serve.path import sent_path
 from maas_ray.serve.protocol import HttpProtocol
+from maas_ray.serve.spec import LimitsSpec
 
 _SERVES_OWN = ("/-/healthz", "/-/routes")
 _fronts: list[tuple[App, Front]] = []
@@ -60,7 +63,11 @@ def _before_proxy() -> list[Middleware]:
     if (ray.get_runtime_context().get_actor_name() or "").startswith("SERVE_REPLICA::"):
         return []
     from maas_ray.serve.doorkeeper import Doorkeeper  # only proxies need the registry's side of a pool
+    from maas_ray.serve.proxy_protocol import Door, with_door
 
+    limits = LimitsSpec()
+    door = Door(limits, allowed_connections(limits.max_connections, "Serve's proxy of this node"))
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = with_door(door)  # type: ignore[assignment]
     return [Middleware(Doorkeeper)]
 
 
