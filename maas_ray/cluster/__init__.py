@@ -1,7 +1,8 @@
 """A Ray cluster with the environment that maas-ray needs: start, join, check and stop one on this machine."""
 
+from maas_ray.cluster.check import Check
 from maas_ray.cluster.connection import connect, disconnect
-from maas_ray.cluster.doctor import Check, doctor
+from maas_ray.cluster.doctor import doctor
 from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
 from maas_ray.cluster.front import front_url
 from maas_ray.cluster.join import join

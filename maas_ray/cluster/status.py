@@ -10,6 +10,8 @@ from maas_ray.cluster.front import front_address, fronts
 from maas_ray.cluster.state import ClusterState, load_state
 from maas_ray.cluster.unavailable import unavailable
 from maas_ray.errors import ClusterError
+from maas_ray.haproxy.capacity import read_capacities
+from maas_ray.haproxy.names import REFUSED_FILE
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class ClusterStatus:
     """Total of all living nodes."""
     applications: dict[str, str] = field(default_factory=dict)
     """Serve's applications and their state, such as RUNNING."""
+    few_connections: tuple[str, ...] = ()
+    """What each HAProxy of this machine says that takes fewer connections than configured, or that cannot be started."""
     unavailable: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Models by application that it has and does not serve, each with its version and the reason."""
 
@@ -70,6 +74,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         num_nodes=len(nodes),
         resources=total_resources(nodes),
         applications={name: str(app["status"]) for name, app in applications.items()},
+        few_connections=_few_connections(Path(state.temp_dir, "h")),
         unavailable=_unavailable(front, applications, timeout_s),
     )
 
@@ -108,6 +113,11 @@ def total_resources(nodes: list[dict[str, Any]]) -> dict[str, float]:
             if not name.startswith("node:"):
                 total[name] = total.get(name, 0.0) + float(amount)
     return total
+
+
+def _few_connections(fronts: Path) -> tuple[str, ...]:
+    refused = [file.read_text().strip() for file in sorted(fronts.glob(f"*/{REFUSED_FILE}"))]
+    return (*refused, *(str(each) for each in read_capacities(fronts) if each.is_reduced))
 
 
 def _unavailable(front: str, applications: dict[str, Any], timeout_s: float) -> dict[str, tuple[str, ...]]:
