@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from maas_ray.cli.job import refuse
+from maas_ray.cli.job import refuse, run_job
+from maas_ray.cli.leaving import leaves
 from maas_ray.cluster import connect
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec, open_store
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
     parser.add_argument("--step", type=int, help="the checkpoint; by default what the spec says in checkpoint.use")
     arguments = parser.parse_args()
+    leaves("nothing was changed; submit the job again")
     try:
         connect()
         storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
@@ -49,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main))

@@ -18,6 +18,8 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
+from maas_ray.cli.job import run_job
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.progress import training_bar
 from maas_ray.cli.reporting import facts, say
 from maas_ray.cluster import ClusterState, connect, disconnect, down, up
@@ -164,6 +166,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the model served and say how to call it")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON line")
     arguments = parser.parse_args()
+    leaves("the cluster was ended; its store is kept below .maas-ray/quickstart, and can be removed")
     home = Path(".maas-ray", "quickstart", time.strftime("%Y%m%d-%H%M%S")).absolute()
     state_dir = None if arguments.keep else home / "cluster"  # None: the one that `maas-ray` looks at
     try:
@@ -196,4 +199,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main))

@@ -10,9 +10,11 @@ from typing import Any
 
 import ray
 
-from maas_ray.cli.job import refuse
+from maas_ray.cli.job import refuse, run_job
+from maas_ray.cli.leaving import leaves, published
 from maas_ray.cluster import connect
 from maas_ray.errors import MaasError
+from maas_ray.interrupts import held
 from maas_ray.registry.models import PRODUCTION, Registry
 from maas_ray.store.objects import StorageSpec, open_store
 
@@ -38,6 +40,7 @@ def main() -> int:
     parser.add_argument("--token", help="which publish this is; by default derived from model, bundle and run")
     parser.add_argument("--promote", nargs="?", const=PRODUCTION, metavar="ALIAS", help="also point an alias at it")
     arguments = parser.parse_args()
+    leaves("nothing was published; submit the job again")
     try:
         connect()
         storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
@@ -46,9 +49,13 @@ def main() -> int:
         task = ray.remote(num_cpus=1)(export)
         bundle, proof = ray.get(task.remote(storage, arguments.run, arguments.step), timeout=TIMEOUT_S)
         registry = Registry(store)
-        version = registry.publish(arguments.name, bundle, token=arguments.token)
+        with held():  # what was published is said
+            version = registry.publish(arguments.name, bundle, token=arguments.token)
+            leaves(published(arguments.name, version.version, arguments.promote))
         if arguments.promote:
-            registry.promote(arguments.name, version.version, arguments.promote)
+            with held():
+                registry.promote(arguments.name, version.version, arguments.promote)
+                leaves(published(arguments.name, version.version, None))
     except MaasError as error:
         return refuse(error)
     report = {"model": version.model, "version": version.version, "bundle": version.bundle, "run": version.run}
@@ -57,4 +64,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main))

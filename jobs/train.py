@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from maas_ray.cli.job import Asked, answer_job
+from maas_ray.cli.job import Asked, answer_job, run_job
 from maas_ray.spec import load_spec
 
 
@@ -23,4 +23,4 @@ def train(asked: Asked) -> tuple[dict[str, Any], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_job(__doc__, "TrainSpec", train))
+    sys.exit(run_job(lambda: answer_job(__doc__, "TrainSpec", train)))

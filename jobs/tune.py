@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from maas_ray.cli.job import Asked, answer_job
+from maas_ray.cli.job import Asked, answer_job, run_job
 
 
 def tune(asked: Asked) -> tuple[dict[str, Any], int]:
@@ -27,4 +27,4 @@ def tune(asked: Asked) -> tuple[dict[str, Any], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_job(__doc__, "TuneSpec", tune))
+    sys.exit(run_job(lambda: answer_job(__doc__, "TuneSpec", tune)))

@@ -7,6 +7,7 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Store, Weights, open_store
 from maas_ray.cli.reporting import Answer, facts, reported, say, table, uses_modules
 
@@ -80,6 +81,7 @@ def reshard(
     """Re-writes a checkpoint with every tensor in one piece, as safetensors files that other programs read."""
     from maas_ray.checkpoint.catalog import HISTORY, open_checkpoint
 
+    leaves(f"{to} has no whole copy of the checkpoint; run the command again")
     with say.status("writing"):
         committed = open_checkpoint(open_store(store, endpoint), _prefix(run), step)
         from maas_ray.checkpoint.reshard import reshard as write
@@ -110,6 +112,7 @@ def export(
 
     Which checkpoint and which weights are as in `maas-ray publish`.
     """
+    leaves(f"{to} may hold a part of the model; run the command again, which writes it anew")
     with say.status("writing"):
         from maas_ray.train.choice import parse_which
         from maas_ray.train.hf_export import export_hf

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Endpoint, StateDir
 from maas_ray.cli.reporting import Answer, facts, say, table
 
@@ -47,6 +48,13 @@ def up(
     from maas_ray import cluster
     from maas_ray.cluster.environment import LOOPBACK
 
+    leaves(
+        lambda: (
+            "a cluster was left; end it with `maas-ray down`"
+            if _has_record(state_dir)
+            else "every process that was started has ended; run `maas-ray up` again"
+        )
+    )
     if address is not None:
         return _join(address, token_file, label or [], num_cpus, num_gpus, profile, host, state_dir)
     _refuse_without(address, token_file, label)
@@ -137,13 +145,27 @@ def down(
 ) -> Answer:
     """Ends the cluster that `up` started: requests in progress are answered, then all its processes end.
 
-    On a machine that has joined, its node leaves the cluster: what runs on it goes on elsewhere first.
+    On a machine that has joined, its node leaves the cluster: what runs on it goes on elsewhere first. Ctrl-C (or SIGTERM)
+    ends that wait, a second one kills what is left; no process is left either way.
     """
     from maas_ray import cluster
 
+    leaves(
+        lambda: (
+            "processes of the cluster are left; run `maas-ray down` again"
+            if _has_record(state_dir)
+            else "no process of the cluster is left; requests in progress may have been cut off"
+        )
+    )
     with say.status("stopping"):
         was_running = cluster.down(state_dir=state_dir, drain_timeout_s=drain_timeout_s)
     return Answer({"stopped": was_running}, "stopped" if was_running else "there was no cluster to stop")
+
+
+def _has_record(state_dir: Path | None) -> bool:
+    from maas_ray.cluster.state import load_state
+
+    return load_state(state_dir) is not None
 
 
 def status(state_dir: StateDir = None) -> Answer:
@@ -164,6 +186,8 @@ def status(state_dir: StateDir = None) -> Answer:
         **{f"front {url}": text for url, text in found.fronts.items() if len(found.fronts) > 1 or text != "answers"},
         "served": ", ".join(f"{name} {state}" for name, state in found.applications.items()) or "nothing",
     }
+    if found.few_connections:
+        shown["connections"] = "; ".join(found.few_connections)
     if found.unavailable:
         shown["not served"] = "; ".join(
             f"{name}: {line}" for name, lines in found.unavailable.items() for line in lines

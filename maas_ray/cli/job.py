@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from maas_ray import interrupts
+from maas_ray.cli.leaving import leaves, say_left, take_over
 from maas_ray.cluster import connect
 from maas_ray.display import masked, shown
-from maas_ray.errors import MaasError
+from maas_ray.errors import MaasError, Preempted
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides one field of the spec")
     parser.add_argument("--resume", action="store_true", help="go on with what exists under this name")
     arguments = parser.parse_args()
+    leaves("what was committed is kept: submit the job again with --resume; if nothing was begun, without")
     try:
         connect()
         document, exit_code = work(Asked(arguments.spec, arguments.set, arguments.resume))
@@ -48,8 +51,25 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
     return exit_code
 
 
+def run_job(main: Callable[[], int]) -> int:
+    """Runs the main function of a script; a signal that asks it to end ends it in order, and with one line.
+
+    Args:
+        main: returns the exit code.
+
+    Returns:
+        The exit code; for an interruption the one that shells expect (SIGTERM, of `ray job stop`: 143).
+    """
+    try:
+        take_over()
+        return main()
+    except KeyboardInterrupt:
+        return say_left()
+
+
 def refuse(error: MaasError) -> int:
     """Says an error in one line on stderr; returns the exit code. One of a task comes with Ray's traceback around it."""
     cause = getattr(error, "cause", error)
     sys.stderr.write(f"error[{cause.code}]: {shown(str(cause))}\n")
-    return 1
+    number = interrupts.last() if isinstance(cause, Preempted) else None
+    return 1 if number is None else interrupts.exit_code(number)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
 from maas_ray.cli.reporting import Answer, say, table, uses_modules
 
@@ -27,6 +28,7 @@ def verify_parallel(
     from maas_ray import cluster
     from maas_ray.spec import load_spec
 
+    leaves("no run was made; run the command again")
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store

@@ -17,10 +17,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from maas_ray import search_path
+from maas_ray import interrupts, search_path
+from maas_ray.cli.leaving import end_at_closed_pipe, say_left
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.display import masked, shown
-from maas_ray.errors import MaasError
+from maas_ray.errors import MaasError, Preempted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +32,11 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+class _Output(SafeConsole):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 say = SafeConsole(stderr=True, highlight=False)
@@ -71,18 +77,15 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
                 os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command have no use for it either
             with _stdout_is_kept() if as_json else contextlib.nullcontext():
                 answer = command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(say_left()) from None
         except Exception as error:
             if debug:
                 typer.echo(shown("".join(traceback.format_exception(error))), err=True)
             _fail(error, as_json)
         else:
-            if as_json:
-                typer.echo(json.dumps(answer.document if answer.holds_data else masked(answer.document)))
-            elif isinstance(answer.view, str):
-                typer.echo(shown(answer.view))  # rich would wrap it
-            else:
-                SafeConsole(highlight=False).print(answer.view)
-            raise typer.Exit(answer.exit_code)
+            interrupts.let_go()  # the work is done
+            raise typer.Exit(_print(answer, as_json))
 
     signature = inspect.signature(command)
     added = [
@@ -94,6 +97,21 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
     )
     run.__annotations__ = {**command.__annotations__, "as_json": _JSON, "debug": _DEBUG, "return": None}
     return run
+
+
+def _print(answer: Answer, as_json: bool) -> int:
+    """Writes the answer to stdout; returns the exit code."""
+    try:
+        if as_json:
+            typer.echo(json.dumps(answer.document if answer.holds_data else masked(answer.document)))
+        elif isinstance(answer.view, str):
+            typer.echo(shown(answer.view))  # rich would wrap it
+        else:
+            _Output(highlight=False).print(answer.view)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return end_at_closed_pipe()
+    return answer.exit_code
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
@@ -128,7 +146,9 @@ def _fail(error: Exception, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"error": {"code": code, "message": message}}))
     typer.echo(f"error[{code}]: {message}{hint}", err=True)
-    raise typer.Exit(1) from None
+    number = interrupts.last() if isinstance(error, Preempted) else None
+    interrupts.let_go()
+    raise typer.Exit(1 if number is None else interrupts.exit_code(number)) from None
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
 from maas_ray.cli.reporting import Answer, say, table
 
@@ -58,6 +59,7 @@ def serve(
         lines.append(line)
         say.print(Text(line))
 
+    leaves("nothing was deployed; run the command again")
     with say.status("deploying"):
         from maas_ray.serve.spec import ServeSpec
 
@@ -74,6 +76,11 @@ def serve(
         if state is not None and (restore or "port" not in loaded.http.model_fields_set):
             http = loaded.http.model_copy(update={"port": state.http_port})
             loaded = loaded.model_copy(update={"http": http})
+        names = " ".join(pool.name for pool in loaded.pools)
+        leaves(
+            f"Ray Serve may still deploy {names}: `maas-ray status` shows it, the same command waits for it again, "
+            f"`maas-ray unserve {names}` ends it"
+        )
         pools = deploy(loaded, timeout_s, tell)
     url = http_url(reachable_host(loaded.http.host), loaded.http.port)
     if loaded.http.tls is not None:
@@ -106,6 +113,9 @@ def unserve(
         from maas_ray.serve.pool import status, undeploy
 
         names = pools or [pool.name for pool in status()]
+        leaves(
+            f"Ray Serve still ends {' '.join(names)} once their requests are answered; `maas-ray status` shows what is left"
+        )
         undeploy(names, timeout_s=timeout_s)
     return Answer({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
 

@@ -11,8 +11,10 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
+from maas_ray.cli.leaving import leaves, published
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
 from maas_ray.cli.reporting import Answer, facts, say, table
+from maas_ray.interrupts import held
 
 
 def import_(
@@ -66,6 +68,7 @@ def import_(
     """Publishes any ONNX file as the next version of a model: inspected, made one piece, and run on random values."""
     from maas_ray.registry.models import PRODUCTION, Registry, check_name
 
+    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
     check_name(name, "model")
     opened = open_store(store, endpoint)
     from maas_ray.registry.padded import read_pad_values
@@ -87,9 +90,13 @@ def import_(
             pad_values=read_pad_values(pad_value or []),
         )
     registry = Registry(opened)
-    version = registry.publish(name, imported.bundle_id, token=token)
+    with held():  # what was published is said
+        version = registry.publish(name, imported.bundle_id, token=token)
+        leaves(published(name, version.version, alias))
     if alias:
-        registry.promote(name, version.version, alias)
+        with held():
+            registry.promote(name, version.version, alias)
+            leaves(published(name, version.version, None))
     document = {**asdict(version), "promoted": alias, **imported.info.model_dump(mode="json", exclude={"metrics"})}
     origin = imported.info.lineage.imported
     shown = {
@@ -119,7 +126,10 @@ def promote(
     """Points an alias at a version; running pools follow it without a failed request."""
     from maas_ray.registry.models import Registry
 
-    promoted = Registry(open_store(store, endpoint)).promote(model, version, alias)
+    registry = Registry(open_store(store, endpoint))
+    with held():
+        promoted = registry.promote(model, version, alias)
+        leaves(f"{alias} of {model} is version {version}; nothing is left to do")
     return Answer({"alias": alias, **asdict(promoted)}, f"{alias} of {model} is version {version}")
 
 
@@ -161,6 +171,8 @@ def fsck(
     from maas_ray.cli.checks import all_checks
     from maas_ray.store.fsck import fsck as check
 
+    if gc:
+        leaves("some of the old leftovers may have been removed, nothing else was changed; run the command again")
     report = check(open_store(store, endpoint), collect=gc, grace=timedelta(hours=grace_hours), checks=all_checks())
     shown = facts(
         "damaged" if report.problems else "sound",

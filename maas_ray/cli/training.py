@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from maas_ray.cli.leaving import leaves, published
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.progress import training_bar
 from maas_ray.cli.reporting import Answer, facts, say, table, uses_modules
+from maas_ray.interrupts import held
 
 
 @uses_modules
@@ -27,6 +29,7 @@ def train(
     from maas_ray.errors import ClusterError
     from maas_ray.spec import load_spec
 
+    leaves("no run was begun; run the command again")
     with say.status("joining the cluster"):
         try:
             cluster.connect(state_dir=state_dir)
@@ -43,6 +46,9 @@ def train(
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
+    leaves(
+        f"what run {loaded.run} has committed is kept: go on with --resume; if `maas-ray runs` does not list it, without"
+    )
     with training_bar(loaded.run) as show:
         result = run_training(loaded, resume=resume, on_progress=show, board=board)
     shown = {
@@ -136,6 +142,7 @@ def publish(
     """Exports a run's checkpoint to ONNX behind the parity gate and publishes it as the next version of a model."""
     from maas_ray.registry.models import Registry, check_name
 
+    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
     check_name(name, "model")
     opened = open_store(store, endpoint)
     with say.status("exporting"):
@@ -144,9 +151,13 @@ def publish(
 
         exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
     registry = Registry(opened)
-    version = registry.publish(name, exported.bundle_id, token=token)
+    with held():  # what was published is said
+        version = registry.publish(name, exported.bundle_id, token=token)
+        leaves(published(name, version.version, promote))
     if promote:
-        registry.promote(name, version.version, promote)
+        with held():
+            registry.promote(name, version.version, promote)
+            leaves(published(name, version.version, None))
     document = {
         **asdict(version),
         "promoted": promote,

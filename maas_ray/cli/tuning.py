@@ -9,9 +9,11 @@ import typer
 import yaml
 from rich.console import Group
 
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
 from maas_ray.cli.reporting import Answer, say, table, uses_modules
 from maas_ray.errors import SpecError
+from maas_ray.interrupts import exit_code, last
 
 _ROWS = 20
 """About so many steps of a range test are shown."""
@@ -40,10 +42,11 @@ def tune(
         from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
-        number = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
+        num_trials = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
         cluster.connect(state_dir=state_dir)
+    leaves(f"what the trials of {loaded.name} have committed is kept: --resume goes on with them")
     num_ended = 0
-    with say.status(f"{number} trials") as status:
+    with say.status(f"{num_trials} trials") as status:
 
         def show(trial: int, event: Any) -> None:
             nonlocal num_ended
@@ -52,7 +55,7 @@ def tune(
                 num_ended += 1
                 say.print(text, markup=False)
             else:
-                status.update(f"{num_ended} of {number} trials have ended; {text}")
+                status.update(f"{num_ended} of {num_trials} trials have ended; {text}")
 
         result = run_search(loaded, resume=resume, on_event=show)
     written = None
@@ -79,10 +82,12 @@ def tune(
     else:
         title += f"best {result.best.run} by {result.metric}, see {written}"
     if result.num_waiting:
-        title += f"; {result.num_waiting} of {number} trials have not ended: --resume goes on with them"
+        title += f"; {result.num_waiting} of {num_trials} trials have not ended: --resume goes on with them"
     document = {**asdict(result), "best_spec_path": str(written) if written else None}
     columns = ("run", *_short(names), result.metric.removeprefix("validation_"), "step", "")
-    return Answer(document, table(title, columns, rows), int(not result.is_complete))
+    number = last() if not result.is_complete else None
+    code = int(not result.is_complete) if number is None else exit_code(number)
+    return Answer(document, table(title, columns, rows), code)
 
 
 def _short(paths: list[str]) -> list[str]:
@@ -111,6 +116,7 @@ def lr_range(
     from maas_ray import cluster
     from maas_ray.spec import load_spec
 
+    leaves("no run was made; run the command again")
     if output is not None:
         _refuse_nowhere(output)
     with say.status("preparing the data"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maas_ray import search_path
+from maas_ray import interrupts, search_path
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.state import load_state, state_directory
 from maas_ray.errors import ClusterError
@@ -65,7 +65,8 @@ def connect(
     if address != "auto":
         check_head(address, timeout_s=timeout_s)
     try:
-        ray.init(address=address, job_config=_job(), log_to_driver=log_to_driver, logging_level="warning")
+        with interrupts.kept():
+            ray.init(address=address, job_config=_job(), log_to_driver=log_to_driver, logging_level="warning")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"cannot join the Ray cluster {address}: {error}") from error
     return address
@@ -98,7 +99,8 @@ def disconnect() -> None:
     if "ray" in sys.modules:
         import ray
 
-        ray.shutdown()
+        with interrupts.kept():
+            ray.shutdown()
 
 
 def connected_to() -> str | None:

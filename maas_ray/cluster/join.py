@@ -22,9 +22,12 @@ from maas_ray.cluster.local import (
     write_exports,
 )
 from maas_ray.cluster.starting import start_node
+from maas_ray.cluster.startup import check_start, look, object_store_bytes, refuse_start
 from maas_ray.cluster.state import ClusterState, locked, save_state, state_directory, write_private
 from maas_ray.cluster.terms import read_terms
 from maas_ray.errors import ClusterError
+from maas_ray.interrupts import held
+from maas_ray.open_files import raise_limit
 
 POLL_S = 0.2
 
@@ -43,7 +46,7 @@ def join(
     env: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
 ) -> ClusterState:
-    """Makes this machine a node of a cluster, and records it.
+    """Makes this machine a node of a cluster, and records it. Interrupted by a signal, it first ends what it has started.
 
     Args:
         address: `host:port` of the head.
@@ -60,7 +63,8 @@ def join(
 
     Raises:
         ClusterError: a cluster runs from this directory already; the head does not answer, refuses the token or runs
-            another version; a port of the front is taken here; Ray did not start.
+            another version; a port of the front is taken here; this machine lacks what Ray needs (see `startup`); Ray
+            did not start.
         SpecError: `host` is no address of this machine.
     """
     check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
@@ -70,6 +74,7 @@ def join(
         raise ClusterError(f"this machine reaches {address} from {host} only; give the head's address on a network")
     deadline = time.monotonic() + timeout_s
     directory = state_directory(state_dir)
+    raise_limit()  # Ray's processes inherit it
     with locked(directory, timeout_s):
         forget_dead(directory)
         token_path = directory / TOKEN_FILE
@@ -86,6 +91,8 @@ def join(
             token_path.unlink(missing_ok=True)
             raise
         try:
+            machine = look(temp_dir, num_cpus)
+            refuse_start(check_start(machine, temp_dir))
             state = ClusterState(
                 cluster_id=secrets.token_hex(16),
                 profile=profile,
@@ -103,23 +110,30 @@ def join(
             save_state(directory, state)  # first, so that `down` finds what an interrupted start left behind
         except BaseException:
             shutil.rmtree(temp_dir, ignore_errors=True)
+            token_path.unlink(missing_ok=True)
             raise
-        try:
-            known = set(alive_nodes(address, host))
-            arguments = [f"--address={address}", f"--node-ip-address={host}"]
-            if labels:
-                arguments.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
-            amounts = {"num-cpus": num_cpus, "num-gpus": num_gpus}
-            start_node(state, arguments, amounts, max(5.0, deadline - time.monotonic()))
-            while not (new := set(alive_nodes(address, host)) - known):
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"Ray started, but the head {address} does not list {host} after {timeout_s:g} s"
-                    )
-                time.sleep(POLL_S)
-        except BaseException:
-            end(directory, state, grace_s=0)
-            raise
+        with held() as signals:
+            try:
+                with signals.open():
+                    known = set(alive_nodes(address, host))
+                    arguments = [f"--address={address}", f"--node-ip-address={host}"]
+                    if labels:
+                        arguments.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
+                    amounts = {
+                        "num-cpus": num_cpus,
+                        "num-gpus": num_gpus,
+                        "object-store-memory": object_store_bytes(machine),
+                    }
+                    start_node(state, arguments, amounts, max(5.0, deadline - time.monotonic()))
+                    while not (new := set(alive_nodes(address, host)) - known):
+                        if time.monotonic() > deadline:
+                            raise ClusterError(
+                                f"Ray started, but the head {address} does not list {host} after {timeout_s:g} s"
+                            )
+                        time.sleep(POLL_S)
+            except BaseException:
+                end(directory, state, grace_s=0)
+                raise
         state = ClusterState(**{**vars(state), "node_id": new.pop()})
         save_state(directory, state)
         return state

@@ -20,6 +20,7 @@ from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.draining import drain_fronts
 from maas_ray.cluster.environment import LOOPBACK, Ports, Profile, choose_ports, default_profile, environment
 from maas_ray.cluster.starting import start_node
+from maas_ray.cluster.startup import check_start, look, object_store_bytes, refuse_start
 from maas_ray.cluster.state import (
     ClusterState,
     load_state,
@@ -31,6 +32,8 @@ from maas_ray.cluster.state import (
 )
 from maas_ray.cluster.terms import Terms, publish_terms
 from maas_ray.errors import ClusterError, SpecError
+from maas_ray.interrupts import Held, held
+from maas_ray.open_files import raise_limit
 
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"
@@ -51,7 +54,7 @@ def up(
     host: str = LOOPBACK,
     timeout_s: float = 120.0,
 ) -> ClusterState:
-    """Starts a Ray head on this machine and records it.
+    """Starts a Ray head on this machine and records it. Interrupted by a signal, it first ends what it has started.
 
     Args:
         num_cpus: logical CPUs to offer; None offers what the machine has.
@@ -65,12 +68,14 @@ def up(
         timeout_s: longest time until the dashboard answers.
 
     Raises:
-        ClusterError: one is already running from this directory, or Ray did not start (with what it said last).
+        ClusterError: one is already running from this directory, this machine lacks what Ray needs (see `startup`), or
+            Ray did not start (with what it said last).
         SpecError: `host` is no address of this machine.
     """
     check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
     check_own_address(host)
     directory = state_directory(state_dir)
+    raise_limit()  # Ray's processes inherit it
     with locked(directory, timeout_s):
         forget_dead(directory)
         ports = ports or choose_ports()
@@ -78,6 +83,8 @@ def up(
         token_path = directory / TOKEN_FILE
         temp_dir = make_temp_dir(temp_dir)
         try:
+            machine = look(temp_dir, num_cpus)
+            refuse_start(check_start(machine, temp_dir))
             state = ClusterState(
                 cluster_id=secrets.token_hex(16),
                 profile=profile,
@@ -96,11 +103,14 @@ def up(
         except BaseException:
             shutil.rmtree(temp_dir, ignore_errors=True)
             raise
-        try:
-            _start_head(state, profile, ports, host, {"num-cpus": num_cpus, "num-gpus": num_gpus}, timeout_s)
-        except BaseException:
-            end(directory, state, grace_s=0)
-            raise
+        amounts = {"num-cpus": num_cpus, "num-gpus": num_gpus, "object-store-memory": object_store_bytes(machine)}
+        with held() as signals:
+            try:
+                with signals.open():
+                    _start_head(state, profile, ports, host, amounts, timeout_s)
+            except BaseException:
+                end(directory, state, grace_s=0)
+                raise
         return state
 
 
@@ -112,6 +122,9 @@ def down(
     timeout_s: float = 120.0,
 ) -> bool:
     """Ends the recorded cluster: Serve answers what it accepted, then every process of the cluster ends.
+
+    A signal does not stop it: the first one ends the wait for what Serve accepted, the second one the wait for processes
+    that were asked to end, which are killed then. It acts as it would have when no process is left.
 
     Args:
         state_dir: the directory given to `up`.
@@ -132,9 +145,11 @@ def down(
         state = load_state(directory)
         if state is None:
             return False
-        if drain_timeout_s > 0:
-            _drain(state, drain_timeout_s)
-        end(directory, state, grace_s)
+        with held() as signals:
+            if drain_timeout_s > 0:
+                with contextlib.suppress(KeyboardInterrupt), signals.open():
+                    _drain(state, drain_timeout_s)
+            end(directory, state, grace_s, signals)
         return True
 
 
@@ -179,11 +194,26 @@ def _drain_serve(state: ClusterState, timeout_s: float) -> None:
             dashboard.shutdown_serve(max(1.0, deadline - time.monotonic()))
 
 
-def end(directory: Path, state: ClusterState, grace_s: float) -> None:
-    """Ends every process of a node, and removes what is recorded of it. Raises `ClusterError` if one does not end."""
+def end(directory: Path, state: ClusterState, grace_s: float, signals: Held | None = None) -> None:
+    """Ends every process of a node, and removes what is recorded of it.
+
+    Args:
+        directory: of the record.
+        state: the node's.
+        grace_s: time between asking a process to end and killing it; a second one of `signals` shortens it.
+        signals: those that came meanwhile.
+
+    Raises:
+        ClusterError: a process does not end.
+    """
     from maas_ray.cluster.processes import end_processes
 
-    stuck = end_processes(state.cluster_id, grace_s=grace_s, last=lambda name: name == "gcs_server")
+    stuck = end_processes(
+        state.cluster_id,
+        grace_s=grace_s,
+        last=lambda name: name == "gcs_server",
+        is_hurried=lambda: signals is not None and signals.count > 1,
+    )
     if stuck:
         raise ClusterError(f"these processes of the cluster did not end after SIGKILL: {stuck}; look at them with ps")
     shutil.rmtree(state.temp_dir, ignore_errors=True)

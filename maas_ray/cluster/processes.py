@@ -13,6 +13,7 @@ import ray  # noqa: F401  (puts the psutil that it ships on the import path)
 from ray._common.utils import psutil
 
 MARKER = "MAAS_RAY_CLUSTER_ID"
+_LOOK_S = 0.2
 
 
 def find_processes(cluster_id: str) -> list[psutil.Process]:
@@ -30,7 +31,12 @@ def find_processes(cluster_id: str) -> list[psutil.Process]:
 
 
 def end_processes(
-    cluster_id: str, *, grace_s: float, last: Callable[[str], bool] = lambda name: False, timeout_s: float = 30.0
+    cluster_id: str,
+    *,
+    grace_s: float,
+    last: Callable[[str], bool] = lambda name: False,
+    is_hurried: Callable[[], bool] = lambda: False,
+    timeout_s: float = 30.0,
 ) -> list[int]:
     """Ends all processes of the cluster: asks, waits, then kills whatever is left, until none is.
 
@@ -38,6 +44,7 @@ def end_processes(
         cluster_id: whose processes.
         grace_s: time between asking (SIGTERM) and killing (SIGKILL).
         last: by process name, those that are not asked, because the others need them to end in order.
+        is_hurried: asked again and again; once it is true, what is left is killed without waiting any longer.
         timeout_s: time for killed processes to be gone.
 
     Returns:
@@ -46,7 +53,9 @@ def end_processes(
     asked = [process for process in find_processes(cluster_id) if not last(_name(process))]
     for process in asked:
         _signal(process.terminate)
-    psutil.wait_procs(asked, timeout=grace_s)
+    patience = time.monotonic() + grace_s
+    while asked and not is_hurried() and (left_s := patience - time.monotonic()) > 0:
+        _, asked = psutil.wait_procs(asked, timeout=min(left_s, _LOOK_S))
     deadline = time.monotonic() + timeout_s
     while remaining := find_processes(cluster_id):  # again and again: one that was starting is not missed
         if time.monotonic() > deadline:

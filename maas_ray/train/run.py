@@ -15,11 +15,13 @@ from typing import Any
 import ray
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
+from maas_ray.cluster.clocks import refuse_skew
 from maas_ray.cluster.preflight import alive_nodes, preflight
 from maas_ray.data.dataset import Dataset
 from maas_ray.data.prepare import prepare
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
+from maas_ray.interrupts import Held, told_to_end
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
@@ -33,7 +35,6 @@ from maas_ray.train.progress import Progress
 from maas_ray.train.recipe import refuse_steps
 from maas_ray.train.report import Ended, commit_report, find_part
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit, run_prefix
-from maas_ray.train.signals import sigterm
 from maas_ray.train.spec import TrainSpec
 
 _QUICK_S = 0.05
@@ -88,7 +89,8 @@ def run_training(
         DataError, ModelError: the data or the model do not fit the spec.
         StoreError: the store is not usable.
         TrainingFailed: workers failed more often in a row than `workers.max_restarts`.
-        Preempted: this process was sent SIGTERM; what the run had is committed.
+        Preempted: this process was sent SIGTERM, SIGINT or SIGHUP; what the run had is committed. A second signal acts as
+            it would without a run, and leaves what was committed before.
     """
     board = board or start_board()
     try:
@@ -105,6 +107,7 @@ def _run_training(
     # Workers run in other directories, perhaps on other machines: give them the absolute location.
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
+    refuse_skew()
     if spec.validation.beside:
         refuse_no_room(spec)
     if resume and _resumed(store, spec).status == "finished":
@@ -241,10 +244,10 @@ def _fit(
         claim=lease.claim,
     )
     with (
-        sigterm() as is_told_to_end,
+        told_to_end() as signals,
         Follower(board, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
     ):
-        failure = _await(job, board, record, seen, is_told_to_end)
+        failure = _await(job, board, record, seen, signals)
     if failure is not None:
         kind = "stopped" if isinstance(failure, Preempted) else "failed"
         record.note({"type": kind, "error": f"{failure.code}: {failure}"})
@@ -289,9 +292,7 @@ class _Record:
         return self._lease.lost
 
 
-def _await(
-    job: Launch, board: Any, record: _Record, seen: Follower, is_told_to_end: Callable[[], bool]
-) -> MaasError | None:
+def _await(job: Launch, board: Any, record: _Record, seen: Follower, signals: Held) -> MaasError | None:
     """Waits for the end of a launch; returns what ended it, if it was not the last step.
 
     A run has no bound in time, so what is bounded is the time without a sign of the process that watches it.
@@ -311,9 +312,13 @@ def _await(
             if not record.has_begun and ray.get(board.is_checked.remote(), timeout=TIMEOUT_S):
                 record.begin()
                 ray.get(board.allow.remote(), timeout=TIMEOUT_S)
-            if is_told_to_end() and not has_asked:
+            if signals.number is not None and not has_asked:
                 has_asked = True
-                ray.get(board.ask.remote("SIGTERM"), timeout=TIMEOUT_S)
+                log.warning(
+                    "%s: the run stops at its next step and commits a checkpoint; the same signal once more ends it at once",
+                    signals.number.name,
+                )
+                ray.get(board.ask.remote(signals.number.name), timeout=TIMEOUT_S)
         except ray.exceptions.RayError as error:
             return TrainingFailed(
                 f"run {job.run!r} lost the process that watches its workers: {error}; committed checkpoints are kept: give "

@@ -8,11 +8,13 @@ from dataclasses import replace
 import ray
 from ray import serve
 
+from maas_ray.cluster.clocks import refuse_skew
 from maas_ray.errors import ClusterError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.owner import own
-from maas_ray.serve.deploy.patience import patiently
+from maas_ray.serve.deploy.patience import STARTING, patiently
+from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
 from maas_ray.serve.deploy.rollout import Outcome
 from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
@@ -58,14 +60,20 @@ def deploy(
     if any(outcome.reason for outcome in outcomes):
         raise _failure(outcomes)
     deadline = time.monotonic() + front_s
-    patiently(lambda: wait("the HTTP front", deadline, front_s, lambda: _answers(spec)), front_s)
+    answers = with_reasons(lambda: _answers(spec)) if spec.profile == "fast" else lambda: _answers(spec)
+    patiently(lambda: wait("the HTTP front", deadline, front_s, answers), front_s)
     unserved = _unserved(spec)
     return [replace(pool, unserved=unserved.get(pool.name, ())) for pool in status([pool.name for pool in spec.pools])]
 
 
 def _open_front(spec: ServeSpec, timeout_s: float) -> None:
     _check_profile(spec, time.monotonic() + timeout_s)
-    _start_front(spec)
+    refuse_skew()
+    try:
+        _start_front(spec)
+    except (ray.exceptions.RayError, *STARTING):
+        refuse_without_front()
+        raise
 
 
 def _failure(outcomes: Iterable[Outcome]) -> ClusterError:

@@ -21,6 +21,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from maas_ray.interrupts import SIGNALS, note
 from maas_ray.train.search.log import Ended, Figure, order
 from maas_ray.train.search.spec import SchedulerSpec
 from maas_ray.train.search.trial import Job, TrialRun
@@ -30,7 +31,9 @@ _VALUE = "_metric"
 _DONE = "part_done"
 _HEARTBEAT_S = 2.0
 """A trial answers Tune at least so often, and can be stopped then."""
+_STOPS_TUNE = signal.SIGUSR1
 _ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `_signals`
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs have TensorBoard files of their own
     "RAY_AIR_NEW_OUTPUT": "0",  # whose banner comes whatever `verbose` is
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data mean the same as for `maas-ray train`
@@ -220,22 +223,35 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Tune stops trials in order at a SIGINT; here at a first SIGTERM too, which is what `ray job stop` sends.
+    """The first signal that asks to end (SIGTERM: `ray job stop`) stops trials in order, a second one acts as ever.
 
-    Tune takes the handler of SIGINT and never gives it back.
+    Tune stops trials at a SIGINT, and forgets which signal it was; so it is told by the other one that it takes, SIGUSR1.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, _STOPS_TUNE)}
+    has_asked = False
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def heed(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, before[signal.SIGTERM] or signal.SIG_DFL)  # a second one acts as ever
-        signal.raise_signal(signal.SIGINT)
+        nonlocal has_asked
+        is_listening = signal.getsignal(_STOPS_TUNE) is not before[_STOPS_TUNE]
+        if has_asked or not is_listening:
+            restore()
+            signal.raise_signal(number)
+            return
+        has_asked = True
+        note(number)
+        signal.raise_signal(_STOPS_TUNE)
 
-    signal.signal(signal.SIGTERM, heed)
+    for number in SIGNALS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, heed)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        restore()
