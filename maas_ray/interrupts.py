@@ -187,6 +187,8 @@ def _watch(when_stuck: Callable[[signal.Signals], None]) -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, whatever the main thread does
 
     def watch() -> None:
+        # They are the main thread's, also while it has them wait (`kept`).
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while numbers := os.read(reader, 64):
             came_at = time.monotonic()
             asked = [number for number in SIGNALS if number in numbers]

@@ -44,7 +44,11 @@ def up(
     ] = None,
     state_dir: StateDir = None,
 ) -> Answer:
-    """Starts a Ray cluster on this machine with the environment that maas-ray needs, or joins one with --address."""
+    """Starts a Ray cluster on this machine with the environment that maas-ray needs, or joins one with --address.
+
+    Refuses within seconds where open files, memory, shared memory or the disk are too small for Ray. Interrupted (Ctrl-C,
+    SIGTERM), it ends every process that it has started.
+    """
     from maas_ray import cluster
     from maas_ray.cluster.environment import LOOPBACK
 
