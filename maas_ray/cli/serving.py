@@ -78,8 +78,8 @@ def serve(
             loaded = loaded.model_copy(update={"http": http})
         names = " ".join(pool.name for pool in loaded.pools)
         leaves(
-            f"Ray Serve may still deploy {names}: `maas-ray status` shows it, the same command waits for it again, "
-            f"`maas-ray unserve {names}` ends it"
+            f"the cluster still deploys {names}, or takes back what does not get ready: `maas-ray status` shows it, and the "
+            "same command waits for it"
         )
         pools = deploy(loaded, timeout_s, tell)
     url = http_url(reachable_host(loaded.http.host), loaded.http.port)

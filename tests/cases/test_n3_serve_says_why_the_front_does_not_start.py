@@ -39,6 +39,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
         cluster.down(state_dir=state_dir, drain_timeout_s=0)
 
 
+@pytest.mark.fault
 def test_the_reason_is_printed_within_the_time_of_a_start(home: Path) -> None:
     store = open_store(f"file://{home}/store")
     publish(store, "linear", commit_bundle(store))
