@@ -39,7 +39,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def joined(network: Network) -> Iterator[Network]:
-    head, other = network.hosts
+    other = network.hosts[1]
     join(network, other)
     yield network
     cli(other, "down --drain-timeout-s 0")
