@@ -19,7 +19,6 @@ from benchmarks.serving import ours, workloads
 from benchmarks.serving.load import closed
 from benchmarks.serving.peers import APPS
 from benchmarks.serving.processes import Launch, Running, free_port, run
-
 from maas_ray.haproxy.binary import find_binary
 from maas_ray.haproxy.secret import HEADER, front_secret
 
