@@ -43,7 +43,7 @@ PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
     "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
     "Tune": (tuning.tune, tuning.lr_range),
     "Serve": (store.promote, store.models, serving.serve, serving.unserve, serving.predict),
-    "Care": (parallel.verify_parallel, store.fsck, store.schema),
+    "Care": (parallel.verify_parallel, store.fsck, store.compact, store.schema),
 }
 
 app.command(rich_help_panel="Start here")(cluster.quickstart)

@@ -12,7 +12,7 @@ def all_checks() -> Checks:
     from maas_ray.registry import models as registry
     from maas_ray.serve import record, wanted
     from maas_ray.store import lease
-    from maas_ray.train import run_events, runs
+    from maas_ray.train import run_events, run_index, runs
     from maas_ray.train.search import log as searches
 
     return Checks(
@@ -29,5 +29,6 @@ def all_checks() -> Checks:
             (re.compile(r".+/owners"), lease.read_owner),
             (re.compile(rf"{searches.PREFIX}/[^/]+"), searches.read_event),
             (re.compile(rf"{runs.PREFIX}/[^/]+"), run_events.read_event),
+            (re.compile(run_index.PREFIX), run_index.read_index_event),
         ),
     )

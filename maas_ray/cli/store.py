@@ -191,6 +191,43 @@ def fsck(
     return Answer(asdict(report), view, int(bool(report.problems)))
 
 
+def compact(
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove",
+            help="Also remove records and snapshots that two other whole objects hold. Versions of maas-ray that know no "
+            "snapshots cannot read these logs then.",
+        ),
+    ] = False,
+    grace_hours: Annotated[float, typer.Option(help="What is younger is not removed.", min=1)] = 24.0,
+    store: Store = DEFAULT_STORE,
+    endpoint: Endpoint = None,
+) -> Answer:
+    """Makes long lists quick to read: writes missing or damaged snapshots of logs, and brings the index of runs up to date.
+
+    The logs are those of the registry, of the index of runs and of what callers have asked pools to load. Every writer
+    does the same for its own log as it goes; this is for stores of earlier versions, and for damage that `fsck` has found.
+    """
+    from maas_ray.registry import models as registry
+    from maas_ray.serve import wanted
+    from maas_ray.store.log.compact import compact as compact_log
+    from maas_ray.train import run_index
+    from maas_ray.train.runs import Runs
+
+    opened = open_store(store, endpoint)
+    with say.status("compacting"):
+        reindexed = Runs(opened).reindex()
+        pools = opened.children(wanted.PREFIX)
+        logs = [registry.PREFIX, run_index.PREFIX, *(f"{wanted.PREFIX}/{pool}/wanted" for pool in pools)]
+        found = [compact_log(opened, log, remove=remove, grace=timedelta(hours=grace_hours)) for log in logs]
+    rows = [(each.log, each.num_records, len(each.written), len(each.removed)) for each in found if each.num_records]
+    document = {"reindexed_runs": reindexed, "logs": [asdict(each) for each in found if each.num_records]}
+    columns = ("log", "records", "snapshots written", "objects removed")
+    view = Group(table(store, columns, rows), f"{reindexed} runs were added to the index, or were not as it said")
+    return Answer(document, view)
+
+
 def schema(
     spec: Annotated[Literal["train", "tune", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
 ) -> Answer:

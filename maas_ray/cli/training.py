@@ -79,12 +79,12 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
             "git_commit": run.git_commit,
             "error": run.error,
             "reason": run.reason,
-            "unvalidated": dict(run.unvalidated),
+            "unvalidated": run.unvalidated,
         }
         for run in found
     ]
     document += [{"run": run, "status": "damaged", "error": str(error)} for run, error in damaged.items()]
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             run.id,
             run.status,

@@ -17,6 +17,8 @@ from pathlib import Path
 STAGED = re.compile(r"#\d+$")
 """Names of objects that are not there yet; obstore's listings leave them out."""
 
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
 WRITE_BYTES = 8 << 20
 DIRECT_BYTES = 1 << 20
 """Smaller objects go through the page cache: they are read again soon."""
@@ -72,21 +74,22 @@ class Directory:
             with contextlib.suppress(FileNotFoundError):  # another one removed it, and synced what is above it
                 _sync(directory)
 
-    def scan(self, prefix: str, after: str | None) -> list[tuple[str, int, float]]:
+    def scan(self, prefix: str, after: str | None) -> Iterator[tuple[str, int, float]]:
         """Key, size and time of the last write of all objects below a prefix, sorted; what is no object is passed over.
 
         obstore's own listing ends at the first name that cannot be a key, and at a link that leads to a directory above:
-        one foreign file would hide everything beside it.
+        one foreign file would hide everything beside it. What an object is like is looked up when it is asked for.
         """
-        found = []
-        for key, entry in self._walk(prefix):
-            if key is None or (after is not None and key <= after) or STAGED.search(key):
-                continue
+        found = [
+            (key, entry)
+            for key, entry in self._walk(prefix)
+            if key is not None and (after is None or key > after) and not STAGED.search(key)
+        ]
+        for key, entry in sorted(found, key=lambda pair: pair[0]):
             with contextlib.suppress(FileNotFoundError):  # removed just now
                 if _leads_to(entry.is_file):
                     stat = entry.stat()
-                    found.append((key, stat.st_size, stat.st_mtime))
-        return sorted(found)
+                    yield key, stat.st_size, stat.st_mtime
 
     def children(self, prefix: str) -> list[str]:
         """Names of the directories directly below a prefix, sorted."""
@@ -124,8 +127,9 @@ class Directory:
                 continue
             for entry in listed:
                 key = f"{place}/{entry.name}" if place else entry.name
-                yield (key if _is_name(entry.name) else None), entry
-                if _is_name(entry.name) and _leads_to(entry.is_dir):
+                is_name = _is_name(entry.name)
+                yield (key if is_name else None), entry
+                if is_name and _leads_to(entry.is_dir):
                     pending.append((key, above | {identity}))
 
     def staged(self) -> Iterator[Path]:
@@ -185,9 +189,7 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 
 def _is_name(name: str) -> bool:
     """Whether a file's name can be part of a key: UTF-8 without control characters."""
-    return not any(
-        character < " " or "\x7f" <= character < "\xa0" or "\ud800" <= character <= "\udfff" for character in name
-    )
+    return not _NO_NAME.search(name)
 
 
 def _write_blocks(descriptor: int, view: memoryview) -> int:

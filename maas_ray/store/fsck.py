@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 from maas_ray.errors import MaasError
 from maas_ray.store import manifest, probe, sealed
+from maas_ray.store.log.check import check_log
+from maas_ray.store.log.record import RECORD, Record
+from maas_ray.store.log.snapshot import SNAPSHOT
 from maas_ray.store.objects import ObjectInfo, ObstoreStore
-from maas_ray.store.sequence import RECORD, Record
-from maas_ray.store.sequence import Sequence as Log
 
 GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
@@ -23,6 +24,7 @@ CommitCheck = Callable[[manifest.Committed], Iterator[MaasError]]
 RecordCheck = Callable[[Record], object]
 """Raises a `MaasError` if the event of a record says nothing that its owner understands."""
 
+_POINTERS = f"{manifest.POINTERS}/"
 _PART = re.compile(r"/parts-[0-9a-f]{32}/")
 _BEAT = re.compile(r"/owners/beat-[0-9a-f]{32}$")
 """Signs of life of the owner of a lease; see `store/lease.py`."""
@@ -60,7 +62,7 @@ def fsck(
     now: datetime | None = None,
     checks: Checks | None = None,
 ) -> Report:
-    """Verifies every manifest, part and log record; one that is damaged or malformed is reported, and the next is read.
+    """Verifies every manifest, part, log record and snapshot; one that is damaged is reported, and the next is read.
 
     Args:
         store: what to check.
@@ -80,9 +82,11 @@ def fsck(
         if key.rsplit("/", 1)[-1] == manifest.NAME:
             named.add(key)
             named.update(_check_commit(store, key, report, checks))
-        elif match := RECORD.fullmatch(key):
+        elif match := RECORD.fullmatch(key) or SNAPSHOT.fullmatch(key):
             named.add(key)
             logs.add(match[1])
+        elif key.startswith(_POINTERS) and f"{key.removeprefix(_POINTERS)}/{manifest.NAME}" in objects:
+            named.add(key)
     for prefix in sorted(logs):
         _check_log(store, prefix, report, checks)
     loose = [info for key, info in objects.items() if key not in named]
@@ -104,7 +108,7 @@ def fsck(
 
 
 def _is_ours(key: str) -> bool:
-    return bool(_PART.search(key) or _BEAT.search(key)) or key.startswith(f"{probe.PREFIX}/")
+    return bool(_PART.search(key) or _BEAT.search(key)) or key.startswith((f"{probe.PREFIX}/", _POINTERS))
 
 
 def _check_commit(store: ObstoreStore, key: str, report: Report, checks: Checks) -> set[str]:
@@ -126,7 +130,7 @@ def _check_commit(store: ObstoreStore, key: str, report: Report, checks: Checks)
 
 def _check_log(store: ObstoreStore, prefix: str, report: Report, checks: Checks) -> None:
     check = next((check for pattern, check in checks.records if pattern.fullmatch(prefix)), None)
-    for found in Log(store, prefix).problems():
+    for found in check_log(store, prefix):
         if isinstance(found, MaasError):
             report.problems.append(str(found))
             continue

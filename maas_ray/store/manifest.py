@@ -22,6 +22,8 @@ from maas_ray.store.sealed import Count, Document, read_document, seal, unseal
 
 FORMAT = 1
 NAME = "manifest.json"
+POINTERS = "index/newest"
+"""Empty objects below this have the prefix of a committed thing as the rest of their key, so that one listing finds it."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,13 @@ def list_committed(store: ObjectStore, prefix: str) -> list[str]:
     depth = len(prefix.split("/"))
     keys = (info.key.split("/") for info in store.scan(prefix))
     return sorted(segments[depth] for segments in keys if len(segments) == depth + 2 and segments[-1] == NAME)
+
+
+def is_committed(store: ObjectStore, prefix: str) -> bool:
+    """Whether something is committed at a prefix; one listing, however many parts it has."""
+    key = f"{prefix}/{NAME}"
+    # Before its parts in any listing, since `manifest` sorts before `parts`.
+    return next((info.key == key for info in store.scan(prefix) if info.key >= key), False)
 
 
 def verify(committed: Committed) -> list[MaasError]:

@@ -13,7 +13,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store, from_url
 
-from maas_ray.errors import Conflict, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable
+from maas_ray.errors import Conflict, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable, StoreUnsafe
 from maas_ray.spec import Spec
 from maas_ray.store.directory import STAGED, Directory
 
@@ -26,6 +26,9 @@ _RETRY = {
     "retry_timeout": timedelta(seconds=30),
     "backoff": {"base": 2, "init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3)},
 }
+
+_PAGE = 1000
+"""Objects that S3 lists at a time."""
 
 T = TypeVar("T")
 
@@ -79,7 +82,10 @@ class ObjectStore(Protocol):
         ...
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
-        """All objects below `prefix/`, sorted by key, those above the key `after` only."""
+        """All objects below `prefix/`, sorted by key, those above the key `after` only.
+
+        Listed as they are asked for, up to a thousand at a time: who needs the first one only pays for one listing.
+        """
         ...
 
     def children(self, prefix: str) -> list[str]:
@@ -138,14 +144,23 @@ class ObstoreStore:
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
         directory = self._directory
         if directory is not None:
-            listed = self._call(prefix, partial(directory.scan, prefix, after))
-            return iter([ObjectInfo(key, size, datetime.fromtimestamp(at, UTC)) for key, size, at in listed])
-
-        def collect() -> list[ObjectInfo]:
-            found = obstore.list(self._backend, prefix or None, offset=after).collect()
-            return [ObjectInfo(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
-
-        return iter(sorted(self._call(prefix, collect), key=lambda info: info.key))
+            found = directory.scan(prefix, after)
+            while (entry := self._call(prefix, partial(next, found, None))) is not None:
+                key, size, at = entry
+                yield ObjectInfo(key, size, datetime.fromtimestamp(at, UTC))
+            return
+        pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=_PAGE)
+        last = ""
+        while (page := self._call(prefix, partial(next, pages, None))) is not None:
+            for meta in sorted(page, key=lambda meta: meta["path"]):
+                key = meta["path"]
+                if key <= last:  # S3, GCS and Azure list in the order of keys, and what reads a page alone relies on it
+                    raise StoreUnsafe(
+                        f"{self.uri} lists its objects out of order ({last} before {key}); use a store that sorts them, "
+                        "such as AWS S3 (a general purpose bucket), MinIO or a directory"
+                    )
+                last = key
+                yield ObjectInfo(key, meta["size"], meta["last_modified"])
 
     def children(self, prefix: str) -> list[str]:
         if self._directory is not None:

@@ -86,7 +86,7 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
         raise ObjectCorrupt(f"the committed object {key} is not a sealed document; not used") from error
     if found != digest:
         raise ObjectCorrupt(f"the committed object {key} has digest {found} instead of {str(digest)[:80]}; not used")
-    if not _is_shallow(body):
+    if not is_shallow(body):
         raise ObjectCorrupt(f"the committed object {key} is nested more than {MAX_DEPTH} levels deep; not used")
     return {**body, "digest": digest}
 
@@ -101,12 +101,13 @@ def parse_json(data: bytes, what: str) -> Any:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ObjectCorrupt(f"{what} is not JSON that this library reads; not used") from error
-    if not _is_shallow(value):
+    if not is_shallow(value):
         raise ObjectCorrupt(f"{what} is nested more than {MAX_DEPTH} levels deep; not used")
     return value
 
 
-def _is_shallow(body: Any) -> bool:
+def is_shallow(body: Any) -> bool:
+    """Whether a parsed document is nested at most `MAX_DEPTH` levels deep."""
     level = [body]
     for _ in range(MAX_DEPTH):
         level = [

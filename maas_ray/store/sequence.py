@@ -1,22 +1,27 @@
 """Append-only sequences: the next number by create-only put is all that ever moves. Knows no event's meaning.
 
     <prefix>/log/00000000000000000001.json    {seq, previous: digest of the record before, token, event, digest}
+    <prefix>/log/-99999999999999999991.jsonl  many records in one object, see log/snapshot.py
 
 On a store with create-only puts this gives a linearizable log without a lock: two writers race for the next
 number, one wins, the other reads what was appended and tries again. Other files in the directory are nobody's records.
 """
 
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from maas_ray.errors import Conflict, NotFound, ObjectCorrupt, StoreUnavailable
+from maas_ray.display import get_logger
+from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt, StoreUnavailable
+from maas_ray.store.log.reader import LogReader
+from maas_ray.store.log.record import RECORD, Record, parse_record, record_key
+from maas_ray.store.log.snapshot import SNAPSHOT, UNIT, chain, decode, encode, first_of, snapshot_key
 from maas_ray.store.manifest import FORMAT
-from maas_ray.store.objects import ObjectInfo, ObjectStore
-from maas_ray.store.sealed import Count, Document, Time, read_document, seal, unseal
+from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import seal, unseal
+
+__all__ = ["RECORD", "SNAPSHOT", "Follower", "Record", "Sequence"]
 
 MAX_ATTEMPTS = 64
 REPEATS = 2
@@ -24,35 +29,28 @@ REPEATS = 2
 REPEAT_S = 10.0
 """A put that took longer than this is not repeated: the store is away, and its own bounded retries were used up."""
 
-RECORD = re.compile(r"(.+)/log/(\d{20})\.json")
-"""Keys of records: the sequence's prefix and the number."""
+MIN_GRACE_S = 3600.0
+"""Retention removes no record whose newest snapshot is younger than this."""
+FRESH_S = MIN_GRACE_S / 2
+"""Who has looked within this time has missed nothing that was removed since, and may ask for the next record directly."""
 
-
-@dataclass(frozen=True)
-class Record:
-    """One record: its number (from 1), the event and the time it was written (seconds since 1970)."""
-
-    seq: int
-    event: Mapping[str, Any]
-    time_s: float
-    digest: str
-    key: str = ""
-    """Where it is stored, for messages about its event."""
+log = get_logger(__name__)
 
 
 class Sequence:
     """The records below one prefix.
 
     Args:
-        store: where they lie.
+        store: where they are stored.
         prefix: their place, without a slash at the end.
         clock: seconds since 1970; passed in by tests.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, clock: Callable[[], float] = time.time) -> None:
         self._store = store
-        self._prefix = f"{prefix}/log"
+        self.place = f"{prefix}/log"
         self._clock = clock
+        self.reader = LogReader(store, self.place)
 
     def read(self, after: int = 0) -> Iterator[Record]:
         """All records with a number above `after`, in order, each checked against the digest of the one before it.
@@ -60,35 +58,7 @@ class Sequence:
         Raises:
             ObjectCorrupt: a record is altered, malformed, missing from the middle, or does not follow the one before it.
         """
-        previous = self._load(after).digest if after else ""
-        expected = after + 1
-        for key in self._keys(self._store.scan(self._prefix, after=self._key(after) if after else None)):
-            if key != self._key(expected):
-                raise ObjectCorrupt(f"the log {self._prefix} continues with {key}; record {expected} is missing")
-            record, follows = self._parse(key, self._store.get(key))
-            if follows != previous:
-                raise ObjectCorrupt(f"the log record {key} does not follow the record before it; not used")
-            yield record
-            previous, expected = record.digest, expected + 1
-
-    def problems(self) -> Iterator[ObjectCorrupt | Record]:
-        """Each record, or what is wrong with it, going on after each problem; for `fsck`."""
-        previous, expected = "", 1
-        for key in self._keys(self._store.scan(self._prefix)):
-            number = int(key[-25:-5])
-            if number != expected:
-                yield ObjectCorrupt(f"the log {self._prefix} continues with {key}; record {expected} is missing")
-                previous = ""
-            try:
-                record, follows = self._parse(key, self._store.get(key))
-            except (ObjectCorrupt, NotFound) as error:
-                yield error if isinstance(error, ObjectCorrupt) else ObjectCorrupt(str(error))
-                previous, expected = "", number + 1
-                continue
-            if follows != previous and (previous or number == 1):
-                yield ObjectCorrupt(f"the log record {key} does not follow the record before it; not used")
-            yield record
-            previous, expected = record.digest, number + 1
+        yield from self.reader.after_number(after)
 
     def append(
         self, make_event: Callable[[list[Record]], Mapping[str, Any]], known: list[Record] | None = None
@@ -108,27 +78,72 @@ class Sequence:
                 record is there, see `Registry.publish` for how a repeat finds it.
         """
         records = list(known or ())
-        token = uuid.uuid4().hex
-        for _ in range(MAX_ATTEMPTS):
-            records.extend(self.read(after=records[-1].seq if records else 0))
-            seq = len(records) + 1
-            body = {
+
+        def decide(new: list[Record]) -> Mapping[str, Any]:
+            records.extend(new)
+            return make_event(records)
+
+        return Follower(self, records[-1] if records else None).append(decide)
+
+    def note(self, event: Mapping[str, Any]) -> Record:
+        """Appends an event that depends on nothing before it; reads the newest record only. Raises as `append`."""
+        looked = _now()
+        return Follower(self, self.reader.last(), looked).append(lambda _: event)
+
+    def put(self, last: Record | None, event: Mapping[str, Any], token: str) -> Record | None:
+        """Makes an event the record after `last`; None: another writer was faster."""
+        seq = last.seq + 1 if last is not None else 1
+        data = seal(
+            {
                 "format": FORMAT,
                 "seq": seq,
-                "previous": records[-1].digest if records else "",
+                "previous": last.digest if last is not None else "",
                 "token": token,
                 "time_s": self._clock(),
-                "event": dict(make_event(records)),
+                "event": dict(event),
             }
-            if self._put(seq, seal(body), token):
-                return self._load(seq)
-        raise StoreUnavailable(
-            f"{MAX_ATTEMPTS} attempts to append to {self._prefix} lost against other writers; try again later"
         )
+        if not self._put(seq, data, token):
+            return None
+        self.reader.remember(seq, data)
+        return parse_record(self.place, seq, data)[0]
+
+    def withdraw(self, record: Record) -> None:
+        """Removes a record that was put where the log had been longer already, see `Follower.append`."""
+        self.reader.forget(record.seq)
+        self._store.delete([record.key])
+
+    def write_snapshots(self, seq: int) -> None:
+        """Writes the snapshots that are due once a log has `seq` records. One that fails is left to the next writer."""
+        due = [end for end in chain(seq // UNIT * UNIT) if end > self.reader.end]
+        for end in reversed(due):
+            try:
+                self.write_snapshot(end)
+            except MaasError as error:  # nothing is lost but time
+                log.warning("no snapshot of %s up to record %d: %s", self.place, end, error)
+                return
+            self.reader.end = end
+        self.reader.is_behind = False
+
+    def write_snapshot(self, end: int) -> None:
+        """Writes the snapshot that ends with a record, if there is none.
+
+        Raises:
+            ObjectCorrupt: a record is damaged or missing.
+        """
+        first = first_of(end)
+        lines = self.reader.lines(first, end)
+        ends = [parse_record(self.place, seq, line) for seq, line in ((first, lines[0]), (end, lines[-1]))]
+        data = encode(self.place, first, end, ends[0][1], ends[-1][0].digest, lines)
+        decode(self.place, end, data)  # never written if it could not be read
+        try:
+            self._store.put_new(snapshot_key(self.place, end), data)
+        except Conflict:
+            log.debug("another writer has made the snapshot of %s up to record %d", self.place, end)
 
     def _put(self, seq: int, data: bytes, token: str) -> bool:
         """Whether the record with this number is ours; another writer's, if not."""
-        key = self._key(seq)
+        key = record_key(self.place, seq)
         began = time.monotonic()
         for remaining in reversed(range(1 + REPEATS)):
             try:
@@ -147,29 +162,73 @@ class Sequence:
                     raise
         return False
 
-    def _keys(self, found: Iterable[ObjectInfo]) -> Iterator[str]:
-        """The records among what a listing found."""
-        matches = (RECORD.fullmatch(info.key) for info in found)
-        return (match[0] for match in matches if match is not None and f"{match[1]}/log" == self._prefix)
 
-    def _key(self, seq: int) -> str:
-        return f"{self._prefix}/{seq:020d}.json"
+class Follower:
+    """Follows one sequence, and appends to it: what was read once is not read again. For one thread.
 
-    def _load(self, seq: int) -> Record:
-        return self._parse(self._key(seq), self._store.get(self._key(seq)))[0]
+    Args:
+        sequence: which.
+        last: the newest record that is known; None: none is.
+        looked: when `last` was found to be the newest one, by two clocks; None: long ago.
+    """
 
-    def _parse(self, key: str, data: bytes) -> tuple[Record, str]:
-        said = read_document(_Record, unseal(key, data), f"the log record {key}")
-        if said.format != FORMAT or self._key(said.seq) != key:
-            raise ObjectCorrupt(f"the log record {key} says that it is number {said.seq}; not used")
-        return Record(said.seq, said.event, said.time_s, said.digest, key), said.previous
+    def __init__(
+        self, sequence: Sequence, last: Record | None = None, looked: tuple[float, float] | None = None
+    ) -> None:
+        self._sequence = sequence
+        self.last = last
+        self._looked = looked
+
+    def look(self) -> list[Record]:
+        """What was appended since the last look; one request if that is nothing and was not long ago.
+
+        Raises:
+            ObjectCorrupt: a record is altered, malformed, missing, or does not follow the one before it.
+        """
+        looked = _now()
+        reader = self._sequence.reader
+        new = reader.newer(self.last) if _is_fresh(self._looked) else reader.after(self.last)
+        self.last, self._looked = new[-1] if new else self.last, looked
+        return new
+
+    def append(self, make_event: Callable[[list[Record]], Mapping[str, Any]]) -> Record:
+        """Appends one event, decided upon everything that was appended before it; see `Sequence.append`.
+
+        Args:
+            make_event: given what was appended since the last look, returns the event (or raises to give up). Called
+                again each time another writer was faster, with what that one wrote.
+        """
+        token = uuid.uuid4().hex
+        for _ in range(MAX_ATTEMPTS):
+            event = make_event(self.look())
+            record = self._sequence.put(self.last, event, token)
+            if record is None:
+                continue
+            if not _is_fresh(self._looked) and not self._is_in_place(record):
+                self._sequence.withdraw(record)
+                continue
+            self.last = record
+            if record.seq % UNIT == 0 or self._sequence.reader.is_behind:
+                self._sequence.write_snapshots(record.seq)
+            return record
+        raise StoreUnavailable(
+            f"{MAX_ATTEMPTS} attempts to append to {self._sequence.place} lost against other writers; try again later"
+        )
+
+    def _is_in_place(self, record: Record) -> bool:
+        """Whether a record is part of the log.
+
+        A writer that was suspended between its look and its put, for so long that retention has removed the record that
+        was there, has put another one in its place. Readers read the snapshot's.
+        """
+        found = self._sequence.reader.after_number(record.seq - 1)
+        return bool(found) and found[0].digest == record.digest
 
 
-class _Record(Document):
-    format: int
-    seq: Count
-    previous: str
-    time_s: Time
-    event: dict[str, Any]
-    digest: str
-    token: str = ""
+def _now() -> tuple[float, float]:
+    """By the clock that is never set, and by the one that also runs while the machine sleeps."""
+    return time.monotonic(), time.time()
+
+
+def _is_fresh(looked: tuple[float, float] | None) -> bool:
+    return looked is not None and max(now - then for now, then in zip(_now(), looked, strict=True)) < FRESH_S

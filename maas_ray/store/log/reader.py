@@ -1,0 +1,331 @@
+"""Reads an append-only sequence with few requests: the newest snapshots and the records after them, all at a time.
+
+A snapshot that is damaged or missing costs time, never an answer: the snapshots before it and the single records hold the
+same records. Everything that is returned was verified, and follows what is before it.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from maas_ray.display import get_logger
+from maas_ray.errors import NotFound, ObjectCorrupt
+from maas_ray.store.fetch import MAX_PARALLEL, get_each
+from maas_ray.store.log.record import RECORD, Record, parse_record, record_key
+from maas_ray.store.log.snapshot import UNIT, chain, decode, end_of, plan, snapshot_key
+from maas_ray.store.objects import ObjectInfo, ObjectStore
+from maas_ray.store.sealed import seal, unseal
+
+ATTEMPTS = 3
+"""Looks at a log whose objects are being removed by retention in this very moment."""
+
+log = get_logger(__name__)
+
+Pair = tuple[Record, str]
+"""A record, and the digest of the one that it follows."""
+
+
+class LogReader:
+    """The records in one place.
+
+    Args:
+        store: where they are stored.
+        place: `<prefix>/log`.
+    """
+
+    def __init__(self, store: ObjectStore, place: str) -> None:
+        self._store = store
+        self._place = place
+        self._recent: dict[int, bytes] = {}
+        """Bytes of the newest records that were read or written here: what the next snapshot is made of."""
+        self.end = 0
+        """Last record of the newest snapshot that was seen."""
+        self.is_behind = False
+        """At the last listing one was missing: a writer has died, or is of a version before snapshots."""
+
+    def after(self, last: Record | None) -> list[Record]:
+        """All records after one that is known, in order; with one or two listings, however many there are.
+
+        Raises:
+            NotFound: the known one is not there any more: the store is not what it was.
+            ObjectCorrupt: a record is altered, malformed, missing, or does not follow the one before it.
+        """
+        if last is None:
+            return self._linked(self._pairs(1), "")
+        records = self.after_number(last.seq - 1)
+        self._check_known(last, records[0] if records else None)
+        return records[1:]
+
+    def after_number(self, seq: int) -> list[Record]:
+        """As `after`, of a record that is known by its number only; 0: all. Raises `NotFound` if there is no such one."""
+        if seq == 0:
+            return self.after(None)
+        records = self._linked(self._pairs(seq), None)
+        if not records:
+            raise NotFound(f"the log {self._place} has no record {seq}")
+        return records[1:]
+
+    def newer(self, last: Record | None) -> list[Record]:
+        """As `after`, without a listing: two requests if there is nothing new, one if the log is empty.
+
+        Only for who has looked not long ago, see `sequence.FRESH_S`: what retention has removed meanwhile looks as if it
+        had never been there.
+        """
+        known, found = last, list[Record]()
+        width = 1
+        while True:
+            start = (last.seq if last is not None else 0) + 1
+            numbers = range(start, start + width)
+            for seq, data in zip(numbers, get_each(self._store, map(self._key, numbers)), strict=True):
+                if isinstance(data, NotFound):
+                    # A store that was taken away must not look like one without news. What is new follows the known one.
+                    return found if found or known is None else self._none_after(known)
+                (last,) = self._linked([self._parse(seq, data)], last.digest if last is not None else "")
+                found.append(last)
+            if width >= MAX_PARALLEL:
+                return found + self.after(last)
+            width *= 2
+
+    def _none_after(self, known: Record) -> list[Record]:
+        """Nothing, once the known record is found where it was."""
+        try:
+            data = self._store.get(known.key)
+        except NotFound:
+            return self.after(known)
+        self._check_known(known, self._parse(known.seq, data)[0])
+        return []
+
+    def last(self) -> Record | None:
+        """The newest record alone; None: there is none."""
+        for _ in range(ATTEMPTS):
+            end, numbers = self._look(1)
+            newest = numbers[-1] if numbers else end
+            if newest == 0:
+                return None
+            try:
+                return self._parse(newest, self._store.get(self._key(newest)))[0]
+            except NotFound:  # retention has left the snapshot only
+                if (pairs := self._fetch(newest, end, [])) is not None:
+                    return pairs[-1][0]
+        raise self._vanished()
+
+    def lines(self, first: int, last: int) -> list[bytes]:
+        """The bytes of the records `first` … `last`, for a snapshot; from those before it, as far as there are any."""
+        lines: dict[int, bytes] = {}
+        ends = set(range(UNIT, last, UNIT))
+        if self._fetch(first, last, [], ends=ends, lines=lines) is None:
+            raise self._vanished()
+        return [lines[seq] for seq in range(first, last + 1)]
+
+    def remember(self, seq: int, data: bytes) -> None:
+        """Keeps the bytes of a record that was just written."""
+        self._recent[seq] = data
+        while len(self._recent) > 2 * UNIT:
+            del self._recent[min(self._recent)]
+
+    def forget(self, seq: int) -> None:
+        """Takes `remember` back."""
+        self._recent.pop(seq, None)
+
+    def listed(self) -> tuple[list[int], list[int]]:
+        """Last records of all snapshots, and numbers of all single records, ascending; lists everything."""
+        ends, numbers = [], []
+        for info in self._store.scan(self._place):
+            if (end := end_of(info.key, self._place)) is not None:
+                ends.append(end)
+            elif (number := self._number(info)) is not None:
+                numbers.append(number)
+        return sorted(ends), numbers
+
+    def _pairs(self, first: int) -> list[Pair]:
+        for _ in range(ATTEMPTS):
+            end, numbers = self._look(first)
+            if (pairs := self._fetch(first, end, numbers)) is not None:
+                return pairs
+        raise self._vanished()
+
+    def _look(self, first: int) -> tuple[int, list[int]]:
+        """The newest snapshot's last record, and the numbers of the records after it; of those from `first` on only."""
+        end, numbers = 0, []
+        for info in self._store.scan(self._place):
+            if (found := end_of(info.key, self._place)) is not None:
+                end = found
+                break
+            if (number := self._number(info)) is not None:  # there is no snapshot: the listing is that of all records
+                numbers.append(number)
+        start = max(end, first - 1)
+        if end:
+            found_after = self._store.scan(self._place, after=self._key(start))
+            numbers = [number for info in found_after if (number := self._number(info)) is not None]
+        self.end = max(self.end, end)
+        self.is_behind = bool(numbers) and numbers[-1] // UNIT * UNIT > end
+        numbers = [number for number in numbers if number > start]
+        for expected, number in enumerate(numbers, start + 1):
+            if number != expected:
+                raise ObjectCorrupt(
+                    f"the log {self._place} continues with {self._key(number)}; record {expected} is missing"
+                )
+        return end, numbers
+
+    def _fetch(
+        self,
+        first: int,
+        end: int,
+        numbers: Iterable[int],
+        *,
+        ends: set[int] | None = None,
+        lines: dict[int, bytes] | None = None,
+    ) -> list[Pair] | None:
+        """The records from `first` on: those up to `end` by snapshots, then the single ones with these numbers.
+
+        Args:
+            first: the first one wanted.
+            end: the last one that snapshots hold.
+            numbers: of those after it.
+            ends: the snapshots to use; None: those that have to be there, see `snapshot.chain`.
+            lines: gets the bytes of each record, if they are wanted.
+
+        Returns:
+            None: something was removed meanwhile.
+        """
+        ends = set(chain(end)) if ends is None else ends
+        wanted = [number for number in numbers if number >= first]
+        got: dict[str, bytes | NotFound] = {}
+        if lines is not None:
+            got |= {self._key(seq): data for seq, data in self._recent.items()}
+        whole: dict[int, tuple[list[Pair], list[bytes]]] = {}
+        failed: set[int] = set()
+        while True:
+            by_snapshot, singles = plan(first, end, ends)
+            singles = sorted(singles) + wanted
+            # With the last record of each: what the log says there is what the snapshot has to end with.
+            keys = [
+                *(snapshot_key(self._place, each) for each in by_snapshot),
+                *map(self._key, [*by_snapshot, *singles]),
+            ]
+            todo = [key for key in keys if key not in got]
+            got |= dict(zip(todo, get_each(self._store, todo), strict=True))
+            for each in by_snapshot:
+                if each not in whole:
+                    key = snapshot_key(self._place, each)
+                    if found := self._decoded(each, got[key], got[self._key(each)]):
+                        whole[each] = found
+            bad = {each for each in by_snapshot if each not in whole}
+            if not bad:
+                break
+            failed |= bad
+            ends = self._ends() - failed
+        if any(isinstance(got[self._key(seq)], NotFound) for seq in singles):
+            return None
+        pairs = [pair for each in by_snapshot for pair in whole[each][0] if pair[0].seq >= first]
+        pairs += [self._parse(seq, got[self._key(seq)]) for seq in singles]
+        if lines is not None:
+            for each in by_snapshot:
+                lines |= {pair[0].seq: line for pair, line in zip(*whole[each], strict=True)}
+            lines |= {seq: _line(self._key(seq), got[self._key(seq)]) for seq in singles}
+        return sorted(pairs, key=lambda pair: pair[0].seq)
+
+    def _decoded(
+        self, end: int, data: bytes | NotFound, last: bytes | NotFound
+    ) -> tuple[list[Pair], list[bytes]] | None:
+        """A snapshot, if it is there, whole, and ends with the log's own record (where retention has left that)."""
+        if isinstance(data, NotFound):
+            return None
+        try:
+            return verified(self._place, end, data, last)
+        except ObjectCorrupt as error:
+            _warn(f"{error}; its records are read elsewhere")
+            return None
+
+    def _ends(self) -> set[int]:
+        """Last records of all snapshots that there are."""
+        ends = set()
+        for info in self._store.scan(self._place):
+            if (end := end_of(info.key, self._place)) is not None:
+                ends.add(end)
+            elif self._number(info) is not None:
+                break  # snapshots come first
+        return ends
+
+    def _parse(self, seq: int, data: bytes | NotFound) -> Pair:
+        if isinstance(data, NotFound):
+            raise data
+        pair = parse_record(self._place, seq, data)
+        self.remember(seq, data)
+        return pair
+
+    def _linked(self, pairs: Iterable[Pair], previous: str | None) -> list[Record]:
+        """The records, once each is found to follow the one before it; None: whatever the first one follows."""
+        records = []
+        for record, follows in pairs:
+            if previous is not None and follows != previous:
+                raise ObjectCorrupt(f"the log record {record.key} does not follow the record before it; not used")
+            records.append(record)
+            previous = record.digest
+        return records
+
+    def _check_known(self, last: Record, now: Record | None) -> None:
+        if now is None:
+            raise NotFound(f"the log record {last.key}, which was read before, is not there any more")
+        if now.digest != last.digest:
+            raise ObjectCorrupt(f"the log record {last.key} is another one than was read before; not used")
+
+    def _vanished(self) -> ObjectCorrupt:
+        """What to raise where a record is missing; looks at everything, to name it and what could have held it."""
+        ends, numbers = self.listed()
+        held, damaged = set(numbers), []
+        for end in ends:
+            key = snapshot_key(self._place, end)
+            try:
+                held |= {record.seq for record, _ in decode(self._place, end, self._store.get(key))[0]}
+            except (NotFound, ObjectCorrupt):
+                damaged.append(key)
+        gap = next((seq for seq in range(1, max([*ends, *numbers, 0]) + 1) if seq not in held), None)
+        if gap is None:
+            return ObjectCorrupt(f"objects of the log {self._place} went away while it was read; read it again")
+        where = f"; damaged snapshots: {', '.join(damaged[:5])}" if damaged else ""
+        return ObjectCorrupt(f"the log {self._place} cannot be read: record {gap} is missing{where}")
+
+    def _number(self, info: ObjectInfo) -> int | None:
+        match = RECORD.fullmatch(info.key)
+        return int(match[2]) if match is not None and f"{match[1]}/log" == self._place else None
+
+    def _key(self, seq: int) -> str:
+        return record_key(self._place, seq)
+
+
+def verified(place: str, end: int, data: bytes, last: bytes | NotFound) -> tuple[list[Pair], list[bytes]]:
+    """The records of a snapshot and their bytes, as `decode`, compared with the log's own last one of them.
+
+    Since each record names the digest of the one before it, that one stands for all.
+
+    Args:
+        place: the log's.
+        end: the last record of the snapshot.
+        data: its bytes.
+        last: the bytes of that record, or that retention has removed it.
+
+    Raises:
+        ObjectCorrupt: it is damaged, or says something else than the log.
+    """
+    found = decode(place, end, data)
+    if not isinstance(last, NotFound):
+        record, _ = parse_record(place, end, last)
+        if record.digest != found[0][-1][0].digest:
+            raise ObjectCorrupt(
+                f"the snapshot {snapshot_key(place, end)} ends with another record than {record.key}; not used"
+            )
+    return found
+
+
+def _line(key: str, data: bytes | NotFound) -> bytes:
+    """A record in one line, whatever it was written by."""
+    if isinstance(data, NotFound):
+        raise data
+    body = unseal(key, data)
+    return seal({name: value for name, value in body.items() if name != "digest"})
+
+
+@lru_cache(256)
+def _warn(message: str) -> None:
+    """Says it once in a process."""
+    log.warning("%s", message)
