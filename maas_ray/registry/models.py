@@ -8,9 +8,10 @@ repeat finds its own version. By default it is derived from model, bundle and ru
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from heapq import nsmallest
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -20,10 +21,12 @@ from maas_ray.errors import NotFound, ObjectCorrupt, SpecError
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import MAX_COUNT, Document, malformed
-from maas_ray.store.sequence import Record, Sequence
+from maas_ray.store.sequence import Follower, Record, Sequence
 
 PREFIX = "registry"
 PRODUCTION = "production"
+MAX_NAMES = 50
+"""Names that a message lists at most."""
 K = TypeVar("K")
 V = TypeVar("V")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -64,39 +67,37 @@ class Model:
 class Registry:
     """The registry of one store. Reading is incremental: what was read once is not read again.
 
+    A look costs one request while nothing changes; the first one a few, however long the log is (store/log/snapshot.py).
+
     Args:
         store: where the log lies.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._sequence = Sequence(store, PREFIX)
-        self._records: list[Record] = []
-        self._events: list[Event] = []
+        self.uri = store.uri
+        """Of the store, for messages."""
+        self._log = Follower(Sequence(store, PREFIX))
         self._models: dict[str, Model] = {}
+        self._events: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
 
     def models(self) -> dict[str, Model]:
-        """All models by name, as of now; not to be changed.
+        """All models by name, as of now; not to be changed. The same table as before if nothing has changed.
 
         Raises:
             ObjectCorrupt: a record is altered or malformed; names it.
         """
-        if new := list(self._sequence.read(after=self._records[-1].seq if self._records else 0)):
-            events = [read_event(record) for record in new]
-            self._records += new
-            self._events += events
-            self._models = _fold(self._records, self._events)  # a new table: somebody may still hold the last one
+        self._take(self._log.look())
         return self._models
 
     def history(self, name: str) -> list[tuple[float, Mapping[str, Any]]]:
         """All events of a model in order, each with its time in seconds since 1970."""
         self.model(name)
-        pairs = zip(self._records, self._events, strict=True)
-        return [(record.time_s, record.event) for record, event in pairs if event is not None and event.model == name]
+        return list(self._events[name])
 
     def model(self, name: str) -> Model:
         """One model. Raises `NotFound`, naming the models that exist."""
-        return _find(self.models(), name, "model", f"in {self._store.uri}")
+        return find_model(self.models(), name, self._store.uri)
 
     def resolve(self, name: str, ref: int | str = PRODUCTION) -> Version:
         """The version that a number or an alias names.
@@ -108,10 +109,18 @@ class Registry:
         Raises:
             NotFound: no such model, version or alias; the message lists those that exist.
         """
-        model = self.model(name)
-        is_alias = isinstance(ref, str) and not ref.isdigit()
-        number = _find(model.aliases, str(ref), "alias", f"of model {name!r}") if is_alias else int(ref)
-        return _find(model.versions, number, "version", f"of model {name!r}")
+        return find_version(self.models(), name, ref, self._store.uri)
+
+    def resolve_all(self, references: Iterable[tuple[str, int | str]]) -> list[Version | NotFound]:
+        """As `resolve` for each pair of a model and a reference, with one look for all of them."""
+        models = self.models()
+        found: list[Version | NotFound] = []
+        for name, ref in references:
+            try:
+                found.append(find_version(models, name, ref, self._store.uri))
+            except NotFound as error:
+                found.append(error)
+        return found
 
     def publish(self, name: str, bundle: str, *, token: str | None = None) -> Version:
         """Makes a committed bundle the next version of a model; the same publish again returns the version that it made.
@@ -131,8 +140,8 @@ class Registry:
         run = load_info(self._store, bundle).lineage.run
         given, token = token, token or _token(name, bundle, run)
 
-        def next_version(records: list[Record]) -> Mapping[str, Any]:
-            model = _fold(records, map(read_event, records)).get(name, Model(name))
+        def next_version() -> Mapping[str, Any]:
+            model = self._models.get(name, Model(name))
             if (made := _published(model, bundle, token, by_content=given is None)) is not None:
                 raise _Made(made)
             version = 1 + max(model.versions, default=0)
@@ -143,9 +152,8 @@ class Registry:
         try:
             record = self._append(next_version)
         except _Made as found:
-            self.models()
             return found.version
-        return self.resolve(name, int(record.event["version"]))
+        return self._models[name].versions[int(record.event["version"])]
 
     def promote(self, name: str, version: int, alias: str = PRODUCTION) -> Version:
         """Points an alias at a version; running pools follow it. One that points there already is left alone.
@@ -158,9 +166,8 @@ class Registry:
         if alias.isdigit():
             raise SpecError(f"alias {alias!r} is a number, which names a version; choose a word such as {PRODUCTION!r}")
 
-        def point(records: list[Record]) -> Mapping[str, Any]:
-            models = _fold(records, map(read_event, records))
-            model = _find(models, name, "model", f"in {self._store.uri}")
+        def point() -> Mapping[str, Any]:
+            model = find_model(self._models, name, self._store.uri)
             wanted = _find(model.versions, version, "version", f"of model {name!r}")
             if model.aliases.get(alias) == version:
                 raise _Made(wanted)
@@ -169,18 +176,39 @@ class Registry:
         try:
             self._append(point)
         except _Made as found:
-            self.models()
             return found.version
-        return self.resolve(name, version)
+        return self._models[name].versions[version]
 
     def info(self, version: Version) -> BundleInfo:
         """The description of a version's bundle."""
         return load_info(self._store, version.bundle)
 
-    def _append(self, make_event: Any) -> Record:
-        record = self._sequence.append(make_event, self._records)
-        self.models()
+    def _append(self, make_event: Callable[[], Mapping[str, Any]]) -> Record:
+        """Appends an event that is decided upon `_models` as of now."""
+
+        def decide(new: list[Record]) -> Mapping[str, Any]:
+            self._take(new)
+            return make_event()
+
+        record = self._log.append(decide)
+        self._take([record])
         return record
+
+    def _take(self, new: list[Record]) -> None:
+        """Adds records to the table; a new one: somebody may still hold the last one."""
+        if not new:
+            return
+        events = [(record, event) for record in new if (event := self._read(record)) is not None]
+        self._models = _folded(self._models, events)
+        for record, event in events:
+            self._events.setdefault(event.model, []).append((record.time_s, record.event))
+
+    def _read(self, record: Record) -> "Event":
+        try:
+            return read_event(record)
+        except ObjectCorrupt:
+            self._log, self._models, self._events = Follower(Sequence(self._store, PREFIX)), {}, {}
+            raise
 
 
 def check_name(name: str, what: str) -> None:
@@ -261,12 +289,16 @@ def _published(model: Model, bundle: str, token: str, *, by_content: bool) -> Ve
     return None
 
 
-def _fold(records: Iterable[Record], events: Iterable[Event]) -> dict[str, Model]:
-    models: dict[str, Model] = {}
-    for record, event in zip(records, events, strict=True):
-        if event is None:
-            continue
-        model = models.setdefault(event.model, Model(event.model))
+def _folded(before: Mapping[str, Model], events: Iterable[tuple[Record, _Publish | _Alias]]) -> dict[str, Model]:
+    """The table after more events; models that they do not change are the same objects."""
+    models = dict(before)
+    own: set[str] = set()
+    for record, event in events:
+        if event.model not in own:
+            model = before.get(event.model, Model(event.model))
+            models[event.model] = Model(event.model, dict(model.versions), dict(model.aliases))
+            own.add(event.model)
+        model = models[event.model]
         if isinstance(event, _Publish):
             number = event.version
             model.versions[number] = Version(model.name, number, event.bundle, event.run, record.time_s, event.token)
@@ -275,8 +307,22 @@ def _fold(records: Iterable[Record], events: Iterable[Event]) -> dict[str, Model
     return models
 
 
+def find_model(models: Mapping[str, Model], name: str, uri: str) -> Model:
+    """One model of a table that was read. Raises `NotFound`, naming models that exist."""
+    return _find(models, name, "model", f"in {uri}")
+
+
+def find_version(models: Mapping[str, Model], name: str, ref: int | str, uri: str) -> Version:
+    """What a reference names in a table that was read: nothing is asked of the store. See `Registry.resolve`."""
+    model = find_model(models, name, uri)
+    is_alias = isinstance(ref, str) and not ref.isdigit()
+    number = _find(model.aliases, str(ref), "alias", f"of model {name!r}") if is_alias else int(ref)
+    return _find(model.versions, number, "version", f"of model {name!r}")
+
+
 def _find(known: Mapping[K, V], key: K, what: str, where: str) -> V:
     if key not in known:
-        names = ", ".join(str(name) for name in sorted(known, key=str)) or "none"
-        raise NotFound(f"no {what} {key!r} {where}; there is: {names}")
+        names = nsmallest(MAX_NAMES, map(str, known))
+        more = f" and {len(known) - len(names)} more" if len(known) > len(names) else ""
+        raise NotFound(f"no {what} {key!r} {where}; there is: {', '.join(names) or 'none'}{more}")
     return known[key]

@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
-from maas_ray.registry.models import Registry, Version, check_name
+from maas_ray.registry.models import Model, Registry, Version, check_name
 from maas_ray.serve.batching import ByteBudget
 from maas_ray.serve.index import index
 from maas_ray.serve.loaded import Loaded, name_of
 from maas_ray.serve.loader import Loader, within
 from maas_ray.serve.shelf import Shelf
 from maas_ray.serve.shown import original
-from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, resolve_all
+from maas_ray.serve.slots import Reference, Slot, check_reference, default_of, named_before, references_in
 from maas_ray.serve.spec import ModelSpec, ServingSpec
 from maas_ray.serve.stats import ReplicaStats
 from maas_ray.serve.waiting import Load, LoadDone, Waiter
@@ -56,6 +56,8 @@ class Residency:
         self._registry = Registry(store)
         self._wanted = Wanted(store, pool) if spec.model_control == "explicit" else None
         self.stats = stats or ReplicaStats(pool)
+        self._seen: tuple[Mapping[str, Model], Mapping[str, Wish], list[Reference]] | None = None
+        """What the references named at the last look; only for the thread. While nothing changes, a look resolves nothing."""
         self._slots: dict[tuple[str, int | str], Slot] = {}
         self._by_name: dict[str, list[Slot]] = {}
         self._unloaded: set[str] = set()
@@ -372,7 +374,10 @@ class Residency:
 
         def read() -> tuple[list[Reference], Mapping[str, Wish]]:
             wishes = self._wanted.wishes() if self._wanted is not None else {}
-            return resolve_all(self._registry, self.spec.models, wishes), wishes
+            models = self._registry.models()
+            if self._seen is None or self._seen[0] is not models or self._seen[1] != wishes:
+                self._seen = (models, wishes, references_in(models, self._store.uri, self.spec.models, wishes))
+            return self._seen[2], wishes
 
         references, wishes = await self._in_thread("the registry", timeout_s, read)
         self._unloaded = {name for name, wish in wishes.items() if not wish.is_load}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
-from maas_ray.registry.models import Model, Registry, Version
+from maas_ray.registry.models import Model, Registry, Version, find_version
 from maas_ray.serve.shown import for_callers, original
 from maas_ray.serve.spec import ModelSpec, RefreshSpec
 from maas_ray.serve.waiting import Load
@@ -104,15 +104,20 @@ def resolve_all(
     The first one of a name is what a URL without a version means: a version or alias that a caller wished for, else
     what the spec lists first, else what a pattern matches.
     """
-    models = registry.models()
-    wishes = wishes or {}
+    return references_in(registry.models(), registry.uri, specs, wishes or {})
+
+
+def references_in(
+    models: Mapping[str, Model], uri: str, specs: Sequence[ModelSpec], wishes: Mapping[str, Wish]
+) -> list[Reference]:
+    """As `resolve_all`, in a table that was read from the registry in the store `uri`."""
     found: dict[tuple[str, int | str], Reference] = {}
     for spec, is_listed, is_override in _expand(models, specs, wishes):
         wish = wishes.get(spec.name)
         if wish is not None and not wish.is_load:
             continue
         if (spec.name, spec.ref) not in found:
-            names = _resolve(registry, models, spec)
+            names = _resolve(models, uri, spec)
             number = wish.number if wish is not None else 0
             found[spec.name, spec.ref] = Reference(spec, is_listed, is_override, number, names)
     return list(found.values())
@@ -130,11 +135,12 @@ def default_of(slots: Sequence[Slot]) -> Slot | None:
 def check_reference(registry: Registry, name: str, wish: ModelSpec | None, specs: Sequence[ModelSpec]) -> None:
     """Raises `NotFound` if a wish to load a model would name nothing."""
     error: MaasError | None = None
+    models = registry.models()
     for spec in [wish] if wish is not None else _referring(name, specs) or [ModelSpec(name=name)]:
         try:
-            registry.resolve(name, spec.ref)
+            find_version(models, name, spec.ref, registry.uri)
         except NotFound as failure:
-            error = for_callers(failure, _named(registry.models(), name, spec.ref))
+            error = for_callers(failure, _named(models, name, spec.ref))
         else:
             return
     if error is not None:
@@ -151,7 +157,8 @@ def named_before(registry: Registry, spec: ModelSpec, version: Version) -> list[
         if event["type"] == "alias" and event["alias"] == spec.alias
     ]
     earlier = [number for number in dict.fromkeys(reversed(numbers)) if number != version.version]
-    return [registry.resolve(spec.name, number) for number in earlier]
+    versions = registry.resolve_all((spec.name, number) for number in earlier)
+    return [version for version in versions if isinstance(version, Version)]
 
 
 def _expand(
@@ -179,13 +186,10 @@ def _referring(name: str, specs: Sequence[ModelSpec]) -> list[ModelSpec]:
     return [spec for spec in specs if fnmatchcase(name, spec.name)]
 
 
-def _resolve(registry: Registry, models: Mapping[str, Model], spec: ModelSpec) -> Version | MaasError:
-    model = models.get(spec.name)
-    number = spec.version or (model.aliases.get(spec.alias) if model else None)
-    known = model.versions.get(number) if model and number else None
+def _resolve(models: Mapping[str, Model], uri: str, spec: ModelSpec) -> Version | MaasError:
     try:
-        return known or registry.resolve(spec.name, spec.ref)
-    except MaasError as error:
+        return find_version(models, spec.name, spec.ref, uri)
+    except NotFound as error:
         return for_callers(error, _named(models, spec.name, spec.ref))
 
 

@@ -1,6 +1,7 @@
 """What a deployment says: the store, the HTTP front and the pools. Validation only; starts nothing."""
 
 import re
+from collections import Counter
 from typing import Literal, Self
 
 from pydantic import (
@@ -194,8 +195,8 @@ class ServingSpec(Spec):
 
     @model_validator(mode="after")
     def _models_are_unique(self) -> Self:
-        seen = [(model.name, model.ref) for model in self.models]
-        twice = sorted({f"{name} ({ref})" for name, ref in seen if seen.count((name, ref)) > 1})
+        seen = Counter((model.name, model.ref) for model in self.models)
+        twice = sorted(f"{name} ({ref})" for (name, ref), times in seen.items() if times > 1)
         if twice:
             raise ValueError(f"the pool lists {', '.join(twice)} more than once")
         return self

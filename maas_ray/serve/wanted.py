@@ -6,16 +6,18 @@ The last event of a model counts. Knows no replica.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from maas_ray.errors import ObjectCorrupt
 from maas_ray.registry.models import check_name
 from maas_ray.serve.spec import ModelSpec
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, malformed, read_document
-from maas_ray.store.sequence import Record, Sequence
+from maas_ray.store.sequence import Follower, Record, Sequence
 
 PREFIX = "pools"
 
@@ -47,9 +49,10 @@ class Wanted:
 
     def __init__(self, store: ObjectStore, pool: str) -> None:
         check_name(pool, "pool")
-        self._sequence = Sequence(store, f"{PREFIX}/{pool}/wanted")
-        self._records: list[Record] = []
+        self._place = (store, f"{PREFIX}/{pool}/wanted")
+        self._log = Follower(Sequence(*self._place))
         self._wishes: dict[str, Wish] = {}
+        self._events: dict[str, Mapping[str, Any]] = {}
 
     def wishes(self) -> dict[str, Wish]:
         """The last wish of every model that was ever asked for, by name.
@@ -57,10 +60,7 @@ class Wanted:
         Raises:
             ObjectCorrupt: a record is altered or malformed; names it.
         """
-        new = list(self._sequence.read(after=self._records[-1].seq if self._records else 0))
-        found = dict(read_wish(record) for record in new)
-        self._records += new
-        self._wishes |= found
+        self._take(self._log.look())
         return dict(self._wishes)
 
     def load(self, name: str, spec: ModelSpec | None = None, max_batch_size: int | None = None) -> None:
@@ -77,12 +77,28 @@ class Wanted:
         self._append({"type": "unload", "model": name})
 
     def _append(self, event: Mapping[str, Any]) -> None:
-        self.wishes()
-        last = next(
-            (record.event for record in reversed(self._records) if record.event["model"] == event["model"]), None
-        )
-        if last != event:
-            self._sequence.append(lambda records: event, self._records)
+        def decide(new: list[Record]) -> Mapping[str, Any]:
+            self._take(new)
+            if self._events.get(event["model"]) == event:
+                raise _Asked
+            return event
+
+        with suppress(_Asked):
+            self._take([self._log.append(decide)])
+
+    def _take(self, new: list[Record]) -> None:
+        try:
+            found = {record.seq: read_wish(record) for record in new}
+        except ObjectCorrupt:
+            self._log, self._wishes, self._events = Follower(Sequence(*self._place)), {}, {}
+            raise
+        for record in new:
+            name, wish = found[record.seq]
+            self._wishes[name], self._events[name] = wish, record.event
+
+
+class _Asked(Exception):
+    """There is nothing to append: it was the last that was asked for this model."""
 
 
 class _Event(Document):

@@ -9,7 +9,7 @@ import ray
 from ray import serve
 
 from maas_ray.cluster.clocks import refuse_skew
-from maas_ray.errors import ClusterError, NotFound, ResourcesMissing
+from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.owner import own
@@ -111,9 +111,8 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
 
 def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
     """A name that does not exist is reported here and now, instead of after three failed starts of a replica."""
-    registry = Registry(store)
-    for pool in spec.pools:
-        for model in pool.models:
-            if model.is_pattern:
-                continue  # it may well match nothing yet
-            registry.resolve(model.name, model.ref)
+    # One that is a pattern may well match nothing yet.
+    listed = [model for pool in spec.pools for model in pool.models if not model.is_pattern]
+    for found in Registry(store).resolve_all((model.name, model.ref) for model in listed):
+        if isinstance(found, MaasError):
+            raise found
