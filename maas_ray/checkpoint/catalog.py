@@ -15,7 +15,8 @@ from pydantic import Field
 
 from maas_ray.errors import MaasError, NotFound, ObjectCorrupt
 from maas_ray.store import manifest
-from maas_ray.store.manifest import Committed, list_committed, open_committed
+from maas_ray.store.fetch import in_parallel
+from maas_ray.store.manifest import Committed, is_committed, list_committed, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, Time, parse_json, read_document
 from maas_ray.store.sequence import Record, Sequence
@@ -59,13 +60,26 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
         NotFound: there is no such checkpoint; names those that there are.
         ObjectCorrupt: its manifest is altered or malformed.
     """
+    wanted = newest_checkpoint(store, prefix) if step is None else step
+    if wanted is not None:
+        try:
+            return open_step(store, prefix, wanted)
+        except NotFound:
+            pass  # said below, with those that there are
     steps = list_checkpoints(store, prefix)
-    wanted = steps[-1] if step is None and steps else step
-    if wanted not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        which = "" if step is None else f" of step {step}"
-        raise NotFound(f"{prefix} has no committed checkpoint{which}; there is: {there}")
-    return open_step(store, prefix, wanted)
+    if step is None and steps:
+        return open_step(store, prefix, steps[-1])  # retention was just removing the one before
+    there = ", ".join(map(str, steps)) or "none"
+    which = "" if step is None else f" of step {step}"
+    raise NotFound(f"{prefix} has no committed checkpoint{which}; there is: {there}")
+
+
+def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:
+    """The step of the newest committed checkpoint; None: there is none. Two listings, however many there are."""
+    for name in sorted(filter(_STEP.fullmatch, store.children(prefix)), key=int, reverse=True):
+        if is_committed(store, f"{prefix}/{name}"):
+            return int(name)
+    return None
 
 
 def open_step(store: ObjectStore, prefix: str, step: int) -> Committed:
@@ -109,30 +123,36 @@ def verify(committed: Committed) -> list[MaasError]:
 def describe(store: ObjectStore, prefix: str) -> list[dict[str, Any]]:
     """What each committed checkpoint is, oldest first, without reading its parts; one that is damaged says how."""
     pins = pinned(store, prefix)
-    found = []
-    for step in list_checkpoints(store, prefix):
-        about: dict[str, Any] = dict.fromkeys(
-            ("committed_s", "num_bytes", "num_tensors", "num_parts", "num_ranks", "layout", "metrics"), 0
-        )
-        error = None
-        try:
-            committed = open_step(store, prefix, step)
-            meta = committed.meta
-            about = {
-                "committed_s": meta["time_s"],
-                "num_bytes": sum(part.size for part in committed.parts.values()),
-                "num_tensors": len(meta["index"]["tensors"]),
-                "num_parts": len(meta["index"]["parts"]),
-                "num_ranks": meta["num_ranks"],
-                "layout": meta["state"].get("layout"),
-                "metrics": meta["state"].get("metrics", {}),
-            }
-        except MaasError as problem:
-            error = str(problem)
-        except (KeyError, TypeError, AttributeError):
-            error = f"{place(prefix, step)} was written by an incompatible version"
-        found.append({"step": step, **about, "is_pinned": step in pins, "error": error})
-    return found
+    steps = list_checkpoints(store, prefix)
+    found = in_parallel(lambda step: _describe(store, prefix, step), steps)
+    return [
+        {"step": step, **about, "is_pinned": step in pins, "error": error}
+        for step, (about, error) in zip(steps, found, strict=True)
+    ]
+
+
+def _describe(store: ObjectStore, prefix: str, step: int) -> tuple[dict[str, Any], str | None]:
+    """What one checkpoint is, and what is wrong with it."""
+    about: dict[str, Any] = dict.fromkeys(
+        ("committed_s", "num_bytes", "num_tensors", "num_parts", "num_ranks", "layout", "metrics"), 0
+    )
+    try:
+        committed = open_step(store, prefix, step)
+        meta = committed.meta
+        about = {
+            "committed_s": meta["time_s"],
+            "num_bytes": sum(part.size for part in committed.parts.values()),
+            "num_tensors": len(meta["index"]["tensors"]),
+            "num_parts": len(meta["index"]["parts"]),
+            "num_ranks": meta["num_ranks"],
+            "layout": meta["state"].get("layout"),
+            "metrics": meta["state"].get("metrics", {}),
+        }
+    except MaasError as problem:
+        return about, str(problem)
+    except (KeyError, TypeError, AttributeError):
+        return about, f"{place(prefix, step)} was written by an incompatible version"
+    return about, None
 
 
 def pin(store: ObjectStore, prefix: str, step: int, reason: str) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from maas_ray.checkpoint.catalog import list_checkpoints, open_step, pinned
 from maas_ray.errors import ObjectCorrupt
+from maas_ray.store.fetch import in_parallel
 from maas_ray.store.objects import ObjectStore
 
 
@@ -57,7 +58,8 @@ class Retention:
         A step whose manifest cannot be read keeps nothing else from being kept and is left for whoever looks into it,
         so neither a crash nor damage pushes a good checkpoint out.
         """
-        whole = [step for step in list_checkpoints(self._store, self._prefix) if self._is_whole(step)]
+        steps = list_checkpoints(self._store, self._prefix)
+        whole = [step for step, is_whole in zip(steps, in_parallel(self._is_whole, steps), strict=True) if is_whole]
         chosen = self._chosen(whole)
         going = [step for step in whole if step not in chosen]
         if going:

@@ -29,12 +29,14 @@ from maas_ray.data.spec import SPLITS
 from maas_ray.data.text.layout import TokenLayout
 from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed, part_key
+from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
 
 PREFIX = "datasets"
 KIND = "dataset"
+MAX_NAMES = 50
+"""Names that a message lists at most."""
 PLAIN, SHARDED = FORMATS = (1, 2)
 """What a manifest says; SHARDED: a table in shards."""
 MAX_PART_BYTES = 1 << 26
@@ -242,8 +244,10 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
     try:
         committed = open_committed(store, f"{PREFIX}/{digest}", KIND)
     except NotFound as error:
-        known = ", ".join(list_committed(store, PREFIX)) or "none"
-        raise NotFound(f"no data set {digest!r} in {store.uri}; there are: {known}") from error
+        known = store.children(PREFIX)
+        more = f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else ""
+        there = ", ".join(known[:MAX_NAMES]) or "none"
+        raise NotFound(f"no data set {digest!r} in {store.uri}; there are: {there}{more}") from error
     meta = committed.meta
     try:
         if meta["format"] not in FORMATS:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from maas_ray.checkpoint.catalog import list_checkpoints, open_step
 from maas_ray.errors import NotFound, SpecError
+from maas_ray.store.fetch import in_parallel
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.figures import best_step
 from maas_ray.train.runs import Run, Runs, checkpoints_prefix
@@ -50,10 +51,8 @@ def figures_by_step(store: ObjectStore, run: str, steps: list[int]) -> dict[int,
     """The figures of each checkpoint: those that it was committed with, and those that were found later."""
     found = Runs(store).validated(run)
     prefix = checkpoints_prefix(run)
+    opened = in_parallel(lambda step: open_step(store, prefix, step), steps)
     return {
-        step: {
-            **open_step(store, prefix, step).meta["state"].get("metrics", {}),
-            **found.get(step, {}),
-        }
-        for step in steps
+        step: {**committed.meta["state"].get("metrics", {}), **found.get(step, {})}
+        for step, committed in zip(steps, opened, strict=True)
     }

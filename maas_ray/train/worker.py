@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
+from maas_ray.checkpoint.catalog import list_checkpoints, newest_checkpoint, open_checkpoint, read_saved
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot
@@ -41,6 +41,7 @@ from maas_ray.train.parallel import place_rank, refuse_far_groups
 from maas_ray.train.profile import Profiler
 from maas_ray.train.progress import Progress
 from maas_ray.train.rates import Rates
+from maas_ray.train.run_index import point_at
 from maas_ray.train.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.spec import TrainSpec
 from maas_ray.train.state import MODEL, buffers_of, restore, tensors_of
@@ -124,6 +125,7 @@ def _train(
     def commit(committed: Committed) -> None:
         step = int(committed.meta["step"])
         pace.committed(step)
+        point_at(store, committed.prefix)
         # Not what is committed because the ranks leave: an undisturbed run would have no figures of it.
         if beside is not None and (
             plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
@@ -253,7 +255,7 @@ def _restore(
     Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
     """
     prefix = checkpoints_prefix(spec.run)
-    newest = torch.tensor([(list_checkpoints(store, prefix) or [0])[-1]], device=trainee.device)
+    newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=trainee.device)
     if dist.is_initialized():
         dist.broadcast(newest, src=0)
     if not int(newest):
