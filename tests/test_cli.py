@@ -37,6 +37,7 @@ COMMANDS = [
     "predict",
     "verify-parallel",
     "fsck",
+    "compact",
     "schema",
     "quickstart",
 ]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import boto3
 import pytest
-from benchmarks.store.filling import Sizes, fill
 
+from benchmarks.store.filling import Sizes, fill
 from maas_ray.store.objects import StorageSpec, open_store
 from tests.support.hosts import Network
 from tests.support.hosts.s3 import s3_service

@@ -90,9 +90,8 @@ class Nodes:
             joined = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
             if joined:
                 break
-            assert process.poll() is None and time.monotonic() < deadline, (
-                f"the node did not join: {log.read_text()[-2000:]}"
-            )
+            has_failed = process.poll() is not None or time.monotonic() > deadline
+            assert not has_failed, f"the node did not join: {log.read_text()[-2000:]}"
             time.sleep(0.2)
         node = str(joined.pop())
         self._started[node] = (process, mark)
