@@ -2,6 +2,7 @@ import errno
 import mmap
 import os
 
+import boto3
 import pytest
 
 from maas_ray.errors import Conflict, MaasError, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable
@@ -113,3 +114,14 @@ def test_a_write_that_fails_leaves_nothing(file_store: ObstoreStore, monkeypatch
             with pytest.raises(StoreError, match="no space is left for .*; free some"):
                 put("a/b", b"x")
         assert list(file_store.scan("")) == list(file_store.staged()) == []
+
+
+def test_markers_of_directories_are_listed_like_any_object(s3_endpoint: str) -> None:
+    """Other programs' S3 clients make them, also of the store itself."""
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    for key in ("marked/", "marked/ray/", "marked/ray-1/x", "marked/ray/y"):
+        client.put_object(Bucket="maas", Key=key, Body=b"")
+    client.close()
+    store = open_store(StorageSpec(uri="s3://maas/marked", endpoint=s3_endpoint))
+    assert sorted(info.key for info in store.scan("")) == ["", "ray", "ray-1/x", "ray/y"]
+    assert store.children("") == ["ray", "ray-1"]

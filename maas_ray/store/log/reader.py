@@ -134,7 +134,7 @@ class LogReader:
                 ends.append(end)
             elif (number := self._number(info)) is not None:
                 numbers.append(number)
-        return sorted(ends), numbers
+        return sorted(ends), sorted(numbers)
 
     def _pairs(self, first: int) -> list[Pair]:
         for _ in range(ATTEMPTS):
@@ -156,6 +156,7 @@ class LogReader:
         if end:
             found_after = self._store.scan(self._place, after=self._key(start))
             numbers = [number for info in found_after if (number := self._number(info)) is not None]
+        numbers.sort()
         self.end = max(self.end, end)
         self.is_behind = bool(numbers) and numbers[-1] // UNIT * UNIT > end
         numbers = [number for number in numbers if number > start]
