@@ -37,7 +37,8 @@ def main() -> None:
         fill(store, Sizes(options.versions, options.models, options.runs, options.checkpoints, options.runs // 10))
         print(f"filled in {time.perf_counter() - began:.0f} s")
     bundle = Registry(store).resolve("model-0").bundle
-    print(f"{machine()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}; {options.get_ms:g} ms before each answer\n")
+    on = machine()
+    print(f"{on['cpus']} CPUs ({on['cpu']}), Python {on['python']}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}.\n")
     print("| command | gets | listings | median, s | CPU, s |\n|---|---|---|---|---|")
     for name, work in _commands(bundle).items():
         slow = SlowStore(store, options.get_ms / 1000, options.get_ms / 1000)
