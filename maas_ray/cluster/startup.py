@@ -20,7 +20,7 @@ FILES_PER_CPU = 16
 """Open files that one process may need. Measured with two replicas: 94 in the raylet, 81 in the GCS, 75 in a replica, to which
 connections, models and workers are added; HAProxy does not start with fewer than about 330 (haproxy/capacity.py)."""
 MIN_MEMORY_BYTES = 1 << 30
-"""Measured: the processes of an idle head take 0.9 GB before anything is trained or served."""
+"""A head and its agents take most of it before anything is trained or served."""
 MIN_OBJECTS_BYTES = 128 << 20
 """Smallest store of objects that training and serving get along with; Ray's own minimum is 75 MB."""
 OBJECTS_SHARE = 0.3
