@@ -52,6 +52,7 @@ from ray.train.v2._internal.execution.worker_group import worker_group as _group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from maas_ray.cluster.claims import claimed
 from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train import group
@@ -245,10 +246,14 @@ class _Controller(TrainController):  # type: ignore[misc]
     def __init__(self, job: Launch, roll: Roll, **parts: Any) -> None:
         self._job = job
         self._roll = roll
-        policies = {"scaling_policy": _Sizes(job, roll, self.held), "failure_policy": _Restarts(job, roll)}
+        self._sizes = _Sizes(job, roll, self.held)
+        policies = {"scaling_policy": self._sizes, "failure_policy": _Restarts(job, roll)}
         super().__init__(**{**parts, **policies})
         propagated = self.__dict__["_worker_group_callbacks_to_propagate"]
         propagated[:] = [one for one in propagated if not isinstance(one, PreemptionCallback)]
+
+    def _start_worker_group(self, num_workers: int, resources_per_worker: dict[str, float]) -> Any:
+        return super()._start_worker_group(self._sizes.after_claims(num_workers), resources_per_worker)
 
     def held(self) -> Counter[str]:
         """How many workers of the group each node has, by its id; they may be dead already."""
@@ -324,6 +329,20 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
             self._roll.ask(reason)
         return NoopDecision()
 
+    def after_claims(self, num_workers: int) -> int:
+        """How many workers start now. Waits while serving claims room, and then without a limit for room of its own.
+
+        Called when the old workers have ended and hold nothing any more.
+        """
+        if claimed() is None:
+            return num_workers
+        while claimed() is not None or not (num_workers := self._size()):
+            if self._roll.final is not None:
+                raise preempted(self._job, self._roll)
+            time.sleep(_POLL_S)
+        self._looked = time.monotonic()
+        return num_workers
+
     def _size(self) -> int:
         job = self._job
         return round_down(find_room(job.resources, self._held(), job.sizes[-1], job.together), job.sizes)
@@ -336,6 +355,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         self._asked_nodes = now
         if going := going_nodes() & self._held().keys():
             return f"node {min(going)[:12]} is about to be taken away"
+        if who := claimed():
+            return f"{who} claims room"
         if num_workers < self._job.sizes[-1] and now - self._looked >= self._job.resize_s:
             self._looked = now
             if (size := self._size()) > num_workers:
