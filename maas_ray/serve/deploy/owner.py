@@ -16,6 +16,7 @@ import ray
 from maas_ray.cluster.claims import claim, end_claim
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError
+from maas_ray.serve.deploy.notes import note, noted
 from maas_ray.serve.deploy.patience import line
 from maas_ray.serve.deploy.rollout import BACK_S, Outcome, Rollout
 from maas_ray.serve.deploy.standing import Standing, read_standings
@@ -84,9 +85,14 @@ class Owner:
 
     def _run(self) -> None:
         try:
+            for pool in self._spec.pools:
+                if said := noted(pool.name):
+                    self._say(f"pool {pool.name!r}, the deployment before this one: {said}")
             rollout = Rollout(self._spec, self._previous(), self._timeout_s, self._say, self._claim)
             outcomes = rollout.run()
             self._record([outcome.pool for outcome in outcomes if not outcome.reason])
+            for outcome in outcomes:
+                note(outcome.pool, f"{outcome.reason}; {outcome.what}" if outcome.reason else "")
             self._outcomes = tuple(outcomes)
         except MaasError as error:
             self._error = str(error)

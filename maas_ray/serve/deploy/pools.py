@@ -12,6 +12,7 @@ from maas_ray.cluster.clocks import refuse_skew
 from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
+from maas_ray.serve.deploy.notes import note
 from maas_ray.serve.deploy.owner import own
 from maas_ray.serve.deploy.patience import STARTING, patiently
 from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
@@ -105,6 +106,7 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
         serve.delete(name, _blocking=False)
     for name in wanted:
         wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
+        note(name, "")
         if (spec := specs.get(name)) is not None:
             forget(open_store(spec.storage), spec.cluster, [name])
 

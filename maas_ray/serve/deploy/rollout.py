@@ -16,9 +16,9 @@ from maas_ray.cluster.preflight import autoscaler_capacity
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
 from maas_ray.serve.deploy.binding import application_spec, bind
-from maas_ray.serve.deploy.front import _answers
 from maas_ray.serve.deploy.patience import patiently
 from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
+from maas_ray.serve.deploy.ready import not_ready
 from maas_ray.serve.deploy.room import Room, needs_of, say_free, say_needs
 from maas_ray.serve.deploy.standing import Standing, read_standings
 from maas_ray.serve.deploy.state import is_gone, is_running, wait
@@ -188,8 +188,7 @@ class Rollout:
 
     def _missing_of(self, pool: PoolSpec) -> Callable[[], str]:
         """What a pool lacks, first in Serve's eyes and then in those of a caller; empty if nothing."""
-        alone = self._spec.model_copy(update={"pools": (pool,)})
-        return lambda: is_running(pool.name) or _answers(alone)
+        return lambda: is_running(pool.name) or not_ready(self._spec, pool)
 
     def _timeout_of(self, pool: PoolSpec) -> float:
         return pool.rollout.timeout_s if self._timeout_s is None else self._timeout_s

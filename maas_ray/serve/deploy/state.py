@@ -11,6 +11,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from maas_ray.errors import ClusterError
+from maas_ray.serve.deploy.notes import noted
 
 POLL_S = 0.25
 _REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+)$", re.MULTILINE)
@@ -27,7 +28,7 @@ class PoolStatus:
     num_running: int
     """Replicas that answer."""
     message: str
-    """Why it is not healthy; empty if it is."""
+    """Why it is not healthy, or why it is not as the last `maas-ray serve` said; empty if it is both."""
     unserved: tuple[str, ...] = ()
     """Models that it cannot serve although it is healthy, each with the reason; filled by `deploy`."""
 
@@ -47,7 +48,7 @@ def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
             status=str(application.status.value),
             route_prefix=routes.get(name, ""),
             num_running=sum(item.replica_states.get("RUNNING", 0) for item in application.deployments.values()),
-            message="" if application.status == ApplicationStatus.RUNNING else _reason(application),
+            message=noted(name) if application.status == ApplicationStatus.RUNNING else _reason(application),
         )
         for name, application in applications.items()
         if wanted is None or name in wanted

@@ -1,0 +1,16 @@
+"""Whether one pool answers through the front of this node. The fronts of other nodes are no reason to take it back."""
+
+import ray
+from ray import serve
+
+from maas_ray.cluster.front import ask_fronts, front_urls
+from maas_ray.serve.spec import PoolSpec, ServeSpec
+
+
+def not_ready(spec: ServeSpec, pool: PoolSpec) -> str:
+    """Why a pool is not ready, as a caller on this node finds out; empty if it is, or this node has no front to ask."""
+    if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
+        return ""
+    urls = front_urls(spec.http.host, spec.http.port, [ray.util.get_node_ip_address()])
+    (front,) = ask_fronts(urls, f"{pool.route_prefix.rstrip('/')}/v2/health/ready")
+    return front.problem
