@@ -24,6 +24,7 @@ KNOWN_BY = {
         "serve/deploy/front.py",
         "serve/deploy/patience.py",
         "serve/deploy/pools.py",
+        "serve/deploy/ready.py",
         "serve/deploy/rollout.py",
         "serve/deploy/standing.py",
         "serve/deploy/state.py",

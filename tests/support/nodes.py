@@ -1,118 +1,118 @@
-"""A cluster of several nodes on this machine: a head, and raylets that join it, each with its own id, CPUs and labels.
-
-They share an address, so only the head has a front; how fronts of several machines behave is shown elsewhere.
-"""
+"""More nodes for the session's cluster, on this machine: each a raylet with its own id, CPUs, labels and front."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ray
 
-from maas_ray import cluster
 from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
 from maas_ray.cluster.processes import MARKER, end_processes
-from maas_ray.cluster.state import ClusterState
+from tests.conftest import RayCluster, unused_port
+from tests.support.runs import until
+
+JOIN_S = 60.0
 
 
 class Nodes:
-    """The cluster; this process is connected to it while the block runs.
+    """Nodes that were added.
 
     Args:
-        head_cpus: CPUs of the head.
+        cluster: the cluster that they join.
+        logs: directory for what they say.
     """
 
-    def __init__(self, head_cpus: int = 0) -> None:
-        # Short: Unix sockets lie below it.
-        self._directory = Path(tempfile.mkdtemp(prefix="n", dir=tempfile.gettempdir()))
-        self._head_cpus = head_cpus
+    def __init__(self, cluster: RayCluster, logs: Path) -> None:
+        self._cluster = cluster
+        self._logs = logs
         self._started: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
-        self.state: ClusterState
 
-    def __enter__(self) -> Self:
-        ports = cluster.choose_ports(http=0, dashboard=0)
-        self.state = cluster.up(
-            num_cpus=self._head_cpus,
-            profile="fast",
-            state_dir=self._directory / "s",
-            temp_dir=self._directory / "t",
-            ports=ports,
-        )
-        os.environ.update(self.state.environment)
-        cluster.connect(state_dir=self._directory / "s")
-        return self
+    def add(self, num_cpus: float, labels: Mapping[str, str] | None = None, front_port: int | None = None) -> str:
+        """Starts a node and returns its id.
 
-    def __exit__(self, *_: object) -> None:
-        cluster.disconnect()
-        cluster.down(state_dir=self._directory / "s", drain_timeout_s=0)
-        for node in list(self._started):
-            self.kill(node)
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    @property
-    def state_dir(self) -> Path:
-        return self._directory / "s"
-
-    @property
-    def http_port(self) -> int:
-        return self.state.http_port
-
-    @property
-    def head(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-    def add(self, num_cpus: float, labels: Mapping[str, str] | None = None) -> str:
-        """Starts a node and returns its id."""
-        before = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        labels = {FRONT_LABEL: NO_FRONT, **(labels or {})}
-        command = [sys.executable, "-P", str(Path(__file__).with_name("raylet.py"))]
-        command += [self.state.address, str(num_cpus), json.dumps(labels)]
-        mark = f"{self.state.cluster_id}-{len(before)}-{time.monotonic_ns()}"
-        log = self._directory / f"node-{len(before)}.log"
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **self.state.environment, MARKER: mark},
-            stdin=subprocess.DEVNULL,
-            stdout=log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 40
-        while True:
-            joined = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - before
-            if joined:
-                break
-            has_failed = process.poll() is not None or time.monotonic() > deadline
-            assert not has_failed, f"the node did not join: {log.read_text()[-2000:]}"
-            time.sleep(0.2)
-        node = str(joined.pop())
+        Args:
+            num_cpus: what it offers.
+            labels: of the node.
+            front_port: where its front listens; None: it has none.
+        """
+        before = _alive()
+        labels = dict(labels or {}) if front_port else {FRONT_LABEL: NO_FRONT, **(labels or {})}
+        mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        environment = {**os.environ, **self._cluster.env, MARKER: mark}
+        if front_port:
+            environment["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(front_port)
+            for name in ("WORKER_PROXY_GRPC_PORT", "HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT"):
+                environment[f"RAY_SERVE_{name}"] = str(unused_port())
+        log = self._logs / f"node-{mark}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "-P", str(Path(__file__).with_name("raylet.py")),
+                    self._cluster.address, str(num_cpus), json.dumps(labels),
+                ],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        until(lambda: _alive() - before or process.poll() is not None, "new node", wait_s=JOIN_S)
+        assert process.poll() is None, log.read_text()[-3000:]
+        node = (_alive() - before).pop()
         self._started[node] = (process, mark)
         return node
 
     def kill(self, node: str) -> None:
-        """Ends a node as a machine that loses power does: everything on it at once."""
+        """Ends all processes of a node at once."""
         process, mark = self._started.pop(node)
         end_processes(mark, grace_s=0)
         process.wait(30)
+        until(lambda: node not in _alive(), "end of the node", wait_s=JOIN_S)
+
+    def drain(self, node: str) -> None:
+        """Tells Ray that a node will go."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self._cluster.address}"]
+        command += [f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command += ["--deadline-remaining-seconds=120"]
+        environment = {**os.environ, **self._cluster.env}
+        subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
+
+    def end(self) -> None:
+        """Ends all nodes that are left."""
+        for node in list(self._started):
+            self.kill(node)
 
 
-def replicas(pool: str) -> list[dict[str, Any]]:
-    """Replicas of a pool as Serve lists them."""
-    from ray.serve.context import _get_global_client
+@contextmanager
+def more_nodes(cluster: RayCluster, logs: Path) -> Iterator[Nodes]:
+    """Nodes for the block."""
+    nodes = Nodes(cluster, logs)
+    try:
+        yield nodes
+    finally:
+        nodes.end()
 
-    applications = _get_global_client().get_serve_details()["applications"]
-    deployments = applications[pool]["deployments"] if pool in applications else {}
-    return [json.loads(json.dumps(one, default=str)) for each in deployments.values() for one in each["replicas"]]
+
+def replicas(pool: str) -> list[tuple[str, str | None]]:
+    """State and node of each replica of a pool, as Serve lists them."""
+    from maas_ray.serve.deploy.standing import read_standings
+
+    standing = read_standings().get(pool)
+    return [] if standing is None else [(one.state, one.node) for one in standing.replicas]
 
 
-def spread(pool: str) -> Counter[str]:
+def spread(pool: str) -> dict[str | None, int]:
     """Running replicas of a pool by node."""
-    return Counter(one["node_id"] for one in replicas(pool) if one["state"] == "RUNNING")
+    return dict(Counter(node for state, node in replicas(pool) if state == "RUNNING"))
+
+
+def _alive() -> set[str]:
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return {node["NodeID"] for node in nodes if node["Alive"]}
