@@ -36,7 +36,7 @@ class Host:
         self._seen = seen
         self._env = dict(env)
         self._init: subprocess.Popen[str] | None = None
-        self.sizes = {"/tmp": "2g", "/dev/shm": "1g"}
+        self.sizes = {"/tmp": "2g", "/dev/shm": "8g"}
         """Sizes of the file systems that it has for itself, from its next start on."""
 
     @property
