@@ -18,7 +18,7 @@ from maas_ray.cluster.processes import MARKER, end_processes
 from tests.conftest import RayCluster, unused_port
 from tests.support.runs import until
 
-JOIN_S = 60.0
+JOIN_S = 120.0
 
 
 class Nodes:
@@ -45,7 +45,9 @@ class Nodes:
         before = _alive()
         labels = dict(labels or {}) if front_port else {FRONT_LABEL: NO_FRONT, **(labels or {})}
         mark = f"{os.getpid()}-{time.monotonic_ns()}"
-        environment = {**os.environ, **self._cluster.env, MARKER: mark}
+        # Ray gives a node 30 s to register, which a busy machine exceeds.
+        patience = {"RAY_raylet_start_wait_time_s": str(int(JOIN_S))}
+        environment = {**os.environ, **self._cluster.env, **patience, MARKER: mark}
         if front_port:
             environment["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(front_port)
             for name in ("WORKER_PROXY_GRPC_PORT", "HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT"):
