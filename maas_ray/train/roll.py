@@ -176,14 +176,25 @@ class Roll:
         with self._lock:
             return tuple(self._past)
 
-    def silent(self, limit_s: float) -> dict[int, str]:
-        """Ranks of which nothing was heard for so long although they should be there, and what is known of them."""
+    def joined(self) -> None:
+        """All ranks have joined their group: how long that took is no silence of theirs."""
+        with self._lock:
+            self._heard = dict.fromkeys(self._heard, self._clock())
+
+    def silent(self, limit_s: float, first_s: float) -> dict[int, str]:
+        """Ranks of which nothing was heard for so long although they should be there, and what is known of them.
+
+        Args:
+            limit_s: longest time between two beats.
+            first_s: longest time until the first one, before which a rank imports what it needs.
+        """
         with self._lock:
             now = self._clock()
             return {
                 rank: f"silent for {now - heard:.0f} s; {self._describe(rank)}"
                 for rank, heard in self._heard.items()
-                if now - heard > limit_s and not (rank in self._beats and self._beats[rank].has_ended)
+                if now - heard > (limit_s if rank in self._beats else first_s)
+                and not (rank in self._beats and self._beats[rank].has_ended)
             }
 
     def describe(self, rank: int) -> str:

@@ -102,12 +102,25 @@ def test_silent_ranks_are_named_with_their_place_and_step() -> None:
     clock.now = 20.0
     roll.beat(Beat(attempt, 0, done=8, has_ended=True))
     clock.now = 31.0
-    assert roll.silent(30.0) == {
+    assert roll.silent(30.0, 30.0) == {
         1: "silent for 31 s; process 12 on b, after step 7",
         2: "silent for 31 s; process 13 on c, never heard of",
     }
+    assert 2 not in roll.silent(30.0, 60.0), "before its first beat a rank has more time"
     clock.now = 90.0
-    assert 0 not in roll.silent(30.0), "a rank that has ended has nothing more to say"
+    assert 0 not in roll.silent(30.0, 60.0), "a rank that has ended has nothing more to say"
+
+
+def test_the_time_that_ranks_take_to_join_is_no_silence() -> None:
+    clock = _Clock()
+    roll = Roll(clock)
+    roll.begin(["process 11 on a", "process 12 on b"])
+    clock.now = 59.0
+    roll.joined()
+    clock.now = 70.0
+    assert roll.silent(30.0, 60.0) == {}
+    clock.now = 120.0
+    assert set(roll.silent(30.0, 60.0)) == {0, 1}
 
 
 def test_an_attempt_that_is_over_says_how_far_it_was() -> None:
