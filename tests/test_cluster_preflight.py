@@ -40,6 +40,15 @@ def test_fragmentation_is_told_apart_from_lack():
     assert "split over nodes" in message
 
 
+def test_workers_that_have_to_be_together_are_refused_where_no_node_holds_them(ray_cluster: RayCluster):
+    preflight(8, {"CPU": 1}, together=8)
+    preflight(4, {"CPU": 2}, together=2)
+    with pytest.raises(ResourcesMissing, match=r"holds 0 of them: .*missing 1 CPU"):
+        preflight(9, {"CPU": 1}, together=9)
+    message = explain(4, {"CPU": 1.0}, [{"CPU": 1.0}] * 4, 0, together=2)
+    assert "each 2 of them have to be on one node" in message
+
+
 def test_waiting_for_nodes_ends_at_its_deadline(ray_cluster: RayCluster):
     wait_for_nodes(1, timeout_s=1)
     with pytest.raises(ResourcesMissing, match="1 of 2 nodes have joined the cluster within 1 s"):

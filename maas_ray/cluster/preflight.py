@@ -12,12 +12,13 @@ POLL_S = 0.5
 Resources = Mapping[str, float]
 
 
-def preflight(num_workers: int, resources: Resources, *, wait_s: float = 0.0) -> None:
+def preflight(num_workers: int, resources: Resources, *, together: int = 1, wait_s: float = 0.0) -> None:
     """Refuses workers that the connected cluster can never hold.
 
     Args:
         num_workers: how many workers must run at the same time.
         resources: what each one takes, by Ray's names (`CPU`, `GPU`, `memory` in bytes, …); zeros do not count.
+        together: how many of them have to be on one node; a divisor of `num_workers`.
         wait_s: time for more nodes to join before the verdict.
 
     Raises:
@@ -27,12 +28,13 @@ def preflight(num_workers: int, resources: Resources, *, wait_s: float = 0.0) ->
     needed = {name: float(amount) for name, amount in resources.items() if amount > 0}
     deadline = time.monotonic() + wait_s
     while True:
-        nodes = alive_nodes()
-        capacity = max(count_workers(nodes, needed, num_workers), autoscaler_capacity(needed, num_workers))
+        nodes, pieces = alive_nodes(), num_workers // together
+        piece = {name: amount * together for name, amount in needed.items()}
+        capacity = together * max(count_workers(nodes, piece, pieces), autoscaler_capacity(piece, pieces))
         if capacity >= num_workers:
             return
         if time.monotonic() >= deadline:
-            raise ResourcesMissing(explain(num_workers, needed, nodes, capacity))
+            raise ResourcesMissing(explain(num_workers, needed, nodes, capacity, together))
         time.sleep(POLL_S)
 
 
@@ -75,7 +77,7 @@ def count_workers(nodes: Sequence[Resources], needed: Resources, limit: int) -> 
     return min(limit, sum(fits))
 
 
-def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], capacity: int) -> str:
+def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], capacity: int, together: int = 1) -> str:
     """The message of `ResourcesMissing`."""
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in needed}
     largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in needed}
@@ -91,6 +93,8 @@ def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], cap
             f"{total[name]:g})"
             for name in short
         )
+    elif together > 1:
+        reason = f"each {together} of them have to be on one node, and too few nodes are large enough for that"
     else:
         reason = "the resources are there in total, but split over nodes so that not all workers fit"
     each = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())

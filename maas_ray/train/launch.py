@@ -40,6 +40,8 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.controller import TrainControllerLoopIterationResult
+from ray.train.v2._internal.execution.controller.state import InitializingState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
@@ -49,10 +51,13 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state
 from ray.train.v2._internal.execution.worker_group import worker_group as _groups
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.util.placement_group import placement_group
 
 from maas_ray.cluster.claims import claimed
+from maas_ray.cluster.preflight import has_autoscaler
 from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train import group
@@ -74,6 +79,8 @@ _PLACE_S = 10.0
 _POLL_S = 0.25
 _NODES_S = 1.0
 """Time between two looks at the cluster's nodes."""
+_RELEASE = ResizeDecision(num_workers=0, resources_per_worker={})
+"""Ends a group that has left before there is room for the next one: a node that is drained goes once its workers have."""
 _running: list[TrainController] = []
 
 
@@ -134,6 +141,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
     def __init__(self, job: Launch, roll: Roll) -> None:
         self._job = job
         self._roll = roll
+        self.together = job.together
 
     def after_worker_group_start(self, worker_group: "_WorkerGroup") -> None:
         workers = worker_group.get_workers()
@@ -156,6 +164,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
             options = (address, backend, rank, len(workers), self._job.timeout_s, variables, attempt)
             joined[worker_group.execute_single_async(rank, group.join, *options)] = rank
         self._gather(joined, "did not join the group")
+        self._roll.joined()
         worker_group.watch()
 
     def before_worker_group_shutdown(self, worker_group: WorkerGroup) -> None:
@@ -197,6 +206,7 @@ state._shutdown_sync_actor = lambda barrier: None
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
     def __init__(self, *context: Any, **options: Any) -> None:
         super().__init__(*context, **options)
+        self._together = next(one.together for one in self._callbacks if isinstance(one, _Meeting))
         self._worker_group_start_timeout_s = _PLACE_S
         self._placed: Any = None
         self._too_slow: threading.Timer | None = None
@@ -227,13 +237,19 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         finally:
             self._unwatch()
 
-    def _create_placement_group(self, *context: Any) -> Any:
-        self._placed = super()._create_placement_group(*context)
+    def _create_placement_group(self, scaling_config: ScalingConfig, context: Any) -> Any:
+        # Ray reserves room worker by worker, and may put three on one node and the fourth on another. Room for workers
+        # that have to be together is reserved in one piece, which is always on one node.
+        room = {name: amount * self._together for name, amount in context.resources_per_worker.items()}
+        bundles = [room] * (context.num_workers // self._together)
+        self._placed = DefaultPlacementGroupHandle(placement_group(bundles, strategy=context.placement_strategy))
         return self._placed
 
-    def _create_workers(self, *context: Any, **options: Any) -> Any:
+    def _create_workers(self, num_workers: int, *context: Any, **options: Any) -> Any:
         self.watch()
-        return super()._create_workers(*context, **options)
+        # Ranks follow nodes, so the workers of one piece get neighbouring ranks, as the mesh has it.
+        pieces = [worker // self._together for worker in range(num_workers)]
+        return super()._create_workers(num_workers, *context, **{**options, "placement_group_bundle_indices": pieces})
 
     def _init_train_context_on_workers(self, *context: Any) -> None:
         super()._init_train_context_on_workers(*context)
@@ -261,6 +277,14 @@ class _Controller(TrainController):  # type: ignore[misc]
         workers = found.get_workers() if found is not None and found.has_started() else []
         return Counter(worker.metadata.node_id for worker in workers)
 
+    def _execute_resize_decision(self, decision: ResizeDecision) -> Any:
+        if decision is not _RELEASE:
+            return super()._execute_resize_decision(decision)
+        self._shutdown_worker_group()
+        return TrainControllerLoopIterationResult(
+            run_attempt_id=self._get_run_attempt_id(), previous_state=self._state, next_state=InitializingState()
+        )
+
     async def _poll_workers(self) -> Any:
         status = await super()._poll_workers()
         if any(has_waited_out(each.error) for each in status.worker_statuses.values()):
@@ -270,7 +294,7 @@ class _Controller(TrainController):  # type: ignore[misc]
             late = [rank for rank, each in status.worker_statuses.items() if each.error is None and each.running]
             missing = {rank: f"others waited for it; {self._roll.describe(rank)}" for rank in late}
         else:
-            missing = self._roll.silent(min(_SILENT_S, self._job.timeout_s))
+            missing = self._roll.silent(min(_SILENT_S, self._job.timeout_s), _START_S)
         for rank, what in missing.items():
             each = status.worker_statuses[rank]
             each.error = each.error or RanksMissing(f"rank {rank} is missing: {what}")
@@ -291,24 +315,41 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         self._waiting_since: float | None = None
         self._looked = time.monotonic()
         self._asked_nodes = time.monotonic()
+        self._has_autoscaler = False
+        self._request: threading.Thread | None = None
 
     def _get_num_workers_for_resource_request(self) -> int:
         return self._job.sizes[-1]
+
+    # What hands the request to the autoscaler is one actor of the cluster, bound to the node of the first driver that made
+    # a request. Once that node is lost, each request waits 5 s in vain: here it may only delay other requests.
+
+    def _send_resource_request(self) -> None:
+        self._has_autoscaler = has_autoscaler()
+        self._maybe_send_resource_request()
+
+    def _maybe_send_resource_request(self) -> None:
+        if self._has_autoscaler and (self._request is None or not self._request.is_alive()):
+            self._request = threading.Thread(target=super()._maybe_send_resource_request, daemon=True)
+            self._request.start()
+
+    def _cancel_resource_request(self) -> None:
+        if self._request is not None:
+            super()._cancel_resource_request()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         if self._roll.final is not None:
             raise preempted(self._job, self._roll)
         self._maybe_send_resource_request()
-        now = time.monotonic()
-        self._waiting_since = self._waiting_since or now
-        waited = now - self._waiting_since
+        waited = self._waited()
         size = self._size()
         if size == self._job.sizes[-1] or (size and waited >= _SETTLE_S):
-            self._looked = now
+            self._looked = time.monotonic()
             return ResizeDecision(num_workers=size, resources_per_worker=dict(self._job.resources))
         if waited > self._job.wait_s:
+            each = f", each {self._job.together} of them on one node," if self._job.together > 1 else ""
             raise ResourcesMissing(
-                f"run {self._job.run!r} found no room for {self._job.sizes[0]} workers of {dict(self._job.resources)} "
+                f"run {self._job.run!r} found no room for {self._job.sizes[0]} workers of {dict(self._job.resources)}{each} "
                 f"within workers.wait_s {self._job.wait_s:g} s; committed checkpoints are kept: give --resume when there "
                 "is room"
             )
@@ -320,6 +361,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
     ) -> ScalingDecision:
         if self._roll.has_left:
             decision = self.make_decision_for_non_running_worker_group()
+            if isinstance(decision, NoopDecision) and self._waited() >= _SETTLE_S:
+                decision = _RELEASE
             if isinstance(decision, ResizeDecision):
                 self._roll.end(self._roll.asked or "")
             return decision
@@ -342,6 +385,12 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
             time.sleep(_POLL_S)
         self._looked = time.monotonic()
         return num_workers
+
+    def _waited(self) -> float:
+        """Seconds since the run began to look for room."""
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        return now - self._waiting_since
 
     def _size(self) -> int:
         job = self._job

@@ -140,6 +140,11 @@ class LayoutSpec(Spec):
         """Ranks of the smallest whole model; every layout has a multiple of them."""
         return self.pp * (self.dp_replicate or 1) * (self.dp_shard or 1) * self.tp
 
+    @property
+    def together(self) -> int:
+        """Neighbouring ranks that have to be on one node."""
+        return 1 if self.tp_across_nodes else self.tp
+
     def sizes(self, least: int, most: int) -> list[int]:
         """Numbers of ranks, in whole models, from `least` to `most`.
 

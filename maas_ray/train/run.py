@@ -106,7 +106,10 @@ def _run_training(
     probe(store)
     # Workers run in other directories, perhaps on other machines: give them the absolute location.
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
-    preflight(spec.layouts()[0].world, {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus})
+    resources = {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus}
+    # A run that was there before had its nodes: one of them may be on its way back.
+    wait_s = spec.workers.wait_s if resume else 0.0
+    preflight(spec.layouts()[0].world, resources, together=spec.layout.together, wait_s=wait_s)
     refuse_skew()
     if spec.validation.beside:
         refuse_no_room(spec)
@@ -234,7 +237,7 @@ def _fit(
         data_digest=data_digest,
         storage=spec.storage,
         sizes=sizes,
-        together=1 if spec.layout.tp_across_nodes else spec.layout.tp,
+        together=spec.layout.together,
         cpus=workers.cpus,
         gpus=workers.gpus,
         max_restarts=workers.max_restarts,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.util.placement_group import placement_group_table
 
 from maas_ray.checkpoint.catalog import describe, open_checkpoint, read_saved
 from maas_ray.checkpoint.save import Snapshot, save
@@ -70,6 +71,22 @@ def _train_alone(store: ObstoreStore, spec: Any, dataset: Any) -> list[float]:
         if step + 1 == SAVED_AT:
             save(store, checkpoints_prefix("r"), Snapshot(SAVED_AT, SAVED_AT * 12, tensors_of(trainee)))
     return losses
+
+
+@pytest.mark.fault
+def test_ranks_that_share_matrix_products_get_their_room_in_one_piece(
+    file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    changes = {"workers": {"count": 4}, "layout": {"tp": 2, "dp_replicate": 2}, "log_every": 1, "steps": 200}
+    spec, _ = make_run(file_store, tmp_path, "decoder", **changes)
+    seen: list[list[dict[str, float]]] = []
+
+    def look(_: object) -> None:
+        live = [one for one in placement_group_table().values() if one["state"] == "CREATED"]
+        seen.extend(sorted(one["bundles"].values(), key=str) for one in live)
+
+    run_training(spec, on_progress=look)
+    assert [{"CPU": 2.0}, {"CPU": 2.0}] in seen
 
 
 @pytest.mark.fault  # tests/train/test_parallel.py shows the refusals, tests/train/test_run.py how one of rank 0 ends a run
