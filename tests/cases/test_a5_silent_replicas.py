@@ -97,28 +97,31 @@ def test_the_connections_to_a_killed_replica_are_left_alone(front: Front) -> Non
 
 
 @pytest.mark.parametrize(
-    ("status", "check", "current", "found"),
+    ("status", "check", "reason", "current", "found"),
     [
-        ("DOWN", "L7TOUT", 3, True),
-        ("DOWN", "* L7TOUT", 3, True),
-        ("DOWN 1/2", "L4TOUT", 1, True),
-        ("DOWN", "L7TOUT", 0, False),
-        ("DOWN", "L4CON", 3, False),
-        ("DOWN", "* L4CON", 3, False),
-        ("UP 1/2", "L7TOUT", 3, False),
-        ("UP", "L7OK", 3, False),
+        ("DOWN", "L7TOUT", "", 3, True),
+        ("DOWN", "* L7TOUT", "", 3, True),
+        ("DOWN 1/2", "L4TOUT", "", 1, True),
+        ("DOWN", "L7TOUT", "", 0, False),
+        ("DOWN", "L4CON", "Connection refused", 3, False),
+        ("DOWN", "* L4CON", "", 3, False),
+        ("DOWN", "L4CON", "General socket error (No route to host)", 3, True),
+        ("DOWN", "L4CON", "General socket error (Network is unreachable)", 3, True),
+        ("UP 1/2", "L4CON", "General socket error (No route to host)", 3, False),
+        ("UP 1/2", "L7TOUT", "", 3, False),
+        ("UP", "L7OK", "", 3, False),
     ],
 )
 def test_only_a_server_that_does_not_answer_its_checks_is_silent(
-    status: str, check: str, current: int, found: bool
+    status: str, check: str, reason: str, current: int, found: bool
 ) -> None:
     own, once = f"SERVE_REPLICA_pool-{REPLAYABLE}-a", f"SERVE_REPLICA_pool-{NOT_REPLAYABLE}-a"
     rows = [
-        ("http-pool", own, current, status, check),
-        ("http-once", once, current, status, check),
-        ("reads-http-pool", own, current, f"{status} (via http-pool/{own})", ""),
+        ("http-pool", own, current, status, check, reason),
+        ("http-once", once, current, status, check, reason),
+        ("reads-http-pool", own, current, f"{status} (via http-pool/{own})", "", ""),
     ]
-    text = "# pxname,svname,scur,status,check_status\n" + "\n".join(",".join(map(str, row)) for row in rows)
+    text = "# pxname,svname,scur,status,check_status,last_chk\n" + "\n".join(",".join(map(str, row)) for row in rows)
     assert [server.backend for server in silent(text)] == (["http-pool", "reads-http-pool"] if found else [])
 
 
