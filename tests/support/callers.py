@@ -78,17 +78,22 @@ class Callers:
             time.sleep(0.02)
 
     async def _run(self) -> None:
+        await self._ask_all()
+
+    async def _ask_all(self) -> None:
         await asyncio.gather(*(self._call_on() for _ in range(self._num_callers)))
 
     async def _call_on(self) -> None:
         connection = Connection(self._port)
         while not self._is_over:
-            call = await self._call(connection, f"{self._name}-{next(self._numbers)}")
-            self.calls.append(call)
-            if call.status == 200:
-                self.versions[call.version] += 1
+            self._add(await self._call(connection, f"{self._name}-{next(self._numbers)}"))
             await asyncio.sleep(self._pause_s)
         connection.close()
+
+    def _add(self, call: Call) -> None:
+        self.calls.append(call)
+        if call.status == 200:
+            self.versions[call.version] += 1
 
     async def _call(self, connection: "Connection", id: str) -> Call:
         """One question, asked once."""
@@ -98,8 +103,9 @@ class Callers:
 class Connection:
     """One caller's connection to the front, opened when it is needed."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._port = port
+        self._host = host
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, path: str, id: str, timeout_s: float, more: Mapping[str, str] = MappingProxyType({})) -> Call:
@@ -118,7 +124,7 @@ class Connection:
                 # the question is.
                 if self._streams is None or self._streams[0].at_eof():
                     self.close()
-                    self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+                    self._streams = await asyncio.open_connection(self._host, self._port)
                 call, keeps = await _ask(*self._streams, path, id, sent_s, more)
         except (OSError, EOFError, ValueError, TimeoutError, KeyError) as error:
             call, keeps = Call(id, sent_s, time.monotonic(), NO_ANSWER, error=repr(error)), False

@@ -62,6 +62,8 @@ class Call:
     """What a refusal says about when to ask again."""
     attempts: tuple[Attempt, ...] = ()
     """Each time that it was sent, where its caller gives deadlines and repeats; the last one ended the call."""
+    front: str = ""
+    """Address of the front that ended the call, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class PatientCallers(Callers):
         super().__init__(port, path, num_callers, pause_s, name)
         self._deadlines_s = deadlines_s
         self._repeats = repeats
+        self._more_s = MORE_S
         self.loop: asyncio.AbstractEventLoop
         """In which they run, from their start on."""
         self.longest_stall_s = 0.0
@@ -79,7 +80,7 @@ class PatientCallers(Callers):
         header = {"x-request-timeout-ms": str(int(1000 * deadline_s))}
         first_s, attempts, pause_s = time.monotonic(), [], FIRST_PAUSE_S
         while True:
-            call = await connection.ask(self._path, id, deadline_s + DEADLINE_GRACE_S + MORE_S, header)
+            call = await connection.ask(self._path, id, deadline_s + DEADLINE_GRACE_S + self._more_s, header)
             attempts.append(Attempt(call.sent_s, call.ended_s, deadline_s, call.status))
             wait_s = call.retry_after_s if call.retry_after_s is not None else pause_s
             is_over = call.ended_s + wait_s - first_s > PATIENCE_S
