@@ -58,6 +58,7 @@ from ray.util.placement_group import placement_group
 
 from maas_ray.cluster.claims import claimed
 from maas_ray.cluster.preflight import has_autoscaler
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train import group
@@ -82,6 +83,8 @@ _NODES_S = 1.0
 _RELEASE = ResizeDecision(num_workers=0, resources_per_worker={})
 """Ends a group that has left before there is room for the next one: a node that is drained goes once its workers have."""
 _running: list[TrainController] = []
+
+log = get_logger(__name__)
 
 
 def launch(job: Launch, board: Any, roll: Roll) -> MaasError | None:
@@ -368,8 +371,11 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
             return decision
         self._waiting_since = None
         self._maybe_send_resource_request()
-        if self._roll.asked is None and (reason := self._reason(worker_group_state.num_workers)):
-            self._roll.ask(reason)
+        try:
+            if self._roll.asked is None and (reason := self._reason(worker_group_state.num_workers)):
+                self._roll.ask(reason)
+        except ray.exceptions.RpcError as error:  # the head is away; ranks train on without it, and it is asked again
+            log.warning("the cluster's head does not answer: %s", error)
         return NoopDecision()
 
     def after_claims(self, num_workers: int) -> int:
