@@ -46,11 +46,15 @@ test: lint  ## lint, then all tests of CI
 
 .PHONY: test-fault
 test-fault: $(STAMP)  ## the long fault-injection suites
-	@$(call pytest,-m fault)
+	@$(call pytest,-m 'fault and not machines')
 
 .PHONY: test-cluster
 test-cluster: $(STAMP)  ## clusters of up to four hosts in network namespaces: needs root and iproute2, about an hour
-	@$(call pytest,-m machines -n 0)
+	@$(call pytest,-m 'machines and not fault' -n 0)
+
+.PHONY: test-cluster-fault
+test-cluster-fault: $(STAMP)  ## what a cluster of three hosts loses under load, NEMESIS_TIMES (20) times each: hours
+	@$(call pytest,-m 'machines and fault' -n 0)
 
 .PHONY: bench-serving
 bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"

@@ -146,12 +146,14 @@ def test_grpc_calls_of_one_request_have_the_time_and_the_second_try_of_their_poo
     limits = {name: PoolLimits(timeout_s=2.5, drain_s=2.5, max_body_bytes=100) for name in ("foreign", "twice", "once")}
     config = harden(render(tmp_path, [*POOLS, *backends], grpc_options=grpc), Options(limits=limits))
     assert "backend unary-grpc-foreign" not in config
+    assert "tcp-ut" not in section(config, "backend grpc-foreign")
     lines = {name: section(config, f"backend unary-grpc-{name}").splitlines() for name in ("twice", "once")}
     for name, found in lines.items():
         assert "    timeout server 3200ms" in found
         assert ("    retries 1" in found) == (name == "twice")
         assert f"track grpc-{name}/SERVE_REPLICA_{name}-" in "".join(found)
-        assert "".join(found).endswith(" proto h2")
+        assert "".join(found).endswith(" proto h2 tcp-ut 3s")
+        assert section(config, f"backend grpc-{name}").rstrip().endswith(" tcp-ut 3s")
         assert not any("tcp-check" in line or "default-server" in line for line in found)
     rules = section(config, "frontend grpc_frontend").splitlines()
     for name in lines:

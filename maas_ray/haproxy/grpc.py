@@ -7,7 +7,7 @@ from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE, UNNAMED_HEADER
 from maas_ray.haproxy.pools import is_replayable, replay, replicas_of, server_timeout
 from maas_ray.haproxy.sections import Section, replace
-from maas_ray.haproxy.twins import UNARY, has_servers, lead_to, twin_of
+from maas_ray.haproxy.twins import TCP_TIMEOUT, UNARY, has_servers, lead_to, twin_of
 
 _CHOICE = re.compile(r"\s+use_backend (\S+) if is_\1$")
 _IS_NAMED = "{ req.hdr(application) -m found }"
@@ -63,6 +63,9 @@ def add_unary_twins(sections: list[Section], frontend: Section, limits: Mapping[
         if is_replayable(section):
             lines += replay()
         if lines:
+            # Calls share connections. One to a host that was cut off outlives the calls that are freed (silent.py), and TCP
+            # repeats what is in it ever more rarely: calls that came after the host's return waited 4 s for a cut of 10 s.
+            section[:] = [f"{line} {TCP_TIMEOUT}" if replicas_of([line]) else line for line in section]
             name = section[0].removeprefix("backend ")
             twins[name] = f"{UNARY}{name}"
             sections.append(twin_of(section, UNARY, lines))

@@ -9,7 +9,9 @@ READS = "reads-"
 UNARY = "unary-"
 """Before the name of the twin for gRPC calls of one request and one response."""
 _LEFT_OUT = ("default-server ", "option httpchk ", "http-check ", "option tcp-check", "tcp-check ", "#")
-_KEPT = ("backup", "proto h2")
+TCP_TIMEOUT = "tcp-ut 3s"
+"""Option of a server: a connection ends when its host has acknowledged nothing for so long, the time that checks need."""
+_KEPT = ("backup", "proto h2", TCP_TIMEOUT)
 """Options of a server that hold without checks of its own. What it observes itself would take it down for good: it comes up
 with the one that it tracks."""
 

@@ -13,7 +13,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "machines" in item.path.parts:
             item.add_marker(pytest.mark.machines)
-            item.add_marker(pytest.mark.timeout(1800))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(1800))
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

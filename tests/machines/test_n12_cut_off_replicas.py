@@ -6,17 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
 
 from maas_ray.haproxy.limits import PoolLimits
 from maas_ray.haproxy.process import find
+from maas_ray.serve.grpc import inference_pb2 as pb
 from tests.support.front import REPLICA, Front, backend, until
-from tests.support.hosts import Host, Network
+from tests.support.hosts import Host, Network, ray_cluster
+from tests.support.hosts.fronts import servers
+from tests.support.hosts.served import ask, publish, serve, write_spec
 
 CUT_S = 10.0
 RUN_S = 1.0
@@ -24,6 +29,8 @@ BOUND_S = 3.5
 """HAProxy's checks notice within 3 s, and the keeper looks twice a second."""
 PORT = 7000
 NUM_REQUESTS = 6
+GRPC_PORT = 9000
+RATE_PER_S = 20.0
 
 
 @dataclass
@@ -129,3 +136,70 @@ def is_keeper_of(process: Path, front: Front) -> bool:
     except OSError:
         return False
     return b"maas_ray.keeper" in command and directory == str(front.directory)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Network]:
+    """An idempotent pool with a replica on each of three hosts."""
+    with Network(3) as network:
+        publish(network)
+        ray_cluster.start(network, num_cpus=2, head_cpus=2)
+        pool = {"name": "any", "replicas": 3, "idempotent": True, "limits": {"timeout_s": 20.0}}
+        serve(network, write_spec(network, pool, grpc={"port": GRPC_PORT}))
+        until(lambda: all(len(servers(host, "any")) == 3 for host in network.hosts), "all replicas in every front", 120)
+        yield network
+
+
+def http_call(host: Host) -> bool:
+    return ask(host, timeout_s=40).status_code == 200
+
+
+def grpc_call(host: Host) -> bool:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", shape=[1, 3], datatype="FP32")
+    tensor.contents.fp32_contents.extend([1.0, 2.0, 3.0])
+    with grpc.insecure_channel(f"{host.address}:{GRPC_PORT}") as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        return bool(call(pb.ModelInferRequest(model_name="linear", inputs=[tensor]), timeout=40).outputs)
+
+
+@pytest.mark.parametrize("call", [http_call, grpc_call])
+def test_calls_through_the_other_hosts_are_answered_within_the_bound(served: Network, call: Callable[[Host], bool]) -> None:  # fmt: skip
+    *others, cut = served.hosts
+    took_s = calls_while_cut(call, others, cut)
+    assert len(took_s) > RATE_PER_S * CUT_S
+    assert max(took_s) < BOUND_S + RUN_S
+
+
+def calls_while_cut(call: Callable[[Host], bool], asked: list[Host], cut: Host) -> list[float]:
+    """How long each call took that was sent from a second before a host was cut off until a second after its return.
+
+    Raises:
+        AssertionError: one was not answered, or not well.
+    """
+
+    def timed(host: Host) -> float:
+        began_s = time.monotonic()
+        assert call(host)
+        return time.monotonic() - began_s
+
+    sent: list[Future[float]] = []
+    with ThreadPoolExecutor(64) as pool:
+
+        def send(duration_s: float) -> None:
+            end_s = time.monotonic() + duration_s
+            while time.monotonic() < end_s:
+                sent.append(pool.submit(timed, asked[len(sent) % len(asked)]))
+                time.sleep(1 / RATE_PER_S)
+
+        send(1.0)
+        cut.cut()
+        try:
+            send(CUT_S)
+        finally:
+            cut.mend()
+        send(1.0)
+        return [future.result() for future in sent]

@@ -1,4 +1,4 @@
-"""A load balancer as docs/reliability.md advises one: it asks each node's front for its health, and leaves out who is silent."""
+"""A load balancer as docs/machines.md advises one: it asks each node's front for its health, and leaves out what fails."""
 
 import http.client
 import threading
@@ -8,8 +8,10 @@ from itertools import count
 
 from maas_ray.cluster.front import HEALTH
 
-EVERY_S = 0.5
+EVERY_S = 1.0
 TIMEOUT_S = 1.0
+NUM_FAILURES = 2
+"""Refusals and errors in a row after which a node is left out; one answer that does not come in time is enough."""
 
 
 class Balancer:
@@ -19,7 +21,7 @@ class Balancer:
         addresses: of the nodes.
         port: of the front on each of them.
         every_s: time between two questions to one node.
-        timeout_s: after so long without an answer a node is left out.
+        timeout_s: longest time for an answer.
         asks: False is the planted fault: a load balancer that sends requests everywhere, whatever becomes of the nodes.
     """
 
@@ -53,16 +55,25 @@ class Balancer:
         return healthy[next(self._turns) % len(healthy)] if healthy else None
 
     def _watch(self, address: str) -> None:
+        num_failures = 0
         while not self._is_over.is_set():
             asked_s = time.monotonic()
-            self._healthy[address] = self._is_healthy(address)
+            try:
+                num_failures = 0 if self._answers(address) else num_failures + 1
+            except TimeoutError:
+                num_failures = NUM_FAILURES
+            if num_failures == 0 or num_failures >= NUM_FAILURES:
+                self._healthy[address] = num_failures == 0
             self._is_over.wait(max(0.0, asked_s + self._every_s - time.monotonic()))
 
-    def _is_healthy(self, address: str) -> bool:
+    def _answers(self, address: str) -> bool:
+        """Whether a node says that it is well. Raises `TimeoutError`."""
         connection = http.client.HTTPConnection(address, self._port, timeout=self._timeout_s)
         try:
             connection.request("GET", HEALTH)
             return connection.getresponse().status == 200
+        except TimeoutError:
+            raise
         except (OSError, http.client.HTTPException):
             return False
         finally:
