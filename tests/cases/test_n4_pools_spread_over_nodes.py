@@ -124,8 +124,3 @@ def test_a_node_without_a_replica_has_a_front_unless_it_is_labeled(
     if asked("/-/healthz") == 503:
         assert asked("/one/v2/health/ready") in (200, 0)
     _until(lambda: asked("/-/healthz") == 0, "end of the front")
-    # And without any replica a front that stays says so.
-    head = f"http://127.0.0.1:{ray_cluster.http_port}/-/healthz"
-    assert requests.get(head, timeout=5).status_code == 200
-    nodes.kill(without)
-    _until(lambda: requests.get(head, timeout=5).status_code == 503, "front without a replica")
