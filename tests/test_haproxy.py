@@ -24,12 +24,14 @@ from ray.serve._private.common import RequestProtocol
 from ray.serve.config import gRPCOptions
 
 from maas_ray.cluster.environment import find_launcher
+from maas_ray.haproxy import silent
 from maas_ray.haproxy.binary import find_binary
 from maas_ray.haproxy.capacity import Capacity
 from maas_ray.haproxy.harden import MARK, MIN_HARD_STOP_S, PIPE_BYTES, Options, harden
 from maas_ray.haproxy.launcher import apply
 from maas_ray.haproxy.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import HOST_FILE_VARIABLE, NOT_REPLAYABLE, REASON_FILE, REPLAYABLE
+from maas_ray.haproxy.pools import MAX_CHECKS_PER_S
 from maas_ray.haproxy.sections import Unexpected
 from tests.conftest import unused_port
 from tests.support.front import backend, render
@@ -568,3 +570,35 @@ def test_the_launcher_knows_nothing_that_is_slow_to_load() -> None:
     number, found = done.stdout.split(" ", 1)
     assert found.strip() == "set()"
     assert int(number) < 150
+
+
+def test_checks_of_many_servers_are_further_apart(tmp_path: Path) -> None:
+    def interval_ms(num_servers: int) -> int:
+        directory = tmp_path / str(num_servers)
+        directory.mkdir(exist_ok=True)
+        pools = [backend("many", REPLAYABLE, range(10_000, 10_000 + num_servers))]
+        config = harden(render(directory, pools), Options(limits={"many": PoolLimits(30.0, 30.0, 1000)}))
+        found = {int(number) for number in re.findall(r"default-server inter (\d+)ms ", config)}
+        assert len(found) == 1
+        return found.pop()
+
+    assert [interval_ms(number) for number in (1, 250, 350, 500, 2000)] == [500, 500, 700, 1000, 4000]
+    for number in (250, 500, 2000):
+        assert number / interval_ms(number) * 1000 <= MAX_CHECKS_PER_S
+
+
+def test_a_silent_server_is_found_among_many_and_nothing_is_read_while_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["pxname", "svname", "scur", "status", "check_status", "last_chk"]
+    up = [["http-many", f"SERVE_REPLICA_many-{REPLAYABLE}-{number}", "3", "UP", "L7OK", ""] for number in range(500)]
+    refused = ["http-many", f"SERVE_REPLICA_many-{REPLAYABLE}-a", "3", "DOWN", "L4CON", "Connection refused"]
+    hung = ["http-many", f"SERVE_REPLICA_many-{REPLAYABLE}-b", "3", "DOWN", "* L7TOUT", ""]
+    twin = ["reads-http-many", hung[1], "2", "DOWN", "", ""]
+
+    def text(*rows: list[str]) -> str:
+        return "# " + "\n".join(",".join(row) for row in [names, *rows]) + "\n"
+
+    found = silent.silent(text(*up, refused, hung, twin))
+    assert [(server.backend, server.num_requests) for server in found] == [("http-many", 3), ("reads-http-many", 2)]
+    assert silent.silent(text(*up, refused)) == []
+    monkeypatch.setattr(silent, "read", None)
+    assert silent.silent(text(*up)) == silent.silent("") == []

@@ -11,7 +11,7 @@ from maas_ray.haproxy.capacity import Capacity, fit
 from maas_ray.haproxy.grpc import add_unary_twins, route_unnamed
 from maas_ray.haproxy.half_closed import add_twins
 from maas_ray.haproxy.limits import PoolLimits
-from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, edit_pool, is_own, replicas_of
+from maas_ray.haproxy.pools import CHECK_TIMEOUT_MS, application_of, check_interval_ms, edit_pool, is_own, replicas_of
 from maas_ray.haproxy.secret import HEADER
 from maas_ray.haproxy.sections import Section, Unexpected, join, named, replace, split, substitute
 
@@ -84,9 +84,11 @@ def harden(config: str, options: Options) -> str:
         replace(grpc[0], "mode http", lambda line: "\n".join([line, *_signed(options)]))
         route_unnamed(grpc[0], sections)
         add_unary_twins(sections, grpc[0], options.limits)
+    # No twins yet, which share the checks of their server.
+    interval_ms = check_interval_ms(sum(line.startswith("    server ") for section in sections for line in section))
     for section in sections:
         if is_backend(section):
-            edit_pool(section, options.limits)
+            edit_pool(section, options.limits, interval_ms)
     add_twins(sections, named(sections, "frontend http_frontend"))
     is_starting = _NO_ROUTES in config
     _default_backend(named(sections, "backend default_backend"), is_starting)

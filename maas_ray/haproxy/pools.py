@@ -16,8 +16,12 @@ TIMEOUT_HEADER = "x-request-timeout-ms"
 
 CHECK_TIMEOUT_MS = 1100
 """Longest time for the answer to a health check. Two that are late in a row take a replica out of the rotation, at most
-500 + 1100 + 100 + 1100 ms after it fell silent."""
-_CHECKS = "    default-server inter 500ms fastinter 100ms downinter 250ms fall 2 rise 1 check"
+an interval (`check_interval_ms`) + 1100 + 100 + 1100 ms after it fell silent."""
+MIN_CHECK_INTERVAL_MS = 500
+"""Between two checks of one server: silence is noticed within 2.8 s."""
+MAX_CHECKS_PER_S = 500
+"""Of one HAProxy. It takes 3 % of a core for them and all replicas together 25 % (docs/scale.md), and there is a HAProxy on
+each node; with more than 250 servers the interval grows instead."""
 # A replica that is ending answers this while it works off what it has: it must not be taken for a dead one, whose
 # connections are closed.
 _ALIVE = "    http-check expect rstring success|DRAINING"
@@ -43,9 +47,21 @@ def replicas_of(section: Section) -> list[str]:
     return [match[1] for line in section if (match := _REPLICA.match(line))]
 
 
-def edit_pool(section: Section, limits: Mapping[str, PoolLimits]) -> None:
-    """Makes the back end of an application what its pool needs; another's application only gets quicker checks."""
-    replace(section, "default-server ", lambda _: _CHECKS)
+def check_interval_ms(num_servers: int) -> int:
+    """Time between two checks of one server, with so many servers that are checked."""
+    return max(MIN_CHECK_INTERVAL_MS, ceil(num_servers * 1000 / MAX_CHECKS_PER_S))
+
+
+def edit_pool(section: Section, limits: Mapping[str, PoolLimits], interval_ms: int = MIN_CHECK_INTERVAL_MS) -> None:
+    """Makes the back end of an application what its pool needs; another's application only gets quicker checks.
+
+    Args:
+        section: of the back end.
+        limits: by application.
+        interval_ms: between two checks of one server, see `check_interval_ms`.
+    """
+    checks = f"inter {interval_ms}ms fastinter 100ms downinter {interval_ms // 2}ms fall 2 rise 1 check"
+    replace(section, "default-server ", lambda _: f"    default-server {checks}")
     application = application_of(section)
     if not application:
         return  # gRPC, whose streams may be silent for long
