@@ -1,7 +1,8 @@
 """Prometheus' text of the counts of a pool's replicas. Knows snapshots of `serve.stats`; collects nothing itself.
 
 One scrape through any replica shows the whole pool: every series carries the replica that counted it, so a counter
-stays monotonic whichever replica answers. Label values are names of the registry, numbers, and words of our own code;
+stays monotonic whichever replica answers. A histogram appears with the first thing that it counts; counters and gauges are
+there from the start. Label values are names of the registry, numbers, and words of our own code;
 nothing that a caller sends becomes a label.
 """
 
@@ -142,8 +143,10 @@ def _add_model(lines: Mapping[str, list[str]], model: Mapping[str, Any], labels:
 def _add_histogram(
     lines: list[str], name: str, labels: str, buckets: Sequence[str], counts: Sequence[int], total: float
 ) -> None:
-    start = f"{name}_bucket{labels}"
     cumulative = list(accumulate(counts))
+    if not cumulative[-1]:
+        return  # four fifths of all series are buckets, and of a pool's many models only a few are asked
+    start = f"{name}_bucket{labels}"
     lines += [f"{start}{bucket}{count}" for bucket, count in zip(buckets, cumulative, strict=True)]
     lines += (f"{name}_sum{labels}}} {total}", f"{name}_count{labels}}} {cumulative[-1]}")
 

@@ -143,6 +143,26 @@ def test_each_replica_has_its_own_series() -> None:
     assert samples(exposition(replicas[::-1])) == both, "it matters who answers"
 
 
+def test_a_histogram_begins_with_the_first_thing_it_counts_and_counters_with_the_model() -> None:
+    replica = ReplicaStats("p", "r1")
+    stats = replica.loaded("m", 3, 1.5)
+    before = samples(exposition([replica.snapshot()]))
+    names = {name for name, _ in before}
+    assert not any(name.endswith("_bucket") for name in names)
+    assert {family.name for family in FAMILIES if family.kind == "counter"} - names == {"maas_http_responses_total"}
+    assert [value for (name, _), value in before.items() if name == "maas_requests_total"] == [0] * len(OUTCOMES)
+    stats.waited([Waits()], 0.003)
+    stats.ran(1, 2, 0.01)
+    stats.served(0.0001, 0.0002, 0.03, 2, 1.7e9)
+    after = samples(exposition([replica.snapshot()]))
+    assert before.keys() < after.keys()
+    described = {family.name for family in FAMILIES if family.kind == "histogram"}
+    assert {
+        name.removesuffix("_count") for name, _ in after.keys() - before.keys() if name.endswith("_count")
+    } == described
+    check_histograms(parse(exposition([replica.snapshot()])))
+
+
 def test_label_values_are_escaped() -> None:
     odd = 'a"b\\c\nd{}=,# ä'
     replica = some_replica(name=odd, pool=odd, model=odd)
