@@ -11,7 +11,8 @@ def emptiest(held: Mapping[str, int], busy: Mapping[str, int], fits: Callable[[s
         busy: replicas of all pools on each node, which decide between equals.
         fits: whether a node has room for one more.
     """
-    return min(filter(fits, held), key=lambda node: (held[node], busy.get(node, 0), node), default=None)
+    in_order = sorted(held, key=lambda node: (held[node], busy.get(node, 0), node))
+    return next(filter(fits, in_order), None)  # to see whether it fits takes longest, and the first one mostly does
 
 
 def num_moves(held: Mapping[str, int], room: Mapping[str, int]) -> int:

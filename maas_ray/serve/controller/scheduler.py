@@ -46,30 +46,33 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
         return num_moves(held, room)
 
     def _schedule_with_spread_strategy(self) -> None:
-        available = self._get_available_resources_per_node()
+        # What is counted over all replicas and nodes is counted once and kept up to date: hundreds may be waiting.
+        available, busy = self._get_available_resources_per_node(), self._busy()
         for deployment_id, pending in self._pending_replicas.items():
+            held = self._held(deployment_id) if pending and deployment_id in self._strategies else Counter[str]()
             for request in list(pending.values()):
-                node = self._choose(deployment_id, request, available)
+                node = self._choose(deployment_id, request, available, held, busy)
                 scheduled = self._schedule_replica(request, default_scheduling_strategy="SPREAD", target_node_id=node)
                 if scheduled and node is not None:
                     available[node] = available[node] - request.requested_resources
+                    held[node] += 1
+                    busy[node] += 1
 
-    def _choose(self, deployment_id: Any, request: Any, available: dict[str, Any]) -> str | None:
+    def _choose(
+        self, deployment_id: Any, request: Any, available: dict[str, Any], held: Counter[str], busy: Counter[str]
+    ) -> str | None:
         """The node of a new replica; None leaves it to Ray, which waits for room where there is none."""
-        strategy = self._strategies.get(deployment_id)
-        if strategy is None:
-            return None
-        held = self._held(deployment_id)
-        fits = {node for node in held if available[node].can_fit(request.requested_resources)}
-        if strategy == "pack":
-            used = self._get_node_to_running_replicas()
-            for launching in self._launching_replicas.values():
-                for replica, info in launching.items():
-                    used[info.target_node_id].add(replica)
-            rooms = {node: available[node] for node in fits}
-            node: str | None = self._find_best_fit_node_for_pack(request.requested_resources, rooms, used)
-            return node
-        return emptiest(held, self._busy(), fits.__contains__)
+        needed = request.requested_resources
+        match self._strategies.get(deployment_id):
+            case None:
+                return None
+            case "pack":
+                rooms = {node: available[node] for node in held if available[node].can_fit(needed)}
+                used = {node: range(number) for node, number in busy.items()}  # Serve asks which are empty
+                node: str | None = self._find_best_fit_node_for_pack(needed, rooms, used)
+                return node
+            case _:
+                return emptiest(held, busy, lambda node: bool(available[node].can_fit(needed)))
 
     def _get_replicas_to_stop(self, deployment_id: Any, max_num_to_stop: int, **gangs: Any) -> set[Any]:
         if self._strategies.get(deployment_id) != "spread":
@@ -83,12 +86,13 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
         by_node: dict[str, list[Any]] = {}
         for replica, node in self._running_replicas[deployment_id].items():  # oldest first
             by_node.setdefault(node, []).append(replica)
-        busy = self._busy()
-        while by_node and len(chosen) < max_num_to_stop:
-            node = fullest({node: len(replicas) for node, replicas in by_node.items()}, self._head_node_id, busy)
+        held, busy = {node: len(replicas) for node, replicas in by_node.items()}, self._busy()
+        while held and len(chosen) < max_num_to_stop:
+            node = fullest(held, self._head_node_id, busy)
             chosen.append(by_node[node].pop())
-            if not by_node[node]:
-                del by_node[node]
+            held[node] -= 1
+            if not held[node]:
+                del held[node]
         return set(chosen)
 
     def _held(self, deployment_id: Any) -> Counter[str]:
