@@ -12,8 +12,18 @@ from pydantic import ValidationError
 from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from maas_ray.serve.autoscale import BUSY, ONGOING, RATE, AutoscalingSpec, Meter, Scaler
-from maas_ray.serve.spec import PoolSpec
+from maas_ray.serve.autoscale import (
+    BUSY,
+    MAX_REPORTS_PER_S,
+    ONGOING,
+    RATE,
+    AutoscalingSpec,
+    Meter,
+    Scaler,
+    report_interval_s,
+)
+from maas_ray.serve.deploy.binding import autoscaling_config
+from maas_ray.serve.spec import PoolSpec, ReplicaRange
 from maas_ray.serve.stats import ReplicaStats
 
 TICK_S = 0.1
@@ -216,3 +226,31 @@ def test_a_target_that_no_replica_can_exceed_is_refused() -> None:
     assert pool.scaling.target_ongoing < 8
     with pytest.raises(ValidationError, match="target_ongoing 8 is never exceeded"):
         PoolSpec.model_validate({"models": [{"name": "m"}], "batching": batching, "autoscaling": {"target_ongoing": 8}})
+
+
+@pytest.mark.parametrize(("num_replicas", "num_looks"), [(1, 100), (100, 100), (500, 20)])
+def test_the_reports_of_many_replicas_are_read_less_often(num_replicas: int, num_looks: int) -> None:
+    scaler, looks = Scaler(**AutoscalingSpec().resolve(64, 576).scaler_options()), 0
+
+    def metrics() -> dict[str, dict[int, float]]:
+        nonlocal looks
+        looks += 1
+        return {ONGOING: dict.fromkeys(range(num_replicas), 1.0)}
+
+    for tick in range(100):
+        context = AutoscalingContext(
+            deployment_id=None, deployment_name="maas_replica", app_name="p", current_num_replicas=num_replicas,
+            target_num_replicas=num_replicas, running_replicas=[], total_num_requests=0.0, total_queued_requests=0.0,
+            aggregated_metrics=metrics, raw_metrics=None, capacity_adjusted_min_replicas=1,
+            capacity_adjusted_max_replicas=1000, policy_state={}, last_scale_up_time=None, last_scale_down_time=None,
+            current_time=tick * TICK_S, config=None,
+        )  # fmt: skip
+        scaler(context)
+    assert abs(looks - num_looks) <= 1
+
+
+def test_the_reports_of_a_pool_are_bounded_whatever_its_size() -> None:
+    assert [report_interval_s(number) for number in (1, 100, 200, 500)] == [0.5, 0.5, 1.0, 2.5]
+    bounds = ReplicaRange(min=1, max=500)
+    config = autoscaling_config(AutoscalingSpec(preset="latency").resolve(64, 576), bounds)
+    assert bounds.max / config.metrics_interval_s <= MAX_REPORTS_PER_S

@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 import maas_ray
-from maas_ray.serve.autoscale import METRICS_INTERVAL_S, Scaler
+from maas_ray.serve.autoscale import Resolved, Scaler, report_interval_s
 from maas_ray.serve.deploy.way import FIRST_START, Way
 from maas_ray.serve.replica import Ingress
 from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
@@ -38,7 +38,7 @@ def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
         options["max_replicas_per_node"] = 1
     if isinstance(spec.replicas, ReplicaRange):
         options["num_replicas"] = None
-        options["autoscaling_config"] = _autoscaling(spec, spec.replicas)
+        options["autoscaling_config"] = autoscaling_config(spec.scaling, spec.replicas)
     else:
         options["num_replicas"] = spec.replicas
     deployment = serve.deployment(rolling_update_percentage=way.step)(Ingress)
@@ -46,8 +46,9 @@ def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
     return application
 
 
-def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConfig:
-    wanted = spec.scaling
+def autoscaling_config(wanted: Resolved, bounds: ReplicaRange) -> AutoscalingConfig:
+    """What Serve is told of a pool that is scaled between bounds."""
+    interval_s = report_interval_s(bounds.max)
     policy = AutoscalingPolicy(
         policy_function=f"{Scaler.__module__}:{Scaler.__name__}", policy_kwargs=wanted.scaler_options()
     )
@@ -58,8 +59,8 @@ def _autoscaling(spec: ApplicationSpec, bounds: ReplicaRange) -> AutoscalingConf
             min_replicas=bounds.min,
             max_replicas=bounds.max,
             target_ongoing_requests=wanted.target_ongoing,
-            look_back_period_s=wanted.look_back_s,
-            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=max(wanted.look_back_s, 1.2 * interval_s),  # Serve wants at least one report in it
+            metrics_interval_s=interval_s,
             # Our policy has its own delays, which look at all that was needed meanwhile and not only at the last moment.
             upscale_delay_s=0.0,
             downscale_delay_s=0.0,
