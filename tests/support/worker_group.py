@@ -1,0 +1,88 @@
+"""A cluster on this machine whose autoscaler adds nodes and takes them away: Ray's own, with its provider of fake nodes."""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+from unittest.mock import patch
+
+import ray
+
+from maas_ray.cluster import local
+from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.cluster.state import ClusterState
+from tests.support.nodes import Nodes
+
+GROUP = "cpu_worker"
+IDLE_S = 12.0
+VARIABLES = {
+    # Ray's own, for its provider of fake nodes and for a quick autoscaler.
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+}
+_HEAD = "ray.head.default"  # the name that the provider gives the head
+
+
+class WorkerGroup(Nodes):
+    """The cluster. `VARIABLES` must be in the environment.
+
+    Args:
+        head_cpus: CPUs of the head.
+        max_workers: nodes of one CPU that the group may have; it begins with none.
+    """
+
+    def __init__(self, head_cpus: int, max_workers: int) -> None:
+        super().__init__(head_cpus)
+        self._max_workers = max_workers
+
+    def __enter__(self) -> Self:
+        start = local.start_node
+
+        def with_autoscaler(state: ClusterState, arguments: list[str], *more: Any) -> None:
+            file = Path(state.temp_dir) / "autoscaler.json"
+            file.write_text(json.dumps(self._config(state)))
+            start(state, [*arguments, f"--autoscaling-config={file}"], *more)
+
+        with patch.object(local, "start_node", with_autoscaler):
+            return super().__enter__()
+
+    def num_workers(self) -> int:
+        """Nodes of the group that live."""
+        return sum(node["Alive"] and node["NodeID"] != self.head for node in ray.nodes())
+
+    def _config(self, state: ClusterState) -> dict[str, Any]:
+        return {
+            "cluster_name": "group",
+            "max_workers": self._max_workers,
+            "upscaling_speed": 10.0,
+            "idle_timeout_minutes": IDLE_S / 60,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": state.address,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "head_node_type": _HEAD,
+            "available_node_types": {
+                _HEAD: {"resources": {"CPU": self._head_cpus}, "node_config": {}, "max_workers": 0},
+                GROUP: {
+                    "resources": {"CPU": 1, "object_store_memory": 100 << 20},
+                    "labels": {FRONT_LABEL: NO_FRONT},  # all nodes share this machine's ports
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": self._max_workers,
+                },
+            },
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            "initialization_commands": [],
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
+        }
