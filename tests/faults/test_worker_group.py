@@ -69,3 +69,8 @@ def test_nodes_come_for_replicas_and_go_with_them_and_no_request_fails(
         load.wait_for("1", num_more=20)
     assert load.wrong == []
     assert spread("one") == {group.head: 1}, "the replica that stays is on the node that stays"
+
+    with Load(f"http://127.0.0.1:{group.http_port}/one/v2/models/heavy/infer", num_clients=1) as load:
+        load.wait_for("1", num_more=5)
+        pool.undeploy(["one"])
+        until(lambda: bool(load.wrong), "callers notice that the pool is gone", 60)
