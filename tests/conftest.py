@@ -32,9 +32,11 @@ os.environ.update(
 
 # Ray Serve and Ray Train read theirs at import, and test modules import them before any fixture runs.
 _TEMP_DIR = Path(tempfile.gettempdir()) / f"mr-{os.getpid()}"
-_STATE_DIR = _TEMP_DIR.with_name(f"{_TEMP_DIR.name}-state")
+SESSION_STATE_DIR = _TEMP_DIR.with_name(f"{_TEMP_DIR.name}-state")
 _PORTS = cluster.choose_ports(http=0, dashboard=0)
-CLUSTER_ENVIRONMENT = cluster.environment("fast", ports=_PORTS, temp_dir=_TEMP_DIR, token_path=_STATE_DIR / "token")
+CLUSTER_ENVIRONMENT = cluster.environment(
+    "fast", ports=_PORTS, temp_dir=_TEMP_DIR, token_path=SESSION_STATE_DIR / "token"
+)
 os.environ.update(CLUSTER_ENVIRONMENT)
 
 
@@ -72,14 +74,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ray_cluster() -> Iterator[RayCluster]:
     """A Ray head with 8 logical CPUs and the fast profile; ended by its own record, with all that it started."""
     try:
-        state = cluster.up(num_cpus=8, profile="fast", state_dir=_STATE_DIR, temp_dir=_TEMP_DIR, ports=_PORTS)
-        cluster.connect(state_dir=_STATE_DIR)
+        state = cluster.up(num_cpus=8, profile="fast", state_dir=SESSION_STATE_DIR, temp_dir=_TEMP_DIR, ports=_PORTS)
+        cluster.connect(state_dir=SESSION_STATE_DIR)
         env = {**state.environment, "RAY_ADDRESS": state.address, "RAY_API_SERVER_ADDRESS": state.dashboard_url}
-        yield RayCluster(state.address, state.dashboard_url, state.http_port, state.token(), env, _STATE_DIR)
+        yield RayCluster(state.address, state.dashboard_url, state.http_port, state.token(), env, SESSION_STATE_DIR)
     finally:
         cluster.disconnect()
-        cluster.down(state_dir=_STATE_DIR, drain_timeout_s=0)
-        shutil.rmtree(_STATE_DIR, ignore_errors=True)
+        cluster.down(state_dir=SESSION_STATE_DIR, drain_timeout_s=0)
+        shutil.rmtree(SESSION_STATE_DIR, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -86,18 +86,23 @@ def measure(options: argparse.Namespace) -> None:
     """First more and more replicas, then more and more nodes beside them."""
     from maas_ray.registry.models import Registry
     from maas_ray.store.objects import open_store
-    from tests.support.nodes import Nodes
+    from tests.support.nodes import more_nodes
     from tests.support.onnx_models import commit_bundle, linear
+    from tests.support.own_cluster import own_cluster
 
-    with tempfile.TemporaryDirectory() as directory, Nodes(head_cpus=64) as nodes:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        own_cluster(num_cpus=64) as own,
+        more_nodes(own, Path(directory)) as nodes,
+    ):
         uri = f"file://{directory}/store"
         store = open_store(uri)
         Registry(store).publish("linear", commit_bundle(store, linear()))
         Registry(store).promote("linear", 1)
         for number in options.replicas:
-            deploy(number, options.max_replicas, uri, nodes.http_port)
+            deploy(number, options.max_replicas, uri, own.http_port)
             found = watch("1 node")
-        ports = nodes.state.environment
+        ports = own.env
         first, last = (int(ports[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
         for port in range(first, last):
             if (replica := _owner(port, found["replica"])) is not None:

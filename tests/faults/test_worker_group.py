@@ -8,11 +8,12 @@ import pytest
 from maas_ray.registry.models import Registry
 from maas_ray.serve.spec import ServeSpec
 from maas_ray.store.objects import ObstoreStore
+from tests.conftest import RayCluster
 from tests.serve.test_pool import Load
 from tests.serve.test_pool_scaling import heavy
 from tests.support.nodes import spread
 from tests.support.onnx_models import commit_bundle
-from tests.support.worker_group import VARIABLES, WorkerGroup
+from tests.support.worker_group import VARIABLES, head, num_workers, worker_group
 
 pytestmark = [
     pytest.mark.fault,
@@ -23,10 +24,10 @@ pytestmark = [
 
 
 @pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerGroup]:
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
-    with WorkerGroup(head_cpus=1, max_workers=3) as started:
+    with worker_group(head_cpus=1, max_workers=3) as started:
         yield started
 
 
@@ -38,7 +39,7 @@ def until(is_done: Callable[[], bool], what: str, timeout_s: float) -> None:
 
 
 def test_nodes_come_for_replicas_and_go_with_them_and_no_request_fails(
-    group: WorkerGroup, file_store: ObstoreStore
+    group: RayCluster, file_store: ObstoreStore
 ) -> None:
     from maas_ray.serve import pool
 
@@ -55,20 +56,20 @@ def test_nodes_come_for_replicas_and_go_with_them_and_no_request_fails(
     }
     spec = {"storage": {"uri": file_store.uri}, "http": {"port": group.http_port}, "pools": [one]}
     pool.deploy(ServeSpec.model_validate(spec))
-    assert (spread("one"), group.num_workers()) == ({group.head: 1}, 0)
+    assert (spread("one"), num_workers()) == ({head(): 1}, 0)
 
     with Load(f"http://127.0.0.1:{group.http_port}/one/v2/models/heavy/infer", num_clients=12) as load:
         until(lambda: sum(spread("one").values()) == 4, "four replicas", 300)
-        assert group.num_workers() == 3
+        assert num_workers() == 3
         assert set(spread("one").values()) == {1}
         load.wait_for("1", num_more=50)
     assert load.wrong == []
 
     with Load(f"http://127.0.0.1:{group.http_port}/one/v2/models/heavy/infer", num_clients=1) as load:
-        until(lambda: group.num_workers() == 0, "the nodes are gone", 300)
+        until(lambda: num_workers() == 0, "the nodes are gone", 300)
         load.wait_for("1", num_more=20)
     assert load.wrong == []
-    assert spread("one") == {group.head: 1}, "the replica that stays is on the node that stays"
+    assert spread("one") == {head(): 1}, "the replica that stays is on the node that stays"
 
     with Load(f"http://127.0.0.1:{group.http_port}/one/v2/models/heavy/infer", num_clients=1) as load:
         load.wait_for("1", num_more=5)
