@@ -104,6 +104,7 @@ class Unit:
                 self.num_starts += 1
             self.process.wait()
             end_marked(mark)
+            settings = self.settings()
             policy, code = settings.get("Restart", ["no"])[-1], self.process.returncode
             is_final = policy == "no" or (policy == "on-failure" and code == 0)
             if is_final or str(code) in settings.get("RestartPreventExitStatus", []):
