@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": ["m", "--input", "FILE"],
     "verify-parallel": ["SPEC"],
     "fsck": [],
+    "compact": [],
     "schema": [],
 }
 JOBS = {

@@ -286,6 +286,7 @@ def _answer_twice(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fault", [_skip_a_deadline, _lose_a_refund, _cut_one_row_late, _answer_twice])
 def test_a_planted_fault_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends at the first schedule that shows it; which one that is differs between releases of hypothesis."""
     fault(monkeypatch)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        run_state_machine_as_test(Schedules, settings=settings(SETTINGS, phases=[Phase.generate]))
+        run_state_machine_as_test(Schedules, settings=settings(SETTINGS, phases=[Phase.generate], max_examples=2000))

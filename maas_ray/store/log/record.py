@@ -114,6 +114,12 @@ def _has_digest(line: bytes, value: dict[str, Any]) -> bool:
 def _checked(log: str, seq: int, said: _Record, what: str) -> tuple[Record, str]:
     if said.format != FORMAT or said.seq != seq:
         raise ObjectCorrupt(
-            f"{what} has a record of format {said.format} that says it is number {said.seq} in place of number {seq}; not used"
+            f"{what} has a record of format {_short(said.format)} that says it is number {_short(said.seq)} in place of "
+            f"number {seq}; not used"
         )
     return Record(said.seq, said.event, said.time_s, said.digest, record_key(log, seq)), said.previous
+
+
+def _short(number: int) -> str:
+    text = str(number)
+    return text if len(text) <= 20 else f"{text[:20]}… ({len(text)} digits)"
