@@ -83,10 +83,9 @@ def test_status_and_doctor_ask_the_front_of_every_node(served: Network):
 
 def test_a_front_that_reaches_only_the_replicas_of_its_own_node_is_named():
     """The planted fault: replicas and Serve's proxy listen on loopback, as they did by Serve's option."""
-    planted = {"MAAS_RAY_PLANTED": "loopback", "PYTHONPATH": f"{PLANTED}:{ROOT}"}
-    with Network(3, planted) as network:
+    with Network(3, {"PYTHONPATH": f"{PLANTED}:{ROOT}"}) as network:
         publish(network)
-        ray_cluster.start(network, num_cpus=3)
+        ray_cluster.start(network, num_cpus=3, env={"MAAS_RAY_PLANTED": "loopback"})
         said = on_head(network, f"maas-ray serve {write_spec(network)} --timeout-s 30 2>&1", check=False, timeout_s=300)
         # The head's front finds Serve's own proxy beside it, and the one beside the replica finds that.
         lonely = next(host for host in network.hosts[1:] if not host.pids("ray::ServeReplica"))

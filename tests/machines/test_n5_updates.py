@@ -55,7 +55,7 @@ def test_two_pools_that_need_the_same_room_do_not_wait_for_each_other_for_ever(n
     pools = [
         {"name": name, "route_prefix": f"/{name}", "replicas": 1, "resources": {"cpus": 1.5}} for name in ("one", "two")
     ]
-    on_head(network, "maas-ray unserve default")
+    on_head(network, "maas-ray unserve")
     serve(network, write_spec(network, *pools))
     specs = [
         write_spec(
@@ -64,7 +64,7 @@ def test_two_pools_that_need_the_same_room_do_not_wait_for_each_other_for_ever(n
         for pool in pools
     ]
     both = " & ".join(f"(maas-ray serve --json {spec} > {spec}.out; echo $? > {spec}.code)" for spec in specs)
-    on_head(network, f"{both} & wait", timeout_s=600)
+    on_head(network, f"{{ {both} & wait; }}", timeout_s=600)
     for spec in specs:
         assert Path(f"{spec}.code").read_text().strip() == "0", Path(f"{spec}.out").read_text()
         assert json.loads(Path(f"{spec}.out").read_text().strip().splitlines()[-1])["pools"][0]["status"] == "RUNNING"
