@@ -106,11 +106,14 @@ class Host:
         return self.run(words, timeout_s=timeout_s, check=check).stdout
 
     def start(self, script: str, log: str, *, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Runs a shell script on it in the background; its output goes to a file in its home."""
+        """Runs a shell script on it in the background; its output goes to a file in its home.
+
+        Signals mean there what they do in a terminal, also where the tests themselves run in the background.
+        """
         with (self.home / log).open("ab") as out:
             return subprocess.Popen(
                 self.command(script), env={**self.env, **(env or {})}, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_heed_interrupts,
             )  # fmt: skip
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
@@ -145,3 +148,7 @@ class Host:
                 except OSError:
                     continue
         return sorted(found)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
