@@ -112,7 +112,7 @@ def export(
 
     Which checkpoint and which weights are as in `maas-ray publish`.
     """
-    leaves(f"{to} may hold a part of the model; run the command again, which writes it anew")
+    leaves(f"{to} may hold a part of the model; run the command again to write it from the start")
     with say.status("writing"):
         from maas_ray.train.choice import parse_which
         from maas_ray.train.hf_export import export_hf

@@ -44,7 +44,7 @@ def tune(
 
         num_trials = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
         cluster.connect(state_dir=state_dir)
-    leaves(f"what the trials of {loaded.name} have committed is kept: --resume goes on with them")
+    leaves(f"what the trials of {loaded.name} have committed is kept: continue with --resume")
     num_ended = 0
     with say.status(f"{num_trials} trials") as status:
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from maas_ray.cluster.connection import check_head, use_environment
 from maas_ray.cluster.state import ClusterState
+from maas_ray.display import get_logger
+
+log = get_logger(__name__)
 
 _ALIVE = 0
 """Ray's `GcsNodeInfo.ALIVE`."""
@@ -36,9 +39,13 @@ def leave(state: ClusterState, timeout_s: float) -> bool:
         # Once nothing is left on it, a node that drains ends itself.
         while state.node_id in alive_nodes(state.address):
             if time.monotonic() > deadline:
+                log.warning(
+                    "this node still had work after %g s; what it held is lost or repeated elsewhere", timeout_s
+                )
                 return False
             time.sleep(POLL_S)
-    except Exception:  # whatever Ray raises for a head that is away: the machine is to leave all the same
+    except Exception as error:  # whatever Ray raises for a head that is away: the machine is to leave all the same
+        log.warning("this node was not drained, because the head %s did not answer: %s", state.address, error)
         return False
     return True
 

@@ -1,21 +1,17 @@
 """Training on several machines: one of them, or its cable, is lost while a run trains, and the run ends with the same bits."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-import requests
 
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from tests.conftest import unused_port
 from tests.support.hosts import Host, Network, ray_cluster
+from tests.support.hosts.s3 import s3_service
 from tests.support.hosts.trained import (
     LAYOUTS,
     Training,
@@ -33,7 +29,6 @@ LOSE_EVERY_S = 30.0
 RUN_S = 75.0
 """About as long as an undisturbed run is to train on this machine as busy as it is."""
 NUM_CHECKPOINTS = 15
-S3_SERVICE = Path(__file__).parents[1] / "support" / "s3_service.py"
 
 
 @dataclass(frozen=True)
@@ -142,26 +137,11 @@ def test_other_bits_are_noticed(reference: Reference) -> None:
 @pytest.fixture
 def s3(network: Network) -> Iterator[StorageSpec]:
     """A store in an S3 service on this machine, which all hosts reach."""
-    endpoint = f"http://{network.address}:{unused_port()}"
-    words = [sys.executable, str(S3_SERVICE), "-H", network.address, "-p", endpoint.rpartition(":")[2]]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                requests.get(f"{endpoint}/moto-api/", timeout=5)
-                break
-            except requests.ConnectionError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    with s3_service(network) as endpoint:
         client = boto3.client("s3", endpoint_url=endpoint)
         client.create_bucket(Bucket="maas")
         client.close()
         yield StorageSpec(uri="s3://maas/across", endpoint=endpoint)
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
 
 
 def test_a_host_that_is_stopped_commits_first_and_is_used_again(reference: Reference, s3: StorageSpec) -> None:
