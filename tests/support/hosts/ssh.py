@@ -17,7 +17,7 @@ PasswordAuthentication no
 StrictModes no
 UsePAM no
 MaxStartups 100:30:200
-SetEnv PATH={path} PYTHONPATH={python_path}
+SetEnv PYTHONPATH={python_path}
 """
 
 
@@ -38,6 +38,8 @@ def start(host: Host, public_key: str) -> None:
     (host.kept / "authorized_keys").write_text(public_key)
     env = host.env
     path = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    config = _CONFIG.format(address=host.address, kept=host.kept, path=path, python_path=env["PYTHONPATH"])
+    config = _CONFIG.format(address=host.address, kept=host.kept, python_path=env["PYTHONPATH"])
+    # A login shell sets PATH anew (/etc/profile), so the one of a host is said where its user would say it.
+    (host.home / ".bashrc").write_text(f"export PATH={path}\n")
     (host.kept / "sshd_config").write_text(config)
     host.run(f"{SSHD} -f {host.kept}/sshd_config -E {host.kept}/sshd.log")
