@@ -68,7 +68,9 @@ class Training:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.run} has not ended after {timeout_s:g} s: {self.said[-3000:]}") from None
         assert code == 0, self.said[-3000:]
-        document: dict[str, Any] = json.loads(self.said.strip().splitlines()[-1])
+        # Ray writes what befell a node to stderr, at times after the command's own last line.
+        (*_, line) = (line for line in self.said.splitlines() if line.startswith("{"))
+        document: dict[str, Any] = json.loads(line)
         return document
 
 
