@@ -1,4 +1,4 @@
-"""The bundle's format: an ONNX graph and the description that makes it servable and explainable. Runs nothing.
+"""The bundle's format: an ONNX graph and the description that makes it servable. Runs nothing.
 
     bundles/<id>/manifest.json                 the description, and the digest of the graph
     bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside

@@ -148,7 +148,7 @@ class Batcher:
 
     Args:
         runner: what runs a batch.
-        spec: sizes, bounds, delay and weights.
+        spec: sizes, bounds and delay.
         loop: asyncio's loop, or one driven by hand.
         can_merge: whether requests may share a run.
         padding: how requests of different sizes are made equal; None: they do not share a run.
@@ -256,7 +256,7 @@ class Batcher:
             num_bytes: what the request holds in memory, counted against the byte bound.
             deadline: time of the loop's clock after which nobody waits for the answer.
             done: called exactly once, unless the item is cancelled.
-            tenant: whose request it is; tenants share the engine by their weights.
+            tenant: whose request it is; tenants share the engine in equal parts.
             priority: among the requests of this tenant: 1 is the highest; 0 comes after all others.
 
         Returns:

@@ -1,6 +1,6 @@
 """How rows are merged and how many may wait: what a pool's spec says, and the bytes that all its queues share."""
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from maas_ray.errors import Overloaded
 from maas_ray.spec import Spec
@@ -26,8 +26,6 @@ class BatchSpec(Spec):
     check_share: NonNegativeFloat = Field(default=0.001, le=1.0)
     """Share of the requests that shared a run which are run again alone, while the engine is idle, and compared. A
     difference ends the merging of that version. 0: none."""
-    tenant_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Shares of tenants that do not weigh 1: rows run while several wait are in proportion."""
 
 
 SMALL_BYTES = 64 << 10

@@ -51,12 +51,13 @@ class FairQueue:
     is near.
 
     Args:
-        spec: sizes, bounds and weights.
+        spec: sizes and bounds.
         budget: bytes shared with the other queues of the replica.
         name: of the model version, for messages.
         estimate_s: expected seconds of a run; infinity if unknown.
         drop: is given an item that had to leave for one of a tenant with less, and the reason.
         retry_after_s: seconds after which a refused request may come again.
+        weights: of the tenants that do not weigh 1; rows run while several wait are in proportion.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FairQueue:
         estimate_s: EstimateByKey,
         drop: Callable[[Item, Overloaded], None],
         retry_after_s: Callable[[], float],
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._budget = budget
         self._name = name
@@ -81,7 +83,7 @@ class FairQueue:
         # A tenant and a group that are alone stay when they become empty: lone requests come and go.
         self._orders: dict[Tenant, Line[Item]] | None = None
         """Everything of each tenant over all groups; kept from the second group on until the queue is empty."""
-        self._shares = Shares(spec.tenant_weights)
+        self._shares = Shares(weights or {})
         self.earliest = math.inf
         """No deadline in the queue is earlier."""
         self._count = 0

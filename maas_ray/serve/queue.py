@@ -6,7 +6,7 @@ priorities and deadlines, and stays there until nothing waits.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from maas_ray.errors import Overloaded
 from maas_ray.serve.batching import BatchSpec, ByteBudget
@@ -28,8 +28,9 @@ class Queue(FairQueue):
         estimate_s: EstimateByKey,
         drop: Callable[[Item, Overloaded], None],
         retry_after_s: Callable[[], float],
+        weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(spec, budget, name, estimate_s, drop, retry_after_s)
+        super().__init__(spec, budget, name, estimate_s, drop, retry_after_s, weights)
         self._alike: list[Item] = []
         """Everything that waits, as long as it is alike; then nothing waits in the fair queue."""
         self._tenant_name = ""

@@ -101,7 +101,7 @@ def storm(num_rows: int, kind: type[EngineRunner], inline_below_s: float, stream
     async def main() -> None:
         loop = asyncio.get_running_loop()
         runner = kind(engine, loop, inline_below_s)
-        spec = BatchSpec(max_batch_size=16, max_queued_requests=200, tenant_weights={"north": 2.0})
+        spec = BatchSpec(max_batch_size=16, max_queued_requests=200)
         batcher = Batcher(runner, spec, loop, can_merge=True)
         going: dict[Asked, Item] = {}
         number = 0

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from maas_ray.errors import DeadlineExceeded, Overloaded
-from maas_ray.serve.batching import ByteBudget
+from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fairness import Shares
 from maas_ray.serve.item import Item
 from maas_ray.serve.line import Line
+from maas_ray.serve.queue import Queue
 from tests.support.rig import Rig
 
 
@@ -54,26 +55,23 @@ def test_a_flood_of_one_tenant_delays_another_by_one_run() -> None:
 @pytest.mark.parametrize("can_merge", [True, False])
 def test_tenants_share_rows_by_their_weights(can_merge: bool) -> None:
     dice = random.Random(3)
-    rig = Rig(
-        can_merge,
-        max_batch_size=8,
-        max_queued_requests=3000,
-        tenant_weights={"a": 3.0, "b": 1.5},
-        seconds=lambda n: 0.0,
+    weights = {"a": 3.0, "b": 1.5}
+    spec = BatchSpec(max_batch_size=8, max_queued_requests=3000)
+    queue = Queue(
+        spec, ByteBudget(100_000), "model", lambda num_rows, key: 0.0, lambda item, error: None, lambda: 1.0, weights
     )
-    hold(rig)
-    tenants = {"a": 1, "b": 2, "c": 3}
-    for number in range(900):
-        name = dice.choice("abc")
-        rig.send(f"{name}{number}", *[tenants[name]] * dice.randint(1, 3), tenant=name, timeout_s=dice.uniform(50, 99))
-    rows = dict.fromkeys(tenants.values(), 0.0)
+    names: dict[Item, str] = {}
+    for _ in range(900):
+        item = Item({}, dice.randint(1, 3), 10, dice.uniform(50, 99), lambda outputs, error: None)
+        names[item] = dice.choice("abc")
+        queue.put(item, (), names[item], 0.0)
+    rows = dict.fromkeys("abc", 0)
     for _ in range(60 if can_merge else 200):
-        rig.engine.end_run()
-        rig.loop.turn()
-        for mark in rig.engine.runs[-1]:
-            rows[int(mark)] += 1
-        had = [rows[1] / 3.0, rows[2] / 1.5, rows[3] / 1.0]
+        for item in queue.take(can_merge, 0.0):
+            rows[names[item]] += item.num_rows
+        had = [num_rows / weights.get(name, 1.0) for name, num_rows in rows.items()]
         assert max(had) - min(had) <= 2 * 3, "of items of at most 3 rows, nobody is ahead by more than two"
+    assert min(rows.values()) > 0
 
 
 def test_a_pause_saves_nothing_up() -> None:
