@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
-from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
+from maas_ray.store.manifest import Committed, Draft, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
 
@@ -192,11 +192,6 @@ def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
 def graph_size(store: ObjectStore, bundle_id: str) -> int:
     """Bytes of the graph, without reading it. Raises `NotFound`."""
     return _open(store, bundle_id).parts[GRAPH].size
-
-
-def list_bundles(store: ObjectStore) -> list[str]:
-    """Ids of all committed bundles, sorted."""
-    return list_committed(store, PREFIX)
 
 
 def check_bundle(committed: Committed) -> Iterator[MaasError]:

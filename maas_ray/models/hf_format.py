@@ -10,16 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.models.decoder import Decoder, RotaryAttention, SwiGLU, build_decoder
-from maas_ray.models.hf_local import CONFIG, INDEX, WEIGHTS, check_folder, files_of_index, read_object_file
+from maas_ray.models.decoder import Decoder, RotaryAttention, SwiGLU
+from maas_ray.models.hf_local import CONFIG
 from maas_ray.models.params import DecoderSpec
-from maas_ray.models.row import Row
 from maas_ray.spec import parse_spec
 
 SHARD_BYTES = 5_000_000_000
@@ -76,43 +72,6 @@ def to_hf(net: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> No
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def from_hf(directory: Path) -> Decoder:
-    """Builds a decoder with the weights of a folder in Llama's format.
-
-    Args:
-        directory: with config.json and one or several safetensors files.
-
-    Returns:
-        The model in float32, in training mode.
-
-    Raises:
-        ModelError: the folder is not there or damaged, or the model is not one that `decoder` can be.
-    """
-    if directory.is_dir():
-        check_folder(directory)
-    spec, vocab_size = decoder_spec(directory)
-    net = build_decoder(spec, Row((spec.max_length or 1,), vocab_size), vocab_size)
-    read = _read_weights(directory)
-    names = {f"{name}.weight": f"{theirs}.weight" for name, theirs in _names(spec.num_layers).items()}
-    if spec.tied:
-        embedding = read.get("model.embed_tokens.weight", torch.empty(0))
-        if len(embedding) and not torch.equal(read.setdefault("lm_head.weight", embedding), embedding):
-            raise untied(str(directory))
-    if absent := sorted(set(names.values()) - read.keys()):
-        raise ModelError(f"{directory} lacks {len(absent)} weights, such as {absent[0]}; copy the whole folder again")
-    # Everything else unknown would be a part that gets lost.
-    unknown = sorted(key for key in read.keys() - set(names.values()) if not is_table_of_angles(key))
-    if unknown:
-        raise ModelError(
-            f"{directory} holds {len(unknown)} weights that a decoder has no place for, such as {unknown[0]}"
-        )
-    try:
-        net.load_state_dict({ours: read[theirs].to(torch.float32) for ours, theirs in names.items()})
-    except RuntimeError as error:
-        raise ModelError(f"the weights in {directory} do not have the sizes that its {CONFIG} says: {error}") from error
-    return net.train()
-
-
 def untied(source: str) -> ModelError:
     """Of a folder that has two different weights for what its configuration says is one."""
     return ModelError(
@@ -126,17 +85,16 @@ def is_table_of_angles(weight: str) -> bool:
     return weight.endswith("rotary_emb.inv_freq")
 
 
-def decoder_spec(directory: Path) -> tuple[DecoderSpec, int]:
-    """The parameters of `decoder`, and the number of token codes, that a folder in Llama's format describes.
+def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
+    """The parameters of `decoder`, and the number of token codes, that a configuration of Llama's describes.
+
+    Args:
+        config: what config.json holds.
+        source: names it in messages.
 
     Raises:
-        ModelError: the folder has no readable config.json, or describes a model that `decoder` cannot be.
+        ModelError: it is damaged, or describes a model that `decoder` cannot be.
     """
-    return decoder_spec_of(read_object_file(directory / CONFIG), str(directory / CONFIG))
-
-
-def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
-    """As `decoder_spec`, from the configuration itself; `source` names it in messages."""
     for key, wanted in _FIXED.items():
         found = config.get(key, wanted)
         if found != wanted:
@@ -216,17 +174,3 @@ def our_name(weight: str) -> str | None:
     names = _BLOCK_NAMES if block else _NAMES
     ours = {theirs: ours for ours, theirs in names.items()}.get(block[2] if block else layer)
     return ours and f"{f'block_{block[1]}.' if block else ''}{ours}.weight"
-
-
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    files = [directory / WEIGHTS]
-    if not files[0].is_file() and (directory / INDEX).is_file():
-        index = directory / INDEX
-        files = [directory / name for name in sorted(files_of_index(read_object_file(index), str(index)))]
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} cannot be read as safetensors: {error}; copy the whole folder again") from error
-    return weights

@@ -17,7 +17,7 @@ import numpy as np
 from maas_ray.bundle.forms import Form
 from maas_ray.bundle.padding import Padding
 from maas_ray.display import get_logger
-from maas_ray.errors import BadRequest, DeadlineExceeded, EngineDied, MaasError, Overloaded, RequestError, RunStopped
+from maas_ray.errors import BadRequest, DeadlineExceeded, EngineDied, MaasError, Overloaded, RunStopped
 from maas_ray.serve.batching import BatchSpec, ByteBudget
 from maas_ray.serve.fair_queue import Key
 from maas_ray.serve.guard import Guard, Sample
@@ -209,8 +209,6 @@ class Batcher:
         self._guard = Guard(spec.check_share) if can_merge and spec.check_share else None
         self.problem = ""
         """Why requests do not share runs any more, where they did."""
-        self.failed_in_a_row = 0
-        """Runs of single requests that the engine failed, not the request, since the last that went well."""
 
     @property
     def max_batch_size(self) -> int:
@@ -473,14 +471,12 @@ class Batcher:
                 # Alone, so that the one that took so long holds up no other; the earliest deadline first.
                 self._retries.extend([item] for item in sorted(_live(batch), key=lambda item: item.deadline))
             elif len(batch) == 1:
-                self.failed_in_a_row += not isinstance(error, RequestError)
                 self._answer(batch[0], None, error)
             else:
                 # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered on the way.
                 middle = len(batch) // 2
                 self._retries.extend((batch[:middle], batch[middle:]))
         else:
-            self.failed_in_a_row = 0
             if self._stats is not None:
                 self._stats.ran(len(batch), run.num_rows, run_s)
                 for item in batch:

@@ -97,22 +97,6 @@ class Residency:
         """Whether the replica is being stopped."""
         return self._is_closed
 
-    @property
-    def memory_bytes(self) -> int:
-        """What counts against the memory budget now."""
-        return self._shelf.num_bytes
-
-    def get(self, name: str, version: int | None = None) -> Loaded:
-        """The version that answers a request, if it is in memory.
-
-        Raises:
-            NotFound: the pool serves no such model or version, or does not have it in memory; the message says which.
-        """
-        found = self.find(name, version)
-        if found is None:
-            raise NotFound(f"model {name!r} is not in memory; a request for inference loads it")
-        return found
-
     def find(self, name: str, version: int | None = None) -> Loaded | None:
         """The version that answers a request; None if this pool has it, but not in memory: see `load_soon`.
 
@@ -210,9 +194,6 @@ class Residency:
             StoreUnavailable: the registry could not be read in time.
         """
         await self._wait(await self._look_and_begin())
-
-    refresh_now = refresh
-    """For a replica that is told of a wish which another one has written down."""
 
     async def load(
         self,

@@ -1,14 +1,13 @@
-"""What training minimizes: a loss per sample and a penalty on weights. Knows no optimizer and no data source."""
+"""What training minimizes: a loss per sample. Knows no optimizer and no data source."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from maas_ray.data.features import TOKEN_TASKS, Task
 from maas_ray.errors import ModelError
-from maas_ray.models.weights import weights
 from maas_ray.train.recipe import ObjectiveSpec, loss_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -84,22 +83,6 @@ def num_valid(target: Tensor) -> Tensor:
     if target.dim() < 2:
         return torch.tensor(len(target), dtype=torch.int64, device=target.device)
     return (target != IGNORED).sum()
-
-
-def penalty(spec: ObjectiveSpec, model: nn.Module) -> Tensor:
-    """`l1 * sum |w| + l2 * sum w^2` over the trained weights, as a scalar; add it once per optimizer step.
-
-    Biases and the gains of normalizations are left out; see `maas_ray.models.weights.weights`.
-    """
-    total = torch.zeros((), device=next((parameter.device for parameter in model.parameters()), None))
-    if not spec.l1 and not spec.l2:
-        return total
-    for weight in weights(model):
-        if weight.requires_grad and spec.l1:
-            total = total + spec.l1 * weight.abs().sum()
-        if weight.requires_grad and spec.l2:
-            total = total + spec.l2 * weight.square().sum()
-    return total
 
 
 def _widened(scores: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.serve.test_residency import wait_for
 from tests.support.deadly_models import DEEP_TREE, deep_tree, of_unknown_version
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
@@ -80,4 +81,4 @@ def test_a_promoted_version_that_kills_leaves_the_old_one_serving(server: Server
     answer = requests.post(f"{server.url}/v2/models/linear/infer", json=ROW, timeout=60)
     assert answer.json()["outputs"][0]["data"] == [2, 4, 6]
     better = publish(server.store, "linear", commit_bundle(server.store, linear(3.0)))
-    wait_for(lambda: server.residency.get("linear").version.version == better, timeout_s=60)
+    wait_for(lambda: resident(server.residency, "linear").version.version == better, timeout_s=60)

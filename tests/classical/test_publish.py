@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.format import list_bundles, load_bundle
+from maas_ray.bundle.format import PREFIX, load_bundle
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.optimize.export import build_signature
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.fsck import fsck
-from maas_ray.store.manifest import open_committed
+from maas_ray.store.manifest import list_committed, open_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.classical.fit import train_classical
 from maas_ray.train.classical.state import KIND, FittedState, load_fitted, save_fitted
@@ -81,7 +81,7 @@ def test_a_graph_that_differs_from_scikit_learn_is_not_committed(
     monkeypatch.setattr("maas_ray.optimize.publish.load_fitted", lambda *_: wrong)
     with pytest.raises(GateError, match="output 'predicted_probability'.*scikit-learn .*must not be published"):
         export_run(file_store, "r")
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_preprocessing_that_differs_from_that_of_training_is_caught(

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from maas_ray.bundle.format import list_bundles, load_info
+from maas_ray.bundle.format import PREFIX, load_info
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Snapshot, save
@@ -16,6 +16,7 @@ from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.models.build import build_model
 from maas_ray.optimize import publish
 from maas_ray.optimize.publish import export_run
+from maas_ray.store.manifest import list_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec import TrainSpec
@@ -92,7 +93,7 @@ def test_a_graph_that_differs_from_the_module_is_not_committed(
     monkeypatch.setattr(publish, "export", perturbed)
     with pytest.raises(GateError, match="prediction"):
         export_run(file_store, run)
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_store: ObstoreStore, run: str) -> None:
@@ -103,7 +104,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_stor
     with pytest.raises(ObjectCorrupt) as caught:
         export_run(file_store, run)
     assert key in str(caught.value)
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_only_what_exists_is_exported(file_store: ObstoreStore, run: str) -> None:

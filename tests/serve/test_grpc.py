@@ -38,6 +38,7 @@ from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.bundles import toy_info
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
+from tests.support.residents import resident
 
 RNG = np.random.default_rng(3)
 VALUES: dict[Datatype, Array] = {
@@ -691,7 +692,7 @@ def stall(server: Server, seconds: float) -> Any:
     async def sleep() -> None:
         time.sleep(seconds)
 
-    return asyncio.run_coroutine_threadsafe(sleep(), server.residency.get("linear").batcher._loop)  # type: ignore[arg-type]
+    return asyncio.run_coroutine_threadsafe(sleep(), resident(server.residency, "linear").batcher._loop)  # type: ignore[arg-type]
 
 
 def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: triton.InferenceServerClient) -> None:

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 from maas_ray.errors import MaasError
 from maas_ray.serve.head import LAYERS
 from tests.serve.conftest import Server
+from tests.support.residents import resident
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
@@ -226,7 +227,7 @@ class Hold:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._batcher = server.residency.get("linear").batcher
+        self._batcher = resident(server.residency, "linear").batcher
         self._runner = self._batcher._runner
         self._held: list[Any] = []
         self._batcher._runner = self
@@ -255,7 +256,7 @@ class Hold:
 
 
 def test_a_full_queue_is_a_503_with_retry_after_at_once(server: Server) -> None:
-    server.residency.get("linear").batcher._queue._max_items = 2
+    resident(server.residency, "linear").batcher._queue._max_items = 2
     hold = Hold(server)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(infer, server)
@@ -409,4 +410,4 @@ def test_stopping_gives_everything_back(server: Server) -> None:
     assert infer(server).status_code == 503, "which another replica answers"
     assert requests.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
     with pytest.raises(MaasError):
-        server.residency.get("linear")
+        resident(server.residency, "linear")

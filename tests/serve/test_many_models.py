@@ -20,6 +20,7 @@ from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish
 from tests.serve.test_residency import SLOW, break_bundle
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 SIZE = memory_of(len(linear()))
 
@@ -48,7 +49,7 @@ def play(residency: Residency, scene: Callable[[], Awaitable[None]]) -> None:
             await asyncio.wait_for(scene(), 30)
         finally:
             await residency.close()
-        assert residency.memory_bytes == 0, "everything was given back"
+        assert residency._shelf.num_bytes == 0, "everything was given back"
 
     asyncio.run(main())
 
@@ -160,7 +161,7 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
             # Some are asked for more often than others, as everywhere.
             name = names[min(int(choose.expovariate(1 / 30)), 199)]
             assert (await ask(residency, name)).tolist() == [[2.0, 2.0, 2.0]]
-            most = max(most, residency.memory_bytes)
+            most = max(most, residency._shelf.num_bytes)
 
     async def scene() -> None:
         assert in_memory(residency) == [], "what a pattern matches is loaded by its first request"
@@ -302,8 +303,8 @@ def test_a_swap_is_made_although_both_versions_do_not_fit(file_store: ObstoreSto
     async def scene() -> None:
         publish(file_store, "a", commit_bundle(file_store, linear(3.0)))
         await residency.refresh()
-        assert residency.get("a").version.version == 2
-        assert residency.memory_bytes <= residency.spec.memory_budget_bytes
+        assert resident(residency, "a").version.version == 2
+        assert residency._shelf.num_bytes <= residency.spec.memory_budget_bytes
 
     play(residency, scene)
 

@@ -17,6 +17,7 @@ from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish
 from tests.serve.test_ingress import ROW
 from tests.support.onnx_models import LINEAR, LOOKUP, commit_bundle, linear, lookup
+from tests.support.residents import resident
 
 FAST = {"every_s": 0.05}
 SLOW = {"every_s": 3600.0}
@@ -151,15 +152,15 @@ def test_fixed_versions_and_aliases_of_one_model_are_served_side_by_side(file_st
 
     def check_start() -> None:
         assert residency.versions("linear") == [1, 2, 3]
-        assert residency.get("linear").version.version == 2, "the first reference is the default"
-        assert residency.get("linear", 1).version.version == 1
+        assert resident(residency, "linear").version.version == 2, "the first reference is the default"
+        assert resident(residency, "linear", 1).version.version == 1
         registry.promote("linear", 3)
 
     def check_moved() -> None:
-        assert residency.get("linear").version.version == 3
+        assert resident(residency, "linear").version.version == 3
         assert residency.versions("linear") == [1, 3], "version 2 is named by nothing any more"
         with pytest.raises(NotFound, match="unknown model: 'linear' version 2 is not found; this pool serves: 1, 3"):
-            residency.get("linear", 2)
+            resident(residency, "linear", 2)
 
     run(residency, check_start, residency.refresh, check_moved)
 
@@ -174,7 +175,7 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
     residency = Residency(file_store, app_spec(file_store, "linear", refresh=SLOW))
 
     def check() -> None:
-        assert residency.get("linear").version.version == 1
+        assert resident(residency, "linear").version.version == 1
         assert "version 2 does not load" in residency.problems("linear")[0]
 
     run(residency, check)
@@ -212,7 +213,7 @@ def test_a_promotion_to_another_signature_is_served_by_the_new_one(file_store: O
         publish(file_store, "m", commit_bundle(file_store, lookup(), LOOKUP))
 
     def check() -> None:
-        assert residency.get("m").info.signature.inputs == LOOKUP.inputs
+        assert resident(residency, "m").info.signature.inputs == LOOKUP.inputs
 
     run(residency, promote, residency.refresh, check)
 
@@ -225,7 +226,7 @@ def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: Obs
 
     def hang() -> None:
         residency.check_health()
-        batcher = residency.get("linear").batcher
+        batcher = resident(residency, "linear").batcher
         batcher._runs.append(Run(batcher, [], 0, asyncio.get_running_loop().time() - 1))
         with pytest.raises(MaasError, match="running one batch for 1 s"):
             residency.check_health()

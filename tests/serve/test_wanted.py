@@ -18,6 +18,7 @@ from tests.serve.conftest import app_spec, publish
 from tests.serve.test_many_models import ask, in_memory, publish_many
 from tests.serve.test_residency import SLOW, break_bundle
 from tests.support.onnx_models import LINEAR, commit_bundle, linear, lookup
+from tests.support.residents import resident
 
 
 def explicit(store: ObstoreStore, *names: str, pool: str = "p", **more: Any) -> Residency:
@@ -121,7 +122,7 @@ def test_unloading_waits_for_the_last_answer_but_not_for_ever(file_store: Obstor
     async def scene() -> None:
         held: list[Any] = []
         answers: list[Any] = []
-        batcher = residency.get("a").batcher
+        batcher = resident(residency, "a").batcher
         start, batcher._runner.start = batcher._runner.start, lambda *args: held.append(args)
         deadline = asyncio.get_running_loop().time() + 20
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *args: answers.append(args))
@@ -225,7 +226,7 @@ def test_all_replicas_of_a_pool_follow_and_other_pools_do_not(file_store: Obstor
         await first.load("b")
         await first.unload("a")
         for residency in (second, other):
-            await residency.refresh_now()
+            await residency.refresh()
         assert (in_memory(second), in_memory(other)) == (["b"], ["a"])
 
     play(scene, first, second, other)
@@ -264,6 +265,6 @@ def test_a_request_that_waits_for_a_model_that_is_being_unloaded_is_told(file_st
             await asyncio.sleep(0.001)
         assert isinstance(told[0], NotFound)
         assert in_memory(residency) == []
-        assert residency.memory_bytes == 0
+        assert residency._shelf.num_bytes == 0
 
     play(scene, residency)

@@ -11,6 +11,8 @@ from maas_ray.bundle.datatypes import NUMPY
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, NotOffered
 from maas_ray.serve.wire import v2
+from maas_ray.serve.wire.checks import InferRequest, WantedOutput
+from tests.support.infer_bodies import read_infer, write_infer
 from tests.support.onnx_models import LINEAR, MIXED, UNBATCHED, make_info
 
 JSON_DATATYPES = [datatype for datatype in NUMPY if datatype not in ("FP16", "BF16")]
@@ -31,8 +33,8 @@ def signature(datatype: str, shape: tuple[int, ...] = (-1, 2), nullable: bool = 
     )
 
 
-def answer(read: v2.InferRequest, outputs: dict[str, Any], kind: Signature, **more: Any) -> Any:
-    body, header_length = v2.write_infer("m", 3, read, outputs, make_info(kind, **more))
+def answer(read: InferRequest, outputs: dict[str, Any], kind: Signature, **more: Any) -> Any:
+    body, header_length = write_infer("m", 3, read, outputs, make_info(kind, **more))
     assert header_length is None
     return json.loads(body)
 
@@ -47,7 +49,7 @@ def test_every_datatype_survives_the_way_in_and_out(datatype: str, is_nested: bo
     kind = signature(datatype)
     values = [*SAMPLES[datatype], *reversed(SAMPLES[datatype])]
     data = [values[:2], values[2:]] if is_nested else values
-    read = v2.read_infer(request(datatype, [2, 2], data), kind)
+    read = read_infer(request(datatype, [2, 2], data), kind)
     assert read.inputs["x"].dtype == NUMPY[datatype]  # type: ignore[index]
     assert read.inputs["x"].shape == (2, 2)
     assert read.num_rows == 2
@@ -58,20 +60,20 @@ def test_every_datatype_survives_the_way_in_and_out(datatype: str, is_nested: bo
 
 def test_the_id_is_echoed_and_absent_where_none_was_given() -> None:
     zeros = {"y": np.zeros((1, 3), np.float32)}
-    with_id = v2.read_infer(request(id="42"), LINEAR)
-    without = v2.read_infer(request(), LINEAR)
+    with_id = read_infer(request(id="42"), LINEAR)
+    without = read_infer(request(), LINEAR)
     assert answer(with_id, zeros, LINEAR)["id"] == "42"
     assert "id" not in answer(without, zeros, LINEAR)
 
 
 def test_nan_and_infinity_in_an_answer_are_null() -> None:
-    read = v2.read_infer(request(), LINEAR)
+    read = read_infer(request(), LINEAR)
     outputs = {"y": np.array([[np.nan, np.inf, -np.inf]], np.float32)}
     assert answer(read, outputs, LINEAR)["outputs"][0]["data"] == [None, None, None]
 
 
 def test_an_output_that_is_a_slice_or_a_transpose_is_written_row_major() -> None:
-    read = v2.read_infer(request(shape=[2, 3], data=[0] * 6), LINEAR)
+    read = read_infer(request(shape=[2, 3], data=[0] * 6), LINEAR)
     outputs = {"y": np.arange(6, dtype=np.float32).reshape(3, 2).T}
     assert answer(read, outputs, LINEAR)["outputs"][0]["data"] == [0, 2, 4, 1, 3, 5]
 
@@ -83,7 +85,7 @@ def test_null_is_a_missing_value_where_the_signature_says_so() -> None:
             {"name": "color", "shape": [3, 1], "datatype": "BYTES", "data": [["red"], [None], [""]]},
         ]
     }
-    read = v2.read_infer(json.dumps(body).encode(), MIXED)
+    read = read_infer(json.dumps(body).encode(), MIXED)
     assert list(read.inputs) == ["color", "age"], "inputs come in the signature's order, whatever the request's"
     assert math.isnan(read.inputs["age"][0, 0])
     assert read.inputs["age"][1:].ravel().tolist() == [2.0, 3.5]
@@ -97,16 +99,16 @@ def test_outputs_can_be_chosen_and_come_in_the_order_asked_for() -> None:
             {"name": "color", "shape": [1, 1], "datatype": "BYTES", "data": ["red"]},
         ]
     }
-    some = v2.read_infer(json.dumps({**body, "outputs": [{"name": "shown"}, {"name": "code"}]}).encode(), MIXED)
+    some = read_infer(json.dumps({**body, "outputs": [{"name": "shown"}, {"name": "code"}]}).encode(), MIXED)
     assert [output.name for output in some.outputs] == ["shown", "code"]
-    every = v2.read_infer(json.dumps(body).encode(), MIXED).outputs
-    assert every == tuple(v2.WantedOutput(name, is_binary=False) for name in ("code", "shown", "echo"))
+    every = read_infer(json.dumps(body).encode(), MIXED).outputs
+    assert every == tuple(WantedOutput(name, is_binary=False) for name in ("code", "shown", "echo"))
 
 
 @pytest.mark.parametrize("parameters", [{"note": "x", "size": 1.5, "flag": False, "sequence_id": 0}, {}, None])
 def test_parameters_that_nobody_knows_or_that_ask_for_nothing_are_accepted(parameters: Any) -> None:
     body = request(parameters=parameters, outputs=[{"name": "y", "parameters": parameters}])
-    assert v2.read_infer(body, LINEAR).outputs == (v2.WantedOutput("y", is_binary=False),)
+    assert read_infer(body, LINEAR).outputs == (WantedOutput("y", is_binary=False),)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_parameters_that_nobody_knows_or_that_ask_for_nothing_are_accepted(param
     ],
 )
 def test_priority_and_timeout_are_read(parameters: Any, priority: int, timeout_us: int | None) -> None:
-    read = v2.read_infer(request(parameters=parameters), LINEAR)
+    read = read_infer(request(parameters=parameters), LINEAR)
     assert (read.priority, read.timeout_us) == (priority, timeout_us)
 
 
@@ -134,15 +136,15 @@ def test_priority_and_timeout_are_read(parameters: Any, priority: int, timeout_u
     ],
 )
 def test_the_form_of_an_output_is_its_own_or_the_requests(parameters: Any, outputs: Any, is_binary: bool) -> None:
-    read = v2.read_infer(request(parameters=parameters, outputs=outputs), LINEAR)
-    assert read.outputs == (v2.WantedOutput("y", is_binary),)
+    read = read_infer(request(parameters=parameters, outputs=outputs), LINEAR)
+    assert read.outputs == (WantedOutput("y", is_binary),)
 
 
 def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
     for padding in ("", " " * 3000):  # both ways through the reader
         first = '{"inputs": 1, "inputs": [{"name": "z", "name": "x", "shape": [1, 3], "datatype": "FP32", '
         body = f'{first}"data": [9, 9, 9], "data": [1, 2, 3]}}]{padding}}}'.encode()
-        assert v2.read_infer(body, LINEAR).inputs["x"].tolist() == [[1, 2, 3]]
+        assert read_infer(body, LINEAR).inputs["x"].tolist() == [[1, 2, 3]]
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -171,7 +173,7 @@ CLASSES = {"outputs": [{"name": "y", "parameters": {"classification": 2}}]}
 )
 def test_the_best_classes_of_each_row_are_strings(labels: tuple[str, ...] | None, expected: list[str]) -> None:
     kind = signature("FP32", (-1, 4))
-    read = v2.read_infer(request(shape=[2, 4], data=[0] * 8, **CLASSES), kind)
+    read = read_infer(request(shape=[2, 4], data=[0] * 8, **CLASSES), kind)
     scores = np.array([[1.1, 3.3, 0.5, 2.4], [7, -1, 7, np.nan]], np.float32)
     (output,) = answer(read, {"y": scores}, kind, labels=labels)["outputs"]
     assert output == {"name": "y", "datatype": "BYTES", "shape": [2, 2], "data": expected}
@@ -183,7 +185,7 @@ def test_the_best_classes_of_each_row_are_strings(labels: tuple[str, ...] | None
 )
 def test_classes_are_ordered_by_the_datatype_of_the_output(datatype: str, shown: list[str]) -> None:
     kind = signature(datatype, (3,))
-    read = v2.read_infer(request(datatype, [3], [0, 0, 0], **CLASSES), kind)
+    read = read_infer(request(datatype, [3], [0, 0, 0], **CLASSES), kind)
     scores = np.array([3, -1 if datatype != "UINT8" else 255, 5 if datatype != "UINT8" else 0]).astype(NUMPY[datatype])  # type: ignore[index]
     (output,) = answer(read, {"y": scores}, kind)["outputs"]
     assert (output["shape"], output["data"]) == ([2], shown)
@@ -192,7 +194,7 @@ def test_classes_are_ordered_by_the_datatype_of_the_output(datatype: str, shown:
 def test_more_classes_than_there_are_give_all_of_them() -> None:
     kind = signature("FP32", (-1, 2, 2))
     body = request(shape=[1, 2, 2], data=[0] * 4, outputs=[{"name": "y", "parameters": {"classification": 9}}])
-    (output,) = answer(v2.read_infer(body, kind), {"y": np.float32([[[1, 2], [4, 3]]])}, kind)["outputs"]
+    (output,) = answer(read_infer(body, kind), {"y": np.float32([[[1, 2], [4, 3]]])}, kind)["outputs"]
     assert [entry.partition(":")[2] for entry in output["data"]] == ["2", "3", "1", "0"]
     assert output["shape"] == [1, 4]
 
@@ -235,7 +237,7 @@ BAD_BODIES: list[tuple[bytes, str]] = [
 @pytest.mark.parametrize(("body", "message"), BAD_BODIES)
 def test_a_malformed_request_is_refused_with_its_reason(body: bytes, message: str) -> None:
     with pytest.raises((BadRequest, NotOffered), match=message):
-        v2.read_infer(body, LINEAR)
+        read_infer(body, LINEAR)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -282,7 +284,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 )
 def test_an_input_that_does_not_fit_is_named_with_value_limit_and_way_out(inputs: Any, message: str) -> None:
     with pytest.raises((BadRequest, NotOffered), match=message):
-        v2.read_infer(json.dumps({"inputs": inputs}).encode(), LINEAR)
+        read_infer(json.dumps({"inputs": inputs}).encode(), LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -305,12 +307,12 @@ def test_an_input_that_does_not_fit_is_named_with_value_limit_and_way_out(inputs
 )
 def test_values_outside_their_datatype_are_refused(datatype: str, data: list[Any], message: str) -> None:
     with pytest.raises((BadRequest, NotOffered), match=message):
-        v2.read_infer(request(datatype, [1, 2], data), signature(datatype))
+        read_infer(request(datatype, [1, 2], data), signature(datatype))
 
 
 def test_a_nullable_integer_has_no_missing_value() -> None:
     with pytest.raises(BadRequest, match="INT64 has no missing value"):
-        v2.read_infer(request("INT64", [1, 2], [1, None]), signature("INT64", nullable=True))
+        read_infer(request("INT64", [1, 2], [1, None]), signature("INT64", nullable=True))
 
 
 def test_inputs_that_differ_in_rows_are_refused() -> None:
@@ -321,12 +323,12 @@ def test_inputs_that_differ_in_rows_are_refused() -> None:
         ]
     }
     with pytest.raises(BadRequest, match="differ in their number of rows: 'color' has 1, 'age' has 2"):
-        v2.read_infer(json.dumps(body).encode(), MIXED)
+        read_infer(json.dumps(body).encode(), MIXED)
 
 
 def test_a_model_without_a_batch_dimension_counts_as_one_row() -> None:
     body = {"inputs": [{"name": "v", "shape": [4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
-    assert v2.read_infer(json.dumps(body).encode(), UNBATCHED).num_rows == 1
+    assert read_infer(json.dumps(body).encode(), UNBATCHED).num_rows == 1
 
 
 def test_an_empty_size_beyond_the_batch_dimension_is_allowed() -> None:
@@ -351,7 +353,7 @@ def test_metadata_states_the_signature_the_labels_and_what_may_be_null() -> None
 def test_what_has_no_order_has_no_classes(datatype: str) -> None:
     kind = signature(datatype)
     with pytest.raises(BadRequest, match=f"'y' is {datatype}, which has no classes"):
-        v2.read_infer(request(datatype, [1, 2], SAMPLES[datatype], **CLASSES), kind)
+        read_infer(request(datatype, [1, 2], SAMPLES[datatype], **CLASSES), kind)
 
 
 def test_the_configuration_is_tritons() -> None:

@@ -11,6 +11,8 @@ from maas_ray.bundle.format import Signature
 from maas_ray.errors import BadRequest
 from maas_ray.serve.wire import v2
 from maas_ray.serve.wire.binary import body_buffer, read_header_length
+from maas_ray.serve.wire.checks import WantedOutput
+from tests.support.infer_bodies import read_infer
 from tests.support.onnx_models import LINEAR, MIXED, make_info
 
 ROW = np.float32([[1, 2, 3]])
@@ -120,7 +122,7 @@ def test_a_raw_body_is_the_only_input_as_one_row(
     codec = v2.InferCodec("m", 1, make_info(kind))
     read = codec.read(body, 0)
     assert read.inputs["x"].tolist() == expected
-    assert read.outputs == (v2.WantedOutput("y", is_binary=True),)
+    assert read.outputs == (WantedOutput("y", is_binary=True),)
     assert codec.write(read, {"y": read.inputs["x"]}).header_length is not None
 
 
@@ -137,7 +139,7 @@ def test_a_raw_body_is_the_only_input_as_one_row(
 )
 def test_a_raw_body_that_does_not_fit_is_refused(kind: Signature, body: bytes, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        v2.read_infer(body, kind, 0)
+        read_infer(body, kind, 0)
 
 
 BAD: list[tuple[tuple[bytes, int], str]] = [
@@ -194,7 +196,7 @@ def test_data_that_is_not_its_datatype_is_refused(datatype: str, data: bytes, me
     described = entry(len(data), datatype=datatype, shape=[1, 2])
     body, header_length = packed(data, described)
     with pytest.raises(BadRequest, match=message):
-        v2.read_infer(body, signature(datatype, (-1, 2)), header_length)
+        read_infer(body, signature(datatype, (-1, 2)), header_length)
 
 
 @pytest.mark.parametrize("value", [b"-1", b"+1", b"1.5", b"", b"ten", b" 1", b"0x10", b"1" * 19, b"\xb2"])
@@ -213,6 +215,6 @@ def test_what_has_no_json_form_is_answered_in_binary_or_not_at_all(datatype: str
     described = entry(4, datatype=datatype, shape=[1, 2])
     body, header_length = packed(bytes(4), described)
     with pytest.raises(BadRequest, match=f"output 'y' is {datatype}, which has no JSON form"):
-        v2.read_infer(body, kind, header_length)
+        read_infer(body, kind, header_length)
     body, header_length = packed(bytes(4), described, parameters={"binary_data_output": True})
-    assert v2.read_infer(body, kind, header_length).outputs == (v2.WantedOutput("y", is_binary=True),)
+    assert read_infer(body, kind, header_length).outputs == (WantedOutput("y", is_binary=True),)

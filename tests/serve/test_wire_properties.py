@@ -17,6 +17,7 @@ from maas_ray.bundle.format import Signature
 from maas_ray.errors import BadRequest
 from maas_ray.serve.wire import v2
 from maas_ray.serve.wire.request import RequestReader
+from tests.support.infer_bodies import read_infer
 from tests.support.onnx_models import make_info
 
 # The same examples in every run, and none kept in a directory.
@@ -138,8 +139,8 @@ def test_every_way_through_the_reader_gives_the_same_numbers_and_the_same_errors
         large = f"{head}{data}}}]{' ' * 2100}}}".encode()
         expected = plain(small, kind)
         assert outcome(lambda: known.read(small)) == expected
-        assert outcome(lambda: v2.read_infer(small, kind)) == expected
-        assert outcome(lambda: v2.read_infer(large, kind)) == plain(large, kind)
+        assert outcome(lambda: read_infer(small, kind)) == expected
+        assert outcome(lambda: read_infer(large, kind)) == plain(large, kind)
 
     check()
 
@@ -204,4 +205,4 @@ def test_the_comparison_catches_a_plan_that_does_not_fit() -> None:
 @given(body=st.binary(max_size=40) | CHANGES.map(lambda c: changed(b'{"inputs":[{"name":"x"}]}', c)), length=st.none() | st.integers(0, 40))  # fmt: skip
 def test_any_bytes_at_all_are_read_or_refused(body: bytes, length: int | None) -> None:
     for datatype in ("FP32", "BYTES"):
-        outcome(lambda kind=signature(datatype): v2.read_infer(body, kind, length))
+        outcome(lambda kind=signature(datatype): read_infer(body, kind, length))

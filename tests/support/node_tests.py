@@ -25,8 +25,8 @@ from maas_ray.bundle.strings import encode
 from maas_ray.errors import BundleError, GateError, MaasError
 from maas_ray.registry.importing import import_onnx
 from maas_ray.serve.wire.binary import num_binary_bytes, write_binary
-from maas_ray.serve.wire.v2 import read_infer
 from maas_ray.store.objects import open_store
+from tests.support.infer_bodies import read_infer
 
 ROOT = Path(__file__).parents[2]
 CHILD_TIMEOUT_S = 1500

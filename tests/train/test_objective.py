@@ -1,10 +1,9 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.train.objective import build_loss, num_valid, penalty
+from maas_ray.train.objective import build_loss, num_valid
 from maas_ray.train.recipe import LOSSES_BY_TASK, ObjectiveSpec
 
 SCORES = torch.tensor([[0.5], [-2.0], [3.0]])
@@ -136,20 +135,3 @@ def test_a_loss_that_does_not_fit_the_task_is_refused_with_the_reason(spec: dict
 def test_shapes_that_would_broadcast_are_refused(task: str, scores: torch.Tensor, target: torch.Tensor) -> None:
     with pytest.raises(ModelError, match="takes scores"):
         build_loss(ObjectiveSpec(), task)(scores, target)
-
-
-def test_the_penalty_sums_over_weights_and_spares_biases_normalizations_and_frozen_layers() -> None:
-    model = nn.Sequential(nn.Linear(2, 1), nn.LayerNorm([1, 1]), nn.Linear(1, 1))
-    model[2].requires_grad_(False)
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[3.0, -4.0]]))
-        model[0].bias.fill_(100.0)
-    total = penalty(ObjectiveSpec(l1=0.1, l2=0.01), model)
-    assert total.item() == pytest.approx(0.1 * 7 + 0.01 * 25)
-    total.backward()
-    torch.testing.assert_close(model[0].weight.grad, torch.tensor([[0.1 + 0.06, -0.1 - 0.08]]))
-    assert model[0].bias.grad is None
-
-
-def test_no_penalty_is_zero() -> None:
-    assert penalty(ObjectiveSpec(), nn.Linear(2, 2)).item() == 0.0
