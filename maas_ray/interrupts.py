@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,22 +159,36 @@ def told_to_end() -> Iterator[Held]:
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = {number: signal.getsignal(number) for number in _heeded()}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def heed(number: int, frame: Any) -> None:
-        restore()
-        told._take(number, frame)
-
-    for number in before:
-        signal.signal(number, heed)
+    restore = take_first(_heeded(), lambda number: told._take(number, None))
     try:
         yield told
     finally:
         restore()
+
+
+def take_first(numbers: Iterable[int], heard: Callable[[int], object]) -> Callable[[], None]:
+    """Takes the first of these signals as a notice; a further one acts as it did before. For the main thread.
+
+    Args:
+        numbers: of the signals.
+        heard: called in the handler, once all of them act as before again.
+
+    Returns:
+        What puts the handlers of before back.
+    """
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one of C's
+
+    def heed(number: int, frame: Any) -> None:
+        restore()
+        heard(number)
+
+    for number in before:
+        signal.signal(number, heed)
+    return restore
 
 
 def _watch(when_stuck: Callable[[signal.Signals], None]) -> None:

@@ -19,12 +19,12 @@ from socket import AF_UNIX, SOCK_DGRAM, create_connection, socket
 
 from maas_ray.haproxy import generations
 from maas_ray.haproxy.admin import running_pid
-from maas_ray.haproxy.answers import write
 from maas_ray.haproxy.generations import Generation
 from maas_ray.haproxy.names import KEEPER_SOCKET, LAST_GOOD_FILE
 from maas_ray.haproxy.process import find
 from maas_ray.haproxy.silent import free_requests
 from maas_ray.haproxy.succession import is_manager
+from maas_ray.private_files import write_private
 
 TICK_S = 0.5
 """How often HAProxy is looked at; its death is noticed at once."""
@@ -124,7 +124,7 @@ class Keeper:
         with suppress(OSError):
             self._watch = os.pidfd_open(generation.process.pid)
         if generations.has_applications(generation.config) and not generation.is_leaving:
-            write(self._directory / LAST_GOOD_FILE, generation.config)
+            write_private(self._directory / LAST_GOOD_FILE, generation.config)
 
     def _is_stopped(self) -> bool:
         """Whether a signal has stopped HAProxy; it is woken at the second look, for nobody else can serve meanwhile."""
@@ -168,7 +168,7 @@ class Keeper:
         if self._num_restarts:
             time.sleep(min(5.0, 0.1 * 2**self._num_restarts))
         file = self._directory / LAST_GOOD_FILE
-        write(file, dead.config)
+        write_private(file, dead.config)
         if (states := generations.state_file(dead.config)) is not None:
             states.unlink(missing_ok=True)  # of an earlier time: servers count as up until a check says otherwise
         command = [dead.binary, *dead.flags, "-f", str(file)]

@@ -1,6 +1,5 @@
 """Reading YAML into the pydantic specs that live beside their owners. Knows no spec by name."""
 
-import difflib
 import inspect
 import json
 import typing
@@ -16,6 +15,7 @@ from maas_ray.display import masked
 from maas_ray.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
 from maas_ray.errors import SpecError
 from maas_ray.foreign import Unreadable, read_file
+from maas_ray.suggestions import did_you_mean
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_SHOWN = 20
@@ -133,8 +133,7 @@ def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:
     where = _short(".".join(location) or kind.__name__, str)
     if detail["type"] == "extra_forbidden":
         known = sorted(_names_beside(kind, location))
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        hint = did_you_mean(location[-1], known, f"known keys: {', '.join(known)}")
         return f"{source}: unknown key '{where}'; {hint}"
     given = detail.get("input")
     shown = "" if isinstance(given, Mapping | list) or detail["type"] == "missing" else f" (got {_short(given)})"

@@ -22,6 +22,7 @@ from maas_ray.bundle.nature import Nature
 from maas_ray.bundle.padding import Padding, prove
 from maas_ray.bundle.providers import CUDA, choose_providers
 from maas_ray.bundle.sample import read_sample
+from maas_ray.bundle.sessions import session_options
 from maas_ray.bundle.stop import Stop
 from maas_ray.bundle.warmup import Guess, guesses, repeated
 from maas_ray.display import get_logger
@@ -311,13 +312,9 @@ def _analyzed(bundle: Bundle) -> tuple[Signature, str, Hazards]:
 
 
 def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    # Explicit: onnxruntime ignores OMP_NUM_THREADS and would take every core of the machine for each session.
-    options.intra_op_num_threads = max(1, spec.threads)
-    options.inter_op_num_threads = 1
+    options = session_options(max(1, spec.threads))
     # Spinning threads take the CPU away from the loop that feeds them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # a refused row is the caller's news, not a line in our log per request
     chosen = choose_providers(
         spec.gpus,
         ort.get_available_providers(),

@@ -19,7 +19,8 @@ from onnx import ModelProto, TensorProto
 
 from maas_ray import confined
 from maas_ray.bundle.datatypes import NUMPY, ONNX
-from maas_ray.bundle.inspect import MAX_GRAPH_BYTES, tensors_of
+from maas_ray.bundle.format import MAX_GRAPH_BYTES
+from maas_ray.bundle.inspect import tensors_of
 from maas_ray.errors import BundleError, ConfinedError, NotFound
 from maas_ray.foreign import Unreadable, open_beside, open_file, open_folder
 

@@ -23,6 +23,8 @@ from maas_ray.store.sealed import malformed
 PREFIX = "bundles"
 KIND = "bundle"
 GRAPH = "model.onnx"
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""The largest message of protocol buffers, which a graph with its weights inside is."""
 SAMPLE = "sample.json"
 
 Datatype = Literal[

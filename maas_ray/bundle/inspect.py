@@ -14,13 +14,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from maas_ray.bundle import contrib
 from maas_ray.bundle.datatypes import NUMPY, ONNX
 from maas_ray.bundle.extent import check_extent
-from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.bundle.format import MAX_GRAPH_BYTES, Signature, TensorSpec
 from maas_ray.bundle.functions import check_functions, function_of
 from maas_ray.errors import BundleError
 
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-MAX_GRAPH_BYTES = (1 << 31) - 1
-"""The largest message of protocol buffers; weights are inline."""
 _FIRST_IR_WITH_DEFAULTS = 4
 _KINDS = {
     "sequence_type": "sequence",

@@ -127,7 +127,9 @@ def export(
 
 
 def _prefix(run: str) -> str:
-    return f"runs/{run}/checkpoints"
+    from maas_ray.train.runs import checkpoints_prefix
+
+    return checkpoints_prefix(run)
 
 
 for command in (list_, verify, reshard, export):

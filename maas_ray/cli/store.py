@@ -11,8 +11,9 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from maas_ray.cli.leaving import leaves, published
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
+from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import Answer, facts, say, table
 from maas_ray.interrupts import held
 
@@ -66,10 +67,9 @@ def import_(
     endpoint: Endpoint = None,
 ) -> Answer:
     """Publishes any ONNX file as the next version of a model: inspected, made one piece, and run on random values."""
-    from maas_ray.registry.models import PRODUCTION, Registry, check_name
+    from maas_ray.registry.models import PRODUCTION
 
-    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
-    check_name(name, "model")
+    begin_publishing(name)
     opened = open_store(store, endpoint)
     from maas_ray.registry.padded import read_pad_values
 
@@ -89,14 +89,7 @@ def import_(
             pad=pad,
             pad_values=read_pad_values(pad_value or []),
         )
-    registry = Registry(opened)
-    with held():  # what was published is said
-        version = registry.publish(name, imported.bundle_id, token=token)
-        leaves(published(name, version.version, alias))
-    if alias:
-        with held():
-            registry.promote(name, version.version, alias)
-            leaves(published(name, version.version, None))
+    version = publish_version(opened, name, imported.bundle_id, token=token, alias=alias)
     document = {**asdict(version), "promoted": alias, **imported.info.model_dump(mode="json", exclude={"metrics"})}
     origin = imported.info.lineage.imported
     shown = {

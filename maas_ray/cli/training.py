@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.leaving import leaves, published
+from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.progress import training_bar
+from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import Answer, facts, say, table, uses_modules
-from maas_ray.interrupts import held
 
 
 @uses_modules
@@ -140,24 +140,14 @@ def publish(
     endpoint: Endpoint = None,
 ) -> Answer:
     """Exports a run's checkpoint to ONNX behind the parity gate and publishes it as the next version of a model."""
-    from maas_ray.registry.models import Registry, check_name
-
-    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
-    check_name(name, "model")
+    begin_publishing(name)
     opened = open_store(store, endpoint)
     with say.status("exporting"):
         from maas_ray.optimize.publish import export_run
         from maas_ray.train.choice import parse_which
 
         exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
-    registry = Registry(opened)
-    with held():  # what was published is said
-        version = registry.publish(name, exported.bundle_id, token=token)
-        leaves(published(name, version.version, promote))
-    if promote:
-        with held():
-            registry.promote(name, version.version, promote)
-            leaves(published(name, version.version, None))
+    version = publish_version(opened, name, exported.bundle_id, token=token, alias=promote)
     document = {
         **asdict(version),
         "promoted": promote,

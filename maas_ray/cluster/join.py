@@ -23,11 +23,12 @@ from maas_ray.cluster.local import (
 )
 from maas_ray.cluster.starting import start_node
 from maas_ray.cluster.startup import check_start, look, object_store_bytes, refuse_start
-from maas_ray.cluster.state import ClusterState, locked, save_state, state_directory, write_private
+from maas_ray.cluster.state import ClusterState, locked, save_state, state_directory
 from maas_ray.cluster.terms import read_terms
 from maas_ray.errors import ClusterError
 from maas_ray.interrupts import held
 from maas_ray.open_files import raise_limit
+from maas_ray.private_files import write_private
 
 POLL_S = 0.2
 

@@ -28,12 +28,12 @@ from maas_ray.cluster.state import (
     remove_state,
     save_state,
     state_directory,
-    write_private,
 )
 from maas_ray.cluster.terms import Terms, publish_terms
 from maas_ray.errors import ClusterError, SpecError
 from maas_ray.interrupts import Held, held
 from maas_ray.open_files import raise_limit
+from maas_ray.private_files import write_private
 
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from maas_ray.addresses import http_url
 from maas_ray.errors import ClusterError
+from maas_ray.private_files import write_private
 
 HOME_VARIABLE = "MAAS_RAY_HOME"
 VERSION = 1
@@ -94,15 +95,6 @@ def save_state(directory: Path, state: ClusterState) -> None:
 def remove_state(directory: Path) -> None:
     """Forgets the cluster."""
     (directory / _FILE).unlink(missing_ok=True)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    partial.rename(path)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from maas_ray.arrays import Array
 from maas_ray.data.arrays import tensor_shape, tensor_values
 from maas_ray.data.features import Features
 from maas_ray.data.large.layout import ShardLayout
@@ -44,8 +45,6 @@ TARGET = "\0target"
 """The target's column in a part: a name that no feature can have."""
 TOKENIZER = "tokenizer.json"
 """The part that holds the tokenizer."""
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

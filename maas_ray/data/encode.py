@@ -1,17 +1,15 @@
 """Categories to integer codes, for training and evaluation; the exported graph does the same for the endpoint."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from maas_ray.arrays import Array
 from maas_ray.data.features import UNKNOWN, CategoricalColumn, Features
 from maas_ray.errors import DataError
-
-Array = NDArray[Any]
 
 
 def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from maas_ray.errors import DataError
 
 MAX_SAMPLES = 1 << 40
+SPLITMIX64_STEP = 0x9E3779B97F4A7C15
+"""What SplitMix64 (Steele, Lea & Flood 2014) adds for each number."""
+SPLITMIX64_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+"""Of its finalizer."""
 _ROUNDS = 12  # many, because the halves of a small data set have only a few bits
 _TAG = b"maas-ray sample order 1"
 
@@ -142,6 +146,6 @@ def mix(values: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint6
         key: uint64, a shape that fits; not a scalar, for which NumPy would warn of the overflow.
     """
     z = values + key
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(SPLITMIX64_FACTORS[0])
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(SPLITMIX64_FACTORS[1])
     return z ^ (z >> np.uint64(31))

@@ -1,14 +1,12 @@
 """Raw rows for proofs: some of those there are, and random ones from the features. Knows no model and no data set."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maas_ray.arrays import Array
 from maas_ray.data.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn
-
-Array = NDArray[Any]
 
 MAX_COVERED = 4096
 """Categories of one column that are each drawn at least once."""

@@ -4,7 +4,6 @@ csv columns come as text (types are decided over the whole column, not over the 
 fixed-size list whose field carries the shape, see `arrays.tensor_field`.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from maas_ray.data.images import image_shape, read_images
 from maas_ray.data.native import read_native
 from maas_ray.data.spec import DataSpec
 from maas_ray.errors import DataError
+from maas_ray.suggestions import did_you_mean
 
 SKLEARN = "sklearn:"
 MAX_CSV_ROW_BYTES = 1 << 24
@@ -128,8 +128,7 @@ def require_column(name: Any, names: Iterable[str], where: str) -> None:
     known = list(names)
     if name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"the columns: {_listed(known)}"
+    hint = did_you_mean(str(name), known, f"the columns: {_listed(known)}")
     raise DataError(f"{where} has no column {name!r}; {hint}")
 
 

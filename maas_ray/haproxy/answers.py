@@ -1,8 +1,9 @@
 """HAProxy's own answers, as JSON. Knows no configuration."""
 
 import json
-import os
 from pathlib import Path
+
+from maas_ray.private_files import write_private
 
 HEADER_TIMEOUT_S = 8
 """Longest time for the headers of a request and as much of its body as a buffer holds."""
@@ -60,7 +61,7 @@ def write_error_files(directory: Path) -> dict[int, Path]:
             f"HTTP/1.1 {shown} {_REASONS[shown]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         )
         files[status] = directory / f"{status}.http"
-        write(files[status], f"{head}{extra}\r\n{body}")
+        write_private(files[status], f"{head}{extra}\r\n{body}")
     return files
 
 
@@ -79,12 +80,3 @@ def built_in_answer(status: int, reason: str, length: int) -> bytes | None:
             if len(body) <= size and len(str(size)) == digits:
                 return f"{start}{size}\r\n\r\n{body.ljust(size)}".encode()
     return None
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file that only its owner can read, in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    partial.replace(path)

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from maas_ray.haproxy.answers import write
 from maas_ray.haproxy.names import CAPACITY_FILE
 from maas_ray.haproxy.sections import Section, Unexpected, named, replace, split
+from maas_ray.private_files import write_private
 
 MIN_CONNECTIONS = 100
 """With fewer a front would turn callers away that its replicas could answer: better to say so at the start."""
@@ -92,7 +92,7 @@ def fit(section: Section, found: Capacity) -> None:
 
 def write_capacity(directory: Path, found: Capacity) -> None:
     """Leaves a capacity beside the configuration, for `status` and `doctor`."""
-    write(directory / CAPACITY_FILE, json.dumps(found._asdict()))
+    write_private(directory / CAPACITY_FILE, json.dumps(found._asdict()))
 
 
 def read_capacities(parent: Path) -> list[Capacity]:

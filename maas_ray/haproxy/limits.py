@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from maas_ray.haproxy.answers import write
 from maas_ray.haproxy.names import LIMITS_FILE
+from maas_ray.private_files import write_private
 
 
 class PoolLimits(NamedTuple):
@@ -44,4 +44,4 @@ def write_limits(path: Path, limits: Mapping[str, PoolLimits]) -> None:
     """Replaces the file, if it differs. Raises `OSError`."""
     if dict(limits) != read_limits(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps({name: entry._asdict() for name, entry in sorted(limits.items())}))
+        write_private(path, json.dumps({name: entry._asdict() for name, entry in sorted(limits.items())}))

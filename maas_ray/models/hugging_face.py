@@ -3,7 +3,6 @@
 The package is imported when such a model is built, since that takes seconds.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from maas_ray.models.images import image_layout
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
 from maas_ray.models.row import Row
 from maas_ray.models.transformer import shareable_plan
+from maas_ray.suggestions import did_you_mean, nearest
 
 _TOKEN_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 _ROW_SUFFIXES = ("ForSequenceClassification",)
@@ -119,8 +119,8 @@ def find_class(name: str) -> Any:
     wanted = name.removeprefix(PREFIX)
     able = [known for known in dir(transformers) if known.endswith(_SUFFIXES)]
     if wanted not in able:
-        near = difflib.get_close_matches(wanted, able, n=1, cutoff=0.5)
-        hint = f"did you mean 'hf:{near[0]}'?" if near else f"classes end with {', '.join(_SUFFIXES)}"
+        near = nearest(wanted, able)
+        hint = f"did you mean 'hf:{near}'?" if near else f"classes end with {', '.join(_SUFFIXES)}"
         raise ModelError(
             f"transformers {transformers.__version__} has no model {wanted!r} that can be trained here; {hint}"
         )
@@ -134,8 +134,7 @@ def _create(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any
     }
     for key in spec.config:
         if key not in fields:  # the package would keep it and never look at it
-            near = difflib.get_close_matches(key, sorted(fields), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted(fields))}"
+            hint = did_you_mean(key, sorted(fields), f"it has: {', '.join(sorted(fields))}")
             raise ModelError(f"{name}: {config_class.__name__} has no field {key!r}; {hint}")
     fitting = {key: value for key, value in sizes.items() if key in fields}
     try:

@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from maas_ray.bundle.format import BatchAxis, Datatype, Signature, TensorSpec
+from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signature, TensorSpec
 from maas_ray.data.features import Column, Features
 from maas_ray.data.preprocess import Preprocess
 from maas_ray.errors import BundleError
@@ -20,8 +20,6 @@ OPSET = 18
 """The opset in which torch's translations are written: no version conversion takes part."""
 TRACED_ROWS = 2
 """Rows of the example; fewer than two would be taken for a constant."""
-MAX_GRAPH_BYTES = 2**31 - 1
-"""Limit of a protobuf message, which a graph with its weights inside is."""
 
 _OUTPUTS: dict[str, tuple[tuple[str, Datatype], ...]] = {
     "classification": (("probabilities", "FP32"), ("class", "INT64")),

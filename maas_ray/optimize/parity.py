@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import nn
 
+from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
+from maas_ray.bundle.sessions import cpu_session
 from maas_ray.data.encode import encode_columns
 from maas_ray.data.features import Features
 from maas_ray.data.random_rows import draw_rows, spread_rows
@@ -21,8 +22,6 @@ from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
 from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
 from maas_ray.spec import Spec
-
-Array = NDArray[Any]
 
 _ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
 
@@ -141,12 +140,9 @@ def check_reference(
 
 
 def _load(graph: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is in the exception
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        return cpu_session(graph, 1)
+    except Exception as error:
         raise GateError(f"onnxruntime cannot load the exported graph: {error}") from error
 
 

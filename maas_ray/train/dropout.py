@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from maas_ray.data.order import SPLITMIX64_FACTORS, SPLITMIX64_STEP
 from maas_ray.errors import ModelError
 
-_M1, _M2 = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
-"""SplitMix64's multipliers as int64, which wraps around as uint64 does."""
+_STEP, _M1, _M2 = (number - (1 << 64) for number in (SPLITMIX64_STEP, *SPLITMIX64_FACTORS))
+"""SplitMix64's constants as int64, which wraps around as uint64 does."""
 _BITS = 24
 """Bits of a hash that are compared with the share that is kept: as many as a float32 holds."""
 _TORCH: dict[str, Any] = {
@@ -247,7 +248,7 @@ def _elements(x: Tensor, shard: Shard | None) -> Tensor:
         shape[dim] = x.shape[dim]
         here = torch.arange(start, start + x.shape[dim], device=x.device).reshape(shape)
         places = places * size + here
-    return places * (0x9E3779B97F4A7C15 - (1 << 64))
+    return places * _STEP
 
 
 def _key_of(name: str) -> int:
@@ -255,7 +256,7 @@ def _key_of(name: str) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014) on int64, modulo 2**64."""
+    """As `maas_ray.data.order.mix` with the key 0, on int64."""
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _M1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _M2
     return z ^ ((z >> 31) & ((1 << 33) - 1))

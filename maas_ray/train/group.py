@@ -9,9 +9,10 @@ import socket
 import threading
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maas_ray.garbage import collect_rarely
+from maas_ray.interrupts import take_first
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -92,10 +93,4 @@ def _heed_sigterm() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python allows handlers in the main thread alone, where Ray's actors run by default
-    before = signal.getsignal(signal.SIGTERM)
-
-    def heed(number: int, frame: Any) -> None:
-        _told_to_end.set()
-        signal.signal(signal.SIGTERM, before)
-
-    signal.signal(signal.SIGTERM, heed)
+    take_first([signal.SIGTERM], lambda number: _told_to_end.set())

@@ -4,7 +4,6 @@ Stages are found by name: those of an `nn.Sequential` are slices of it, those of
 Either keeps the names of layers, so that a checkpoint does not tell how many stages wrote it.
 """
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from maas_ray.errors import ModelError, SpecError
+from maas_ray.suggestions import did_you_mean
 from maas_ray.train.dropout import samples
 from maas_ray.train.layout import Layout
 from maas_ray.train.stages import StagedModule, Unit, find_units, stage_modules
@@ -114,8 +114,7 @@ def _starts(sizes: Mapping[str, int], num_stages: int, named: Sequence[str] | No
     names = list(sizes)
     for name in named:
         if name not in sizes:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(names)}"
+            hint = did_you_mean(name, names, f"it has: {', '.join(names)}")
             raise ModelError(f"layout.pp_split: no stage of this model can begin at {name!r}; {hint}")
     starts = [names.index(name) for name in named]
     if len(starts) != num_stages - 1 or sorted({0, *starts}) != [0, *starts]:

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maas_ray.data.order import mix
 from maas_ray.errors import ModelError
-from maas_ray.train.dropout import current, replace_dropout, resumed, running_of, samples
+from maas_ray.train.dropout import _mix, current, replace_dropout, resumed, running_of, samples
 
 ROWS = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))  # [N, T, width]
 
@@ -130,3 +132,9 @@ def test_a_piece_of_the_heads_gets_its_piece_of_the_mask_and_what_is_unclear_is_
         assert torch.equal(functional.dropout(weights[:, 2:]), whole[:, 2:])
         with pytest.raises(ModelError, match=r"layout.tp: first calls dropout .* use dp_shard instead of tp"):
             functional.dropout(weights[:, 0])
+
+
+def test_hashes_of_tensors_are_those_of_arrays() -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 64, 1000, np.uint64)
+    hashed = _mix(torch.from_numpy(values.view(np.int64))).numpy().view(np.uint64)
+    assert np.array_equal(hashed, mix(values, np.zeros(1, np.uint64)))

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from maas_ray.arrays import Array
 from maas_ray.data.features import Features, TensorColumn
 from maas_ray.errors import ObjectCorrupt
 
-Array = NDArray[Any]
 Dictionaries = Mapping[str, Sequence[str] | Sequence[int]]
 
 

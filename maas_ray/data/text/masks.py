@@ -5,12 +5,12 @@ from hashlib import shake_128
 import numpy as np
 from numpy.typing import NDArray
 
-from maas_ray.data.order import mix
+from maas_ray.data.order import SPLITMIX64_STEP, mix
 from maas_ray.data.text.layout import MaskLayout
 
 IGNORED = -100
 _TAG = b"maas-ray masked tokens 1"
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # the increment of SplitMix64
+_STEP = np.uint64(SPLITMIX64_STEP)
 
 
 def mask_tokens(

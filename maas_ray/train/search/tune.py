@@ -21,7 +21,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from maas_ray.interrupts import SIGNALS, note
+from maas_ray.interrupts import SIGNALS, note, take_first
 from maas_ray.train.search.log import Ended, Figure, order
 from maas_ray.train.search.spec import SchedulerSpec
 from maas_ray.train.search.trial import Job, TrialRun
@@ -230,28 +230,18 @@ def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, _STOPS_TUNE)}
-    has_asked = False
+    untold = signal.getsignal(_STOPS_TUNE)
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def heed(number: int, frame: Any) -> None:
-        nonlocal has_asked
-        is_listening = signal.getsignal(_STOPS_TUNE) is not before[_STOPS_TUNE]
-        if has_asked or not is_listening:
-            restore()
+    def heard(number: int) -> None:
+        if signal.getsignal(_STOPS_TUNE) is untold:  # Tune does not listen: nothing to stop in order
             signal.raise_signal(number)
             return
-        has_asked = True
         note(number)
         signal.raise_signal(_STOPS_TUNE)
 
-    for number in SIGNALS:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, heed)
+    restore = take_first([number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN], heard)
     try:
         yield
     finally:
         restore()
+        signal.signal(_STOPS_TUNE, untold or signal.SIG_DFL)
