@@ -6,9 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PositiveInt
-
-from maas_ray.spec import Spec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.figures import finite
 from maas_ray.train.progress import Progress
@@ -17,17 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor  # whoever reads a spec needs no torch
 
 PREFIX = "tensorboard"
-
-
-class TensorboardSpec(Spec):
-    """What TensorBoard shows beside the figures."""
-
-    histograms_every: PositiveInt | None = None
-    """Logged steps between histograms of weights and gradients; None: none. Of what is sharded or staged, those are shown
-    that rank 0 holds: nothing is gathered for them."""
-    samples: int = Field(default=0, ge=0, le=64)
-    """Rows of the validation split whose predictions are shown at each validation, always the first ones. A language
-    model goes on with each from its middle, which takes up to 32 runs of it."""
 
 
 class Journal:

@@ -13,10 +13,10 @@ from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.classical.spec import refuse_unused
 from maas_ray.train.init_spec import InitSpec
-from maas_ray.train.journal import TensorboardSpec
 from maas_ray.train.layout import Layout, LayoutSpec
 from maas_ray.train.recipe import EmaSpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, loss_name
 from maas_ray.train.stopping import EarlyStoppingSpec, Stopper
+from maas_ray.train.tensorboard_spec import TensorboardSpec
 from maas_ray.train.throughput import ThroughputSpec
 
 
