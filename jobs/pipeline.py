@@ -34,17 +34,17 @@ def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> d
     """Data, training, evaluation, export, publication, serving and prediction; returns the figures of each."""
     connect(state_dir=state_dir)
     # Only now: Ray reads the cluster's environment when its libraries are imported.
-    from maas_ray.bundle.engine import Engine
+    from maas_ray.bundle.engine.engine import Engine
     from maas_ray.bundle.format import load_bundle
     from maas_ray.data.prepare import open_dataset
     from maas_ray.optimize.publish import export_run
     from maas_ray.registry.models import Registry
-    from maas_ray.serve.pool import deploy
-    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.serve.deploy.pool import deploy
+    from maas_ray.serve.spec.pools import ServeSpec
     from maas_ray.store.objects import open_store
     from maas_ray.train.run import run_training
-    from maas_ray.train.spec import TrainSpec
-    from maas_ray.train.trained import evaluate_run
+    from maas_ray.train.spec.train import TrainSpec
+    from maas_ray.train.validation.load_model import evaluate_run
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     store = open_store(store_uri)

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.root import ROOT
+
 FILES = sorted((ROOT / "maas_ray").rglob("*.py"))
 
 KNOWN_BY = {
-    "ray.train": {"train/launch.py"},
+    "ray.train": {"train/ranks/launch.py"},
     "ray.tune": {"train/search/tune.py"},
     # A replica and a pool; what one asks its peers; and what stands in Serve's own proxy, which is no replica.
     "ray.serve": {
-        "serve/replica.py",
-        "serve/pool.py",
+        "serve/replica/replica.py",
+        "serve/deploy/pool.py",
         "serve/controller/install.py",
         "serve/controller/moves.py",
         "serve/controller/scheduler.py",
@@ -28,9 +29,9 @@ KNOWN_BY = {
         "serve/deploy/rollout.py",
         "serve/deploy/standing.py",
         "serve/deploy/state.py",
-        "serve/broadcast.py",
-        "serve/doorkeeper.py",
-        "serve/neighbors.py",
+        "serve/replica/broadcast.py",
+        "serve/front/proxy_middleware.py",
+        "serve/replica/other_pools.py",
     },
     "pickle": set(),
     "cloudpickle": set(),
@@ -64,7 +65,9 @@ def test_no_load_path_runs_code(call: str) -> None:
     assert [str(path) for path in FILES if f" {call}" in path.read_text() or f"({call}" in path.read_text()] == []
 
 
-@pytest.mark.parametrize("module", ["maas_ray.serve.replica", "maas_ray.bundle.engine", "maas_ray.registry.models"])
+@pytest.mark.parametrize(
+    "module", ["maas_ray.serve.replica.replica", "maas_ray.bundle.engine.engine", "maas_ray.registry.models"]
+)
 def test_serving_never_imports_torch(module: str) -> None:
     script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

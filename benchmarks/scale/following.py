@@ -6,8 +6,8 @@ import time
 
 from benchmarks.store.slow import SlowStore
 from maas_ray.registry.models import Registry
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ServingSpec
+from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.spec.pools import ServingSpec
 from maas_ray.store.objects import open_store
 from tests.support.onnx_models import commit_bundle, linear
 

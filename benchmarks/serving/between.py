@@ -20,7 +20,7 @@ from benchmarks.serving.load import closed
 from benchmarks.serving.peers import APPS
 from benchmarks.serving.processes import Launch, Running, free_port, run
 from maas_ray.haproxy.binary import find_binary
-from maas_ray.haproxy.secret import HEADER, front_secret
+from maas_ray.haproxy.config.secret import HEADER, front_secret
 
 WAYS = ("open", "secret", "tls")
 CASES = (("tiny", 1), ("tiny", 32), ("tiny", 128), ("image", 8))

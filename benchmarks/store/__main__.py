@@ -18,11 +18,11 @@ from benchmarks.store.filling import Sizes, fill
 from benchmarks.store.slow import SlowStore
 from maas_ray.checkpoint.catalog import describe
 from maas_ray.registry.models import Registry
-from maas_ray.serve.slots import resolve_all
-from maas_ray.serve.spec import ModelSpec
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import Wanted
+from maas_ray.serve.models.references import resolve_all
+from maas_ray.serve.spec.pools import ModelSpec
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 
 CHECKPOINTS = "runs/run-00000/checkpoints"
 LISTED = [ModelSpec(name=f"model-{number}", alias="production") for number in range(300)]

@@ -11,9 +11,9 @@ from maas_ray.registry.models import Registry
 from maas_ray.store.manifest import POINTERS, Draft
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.run_index import RunIndex, Summary
-from maas_ray.train.runs import KIND, checkpoints_prefix, run_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.run_index import RunIndex, Summary
+from maas_ray.train.records.runs import KIND, checkpoints_prefix, run_prefix
+from maas_ray.train.spec.train import TrainSpec
 
 
 @dataclass(frozen=True)

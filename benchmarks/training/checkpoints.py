@@ -33,7 +33,7 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.checkpoint.saver import Saver
 from maas_ray.checkpoint.team import saving_group
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.finite import refuse_not_finite
+from maas_ray.train.loop.nan_check import refuse_not_finite
 
 RANKS = 2
 WIDTH = 1024

@@ -12,7 +12,7 @@ the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2
 
 from maas_ray.bundle.apart.engine import ApartEngine
 from maas_ray.bundle.apart.process import start_process
-from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.nature import Nature
 

@@ -114,9 +114,9 @@ def export(
     """
     leaves(f"{to} may hold a part of the model; run the command again to write it from the start")
     with say.status("writing"):
-        from maas_ray.train.choice import parse_which
-        from maas_ray.train.hf_export import export_hf
-        from maas_ray.train.trained import load_trained
+        from maas_ray.train.records.checkpoint_selector import parse_which
+        from maas_ray.train.validation.hf_export import export_hf
+        from maas_ray.train.validation.load_model import load_trained
 
         trained = load_trained(open_store(store, endpoint), run, parse_which(checkpoint), weights=weights)
         opened = open_store(to, endpoint if to.startswith("s3://") else None)
@@ -127,7 +127,7 @@ def export(
 
 
 def _prefix(run: str) -> str:
-    from maas_ray.train.runs import checkpoints_prefix
+    from maas_ray.train.records.runs import checkpoints_prefix
 
     return checkpoints_prefix(run)
 

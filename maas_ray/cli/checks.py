@@ -10,9 +10,11 @@ def all_checks() -> Checks:
     from maas_ray.bundle import format as bundles
     from maas_ray.checkpoint import catalog
     from maas_ray.registry import models as registry
-    from maas_ray.serve import record, wanted
+    from maas_ray.serve.deploy import record
+    from maas_ray.serve.models import desired_state as wanted
     from maas_ray.store import lease
-    from maas_ray.train import run_events, run_index, runs
+    from maas_ray.train.records import events as run_events
+    from maas_ray.train.records import run_index, runs
     from maas_ray.train.search import log as searches
 
     return Checks(

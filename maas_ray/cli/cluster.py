@@ -50,7 +50,7 @@ def up(
     SIGTERM), it ends every process that it has started.
     """
     from maas_ray import cluster
-    from maas_ray.cluster.environment import LOOPBACK
+    from maas_ray.cluster.node.environment import LOOPBACK
 
     leaves(
         lambda: (
@@ -167,7 +167,7 @@ def down(
 
 
 def _has_record(state_dir: Path | None) -> bool:
-    from maas_ray.cluster.state import load_state
+    from maas_ray.cluster.node.state import load_state
 
     return load_state(state_dir) is not None
 

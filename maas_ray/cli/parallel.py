@@ -32,7 +32,7 @@ def verify_parallel(
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         store = open_store(loaded.storage)

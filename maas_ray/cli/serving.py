@@ -61,7 +61,7 @@ def serve(
 
     leaves("nothing was deployed; run the command again")
     with say.status("deploying"):
-        from maas_ray.serve.spec import ServeSpec
+        from maas_ray.serve.spec.pools import ServeSpec
 
         loaded = (
             _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())
@@ -70,7 +70,7 @@ def serve(
             text = f"nothing to restore: {store} has no record of pools that cluster {cluster_name!r} serves"
             return Answer({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
         cluster.connect(state_dir=state_dir)
-        from maas_ray.serve.pool import deploy
+        from maas_ray.serve.deploy.pool import deploy
 
         state = cluster.load_state(state_dir)
         if state is not None and (restore or "port" not in loaded.http.model_fields_set):
@@ -95,7 +95,7 @@ def serve(
 
 def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
     from maas_ray.cli.options import open_store
-    from maas_ray.serve.record import latest
+    from maas_ray.serve.deploy.record import latest
 
     return latest(open_store(store, endpoint), cluster_name)
 
@@ -110,7 +110,7 @@ def unserve(
 
     with say.status("ending"):
         cluster.connect(state_dir=state_dir)
-        from maas_ray.serve.pool import status, undeploy
+        from maas_ray.serve.deploy.pool import status, undeploy
 
         names = pools or [pool.name for pool in status()]
         leaves(
@@ -134,8 +134,8 @@ def predict(
     """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
     from maas_ray.cli.client import ModelClient
     from maas_ray.cli.rows import read_rows
-    from maas_ray.cluster.front import front_url
-    from maas_ray.cluster.state import load_state
+    from maas_ray.cluster.health.front import front_url
+    from maas_ray.cluster.node.state import load_state
     from maas_ray.display import mask
     from maas_ray.errors import ClusterError
 

@@ -203,10 +203,10 @@ def compact(
     does the same for its own log as it goes; this is for stores of earlier versions, and for damage that `fsck` has found.
     """
     from maas_ray.registry import models as registry
-    from maas_ray.serve import wanted
+    from maas_ray.serve.models import desired_state as wanted
     from maas_ray.store.log.compact import compact as compact_log
-    from maas_ray.train import run_index
-    from maas_ray.train.runs import Runs
+    from maas_ray.train.records import run_index
+    from maas_ray.train.records.runs import Runs
 
     opened = open_store(store, endpoint)
     with say.status("compacting"):
@@ -225,9 +225,9 @@ def schema(
     spec: Annotated[Literal["train", "tune", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
 ) -> Answer:
     """Prints the JSON Schema of specs, from which editors complete and check them."""
-    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.serve.spec.pools import ServeSpec
     from maas_ray.train.search.spec import TuneSpec
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     kinds: dict[str, Any] = {"train": TrainSpec, "tune": TuneSpec, "serve": ServeSpec}
     schemas = {name: kind.model_json_schema() for name, kind in kinds.items()}

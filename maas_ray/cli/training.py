@@ -34,15 +34,15 @@ def train(
         try:
             cluster.connect(state_dir=state_dir)
         except ClusterError:
-            from maas_ray.train.spec import TrainSpec
+            from maas_ray.train.spec.train import TrainSpec
 
             load_spec(TrainSpec, spec, overrides or ())  # what is wrong with the spec is said first
             raise
-        from maas_ray.train.board import start_board
+        from maas_ray.train.ranks.run_actor import start_board
 
         board = start_board()  # before the spec and the data: its process takes 2 s to import Ray Train
         from maas_ray.train.run import run_training
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
@@ -65,7 +65,7 @@ def train(
 
 def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
     """Lists the runs of a store, newest first."""
-    from maas_ray.train.runs import Runs
+    from maas_ray.train.records.runs import Runs
 
     found, damaged = Runs(open_store(store, endpoint)).survey()
     document = [
@@ -119,8 +119,8 @@ def evaluate(
 ) -> Answer:
     """Evaluates a run's checkpoint on held-out data, in this process."""
     with say.status("evaluating"):
-        from maas_ray.train.choice import parse_which
-        from maas_ray.train.trained import evaluate_run
+        from maas_ray.train.records.checkpoint_selector import parse_which
+        from maas_ray.train.validation.load_model import evaluate_run
 
         evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
@@ -144,7 +144,7 @@ def publish(
     opened = open_store(store, endpoint)
     with say.status("exporting"):
         from maas_ray.optimize.publish import export_run
-        from maas_ray.train.choice import parse_which
+        from maas_ray.train.records.checkpoint_selector import parse_which
 
         exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
     version = publish_version(opened, name, exported.bundle_id, token=token, alias=promote)

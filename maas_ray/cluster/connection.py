@@ -9,7 +9,7 @@ from typing import Any
 
 from maas_ray import interrupts, search_path
 from maas_ray.addresses import exempt_from_proxies
-from maas_ray.cluster.state import load_state, state_directory
+from maas_ray.cluster.node.state import load_state, state_directory
 from maas_ray.errors import ClusterError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from maas_ray.haproxy.answers import write_error_files
 from maas_ray.haproxy.binary import find_binary, with_json_pages
-from maas_ray.haproxy.capacity import TooFewFiles, capacity, write_capacity
-from maas_ray.haproxy.harden import MARK, Options, harden
-from maas_ray.haproxy.limits import limits_file, read_limits
+from maas_ray.haproxy.config.answers import write_error_files
+from maas_ray.haproxy.config.capacity import TooFewFiles, capacity, write_capacity
+from maas_ray.haproxy.config.harden import MARK, Options, harden
+from maas_ray.haproxy.config.limits import limits_file, read_limits
+from maas_ray.haproxy.config.secret import front_secret
+from maas_ray.haproxy.config.sections import Unexpected
 from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE, REFUSED_FILE
 from maas_ray.haproxy.process import find
-from maas_ray.haproxy.secret import front_secret
-from maas_ray.haproxy.sections import Unexpected
 from maas_ray.haproxy.succession import is_manager, succeed
 from maas_ray.open_files import raise_limit
 from maas_ray.private_files import write_private

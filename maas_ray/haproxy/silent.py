@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.admin import ask
+from maas_ray.haproxy.config.twins import first_of
 from maas_ray.haproxy.names import REPLAYABLE
-from maas_ray.haproxy.twins import first_of
 
 _TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
 """HAProxy's words for a check that was not answered in time: by the kernel, by TLS, by the server."""

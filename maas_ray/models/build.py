@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
-from maas_ray.models.convnet import build_convnet
-from maas_ray.models.decoder import build_decoder
-from maas_ray.models.encoder import build_classifier, build_masked
-from maas_ray.models.hugging_face import build_hugging_face, find_class
+from maas_ray.models.families.convnet import build_convnet
+from maas_ray.models.families.decoder import build_decoder
+from maas_ray.models.families.encoder import build_classifier, build_masked
+from maas_ray.models.families.mlp import build_mlp
+from maas_ray.models.families.resnet import build_resnet
+from maas_ray.models.hugging_face.transformers_model import build_hugging_face, find_class
 from maas_ray.models.imported import build_imported, import_class
-from maas_ray.models.mlp import build_mlp
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
-from maas_ray.models.resnet import build_resnet
 from maas_ray.models.row import Row
 from maas_ray.models.spec import PARAMS, ModelSpec
 from maas_ray.models.weights import initialize

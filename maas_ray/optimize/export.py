@@ -11,8 +11,8 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signature, TensorSpec
-from maas_ray.data.features import Column, Features
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import Column, Features
 from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
 

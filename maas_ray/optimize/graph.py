@@ -6,7 +6,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from maas_ray import __version__
-from maas_ray.data.features import UNKNOWN, CategoricalColumn
+from maas_ray.data.spec.features import UNKNOWN, CategoricalColumn
 from maas_ray.errors import BundleError
 
 BATCH = "batch"

@@ -15,9 +15,9 @@ from torch import nn
 from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
 from maas_ray.bundle.sessions import cpu_session
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.features import Features
-from maas_ray.data.random_rows import draw_rows, spread_rows
+from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
 from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature

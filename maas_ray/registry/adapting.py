@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto, helper
 
-from maas_ray.bundle.external import OnnxFile
+from maas_ray.bundle.graph.external import OnnxFile
 from maas_ray.errors import SpecError
 
 Sizes = tuple[int | str, ...]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from maas_ray.bundle.external import read_onnx
 from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, save_bundle
+from maas_ray.bundle.graph.external import read_onnx
 from maas_ray.bundle.loading import reasons_apart
 from maas_ray.bundle.sample import write_sample
 from maas_ray.display import get_logger

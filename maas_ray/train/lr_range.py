@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from maas_ray.data.dataset import open_dataset
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.store.objects import open_store
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import Place
-from maas_ray.train.recipe import ScheduleSpec
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.worker import load_start
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.ranks.worker import load_start
+from maas_ray.train.spec.optim import ScheduleSpec
+from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.train import TrainSpec
 
 DIVERGED = 4.0
 """A smoothed loss of so many times the best one ends the test."""

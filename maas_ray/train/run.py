@@ -1,4 +1,4 @@
-"""A training run: prepares the data, has the workers started (train/launch.py) and follows them. Knows no ray.train.
+"""A training run: prepares the data, has the workers started (train/ranks/launch.py) and follows them. Knows no ray.train.
 
 Ray Train starts the process group and starts it again when a worker or node is lost. Checkpoints are ours
 (checkpoint/): every attempt begins from the newest committed one, so a restart, a resume by hand and an
@@ -15,27 +15,27 @@ from typing import Any
 import ray
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
-from maas_ray.cluster.clocks import refuse_skew
-from maas_ray.cluster.preflight import alive_nodes, preflight
-from maas_ray.data.dataset import Dataset
+from maas_ray.cluster.capacity.preflight import alive_nodes, preflight
+from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.data.prepare import prepare
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
 from maas_ray.interrupts import Held, told_to_end
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
-from maas_ray.train.beside import refuse_no_room
-from maas_ray.train.board import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.figures import newest_figures, refuse_figure
-from maas_ray.train.journal import location
-from maas_ray.train.progress import Progress
-from maas_ray.train.recipe import refuse_steps
-from maas_ray.train.report import Ended, commit_report, find_part
-from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit, run_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
+from maas_ray.train.records.report import Ended, commit_report, find_part
+from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix, git_commit, run_prefix
+from maas_ray.train.records.tensorboard import location
+from maas_ray.train.spec.metrics import newest_figures, refuse_figure
+from maas_ray.train.spec.optim import refuse_steps
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.async_validation import refuse_no_room
 
 _QUICK_S = 0.05
 """Time between two looks while a run begins."""
@@ -176,7 +176,7 @@ def _settled(store: ObstoreStore, spec: TrainSpec) -> tuple[TrainSpec, Any]:
     """The spec with the very checkpoint that it starts from, and that one's lineage; nothing to do for most runs."""
     if spec.init is None:
         return spec, None
-    from maas_ray.train.warm_start import open_start, settle_init  # late: few runs need it
+    from maas_ray.train.state.warm_start import open_start, settle_init  # late: few runs need it
 
     init = settle_init(spec.init, store)
     return spec.model_copy(update={"init": init}), open_start(init, store, spec.storage).lineage()
@@ -195,7 +195,7 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
 
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
-    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/check.py."""
+    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/ranks/preflight.py."""
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping

@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
-from maas_ray.data.dataset import Dataset, open_dataset
+from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import ModelError, TrainingFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
-from maas_ray.train.assemble import build_loader, build_net, build_plan, build_trainee
-from maas_ray.train.layout import Layout, possible_layouts
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import place_rank
-from maas_ray.train.pipeline import num_layers
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import tensors_of
-from maas_ray.train.throughput import ThroughputSpec
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_trainee
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.pipeline import num_layers
+from maas_ray.train.spec.parallelism import Layout, possible_layouts
+from maas_ray.train.spec.performance import ThroughputSpec
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.state.restore import tensors_of
 
 TOLERANCE = 1e-8
 """Largest difference of a loss, a gradient norm or a parameter that still counts as equal."""

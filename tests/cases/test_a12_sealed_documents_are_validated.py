@@ -20,15 +20,15 @@ from maas_ray.cli.checks import all_checks
 from maas_ray.display import shown
 from maas_ray.errors import MaasError, ObjectCorrupt
 from maas_ray.registry.models import Registry
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import Wanted
 from maas_ray.spec import canonical_json
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.sealed import seal, unseal
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 from maas_ray.train.search.log import Ended, Figure, SearchLog
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.checkpoint.states import snapshot
 from tests.support.bundles import save_toy_bundle
 

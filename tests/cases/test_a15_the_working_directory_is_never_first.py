@@ -14,8 +14,8 @@ from maas_ray.cli.app import PANELS
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from tests.conftest import RayCluster
 from tests.support.onnx_models import linear
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 NAMES = (
     "onnx",
     "numpy",

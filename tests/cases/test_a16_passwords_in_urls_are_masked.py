@@ -19,14 +19,14 @@ from maas_ray.cli.client import ModelClient
 from maas_ray.cluster import connect
 from maas_ray.display import get_logger, mask, masked, shown
 from maas_ray.errors import MaasError, SpecError, StoreError
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import load_spec, parse_spec
 from maas_ray.store import objects
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 from maas_ray.train.search.log import SearchLog
 from maas_ray.train.search.spec import TuneSpec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.support.onnx_models import linear
 
 SECRET = "hunter2Secret"

@@ -20,8 +20,8 @@ from pyarrow import csv, feather, parquet
 
 from maas_ray.cli.client import Input
 from maas_ray.cli.rows import read_rows
-from maas_ray.data.source import read_table
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.sources.table import read_table
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 from maas_ray.spec import parse_spec
 from tests.support.bounds import bounded

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import models
 
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.tokenizer import MAX_VOCAB_SIZE, read_tokenizer
 from maas_ray.errors import DataError

@@ -22,6 +22,7 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.sequence import Sequence
 from tests.checkpoint.states import PREFIX, snapshot
 from tests.support.faulty import FaultyStore
+from tests.support.root import ROOT
 
 RUN = "runs/r"
 OWNER = """
@@ -42,7 +43,7 @@ class Process:
 
     def __init__(self, storage: StorageSpec) -> None:
         command = [sys.executable, "-c", OWNER, storage.model_dump_json()]
-        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.number = self.said()["number"]
 
     def said(self) -> dict[str, object]:

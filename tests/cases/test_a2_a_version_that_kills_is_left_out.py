@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import requests
 
-from maas_ray.cluster.unavailable import unavailable
+from maas_ray.cluster.health.unavailable import unavailable
 from maas_ray.errors import BundleError, ConfinedKilled
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.conftest import unused_port
 from tests.serve.conftest import Server, app_spec, publish, serve_app
-from tests.serve.test_residency import wait_for
+from tests.serve.models.test_manager import wait_for
 from tests.support.deadly_models import DEEP_TREE, deep_tree, of_unknown_version
 from tests.support.onnx_models import commit_bundle, linear
 from tests.support.residents import resident

@@ -15,10 +15,10 @@ from maas_ray.errors import BundleError
 from maas_ray.registry import examining
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import Registry
-from maas_ray.serve import loader
+from maas_ray.serve.models import loader
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish, serve_app
-from tests.serve.test_residency import wait_for
+from tests.serve.models.test_manager import wait_for
 from tests.support.deadly_models import ROWS, chain, doubling, endless, wide
 from tests.support.onnx_models import commit_bundle, linear
 from tests.support.residents import resident

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from maas_ray.errors import DeadlineExceeded, RunStopped
-from maas_ray.serve.item import Tensors
+from maas_ray.serve.batching.item import Tensors
 from maas_ray.store.objects import open_store
 from tests.attacks.cases import request
 from tests.attacks.raw import Talk

@@ -19,7 +19,7 @@ import requests
 
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloaded, RunStopped
-from maas_ray.serve.batching import ByteBudget
+from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.codec import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
 from maas_ray.serve.wire.request import RequestReader

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.environment import find_launcher
+from maas_ray.cluster.node.environment import find_launcher
 from maas_ray.haproxy.admin import ask
-from maas_ray.haproxy.capacity import MIN_CONNECTIONS, Capacity, TooFewFiles, capacity, read_capacities
+from maas_ray.haproxy.config.capacity import MIN_CONNECTIONS, Capacity, TooFewFiles, capacity, read_capacities
+from maas_ray.haproxy.config.sections import Unexpected
 from maas_ray.haproxy.names import REFUSED_FILE, REPLAYABLE
-from maas_ray.haproxy.sections import Unexpected
 from maas_ray.open_files import UNLIMITED
 from tests.conftest import unused_port
 from tests.support.front import backend, render, start_replica, until

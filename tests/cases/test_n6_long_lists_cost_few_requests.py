@@ -13,15 +13,15 @@ from maas_ray.checkpoint.catalog import describe, open_checkpoint, pin
 from maas_ray.cli.checks import all_checks
 from maas_ray.errors import MaasError
 from maas_ray.registry.models import Registry
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.slots import resolve_all
-from maas_ray.serve.spec import ModelSpec, ServingSpec
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import Wanted
+from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.models.references import resolve_all
+from maas_ray.serve.spec.pools import ModelSpec, ServingSpec
 from maas_ray.store.fsck import fsck
 from maas_ray.store.log.compact import compact
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.choice import choose_step
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.checkpoint_selector import choose_step
+from maas_ray.train.records.runs import Runs
 from tests.support.bundles import save_toy_bundle
 
 LONG = Sizes(versions=10_000, models=1000, runs=5000, checkpoints=500, unfinished=500)

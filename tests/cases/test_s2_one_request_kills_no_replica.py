@@ -16,9 +16,9 @@ import pytest
 import requests
 
 from maas_ray.bundle.apart.engine import ApartEngine
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.errors import RequestQuarantined
-from maas_ray.serve.quarantine import KEEP_S, Quarantine
+from maas_ray.serve.batching.quarantine import KEEP_S, Quarantine
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.deadly_models import DIVIDING, SWELLING, dividing, remaining, swelling

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import requests
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.forms import FormLatencies
-from maas_ray.bundle.stop import Stop
-from maas_ray.serve.inline import InlineRule
-from maas_ray.serve.runner import EngineRunner
+from maas_ray.bundle.engine.engine import Engine
+from maas_ray.bundle.engine.forms import FormLatencies
+from maas_ray.bundle.engine.stop import Stop
+from maas_ray.serve.batching.inline import InlineRule
+from maas_ray.serve.batching.runner import EngineRunner
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.heavy_models import LOOPING, PAIRWISE, looping, looping_in_a_function, pairwise

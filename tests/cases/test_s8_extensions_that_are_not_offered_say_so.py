@@ -11,7 +11,7 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import BadRequest, FilesRefused, NotOffered
-from maas_ray.serve.load_parameters import read_load
+from maas_ray.serve.wire.load_parameters import read_load
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.onnx_models import commit_bundle, linear

@@ -20,8 +20,8 @@ from maas_ray.serve.grpc.entry import HEALTH, REFLECTIONS, SERVICE
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.residency import Residency
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.models.manager import Residency
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.onnx_models import commit_bundle, linear

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 from maas_ray.registry.importing import import_onnx
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.handler import Handler
+from maas_ray.serve.http.handler import Handler
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish, serve_app
 from tests.support.node_tests import run_all

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import PREFIX, load_bundle
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.optimize.export import build_signature
@@ -17,8 +17,8 @@ from maas_ray.store.manifest import list_committed, open_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.classical.fit import train_classical
 from maas_ray.train.classical.state import KIND, FittedState, load_fitted, save_fitted
-from maas_ray.train.runs import Runs
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.classical.tables import TASKS, build_dataset, create_run
 
 MODELS = dict(zip(TASKS, ("svm", "gradient_boosting", "random_forest"), strict=True))

@@ -10,7 +10,7 @@ from maas_ray.models.classical import CLASSICAL
 from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 
 
 def _spec(task: str = "classification", model: dict[str, Any] | None = None, **fields: Any) -> TrainSpec:

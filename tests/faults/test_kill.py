@@ -17,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 from tests.support.paths import STEPS, FinishedRun, table_spec
+from tests.support.root import ROOT
 from tests.support.runs import outcome, train_workers, until
 
-JOB = Path(__file__).parents[2] / "jobs" / "train.py"
+JOB = ROOT / "jobs" / "train.py"
 WAIT_S = 180
 CHANGES: dict[str, Any] = {"checkpoint": {"every_steps": 8}}
 

@@ -16,11 +16,12 @@ from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.cli.app import app
 from maas_ray.data.prepare import open_dataset
 from maas_ray.registry.models import Registry
-from maas_ray.train.runs import Runs
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.listening import listening_outside_loopback
 from tests.support.paths import STEPS, FinishedRun, infer
+from tests.support.root import ROOT
 
 
 def _raw(text: str, datatype: str) -> Any:
@@ -30,7 +31,7 @@ def _raw(text: str, datatype: str) -> Any:
     return text if datatype == "BYTES" else int(text) if datatype == "INT64" else float(text)
 
 
-JOBS = Path(__file__).parents[2] / "jobs"
+JOBS = ROOT / "jobs"
 
 
 def test_a_job_says_what_the_library_does_and_an_error_in_one_line(

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import requests
 
-from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.config.limits import PoolLimits
 from maas_ray.haproxy.process import find
 from maas_ray.serve.grpc import inference_pb2 as pb
 from tests.support.front import REPLICA, Front, backend, until

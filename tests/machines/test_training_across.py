@@ -81,7 +81,7 @@ def reference(network: Network) -> Reference:
 def step_seconds(store: ObstoreStore, run: str) -> float:
     """Seconds that a step of a finished run took."""
     from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
-    from maas_ray.train.runs import checkpoints_prefix
+    from maas_ray.train.records.runs import checkpoints_prefix
 
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(run)))
     return max(1e-4, saved.meta["seconds"]["training"] / saved.step)

@@ -8,12 +8,12 @@ import pytest
 from benchmarks.store.filling import memory_store
 from maas_ray.cli.checks import all_checks
 from maas_ray.registry.models import Registry
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import Wanted
 from maas_ray.store.fsck import fsck
 from maas_ray.store.log.compact import compact
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from maas_ray.data.features import CategoricalColumn, Features, NumericColumn, TensorColumn
+from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.errors import BundleError
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
@@ -84,7 +84,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from maas_ray.data.features import Features
+from maas_ray.data.spec.features import Features
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export

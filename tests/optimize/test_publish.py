@@ -10,17 +10,17 @@ from maas_ray.bundle.format import PREFIX, load_info
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.data.dataset import TARGET, save_dataset
-from maas_ray.data.features import Features, NumericColumn
+from maas_ray.data.spec.features import Features, NumericColumn
+from maas_ray.data.stored.dataset import TARGET, save_dataset
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.models.build import build_model
 from maas_ray.optimize import publish
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.manifest import list_committed
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.load_model import evaluate_run
 
 FEATURES = Features(
     columns=(NumericColumn(name="a", shift=1.0, scale=2.0), NumericColumn(name="b", fill=0.5)),

@@ -14,12 +14,12 @@ import uvicorn
 import uvloop
 
 from maas_ray.registry.models import Registry
-from maas_ray.serve.front import Front
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.ingress import App
-from maas_ray.serve.protocol import HttpProtocol
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.serve.http.asgi_app import App
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.http.protocol import HttpProtocol
+from maas_ray.serve.http.server_state import Front
+from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from maas_ray.cluster.front import HEALTH
+from maas_ray.cluster.health.front import HEALTH
 
 EVERY_S = 1.0
 TIMEOUT_S = 1.0

@@ -1,7 +1,7 @@
 """The models that a replica has in memory, as a request finds them."""
 
-from maas_ray.serve.loaded import Loaded
-from maas_ray.serve.residency import Residency
+from maas_ray.serve.models.loaded import Loaded
+from maas_ray.serve.models.manager import Residency
 
 
 def resident(residency: Residency, name: str, version: int | None = None) -> Loaded:

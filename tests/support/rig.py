@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from maas_ray.errors import BadRequest, MaasError
-from maas_ray.serve.batcher import Batcher, Finished
-from maas_ray.serve.batching import BatchSpec, ByteBudget
-from maas_ray.serve.item import Item, Tensors
+from maas_ray.serve.batching.batcher import Batcher, Finished
+from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 
 class Waits:

@@ -9,16 +9,16 @@ import pyarrow as pa
 import torch
 from sklearn.datasets import load_digits
 
-from maas_ray.data.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.features import Features
 from maas_ray.data.prepare import prepare
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import Place
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.train import TrainSpec
 
 NUM_COLUMNS, NUM_CLASSES = 6, 4
 TEXT = "".join(f"the {i}th line of {i * i} words\n" for i in range(60))

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from maas_ray.train.gradients import add_penalty_gradient, penalty
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import Trainee
-from maas_ray.train.parallel import place_rank
+from maas_ray.train.loop.fit import Trainee
+from maas_ray.train.loop.gradients import add_penalty_gradient, penalty
+from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.spec.parallelism import Layout
 
 
 def trainee_of(model: nn.Module, l1: float, l2: float) -> Trainee:

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.data.dataset import Dataset
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.assemble import build_trainee
-from maas_ray.train.layout import Layout
+from maas_ray.train.loop.assemble import build_trainee
 from maas_ray.train.lr_range import LrRange, Point, conclude, find_learning_rates
-from maas_ray.train.parallel import Place
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import tensors_of
+from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
+from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.state.restore import tensors_of
 from tests.support.small_runs import make_digits, make_run, train_here
 
 PLAIN_SGD = {"name": "sgd"}

@@ -11,14 +11,14 @@ from maas_ray.checkpoint.catalog import describe, open_checkpoint, read_saved
 from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import place_rank
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.state import tensors_of
-from maas_ray.train.trained import evaluate_trained, load_trained
+from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.state.restore import tensors_of
+from maas_ray.train.validation.load_model import evaluate_trained, load_trained
 from tests.conftest import RayCluster
 from tests.support.small_runs import make_run
 
@@ -89,7 +89,7 @@ def test_ranks_that_share_matrix_products_get_their_room_in_one_piece(
     assert [{"CPU": 2.0}, {"CPU": 2.0}] in seen
 
 
-@pytest.mark.fault  # tests/train/test_parallel.py shows the refusals, tests/train/test_run.py how one of rank 0 ends a run
+@pytest.mark.fault  # tests/train/parallel/test_mesh.py shows the refusals, tests/train/test_run.py how one of rank 0 ends a run
 def test_a_layout_that_the_model_cannot_have_is_refused_and_no_run_is_left(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.layout import Layout
+from maas_ray.train.spec.parallelism import Layout
 from maas_ray.train.verify import Compared, failures, layouts_for, verify_layouts
 from tests.support.small_runs import make_run
 

@@ -90,12 +90,12 @@ class Side:
 async def ours(model, directory, observers=(), **more):
     from maas_ray.registry.importing import import_onnx
     from maas_ray.registry.models import PRODUCTION, Registry
-    from maas_ray.serve.front import Front
-    from maas_ray.serve.handler import Handler
-    from maas_ray.serve.ingress import App
-    from maas_ray.serve.protocol import HttpProtocol
-    from maas_ray.serve.residency import Residency
-    from maas_ray.serve.spec import ApplicationSpec
+    from maas_ray.serve.http.asgi_app import App
+    from maas_ray.serve.http.handler import Handler
+    from maas_ray.serve.http.protocol import HttpProtocol
+    from maas_ray.serve.http.server_state import Front
+    from maas_ray.serve.models.manager import Residency
+    from maas_ray.serve.spec.pools import ApplicationSpec
     from maas_ray.store.objects import open_store
 
     store = open_store(str(directory / "store"))
@@ -141,16 +141,16 @@ def nothing(self, *values):
 
 
 def without_ids():
-    return [mock.patch("maas_ray.serve.protocol.new_request_id", one_id)]
+    return [mock.patch("maas_ray.serve.http.protocol.new_request_id", one_id)]
 
 
 def without_counts():
-    stats = "maas_ray.serve.stats.ModelStats"
+    stats = "maas_ray.serve.telemetry.stats.ModelStats"
     return [mock.patch(f"{stats}.{name}", nothing) for name in ("waited", "ran", "served")]
 
 
 async def logged(model, directory):
-    from maas_ray.serve.access_log import AccessLogSpec, open_access_log
+    from maas_ray.serve.telemetry.access_log import AccessLogSpec, open_access_log
 
     log = open_access_log(AccessLogSpec(enabled=True, path=str(directory / "access.jsonl")), "r")
     return await ours(model, directory / "logged", [log])

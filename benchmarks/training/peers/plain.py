@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.data.dataset import open_dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.optimizer import build_optimizer, build_schedule
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.spec.train import TrainSpec
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from maas_ray.data.dataset import open_dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.optimizer import build_schedule
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.optimizer import build_schedule
+from maas_ray.train.spec.train import TrainSpec
 
 IGNORED = -100
 

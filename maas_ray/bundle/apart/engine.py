@@ -11,15 +11,15 @@ from contextlib import AbstractContextManager, nullcontext
 
 from maas_ray.bundle.apart.process import EngineProcess, Lane, StopIgnored, start_process
 from maas_ray.bundle.datatypes import Array
-from maas_ray.bundle.engine import EngineSpec
+from maas_ray.bundle.engine.engine import EngineSpec
+from maas_ray.bundle.engine.forms import Form, FormLatencies, form_of, has_free_sizes
+from maas_ray.bundle.engine.latency import LatencyModel
+from maas_ray.bundle.engine.padding import Padding
+from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.warmup import guesses, repeated
 from maas_ray.bundle.format import Bundle
-from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
-from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.nature import Nature
-from maas_ray.bundle.padding import Padding
 from maas_ray.bundle.sample import read_sample
-from maas_ray.bundle.stop import Stop
-from maas_ray.bundle.warmup import guesses, repeated
 from maas_ray.display import get_logger
 from maas_ray.errors import EngineDied, EngineFailed, MaasError, RunStopped
 

@@ -15,11 +15,11 @@ from maas_ray.bundle.apart import messages
 from maas_ray.bundle.apart.region import Region
 from maas_ray.bundle.apart.service import STOP
 from maas_ray.bundle.datatypes import Array
-from maas_ray.bundle.engine import EngineSpec
+from maas_ray.bundle.engine.engine import EngineSpec
+from maas_ray.bundle.engine.stop import Stop
 from maas_ray.bundle.format import Bundle, Signature
-from maas_ray.bundle.hazards import Hazards
+from maas_ray.bundle.graph.hazards import Hazards
 from maas_ray.bundle.nature import Nature
-from maas_ray.bundle.stop import Stop
 from maas_ray.confined import Limits
 from maas_ray.confined.child import error_of
 from maas_ray.errors import (

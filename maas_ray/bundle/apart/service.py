@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 
 from maas_ray.bundle.apart import messages
 from maas_ray.bundle.apart.region import Region
-from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.stop import Stop
 from maas_ray.bundle.format import Bundle, BundleInfo, Lineage, Signature, TensorSpec
-from maas_ray.bundle.stop import Stop
 from maas_ray.confined.frames import receive_frame, send_frame
 from maas_ray.errors import EngineFailed, MaasError
 

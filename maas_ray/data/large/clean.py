@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from maas_ray.data.cast import CastColumn, apply_cast
 from maas_ray.data.large.survey import Kinds
 from maas_ray.data.large.units import Source, read_blocks
-from maas_ray.data.plan import ColumnPlan
-from maas_ray.data.report import drop_rows
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.split import assign_range
-from maas_ray.data.target import Target, cast_part_of_target
+from maas_ray.data.sources.cast import CastColumn, apply_cast
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.table.plan import ColumnPlan
+from maas_ray.data.table.report import drop_rows
+from maas_ray.data.table.split import assign_range
+from maas_ray.data.table.target import Target, cast_part_of_target
 from maas_ray.errors import DataError
 
 

@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maas_ray.data.fit import refuse_categories
 from maas_ray.data.large.clean import CleanBlock, Job, read_clean
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.statistics import (
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.table.column_statistics import (
     Statistics,
     count_high,
     count_low,
@@ -30,7 +28,9 @@ from maas_ray.data.statistics import (
     set_medians,
     summarize,
 )
-from maas_ray.data.target import refuse_classes, require_target
+from maas_ray.data.table.fit import refuse_categories
+from maas_ray.data.table.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.table.target import refuse_classes, require_target
 from maas_ray.errors import DataError
 
 MAX_VALUES = 1 << 20

@@ -14,22 +14,22 @@ from typing import Any
 import pyarrow as pa
 
 import maas_ray
-from maas_ray.data.cast import Cast, apply_cast
-from maas_ray.data.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
-from maas_ray.data.features import Features
-from maas_ray.data.files import File, list_files
-from maas_ray.data.fit import fit_statistics
 from maas_ray.data.large.clean import Job
 from maas_ray.data.large.gather import Gathered, gather
-from maas_ray.data.large.layout import Shard, ShardLayout
 from maas_ray.data.large.save import build_dictionaries
 from maas_ray.data.large.survey import survey_source
 from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.large.units import FORMATS, Source, open_source
 from maas_ray.data.large.write import Writing, write_unit
-from maas_ray.data.plan import ColumnPlan, plan_column
-from maas_ray.data.spec import SPLITS, DataSpec, Format
-from maas_ray.data.target import order_classes
+from maas_ray.data.sources.cast import Cast, apply_cast
+from maas_ray.data.sources.files import File, list_files
+from maas_ray.data.spec.data import SPLITS, DataSpec, Format
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
+from maas_ray.data.stored.shard_layout import Shard, ShardLayout
+from maas_ray.data.table.fit import fit_statistics
+from maas_ray.data.table.plan import ColumnPlan, plan_column
+from maas_ray.data.table.target import order_classes
 from maas_ray.errors import Conflict, DataError, NotFound, StoreError
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Draft, Part, open_committed

@@ -6,7 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maas_ray.data.dataset import (
+from maas_ray.data.large.gather import Content
+from maas_ray.data.large.write import encode_rows
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.stored.dataset import (
     MAX_PART_BYTES,
     SHARDED,
     TARGET,
@@ -16,12 +20,8 @@ from maas_ray.data.dataset import (
     end_dataset,
     open_dataset,
 )
-from maas_ray.data.features import CategoricalColumn, Features
-from maas_ray.data.large.gather import Content
-from maas_ray.data.large.layout import Shard, ShardLayout
-from maas_ray.data.large.shard import pack, row_bytes
-from maas_ray.data.large.write import encode_rows
-from maas_ray.data.spec import SPLITS
+from maas_ray.data.stored.shard import pack, row_bytes
+from maas_ray.data.stored.shard_layout import Shard, ShardLayout
 from maas_ray.errors import NotFound
 from maas_ray.store.objects import ObjectStore
 

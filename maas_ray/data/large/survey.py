@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from maas_ray.data.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
 from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.large.units import Source, in_order, read_blocks, unite_schemas, with_types
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.sources.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from maas_ray.data.arrays import tensor_shape
-from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import File, check_expansion, filesystem
-from maas_ray.data.images import COLUMN, image_shape, read_images
 from maas_ray.data.large.footers import read_footers
-from maas_ray.data.source import (
+from maas_ray.data.sources.arrays import tensor_shape
+from maas_ray.data.sources.bounds import allowed_bytes, too_much
+from maas_ray.data.sources.files import File, check_expansion, filesystem
+from maas_ray.data.sources.images import COLUMN, image_shape, read_images
+from maas_ray.data.sources.table import (
     choose_columns,
     csv_error,
     csv_options,
@@ -26,7 +26,7 @@ from maas_ray.data.source import (
     refuse_empty,
     refuse_other_columns,
 )
-from maas_ray.data.spec import DataSpec, Format
+from maas_ray.data.spec.data import DataSpec, Format
 from maas_ray.errors import DataError
 
 FORMATS = ("parquet", "csv", "arrow", "jsonl", "images")

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.dataset import MAX_PART_BYTES, dataset_part_key
-from maas_ray.data.features import CategoricalColumn, Features
 from maas_ray.data.large.clean import CleanBlock, Job, read_clean
-from maas_ray.data.large.shard import Block, Dictionaries, join, pack, row_bytes
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.target import encode_target
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.stored.dataset import MAX_PART_BYTES, dataset_part_key
+from maas_ray.data.stored.shard import Block, Dictionaries, join, pack, row_bytes
+from maas_ray.data.table.target import encode_target
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 

@@ -17,16 +17,16 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
-from maas_ray.data.features import Features, TokensColumn
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
-from maas_ray.data.statistics import CPU_TIMEOUT_S, require_cpu
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import Features, TokensColumn
+from maas_ray.data.spec.text import TextSpec
+from maas_ray.data.stored.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
+from maas_ray.data.stored.token_layout import DATATYPES, Datatype, MaskLayout, TokenLayout
+from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, require_cpu
+from maas_ray.data.table.split import assign_rows
 from maas_ray.data.text.encoding import encode_in_tasks
-from maas_ray.data.text.layout import DATATYPES, Datatype, MaskLayout, TokenLayout
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.source import Piece, read_pieces
-from maas_ray.data.text.spec import TextSpec
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore

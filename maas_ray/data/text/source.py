@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import filesystem, format_of, list_files, open_stream
-from maas_ray.data.source import require_column
-from maas_ray.data.spec import TEXT_FORMATS, DataSpec
-from maas_ray.data.text.spec import TextSpec
+from maas_ray.data.sources.bounds import allowed_bytes, too_much
+from maas_ray.data.sources.files import filesystem, format_of, list_files, open_stream
+from maas_ray.data.sources.table import require_column
+from maas_ray.data.spec.data import TEXT_FORMATS, DataSpec
+from maas_ray.data.spec.text import TextSpec
 from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import DataError
 

@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.arrays import tensor_field
-from maas_ray.data.cast import to_text
-from maas_ray.data.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.features import Features, TokensColumn
-from maas_ray.data.source import read_table
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
-from maas_ray.data.target import cast_target, class_names, encode_target
+from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.sources.cast import to_text
+from maas_ray.data.sources.table import read_table
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import Features, TokensColumn
+from maas_ray.data.spec.text import TextSpec
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
+from maas_ray.data.table.split import assign_rows
+from maas_ray.data.table.target import cast_target, class_names, encode_target
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.spec import TextSpec
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore

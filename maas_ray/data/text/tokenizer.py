@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from maas_ray import confined
-from maas_ray.data.text.spec import TokenizerSpec
+from maas_ray.data.spec.text import TokenizerSpec
 from maas_ray.data.text.words import Words, is_by_words
 from maas_ray.errors import ConfinedError, DataError
 

@@ -3,7 +3,7 @@
 from ray.serve._private import controller, default_impl, deployment_state
 from ray.serve._private.deployment_state import DeploymentStateManager
 
-from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.cluster.node.environment import FRONT_LABEL, NO_FRONT
 from maas_ray.serve.controller.moves import PoolState
 from maas_ray.serve.controller.scheduler import PoolScheduler
 

@@ -7,10 +7,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 import maas_ray
-from maas_ray.serve.autoscale import Resolved, Scaler, report_interval_s
+from maas_ray.serve.controller.autoscaling import Resolved, Scaler, report_interval_s
 from maas_ray.serve.deploy.way import FIRST_START, Way
-from maas_ray.serve.replica import Ingress
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
+from maas_ray.serve.replica.replica import Ingress
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
 from maas_ray.spec import canonical_json
 
 

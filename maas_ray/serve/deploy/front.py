@@ -9,13 +9,13 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from maas_ray.addresses import is_loopback, reachable_host
-from maas_ray.cluster.environment import LOOPBACK
-from maas_ray.cluster.front import ask_fronts, front_urls
-from maas_ray.cluster.preflight import has_autoscaler
-from maas_ray.cluster.unavailable import unavailable
+from maas_ray.cluster.capacity.preflight import has_autoscaler
+from maas_ray.cluster.health.front import ask_fronts, front_urls
+from maas_ray.cluster.health.unavailable import unavailable
+from maas_ray.cluster.node.environment import LOOPBACK
 from maas_ray.errors import ClusterError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
-from maas_ray.serve.spec import ReplicaRange, ServeSpec
+from maas_ray.serve.spec.pools import ReplicaRange, ServeSpec
 
 CONTROLLER_TIMEOUT_S = 30.0
 GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"

@@ -13,15 +13,15 @@ from typing import Any
 
 import ray
 
-from maas_ray.cluster.claims import claim, end_claim
+from maas_ray.cluster.capacity.claims import claim, end_claim
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError
 from maas_ray.serve.deploy.notes import note, noted
 from maas_ray.serve.deploy.patience import line
+from maas_ray.serve.deploy.record import record
 from maas_ray.serve.deploy.rollout import BACK_S, Outcome, Rollout
 from maas_ray.serve.deploy.standing import Standing, read_standings
-from maas_ray.serve.record import record
-from maas_ray.serve.spec import PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
@@ -148,7 +148,7 @@ def _to_plain(standing: Standing) -> dict[str, Any]:
 
 def _from_plain(plain: dict[str, Any]) -> Standing:
     from maas_ray.serve.deploy.standing import Replica
-    from maas_ray.serve.spec import ApplicationSpec
+    from maas_ray.serve.spec.pools import ApplicationSpec
 
     spec = None if plain["spec"] is None else parse_spec(ApplicationSpec, plain["spec"], source="previous")
     return Standing(**{**plain, "spec": spec, "replicas": [Replica(**one) for one in plain["replicas"]]})

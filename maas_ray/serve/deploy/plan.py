@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maas_ray.cluster.nodes import Node
+from maas_ray.cluster.capacity.nodes import Node
 from maas_ray.errors import ResourcesMissing
 from maas_ray.serve.deploy.binding import version_of
 from maas_ray.serve.deploy.room import Room, can_replace, needs_of, say_free, say_needs
 from maas_ray.serve.deploy.standing import Standing
 from maas_ray.serve.deploy.way import Way
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange
 
 
 class NoRoomNow(ResourcesMissing):

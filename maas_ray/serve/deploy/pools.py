@@ -8,19 +8,19 @@ from dataclasses import replace
 import ray
 from ray import serve
 
-from maas_ray.cluster.clocks import refuse_skew
+from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.notes import note
 from maas_ray.serve.deploy.owner import own
 from maas_ray.serve.deploy.patience import STARTING, patiently
+from maas_ray.serve.deploy.record import forget
 from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
 from maas_ray.serve.deploy.rollout import Outcome
 from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
-from maas_ray.serve.record import forget
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 
 FRONT_S = 180.0

@@ -11,8 +11,8 @@ from typing import Any
 
 from ray import serve
 
-from maas_ray.cluster.nodes import Node, living_nodes
-from maas_ray.cluster.preflight import autoscaler_capacity
+from maas_ray.cluster.capacity.nodes import Node, living_nodes
+from maas_ray.cluster.capacity.preflight import autoscaler_capacity
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
 from maas_ray.serve.deploy.binding import application_spec, bind
@@ -23,7 +23,7 @@ from maas_ray.serve.deploy.room import Room, needs_of, say_free, say_needs
 from maas_ray.serve.deploy.standing import Standing, read_standings
 from maas_ray.serve.deploy.state import is_gone, is_running, wait
 from maas_ray.serve.deploy.way import Way
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ServeSpec
 
 POLL_S = 0.25
 ROOM_S = 15.0
@@ -54,7 +54,7 @@ class Rollout:
         previous: what each of them was before, by name; None: it was not there.
         timeout_s: overrides `rollout.timeout_s` of each pool.
         say: called with what is being done, for people.
-        claim: called with a pool for which training runs are to give way; see cluster/claims.py.
+        claim: called with a pool for which training runs are to give way; see cluster/capacity/claims.py.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from maas_ray.cluster.nodes import Node
-from maas_ray.serve.spec import ServingSpec
+from maas_ray.cluster.capacity.nodes import Node
+from maas_ray.serve.spec.pools import ServingSpec
 
 _MAX_NODES_SHOWN = 8
 Needs = Mapping[str, float]

@@ -11,7 +11,7 @@ from ray.serve.generated.serve_pb2 import DeploymentRoute
 
 from maas_ray.errors import SpecError
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
-from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.spec import parse_spec
 
 CONTROLLER_TIMEOUT_S = 30.0

@@ -3,15 +3,15 @@
 import asyncio
 from weakref import WeakKeyDictionary
 
-from maas_ray.bundle.stop import Stop
+from maas_ray.bundle.engine.stop import Stop
 from maas_ray.errors import MaasError
-from maas_ray.serve.call import Call
+from maas_ray.serve.batching.item import Tensors
 from maas_ray.serve.grpc.codec import MessageCodec, ModelInfer, Part
-from maas_ray.serve.head import Header
-from maas_ray.serve.item import Tensors
-from maas_ray.serve.residency import Loaded
+from maas_ray.serve.models.manager import Loaded
+from maas_ray.serve.request.call import Call
+from maas_ray.serve.request.head import Header
+from maas_ray.serve.request.offload import check
 from maas_ray.serve.wire.checks import InferRequest
-from maas_ray.serve.workers import check
 
 Result = tuple[list[Part], tuple[Header, ...]]
 """A `ModelInferResponse` in parts, and the headers of the version that gave it."""

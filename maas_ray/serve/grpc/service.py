@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 from google.protobuf.json_format import ParseDict
 
-from maas_ray.bundle.stop import Stop
+from maas_ray.bundle.engine.stop import Stop
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound
-from maas_ray.serve import extensions
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.call import GrpcCall, Result
 from maas_ray.serve.grpc.codec import (
@@ -29,9 +28,10 @@ from maas_ray.serve.grpc.entry import HEALTH_UNARY
 from maas_ray.serve.grpc.health import Health
 from maas_ray.serve.grpc.outcome import Outcome, Refused
 from maas_ray.serve.grpc.status import error_text
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.head import Head, Header, Route, too_large
-from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.request import unsupported_extensions as extensions
+from maas_ray.serve.request.head import Head, Header, Route, too_large
+from maas_ray.serve.spec.pools import LimitsSpec
 from maas_ray.serve.wire.tensors import short
 
 MAX_CONTROL_BYTES = 64 << 10

@@ -16,7 +16,7 @@ from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.grpc.codec import parse
 from maas_ray.serve.grpc.outcome import Outcome
 from maas_ray.serve.grpc.service import MAX_CONTROL_BYTES, QUESTIONS
-from maas_ray.serve.head import too_large
+from maas_ray.serve.request.head import too_large
 
 APPLICATION = "application"
 """Metadata by which a caller names a pool."""

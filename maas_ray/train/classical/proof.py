@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from maas_ray.arrays import Array
-from maas_ray.data.arrays import tensor_field, tensor_values
-from maas_ray.data.dataset import Dataset
-from maas_ray.data.random_rows import draw_rows
+from maas_ray.data.sources.arrays import tensor_field, tensor_values
+from maas_ray.data.stored.dataset import Dataset
+from maas_ray.data.stored.random_rows import draw_rows
 from maas_ray.errors import ObjectCorrupt
 
 NUM_REAL = 256

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from maas_ray.data.dataset import Dataset
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import DataError, MaasError, ModelError, TrainingFailed
 from maas_ray.models.classical import SvmSpec, parse_classical
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.progress import Progress
-from maas_ray.train.runs import Run, Runs
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import Run, Runs
+from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
 """Longest wait for the figures of a task that is done."""

@@ -16,7 +16,7 @@ from maas_ray.store.manifest import Committed, Draft, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Document, parse_json, read_document
 from maas_ray.train.classical.proof import Proof, pack, unpack
-from maas_ray.train.runs import FITTED, run_prefix
+from maas_ray.train.records.runs import FITTED, run_prefix
 
 KIND = FITTED
 FORMAT = 1

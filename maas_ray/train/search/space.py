@@ -9,9 +9,9 @@ from typing import Any
 
 from maas_ray.errors import SpecError
 from maas_ray.spec import assign, canonical_json, parse_spec
-from maas_ray.train.figures import refuse_figure
 from maas_ray.train.search.spec import MAX_TRIALS, Grid, TuneSpec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.metrics import refuse_figure
+from maas_ray.train.spec.train import TrainSpec
 
 _REDRAWS = 100
 

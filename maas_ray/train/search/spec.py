@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from maas_ray.spec import Spec, parse_spec, read_document
-from maas_ray.train.figures import LARGER_IS_BETTER, VALIDATION
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION
 
 MAX_TRIALS = 10_000
 DIGITS = 6

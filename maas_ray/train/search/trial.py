@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import ray
 
 from maas_ray.errors import MaasError, NotFound
-from maas_ray.train.board import end_board, start_board
-from maas_ray.train.figures import figures_of
-from maas_ray.train.progress import Progress
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.ranks.run_actor import end_board, start_board
 from maas_ray.train.search.log import Ended, Figure
+from maas_ray.train.spec.metrics import figures_of
 
 if TYPE_CHECKING:
     from maas_ray.store.objects import ObjectStore
-    from maas_ray.train.runs import Run
+    from maas_ray.train.records.runs import Run
 
 STOP_S = 60.0
 """Longest wait for a run that is stopped to commit what it has; after that its workers are ended."""
@@ -79,9 +79,9 @@ class TrialRun:
     def _train(self) -> tuple[int, dict[str, float]]:
         try:
             from maas_ray.store.objects import open_store
+            from maas_ray.train.records.runs import Runs
             from maas_ray.train.run import run_training
-            from maas_ray.train.runs import Runs
-            from maas_ray.train.spec import TrainSpec
+            from maas_ray.train.spec.train import TrainSpec
 
             spec = TrainSpec.model_validate_json(self._job.spec)
         except BaseException:
@@ -99,8 +99,8 @@ class TrialRun:
     def _recall(self, store: "ObjectStore", run: "Run") -> None:
         """Tells the figures that the run had before it was interrupted: others are compared with them, step by step."""
         from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
-        from maas_ray.data.dataset import open_dataset
-        from maas_ray.train.runs import checkpoints_prefix
+        from maas_ray.data.stored.dataset import open_dataset
+        from maas_ray.train.records.runs import checkpoints_prefix
 
         if not list_checkpoints(store, prefix := checkpoints_prefix(run.id)):
             return
@@ -112,8 +112,8 @@ class TrialRun:
     def _note(self) -> None:
         """Records that the run was stopped, if it was ended in a way that looks to itself like a failure."""
         from maas_ray.store.objects import open_store
-        from maas_ray.train.runs import Runs
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.records.runs import Runs
+        from maas_ray.train.spec.train import TrainSpec
 
         spec = TrainSpec.model_validate_json(self._job.spec)
         runs = Runs(open_store(spec.storage))

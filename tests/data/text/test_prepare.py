@@ -9,16 +9,16 @@ import pytest
 import ray
 import torch
 
-from maas_ray.data import local
-from maas_ray.data.dataset import Dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.local import map_part
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading import mmap_cache as local
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.mmap_cache import map_part
+from maas_ray.data.loading.open import open_rows
 from maas_ray.data.prepare import prepare
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
+from maas_ray.data.spec.text import TokenizerSpec
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.data.text import encoding, source
 from maas_ray.data.text import prepare as preparing
-from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
 from maas_ray.errors import ClusterError, DataError, ObjectCorrupt, SpecError
 from maas_ray.spec import parse_spec

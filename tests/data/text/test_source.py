@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text import source
 from maas_ray.data.text.source import Piece, read_pieces
 from maas_ray.errors import DataError

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.prepare import prepare
-from maas_ray.data.preprocess import Preprocess
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import BundleError, DataError, SpecError
 from maas_ray.optimize.export import export

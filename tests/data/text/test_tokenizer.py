@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from maas_ray.data.spec.text import TokenizerSpec
 from maas_ray.data.text import words
-from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
 from maas_ray.errors import DataError
 

@@ -4,10 +4,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from maas_ray.haproxy.admin import ask
+from maas_ray.haproxy.config.twins import first_of
 from maas_ray.haproxy.generations import recorded
 from maas_ray.haproxy.names import ADMIN_SOCKET, LAST_GOOD_FILE
 from maas_ray.haproxy.silent import Server, read
-from maas_ray.haproxy.twins import first_of
 from tests.support.hosts.host import Host
 
 _FILES = Path("tmp/haproxy-serve")

@@ -12,7 +12,7 @@ import yaml
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import NotFound
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from tests.support.hosts.host import Host
 from tests.support.hosts.network import Network
 from tests.support.hosts.served import store_uri

@@ -13,7 +13,8 @@ from maas_ray.errors import SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.train.search.space import draw_trials
 from maas_ray.train.search.spec import TuneSpec, load_tune_spec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
+from tests.support.root import ROOT
 
 BASE = {
     "model": {"name": "mlp", "params": {"size": 2}},
@@ -131,5 +132,5 @@ def test_a_base_is_found_beside_the_search_and_overrides_reach_into_it(tmp_path:
 
 
 def test_the_example_is_a_search() -> None:
-    trials = draw_trials(load_tune_spec(Path(__file__).parents[3] / "jobs" / "specs" / "digits-search.yaml"))
+    trials = draw_trials(load_tune_spec(ROOT / "jobs" / "specs" / "digits-search.yaml"))
     assert len(trials) == 12

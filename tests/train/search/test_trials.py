@@ -14,13 +14,13 @@ from ray import cloudpickle
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.progress import Progress
-from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.search.log import Ended, Figure, SearchLog
 from maas_ray.train.search.run import run_search
 from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
 from maas_ray.train.search.trial import figure_of
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 
 STEPS = 6000
