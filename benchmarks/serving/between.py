@@ -4,7 +4,7 @@
 
 One HAProxy with a front for each way, before one replica for each, without Ray. The ways take turns under the same load,
 so that a change of the machine hits all of them; figures are medians (least–greatest) of the ratios within a round, and CPU
-microseconds of a request, of HAProxy and of the replica. What `haproxy.secret` says rests on this.
+microseconds of a request, of HAProxy and of the replica. What `haproxy.config.secret` says rests on this.
 """
 
 import argparse

@@ -11,7 +11,7 @@ def all_checks() -> Checks:
     from maas_ray.checkpoint import catalog
     from maas_ray.registry import models as registry
     from maas_ray.serve.deploy import record
-    from maas_ray.serve.models import desired_state as wanted
+    from maas_ray.serve.models import desired_state
     from maas_ray.store import lease
     from maas_ray.train.records import events as run_events
     from maas_ray.train.records import run_index, runs
@@ -26,7 +26,7 @@ def all_checks() -> Checks:
         records=(
             (re.compile(registry.PREFIX), registry.read_event),
             (record.RECORDS, record.read_event),
-            (re.compile(rf"{wanted.PREFIX}/[^/]+/wanted"), wanted.read_wish),
+            (re.compile(rf"{desired_state.PREFIX}/[^/]+/wanted"), desired_state.read_wish),
             (catalog.PINS, catalog.read_pin),
             (re.compile(r".+/owners"), lease.read_owner),
             (re.compile(rf"{searches.PREFIX}/[^/]+"), searches.read_event),

@@ -203,7 +203,7 @@ def compact(
     does the same for its own log as it goes; this is for stores of earlier versions, and for damage that `fsck` has found.
     """
     from maas_ray.registry import models as registry
-    from maas_ray.serve.models import desired_state as wanted
+    from maas_ray.serve.models import desired_state
     from maas_ray.store.log.compact import compact as compact_log
     from maas_ray.train.records import run_index
     from maas_ray.train.records.runs import Runs
@@ -211,8 +211,8 @@ def compact(
     opened = open_store(store, endpoint)
     with say.status("compacting"):
         reindexed = Runs(opened).reindex()
-        pools = opened.children(wanted.PREFIX)
-        logs = [registry.PREFIX, run_index.PREFIX, *(f"{wanted.PREFIX}/{pool}/wanted" for pool in pools)]
+        pools = opened.children(desired_state.PREFIX)
+        logs = [registry.PREFIX, run_index.PREFIX, *(f"{desired_state.PREFIX}/{pool}/wanted" for pool in pools)]
         found = [compact_log(opened, log, remove=remove, grace=timedelta(hours=grace_hours)) for log in logs]
     rows = [(each.log, each.num_records, len(each.written), len(each.removed)) for each in found if each.num_records]
     document = {"reindexed_runs": reindexed, "logs": [asdict(each) for each in found if each.num_records]}

@@ -60,7 +60,7 @@ class RunResult:
     tensorboard: str
     """What to give `tensorboard --logdir`."""
     report: dict[str, str]
-    """Where `report.json` and `report.png` lie; see report.py."""
+    """Where `report.json` and `report.png` lie; see records/report.py."""
     unvalidated: Mapping[int, str]
     """By step: why validation beside training has no figures of it."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maas_ray.data.loading import mmap_cache as local
+from maas_ray.data.loading import mmap_cache
 from maas_ray.data.loading.encode import encode_column
 from maas_ray.data.loading.rows import Batch
 from maas_ray.data.spec.features import CategoricalColumn, Features
@@ -90,7 +90,7 @@ class ShardRows:
         block = self._blocks[number]
         if block is None:
             name = self._shards[number].name
-            mapped = local.map_bytes(self._committed, name)
+            mapped = mmap_cache.map_bytes(self._committed, name)
             mapped.madvise(mmap.MADV_RANDOM)
             mapped.madvise(mmap.MADV_DONTNEED)  # verifying has read all of it
             block = self._blocks[number] = unpack(self._features, mapped)
@@ -116,14 +116,14 @@ class ShardRows:
             if part is None:
                 raise ObjectCorrupt(f"the manifest of {self._committed.prefix} has no part {shard.name!r}")
             size += part.size
-            path = local.local_path(self._committed, shard.name)
+            path = mmap_cache.local_path(self._committed, shard.name)
             if path is not None and not (path.is_file() and path.stat().st_size == part.size):
                 raise ObjectCorrupt(
                     f"the committed object {part.key} is missing or has not {part.size} bytes; not used"
                 )
-        if size > local.MAX_CACHE_BYTES and local.local_path(self._committed, self._shards[0].name) is None:
+        if size > mmap_cache.MAX_CACHE_BYTES and mmap_cache.local_path(self._committed, self._shards[0].name) is None:
             raise DataError(
-                f"the split has {size} bytes, and a machine keeps {local.MAX_CACHE_BYTES} of a remote store at most; "
+                f"the split has {size} bytes, and a machine keeps {mmap_cache.MAX_CACHE_BYTES} of a remote store at most; "
                 f"copy the data set to a directory that all machines share"
             )
 

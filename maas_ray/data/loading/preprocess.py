@@ -1,6 +1,6 @@
 """Encoded columns to the model's input, as a torch module. It is part of training and of the exported graph alike.
 
-The formulas stand in `features.py`; everything fitted comes from there, nothing is learned here.
+The formulas stand in `spec/features.py`; everything fitted comes from there, nothing is learned here.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """One shard: rows side by side, so that a row is read at random from a few places. Knows no store and no split.
 
     numbers     float32 [K] per row: the numeric columns, raw; NaN is missing
-    codes       int32 [C] per row: the categorical columns as places in their dictionaries (`layout.py`)
+    codes       int32 [C] per row: the categorical columns as places in their dictionaries (`shard_layout.py`)
     tensor <i>  float32 or uint8 per row: the tensor at column i, flat
     target      int64 class code, or float32
 

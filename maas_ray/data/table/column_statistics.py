@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from maas_ray.data.table import exact_stats as exact
+from maas_ray.data.table import exact_stats
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.errors import ClusterError
 
@@ -40,7 +40,7 @@ class Statistics:
     """Values that are not missing; elements, for a tensor."""
     num_missing: int = 0
     sums: list[int] = field(default_factory=list)
-    """Exact sums in the units of `exact.power_sums`: one, or one per element of a vector."""
+    """Exact sums in the units of `exact_stats.power_sums`: one, or one per element of a vector."""
     squares: list[int] = field(default_factory=list)
     """Exact sums of squares, as `sums`."""
     present: list[int] = field(default_factory=list)
@@ -193,7 +193,7 @@ def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, An
     series = [one[~np.isnan(one)] for one in series]
     result["present"] = [len(one) for one in series]
     if plan.scaling == "standard" or plan.missing == "mean":
-        sums = [exact.power_sums(one) for one in series]
+        sums = [exact_stats.power_sums(one) for one in series]
         result.update(sums=[total for total, _ in sums], squares=[square for _, square in sums])
     if plan.scaling == "min_max":
         result["minima"] = [float(one.min()) if len(one) else None for one in series]
@@ -252,7 +252,7 @@ def _fill_medians(table: pa.Table, names: list[str], merged: dict[str, Statistic
 def median_places(high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics]) -> Places:
     """By column: the bucket and the rank in it of both values whose mean is the median; from `count_high`."""
     return {
-        name: [exact.locate(counts, rank) for rank in exact.median_ranks(merged[name].num_present)]
+        name: [exact_stats.locate(counts, rank) for rank in exact_stats.median_ranks(merged[name].num_present)]
         for name, counts in high.items()
     }
 
@@ -265,7 +265,7 @@ def median_buckets(places: Places) -> dict[str, list[int]]:
 def set_medians(places: Places, low: Mapping[tuple[str, int], Counter[int]], merged: Mapping[str, Statistics]) -> None:
     """The medians, from `count_low` of all blocks."""
     for name, found in places.items():
-        pair = [exact.value_of(bucket, exact.locate(low[name, bucket], rank)[0]) for bucket, rank in found]
+        pair = [exact_stats.value_of(bucket, exact_stats.locate(low[name, bucket], rank)[0]) for bucket, rank in found]
         merged[name].median = (pair[0] + pair[1]) / 2
 
 
@@ -280,7 +280,7 @@ def _count_high(block: pa.Table, names: list[str]) -> pa.Table:
 
 def count_high(block: pa.Table, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
     """The first pass of medians over one block: JSON for counters of upper bits."""
-    return {name: list(exact.high_counts(_present(block, name)).items()) for name in names}
+    return {name: list(exact_stats.high_counts(_present(block, name)).items()) for name in names}
 
 
 def _count_low(block: pa.Table, buckets: dict[str, list[int]]) -> pa.Table:
@@ -290,6 +290,8 @@ def _count_low(block: pa.Table, buckets: dict[str, list[int]]) -> pa.Table:
 def count_low(block: pa.Table, buckets: Mapping[str, Sequence[int]]) -> dict[str, list[tuple[int, Any]]]:
     """The second pass: lower bits of the values in the buckets that matter."""
     return {
-        name: [(bucket, list(exact.low_counts(_present(block, name), bucket).items())) for bucket in buckets[name]]
+        name: [
+            (bucket, list(exact_stats.low_counts(_present(block, name), bucket).items())) for bucket in buckets[name]
+        ]
         for name in buckets
     }

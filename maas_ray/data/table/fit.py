@@ -1,4 +1,4 @@
-"""The training split's statistics to the description of each column (`features.py`)."""
+"""The training split's statistics to the description of each column (`spec/features.py`)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from maas_ray.data.spec.features import CategoricalColumn, Column, NumericColumn, TensorColumn
-from maas_ray.data.table import exact_stats as exact
+from maas_ray.data.table import exact_stats
 from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, Statistics, gather_statistics
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.errors import DataError
@@ -77,7 +77,7 @@ def _fill(plan: ColumnPlan, found: Statistics) -> float | None:
         return None
     value: float
     if plan.missing == "mean":
-        value, _ = exact.mean_and_variance(sum(found.present), sum(found.sums), sum(found.squares), 0, 0.0)
+        value, _ = exact_stats.mean_and_variance(sum(found.present), sum(found.sums), sum(found.squares), 0, 0.0)
     elif plan.missing == "median" and found.median is not None:
         value = found.median
     elif plan.missing == "most_frequent":
@@ -96,7 +96,7 @@ def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) ->
     if plan.scaling == "standard":
         if not found.present[i] + num_filled:
             return 0.0, 1.0
-        mean, variance = exact.mean_and_variance(
+        mean, variance = exact_stats.mean_and_variance(
             found.present[i], found.sums[i], found.squares[i], num_filled, fill or 0.0
         )
         return mean, _divisor(math.sqrt(variance))

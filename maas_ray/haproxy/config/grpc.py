@@ -63,7 +63,7 @@ def add_unary_twins(sections: list[Section], frontend: Section, limits: Mapping[
         if is_replayable(section):
             lines += replay()
         if lines:
-            # Calls share connections. One to a host that was cut off outlives the calls that are freed (silent.py), and TCP
+            # Calls share connections. One to a host that was cut off outlives the calls that are freed (haproxy/silent.py), and TCP
             # repeats what is in it ever more rarely: calls that came after the host's return waited 4 s for a cut of 10 s.
             section[:] = [f"{line} {TCP_TIMEOUT}" if replicas_of([line]) else line for line in section]
             name = section[0].removeprefix("backend ")

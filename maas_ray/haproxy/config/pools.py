@@ -73,7 +73,7 @@ def edit_pool(section: Section, limits: Mapping[str, PoolLimits], interval_ms: i
         lines += replay()
         # What marks a replica down are the checks alone: where a failed connection does (`observe`), HAProxy 2.8 closes
         # the very request that failed, which would have been repeated. `on-marked-down shutdown-sessions` would free the
-        # requests in a silent replica, but was seen to end six that a kill left to be repeated (see silent.py).
+        # requests in a silent replica, but was seen to end six that a kill left to be repeated (see haproxy/silent.py).
         section[:] = [_OBSERVED.sub("", line) if _REPLICA.match(line) else line for line in section]
     else:
         lines.append(_WAIT_FOR_BODY)

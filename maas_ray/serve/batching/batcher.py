@@ -1,7 +1,7 @@
 """Merges the rows of waiting requests into runs. Knows no HTTP, no model file and no Ray; a loop and a runner are given.
 
 A batch is closed when the engine is free: a lone request on an idle model does not wait (unless `max_delay_ms` asks for
-it), and while the engine is busy requests gather. What a batch holds is the queue's choice (queue.py). A batcher belongs to one model version, so versions never share a run, and answers
+it), and while the engine is busy requests gather. What a batch holds is the queue's choice (request_queue.py). A batcher belongs to one model version, so versions never share a run, and answers
 are cut by what was parsed, not by what a caller declared.
 """
 

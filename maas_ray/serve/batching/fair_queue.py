@@ -3,7 +3,7 @@
     whose turn   the tenant that has had least (fairness.py)
     who of them  priority 1 before 2 before …, 0 last; within a priority the earliest deadline; then first come
     with whom    requests of equal dtypes and sizes beyond the batch dimension, drawn in the same order
-    how many     as many rows as fit, unless such a run would end after the earliest deadline (fit.py)
+    how many     as many rows as fit, unless such a run would end after the earliest deadline (batch_size.py)
 
 A priority counts among the requests of one tenant: nobody overtakes another tenant by calling himself important.
 """
@@ -16,7 +16,7 @@ from maas_ray.errors import Overloaded
 from maas_ray.serve.batching.batch_size import HEADROOM, is_too_much, largest_on_time
 from maas_ray.serve.batching.fairness import Shares, Tenant, furthest_behind
 from maas_ray.serve.batching.item import Item
-from maas_ray.serve.batching.priority_heap import Line
+from maas_ray.serve.batching.priority_heap import PriorityHeap
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 Key = tuple[object, ...]
@@ -34,13 +34,24 @@ class Group:
 
     def __init__(self, key: Key) -> None:
         self.key = key
-        self.lines: dict[Tenant, Line[Item]] = {}
+        self.lines: dict[Tenant, Lane] = {}
         self.num_rows = 0
         self.go_at = math.inf
         """Time when it no longer waits to be filled; kept only where runs are delayed."""
 
     def __iter__(self) -> Iterator[Item]:
         return (item for line in self.lines.values() for item in line)
+
+
+class Lane(PriorityHeap[Item]):
+    """The waiting items of one tenant that may share a run."""
+
+    __slots__ = ("group", "tenant")
+
+    def __init__(self, group: Group, tenant: Tenant) -> None:
+        super().__init__()
+        self.group = group
+        self.tenant = tenant
 
 
 class FairQueue:
@@ -81,7 +92,7 @@ class FairQueue:
         self._groups: dict[Key, Group] = {}
         self._tenants: dict[str, Tenant] = {}
         # A tenant and a group that are alone stay when they become empty: lone requests come and go.
-        self._orders: dict[Tenant, Line[Item]] | None = None
+        self._orders: dict[Tenant, PriorityHeap[Item]] | None = None
         """Everything of each tenant over all groups; kept from the second group on until the queue is empty."""
         self._shares = Shares(weights or {})
         self.earliest = math.inf
@@ -126,7 +137,7 @@ class FairQueue:
             group, tenant, line = self._new_line(key, tenant_name)
         self._count += 1
         item.rank = (item.priority or math.inf, item.deadline, self._count)
-        item.tenant, item.group, item.line, item.is_waiting = tenant, group, line, True
+        item.lane, item.is_waiting = line, True
         line.add(item)
         if self._orders is not None:
             self._orders[tenant].add(item)
@@ -158,14 +169,15 @@ class FairQueue:
             if not groups:
                 return []
         head = self._head(groups)
-        group = head.group
+        lane: Lane = head.lane
+        group = lane.group
         if not can_merge or group.num_rows == head.num_rows:
-            self._shares.charge(head.tenant, head.num_rows)
+            self._shares.charge(lane.tenant, head.num_rows)
             self.remove(head)
             return [head]
         lines, most, is_tight = self._fit(head, now)
         if len(lines) == 1 and not is_tight:
-            batch = self._draw_in_order(head.tenant, head.line)
+            batch = self._draw_in_order(lane)
         else:
             batch = self._draw_in_turns(lines, most, now if is_tight else -math.inf)
         if self._delay_s:
@@ -180,29 +192,28 @@ class FairQueue:
         """Takes one item out, if it is still there; what it held is given back at once."""
         if item.is_waiting:
             item.is_waiting = False
-            self._forget(item.tenant, item.group, item.line, 1, item.num_rows, item.num_bytes)
+            self._forget(item.lane, 1, item.num_rows, item.num_bytes)
 
-    def _new_line(self, key: Key, tenant_name: str) -> tuple[Group, Tenant, Line[Item]]:
+    def _new_line(self, key: Key, tenant_name: str) -> tuple[Group, Tenant, Lane]:
         if not self.num_items:
             self._clear()
         tenant = self._tenants.get(tenant_name)
         if tenant is None:
             tenant = self._tenants[tenant_name] = self._shares.enter(tenant_name)
             if self._orders is not None:
-                self._orders[tenant] = Line()
+                self._orders[tenant] = PriorityHeap()
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key)
             if len(self._groups) > 1 and self._orders is None:
                 everybody = self._tenants.values()
-                self._orders = {each: _line(item for item in self if item.tenant is each) for each in everybody}
-        line = group.lines[tenant] = Line()
+                self._orders = {each: _heap_of(item for item in self if item.lane.tenant is each) for each in everybody}
+        line = group.lines[tenant] = Lane(group, tenant)
         return group, tenant, line
 
-    def _forget(
-        self, tenant: Tenant, group: Group, line: Line[Item], num_items: int, num_rows: int, num_bytes: int
-    ) -> None:
+    def _forget(self, line: Lane, num_items: int, num_rows: int, num_bytes: int) -> None:
         """Gives back what items of one line held that no longer wait."""
+        group, tenant = line.group, line.tenant
         line.num_waiting -= num_items
         tenant.num_items -= num_items
         tenant.num_bytes -= num_bytes
@@ -250,7 +261,7 @@ class FairQueue:
         (group,) = self._groups.values()
         return group.lines[tenant].first()
 
-    def _fit(self, head: Item, now: float) -> tuple[Mapping[Tenant, Line[Item]], int, bool]:
+    def _fit(self, head: Item, now: float) -> tuple[Mapping[Tenant, PriorityHeap[Item]], int, bool]:
         """What a run that holds `head` may draw from, how many rows, and whether deadlines bound it further.
 
         Nearly always: everything, since a full run ends long before the earliest deadline. Otherwise items that would be
@@ -258,7 +269,8 @@ class FairQueue:
         late even in full runs, one after another, small runs for the sake of the earliest would lose still more: then
         the run is the largest all of whose items are on time, and those before them stay behind as well.
         """
-        group, most = head.group, self._max_rows
+        lane: Lane = head.lane
+        group, most = lane.group, self._max_rows
 
         def estimate_s(num_rows: int) -> float:
             return self._estimate_s(num_rows, group.key)
@@ -275,28 +287,28 @@ class FairQueue:
         }
         if not any(able.values()):
             return group.lines, most, False
-        if is_too_much(able[head.tenant], most, now, estimate_s):
+        if is_too_much(able[lane.tenant], most, now, estimate_s):
             everybody = [item for items in able.values() for item in items]
             most, ends_at = largest_on_time(everybody, most, now, estimate_s)
             able = {tenant: [item for item in items if item.deadline >= ends_at] for tenant, items in able.items()}
-        return {tenant: _line(items) for tenant, items in able.items() if items}, most, True
+        return {tenant: _heap_of(items) for tenant, items in able.items() if items}, most, True
 
-    def _draw_in_order(self, tenant: Tenant, line: Line[Item]) -> list[Item]:
+    def _draw_in_order(self, lane: Lane) -> list[Item]:
         """Removes and returns the first items of one tenant, as many rows as a run holds, but at least one item."""
         batch: list[Item] = []
         most, num_rows, num_bytes = self._max_rows, 0, 0
-        for item in line.drain():
+        for item in lane.drain():
             if batch and num_rows + item.num_rows > most:
                 break
             item.is_waiting = False
             num_rows += item.num_rows
             num_bytes += item.num_bytes
             batch.append(item)
-        self._shares.charge(tenant, num_rows)
-        self._forget(tenant, batch[0].group, line, len(batch), num_rows, num_bytes)
+        self._shares.charge(lane.tenant, num_rows)
+        self._forget(lane, len(batch), num_rows, num_bytes)
         return batch
 
-    def _draw_in_turns(self, lines: Mapping[Tenant, Line[Item]], most: int, now: float) -> list[Item]:
+    def _draw_in_turns(self, lines: Mapping[Tenant, PriorityHeap[Item]], most: int, now: float) -> list[Item]:
         """Removes and returns items in the tenants' turns, as many rows as end before the earliest of their deadlines.
 
         Args:
@@ -316,7 +328,7 @@ class FairQueue:
                 continue
             more = num_rows + item.num_rows
             earliest = min(earliest, item.deadline)
-            if batch and (more > most or now + HEADROOM * self._estimate_s(more, item.group.key) > earliest):
+            if batch and (more > most or now + HEADROOM * self._estimate_s(more, item.lane.group.key) > earliest):
                 break
             num_rows = more
             batch.append(item)
@@ -327,7 +339,7 @@ class FairQueue:
 
     def _must_go_at(self, item: Item) -> float:
         """When an item no longer waits for others: after the delay, or sooner if its deadline is near."""
-        run_s = HEADROOM * self._estimate_s(self._max_rows, item.group.key)
+        run_s = HEADROOM * self._estimate_s(self._max_rows, item.lane.group.key)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
 
     def make_room(self, item: Item, tenant_name: str) -> None:
@@ -373,8 +385,8 @@ class FairQueue:
         return item
 
 
-def _line(items: Iterable[Item]) -> Line[Item]:
-    line: Line[Item] = Line()
+def _heap_of(items: Iterable[Item]) -> PriorityHeap[Item]:
+    heap: PriorityHeap[Item] = PriorityHeap()
     for item in sorted(items, key=lambda item: item.rank):
-        line.add(item)
-    return line
+        heap.add(item)
+    return heap

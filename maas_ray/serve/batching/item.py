@@ -2,15 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.errors import MaasError
-
-if TYPE_CHECKING:
-    from maas_ray.serve.batching.fair_queue import Group
-    from maas_ray.serve.batching.fairness import Tenant
-    from maas_ray.serve.batching.priority_heap import Line
 
 Tensors = Mapping[str, Array]
 Done = Callable[[Tensors | None, MaasError | None], None]
@@ -30,15 +25,14 @@ class Item:
     """
 
     __slots__ = (
-        "arrived_s", "deadline", "done", "group", "has_ended_process", "inputs", "is_waiting", "line", "num_bytes", "num_rows", "priority",
-        "queue_s", "queued_at", "rank", "run_s", "tenant",
+        "arrived_s", "deadline", "done", "has_ended_process", "inputs", "is_waiting", "lane", "num_bytes", "num_rows", "priority", "queue_s",
+        "queued_at", "rank", "run_s",
     )  # fmt: skip
 
     rank: tuple[float, float, int]
-    """Place among those of its tenant; this and the next three are set when it is queued."""
-    tenant: "Tenant"
-    group: "Group"
-    line: "Line[Item]"
+    """Place among those of its tenant; this and the next two are set by the queue, for itself."""
+    lane: Any
+    """Where it waits."""
     queued_at: float
     """Time of the loop's clock when it was queued; kept only where runs are delayed."""
     arrived_s: float

@@ -1,4 +1,4 @@
-"""One line of waiting things, the lowest rank first. Knows no request, no model and no time."""
+"""A priority heap of waiting things, the lowest rank first. Knows no request, no model and no time."""
 
 import heapq
 from collections import deque
@@ -7,22 +7,22 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Ranked(Protocol):
-    """What can stand in a line."""
+    """What a heap can hold."""
 
     rank: tuple[Any, ...]
-    """Place in the line; no two are equal."""
+    """Position in the order; no two are equal."""
     is_waiting: bool
-    """False once it has left; the line forgets it when it comes across it."""
+    """False once it has left; the heap drops it when it comes across it."""
 
 
 T = TypeVar("T", bound=Ranked)
 
 
-class Line(Generic[T]):
+class PriorityHeap(Generic[T]):
     """Waiting things by rank. What arrives in order is appended and popped in constant time, the rest is a heap.
 
-    Things leave by `is_waiting = False` and `num_waiting -= 1`: also in constant time. What has left but still lies in
-    the line is never more than twice what waits, plus 64.
+    Things leave by `is_waiting = False` and `num_waiting -= 1`: also in constant time. What has left but is still
+    stored is never more than twice what waits, plus 64.
     """
 
     __slots__ = ("_heap", "_sorted", "num_waiting")
@@ -38,7 +38,7 @@ class Line(Generic[T]):
         yield from (thing for _, thing in self._heap if thing.is_waiting)
 
     def add(self, thing: T) -> None:
-        """Puts a thing where its rank belongs."""
+        """Adds a thing that waits."""
         in_order = self._sorted
         if not in_order or in_order[-1].rank < thing.rank:
             in_order.append(thing)
@@ -81,7 +81,7 @@ class Line(Generic[T]):
                 in_order.popleft()
 
     def clear(self) -> None:
-        """Forgets everything; for a line in which nothing waits any more."""
+        """Forgets everything; for a heap in which nothing waits any more."""
         self._sorted.clear()
         self._heap.clear()
 

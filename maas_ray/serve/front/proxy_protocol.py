@@ -1,7 +1,7 @@
 """The protocol class of Serve's own proxy: uvicorn's, with an end for every wait on a caller.
 
 In the portable profile callers reach that proxy directly, and uvicorn waits without limit for the rest of a head, of a body
-and for a reader. Here each has the limits that a replica's own server has (`protocol.py`): a head must be complete in time,
+and for a reader. Here each has the limits that a replica's own server has (`serve/http/protocol.py`): a head must be complete in time,
 bodies and readers must not trickle, a handshake of TLS ends, and what is refused is told so in JSON.
 """
 

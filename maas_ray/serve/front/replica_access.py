@@ -2,7 +2,7 @@
 
 Serve gives every server the one address of its options. On several machines the front alone listens there; each replica
 and each proxy listens on the address that its node has in the cluster, for the fronts of all nodes, and answers those
-alone (`haproxy.secret`).
+alone (`haproxy.config.secret`).
 """
 
 import hmac

@@ -29,7 +29,7 @@ from maas_ray.serve.grpc.health import Health
 from maas_ray.serve.grpc.outcome import Outcome, Refused
 from maas_ray.serve.grpc.status import error_text
 from maas_ray.serve.http.handler import Handler
-from maas_ray.serve.request import unsupported_extensions as extensions
+from maas_ray.serve.request import unsupported_extensions
 from maas_ray.serve.request.head import Head, Header, Route, too_large
 from maas_ray.serve.spec.pools import LimitsSpec
 from maas_ray.serve.wire.tensors import short
@@ -159,10 +159,10 @@ class Service:
             return Answer(join(parts), headers)
         if method == HEALTH_UNARY:
             return Answer(self.health.check(body))
-        if method in extensions.RPCS:
-            extension, kind = extensions.RPCS[method]
+        if method in unsupported_extensions.RPCS:
+            extension, kind = unsupported_extensions.RPCS[method]
             if kind == "refused":
-                raise extensions.refusal(extension)
+                raise unsupported_extensions.refusal(extension)
             return Answer(b"")  # no region, nothing removed: a message without fields
         question = QUESTIONS[method]
         if len(body) > MAX_CONTROL_BYTES:

@@ -1,7 +1,7 @@
 """The protocol class of a replica's own HTTP server: inference is answered here, before an ASGI scope is even built.
 
     bytes → head (remembered) → body → HttpCall → reply
-    anything else → uvicorn's own protocol (cold.py) → the ASGI app, with the same layers and the same answers
+    anything else → uvicorn's own protocol (asgi_fallback.py) → the ASGI app, with the same layers and the same answers
 
 A head that was seen before costs one look-up: callers send the same few bytes again and again, so what the layers made
 of them is remembered by those bytes (front.py). What a server owes is paid here for both ways: limits of size and time

@@ -1,6 +1,6 @@
 """The models in memory within their budget: bring one in, make idle ones give way, let old ones answer and go.
 
-Knows no alias and no registry: who is served by what is the business of residency.py.
+Knows no alias and no registry: who is served by what is the business of manager.py.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ from maas_ray.serve.http.asgi_app import App
 from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.server_state import Front
 from maas_ray.serve.models.manager import Residency
-from maas_ray.serve.replica import server_hook as hook
+from maas_ray.serve.replica import server_hook
 from maas_ray.serve.replica.broadcast import Broadcast
 from maas_ray.serve.replica.connection_limit import allowed_connections
 from maas_ray.serve.replica.other_pools import RayNeighbors
@@ -74,7 +74,7 @@ class Replica(GrpcMethods):
         )
         # Serve's wrapper appends the request id; without it, we do.
         num_connections = allowed_connections(limits.max_connections, f"replica {replica} of pool {context.app_name}")
-        hook.register(App(self._handler, limits), Front(self._handler, limits, max_connections=num_connections))
+        server_hook.register(App(self._handler, limits), Front(self._handler, limits, max_connections=num_connections))
         neighbors = RayNeighbors(context.app_name, context.deployment, residency)
         self._following = asyncio.create_task(neighbors.follow())  # ends with the residency
         self.rpcs = Rpcs(

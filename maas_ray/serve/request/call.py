@@ -3,7 +3,7 @@
     find the model (or wait for its load) → read → queue → run → write → count → send
 
 Each step is a call on the loop; nothing is awaited, so a request costs no task and no future. Reading a large body and
-writing a large answer are done in a thread (workers.py), and end for the caller at the deadline.
+writing a large answer are done in a thread (offload.py), and end for the caller at the deadline.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
-from maas_ray.serve.request import unsupported_extensions as extensions
+from maas_ray.serve.request import unsupported_extensions
 from maas_ray.serve.request.url_path import decode_name, split_path
 from maas_ray.serve.spec import cors
 from maas_ray.serve.spec.pools import LimitsSpec
@@ -233,12 +233,12 @@ def new_request_id() -> bytes:
 
 
 def _extension_route(path: str) -> Route:
-    found = extensions.find(path.strip("/"))
+    found = unsupported_extensions.find(path.strip("/"))
     if found is None:
         raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
     method, extension, kind = found
     if kind == "refused":
-        raise extensions.refusal(extension)
+        raise unsupported_extensions.refusal(extension)
     return Route("nothing", method)
 
 

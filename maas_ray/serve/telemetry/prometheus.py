@@ -1,4 +1,4 @@
-"""Prometheus' text of the counts of a pool's replicas. Knows snapshots of `serve.stats`; collects nothing itself.
+"""Prometheus' text of the counts of a pool's replicas. Knows snapshots of `serve.telemetry.stats`; collects nothing itself.
 
 One scrape through any replica shows the whole pool: every series carries the replica that counted it, so a counter
 stays monotonic whichever replica answers. A histogram appears with the first thing that it counts; counters and gauges are

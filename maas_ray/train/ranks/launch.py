@@ -61,7 +61,7 @@ from maas_ray.cluster.capacity.preflight import has_autoscaler
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.ranks import process_group as group
+from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.capacity import find_room, going_nodes, round_down
 from maas_ray.train.ranks.failure_causes import explain, find_cause, has_waited_out, preempted
 from maas_ray.train.ranks.rank_registry import Roll
@@ -151,7 +151,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
         attempt = self._roll.begin(
             [f"process {worker.metadata.pid} on {worker.metadata.node_ip}" for worker in workers]
         )
-        found = worker_group.execute_single_async(0, group.free_address, workers[0].metadata.node_ip)
+        found = worker_group.execute_single_async(0, process_group.free_address, workers[0].metadata.node_ip)
         address = self._gather({found: 0}, "chose no port")[0]
         joined = {}
         for rank, worker in enumerate(workers):
@@ -165,13 +165,13 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
             }
             backend = "nccl" if self._job.gpus else "gloo"
             options = (address, backend, rank, len(workers), self._job.timeout_s, variables, attempt)
-            joined[worker_group.execute_single_async(rank, group.join, *options)] = rank
+            joined[worker_group.execute_single_async(rank, process_group.join, *options)] = rank
         self._gather(joined, "did not join the group")
         self._roll.joined()
         worker_group.watch()
 
     def before_worker_group_shutdown(self, worker_group: WorkerGroup) -> None:
-        ray.wait(worker_group.execute_async(group.leave), num_returns=len(worker_group), timeout=_LEAVE_S)
+        ray.wait(worker_group.execute_async(process_group.leave), num_returns=len(worker_group), timeout=_LEAVE_S)
 
     def _gather(self, awaited: Mapping[Any, int], failing: str) -> dict[int, Any]:
         """The answer of each rank. Raises as soon as one fails, and names those that take longer than `_START_S`."""

@@ -32,7 +32,7 @@ from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.collectives import rank0_says
 from maas_ray.train.parallel.mesh import place_rank, refuse_far_groups
-from maas_ray.train.ranks import process_group as group
+from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.heartbeat import Pace
 from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.ranks.profiler import Profiler
@@ -74,9 +74,9 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
     timeout_s = spec.workers.timeout_s
     pace = Pace(
         lambda beat: ray.get(board.beat.remote(beat), timeout=timeout_s),
-        group.attempt(),
+        process_group.attempt(),
         rank,
-        notice=group.notice,
+        notice=process_group.notice,
         patience_s=timeout_s,
     )
     has_left = False
@@ -103,7 +103,7 @@ def _train(
     world = dist.get_world_size() if dist.is_initialized() else 1
     place = place_rank(spec.layout.resolve(world), device.type)
     if place.mesh is not None:
-        group.bound_waits(place.mesh, spec.workers.timeout_s)
+        process_group.bound_waits(place.mesh, spec.workers.timeout_s)
     if not spec.layout.tp_across_nodes:
         refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
     is_first = not dist.is_initialized() or dist.get_rank() == 0

@@ -1,6 +1,6 @@
 """What is minimized and how: loss, optimizer, schedule and moving average as a spec names them. Knows no torch.
 
-train/loop/loss.py, optimizer.py and ema.py build them.
+train/loop/loss.py, train/loop/optimizer.py and train/loop/ema.py build them.
 """
 
 from typing import Literal, Self

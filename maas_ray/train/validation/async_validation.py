@@ -98,7 +98,7 @@ class Beside:
         return False
 
     def take(self) -> tuple[int, dict[str, float], str] | None:
-        """The step that was due, its figures without `validation_`, and predictions (see samples.py) if they are shown.
+        """The step that was due, its figures without `validation_`, and predictions (see loop/predictions.py) if they are shown.
 
         Each is given once. None: there is nothing.
         """

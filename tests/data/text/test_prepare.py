@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from maas_ray.data.loading import mmap_cache as local
+from maas_ray.data.loading import mmap_cache
 from maas_ray.data.loading.loader import Loader
 from maas_ray.data.loading.mmap_cache import map_part
 from maas_ray.data.loading.open import open_rows
@@ -243,7 +243,7 @@ def test_parts_of_a_remote_store_are_fetched_once_and_again_if_their_copy_is_alt
     again = map_part(dataset.committed, "train/00000.tokens", "<u2")
     assert again.tolist() == _stream(dataset, "train")
     assert np.fromfile(copy, "<u2").tolist() == again.tolist()
-    monkeypatch.setattr(local, "MAX_CACHE_BYTES", 1)
+    monkeypatch.setattr(mmap_cache, "MAX_CACHE_BYTES", 1)
     map_part(dataset.committed, "validation/00000.tokens", "<u2")
     assert [path.name for path in copy.parent.iterdir() if path.name != ".lock"] == [
         dataset.committed.parts["validation/00000.tokens"].sha256

@@ -8,7 +8,7 @@ import pytest
 from maas_ray.errors import DeadlineExceeded, Overloaded
 from maas_ray.serve.batching.fairness import Shares
 from maas_ray.serve.batching.item import Item
-from maas_ray.serve.batching.priority_heap import Line
+from maas_ray.serve.batching.priority_heap import PriorityHeap
 from maas_ray.serve.batching.request_queue import Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 from tests.support.rig import Rig
@@ -282,7 +282,7 @@ def test_what_leaves_the_queue_gives_its_bytes_back_at_once_and_is_soon_forgotte
 @pytest.mark.parametrize("seed", range(5))
 def test_a_line_is_a_sorted_list(seed: int) -> None:
     dice = random.Random(seed)
-    line: Line[Item] = Line()
+    line: PriorityHeap[Item] = PriorityHeap()
     waiting: list[Item] = []
     for number in range(500):
         if waiting and dice.random() < 0.45:

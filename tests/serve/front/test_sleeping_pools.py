@@ -10,7 +10,7 @@ import pytest
 
 from maas_ray.errors import NotFound
 from maas_ray.haproxy.names import REPLAYABLE
-from maas_ray.serve.front import proxy_middleware as doorkeeper
+from maas_ray.serve.front import proxy_middleware
 from maas_ray.serve.front.proxy_middleware import Doorkeeper
 from maas_ray.serve.front.sleeping_pools import Asleep
 from maas_ray.serve.request.head import Head, find_route
@@ -124,7 +124,7 @@ def known(monkeypatch: pytest.MonkeyPatch, spec: ApplicationSpec) -> Application
     async def spec_of(identity: Any) -> ApplicationSpec:
         return spec
 
-    monkeypatch.setattr(doorkeeper, "_spec_of", spec_of)
+    monkeypatch.setattr(proxy_middleware, "_spec_of", spec_of)
     return spec
 
 
@@ -171,7 +171,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_wakes_anything(known: App
 def test_bodies_that_wait_in_the_proxy_have_a_common_bound(
     known: ApplicationSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doorkeeper, "MAX_BYTES", 999)
+    monkeypatch.setattr(proxy_middleware, "MAX_BYTES", 999)
     assert ask(Proxy(0), known, INFER, [b"1"])[0] == 503  # in chunks it may have 1000
     assert ask(Proxy(0), known, INFER, [b"1"], content_length="1")[0] == 299
 

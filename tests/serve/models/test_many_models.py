@@ -13,7 +13,7 @@ from maas_ray.bundle import loading
 from maas_ray.bundle.engine.engine import Engine
 from maas_ray.errors import DeadlineExceeded, MaasError, ModelTooLarge, NotFound, Overloaded
 from maas_ray.registry.models import Registry
-from maas_ray.serve.models import memory_budget as room
+from maas_ray.serve.models import memory_budget
 from maas_ray.serve.models.loaded import Loaded, memory_of
 from maas_ray.serve.models.manager import Residency
 from maas_ray.store.objects import ObstoreStore
@@ -27,7 +27,7 @@ SIZE = memory_of(len(linear()))
 
 @pytest.fixture(autouse=True)
 def _no_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MIN_STAY_S", 0.0)
+    monkeypatch.setattr(memory_budget, "MIN_STAY_S", 0.0)
 
 
 def residency_of(store: ObstoreStore, *names: str, room_for: int | None = None, **more: Any) -> Residency:

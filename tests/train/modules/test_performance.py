@@ -17,7 +17,7 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.loop.fit import Trainee, mean_loss, train_step
-from maas_ray.train.modules import activation_checkpoint as recompute
+from maas_ray.train.modules import activation_checkpoint
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.compile import compile_blocks, refuse_no_compiler
 from maas_ray.train.modules.dropout import replace_dropout, resumed, samples
@@ -95,7 +95,7 @@ def test_dropout_that_forgets_whose_rows_are_computed_again_is_caught(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, dataset = make_run(file_store, tmp_path, "mlp", throughput={"activation_checkpointing": "full"})
-    monkeypatch.setattr(recompute, "resumed", lambda rows: resumed(None))
+    monkeypatch.setattr(activation_checkpoint, "resumed", lambda rows: resumed(None))
     with pytest.raises(ModelError, match="knows whose none are"):
         _steps(spec, dataset, Layout())
 

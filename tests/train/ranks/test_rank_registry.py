@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from maas_ray.errors import RanksMissing
-from maas_ray.train.ranks import heartbeat as pacing
+from maas_ray.train.ranks import heartbeat
 from maas_ray.train.ranks.heartbeat import Pace
 from maas_ray.train.ranks.rank_registry import Beat, Roll, Word
 
@@ -136,8 +136,8 @@ def test_an_attempt_that_is_over_says_how_far_it_was() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pacing, "BEAT_S", 0.02)
-    monkeypatch.setattr(pacing, "QUICK_S", 0.005)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.02)
+    monkeypatch.setattr(heartbeat, "QUICK_S", 0.005)
     return
 
 
