@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from maas_ray.display import masked
-from maas_ray.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
 from maas_ray.errors import SpecError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
+from maas_ray.foreign.files import Unreadable, read_file
 from maas_ray.suggestions import did_you_mean
 
 MAX_SPEC_BYTES = 1 << 20

@@ -33,7 +33,7 @@ def pids() -> dict[str, list[int]]:
         program = Path(command.split(" ")[0]).name
         if program in ("haproxy", "gcs_server", "raylet"):
             found[program].append(int(path.name))
-        if "-m maas_ray.keeper" in command:
+        if "-m maas_ray.haproxy.keeper" in command:
             found["keeper"].append(int(path.name))
     return found
 

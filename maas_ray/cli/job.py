@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maas_ray import interrupts
 from maas_ray.cli.leaving import leaves, say_left, take_over
 from maas_ray.cluster import connect
 from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError, Preempted
+from maas_ray.process import interrupts
 
 
 @dataclass(frozen=True)

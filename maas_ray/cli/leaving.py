@@ -6,8 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from maas_ray import interrupts
 from maas_ray.display import shown
+from maas_ray.process import interrupts
 
 _NOTHING = "nothing was changed; run the command again"
 _left: str | Callable[[], str] = _NOTHING

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from maas_ray.cli.leaving import leaves, published
-from maas_ray.interrupts import held
+from maas_ray.process.interrupts import held
 
 if TYPE_CHECKING:
     from maas_ray.registry.models import Version

@@ -17,11 +17,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from maas_ray import interrupts, search_path
 from maas_ray.cli.leaving import end_at_closed_pipe, say_left
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError, Preempted
+from maas_ray.process import interrupts, search_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.cli.client import Input
-from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import DataError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.documents import Malformed, read_json
+from maas_ray.foreign.files import Unreadable, read_file
 
 MAX_INPUT_BYTES = 1 << 30
 
@@ -86,7 +86,7 @@ def _read_json(path: Path, inputs: Sequence[Input]) -> list[Row]:
 
 
 def _read_npy(path: Path, inputs: Sequence[Input]) -> list[Row]:
-    from maas_ray.npy import read_npy  # late: numpy takes its time
+    from maas_ray.foreign.npy import read_npy  # late: numpy takes its time
 
     if len(inputs) != 1:
         names = ", ".join(tensor.name for tensor in inputs)

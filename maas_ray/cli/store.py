@@ -15,7 +15,7 @@ from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
 from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import Answer, facts, say, table
-from maas_ray.interrupts import held
+from maas_ray.process.interrupts import held
 
 
 def import_(

@@ -13,7 +13,7 @@ from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
 from maas_ray.cli.reporting import Answer, say, table, uses_modules
 from maas_ray.errors import SpecError
-from maas_ray.interrupts import exit_code, last
+from maas_ray.process.interrupts import exit_code, last
 
 _ROWS = 20
 """About so many steps of a range test are shown."""

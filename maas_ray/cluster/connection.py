@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maas_ray import interrupts, search_path
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.node.state import load_state, state_directory
 from maas_ray.errors import ClusterError
+from maas_ray.process import interrupts, search_path
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from maas_ray.haproxy.names import ADMIN_SOCKET
 from maas_ray.haproxy.process import Process
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 _FILES = "generation-*.json"
 _ADMIN = re.compile(r"^\s+stats socket (\S+)", re.MULTILINE)

@@ -22,8 +22,8 @@ from maas_ray.haproxy.config.sections import Unexpected
 from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE, REFUSED_FILE
 from maas_ray.haproxy.process import find
 from maas_ray.haproxy.succession import is_manager, succeed
-from maas_ray.open_files import raise_limit
-from maas_ray.private_files import write_private
+from maas_ray.process.open_files import raise_limit
+from maas_ray.process.private_files import write_private
 
 _CHECK_TIMEOUT_S = 10
 

@@ -21,7 +21,7 @@ from maas_ray.data.prepare import prepare
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
-from maas_ray.interrupts import Held, told_to_end
+from maas_ray.process.interrupts import Held, told_to_end
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe

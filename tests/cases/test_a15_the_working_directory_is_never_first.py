@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from maas_ray import search_path
 from maas_ray.cli.app import PANELS
 from maas_ray.cli.options import APP_DIR_VARIABLE
+from maas_ray.process import search_path
 from tests.conftest import RayCluster
 from tests.support.onnx_models import linear
 from tests.support.root import ROOT
@@ -143,7 +143,7 @@ def test_workers_look_where_their_driver_does_in_its_order(tmp_path: Path, monke
 
 DRIVER = """
 import sys, ray
-from maas_ray.search_path import leave_out_working_directory
+from maas_ray.process.search_path import leave_out_working_directory
 leave_out_working_directory()
 from maas_ray.cluster import connect
 connect()

@@ -219,7 +219,7 @@ def test_a_process_with_thousands_of_open_files_sees_the_end_of_a_child() -> Non
     """`select` takes no descriptor above 1,023, and a replica has one for each connection."""
     script = (
         "from maas_ray import confined\n"
-        "from maas_ray.open_files import raise_limit\n"
+        "from maas_ray.process.open_files import raise_limit\n"
         "assert raise_limit() > 2000\n"
         "files = [open('/dev/null') for _ in range(1500)]\n"
         f"child = confined.start('{JOBS}:sleep')\n"

@@ -135,7 +135,7 @@ def is_keeper_of(process: Path, front: Front) -> bool:
         command, directory = (process / "cmdline").read_bytes(), os.readlink(process / "cwd")
     except OSError:
         return False
-    return b"maas_ray.keeper" in command and directory == str(front.directory)
+    return b"maas_ray.haproxy.keeper" in command and directory == str(front.directory)
 
 
 @pytest.fixture(scope="module")

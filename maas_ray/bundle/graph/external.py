@@ -22,7 +22,7 @@ from maas_ray.bundle.datatypes import NUMPY, ONNX
 from maas_ray.bundle.format import MAX_GRAPH_BYTES
 from maas_ray.bundle.graph.checks import tensors_of
 from maas_ray.errors import BundleError, ConfinedError, NotFound
-from maas_ray.foreign import Unreadable, open_beside, open_file, open_folder
+from maas_ray.foreign.files import Unreadable, open_beside, open_file, open_folder
 
 WALL_S = 120.0
 BYTES_PER_S = 1 << 20

@@ -31,9 +31,9 @@ from maas_ray.cluster.node.state import (
     state_directory,
 )
 from maas_ray.errors import ClusterError, SpecError
-from maas_ray.interrupts import Held, held
-from maas_ray.open_files import raise_limit
-from maas_ray.private_files import write_private
+from maas_ray.process.interrupts import Held, held
+from maas_ray.process.open_files import raise_limit
+from maas_ray.process.private_files import write_private
 
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"

@@ -26,9 +26,9 @@ from maas_ray.cluster.node.ray_start import start_node
 from maas_ray.cluster.node.requirements import check_start, look, object_store_bytes, refuse_start
 from maas_ray.cluster.node.state import ClusterState, locked, save_state, state_directory
 from maas_ray.errors import ClusterError
-from maas_ray.interrupts import held
-from maas_ray.open_files import raise_limit
-from maas_ray.private_files import write_private
+from maas_ray.process.interrupts import held
+from maas_ray.process.open_files import raise_limit
+from maas_ray.process.private_files import write_private
 
 POLL_S = 0.2
 

@@ -9,7 +9,7 @@ from maas_ray.cluster.check import Check
 from maas_ray.cluster.node.requirements import check_files
 from maas_ray.haproxy.config.capacity import Capacity, read_capacities
 from maas_ray.haproxy.names import REFUSED_FILE
-from maas_ray.open_files import limit
+from maas_ray.process.open_files import limit
 
 FEW = 1_000
 """Connections below which a front is no front for many callers."""

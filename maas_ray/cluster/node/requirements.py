@@ -13,7 +13,7 @@ from pathlib import Path
 
 from maas_ray.cluster.check import Check
 from maas_ray.errors import ClusterError
-from maas_ray.open_files import limit
+from maas_ray.process.open_files import limit
 
 FILES = 512
 FILES_PER_CPU = 16

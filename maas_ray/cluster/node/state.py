@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from maas_ray.addresses import http_url
 from maas_ray.errors import ClusterError
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 HOME_VARIABLE = "MAAS_RAY_HOME"
 VERSION = 1

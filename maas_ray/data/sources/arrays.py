@@ -16,7 +16,7 @@ from maas_ray.data.sources.bounds import allowed_bytes
 from maas_ray.data.sources.files import read_bytes
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
-from maas_ray.npy import read_npy, read_npz
+from maas_ray.foreign.npy import read_npy, read_npz
 
 _SHAPE = b"maas_ray.shape"
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

@@ -18,8 +18,8 @@ from maas_ray.data.sources.files import filesystem, format_of, list_files, open_
 from maas_ray.data.sources.table import require_column
 from maas_ray.data.spec.data import TEXT_FORMATS, DataSpec
 from maas_ray.data.spec.text import TextSpec
-from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import DataError
+from maas_ray.foreign.documents import Malformed, read_json
 
 PIECE = 1 << 16
 """Characters of a piece at most."""

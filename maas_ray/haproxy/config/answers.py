@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 HEADER_TIMEOUT_S = 8
 """Longest time for the headers of a request and as much of its body as a buffer holds."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from maas_ray.haproxy.config.sections import Section, Unexpected, named, replace, split
 from maas_ray.haproxy.names import CAPACITY_FILE
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 MIN_CONNECTIONS = 100
 """With fewer a front would turn callers away that its replicas could answer: better to say so at the start."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.names import LIMITS_FILE
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 
 class PoolLimits(NamedTuple):

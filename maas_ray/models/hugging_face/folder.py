@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from maas_ray.checkpoint.dtypes import DTYPES
-from maas_ray.documents import read_json
 from maas_ray.errors import MaasError, ModelError
+from maas_ray.foreign.documents import read_json
 from maas_ray.models.hugging_face.local import (
     CONFIG,
     INDEX,

@@ -9,9 +9,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from maas_ray.documents import Malformed, read_json
 from maas_ray.errors import ModelError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.documents import Malformed, read_json
+from maas_ray.foreign.files import Unreadable, read_file
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 16 << 20

@@ -1,7 +1,7 @@
 """How many connections a server of this process may have, by its open files as well as by its configuration."""
 
 from maas_ray.display import get_logger
-from maas_ray.open_files import raise_limit
+from maas_ray.process.open_files import raise_limit
 
 log = get_logger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from maas_ray.garbage import collect_rarely
-from maas_ray.interrupts import take_first
+from maas_ray.process.garbage import collect_rarely
+from maas_ray.process.interrupts import take_first
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maas_ray.errors import MaasError
-from maas_ray.garbage import collect_rarely
+from maas_ray.process.garbage import collect_rarely
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.loop.progress import Progress

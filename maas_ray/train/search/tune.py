@@ -21,7 +21,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from maas_ray.interrupts import SIGNALS, note, take_first
+from maas_ray.process.interrupts import SIGNALS, note, take_first
 from maas_ray.train.search.log import Ended, Figure, order
 from maas_ray.train.search.spec import SchedulerSpec
 from maas_ray.train.search.trial import Job, TrialRun

@@ -41,7 +41,7 @@ def replicas(host: Host, pool: str) -> list[int]:
 
 def keepers(host: Host) -> list[int]:
     """The programs that watch the host's HAProxy."""
-    return host.pids("-m maas_ray.keeper")
+    return host.pids("-m maas_ray.haproxy.keeper")
 
 
 def _directories(host: Host) -> list[Path]:

@@ -24,7 +24,7 @@ from maas_ray.haproxy.names import KEEPER_SOCKET, LAST_GOOD_FILE
 from maas_ray.haproxy.process import find
 from maas_ray.haproxy.silent import free_requests
 from maas_ray.haproxy.succession import is_manager
-from maas_ray.private_files import write_private
+from maas_ray.process.private_files import write_private
 
 TICK_S = 0.5
 """How often HAProxy is looked at; its death is noticed at once."""
