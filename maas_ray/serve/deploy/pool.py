@@ -15,7 +15,7 @@ __all__ = ["PoolStatus", "build", "deploy", "status", "undeploy"]
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application builder that a Serve config names as `maas_ray.serve.deploy.pool:build`.
+    """The application builder that a Serve config names as `maas_ray.serve:build`.
 
     Args:
         args: the `args` of the application in the config: an `ApplicationSpec`.

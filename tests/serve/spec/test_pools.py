@@ -83,5 +83,5 @@ def test_the_deployment_files_fit_serves_schema_and_ours() -> None:
         config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
         assert config.http_options.host == "0.0.0.0"  # each node answers at its own addresses
         for application in config.applications:
-            assert application.import_path == "maas_ray.serve.deploy.pool:build"
+            assert application.import_path == "maas_ray.serve:build"
             parse_spec(ApplicationSpec, application.args)
