@@ -7,7 +7,8 @@ room come one after the other, and neither waits for what the other one holds.
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ KEEP_S = 60.0
 """How long the outcome is kept for the command that asked."""
 COLLECT_S = 10.0
 """After which it has not, and the next one may begin."""
+BEGIN_S = 600.0
+"""After which an owner whose command has not told it to begin is removed: the command is gone."""
 LOST_S = 120.0
 """Longest time without an answer of the owner: it is started again when its process or node was lost."""
 _KEY = b"maas-ray:rollout:"
@@ -54,10 +57,14 @@ class Progress:
     """Why there is no outcome, if there never will be."""
     ended_for_s: float = 0.0
     """How long it has been over."""
+    waits_for_s: float = 0.0
+    """How long it has been waiting to begin."""
 
 
 class Owner:
-    """The actor. What it was asked for is its arguments, so that it goes on after its process was lost.
+    """The actor. Its arguments are all that it needs, so that it continues after its process was lost.
+
+    It waits for `begin`: its process starts, and imports what it needs, while the command starts Serve.
 
     Args:
         ticket: of the command that asks.
@@ -75,13 +82,27 @@ class Owner:
         self._claimed: list[str] = []
         self._ended_s: float | None = None
         self._me = ray.get_runtime_context().current_actor
+        self._started_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._has_begun = False
+        if _standings_of(ticket) is not None:  # by a process of this actor that was lost
+            self.begin()
+
+    def begin(self) -> None:
+        """Starts the deployment, once."""
+        with self._lock:
+            if self._has_begun:
+                return
+            self._has_begun = True
         threading.Thread(target=self._run, name="rollout", daemon=True).start()
 
     def progress(self) -> Progress:
         """What is done so far."""
         names = tuple(pool.name for pool in self._spec.pools)
-        over_s = 0.0 if self._ended_s is None else time.monotonic() - self._ended_s
-        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s)
+        now_s = time.monotonic()
+        over_s = 0.0 if self._ended_s is None else now_s - self._ended_s
+        waits_s = 0.0 if self._has_begun else now_s - self._started_s
+        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s, waits_s)
 
     def _run(self) -> None:
         try:
@@ -109,15 +130,14 @@ class Owner:
 
     def _previous(self) -> dict[str, Standing | None]:
         """What the pools were before this deployment began; also if this process is not its first."""
-        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+        from ray.experimental.internal_kv import _internal_kv_put
 
-        key = _KEY + self._ticket.encode()
-        known = _internal_kv_get(key)
+        known = _standings_of(self._ticket)
         if known is None:
             standings = read_standings()
             found = {pool.name: standings.get(pool.name) for pool in self._spec.pools}
             written = {name: None if one is None else _to_plain(one) for name, one in found.items()}
-            _internal_kv_put(key, json.dumps(written), overwrite=True)
+            _internal_kv_put(_KEY + self._ticket.encode(), json.dumps(written), overwrite=True)
             return found
         return {name: None if one is None else _from_plain(one) for name, one in json.loads(known).items()}
 
@@ -154,16 +174,25 @@ def _from_plain(plain: dict[str, Any]) -> Standing:
     return Standing(**{**plain, "spec": spec, "replicas": [Replica(**one) for one in plain["replicas"]]})
 
 
+def _standings_of(ticket: str) -> bytes | None:
+    """What a deployment that has begun wrote down of the pools before it; None: it has not begun, or it is over."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found: bytes | None = _internal_kv_get(_KEY + ticket.encode())
+    return found
+
+
 def _forget(ticket: str) -> None:
     from ray.experimental.internal_kv import _internal_kv_del
 
     _internal_kv_del(_KEY + ticket.encode())
 
 
-def own(
+@contextmanager
+def owner_of(
     ticket: str, spec: ServeSpec, timeout_s: float | None, wait_s: float, say: Callable[[str], None]
-) -> tuple[Outcome, ...]:
-    """Has a deployment owned, and follows it to its end.
+) -> Iterator[Any]:
+    """An owner that has not begun; it is removed if the block fails before it has.
 
     Args:
         ticket: a random name of this deployment.
@@ -173,14 +202,33 @@ def own(
         say: called with what is being done.
 
     Raises:
-        ClusterError: another one did not end in time, or the owner was lost or failed.
+        ClusterError: another one did not end in time.
     """
-    deadline = time.monotonic() + wait_s
-    actor = _start(ticket, spec, timeout_s, deadline, wait_s, say)
+    actor = _start(ticket, spec, timeout_s, time.monotonic() + wait_s, wait_s, say)
+    try:
+        yield actor
+    except BaseException:
+        if _standings_of(ticket) is None:
+            ray.kill(actor, no_restart=True)
+        raise
+
+
+def follow(actor: Any, say: Callable[[str], None]) -> tuple[Outcome, ...]:
+    """Has an owner begin, and follows it to its end.
+
+    Args:
+        actor: from `owner_of`.
+        say: called with what is being done.
+
+    Raises:
+        ClusterError: the owner was lost or failed.
+    """
     seen, heard = 0, time.monotonic()
     while True:
         try:
             progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
+            if progress.waits_for_s:  # also a new process of an owner that was lost at once
+                ray.get(actor.begin.remote(), timeout=LOST_S)
             heard = time.monotonic()
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             if time.monotonic() - heard > LOST_S:
@@ -239,7 +287,7 @@ def _other() -> Progress | None:
         progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
-    if progress.ended_for_s > COLLECT_S:
+    if progress.ended_for_s > COLLECT_S or progress.waits_for_s > BEGIN_S:
         ray.kill(actor, no_restart=True)
         return None
     return progress

@@ -13,7 +13,7 @@ from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.notes import note
-from maas_ray.serve.deploy.owner import own
+from maas_ray.serve.deploy.owner import follow, owner_of
 from maas_ray.serve.deploy.patience import STARTING, patiently
 from maas_ray.serve.deploy.record import forget
 from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
@@ -56,8 +56,9 @@ def deploy(
     _check_models(spec, store)
     front_s = FRONT_S if timeout_s is None else max(timeout_s, 1.0)
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
-    patiently(lambda: _open_front(spec, front_s), front_s)
-    outcomes = own(uuid.uuid4().hex, spec, timeout_s, QUEUE_S, say)
+    with owner_of(uuid.uuid4().hex, spec, timeout_s, QUEUE_S, say) as owner:
+        patiently(lambda: _open_front(spec, front_s), front_s)
+        outcomes = follow(owner, say)
     if any(outcome.reason for outcome in outcomes):
         raise _failure(outcomes)
     deadline = time.monotonic() + front_s
