@@ -37,7 +37,7 @@ def following(num_replicas: int, is_controlled: bool, looks: int = 5) -> list[fl
         store = SlowStore(real)
         spec = ServingSpec.model_validate(
             {"models": [{"name": "linear"}], "model_control": "explicit" if is_controlled else "none",
-             "refresh": {"every_s": 3600.0}}
+             "refresh": {"poll_interval_s": 3600.0}}
         )  # fmt: skip
         return asyncio.run(_look(store, spec, num_replicas, looks))
 

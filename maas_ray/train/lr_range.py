@@ -21,7 +21,7 @@ from maas_ray.train.loop.fit import mean_loss, train_step
 from maas_ray.train.parallel.mesh import Place
 from maas_ray.train.ranks.worker import load_start
 from maas_ray.train.spec.optim import ScheduleSpec
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 
 DIVERGED = 4.0
@@ -96,7 +96,7 @@ def find_learning_rates(
     spec = spec.model_copy(update=changes)
     store = open_store(spec.storage)
     dataset = open_dataset(store, data_digest)
-    num_rows, place = dataset.num_rows["train"], Place(Layout(), None)
+    num_rows, place = dataset.num_rows["train"], Place(MeshLayout(), None)
     device = torch.device("cuda" if spec.workers.gpus and torch.cuda.is_available() else "cpu")
     trainee = build_trainee(spec, dataset.features, num_rows, place, device)
     if spec.init is not None:

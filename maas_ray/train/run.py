@@ -108,10 +108,10 @@ def _run_training(
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     resources = {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus}
     # A run that was there before had its nodes: one of them may be on its way back.
-    wait_s = spec.workers.wait_s if resume else 0.0
-    preflight(spec.layouts()[0].world, resources, together=spec.layout.together, wait_s=wait_s)
+    wait_s = spec.workers.placement_timeout_s if resume else 0.0
+    preflight(spec.layouts()[0].world, resources, together=spec.parallelism.together, wait_s=wait_s)
     refuse_skew()
-    if spec.validation.beside:
+    if spec.validation.is_async:
         refuse_no_room(spec)
     if resume and _resumed(store, spec).status == "finished":
         return _result(store, spec.run)
@@ -199,8 +199,10 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
-    if spec.validation.beside and not has_validation:
-        raise SpecError("validation.beside: the data has no validation split; set data.split.validation, or remove it")
+    if spec.validation.is_async and not has_validation:
+        raise SpecError(
+            "validation.mode async: the data has no validation split; set data.split.validation, or remove it"
+        )
     if by.keep_best:
         refuse_figure("checkpoint", by.metric, by.mode, task, has_validation)
     if early is not None:
@@ -237,13 +239,13 @@ def _fit(
         data_digest=data_digest,
         storage=spec.storage,
         sizes=sizes,
-        together=spec.layout.together,
+        together=spec.parallelism.together,
         cpus=workers.cpus,
         gpus=workers.gpus,
         max_restarts=workers.max_restarts,
         timeout_s=workers.timeout_s,
-        wait_s=workers.wait_s,
-        resize_s=workers.resize_s,
+        placement_timeout_s=workers.placement_timeout_s,
+        scale_up_interval_s=workers.scale_up_interval_s,
         claim=lease.claim,
     )
     with (

@@ -129,7 +129,7 @@ def test_specs_and_records_do_not_show_it(file_store: objects.ObstoreStore) -> N
         {
             "name": "s",
             "base": spec.model_dump(mode="json"),
-            "search": {"optimizer.lr": {"kind": "uniform", "low": 0.1, "high": 1}},
+            "search": {"optimizer.lr": {"kind": "uniform", "lower": 0.1, "upper": 1}},
         }
     )
     log = SearchLog(file_store, "s")

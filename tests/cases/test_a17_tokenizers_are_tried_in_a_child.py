@@ -82,7 +82,7 @@ def test_a_hostile_tokenizer_is_a_typed_error_soon(name: str) -> None:
 def test_the_texts_that_it_is_for_are_tried_too(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(BAD["grows at a letter of the texts"])
     (tmp_path / "a.txt").write_text("The letter Ω.")
-    text = {"length": 4, "tokenizer": {"kind": "file", "uri": str(tmp_path / "tokenizer.json")}}
+    text = {"seq_len": 4, "tokenizer": {"kind": "file", "uri": str(tmp_path / "tokenizer.json")}}
     fields = {"uri": str(tmp_path / "a.txt"), "task": "language_modeling", "text": text}
     spec = parse_spec(DataSpec, fields)
     assert spec.text is not None

@@ -167,7 +167,7 @@ def test_a_run_follows_the_cluster_at_committed_steps(
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")
     # Of five of the eight CPUs that each node has, so that a node holds one worker.
-    workers = {"min": 1, "max": 2, "cpus": 5, "resize_s": 3.0}
+    workers = {"min": 1, "max": 2, "cpus": 5, "scale_up_interval_s": 3.0}
     spec = _reference_spec(store, reference, workers=workers)
     with _training(spec) as result:
         with second_node(ray_cluster, tmp_path / "first.log") as (node, _):

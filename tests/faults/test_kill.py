@@ -70,8 +70,8 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
     # The undisturbed run reads when it needs to and records nothing: that changes no bit either.
-    throughput = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
-    spec = table_spec(storage, "r", finished_run.table, **CHANGES, throughput=throughput)
+    performance = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
+    spec = table_spec(storage, "r", finished_run.table, **CHANGES, performance=performance)
     with ThreadPoolExecutor(1) as thread:
         killed_at = thread.submit(_kill_a_worker, ray_cluster, store, train_workers(ray_cluster))
         result = run_training(spec)

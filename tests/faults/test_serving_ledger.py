@@ -114,7 +114,7 @@ class Nemesis:
             "route_prefix": f"/{POOL}",
             "models": [{"name": "linear"}],
             "resources": {"cpus": 0.5},
-            "refresh": {"every_s": 0.2, "max_backoff_s": 1.0},
+            "refresh": {"poll_interval_s": 0.2, "max_backoff_s": 1.0},
             "observability": {"access_log": {"enabled": True, "path": str(self.records), "flush_every_s": 0.1}},
             **self._pool,
         }

@@ -30,7 +30,7 @@ def app_spec(store: ObstoreStore, *models: str, **more: Any) -> ApplicationSpec:
     described = {
         "storage": {"uri": store.uri},
         "models": [{"name": name} for name in models],
-        "refresh": {"every_s": 0.05},
+        "refresh": {"poll_interval_s": 0.05},
         **more,
     }
     return ApplicationSpec.model_validate(described)

@@ -5,7 +5,7 @@ from torch import nn
 from maas_ray.train.loop.fit import Trainee
 from maas_ray.train.loop.gradients import add_penalty_gradient, penalty
 from maas_ray.train.parallel.mesh import place_rank
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 
 
 def trainee_of(model: nn.Module, l1: float, l2: float) -> Trainee:
@@ -18,7 +18,7 @@ def trainee_of(model: nn.Module, l1: float, l2: float) -> Trainee:
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.ConstantLR(optimizer),
         device=torch.device("cpu"),
-        place=place_rank(Layout(), "cpu"),
+        place=place_rank(MeshLayout(), "cpu"),
         l1=l1,
         l2=l2,
     )
@@ -43,6 +43,6 @@ def test_the_penalty_sums_over_weights_and_spares_biases_normalizations_and_froz
 def test_no_penalty_is_zero() -> None:
     layer = nn.Linear(2, 2)
     layer.weight.grad = torch.ones_like(layer.weight)
-    assert penalty([layer.weight], 0.0, 0.0, Layout()) == 0.0
+    assert penalty([layer.weight], 0.0, 0.0, MeshLayout()) == 0.0
     add_penalty_gradient([layer.weight], 0.0, 0.0)
     torch.testing.assert_close(layer.weight.grad, torch.ones_like(layer.weight))

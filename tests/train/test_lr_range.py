@@ -14,7 +14,7 @@ from maas_ray.train.loop.assemble import build_trainee
 from maas_ray.train.lr_range import LrRange, Point, conclude, find_learning_rates
 from maas_ray.train.parallel.mesh import Place
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import tensors_of
 from tests.support.small_runs import make_digits, make_run, train_here
@@ -55,7 +55,7 @@ def test_the_course_is_that_of_training_and_the_same_every_time(file_store: Obst
 
 def test_a_run_that_starts_from_another_one_is_tested_from_there(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, "mlp", run="first", objective={})
-    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
+    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
     nothing = {name: tensor * 0 for name, tensor in tensors_of(trainee).items()}
     Runs(file_store).create(spec, dataset.digest, None)
     save(file_store, checkpoints_prefix("first"), Snapshot(1, 12, nothing, {}, []))

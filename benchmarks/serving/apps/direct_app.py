@@ -22,7 +22,7 @@ if __name__ == "__main__":
     store = open_store(store_path)
     registry = Registry(store)
     registry.promote(NAME, registry.publish(NAME, import_onnx(store, path).bundle_id).version, PRODUCTION)
-    described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"every_s": 60.0}}
+    described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"poll_interval_s": 60.0}}
     spec = ApplicationSpec.model_validate(described)
     handler = Handler(Residency(store, spec))
     http = functools.partial(HttpProtocol, front=Front(handler, spec.limits))

@@ -101,7 +101,12 @@ async def ours(model, directory, observers=(), **more):
     store = open_store(str(directory / "store"))
     registry = Registry(store)
     registry.promote(MODEL, registry.publish(MODEL, import_onnx(store, model).bundle_id).version, PRODUCTION)
-    described = {"storage": {"uri": store.uri}, "models": [{"name": MODEL}], "refresh": {"every_s": 60.0}, **more}
+    described = {
+        "storage": {"uri": store.uri},
+        "models": [{"name": MODEL}],
+        "refresh": {"poll_interval_s": 60.0},
+        **more,
+    }
     spec = ApplicationSpec.model_validate(described)
     handler = Handler(Residency(store, spec), observers=observers)
     await handler.residency.start()

@@ -55,8 +55,8 @@ def main() -> None:
         scores = model(preprocess(*batch.columns))
         loss = functional.cross_entropy(scores.flatten(0, -2), batch.target.flatten())
         loss.backward()
-        if spec.clip_norm is not None:
-            nn.utils.clip_grad_norm_(net.parameters(), spec.clip_norm)
+        if spec.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), spec.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step == 0 or (step + 1) % spec.log_every == 0:

@@ -80,8 +80,8 @@ def main() -> None:
         )
         loss = loss / num_valid
         loss.backward()
-        if spec.clip_norm is not None:
-            _clip(list(net.parameters()), spec.clip_norm)
+        if spec.max_grad_norm is not None:
+            _clip(list(net.parameters()), spec.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step == 0 or (step + 1) % spec.log_every == 0:

@@ -32,7 +32,7 @@ MAX_PAUSE_S = 30.0
 
 
 class ApartEngine:
-    """Runs a bundle in a process of its own; as `Engine`, `run` may be called from as many threads as it has streams.
+    """Runs a bundle in a process of its own; as `Engine`, `run` may be called from as many threads as it has instances.
 
     Args:
         bundle: is kept, to start the process again.
@@ -53,7 +53,7 @@ class ApartEngine:
         padded = self.nature.signature.padded
         self.padding = None if padded is None or self.nature.not_padded_because else Padding(padded)
         self.warmed_with = self.nature.warmed_with
-        self.streams = spec.streams
+        self.instances = spec.instances
         self.threads = max(1, spec.threads)
         self.num_deaths = 0
         """Processes that have died during a run."""
@@ -130,7 +130,7 @@ class ApartEngine:
                 self._start()
             process = self._process
             if process is None or not self._free:
-                raise EngineFailed("more runs were started than the engine has streams")
+                raise EngineFailed("more runs were started than the engine has instances")
             return process, self._free.pop()
 
     def _give(self, process: EngineProcess, lane: Lane) -> None:

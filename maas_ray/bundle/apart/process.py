@@ -192,7 +192,7 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
         memory_bytes=None if spec.gpus > 0 else memory_bytes,
         file_bytes=None,  # it makes the region of the outputs as large as they are
     )
-    lanes = [Lane(place) for place in range(spec.streams)]
+    lanes = [Lane(place) for place in range(spec.instances)]
     descriptors = [descriptor for lane in lanes for descriptor in lane.descriptors()]
     try:
         child = confined.start(

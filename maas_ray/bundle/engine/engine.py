@@ -45,7 +45,7 @@ class EngineSpec(Spec):
 
     threads: int = 1
     """Threads of one run; by default the replica's CPUs. More than the replica owns makes every run slower."""
-    streams: PositiveInt = 1
+    instances: PositiveInt = 1
     """Runs at the same time; they share the threads."""
     gpus: float = 0.0
     """GPUs that the replica owns; without any, only the CPU provider is tried."""
@@ -61,15 +61,15 @@ class EngineSpec(Spec):
 
     @model_validator(mode="after")
     def _one_stream_of_graphs(self) -> Self:
-        if self.cuda_graph_rows and self.streams > 1:
+        if self.cuda_graph_rows and self.instances > 1:
             raise ValueError(
-                f"cuda_graph_rows with {self.streams} streams: a captured graph has one set of buffers, use 1 stream"
+                f"cuda_graph_rows with {self.instances} instances: a captured graph has one set of buffers, use 1 stream"
             )
         return self
 
 
 class Engine:
-    """An onnxruntime session of one bundle; `run` is safe to call from as many threads as the spec has streams.
+    """An onnxruntime session of one bundle; `run` is safe to call from as many threads as the spec has instances.
 
     Args:
         bundle: a verified bundle; its graph is inspected before onnxruntime sees it.
@@ -112,7 +112,7 @@ class Engine:
         self.is_bounded = self.hazards.is_value_bounded and not self.hazards.has_loops
         """Whether the sizes of a run decide how long it takes, not its values."""
         self.latency = self._new_latency()
-        self.streams = spec.streams
+        self.instances = spec.instances
         self.threads = max(1, spec.threads)
         self._outputs = [tensor.name for tensor in self.signature.outputs]
         self._session = _session(bundle, self.signature, spec)

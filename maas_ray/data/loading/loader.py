@@ -28,7 +28,7 @@ class Loader:
         global_batch: rows of one optimizer step over all ranks.
         rank: this process, in [0, world).
         world: number of processes.
-        accumulation: micro-batches per optimizer step and rank.
+        accumulation_steps: micro-batches per optimizer step and rank.
 
     Raises:
         DataError: no rows, columns of different lengths, or a number out of its range.
@@ -43,21 +43,23 @@ class Loader:
         global_batch: int,
         rank: int,
         world: int,
-        accumulation: int = 1,
+        accumulation_steps: int = 1,
     ) -> None:
-        self._set_up(Table(columns, target), seed, global_batch, rank, world, accumulation)
+        self._set_up(Table(columns, target), seed, global_batch, rank, world, accumulation_steps)
 
     @classmethod
-    def over(cls, rows: Rows, *, seed: int, global_batch: int, rank: int, world: int, accumulation: int = 1) -> Self:
+    def over(
+        cls, rows: Rows, *, seed: int, global_batch: int, rank: int, world: int, accumulation_steps: int = 1
+    ) -> Self:
         """A loader of rows that need not lie in memory; everything else as in the constructor."""
         loader = cls.__new__(cls)
-        loader._set_up(rows, seed, global_batch, rank, world, accumulation)
+        loader._set_up(rows, seed, global_batch, rank, world, accumulation_steps)
         return loader
 
-    def _set_up(self, rows: Rows, seed: int, global_batch: int, rank: int, world: int, accumulation: int) -> None:
-        if global_batch < 1 or accumulation < 1 or not 0 <= rank < world:
+    def _set_up(self, rows: Rows, seed: int, global_batch: int, rank: int, world: int, accumulation_steps: int) -> None:
+        if global_batch < 1 or accumulation_steps < 1 or not 0 <= rank < world:
             raise DataError(
-                f"global_batch {global_batch} and accumulation {accumulation} must be at least 1, "
+                f"global_batch {global_batch} and accumulation_steps {accumulation_steps} must be at least 1, "
                 f"and rank {rank} in [0, {world})"
             )
         self.num_rows = len(rows)
@@ -65,7 +67,7 @@ class Loader:
         self._seed = seed
         self._global_batch = global_batch
         self._rank, self._world = rank, world
-        self._accumulation = accumulation
+        self._accumulation = accumulation_steps
         self._chunk_start = 0
         self._chunk: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
@@ -79,7 +81,7 @@ class Loader:
             stop: position at which the stretch ends although the global batch is not full (the end of an epoch).
 
         Returns:
-            Exactly `accumulation` micro-batches, whose sizes differ by at most one row; some may be empty.
+            Exactly `accumulation_steps` micro-batches, whose sizes differ by at most one row; some may be empty.
 
         Raises:
             DataError: the stretch is empty or negative.

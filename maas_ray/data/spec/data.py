@@ -126,7 +126,7 @@ class DataSpec(Spec):
     def _check_tokens(self) -> None:
         """Refuses what would silently have no effect on the tasks on tokens."""
         if self.text is None:
-            raise ValueError(f"the task {self.task} needs `text`, at least its length: text: {{length: 256}}")
+            raise ValueError(f"the task {self.task} needs `text`, at least its seq_len: text: {{seq_len: 256}}")
         if self.format not in ("auto", *TEXT_FORMATS):
             raise ValueError(f"the task {self.task} reads {', '.join(TEXT_FORMATS)}, not {self.format}")
         unused = [

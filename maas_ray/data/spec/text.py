@@ -36,7 +36,7 @@ class TokenizerSpec(Spec):
 class TextSpec(Spec):
     """Rows of tokens from text."""
 
-    length: PositiveInt
+    seq_len: PositiveInt
     """Tokens per row."""
     stride: PositiveInt | None = None
     """Token tasks: tokens from the start of one training row to the next. 1: rows at every place, the training of
@@ -47,7 +47,7 @@ class TextSpec(Spec):
     """The column or JSON field that holds the text, where files have fields."""
     separator: str | None = Field(default=None, min_length=1, max_length=1000)
     """What separates documents within a .txt file; by default a file is one document."""
-    split_by: Literal["place", "document"] = "place"
+    split_by: Literal["position", "document"] = "position"
     """Token tasks: `place`: the first part of the text trains, then comes validation, the last part is for tests, as in
     nanoGPT; `document`: whole documents, drawn with the split's seed."""
     mask_fraction: float = Field(default=0.15, gt=0, lt=1)

@@ -81,7 +81,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
         _refuse_short(spec, layout)
         column = TokensColumn(
             name=COLUMN,
-            length=text.length,
+            length=text.seq_len,
             vocab_size=tokenizer.vocab_size,
             tokenizer=sha256(tokenizer.content).hexdigest(),
         )
@@ -223,8 +223,8 @@ def _layout(
         datatype=datatype,
         num_tokens=num_tokens,
         part_tokens=MAX_PART_BYTES // np.dtype(DATATYPES[datatype]).itemsize,
-        length=text.length,
-        strides={split: (text.stride or text.length) if split == "train" else text.length for split in SPLITS},
+        length=text.seq_len,
+        strides={split: (text.stride or text.seq_len) if split == "train" else text.seq_len for split in SPLITS},
         mask=mask,
     )
 
@@ -239,7 +239,7 @@ def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
         if share and not layout.num_rows(split):
             raise DataError(
                 f"the {split} split of {spec.uri} has {layout.num_tokens[split]} tokens, and a row takes {layout.width}; "
-                f"give more text, or lower data.text.length, or set data.split"
+                f"give more text, or lower data.text.seq_len, or set data.split"
             )
 
 

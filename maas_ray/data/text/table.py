@@ -55,7 +55,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
     tables, num_cut = {}, 0
     for split in SPLITS:
-        tokens, num_longer = _encode(tokenizer, by_split[split], text.length, pad)
+        tokens, num_longer = _encode(tokenizer, by_split[split], text.seq_len, pad)
         field, array = tensor_field(text.field, tokens)
         codes = encode_target(spec.target, targets[split], labels, split)
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
@@ -64,7 +64,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         num_cut += num_longer
     column = TokensColumn(
         name=text.field,
-        length=text.length,
+        length=text.seq_len,
         vocab_size=tokenizer.vocab_size,
         pad=pad,
         tokenizer=sha256(tokenizer.content).hexdigest(),

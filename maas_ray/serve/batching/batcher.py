@@ -71,7 +71,7 @@ class Runner(Protocol):
     """Runs merged rows: at once, or in a thread."""
 
     @property
-    def streams(self) -> int:
+    def instances(self) -> int:
         """Runs that may be started before the first of them has finished."""
         ...
 
@@ -172,7 +172,7 @@ class Batcher:
         stats: RunStats | None = None,
     ) -> None:
         self._runner = runner
-        self._streams = runner.streams
+        self._instances = runner.instances
         self._max_batch_size = spec.max_batch_size
         self._is_delayed = spec.max_delay_ms > 0
         self._loop = loop
@@ -314,7 +314,7 @@ class Batcher:
         self._queue.put(item, key, tenant, now)
         if deadline < self._timer_at:
             self._set_timer(deadline)
-        if not self._is_armed and len(self._runs) < self._streams:
+        if not self._is_armed and len(self._runs) < self._instances:
             # Once per turn of the loop: all requests that arrived together share one run.
             self._is_armed = True
             self._loop.call_soon(self._pump)
@@ -371,7 +371,7 @@ class Batcher:
         """Expected seconds until what is queued now has been run; infinity if the speed is unknown."""
         queue, estimate_s, most = self._queue, self._runner.estimate_s, self._max_batch_size
         if not queue.num_items:
-            return estimate_s(1) / self._streams
+            return estimate_s(1) / self._instances
         wait_s, num_seen = 0.0, 0
         for key, num_rows, num_items in islice(queue.by_key(), _MOST_LOOKED_AT):
             num_seen += num_items
@@ -380,7 +380,7 @@ class Batcher:
                 wait_s += math.ceil(num_rows / most) * estimate_s(min(num_rows, most), form)
             else:
                 wait_s += num_items * estimate_s(max(1, num_rows // num_items), form)
-        return wait_s * queue.num_items / num_seen / self._streams
+        return wait_s * queue.num_items / num_seen / self._instances
 
     def close(self, when_idle: Callable[[], None] | None = None) -> None:
         """Takes no new request; what waits is still answered. Calls `when_idle` once the last one is."""
@@ -403,14 +403,14 @@ class Batcher:
         self._check_idle()
 
     def _arm(self) -> None:
-        if not self._is_armed and len(self._runs) < self._streams:
+        if not self._is_armed and len(self._runs) < self._instances:
             self._is_armed = True
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._is_armed = False
         runs, queue = self._runs, self._queue
-        while len(runs) < self._streams:
+        while len(runs) < self._instances:
             now = self._loop.time()
             batch = self._next_batch(now) if queue.num_items or self._retries else None
             if not batch:

@@ -32,7 +32,7 @@ class _Job(NamedTuple):
 
 
 class EngineRunner:
-    """A `Runner` on an engine; owns as many threads as the engine has streams, started by the first long run.
+    """A `Runner` on an engine; owns as many threads as the engine has instances, started by the first long run.
 
     Args:
         engine: what runs.
@@ -43,7 +43,7 @@ class EngineRunner:
     def __init__(
         self, engine: AnyEngine, loop: asyncio.AbstractEventLoop, inline_below_s: float = INLINE_BELOW_S
     ) -> None:
-        self.streams = engine.streams
+        self.instances = engine.instances
         self.estimate_s = engine.latency.estimate_s
         self.form_of = engine.form_of if engine.has_free_sizes else None
         self._engine = engine
@@ -76,7 +76,7 @@ class EngineRunner:
             # Daemons: a run that hangs in native code must not keep the process from ending.
             self._threads = [
                 threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
-                for number in range(self.streams)
+                for number in range(self.instances)
             ]
             for thread in self._threads:
                 thread.start()

@@ -18,7 +18,7 @@ class BatchSpec(Spec):
     max_queued_bytes: PositiveInt = 256 << 20
     """Bytes of requests that may wait in one replica, over all its models, bodies on their way included; these may take
     three quarters of it, so that small requests still find a place."""
-    streams: PositiveInt | None = None
+    instances: PositiveInt | None = None
     """Runs of one model version at the same time. None: 1 on CPUs and with CUDA graphs, 2 on a GPU."""
     cuda_graph_rows: tuple[PositiveInt, ...] = ()
     """Sizes of runs that are captured as CUDA graphs, on a GPU; smaller batches are padded up to the next. Not run on a

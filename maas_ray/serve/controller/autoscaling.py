@@ -42,7 +42,7 @@ class AutoscalingSpec(Spec):
     """How long fewer must have been enough before some are stopped; None: from the preset."""
     look_back_s: float | None = None
     """Time over which reports are averaged, at least 1 s; None: from the preset."""
-    idle_s: NonNegativeFloat = 300.0
+    scale_to_zero_after_s: NonNegativeFloat = 300.0
     """With `replicas.min` 0: time without any request after which the last replica is stopped."""
 
     def resolve(self, max_batch_size: int, capacity: int) -> "Resolved":
@@ -59,7 +59,7 @@ class AutoscalingSpec(Spec):
             upscale_delay_s=up_s if self.upscale_delay_s is None else self.upscale_delay_s,
             downscale_delay_s=down_s if self.downscale_delay_s is None else self.downscale_delay_s,
             look_back_s=max(1.0, look_back_s if self.look_back_s is None else self.look_back_s),
-            idle_s=self.idle_s,
+            scale_to_zero_after_s=self.scale_to_zero_after_s,
         )
 
 
@@ -72,7 +72,7 @@ class Resolved(Spec):
     upscale_delay_s: float
     downscale_delay_s: float
     look_back_s: float
-    idle_s: float
+    scale_to_zero_after_s: float
 
     def scaler_options(self) -> dict[str, float]:
         """The keyword arguments of `Scaler`."""
@@ -125,7 +125,7 @@ class Scaler:
         target_busy: share of the time that an engine may run; 0: not looked at.
         upscale_delay_s: how long more replicas must have been needed.
         downscale_delay_s: how long fewer must have been enough.
-        idle_s: time without a request after which the last replica goes, where the bounds allow it.
+        scale_to_zero_after_s: time without a request after which the last replica goes, where the bounds allow it.
     """
 
     TOLERANCE = 0.1
@@ -144,13 +144,13 @@ class Scaler:
         target_busy: float,
         upscale_delay_s: float,
         downscale_delay_s: float,
-        idle_s: float,
+        scale_to_zero_after_s: float,
     ) -> None:
         self._target_ongoing = target_ongoing
         self._target_busy = target_busy
         self._upscale_delay_s = upscale_delay_s
         self._downscale_delay_s = downscale_delay_s
-        self._idle_s = idle_s
+        self._idle_s = scale_to_zero_after_s
         self._start_s: float | None = None
         self._active_s = 0.0
         self._seen = (0.0, False)

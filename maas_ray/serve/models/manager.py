@@ -320,7 +320,7 @@ class Residency:
         raise NotFound(f"{_unknown(name, version)}; this pool serves: {served}")
 
     async def _follow(self) -> None:
-        usual_s = pause_s = self.spec.refresh.every_s
+        usual_s = pause_s = self.spec.refresh.poll_interval_s
         while True:
             # Jitter: replicas must not all ask the store in the same moment.
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311

@@ -83,7 +83,7 @@ class Slot:
 
     def note_failure(self, version: int, error: MaasError, now: float, refresh: RefreshSpec) -> None:
         """Remembers that a version does not load; it is tried again after a pause that doubles."""
-        self._pause_s = min(max(2 * self._pause_s, refresh.every_s), refresh.max_backoff_s)
+        self._pause_s = min(max(2 * self._pause_s, refresh.poll_interval_s), refresh.max_backoff_s)
         self._failed, self._retry_at = version, now + self._pause_s
         self.error, self.problem = error, f"version {version} does not load: {error}"
 

@@ -73,7 +73,7 @@ class ReplicaRange(Spec):
     """Bounds of autoscaling."""
 
     min: NonNegativeInt = 1
-    """Replicas that always run; with 0 the pool sleeps after `autoscaling.idle_s`, and a request wakes it."""
+    """Replicas that always run; with 0 the pool sleeps after `autoscaling.scale_to_zero_after_s`, and a request wakes it."""
     max: PositiveInt
     """Replicas at most."""
 
@@ -142,7 +142,7 @@ class LimitsSpec(Spec):
 class RefreshSpec(Spec):
     """How running replicas follow the registry."""
 
-    every_s: PositiveFloat = 2.0
+    poll_interval_s: PositiveFloat = 2.0
     """Seconds between two looks at the registry: how fast a promoted alias is picked up."""
     timeout_s: PositiveFloat = 20.0
     """Longest wait for one look."""
@@ -250,7 +250,8 @@ class ServingSpec(Spec):
         sizes = {1 << power for power in range(largest.bit_length())}
         return EngineSpec(
             threads=max(1, int(self.resources.cpus)),
-            streams=self.batching.streams or (2 if self.resources.gpus and not self.batching.cuda_graph_rows else 1),
+            instances=self.batching.instances
+            or (2 if self.resources.gpus and not self.batching.cuda_graph_rows else 1),
             gpus=self.resources.gpus,
             cuda_graph_rows=self.batching.cuda_graph_rows,
             warmup_rows=tuple(sorted(sizes | {largest})),

@@ -24,7 +24,7 @@ from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import Place, distribute
 from maas_ray.train.parallel.pipeline import Pipeline
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def build_net(spec: TrainSpec, features: Features) -> nn.Module:
 
 
 def build_or_defer(
-    spec: TrainSpec, features: Features, layouts: Iterable[Layout], dtype: torch.dtype = torch.float32
+    spec: TrainSpec, features: Features, layouts: Iterable[MeshLayout], dtype: torch.dtype = torch.float32
 ) -> "tuple[nn.Module, Deferred | None]":
     """The network; if one of the layouts cuts it: without its data, and with what gives its pieces their data.
 
@@ -95,20 +95,20 @@ def build_trainee(
     example = example_rows(features.row, dtype=dtype)
     has_unused = is_replicated and bool(unused_weights(net, example))
     replace_dropout(net)
-    if spec.throughput.compile:
+    if spec.performance.compile:
         from maas_ray.train.modules.compile import compile_blocks  # late: few runs need it
 
         compile_blocks(net)
-    recompute_blocks(net, spec.throughput.activation_checkpointing)
+    recompute_blocks(net, spec.performance.activation_checkpointing)
     loss = build_loss(spec.objective, features.task)
     parts = distribute(
         net,
         place,
         device,
-        plan=spec.layout.tp_plan,
+        plan=spec.parallelism.tp_plan,
         precision=spec.precision,
-        unit_mib=spec.layout.shard_unit_mib,
-        pp_split=spec.layout.pp_split,
+        unit_mib=spec.parallelism.shard_unit_mib,
+        pp_split=spec.parallelism.pp_split,
         example=example,
         has_unused=has_unused,
     )
@@ -122,7 +122,7 @@ def build_trainee(
             place.layout,
             rank=place.pp,
             group=place.mesh["pp"].get_group(),
-            num_microbatches=spec.batch.accumulation,
+            num_microbatches=spec.batch.accumulation_steps,
             loss=loss,
             seed=spec.seed,
             device=device,
@@ -155,8 +155,8 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
         seed=spec.seed,
         log_every=spec.log_every,
         checkpoint_every=spec.checkpoint.every_steps,
-        validate_every=spec.checkpoint.every_steps if spec.validation.beside else spec.validate_every,
-        clip_norm=spec.clip_norm,
+        validate_every=spec.checkpoint.every_steps if spec.validation.is_async else spec.validate_every,
+        max_grad_norm=spec.max_grad_norm,
         precision=spec.precision,
         saves_validated=spec.checkpoint.keep_best > 0,
     )
@@ -170,7 +170,7 @@ def build_loader(spec: TrainSpec, dataset: Dataset, place: Place) -> Loader:
         global_batch=spec.batch.global_size,
         rank=place.dp,
         world=place.layout.dp,
-        accumulation=spec.batch.accumulation,
+        accumulation_steps=spec.batch.accumulation_steps,
     )
 
 
@@ -178,7 +178,7 @@ def build_batches(
     spec: TrainSpec, plan: Plan, loader: Loader, first_step: int, device: torch.device
 ) -> AbstractContextManager[Batches]:
     """The loader, or one that reads ahead as the spec says."""
-    depth = spec.throughput.prefetch
+    depth = spec.performance.prefetch
     if depth is None:
         depth = GPU_DEPTH if device.type == "cuda" else 0
     if not depth:

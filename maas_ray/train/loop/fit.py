@@ -72,7 +72,7 @@ class Plan:
     log_every: int
     checkpoint_every: int | None
     validate_every: int | None
-    clip_norm: float | None
+    max_grad_norm: float | None
     precision: str
     saves_validated: bool = False
 
@@ -259,8 +259,8 @@ def train_step(plan: Plan, trainee: Trainee, loader: Batches, step: int) -> tupl
     if trainee.l1 or trainee.l2:
         add_penalty_gradient(trainee.weights, trainee.l1, trainee.l2)
     norm = None
-    if plan.clip_norm is not None:
-        norm = clip_gradients(parameters, plan.clip_norm, place.layout)
+    if plan.max_grad_norm is not None:
+        norm = clip_gradients(parameters, plan.max_grad_norm, place.layout)
     trainee.optimizer.step()
     trainee.schedule.step()
     if trainee.ema is not None:
@@ -374,7 +374,7 @@ def mean_loss(trainee: Trainee, share: Tensor, step: int) -> float:
     mean = float(total) / layout.tp + penalty(trainee.weights, trainee.l1, trainee.l2, layout)
     if not np.isfinite(mean):
         raise TrainingFailed(
-            f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set clip_norm, or check the data for extremes"
+            f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set max_grad_norm, or check the data for extremes"
         )
     return mean
 

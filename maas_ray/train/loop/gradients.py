@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 
 
 def local(value: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def add_penalty_gradient(weights: Iterable[nn.Parameter], l1: float, l2: float) 
                 grad.add_(value, alpha=2 * l2)
 
 
-def penalty(weights: Iterable[nn.Parameter], l1: float, l2: float, layout: Layout) -> float:
+def penalty(weights: Iterable[nn.Parameter], l1: float, l2: float, layout: MeshLayout) -> float:
     """`l1 * sum |w| + l2 * sum w^2` over the weights of the whole model. Collective over all ranks."""
     total = 0.0
     if l1:
@@ -54,7 +54,7 @@ def penalty(weights: Iterable[nn.Parameter], l1: float, l2: float, layout: Layou
     return total
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, layout: Layout) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, layout: MeshLayout) -> float:
     """Scales all gradients so that their norm over the whole model is at most `max_norm`. Collective over all ranks.
 
     Returns:
@@ -68,7 +68,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, layout: 
     return norm
 
 
-def gradient_norm(grads: Iterable[Tensor], layout: Layout) -> float:
+def gradient_norm(grads: Iterable[Tensor], layout: MeshLayout) -> float:
     """The 2-norm of the gradient of the whole model. Collective over all ranks."""
     return math.sqrt(_sum_once(grads, _sum_of_squares, layout))
 
@@ -78,7 +78,7 @@ def _sum_of_squares(value: Tensor) -> Tensor:
     return torch.dot(flat, flat).double()  # as exact as twice the digits would be worth, in a fiftieth of the time
 
 
-def _sum_once(values: Iterable[Tensor], of_piece: Callable[[Tensor], Tensor], layout: Layout) -> float:
+def _sum_once(values: Iterable[Tensor], of_piece: Callable[[Tensor], Tensor], layout: MeshLayout) -> float:
     """The sum over all elements of the whole model, in float64, each counted once however many ranks have it."""
     terms = []
     values = list(values)

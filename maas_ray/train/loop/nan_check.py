@@ -38,7 +38,7 @@ def refuse_not_finite(
     if int(found):
         raise TrainingFailed(
             f"after step {step} {culprit or 'a tensor of another rank'} holds a NaN or infinite number: this state is not "
-            "committed, the checkpoints before it are kept; lower optimizer.lr, set clip_norm, or check the data for extremes"
+            "committed, the checkpoints before it are kept; lower optimizer.lr, set max_grad_norm, or check the data for extremes"
         )
 
 

@@ -74,11 +74,11 @@ def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_s
 
 
 def learning_rate_factor(spec: ScheduleSpec, step: int, total_steps: int) -> float:
-    """The factor in (0, 1] of the peak learning rate at a step counted from 0; at `total_steps` it is `min_factor`."""
+    """The factor in (0, 1] of the peak learning rate at a step counted from 0; at `total_steps` it is `min_lr_ratio`."""
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
     if spec.name == "constant":
         return 1.0
     done = min(1.0, (step - spec.warmup_steps) / (total_steps - spec.warmup_steps))
     course = (1 + cos(pi * done)) / 2 if spec.name == "cosine" else 1 - done
-    return spec.min_factor + (1 - spec.min_factor) * course
+    return spec.min_lr_ratio + (1 - spec.min_lr_ratio) * course

@@ -36,7 +36,7 @@ _KEPT = [
 
 
 def recompute_blocks(net: nn.Module, kind: ActivationCheckpointing) -> None:
-    """Makes the blocks of a model forget, on the whole model and before it is cut. See `ThroughputSpec`.
+    """Makes the blocks of a model forget, on the whole model and before it is cut. See `PerformanceSpec`.
 
     Raises:
         ModelError: it has no blocks.
@@ -46,7 +46,7 @@ def recompute_blocks(net: nn.Module, kind: ActivationCheckpointing) -> None:
     found = blocks(net)
     if not found:
         raise ModelError(
-            f"throughput.activation_checkpointing: {type(net).__name__} has no blocks, which are looked for in a "
+            f"performance.activation_checkpointing: {type(net).__name__} has no blocks, which are looked for in a "
             "torch.nn.Sequential or in a torch.nn.ModuleList; put its layers in one, or use none"
         )
     for block in found:

@@ -33,7 +33,7 @@ def compile_blocks(net: nn.Module) -> None:
     found = blocks(net)
     if not found:
         raise ModelError(
-            f"throughput.compile: {type(net).__name__} has no blocks, which are looked for in a torch.nn.Sequential or in "
+            f"performance.compile: {type(net).__name__} has no blocks, which are looked for in a torch.nn.Sequential or in "
             "a torch.nn.ModuleList; put its layers in one, or leave it out"
         )
     for block in found:
@@ -108,12 +108,12 @@ def refuse_no_compiler() -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ResourcesMissing(
-            f"throughput.compile: this node has no C++ compiler {compiler!r}; install one (apt-get install g++), name "
+            f"performance.compile: this node has no C++ compiler {compiler!r}; install one (apt-get install g++), name "
             "another in the environment variable CXX, or leave compile out"
         )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise ResourcesMissing(
-            f"throughput.compile: this node has no {header}; install Python's header files (apt-get install "
+            f"performance.compile: this node has no {header}; install Python's header files (apt-get install "
             "python3-dev), or leave compile out"
         )

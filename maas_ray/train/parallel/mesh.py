@@ -32,7 +32,7 @@ from maas_ray.errors import ModelError, ResourcesMissing
 from maas_ray.train.modules.blocks import Forward, neighbours, replace_forward
 from maas_ray.train.modules.dropout import SampleDropout, running_of
 from maas_ray.train.parallel.pipeline import split_layers
-from maas_ray.train.spec.parallelism import AXES, Layout
+from maas_ray.train.spec.parallelism import AXES, MeshLayout
 
 STYLES = (
     "colwise", "colwise_gather_output", "colwise_rep", "rowwise", "embedding_rowwise", "sequence_parallel",
@@ -44,7 +44,7 @@ STYLES = (
 class Place:
     """Where a rank stands in the mesh."""
 
-    layout: Layout
+    layout: MeshLayout
     mesh: DeviceMesh | None
     """Of the axes that the layout uses; None in a single process."""
     pp: int = 0
@@ -66,7 +66,7 @@ class Parts:
     wrapped: list[nn.Module]
 
 
-def place_rank(layout: Layout, device_type: str) -> Place:
+def place_rank(layout: MeshLayout, device_type: str) -> Place:
     """Makes the mesh of a layout in the default process group. Collective.
 
     Raises:
@@ -88,7 +88,7 @@ def place_rank(layout: Layout, device_type: str) -> Place:
     return Place(layout, mesh, at.get("pp", 0), dp, at.get("tp", 0))
 
 
-def refuse_far_groups(layout: Layout, node: str, device: torch.device) -> None:
+def refuse_far_groups(layout: MeshLayout, node: str, device: torch.device) -> None:
     """Refuses tensor-parallel groups that span nodes: each layer would wait for the network several times. Collective.
 
     Args:
@@ -177,7 +177,7 @@ def distribute(
 
 
 def refuse_unfit(
-    net: nn.Module, layout: Layout, plan: Mapping[str, str] | None = None, *,
+    net: nn.Module, layout: MeshLayout, plan: Mapping[str, str] | None = None, *,
     pp_split: Sequence[str] | None = None, example: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     """Refuses a model that cannot be arranged so; needs no process group.
@@ -194,7 +194,7 @@ def _is_without_data(net: nn.Module) -> bool:
     return any(weight.is_meta for weight in net.parameters())
 
 
-def _refuse_layers(net: nn.Module, layout: Layout, plan: Mapping[str, str] | None) -> None:
+def _refuse_layers(net: nn.Module, layout: MeshLayout, plan: Mapping[str, str] | None) -> None:
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and (layout.dp_shard > 1 or layout.pp > 1):
             raise ModelError(
@@ -205,7 +205,7 @@ def _refuse_layers(net: nn.Module, layout: Layout, plan: Mapping[str, str] | Non
         _check_plan(net, plan if plan is not None else getattr(net, "tp_plan", None) or {}, layout)
 
 
-def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: Layout) -> None:
+def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: MeshLayout) -> None:
     """Refuses a plan that does not fit the model, with the reason."""
     if not plan:
         raise ModelError(
@@ -331,7 +331,7 @@ def _in_bf16(forward: Forward) -> Forward:
     return computed
 
 
-def _shard(part: nn.Module, mesh: DeviceMesh, layout: Layout, precision: str, unit_mib: float) -> None:
+def _shard(part: nn.Module, mesh: DeviceMesh, layout: MeshLayout, precision: str, unit_mib: float) -> None:
     """FSDP2: the weights of a group of layers are gathered for its forward and backward pass, its gradients scattered.
 
     Each group costs three collective operations a step: a model of many small layers would do little else.

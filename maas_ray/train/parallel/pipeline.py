@@ -18,7 +18,7 @@ from maas_ray.errors import ModelError, SpecError
 from maas_ray.suggestions import did_you_mean
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.parallel.stages import StagedModule, Unit, find_units, stage_modules
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 
 _SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}
 
@@ -37,7 +37,7 @@ def num_layers(net: nn.Module) -> int:
     return len(find_units(net))
 
 
-def refuse_microbatches(layout: Layout, number: int) -> None:
+def refuse_microbatches(layout: MeshLayout, number: int) -> None:
     """Refuses a number of micro-batches that the schedule of a layout cannot take.
 
     Raises:
@@ -45,7 +45,7 @@ def refuse_microbatches(layout: Layout, number: int) -> None:
     """
     if layout.pp > 1 and (number < layout.pp or (layout.schedule == "interleaved" and number % layout.pp)):
         raise SpecError(
-            f"batch.accumulation: a pipeline of {layout.pp} stages with the schedule {layout.schedule} needs "
+            f"batch.accumulation_steps: a pipeline of {layout.pp} stages with the schedule {layout.schedule} needs "
             f"{'a multiple of ' if layout.schedule == 'interleaved' else 'at least '}{layout.pp} micro-batches, got "
             f"{number}"
         )
@@ -191,7 +191,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, parts: Sequence[nn.Module], layout: Layout, *, rank: int, group: dist.ProcessGroup,
+        self, parts: Sequence[nn.Module], layout: MeshLayout, *, rank: int, group: dist.ProcessGroup,
         num_microbatches: int, loss: Callable[[Tensor, Tensor], Tensor], seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         refuse_microbatches(layout, num_microbatches)

@@ -349,11 +349,11 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         if size == self._job.sizes[-1] or (size and waited >= _SETTLE_S):
             self._looked = time.monotonic()
             return ResizeDecision(num_workers=size, resources_per_worker=dict(self._job.resources))
-        if waited > self._job.wait_s:
+        if waited > self._job.placement_timeout_s:
             each = f", each {self._job.together} of them on one node," if self._job.together > 1 else ""
             raise ResourcesMissing(
                 f"run {self._job.run!r} found no room for {self._job.sizes[0]} workers of {dict(self._job.resources)}{each} "
-                f"within workers.wait_s {self._job.wait_s:g} s; committed checkpoints are kept: give --resume when there "
+                f"within workers.placement_timeout_s {self._job.placement_timeout_s:g} s; committed checkpoints are kept: give --resume when there "
                 "is room"
             )
         time.sleep(_POLL_S)
@@ -412,7 +412,7 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
             return f"node {min(going)[:12]} is about to be taken away"
         if who := claimed():
             return f"{who} claims room"
-        if num_workers < self._job.sizes[-1] and now - self._looked >= self._job.resize_s:
+        if num_workers < self._job.sizes[-1] and now - self._looked >= self._job.scale_up_interval_s:
             self._looked = now
             if (size := self._size()) > num_workers:
                 return f"there is room for {size} workers"

@@ -36,8 +36,8 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     for layout in layouts:
         if layout.dp_replicate == layout.world:
             continue  # replicas fit any model
-        refuse_unfit(net, layout, spec.layout.tp_plan, pp_split=spec.layout.pp_split, example=example)
-        refuse_microbatches(layout, spec.batch.accumulation)
+        refuse_unfit(net, layout, spec.parallelism.tp_plan, pp_split=spec.parallelism.pp_split, example=example)
+        refuse_microbatches(layout, spec.batch.accumulation_steps)
     kernels = {"implementation": "loop"} if deferred is not None else {}  # others refuse tensors without data
     optimizer = build_optimizer(spec.optimizer.model_copy(update=kernels), net)
     build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))

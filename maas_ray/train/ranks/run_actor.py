@@ -46,8 +46,8 @@ class Launch:
     gpus: int
     max_restarts: int
     timeout_s: float
-    wait_s: float
-    resize_s: float
+    placement_timeout_s: float
+    scale_up_interval_s: float
     claim: Claim | None = None
     """The lease in whose name the ranks commit; None: nobody else can be there."""
 

@@ -63,8 +63,8 @@ class Rates:
 
 def peak_tflops(spec: TrainSpec, device: torch.device) -> float | None:
     """What a worker's device could do at best, in 1e12 operations per second; None: unknown."""
-    if spec.throughput.peak_tflops is not None:
-        return spec.throughput.peak_tflops
+    if spec.performance.peak_tflops is not None:
+        return spec.performance.peak_tflops
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -101,10 +101,10 @@ def _train(
     dataset = open_dataset(store, data_digest)
     num_rows = dataset.num_rows["train"]
     world = dist.get_world_size() if dist.is_initialized() else 1
-    place = place_rank(spec.layout.resolve(world), device.type)
+    place = place_rank(spec.parallelism.resolve(world), device.type)
     if place.mesh is not None:
         process_group.bound_waits(place.mesh, spec.workers.timeout_s)
-    if not spec.layout.tp_across_nodes:
+    if not spec.parallelism.tp_across_nodes:
         refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
     is_first = not dist.is_initialized() or dist.get_rank() == 0
     if is_first and not ray.get(board.is_allowed.remote(), timeout=TIMEOUT_S):
@@ -119,7 +119,7 @@ def _train(
     pace.committed(first_step)
     pace.begin(first_step)
     journal = Journal(store, spec.run, first_step, history) if is_first else None
-    beside = Beside(store, spec) if is_first and spec.validation.beside else None
+    beside = Beside(store, spec) if is_first and spec.validation.is_async else None
     stopper = spec.stopper()
 
     def commit(committed: Committed) -> None:
@@ -158,7 +158,7 @@ def _train(
             board.put.remote(progress)
 
     validate = between_steps(spec, plan, dataset, trainee, report)
-    if spec.validation.beside:
+    if spec.validation.is_async:
         validate = beside_training(beside, plan, saver, trainee, report)
 
     def validate_timed(done: int) -> None:
@@ -213,7 +213,7 @@ def _train(
                 begin=profiler.begin if profiler is not None else None,
             )
         saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
-        if is_done and spec.validation.beside and validate is not None:
+        if is_done and spec.validation.is_async and validate is not None:
             validate(saver.committed_step or first_step)  # takes in the figures of that state
         return is_done
     finally:
@@ -227,11 +227,11 @@ def _train(
 
 
 def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
-    if spec.throughput.profile is None:
+    if spec.performance.profile is None:
         return None
     rank = dist.get_rank() if dist.is_initialized() else 0
     return Profiler(
-        spec.throughput.profile, rank, lambda name, trace: store.put(f"{run_prefix(spec.run)}/profile/{name}", trace)
+        spec.performance.profile, rank, lambda name, trace: store.put(f"{run_prefix(spec.run)}/profile/{name}", trace)
     )
 
 

@@ -184,9 +184,9 @@ def _room(trials: list[Trial]) -> int:
     total = ray.cluster_resources()
     room = []
     for trial in trials:
-        workers, beside, world = trial.spec.workers, trial.spec.validation, trial.spec.layouts()[-1].world
+        workers, validation, world = trial.spec.workers, trial.spec.validation, trial.spec.layouts()[-1].world
         needs = {"CPU": world * workers.cpus, "GPU": world * workers.gpus}
-        if beside.beside:
-            needs = {"CPU": needs["CPU"] + beside.cpus, "GPU": needs["GPU"] + beside.gpus}
+        if validation.is_async:
+            needs = {"CPU": needs["CPU"] + validation.cpus, "GPU": needs["GPU"] + validation.gpus}
         room += [int(total.get(name, 0) // need) for name, need in needs.items() if need]
     return max(1, min(room))

@@ -117,8 +117,8 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
             metric=_VALUE,
             mode=mode,
             max_t=1,
-            grace_period=spec.grace,
-            reduction_factor=spec.reduction,
+            grace_period=spec.grace_period,
+            reduction_factor=spec.reduction_factor,
             stop_last_trials=False,  # one that is at its end is to commit it
         )
         self._on_stop = on_stop

@@ -123,7 +123,7 @@ class ScheduleSpec(Spec):
     """Course after the warm-up: constant, half a cosine (Loshchilov & Hutter 2017, without restarts) or a line."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the factor climbs linearly to 1; the first step has `1 / (warmup_steps + 1)`."""
-    min_factor: float = Field(default=0.0, ge=0.0, le=1.0)
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     """cosine and linear: the factor after the last step."""
 
 

@@ -18,7 +18,7 @@ ScheduleName = Literal["gpipe", "1f1b", "interleaved"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class MeshLayout:
     """The sizes of the mesh; their product is the number of ranks."""
 
     pp: int = 1
@@ -76,7 +76,7 @@ class Layout:
         return " x ".join(names)
 
 
-class LayoutSpec(Spec):
+class ParallelismSpec(Spec):
     """How the workers share the model. The product of the four sizes is the number of workers.
 
     `dp_replicate` or `dp_shard` may be left to the number of workers, and is what grows and shrinks with it. Ranks that are neighbours are in the same tensor-parallel group; pipeline stages are farthest apart.
@@ -105,7 +105,7 @@ class LayoutSpec(Spec):
     model's own."""
     schedule: ScheduleName = "1f1b"
     """Of the pipeline; `interleaved` gives each rank two stages that are not neighbours. The micro-batches are
-    `batch.accumulation`."""
+    `batch.accumulation_steps`."""
     tp_across_nodes: bool = False
     """Allows a tensor-parallel group to span nodes, whose network is far slower than what connects GPUs inside one."""
 
@@ -115,7 +115,7 @@ class LayoutSpec(Spec):
             raise ValueError("dp_replicate and dp_shard are both left to the workers; give one of them a number")
         return self
 
-    def resolve(self, world: int) -> Layout:
+    def resolve(self, world: int) -> MeshLayout:
         """The layout of so many workers.
 
         Raises:
@@ -126,8 +126,10 @@ class LayoutSpec(Spec):
         product = self.pp * replicas * shards * self.tp
         if product != world:
             sizes = f"pp {self.pp} x dp_replicate {replicas} x dp_shard {shards} x tp {self.tp}"
-            raise SpecError(f"layout: {sizes} = {product} ranks, and workers.count is {world}; they have to be equal")
-        layout = Layout(self.pp, replicas, shards, self.tp, self.sequence_parallel, self.schedule)
+            raise SpecError(
+                f"parallelism: {sizes} = {product} ranks, and workers.count is {world}; they have to be equal"
+            )
+        layout = MeshLayout(self.pp, replicas, shards, self.tp, self.sequence_parallel, self.schedule)
         if self.pp_split is not None and len(self.pp_split) != layout.num_stages - 1:
             raise SpecError(
                 f"layout.pp_split: {len(self.pp_split)} names begin {len(self.pp_split) + 1} stages, and the layout {layout} "
@@ -162,7 +164,7 @@ class LayoutSpec(Spec):
         return found
 
 
-def possible_layouts(max_world: int, *, has_plan: bool, num_layers: int, has_sequence: bool) -> Iterator[Layout]:
+def possible_layouts(max_world: int, *, has_plan: bool, num_layers: int, has_sequence: bool) -> Iterator[MeshLayout]:
     """Every arrangement of at most so many ranks in which each axis is 1 or 2, or one axis has all ranks.
 
     Args:
@@ -177,16 +179,16 @@ def possible_layouts(max_world: int, *, has_plan: bool, num_layers: int, has_seq
         for pp, shard, tp in product(sizes, sizes, sizes):
             if world % (pp * shard * tp) or (tp > 1 and not has_plan) or (pp > 1 and pp > num_layers):
                 continue
-            yield from _variants(Layout(pp, world // (pp * shard * tp), shard, tp), num_layers, has_sequence)
+            yield from _variants(MeshLayout(pp, world // (pp * shard * tp), shard, tp), num_layers, has_sequence)
         world *= 2
 
 
-def _variants(layout: Layout, num_layers: int, has_sequence: bool) -> Iterator[Layout]:
+def _variants(layout: MeshLayout, num_layers: int, has_sequence: bool) -> Iterator[MeshLayout]:
     schedules: tuple[ScheduleName, ...] = ("1f1b",)
     if layout.pp == layout.world:
         schedules = ("gpipe", "1f1b", "interleaved") if num_layers >= 2 * layout.pp else ("gpipe", "1f1b")
     for schedule in schedules:
         sizes = layout.sizes
-        yield Layout(*sizes, schedule=schedule)
+        yield MeshLayout(*sizes, schedule=schedule)
         if layout.tp > 1 and has_sequence:
-            yield Layout(*sizes, sequence_parallel=True, schedule=schedule)
+            yield MeshLayout(*sizes, sequence_parallel=True, schedule=schedule)

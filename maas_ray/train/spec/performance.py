@@ -21,7 +21,7 @@ class ProfileSpec(Spec):
     """How many are recorded; a trace takes some MB per step."""
 
 
-class ThroughputSpec(Spec):
+class PerformanceSpec(Spec):
     """How fast the same training runs, and in how much memory. All of it may change when a run is resumed."""
 
     activation_checkpointing: ActivationCheckpointing = "none"

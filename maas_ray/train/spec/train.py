@@ -15,8 +15,8 @@ from maas_ray.train.spec.classical import refuse_unused
 from maas_ray.train.spec.early_stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.spec.optim import EmaSpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, loss_name
-from maas_ray.train.spec.parallelism import Layout, LayoutSpec
-from maas_ray.train.spec.performance import ThroughputSpec
+from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec
+from maas_ray.train.spec.performance import PerformanceSpec
 from maas_ray.train.spec.tensorboard import TensorboardSpec
 
 
@@ -25,7 +25,7 @@ class BatchSpec(Spec):
 
     global_size: PositiveInt = 64
     """Samples per optimizer step over all workers; fixed, so that a run means the same on any number of workers."""
-    accumulation: PositiveInt = 1
+    accumulation_steps: PositiveInt = 1
     """Micro-batches into which each worker cuts its share, to save memory; the gradient is that of the whole batch."""
 
 
@@ -33,7 +33,7 @@ class WorkersSpec(Spec):
     """The processes that train, and what each one needs. Either `count` of them, or from `min` to `max`."""
 
     count: PositiveInt = 1
-    """Processes; by default each is a replica of the model with its own rows, see `layout`."""
+    """Processes; by default each is a replica of the model with its own rows, see `parallelism`."""
     min: PositiveInt | None = None
     """Fewest processes with which training goes on, where their number follows what the cluster has; with `max`."""
     max: PositiveInt | None = None
@@ -49,9 +49,9 @@ class WorkersSpec(Spec):
     timeout_s: PositiveFloat = 45.0
     """Longest wait of a rank for another one. Then the attempt ends, naming who was missing; with the time to notice and
     to end what hangs, a minute."""
-    wait_s: PositiveFloat = 60.0
+    placement_timeout_s: PositiveFloat = 60.0
     """Longest wait for room in the cluster, at the start and after a loss. Then the run ends; resume it later."""
-    resize_s: PositiveFloat = 30.0
+    scale_up_interval_s: PositiveFloat = 30.0
     """Time between two looks for room for more workers, if there are fewer than `max`. Growing takes a checkpoint and a
     new start, so it should be rarer than both are long."""
 
@@ -82,15 +82,20 @@ class WorkersSpec(Spec):
 class ValidationSpec(Spec):
     """How the validation split is looked at."""
 
-    beside: bool = False
-    """A task beside the workers validates each committed checkpoint while they train on; its figures are known when the
-    next checkpoint is due. Otherwise the workers validate between two steps."""
+    mode: Literal["sync", "async"] = "sync"
+    """`sync`: the workers validate between two steps. `async`: a task validates each committed checkpoint while the
+    workers continue to train; its metrics are known when the next checkpoint is due."""
     cpus: PositiveInt = 1
     """CPUs of that task; also the number of its compute threads."""
     gpus: int = Field(default=0, ge=0, le=1)
     """GPUs of that task."""
     timeout_s: PositiveFloat = 600.0
-    """A checkpoint whose figures take longer has none: training goes on without them."""
+    """A checkpoint whose metrics take longer has none; training continues without them."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether a task validates while the workers train."""
+        return self.mode == "async"
 
 
 class CheckpointSpec(Spec):
@@ -154,7 +159,7 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the forward pass under autocast, or what is sharded by FSDP2's policy; weights, gradients and optimizer
     state stay float32."""
-    clip_norm: PositiveFloat | None = None
+    max_grad_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; None: not clipped."""
     seed: NonNegativeInt = 0
     """Decides initial weights, sample order and dropout."""
@@ -167,8 +172,8 @@ class TrainSpec(Spec):
     validation: ValidationSpec = ValidationSpec()
     tensorboard: TensorboardSpec = TensorboardSpec()
     workers: WorkersSpec = WorkersSpec()
-    layout: LayoutSpec = LayoutSpec()
-    throughput: ThroughputSpec = ThroughputSpec()
+    parallelism: ParallelismSpec = ParallelismSpec()
+    performance: PerformanceSpec = PerformanceSpec()
     storage: StorageSpec = StorageSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -177,9 +182,9 @@ class TrainSpec(Spec):
         if self.model.is_classical:
             refuse_unused(self, self.model.name)
             parse_classical(self.model.name, self.model.params, self.data.task)
-        if self.validation.beside and self.validate_every is not None:
+        if self.validation.is_async and self.validate_every is not None:
             raise ValueError(
-                "validation.beside looks at every checkpoint: remove validate_every, and set checkpoint.every_steps"
+                "validation.mode async looks at every checkpoint: remove validate_every, and set checkpoint.every_steps"
             )
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
@@ -199,15 +204,17 @@ class TrainSpec(Spec):
             return None
         return Stopper(early.metric or by.metric, early.mode or by.mode, early.patience, early.min_delta)
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> list[MeshLayout]:
         """The layout of each number of workers with which the run may go on, fewest first.
 
         Raises:
             SpecError: there is none.
         """
         if self.workers.max is None:
-            return [self.layout.resolve(self.workers.count)]
-        return [self.layout.resolve(size) for size in self.layout.sizes(self.workers.least, self.workers.most)]
+            return [self.parallelism.resolve(self.workers.count)]
+        return [
+            self.parallelism.resolve(size) for size in self.parallelism.sizes(self.workers.least, self.workers.most)
+        ]
 
     def stop_position(self, num_rows: int) -> int:
         """Global sample position at which the run ends: epochs x rows, or steps x global batch.
@@ -229,11 +236,11 @@ class TrainSpec(Spec):
         Where it is stored, how often it is checkpointed, validated or logged, whether it stops early, on which workers it
         runs, how they share the model, how fast they are and how much a file may expand may change.
         """
-        free = {"storage", "workers", "layout", "throughput", "checkpoint", "log_every", "validate_every"}
+        free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
         free |= {"early_stopping", "validation", "tensorboard"}
         mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as runs are written down
         for fields in (mine, theirs):
-            del fields["batch"]["accumulation"]  # how a share is cut changes no gradient
+            del fields["batch"]["accumulation_steps"]  # how a share is cut changes no gradient
             del fields["optimizer"]["implementation"]  # which kernels compute the same update
             fields["data"].pop("max_expansion", None)  # what is refused, which the prepared data no longer needs
         return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])

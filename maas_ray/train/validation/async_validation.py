@@ -150,9 +150,9 @@ def refuse_no_room(spec: TrainSpec) -> None:
         needed, there = least * ranks[name] + wanted[name], sum(node.get(name, 0.0) for node in nodes)
         if nodes and wanted[name] and there < needed:
             raise ResourcesMissing(
-                f"validation.beside: the cluster has {there:g} {name}, and {least} workers of {ranks[name]:g} and the "
+                f"validation.mode async: the cluster has {there:g} {name}, and {least} workers of {ranks[name]:g} and the "
                 f"validation beside them of {wanted[name]:g} need {needed:g}; add nodes, take fewer workers, or validate "
-                "between steps (validation.beside: false)"
+                "between steps (validation.mode: sync)"
             )
 
 

@@ -32,7 +32,7 @@ def between_steps(spec: TrainSpec, plan: Plan, dataset: Dataset, trainee: Traine
         return None
     place = trainee.place
     rows = open_rows(dataset, "validation", seed=spec.seed)
-    model = Scorer(trainee, plan, spec.batch.accumulation)
+    model = Scorer(trainee, plan, spec.batch.accumulation_steps)
 
     def validate(done: int) -> None:
         from maas_ray.train.loop.evaluate import (

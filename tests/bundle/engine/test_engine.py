@@ -158,7 +158,7 @@ def test_bfloat16_is_passed_as_its_bits() -> None:
 
 def test_graphs_and_streams_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="use 1 stream"):
-        EngineSpec(cuda_graph_rows=(4,), streams=2)
+        EngineSpec(cuda_graph_rows=(4,), instances=2)
 
 
 def test_without_a_gpu_the_option_of_cuda_graphs_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

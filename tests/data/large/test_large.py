@@ -201,7 +201,7 @@ def both(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_a_loader_gives_the_same_batches_from_shards_as_from_memory(both: tuple[Dataset, Dataset]) -> None:
     assert len(both[1].shards.shards["train"]) > 3
     loaders = [
-        Loader.over(open_rows(dataset, "train"), seed=3, global_batch=64, rank=1, world=2, accumulation=2)
+        Loader.over(open_rows(dataset, "train"), seed=3, global_batch=64, rank=1, world=2, accumulation_steps=2)
         for dataset in both
     ]
     for cursor in range(0, 3 * 64 * 20, 64):

@@ -22,7 +22,7 @@ def _columns() -> list[np.ndarray]:
     ]
 
 
-def _loader(rank: int = 0, world: int = 1, accumulation: int = 1, global_batch: int = 10) -> Loader:
+def _loader(rank: int = 0, world: int = 1, accumulation_steps: int = 1, global_batch: int = 10) -> Loader:
     return Loader(
         _columns(),
         np.arange(N),
@@ -30,33 +30,35 @@ def _loader(rank: int = 0, world: int = 1, accumulation: int = 1, global_batch: 
         global_batch=global_batch,
         rank=rank,
         world=world,
-        accumulation=accumulation,
+        accumulation_steps=accumulation_steps,
     )
 
 
-def _global_batch(world: int, accumulation: int, cursor: int, stop: int, global_batch: int = 10) -> list[int]:
+def _global_batch(world: int, accumulation_steps: int, cursor: int, stop: int, global_batch: int = 10) -> list[int]:
     """The ids of one global batch in global order, put together again from all ranks."""
     by_rank = []
     for rank in range(world):
-        batches = _loader(rank, world, accumulation, global_batch).load(cursor, stop)
-        assert len(batches) == accumulation
+        batches = _loader(rank, world, accumulation_steps, global_batch).load(cursor, stop)
+        assert len(batches) == accumulation_steps
         by_rank.append([int(i) for batch in batches for i in batch.target])
     total = sum(map(len, by_rank))
     return [by_rank[p % world][p // world] for p in range(total)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 16])
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_ids_and_order_of_a_global_batch_do_not_depend_on_the_number_of_ranks(world: int, accumulation: int) -> None:
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_ids_and_order_of_a_global_batch_do_not_depend_on_the_number_of_ranks(
+    world: int, accumulation_steps: int
+) -> None:
     for cursor, stop in ((0, 10**9), (95, N), (100, N), (95, 10**9), (5 * N + 3, 10**9)):
         length = min(10, stop - cursor)
-        assert _global_batch(world, accumulation, cursor, stop) == sample_ids(4, N, cursor, length).tolist()
+        assert _global_batch(world, accumulation_steps, cursor, stop) == sample_ids(4, N, cursor, length).tolist()
 
 
 @pytest.mark.parametrize("world", [1, 3, 16])
 def test_every_row_knows_its_position_in_the_endless_stream(world: int) -> None:
     for cursor, stop in ((0, 10**9), (95, 100), (5 * N + 3, 10**9)):
-        batches = [b for rank in range(world) for b in _loader(rank, world, accumulation=2).load(cursor, stop)]
+        batches = [b for rank in range(world) for b in _loader(rank, world, accumulation_steps=2).load(cursor, stop)]
         positions = torch.cat([batch.positions for batch in batches])
         ids = torch.cat([batch.target for batch in batches])
         assert sorted(positions.tolist()) == list(range(cursor, min(cursor + 10, stop)))
@@ -74,7 +76,7 @@ def test_every_sample_comes_exactly_once_per_epoch(world: int) -> None:
 
 def test_every_column_holds_the_rows_of_its_target() -> None:
     raw = _columns()
-    for batch in _loader(accumulation=3, global_batch=64).load(7, 10**9):
+    for batch in _loader(accumulation_steps=3, global_batch=64).load(7, 10**9):
         ids = batch.target.numpy()
         assert batch.num_rows == len(ids)
         for column, values in zip(batch.columns, raw, strict=True):
@@ -84,13 +86,13 @@ def test_every_column_holds_the_rows_of_its_target() -> None:
 
 
 def test_a_rank_without_rows_gets_empty_micro_batches() -> None:
-    batches = _loader(rank=3, world=8, accumulation=2).load(0, 2)
+    batches = _loader(rank=3, world=8, accumulation_steps=2).load(0, 2)
     assert [batch.num_rows for batch in batches] == [0, 0]
     assert [tuple(column.shape) for column in batches[0].columns] == [(0, 1), (0, 1), (0, 1, 3, 2), (0, 1), (0, 2)]
 
 
 def test_micro_batches_differ_by_at_most_one_row() -> None:
-    sizes = [batch.num_rows for batch in _loader(accumulation=3, global_batch=10).load(0, 10**9)]
+    sizes = [batch.num_rows for batch in _loader(accumulation_steps=3, global_batch=10).load(0, 10**9)]
     assert sorted(sizes) == [3, 3, 4]
 
 
@@ -118,7 +120,7 @@ def test_read_only_arrays_are_taken_without_a_warning() -> None:
         ({"target": np.arange(N - 1)}, "rows"),
         ({"columns": []}, "columns"),
         ({"global_batch": 0}, "global_batch 0"),
-        ({"accumulation": 0}, "accumulation 0"),
+        ({"accumulation_steps": 0}, "accumulation_steps 0"),
         ({"rank": 2, "world": 2}, "rank 2"),
         ({"rank": -1}, "rank -1"),
     ],

@@ -16,7 +16,7 @@ STOP, STRIDE = 100, 12
 
 def _loader() -> Loader:
     rows = np.arange(40, dtype=np.float32)[:, None]
-    return Loader([rows], np.arange(40), seed=3, global_batch=STRIDE, rank=1, world=2, accumulation=2)
+    return Loader([rows], np.arange(40), seed=3, global_batch=STRIDE, rank=1, world=2, accumulation_steps=2)
 
 
 def _ahead(loader: Any, cursor: int = 0, depth: int = 2) -> Prefetcher:

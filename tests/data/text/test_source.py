@@ -16,7 +16,7 @@ from maas_ray.spec import parse_spec
 
 
 def _pieces(uri: object, **text: object) -> list[Piece]:
-    fields = {"uri": str(uri), "task": "language_modeling", "text": {"length": 4, **text}}
+    fields = {"uri": str(uri), "task": "language_modeling", "text": {"seq_len": 4, **text}}
     spec = parse_spec(DataSpec, fields)
     assert spec.text is not None
     return list(read_pieces(spec, spec.text))

@@ -33,7 +33,7 @@ FIELDS: dict[str, Any] = {
     "task": "classification",
     "target": "mood",
     "split": {"column": "part"},
-    "text": {"length": 6, "field": "body", "tokenizer": {"kind": "characters"}},
+    "text": {"seq_len": 6, "field": "body", "tokenizer": {"kind": "characters"}},
 }
 
 
@@ -94,7 +94,7 @@ def test_a_classifier_of_texts_is_exported_over_token_codes(store: ObstoreStore,
 
 def test_a_model_with_scores_per_token_is_not_exported(store: ObstoreStore, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc " * 50)
-    fields = {"task": "language_modeling", "text": {"length": 4}}
+    fields = {"task": "language_modeling", "text": {"seq_len": 4}}
     dataset = prepare(parse_spec(DataSpec, {"uri": str(tmp_path / "a.txt"), **fields}), store)
     with pytest.raises(BundleError, match="language_modeling cannot be exported to a bundle yet"):
         export(nn.Embedding(300, 300), dataset.features)
@@ -105,7 +105,7 @@ def test_a_model_with_scores_per_token_is_not_exported(store: ObstoreStore, tmp_
     [
         ({"features": ["other"]}, "a text stands alone"),
         ({"cleaning": {"drop": ["x"]}}, "not cleaned"),
-        ({"text": {"length": 6, "stride": 2}}, r"text\.stride cannot be used"),
+        ({"text": {"seq_len": 6, "stride": 2}}, r"text\.stride cannot be used"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], says: str) -> None:

@@ -63,15 +63,15 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(
         max_rows=st.integers(1, 8),
-        streams=st.integers(1, 2),
+        instances=st.integers(1, 2),
         can_merge=st.booleans(),
         delay_ms=st.sampled_from([0, 0, 50]),
     )
-    def start(self, max_rows: int, streams: int, can_merge: bool, delay_ms: float) -> None:
+    def start(self, max_rows: int, instances: int, can_merge: bool, delay_ms: float) -> None:
         self.sent: list[Sent] = []
         self.max_rows, self.can_merge, self.delay_ms = max_rows, can_merge, delay_ms
         self.loop = ManualLoop()
-        self.engine = CheckedEngine(self, streams)
+        self.engine = CheckedEngine(self, instances)
         self.budget = ByteBudget(10_000)
         spec = BatchSpec(max_batch_size=max_rows, max_queued_requests=MAX_WAITING, max_delay_ms=delay_ms)
         self.batcher = Batcher(self.engine, spec, self.loop, can_merge=can_merge, budget=self.budget)
@@ -124,7 +124,7 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def turn(self) -> None:
         self.loop.turn()
-        if not self.delay_ms and len(self.engine.runs_going_on) < self.engine.streams:
+        if not self.delay_ms and len(self.engine.runs_going_on) < self.engine.instances:
             assert not self.waiting(), "a free engine lets nobody wait"
 
     @precondition(lambda self: self.engine.is_busy)
@@ -139,7 +139,7 @@ class Schedules(RuleBasedStateMachine):
             assert self.batcher.num_queued == num_waiting <= MAX_WAITING
             assert self.budget.used == 10 * num_waiting
             assert self.batcher._queue.num_rows == sum(sent.num_rows for sent in self.waiting())
-            assert len(self.engine.runs_going_on) <= self.engine.streams
+            assert len(self.engine.runs_going_on) <= self.engine.instances
 
     def teardown(self) -> None:
         if not hasattr(self, "batcher"):
@@ -174,8 +174,8 @@ class Schedules(RuleBasedStateMachine):
 class CheckedEngine(HeldEngine):
     """Holds each run against what the model says may be in it."""
 
-    def __init__(self, machine: Schedules, streams: int) -> None:
-        super().__init__(streams)
+    def __init__(self, machine: Schedules, instances: int) -> None:
+        super().__init__(instances)
         self.machine = machine
         self.runs_going_on: list[list[Sent]] = []
 

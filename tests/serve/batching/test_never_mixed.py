@@ -92,11 +92,11 @@ class Swapping(EngineRunner):
         return outputs, error, seconds
 
 
-def storm(num_rows: int, kind: type[EngineRunner], inline_below_s: float, streams: int, seed: int) -> Checker:
+def storm(num_rows: int, kind: type[EngineRunner], inline_below_s: float, instances: int, seed: int) -> Checker:
     """Sends until so many rows were answered well, in bursts of random size."""
     dice = random.Random(seed)
     checker = Checker()
-    engine = Engine(make_bundle(marking(), MARKING), EngineSpec(streams=streams, warmup_rows=(1, 16)))
+    engine = Engine(make_bundle(marking(), MARKING), EngineSpec(instances=instances, warmup_rows=(1, 16)))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -145,19 +145,21 @@ def storm(num_rows: int, kind: type[EngineRunner], inline_below_s: float, stream
 WAYS: list[Any] = [pytest.param(1.0, 1, id="inline"), pytest.param(0.0, 2, id="two threads")]
 
 
-@pytest.mark.parametrize(("inline_below_s", "streams"), WAYS)
-def test_no_row_reaches_another_request(inline_below_s: float, streams: int) -> None:
-    checker = storm(10_000, EngineRunner, inline_below_s, streams, seed=1)
+@pytest.mark.parametrize(("inline_below_s", "instances"), WAYS)
+def test_no_row_reaches_another_request(inline_below_s: float, instances: int) -> None:
+    checker = storm(10_000, EngineRunner, inline_below_s, instances, seed=1)
     assert checker.foreign == []
     for kind in ("cancelled", BadRequest.__name__, Overloaded.__name__, DeadlineExceeded.__name__):
         assert checker.outcomes[kind] > 0, f"the storm had no {kind}: {checker.outcomes}"
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("inline_below_s", "streams"), WAYS)
+@pytest.mark.parametrize(("inline_below_s", "instances"), WAYS)
 @pytest.mark.parametrize("seed", [2, 3])
-def test_no_row_of_two_hundred_thousand_reaches_another_request(inline_below_s: float, streams: int, seed: int) -> None:
-    checker = storm(200_000, EngineRunner, inline_below_s, streams, seed)
+def test_no_row_of_two_hundred_thousand_reaches_another_request(
+    inline_below_s: float, instances: int, seed: int
+) -> None:
+    checker = storm(200_000, EngineRunner, inline_below_s, instances, seed)
     assert checker.foreign == []
 
 

@@ -1,4 +1,4 @@
-"""Which requests the next run holds: priorities and deadlines, shares of tenants, runs that end in time, delay, streams."""
+"""Which requests the next run holds: priorities and deadlines, shares of tenants, runs that end in time, delay, instances."""
 
 import random
 from collections.abc import Sequence
@@ -249,7 +249,7 @@ def test_closing_waits_for_no_one_to_fill_a_batch() -> None:
 
 
 def test_as_many_runs_as_there_are_streams_go_on_at_the_same_time() -> None:
-    rig = Rig(streams=2)
+    rig = Rig(instances=2)
     for number in range(10):
         rig.send(str(number), number)
     rig.loop.turn()

@@ -154,7 +154,7 @@ def test_a_busy_engine_asks_for_help_only_where_requests_could_share_it() -> Non
 
 
 def test_a_pool_sleeps_when_idle_and_is_woken_by_a_request_that_waits() -> None:
-    spec = AutoscalingSpec(idle_s=30, downscale_delay_s=10)
+    spec = AutoscalingSpec(scale_to_zero_after_s=30, downscale_delay_s=10)
     changes = simulate(
         lambda time_s: 5.0 if time_s < 20 else 0.0,
         140,
@@ -171,7 +171,7 @@ def test_a_pool_sleeps_when_idle_and_is_woken_by_a_request_that_waits() -> None:
 
 
 def test_rare_requests_that_no_look_meets_keep_a_pool_awake() -> None:
-    spec = AutoscalingSpec(idle_s=5)
+    spec = AutoscalingSpec(scale_to_zero_after_s=5)
     assert simulate(lambda time_s: 0.0, 60, spec=spec, bounds=(0, 2), target=1, rate=lambda time_s: 0.5) == []
 
 
@@ -182,7 +182,7 @@ def test_a_new_controller_takes_nothing_away_before_it_has_looked_long_enough() 
 
 
 def test_a_deployment_that_reports_nothing_is_scaled_by_what_serve_sees() -> None:
-    scaler = Scaler(target_ongoing=2, target_busy=0, upscale_delay_s=0, downscale_delay_s=0, idle_s=0)
+    scaler = Scaler(target_ongoing=2, target_busy=0, upscale_delay_s=0, downscale_delay_s=0, scale_to_zero_after_s=0)
     context = AutoscalingContext(
         deployment_id=None, deployment_name="d", app_name="p", current_num_replicas=1, target_num_replicas=1,
         running_replicas=[], total_num_requests=6.0, total_queued_requests=0.0, aggregated_metrics={}, raw_metrics={},
@@ -198,7 +198,7 @@ def test_the_policy_needs_nothing_of_ours_where_it_is_unpickled() -> None:
 import sys
 import ray.cloudpickle as pickle
 kind = pickle.loads(sys.stdin.buffer.read())
-kind(target_ongoing=1, target_busy=0, upscale_delay_s=0, downscale_delay_s=0, idle_s=0)
+kind(target_ongoing=1, target_busy=0, upscale_delay_s=0, downscale_delay_s=0, scale_to_zero_after_s=0)
 sys.exit(any(name.startswith("maas_ray") for name in sys.modules))
 """
     read = subprocess.run(

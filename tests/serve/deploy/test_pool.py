@@ -49,7 +49,7 @@ def serve_spec(ray_cluster: RayCluster, store: ObstoreStore, **pool: Any) -> Ser
         "route_prefix": "/one",
         "models": [{"name": "linear"}],
         "resources": {"cpus": 0.5},
-        "refresh": {"every_s": 0.2},
+        "refresh": {"poll_interval_s": 0.2},
         **pool,
     }
     front = {"port": ray_cluster.http_port}

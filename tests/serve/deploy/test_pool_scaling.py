@@ -112,7 +112,7 @@ def test_a_sleeping_pool_is_woken_by_a_request_and_answers_it(
     options = {
         "models": [{"name": "heavy"}],
         "replicas": {"min": 0, "max": 2},
-        "autoscaling": {"idle_s": 4, "downscale_delay_s": 4},
+        "autoscaling": {"scale_to_zero_after_s": 4, "downscale_delay_s": 4},
     }
     pool.deploy(serve_spec(ray_cluster, heavy_store, **options))
     wait_until_gone(90)

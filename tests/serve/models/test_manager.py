@@ -19,8 +19,8 @@ from tests.serve.http.test_asgi_app import ROW
 from tests.support.onnx_models import LINEAR, LOOKUP, commit_bundle, linear, lookup
 from tests.support.residents import resident
 
-FAST = {"every_s": 0.05}
-SLOW = {"every_s": 3600.0}
+FAST = {"poll_interval_s": 0.05}
+SLOW = {"poll_interval_s": 3600.0}
 
 
 def break_bundle(store: ObstoreStore, bundle: str) -> None:

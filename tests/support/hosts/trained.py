@@ -99,7 +99,7 @@ def write_run(
         "validate_every": steps,
         "checkpoint": {"every_steps": every},
         "seed": 5,
-        "workers": {"count": 4, "max_restarts": 10, "wait_s": 600},
+        "workers": {"count": 4, "max_restarts": 10, "placement_timeout_s": 600},
         "storage": dict(storage or {"uri": store_uri(network)}),
     }
     (network.shared / f"{run}.yaml").write_text(yaml.safe_dump({**fields, **changes}))

@@ -17,7 +17,7 @@ from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.fit import Trainee, train_step
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.mesh import Place
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import restore, tensors_of
 from maas_ray.train.validation.hooks import between_steps
 from tests.support.small_runs import make_run
@@ -58,7 +58,7 @@ def test_the_network_computes_with_it_within_the_block_and_is_the_same_bits_afte
 
 def _trained(store: ObstoreStore, directory: Path, first: int, last: int, committed: str | None = None) -> Trainee:
     spec, dataset = make_run(store, directory, "mlp", steps=STEPS, ema={"decay": DECAY, "start_step": 1})
-    rows, place = dataset.num_rows["train"], Place(Layout(), None)
+    rows, place = dataset.num_rows["train"], Place(MeshLayout(), None)
     trainee = build_trainee(spec, dataset.features, rows, place, torch.device("cpu"))
     plan, loader = build_plan(spec, rows), build_loader(spec, dataset, place)
     if committed is not None:
@@ -87,7 +87,7 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
 ) -> None:
     changes = {"steps": STEPS, "ema": {"decay": DECAY}, "tensorboard": {"samples": 2}}
     spec, dataset = make_run(file_store, tmp_path, "mlp", **changes)
-    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
+    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
     plan = build_plan(spec, 62)
     assert trainee.ema is not None
     with torch.no_grad():

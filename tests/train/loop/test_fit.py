@@ -17,7 +17,7 @@ from maas_ray.train.loop.fit import Plan, Trainee, fit, settle
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.parallel.mesh import Place
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
 
 NUM_ROWS = 50
@@ -33,7 +33,7 @@ def _plan(**changes: Any) -> Plan:
         "log_every": 1,
         "checkpoint_every": 4,
         "validate_every": None,
-        "clip_norm": 1.0,
+        "max_grad_norm": 1.0,
         "precision": "fp32",
     }
     return Plan(**{**numbers, **changes})
@@ -62,12 +62,12 @@ def _trainee(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sample
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
         device=torch.device("cpu"),
-        place=Place(Layout(dp_replicate=world), None, dp=rank),
+        place=Place(MeshLayout(dp_replicate=world), None, dp=rank),
         dtype=dtype,
     )
 
 
-def _loader(plan: Plan, accumulation: int = 1, dtype: Any = np.float32) -> Loader:
+def _loader(plan: Plan, accumulation_steps: int = 1, dtype: Any = np.float32) -> Loader:
     rng = np.random.default_rng(0)
     columns = [rng.normal(size=(NUM_ROWS, 6)).astype(dtype)]
     target = rng.integers(0, 3, NUM_ROWS)
@@ -79,7 +79,7 @@ def _loader(plan: Plan, accumulation: int = 1, dtype: Any = np.float32) -> Loade
         global_batch=plan.global_size,
         rank=rank,
         world=world,
-        accumulation=accumulation,
+        accumulation_steps=accumulation_steps,
     )
 
 
@@ -159,10 +159,10 @@ def test_the_comparison_notices_dropout_that_is_not_seeded_by_step() -> None:
 
 def _in_double(rank: int, accumulations: list[int]) -> list[Any]:
     outcomes = []
-    for accumulation in accumulations:
+    for accumulation_steps in accumulations:
         plan = _plan()
         trainee = _trainee(dropout=0.0, dtype=torch.float64)
-        losses, _ = _train(trainee, plan, _loader(plan, accumulation, np.float64))
+        losses, _ = _train(trainee, plan, _loader(plan, accumulation_steps, np.float64))
         outcomes.append([losses, trainee.parts[0].state_dict()])
     return outcomes
 

@@ -101,9 +101,9 @@ def test_a_dumped_spec_is_accepted_again() -> None:
         ({}, [1, 1, 1, 1, 1]),
         ({"warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1]),
         ({"name": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
-        ({"name": "linear", "min_factor": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"name": "linear", "min_lr_ratio": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
         ({"name": "cosine"}, [1, 0.8535534, 0.5, 0.1464466, 0]),
-        ({"name": "cosine", "min_factor": 0.5}, [1, 0.9267767, 0.75, 0.5732233, 0.5]),
+        ({"name": "cosine", "min_lr_ratio": 0.5}, [1, 0.9267767, 0.75, 0.5732233, 0.5]),
         ({"name": "linear", "warmup_steps": 1}, [0.5, 1, 2 / 3, 1 / 3, 0]),
     ],
 )

@@ -14,7 +14,7 @@ from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.loop.fit import mean_loss, settle, train_step
 from maas_ray.train.parallel.mesh import place_rank
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from tests.support.ranks import run_ranks
 
@@ -51,7 +51,7 @@ def _images(store: ObstoreStore, norm: str) -> tuple[TrainSpec, Dataset]:
     return spec, save_dataset(store, tables, Features.model_validate(features), {}, {})
 
 
-def _losses(spec: TrainSpec, dataset: Dataset, layout: Layout) -> list[float]:
+def _losses(spec: TrainSpec, dataset: Dataset, layout: MeshLayout) -> list[float]:
     place, num_rows = place_rank(layout, "cpu"), dataset.num_rows["train"]
     trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
@@ -62,7 +62,7 @@ def _losses(spec: TrainSpec, dataset: Dataset, layout: Layout) -> list[float]:
 
 def _on_replicas(rank: int, spec_json: str, digest: str) -> list[float]:
     spec = TrainSpec.model_validate_json(spec_json)
-    return _losses(spec, open_dataset(open_store(spec.storage), digest), Layout(dp_replicate=2))
+    return _losses(spec, open_dataset(open_store(spec.storage), digest), MeshLayout(dp_replicate=2))
 
 
 @pytest.mark.fault
@@ -72,7 +72,7 @@ def test_resnet_50_learns_a_batch_by_heart_alone_and_on_two_replicas(
     file_store: ObstoreStore, tmp_path: Path, norm: str
 ) -> None:
     spec, dataset = _images(file_store, norm)
-    alone = _losses(spec, dataset, Layout())
+    alone = _losses(spec, dataset, MeshLayout())
     both = run_ranks(_on_replicas, 2, spec.model_dump_json(), dataset.digest)
     print(f"{norm}: {alone}; on two replicas: {both[0]}")  # noqa: T201
     assert both[0] == both[1]

@@ -21,7 +21,7 @@ from maas_ray.train.modules.deferred_init import Deferred
 from maas_ray.train.modules.deferred_tape import CannotDefer, early_order, needed_steps
 from maas_ray.train.parallel.mesh import distribute, place_rank
 from maas_ray.train.ranks.preflight import check_run
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
 from tests.support.small_runs import make_run
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_written_down_is_refused_with_the_reason(then: Callable[[
 def test_such_a_model_is_built_at_once_and_the_log_says_why(
     file_store: ObstoreStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layouts = [Layout(dp_shard=2)]
+    layouts = [MeshLayout(dp_shard=2)]
     spec, dataset = make_run(file_store, tmp_path, "tests.support.nets:Flat")  # its layer is lazy
     with caplog.at_level(logging.INFO):
         net, deferred = build_or_defer(spec, dataset.features, layouts)
@@ -251,7 +251,7 @@ def test_such_a_model_is_built_at_once_and_the_log_says_why(
     assert not any(tensor.is_meta for tensor in _tensors(net).values())
     assert "each rank holds the whole model while it is built" in caplog.text
     spec, dataset = make_run(file_store, tmp_path, "mlp")
-    whole, deferred = build_or_defer(spec, dataset.features, [Layout(), Layout(dp_replicate=2)])
+    whole, deferred = build_or_defer(spec, dataset.features, [MeshLayout(), MeshLayout(dp_replicate=2)])
     assert deferred is None
     net, deferred = build_or_defer(spec, dataset.features, layouts)
     assert deferred is not None
@@ -260,10 +260,12 @@ def test_such_a_model_is_built_at_once_and_the_log_says_why(
 
 
 def test_a_sharded_run_is_checked_without_data(file_store: ObstoreStore, tmp_path: Path) -> None:
-    shared = {"workers": {"count": 2}, "layout": {"dp_shard": 2}}
+    shared = {"workers": {"count": 2}, "parallelism": {"dp_shard": 2}}
     spec, dataset = make_run(file_store, tmp_path, "mlp", **shared)
     check_run(spec, dataset, file_store)
-    spec, dataset = make_run(file_store, tmp_path, "mlp", **shared | {"layout": {"tp": 2, "tp_plan": {"head": "no"}}})
+    spec, dataset = make_run(
+        file_store, tmp_path, "mlp", **shared | {"parallelism": {"tp": 2, "tp_plan": {"head": "no"}}}
+    )
     with pytest.raises(ModelError, match="the style 'no'"):
         check_run(spec, dataset, file_store)
 
@@ -276,7 +278,7 @@ EXAMPLES = {"own": torch.zeros(2, 5), "decoder": torch.zeros(2, 6, dtype=torch.i
 PLANS = {"own": {"list.0": "colwise", "list.1": "rowwise", "again": "rowwise"}, "decoder": None}
 
 
-def _compare_pieces(rank: int, cases: list[tuple[str, Layout]]) -> list[list[str]]:
+def _compare_pieces(rank: int, cases: list[tuple[str, MeshLayout]]) -> list[list[str]]:
     found = []
     for name, layout in cases:
         place, build = place_rank(layout, "cpu"), _builder(MODELS[name])
@@ -293,9 +295,9 @@ def _compare_pieces(rank: int, cases: list[tuple[str, Layout]]) -> list[list[str
 
 def test_pieces_on_two_ranks_are_those_of_the_whole() -> None:
     cases = [
-        ("own", Layout(dp_shard=2)),
-        ("decoder", Layout(tp=2, sequence_parallel=True)),
-        ("decoder", Layout(pp=2, schedule="interleaved")),
+        ("own", MeshLayout(dp_shard=2)),
+        ("decoder", MeshLayout(tp=2, sequence_parallel=True)),
+        ("decoder", MeshLayout(pp=2, schedule="interleaved")),
     ]
     assert run_ranks(_compare_pieces, 2, cases) == [[[]] * len(cases)] * 2
 
@@ -303,11 +305,11 @@ def test_pieces_on_two_ranks_are_those_of_the_whole() -> None:
 @pytest.mark.fault
 def test_pieces_on_four_ranks_are_those_of_the_whole() -> None:
     cases = [
-        ("own", Layout(dp_shard=2, tp=2)),
-        ("decoder", Layout(dp_shard=2, tp=2)),
-        ("decoder", Layout(dp_shard=2, pp=2)),
-        ("decoder", Layout(tp=2, pp=2)),
-        ("decoder", Layout(dp_replicate=2, dp_shard=2)),
+        ("own", MeshLayout(dp_shard=2, tp=2)),
+        ("decoder", MeshLayout(dp_shard=2, tp=2)),
+        ("decoder", MeshLayout(dp_shard=2, pp=2)),
+        ("decoder", MeshLayout(tp=2, pp=2)),
+        ("decoder", MeshLayout(dp_replicate=2, dp_shard=2)),
     ]
     assert run_ranks(_compare_pieces, 4, cases) == [[[]] * len(cases)] * 4
 
@@ -319,7 +321,7 @@ def _memory(key: str) -> float:
 
 
 def _peak(rank: int, is_deferred: bool) -> float:
-    place = place_rank(Layout(dp_shard=2), "cpu")
+    place = place_rank(MeshLayout(dp_shard=2), "cpu")
     build = _builder(lambda: nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(25))))
     small = Deferred(_builder(lambda: nn.Linear(2, 2)), SEED)  # imports what it imports
     small.fill([small.net], CPU)

@@ -22,8 +22,8 @@ from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.compile import compile_blocks, refuse_no_compiler
 from maas_ray.train.modules.dropout import replace_dropout, resumed, samples
 from maas_ray.train.parallel.mesh import place_rank
-from maas_ray.train.spec.parallelism import Layout
-from maas_ray.train.spec.performance import ThroughputSpec
+from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.performance import PerformanceSpec
 from maas_ray.train.spec.train import TrainSpec
 from tests.support.ranks import run_ranks
 from tests.support.small_runs import make_run
@@ -48,12 +48,12 @@ class _Products(TorchDispatchMode):
         return result
 
 
-def _trainee(spec: TrainSpec, dataset: Dataset, layout: Layout, dtype: torch.dtype) -> Trainee:
+def _trainee(spec: TrainSpec, dataset: Dataset, layout: MeshLayout, dtype: torch.dtype) -> Trainee:
     return build_trainee(spec, dataset.features, dataset.num_rows["train"], place_rank(layout, "cpu"), CPU, dtype)
 
 
 def _steps(
-    spec: TrainSpec, dataset: Dataset, layout: Layout, *, steps: int = 2, dtype: torch.dtype = torch.float64
+    spec: TrainSpec, dataset: Dataset, layout: MeshLayout, *, steps: int = 2, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], list[float], _Products]:
     """Parameters after some steps, their losses, and the matrix products of the last one."""
     trainee = _trainee(spec, dataset, layout, dtype)
@@ -78,9 +78,9 @@ def _with(spec: TrainSpec, **changes: Any) -> TrainSpec:
 def test_what_is_computed_again_is_the_same_to_the_bit_dropout_included(
     file_store: ObstoreStore, tmp_path: Path, model: str, kind: str
 ) -> None:
-    spec, dataset = make_run(file_store, tmp_path, model, batch={"global_size": 12, "accumulation": 2})
-    kept, losses, products = _steps(spec, dataset, Layout())
-    again, same, more = _steps(_with(spec, throughput={"activation_checkpointing": kind}), dataset, Layout())
+    spec, dataset = make_run(file_store, tmp_path, model, batch={"global_size": 12, "accumulation_steps": 2})
+    kept, losses, products = _steps(spec, dataset, MeshLayout())
+    again, same, more = _steps(_with(spec, performance={"activation_checkpointing": kind}), dataset, MeshLayout())
     assert losses == same
     assert kept.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in kept.items())
@@ -94,10 +94,10 @@ def test_what_is_computed_again_is_the_same_to_the_bit_dropout_included(
 def test_dropout_that_forgets_whose_rows_are_computed_again_is_caught(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, dataset = make_run(file_store, tmp_path, "mlp", throughput={"activation_checkpointing": "full"})
+    spec, dataset = make_run(file_store, tmp_path, "mlp", performance={"activation_checkpointing": "full"})
     monkeypatch.setattr(activation_checkpoint, "resumed", lambda rows: resumed(None))
     with pytest.raises(ModelError, match="knows whose none are"):
-        _steps(spec, dataset, Layout())
+        _steps(spec, dataset, MeshLayout())
 
 
 def test_a_model_without_blocks_cannot_forget_any() -> None:
@@ -105,33 +105,33 @@ def test_a_model_without_blocks_cannot_forget_any() -> None:
         recompute_blocks(nn.Linear(2, 2), "full")
 
 
-LAYOUTS = [(Layout(dp_shard=2), 0.0), (Layout(pp=2), 25.0)]
+LAYOUTS = [(MeshLayout(dp_shard=2), 0.0), (MeshLayout(pp=2), 25.0)]
 WIDE = [
     *LAYOUTS,
-    (Layout(dp_replicate=2), 25.0),
-    (Layout(dp_shard=2), 0.1),  # two blocks at once
-    (Layout(dp_shard=2), 25.0),
-    (Layout(tp=2, sequence_parallel=True), 25.0),
-    (Layout(pp=2, schedule="interleaved"), 25.0),
-    (Layout(dp_replicate=2, dp_shard=2), 0.0),
-    (Layout(dp_shard=2, tp=2), 0.0),
-    (Layout(pp=2, dp_shard=2), 0.0),
-    (Layout(pp=2, tp=2), 25.0),
+    (MeshLayout(dp_replicate=2), 25.0),
+    (MeshLayout(dp_shard=2), 0.1),  # two blocks at once
+    (MeshLayout(dp_shard=2), 25.0),
+    (MeshLayout(tp=2, sequence_parallel=True), 25.0),
+    (MeshLayout(pp=2, schedule="interleaved"), 25.0),
+    (MeshLayout(dp_replicate=2, dp_shard=2), 0.0),
+    (MeshLayout(dp_shard=2, tp=2), 0.0),
+    (MeshLayout(pp=2, dp_shard=2), 0.0),
+    (MeshLayout(pp=2, tp=2), 25.0),
 ]
 
 
 def _recomputed_on(
-    rank: int, spec_json: str, digest: str, sizes: list[tuple[Layout, float]], kinds: list[str]
+    rank: int, spec_json: str, digest: str, sizes: list[tuple[MeshLayout, float]], kinds: list[str]
 ) -> list[tuple[str, bool]]:
     """For each layout and kind: whether two steps are the same to the bit as without."""
     spec = TrainSpec.model_validate_json(spec_json)
     dataset = open_dataset(open_store(spec.storage), digest)
     found = []
     for layout, unit in sizes:
-        plain = _with(spec, layout={"shard_unit_mib": unit})
+        plain = _with(spec, parallelism={"shard_unit_mib": unit})
         kept, losses, _ = _steps(plain, dataset, layout)
         for kind in kinds:
-            again, same, _ = _steps(_with(plain, throughput={"activation_checkpointing": kind}), dataset, layout)
+            again, same, _ = _steps(_with(plain, performance={"activation_checkpointing": kind}), dataset, layout)
             is_same = losses == same and kept.keys() == again.keys()
             found.append(
                 (f"{layout} {unit} {kind}", is_same and all(torch.equal(kept[key], again[key]) for key in kept))
@@ -142,8 +142,8 @@ def _recomputed_on(
 def _bf16_in_stages(rank: int, spec_json: str, digest: str) -> tuple[bool, list[float], list[float]]:
     spec = TrainSpec.model_validate_json(spec_json)
     dataset = open_dataset(open_store(spec.storage), digest)
-    _, exact, products = _steps(spec, dataset, Layout(pp=2), dtype=torch.float32)
-    _, losses, rounded = _steps(_with(spec, precision="bf16"), dataset, Layout(pp=2), dtype=torch.float32)
+    _, exact, products = _steps(spec, dataset, MeshLayout(pp=2), dtype=torch.float32)
+    _, losses, rounded = _steps(_with(spec, precision="bf16"), dataset, MeshLayout(pp=2), dtype=torch.float32)
     is_bf16 = products.dtypes == {torch.float32} and rounded.dtypes == {torch.bfloat16}
     return is_bf16, exact, losses
 
@@ -158,7 +158,7 @@ def _both(
 def test_shards_and_stages_compute_the_same_again_and_stages_compute_in_bfloat16(
     file_store: ObstoreStore, tmp_path: Path
 ) -> None:
-    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation": 4})
+    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation_steps": 4})
     for recomputed, (is_bf16, exact, losses) in run_ranks(_both, 2, spec.model_dump_json(), dataset.digest):
         assert [name for name, is_same in recomputed if not is_same] == []
         assert len(recomputed) == len(LAYOUTS)
@@ -171,7 +171,7 @@ def test_shards_and_stages_compute_the_same_again_and_stages_compute_in_bfloat16
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_layout_computes_the_same_again(file_store: ObstoreStore, tmp_path: Path, world: int) -> None:
-    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation": 4})
+    spec, dataset = make_run(file_store, tmp_path, "decoder", batch={"global_size": 12, "accumulation_steps": 4})
     sizes = [size for size in WIDE if size[0].world == world]
     for found in run_ranks(_recomputed_on, world, spec.model_dump_json(), dataset.digest, sizes, KINDS):
         assert [name for name, is_same in found if not is_same] == []
@@ -189,7 +189,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(
 
 def test_a_compiled_block_chooses_itself_what_it_computes_again() -> None:
     with pytest.raises(SpecError, match="use activation_checkpointing none or full with compile"):
-        parse_spec(ThroughputSpec, {"compile": True, "activation_checkpointing": "selective"}, source="s")
+        parse_spec(PerformanceSpec, {"compile": True, "activation_checkpointing": "selective"}, source="s")
 
 
 @pytest.mark.fault
@@ -201,9 +201,9 @@ def test_compiled_blocks_train_the_same_dropout_included(
     file_store: ObstoreStore, tmp_path: Path, model: str, kind: str
 ) -> None:
     spec, dataset = make_run(file_store, tmp_path, model)
-    expected, _, _ = _steps(spec, dataset, Layout())
-    asked = _with(spec, throughput={"compile": True, "activation_checkpointing": kind})
-    trainee = _trainee(asked, dataset, Layout(), torch.float64)
+    expected, _, _ = _steps(spec, dataset, MeshLayout())
+    asked = _with(spec, performance={"compile": True, "activation_checkpointing": kind})
+    trainee = _trainee(asked, dataset, MeshLayout(), torch.float64)
     plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
     from torch._dynamo.utils import counters  # takes seconds
 
@@ -259,13 +259,13 @@ def test_what_stands_between_layers_of_dropout_is_compiled(make: Callable[[], nn
         torch.testing.assert_close(trained.grad, expected.grad, rtol=0.0, atol=1e-10)
 
 
-def _compiled_on(rank: int, spec_json: str, digest: str, layouts: list[Layout]) -> list[tuple[str, float, bool]]:
+def _compiled_on(rank: int, spec_json: str, digest: str, layouts: list[MeshLayout]) -> list[tuple[str, float, bool]]:
     spec = TrainSpec.model_validate_json(spec_json)
     dataset = open_dataset(open_store(spec.storage), digest)
     found = []
     for layout in layouts:
         expected, _, _ = _steps(spec, dataset, layout)
-        asked = _with(spec, throughput={"compile": True, "activation_checkpointing": "full"})
+        asked = _with(spec, performance={"compile": True, "activation_checkpointing": "full"})
         trained, _, _ = _steps(asked, dataset, layout)
         worst = max(float((expected[name] - value).abs().max()) for name, value in trained.items())
         found.append((str(layout), worst, expected.keys() == trained.keys()))
@@ -275,9 +275,9 @@ def _compiled_on(rank: int, spec_json: str, digest: str, layouts: list[Layout]) 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 def test_compiled_blocks_train_the_same_in_replicas_shards_and_stages(file_store: ObstoreStore, tmp_path: Path) -> None:
-    asked = {"batch": {"global_size": 12, "accumulation": 4}, "layout": {"shard_unit_mib": 0}}
+    asked = {"batch": {"global_size": 12, "accumulation_steps": 4}, "parallelism": {"shard_unit_mib": 0}}
     spec, dataset = make_run(file_store, tmp_path, "decoder", **asked)
-    layouts = [Layout(dp_replicate=2), Layout(dp_shard=2), Layout(tp=2), Layout(pp=2)]
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(tp=2), MeshLayout(pp=2)]
     for found in run_ranks(_compiled_on, 2, spec.model_dump_json(), dataset.digest, layouts):
         assert [name for name, worst, is_same in found if worst > 1e-10 or not is_same] == []
         assert len(found) == len(layouts)

@@ -18,7 +18,7 @@ from maas_ray.train.loop.fit import settle, train_step
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import place_rank
 from maas_ray.train.ranks.preflight import check_run
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from tests.support.ranks import run_ranks
 from tests.support.small_runs import make_run
@@ -103,7 +103,7 @@ def test_scores_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, t
         check_run(spec, dataset, file_store)
 
 
-def _train(spec: TrainSpec, digest: str, layout: Layout) -> tuple[dict[str, Tensor], bool | None]:
+def _train(spec: TrainSpec, digest: str, layout: MeshLayout) -> tuple[dict[str, Tensor], bool | None]:
     """All weights after some steps, and whether replicas look for unused ones."""
     dataset = open_dataset(open_store(spec.storage), digest)
     place, num_rows = place_rank(layout, "cpu"), dataset.num_rows["train"]
@@ -119,13 +119,13 @@ def _train(spec: TrainSpec, digest: str, layout: Layout) -> tuple[dict[str, Tens
     return whole, looks
 
 
-def _train_all(rank: int, runs: list[tuple[str, str]], layouts: list[Layout]) -> list[Any]:
+def _train_all(rank: int, runs: list[tuple[str, str]], layouts: list[MeshLayout]) -> list[Any]:
     return [_train(TrainSpec.model_validate_json(spec), digest, layout) for spec, digest in runs for layout in layouts]
 
 
 def _refusal(rank: int, spec: str, digest: str) -> str:
     try:
-        _train(TrainSpec.model_validate_json(spec), digest, Layout(dp_replicate=2))
+        _train(TrainSpec.model_validate_json(spec), digest, MeshLayout(dp_replicate=2))
     except ModelError as error:
         return str(error)
     return ""
@@ -136,19 +136,19 @@ def _refusal(rank: int, spec: str, digest: str) -> str:
 def test_replicas_and_shards_train_models_with_unused_and_frozen_weights_as_one_process_does(
     file_store: ObstoreStore, tmp_path: Path
 ) -> None:
-    kinds, layouts = [Whole, Forgetful, Frozen], [Layout(dp_replicate=2), Layout(dp_shard=2)]
-    changes = {"batch": {"global_size": 12, "accumulation": 2}, "ema": {"decay": 0.5}}
+    kinds, layouts = [Whole, Forgetful, Frozen], [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2)]
+    changes = {"batch": {"global_size": 12, "accumulation_steps": 2}, "ema": {"decay": 0.5}}
     runs = []
     for kind in kinds:
         spec, dataset = make_run(file_store, tmp_path, _name(kind), **changes)
         runs.append((spec, dataset.digest))
-    alone = [_train(spec, digest, Layout())[0] for spec, digest in runs]
+    alone = [_train(spec, digest, MeshLayout())[0] for spec, digest in runs]
     first, _ = run_ranks(_train_all, 2, [(spec.model_dump_json(), digest) for spec, digest in runs], layouts)
     assert [looks for _, looks in first] == [False, None, True, None, False, None]
     for number, (trained, _) in enumerate(first):
         for name, expected in alone[number // 2].items():
             torch.testing.assert_close(trained[name], expected, rtol=0.0, atol=1e-12)
-    untouched = _train(runs[1][0].model_copy(update={"seed": 1}), runs[1][1], Layout())[0]
+    untouched = _train(runs[1][0].model_copy(update={"seed": 1}), runs[1][1], MeshLayout())[0]
     assert not torch.equal(alone[1]["head.weight"], untouched["head.weight"])
 
 

@@ -13,7 +13,7 @@ from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.train.modules.blocks import neighbours
 from maas_ray.train.parallel.mesh import place_rank, refuse_far_groups, refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches, split_layers
-from maas_ray.train.spec.parallelism import Layout, LayoutSpec, possible_layouts
+from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec, possible_layouts
 from tests.support.ranks import run_ranks
 
 
@@ -48,20 +48,25 @@ def _tied() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("net", "layout", "plan", "message"),
     [
-        (_layers(4, 4), Layout(pp=2), None, "2 stages need as many layers with weights"),
-        (_Own(), Layout(pp=2), None, "has to be a torch.nn.Sequential"),
-        (_tied(), Layout(pp=3), None, "layer_0.weight and layer_2.weight are the same weight"),
-        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), Layout(dp_shard=2), None, "batch normalization"),
-        (_layers(4, 4), Layout(tp=2), None, "says nothing about which layers"),
-        (_layers(4, 4), Layout(tp=2), {"other": "colwise"}, "no layer of Sequential has a name"),
-        (_layers(4, 6), Layout(tp=4), {"layer_0": "colwise"}, "has 6 outputs, which 4 ranks cannot share"),
-        (_layers(6, 4), Layout(tp=4), {"layer_0": "rowwise"}, "has 6 inputs"),
-        (_layers(4, 4), Layout(tp=2), {"layer_0": "diagonal"}, "the style 'diagonal'; use one of colwise"),
-        (_layers(4, 4), Layout(tp=2, sequence_parallel=True), {"layer_0": "colwise"}, "sequence_parallel: the plan"),
+        (_layers(4, 4), MeshLayout(pp=2), None, "2 stages need as many layers with weights"),
+        (_Own(), MeshLayout(pp=2), None, "has to be a torch.nn.Sequential"),
+        (_tied(), MeshLayout(pp=3), None, "layer_0.weight and layer_2.weight are the same weight"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), MeshLayout(dp_shard=2), None, "batch normalization"),
+        (_layers(4, 4), MeshLayout(tp=2), None, "says nothing about which layers"),
+        (_layers(4, 4), MeshLayout(tp=2), {"other": "colwise"}, "no layer of Sequential has a name"),
+        (_layers(4, 6), MeshLayout(tp=4), {"layer_0": "colwise"}, "has 6 outputs, which 4 ranks cannot share"),
+        (_layers(6, 4), MeshLayout(tp=4), {"layer_0": "rowwise"}, "has 6 inputs"),
+        (_layers(4, 4), MeshLayout(tp=2), {"layer_0": "diagonal"}, "the style 'diagonal'; use one of colwise"),
+        (
+            _layers(4, 4),
+            MeshLayout(tp=2, sequence_parallel=True),
+            {"layer_0": "colwise"},
+            "sequence_parallel: the plan",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(
-    net: nn.Module, layout: Layout, plan: dict[str, str] | None, message: str
+    net: nn.Module, layout: MeshLayout, plan: dict[str, str] | None, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         refuse_unfit(net, layout, plan)
@@ -70,18 +75,18 @@ def test_what_does_not_fit_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("fields", "world", "expected"),
     [
-        ({}, 4, Layout(dp_replicate=4)),
-        ({"tp": 2}, 4, Layout(dp_replicate=2, tp=2)),
-        ({"pp": 2, "dp_shard": 2}, 4, Layout(pp=2, dp_shard=2)),
+        ({}, 4, MeshLayout(dp_replicate=4)),
+        ({"tp": 2}, 4, MeshLayout(dp_replicate=2, tp=2)),
+        ({"pp": 2, "dp_shard": 2}, 4, MeshLayout(pp=2, dp_shard=2)),
         ({"dp_shard": 3}, 4, "dp_shard 3 x tp 1 = 3 ranks, and workers.count is 4"),
         ({"dp_replicate": 2, "tp": 4}, 4, "= 8 ranks"),
     ],
 )
 def test_the_sizes_multiply_to_the_number_of_workers(
-    fields: dict[str, Any], world: int, expected: Layout | str
+    fields: dict[str, Any], world: int, expected: MeshLayout | str
 ) -> None:
-    spec = LayoutSpec(**fields)
-    if isinstance(expected, Layout):
+    spec = ParallelismSpec(**fields)
+    if isinstance(expected, MeshLayout):
         assert spec.resolve(world) == expected
         return
     with pytest.raises(SpecError, match=expected):
@@ -90,9 +95,9 @@ def test_the_sizes_multiply_to_the_number_of_workers(
 
 @pytest.mark.parametrize(("schedule", "number"), [("1f1b", 1), ("gpipe", 1), ("interleaved", 3)])
 def test_a_pipeline_needs_enough_micro_batches(schedule: Any, number: int) -> None:
-    with pytest.raises(SpecError, match="batch.accumulation"):
-        refuse_microbatches(Layout(pp=2, schedule=schedule), number)
-    refuse_microbatches(Layout(pp=2, schedule=schedule), 4)
+    with pytest.raises(SpecError, match="batch.accumulation_steps"):
+        refuse_microbatches(MeshLayout(pp=2, schedule=schedule), number)
+    refuse_microbatches(MeshLayout(pp=2, schedule=schedule), 4)
 
 
 def test_every_axis_and_product_is_among_the_layouts_to_compare() -> None:
@@ -108,7 +113,7 @@ def test_every_axis_and_product_is_among_the_layouts_to_compare() -> None:
 
 
 def _far(rank: int) -> str:
-    layout = Layout(tp=2)
+    layout = MeshLayout(tp=2)
     refuse_far_groups(layout, "here", torch.device("cpu"))
     try:
         refuse_far_groups(layout, f"node {rank}", torch.device("cpu"))
@@ -123,7 +128,12 @@ def test_a_tensor_parallel_group_on_two_nodes_is_refused_on_every_rank() -> None
 
 def _places(rank: int) -> list[tuple[list[str], int, int, int, int]]:
     found = []
-    for layout in (Layout(dp_replicate=4), Layout(dp_shard=4), Layout(dp_replicate=2, tp=2), Layout(pp=2, dp_shard=2)):
+    for layout in (
+        MeshLayout(dp_replicate=4),
+        MeshLayout(dp_shard=4),
+        MeshLayout(dp_replicate=2, tp=2),
+        MeshLayout(pp=2, dp_shard=2),
+    ):
         before = len(dist.distributed_c10d._world.pg_map)
         place = place_rank(layout, "cpu")
         groups = len(dist.distributed_c10d._world.pg_map) - before

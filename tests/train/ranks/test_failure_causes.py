@@ -22,8 +22,8 @@ JOB = Launch(
     gpus=0,
     max_restarts=3,
     timeout_s=45.0,
-    wait_s=60.0,
-    resize_s=30.0,
+    placement_timeout_s=60.0,
+    scale_up_interval_s=30.0,
 )
 CLOSED = RuntimeError("Connection closed by peer [127.0.0.1]:1")
 DIED = WorkerHealthCheckFailedError("a worker health check failed", failure=ActorDiedError())

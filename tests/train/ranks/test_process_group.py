@@ -8,12 +8,12 @@ import torch.distributed as dist
 
 from maas_ray.train.parallel.mesh import place_rank
 from maas_ray.train.ranks.process_group import bound_waits
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
 
 
 def _wait_for_a_late_rank(rank: int, timeout_s: float | None) -> list[str]:
-    place = place_rank(Layout(dp_replicate=2), "cpu")
+    place = place_rank(MeshLayout(dp_replicate=2), "cpu")
     assert place.mesh is not None
     if timeout_s is not None:
         bound_waits(place.mesh, timeout_s)

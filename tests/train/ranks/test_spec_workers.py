@@ -14,7 +14,7 @@ from tests.support.paths import digits_spec
 
 def _spec(workers: dict[str, Any], layout: dict[str, Any] | None = None, **changes: Any) -> TrainSpec:
     storage = StorageSpec(uri="file:///nowhere")
-    return digits_spec(storage, "r", workers=workers, layout=layout or {}, **changes)
+    return digits_spec(storage, "r", workers=workers, parallelism=layout or {}, **changes)
 
 
 @pytest.mark.parametrize(

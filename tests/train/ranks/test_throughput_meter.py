@@ -36,7 +36,7 @@ def test_attention_is_counted_too(file_store: ObstoreStore, tmp_path: Path) -> N
 
 
 def test_the_share_of_the_peak_and_the_tokens_follow_from_the_samples(file_store: ObstoreStore, tmp_path: Path) -> None:
-    spec, dataset = make_run(file_store, tmp_path, "decoder", throughput={"peak_tflops": 0.001})
+    spec, dataset = make_run(file_store, tmp_path, "decoder", performance={"peak_tflops": 0.001})
     rates = Rates(spec, dataset.features, CPU, 2)
     progress = rates.added_to(Progress(1, 3, 0.1, loss=1.0, samples_per_s=100.0))
     flops = count_flops(spec, dataset.features)
@@ -52,7 +52,7 @@ def test_no_share_is_made_up_where_the_peak_is_unknown_or_the_model_cannot_be_tr
     spec, dataset = make_run(file_store, tmp_path, "mlp")
     progress = Rates(spec, dataset.features, CPU, 1).added_to(Progress(1, 3, 0.1, samples_per_s=100.0))
     assert (progress.mfu, progress.tokens_per_s) == (None, None)
-    asked = {"throughput": {"peak_tflops": 1.0}}
+    asked = {"performance": {"peak_tflops": 1.0}}
     spec, dataset = make_run(file_store, tmp_path, "tests.support.nets:LooksAtValues", **asked)
     assert Rates(spec, dataset.features, CPU, 1).added_to(Progress(1, 3, 0.1, samples_per_s=100.0)).mfu is None
     assert "operations cannot be counted" in caplog.text

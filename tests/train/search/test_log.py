@@ -35,7 +35,7 @@ def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore
         ({"seed": 1}, "seed"),
         ({"metric": "validation_accuracy"}, "metric, mode"),
         ({"base": {**BASE, "steps": 4}}, "base"),
-        ({"search": {"optimizer.lr": {**LR, "high": 1.0}}}, "search"),
+        ({"search": {"optimizer.lr": {**LR, "upper": 1.0}}}, "search"),
     ):
         with pytest.raises(SpecError, match=f"begun with another {name};"):
             log.resume(_spec(store, **changes))

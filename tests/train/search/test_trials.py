@@ -24,7 +24,7 @@ from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 
 STEPS = 6000
-ASHA = {"name": "asha", "grace": 0.1, "reduction": 2}
+ASHA = {"name": "asha", "grace_period": 0.1, "reduction_factor": 2}
 GOOD, BAD, BROKEN = 0.01, 1e-9, 1e30
 
 
@@ -40,7 +40,7 @@ def _spec(store: ObstoreStore, **changes: Any) -> TuneSpec:
     fields = {
         "name": "s",
         "base": base,
-        "search": {"optimizer.lr": {"kind": "grid", "values": [GOOD, BAD, BROKEN]}},
+        "search": {"optimizer.lr": {"kind": "grid_search", "values": [GOOD, BAD, BROKEN]}},
         "max_concurrent": 1,
         "scheduler": ASHA,
     }
@@ -94,7 +94,9 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
 def test_an_interrupted_search_goes_on_where_its_trials_were(
     file_store: ObstoreStore, ray_cluster: RayCluster, number: signal.Signals
 ) -> None:
-    spec = _spec(file_store, search={"optimizer.lr": {"kind": "grid", "values": [GOOD]}}, scheduler={"name": "none"})
+    spec = _spec(
+        file_store, search={"optimizer.lr": {"kind": "grid_search", "values": [GOOD]}}, scheduler={"name": "none"}
+    )
     interrupts: list[Figure | Ended] = []
 
     def interrupt(trial: int, event: Figure | Ended) -> None:

@@ -18,7 +18,7 @@ from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
 from maas_ray.train.loop.fit import Trainee, mean_loss, train_step
 from maas_ray.train.parallel.mesh import place_rank
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import restore, tensors_of
 from tests.support.ranks import run_ranks
@@ -37,8 +37,8 @@ class _Run:
     """A decoder in float64 on a layout, dropout on."""
 
     def __init__(self, spec: TrainSpec, dataset: Dataset, layout: dict[str, Any]) -> None:
-        self.layout = Layout(**layout)
-        batch = spec.batch.model_copy(update={"accumulation": 2 * self.layout.pp})
+        self.layout = MeshLayout(**layout)
+        batch = spec.batch.model_copy(update={"accumulation_steps": 2 * self.layout.pp})
         spec = spec.model_copy(update={"batch": batch})
         place = place_rank(self.layout, "cpu")
         rows = dataset.num_rows["train"]

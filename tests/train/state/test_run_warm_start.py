@@ -18,7 +18,7 @@ def test_a_run_starts_from_the_weights_of_another_one_and_is_resumed_as_such(
 ) -> None:
     storage = StorageSpec(uri=file_store.uri)
     run_training(digits_spec(storage, "first", epochs=None, steps=3, workers={"count": 1}))
-    changes = {"epochs": None, "steps": 1, "optimizer": {"lr": 1e-12}, "seed": 8, "layout": {"dp_shard": 2}}
+    changes = {"epochs": None, "steps": 1, "optimizer": {"lr": 1e-12}, "seed": 8, "parallelism": {"dp_shard": 2}}
     spec = digits_spec(storage, "next", **changes, init={"run": "first"})
     run_training(spec)
     record = Runs(file_store).get("next")

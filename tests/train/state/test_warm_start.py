@@ -23,7 +23,7 @@ from maas_ray.train.loop.fit import train_step
 from maas_ray.train.parallel.mesh import place_rank
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.init import InitSpec
-from maas_ray.train.spec.parallelism import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import MODEL, tensors_of
 from maas_ray.train.state.warm_start import open_start, settle_init
@@ -139,7 +139,7 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
     spec = spec.model_copy(update={"model": model})
     Runs(file_store).create(spec, dataset.digest, None)
     trainee = build_trainee(
-        spec, dataset.features, dataset.num_rows["train"], place_rank(Layout(), "cpu"), torch.device("cpu")
+        spec, dataset.features, dataset.num_rows["train"], place_rank(MeshLayout(), "cpu"), torch.device("cpu")
     )
     plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
     trainee.train()
@@ -390,10 +390,14 @@ def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -
     from maas_ray.data.stored.dataset import open_dataset
 
     spec, features = Runs(store).get("r").spec, open_dataset(store, dataset)
-    batch = spec.batch.model_copy(update={"accumulation": 2 * layout.get("pp", 1)})
+    batch = spec.batch.model_copy(update={"accumulation_steps": 2 * layout.get("pp", 1)})
     spec = spec.model_copy(update={"seed": 5, "batch": batch})
     trainee = build_trainee(
-        spec, features.features, features.num_rows["train"], place_rank(Layout(**layout), "cpu"), torch.device("cpu")
+        spec,
+        features.features,
+        features.num_rows["train"],
+        place_rank(MeshLayout(**layout), "cpu"),
+        torch.device("cpu"),
     )
     start = open_start(InitSpec(hf=folder), store, StorageSpec(uri=root))
     opened = start._folder  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ CHANGES: dict[str, Any] = {
     "steps": 24,
     "log_every": 1,
     "ema": {"decay": 0.8},
-    "validation": {"beside": True},
+    "validation": {"mode": "async"},
     "checkpoint": {"every_steps": 4, "keep_last": 2, "keep_best": 1},
     "tensorboard": {"samples": 2, "histograms_every": 4},
 }
@@ -104,7 +104,7 @@ def test_a_task_gives_the_figures_of_its_checkpoint_and_leaves_them_in_the_log(
 ) -> None:
     spec = _create(file_store, tmp_path)
     run_training(
-        spec.model_copy(update={"validation": spec.validation.model_copy(update={"beside": False})}), resume=True
+        spec.model_copy(update={"validation": spec.validation.model_copy(update={"mode": "sync"})}), resume=True
     )
     beside = Beside(file_store, spec)
     beside.resume([{"step": 24, "validation": {}}], [20, 24])
@@ -150,7 +150,7 @@ def test_what_would_never_come_is_refused(file_store: ObstoreStore, ray_cluster:
         ResourcesMissing, match="has 8 CPU, and 2 workers of 3 and the validation beside them of 4 need 10"
     ):
         run_training(
-            _spec(file_store, tmp_path, workers={"count": 2, "cpus": 3}, validation={"beside": True, "cpus": 4})
+            _spec(file_store, tmp_path, workers={"count": 2, "cpus": 3}, validation={"mode": "async", "cpus": 4})
         )
     digits = {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0, "test": 0.1}}
     with pytest.raises(SpecError, match="no validation split"):
