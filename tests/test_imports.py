@@ -12,26 +12,22 @@ from tests.support.root import ROOT
 FILES = sorted((ROOT / "maas_ray").rglob("*.py"))
 
 KNOWN_BY = {
-    "ray.train": {"train/ranks/launch.py"},
+    "ray.train": {"train/ranks/launch.py", "ray_internals/train.py"},
     "ray.tune": {"train/search/tune.py"},
-    # A replica and a pool; what one asks its peers; and what stands in Serve's own proxy, which is no replica.
+    # A replica and a pool, and what one asks its peers; what stands in Serve's controller and proxy knows its private parts.
     "ray.serve": {
         "serve/replica/replica.py",
         "serve/deploy/pool.py",
-        "serve/controller/install.py",
-        "serve/controller/moves.py",
-        "serve/controller/scheduler.py",
         "serve/deploy/binding.py",
         "serve/deploy/front.py",
         "serve/deploy/patience.py",
-        "serve/deploy/pools.py",
         "serve/deploy/ready.py",
         "serve/deploy/rollout.py",
-        "serve/deploy/standing.py",
         "serve/deploy/state.py",
         "serve/replica/broadcast.py",
-        "serve/front/proxy_middleware.py",
         "serve/replica/other_pools.py",
+        "ray_internals/serve.py",
+        "ray_internals/serve_controller.py",
     },
     "pickle": set(),
     "cloudpickle": set(),

@@ -35,6 +35,7 @@ from maas_ray.cluster.node.requirements import check_start, look
 from maas_ray.cluster.node.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
+from maas_ray.ray_internals.driver import dashboard_address
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.store.probe import probe
 
@@ -219,9 +220,7 @@ def _front(state: ClusterState, dashboard: Dashboard) -> str:
 
 def _fronts(environment: dict[str, str]) -> str:
     """Asks the front of every node of the cluster that this process is connected to."""
-    import ray
-
-    url, token_path = ray._private.worker.get_dashboard_url(), environment.get("RAY_AUTH_TOKEN_PATH")
+    url, token_path = dashboard_address(), environment.get("RAY_AUTH_TOKEN_PATH")
     token = os.environ.get("RAY_AUTH_TOKEN") or (Path(token_path).read_text().strip() if token_path else None)
     every = fronts(environment, Dashboard(f"http://{url}", token))
     if problems := [front.problem for front in every if front.problem]:
