@@ -11,6 +11,7 @@ from typing import Any
 
 from maas_ray.cluster.connection import connect, disconnect
 from maas_ray.errors import MaasError, SpecError
+from maas_ray.ray_internals.nodes import NodeGroup, declare_cluster_config
 from maas_ray.spec import read_document
 
 
@@ -23,30 +24,21 @@ def declare_limits(config: Mapping[str, Any]) -> None:
     Raises:
         SpecError: the config has no node types.
     """
-    import ray
-    from ray.core.generated import autoscaler_pb2
-    from ray.experimental.internal_kv import _internal_kv_put
-
     types = config.get("available_node_types")
     if not types:
         raise SpecError("the config has no available_node_types; give the file that Ray's cluster launcher wrote")
-    message = autoscaler_pb2.ClusterConfig()
+    groups = []
     most = int(config.get("max_workers", 0))
     for name, node_type in types.items():
         is_head = name == config.get("head_node_type")
-        group = message.node_group_configs.add(
+        group = NodeGroup(
             name=name,
             min_count=int(node_type.get("min_workers", 0)) + is_head,
             max_count=min(most, int(node_type.get("max_workers", most))) + is_head,
+            resources={resource: int(amount) for resource, amount in node_type.get("resources", {}).items()},
         )
-        for resource, amount in node_type.get("resources", {}).items():
-            group.resources[resource] = int(amount)
-    _internal_kv_put(
-        ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
-        message.SerializeToString(),
-        overwrite=True,
-        namespace=ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
-    )
+        groups.append(group)
+    declare_cluster_config(groups)
 
 
 def main(path: str) -> int:

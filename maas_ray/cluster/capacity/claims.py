@@ -8,6 +8,8 @@ import json
 import time
 from collections.abc import Callable
 
+from maas_ray.ray_internals import kv
+
 _KEY = b"maas-ray:claim:"
 Clock = Callable[[], float]
 
@@ -20,23 +22,17 @@ def claim(what: str, seconds: float, clock: Clock = time.time) -> None:
         seconds: after which it is over.
         clock: seconds since 1970.
     """
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(_KEY + what.encode(), json.dumps({"until_s": clock() + seconds}), overwrite=True)
+    kv.put(_KEY + what.encode(), json.dumps({"until_s": clock() + seconds}).encode())
 
 
 def end_claim(what: str) -> None:
     """Ends a claim; one that is not there is no error."""
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(_KEY + what.encode())
+    kv.delete(_KEY + what.encode())
 
 
 def claimed(clock: Clock = time.time) -> str | None:
     """Who asks for room, if anybody does."""
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
-
-    for key in _internal_kv_list(_KEY):
-        if (value := _internal_kv_get(key)) is not None and json.loads(value)["until_s"] > clock():
+    for key in kv.keys(_KEY):
+        if (value := kv.get(key)) is not None and json.loads(value)["until_s"] > clock():
             return bytes(key).removeprefix(_KEY).decode()
     return None

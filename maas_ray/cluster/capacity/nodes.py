@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from maas_ray.cluster.capacity.preflight import Resources
 from maas_ray.errors import ClusterError
+from maas_ray.ray_internals.nodes import draining_nodes, free_resources, labels_match
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,16 @@ class Node:
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:
         """Whether it has labels, in Ray's notation: `A`, `!A`, `in(A,B)`, `!in(A,B)`."""
-        from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
-
-        return not wanted or bool(node_labels_match_selector(dict(self.labels), dict(wanted)))
+        return not wanted or labels_match(self.labels, wanted)
 
 
 def living_nodes() -> list[Node]:
     """All nodes but those that are being drained. Raises `ClusterError` if this process is not connected to Ray."""
     import ray
-    from ray._private.state import available_resources_per_node, state
 
     if not ray.is_initialized():
         raise ClusterError("not connected to a Ray cluster; start one with `maas-ray up`, or set RAY_ADDRESS")
-    going, free = set(state.get_draining_nodes()), available_resources_per_node()
+    going, free = draining_nodes(), free_resources()
     return [
         Node(
             id=node["NodeID"],

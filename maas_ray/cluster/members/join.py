@@ -19,7 +19,6 @@ from maas_ray.cluster.members.head import (
     make_temp_dir,
     write_exports,
 )
-from maas_ray.cluster.members.leave import alive_nodes
 from maas_ray.cluster.members.terms import read_terms
 from maas_ray.cluster.node.environment import Profile, choose_ports, default_profile, environment
 from maas_ray.cluster.node.ray_start import start_node
@@ -29,6 +28,7 @@ from maas_ray.errors import ClusterError
 from maas_ray.process.interrupts import held
 from maas_ray.process.open_files import raise_limit
 from maas_ray.process.private_files import write_private
+from maas_ray.ray_internals.gcs import alive_nodes
 
 POLL_S = 0.2
 

@@ -1,17 +1,14 @@
 """Takes the node of this machine out of a cluster in order: what runs on it goes on elsewhere first."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from maas_ray.cluster.connection import check_head, use_environment
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.display import get_logger
+from maas_ray.ray_internals import gcs
 
 log = get_logger(__name__)
 
-_ALIVE = 0
-"""Ray's `GcsNodeInfo.ALIVE`."""
 POLL_S = 0.2
 
 
@@ -25,19 +22,14 @@ def leave(state: ClusterState, timeout_s: float) -> bool:
     Returns:
         Whether nothing was left on it. False also where the head did not answer: then nobody knows.
     """
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated import autoscaler_pb2
-
     use_environment({name: value for name, value in state.environment.items() if name.startswith("RAY_AUTH")})
     deadline = time.monotonic() + timeout_s
     try:
         check_head(state.address, timeout_s=min(5.0, timeout_s))
-        client = GcsClient(address=state.address)
-        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # which cannot be refused
         until_ms = int((time.time() + timeout_s) * 1000)
-        client.drain_node(state.node_id, reason, "maas-ray down", until_ms, timeout=min(10.0, timeout_s))
+        gcs.drain(state.address, state.node_id, "maas-ray down", until_ms, min(10.0, timeout_s))
         # Once nothing is left on it, a node that drains ends itself.
-        while state.node_id in alive_nodes(state.address):
+        while state.node_id in gcs.alive_nodes(state.address):
             if time.monotonic() > deadline:
                 log.warning(
                     "this node still had work after %g s; what it held is lost or repeated elsewhere", timeout_s
@@ -48,15 +40,3 @@ def leave(state: ClusterState, timeout_s: float) -> bool:
         log.warning("this node was not drained, because the head %s did not answer: %s", state.address, error)
         return False
     return True
-
-
-def alive_nodes(head: str, host: str | None = None) -> list[str]:
-    """Ids of living nodes, all or those of one address, asked with this process's token."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    found: Mapping[Any, Any] = GcsClient(address=head).get_all_node_info(timeout=10)
-    return [
-        node_id.hex()
-        for node_id, info in found.items()
-        if info.state == _ALIVE and host in (None, info.node_manager_address)
-    ]

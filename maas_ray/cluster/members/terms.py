@@ -13,6 +13,7 @@ from maas_ray.cluster.node.environment import PROFILES, Profile
 from maas_ray.cluster.node.ray_start import node_variables
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import ClusterError
+from maas_ray.ray_internals import gcs
 
 VERSION = 1
 _NAMESPACE, _KEY = b"maas-ray", b"cluster/terms"
@@ -54,10 +55,9 @@ def read_terms(address: str, timeout_s: float) -> Terms | None:
         ClusterError: they cannot be read, or are of another version.
     """
     import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     try:
-        found = GcsClient(address=address).internal_kv_get(_KEY, namespace=_NAMESPACE, timeout=timeout_s)
+        found = gcs.get(address, _KEY, _NAMESPACE, timeout_s)
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise ClusterError(f"the terms of the cluster {address} cannot be read: {error}") from error
     if found is None:
@@ -81,9 +81,7 @@ def read_terms(address: str, timeout_s: float) -> Terms | None:
 
 
 def _main(address: str, text: str) -> None:
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    GcsClient(address=address).internal_kv_put(_KEY, text.encode(), overwrite=True, namespace=_NAMESPACE, timeout=30)
+    gcs.put(address, _KEY, text.encode(), _NAMESPACE, timeout_s=30)
 
 
 if __name__ == "__main__":

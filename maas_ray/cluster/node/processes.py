@@ -9,8 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-import ray  # noqa: F401  (puts the psutil that it ships on the import path)
-from ray._common.utils import psutil
+from maas_ray.ray_internals.processes import psutil
 
 MARKER = "MAAS_RAY_CLUSTER_ID"
 _LOOK_S = 0.2

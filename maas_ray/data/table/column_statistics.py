@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from maas_ray.data.table import exact_stats
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.errors import ClusterError
+from maas_ray.ray_internals.data import LOGGER, PROGRESS_LOGGER
 
 Places = dict[str, list[tuple[int, int]]]
 
@@ -153,7 +154,7 @@ def _over_blocks(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Ray Data prints four lines per execution, and a warning that its progress bars are off; real warnings stay."""
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
+    levels = {LOGGER: logging.WARNING, PROGRESS_LOGGER: logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}
     try:
         for name, level in levels.items():

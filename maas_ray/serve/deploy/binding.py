@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 import maas_ray
+from maas_ray.ray_internals.serve import version_options
 from maas_ray.serve.controller.autoscaling import Resolved, Scaler, report_interval_s
 from maas_ray.serve.deploy.way import FIRST_START, Way
 from maas_ray.serve.replica.replica import Ingress
@@ -23,8 +24,7 @@ def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
     """
     options: dict[str, object] = {
         # The same description gives the same version, so that deploying it again restarts nothing.
-        "version": version_of(spec),
-        "_internal": True,
+        **version_options(version_of(spec)),
         "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
         "ray_actor_options": _actor_options(spec),

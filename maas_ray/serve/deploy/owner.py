@@ -17,6 +17,7 @@ import ray
 from maas_ray.cluster.capacity.claims import claim, end_claim
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError
+from maas_ray.ray_internals import kv
 from maas_ray.serve.deploy.notes import note, noted
 from maas_ray.serve.deploy.patience import line
 from maas_ray.serve.deploy.record import record
@@ -130,14 +131,12 @@ class Owner:
 
     def _previous(self) -> dict[str, Standing | None]:
         """What the pools were before this deployment began; also if this process is not its first."""
-        from ray.experimental.internal_kv import _internal_kv_put
-
         known = _standings_of(self._ticket)
         if known is None:
             standings = read_standings()
             found = {pool.name: standings.get(pool.name) for pool in self._spec.pools}
             written = {name: None if one is None else _to_plain(one) for name, one in found.items()}
-            _internal_kv_put(_KEY + self._ticket.encode(), json.dumps(written), overwrite=True)
+            kv.put(_KEY + self._ticket.encode(), json.dumps(written).encode())
             return found
         return {name: None if one is None else _from_plain(one) for name, one in json.loads(known).items()}
 
@@ -176,16 +175,11 @@ def _from_plain(plain: dict[str, Any]) -> Standing:
 
 def _standings_of(ticket: str) -> bytes | None:
     """What a deployment that has begun wrote down of the pools before it; None: it has not begun, or it is over."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    found: bytes | None = _internal_kv_get(_KEY + ticket.encode())
-    return found
+    return kv.get(_KEY + ticket.encode())
 
 
 def _forget(ticket: str) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(_KEY + ticket.encode())
+    kv.delete(_KEY + ticket.encode())
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import ray
-from ray import serve
 
 from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
+from maas_ray.ray_internals.serve import delete_without_waiting
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.notes import note
@@ -104,7 +104,7 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     specs = {name: standing.spec for name, standing in read_standings().items()}
     for name in wanted:
-        serve.delete(name, _blocking=False)
+        delete_without_waiting(name)
     for name in wanted:
         wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
         note(name, "")

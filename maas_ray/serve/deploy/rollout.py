@@ -15,6 +15,7 @@ from maas_ray.cluster.capacity.nodes import Node, living_nodes
 from maas_ray.cluster.capacity.preflight import autoscaler_capacity
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
+from maas_ray.ray_internals.serve import delete_without_waiting
 from maas_ray.serve.deploy.binding import application_spec, bind
 from maas_ray.serve.deploy.patience import patiently
 from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
@@ -164,7 +165,7 @@ class Rollout:
         previous = self._previous.get(pool.name)
         try:
             if previous is None:
-                serve.delete(pool.name, _blocking=False)
+                delete_without_waiting(pool.name)
                 wait(f"the end of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_gone(pool.name))
                 return "it was new, and was removed again"
             if previous.spec is None:

@@ -11,11 +11,10 @@ import re
 import threading
 from pathlib import Path
 
-from ray.experimental import internal_kv
-
 from maas_ray.display import get_logger
 from maas_ray.haproxy.config.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import LIMITS_FILE
+from maas_ray.ray_internals import kv
 from maas_ray.serve.spec.pools import LimitsSpec
 
 log = get_logger(__name__)
@@ -36,9 +35,7 @@ def publish(application: str, limits: LimitsSpec) -> None:
         return
     entry = PoolLimits(limits.timeout_s, limits.drain_s, limits.max_body_bytes)
     name = _safe(application)
-    internal_kv._internal_kv_put(
-        _PREFIX + name.encode(), json.dumps(entry._asdict()).encode(), overwrite=True, namespace=_NAMESPACE
-    )
+    kv.put(_PREFIX + name.encode(), json.dumps(entry._asdict()).encode(), _NAMESPACE)
     try:
         path = _file()
         write_limits(path, {**read_limits(path), name: entry})
@@ -57,8 +54,8 @@ def follow() -> None:
 def copy_all(path: Path) -> None:
     """Writes down what every pool has published."""
     found = {}
-    for key in internal_kv._internal_kv_list(_PREFIX, namespace=_NAMESPACE):
-        value = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+    for key in kv.keys(_PREFIX, _NAMESPACE):
+        value = kv.get(key, _NAMESPACE)
         if value is not None:
             found[key.removeprefix(_PREFIX).decode()] = PoolLimits(**json.loads(value))
     write_limits(path, found)

@@ -7,15 +7,12 @@ import asyncio
 import time
 from typing import Any
 
-import ray
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-from ray.serve._private.deployment_info import DeploymentInfo
-from ray.serve.generated.serve_pb2 import DeploymentRoute
-
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError, NotFound, Overloaded
 from maas_ray.haproxy.config.answers import MISSING, STARTING
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
+from maas_ray.ray_internals.serve import describe_here, has_replicas
+from maas_ray.ray_internals.serve_servers import proxy_router
 from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.front.proxy_protocol import CONNECTION, bound_handshakes
 from maas_ray.serve.front.sleeping_pools import ANSWERED, Asleep
@@ -50,7 +47,7 @@ class Doorkeeper:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._router = _router_of(app)
+        self._router = proxy_router(app)
         self._pools: dict[Any, tuple[float, ApplicationSpec, Asleep]] = {}
         self._budget = ByteBudget(MAX_BYTES)
         bound_handshakes(asyncio.get_running_loop())  # Serve makes its app in the loop in which the server will listen
@@ -81,7 +78,7 @@ class Doorkeeper:
         head = Head(scope["method"], path or "/", scope["headers"])
         try:
             read_head(head, spec.limits)
-            if head.route.name in ANSWERED and _can_sleep(spec) and not _has_replicas(handle):
+            if head.route.name in ANSWERED and _can_sleep(spec) and not has_replicas(handle):
                 body = await self._body(head, receive, spec) if head.method == "POST" else b""
                 await _reply(send, head.method, await asyncio.to_thread(asleep.answer, head, body))
                 return
@@ -148,37 +145,16 @@ class Doorkeeper:
 
 
 async def _spec_of(identity: Any) -> ApplicationSpec:
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    answer = await controller.get_deployment_info.remote(identity.name, identity.app_name)
-    info = DeploymentInfo.from_proto(DeploymentRoute.FromString(answer).deployment_info)
-    return parse_spec(ApplicationSpec, info.replica_config.init_args[0], source="application")
+    found = await describe_here(identity.name, identity.app_name)
+    return parse_spec(ApplicationSpec, found.arguments[0], source="application")
 
 
 def _asleep(spec: ApplicationSpec, identity: Any) -> Asleep:
     return Asleep(open_store(spec.storage), spec, identity.app_name)
 
 
-def _router_of(app: Any) -> Any:
-    """Serve's table of routes, inside its middlewares; None where this is no proxy."""
-    while not hasattr(app, "proxy_router"):
-        app = getattr(app, "_app", None)
-        if app is None:
-            return None
-    return app.proxy_router
-
-
 def _can_sleep(spec: ApplicationSpec) -> bool:
     return isinstance(spec.replicas, ReplicaRange) and spec.replicas.min == 0
-
-
-def _has_replicas(handle: Any) -> bool:
-    """Whether Serve knows a replica that it would send a request to."""
-    router = getattr(handle, "_router", None)
-    if router is None:
-        return False  # never asked for: the first request makes it
-    router = getattr(router, "_asyncio_router", router)
-    chosen = router._request_router
-    return bool(chosen.curr_replicas if chosen is not None else router._running_replicas)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

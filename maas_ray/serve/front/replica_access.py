@@ -15,6 +15,7 @@ import uvicorn
 
 from maas_ray.errors import NotThroughFront
 from maas_ray.haproxy.config.secret import HEADER, front_secret
+from maas_ray.ray_internals.http_server import use_server
 from maas_ray.serve.http.asgi_app import Receive, Scope, Send
 from maas_ray.serve.request.head import Header
 from maas_ray.serve.request.response import error_reply
@@ -84,7 +85,7 @@ def listen_on_node() -> None:
 
     The HAProxy of the node itself is told loopback, those of the others the node's address.
     """
-    uvicorn.Server = NodeServer  # type: ignore[misc]
+    use_server(NodeServer)
 
 
 def _on_node(sockets: list[socket.socket]) -> list[socket.socket]:

@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 
 from maas_ray.display import get_logger
+from maas_ray.ray_internals.serve import replica_results
 from maas_ray.serve.http.peers import Answers, collect
 
 log = get_logger(__name__)
@@ -56,6 +57,4 @@ class Broadcast:
         if self._handle is None:
             self._handle = serve.get_deployment_handle(*self._names)
         response = self._handle.broadcast("ask_here", question, argument)
-        # `results_async` gives all answers or none: one silent replica would hide the others.
-        calls: list[Any] = await response._fetch_replica_results_async()
-        return calls
+        return await replica_results(response)

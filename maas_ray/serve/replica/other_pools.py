@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 from ray import serve
-from ray.experimental import internal_kv
 
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, Overloaded
+from maas_ray.ray_internals import kv
 from maas_ray.serve.grpc.outcome import Outcome
 from maas_ray.serve.grpc.unnamed import Served
 from maas_ray.serve.models.manager import Residency
@@ -120,13 +120,13 @@ async def _answer(response: Any) -> Outcome:
 
 def _write(pool: str, deployment: str, names: frozenset[str], is_open: bool) -> None:
     record = orjson.dumps({"deployment": deployment, "names": sorted(names), "is_open": is_open})
-    internal_kv._internal_kv_put(f"{_PREFIX}{pool}".encode(), record, overwrite=True, namespace=_NAMESPACE)
+    kv.put(f"{_PREFIX}{pool}".encode(), record, _NAMESPACE)
 
 
 def _read() -> dict[str, tuple[str, Served]]:
     found = {}
     for pool in serve.status().applications:
-        record = internal_kv._internal_kv_get(f"{_PREFIX}{pool}".encode(), namespace=_NAMESPACE)
+        record = kv.get(f"{_PREFIX}{pool}".encode(), _NAMESPACE)
         if record is None:
             continue  # another's application, or a pool that has not started
         with contextlib.suppress(KeyError, TypeError, ValueError):

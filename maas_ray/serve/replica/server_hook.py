@@ -11,9 +11,10 @@ import os
 from typing import Any
 
 import ray
-import uvicorn.config
 from starlette.middleware import Middleware
 
+from maas_ray.ray_internals.http_server import use_protocol
+from maas_ray.ray_internals.serve_servers import base_path_of
 from maas_ray.serve.front.haproxy_limits import follow
 from maas_ray.serve.front.replica_access import FrontOnly, front_check, listen_on_node
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
@@ -47,8 +48,7 @@ def middlewares() -> list[Middleware]:
     app, front = _fronts[0]
     if is_from_front is not None:
         front.is_from_front = is_from_front
-    # uvicorn looks its protocols up by name, and Serve leaves the name at its default.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = functools.partial(HttpProtocol, front=front)  # type: ignore[assignment]
+    use_protocol(functools.partial(HttpProtocol, front=front))
     return [Middleware(_BeforeServe, ours=app, front=front), *outermost]
 
 
@@ -67,7 +67,7 @@ def _before_proxy() -> list[Middleware]:
 
     limits = LimitsSpec()
     door = Door(limits, allowed_connections(limits.max_connections, "Serve's proxy of this node"))
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = with_door(door)  # type: ignore[assignment]
+    use_protocol(with_door(door))
     return [Middleware(Doorkeeper)]
 
 
@@ -77,7 +77,7 @@ class _BeforeServe:
     def __init__(self, app: Any, ours: App, front: Front) -> None:
         self._serves = app
         self._ours = ours
-        self._base_path = _base_path_of(app)
+        self._base_path = base_path_of(app)
         front.base_path = self._base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,11 +86,3 @@ class _BeforeServe:
             await self._ours(scope, receive, send)
         else:
             await self._serves(scope, receive, send)
-
-
-def _base_path_of(app: Any) -> Any:
-    """Where Serve has put the pool; it may move while the replica lives, so it is asked each time."""
-    while not hasattr(app, "__self__"):
-        app = app._app  # Serve's own middleware around its replica's bound method
-    replica = app.__self__
-    return lambda: (replica._route_prefix or "").rstrip("/")

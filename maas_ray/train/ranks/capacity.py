@@ -2,14 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from ray._private.state import available_resources_per_node, state
-
 from maas_ray.cluster.capacity.preflight import count_workers
-
-
-def going_nodes() -> frozenset[str]:
-    """Ids of the nodes that are being drained: their machine is about to be taken away, or they have nothing to do."""
-    return frozenset(state.get_draining_nodes())
+from maas_ray.ray_internals.nodes import draining_nodes, free_resources
 
 
 def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int, together: int = 1) -> int:
@@ -21,10 +15,10 @@ def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int, 
         limit: most that are of interest.
         together: workers that have to be on one node: those that share each matrix product.
     """
-    going = going_nodes()
+    going = draining_nodes()
     free = [
         {name: has.get(name, 0.0) + held.get(node, 0) * amount for name, amount in needed.items()}
-        for node, has in available_resources_per_node().items()
+        for node, has in free_resources().items()
         if node not in going
     ]
     return min(limit, sum(count_workers([node], needed, limit) // together * together for node in free))

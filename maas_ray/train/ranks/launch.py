@@ -1,4 +1,5 @@
-"""Starts a run's workers with Ray Train and watches them to the end. The only file that knows ray.train.
+"""Starts a run's workers with Ray Train and watches them to the end. The only file that knows ray.train,
+beside the private parts of it in ray_internals/train.py.
 
 Runs in the process of the run's board. `TorchTrainer.fit()` would do the same in more time: on two cores, 2 workers,
 most of it imports (seconds of CPU time, each measured):
@@ -31,28 +32,6 @@ import pyarrow.fs
 import ray
 from ray.train import BackendConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend
-from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-)
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.controller.controller import TrainControllerLoopIterationResult
-from ray.train.v2._internal.execution.controller.state import InitializingState
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.scaling_policy import (
-    NoopDecision,
-    ResizeDecision,
-    ScalingDecision,
-    ScalingPolicy,
-)
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, state
-from ray.train.v2._internal.execution.worker_group import worker_group as _groups
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.placement_group import placement_group
 
@@ -60,9 +39,33 @@ from maas_ray.cluster.capacity.claims import claimed
 from maas_ray.cluster.capacity.preflight import has_autoscaler
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, RanksMissing, ResourcesMissing
+from maas_ray.ray_internals.nodes import draining_nodes
+from maas_ray.ray_internals.train import (
+    BackendSetupCallback,
+    DataParallelTrainer,
+    DatasetsCallback,
+    DefaultPlacementGroupHandle,
+    FailureDecision,
+    FailurePolicy,
+    InitializingState,
+    NoopDecision,
+    PlacementGroupCleanerCallback,
+    PreemptionCallback,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+    TrainController,
+    TrainControllerLoopIterationResult,
+    WorkerGroup,
+    WorkerGroupCallback,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    propagated_callbacks,
+    start_no_barrier,
+)
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.ranks import process_group
-from maas_ray.train.ranks.capacity import find_room, going_nodes, round_down
+from maas_ray.train.ranks.capacity import find_room, round_down
 from maas_ray.train.ranks.failure_causes import explain, find_cause, has_waited_out, preempted
 from maas_ray.train.ranks.rank_registry import Roll
 from maas_ray.train.ranks.run_actor import Launch
@@ -190,20 +193,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
         return answers
 
 
-class _NoBarrier:
-    """Stands where Ray Train starts a process for the barrier of `ray.train.report`, at which no rank of ours arrives."""
-
-    @classmethod
-    def options(cls, **_: Any) -> type["_NoBarrier"]:
-        return cls
-
-    @staticmethod
-    def remote(**_: Any) -> str:
-        return "no barrier"
-
-
-_groups.SynchronizationActor = _NoBarrier
-state._shutdown_sync_actor = lambda barrier: None
+start_no_barrier()
 
 
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
@@ -268,7 +258,7 @@ class _Controller(TrainController):  # type: ignore[misc]
         self._sizes = _Sizes(job, roll, self.held)
         policies = {"scaling_policy": self._sizes, "failure_policy": _Restarts(job, roll)}
         super().__init__(**{**parts, **policies})
-        propagated = self.__dict__["_worker_group_callbacks_to_propagate"]
+        propagated = propagated_callbacks(self)
         propagated[:] = [one for one in propagated if not isinstance(one, PreemptionCallback)]
 
     def _start_worker_group(self, num_workers: int, resources_per_worker: dict[str, float]) -> Any:
@@ -408,7 +398,7 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         if now - self._asked_nodes < _NODES_S:
             return None
         self._asked_nodes = now
-        if going := going_nodes() & self._held().keys():
+        if going := draining_nodes() & self._held().keys():
             return f"node {min(going)[:12]} is about to be taken away"
         if who := claimed():
             return f"{who} claims room"

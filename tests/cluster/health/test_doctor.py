@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.health import doctor
-from maas_ray.cluster.health.doctor import check_environment, check_haproxy, check_launcher, check_package, check_store
+from maas_ray.cluster import doctor
+from maas_ray.cluster.health.doctor import (
+    check_environment,
+    check_haproxy,
+    check_launcher,
+    check_package,
+    check_store,
+    judge_internals,
+)
 from maas_ray.cluster.node.environment import BINARY_VARIABLE
 from maas_ray.haproxy import REASON_FILE
+from maas_ray.ray_internals.contract import READ_IN, Broken
 from maas_ray.store.objects import StorageSpec
 from tests.conftest import RayCluster
 
@@ -49,9 +57,21 @@ def test_an_unreachable_store_is_a_finding_and_not_a_crash(tmp_path):
 
 
 def test_without_a_cluster_the_machine_alone_is_checked(tmp_path):
-    names = {check.name for check in doctor(state_dir=tmp_path)}
-    assert "ray" not in names or "RAY_ADDRESS" in os.environ
-    assert {"python", "disk", "accelerators"} <= names
+    checks = {check.name: check for check in doctor(state_dir=tmp_path)}
+    assert "ray" not in checks or "RAY_ADDRESS" in os.environ
+    assert {"python", "disk", "accelerators"} <= set(checks)
+    assert checks["ray internals"].ok, checks["ray internals"].detail
+
+
+def test_what_another_ray_has_changed_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maas_ray.cluster.health.doctor.version", lambda package: "2.61.0")
+    broken = [Broken(f"ray._private.part{number}", "is not there", "placing replicas") for number in range(7)]
+    found = judge_internals(broken)
+    assert not found.ok
+    assert f"Ray 2.61.0 is installed, its private parts were read in {READ_IN}" in found.detail
+    assert "ray._private.part0 is not there (for placing replicas)" in found.detail
+    assert found.detail.endswith("and 2 more")
+    assert f"=={READ_IN}" in found.fix
 
 
 def test_an_haproxy_that_is_not_ours_or_not_hardened_is_found(tmp_path: Path):
