@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maas_ray.cli.client import Input
 from typer.testing import CliRunner
 
 from maas_ray.bundle.format import BundleInfo, save_bundle
 from maas_ray.cli.app import app
-from maas_ray.cli.client import Input
 from maas_ray.cli.options import APP_DIR_VARIABLE, DEFAULT_STORE
 from maas_ray.cli.rows import read_rows
 from maas_ray.cluster import connection
