@@ -9,6 +9,7 @@ from typing import Any
 
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.node.state import load_state, state_directory
+from maas_ray.display import shown
 from maas_ray.errors import ClusterError
 from maas_ray.process import interrupts, search_path
 
@@ -17,6 +18,8 @@ APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
 """A directory of modules that specs name by import path. Ray's workers look there too; each node needs one of this name."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job: its runtime environment, as JSON."""
+MAX_NAME = 200
+"""Characters of a job's name on the dashboard."""
 # Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
 _SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
@@ -79,12 +82,13 @@ def _job() -> Any:
     """
     from ray.job_config import JobConfig
 
+    metadata = {"job_name": shown(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:MAX_NAME]}
     directory = os.environ.get(APP_DIR_VARIABLE)
     extra = str(Path(directory).resolve()) if directory else None
     # A runtime environment with this PYTHONPATH would be the public way; it doubles the time in which a worker starts.
     if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code; Ray adds nothing then
-        return JobConfig(_py_driver_sys_path=[extra] if extra else [])
-    return JobConfig(_py_driver_sys_path=_Complete(search_path.of_workers(extra)))
+        return JobConfig(metadata=metadata, _py_driver_sys_path=[extra] if extra else [])
+    return JobConfig(metadata=metadata, _py_driver_sys_path=_Complete(search_path.of_workers(extra)))
 
 
 class _Complete(list[str]):
