@@ -116,16 +116,37 @@ def _assign(fields: dict[str, Any], override: str) -> None:
 
 
 def assign(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Puts a value at `a.b.c` of a document. Raises `SpecError` if one of the parents is no section."""
+    """Sets the value at `a.b.c` of a document; an item of a list is `a.0.c` or, by its `name`, `a.main.c`.
+
+    Raises:
+        SpecError: a parent is a value, or a list has no such item.
+    """
     *parents, last = path.split(".")
     if len(parents) >= MAX_DEPTH:
         raise SpecError(f"cannot set {_short(path)}: it has more than {MAX_DEPTH} parts")
+    place: Any = fields
     for parent in parents:
-        child = fields.setdefault(parent, {})
-        if not isinstance(child, dict):
+        if isinstance(place, list):
+            place = place[_item(place, parent, path)]
+        elif isinstance(place, dict):
+            place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise SpecError(f"cannot set {_short(path)}: {_short(parent)} is a value, not a section")
-        fields = child
-    fields[last] = value
+    if isinstance(place, list):
+        place[_item(place, last, path)] = value
+    else:
+        place[last] = value
+
+
+def _item(items: list[Any], part: str, path: str) -> int:
+    """The index of the item of a list that one part of a path names."""
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    known = ", ".join(map(str, [*range(len(items)), *filter(None, names)][:MAX_SHOWN])) or "none: the list is empty"
+    raise SpecError(f"cannot set {_short(path)}: no item {_short(part)} in the list; items: {known}")
 
 
 def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:

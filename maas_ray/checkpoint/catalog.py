@@ -20,6 +20,7 @@ from maas_ray.store.manifest import Committed, is_committed, list_committed, ope
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, Time, parse_json, read_document
 from maas_ray.store.sequence import Record, Sequence
+from maas_ray.suggestions import known_names
 
 KIND = "checkpoint"
 HISTORY = "history.json"
@@ -69,9 +70,10 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
     steps = list_checkpoints(store, prefix)
     if step is None and steps:
         return open_step(store, prefix, steps[-1])  # retention was just removing the one before
-    there = ", ".join(map(str, steps)) or "none"
-    which = "" if step is None else f" of step {step}"
-    raise NotFound(f"{prefix} has no committed checkpoint{which}; there is: {there}")
+    if not steps:
+        raise NotFound(f"{prefix} has no committed checkpoint yet")
+    there = known_names("", list(map(str, steps)), "steps", "maas-ray checkpoints list")
+    raise NotFound(f"{prefix} has no committed checkpoint of step {step}; {there}")
 
 
 def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:

@@ -132,8 +132,8 @@ def predict(
     state_dir: StateDir = None,
 ) -> Answer:
     """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
-    from maas_ray.cli.client import ModelClient
     from maas_ray.cli.rows import read_rows
+    from maas_ray.client import Client
     from maas_ray.cluster.health.front import front_url
     from maas_ray.cluster.node.state import load_state
     from maas_ray.display import mask
@@ -144,16 +144,18 @@ def predict(
         if state is None:
             raise ClusterError("no local cluster is running; give --url, such as http://127.0.0.1:8000")
         url = front_url(state)
-    client = ModelClient(url, model, version=version, timeout_s=timeout_s, through_proxy=not is_own)
-    rows = read_rows(input, client.inputs)
-    predictions = []
-    for start in range(0, len(rows), batch_rows):
-        predictions += client.predict(rows[start : start + batch_rows])
+    predictions: list[dict[str, Any]] = []
+    with Client(url, timeout_s=timeout_s, through_proxy=not is_own) as client:
+        rows = read_rows(input, client.inputs(model, version))
+        for start in range(0, len(rows), batch_rows):
+            answer = client.predict(model, rows[start : start + batch_rows], version=version)
+            predictions += answer.rows()
+    lineage = {"x-maas-run": answer.run, "x-maas-version": answer.version}
     columns = list(predictions[0]) if predictions else []
     view = table(
         f"{model}, {len(predictions)} rows",
         ("row", *columns),
         [(i, *row.values()) for i, row in enumerate(predictions)],
     )
-    document = {"model": model, "url": mask(url), "headers": client.lineage, "predictions": predictions}
+    document = {"model": model, "url": mask(url), "headers": lineage, "predictions": predictions}
     return Answer(document, view, holds_data=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.node.state import load_state, state_directory
+from maas_ray.display import shown
 from maas_ray.errors import ClusterError
 from maas_ray.process import interrupts, search_path
 from maas_ray.ray_internals import driver, gcs
@@ -18,6 +19,8 @@ APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
 """A directory of modules that specs name by import path. Ray's workers look there too; each node needs one of this name."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job: its runtime environment, as JSON."""
+MAX_NAME = 200
+"""Characters of a job's name on the dashboard."""
 # Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
 _SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
@@ -78,11 +81,12 @@ def _job() -> Any:
 
     Ray itself puts the driver's working directory first, whether or not the driver looks there.
     """
+    name = shown(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:MAX_NAME]
     directory = os.environ.get(APP_DIR_VARIABLE)
     extra = str(Path(directory).resolve()) if directory else None
     if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code
-        return driver.job_config([extra] if extra else [], is_submitted=True)
-    return driver.job_config(search_path.of_workers(extra), is_submitted=False)
+        return driver.job_config([extra] if extra else [], is_submitted=True, name=name)
+    return driver.job_config(search_path.of_workers(extra), is_submitted=False, name=name)
 
 
 def disconnect() -> None:

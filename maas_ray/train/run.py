@@ -260,7 +260,8 @@ def _fit(
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(spec.run)))
     stopper = spec.stopper()
     reason = stopper.follow(saved.history) if stopper is not None else None
-    record.note({"type": "finished", "step": saved.step, "reason": reason})
+    metrics = {**newest_figures(saved.history), **Runs(store).validated(spec.run).get(saved.step, {})}
+    record.note({"type": "finished", "step": saved.step, "reason": reason, "metrics": metrics})
 
 
 class _Record:

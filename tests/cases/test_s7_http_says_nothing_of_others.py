@@ -115,7 +115,7 @@ def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
 
 def test_whoever_starts_a_replica_reads_the_whole_reason(server: Server) -> None:
     residency = Residency(server.store, app_spec(server.store, "nobody"))
-    with pytest.raises(NotFound, match="no model 'nobody' in file://.*; there is: .*secret-salaries"):
+    with pytest.raises(NotFound, match="no model 'nobody' in file://.*; models: .*secret-salaries"):
         server.call(residency.start())
 
 

@@ -112,10 +112,10 @@ def test_what_cannot_be_saved_is_said_and_leaves_nothing(file_store: ObstoreStor
 
 
 def test_what_is_not_there_is_named_with_what_is(file_store: ObstoreStore) -> None:
-    with pytest.raises(NotFound, match="no committed checkpoint; there is: none"):
+    with pytest.raises(NotFound, match="no committed checkpoint yet"):
         open_checkpoint(file_store, PREFIX)
     save(file_store, PREFIX, snapshot(2))
-    with pytest.raises(NotFound, match="no committed checkpoint of step 9; there is: 2"):
+    with pytest.raises(NotFound, match="no committed checkpoint of step 9; steps: 2"):
         open_checkpoint(file_store, PREFIX, 9)
 
 

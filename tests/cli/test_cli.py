@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from maas_ray.bundle.format import BundleInfo, save_bundle
 from maas_ray.cli.app import app
-from maas_ray.cli.client import Input
 from maas_ray.cli.options import APP_DIR_VARIABLE, DEFAULT_STORE
 from maas_ray.cli.rows import read_rows
+from maas_ray.client import Tensor
 from maas_ray.cluster import connection
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObstoreStore, StorageSpec
@@ -94,7 +94,7 @@ def test_an_error_is_one_line_on_stderr_and_a_document_for_machines(file_store: 
     arguments = ["models", "nothing", "--store", file_store.uri]
     result = runner.invoke(app, arguments)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"error[not_found]: no model 'nothing' in {file_store.uri}; there is: none\n"
+    assert result.stderr == f"error[not_found]: no model 'nothing' in {file_store.uri}; there are no models yet\n"
     result = runner.invoke(app, [*arguments, "--json"])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["error"]["code"] == "not_found"
@@ -114,7 +114,7 @@ def test_models_are_promoted_and_listed(file_store: ObstoreStore, bundle: str):
     assert "production" in runner.invoke(app, ["models", "m", "--store", file_store.uri]).stdout
     result = runner.invoke(app, ["promote", "m", "2", "--store", file_store.uri])
     assert result.exit_code == 1
-    assert "there is: 1" in result.stderr
+    assert "versions: 1" in result.stderr
 
 
 def test_the_store_is_also_taken_from_the_environment(file_store: ObstoreStore, bundle: str):
@@ -172,10 +172,10 @@ def test_down_without_a_cluster_does_nothing(tmp_path: Path):
     assert (result.exit_code, json.loads(result.stdout)) == (0, {"stopped": False})
 
 
-AGE = Input("age", "FP32", (1,))
-SEX = Input("sex", "BYTES", (1,))
-SIBLINGS = Input("siblings", "INT64", (1,))
-IMAGE = Input("image", "FP32", (2, 2))
+AGE = Tensor("age", "FP32", (1,))
+SEX = Tensor("sex", "BYTES", (1,))
+SIBLINGS = Tensor("siblings", "INT64", (1,))
+IMAGE = Tensor("image", "FP32", (2, 2))
 
 
 def test_rows_are_typed_by_the_models_metadata(tmp_path: Path):
@@ -208,7 +208,7 @@ def test_rows_are_typed_by_the_models_metadata(tmp_path: Path):
         ("a.txt", b"", [AGE], "use .csv, .json or .npy"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(tmp_path: Path, name: str, content: bytes, inputs: list[Input], says: str):
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, name: str, content: bytes, inputs: list[Tensor], says: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=says.replace(".", r"\.")):
         read_rows(tmp_path / name, inputs)

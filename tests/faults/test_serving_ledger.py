@@ -129,7 +129,7 @@ class Nemesis:
 
         pool.undeploy([POOL])
         assert POOL not in [status.name for status in pool.status()]
-        with pytest.raises(NotFound, match=f"no pool {POOL}; there is: "):
+        with pytest.raises(NotFound, match=f"no pool {POOL}; "):
             pool.undeploy([POOL])
 
     def num_on(self, node: str) -> int:

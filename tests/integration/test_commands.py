@@ -59,7 +59,7 @@ def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
     refused = run("publish.py", "--run", "nobody", "--name", "nobody")
     assert refused.returncode == 1
     said = [line for line in refused.stderr.splitlines() if "nobody" in line]
-    assert said == [f"error[not_found]: no run 'nobody' in {storage.uri}; there is: table"]
+    assert said == [f"error[not_found]: no run 'nobody' in {storage.uri}; runs: table"]
     assert "Traceback" not in refused.stderr
     assert "File" not in refused.stderr
 

@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_stor
 
 
 def test_only_what_exists_is_exported(file_store: ObstoreStore, run: str) -> None:
-    with pytest.raises(NotFound, match="no run 'x' in .*; there is: r"):
+    with pytest.raises(NotFound, match="no run 'x' in .*; runs: r"):
         export_run(file_store, "x")
-    with pytest.raises(NotFound, match="of step 3; there is: 1, 2"):
+    with pytest.raises(NotFound, match="of step 3; steps: 1, 2"):
         export_run(file_store, run, step=3)

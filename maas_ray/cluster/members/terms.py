@@ -8,12 +8,12 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
-import maas_ray
 from maas_ray.cluster.node.environment import PROFILES, Profile
 from maas_ray.cluster.node.ray_start import node_variables
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import ClusterError
 from maas_ray.ray_internals import gcs
+from maas_ray.version import __version__
 
 VERSION = 1
 _NAMESPACE, _KEY = b"maas-ray", b"cluster/terms"
@@ -26,7 +26,7 @@ class Terms:
     profile: Profile
     http_port: int
     """Where each node's front will listen unless a spec says otherwise."""
-    package: str = maas_ray.__version__
+    package: str = __version__
     """The head's version of maas-ray."""
     version: int = VERSION
 
@@ -72,10 +72,10 @@ def read_terms(address: str, timeout_s: float) -> Terms | None:
         terms = Terms(**document)
     except (ValueError, KeyError, TypeError) as error:
         raise ClusterError(f"the terms of the cluster {address} cannot be read: {error}") from error
-    if terms.profile not in PROFILES or terms.package != maas_ray.__version__:
+    if terms.profile not in PROFILES or terms.package != __version__:
         raise ClusterError(
             f"the cluster {address} runs maas-ray {terms.package} with profile {terms.profile!r}, this machine has "
-            f"{maas_ray.__version__}; install the same version on both"
+            f"{__version__}; install the same version on both"
         )
     return terms
 

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from maas_ray.addresses import is_loopback
 from maas_ray.errors import ClusterError, SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
+from maas_ray.suggestions import known_names
 
 Profile = Literal["fast", "portable"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -175,7 +176,7 @@ def environment(
         ClusterError: the profile is unknown, not available on this platform, or not wholly installed.
     """
     if profile not in PROFILES:
-        raise ClusterError(f"no profile {profile!r}; there is: {', '.join(PROFILES)}")
+        raise ClusterError(f"no profile {profile!r}; {known_names(profile, list(PROFILES), 'profiles')}")
     if profile == "fast" and sys.platform != "linux":
         raise ClusterError("the profile 'fast' needs HAProxy, which Ray ships for Linux only; use --profile portable")
     flags = profile_flags(profile) | {

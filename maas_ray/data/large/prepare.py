@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-import maas_ray
 from maas_ray.data.large.clean import Job
 from maas_ray.data.large.gather import Gathered, gather
 from maas_ray.data.large.save import build_dictionaries
@@ -34,6 +33,7 @@ from maas_ray.errors import Conflict, DataError, NotFound, StoreError
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Draft, Part, open_committed
 from maas_ray.store.objects import ObjectStore, ObstoreStore
+from maas_ray.version import __version__
 
 LARGE_BYTES = 1 << 27
 """Of files; with less, reading them here is faster than starting the first task."""
@@ -142,7 +142,7 @@ def _write(
 def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
     """Where it is noted what these files became: reading gigabytes again to find the same digest takes minutes."""
     of_files = [[file.path, file.size, file.modified_ns] for file in files]
-    content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": maas_ray.__version__}
+    content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": __version__}
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
 
 

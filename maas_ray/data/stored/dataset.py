@@ -33,6 +33,7 @@ from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
+from maas_ray.suggestions import known_names
 
 PREFIX = "datasets"
 KIND = "dataset"
@@ -243,10 +244,8 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
     try:
         committed = open_committed(store, f"{PREFIX}/{digest}", KIND)
     except NotFound as error:
-        known = store.children(PREFIX)
-        more = f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else ""
-        there = ", ".join(known[:MAX_NAMES]) or "none"
-        raise NotFound(f"no data set {digest!r} in {store.uri}; there are: {there}{more}") from error
+        there = known_names(digest, store.children(PREFIX), "data sets")
+        raise NotFound(f"no data set {digest!r} in {store.uri}; {there}") from error
     meta = committed.meta
     try:
         if meta["format"] not in FORMATS:

@@ -22,6 +22,7 @@ from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
 from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.suggestions import known_names
 
 FRONT_S = 180.0
 """Longest wait for Serve to start, and again for the front to know the pools."""
@@ -100,7 +101,8 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
     known = {pool.name for pool in status()}
     missing = sorted(set(wanted) - known)
     if missing:
-        raise NotFound(f"no pool {', '.join(missing)}; there is: {', '.join(sorted(known)) or 'none'}")
+        there = known_names(missing[0], sorted(known), "pools", "maas-ray status")
+        raise NotFound(f"no pool {', '.join(missing)}; {there}")
     deadline = time.monotonic() + timeout_s
     specs = {name: standing.spec for name, standing in read_standings().items()}
     for name in wanted:

@@ -79,7 +79,7 @@ def fit_classical(
     report(progress)
     if claim is not None:
         claim.check(store)
-    runs.record(run.id, {"type": "finished", "step": progress.step})
+    runs.record(run.id, {"type": "finished", "step": progress.step, "metrics": progress.metrics})
 
 
 def _train(spec: TrainSpec, data_digest: str, claim: Claim | None) -> Progress:

@@ -35,7 +35,7 @@ def choose_step(store: ObjectStore, run: Run, which: Which) -> int:
     if isinstance(which, int):
         return which
     if not steps:
-        raise NotFound(f"{checkpoints_prefix(run.id)} has no committed checkpoint; there is: none")
+        raise NotFound(f"run {run.id!r} has no committed checkpoint yet")
     if which == "newest":
         return steps[-1]
     best = best_step(figures_by_step(store, run.id, steps), by.metric, by.mode)

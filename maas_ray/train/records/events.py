@@ -24,6 +24,8 @@ class Status(Document):
     step: Count | None = None
     error: str | None = None
     reason: str | None = None
+    metrics: dict[str, float] | None = None
+    """Of a run that is finished: the newest loss and validation metrics."""
 
 
 class Attempted(Document):

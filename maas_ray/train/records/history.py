@@ -36,4 +36,5 @@ def fold(records: Iterable[Record]) -> History:
             found.unvalidated.pop(event.step, None)  # a later attempt had more luck
         elif event is not None:
             found.status = event
+            found.metrics = event.metrics or found.metrics
     return found

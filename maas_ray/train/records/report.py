@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import maas_ray
 from maas_ray.checkpoint.catalog import describe
 from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
@@ -20,6 +19,7 @@ from maas_ray.store.manifest import Committed, Draft, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, figures_of
+from maas_ray.version import __version__
 
 KIND = "report"
 FORMAT = 1
@@ -79,7 +79,7 @@ def build_report(store: ObjectStore, run: Run, ended: Ended, nodes: list[dict[st
         "data_digest": run.data_digest,
         "git_commit": run.git_commit,
         "versions": {
-            "maas-ray": maas_ray.__version__,
+            "maas-ray": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
         },

@@ -24,6 +24,7 @@ from maas_ray.store.manifest import NAME, Committed, Draft, is_committed, open_c
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
+from maas_ray.suggestions import known_names
 from maas_ray.train.records.events import RunMeta as _Meta
 from maas_ray.train.records.events import Status, Validated, read_event
 from maas_ray.train.records.history import fold
@@ -119,10 +120,8 @@ class Runs:
         try:
             return self._get(run)[0]
         except NotFound as error:
-            names = self._names()
-            there = ", ".join(names[:MAX_NAMES]) or "none"
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            raise NotFound(f"no run {run!r} in {self._store.uri}; there is: {there}{more}") from error
+            there = known_names(run, self._names(), "runs", "maas-ray runs")
+            raise NotFound(f"no run {run!r} in {self._store.uri}; {there}") from error
 
     def validated(self, run: str) -> dict[int, dict[str, float]]:
         """What validation beside training has found, by step: `validation_loss` and so on."""

@@ -148,7 +148,7 @@ def test_a_damaged_part_is_refused_with_its_name(file_store: ObstoreStore, tmp_p
 
 
 def test_what_does_not_exist_is_named_with_what_does(file_store: ObstoreStore) -> None:
-    with pytest.raises(NotFound, match="there are: none"):
+    with pytest.raises(NotFound, match="there are no data sets yet"):
         open_dataset(file_store, "abc")
     dataset = _save(file_store)
     with pytest.raises(NotFound, match=dataset.digest):
