@@ -63,6 +63,8 @@ def test_the_layout_names_every_part_and_nothing_else() -> None:
     }
     assert top == {name.split("/")[0] for name in files if not name.startswith(".")} - {
         "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
         "LICENSE",
         "CHANGELOG.md",
         "pyproject.toml",
