@@ -56,6 +56,10 @@ test-cluster: $(STAMP)  ## clusters of up to four hosts in network namespaces: n
 test-cluster-fault: $(STAMP)  ## what a cluster of three hosts loses under load, NEMESIS_TIMES (20) times each: hours
 	@$(call pytest,-m 'machines and fault' -n 0)
 
+.PHONY: docs-pages
+docs-pages: $(STAMP)  ## writes the pages of docs/ that are generated from the code
+	@$(BIN)/python docs/generate.py
+
 .PHONY: bench-serving
 bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
