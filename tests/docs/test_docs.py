@@ -68,6 +68,11 @@ def test_tests_that_are_named_exist(path: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r'"([\w/-]+\.md)"', (ROOT / "zensical.toml").read_text())
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
 @pytest.mark.parametrize("path", GENERATE.pages(), ids=name_of)
 def test_a_generated_page_is_current(path: Path) -> None:
     assert path.exists(), f"run `{GENERATE.REFRESH}`"
