@@ -30,8 +30,6 @@ SPECS = {
     "tune": ("Search spec", "maas-ray tune", "jobs/specs/digits-search.yaml"),
     "serve": ("Serving spec", "maas-ray serve", "deployments/digits.yaml"),
 }
-EMPTY = (None, False, inspect.Parameter.empty, (), [])
-"""Defaults that say nothing."""
 BOUNDS = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< "}
 
 
@@ -97,13 +95,14 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]]:
         else:
             names = declared or ([f"--{long}", f"--no-{long}"] if kind is bool else [f"--{long}"])
         default = parameter.default
+        says_nothing = default is None or default is False or default in (inspect.Parameter.empty, (), [])
         shown = getattr(info, "show_default", None)
         found.append(
             {
                 "names": names,
                 "required": default is inspect.Parameter.empty,
                 "type": "flag" if kind is bool else _type_name(kind),
-                "default": shown if isinstance(shown, str) else None if default in EMPTY else str(default),
+                "default": shown if isinstance(shown, str) else None if says_nothing else str(default),
                 "variable": getattr(info, "envvar", None),
                 "help": " ".join((getattr(info, "help", None) or "").split()),
             }
