@@ -64,7 +64,7 @@ def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
     assert "File" not in refused.stderr
 
 
-@pytest.mark.fault  # the way of README's commands, with a table and S3: each part has short tests of its own
+@pytest.mark.fault  # the tutorial's commands, with a table and S3: each part has short tests of its own
 def test_a_table_goes_from_csv_through_an_s3_store_to_predictions_of_raw_rows(
     finished_run: FinishedRun, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:

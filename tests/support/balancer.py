@@ -1,4 +1,4 @@
-"""A load balancer as docs/machines.md advises one: it asks each node's front for its health, and leaves out what fails."""
+"""A load balancer as docs/clusters/machines.md advises one: it asks each node's front for its health, and leaves out what fails."""
 
 import http.client
 import threading

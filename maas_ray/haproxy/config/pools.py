@@ -20,8 +20,8 @@ an interval (`check_interval_ms`) + 1100 + 100 + 1100 ms after it fell silent.""
 MIN_CHECK_INTERVAL_MS = 500
 """Between two checks of one server: silence is noticed within 2.8 s."""
 MAX_CHECKS_PER_S = 500
-"""Of one HAProxy. It takes 3 % of a core for them and all replicas together 15 to 28 % (docs/scale.md), and each node has a
-HAProxy; with more than 250 servers the interval grows instead."""
+"""Of one HAProxy. It takes 3 % of a core for them and all replicas together 15 to 28 % (docs/clusters/scale.md), and each node
+has a HAProxy; with more than 250 servers the interval grows instead."""
 # A replica that is ending answers this while it works off what it has: it must not be taken for a dead one, whose
 # connections are closed.
 _ALIVE = "    http-check expect rstring success|DRAINING"

@@ -21,7 +21,7 @@ ONGOING, BUSY, RATE = "maas_ongoing", "maas_busy", "maas_rate"
 METRICS_INTERVAL_S = 0.5
 """Seconds between two reports of a replica, in pools of up to 100 replicas; see `report_interval_s`."""
 MAX_REPORTS_PER_S = 200
-"""Of all replicas of a pool. Each takes Serve's controller, one process, some 1.1 ms (docs/scale.md)."""
+"""Of all replicas of a pool. Each takes Serve's controller, one process, some 1.1 ms (docs/clusters/scale.md)."""
 
 
 def report_interval_s(max_replicas: int) -> float:

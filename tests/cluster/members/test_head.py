@@ -62,7 +62,7 @@ def test_where_no_cluster_is_recorded_there_is_none_to_end_to_ask_or_to_connect_
 
 @pytest.mark.fault
 def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: Path):
-    """In short: the commands of the README, after which nothing is left, and the whole path in tests/integration."""
+    """In short: the commands of the tutorial, after which nothing is left, and the whole path in tests/integration."""
     state = cluster.up(num_cpus=2, profile="fast", state_dir=state_dir, ports=cluster.choose_ports(http=0, dashboard=0))
     assert listening_outside_loopback(state_dir) == set()
     client_environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

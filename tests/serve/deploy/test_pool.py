@@ -134,7 +134,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_starts(
         pool.deploy(portable)
 
 
-@pytest.mark.fault  # a minute; the commands of README and the test above deploy pools in CI
+@pytest.mark.fault  # a minute; the commands of the tutorial and the test above deploy pools in CI
 @pytest.mark.usefixtures("no_pools_left")
 def test_serve_deploy_takes_the_file_of_the_repository(
     ray_cluster: RayCluster, pool_store: ObstoreStore, tmp_path: Path
