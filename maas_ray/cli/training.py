@@ -38,9 +38,9 @@ def train(
 
             load_spec(TrainSpec, spec, overrides or ())  # what is wrong with the spec is said first
             raise
-        from maas_ray.train.ranks.run_actor import start_board
+        from maas_ray.train.ranks.run_actor import start_run_actor
 
-        board = start_board()  # before the spec and the data: its process takes 2 s to import Ray Train
+        actor = start_run_actor()  # before the spec and the data: its process takes 2 s to import Ray Train
         from maas_ray.train.run import run_training
         from maas_ray.train.spec.train import TrainSpec
 
@@ -50,7 +50,7 @@ def train(
         f"what run {loaded.run} has committed is kept: go on with --resume; if `maas-ray runs` does not list it, without"
     )
     with training_bar(loaded.run) as show:
-        result = run_training(loaded, resume=resume, on_progress=show, board=board)
+        result = run_training(loaded, resume=resume, on_progress=show, actor=actor)
     shown = {
         "step": result.step,
         **({"ended by": result.reason} if result.reason else {}),

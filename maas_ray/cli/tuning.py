@@ -38,7 +38,7 @@ def tune(
     target = output or Path(f"{loaded.name}-best.yaml")
     _refuse_nowhere(target)
     with say.status("preparing the search"):
-        from maas_ray.train.search.log import Ended
+        from maas_ray.train.search.log import TrialEnded
         from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
@@ -51,7 +51,7 @@ def tune(
         def show(trial: int, event: Any) -> None:
             nonlocal num_ended
             text = describe(loaded, trial, event)
-            if isinstance(event, Ended):
+            if isinstance(event, TrialEnded):
                 num_ended += 1
                 say.print(text, markup=False)
             else:

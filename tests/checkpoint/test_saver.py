@@ -190,7 +190,7 @@ def test_what_fails_after_the_commit_does_not_undo_it(
     file_store: ObstoreStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> None:
-        raise MaasError("no board")
+        raise MaasError("no actor")
 
     saver = Saver(file_store, PREFIX, on_commit=fail)
     saver.save(snapshot(1))

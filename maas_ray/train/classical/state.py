@@ -82,7 +82,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
         raise ObjectCorrupt(
             f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}"
         )
-    said = read_document(_Meta, meta, f"the manifest of {committed.prefix}")
+    said = read_document(_FittedMeta, meta, f"the manifest of {committed.prefix}")
     if missing := {MODEL, PROOF, HISTORY} - committed.parts.keys():
         raise ObjectCorrupt(f"{committed.prefix} has no {min(missing)}; not used")
     return FittedState(
@@ -95,7 +95,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
     )
 
 
-class _Meta(Document):
+class _FittedMeta(Document):
     step: int
     versions: dict[str, str]
 

@@ -6,7 +6,7 @@ from maas_ray.checkpoint.catalog import list_checkpoints, open_step
 from maas_ray.errors import NotFound, SpecError
 from maas_ray.store.fetch import in_parallel
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import best_step
 
 Which = int | Literal["newest", "best"] | None
@@ -22,7 +22,7 @@ def parse_which(text: str | None) -> Which:
     raise SpecError(f"no checkpoint {text!r}: give newest, best, or the number of a step")
 
 
-def choose_step(store: ObjectStore, run: Run, which: Which) -> int:
+def choose_step(store: ObjectStore, run: RunRecord, which: Which) -> int:
     """The step of a committed checkpoint.
 
     Raises:

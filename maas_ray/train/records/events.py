@@ -17,7 +17,7 @@ class RunMeta(Document):
     start: dict[str, Any] | None = None
 
 
-class Status(Document):
+class RunStatus(Document):
     """Where a run stands since this record."""
 
     type: Literal["started", "finished", "failed", "stopped"]
@@ -61,9 +61,9 @@ class Unvalidated(Document):
     error: str
 
 
-Event = Status | Attempted | Evaluated | Validated | Unvalidated
+Event = RunStatus | Attempted | Evaluated | Validated | Unvalidated
 _KINDS: dict[str, type[Event]] = {
-    **dict.fromkeys(("started", "finished", "failed", "stopped"), Status),
+    **dict.fromkeys(("started", "finished", "failed", "stopped"), RunStatus),
     "attempt": Attempted,
     "evaluated": Evaluated,
     "validated": Validated,

@@ -18,7 +18,7 @@ from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, Draft, open_committed
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix, run_prefix
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, figures_of
 
 KIND = "report"
@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "ray", "numpy", "onnx", "transformers", "scikit-learn")
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinalState:
     """What a run has left, in its newest checkpoint or as its fitted model."""
 
     step: int
@@ -38,7 +38,7 @@ class Ended:
     """Where the time of the ranks went, by phase."""
 
 
-def commit_report(store: ObjectStore, run: str, ended: Ended, nodes: list[dict[str, float]]) -> Committed:
+def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[dict[str, float]]) -> Committed:
     """Writes the report of a finished run; one that is there is kept.
 
     Args:
@@ -63,7 +63,9 @@ def commit_report(store: ObjectStore, run: str, ended: Ended, nodes: list[dict[s
         return open_committed(store, prefix, KIND)
 
 
-def build_report(store: ObjectStore, run: Run, ended: Ended, nodes: list[dict[str, float]]) -> dict[str, Any]:
+def build_report(
+    store: ObjectStore, run: RunRecord, ended: FinalState, nodes: list[dict[str, float]]
+) -> dict[str, Any]:
     """The report as plain JSON; see `commit_report`."""
     curves = _curves([*ended.history, *_late(store, run, ended.history)])
     training_s = (ended.seconds or {}).get("training")
@@ -138,7 +140,7 @@ def find_part(committed: Committed, name: str) -> str:
     return str(root / key) if root is not None else f"{store.uri.rstrip('/')}/{key}"
 
 
-def _late(store: ObjectStore, run: Run, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What validation beside training has found that the last checkpoint could not hold yet."""
     known = {entry["step"] for entry in history if "validation" in entry}
     return [

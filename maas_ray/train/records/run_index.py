@@ -55,16 +55,16 @@ class Summary(Document):
         return {int(step): why for step, why in self.missing.items()}
 
 
-class _Event(Document):
+class _IndexEvent(Document):
     type: str
     runs: list[Summary]
 
 
-def read_index_event(record: Record) -> _Event | None:
+def read_index_event(record: Record) -> _IndexEvent | None:
     """What a record of the index says; None: an event of a later version of this library. Raises `ObjectCorrupt`."""
     if isinstance(kind := record.event.get("type"), str) and kind != "runs":
         return None
-    return read_document(_Event, record.event, f"the log record {record.key}")
+    return read_document(_IndexEvent, record.event, f"the log record {record.key}")
 
 
 class RunIndex:

@@ -25,7 +25,7 @@ from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
 from maas_ray.train.records.events import RunMeta as _Meta
-from maas_ray.train.records.events import Status, Validated, read_event
+from maas_ray.train.records.events import RunStatus, Validated, read_event
 from maas_ray.train.records.history import fold
 from maas_ray.train.records.run_index import MAX_UNVALIDATED, RunIndex, Summary, point_at_none
 from maas_ray.train.spec.train import TrainSpec
@@ -43,7 +43,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One training run as of now."""
 
     id: str
@@ -84,7 +84,7 @@ class Runs:
 
     def create(
         self, spec: TrainSpec, data_digest: str, git_commit: str | None, start: Mapping[str, Any] | None = None
-    ) -> Run:
+    ) -> RunRecord:
         """Commits a new run.
 
         Args:
@@ -114,7 +114,7 @@ class Runs:
         self._index.write([self._summarized(spec.run, found, records)])
         return run
 
-    def get(self, run: str) -> Run:
+    def get(self, run: str) -> RunRecord:
         """One run. Raises `NotFound`, naming runs that exist."""
         try:
             return self._get(run)[0]
@@ -208,11 +208,11 @@ class Runs:
         if new.status.type != "started":
             point_at_none(self._store, checkpoints_prefix(run))
 
-    def _get(self, run: str) -> tuple[Run, list[Record], _Meta]:
+    def _get(self, run: str) -> tuple[RunRecord, list[Record], _Meta]:
         spec, meta = _read(open_committed(self._store, run_prefix(run), KIND))
         records = list(Sequence(self._store, run_prefix(run)).read())
         history = fold(records)
-        found = Run(
+        found = RunRecord(
             run,
             spec,
             meta.data_digest,
@@ -286,7 +286,7 @@ class Runs:
             return False
         return (run.step or 0) >= (newest_checkpoint(self._store, checkpoints_prefix(run.id)) or 0)
 
-    def _step(self, run: str, status: Status) -> int | None:
+    def _step(self, run: str, status: RunStatus) -> int | None:
         if status.type == "finished":
             return status.step
         if (step := newest_checkpoint(self._store, checkpoints_prefix(run))) is not None:

@@ -37,7 +37,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialEnded:
     """How a trial has ended."""
 
     status: Literal["finished", "stopped", "failed"]
@@ -102,18 +102,18 @@ class SearchLog:
             f"a search {self._name!r} exists in {self._store.uri}; give --resume to go on with it, or choose another name"
         )
 
-    def record(self, number: int, ended: Ended) -> None:
+    def record(self, number: int, ended: TrialEnded) -> None:
         """Appends how a trial has ended."""
         event = {"type": "ended", "trial": number, **asdict(ended)}
         self._log.append(lambda _: event)
 
-    def ended(self) -> dict[int, Ended]:
+    def ended(self) -> dict[int, TrialEnded]:
         """The newest end of each trial that has one."""
         found = {}
         for record in self._log.read():
             event = read_event(record)
             figures = tuple(Figure(figure.step, figure.done, figure.value) for figure in event.figures)
-            found[event.trial] = Ended(event.status, figures, event.error)
+            found[event.trial] = TrialEnded(event.status, figures, event.error)
         return found
 
 
@@ -123,16 +123,16 @@ class _Figure(Document):
     value: float
 
 
-class _Ended(Document):
+class _EndedEvent(Document):
     trial: Count
     status: Literal["finished", "stopped", "failed"]
     figures: list[_Figure] = Field(default_factory=list)
     error: str | None = None
 
 
-def read_event(record: Record) -> _Ended:
+def read_event(record: Record) -> _EndedEvent:
     """What a record of a search says. Raises `ObjectCorrupt`."""
-    return read_document(_Ended, record.event, f"the log record {record.key}")
+    return read_document(_EndedEvent, record.event, f"the log record {record.key}")
 
 
 def order(figures: Mapping[int, Sequence[Figure]]) -> list[tuple[int, Figure]]:

@@ -10,17 +10,17 @@ import ray
 from maas_ray.store.lease import Lease, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
-from maas_ray.train.search.log import Ended, Figure, SearchLog
+from maas_ray.train.search.log import Figure, SearchLog, TrialEnded
 from maas_ray.train.search.space import Trial, draw_trials, run_id
 from maas_ray.train.search.spec import TuneSpec
-from maas_ray.train.search.trial import Job
+from maas_ray.train.search.trial import TrialJob
 
 BEST = "best"
 """What stands in place of a trial's number in the run of the best spec."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """One trial as of now."""
 
     trial: int
@@ -42,9 +42,9 @@ class SearchResult:
     search: str
     metric: str
     mode: str
-    trials: list[Outcome]
+    trials: list[TrialResult]
     """All, the best first; those without a figure last."""
-    best: Outcome | None
+    best: TrialResult | None
     """The best of the finished ones; of those that were given up, if none has finished."""
     best_spec: dict[str, Any] | None
     """A TrainSpec with its values, for a run of its own."""
@@ -64,7 +64,7 @@ class SearchResult:
 
 
 def run_search(
-    spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, Figure | Ended], None] | None = None
+    spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, Figure | TrialEnded], None] | None = None
 ) -> SearchResult:
     """Runs a search to its end, or until its time is over. Needs a connected Ray (`ray.init`).
 
@@ -98,7 +98,7 @@ def _run_trials(
     trials: list[Trial],
     log: SearchLog,
     lease: Lease,
-    on_event: Callable[[int, Figure | Ended], None] | None,
+    on_event: Callable[[int, Figure | TrialEnded], None] | None,
 ) -> SearchResult:
     over = {number: ended for number, ended in log.ended().items() if ended.status != "failed"}
     going = [trial for trial in trials if trial.number not in over]
@@ -112,8 +112,8 @@ def _run_trials(
         if on_event is not None:
             on_event(number, figure)
 
-    def end(number: int, ended: Ended) -> None:
-        ended = Ended(ended.status, tuple(figures.get(number, ())), ended.error)
+    def end(number: int, ended: TrialEnded) -> None:
+        ended = TrialEnded(ended.status, tuple(figures.get(number, ())), ended.error)
         lease.check()
         log.record(number, ended)
         if on_event is not None:
@@ -136,7 +136,7 @@ def _run_trials(
 
 
 def rank(
-    spec: TuneSpec, trials: list[Trial], ended: Mapping[int, Ended], running: Mapping[int, list[Figure]]
+    spec: TuneSpec, trials: list[Trial], ended: Mapping[int, TrialEnded], running: Mapping[int, list[Figure]]
 ) -> SearchResult:
     """The result, from how each trial has ended and the figures of those that have not."""
     sign = 1 if spec.direction == "min" else -1
@@ -150,7 +150,7 @@ def rank(
     return SearchResult(spec.name, spec.metric, spec.direction, outcomes, best, best_spec, spec.time_limit_s)
 
 
-def describe(spec: TuneSpec, trial: int, event: Figure | Ended) -> str:
+def describe(spec: TuneSpec, trial: int, event: Figure | TrialEnded) -> str:
     """What `run_search` tells of a trial, as a line: `digits-search-3: step 59, validation_accuracy 0.528`."""
     run = run_id(spec.name, trial)
     if isinstance(event, Figure):
@@ -159,10 +159,10 @@ def describe(spec: TuneSpec, trial: int, event: Figure | Ended) -> str:
     return f"{run}: {event.status} {event.error or figure}".rstrip()
 
 
-def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcome:
+def _outcome(trial: Trial, ended: TrialEnded | None, running: list[Figure]) -> TrialResult:
     figures = ended.figures if ended is not None else running
     last = figures[-1] if figures and math.isfinite(figures[-1].value) else None
-    return Outcome(
+    return TrialResult(
         trial.number,
         trial.run,
         trial.fields,
@@ -173,10 +173,10 @@ def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcom
     )
 
 
-def _job(trial: Trial, metric: str, store: ObstoreStore) -> Job:
+def _job(trial: Trial, metric: str, store: ObstoreStore) -> TrialJob:
     # Trials run in other processes, perhaps on other machines: give them the absolute location.
     storage = trial.spec.storage.model_copy(update={"uri": store.uri})
-    return Job(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
+    return TrialJob(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
 
 
 def _room(trials: list[Trial]) -> int:

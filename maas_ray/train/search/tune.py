@@ -22,9 +22,9 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from maas_ray.process.interrupts import SIGNALS, note, take_first
-from maas_ray.train.search.log import Ended, Figure, order
+from maas_ray.train.search.log import Figure, TrialEnded, order
 from maas_ray.train.search.spec import SchedulerSpec
-from maas_ray.train.search.trial import Job, TrialRun
+from maas_ray.train.search.trial import TrialJob, TrialRun
 
 _VALUE = "_metric"
 """The name under which Tune lets a trial report nothing for a while."""
@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    jobs: Mapping[int, Job],
+    jobs: Mapping[int, TrialJob],
     *,
     scheduler: SchedulerSpec,
     mode: str,
@@ -49,7 +49,7 @@ def run_trials(
     max_concurrent: int,
     time_limit_s: float | None,
     on_figure: Callable[[int, Figure], None],
-    on_end: Callable[[int, Ended], None],
+    on_end: Callable[[int, TrialEnded], None],
 ) -> None:
     """Runs trials until all have ended or the time is over; those that then still ran have no end.
 
@@ -95,7 +95,7 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         if os.path.isdir(config["directory"]):
             os.chdir(config["directory"])
-        self._trial = TrialRun(Job(**config["trial"]["job"]))
+        self._trial = TrialRun(TrialJob(**config["trial"]["job"]))
 
     def step(self) -> dict[str, Any]:
         news = self._trial.next(_HEARTBEAT_S)
@@ -133,7 +133,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 class _Follower(tune.Callback):  # type: ignore[misc]
     """Hands on what trials report, and knows why each has ended."""
 
-    def __init__(self, on_figure: Callable[[int, Figure], None], on_end: Callable[[int, Ended], None]) -> None:
+    def __init__(self, on_figure: Callable[[int, Figure], None], on_end: Callable[[int, TrialEnded], None]) -> None:
         self._on_figure = on_figure
         self._on_end = on_end
         self._given_up: set[int] = set()
@@ -160,15 +160,15 @@ class _Follower(tune.Callback):  # type: ignore[misc]
         number = _number(trial)
         status, error = self._said.get(number, ("stopped" if number in self._given_up else None, None))
         if status is not None:
-            self._on_end(number, Ended(status, error=error))  # type: ignore[arg-type]
+            self._on_end(number, TrialEnded(status, error=error))  # type: ignore[arg-type]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         message = " ".join(str(trial.get_error() or "").split())[-500:]
         error = f"training_failed: the trial's process ended: {message or 'without a word'}; --resume tries it again"
-        self._on_end(_number(trial), Ended("failed", error=error))
+        self._on_end(_number(trial), TrialEnded("failed", error=error))
 
 
-def _nobody(number: int, event: Figure | Ended) -> None:
+def _nobody(number: int, event: Figure | TrialEnded) -> None:
     """Is told, and does nothing."""
 
 

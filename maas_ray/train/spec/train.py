@@ -20,7 +20,7 @@ from maas_ray.train.spec.performance import PerformanceSpec
 from maas_ray.train.spec.tensorboard import TensorboardSpec
 
 
-class BatchSpec(Spec):
+class GlobalBatchSpec(Spec):
     """How many samples make one optimizer step, whatever the number of workers."""
 
     global_size: PositiveInt = 64
@@ -149,7 +149,7 @@ class TrainSpec(Spec):
     """Weights to start from; None: those that `seed` draws."""
     ema: EmaSpec | None = None
     """An exponential moving average of the weights; None: none is kept."""
-    batch: BatchSpec = BatchSpec()
+    batch: GlobalBatchSpec = GlobalBatchSpec()
     epochs: PositiveInt | None = None
     """Passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None

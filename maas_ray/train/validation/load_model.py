@@ -20,7 +20,7 @@ from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
-from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.state.restore import EMA
 
 Weights = Literal["ema", "raw"]
@@ -31,7 +31,7 @@ Weights = Literal["ema", "raw"]
 class Trained:
     """A network at a committed checkpoint, in evaluation mode on the CPU."""
 
-    run: Run
+    run: RunRecord
     step: int
     checkpoint_digest: str
     net: nn.Module

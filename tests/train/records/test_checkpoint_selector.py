@@ -12,8 +12,8 @@ from maas_ray.errors import NotFound, SpecError
 from maas_ray.optimize.publish import export_run
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.assemble import build_trainee
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.loop.assemble import build_train_state
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.records.checkpoint_selector import choose_step, parse_which
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -29,9 +29,9 @@ AVERAGE = 10.0
 def _run(store: ObstoreStore, directory: Path, metric: str = "validation_loss", **changes: Any) -> None:
     spec, dataset = make_run(store, directory, "mlp", **changes)
     Runs(store).create(spec, dataset.digest, None)
-    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
+    state = build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))
     for step, loss in LOSSES.items():
-        tensors = tensors_of(trainee)
+        tensors = tensors_of(state)
         with torch.no_grad():
             for name, value in tensors.items():
                 value.fill_(step * AVERAGE if name.startswith("ema.") else step)

@@ -21,7 +21,7 @@ from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.predictions import MAX_NEW_TOKENS, show_samples
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.stopwatch import Stopwatch
-from maas_ray.train.records.report import JSON, PNG, Ended, commit_report, find_part
+from maas_ray.train.records.report import JSON, PNG, FinalState, commit_report, find_part
 from maas_ray.train.records.runs import Runs
 from maas_ray.train.records.tensorboard import Journal, location
 from tests.support.small_runs import make_run
@@ -155,7 +155,7 @@ def test_a_run_says_which_of_its_checkpoints_have_no_figures_and_why(file_store:
 
 def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store: ObstoreStore, tmp_path: Path) -> None:
     dataset = _finished(file_store, tmp_path)
-    ended = Ended(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
+    ended = FinalState(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
     committed = commit_report(file_store, "r", ended, [{"CPU": 8.0}])
     report = json.loads(Path(find_part(committed, JSON)).read_text())
     assert Path(find_part(committed, PNG)).read_bytes().startswith(b"\x89PNG")
@@ -174,6 +174,6 @@ def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store:
     assert {"torch", "ray", "python", "maas-ray"} <= report["versions"].keys()
     assert report["spec"]["run"] == "r"
 
-    assert commit_report(file_store, "r", Ended(4, []), []).digest == committed.digest, "it is written once"
+    assert commit_report(file_store, "r", FinalState(4, []), []).digest == committed.digest, "it is written once"
     checked = fsck(file_store)
     assert (checked.problems, checked.orphans, checked.foreign) == ([], [], [])

@@ -7,7 +7,7 @@ import pytest
 from maas_ray.errors import Conflict, NotFound, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.search.log import Ended, Figure, SearchLog, order
+from maas_ray.train.search.log import Figure, SearchLog, TrialEnded, order
 from maas_ray.train.search.run import rank, run_search
 from maas_ray.train.search.space import draw_trials
 from maas_ray.train.search.spec import TuneSpec
@@ -44,10 +44,10 @@ def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore
 def test_the_newest_end_of_each_trial_counts(file_store: ObstoreStore) -> None:
     log = SearchLog(file_store, "s")
     assert log.ended() == {}
-    log.record(1, Ended("failed", error="data_invalid: no rows"))
-    log.record(0, Ended("stopped", _figures(3.0, 2.0)))
-    log.record(1, Ended("finished", _figures(1.0)))
-    assert log.ended() == {0: Ended("stopped", _figures(3.0, 2.0)), 1: Ended("finished", _figures(1.0))}
+    log.record(1, TrialEnded("failed", error="data_invalid: no rows"))
+    log.record(0, TrialEnded("stopped", _figures(3.0, 2.0)))
+    log.record(1, TrialEnded("finished", _figures(1.0)))
+    assert log.ended() == {0: TrialEnded("stopped", _figures(3.0, 2.0)), 1: TrialEnded("finished", _figures(1.0))}
 
 
 def test_figures_come_to_the_scheduler_as_if_trials_had_trained_side_by_side() -> None:
@@ -56,10 +56,10 @@ def test_figures_come_to_the_scheduler_as_if_trials_had_trained_side_by_side() -
 
 
 ENDED = {
-    0: Ended("finished", _figures(2.0, 1.5)),
-    1: Ended("stopped", _figures(0.1)),
-    2: Ended("failed", error="model_invalid: no such layer"),
-    3: Ended("finished", _figures(2.0, 0.5)),
+    0: TrialEnded("finished", _figures(2.0, 1.5)),
+    1: TrialEnded("stopped", _figures(0.1)),
+    2: TrialEnded("failed", error="model_invalid: no such layer"),
+    3: TrialEnded("finished", _figures(2.0, 0.5)),
 }
 
 

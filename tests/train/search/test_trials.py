@@ -16,7 +16,7 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
-from maas_ray.train.search.log import Ended, Figure, SearchLog
+from maas_ray.train.search.log import Figure, SearchLog, TrialEnded
 from maas_ray.train.search.run import run_search
 from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
 from maas_ray.train.search.trial import figure_of
@@ -56,7 +56,7 @@ def _free_cpus() -> float:
 def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_search(
     file_store: ObstoreStore, ray_cluster: RayCluster
 ) -> None:
-    events: list[tuple[int, Figure | Ended]] = []
+    events: list[tuple[int, Figure | TrialEnded]] = []
     spec = _spec(file_store)
     result = run_search(spec, on_event=lambda trial, event: events.append((trial, event)))
 
@@ -67,7 +67,7 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
     assert bad.step < STEPS
     assert broken.status == "failed"
     assert "lower optimizer.lr" in (broken.error or "")
-    assert [event.status for _, event in events if isinstance(event, Ended)] == ["finished", "stopped", "failed"]
+    assert [event.status for _, event in events if isinstance(event, TrialEnded)] == ["finished", "stopped", "failed"]
     assert result.best == good
 
     runs = Runs(file_store)
@@ -97,9 +97,9 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(
     spec = _spec(
         file_store, search={"optimizer.lr": {"kind": "grid_search", "values": [GOOD]}}, scheduler={"name": "none"}
     )
-    interrupts: list[Figure | Ended] = []
+    interrupts: list[Figure | TrialEnded] = []
 
-    def interrupt(trial: int, event: Figure | Ended) -> None:
+    def interrupt(trial: int, event: Figure | TrialEnded) -> None:
         if not interrupts:
             signal.raise_signal(number)
         interrupts.append(event)

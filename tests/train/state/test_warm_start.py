@@ -18,9 +18,9 @@ from maas_ray.models.hugging_face.folder import HfFolder
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
 from maas_ray.train.loop.fit import train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -138,16 +138,16 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
     model = ModelSpec(name="decoder", params={**MODELS["decoder"]["params"], **changes})
     spec = spec.model_copy(update={"model": model})
     Runs(file_store).create(spec, dataset.digest, None)
-    trainee = build_trainee(
-        spec, dataset.features, dataset.num_rows["train"], place_rank(MeshLayout(), "cpu"), torch.device("cpu")
+    state = build_train_state(
+        spec, dataset.features, dataset.num_rows["train"], rank_coordinates(MeshLayout(), "cpu"), torch.device("cpu")
     )
-    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
-    trainee.train()
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, state.coordinates)
+    state.train()
     for step in range(3):
-        train_step(plan, trainee, loader, step)
-    save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(trainee)))
-    assert trainee.ema is not None
-    expected = {"ema": trainee.ema.averages, "raw": dict(trainee.parts[0].named_parameters())}
+        train_step(plan, state, loader, step)
+    save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(state)))
+    assert state.ema is not None
+    expected = {"ema": state.ema.averages, "raw": dict(state.parts[0].named_parameters())}
     for number, weights in enumerate((None, "ema", "raw")):
         folder = tmp_path / str(number)
         chosen = ["--weights", weights] if weights else []
@@ -392,11 +392,11 @@ def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -
     spec, features = Runs(store).get("r").spec, open_dataset(store, dataset)
     batch = spec.batch.model_copy(update={"accumulation_steps": 2 * layout.get("pp", 1)})
     spec = spec.model_copy(update={"seed": 5, "batch": batch})
-    trainee = build_trainee(
+    state = build_train_state(
         spec,
         features.features,
         features.num_rows["train"],
-        place_rank(MeshLayout(**layout), "cpu"),
+        rank_coordinates(MeshLayout(**layout), "cpu"),
         torch.device("cpu"),
     )
     start = open_start(InitSpec(hf=folder), store, StorageSpec(uri=root))
@@ -410,7 +410,7 @@ def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -
         return bytes(real(name, begin, stop))
 
     opened._range = counting
-    weights = {name.removeprefix(MODEL): value for name, value in tensors_of(trainee).items() if name.startswith(MODEL)}
+    weights = {name.removeprefix(MODEL): value for name, value in tensors_of(state).items() if name.startswith(MODEL)}
     start.check(spec.model, weights)
     start.load(weights)
     expected = load_trained(store, "r").net.state_dict()
