@@ -22,7 +22,7 @@ def before_snapshots() -> ObstoreStore:
     store = memory_store()
     text = Path(__file__).with_name("store_before_snapshots.json").read_text()
     for key, data in json.loads(text).items():
-        store.put_new(key, data.encode())
+        store.create(key, data.encode())
     return store
 
 

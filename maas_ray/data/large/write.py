@@ -30,7 +30,7 @@ class Writing:
     digest: str
     """The data set's."""
     attempt: str
-    """See `Draft`."""
+    """See `CommitWriter`."""
 
 
 def write_unit(number: int, writing: Writing, storage: StorageSpec) -> list[dict[str, Any]]:

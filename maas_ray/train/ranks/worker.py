@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.checkpoint.catalog import list_checkpoints, newest_checkpoint, open_checkpoint, read_saved
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot
-from maas_ray.checkpoint.saver import Saver
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import MaasError, TrainingFailed
 from maas_ray.store.lease import Claim
@@ -134,7 +134,7 @@ def _train(
         if journal is not None:
             journal.publish()
 
-    saver = Saver(
+    checkpointer = AsyncCheckpointer(
         store,
         checkpoints_prefix(spec.run),
         group=saving_group(spec.checkpoint.timeout_s),
@@ -145,7 +145,7 @@ def _train(
         fence=partial(claim.check, store) if claim is not None else None,
     )
 
-    state.optimizer.register_step_pre_hook(lambda *_: saver.staged())
+    state.optimizer.register_step_pre_hook(lambda *_: checkpointer.staged())
     rates = Rates(spec, dataset.features, device, world)
 
     def report(progress: Progress) -> None:
@@ -159,7 +159,7 @@ def _train(
 
     validate = between_steps(spec, plan, dataset, state, report)
     if spec.validation.is_async:
-        validate = beside_training(beside, plan, saver, state, report)
+        validate = beside_training(beside, plan, checkpointer, state, report)
 
     def validate_timed(done: int) -> None:
         with watch.phase("validation"):
@@ -175,7 +175,7 @@ def _train(
         buffers = buffers_of(state)
         refuse_not_finite(tensors, done, device, buffers)
         history = journal.history if journal is not None else []
-        saver.save(
+        checkpointer.save(
             Snapshot(
                 step=done,
                 cursor=min(done * plan.global_size, plan.stop),
@@ -212,12 +212,12 @@ def _train(
                 leaves=pace.is_stop,
                 begin=profiler.begin if profiler is not None else None,
             )
-        saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
+        checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
         if is_done and spec.validation.is_async and validate is not None:
-            validate(saver.committed_step or first_step)  # takes in the figures of that state
+            validate(checkpointer.committed_step or first_step)  # takes in the figures of that state
         return is_done
     finally:
-        saver.close()
+        checkpointer.close()
         if beside is not None:
             beside.close()
         if journal is not None:

@@ -16,7 +16,7 @@ import maas_ray
 from maas_ray.checkpoint.catalog import describe
 from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, figures_of
@@ -54,11 +54,11 @@ def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[d
     with suppress(NotFound):
         return open_committed(store, prefix, KIND)
     report = build_report(store, Runs(store).get(run), ended, nodes)
-    draft = Draft(store, prefix, KIND)
-    draft.put(JSON, canonical_json(report))
-    draft.put(PNG, draw(report))
+    writer = CommitWriter(store, prefix, KIND)
+    writer.put(JSON, canonical_json(report))
+    writer.put(PNG, draw(report))
     try:
-        return draft.commit({"format": FORMAT, "step": ended.step})
+        return writer.commit({"format": FORMAT, "step": ended.step})
     except Conflict:
         return open_committed(store, prefix, KIND)
 

@@ -127,7 +127,7 @@ def point_at(store: ObjectStore, place: str) -> None:
     key = f"{POINTERS}/{place}"
     with suppress(MaasError):
         with suppress(Conflict):
-            store.put_new(key, b"")
+            store.create(key, b"")
         above = key.rpartition("/")[0]
         store.delete([info.key for info in store.scan(above) if info.key < key])
 

@@ -20,7 +20,7 @@ from maas_ray.display import get_logger, masked
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.store.fetch import attempt, in_parallel
 from maas_ray.store.log.record import record_key
-from maas_ray.store.manifest import NAME, Committed, Draft, is_committed, open_committed
+from maas_ray.store.manifest import NAME, Committed, CommitWriter, is_committed, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
@@ -103,9 +103,9 @@ class Runs:
             "created_s": self._clock(),
             "start": masked(dict(start)) if start is not None else None,
         }
-        draft = Draft(self._store, run_prefix(spec.run), KIND)
+        writer = CommitWriter(self._store, run_prefix(spec.run), KIND)
         try:
-            draft.commit(meta)
+            writer.commit(meta)
         except Conflict as error:
             raise Conflict(
                 f"a run {spec.run!r} exists in {self._store.uri}; give --resume to continue it, or choose another name"

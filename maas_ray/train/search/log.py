@@ -13,7 +13,7 @@ from pydantic import Field
 
 from maas_ray.display import masked
 from maas_ray.errors import Conflict, NotFound, SpecError
-from maas_ray.store.manifest import Draft, open_committed
+from maas_ray.store.manifest import CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, read_document
 from maas_ray.store.sequence import Record
@@ -76,7 +76,9 @@ class SearchLog:
         """Commits a new search. Raises `Conflict`: the name is taken."""
         self.refuse_existing()
         try:
-            Draft(self._store, self._prefix, KIND).commit({**_fixed(spec), "scheduler": spec.scheduler.model_dump()})
+            CommitWriter(self._store, self._prefix, KIND).commit(
+                {**_fixed(spec), "scheduler": spec.scheduler.model_dump()}
+            )
         except Conflict as error:  # somebody was faster
             raise self._exists() from error
 

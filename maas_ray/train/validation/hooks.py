@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from maas_ray.checkpoint.saver import Saver
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.loop.fit import LoopPlan, TrainState
@@ -61,19 +61,21 @@ def between_steps(
     return validate
 
 
-def beside_training(beside: Beside | None, plan: LoopPlan, saver: Saver, state: TrainState, report: Report) -> Validate:
+def beside_training(
+    beside: Beside | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
+) -> Validate:
     """The figures of the checkpoint before are due: all ranks wait for them, with a deadline.
 
     Args:
         beside: rank 0's tasks; None on the other ranks.
         plan: the run's numbers.
-        saver: whose commits begin the tasks.
+        checkpointer: whose commits begin the tasks.
         state: of this rank.
         report: gets the figures, on rank 0.
     """
 
     def validate(done: int) -> None:
-        saver.wait()  # what is not committed yet is not begun yet
+        checkpointer.wait()  # what is not committed yet is not begun yet
         while not rank0_says(beside is None or beside.is_ready(POLL_S), state.device):
             pass
         if beside is not None and (taken := beside.take()) is not None:

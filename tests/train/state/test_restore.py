@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.store.objects import ObstoreStore, open_store
