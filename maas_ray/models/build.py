@@ -25,7 +25,7 @@ _PROBE_ROWS = 2
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """A model known by name: how it is built from its parameters, which stand in `PARAMS`."""
 
     per_row: Callable[[Any, Row, int], nn.Module] | None = None
@@ -34,12 +34,12 @@ class Family:
     """The same with scores per token."""
 
 
-FAMILIES: dict[str, Family] = {
-    "mlp": Family(build_mlp),
-    "convnet": Family(build_convnet),
-    "resnet": Family(build_resnet),
-    "encoder": Family(build_classifier, build_masked),
-    "decoder": Family(per_token=build_decoder),
+FAMILIES: dict[str, ModelFamily] = {
+    "mlp": ModelFamily(build_mlp),
+    "convnet": ModelFamily(build_convnet),
+    "resnet": ModelFamily(build_resnet),
+    "encoder": ModelFamily(build_classifier, build_masked),
+    "decoder": ModelFamily(per_token=build_decoder),
 }
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 import maas_ray
-from maas_ray.data.large.clean import Job
+from maas_ray.data.large.clean import CleaningJob
 from maas_ray.data.large.gather import Gathered, gather
 from maas_ray.data.large.save import build_dictionaries
 from maas_ray.data.large.survey import survey_source
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.large.units import FORMATS, Source, open_source
+from maas_ray.data.large.units import FORMATS, UnitSource, open_source
 from maas_ray.data.large.write import Writing, write_unit
 from maas_ray.data.sources.cast import Cast, apply_cast
 from maas_ray.data.sources.files import File, list_files
@@ -79,7 +79,7 @@ def prepare_large(
 def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
     plans = tuple(_plan(source, name, cast) for name, cast in kinds.columns.items())
-    job = Job(source, kinds, plans)
+    job = CleaningJob(source, kinds, plans)
     found = gather(job, cpu_timeout_s)
     labels = (
         None if spec.task == "regression" else order_classes(spec.target, sorted(found.classes["train"]), spec.task)
@@ -146,7 +146,7 @@ def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
 
 
-def _plan(source: Source, name: str, cast: Cast) -> ColumnPlan:
+def _plan(source: UnitSource, name: str, cast: Cast) -> ColumnPlan:
     field = source.field(name)
     nothing = pa.chunked_array([pa.array([], field.type)])
     return plan_column(source.spec.cleaning, cast.kind, apply_cast(field, nothing, cast).field)

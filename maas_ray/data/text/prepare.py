@@ -26,7 +26,7 @@ from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, require_cpu
 from maas_ray.data.table.split import assign_rows
 from maas_ray.data.text.encoding import encode_in_tasks
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.source import Piece, read_pieces
+from maas_ray.data.text.source import TextPiece, read_pieces
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
@@ -131,13 +131,13 @@ class _Stream:
 
 
 def _encode(
-    pieces: Iterator[tuple[str, Piece]],
+    pieces: Iterator[tuple[str, TextPiece]],
     tokenizer: Tokenizer,
     end: int | None,
     streams: Mapping[str, _Stream],
     in_tasks: bool,
 ) -> None:
-    waiting: deque[tuple[str, Piece]] = deque()
+    waiting: deque[tuple[str, TextPiece]] = deque()
 
     def texts() -> Iterator[str]:
         for split, piece in pieces:
@@ -175,7 +175,7 @@ def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
     return _Survey(num_documents, num_characters, ends, of_document)
 
 
-def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, Piece]]:
+def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, TextPiece]]:
     """Every piece with its split; one that lies over a border is cut there."""
     document, place = 0, 0
     for piece in read_pieces(spec, text):
@@ -189,7 +189,7 @@ def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[t
                 stop = min(end, place + len(piece.text))
                 is_last = stop == place + len(piece.text)
                 if first < stop or (is_last and not piece.text):
-                    yield split, Piece(piece.text[first - place : stop - place], piece.ends_document and is_last)
+                    yield split, TextPiece(piece.text[first - place : stop - place], piece.ends_document and is_last)
                     first = stop
                 if is_last:
                     break
