@@ -143,7 +143,7 @@ class BundleInfo(Spec):
     parity: dict[str, Any]
     """The report of the gate that compared this graph with the trained model."""
     metrics: dict[str, float]
-    """Figures of this very checkpoint on held-out data; empty if nothing was held out."""
+    """Metrics of this very checkpoint on held-out data; empty if nothing was held out."""
     lineage: Lineage
 
 

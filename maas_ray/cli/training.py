@@ -89,7 +89,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResu
             run.id,
             run.status,
             run.step,
-            _figures(dict(run.metrics)),
+            _metrics(dict(run.metrics)),
             _time(run.created_s),
             _trouble(run.error, run.unvalidated),
         )
@@ -100,7 +100,7 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResu
 
 
 def _trouble(error: str | None, unvalidated: Mapping[int, str]) -> str | None:
-    """Why a run failed; else why some of its checkpoints have no validation figures."""
+    """Why a run failed; else why some of its checkpoints have no validation metrics."""
     if error or not unvalidated:
         return error
     step, why = max(unvalidated.items())
@@ -158,13 +158,13 @@ def publish(
         "bundle": version.bundle,
         "run": version.run,
         "largest parity error": exported.info.parity.get("max_abs_error"),
-        "metrics": _figures(exported.info.metrics),
+        "metrics": _metrics(exported.info.metrics),
         "alias": promote or f"none yet: maas-ray promote {name} {version.version}",
     }
     return CommandResult(document, facts(f"published {name} version {version.version}", shown))
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def _metrics(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 

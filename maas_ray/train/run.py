@@ -32,7 +32,7 @@ from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressRe
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
 from maas_ray.train.records.tensorboard import location
-from maas_ray.train.spec.metrics import newest_figures, refuse_figure
+from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.optim import refuse_steps
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import refuse_no_room
@@ -52,7 +52,7 @@ class RunResult:
     run: str
     step: int
     metrics: dict[str, float]
-    """The newest `loss`, and `validation_…` figures where there is a validation split."""
+    """The newest `loss`, and `validation_…` metrics where there is a validation split."""
     data_digest: str
     checkpoint_step: int
     reason: str | None
@@ -62,7 +62,7 @@ class RunResult:
     report: dict[str, str]
     """Where `report.json` and `report.png` lie; see records/report.py."""
     unvalidated: Mapping[int, str]
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 def run_training(
@@ -204,9 +204,9 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
             "validation.mode async: the data has no validation split; set data.split.validation, or remove it"
         )
     if by.keep_best:
-        refuse_figure("checkpoint", by.metric, by.mode, task, has_validation)
+        refuse_metric("checkpoint", by.metric, by.mode, task, has_validation)
     if early is not None:
-        refuse_figure("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
+        refuse_metric("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
 
 
 def _fit(
@@ -340,7 +340,7 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
         saved = read_saved(open_checkpoint(store, checkpoints_prefix(run)))
         ended = FinalState(saved.step, saved.history, saved.meta.get("layout"), saved.meta.get("seconds"))
     report = commit_report(store, run, ended, alive_nodes())
-    metrics = {**newest_figures(ended.history), **Runs(store).validated(run).get(ended.step, {})}
+    metrics = {**newest_metrics(ended.history), **Runs(store).validated(run).get(ended.step, {})}
     return RunResult(
         run=run,
         step=ended.step,

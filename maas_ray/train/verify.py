@@ -228,8 +228,8 @@ def _write(directory: Path, number: int, rank: int, outcome: "_Trace | str") -> 
     if isinstance(outcome, str):
         path.with_suffix(".refused").write_text(outcome)
         return
-    figures = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
-    safetensors.torch.save_file({"\0figures": figures, **outcome.parameters}, path.with_suffix(".safetensors"))
+    metrics = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
+    safetensors.torch.save_file({"\0metrics": metrics, **outcome.parameters}, path.with_suffix(".safetensors"))
 
 
 def _read(directory: Path, number: int) -> "_Trace | str":
@@ -239,7 +239,7 @@ def _read(directory: Path, number: int) -> "_Trace | str":
     parameters: dict[str, Tensor] = {}
     for path in sorted(directory.glob(f"{number}-*.safetensors")):
         parameters |= safetensors.torch.load_file(path)
-    losses, norms = parameters.pop("\0figures").tolist()
+    losses, norms = parameters.pop("\0metrics").tolist()
     return _Trace(losses, norms, parameters)
 
 

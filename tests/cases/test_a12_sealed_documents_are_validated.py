@@ -27,7 +27,7 @@ from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.sealed import seal, unseal
 from maas_ray.store.sequence import Sequence
 from maas_ray.train.records.runs import Runs
-from maas_ray.train.search.log import Figure, SearchLog, TrialEnded
+from maas_ray.train.search.log import MetricValue, SearchLog, TrialEnded
 from maas_ray.train.spec.train import TrainSpec
 from tests.checkpoint.states import snapshot
 from tests.support.bundles import save_toy_bundle
@@ -70,7 +70,7 @@ def _fill(store: ObstoreStore) -> str:
     wanted.load("digits")
     wanted.unload("digits")
     search = SearchLog(store, "s")
-    search.record(0, TrialEnded("finished", (Figure(1, 0.5, 2.0),)))
+    search.record(0, TrialEnded("finished", (MetricValue(1, 0.5, 2.0),)))
     return bundle
 
 

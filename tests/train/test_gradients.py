@@ -14,7 +14,7 @@ def train_state_of(model: nn.Module, l1: float, l2: float) -> TrainState:
         parts=[model],
         model=model,
         preprocess=lambda *columns: columns[0],
-        loss=lambda scores, target: scores,
+        loss=lambda logits, target: logits,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.ConstantLR(optimizer),
         device=torch.device("cpu"),

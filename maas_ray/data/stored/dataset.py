@@ -2,7 +2,7 @@
 
     datasets/<digest>/manifest.json                     features, report, counts, where it came from
     datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
-    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, codes as raw integers
+    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, ids as raw integers
     datasets/<digest>/parts-<attempt>/<split>/000000-000.shard    or, for large tables, rows to be mapped: shard.py
     datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
 

@@ -1,7 +1,7 @@
 """From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit.
 
-The texts are read three times, in pieces, so that memory does not grow with them; the codes go through a file. Much text
-is encoded in Ray tasks, if Ray is connected; the codes are the same.
+The texts are read three times, in pieces, so that memory does not grow with them; the token ids go through a file. Much text
+is encoded in Ray tasks, if Ray is connected; the token ids are the same.
 """
 
 import tempfile
@@ -67,7 +67,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
     """
     survey = _survey(spec, text)
     tokenizer = _tokenizer(spec, text, survey)
-    end = tokenizer.code(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
+    end = tokenizer.token_id(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
     with ExitStack() as stack:
         try:
             streams = {split: _Stream(stack.enter_context(tempfile.TemporaryFile()), tokenizer) for split in SPLITS}
@@ -105,7 +105,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
 
 
 class _Stream:
-    """The codes of one split, in a file."""
+    """The token ids of one split, in a file."""
 
     def __init__(self, file: IO[bytes], tokenizer: Tokenizer) -> None:
         self.datatype = np.dtype(DATATYPES[_datatype(tokenizer)])
@@ -113,9 +113,9 @@ class _Stream:
         self.sum = sha256()
         self._file = file
 
-    def add(self, text: str, codes: NDArray[Any], end: int | None) -> None:
-        """Appends the codes of `text`, and `end` unless it is None."""
-        content = codes.astype(self.datatype).tobytes()
+    def add(self, text: str, token_ids: NDArray[Any], end: int | None) -> None:
+        """Appends the token ids of `text`, and `end` unless it is None."""
+        content = token_ids.astype(self.datatype).tobytes()
         if end is not None:
             content += np.array(end, dtype=self.datatype).tobytes()
         self._file.write(content)
@@ -145,10 +145,10 @@ def _encode(
             yield piece.text
 
     if in_tasks:
-        codes: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
+        token_ids: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
     else:
-        codes = _encode_here(texts(), tokenizer)
-    for found in codes:
+        token_ids = _encode_here(texts(), tokenizer)
+    for found in token_ids:
         split, piece = waiting.popleft()
         streams[split].add(piece.text, found, end if piece.ends_document else None)
 
@@ -216,8 +216,8 @@ def _layout(
     mask = None
     if spec.task == "masked_language_modeling":
         never = () if end is None else (end,)
-        code = tokenizer.code(text.tokenizer.mask, "mask")
-        mask = MaskLayout(fraction=text.mask_fraction, code=code, never=never)
+        token_id = tokenizer.token_id(text.tokenizer.mask, "mask")
+        mask = MaskLayout(fraction=text.mask_fraction, code=token_id, never=never)
     datatype = _datatype(tokenizer)
     return TokenLayout(
         datatype=datatype,

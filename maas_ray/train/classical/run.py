@@ -15,7 +15,7 @@ from maas_ray.train.records.runs import RunRecord, Runs
 from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
-"""Longest wait for the figures of a task that is done."""
+"""Longest wait for the metrics of a task that is done."""
 POLL_S = 5.0
 """How often the waiting driver looks up, for instance at an interrupt."""
 

@@ -3,7 +3,7 @@
 runs/<run>/fitted/manifest.json         step, versions, digests
 …/parts-<attempt>/model.onnx            the estimator over preprocessed rows, see graph.py
 …/parts-<attempt>/proof.arrow           rows and what scikit-learn says to them, see proof.py
-…/parts-<attempt>/history.json          figures of training and validation
+…/parts-<attempt>/history.json          metrics of training and validation
 """
 
 from collections.abc import Mapping

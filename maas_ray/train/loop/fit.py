@@ -46,7 +46,7 @@ class Batches(Protocol):
 
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-"""(scores [N, K], target [N]) -> loss of each sample [N]."""
+"""(logits [N, K], target [N]) -> loss of each sample [N]."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TrainState:
 
     Attributes:
         parts: this rank's pieces of the network: all of it, or its pipeline stages; maybe of DTensors.
-        model: preprocessed rows -> scores [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
+        model: preprocessed rows -> logits [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
         preprocess: encoded raw columns -> preprocessed rows.
         num_valid: (target) -> what its losses count as; None: one for each row.
         l1: factor of the sum of absolute weights, added to the mean loss.
@@ -346,15 +346,15 @@ def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
         try:
-            scores = state.model(rows)
+            logits = state.model(rows)
         except RuntimeError as error:
             if UNEQUAL in str(error):
                 raise unequal_use(error) from error
             raise
     if not batch.num_rows:
-        nothing: Tensor = scores.sum() * 0.0
+        nothing: Tensor = logits.sum() * 0.0
         return nothing
-    return state.loss(scores, batch.target.to(state.device, non_blocking=True)).sum()
+    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The scores of a TrainState on any layout, as one module that evaluation can call. Knows no figure and no data source."""
+"""The logits of a TrainState on any layout, as one module that evaluation can call. Knows no metric and no data source."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from maas_ray.train.parallel.pipeline import MicroBatch
 
 
 class Scorer(nn.Module):
-    """Encoded raw columns -> scores, on every rank of the group that has these rows.
+    """Encoded raw columns -> logits, on every rank of the group that has these rows.
 
     All ranks that share a replica have to call it equally often: pieces of the model lie on each of them.
 
@@ -35,8 +35,8 @@ class Scorer(nn.Module):
         if state.pipeline is None:
             model = state.model
             # Each rank evaluates its own number of batches: nothing of DistributedDataParallel is needed.
-            scores: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
-            return scores
+            logits: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
+            return logits
         return torch.cat(
             [piece for start in range(0, len(rows), self._step_rows) for piece in self._piped(rows, start)]
         )
@@ -57,4 +57,4 @@ class Scorer(nn.Module):
             piece = functional.pad(piece, (0, 0) * (piece.dim() - 1) + (0, self._size - num_rows))
             positions = torch.zeros(self._size, dtype=torch.int64)
             batches.append((piece, positions, positions, num_rows))
-        return pipeline.scores(batches)
+        return pipeline.logits(batches)

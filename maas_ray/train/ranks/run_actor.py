@@ -106,13 +106,13 @@ class RunActor:
         return self._is_allowed
 
     def put(self, progress: Progress) -> None:
-        """Replaces the newest report, and the newest one with figures if it has some."""
+        """Replaces the newest report, and the newest one with metrics if it has some."""
         self._newest = progress
         if progress.metrics:
             self._validated = progress
 
     def newest(self) -> list[Progress]:
-        """The newest report with figures of the validation split, and the newest of all, as far as there are such."""
+        """The newest report with metrics of the validation split, and the newest of all, as far as there are such."""
         return [report for report in (self._validated, self._newest) if report is not None]
 
     def past(self) -> tuple[GroupAttempt, ...]:

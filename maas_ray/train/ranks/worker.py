@@ -43,7 +43,7 @@ from maas_ray.train.records.run_index import point_at
 from maas_ray.train.records.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.records.tensorboard import Journal
 from maas_ray.train.spec.early_stopping import Stopper
-from maas_ray.train.spec.metrics import figures_at
+from maas_ray.train.spec.metrics import metrics_at
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import MODEL, buffers_of, restore, tensors_of
 from maas_ray.train.validation.async_validation import Beside
@@ -126,7 +126,7 @@ def _train(
         step = int(committed.meta["step"])
         pace.committed(step)
         point_at(store, committed.prefix)
-        # Not what is committed because the ranks leave: an undisturbed run would have no figures of it.
+        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
         if beside is not None and (
             plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
         ):
@@ -141,7 +141,7 @@ def _train(
         timeout_s=spec.checkpoint.timeout_s,
         keep=spec.checkpoint.keep(),
         on_commit=commit,
-        late=beside.figures if beside is not None else None,
+        late=beside.metrics if beside is not None else None,
         fence=partial(claim.check, store) if claim is not None else None,
     )
 
@@ -182,7 +182,7 @@ def _train(
                 tensors=tensors,
                 meta={
                     "layout": str(coordinates.layout),
-                    "metrics": figures_at(history, done),
+                    "metrics": metrics_at(history, done),
                     "random": RANDOM,
                     "seconds": watch.seconds(),
                     "seed": spec.seed,
@@ -214,7 +214,7 @@ def _train(
             )
         checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
         if is_done and spec.validation.is_async and validate is not None:
-            validate(checkpointer.committed_step or first_step)  # takes in the figures of that state
+            validate(checkpointer.committed_step or first_step)  # takes in the metrics of that state
         return is_done
     finally:
         checkpointer.close()

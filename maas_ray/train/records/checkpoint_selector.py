@@ -26,7 +26,7 @@ def choose_step(store: ObjectStore, run: RunRecord, which: Which) -> int:
     """The step of a committed checkpoint.
 
     Raises:
-        NotFound: the run has no checkpoint, or none with the figure that `best` goes by.
+        NotFound: the run has no checkpoint, or none with the metric that `best` goes by.
         ObjectCorrupt: a manifest is altered.
     """
     steps = list_checkpoints(store, checkpoints_prefix(run.id))
@@ -38,17 +38,17 @@ def choose_step(store: ObjectStore, run: RunRecord, which: Which) -> int:
         raise NotFound(f"{checkpoints_prefix(run.id)} has no committed checkpoint; there is: none")
     if which == "newest":
         return steps[-1]
-    best = best_step(figures_by_step(store, run.id, steps), by.metric, by.mode)
+    best = best_step(metrics_by_step(store, run.id, steps), by.metric, by.mode)
     if best is None:
         raise NotFound(
-            f"no checkpoint of run {run.id!r} has the figure {by.metric} (checkpoint.metric), so none is the best; give "
+            f"no checkpoint of run {run.id!r} has the metric {by.metric} (checkpoint.metric), so none is the best; give "
             f"newest or one of the steps {', '.join(map(str, steps))}"
         )
     return best
 
 
-def figures_by_step(store: ObjectStore, run: str, steps: list[int]) -> dict[int, dict[str, float]]:
-    """The figures of each checkpoint: those that it was committed with, and those that were found later."""
+def metrics_by_step(store: ObjectStore, run: str, steps: list[int]) -> dict[int, dict[str, float]]:
+    """The metrics of each checkpoint: those that it was committed with, and those that were found later."""
     found = Runs(store).validated(run)
     prefix = checkpoints_prefix(run)
     opened = in_parallel(lambda step: open_step(store, prefix, step), steps)

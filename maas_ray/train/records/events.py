@@ -39,14 +39,14 @@ class Attempted(Document):
 
 
 class Evaluated(Document):
-    """Figures of held-out data."""
+    """Metrics of held-out data."""
 
     type: Literal["evaluated"]
     metrics: dict[str, float]
 
 
 class Validated(Document):
-    """Figures that validation beside training has found."""
+    """Metrics that validation beside training has found."""
 
     type: Literal["validated"]
     step: Count
@@ -54,7 +54,7 @@ class Validated(Document):
 
 
 class Unvalidated(Document):
-    """Why validation beside training has no figures of a step."""
+    """Why validation beside training has no metrics of a step."""
 
     type: Literal["unvalidated"]
     step: Count

@@ -18,7 +18,7 @@ class History:
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     """Each time that the workers were started and have ended."""
     unvalidated: dict[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 def fold(records: Iterable[Record]) -> History:

@@ -19,7 +19,7 @@ from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
-from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, figures_of
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, metrics_of
 
 KIND = "report"
 FORMAT = 1
@@ -105,7 +105,7 @@ def build_report(
 
 
 def draw(report: dict[str, Any]) -> bytes:
-    """The curves as a PNG: losses, other figures of validation, the learning rate."""
+    """The curves as a PNG: losses, other metrics of validation, the learning rate."""
     # Late, so that no process pays for it before it has trained; without pyplot, which looks for a screen.
     from io import BytesIO
 
@@ -144,18 +144,18 @@ def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> 
     """What validation beside training has found that the last checkpoint could not hold yet."""
     known = {entry["step"] for entry in history if "validation" in entry}
     return [
-        {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in figures.items()}}
-        for step, figures in sorted(Runs(store).validated(run.id).items())
+        {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in metrics.items()}}
+        for step, metrics in sorted(Runs(store).validated(run.id).items())
         if step not in known
     ]
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Each figure, and `lr`, as pairs of step and value."""
+    """Each metric, and `lr`, as pairs of step and value."""
     curves: dict[str, list[list[float]]] = {}
     for entry in history:
         lr = {"lr": entry["lr"]} if entry.get("lr") is not None else {}
-        for name, value in {**figures_of(entry), **lr}.items():
+        for name, value in {**metrics_of(entry), **lr}.items():
             curves.setdefault(name, []).append([entry["step"], value])
     return curves
 

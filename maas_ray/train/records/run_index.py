@@ -23,7 +23,7 @@ PREFIX = "index/runs"
 MAX_TOGETHER = 100
 """Runs in one record."""
 MAX_UNVALIDATED = 20
-"""Steps without validation figures that are kept of one run: the newest."""
+"""Steps without validation metrics that are kept of one run: the newest."""
 
 log = get_logger(__name__)
 
@@ -45,13 +45,13 @@ class Summary(Document):
     error: str | None = None
     reason: str | None = None
     missing: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], str] = Field(default_factory=dict)
-    """The newest steps of which validation beside training has no figures, each with why."""
+    """The newest steps of which validation beside training has no metrics, each with why."""
     records: Count
     """Records of the run's log that this was made of."""
 
     @property
     def unvalidated(self) -> dict[int, str]:
-        """By step: why validation beside training has no figures of it; the newest `MAX_UNVALIDATED`."""
+        """By step: why validation beside training has no metrics of it; the newest `MAX_UNVALIDATED`."""
         return {int(step): why for step, why in self.missing.items()}
 
 

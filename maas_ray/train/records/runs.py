@@ -66,7 +66,7 @@ class RunRecord:
     attempts: tuple[Mapping[str, Any], ...] = ()
     """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
     unvalidated: Mapping[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 class Runs:

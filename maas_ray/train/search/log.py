@@ -27,8 +27,8 @@ _FIXED = ("base", "search", "seed", "metric", "mode")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """The figure that counts, as a trial had it during its training."""
+class MetricValue:
+    """The metric that counts, as a trial had it during its training."""
 
     step: int
     done: float
@@ -42,7 +42,7 @@ class TrialEnded:
 
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: the scheduler has given it up."""
-    figures: tuple[Figure, ...] = ()
+    metrics: tuple[MetricValue, ...] = ()
     error: str | None = None
     """Why it failed: code and message."""
 
@@ -106,7 +106,13 @@ class SearchLog:
 
     def record(self, number: int, ended: TrialEnded) -> None:
         """Appends how a trial has ended."""
-        event = {"type": "ended", "trial": number, **asdict(ended)}
+        event = {
+            "type": "ended",
+            "trial": number,
+            "status": ended.status,
+            "figures": [asdict(value) for value in ended.metrics],  # the name that records had from the beginning
+            "error": ended.error,
+        }
         self._log.append(lambda _: event)
 
     def ended(self) -> dict[int, TrialEnded]:
@@ -114,12 +120,12 @@ class SearchLog:
         found = {}
         for record in self._log.read():
             event = read_event(record)
-            figures = tuple(Figure(figure.step, figure.done, figure.value) for figure in event.figures)
-            found[event.trial] = TrialEnded(event.status, figures, event.error)
+            metrics = tuple(MetricValue(value.step, value.done, value.value) for value in event.figures)
+            found[event.trial] = TrialEnded(event.status, metrics, event.error)
         return found
 
 
-class _Figure(Document):
+class _MetricEntry(Document):
     step: Count
     done: float
     value: float
@@ -128,7 +134,7 @@ class _Figure(Document):
 class _EndedEvent(Document):
     trial: Count
     status: Literal["finished", "stopped", "failed"]
-    figures: list[_Figure] = Field(default_factory=list)
+    figures: list[_MetricEntry] = Field(default_factory=list)
     error: str | None = None
 
 
@@ -137,9 +143,9 @@ def read_event(record: Record) -> _EndedEvent:
     return read_document(_EndedEvent, record.event, f"the log record {record.key}")
 
 
-def order(figures: Mapping[int, Sequence[Figure]]) -> list[tuple[int, Figure]]:
-    """The figures of all trials as a scheduler would have met them if they had trained side by side."""
-    pairs = [(number, figure) for number, found in figures.items() for figure in found]
+def order(metrics: Mapping[int, Sequence[MetricValue]]) -> list[tuple[int, MetricValue]]:
+    """The metrics of all trials as a scheduler would have met them if they had trained side by side."""
+    pairs = [(number, metric) for number, found in metrics.items() for metric in found]
     return sorted(pairs, key=lambda pair: (pair[1].done, pair[0]))
 
 

@@ -28,7 +28,7 @@ def between_steps(
         plan: its numbers.
         dataset: its data.
         state: of this rank; its moving average is looked at if it keeps one.
-        report: gets the figures, on every rank.
+        report: gets the metrics, on every rank.
     """
     if not dataset.num_rows.get("validation"):
         return None
@@ -64,14 +64,14 @@ def between_steps(
 def beside_training(
     beside: Beside | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
 ) -> Validate:
-    """The figures of the checkpoint before are due: all ranks wait for them, with a deadline.
+    """The metrics of the checkpoint before are due: all ranks wait for them, with a deadline.
 
     Args:
         beside: rank 0's tasks; None on the other ranks.
         plan: the run's numbers.
         checkpointer: whose commits begin the tasks.
         state: of this rank.
-        report: gets the figures, on rank 0.
+        report: gets the metrics, on rank 0.
     """
 
     def validate(done: int) -> None:

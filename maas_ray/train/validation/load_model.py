@@ -41,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one checkpoint on one split."""
+    """Metrics of one checkpoint on one split."""
 
     run: str
     step: int
@@ -126,7 +126,7 @@ def sample_trained(trained: Trained, split: str, count: int, device: torch.devic
 def evaluate_run(
     store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
 ) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the figures in the run's log; `step` and `weights` as `load_trained`.
+    """Evaluates a checkpoint on a split and records the metrics in the run's log; `step` and `weights` as `load_trained`.
 
     Raises:
         NotFound: no such run, or no such checkpoint.
@@ -134,6 +134,6 @@ def evaluate_run(
     """
     trained = load_trained(store, run, step, weights=weights)
     evaluation = evaluate_trained(trained, split)
-    figures = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
-    Runs(store).record(run, {"type": "evaluated", **figures})
+    event = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
+    Runs(store).record(run, {"type": "evaluated", **event})
     return evaluation

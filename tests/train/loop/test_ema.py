@@ -92,7 +92,7 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
     assert state.ema is not None
     with torch.no_grad():
         for weight in state.parts[0].parameters():
-            weight.zero_()  # equal scores: every class has the same probability
+            weight.zero_()  # equal logits: every class has the same probability
     before = {name: value.clone() for name, value in tensors_of(state).items()}
     reports: list[Progress] = []
     state.train(False)

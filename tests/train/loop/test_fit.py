@@ -57,7 +57,7 @@ def _train_state(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sa
         parts=[net],
         model=model,
         preprocess=lambda rows: rows,
-        loss=lambda scores, target: nn.functional.cross_entropy(scores, target, reduction="none"),
+        loss=lambda logits, target: nn.functional.cross_entropy(logits, target, reduction="none"),
         l2=1e-3,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),

@@ -60,8 +60,8 @@ class Own(nn.Module):
         x = self.enter(rows) + self.start
         for layer in self.list:
             x = layer(x).tanh()
-        scores: Tensor = self.leave(x) * self.scale
-        return scores
+        logits: Tensor = self.leave(x) * self.scale
+        return logits
 
 
 def _builder(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> Callable[[], nn.Module]:

@@ -35,8 +35,8 @@ class Whole(nn.Module):
         self.head = nn.Linear(8, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.body(x))
-        return scores
+        logits: Tensor = self.head(self.body(x))
+        return logits
 
 
 class Forgetful(Whole):
@@ -56,7 +56,7 @@ class Frozen(Whole):
 
 
 class Detached(Whole):
-    """Gives scores that no gradient comes back from."""
+    """Gives logits that no gradient comes back from."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -93,11 +93,11 @@ def test_rank_0_says_which_weights_stay_as_they_are(
     with caplog.at_level(logging.WARNING):
         check_run(spec, dataset, file_store)
     assert [record.message for record in caplog.records] == [
-        "the model's scores do not depend on other.weight, other.bias: they stay as they are"
+        "the model's logits do not depend on other.weight, other.bias: they stay as they are"
     ]
 
 
-def test_scores_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_logits_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, _name(Detached))
     with pytest.raises(ModelError, match=r"depend on none of its 4 trained weights.* detach"):
         check_run(spec, dataset, file_store)

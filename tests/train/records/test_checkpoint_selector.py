@@ -53,7 +53,7 @@ def test_the_best_checkpoint_and_the_averages_are_taken_where_the_spec_says_so(
     assert _value(load_trained(file_store, "r", 1, weights="ema")) == AVERAGE
     run = Runs(file_store).get("r")
     Runs(file_store).record("r", {"type": "validated", "step": 1, "metrics": {"validation_loss": 0.1}})
-    assert choose_step(file_store, run, "best") == 1, "a figure that came later counts"
+    assert choose_step(file_store, run, "best") == 1, "a metric that came later counts"
     assert evaluate_run(file_store, "r", "validation", weights="raw").step == 1
 
 
@@ -74,13 +74,13 @@ def test_the_newest_checkpoint_and_the_weights_themselves_are_taken_by_default(
     assert _value(load_trained(file_store, "r")) == 3
     with pytest.raises(SpecError, match="keeps no moving average"):
         load_trained(file_store, "r", weights="ema")
-    with pytest.raises(NotFound, match=r"has the figure validation_loss \(checkpoint.metric\), .* steps 1, 2, 3"):
+    with pytest.raises(NotFound, match=r"has the metric validation_loss \(checkpoint.metric\), .* steps 1, 2, 3"):
         choose_step(file_store, Runs(file_store).get("r"), "best")
     with pytest.raises(NotFound, match="of step 9"):
         load_trained(file_store, "r", 9)
 
 
-def test_retention_ranks_by_figures_that_came_after_the_commit(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_retention_ranks_by_metrics_that_came_after_the_commit(file_store: ObstoreStore, tmp_path: Path) -> None:
     _run(file_store, tmp_path)
     late: dict[int, dict[str, float]] = {}
     keep = Keep(last=1, best=1, metric="validation_loss")

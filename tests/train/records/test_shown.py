@@ -81,20 +81,20 @@ def test_a_language_model_goes_on_with_each_row_from_its_middle(file_store: Obst
 
 
 class _Fixed(nn.Module):
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.scores = scores
+        self.logits = logits
 
     def forward(self, *columns: Tensor) -> Tensor:
         assert not self.training
-        return self.scores[: len(columns[0])]
+        return self.logits[: len(columns[0])]
 
 
 def test_classes_are_shown_with_their_probabilities(file_store: ObstoreStore, tmp_path: Path) -> None:
     _, dataset = make_run(file_store, tmp_path, "mlp")
     rows = open_rows(dataset, "validation")
-    scores = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]])).expand(64, 4)
-    shown = show_samples(_Fixed(scores), rows, dataset, 64, CPU)
+    logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]])).expand(64, 4)
+    shown = show_samples(_Fixed(logits), rows, dataset, 64, CPU)
     targets = rows.take(np.arange(len(rows)), np.arange(len(rows))).target.tolist()
     assert _rows_of(shown)[0] == ["row", "target", "predicted"]
     assert [line[1:] for line in _rows_of(shown)[2:]] == [

@@ -95,10 +95,10 @@ def test_transformers_loads_model_and_tokenizer_of_a_folder(
     net = load_trained(file_store, "r").net
     theirs, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
-    codes = AutoTokenizer.from_pretrained(folder)("the 5th line of", return_tensors="pt")["input_ids"][:, :8]
-    assert codes.shape == (1, 8)
+    token_ids = AutoTokenizer.from_pretrained(folder)("the 5th line of", return_tensors="pt")["input_ids"][:, :8]
+    assert token_ids.shape == (1, 8)
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(codes).logits, net(codes), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.eval()(token_ids).logits, net(token_ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.fault
@@ -110,9 +110,9 @@ def test_a_model_of_transformers_is_written_as_it_writes_itself(file_store: Obst
     _, _, net = _run_of(file_store, tmp_path, model)
     export_hf(load_trained(file_store, "r"), open_store(str(tmp_path / "hf")), shard_bytes=20_000)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    codes = torch.randint(0, 20, (2, 8))
+    token_ids = torch.randint(0, 20, (2, 8))
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(codes).logits, net.eval()(codes), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.eval()(token_ids).logits, net.eval()(token_ids), atol=1e-5, rtol=1e-5)
 
 
 def test_the_command_exports_a_step_and_refuses_what_has_no_such_format(
