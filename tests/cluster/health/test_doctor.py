@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.health import doctor
+from maas_ray.cluster import doctor
 from maas_ray.cluster.health.doctor import check_environment, check_haproxy, check_launcher, check_package, check_store
 from maas_ray.cluster.node.environment import BINARY_VARIABLE
 from maas_ray.haproxy import REASON_FILE
