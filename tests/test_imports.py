@@ -1,9 +1,13 @@
-"""Who knows what: rules on imports that import-linter cannot express, since it sees only the root of other packages."""
+"""Who knows what: rules on imports that import-linter cannot express, since it sees only the root of other packages; and
+rules on names, so that each has one meaning.
+"""
 
 import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,10 @@ KNOWN_BY = {
     "pickle": set(),
     "cloudpickle": set(),
     "argparse": {"cli/job.py"},  # what programs of jobs/ have in common
+}
+
+NAMED_AS_THE_STANDARD_LIBRARY = {
+    "serve/http": "the protocol's own name, as `serve/grpc` beside it; every import is absolute, so it hides nothing",
 }
 
 
@@ -155,3 +163,30 @@ def test_a_private_part_that_is_named_is_found(planted: str, name: str) -> None:
 )
 def test_what_is_public_or_ours_is_not(fine: str) -> None:
     assert private_names(fine) == set()
+
+
+def _defined_twice(files: Iterable[Path]) -> dict[str, list[str]]:
+    """Public classes that more than one of the modules defines, each with these."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(str(path))
+    return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_a_public_class_name_has_one_meaning() -> None:
+    assert _defined_twice(FILES) == {}
+
+
+def test_a_class_name_that_is_taken_is_noticed(tmp_path: Path) -> None:
+    planted = tmp_path / "planted.py"
+    planted.write_text("class ModelManager:\n    pass\n\n\nclass _Record:\n    pass\n\n\nclass NoOther:\n    pass\n")
+    taken = str(ROOT / "maas_ray" / "serve" / "models" / "manager.py")
+    assert _defined_twice([*FILES, planted]) == {"ModelManager": [taken, str(planted)]}
+
+
+def test_no_module_is_named_as_one_of_the_standard_library() -> None:
+    modules = (path.parent if path.stem == "__init__" else path.with_suffix("") for path in FILES)
+    found = {str(module.relative_to(ROOT / "maas_ray")) for module in modules if module.name in sys.stdlib_module_names}
+    assert found == set(NAMED_AS_THE_STANDARD_LIBRARY)

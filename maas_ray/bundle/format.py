@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
 
@@ -143,7 +143,7 @@ class BundleInfo(Spec):
     parity: dict[str, Any]
     """The report of the gate that compared this graph with the trained model."""
     metrics: dict[str, float]
-    """Figures of this very checkpoint on held-out data; empty if nothing was held out."""
+    """Metrics of this very checkpoint on held-out data; empty if nothing was held out."""
     lineage: Lineage
 
 
@@ -162,12 +162,12 @@ def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: byte
     """Commits a bundle and returns its id; saving the same content again returns the same id."""
     meta = {"info": info.model_dump(mode="json")}
     bundle_id = _identify(meta, sha256(graph).digest(), sha256(sample).digest() if sample is not None else b"")
-    draft = Draft(store, f"{PREFIX}/{bundle_id}", KIND)
-    draft.put(GRAPH, graph)
+    writer = CommitWriter(store, f"{PREFIX}/{bundle_id}", KIND)
+    writer.put(GRAPH, graph)
     if sample is not None:
-        draft.put(SAMPLE, sample)
+        writer.put(SAMPLE, sample)
     try:
-        draft.commit(meta)
+        writer.commit(meta)
     except Conflict:
         load_bundle(store, bundle_id)  # the same content is there already: make sure that it is whole
     return bundle_id

@@ -87,7 +87,7 @@ def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:
 def open_step(store: ObjectStore, prefix: str, step: int) -> Committed:
     """Opens a checkpoint by its step; as `open_checkpoint`, but without a listing."""
     committed = open_committed(store, place(prefix, step), KIND)
-    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
     if said.step != step:
         raise ObjectCorrupt(f"{committed.prefix} says that it is of step {said.step}; not used")
     return committed
@@ -100,7 +100,7 @@ def read_saved(committed: Committed) -> Saved:
         ObjectCorrupt: it is altered, or written by an incompatible version.
     """
     what = f"the history of {committed.prefix}"
-    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
     if HISTORY not in committed.parts:
         raise ObjectCorrupt(f"{committed.prefix} has no {HISTORY}; not used")
     history = parse_json(committed.read(HISTORY), what)
@@ -203,7 +203,7 @@ class _State(Document):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
-class _Meta(Document):
+class _CheckpointMeta(Document):
     step: Count
     cursor: Count
     time_s: Time

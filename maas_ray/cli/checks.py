@@ -26,7 +26,7 @@ def all_checks() -> Checks:
         records=(
             (re.compile(registry.PREFIX), registry.read_event),
             (record.RECORDS, record.read_event),
-            (re.compile(rf"{desired_state.PREFIX}/[^/]+/wanted"), desired_state.read_wish),
+            (re.compile(rf"{desired_state.PREFIX}/[^/]+/wanted"), desired_state.read_desired),
             (catalog.PINS, catalog.read_pin),
             (re.compile(r".+/owners"), lease.read_owner),
             (re.compile(rf"{searches.PREFIX}/[^/]+"), searches.read_event),

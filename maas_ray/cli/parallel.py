@@ -8,7 +8,7 @@ import typer
 
 from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import Answer, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, say, table, uses_modules
 
 
 @uses_modules
@@ -20,7 +20,7 @@ def verify_parallel(
     ] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that are compared.")] = 4,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Trains a spec's model for a few steps in one process and on every layout, in float64; exit code 1 if they differ.
 
     Losses, norms of the gradient and all weights are compared; a difference above 1e-8 is a mistake, not rounding.
@@ -65,7 +65,9 @@ def verify_parallel(
         "num_different": len(wrong),
     }
     title = f"{loaded.model.name}, {steps} steps in float64: largest differences from one process"
-    return Answer(document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong)))
+    return CommandResult(
+        document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong))
+    )
 
 
 def _figure(value: float) -> str:

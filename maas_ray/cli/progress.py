@@ -17,8 +17,8 @@ def training_bar(run: str) -> Iterator[Callable[[Any], None]]:
         task = bar.add_task(run, total=None, note="starting workers")
 
         def show(progress: Any) -> None:
-            figures = {"loss": progress.loss, **progress.metrics}
-            shown = " ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
+            metrics = {"loss": progress.loss, **progress.metrics}
+            shown = " ".join(f"{name} {value:.3g}" for name, value in metrics.items() if value is not None)
             note = f"step {progress.step}/{progress.total_steps} {shown}{_speed(progress)}".rstrip()
             bar.update(task, completed=progress.step, total=progress.total_steps, note=note)
 

@@ -47,7 +47,7 @@ _DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an 
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command found out."""
 
     document: Any
@@ -65,8 +65,8 @@ def uses_modules(command: F) -> F:
     return command
 
 
-def reported(command: Callable[..., Answer]) -> Callable[..., None]:
-    """Makes a function that returns an `Answer` a command, with the options --json and --debug."""
+def reported(command: Callable[..., CommandResult]) -> Callable[..., None]:
+    """Makes a function that returns an `CommandResult` a command, with the options --json and --debug."""
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
             else:
                 os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command have no use for it either
             with _stdout_is_kept() if as_json else contextlib.nullcontext():
-                answer = command(*args, **kwargs)
+                result = command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(say_left()) from None
         except Exception as error:
@@ -85,7 +85,7 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
             _fail(error, as_json)
         else:
             interrupts.let_go()  # the work is done
-            raise typer.Exit(_print(answer, as_json))
+            raise typer.Exit(_print(result, as_json))
 
     signature = inspect.signature(command)
     added = [
@@ -99,19 +99,19 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
     return run
 
 
-def _print(answer: Answer, as_json: bool) -> int:
-    """Writes the answer to stdout; returns the exit code."""
+def _print(result: CommandResult, as_json: bool) -> int:
+    """Writes the result to stdout; returns the exit code."""
     try:
         if as_json:
-            typer.echo(json.dumps(answer.document if answer.holds_data else masked(answer.document)))
-        elif isinstance(answer.view, str):
-            typer.echo(shown(answer.view))  # rich would wrap it
+            typer.echo(json.dumps(result.document if result.holds_data else masked(result.document)))
+        elif isinstance(result.view, str):
+            typer.echo(shown(result.view))  # rich would wrap it
         else:
-            _Output(highlight=False).print(answer.view)
+            _Output(highlight=False).print(result.view)
         sys.stdout.flush()
     except BrokenPipeError:
         return end_at_closed_pipe()
-    return answer.exit_code
+    return result.exit_code
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

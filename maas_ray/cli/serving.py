@@ -11,7 +11,7 @@ from rich.text import Text
 
 from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
-from maas_ray.cli.reporting import Answer, say, table
+from maas_ray.cli.reporting import CommandResult, say, table
 
 NOTHING_RECORDED = 3
 """Exit code of `serve --restore` where no pool is recorded: there is nothing to do, and trying again does not help."""
@@ -39,7 +39,7 @@ def serve(
         str, typer.Option("--cluster", help="With --restore: `cluster` of the specs that were deployed.")
     ] = "default",
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing.
 
     Says first what each pool needs, what is free and in which way it is updated. An update that fails, or gets no
@@ -68,7 +68,7 @@ def serve(
         )
         if loaded is None:
             text = f"nothing to restore: {store} has no record of pools that cluster {cluster_name!r} serves"
-            return Answer({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
+            return CommandResult({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
         cluster.connect(state_dir=state_dir)
         from maas_ray.serve.deploy.pool import deploy
 
@@ -90,7 +90,7 @@ def serve(
     shown = table("serving", ("pool", "status", "url", "replicas"), rows)
     unserved = [f"pool {pool.name}: {text}" for pool in pools for text in pool.unserved]
     view = Group(shown, *(f"not served: {escape(text)}" for text in unserved))
-    return Answer(document, view, int(bool(unserved)))
+    return CommandResult(document, view, int(bool(unserved)))
 
 
 def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
@@ -104,7 +104,7 @@ def unserve(
     pools: Annotated[list[str] | None, typer.Argument(help="Pools to end.", show_default="all")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait until they are gone.")] = 120.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Ends pools; requests in progress are answered first."""
     from maas_ray import cluster
 
@@ -117,7 +117,7 @@ def unserve(
             f"Ray Serve still ends {' '.join(names)} once their requests are answered; `maas-ray status` shows what is left"
         )
         undeploy(names, timeout_s=timeout_s)
-    return Answer({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
+    return CommandResult({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
 
 
 def predict(
@@ -130,7 +130,7 @@ def predict(
     batch_rows: Annotated[int, typer.Option(help="Rows per request.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for one request.")] = 30.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
     from maas_ray.cli.rows import read_rows
     from maas_ray.client import Client
@@ -158,4 +158,4 @@ def predict(
         [(i, *row.values()) for i, row in enumerate(predictions)],
     )
     document = {"model": model, "url": mask(url), "headers": lineage, "predictions": predictions}
-    return Answer(document, view, holds_data=True)
+    return CommandResult(document, view, holds_data=True)

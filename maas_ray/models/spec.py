@@ -39,7 +39,7 @@ class ModelSpec(Spec):
     """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`,
     `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
     import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape] to [N, num_outputs];
-    int64 codes [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
+    int64 token ids [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
     `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its constructor names them."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""

@@ -58,7 +58,7 @@ class ParitySpec(Spec):
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceOutputs:
     """What a trained model says to some rows; the graph has to say the same."""
 
     source: str
@@ -97,13 +97,13 @@ def check_parity(
     real = spread_rows(rows, spec.num_real)
     random = draw_rows(features, spec.num_random, spec.seed)
     raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    reference = Reference("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
+    reference = ReferenceOutputs("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
     report = check_reference(reference, features, graph, spec)
     return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
 
 
 def check_reference(
-    reference: Reference, features: Features, graph: bytes, spec: ParitySpec | None = None
+    reference: ReferenceOutputs, features: Features, graph: bytes, spec: ParitySpec | None = None
 ) -> dict[str, Any]:
     """Compares the graph in onnxruntime with what the trained model has said to the same raw rows.
 

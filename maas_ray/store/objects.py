@@ -62,7 +62,7 @@ class ObjectStore(Protocol):
 
     uri: str
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         """Creates `key` atomically. Raises `Conflict` if it exists: the one primitive that everything rests on."""
         ...
 
@@ -121,9 +121,9 @@ class ObstoreStore:
         self._directory = directory
         self.spec = (spec or StorageSpec()).model_copy(update={"uri": uri})
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         if self._directory is not None:
-            return self._call(key, partial(self._directory.put_new, key, data))
+            return self._call(key, partial(self._directory.create, key, data))
         self._call(key, lambda: obstore.put(self._backend, key, data, mode="create"))
 
     def put(self, key: str, data: bytes | memoryview) -> None:

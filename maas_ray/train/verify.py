@@ -23,9 +23,9 @@ from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import ModelError, TrainingFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
-from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
 from maas_ray.train.loop.fit import mean_loss, train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.parallel.pipeline import num_layers
 from maas_ray.train.spec.parallelism import MeshLayout, possible_layouts
 from maas_ray.train.spec.performance import PerformanceSpec
@@ -202,20 +202,20 @@ def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) ->
         spec = spec.model_copy(update={"batch": batch})
     if spec.parallelism.pp_split is not None and len(spec.parallelism.pp_split) != layout.num_stages - 1:
         spec = spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"pp_split": None})})
-    place = place_rank(layout, "cpu")
+    coordinates = rank_coordinates(layout, "cpu")
     try:
-        trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"), torch.float64)
+        state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"), torch.float64)
     except ModelError as error:  # all ranks look at the whole model, so all of them refuse it
         return str(error)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     losses, norms = [], []
     for step in range(min(steps, plan.total_steps)):
-        share, norm = train_step(plan, trainee, loader, step)
-        losses.append(mean_loss(trainee, share, step))
+        share, norm = train_step(plan, state, loader, step)
+        losses.append(mean_loss(state, share, step))
         norms.append(norm or 0.0)
-    state = tensors_of(trainee)
-    return _Trace(losses, norms, {name: _whole(value) for name, value in state.items()})
+    tensors = tensors_of(state)
+    return _Trace(losses, norms, {name: _whole(value) for name, value in tensors.items()})
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -228,8 +228,8 @@ def _write(directory: Path, number: int, rank: int, outcome: "_Trace | str") -> 
     if isinstance(outcome, str):
         path.with_suffix(".refused").write_text(outcome)
         return
-    figures = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
-    safetensors.torch.save_file({"\0figures": figures, **outcome.parameters}, path.with_suffix(".safetensors"))
+    metrics = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
+    safetensors.torch.save_file({"\0metrics": metrics, **outcome.parameters}, path.with_suffix(".safetensors"))
 
 
 def _read(directory: Path, number: int) -> "_Trace | str":
@@ -239,7 +239,7 @@ def _read(directory: Path, number: int) -> "_Trace | str":
     parameters: dict[str, Tensor] = {}
     for path in sorted(directory.glob(f"{number}-*.safetensors")):
         parameters |= safetensors.torch.load_file(path)
-    losses, norms = parameters.pop("\0figures").tolist()
+    losses, norms = parameters.pop("\0metrics").tolist()
     return _Trace(losses, norms, parameters)
 
 

@@ -42,7 +42,7 @@ BAD = {
         normalizer={"type": "Sequence", "normalizers": [replace({"String": "Ω"}, "Ω" * 1000)] * 4}
     ),
     "a pattern of exponential time": tokenizer(pre_tokenizer=split(r"(a|a|aa)+$")),
-    "codes of 32 bits": tokenizer(model={"type": "WordLevel", "vocab": {"a": 2**32 - 2, "b": 0}, "unk_token": "b"}),
+    "token ids of 32 bits": tokenizer(model={"type": "WordLevel", "vocab": {"a": 2**32 - 2, "b": 0}, "unk_token": "b"}),
     "unknown token outside": tokenizer(model={**UNIGRAM, "unk_id": 7}),
     "no vocabulary": tokenizer(model={**UNIGRAM, "vocab": []}),
     "a score that is none": tokenizer(model=UNIGRAM).replace(b"0.0", b"1e999"),

@@ -77,8 +77,8 @@ def test_a_promoted_version_that_kills_leaves_the_old_one_serving(server: Server
     registry = Registry(server.store)
     bad = registry.publish("linear", commit_bundle(server.store, deep_tree(20_001), DEEP_TREE)).version
     registry.promote("linear", bad)
-    wait_for(lambda: "SIGSEGV" in str(server.residency.problems("linear")), timeout_s=60)
+    wait_for(lambda: "SIGSEGV" in str(server.manager.problems("linear")), timeout_s=60)
     answer = requests.post(f"{server.url}/v2/models/linear/infer", json=ROW, timeout=60)
     assert answer.json()["outputs"][0]["data"] == [2, 4, 6]
     better = publish(server.store, "linear", commit_bundle(server.store, linear(3.0)))
-    wait_for(lambda: resident(server.residency, "linear").version.version == better, timeout_s=60)
+    wait_for(lambda: resident(server.manager, "linear").version.version == better, timeout_s=60)

@@ -71,11 +71,11 @@ def test_versions_that_hang_keep_no_other_model_from_following_its_alias(
             registry.promote(name, registry.publish(name, bundle).version)
         time.sleep(0.3)  # both have begun
         newer = publish(file_store, "c", commit_bundle(file_store, linear(3.0)))
-        wait_for(lambda: resident(server.residency, "c").version.version == newer, timeout_s=60)
+        wait_for(lambda: resident(server.manager, "c").version.version == newer, timeout_s=60)
         for name in names[:2]:
-            wait_for(lambda name=name: server.residency.problems(name), timeout_s=60)
+            wait_for(lambda name=name: server.manager.problems(name), timeout_s=60)
             ready = requests.get(f"{server.url}/v2/models/{name}/ready", timeout=60).json()
             assert ready["problems"]
-            assert resident(server.residency, name).version.version == 1
+            assert resident(server.manager, name).version.version == 1
         assert registry.promote("a", 1).version == 1
-        wait_for(lambda: not server.residency.problems("a"), timeout_s=60)
+        wait_for(lambda: not server.manager.problems("a"), timeout_s=60)

@@ -40,7 +40,7 @@ def ask(server: Server, body: bytes) -> requests.Response:
 
 
 def wait_until_free(server: Server, within_s: float = 5.0) -> None:
-    batcher = resident(server.residency, "looping").batcher
+    batcher = resident(server.manager, "looping").batcher
     until = time.monotonic() + within_s
     while server.call_plain(lambda: batcher.busy_s) > 0:
         assert time.monotonic() < until, "the run goes on although nobody waits for it"
@@ -61,7 +61,7 @@ def test_runs_without_an_end_are_answered_at_their_deadline_and_ended(server: Se
 
 
 def test_a_run_whose_caller_has_left_is_ended(server: Server) -> None:
-    batcher = resident(server.residency, "looping").batcher
+    batcher = resident(server.manager, "looping").batcher
     with Talk(server.port) as talk:
         talk.send([request(target=INFER, body=ENDLESS)])
         until = time.monotonic() + 5

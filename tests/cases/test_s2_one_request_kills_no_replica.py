@@ -53,13 +53,13 @@ def quotients(answer: requests.Response) -> list[int]:
 
 
 def engine_of(server: Server, name: str) -> ApartEngine:
-    engine = resident(server.residency, name).engine
+    engine = resident(server.manager, name).engine
     assert isinstance(engine, ApartEngine)
     return engine
 
 
 def test_only_versions_that_nothing_can_crash_run_inside_the_replica(server: Server) -> None:
-    assert isinstance(resident(server.residency, "linear").engine, Engine)
+    assert isinstance(resident(server.manager, "linear").engine, Engine)
     assert "divides integers" in str(engine_of(server, "dividing").nature.hazards.reasons)
     assert "depends on values" in str(engine_of(server, "swelling").nature.hazards.reasons)
 

@@ -14,7 +14,7 @@ import requests
 
 from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.engine.forms import FormLatencies
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.serve.batching.inline import InlineRule
 from maas_ray.serve.batching.runner import EngineRunner
 from maas_ray.store.objects import open_store
@@ -123,7 +123,7 @@ class Moody(Engine):
 
     work: Callable[[], None] | None = None
 
-    def _run(self, inputs: Any, num_rows: int, stop: Stop | None = None) -> Any:
+    def _run(self, inputs: Any, num_rows: int, stop: StopSignal | None = None) -> Any:
         if self.work is not None and inputs["x"][0, 0] == 9:
             self.work()
         return super()._run(inputs, num_rows, stop)

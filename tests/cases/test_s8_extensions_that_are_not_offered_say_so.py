@@ -85,7 +85,7 @@ def test_a_load_may_change_the_batch_size_until_the_next_one(
     sizes: list[int] = []
 
     async def scene() -> None:
-        batcher = resident(server.residency, "linear").batcher
+        batcher = resident(server.manager, "linear").batcher
         start = batcher._runner.start
         batcher._runner.start = lambda inputs, rows, done: (sizes.append(rows), start(inputs, rows, done))[1]  # type: ignore[method-assign]
         answers: list[Any] = []

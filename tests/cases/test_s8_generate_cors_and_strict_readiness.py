@@ -152,13 +152,13 @@ def test_strict_readiness_is_that_of_every_listed_model(file_store: ObstoreStore
         # Its signature is not that of its graph, so it can never load.
         broken = Registry(file_store).publish("b", commit_bundle(file_store, lookup(), LINEAR))
         Registry(file_store).promote("b", broken.version)
-        server.call(server.residency.refresh())
+        server.call(server.manager.refresh())
         ready = requests.get(f"{server.url}/v2/health/ready", timeout=20)
         assert ready.status_code == (503 if is_strict else 200)
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
         assert requests.post(f"{server.url}/v2/models/a/infer", json=body, timeout=20).status_code == 200
         Registry(file_store).promote("b", 1)
-        server.call(server.residency.refresh())
+        server.call(server.manager.refresh())
         assert requests.get(f"{server.url}/v2/health/ready", timeout=20).status_code == 200
 
 

@@ -120,9 +120,9 @@ def test_what_is_not_there_is_named_with_what_is(file_store: ObstoreStore) -> No
 
 
 def test_the_index_of_another_format_is_refused(file_store: ObstoreStore) -> None:
-    from maas_ray.store.manifest import Draft
+    from maas_ray.store.manifest import CommitWriter
 
-    committed = Draft(file_store, f"{PREFIX}/0000000001", "checkpoint").commit({"format": 1, "step": 1})
+    committed = CommitWriter(file_store, f"{PREFIX}/0000000001", "checkpoint").commit({"format": 1, "step": 1})
     with pytest.raises(ObjectCorrupt, match="has format 1; this version reads 3"):
         load_into(committed, {})
     assert [str(problem) for problem in verify(committed)]

@@ -33,16 +33,16 @@ def test_a_run_is_evaluated_published_and_served_like_any_other(file_store: Obst
     progress = train_classical(spec, dataset.digest)
     assert progress.loss is not None
     assert progress.metrics.keys() >= {"loss", "r2" if task == "regression" else "accuracy"}
-    figures = evaluate_run(file_store, "r").metrics
-    assert Runs(file_store).get("r").metrics == figures
-    assert figures["r2"] > 0.3 if task == "regression" else figures["accuracy"] > 0.88
+    metrics = evaluate_run(file_store, "r").metrics
+    assert Runs(file_store).get("r").metrics == metrics
+    assert metrics["r2"] > 0.3 if task == "regression" else metrics["accuracy"] > 0.88
 
     exported = export_run(file_store, "r")
     info = exported.info
     assert info.parity["passed"]
     assert info.parity["versions"].keys() >= {"scikit-learn", "skl2onnx", "onnxruntime"}
     assert (info.parity["num_random"] >= 128, info.parity["num_real"] >= 100) == (True, True)
-    assert info.metrics == figures
+    assert info.metrics == metrics
     assert info.signature == build_signature(dataset.features)
     assert (info.lineage.run, info.lineage.step) == ("r", 1)
     assert info.lineage.checkpoint_digest == load_fitted(file_store, "r").digest
@@ -53,9 +53,9 @@ def test_a_run_is_evaluated_published_and_served_like_any_other(file_store: Obst
     answers = engine.run({column.name: raw for column, raw in zip(dataset.features.columns, rows.columns, strict=True)})
     scores, *classes = answers.values()
     if task == "regression":
-        assert np.mean((scores[:, 0] - rows.target) ** 2) == pytest.approx(figures["mse"], rel=1e-4)
+        assert np.mean((scores[:, 0] - rows.target) ** 2) == pytest.approx(metrics["mse"], rel=1e-4)
     else:
-        assert np.mean(classes[0] == rows.target) == pytest.approx(figures["accuracy"])
+        assert np.mean(classes[0] == rows.target) == pytest.approx(metrics["accuracy"])
     assert fsck(file_store).problems == []
 
 

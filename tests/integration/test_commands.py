@@ -54,8 +54,8 @@ def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
 
     done = run("evaluate.py", "--run", "table")
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
     refused = run("publish.py", "--run", "nobody", "--name", "nobody")
     assert refused.returncode == 1
     said = [line for line in refused.stderr.splitlines() if "nobody" in line]

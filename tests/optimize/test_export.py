@@ -149,8 +149,8 @@ class Branching(nn.Module):
         self.linear = nn.Linear(2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = self.linear(x)
-        return torch.cond(x.sum() > -1e30, lambda s, v: s + v[:, :1], lambda s, v: s - v[:, :1], (scores, x))
+        logits = self.linear(x)
+        return torch.cond(x.sum() > -1e30, lambda s, v: s + v[:, :1], lambda s, v: s - v[:, :1], (logits, x))
 
 
 @pytest.mark.parametrize("net", [FirstOnly(), nn.Linear(2, 1), Branching()], ids=lambda net: type(net).__name__)

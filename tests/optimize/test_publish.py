@@ -58,7 +58,7 @@ def run(file_store: ObstoreStore) -> str:
     return "r"
 
 
-def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_figures(file_store: ObstoreStore, run: str) -> None:
+def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_metrics(file_store: ObstoreStore, run: str) -> None:
     evaluate_run(file_store, run)  # of step 2: must not end up in the bundle of step 1
     exported = export_run(file_store, run, step=1)
     info = load_info(file_store, exported.bundle_id)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import BundleInfo, Signature
-from maas_ray.serve.wire.answer import Answer
+from maas_ray.serve.wire.answer import InferResponse
 from maas_ray.serve.wire.checks import InferRequest
 from maas_ray.serve.wire.request import RequestReader
 from maas_ray.serve.wire.v2 import InferCodec
@@ -17,6 +17,6 @@ def read_infer(body: bytes | memoryview, signature: Signature, header_length: in
 
 def write_infer(
     model: str, version: int, request: InferRequest, outputs: Mapping[str, Array], info: BundleInfo
-) -> Answer:
+) -> InferResponse:
     """The answer to a request, as `InferCodec` writes it."""
     return InferCodec(model, version, info).write_large(request, outputs, lambda: None)

@@ -14,9 +14,9 @@ from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
 from maas_ray.train.loop.fit import mean_loss, train_step
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 
@@ -113,14 +113,14 @@ def train_here(spec: TrainSpec, dataset: Dataset, lr: float, *, steps: int) -> f
     """The loss of the last of so many steps at one rate, in this process; infinite if it was no number."""
     changes = {"epochs": None, "steps": steps, "optimizer": spec.optimizer.model_copy(update={"lr": lr})}
     spec = spec.model_copy(update=changes)
-    place, num_rows = Place(MeshLayout(), None), dataset.num_rows["train"]
-    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    coordinates, num_rows = RankCoordinates(MeshLayout(), None), dataset.num_rows["train"]
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     try:
         for step in range(steps):
-            share, _ = train_step(plan, trainee, loader, step)
-            loss = mean_loss(trainee, share, step)
+            share, _ = train_step(plan, state, loader, step)
+            loss = mean_loss(state, share, step)
     except TrainingFailed:
         return math.inf
     return loss

@@ -11,9 +11,9 @@ from maas_ray.checkpoint.catalog import describe, open_checkpoint, read_saved
 from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
 from maas_ray.train.loop.fit import mean_loss, train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -60,16 +60,16 @@ def test_a_run_of_one_process_goes_on_under_another_layout(
 def _train_alone(store: ObstoreStore, spec: Any, dataset: Any) -> list[float]:
     """Every loss of the undisturbed run; commits the state after `SAVED_AT` steps as the run's."""
     Runs(store).create(spec, dataset.digest, None)
-    place, num_rows = place_rank(MeshLayout(), "cpu"), dataset.num_rows["train"]
-    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    coordinates, num_rows = rank_coordinates(MeshLayout(), "cpu"), dataset.num_rows["train"]
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     losses = []
     for step in range(STEPS):
-        share, _ = train_step(plan, trainee, loader, step)
-        losses.append(mean_loss(trainee, share, step))
+        share, _ = train_step(plan, state, loader, step)
+        losses.append(mean_loss(state, share, step))
         if step + 1 == SAVED_AT:
-            save(store, checkpoints_prefix("r"), Snapshot(SAVED_AT, SAVED_AT * 12, tensors_of(trainee)))
+            save(store, checkpoints_prefix("r"), Snapshot(SAVED_AT, SAVED_AT * 12, tensors_of(state)))
     return losses
 
 

@@ -17,8 +17,8 @@ from maas_ray.serve.front.replica_access import FrontOnly, front_check
 from maas_ray.serve.http.asgi_app import App
 from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.protocol import HttpProtocol
-from maas_ray.serve.http.server_state import Front
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.http.server_state import HttpServerState
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import open_store
 
@@ -31,8 +31,8 @@ if __name__ == "__main__":
     registry.promote(NAME, registry.publish(NAME, import_onnx(store, path).bundle_id).version, PRODUCTION)
     described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"poll_interval_s": 60.0}}
     spec = ApplicationSpec.model_validate(described)
-    handler = Handler(Residency(store, spec))
-    front, app = Front(handler, spec.limits), App(handler, spec.limits)
+    handler = Handler(ModelManager(store, spec))
+    front, app = HttpServerState(handler, spec.limits), App(handler, spec.limits)
     if way == "secret":
         check = front_check(os.environ)
         if check is None:
@@ -40,6 +40,6 @@ if __name__ == "__main__":
         front.is_from_front, app = check, FrontOnly(app, check)
     tls = {"ssl_certfile": certificate, "ssl_keyfile": key} if way == "tls" else {}
     uvicorn.run(
-        app, http=functools.partial(HttpProtocol, front=front), loop="uvloop", host="127.0.0.1", port=int(port),
+        app, http=functools.partial(HttpProtocol, shared=front), loop="uvloop", host="127.0.0.1", port=int(port),
         log_level="warning", **tls,
     )  # fmt: skip

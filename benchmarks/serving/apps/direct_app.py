@@ -10,8 +10,8 @@ from maas_ray.registry.models import PRODUCTION, Registry
 from maas_ray.serve.http.asgi_app import App
 from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.protocol import HttpProtocol
-from maas_ray.serve.http.server_state import Front
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.http.server_state import HttpServerState
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import open_store
 
@@ -24,8 +24,8 @@ if __name__ == "__main__":
     registry.promote(NAME, registry.publish(NAME, import_onnx(store, path).bundle_id).version, PRODUCTION)
     described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"poll_interval_s": 60.0}}
     spec = ApplicationSpec.model_validate(described)
-    handler = Handler(Residency(store, spec))
-    http = functools.partial(HttpProtocol, front=Front(handler, spec.limits))
+    handler = Handler(ModelManager(store, spec))
+    http = functools.partial(HttpProtocol, shared=HttpServerState(handler, spec.limits))
     uvicorn.run(
         App(handler, spec.limits), http=http, loop="uvloop", host="127.0.0.1", port=int(port), log_level="warning"
     )

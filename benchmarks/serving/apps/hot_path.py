@@ -93,8 +93,8 @@ async def ours(model, directory, observers=(), **more):
     from maas_ray.serve.http.asgi_app import App
     from maas_ray.serve.http.handler import Handler
     from maas_ray.serve.http.protocol import HttpProtocol
-    from maas_ray.serve.http.server_state import Front
-    from maas_ray.serve.models.manager import Residency
+    from maas_ray.serve.http.server_state import HttpServerState
+    from maas_ray.serve.models.manager import ModelManager
     from maas_ray.serve.spec.pools import ApplicationSpec
     from maas_ray.store.objects import open_store
 
@@ -108,12 +108,15 @@ async def ours(model, directory, observers=(), **more):
         **more,
     }
     spec = ApplicationSpec.model_validate(described)
-    handler = Handler(Residency(store, spec), observers=observers)
-    await handler.residency.start()
-    front, config = Front(handler, spec.limits), uvicorn.Config(App(handler, spec.limits), log_level="warning")
+    handler = Handler(ModelManager(store, spec), observers=observers)
+    await handler.manager.start()
+    front, config = (
+        HttpServerState(handler, spec.limits),
+        uvicorn.Config(App(handler, spec.limits), log_level="warning"),
+    )
     config.load()
     state = ServerState()
-    return Side(lambda: HttpProtocol(config, state, {}, front=front))
+    return Side(lambda: HttpProtocol(config, state, {}, shared=front))
 
 
 def bare(model):

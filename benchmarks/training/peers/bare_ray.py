@@ -44,8 +44,8 @@ def train(config: dict[str, str]) -> None:
         world=context.get_world_size(),
     )
     (batch,) = loader.load(0, spec.stop_position(dataset.num_rows["train"]))
-    scores = model(preprocess(*batch.columns))
-    loss = torch.nn.functional.cross_entropy(scores.flatten(0, -2), batch.target.flatten())
+    logits = model(preprocess(*batch.columns))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
     loss.backward()
     optimizer.step()
     dist.all_reduce(loss.detach())

@@ -52,8 +52,8 @@ def main() -> None:
     for step in range(total_steps):
         (batch,) = loader.load(step * spec.batch.global_size, stop)
         optimizer.zero_grad(set_to_none=True)
-        scores = model(preprocess(*batch.columns))
-        loss = functional.cross_entropy(scores.flatten(0, -2), batch.target.flatten())
+        logits = model(preprocess(*batch.columns))
+        loss = functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
         loss.backward()
         if spec.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(net.parameters(), spec.max_grad_norm)

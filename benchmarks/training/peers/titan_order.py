@@ -74,9 +74,9 @@ def main() -> None:
         optimizer.zero_grad()
         num_valid = (batch.target != IGNORED).sum()
         dist.all_reduce(num_valid)
-        scores = net(*batch.columns)
+        logits = net(*batch.columns)
         loss = functional.cross_entropy(
-            scores.flatten(0, 1).float(), batch.target.flatten(), reduction="sum", ignore_index=IGNORED
+            logits.flatten(0, 1).float(), batch.target.flatten(), reduction="sum", ignore_index=IGNORED
         )
         loss = loss / num_valid
         loss.backward()

@@ -50,7 +50,7 @@ class Buckets:
         self._session = session
         self._signature = signature
         self._device = device
-        self._lanes: dict[int, _Lane] = {}
+        self._buffers: dict[int, _BoundBuffers] = {}
 
     def size_for(self, num_rows: int) -> int | None:
         """The smallest bucket that holds so many rows; None if none does."""
@@ -73,14 +73,14 @@ class Buckets:
         size = self.size_for(num_rows)
         if size is None:
             raise ValueError(f"{num_rows} rows are more than the largest bucket {self.sizes[-1]}")
-        lane = self._lanes.get(size)
-        if lane is None:
+        buffers = self._buffers.get(size)
+        if buffers is None:
             graph_id = 1 + self.sizes.index(size)
-            lane = self._lanes[size] = _Lane(self._session, self._signature, size, graph_id, self._device)
-        return lane.run(inputs, num_rows)
+            buffers = self._buffers[size] = _BoundBuffers(self._session, self._signature, size, graph_id, self._device)
+        return buffers.run(inputs, num_rows)
 
 
-class _Lane:
+class _BoundBuffers:
     """Buffers of one bucket: staging on the host, tensors on the device, bound once."""
 
     def __init__(

@@ -16,7 +16,7 @@ from maas_ray.bundle.engine.forms import Form, FormLatencies, form_of, has_free_
 from maas_ray.bundle.engine.latency import LatencyModel
 from maas_ray.bundle.engine.padding import Padding, prove
 from maas_ray.bundle.engine.providers import CUDA, choose_providers
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.bundle.engine.warmup import Guess, guesses, repeated
 from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.graph.checks import inspect_graph
@@ -153,7 +153,7 @@ class Engine:
         return self.timed_run(inputs, _num_rows(inputs))[0]
 
     def timed_run(
-        self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None
+        self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None
     ) -> tuple[dict[str, Array], float]:
         """As `run`, for who knows the number of rows and wants the seconds that it took.
 
@@ -194,7 +194,7 @@ class Engine:
     def _new_latency(self) -> LatencyModel | FormLatencies:
         return FormLatencies() if self.has_free_sizes else LatencyModel()
 
-    def _run(self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None) -> dict[str, Array]:
+    def _run(self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None) -> dict[str, Array]:
         if self._buckets is not None and self._buckets.size_for(num_rows) is not None:
             return self._buckets.run(inputs, num_rows)
         options = self._options if stop is None else _stoppable(stop, self._options is not None)
@@ -334,7 +334,7 @@ def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.Infe
     return session
 
 
-def _stoppable(stop: Stop, has_graphs: bool) -> ort.RunOptions:
+def _stoppable(stop: StopSignal, has_graphs: bool) -> ort.RunOptions:
     """Options of one run, which alone they may end: one that has just ended must not take the next one with it."""
     options = ort.RunOptions()
     if has_graphs:

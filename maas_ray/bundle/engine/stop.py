@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class Stop:
+class StopSignal:
     """Said by one thread (`set`), heard by the one that runs (`tell`).
 
     Each side writes its own field before it reads the other's, so under the interpreter's lock none misses the other.

@@ -19,7 +19,7 @@ _MAX_PARALLEL = 16
 
 
 @dataclass(frozen=True)
-class Front:
+class FrontHealth:
     """The HTTP front of one node."""
 
     node: str
@@ -45,7 +45,7 @@ def front_urls(host: str, port: int, nodes: Iterable[str]) -> dict[str, str]:
     }
 
 
-def ask_fronts(urls: Mapping[str, str], path: str = HEALTH, timeout_s: float = 5.0) -> list[Front]:
+def ask_fronts(urls: Mapping[str, str], path: str = HEALTH, timeout_s: float = 5.0) -> list[FrontHealth]:
     """Asks each front; several at a time, so that silent ones cost one wait.
 
     Args:
@@ -58,10 +58,10 @@ def ask_fronts(urls: Mapping[str, str], path: str = HEALTH, timeout_s: float = 5
     with ThreadPoolExecutor(min(_MAX_PARALLEL, len(urls))) as pool:
         nodes = sorted(urls)
         problems = pool.map(lambda node: _problem(urls[node] + path, timeout_s), nodes)
-        return [Front(node, urls[node], problem) for node, problem in zip(nodes, problems, strict=True)]
+        return [FrontHealth(node, urls[node], problem) for node, problem in zip(nodes, problems, strict=True)]
 
 
-def fronts(environment: Mapping[str, str], dashboard: Dashboard, timeout_s: float = 5.0) -> list[Front]:
+def fronts(environment: Mapping[str, str], dashboard: Dashboard, timeout_s: float = 5.0) -> list[FrontHealth]:
     """Every front of a cluster, asked; none where nothing was served yet.
 
     Args:

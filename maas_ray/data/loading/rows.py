@@ -19,7 +19,7 @@ class Batch:
     columns: list[Tensor]
     """Encoded columns in the order of the features, each [B, …]."""
     target: Tensor
-    """[B]: int64 class codes, or float32; or int64 [B, T] codes of tokens, -100 where one does not count."""
+    """[B]: int64 class codes, or float32; or int64 [B, T] token ids, -100 where one does not count."""
     positions: Tensor
     """int64 [B]: place of each row in the endless stream of epochs, which no rank, world size or batch size changes."""
 

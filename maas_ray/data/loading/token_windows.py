@@ -20,7 +20,7 @@ class Windows:
         parts: the stream, each part but the last of `layout.part_tokens` tokens; memory that is mapped stays so.
         layout: how the stream is cut.
         split: decides the stride.
-        vocab_size: codes are below it.
+        vocab_size: token ids are below it.
         seed: of the masks.
 
     Raises:

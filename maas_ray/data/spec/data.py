@@ -67,7 +67,7 @@ class DataSpec(Spec):
     """The column to predict; with a file of its own (`labels_uri`, IDX) the name that it gets. Rows without a
     target are left out and counted."""
     task: Task
-    """`classification`: one of two or more classes; `binary`: one of two, by one score; `regression`: a number;
+    """`classification`: one of two or more classes; `binary`: one of two, by one logit; `regression`: a number;
     `language_modeling`: the next token at every place of a text; `masked_language_modeling`: hidden tokens of a text."""
     text: TextSpec | None = None
     """How text becomes tokens: for the tasks on tokens, and for rows whose one feature is a text."""

@@ -61,7 +61,7 @@ class TensorColumn(Spec):
 
 
 class TokensColumn(Spec):
-    """A row of token codes; it stands alone, and the model takes it as it is."""
+    """A row of token ids; it stands alone, and the model takes it as it is."""
 
     kind: Literal["tokens"] = "tokens"
     name: str
@@ -69,9 +69,9 @@ class TokensColumn(Spec):
     length: int
     """Tokens per row."""
     vocab_size: int
-    """Codes are in [0, vocab_size)."""
+    """Token ids are in [0, vocab_size)."""
     pad: int | None = None
-    """Code that fills rows of shorter texts; None: every row is full."""
+    """Token id that fills rows of shorter texts; None: every row is full."""
     tokenizer: str
     """Hex sha256 of the tokenizer's JSON file, which is a part of the data set."""
 
@@ -103,7 +103,7 @@ class Features(Spec):
 
     @property
     def is_per_token(self) -> bool:
-        """Whether the model gives scores for every token, and the target is int64 [N, T] (-100: not counted)."""
+        """Whether the model gives logits for every token, and the target is int64 [N, T] (-100: not counted)."""
         return self.task in TOKEN_TASKS
 
     @property
@@ -117,9 +117,9 @@ class Features(Spec):
 
     @property
     def num_outputs(self) -> int:
-        """Scores that a model has to give per row, or per token for the token tasks.
+        """Logits that a model has to give per row, or per token for the token tasks.
 
-        One per class or token code, or one for binary and regression.
+        One per class or token id, or one for binary and regression.
         """
         if self.is_per_token and self.tokens is not None:
             return self.tokens.vocab_size

@@ -2,7 +2,7 @@
 
     datasets/<digest>/manifest.json                     features, report, counts, where it came from
     datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
-    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, codes as raw integers
+    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, ids as raw integers
     datasets/<digest>/parts-<attempt>/<split>/000000-000.shard    or, for large tables, rows to be mapped: shard.py
     datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
 
@@ -30,7 +30,7 @@ from maas_ray.data.stored.shard_layout import ShardLayout
 from maas_ray.data.stored.token_layout import TokenLayout
 from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
 from maas_ray.suggestions import known_names
@@ -205,10 +205,10 @@ def commit_dataset(
         return open_dataset(store, digest)
     except NotFound:
         pass  # the first time
-    draft = begin_dataset(store, digest)
+    writer = begin_dataset(store, digest)
     for name, part in parts:
-        draft.put(name, part)
-    return end_dataset(store, draft, digest, {**body, "source": dict(source)})
+        writer.put(name, part)
+    return end_dataset(store, writer, digest, {**body, "source": dict(source)})
 
 
 def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
@@ -216,9 +216,9 @@ def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
     return sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
 
 
-def begin_dataset(store: ObjectStore, digest: str, attempt: str | None = None) -> Draft:
-    """A commit in progress, for parts that are written here or by others (see `Draft`)."""
-    return Draft(store, f"{PREFIX}/{digest}", KIND, attempt)
+def begin_dataset(store: ObjectStore, digest: str, attempt: str | None = None) -> CommitWriter:
+    """A commit in progress, for parts that are written here or by others (see `CommitWriter`)."""
+    return CommitWriter(store, f"{PREFIX}/{digest}", KIND, attempt)
 
 
 def dataset_part_key(digest: str, attempt: str, name: str) -> str:
@@ -226,11 +226,11 @@ def dataset_part_key(digest: str, attempt: str, name: str) -> str:
     return part_key(f"{PREFIX}/{digest}", attempt, name)
 
 
-def end_dataset(store: ObjectStore, draft: Draft, digest: str, meta: Mapping[str, Any]) -> Dataset:
+def end_dataset(store: ObjectStore, writer: CommitWriter, digest: str, meta: Mapping[str, Any]) -> Dataset:
     """Commits what `begin_dataset` began."""
     # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
     with suppress(Conflict):
-        draft.commit(meta)
+        writer.commit(meta)
     return open_dataset(store, digest)
 
 

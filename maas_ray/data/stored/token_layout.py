@@ -6,7 +6,7 @@ from maas_ray.spec import Spec
 
 Datatype = Literal["uint16", "uint32"]
 DATATYPES: dict[Datatype, str] = {"uint16": "<u2", "uint32": "<u4"}
-"""How codes are written."""
+"""How token ids are written."""
 
 
 class MaskLayout(Spec):
@@ -15,9 +15,9 @@ class MaskLayout(Spec):
     fraction: float
     """Share of tokens to predict."""
     code: int
-    """The mask token."""
+    """The mask token's id."""
     never: tuple[int, ...] = ()
-    """Codes that are never hidden: special tokens."""
+    """Token ids that are never hidden: special tokens."""
 
 
 class TokenLayout(Spec):

@@ -50,7 +50,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     tokenizer = find_tokenizer(
         spec, text, lambda: ((split, one) for split in SPLITS for one in by_split[split]), [own.pad]
     )
-    pad = tokenizer.code(own.pad, "pad")
+    pad = tokenizer.token_id(own.pad, "pad")
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
     labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
     tables, num_cut = {}, 0
@@ -84,11 +84,11 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], length: int, pad: int) -> tuple[NDArray[np.int32], int]:
-    """Codes [N, length], and how many texts are longer than that."""
+    """Token ids [N, length], and how many texts are longer than that."""
     rows = np.full((len(texts), length), pad, dtype=np.int32)
     num_longer = 0
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        for row, codes in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
-            rows[row, : len(codes)] = codes[:length]
-            num_longer += len(codes) > length
+        for row, token_ids in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
+            rows[row, : len(token_ids)] = token_ids[:length]
+            num_longer += len(token_ids) > length
     return rows, num_longer

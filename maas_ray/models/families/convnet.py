@@ -11,7 +11,7 @@ from maas_ray.models.row import Row
 
 
 def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Sequential:
-    """`layout`, `stage_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to scores [N, num_outputs].
+    """`layout`, `stage_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to logits [N, num_outputs].
 
     Raises:
         ModelError: the rows are not images.

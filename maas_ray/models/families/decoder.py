@@ -111,7 +111,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Sequential):
-    """`embedding`, `dropout`, `block_0` …, `norm`, `head`: from codes [N, T] to scores [N, T, num_outputs]."""
+    """`embedding`, `dropout`, `block_0` …, `norm`, `head`: from token ids [N, T] to logits [N, T, num_outputs]."""
 
     tp_plan: dict[str, str] = {  # noqa: RUF012  # replaced, never changed
         "embedding": "embedding_rowwise",
@@ -133,7 +133,7 @@ class Decoder(nn.Sequential):
 
 
 def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
-    """A module from codes [N, T] to scores of the token that follows each, [N, T, num_outputs].
+    """A module from token ids [N, T] to logits of the token that follows each, [N, T, num_outputs].
 
     Raises:
         ModelError: the rows hold no tokens or too many, or tied weights do not fit the number of outputs.
@@ -142,8 +142,8 @@ def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
     vocab_size = row.vocab_size or 0
     if spec.tied and num_outputs != vocab_size:
         raise ModelError(
-            f"decoder: tied weights need as many scores as token codes; there are {num_outputs} scores and {vocab_size} "
-            "codes; set tied to false"
+            f"decoder: tied weights need as many logits as token ids; there are {num_outputs} logits and {vocab_size} "
+            "token ids; set tied to false"
         )
     embedding = nn.Embedding(vocab_size, spec.num_values)
     head = nn.Linear(spec.num_values, num_outputs, bias=False)

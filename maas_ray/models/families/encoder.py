@@ -24,7 +24,7 @@ from maas_ray.models.row import Row
 
 
 class TokenEmbedding(nn.Module):
-    """The sum of what is learned for a token's code and for its position; zeros for padding.
+    """The sum of what is learned for a token's id and for its position; zeros for padding.
 
     Args:
         spec: the parameters.
@@ -39,11 +39,11 @@ class TokenEmbedding(nn.Module):
         self.positions = nn.Embedding(max_length, spec.num_values)
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """From codes [N, T] to the stream [N, T, width]."""
-        positions = torch.arange(codes.shape[1], device=codes.device)
-        stream: Tensor = self.dropout(self.tokens(codes) + self.positions(positions))
-        return stream if self.pad is None else stream * (codes != self.pad).unsqueeze(-1)
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """From token ids [N, T] to the stream [N, T, width]."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        stream: Tensor = self.dropout(self.tokens(token_ids) + self.positions(positions))
+        return stream if self.pad is None else stream * (token_ids != self.pad).unsqueeze(-1)
 
 
 class Attention(nn.Module):
@@ -165,7 +165,7 @@ class Encoder(nn.Sequential):
 
 
 def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
-    """A module from codes [N, T] to scores per row, [N, num_outputs].
+    """A module from token ids [N, T] to logits per row, [N, num_outputs].
 
     Raises:
         ModelError: the rows hold no tokens, or too many.
@@ -179,7 +179,7 @@ def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
 
 
 def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
-    """A module from codes [N, T] to scores per token, [N, T, num_outputs], for masked language modeling.
+    """A module from token ids [N, T] to logits per token, [N, T, num_outputs], for masked language modeling.
 
     Raises:
         ModelError: the rows hold no tokens, or too many.

@@ -12,7 +12,7 @@ from maas_ray.models.row import Row
 
 
 class Mlp(nn.Sequential):
-    """`flatten`, `hidden_0` …, `head`: from [N, *shape] to scores [N, num_outputs]."""
+    """`flatten`, `hidden_0` …, `head`: from [N, *shape] to logits [N, num_outputs]."""
 
     tp_plan: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
     """How tensor parallelism cuts the layers."""
@@ -25,7 +25,7 @@ def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> Mlp:
         ModelError: the rows are tokens.
     """
     if row.is_tokens:
-        raise ModelError("mlp needs values, and these rows are codes of tokens; use the model 'encoder' or 'decoder'")
+        raise ModelError("mlp needs values, and these rows are token ids; use the model 'encoder' or 'decoder'")
     hidden: dict[str, nn.Module] = {}
     width = prod(row.shape)
     for i in range(spec.size):

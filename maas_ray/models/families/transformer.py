@@ -20,7 +20,7 @@ def sequence_length(name: str, row: Row, max_length: int | None) -> int:
     """
     if not row.is_tokens or len(row.shape) != 1:
         raise ModelError(
-            f"{name} needs tokens, rows of int64 codes of the shape [T]; these rows are values of the shape "
+            f"{name} needs tokens, rows of int64 token ids of the shape [T]; these rows are values of the shape "
             f"{list(row.shape)}; use the model 'mlp', or a task on text"
         )
     length = row.shape[0]
@@ -32,7 +32,7 @@ def sequence_length(name: str, row: Row, max_length: int | None) -> int:
 
 
 def shareable_plan(net: nn.Module, plan: Mapping[str, str], num_heads: int) -> dict[str, str]:
-    """A plan without the layers over token codes that ranks could not share equally; each rank then has them whole.
+    """A plan without the layers over token ids that ranks could not share equally; each rank then has them whole.
 
     Args:
         net: the model.

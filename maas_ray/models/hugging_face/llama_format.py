@@ -86,7 +86,7 @@ def is_table_of_angles(weight: str) -> bool:
 
 
 def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
-    """The parameters of `decoder`, and the number of token codes, that a configuration of Llama's describes.
+    """The parameters of `decoder`, and the number of token ids, that a configuration of Llama's describes.
 
     Args:
         config: what config.json holds.
@@ -133,7 +133,7 @@ def _config(net: Decoder) -> dict[str, Any]:
         raise ModelError("the decoder's layers have been replaced by others; Llama's format has no place for them")
     if head.shape != embedding.shape:
         raise ModelError(
-            f"the decoder gives {len(head)} scores for {len(embedding)} codes; Llama's format has one number"
+            f"the decoder gives {len(head)} logits for {len(embedding)} token ids; Llama's format has one number"
         )
     width = attention.head_width
     return {
@@ -152,7 +152,7 @@ def _config(net: Decoder) -> dict[str, Any]:
         "rope_theta": attention.rope_theta,  # where transformers before 5 looks
         "tie_word_embeddings": head is embedding,
         "dtype": str(embedding.dtype).removeprefix("torch."),
-        # A decoder's rows are whole texts: which code ends one is the tokenizer's to say.
+        # A decoder's rows are whole texts: which token ends one is the tokenizer's to say.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,

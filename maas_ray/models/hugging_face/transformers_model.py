@@ -27,12 +27,12 @@ _SUFFIXES = (*_TOKEN_SUFFIXES, *_ROW_SUFFIXES, *_IMAGE_SUFFIXES)
 
 
 class HuggingFaceModel(nn.Module):
-    """From rows to scores by a model of transformers.
+    """From rows to logits by a model of transformers.
 
     Args:
         model: the model.
         layout: from rows to [N, C, H, W], for images.
-        pad: code of tokens that are not attended to.
+        pad: id of tokens that are not attended to.
     """
 
     def __init__(self, model: Any, layout: nn.Module | None, pad: int | None) -> None:
@@ -49,13 +49,13 @@ class HuggingFaceModel(nn.Module):
         """What else the number of ranks has to divide."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """From [N, *row.shape] to scores [N, num_outputs], or [N, T, num_outputs] per token."""
+        """From [N, *row.shape] to logits [N, num_outputs], or [N, T, num_outputs] per token."""
         if self.layout is not None:
-            scores: Tensor = self.model(pixel_values=self.layout(rows)).logits
-            return scores
+            logits: Tensor = self.model(pixel_values=self.layout(rows)).logits
+            return logits
         mask = None if self.pad is None else (rows != self.pad).to(torch.int64)
-        scores = self.model(input_ids=rows, attention_mask=mask).logits
-        return scores
+        logits = self.model(input_ids=rows, attention_mask=mask).logits
+        return logits
 
 
 def build_hugging_face(
@@ -68,8 +68,8 @@ def build_hugging_face(
             sequences or images.
         spec: its parameters.
         row: one preprocessed row.
-        num_outputs: scores per row, or per token.
-        per_token: whether each token has scores of its own.
+        num_outputs: logits per row, or per token.
+        per_token: whether each token has logits of its own.
 
     Raises:
         ModelError: there is no such class, it does not do what the task needs, the configuration does not fit it, or
@@ -80,7 +80,7 @@ def build_hugging_face(
     if per_token != kind.__name__.endswith(_TOKEN_SUFFIXES):
         able = ", ".join(f"…{suffix}" for suffix in (_TOKEN_SUFFIXES if per_token else _ROW_SUFFIXES + _IMAGE_SUFFIXES))
         each = "token" if per_token else "row"
-        raise ModelError(f"{name} gives no scores per {each}, which this task needs; use a class called {able}")
+        raise ModelError(f"{name} gives no logits per {each}, which this task needs; use a class called {able}")
     if row.is_tokens == is_image:
         takes, given = ("images", "tokens") if is_image else ("tokens", "values")
         raise ModelError(f"{name} takes {takes}, and these rows are {given}")
@@ -99,9 +99,9 @@ def build_hugging_face(
             model = _create(name, kind, spec, sizes)
     known = getattr(model.config.get_text_config(), "vocab_size", None)
     if row.vocab_size is not None and not per_token and known is not None and known < row.vocab_size:
-        # Scores per token would have another shape; here a code too large would only be noticed when a row has it.
+        # Logits per token would have another shape; here an id too large would only be noticed when a row has it.
         raise ModelError(
-            f"{name} knows {known} codes of tokens, and the data's tokenizer makes {row.vocab_size}; take the tokenizer that "
+            f"{name} knows {known} token ids, and the data's tokenizer makes {row.vocab_size}; take the tokenizer that "
             "the model was made with, or leave vocab_size out of model.params.config"
         )
     model.config.use_cache = False  # a cache of keys and values is for generating

@@ -59,7 +59,7 @@ class Finished(Protocol):
     def __call__(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None: ...
 
 
-class Stop(Protocol):
+class CancelToken(Protocol):
     """Ends a run early."""
 
     def set(self) -> None:
@@ -80,7 +80,7 @@ class Runner(Protocol):
         """Gives the sizes of a run beyond its rows, where they vary; None: its rows say how large it is."""
         ...
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> Stop | None:
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> CancelToken | None:
         """Starts a run; `finished` may be called before this returns. None: it cannot be ended early."""
         ...
 
@@ -105,7 +105,7 @@ class RunStats(Protocol):
         ...
 
 
-class Run:
+class BatchRun:
     """Requests that are being run together.
 
     Args:
@@ -122,14 +122,14 @@ class Run:
         self.items = items
         self.num_rows = num_rows
         self.started_s = started_s
-        self.stop: Stop | None = None
+        self.stop: CancelToken | None = None
 
     def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
         """Cuts the outputs and answers; see `Finished`."""
         self.batcher._finished(self, outputs, error, run_s)
 
 
-class CheckRun(Run):
+class CheckRun(BatchRun):
     """A request that was answered, run once more for the guard."""
 
     __slots__ = ("sample",)
@@ -196,7 +196,7 @@ class Batcher:
         self._quarantine = Quarantine()
         self._is_guarded = False
         """Something is in quarantine, so that each request is looked at."""
-        self._runs: list[Run] = []
+        self._runs: list[BatchRun] = []
         self._is_armed = False
         self._is_starting = False
         """A run that ends meanwhile was made at once, on the loop."""
@@ -425,7 +425,7 @@ class Batcher:
                 num_rows, inputs = batch[0].num_rows, batch[0].inputs
             else:
                 num_rows, inputs = sum([item.num_rows for item in batch]), self._merge(batch)
-            run = Run(self, batch, num_rows, now)
+            run = BatchRun(self, batch, num_rows, now)
             runs.append(run)
             self._is_starting = True
             run.stop = self._runner.start(inputs, num_rows, run.finished)
@@ -458,7 +458,7 @@ class Batcher:
         when = self._queue.wake_at()
         self._waker = self._loop.call_at(when, self._arm) if math.isfinite(when) else None
 
-    def _finished(self, run: Run, outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
+    def _finished(self, run: BatchRun, outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
         self._runs.remove(run)
         batch = run.items
         if outputs is not None and self._queue.num_items and not self._is_starting and not self._is_closed:
@@ -612,7 +612,7 @@ class Batcher:
                 run.stop.set()
                 run.stop = None
 
-    def _is_overdue(self, run: Run, item: Item) -> bool:
+    def _is_overdue(self, run: BatchRun, item: Item) -> bool:
         form = self._form_of(item.inputs) if self._form_of is not None else ()
         expected_s = self._runner.estimate_s(run.num_rows, form)
         return self._loop.time() - run.started_s > max(_OVERDUE * expected_s, _OVERDUE_S)

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from maas_ray.bundle.engine.providers import CPU
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.bundle.loading import AnyEngine
 from maas_ray.display import get_logger
 from maas_ray.errors import EngineFailed, MaasError, RunStopped
@@ -21,14 +21,14 @@ Result = tuple[Tensors | None, MaasError | None, float]
 """Outputs or the error, and the seconds that the run took."""
 
 
-class _Job(NamedTuple):
+class _QueuedRun(NamedTuple):
     """A run for the threads."""
 
     inputs: Tensors
     num_rows: int
     finished: Finished | None
     """None: it is made again only to see how long it takes."""
-    stop: Stop
+    stop: StopSignal
 
 
 class EngineRunner:
@@ -50,19 +50,19 @@ class EngineRunner:
         self._loop = loop
         self._rule = InlineRule(engine, inline_below_s)
         # A queue of our own: an executor's future and its lock cost more than the hop itself.
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_QueuedRun | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> Stop | None:
+    def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> StopSignal | None:
         """Starts a run; see `Runner`. What is returned ends it early; a run made at once has ended already."""
         if self._rule.is_short(inputs, num_rows):
             outputs, error, run_s = self._run(inputs, num_rows)
             if run_s > self._rule.slow_s and self._rule.suspect():
-                self._put(_Job(inputs, num_rows, None, Stop()))
+                self._put(_QueuedRun(inputs, num_rows, None, StopSignal()))
             finished(outputs, error, run_s)
             return None
-        stop = Stop()
-        self._put(_Job(inputs, num_rows, finished, stop))
+        stop = StopSignal()
+        self._put(_QueuedRun(inputs, num_rows, finished, stop))
         return stop
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class EngineRunner:
             self._jobs.put(None)
         self._threads = []
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, job: _QueuedRun) -> None:
         if not self._threads:
             # Daemons: a run that hangs in native code must not keep the process from ending.
             self._threads = [
@@ -98,7 +98,7 @@ class EngineRunner:
                 log.info("a run ended after its loop was closed; nobody waits for it")
             del result, finished
 
-    def _run_measured(self, job: _Job) -> tuple[Result, float]:
+    def _run_measured(self, job: _QueuedRun) -> tuple[Result, float]:
         """The result, and what the run took of the machine; 0 where nobody asks for that."""
         if job.stop.is_set:
             return (None, RunStopped("nobody waited for the run any more when it could begin"), 0.0), 0.0
@@ -111,7 +111,7 @@ class EngineRunner:
         # Of processor time, since on a busy machine any run can seem long; all threads of the run work alike.
         return result, min(result[2], (time.thread_time() - cpu_s) * self._engine.threads)
 
-    def _run(self, inputs: Tensors, num_rows: int, stop: Stop | None = None) -> Result:
+    def _run(self, inputs: Tensors, num_rows: int, stop: StopSignal | None = None) -> Result:
         started_s = time.perf_counter()
         try:
             outputs, run_s = self._engine.timed_run(inputs, num_rows, stop)

@@ -21,7 +21,7 @@ from maas_ray.ray_internals import kv
 from maas_ray.serve.deploy.notes import note, noted
 from maas_ray.serve.deploy.patience import line
 from maas_ray.serve.deploy.record import record
-from maas_ray.serve.deploy.rollout import BACK_S, Outcome, Rollout
+from maas_ray.serve.deploy.rollout import BACK_S, PoolOutcome, Rollout
 from maas_ray.serve.deploy.standing import Standing, read_standings
 from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
 from maas_ray.spec import parse_spec
@@ -44,7 +44,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class DeploymentProgress:
     """What an owner says of itself."""
 
     ticket: str
@@ -52,7 +52,7 @@ class Progress:
     pools: tuple[str, ...]
     lines: tuple[str, ...]
     """What was done so far, for people."""
-    outcomes: tuple[Outcome, ...] | None
+    outcomes: tuple[PoolOutcome, ...] | None
     """One for each pool; None: not yet."""
     error: str = ""
     """Why there is no outcome, if there never will be."""
@@ -62,7 +62,7 @@ class Progress:
     """How long it has been waiting to begin."""
 
 
-class Owner:
+class DeploymentOwner:
     """The actor. Its arguments are all that it needs, so that it continues after its process was lost.
 
     It waits for `begin`: its process starts, and imports what it needs, while the command starts Serve.
@@ -78,7 +78,7 @@ class Owner:
         self._spec = parse_spec(ServeSpec, spec, source="spec")
         self._timeout_s = timeout_s
         self._lines: list[str] = []
-        self._outcomes: tuple[Outcome, ...] | None = None
+        self._outcomes: tuple[PoolOutcome, ...] | None = None
         self._error = ""
         self._claimed: list[str] = []
         self._ended_s: float | None = None
@@ -97,13 +97,13 @@ class Owner:
             self._has_begun = True
         threading.Thread(target=self._run, name="rollout", daemon=True).start()
 
-    def progress(self) -> Progress:
+    def progress(self) -> DeploymentProgress:
         """What is done so far."""
         names = tuple(pool.name for pool in self._spec.pools)
         now_s = time.monotonic()
         over_s = 0.0 if self._ended_s is None else now_s - self._ended_s
         waits_s = 0.0 if self._has_begun else now_s - self._started_s
-        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s, waits_s)
+        return DeploymentProgress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s, waits_s)
 
     def _run(self) -> None:
         try:
@@ -166,11 +166,11 @@ def _to_plain(standing: Standing) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> Standing:
-    from maas_ray.serve.deploy.standing import Replica
+    from maas_ray.serve.deploy.standing import ReplicaState
     from maas_ray.serve.spec.pools import ApplicationSpec
 
     spec = None if plain["spec"] is None else parse_spec(ApplicationSpec, plain["spec"], source="previous")
-    return Standing(**{**plain, "spec": spec, "replicas": [Replica(**one) for one in plain["replicas"]]})
+    return Standing(**{**plain, "spec": spec, "replicas": [ReplicaState(**one) for one in plain["replicas"]]})
 
 
 def _standings_of(ticket: str) -> bytes | None:
@@ -207,7 +207,7 @@ def owner_of(
         raise
 
 
-def follow(actor: Any, say: Callable[[str], None]) -> tuple[Outcome, ...]:
+def follow(actor: Any, say: Callable[[str], None]) -> tuple[PoolOutcome, ...]:
     """Has an owner begin, and follows it to its end.
 
     Args:
@@ -220,7 +220,7 @@ def follow(actor: Any, say: Callable[[str], None]) -> tuple[Outcome, ...]:
     seen, heard = 0, time.monotonic()
     while True:
         try:
-            progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
+            progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)
             if progress.waits_for_s:  # also a new process of an owner that was lost at once
                 ray.get(actor.begin.remote(), timeout=LOST_S)
             heard = time.monotonic()
@@ -259,7 +259,9 @@ def _start(
     has_said = False
     while True:
         try:
-            return ray.remote(Owner).options(**options).remote(ticket, spec.model_dump(mode="json"), timeout_s)
+            return (
+                ray.remote(DeploymentOwner).options(**options).remote(ticket, spec.model_dump(mode="json"), timeout_s)
+            )
         except ValueError:  # the name is taken
             other = _other()
         if other is not None and not has_said:
@@ -274,11 +276,11 @@ def _start(
         time.sleep(POLL_S)
 
 
-def _other() -> Progress | None:
+def _other() -> DeploymentProgress | None:
     """The deployment that is in progress; one that is over, and whose command is gone, is removed."""
     try:
         actor = ray.get_actor(NAME, namespace=NAMESPACE)
-        progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
+        progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
     if progress.ended_for_s > COLLECT_S or progress.waits_for_s > BEGIN_S:

@@ -17,7 +17,7 @@ from maas_ray.serve.deploy.owner import follow, owner_of
 from maas_ray.serve.deploy.patience import STARTING, patiently
 from maas_ray.serve.deploy.record import forget
 from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
-from maas_ray.serve.deploy.rollout import Outcome
+from maas_ray.serve.deploy.rollout import PoolOutcome
 from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
 from maas_ray.serve.spec.pools import ServeSpec
@@ -79,7 +79,7 @@ def _open_front(spec: ServeSpec, timeout_s: float) -> None:
         raise
 
 
-def _failure(outcomes: Iterable[Outcome]) -> ClusterError:
+def _failure(outcomes: Iterable[PoolOutcome]) -> ClusterError:
     """What to raise where not all pools are as the spec says."""
     failed = [outcome for outcome in outcomes if outcome.reason]
     done = [outcome.pool for outcome in outcomes if not outcome.reason]

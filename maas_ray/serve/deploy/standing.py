@@ -14,7 +14,7 @@ CONTROLLER_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
-class Replica:
+class ReplicaState:
     """One replica of a pool."""
 
     id: str
@@ -36,10 +36,10 @@ class Standing:
     """What it is to be; None: it is none of ours."""
     version: str | None
     """Stands for what its replicas are started with; see `binding.version_of`."""
-    replicas: Sequence[Replica]
+    replicas: Sequence[ReplicaState]
 
     @property
-    def running(self) -> list[Replica]:
+    def running(self) -> list[ReplicaState]:
         """Replicas that answer."""
         return [replica for replica in self.replicas if replica.state == "RUNNING"]
 
@@ -56,7 +56,7 @@ def read_standings() -> dict[str, Standing]:
 def _read(client: Any, name: str, details: Mapping[str, Any]) -> Standing:
     deployments = details["deployments"]
     replicas = [
-        Replica(
+        ReplicaState(
             id=str(one["replica_id"]), state=str(getattr(one["state"], "value", one["state"])), node=one.get("node_id")
         )
         for each in deployments.values()

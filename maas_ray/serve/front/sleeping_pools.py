@@ -12,8 +12,8 @@ from maas_ray.bundle.format import load_info
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Registry, Version
 from maas_ray.serve.http.scrape import scrape
-from maas_ray.serve.models.desired_state import Wanted
-from maas_ray.serve.models.references import Reference, resolve_all
+from maas_ray.serve.models.desired_state import DesiredState
+from maas_ray.serve.models.references import ResolvedReference, resolve_all
 from maas_ray.serve.request.head import Head, Header, Route
 from maas_ray.serve.request.response import JSON, Reply
 from maas_ray.serve.spec.pools import ServingSpec
@@ -42,7 +42,7 @@ class Asleep:
         self._spec = spec
         self._pool = pool
         self._registry = Registry(store)
-        self._wanted = Wanted(store, pool)
+        self._desired_state = DesiredState(store, pool)
 
     def answer(self, head: Head, body: bytes = b"") -> Reply:
         """The reply to every route that does not wake the pool.
@@ -96,9 +96,9 @@ class Asleep:
         shown = versions if route.version is None else [route.version]
         return _json(v2.model_metadata(route.model, shown, info, parameters), headers)
 
-    def _references(self) -> list[Reference]:
-        wishes = self._wanted.wishes() if self._spec.model_control == "explicit" else {}
-        return resolve_all(self._registry, self._spec.models, wishes)
+    def _references(self) -> list[ResolvedReference]:
+        desired = self._desired_state.models() if self._spec.model_control == "explicit" else {}
+        return resolve_all(self._registry, self._spec.models, desired)
 
     def _find(self, route: Route) -> tuple[Version, list[int]]:
         """The version that a route addresses, and all that the pool serves of its model."""

@@ -3,7 +3,7 @@
 import asyncio
 from weakref import WeakKeyDictionary
 
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.errors import MaasError
 from maas_ray.serve.batching.item import Tensors
 from maas_ray.serve.grpc.codec import MessageCodec, ModelInfer, Part
@@ -33,14 +33,14 @@ class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
     def is_read_apart(self, loaded: Loaded) -> bool:
         return loaded.codec.has_strings or self._message is None or not self._message.raw
 
-    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
         return self.read(loaded)
 
     def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Result | None:
         parts = _codec_of(loaded).write_message(request, outputs)
         return None if parts is None else (parts, loaded.headers)
 
-    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Result:
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> Result:
         return _codec_of(loaded).write_large(request, outputs, lambda: check(stop)), loaded.headers
 
     def size(self, answer: Result) -> int:

@@ -76,7 +76,7 @@ class App:
             log.exception("request %s failed in an unexpected way", request_id.decode())
             reply = error_reply(internal_error(request_id), head.reply_headers)
         if head.route.name not in INFERENCE:
-            self._handler.residency.stats.answered(head.route.name or "none", reply.status)
+            self._handler.manager.stats.answered(head.route.name or "none", reply.status)
         headers = [*reply.headers, *head.cors, (b"content-length", b"%d" % len(reply.body))]
         if self._sends_request_id:
             headers.append((b"x-request-id", request_id))
@@ -103,7 +103,7 @@ class App:
         if head.route.name not in INFERENCE:
             limit = min(limit, MAX_CONTROL_BYTES)
         body, counted = bytearray(), 0
-        budget = self._handler.residency.budget
+        budget = self._handler.manager.budget
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
@@ -175,7 +175,7 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await self._handler.residency.start()
+                    await self._handler.manager.start()
                 except MaasError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return

@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, is_sound
 
 
-class Owner(Protocol):
+class OwningConnection(Protocol):
     """The connection that this protocol serves for a while."""
 
     loop: asyncio.AbstractEventLoop
@@ -24,7 +24,7 @@ class Owner(Protocol):
 class ColdProtocol(HttpToolsProtocol):
     """Says when it has nothing open any more; its limits of size and soundness are those of the other way."""
 
-    def __init__(self, owner: Owner, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
+    def __init__(self, owner: OwningConnection, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
         super().__init__(config, state, app_state, owner.loop)
         self.owner = owner
         self.num_open = 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.errors import MaasError, Overloaded
 from maas_ray.serve.batching.item import Tensors
 from maas_ray.serve.models.loaded import Loaded
@@ -10,14 +10,14 @@ from maas_ray.serve.request.call import INLINE_READ_BYTES, Call
 from maas_ray.serve.request.head import Header
 from maas_ray.serve.request.offload import Workers, check
 from maas_ray.serve.request.response import BINARY, Reply, error_reply
-from maas_ray.serve.wire.answer import Answer
+from maas_ray.serve.wire.answer import InferResponse
 from maas_ray.serve.wire.checks import InferRequest
 from maas_ray.serve.wire.compression import MIN_BYTES, deflate
 
 Respond = Callable[[Reply], None]
 
 
-class HttpCall(Call[bytes | memoryview, Respond, Answer]):
+class HttpCall(Call[bytes | memoryview, Respond, InferResponse]):
     """A body that is not compressed, as received, and who gets the reply."""
 
     __slots__ = ()
@@ -34,23 +34,23 @@ class HttpCall(Call[bytes | memoryview, Respond, Answer]):
         length = self._head.header_length
         return loaded.codec.has_strings or length is None or length > INLINE_READ_BYTES
 
-    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
         return loaded.codec.read_large(self._message or b"", self._head.header_length, lambda: check(stop))
 
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Answer | None:
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> InferResponse | None:
         return loaded.codec.write(request, outputs)
 
-    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Answer:
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> InferResponse:
         return loaded.codec.write_large(request, outputs, lambda: check(stop))
 
     def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:
         """Headers of an answer without binary tensors."""
         return loaded.json_headers
 
-    def size(self, answer: Answer) -> int:
+    def size(self, answer: InferResponse) -> int:
         return len(answer.body)
 
-    def send(self, loaded: Loaded, answer: Answer) -> None:
+    def send(self, loaded: Loaded, answer: InferResponse) -> None:
         body, header_length = answer
         if header_length is None:
             headers = self.headers_of(loaded)

@@ -15,7 +15,7 @@ from maas_ray.serve.http.call import HttpCall
 from maas_ray.serve.http.generate import GenerateCall
 from maas_ray.serve.http.peers import Answers
 from maas_ray.serve.http.scrape import scrape
-from maas_ray.serve.models.manager import Loaded, Residency
+from maas_ray.serve.models.manager import Loaded, ModelManager
 from maas_ray.serve.request.head import Head, Header, Route
 from maas_ray.serve.request.offload import Workers
 from maas_ray.serve.request.response import JSON, Reply
@@ -44,7 +44,7 @@ class Handler:
     """All answers of one replica.
 
     Args:
-        residency: the models.
+        manager: the models.
         max_body_bytes: largest body, also after its inflation.
         peers: the other replicas of the pool; None: there are none.
         observers: who is told of each request that has ended.
@@ -52,20 +52,20 @@ class Handler:
 
     def __init__(
         self,
-        residency: Residency,
+        manager: ModelManager,
         max_body_bytes: int = 16 << 20,
         *,
         peers: Peers | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.residency = residency
+        self.manager = manager
         self.max_body_bytes = max_body_bytes
         self.observers = tuple(observers)
         self._peers = peers
         self._meter = Meter()
         self._gathering: asyncio.Task[Answers] | None = None
         self._gathered_until = 0.0
-        self.workers = Workers(residency.budget)
+        self.workers = Workers(manager.budget)
         """Reads large bodies and writes large answers."""
         self.num_ongoing = 0
         """Inference requests that have been read and not answered; what autoscaling looks at."""
@@ -97,7 +97,7 @@ class Handler:
             NotFound: the pool has no such model or version.
             MaasError: it does not load, or not in time.
         """
-        found = self.residency.find(name, version)
+        found = self.manager.find(name, version)
         if found is not None:
             return found
         future: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
@@ -110,7 +110,7 @@ class Handler:
             else:
                 future.set_exception(error or MaasError(f"model {name!r} did not load"))
 
-        waiting = self.residency.load_soon(name, version, deadline, ready)
+        waiting = self.manager.load_soon(name, version, deadline, ready)
         try:
             return await future
         finally:
@@ -123,21 +123,21 @@ class Handler:
             NotFound: no such model or version in this pool.
             MaasError: refused, with its status.
         """
-        route, residency = head.route, self.residency
+        route, manager = head.route, self.manager
         match route.name:
             case "live":
                 return _json({"live": True})
             case "ready":
-                is_ready = residency.is_ready
+                is_ready = manager.is_ready
                 return _json({"ready": is_ready}, status=200 if is_ready else 503)
             case "server":
-                return _json(v2.server_metadata(residency.spec.server_name))
+                return _json(v2.server_metadata(manager.spec.server_name))
             case "preflight":
                 return Reply(200, preflight_headers(dict(head.headers)), b"")
             case "nothing":
                 return _json([] if route.method == "GET" else {})
             case "models":
-                return _json({"models": residency.names})
+                return _json({"models": manager.names})
             case "metrics":
                 return await self._metrics(head)
             case "stats":
@@ -147,18 +147,18 @@ class Handler:
             case "load" | "unload":
                 return await self._control(route, body)
             case "versions":
-                residency.find(route.model)
-                numbers = [str(number) for number in residency.versions(route.model)]
+                manager.find(route.model)
+                numbers = [str(number) for number in manager.versions(route.model)]
                 return _json({"name": route.model, "versions": numbers})
         return await self._about_model(route, deadline)
 
     def load(self) -> dict[str, float]:
         """What the pool is scaled by."""
-        return self._meter.read(self.residency.stats.snapshot(), self.num_ongoing)
+        return self._meter.read(self.manager.stats.snapshot(), self.num_ongoing)
 
     async def close(self, drain_timeout_s: float) -> None:
         """Answers what waits, for at most `drain_timeout_s`; then gives everything back."""
-        await self.residency.close(drain_timeout_s)
+        await self.manager.close(drain_timeout_s)
         self.workers.close()
         for observer in self.observers:
             await asyncio.to_thread(observer.close, OBSERVER_TIMEOUT_S)
@@ -173,12 +173,12 @@ class Handler:
         """What this replica knows, as plain JSON values: `stats`, `index`, or `refresh`, which also looks anew."""
         match question:
             case "stats":
-                return self.residency.stats.snapshot()
+                return self.manager.stats.snapshot()
             case "index":
-                return self.residency.index(ready_only=argument == "ready")
+                return self.manager.index(ready_only=argument == "ready")
             case "refresh":
-                await self.residency.refresh()
-                return self.residency.index(ready_only=False)
+                await self.manager.refresh()
+                return self.manager.index(ready_only=False)
         raise BadRequest(f"no question {question[:40]!r}")
 
     def inflate(self, head: Head, body: bytes) -> bytes:
@@ -195,16 +195,16 @@ class Handler:
     def model_headers(self, route: Route) -> tuple[Header, ...]:
         """`x-maas-run` and `x-maas-version` of the version that a route addresses; empty if it is not in memory."""
         try:
-            found = self.residency.find(route.model, route.version) if route.model else None
+            found = self.manager.find(route.model, route.version) if route.model else None
         except MaasError:
             return ()
         return found.headers if found is not None else ()
 
     async def _about_model(self, route: Route, deadline: float) -> Reply:
-        residency = self.residency
+        manager = self.manager
         if route.name == "model_ready":
-            found = residency.find(route.model, route.version)
-            problems = residency.problems(route.model)
+            found = manager.find(route.model, route.version)
+            problems = manager.problems(route.model)
             # A model that is not in memory is loaded by its first request; it is ready unless that is known to fail.
             is_ready = found is not None or not problems
             reported = {"problems": problems} if problems else {}
@@ -212,8 +212,8 @@ class Handler:
             return _json({"name": route.model, "ready": is_ready, **reported}, headers, 200 if is_ready else 503)
         loaded = await self.loaded(route.model, route.version, deadline)
         if route.name == "config":
-            versions = residency.versions(route.model)
-            batching = residency.spec.batching
+            versions = manager.versions(route.model)
+            batching = manager.spec.batching
             config = v2.model_config(
                 route.model,
                 versions,
@@ -223,9 +223,9 @@ class Handler:
             )
             return _json(config, loaded.headers)
         parameters: dict[str, Any] = {"run": loaded.version.run, "version": str(loaded.version.version)}
-        if problems := residency.problems(route.model):
+        if problems := manager.problems(route.model):
             parameters["problems"] = problems
-        versions = residency.versions(route.model) if route.version is None else [route.version]
+        versions = manager.versions(route.model) if route.version is None else [route.version]
         return _json(v2.model_metadata(route.model, versions, loaded.info, parameters), loaded.headers)
 
     async def _metrics(self, head: Head) -> Reply:
@@ -236,12 +236,12 @@ class Handler:
             self._gathered_until = loop.time() + METRICS_EVERY_S
         snapshots = await asyncio.shield(self._gathering)
         return await asyncio.to_thread(
-            scrape, head.headers, snapshots, pool=self.residency.stats.pool, num_silent=snapshots.num_silent
+            scrape, head.headers, snapshots, pool=self.manager.stats.pool, num_silent=snapshots.num_silent
         )
 
     async def _statistics(self, route: Route) -> dict[str, Any]:
         if route.model:
-            self.residency.find(route.model, route.version)
+            self.manager.find(route.model, route.version)
         pooled = merge_pool(await self.ask("stats"))
         wanted = [
             triton_statistics(snapshot)
@@ -266,13 +266,13 @@ class Handler:
         if route.name == "load":
             try:
                 wanted = read_load(route.model, parameters)
-                await self.residency.load(route.model, max_batch_size=wanted.max_batch_size)
+                await self.manager.load(route.model, max_batch_size=wanted.max_batch_size)
             except MaasError as error:  # begins as Triton's: its clients look for the words
                 error.args = (f"failed to load {route.model!r}, {error}", *error.args[1:])
                 raise
         else:
             read_unload(parameters)
-            await self.residency.unload(route.model)
+            await self.manager.unload(route.model)
         if num_silent := (await self.ask("refresh")).num_silent:
             raise DeadlineExceeded(f"{num_silent} replicas of the pool did not confirm it in time; ask again")
         return _json({})

@@ -4,7 +4,7 @@
     anything else → uvicorn's own protocol (asgi_fallback.py) → the ASGI app, with the same layers and the same answers
 
 A head that was seen before costs one look-up: callers send the same few bytes again and again, so what the layers made
-of them is remembered by those bytes (front.py). What a server owes is paid here for both ways: limits of size and time
+of them is remembered by those bytes (server_state.py). What a server owes is paid here for both ways: limits of size and time
 for heads, bodies and readers, back-pressure in both directions, pipelined requests answered in order, 100-continue,
 keep-alive, a bound on connections, and a stop that answers what has begun.
 """
@@ -22,7 +22,7 @@ from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.http.asgi_fallback import ColdProtocol
 from maas_ray.serve.http.call import HttpCall
 from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, REQUEST_LINE, declared_length, without_upgrade
-from maas_ray.serve.http.server_state import Front
+from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.request.head import Head, new_request_id
 from maas_ray.serve.request.response import Reply, error_reply
 from maas_ray.serve.wire.binary import body_buffer
@@ -41,10 +41,10 @@ _IDLE, _BODY, _BUSY, _COLD, _CLOSED = range(5)
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
-    """One connection. uvicorn makes it; `Front` comes from whoever started the server.
+    """One connection. uvicorn makes it; `HttpServerState` comes from whoever started the server.
 
     Args:
-        front: what all connections share.
+        shared: what all connections share.
         config: uvicorn's.
         server_state: uvicorn's; a stop asks every connection in it to end.
         app_state: uvicorn's.
@@ -60,7 +60,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_config",
         "_deadline",
         "_expected",
-        "_front",
         "_has_ended",
         "_head",
         "_head_since",
@@ -70,6 +69,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_reading_is_paused",
         "_received",
         "_received_before",
+        "_shared",
         "_since",
         "_state",
         "_write_since",
@@ -86,14 +86,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        front: Front,
+        shared: HttpServerState,
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
         self.server_state = server_state
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
         self._config = config
         self._app_state = app_state
-        self._front = front
+        self._shared = shared
         self._state = _IDLE
         self._pending = b""
         self._head: Head = None  # type: ignore[assignment]
@@ -119,19 +119,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        front = self._front
-        if len(front.connections) >= front.max_connections:
-            error = Overloaded(f"this replica has {len(front.connections)} connections, which is its limit", 1.0)
+        shared = self._shared
+        if len(shared.connections) >= shared.max_connections:
+            error = Overloaded(f"this replica has {len(shared.connections)} connections, which is its limit", 1.0)
             self._closing = True
             self._id = new_request_id()
             self._write(error_reply(error))
             return
         self.server_state.connections.add(self)  # type: ignore[arg-type]
-        front.connected(self)
+        shared.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _CLOSED
-        self._front.disconnected(self)
+        self._shared.disconnected(self)
         self.server_state.connections.discard(self)
         if self._call is not None:
             self._call.cancel()
@@ -145,7 +145,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._body is not None:  # the kernel writes where the tensors will be read
             return self._body[self._body_at :]
-        return self._front.buffer
+        return self._shared.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._body is not None:
@@ -160,7 +160,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._infer(body, self._deadline)
                 self._go_on()
             return
-        data = bytes(self._front.buffer[:nbytes])
+        data = bytes(self._shared.buffer[:nbytes])
         if self._state == _IDLE and not self._pending:
             self._begin(data)
             if len(self._pending):
@@ -200,7 +200,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _IDLE and self._pending:
             self._go_on()
 
-    # What uvicorn's server and the front call
+    # What uvicorn's server and the shared state call
 
     def shutdown(self) -> None:
         """Ends the connection once what has begun is answered."""
@@ -212,7 +212,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def check_time(self, now: float) -> None:
         """Closes a connection that trickles or rests for too long. Called twice a second."""
-        limits = self._front.limits
+        limits = self._shared.limits
         allowed_s = limits.io_timeout_s
         if self._write_since:
             if now - self._write_since > allowed_s:
@@ -292,7 +292,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._head_since = 0.0
         end += 4
         raw = data[:end]
-        head = self._front.heads.get(raw) or (self._front.head(raw) if end <= MAX_HEAD_BYTES else None)
+        head = self._shared.heads.get(raw) or (self._shared.head(raw) if end <= MAX_HEAD_BYTES else None)
         if head is None:
             if end > MAX_HEAD_BYTES:
                 self._refuse(
@@ -312,7 +312,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._infer(data[end : end + size], self.loop.time() + head.timeout_s)
             return
         try:
-            self._front.handler.residency.budget.expect(size, size)
+            self._shared.handler.manager.budget.expect(size, size)
         except Overloaded as error:
             self._refuse(error.http_status, str(error), error)
             return
@@ -333,7 +333,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """The body is complete, or will never be."""
         self._body = None
         if self._expected:
-            self._front.handler.residency.budget.arrived(self._expected)
+            self._shared.handler.manager.budget.arrived(self._expected)
             self._expected = 0
 
     def _wake_at(self, num_bytes: int) -> None:
@@ -349,7 +349,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if head.closes:
             self._closing = True
         self._id = request_id = head.given_id or new_request_id()
-        self._call = call = HttpCall(self._front.handler, head, request_id, body, len(body), deadline, self._reply)
+        self._call = call = HttpCall(self._shared.handler, head, request_id, body, len(body), deadline, self._reply)
         call.start()
 
     def _reply(self, reply: Reply) -> None:
@@ -357,7 +357,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _CLOSED:
             return
         self._state = _IDLE
-        self._since = self._front.now
+        self._since = self._shared.now
         if cors := self._head.cors:
             reply = Reply(reply.status, (*reply.headers, *cors), reply.body)
         self._write(reply)
@@ -366,12 +366,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.loop.call_soon(self._go_on)
 
     def _write(self, reply: Reply) -> None:
-        front = self._front
+        shared = self._shared
         status, headers, body = reply
         default_headers = self.server_state.default_headers
-        if default_headers is not front.default_headers:
-            front.renew_date(default_headers)
-        start = front.starts.get((status, headers)) or front.start(status, headers)
+        if default_headers is not shared.default_headers:
+            shared.renew_date(default_headers)
+        start = shared.starts.get((status, headers)) or shared.start(status, headers)
         size = len(body)
         ending = b"connection: close\r\n\r\n" if self._closing else b"\r\n"
         if size < 65536:

@@ -30,7 +30,7 @@ class Connection(Protocol):
         ...
 
 
-class Front:
+class HttpServerState:
     """What all connections of one server share.
 
     Args:
@@ -104,7 +104,7 @@ class Front:
         """Counts a connection and watches over its times."""
         self.connections.add(connection)
         self.now = connection.loop.time()
-        stats = self.handler.residency.stats
+        stats = self.handler.manager.stats
         stats.connections += 1
         stats.connections_total += 1
         if self._sweeper is None:
@@ -114,7 +114,7 @@ class Front:
         """Forgets a connection."""
         if connection in self.connections:
             self.connections.remove(connection)
-            self.handler.residency.stats.connections -= 1
+            self.handler.manager.stats.connections -= 1
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         # One timer for all: a timer per request would cost more than many requests themselves.

@@ -13,8 +13,8 @@ from maas_ray.display import get_logger
 from maas_ray.errors import Overloaded
 from maas_ray.registry.models import Version
 from maas_ray.serve.models.loaded import Loaded, name_of
-from maas_ray.serve.models.loader import Key, Loader
-from maas_ray.serve.models.memory_budget import Room
+from maas_ray.serve.models.loader import Key, ModelLoader
+from maas_ray.serve.models.memory_budget import MemoryBudget
 from maas_ray.serve.models.pending import Load
 from maas_ray.serve.spec.pools import ServingSpec
 from maas_ray.serve.telemetry.stats import ReplicaStats
@@ -25,7 +25,7 @@ LOOK_FOR_ROOM_S = 0.01
 """Pause between two looks for an idle model, while all are in use."""
 
 
-class Shelf:
+class ModelCache:
     """What is in memory.
 
     Args:
@@ -38,7 +38,7 @@ class Shelf:
 
     def __init__(
         self,
-        loader: Loader,
+        loader: ModelLoader,
         spec: ServingSpec,
         stats: ReplicaStats,
         is_pinned: Callable[[Loaded], bool],
@@ -53,14 +53,14 @@ class Shelf:
         self._is_pinned = is_pinned
         self._withdraw = withdraw
         self._load_timeout_s = spec.refresh.load_timeout_s
-        self._room = Room(spec.memory_budget_bytes)
+        self._memory = MemoryBudget(spec.memory_budget_bytes)
         self._parallel = asyncio.Semaphore(spec.refresh.max_parallel_loads)
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def num_bytes(self) -> int:
         """What counts against the budget now."""
-        return self._room.used
+        return self._memory.used
 
     async def bring(self, version: Version, load: Load, served: int | None) -> Loaded:
         """The version, once it is in memory; two references to the same one share it.
@@ -88,9 +88,9 @@ class Shelf:
                 try:
                     loaded = await self._loader.load(version)
                 except BaseException:
-                    self._room.used -= num_bytes
+                    self._memory.used -= num_bytes
                     raise
-            self._room.used += loaded.num_bytes - num_bytes
+            self._memory.used += loaded.num_bytes - num_bytes
             self.loaded[key] = loaded
             return loaded
 
@@ -114,7 +114,7 @@ class Shelf:
 
     async def _make_room(self, version: Version, load: Load, served: int | None) -> int:
         """Takes what a version needs from the budget; returns it in bytes."""
-        if self._room.limit is None:
+        if self._memory.limit is None:
             return 0
         num_bytes = await self._loader.size(version)
         own = (version.model, served) if served is not None else None
@@ -122,17 +122,17 @@ class Shelf:
         while True:
             others = [loaded for loaded in self.loaded.values() if loaded.version.model != version.model]
             pinned_bytes = sum(loaded.num_bytes for loaded in others if self._is_pinned(loaded))
-            self._room.check(name_of(version), num_bytes, pinned_bytes)
+            self._memory.check(name_of(version), num_bytes, pinned_bytes)
             self._evict(num_bytes, own)
             # A swap may go over the budget until the old version is gone: waiting would not make it smaller.
-            if self._room.has(num_bytes) or own in self.loaded:
-                self._room.used += num_bytes
+            if self._memory.has(num_bytes) or own in self.loaded:
+                self._memory.used += num_bytes
                 return num_bytes
             if not load.is_wanted:
                 raise Overloaded(f"nobody waits for {name_of(version)} any more")
             if monotonic() > until:
                 raise Overloaded(
-                    f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._room.limit}, "
+                    f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._memory.limit}, "
                     "and every model in it is in use; send the request again later"
                 )
             load.obstacle = "every model in the pool's memory budget is in use"
@@ -141,7 +141,7 @@ class Shelf:
     def _evict(self, num_bytes: int, own: Key | None) -> None:
         candidates = [loaded for key, loaded in self.loaded.items() if key != own and not self._is_pinned(loaded)]
         leaving_bytes = sum(loaded.num_bytes for loaded in self.draining)
-        for victim in self._room.victims(num_bytes, leaving_bytes, candidates) or ():
+        for victim in self._memory.victims(num_bytes, leaving_bytes, candidates) or ():
             log.info("%s is unloaded to make room", victim.name)
             self._withdraw(victim)
 
@@ -159,5 +159,5 @@ class Shelf:
             return
         self.draining.discard(loaded)
         self._loader.release(loaded)
-        self._room.used -= loaded.num_bytes
+        self._memory.used -= loaded.num_bytes
         loaded.released.set()

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.registry.models import check_name
-from maas_ray.serve.spec.pools import ModelSpec
+from maas_ray.serve.spec.pools import ServedModelSpec
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, malformed, read_document
 from maas_ray.store.sequence import Follower, Record, Sequence
@@ -23,11 +23,11 @@ PREFIX = "pools"
 
 
 @dataclass(frozen=True)
-class Wish:
+class DesiredModel:
     """What was last asked for a model.
 
     Args:
-        number: of the event, from 1; a later wish has a higher one.
+        number: of the event, from 1; a later one is higher.
         is_load: load, else unload.
         spec: the version or alias to load; None: what the pool's spec says, else the production alias.
         max_batch_size: most rows of one run; None: what the pool's spec says.
@@ -35,12 +35,12 @@ class Wish:
 
     number: int
     is_load: bool
-    spec: ModelSpec | None = None
+    spec: ServedModelSpec | None = None
     max_batch_size: int | None = None
 
 
-class Wanted:
-    """The wishes of one pool. Reading is incremental.
+class DesiredState:
+    """The desired models of one pool. Reading is incremental.
 
     Args:
         store: where the log lies.
@@ -51,19 +51,19 @@ class Wanted:
         check_name(pool, "pool")
         self._place = (store, f"{PREFIX}/{pool}/wanted")
         self._log = Follower(Sequence(*self._place))
-        self._wishes: dict[str, Wish] = {}
+        self._models: dict[str, DesiredModel] = {}
         self._events: dict[str, Mapping[str, Any]] = {}
 
-    def wishes(self) -> dict[str, Wish]:
-        """The last wish of every model that was ever asked for, by name.
+    def models(self) -> dict[str, DesiredModel]:
+        """What was last desired of every model that was ever asked for, by name.
 
         Raises:
             ObjectCorrupt: a record is altered or malformed; names it.
         """
         self._take(self._log.look())
-        return dict(self._wishes)
+        return dict(self._models)
 
-    def load(self, name: str, spec: ModelSpec | None = None, max_batch_size: int | None = None) -> None:
+    def load(self, name: str, spec: ServedModelSpec | None = None, max_batch_size: int | None = None) -> None:
         """Asks for a model; asking again for the same adds nothing."""
         event: dict[str, Any] = {"type": "load", "model": name}
         if spec is not None:
@@ -88,20 +88,20 @@ class Wanted:
 
     def _take(self, new: list[Record]) -> None:
         try:
-            found = {record.seq: read_wish(record) for record in new}
+            found = {record.seq: read_desired(record) for record in new}
         except ObjectCorrupt:
-            self._log, self._wishes, self._events = Follower(Sequence(*self._place)), {}, {}
+            self._log, self._models, self._events = Follower(Sequence(*self._place)), {}, {}
             raise
         for record in new:
-            name, wish = found[record.seq]
-            self._wishes[name], self._events[name] = wish, record.event
+            name, desired_model = found[record.seq]
+            self._models[name], self._events[name] = desired_model, record.event
 
 
 class _Asked(Exception):
     """There is nothing to append: it was the last that was asked for this model."""
 
 
-class _Event(Document):
+class _DesiredEvent(Document):
     type: Literal["load", "unload"]
     model: str
     version: Count | None = None
@@ -109,13 +109,13 @@ class _Event(Document):
     max_batch_size: Count | None = None
 
 
-def read_wish(record: Record) -> tuple[str, Wish]:
+def read_desired(record: Record) -> tuple[str, DesiredModel]:
     """The model and what is asked of it, as a record says. Raises `ObjectCorrupt`."""
     what = f"the log record {record.key}"
-    event = read_document(_Event, record.event, what)
+    event = read_document(_DesiredEvent, record.event, what)
     reference = {key: value for key in ("version", "alias") if (value := getattr(event, key)) is not None}
     try:
-        spec = ModelSpec(name=event.model, **reference) if reference else None
+        spec = ServedModelSpec(name=event.model, **reference) if reference else None
     except ValidationError as error:
         raise malformed(what, error) from None
-    return event.model, Wish(record.seq, event.type == "load", spec, event.max_batch_size)
+    return event.model, DesiredModel(record.seq, event.type == "load", spec, event.max_batch_size)

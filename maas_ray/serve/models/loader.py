@@ -41,7 +41,7 @@ MAX_REMEMBERED = 10_000
 """Bundles whose first load is remembered."""
 
 
-class Loader:
+class ModelLoader:
     """Threads that load; everything else happens on the loop. One load of a version at a time.
 
     Args:

@@ -16,19 +16,26 @@ from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound, Overloaded, StoreUnavailable
 from maas_ray.registry.models import Model, Registry, Version, check_name
 from maas_ray.serve.batching.spec import ByteBudget
-from maas_ray.serve.models.cache import Shelf
-from maas_ray.serve.models.desired_state import Wanted, Wish
+from maas_ray.serve.models.cache import ModelCache
+from maas_ray.serve.models.desired_state import DesiredModel, DesiredState
 from maas_ray.serve.models.loaded import Loaded, name_of
-from maas_ray.serve.models.loader import Loader, within
+from maas_ray.serve.models.loader import ModelLoader, within
 from maas_ray.serve.models.pending import Load, LoadDone, Waiter
 from maas_ray.serve.models.public_errors import original
-from maas_ray.serve.models.references import Reference, Slot, check_reference, default_of, named_before, references_in
+from maas_ray.serve.models.references import (
+    ModelReference,
+    ResolvedReference,
+    check_reference,
+    default_of,
+    named_before,
+    references_in,
+)
 from maas_ray.serve.models.repository_index import index
-from maas_ray.serve.spec.pools import ModelSpec, ServingSpec
+from maas_ray.serve.spec.pools import ServedModelSpec, ServingSpec
 from maas_ray.serve.telemetry.stats import ReplicaStats
 from maas_ray.store.objects import ObjectStore
 
-__all__ = ["Loaded", "Residency"]
+__all__ = ["Loaded", "ModelManager"]
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -37,7 +44,7 @@ MAX_NAMES = 20
 """Names that a message lists at most."""
 
 
-class Residency:
+class ModelManager:
     """The models of one replica. All methods are called on the loop.
 
     Args:
@@ -54,22 +61,22 @@ class Residency:
         self._store = store
         self.spec = spec
         self._registry = Registry(store)
-        self._wanted = Wanted(store, pool) if spec.model_control == "explicit" else None
+        self._desired_state = DesiredState(store, pool) if spec.model_control == "explicit" else None
         self.stats = stats or ReplicaStats(pool)
-        self._seen: tuple[Mapping[str, Model], Mapping[str, Wish], list[Reference]] | None = None
+        self._seen: tuple[Mapping[str, Model], Mapping[str, DesiredModel], list[ResolvedReference]] | None = None
         """What the references named at the last look; only for the thread. While nothing changes, a look resolves nothing."""
-        self._slots: dict[tuple[str, int | str], Slot] = {}
-        self._by_name: dict[str, list[Slot]] = {}
+        self._references: dict[tuple[str, int | str], ModelReference] = {}
+        self._by_name: dict[str, list[ModelReference]] = {}
         self._unloaded: set[str] = set()
         self._batch_sizes: dict[str, int] = {}
         self.budget = ByteBudget(spec.batching.max_queued_bytes)
         """Bytes that wait in this replica, for whatever they wait."""
-        self._loader = Loader(store, spec, self.stats, self.budget)
-        self._shelf = Shelf(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
-        self._loaded = self._shelf.loaded
+        self._loader = ModelLoader(store, spec, self.stats, self.budget)
+        self._cache = ModelCache(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
+        self._loaded = self._cache.loaded
         self._defaults: dict[str, Loaded] = {}
         # One thread for everything that asks the registry, which is not meant for several.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="residency")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-manager")
         self._follower: asyncio.Task[None] | None = None
         self._late: asyncio.Future[Any] | None = None
         self._is_closed = False
@@ -110,7 +117,7 @@ class Residency:
         if found is not None:
             found.used_s = monotonic()
             return found
-        self._slot(name, version)
+        self._reference(name, version)
         return None
 
     def load_soon(
@@ -133,20 +140,23 @@ class Residency:
             Overloaded: too many requests wait for this model already, or the replica is being stopped.
             DeadlineExceeded: the deadline has passed already.
         """
-        slot = self._slot(name, version)
-        load = slot.load or self._new_load(slot)
+        reference = self._reference(name, version)
+        load = reference.load or self._new_load(reference)
         waiter = load.add(version, deadline, done, num_bytes)
-        self._begin(slot, load)
+        self._begin(reference, load)
         return waiter
 
     def versions(self, name: str) -> list[int]:
         """Served versions of a model, ascending; those not in memory too."""
-        numbers = {slot.serving or (slot.named.version if slot.named else None) for slot in self._by_name.get(name, ())}
+        numbers = {
+            reference.serving or (reference.named.version if reference.named else None)
+            for reference in self._by_name.get(name, ())
+        }
         return sorted(number for number in numbers if number is not None)
 
     def problems(self, name: str) -> list[str]:
         """Why references of this model do not serve what the registry names, or not as they should; empty if they do."""
-        found = [slot.problem for slot in self._by_name.get(name, ()) if slot.problem]
+        found = [reference.problem for reference in self._by_name.get(name, ()) if reference.problem]
         return found + [
             loaded.batcher.problem
             for loaded in self._loaded.values()
@@ -155,7 +165,7 @@ class Residency:
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
         """The index of the v2 model repository extension: name, version, state and reason of what the pool knows."""
-        return index(self._slots.values(), self._loaded.values(), self._shelf.draining, self._unloaded, ready_only)
+        return index(self._references.values(), self._loaded.values(), self._cache.draining, self._unloaded, ready_only)
 
     async def start(self) -> None:
         """Loads what the spec lists, as far as the budget goes, then follows the registry; a second call does nothing.
@@ -172,18 +182,20 @@ class Residency:
         try:
             await self._look(self.spec.refresh.load_timeout_s)
             chosen = await self._choose_first()
-            loads = [self._begin_firm(slot) for slot in chosen]
+            loads = [self._begin_firm(reference) for reference in chosen]
             await self._wait(loads)
-            self._check_start([(slot, load) for slot, load in zip(chosen, loads, strict=True) if slot.is_listed])
+            self._check_start(
+                [(reference, load) for reference, load in zip(chosen, loads, strict=True) if reference.is_listed]
+            )
         except BaseException as error:
             await self.close()
             raise original(error)  # noqa: B904 -- for whoever starts the replica, not for a caller
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
-    def _check_start(self, listed: list[tuple[Slot, Load]]) -> None:
-        failed = [(slot, load.error) for slot, load in listed if load.error is not None]
-        for slot, error in failed:
-            log.error("model %r is not served: %s", slot.spec.name, error)
+    def _check_start(self, listed: list[tuple[ModelReference, Load]]) -> None:
+        failed = [(reference, load.error) for reference, load in listed if load.error is not None]
+        for reference, error in failed:
+            log.error("model %r is not served: %s", reference.spec.name, error)
         if failed and len(failed) == len(listed):
             raise failed[0][1]
 
@@ -219,27 +231,29 @@ class Residency:
             MaasError: what is named does not load; what served before goes on serving.
             DeadlineExceeded: it is still being loaded.
         """
-        wanted = self._control(name)
+        desired_state = self._control(name)
         spec = None
         if version is not None:
-            spec = ModelSpec(name=name, version=version)
+            spec = ServedModelSpec(name=name, version=version)
         elif alias is not None:
-            spec = ModelSpec(name=name, alias=alias)
+            spec = ServedModelSpec(name=name, alias=alias)
 
         def write_down() -> None:
             check_reference(self._registry, name, spec, self.spec.models)
-            wanted.load(name, spec, max_batch_size)
+            desired_state.load(name, spec, max_batch_size)
 
         until = monotonic() + (timeout_s or self.spec.refresh.load_timeout_s)
-        await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, write_down)
+        await self._in_thread("the log of desired models", self.spec.refresh.timeout_s, write_down)
         await self._look(self.spec.refresh.timeout_s)
-        slots = [slot for slot in self._by_name.get(name, ()) if spec is None or slot.spec.ref == spec.ref]
-        for slot in slots:
-            slot.try_again()
-        loads = [self._begin_firm(slot) for slot in slots]
+        references = [
+            reference for reference in self._by_name.get(name, ()) if spec is None or reference.spec.ref == spec.ref
+        ]
+        for reference in references:
+            reference.try_again()
+        loads = [self._begin_firm(reference) for reference in references]
         if not await self._wait(loads, until - monotonic()):
             raise DeadlineExceeded(f"model {name!r} is still being loaded; look at the repository index")
-        for error in (*(load.error for load in loads), *(slot.error for slot in slots)):
+        for error in (*(load.error for load in loads), *(reference.error for reference in references)):
             if error is not None:
                 raise error
 
@@ -255,12 +269,14 @@ class Residency:
             NotFound: the pool serves no such model.
             DeadlineExceeded: it takes no requests any more, but has not answered all it had.
         """
-        wanted = self._control(name)
-        self._slot(name, None)
+        desired_state = self._control(name)
+        self._reference(name, None)
         until = monotonic() + (timeout_s or self.spec.limits.timeout_s)
-        await self._in_thread("the log of wishes", self.spec.refresh.timeout_s, lambda: wanted.unload(name))
+        await self._in_thread(
+            "the log of desired models", self.spec.refresh.timeout_s, lambda: desired_state.unload(name)
+        )
         await self._look(self.spec.refresh.timeout_s)
-        leaving = [loaded.released.wait() for loaded in self._shelf.draining if loaded.version.model == name]
+        leaving = [loaded.released.wait() for loaded in self._cache.draining if loaded.version.model == name]
         try:
             await asyncio.wait_for(asyncio.gather(*leaving), max(0.0, until - monotonic()))
         except TimeoutError:
@@ -268,7 +284,7 @@ class Residency:
 
     def check_health(self) -> None:
         """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
-        for loaded in (*self._loaded.values(), *self._shelf.draining):
+        for loaded in (*self._loaded.values(), *self._cache.draining):
             if loaded.batcher.busy_s > self.spec.stuck_run_s:
                 raise MaasError(
                     f"{loaded.name} has been running one batch for {loaded.batcher.busy_s:.0f} s; "
@@ -285,7 +301,7 @@ class Residency:
             await asyncio.wait({self._follower})
             self._follower = None
         until = monotonic() + drain_timeout_s
-        loads = [slot.load for slot in self._slots.values() if slot.load is not None]
+        loads = [reference.load for reference in self._references.values() if reference.load is not None]
         await self._wait([load for load in loads if load.num_waiting], drain_timeout_s)
         tasks = [load.task for load in loads if load.task is not None]
         for task in tasks:
@@ -293,29 +309,29 @@ class Residency:
         await asyncio.gather(*tasks, return_exceptions=True)
         for load in loads:
             load.finish(lambda _: Overloaded("the replica is being stopped; send the request again", 1.0))
-        self._defaults, self._slots, self._by_name = {}, {}, {}
-        await self._shelf.close(max(0.0, until - monotonic()))
+        self._defaults, self._references, self._by_name = {}, {}, {}
+        await self._cache.close(max(0.0, until - monotonic()))
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # What the pool knows
 
-    def _slot(self, name: str, version: int | None) -> Slot:
+    def _reference(self, name: str, version: int | None) -> ModelReference:
         """The reference that answers for a name, or for one version of it; raises `NotFound`."""
         if self._is_closed:
             raise Overloaded("the replica is being stopped; send the request again", 1.0)
-        slots = self._by_name.get(name)
-        if not slots:
+        references = self._by_name.get(name)
+        if not references:
             if name in self._unloaded:
                 raise NotFound(f"{_unknown(name)}; it was unloaded from this pool and must be loaded again first")
             raise NotFound(f"{_unknown(name)}; this pool serves: {_listed(self._by_name) or 'none'}")
         if version is None:
-            slot = default_of(slots)
-            if slot is None:
-                raise NotFound(f"model {name!r} cannot be served: {slots[0].problem}")
-            return slot
-        for slot in slots:
-            if slot.named is not None and version == (slot.serving or slot.named.version):
-                return slot
+            reference = default_of(references)
+            if reference is None:
+                raise NotFound(f"model {name!r} cannot be served: {references[0].problem}")
+            return reference
+        for reference in references:
+            if reference.named is not None and version == (reference.serving or reference.named.version):
+                return reference
         served = _listed(map(str, self.versions(name)))
         raise NotFound(f"{_unknown(name, version)}; this pool serves: {served}")
 
@@ -340,192 +356,204 @@ class Residency:
         if self._late is not None and not self._late.done():
             raise StoreUnavailable("the store has not answered the question before this one")
         await self._look(self.spec.refresh.timeout_s)
-        self._shelf.shrink()
+        self._cache.shrink()
         now = asyncio.get_running_loop().time()
         return [
-            self._begin_firm(slot)
-            for slot in self._slots.values()
-            if (slot.serving is not None or slot.spec.pinned or slot.is_wished)
-            and slot.named is not None
-            and slot.is_due(slot.named.version, now)
+            self._begin_firm(reference)
+            for reference in self._references.values()
+            if (reference.serving is not None or reference.spec.pinned or reference.is_desired)
+            and reference.named is not None
+            and reference.is_due(reference.named.version, now)
         ]
 
     async def _look(self, timeout_s: float) -> None:
-        """Reads the registry and the wishes; what is not referred to any more takes no requests from here on."""
+        """Reads the registry and the desired models; what is not referred to any more takes no requests from here on."""
 
-        def read() -> tuple[list[Reference], Mapping[str, Wish]]:
-            wishes = self._wanted.wishes() if self._wanted is not None else {}
+        def read() -> tuple[list[ResolvedReference], Mapping[str, DesiredModel]]:
+            desired = self._desired_state.models() if self._desired_state is not None else {}
             models = self._registry.models()
-            if self._seen is None or self._seen[0] is not models or self._seen[1] != wishes:
-                self._seen = (models, wishes, references_in(models, self._store.uri, self.spec.models, wishes))
-            return self._seen[2], wishes
+            if self._seen is None or self._seen[0] is not models or self._seen[1] != desired:
+                self._seen = (models, desired, references_in(models, self._store.uri, self.spec.models, desired))
+            return self._seen[2], desired
 
-        references, wishes = await self._in_thread("the registry", timeout_s, read)
-        self._unloaded = {name for name, wish in wishes.items() if not wish.is_load}
-        self._batch_sizes = {name: wish.max_batch_size for name, wish in wishes.items() if wish.max_batch_size}
+        resolved_references, desired = await self._in_thread("the registry", timeout_s, read)
+        self._unloaded = {name for name, desired_model in desired.items() if not desired_model.is_load}
+        self._batch_sizes = {
+            name: desired_model.max_batch_size
+            for name, desired_model in desired.items()
+            if desired_model.max_batch_size
+        }
         for loaded in self._loaded.values():
             self._resize(loaded)
         if self._is_closed:
             return
-        slots: dict[tuple[str, int | str], Slot] = {}
-        names: dict[str, list[Slot]] = {}
-        for reference in references:
-            key = (reference.spec.name, reference.spec.ref)
-            slot = self._slots.get(key) or Slot(reference.spec, reference.is_listed, reference.is_override)
-            slot.note_reference(reference)
-            slots[key] = slot
-            names.setdefault(reference.spec.name, []).append(slot)
-        has_changed = list(slots) != list(self._slots)
-        self._slots, self._by_name = slots, names
+        references: dict[tuple[str, int | str], ModelReference] = {}
+        names: dict[str, list[ModelReference]] = {}
+        for resolved in resolved_references:
+            key = (resolved.spec.name, resolved.spec.ref)
+            reference = self._references.get(key) or ModelReference(
+                resolved.spec, resolved.is_listed, resolved.is_override
+            )
+            reference.note_reference(resolved)
+            references[key] = reference
+            names.setdefault(resolved.spec.name, []).append(reference)
+        has_changed = list(references) != list(self._references)
+        self._references, self._by_name = references, names
         if has_changed:
             for name in {name for name, _ in self._loaded} | set(self._defaults):
                 self._settle(name)
 
     def _settle(self, name: str) -> None:
         """Makes requests for a name go where its references say, and retires what none of them serves."""
-        slots = self._by_name.get(name, [])
-        default = default_of(slots)
+        references = self._by_name.get(name, [])
+        default = default_of(references)
         if default is not None and default.serving is not None:
             self._defaults[name] = self._loaded[name, default.serving]
         else:
             self._defaults.pop(name, None)
-        used = {slot.serving for slot in slots}
+        used = {reference.serving for reference in references}
         for key in [key for key in self._loaded if key[0] == name and key[1] not in used]:
-            self._shelf.retire(key)
+            self._cache.retire(key)
 
     def _resize(self, loaded: Loaded) -> None:
-        """Gives a model the batch size that a caller has wished for, or the pool's."""
+        """Gives a model the batch size that a caller has asked for, or the pool's."""
         wanted = self._batch_sizes.get(loaded.version.model, self.spec.batching.max_batch_size)
         if loaded.batcher.max_batch_size != wanted:
             loaded.batcher.resize(wanted)
 
     def _is_pinned(self, loaded: Loaded) -> bool:
-        slots = self._by_name.get(loaded.version.model, ())
-        return any(slot.spec.pinned and slot.serving == loaded.version.version for slot in slots)
+        references = self._by_name.get(loaded.version.model, ())
+        return any(reference.spec.pinned and reference.serving == loaded.version.version for reference in references)
 
     def _withdraw(self, loaded: Loaded) -> None:
         """Makes a model cold: its next request loads it."""
         name = loaded.version.model
-        for slot in self._by_name.get(name, ()):
-            if slot.serving == loaded.version.version:
-                slot.serving = None
+        for reference in self._by_name.get(name, ()):
+            if reference.serving == loaded.version.version:
+                reference.serving = None
         self._settle(name)
 
     # Loading
 
-    def _new_load(self, slot: Slot) -> Load:
-        return Load(f"model {slot.spec.name!r}", self.spec.batching, self.budget)
+    def _new_load(self, reference: ModelReference) -> Load:
+        return Load(f"model {reference.spec.name!r}", self.spec.batching, self.budget)
 
-    def _begin(self, slot: Slot, load: Load) -> None:
+    def _begin(self, reference: ModelReference, load: Load) -> None:
         """Begins a load, unless it is in progress."""
-        if slot.load is None:
-            slot.load = load
-            load.task = load.loop.create_task(self._run(slot, load))
+        if reference.load is None:
+            reference.load = load
+            load.task = load.loop.create_task(self._run(reference, load))
 
-    def _begin_firm(self, slot: Slot) -> Load:
+    def _begin_firm(self, reference: ModelReference) -> Load:
         """The load in progress of a reference, or a new one, which goes on although nobody waits for it."""
-        load = slot.load or self._new_load(slot)
+        load = reference.load or self._new_load(reference)
         load.is_firm = True
-        self._begin(slot, load)
+        self._begin(reference, load)
         return load
 
-    async def _run(self, slot: Slot, load: Load) -> None:
+    async def _run(self, reference: ModelReference, load: Load) -> None:
         """One load from beginning to end: afterwards everybody who waited has an answer."""
         try:
-            await self._fill(slot, load)
+            await self._fill(reference, load)
         except MaasError as failure:
             load.error = failure
         except Exception:
-            log.exception("model %r could not be loaded for an unexpected reason", slot.spec.name)
-            load.error = MaasError(f"model {slot.spec.name!r} could not be loaded; the replica's log has the cause")
-        slot.load = None
-        slot.is_wished = False
+            log.exception("model %r could not be loaded for an unexpected reason", reference.spec.name)
+            load.error = MaasError(
+                f"model {reference.spec.name!r} could not be loaded; the replica's log has the cause"
+            )
+        reference.load = None
+        reference.is_desired = False
 
         def answer(version: int | None) -> Loaded | MaasError:
-            if slot.serving is not None and version in (None, slot.serving):
-                loaded = self._loaded[slot.spec.name, slot.serving]
+            if reference.serving is not None and version in (None, reference.serving):
+                loaded = self._loaded[reference.spec.name, reference.serving]
                 loaded.used_s = monotonic()
                 return loaded
-            moved = NotFound(f"this pool serves version {version} of model {slot.spec.name!r} no longer")
-            return load.error or slot.error or moved
+            moved = NotFound(f"this pool serves version {version} of model {reference.spec.name!r} no longer")
+            return load.error or reference.error or moved
 
         load.finish(answer)
 
-    async def _fill(self, slot: Slot, load: Load) -> None:
+    async def _fill(self, reference: ModelReference, load: Load) -> None:
         """Brings what a reference names into memory; if that is broken, what its alias named before.
 
         Raises:
             MaasError: nothing new is in memory; what was there still is.
         """
-        wanted = slot.named
-        if wanted is None or slot.serving == wanted.version:
+        wanted = reference.named
+        if wanted is None or reference.serving == wanted.version:
             return
-        error = slot.error
-        older = [slot.fallback] if slot.fallback is not None else []
-        if slot.is_due(wanted.version, load.loop.time()) or error is None:
+        error = reference.error
+        older = [reference.fallback] if reference.fallback is not None else []
+        if reference.is_due(wanted.version, load.loop.time()) or error is None:
             try:
-                await self._put(slot, wanted, load)
+                await self._put(reference, wanted, load)
             except Overloaded:
                 raise  # says nothing about the version
             except MaasError as failure:
                 error = failure
                 self.stats.load_failed(wanted.model, wanted.version)
-                slot.note_failure(wanted.version, error, load.loop.time(), self.spec.refresh)
-                what = f"model {slot.spec.name!r}: version {wanted.version} does not load"
-                log.error("%s: %s; serving version %s", what, original(error), slot.serving)
+                reference.note_failure(wanted.version, error, load.loop.time(), self.spec.refresh)
+                what = f"model {reference.spec.name!r}: version {wanted.version} does not load"
+                log.error("%s: %s; serving version %s", what, original(error), reference.serving)
             else:
-                slot.note_success()
+                reference.note_success()
                 return
-            if slot.serving is None and not error.retryable:
+            if reference.serving is None and not error.retryable:
                 timeout_s = self.spec.refresh.timeout_s
                 older = await self._in_thread(
-                    "the registry", timeout_s, lambda: named_before(self._registry, slot.spec, wanted)
+                    "the registry", timeout_s, lambda: named_before(self._registry, reference.spec, wanted)
                 )
-        if slot.serving is None and not error.retryable:
+        if reference.serving is None and not error.retryable:
             for version in older:
                 try:
-                    await self._put(slot, version, load)
+                    await self._put(reference, version, load)
                 except MaasError as failure:
                     log.error("%s does not load either: %s", name_of(version), original(failure))
                 else:
-                    slot.fallback = version
+                    reference.fallback = version
                     return
         raise error
 
-    async def _put(self, slot: Slot, version: Version, load: Load) -> None:
+    async def _put(self, reference: ModelReference, version: Version, load: Load) -> None:
         """Loads a version and lets requests go to it."""
         load.version = version.version
-        self._resize(await self._shelf.bring(version, load, slot.serving))
+        self._resize(await self._cache.bring(version, load, reference.serving))
         # From here no await until the swap is complete: a request sees the old set or the new one.
-        name = slot.spec.name
-        is_current = self._slots.get((name, slot.spec.ref)) is slot
+        name = reference.spec.name
+        is_current = self._references.get((name, reference.spec.ref)) is reference
         if is_current:
-            slot.serving, slot.has_served = version.version, True
+            reference.serving, reference.has_served = version.version, True
         self._settle(name)
         if not is_current:
             raise NotFound(f"model {name!r} was unloaded from this pool while it was loaded")
         log.info("model %r serves version %d", name, version.version)
 
-    async def _choose_first(self) -> list[Slot]:
+    async def _choose_first(self) -> list[ModelReference]:
         """What is loaded at start: everything pinned, then what the spec lists, until something does not fit."""
-        for slot in self._slots.values():
-            if slot.is_listed and slot.named is None and slot.error is not None:
-                raise slot.error
-        known = [slot for slot in self._slots.values() if slot.named is not None]
-        chosen = [slot for slot in known if slot.spec.pinned]
-        others = [slot for slot in known if not slot.spec.pinned and (slot.is_listed or slot.is_wished)]
+        for reference in self._references.values():
+            if reference.is_listed and reference.named is None and reference.error is not None:
+                raise reference.error
+        known = [reference for reference in self._references.values() if reference.named is not None]
+        chosen = [reference for reference in known if reference.spec.pinned]
+        others = [
+            reference
+            for reference in known
+            if not reference.spec.pinned and (reference.is_listed or reference.is_desired)
+        ]
         if self.spec.memory_budget_bytes is None:
             return chosen + others
         left = self.spec.memory_budget_bytes
-        left -= sum([await self._size(slot.named) for slot in chosen if slot.named is not None])
-        for slot in others:
-            if slot.named is None:
+        left -= sum([await self._size(reference.named) for reference in chosen if reference.named is not None])
+        for reference in others:
+            if reference.named is None:
                 continue
-            num_bytes = await self._size(slot.named)
+            num_bytes = await self._size(reference.named)
             # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
             if left < num_bytes <= self.spec.memory_budget_bytes:
                 break
-            chosen.append(slot)
+            chosen.append(reference)
             left -= num_bytes
         return chosen
 
@@ -557,15 +585,15 @@ class Residency:
             self._late = pending
             raise
 
-    def _control(self, name: str) -> Wanted:
-        """The log of wishes, if the spec allows any."""
+    def _control(self, name: str) -> DesiredState:
+        """The log of desired models, if the spec allows any."""
         check_name(name, "model")
-        if self._wanted is None:
+        if self._desired_state is None:
             raise BadRequest(
                 "this pool does not take load and unload: its spec has model_control: none; set it to explicit, "
                 "or promote another version, which the pool follows"
             )
-        return self._wanted
+        return self._desired_state
 
 
 def _unknown(name: str, version: int | None = None) -> str:

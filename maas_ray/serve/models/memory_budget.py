@@ -11,7 +11,7 @@ MIN_STAY_S = 0.05
 turn a few times."""
 
 
-class Room:
+class MemoryBudget:
     """Counts bytes of models in memory, of those that are still answering, and of those that are being loaded.
 
     Args:

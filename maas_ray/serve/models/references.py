@@ -1,7 +1,7 @@
 """What a pool's model references name, and the memory of what did not load. Reads the registry; loads nothing.
 
-A reference comes from the spec (one model, or a pattern that stands for many) or from a caller's wish to load a model;
-a wish to unload one takes its references away.
+A reference comes from the spec (one model, or a pattern that stands for many) or from a caller who desires a model;
+a caller who unloads one takes its references away.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,37 +12,37 @@ from typing import NamedTuple
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Model, Registry, Version, find_version
-from maas_ray.serve.models.desired_state import Wish
+from maas_ray.serve.models.desired_state import DesiredModel
 from maas_ray.serve.models.pending import Load
 from maas_ray.serve.models.public_errors import for_callers, original
-from maas_ray.serve.spec.pools import ModelSpec, RefreshSpec
+from maas_ray.serve.spec.pools import RefreshSpec, ServedModelSpec
 
 log = get_logger(__name__)
 
 
-class Reference(NamedTuple):
+class ResolvedReference(NamedTuple):
     """One reference as the registry has it now; no pattern any more."""
 
-    spec: ModelSpec
+    spec: ServedModelSpec
     is_listed: bool
-    """Whether the spec names this model itself, rather than by a pattern, or a caller by a wish."""
+    """Whether the spec names this model itself, rather than by a pattern, or a caller by a request to load it."""
     is_override: bool
-    """Whether a caller wished for this very version or alias."""
-    wish: int
-    """Number of the caller's wish to load it; 0 if there is none."""
+    """Whether a caller has asked for this very version or alias."""
+    desired_number: int
+    """Number of the caller's request to load it; 0 if there is none."""
     names: Version | MaasError
     """What it names, or why it names nothing."""
 
 
 @dataclass(eq=False)
-class Slot:
+class ModelReference:
     """One model reference of the pool: what it names, what it serves, and why that is not the same."""
 
-    spec: ModelSpec
+    spec: ServedModelSpec
     is_listed: bool = True
     is_override: bool = False
-    wish: int = 0
-    is_wished: bool = False
+    desired_number: int = 0
+    is_desired: bool = False
     """A caller has asked for it, and it was not tried since."""
     named: Version | None = None
     """What the registry names; None while it names nothing."""
@@ -62,16 +62,16 @@ class Slot:
     _retry_at: float = 0.0
     _pause_s: float = 0.0
 
-    def note_reference(self, reference: Reference) -> None:
+    def note_reference(self, resolved: ResolvedReference) -> None:
         """Takes over what the registry and the callers say now."""
-        if reference.wish > self.wish:
-            self.wish, self.is_wished, self._retry_at = reference.wish, True, 0.0
-        if isinstance(reference.names, MaasError):
-            if self.problem != str(reference.names):
-                log.warning("model %r: %s", self.spec.name, original(reference.names))
-            self.error, self.problem = reference.names, str(reference.names)
+        if resolved.desired_number > self.desired_number:
+            self.desired_number, self.is_desired, self._retry_at = resolved.desired_number, True, 0.0
+        if isinstance(resolved.names, MaasError):
+            if self.problem != str(resolved.names):
+                log.warning("model %r: %s", self.spec.name, original(resolved.names))
+            self.error, self.problem = resolved.names, str(resolved.names)
             return
-        self.named = reference.names
+        self.named = resolved.names
         if self.serving == self.named.version or self._failed != self.named.version:
             self.note_success()
         elif self.serving is None and self.error is not None and self.error.retryable:
@@ -97,46 +97,51 @@ class Slot:
 
 
 def resolve_all(
-    registry: Registry, specs: Sequence[ModelSpec], wishes: Mapping[str, Wish] | None = None
-) -> list[Reference]:
+    registry: Registry, specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel] | None = None
+) -> list[ResolvedReference]:
     """All references of a pool as of now, each once; one look at the registry for all of them.
 
-    The first one of a name is what a URL without a version means: a version or alias that a caller wished for, else
+    The first one of a name is what a URL without a version means: a version or alias that a caller has asked for, else
     what the spec lists first, else what a pattern matches.
     """
-    return references_in(registry.models(), registry.uri, specs, wishes or {})
+    return references_in(registry.models(), registry.uri, specs, desired or {})
 
 
 def references_in(
-    models: Mapping[str, Model], uri: str, specs: Sequence[ModelSpec], wishes: Mapping[str, Wish]
-) -> list[Reference]:
+    models: Mapping[str, Model], uri: str, specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel]
+) -> list[ResolvedReference]:
     """As `resolve_all`, in a table that was read from the registry in the store `uri`."""
-    found: dict[tuple[str, int | str], Reference] = {}
-    for spec, is_listed, is_override in _expand(models, specs, wishes):
-        wish = wishes.get(spec.name)
-        if wish is not None and not wish.is_load:
+    found: dict[tuple[str, int | str], ResolvedReference] = {}
+    for spec, is_listed, is_override in _expand(models, specs, desired):
+        desired_model = desired.get(spec.name)
+        if desired_model is not None and not desired_model.is_load:
             continue
         if (spec.name, spec.ref) not in found:
             names = _resolve(models, uri, spec)
-            number = wish.number if wish is not None else 0
-            found[spec.name, spec.ref] = Reference(spec, is_listed, is_override, number, names)
+            number = desired_model.number if desired_model is not None else 0
+            found[spec.name, spec.ref] = ResolvedReference(spec, is_listed, is_override, number, names)
     return list(found.values())
 
 
-def default_of(slots: Sequence[Slot]) -> Slot | None:
+def default_of(references: Sequence[ModelReference]) -> ModelReference | None:
     """Which reference of a name a URL without a version means; None if none names anything.
 
-    A version that a caller wished for takes over once it has been in memory: if it is broken, nothing changes.
+    A version that a caller has asked for takes over once it has been in memory: if it is broken, nothing changes.
     """
-    named = [slot for slot in slots if slot.named is not None]
-    return next((slot for slot in named if slot.has_served or not slot.is_override), named[0] if named else None)
+    named = [reference for reference in references if reference.named is not None]
+    return next(
+        (reference for reference in named if reference.has_served or not reference.is_override),
+        named[0] if named else None,
+    )
 
 
-def check_reference(registry: Registry, name: str, wish: ModelSpec | None, specs: Sequence[ModelSpec]) -> None:
-    """Raises `NotFound` if a wish to load a model would name nothing."""
+def check_reference(
+    registry: Registry, name: str, desired: ServedModelSpec | None, specs: Sequence[ServedModelSpec]
+) -> None:
+    """Raises `NotFound` if a desired model would name nothing."""
     error: MaasError | None = None
     models = registry.models()
-    for spec in [wish] if wish is not None else _referring(name, specs) or [ModelSpec(name=name)]:
+    for spec in [desired] if desired is not None else _referring(name, specs) or [ServedModelSpec(name=name)]:
         try:
             find_version(models, name, spec.ref, registry.uri)
         except NotFound as failure:
@@ -147,7 +152,7 @@ def check_reference(registry: Registry, name: str, wish: ModelSpec | None, specs
         raise error
 
 
-def named_before(registry: Registry, spec: ModelSpec, version: Version) -> list[Version]:
+def named_before(registry: Registry, spec: ServedModelSpec, version: Version) -> list[Version]:
     """What the alias named before `version`, newest first, each once; nothing for a fixed version."""
     if spec.version is not None:
         return []
@@ -162,12 +167,12 @@ def named_before(registry: Registry, spec: ModelSpec, version: Version) -> list[
 
 
 def _expand(
-    models: Mapping[str, Model], specs: Sequence[ModelSpec], wishes: Mapping[str, Wish]
-) -> Iterator[tuple[ModelSpec, bool, bool]]:
+    models: Mapping[str, Model], specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel]
+) -> Iterator[tuple[ServedModelSpec, bool, bool]]:
     """References to single models in the order of their rank, each with `is_listed` and `is_override`."""
-    for wish in wishes.values():
-        if wish.is_load and wish.spec is not None:
-            yield wish.spec, False, True
+    for desired_model in desired.values():
+        if desired_model.is_load and desired_model.spec is not None:
+            yield desired_model.spec, False, True
     for spec in specs:
         if not spec.is_pattern:
             yield spec, True, False
@@ -176,17 +181,17 @@ def _expand(
             for name, model in sorted(models.items()):
                 if spec.alias in model.aliases and fnmatchcase(name, spec.name):
                     yield spec.model_copy(update={"name": name}), False, False
-    for name, wish in wishes.items():
+    for name, desired_model in desired.items():
         # Last, so that it counts only where nothing else refers to the model.
-        if wish.is_load and wish.spec is None and not _referring(name, specs):
-            yield ModelSpec(name=name), False, False
+        if desired_model.is_load and desired_model.spec is None and not _referring(name, specs):
+            yield ServedModelSpec(name=name), False, False
 
 
-def _referring(name: str, specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+def _referring(name: str, specs: Sequence[ServedModelSpec]) -> list[ServedModelSpec]:
     return [spec for spec in specs if fnmatchcase(name, spec.name)]
 
 
-def _resolve(models: Mapping[str, Model], uri: str, spec: ModelSpec) -> Version | MaasError:
+def _resolve(models: Mapping[str, Model], uri: str, spec: ServedModelSpec) -> Version | MaasError:
     try:
         return find_version(models, spec.name, spec.ref, uri)
     except NotFound as error:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from maas_ray.serve.models.loaded import Loaded
-from maas_ray.serve.models.references import Slot
+from maas_ray.serve.models.references import ModelReference
 
 
 def index(
-    slots: Iterable[Slot],
+    references: Iterable[ModelReference],
     loaded: Iterable[Loaded],
     draining: Iterable[Loaded],
     unloaded: Iterable[str],
@@ -18,7 +18,7 @@ def index(
     A model that is not in memory is READY, since requests for it are answered; its reason says where it is.
 
     Args:
-        slots: the references of the pool.
+        references: the references of the pool.
         loaded: what is in memory and takes requests.
         draining: what answers its last ones.
         unloaded: models that a caller has unloaded.
@@ -27,16 +27,16 @@ def index(
     rows: dict[tuple[str, int], tuple[str, str]] = {}
     for old in draining:
         rows[old.version.model, old.version.version] = ("UNLOADING", "answers its last requests")
-    for slot in slots:
-        name = slot.spec.name
-        if slot.named is None:
-            rows[name, 0] = ("UNAVAILABLE", slot.problem or "the registry does not name it")
-        elif slot.load is not None and slot.load.version is not None:
-            rows[name, slot.load.version] = ("LOADING", f"{slot.load.num_waiting} requests wait for it")
-        elif slot.error is not None:
-            rows[name, slot.named.version] = ("UNAVAILABLE", str(slot.error))
-        elif slot.serving is None:
-            rows[name, slot.named.version] = ("READY", "not in memory: its next request loads it")
+    for reference in references:
+        name = reference.spec.name
+        if reference.named is None:
+            rows[name, 0] = ("UNAVAILABLE", reference.problem or "the registry does not name it")
+        elif reference.load is not None and reference.load.version is not None:
+            rows[name, reference.load.version] = ("LOADING", f"{reference.load.num_waiting} requests wait for it")
+        elif reference.error is not None:
+            rows[name, reference.named.version] = ("UNAVAILABLE", str(reference.error))
+        elif reference.serving is None:
+            rows[name, reference.named.version] = ("READY", "not in memory: its next request loads it")
     for each in loaded:
         rows[each.version.model, each.version.version] = ("READY", "")
     for name in unloaded:

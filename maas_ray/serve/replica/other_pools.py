@@ -17,9 +17,9 @@ from ray import serve
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, Overloaded
 from maas_ray.ray_internals import kv
-from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.outcome import CallOutcome
 from maas_ray.serve.grpc.unnamed import Served
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.models.manager import ModelManager
 
 log = get_logger(__name__)
 
@@ -38,14 +38,14 @@ class RayNeighbors:
     Args:
         pool: this one.
         deployment: name of its deployment.
-        residency: its models.
+        manager: its models.
     """
 
-    def __init__(self, pool: str, deployment: str, residency: Residency) -> None:
+    def __init__(self, pool: str, deployment: str, manager: ModelManager) -> None:
         self._pool = pool
         self._deployment = deployment
-        self._residency = residency
-        self._is_open = residency.spec.model_control == "explicit"
+        self._manager = manager
+        self._is_open = manager.spec.model_control == "explicit"
         self._others: dict[str, Served] | None = None
         self._deployments: dict[str, str] = {}
         self._handles: dict[str, Any] = {}
@@ -57,8 +57,8 @@ class RayNeighbors:
     async def follow(self) -> None:
         """Keeps the record of this pool up to date until the replica is closed."""
         written, written_s = frozenset[str](), float("-inf")
-        while not self._residency.is_closed:
-            names = frozenset(self._residency.names)
+        while not self._manager.is_closed:
+            names = frozenset(self._manager.names)
             if names != written or monotonic() - written_s > WRITE_EVERY_S:
                 try:
                     await self._in_thread(_write, self._pool, self._deployment, names, self._is_open)
@@ -75,9 +75,11 @@ class RayNeighbors:
                     await self._read()
         if self._others is None:
             raise Overloaded("which pool serves the model cannot be looked up now; send the call again", KEEP_S)
-        return {**self._others, self._pool: Served(self._residency.names, self._is_open)}
+        return {**self._others, self._pool: Served(self._manager.names, self._is_open)}
 
-    async def call(self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> Outcome:
+    async def call(
+        self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float
+    ) -> CallOutcome:
         try:
             async with asyncio.timeout(timeout_s):
                 handle = self._handles.get(pool) or await self._handle(pool)
@@ -110,9 +112,9 @@ class RayNeighbors:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
 
-async def _answer(response: Any) -> Outcome:
+async def _answer(response: Any) -> CallOutcome:
     try:
-        return Outcome(*await response)
+        return CallOutcome(*await response)
     except asyncio.CancelledError:  # the caller has left, or its time is up: nobody waits for the other pool either
         response.cancel()
         raise

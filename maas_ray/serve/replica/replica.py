@@ -1,4 +1,4 @@
-"""A replica of a pool inside Ray Serve: the same residency, handler and fronts as anywhere else. Never imports torch."""
+"""A replica of a pool inside Ray Serve: the same model manager, handler and fronts as anywhere else. Never imports torch."""
 
 import asyncio
 import gc
@@ -17,8 +17,8 @@ from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.unnamed import Unnamed
 from maas_ray.serve.http.asgi_app import App
 from maas_ray.serve.http.handler import Handler
-from maas_ray.serve.http.server_state import Front
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.http.server_state import HttpServerState
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.replica import server_hook
 from maas_ray.serve.replica.broadcast import Broadcast
 from maas_ray.serve.replica.connection_limit import allowed_connections
@@ -54,29 +54,31 @@ class Replica(GrpcMethods):
         context = serve.get_replica_context()
         replica = context.replica_id.unique_id
         await asyncio.to_thread(publish, context.app_name, self._spec.limits)  # before Serve shows us to HAProxy
-        residency = Residency(
+        manager = ModelManager(
             open_store(self._spec.storage),
             self._spec,
             pool=context.app_name,
             stats=ReplicaStats(context.app_name, replica),
         )
-        await residency.start()
+        await manager.start()
         limits, observability = self._spec.limits, self._spec.observability
         access_log = open_access_log(observability.access_log, replica)
         tracer = open_tracer(observability.tracing, context.app_name, replica)
         if access_log is not None:
-            residency.stats.log_drops = lambda: access_log.num_dropped
+            manager.stats.log_drops = lambda: access_log.num_dropped
         self._handler = Handler(
-            residency,
+            manager,
             limits.max_body_bytes,
             peers=Broadcast(context.deployment, context.app_name, self.ask_here),
             observers=[observer for observer in (access_log, tracer) if observer is not None],
         )
         # Serve's wrapper appends the request id; without it, we do.
         num_connections = allowed_connections(limits.max_connections, f"replica {replica} of pool {context.app_name}")
-        server_hook.register(App(self._handler, limits), Front(self._handler, limits, max_connections=num_connections))
-        neighbors = RayNeighbors(context.app_name, context.deployment, residency)
-        self._following = asyncio.create_task(neighbors.follow())  # ends with the residency
+        server_hook.register(
+            App(self._handler, limits), HttpServerState(self._handler, limits, max_connections=num_connections)
+        )
+        neighbors = RayNeighbors(context.app_name, context.deployment, manager)
+        self._following = asyncio.create_task(neighbors.follow())  # ends with the model manager
         self.rpcs = Rpcs(
             Service(self._handler, limits),
             context.app_name,
@@ -90,7 +92,7 @@ class Replica(GrpcMethods):
         gc.set_threshold(GARBAGE_THRESHOLD)
 
     def __serve_build_asgi_app__(self) -> App:
-        # Its lifespan's end drains and closes the residency.
+        # Its lifespan's end drains and closes the model manager.
         return App(self._handler, self._spec.limits, sends_request_id=False)
 
     async def ask_here(self, question: str, argument: str) -> Any:
@@ -98,7 +100,7 @@ class Replica(GrpcMethods):
         return await self._handler.ask_here(question, argument)
 
     async def carry(self, method: str, body: bytes, metadata: dict[str, str], timeout_s: float) -> Any:
-        """Answers a gRPC call that a replica of another pool has passed on, as the fields of an `Outcome`."""
+        """Answers a gRPC call that a replica of another pool has passed on, as the fields of a `CallOutcome`."""
         return tuple(await self.rpcs.carry(method, body, metadata, timeout_s))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -107,7 +109,7 @@ class Replica(GrpcMethods):
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising makes it replace this replica."""
-        self._handler.residency.check_health()
+        self._handler.manager.check_health()
 
 
 Ingress: type[Replica] = serve.ingress()(Replica)

@@ -20,18 +20,18 @@ from maas_ray.serve.front.replica_access import FrontOnly, front_check, listen_o
 from maas_ray.serve.grpc.exposure import listen_on_node_only, open_no_internal_port
 from maas_ray.serve.http.asgi_app import App, Receive, Scope, Send
 from maas_ray.serve.http.protocol import HttpProtocol
-from maas_ray.serve.http.server_state import Front
+from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.replica.connection_limit import allowed_connections
 from maas_ray.serve.request.url_path import sent_path
 from maas_ray.serve.spec.pools import LimitsSpec
 
 _SERVES_OWN = ("/-/healthz", "/-/routes")
-_fronts: list[tuple[App, Front]] = []
+_registered: list[tuple[App, HttpServerState]] = []
 
 
-def register(app: App, front: Front) -> None:
+def register(app: App, shared: HttpServerState) -> None:
     """Says that this process is a replica of ours; called once, before Serve starts the server."""
-    _fronts[:] = [(app, front)]
+    _registered[:] = [(app, shared)]
     open_no_internal_port()  # here too: in the portable profile Serve asks a replica for no middlewares
 
 
@@ -43,13 +43,13 @@ def middlewares() -> list[Middleware]:
     follow()
     is_from_front = front_check(os.environ)
     outermost = [Middleware(FrontOnly, is_from_front=is_from_front)] if is_from_front is not None else []
-    if not _fronts:
+    if not _registered:
         return [*_before_proxy(), *outermost]
-    app, front = _fronts[0]
+    app, shared = _registered[0]
     if is_from_front is not None:
-        front.is_from_front = is_from_front
-    use_protocol(functools.partial(HttpProtocol, front=front))
-    return [Middleware(_BeforeServe, ours=app, front=front), *outermost]
+        shared.is_from_front = is_from_front
+    use_protocol(functools.partial(HttpProtocol, shared=shared))
+    return [Middleware(_BeforeServe, ours=app, shared=shared), *outermost]
 
 
 def before_proxy() -> list[Middleware]:
@@ -74,11 +74,11 @@ def _before_proxy() -> list[Middleware]:
 class _BeforeServe:
     """Gives Serve's app its own paths (health, routes), and everything else to ours, whose 404 is the only one."""
 
-    def __init__(self, app: Any, ours: App, front: Front) -> None:
+    def __init__(self, app: Any, ours: App, shared: HttpServerState) -> None:
         self._serves = app
         self._ours = ours
         self._base_path = base_path_of(app)
-        front.base_path = self._base_path
+        shared.base_path = self._base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and sent_path(scope.get("raw_path"), scope["path"]) not in _SERVES_OWN:

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.batching.item import Item, Tensors
 from maas_ray.serve.models.loaded import Loaded
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.request.head import Head, Header
 from maas_ray.serve.request.offload import Workers
 from maas_ray.serve.request.response import internal_error
-from maas_ray.serve.telemetry.request_record import Ended, Observer
+from maas_ray.serve.telemetry.request_record import Observer, RequestRecord
 from maas_ray.serve.telemetry.stats import Outcome, outcome_of
 from maas_ray.serve.wire.checks import InferRequest
 
@@ -37,10 +37,10 @@ INLINE_READ_BYTES = 32 << 10
 of one number, the last of them wrong) were measured to take 6 ms."""
 
 
-class Owner(Protocol):
+class CallOwner(Protocol):
     """What all calls of one replica share; the handler has it."""
 
-    residency: Residency
+    manager: ModelManager
     observers: tuple[Observer, ...]
     workers: Workers
     num_ongoing: int
@@ -65,7 +65,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
     __slots__ = ("_apart", "_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
 
     def __init__(
-        self, owner: Owner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
+        self, owner: CallOwner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
         respond: RespondT,
     ) -> None:  # fmt: skip
         # The fields of an `Item` are set here, not by its constructor: this is the path of every request.
@@ -86,7 +86,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._loaded: Loaded | None = None
         self._request: InferRequest | None = None
         self._waiting: Any = None
-        self._apart: tuple[Stop, asyncio.TimerHandle] | None = None
+        self._apart: tuple[StopSignal, asyncio.TimerHandle] | None = None
         self._started = self._read_at = self.arrived_s = perf_counter()
 
     def has_priority(self) -> bool:
@@ -101,7 +101,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         """Whether a message of more than `INLINE_READ_BYTES` may take long to be read, so that a thread does it."""
         raise NotImplementedError
 
-    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
         """As `read`, in a thread; ends early once `stop` is set."""
         raise NotImplementedError
 
@@ -109,7 +109,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         """The answer; None if it takes so long to be written that a thread does it."""
         raise NotImplementedError
 
-    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> AnswerT:
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> AnswerT:
         """As `write`, in a thread; ends early once `stop` is set."""
         raise NotImplementedError
 
@@ -130,11 +130,11 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         owner, route = self._owner, self._head.route
         owner.num_ongoing += 1
         try:
-            loaded = owner.residency.find(route.model, route.version)
+            loaded = owner.manager.find(route.model, route.version)
             if loaded is not None:
                 self._queue_at(loaded)
             else:
-                self._waiting = owner.residency.load_soon(
+                self._waiting = owner.manager.load_soon(
                     route.model, route.version, self.deadline, self._ready, num_bytes=self.num_bytes
                 )
         except Exception as error:
@@ -240,7 +240,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
 
     def _do_apart(
         self,
-        work: Callable[[Stop], T],
+        work: Callable[[StopSignal], T],
         num_bytes: int,
         done: Callable[[T | None, Exception | None], None],
         what: str,
@@ -305,13 +305,13 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         if loaded is not None:
             loaded.stats.finished(outcome, total_s, self.num_rows, time())
         else:
-            owner.residency.stats.answered("infer", status)
+            owner.manager.stats.answered("infer", status)
         if owner.observers:
             self._tell(outcome, status, 0, total_s)
 
     def _tell(self, outcome: Outcome, status: int, bytes_out: int, total_s: float) -> None:
         version = self._loaded.version if self._loaded is not None else None
-        ended = Ended(
+        record = RequestRecord(
             outcome=outcome,
             status=status,
             request_id=self._id.decode(),
@@ -328,4 +328,4 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             traceparent=self._head.traceparent,
         )
         for observer in self._owner.observers:
-            observer.note(ended)
+            observer.note(record)

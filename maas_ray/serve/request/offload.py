@@ -6,7 +6,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, Overloaded, RunStopped
 from maas_ray.serve.batching.spec import ByteBudget
@@ -21,11 +21,11 @@ MAX_WAITING = 128
 """Pieces of work that wait or are done; one more is refused."""
 
 
-class _Job(NamedTuple):
-    work: Callable[[Stop], Any]
+class _WorkItem(NamedTuple):
+    work: Callable[[StopSignal], Any]
     num_bytes: int
     done: Callable[[Any, Exception | None], None]
-    stop: Stop
+    stop: StopSignal
     loop: asyncio.AbstractEventLoop
 
 
@@ -38,14 +38,14 @@ class Workers:
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_WorkItem | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self.num_waiting = 0
         """Pieces of work that wait or are done."""
 
     def submit(
-        self, work: Callable[[Stop], T], num_bytes: int, done: Callable[[T | None, Exception | None], None]
-    ) -> Stop:
+        self, work: Callable[[StopSignal], T], num_bytes: int, done: Callable[[T | None, Exception | None], None]
+    ) -> StopSignal:
         """Does a piece of work; called on the loop.
 
         Args:
@@ -76,11 +76,11 @@ class Workers:
             thread.start()
         self.num_waiting += 1
         budget.used += num_bytes
-        stop = Stop()
-        self._jobs.put(_Job(work, num_bytes, done, stop, asyncio.get_running_loop()))
+        stop = StopSignal()
+        self._jobs.put(_WorkItem(work, num_bytes, done, stop, asyncio.get_running_loop()))
         return stop
 
-    async def run(self, work: Callable[[Stop], T], num_bytes: int) -> T:
+    async def run(self, work: Callable[[StopSignal], T], num_bytes: int) -> T:
         """As `submit`, for who waits; the work ends early once nobody does.
 
         Raises:
@@ -129,13 +129,13 @@ class Workers:
                 log.info("work in a thread ended after its loop was closed; nobody waits for it")
             del job, result, error  # this thread may now wait for long
 
-    def _ended(self, job: _Job, result: Any, error: Exception | None) -> None:
+    def _ended(self, job: _WorkItem, result: Any, error: Exception | None) -> None:
         self.num_waiting -= 1
         self._budget.used -= job.num_bytes
         job.done(result, error)
 
 
-def check(stop: Stop) -> None:
+def check(stop: StopSignal) -> None:
     """Raises `RunStopped` if nobody waits for the work any more; called between its pieces."""
     if stop.is_set:
         raise RunStopped("the work was ended, since nobody waited for it any more")

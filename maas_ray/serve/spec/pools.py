@@ -37,7 +37,7 @@ _MODELS_OF_A_PATTERN = 256
 """How many models a pattern is taken to stand for, where a bound is derived from the number of models."""
 
 
-class ModelSpec(Spec):
+class ServedModelSpec(Spec):
     """One served model reference: whatever an alias names, or one fixed version."""
 
     name: str = Field(pattern=_NAME_OR_PATTERN)
@@ -167,7 +167,7 @@ class ObservabilitySpec(Spec):
 class ServingSpec(Spec):
     """A set of models and the replicas that serve it."""
 
-    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    models: tuple[ServedModelSpec, ...] = Field(min_length=1)
     """What is served; where a model is listed twice, a URL without a version means the first."""
     replicas: PositiveInt | ReplicaRange = 1
     """A fixed number, or bounds."""

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
-from maas_ray.serve.telemetry.request_record import Ended
+from maas_ray.serve.telemetry.request_record import RequestRecord
 from maas_ray.spec import Spec
 
 log = get_logger(__name__)
@@ -78,7 +78,7 @@ class AccessLog:
         self._limit = spec.max_buffered_lines
         self._every_s = spec.flush_every_s
         self._replica = replica
-        self._lines: deque[tuple[float, Ended]] = deque()
+        self._lines: deque[tuple[float, RequestRecord]] = deque()
         self._num_dropped = 0
         self._num_lost = 0  # counted apart: only the thread writes it
         self._is_failing = False
@@ -105,14 +105,14 @@ class AccessLog:
         """Lines that were not written: the buffer was full, or the file failed."""
         return self._num_dropped + self._num_lost
 
-    def note(self, ended: Ended) -> None:
+    def note(self, record: RequestRecord) -> None:
         """Buffers a request, if it is an error or in the sample."""
-        if ended.status < 400 and self._sample < 1.0 and random() >= self._sample:  # noqa: S311
+        if record.status < 400 and self._sample < 1.0 and random() >= self._sample:  # noqa: S311
             return
         if len(self._lines) >= self._limit or self._is_closed:
             self._num_dropped += 1
             return
-        self._lines.append((time.time(), ended))
+        self._lines.append((time.time(), record))
         if len(self._lines) == self._limit // 2:
             self._wake.set()
 
@@ -144,22 +144,22 @@ class AccessLog:
                 log.warning("the access log cannot be written, lines are dropped until it can: %s", error)
             self._is_failing = True
 
-    def _line(self, time_s: float, ended: Ended) -> bytes:
+    def _line(self, time_s: float, record: RequestRecord) -> bytes:
         return orjson.dumps(
             {
                 "time": datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-                "request_id": ended.request_id,
-                "tenant": ended.tenant,
-                "model": ended.model,
-                "version": ended.version,
-                "outcome": ended.outcome,
-                "status": ended.status,
-                "bytes_in": ended.bytes_in,
-                "bytes_out": ended.bytes_out,
-                "rows": ended.num_rows,
-                "queue_ms": round(ended.queue_s * 1e3, 3),
-                "compute_ms": round(ended.compute_s * 1e3, 3),
-                "total_ms": round(ended.total_s * 1e3, 3),
+                "request_id": record.request_id,
+                "tenant": record.tenant,
+                "model": record.model,
+                "version": record.version,
+                "outcome": record.outcome,
+                "status": record.status,
+                "bytes_in": record.bytes_in,
+                "bytes_out": record.bytes_out,
+                "rows": record.num_rows,
+                "queue_ms": round(record.queue_s * 1e3, 3),
+                "compute_ms": round(record.compute_s * 1e3, 3),
+                "total_ms": round(record.total_s * 1e3, 3),
                 "replica": self._replica,
             }
         )

@@ -17,7 +17,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_CONTENT_TYPE = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-class Family(NamedTuple):
+class MetricFamily(NamedTuple):
     """One metric: its name as Prometheus stores it, its kind and what it means."""
 
     name: str
@@ -26,30 +26,30 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("maas_requests_total", "counter", "Inference requests that ended, by outcome."),
-    Family("maas_inference_count_total", "counter", "Rows of requests that were answered well."),
-    Family("maas_execution_count_total", "counter", "Runs of the engine that ended well."),
-    Family("maas_execution_seconds_total", "counter", "Time of these runs; its rate is the share of time in the engine."),
-    Family("maas_batch_rows", "histogram", "Rows of one run; sum by count is the mean batch."),
-    Family("maas_merge_checks_total", "counter", "Requests of merged runs that were run again alone."),
-    Family("maas_merge_differences_total", "counter", "Those whose answer differed; the first one ends merging."),
-    Family("maas_request_seconds", "histogram", "End to end, of requests that were answered well."),
-    Family("maas_queue_seconds", "histogram", "Waiting for the first run, of one request."),
-    Family("maas_compute_seconds", "histogram", "The whole run that a request was part of, of one request."),
-    Family("maas_read_seconds", "summary", "Parsing one request."),
-    Family("maas_write_seconds", "summary", "Writing one answer."),
-    Family("maas_pending_requests", "gauge", "Requests that wait for a run."),
-    Family("maas_model_loaded", "gauge", "1 if the version is in the replica's memory."),
-    Family("maas_model_loads_total", "counter", "Loads that ended well."),
-    Family("maas_model_load_failures_total", "counter", "Loads that failed."),
-    Family("maas_model_evictions_total", "counter", "Times the version left the replica's memory."),
-    Family("maas_model_load_seconds", "summary", "One load, from the first byte read to warm."),
-    Family("maas_http_responses_total", "counter", "Answers that belong to no model version, by route and status."),
-    Family("maas_connections", "gauge", "Open connections."),
-    Family("maas_connections_accepted_total", "counter", "Connections accepted."),
-    Family("maas_access_log_dropped_total", "counter", "Lines of the access log dropped because its buffer was full."),
-    Family("maas_replicas_silent", "gauge", "Replicas that did not answer this scrape in time, and whose counts are missing from it."),
-    Family("maas_replica_start_time_seconds", "gauge", "When the replica started, in seconds since the epoch; its count is the number of replicas."),
+    MetricFamily("maas_requests_total", "counter", "Inference requests that ended, by outcome."),
+    MetricFamily("maas_inference_count_total", "counter", "Rows of requests that were answered well."),
+    MetricFamily("maas_execution_count_total", "counter", "Runs of the engine that ended well."),
+    MetricFamily("maas_execution_seconds_total", "counter", "Time of these runs; its rate is the share of time in the engine."),
+    MetricFamily("maas_batch_rows", "histogram", "Rows of one run; sum by count is the mean batch."),
+    MetricFamily("maas_merge_checks_total", "counter", "Requests of merged runs that were run again alone."),
+    MetricFamily("maas_merge_differences_total", "counter", "Those whose answer differed; the first one ends merging."),
+    MetricFamily("maas_request_seconds", "histogram", "End to end, of requests that were answered well."),
+    MetricFamily("maas_queue_seconds", "histogram", "Waiting for the first run, of one request."),
+    MetricFamily("maas_compute_seconds", "histogram", "The whole run that a request was part of, of one request."),
+    MetricFamily("maas_read_seconds", "summary", "Parsing one request."),
+    MetricFamily("maas_write_seconds", "summary", "Writing one answer."),
+    MetricFamily("maas_pending_requests", "gauge", "Requests that wait for a run."),
+    MetricFamily("maas_model_loaded", "gauge", "1 if the version is in the replica's memory."),
+    MetricFamily("maas_model_loads_total", "counter", "Loads that ended well."),
+    MetricFamily("maas_model_load_failures_total", "counter", "Loads that failed."),
+    MetricFamily("maas_model_evictions_total", "counter", "Times the version left the replica's memory."),
+    MetricFamily("maas_model_load_seconds", "summary", "One load, from the first byte read to warm."),
+    MetricFamily("maas_http_responses_total", "counter", "Answers that belong to no model version, by route and status."),
+    MetricFamily("maas_connections", "gauge", "Open connections."),
+    MetricFamily("maas_connections_accepted_total", "counter", "Connections accepted."),
+    MetricFamily("maas_access_log_dropped_total", "counter", "Lines of the access log dropped because its buffer was full."),
+    MetricFamily("maas_replicas_silent", "gauge", "Replicas that did not answer this scrape in time, and whose counts are missing from it."),
+    MetricFamily("maas_replica_start_time_seconds", "gauge", "When the replica started, in seconds since the epoch; its count is the number of replicas."),
 )  # fmt: skip
 """All metrics, in the order of the text."""
 

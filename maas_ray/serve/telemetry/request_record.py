@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from maas_ray.serve.telemetry.stats import Outcome
 
 
-class Ended(NamedTuple):
+class RequestRecord(NamedTuple):
     """One inference request. Times are seconds; a part that was not reached took 0."""
 
     outcome: Outcome
@@ -38,7 +38,7 @@ class Ended(NamedTuple):
 class Observer(Protocol):
     """Who writes requests down: the access log, tracing."""
 
-    def note(self, ended: Ended) -> None:
+    def note(self, record: RequestRecord) -> None:
         """Called on the loop, once for each request; never blocks and never raises."""
         ...
 

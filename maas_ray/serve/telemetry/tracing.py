@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
-from maas_ray.serve.telemetry.request_record import Ended
+from maas_ray.serve.telemetry.request_record import RequestRecord
 from maas_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ class Tracer:
         )
         self._tracer = self._provider.get_tracer("maas_ray")
 
-    def note(self, ended: Ended) -> None:
+    def note(self, record: RequestRecord) -> None:
         """Makes the spans of a request, if it is sampled."""
-        parent = _TRACEPARENT.fullmatch(ended.traceparent) if ended.traceparent else None
+        parent = _TRACEPARENT.fullmatch(record.traceparent) if record.traceparent else None
         if parent is not None and parent[1] == b"00" and parent[5] is not None:
             parent = None
         if parent is None:
@@ -114,7 +114,7 @@ class Tracer:
         if self._num_in_second > self._limit:
             return
         try:
-            self._make_spans(ended, None if parent is None else _context(parent[2], parent[3]), now_ns)
+            self._make_spans(record, None if parent is None else _context(parent[2], parent[3]), now_ns)
         except Exception:  # a request that was answered must not fail by being watched
             log.exception("the spans of a request cannot be made")
 
@@ -127,26 +127,26 @@ class Tracer:
         if closing.is_alive():
             log.warning("the last spans were not sent within %g s and are lost", timeout_s)
 
-    def _make_spans(self, ended: Ended, parent: "Context | None", end_ns: int) -> None:
+    def _make_spans(self, record: RequestRecord, parent: "Context | None", end_ns: int) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-        start_ns = end_ns - round(ended.total_s * 1e9)
+        start_ns = end_ns - round(record.total_s * 1e9)
         attributes: dict[str, str | int] = {
-            "http.response.status_code": ended.status,
-            "maas.request_id": ended.request_id,
-            "maas.outcome": ended.outcome,
-            "maas.tenant": ended.tenant,
-            "maas.model": ended.model,
-            "maas.version": ended.version,
-            "maas.run": ended.run,
-            "maas.rows": ended.num_rows,
+            "http.response.status_code": record.status,
+            "maas.request_id": record.request_id,
+            "maas.outcome": record.outcome,
+            "maas.tenant": record.tenant,
+            "maas.model": record.model,
+            "maas.version": record.version,
+            "maas.run": record.run,
+            "maas.rows": record.num_rows,
         }
         root = self._tracer.start_span("infer", parent, SpanKind.SERVER, attributes, start_time=start_ns)
-        if ended.status >= 500:
-            root.set_status(Status(StatusCode.ERROR, ended.outcome))
+        if record.status >= 500:
+            root.set_status(Status(StatusCode.ERROR, record.outcome))
         below = set_span_in_context(root)
-        part_ns = start_ns + round(ended.read_s * 1e9)
-        for name, part_s in (("queue", ended.queue_s), ("compute", ended.compute_s)):
+        part_ns = start_ns + round(record.read_s * 1e9)
+        for name, part_s in (("queue", record.queue_s), ("compute", record.compute_s)):
             if part_s > 0:
                 shared = {key: attributes[key] for key in ("maas.model", "maas.version", "maas.run", "maas.rows")}
                 span = self._tracer.start_span(name, below, SpanKind.INTERNAL, shared, start_time=part_ns)

@@ -36,7 +36,7 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
         claim: the lease in whose name the result is committed.
 
     Returns:
-        The figures: the loss on the training split, and those of the validation split where there is one.
+        The metrics: the loss on the training split, and those of the validation split where there is one.
 
     Raises:
         DataError, ModelError, SpecError: the data or the model do not fit.
@@ -60,8 +60,8 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
         step=STEP,
         total_steps=STEP,
         epoch=1.0,
-        loss=_figures(dataset, net, train)["loss"],
-        metrics=_figures(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
+        loss=_metrics(dataset, net, train)["loss"],
+        metrics=_metrics(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
     )
     journal = Journal(store, spec.run, 0, [])
     try:
@@ -87,7 +87,7 @@ def _preprocessed(preprocess: Preprocess, dataset: Dataset, columns: list[NDArra
     return np.concatenate(parts)
 
 
-def _figures(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
+def _metrics(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
     features = dataset.features
     return evaluate(
         RawModel(features, net),

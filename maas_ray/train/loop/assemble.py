@@ -1,4 +1,4 @@
-"""From a spec and a rank's place in the mesh to its trainee, plan and loader. Knows no store of checkpoints and no Ray."""
+"""From a spec and a rank's place in the mesh to its TrainState, plan and loader. Knows no store of checkpoints and no Ray."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +16,13 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.loop.ema import Ema
-from maas_ray.train.loop.fit import Batches, Plan, Trainee
+from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss, num_valid
 from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
-from maas_ray.train.parallel.mesh import Place, distribute
+from maas_ray.train.parallel.mesh import RankCoordinates, distribute
 from maas_ray.train.parallel.pipeline import Pipeline
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
@@ -69,29 +69,29 @@ def build_or_defer(
     return build(), None
 
 
-def build_trainee(
+def build_train_state(
     spec: TrainSpec,
     features: Features,
     num_rows: int,
-    place: Place,
+    coordinates: RankCoordinates,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> Trainee:
+) -> TrainState:
     """What this rank trains.
 
     Args:
         spec: the run.
         features: of its data.
         num_rows: of the training split.
-        place: this rank's.
+        coordinates: this rank's.
         device: where it computes.
         dtype: of weights and activations; float64 for comparisons.
 
     Raises:
         ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
     """
-    net, deferred = build_or_defer(spec, features, [place.layout], dtype)
-    is_replicated = place.layout.world > 1 and place.layout.dp_replicate == place.layout.world
+    net, deferred = build_or_defer(spec, features, [coordinates.layout], dtype)
+    is_replicated = coordinates.layout.world > 1 and coordinates.layout.dp_replicate == coordinates.layout.world
     example = example_rows(features.row, dtype=dtype)
     has_unused = is_replicated and bool(unused_weights(net, example))
     replace_dropout(net)
@@ -103,7 +103,7 @@ def build_trainee(
     loss = build_loss(spec.objective, features.task)
     parts = distribute(
         net,
-        place,
+        coordinates,
         device,
         plan=spec.parallelism.tp_plan,
         precision=spec.precision,
@@ -116,18 +116,18 @@ def build_trainee(
         deferred.fill(parts.bare, device)
     optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
     pipeline = None
-    if place.mesh is not None and place.layout.pp > 1:
+    if coordinates.mesh is not None and coordinates.layout.pp > 1:
         pipeline = Pipeline(
             parts.wrapped,
-            place.layout,
-            rank=place.pp,
-            group=place.mesh["pp"].get_group(),
+            coordinates.layout,
+            rank=coordinates.pp,
+            group=coordinates.mesh["pp"].get_group(),
             num_microbatches=spec.batch.accumulation_steps,
             loss=loss,
             seed=spec.seed,
             device=device,
         )
-    return Trainee(
+    return TrainState(
         parts=parts.bare,
         model=parts.wrapped[0],
         preprocess=Preprocess(features).to(device),
@@ -135,7 +135,7 @@ def build_trainee(
         optimizer=optimizer,
         schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(num_rows)),
         device=device,
-        place=place,
+        coordinates=coordinates,
         num_valid=num_valid if features.row.vocab_size is not None else None,
         l1=spec.objective.l1,
         l2=spec.objective.l2,
@@ -145,9 +145,9 @@ def build_trainee(
     )
 
 
-def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
+def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
     """The numbers of a run on a training split of `num_rows` rows."""
-    return Plan(
+    return LoopPlan(
         total_steps=spec.total_steps(num_rows),
         stop=spec.stop_position(num_rows),
         global_size=spec.batch.global_size,
@@ -162,20 +162,20 @@ def build_plan(spec: TrainSpec, num_rows: int) -> Plan:
     )
 
 
-def build_loader(spec: TrainSpec, dataset: Dataset, place: Place) -> Loader:
+def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates) -> Loader:
     """This rank's rows of each global batch."""
     return Loader.over(
         open_rows(dataset, "train", seed=spec.seed),
         seed=spec.seed,
         global_batch=spec.batch.global_size,
-        rank=place.dp,
-        world=place.layout.dp,
+        rank=coordinates.dp,
+        world=coordinates.layout.dp,
         accumulation_steps=spec.batch.accumulation_steps,
     )
 
 
 def build_batches(
-    spec: TrainSpec, plan: Plan, loader: Loader, first_step: int, device: torch.device
+    spec: TrainSpec, plan: LoopPlan, loader: Loader, first_step: int, device: torch.device
 ) -> AbstractContextManager[Batches]:
     """The loader, or one that reads ahead as the spec says."""
     depth = spec.performance.prefetch

@@ -1,4 +1,4 @@
-"""The exponential moving average of a trainee's weights (Polyak & Juditsky 1992), on any layout. Knows no loop.
+"""The exponential moving average of a TrainState's weights (Polyak & Juditsky 1992), on any layout. Knows no loop.
 
 Averages lie as the weights do: whole, or this rank's piece of a DTensor, so updating them needs no other rank. Buffers,
 such as the statistics of a batch normalization, are not averaged: those of the weights are used.

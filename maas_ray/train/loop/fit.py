@@ -5,7 +5,7 @@ What makes a run exact, whatever interrupts it, and the same training on every l
 - dropout masks are functions of (seed, position of the sample); other random numbers of step s start from (seed, s, r),
   where r is the rank among those that have rows of their own,
 - gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
-- the order in which DistributedDataParallel adds up gradients is settled before the first step (`settle`).
+- the order in which DistributedDataParallel adds up gradients is settled before the first step (`warm_up_buckets`).
 So step s + 1 depends on nothing but the state after step s.
 """
 
@@ -33,7 +33,7 @@ from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients,
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
 
 
@@ -46,11 +46,11 @@ class Batches(Protocol):
 
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-"""(scores [N, K], target [N]) -> loss of each sample [N]."""
+"""(logits [N, K], target [N]) -> loss of each sample [N]."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoopPlan:
     """The numbers of a run, the same on every rank.
 
     Attributes:
@@ -100,12 +100,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainState:
     """What is trained, on this rank.
 
     Attributes:
         parts: this rank's pieces of the network: all of it, or its pipeline stages; maybe of DTensors.
-        model: preprocessed rows -> scores [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
+        model: preprocessed rows -> logits [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
         preprocess: encoded raw columns -> preprocessed rows.
         num_valid: (target) -> what its losses count as; None: one for each row.
         l1: factor of the sum of absolute weights, added to the mean loss.
@@ -122,7 +122,7 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     device: torch.device
-    place: Place
+    coordinates: RankCoordinates
     num_valid: Callable[[Tensor], Tensor] | None = None
     l1: float = 0.0
     l2: float = 0.0
@@ -140,9 +140,9 @@ class Trainee:
         for part in self.parts:
             part.train(mode)
 
-    def microbatch_rows(self, plan: "Plan", num_microbatches: int) -> int:
+    def microbatch_rows(self, plan: "LoopPlan", num_microbatches: int) -> int:
         """Rows of each micro-batch of a full step."""
-        share = -(-plan.global_size // self.place.layout.dp)
+        share = -(-plan.global_size // self.coordinates.layout.dp)
         return -(-share // num_microbatches)
 
     def rows(self, batch: Batch) -> Tensor:
@@ -153,8 +153,8 @@ class Trainee:
 
 
 def fit(
-    plan: Plan,
-    trainee: Trainee,
+    plan: LoopPlan,
+    state: TrainState,
     loader: Batches,
     first_step: int,
     *,
@@ -169,7 +169,7 @@ def fit(
 
     Args:
         plan: the numbers of the run.
-        trainee: model, loss and optimizer of this rank, holding the state after `first_step` steps.
+        state: model, loss and optimizer of this rank, holding the state after `first_step` steps.
         loader: this rank's share of each global batch.
         first_step: steps that are done already.
         report: called on every rank at each logged step.
@@ -190,26 +190,26 @@ def fit(
     """
     if stop is not None and first_step and stop(True):
         return True  # it was decided before the last commit
-    trainee.train()
+    state.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
         if begin is not None:
             begin(step + 1)
-        lr = float(trainee.optimizer.param_groups[0]["lr"])
-        loss, _ = train_step(plan, trainee, loader, step)
+        lr = float(state.optimizer.param_groups[0]["lr"])
+        loss, _ = train_step(plan, state, loader, step)
         done = step + 1
         is_logged = done % plan.log_every == 0 or done == plan.total_steps
         is_validated = validate is not None and plan.is_validated(step)
         if is_logged:
-            mean = mean_loss(trainee, loss, step)
+            mean = mean_loss(state, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
             report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
             logged_at, logged_s = done, time.perf_counter()
         if validate is not None and is_validated:
-            _validate(trainee, validate, done)
+            _validate(state, validate, done)
         is_last = stop is not None and (is_logged or is_validated) and stop(is_validated)
         if validate is not None and is_last and not is_validated:
-            _validate(trainee, validate, done)
+            _validate(state, validate, done)
         is_interrupted = leaves is not None and not is_last and done < plan.total_steps and leaves(done)
         if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last or is_interrupted:
             checkpoint(done)
@@ -220,62 +220,62 @@ def fit(
     return True
 
 
-def _validate(trainee: Trainee, validate: Callable[[int], None], done: int) -> None:
-    trainee.train(False)
+def _validate(state: TrainState, validate: Callable[[int], None], done: int) -> None:
+    state.train(False)
     validate(done)
-    trainee.train()
+    state.train()
 
 
-def train_step(plan: Plan, trainee: Trainee, loader: Batches, step: int) -> tuple[Tensor, float | None]:
+def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) -> tuple[Tensor, float | None]:
     """One optimizer step.
 
     Returns:
         This rank's share of the global mean loss: summed over the ranks with rows of their own it is the mean. And the
         norm of the whole gradient, if it is clipped.
     """
-    place = trainee.place
-    seed_step(plan.seed, step, place.dp)
+    coordinates = state.coordinates
+    seed_step(plan.seed, step, coordinates.dp)
     cursor = step * plan.global_size
     batches = loader.load(cursor, plan.stop)
-    count = _start_counting(trainee, batches, min(plan.global_size, plan.stop - cursor))
-    trainee.optimizer.zero_grad(set_to_none=True)
+    count = _start_counting(state, batches, min(plan.global_size, plan.stop - cursor))
+    state.optimizer.zero_grad(set_to_none=True)
     # Replicas and shards average their gradients; a mean over the global batch is a sum of shares: dp / count.
-    if trainee.pipeline is not None:
-        filled = _filled(plan, trainee, batches)
-        total = trainee.pipeline.step(filled, place.layout.dp / count())
+    if state.pipeline is not None:
+        filled = _filled(plan, state, batches)
+        total = state.pipeline.step(filled, coordinates.layout.dp / count())
     else:
-        total = torch.zeros((), dtype=torch.float64, device=trainee.device)
+        total = torch.zeros((), dtype=torch.float64, device=state.device)
         scale: float | None = None
         for batch, is_last in _with_last(batches):
-            with _sync(trainee.model, is_last):
-                loss = _loss_sum(plan, trainee, batch)
-                scale = scale or place.layout.dp / count()  # the first forward pass has hidden the wait
+            with _sync(state.model, is_last):
+                loss = _loss_sum(plan, state, batch)
+                scale = scale or coordinates.layout.dp / count()  # the first forward pass has hidden the wait
                 loss = loss * scale
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     # Of the optimizer, which has them in lists: walking through all modules takes as long as a small layer.
-    parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     align_gradients(parameters)
-    if trainee.l1 or trainee.l2:
-        add_penalty_gradient(trainee.weights, trainee.l1, trainee.l2)
+    if state.l1 or state.l2:
+        add_penalty_gradient(state.weights, state.l1, state.l2)
     norm = None
     if plan.max_grad_norm is not None:
-        norm = clip_gradients(parameters, plan.max_grad_norm, place.layout)
-    trainee.optimizer.step()
-    trainee.schedule.step()
-    if trainee.ema is not None:
-        trainee.ema.update(step + 1)
-    return total / place.layout.dp, norm
+        norm = clip_gradients(parameters, plan.max_grad_norm, coordinates.layout)
+    state.optimizer.step()
+    state.schedule.step()
+    if state.ema is not None:
+        state.ema.update(step + 1)
+    return total / coordinates.layout.dp, norm
 
 
-def _start_counting(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
+def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
     """Begins to count what the sum of the losses of the global batch is divided by; returns what waits for it."""
-    if trainee.num_valid is None:
+    if state.num_valid is None:
         return lambda: num_rows
-    count = torch.zeros((), dtype=torch.int64, device=trainee.device)
+    count = torch.zeros((), dtype=torch.int64, device=state.device)
     for batch in batches:
-        count += trainee.num_valid(batch.target).to(trainee.device)
-    layout = trainee.place.layout
+        count += state.num_valid(batch.target).to(state.device)
+    layout = state.coordinates.layout
     work = dist.all_reduce(count, async_op=True) if dist.is_initialized() else None
 
     def counted() -> float:
@@ -287,12 +287,12 @@ def _start_counting(trainee: Trainee, batches: Sequence[Batch], num_rows: int) -
     return counted
 
 
-def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[MicroBatch]:
+def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list[MicroBatch]:
     """Micro-batches of one size, which a pipeline needs; what was added counts for nothing."""
-    size = trainee.microbatch_rows(plan, len(batches))
+    size = state.microbatch_rows(plan, len(batches))
     filled: list[MicroBatch] = []
     for batch in batches:
-        rows, target, missing = trainee.rows(batch), batch.target.to(trainee.device), size - batch.num_rows
+        rows, target, missing = state.rows(batch), batch.target.to(state.device), size - batch.num_rows
         positions = batch.positions
         if missing:
             rows, target, positions = (_filled_up(values, missing) for values in (rows, target, positions))
@@ -300,23 +300,23 @@ def _filled(plan: Plan, trainee: Trainee, batches: Sequence[Batch]) -> list[Micr
     return filled
 
 
-def settle(plan: Plan, trainee: Trainee, loader: Batches) -> None:
+def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
     """Runs one batch forward and back and forgets it, before the state is loaded.
 
     DistributedDataParallel re-groups its gradient buckets after its first backward pass. With three or more
     ranks the grouping decides the order of additions, so a resumed run, whose first pass comes later, would
     differ in the last bits from one that was never interrupted. After this call every step uses the final one.
     """
-    if not isinstance(trainee.model, DistributedDataParallel):
+    if not isinstance(state.model, DistributedDataParallel):
         return
-    net = trainee.parts[0]
+    net = state.parts[0]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     net.train()
     for _ in range(2):  # the second forward pass is where the buckets are rebuilt
         for batch, is_last in _with_last(loader.load(0, plan.stop)):
-            with _sync(trainee.model, is_last):
-                _loss_sum(plan, trainee, batch).backward()  # type: ignore[no-untyped-call]
-    trainee.optimizer.zero_grad(set_to_none=True)
+            with _sync(state.model, is_last):
+                _loss_sum(plan, state, batch).backward()  # type: ignore[no-untyped-call]
+    state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in net.named_buffers():
             buffer.copy_(buffers[name])
@@ -336,42 +336,42 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(value)
 
 
-def _loss_sum(plan: Plan, trainee: Trainee, batch: Batch) -> Tensor:
-    rows, positions = trainee.rows(batch), batch.positions
+def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
+    rows, positions = state.rows(batch), batch.positions
     if not batch.num_rows:  # this rank takes part with a row that counts for nothing: few models can be fed with none
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
-    is_sharded = isinstance(trainee.model, FSDPModule)  # its own policy says what is computed in which precision
+    is_sharded = isinstance(state.model, FSDPModule)  # its own policy says what is computed in which precision
     with (
         samples(plan.seed, positions),
-        torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
+        torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
         try:
-            scores = trainee.model(rows)
+            logits = state.model(rows)
         except RuntimeError as error:
             if UNEQUAL in str(error):
                 raise unequal_use(error) from error
             raise
     if not batch.num_rows:
-        nothing: Tensor = scores.sum() * 0.0
+        nothing: Tensor = logits.sum() * 0.0
         return nothing
-    return trainee.loss(scores, batch.target.to(trainee.device, non_blocking=True)).sum()
+    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:
     return functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
 
 
-def mean_loss(trainee: Trainee, share: Tensor, step: int) -> float:
+def mean_loss(state: TrainState, share: Tensor, step: int) -> float:
     """The global mean loss of step number `step`, penalties included, from the shares of all ranks. Collective.
 
     Raises:
         TrainingFailed: it is no longer a finite number.
     """
-    layout, total = trainee.place.layout, share.clone()
+    layout, total = state.coordinates.layout, share.clone()
     if dist.is_initialized():
         dist.all_reduce(total)
     # The ranks of a tensor-parallel group have computed the same shares; of a pipeline only the last stage has any.
-    mean = float(total) / layout.tp + penalty(trainee.weights, trainee.l1, trainee.l2, layout)
+    mean = float(total) / layout.tp + penalty(state.weights, state.l1, state.l2, layout)
     if not np.isfinite(mean):
         raise TrainingFailed(
             f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set max_grad_norm, or check the data for extremes"

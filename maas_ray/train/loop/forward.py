@@ -1,42 +1,42 @@
-"""The scores of a trainee on any layout, as one module that evaluation can call. Knows no figure and no data source."""
+"""The logits of a TrainState on any layout, as one module that evaluation can call. Knows no metric and no data source."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.train.loop.fit import Plan, Trainee
+from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.parallel.pipeline import MicroBatch
 
 
 class Scorer(nn.Module):
-    """Encoded raw columns -> scores, on every rank of the group that has these rows.
+    """Encoded raw columns -> logits, on every rank of the group that has these rows.
 
     All ranks that share a replica have to call it equally often: pieces of the model lie on each of them.
 
     Args:
-        trainee: of this rank.
+        state: of this rank.
         plan: the numbers of the run; a pipeline was set up for micro-batches of their size.
         num_microbatches: of a step.
     """
 
-    def __init__(self, trainee: Trainee, plan: Plan, num_microbatches: int) -> None:
+    def __init__(self, state: TrainState, plan: LoopPlan, num_microbatches: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(trainee.parts)
-        self._trainee = trainee
+        self.parts = nn.ModuleList(state.parts)
+        self._state = state
         self._num_microbatches = num_microbatches
-        self._size = trainee.microbatch_rows(plan, num_microbatches)
+        self._size = state.microbatch_rows(plan, num_microbatches)
 
     def forward(self, *columns: Tensor) -> Tensor:
         """See the class."""
-        trainee = self._trainee
-        rows = trainee.preprocess(*columns)
-        rows = rows.to(trainee.dtype) if rows.is_floating_point() else rows
-        if trainee.pipeline is None:
-            model = trainee.model
+        state = self._state
+        rows = state.preprocess(*columns)
+        rows = rows.to(state.dtype) if rows.is_floating_point() else rows
+        if state.pipeline is None:
+            model = state.model
             # Each rank evaluates its own number of batches: nothing of DistributedDataParallel is needed.
-            scores: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
-            return scores
+            logits: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
+            return logits
         return torch.cat(
             [piece for start in range(0, len(rows), self._step_rows) for piece in self._piped(rows, start)]
         )
@@ -46,7 +46,7 @@ class Scorer(nn.Module):
         return self._size * self._num_microbatches
 
     def _piped(self, rows: Tensor, start: int) -> list[Tensor]:
-        pipeline = self._trainee.pipeline
+        pipeline = self._state.pipeline
         if pipeline is None:
             return []
         batches: list[MicroBatch] = []
@@ -57,4 +57,4 @@ class Scorer(nn.Module):
             piece = functional.pad(piece, (0, 0) * (piece.dim() - 1) + (0, self._size - num_rows))
             positions = torch.zeros(self._size, dtype=torch.int64)
             batches.append((piece, positions, positions, num_rows))
-        return pipeline.scores(batches)
+        return pipeline.logits(batches)

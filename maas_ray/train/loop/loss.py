@@ -11,7 +11,7 @@ from maas_ray.errors import ModelError
 from maas_ray.train.spec.optim import ObjectiveSpec, loss_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(scores, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
+"""(logits, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
 
 IGNORED = -100
 """A target that does not count: torch's own default of `ignore_index`."""
@@ -25,9 +25,9 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         task: what the target is.
 
     Returns:
-        A function of scores [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
-        scores [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
-        ModelError if the shapes do not fit. Losses are float32, or float64 if the scores are.
+        A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
+        logits [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
+        ModelError if the shapes do not fit. Losses are float32, or float64 if the logits are.
 
     Raises:
         SpecError: the loss or the label smoothing does not fit the task.
@@ -35,16 +35,16 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
     name = loss_name(spec, task)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
 
-    def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
-        if scores.dim() != 2 or target.shape != scores.shape[:1]:
-            raise _unfit(name, scores, target, "[N, classes]")
-        return functional.cross_entropy(_widened(scores), target, reduction="none", label_smoothing=smoothing)
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.dim() != 2 or target.shape != logits.shape[:1]:
+            raise _unfit(name, logits, target, "[N, classes]")
+        return functional.cross_entropy(_widened(logits), target, reduction="none", label_smoothing=smoothing)
 
-    def token_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
-        if scores.dim() != 3 or target.shape != scores.shape[:2]:
-            raise _unfit(name, scores, target, "[N, T, V]", "[N, T]")
+    def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.dim() != 3 or target.shape != logits.shape[:2]:
+            raise _unfit(name, logits, target, "[N, T, V]", "[N, T]")
         losses = functional.cross_entropy(
-            _widened(scores).flatten(0, 1),
+            _widened(logits).flatten(0, 1),
             target.flatten(),
             reduction="none",
             ignore_index=IGNORED,
@@ -52,19 +52,19 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         )
         return losses.view(target.shape).sum(dim=1)
 
-    def single(scores: Tensor, target: Tensor) -> Tensor:
-        if scores.shape != (*target.shape, 1):
-            raise _unfit(name, scores, target, "[N, 1]")  # [N, 1] against [N] would broadcast to [N, N] silently
-        score = _widened(scores[:, 0])
-        wanted = target.to(score.dtype)
+    def single(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape != (*target.shape, 1):
+            raise _unfit(name, logits, target, "[N, 1]")  # [N, 1] against [N] would broadcast to [N, N] silently
+        output = _widened(logits[:, 0])
+        wanted = target.to(output.dtype)
         if name == "bce":
             wanted = wanted * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(score, wanted, reduction="none")
+            return functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
         if name == "mse":
-            return functional.mse_loss(score, wanted, reduction="none")
+            return functional.mse_loss(output, wanted, reduction="none")
         if name == "mae":
-            return functional.l1_loss(score, wanted, reduction="none")
-        return functional.huber_loss(score, wanted, reduction="none", delta=delta)
+            return functional.l1_loss(output, wanted, reduction="none")
+        return functional.huber_loss(output, wanted, reduction="none", delta=delta)
 
     if task in TOKEN_TASKS:
         return token_cross_entropy
@@ -85,12 +85,12 @@ def num_valid(target: Tensor) -> Tensor:
     return (target != IGNORED).sum()
 
 
-def _widened(scores: Tensor) -> Tensor:
+def _widened(logits: Tensor) -> Tensor:
     """At least float32: half precision has too few digits for a sum of exponentials."""
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _unfit(name: str, scores: Tensor, target: Tensor, wanted: str, per: str = "[N]") -> ModelError:
+def _unfit(name: str, logits: Tensor, target: Tensor, wanted: str, per: str = "[N]") -> ModelError:
     return ModelError(
-        f"{name} takes scores {wanted} and a target {per}; it got {list(scores.shape)} and {list(target.shape)}"
+        f"{name} takes logits {wanted} and a target {per}; it got {list(logits.shape)} and {list(target.shape)}"
     )

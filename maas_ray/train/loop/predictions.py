@@ -1,4 +1,4 @@
-"""Predictions for a few rows of held-out data, as a table in Markdown for people to look at. Knows no figure."""
+"""Predictions for a few rows of held-out data, as a table in Markdown for people to look at. Knows no metric."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,7 +22,7 @@ def show_samples(model: nn.Module, rows: Rows, dataset: Dataset, count: int, dev
     Every rank of a group calls it alike: pieces of the model lie on each of them.
 
     Args:
-        model: encoded columns -> scores, as evaluation takes it.
+        model: encoded columns -> logits, as evaluation takes it.
         rows: of the split.
         dataset: whose rows these are.
         count: how many rows, at most.
@@ -42,26 +42,26 @@ def show_samples(model: nn.Module, rows: Rows, dataset: Dataset, count: int, dev
         with torch.no_grad():
             if features.task == "language_modeling":
                 return _table(("text", "goes on", "predicted"), _continued(model, columns[0], dataset))
-            scores = model(*columns).float().cpu()
+            logits = model(*columns).float().cpu()
     finally:
         model.train(was_training)
     if features.task == "masked_language_modeling":
-        return _table(("hidden", "predicted"), _unmasked(scores, target, dataset))
-    return _table(("target", "predicted"), _rows(scores, target, features))
+        return _table(("hidden", "predicted"), _unmasked(logits, target, dataset))
+    return _table(("target", "predicted"), _rows(logits, target, features))
 
 
-def _rows(scores: Tensor, target: Tensor, features: Features) -> Iterable[Sequence[str]]:
+def _rows(logits: Tensor, target: Tensor, features: Features) -> Iterable[Sequence[str]]:
     if features.task == "regression":
-        for wanted, score in zip(target.tolist(), scores[:, 0].tolist(), strict=True):
-            yield f"{wanted:.6g}", f"{score:.6g}"
+        for wanted, value in zip(target.tolist(), logits[:, 0].tolist(), strict=True):
+            yield f"{wanted:.6g}", f"{value:.6g}"
         return
     labels = features.labels or ("0", "1")
     if features.task == "binary":
-        positive = scores[:, :1].sigmoid()
-        scores = torch.cat([1 - positive, positive], dim=1)
+        positive = logits[:, :1].sigmoid()
+        logits = torch.cat([1 - positive, positive], dim=1)
     else:
-        scores = scores.softmax(dim=1)
-    best = scores.topk(min(_SHOWN_CLASSES, scores.shape[1]))
+        logits = logits.softmax(dim=1)
+    best = logits.topk(min(_SHOWN_CLASSES, logits.shape[1]))
     for wanted, values, codes in zip(target.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
         said = (f"{labels[code]} {value:.3f}" for value, code in zip(values, codes, strict=True))
         yield labels[int(wanted)], ", ".join(said)
@@ -78,9 +78,9 @@ def _continued(model: nn.Module, rows: Tensor, dataset: Dataset) -> Iterable[Seq
         yield decode(row[:first]), decode(row[first:]), decode(said[first:])
 
 
-def _unmasked(scores: Tensor, target: Tensor, dataset: Dataset) -> Iterable[Sequence[str]]:
+def _unmasked(logits: Tensor, target: Tensor, dataset: Dataset) -> Iterable[Sequence[str]]:
     decode = _decoder(dataset)
-    for wanted, said in zip(target, scores.argmax(dim=-1), strict=True):
+    for wanted, said in zip(target, logits.argmax(dim=-1), strict=True):
         counted = wanted != IGNORED
         yield (
             " · ".join(decode([code]) for code in wanted[counted].tolist()),

@@ -13,7 +13,7 @@ class Progress:
         loss: mean loss per sample of this step over all ranks, regularization included.
         tokens_per_s: over all ranks, where rows are sequences of tokens.
         mfu: share of the operations per second that the devices could do at best, where that is known.
-        metrics: validation figures, at the end of an epoch, where the data has a validation split.
+        metrics: validation metrics, at the end of an epoch, where the data has a validation split.
         of_step: the step that these are of, if it is an earlier one (validation beside training).
         samples: predictions of that step for a few rows, as Markdown.
         workers: processes that train by now; 0: not said.

@@ -7,7 +7,7 @@ from maas_ray.data.spec.features import Features
 
 
 class RawModel(nn.Module):
-    """Encoded raw columns -> scores [N, K]: the fixed preprocessing, then the network that is trained."""
+    """Encoded raw columns -> logits [N, K]: the fixed preprocessing, then the network that is trained."""
 
     def __init__(self, features: Features, net: nn.Module) -> None:
         super().__init__()
@@ -15,5 +15,5 @@ class RawModel(nn.Module):
         self.net = net
 
     def forward(self, *columns: Tensor) -> Tensor:
-        scores: Tensor = self.net(self.preprocess(*columns))
-        return scores
+        logits: Tensor = self.net(self.preprocess(*columns))
+        return logits

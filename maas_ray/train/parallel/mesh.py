@@ -41,7 +41,7 @@ STYLES = (
 
 
 @dataclass(frozen=True)
-class Place:
+class RankCoordinates:
     """Where a rank stands in the mesh."""
 
     layout: MeshLayout
@@ -66,7 +66,7 @@ class Parts:
     wrapped: list[nn.Module]
 
 
-def place_rank(layout: MeshLayout, device_type: str) -> Place:
+def rank_coordinates(layout: MeshLayout, device_type: str) -> RankCoordinates:
     """Makes the mesh of a layout in the default process group. Collective.
 
     Raises:
@@ -76,7 +76,7 @@ def place_rank(layout: MeshLayout, device_type: str) -> Place:
     if world != layout.world:
         raise ModelError(f"the layout {layout} has {layout.world} ranks and the process group {world}")
     if world == 1:
-        return Place(layout, None)
+        return RankCoordinates(layout, None)
     # A dimension of one rank would get a group too, and each group of gloo a thread that wakes a hundred times a second.
     needed = {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size > 1}
     if layout.cuts_model and layout.dp_replicate > 1:
@@ -85,7 +85,7 @@ def place_rank(layout: MeshLayout, device_type: str) -> Place:
     mesh = init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     at = dict(zip(sizes, mesh.get_coordinate() or (), strict=True))
     dp = at.get("dp_replicate", 0) * layout.dp_shard + at.get("dp_shard", 0)
-    return Place(layout, mesh, at.get("pp", 0), dp, at.get("tp", 0))
+    return RankCoordinates(layout, mesh, at.get("pp", 0), dp, at.get("tp", 0))
 
 
 def refuse_far_groups(layout: MeshLayout, node: str, device: torch.device) -> None:
@@ -115,7 +115,7 @@ def refuse_far_groups(layout: MeshLayout, node: str, device: torch.device) -> No
 
 def distribute(
     net: nn.Module,
-    place: Place,
+    coordinates: RankCoordinates,
     device: torch.device,
     *,
     plan: Mapping[str, str] | None = None,
@@ -129,7 +129,7 @@ def distribute(
 
     Args:
         net: the whole model; it is taken apart. If it is without data (device `meta`), so are the parts.
-        place: this rank's.
+        coordinates: this rank's.
         device: where this rank computes.
         plan: layer name pattern to style; None: the model's own `tp_plan`.
         precision: `bf16` makes sharded layers (FSDP2's policy) and pipeline stages compute in bfloat16; gradients are summed in
@@ -142,18 +142,18 @@ def distribute(
     Raises:
         ModelError: the model cannot be arranged so, with the reason.
     """
-    layout, mesh = place.layout, place.mesh
+    layout, mesh = coordinates.layout, coordinates.mesh
     if mesh is None:
         return Parts([net.to(device)], [net.to(device)])
     # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
     _refuse_layers(net, layout, plan)
     plan = plan if plan is not None else getattr(net, "tp_plan", None)
     if layout.tp > 1:
-        _tell_dropouts(net, place, plan or {})
+        _tell_dropouts(net, coordinates, plan or {})
     stages = [net]
     if layout.pp > 1:
         stages = split_layers(net, layout.num_stages, named=pp_split, example=example, device=device)[
-            place.pp :: layout.pp
+            coordinates.pp :: layout.pp
         ]
     parts = stages if _is_without_data(net) else [stage.to(device) for stage in stages]
     for part in parts:
@@ -245,18 +245,18 @@ def _cut_layers(part: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str], sequ
     _tie_again(part, tied)
 
 
-def _tell_dropouts(net: nn.Module, place: Place, plan: Mapping[str, str]) -> None:
+def _tell_dropouts(net: nn.Module, coordinates: RankCoordinates, plan: Mapping[str, str]) -> None:
     """Says to each dropout layer which piece of the activations it gets. On the whole model: stages may begin anywhere."""
     is_cut = False  # whether the activations at this place of the model are cut along their features
     for name, module in net.named_modules():
         style = _style_of(name, plan)
         if style in ("colwise", "rowwise"):
             is_cut = style == "colwise"
-        elif style is None and isinstance(module, SampleDropout) and (is_cut or place.layout.sequence_parallel):
-            module.shard = (-1 if is_cut else 1, place.tp, place.layout.tp)
+        elif style is None and isinstance(module, SampleDropout) and (is_cut or coordinates.layout.sequence_parallel):
+            module.shard = (-1 if is_cut else 1, coordinates.tp, coordinates.layout.tp)
         running = running_of(module)
         if running is not None and any(_style_of(f"{name}.{child}", plan) == "colwise" for child, _ in module.named_children()):  # fmt: skip
-            running.shard = (1, place.tp, place.layout.tp)  # attention: [N, heads, T, T]
+            running.shard = (1, coordinates.tp, coordinates.layout.tp)  # attention: [N, heads, T, T]
 
 
 def _style_of(name: str, plan: Mapping[str, str]) -> str | None:

@@ -182,7 +182,7 @@ class Pipeline:
         rank: this rank's place in the pipeline.
         group: the ranks of the pipeline.
         num_microbatches: per step.
-        loss: (scores, target) -> loss of each row [R].
+        loss: (logits, target) -> loss of each row [R].
         seed: of the run.
         device: where this rank computes.
 
@@ -216,7 +216,7 @@ class Pipeline:
             loss_fn=self._loss_of,
             scale_grads=False,  # the loss is divided by the rows of the global batch
         )
-        self._scores: list[Tensor] = []
+        self._logits: list[Tensor] = []
 
     def step(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
         """Forward and backward of one step.
@@ -240,8 +240,8 @@ class Pipeline:
             total += loss.detach()
         return total
 
-    def scores(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Forward only: the scores of the rows that count of each micro-batch, on every rank of the pipeline."""
+    def logits(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Forward only: the logits of the rows that count of each micro-batch, on every rank of the pipeline."""
         self._begin(batches, None)
         with torch.no_grad(), samples(self._seed, batches[0][2]):
             self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[], **self._all_rows())
@@ -251,18 +251,18 @@ class Pipeline:
     def _from_last(self, device: torch.device) -> Tensor:
         """What the last stage has computed, on all ranks of the pipeline."""
         shape = torch.zeros(_MAX_DIMS, dtype=torch.int64, device=device)
-        mine = torch.cat(self._scores) if self.is_last else torch.empty(0)
+        mine = torch.cat(self._logits) if self.is_last else torch.empty(0)
         if self.is_last:
             shape[: mine.dim()] = torch.tensor(mine.shape, device=device)
             shape[-1] = _DTYPES.index(mine.dtype)
         dist.broadcast(shape, src=self._last_rank, group=self._group)
         sizes = [size for i, size in enumerate(shape[:-1].tolist()) if size or i == 0]
-        scores = mine if self.is_last else torch.empty(sizes, dtype=_DTYPES[int(shape[-1])], device=device)
-        dist.broadcast(scores, src=self._last_rank, group=self._group)
-        return scores
+        logits = mine if self.is_last else torch.empty(sizes, dtype=_DTYPES[int(shape[-1])], device=device)
+        dist.broadcast(logits, src=self._last_rank, group=self._group)
+        return logits
 
     def _begin(self, batches: Sequence[MicroBatch], scale: float | None) -> None:
-        self._batches, self._scale, self._scores = batches, scale, []
+        self._batches, self._scale, self._logits = batches, scale, []
         for stage in self._stages:
             stage.seed, stage.positions = self._seed, [batch[2] for batch in batches]
 
@@ -275,11 +275,11 @@ class Pipeline:
     def _numbers(self) -> Tensor | None:
         return torch.arange(self._num_microbatches) if self.is_last else None
 
-    def _loss_of(self, scores: Tensor, number: Tensor) -> Tensor:
+    def _loss_of(self, logits: Tensor, number: Tensor) -> Tensor:
         _, target, _, num_rows = self._batches[int(number)]
-        if self._scale is None:  # scores are all that is asked for
-            self._scores.append(scores[:num_rows])
-            return scores.new_zeros(())
+        if self._scale is None:  # logits are all that is asked for
+            self._logits.append(logits[:num_rows])
+            return logits.new_zeros(())
         if not num_rows:
-            return scores.sum() * 0.0
-        return self._loss(scores[:num_rows], target[:num_rows]).sum() * self._scale
+            return logits.sum() * 0.0
+        return self._loss(logits[:num_rows], target[:num_rows]).sum() * self._scale

@@ -65,7 +65,7 @@ class StagedModule(nn.Module):
         flow.received, flow.num_rows = received, len(rows)
         try:
             return super().forward(rows)
-        except _Ended as ended:
+        except _StageEnded as ended:
             return ended.values[0] if len(ended.values) == 1 else ended.values
         finally:
             flow.received = ()
@@ -134,7 +134,9 @@ def stage_modules(
     ]
 
 
-class _Ended(BaseException):  # no error: how a forward pass is left, past whatever errors the module's code catches
+class _StageEnded(
+    BaseException
+):  # no error: how a forward pass is left, past whatever errors the module's code catches
     def __init__(self, values: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.values = values
@@ -188,7 +190,7 @@ class _End:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         values = tree_flatten((args, kwargs))[0]
-        raise _Ended(tuple(values[i].contiguous() for i in self.unit.crossing))
+        raise _StageEnded(tuple(values[i].contiguous() for i in self.unit.crossing))
 
 
 class _Begin:

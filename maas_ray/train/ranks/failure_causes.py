@@ -3,17 +3,17 @@
 import ray
 
 from maas_ray.errors import MaasError, Preempted, RanksMissing, TrainingFailed
-from maas_ray.train.ranks.rank_registry import Roll
+from maas_ray.train.ranks.rank_registry import RankRegistry
 from maas_ray.train.ranks.run_actor import Launch
 
 _WAITED_OUT = ("Timed out waiting", "ollective operation timeout")
 """In what gloo and NCCL say."""
 
 
-def preempted(job: Launch, roll: Roll) -> Preempted:
+def preempted(job: Launch, ranks: RankRegistry) -> Preempted:
     """What a run ends with that was asked to."""
-    step = f"step {roll.committed} is committed" if roll.committed else "nothing was committed yet"
-    return Preempted(f"run {job.run!r} was asked to end ({roll.final}); {step}: give --resume to go on")
+    step = f"step {ranks.committed} is committed" if ranks.committed else "nothing was committed yet"
+    return Preempted(f"run {job.run!r} was asked to end ({ranks.final}); {step}: give --resume to go on")
 
 
 def has_waited_out(error: Exception | None) -> bool:

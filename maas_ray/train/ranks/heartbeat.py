@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from maas_ray.display import get_logger
 from maas_ray.errors import RanksMissing
-from maas_ray.train.ranks.rank_registry import Beat, Word
+from maas_ray.train.ranks.rank_registry import Directive, Heartbeat
 
-BEAT_S = 1.0
-"""Time between two beats."""
+HEARTBEAT_S = 1.0
+"""Time between two heartbeats."""
 QUICK_S = 0.1
 """The same while all ranks agree on a step."""
 
@@ -22,10 +22,10 @@ log = get_logger(__name__)
 
 
 class Pace:
-    """Sends this rank's beats until it is closed.
+    """Sends this rank's heartbeats until it is closed.
 
     Args:
-        send: hands a beat on and returns what this rank is told; may raise, then the next beat is another try.
+        send: hands a heartbeat on and returns what this rank is told; may raise, then the next heartbeat is another try.
         attempt: the attempt's number.
         rank: of this process.
         notice: why this process is to end soon, if it was told so.
@@ -34,7 +34,7 @@ class Pace:
 
     def __init__(
         self,
-        send: Callable[[Beat], Word],
+        send: Callable[[Heartbeat], Directive],
         attempt: int,
         rank: int,
         *,
@@ -44,7 +44,7 @@ class Pace:
         self._send = send
         self._notice = notice
         self._patience_s = patience_s
-        self._state = Beat(attempt, rank)
+        self._state = Heartbeat(attempt, rank)
         self._stop_at: int | None = None
         self._changed = threading.Condition()
         self._is_closed = False
@@ -82,7 +82,7 @@ class Pace:
             self._state = replace(self._state, committed=max(step, self._state.committed))
 
     def close(self, *, has_left: bool = False, timeout_s: float = 10.0) -> None:
-        """Sends the last beat and ends the thread.
+        """Sends the last heartbeat and ends the thread.
 
         Args:
             has_left: this rank leaves early, everything committed.
@@ -100,32 +100,32 @@ class Pace:
                 is_last = self._is_closed
                 said = self._state = replace(self._state, notice=self._notice())
             try:
-                word = self._send(said)
+                directive = self._send(said)
             except Exception as error:  # whoever watches is busy or gone; if gone, this process ends with it
-                log.debug("beat of rank %d was not taken: %s", said.rank, error)
-                word = Word()
+                log.debug("heartbeat of rank %d was not taken: %s", said.rank, error)
+                directive = Directive()
             if is_last:
                 return
             with self._changed:
-                wait_s = self._obey(word)
+                wait_s = self._obey(directive)
                 self._changed.wait_for(lambda: self._is_closed, wait_s)
 
-    def _obey(self, word: Word) -> float:
-        """Takes what this rank is told; returns the seconds until the next beat."""
-        if word.stop_at is not None and self._stop_at is None:
-            self._stop_at = word.stop_at
+    def _obey(self, directive: Directive) -> float:
+        """Takes what this rank is told; returns the seconds until the next heartbeat."""
+        if directive.stop_at is not None and self._stop_at is None:
+            self._stop_at = directive.stop_at
             self._changed.notify_all()
         if self._stop_at is not None:
-            return BEAT_S
+            return HEARTBEAT_S
         done = self._state.done
-        if word.is_asked and self._state.limit is None and done is not None:
+        if directive.is_asked and self._state.limit is None and done is not None:
             self._state = replace(self._state, limit=done + self._margin(done))
             return 0.0
         if self._state.limit is not None:
             return QUICK_S
         if done is not None:
             self._seen = (time.monotonic(), done)
-        return BEAT_S
+        return HEARTBEAT_S
 
     def _margin(self, done: int) -> int:
         """Steps until every rank will have promised and learned of the step: more only makes it later, fewer a wait."""
@@ -133,4 +133,4 @@ class Pace:
             return 1
         seen_s, seen = self._seen
         rate = (done - seen) / max(time.monotonic() - seen_s, 1e-3)
-        return 1 + math.ceil(rate * 1.5 * BEAT_S)
+        return 1 + math.ceil(rate * 1.5 * HEARTBEAT_S)

@@ -1,19 +1,19 @@
 """Starts a run's workers with Ray Train and watches them to the end. The only file that knows ray.train,
 beside the private parts of it in ray_internals/train.py.
 
-Runs in the process of the run's board. `TorchTrainer.fit()` would do the same in more time: on two cores, 2 workers,
+Runs in the process of the run's actor. `TorchTrainer.fit()` would do the same in more time: on two cores, 2 workers,
 most of it imports (seconds of CPU time, each measured):
 - it and its `TorchConfig` import torch in the driver and in the controller's process (2.1 each); `_Meeting` below
   needs none before the workers,
 - the controller gets a process of its own (0.6 to import Ray, 1.2 for Ray Train) when the driver calls `fit`; the
-  board's is there and has imported both while the driver read the data,
+  actor's is there and has imported both while the driver read the data,
 - the controller and the workers get a runtime environment for Ray Train's variables, and a process with one starts
   twice as slowly (2.3 more): first a program that imports Ray to set it. All processes of the cluster have these
   variables already, from the environment of `ray start` (maas_ray/cluster/node/environment.py),
 - Ray Data gets a process to hand out shards (1.9), of which there are none,
 - `ray.train.report` gets a process for its barrier (2.1), which none of our workers calls,
 - a guard in one more process (1.8) frees the workers' resources should the controller die and its driver live on.
-  Here the driver asks the board to `stop`; only what a board leaves that was killed is held until the driver ends,
+  Here the driver asks the actor to `stop`; only what an actor leaves that was killed is held until the driver ends,
 - a watcher in one more process asks whether nodes are drained. The controller asks that itself, in `_Sizes`.
 
 What Ray Train would wait for without an end, or for minutes, has a bound here: placement, start, joining, a silent
@@ -67,7 +67,7 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.capacity import find_room, round_down
 from maas_ray.train.ranks.failure_causes import explain, find_cause, has_waited_out, preempted
-from maas_ray.train.ranks.rank_registry import Roll
+from maas_ray.train.ranks.rank_registry import RankRegistry
 from maas_ray.train.ranks.run_actor import Launch
 
 _START_S = 60.0
@@ -90,17 +90,17 @@ _running: list[TrainController] = []
 log = get_logger(__name__)
 
 
-def launch(job: Launch, board: Any, roll: Roll) -> MaasError | None:
+def launch(job: Launch, actor: Any, ranks: RankRegistry) -> MaasError | None:
     """Runs all attempts of a run; returns what ended the last one, or None.
 
     Args:
         job: the run.
-        board: the actor in whose process this is called.
-        roll: what the ranks report to, through the board.
+        actor: the actor in whose process this is called.
+        ranks: what the ranks report to, through the actor.
     """
     filesystem, path = _ray_storage(open_store(job.storage), job.storage)
     trainer = _Trainer(
-        _worker(job, board),
+        _worker(job, actor),
         backend_config=_Gpus(),
         scaling_config=ScalingConfig(
             num_workers=job.sizes[-1], use_gpu=job.gpus > 0, resources_per_worker=dict(job.resources)
@@ -112,14 +112,14 @@ def launch(job: Launch, board: Any, roll: Roll) -> MaasError | None:
             failure_config=FailureConfig(max_failures=job.max_restarts),
         ),
     )
-    trainer.job, trainer.roll = job, roll
+    trainer.job, trainer.ranks = job, ranks
     try:
         trainer.fit()
         return None
     except TrainingFailedError as error:
         return explain(job, error)
     finally:
-        roll.end("the run is over")
+        ranks.end("the run is over")
         _forget(filesystem, f"{path}/{job.name}")
 
 
@@ -142,16 +142,16 @@ class _SharedGpus(Backend):  # type: ignore[misc]
 
 
 class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
-    """Joins the workers to one process group of torch before they train, and enters them in the roll."""
+    """Joins the workers to one process group of torch before they train, and enters them in the registry."""
 
-    def __init__(self, job: Launch, roll: Roll) -> None:
+    def __init__(self, job: Launch, ranks: RankRegistry) -> None:
         self._job = job
-        self._roll = roll
+        self._ranks = ranks
         self.together = job.together
 
     def after_worker_group_start(self, worker_group: "_WorkerGroup") -> None:
         workers = worker_group.get_workers()
-        attempt = self._roll.begin(
+        attempt = self._ranks.begin(
             [f"process {worker.metadata.pid} on {worker.metadata.node_ip}" for worker in workers]
         )
         found = worker_group.execute_single_async(0, process_group.free_address, workers[0].metadata.node_ip)
@@ -170,7 +170,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
             options = (address, backend, rank, len(workers), self._job.timeout_s, variables, attempt)
             joined[worker_group.execute_single_async(rank, process_group.join, *options)] = rank
         self._gather(joined, "did not join the group")
-        self._roll.joined()
+        self._ranks.joined()
         worker_group.watch()
 
     def before_worker_group_shutdown(self, worker_group: WorkerGroup) -> None:
@@ -184,7 +184,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
             if not done:
                 late = {
                     awaited[ref]: RanksMissing(
-                        f"rank {awaited[ref]} {failing} within {_START_S:g} s ({self._roll.describe(awaited[ref])})"
+                        f"rank {awaited[ref]} {failing} within {_START_S:g} s ({self._ranks.describe(awaited[ref])})"
                     )
                     for ref in open_refs
                 }
@@ -252,11 +252,11 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
 class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _WorkerGroup
 
-    def __init__(self, job: Launch, roll: Roll, **parts: Any) -> None:
+    def __init__(self, job: Launch, ranks: RankRegistry, **parts: Any) -> None:
         self._job = job
-        self._roll = roll
-        self._sizes = _Sizes(job, roll, self.held)
-        policies = {"scaling_policy": self._sizes, "failure_policy": _Restarts(job, roll)}
+        self._ranks = ranks
+        self._sizes = _Sizes(job, ranks, self.held)
+        policies = {"scaling_policy": self._sizes, "failure_policy": _Restarts(job, ranks)}
         super().__init__(**{**parts, **policies})
         propagated = propagated_callbacks(self)
         propagated[:] = [one for one in propagated if not isinstance(one, PreemptionCallback)]
@@ -285,25 +285,25 @@ class _Controller(TrainController):  # type: ignore[misc]
             status = await super()._poll_workers()
             # Who goes on although others gave up waiting is the one that they waited for.
             late = [rank for rank, each in status.worker_statuses.items() if each.error is None and each.running]
-            missing = {rank: f"others waited for it; {self._roll.describe(rank)}" for rank in late}
+            missing = {rank: f"others waited for it; {self._ranks.describe(rank)}" for rank in late}
         else:
-            missing = self._roll.silent(min(_SILENT_S, self._job.timeout_s), _START_S)
+            missing = self._ranks.silent(min(_SILENT_S, self._job.timeout_s), _START_S)
         for rank, what in missing.items():
             each = status.worker_statuses[rank]
             each.error = each.error or RanksMissing(f"rank {rank} is missing: {what}")
         return status
 
     def _is_training_succeeded(self, status: Any) -> bool:
-        return TrainController._is_training_succeeded(status) and not self._roll.has_left
+        return TrainController._is_training_succeeded(status) and not self._ranks.has_left
 
 
 class _Sizes(ScalingPolicy):  # type: ignore[misc]
     """How many workers, and when to change that: at a committed step, or after a loss."""
 
-    def __init__(self, job: Launch, roll: Roll, held: Callable[[], Counter[str]]) -> None:
+    def __init__(self, job: Launch, ranks: RankRegistry, held: Callable[[], Counter[str]]) -> None:
         super().__init__(ScalingConfig(num_workers=job.sizes[-1], resources_per_worker=dict(job.resources)))
         self._job = job
-        self._roll = roll
+        self._ranks = ranks
         self._held = held
         self._waiting_since: float | None = None
         self._looked = time.monotonic()
@@ -331,8 +331,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
             super()._cancel_resource_request()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        if self._roll.final is not None:
-            raise preempted(self._job, self._roll)
+        if self._ranks.final is not None:
+            raise preempted(self._job, self._ranks)
         self._maybe_send_resource_request()
         waited = self._waited()
         size = self._size()
@@ -352,18 +352,18 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        if self._roll.has_left:
+        if self._ranks.has_left:
             decision = self.make_decision_for_non_running_worker_group()
             if isinstance(decision, NoopDecision) and self._waited() >= _SETTLE_S:
                 decision = _RELEASE
             if isinstance(decision, ResizeDecision):
-                self._roll.end(self._roll.asked or "")
+                self._ranks.end(self._ranks.asked or "")
             return decision
         self._waiting_since = None
         self._maybe_send_resource_request()
         try:
-            if self._roll.asked is None and (reason := self._reason(worker_group_state.num_workers)):
-                self._roll.ask(reason)
+            if self._ranks.asked is None and (reason := self._reason(worker_group_state.num_workers)):
+                self._ranks.ask(reason)
         except ray.exceptions.RpcError as error:  # the head is away; ranks train on without it, and it is asked again
             log.warning("the cluster's head does not answer: %s", error)
         return NoopDecision()
@@ -376,8 +376,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         if claimed() is None:
             return num_workers
         while claimed() is not None or not (num_workers := self._size()):
-            if self._roll.final is not None:
-                raise preempted(self._job, self._roll)
+            if self._ranks.final is not None:
+                raise preempted(self._job, self._ranks)
             time.sleep(_POLL_S)
         self._looked = time.monotonic()
         return num_workers
@@ -412,10 +412,10 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
 class _Restarts(FailurePolicy):  # type: ignore[misc]
     """Starts again after a loss, so often in a row; a checkpoint committed since the last one begins the count anew."""
 
-    def __init__(self, job: Launch, roll: Roll) -> None:
+    def __init__(self, job: Launch, ranks: RankRegistry) -> None:
         super().__init__(FailureConfig(max_failures=job.max_restarts))
         self._job = job
-        self._roll = roll
+        self._ranks = ranks
         self._losses = 0
         self._committed = 0
 
@@ -424,30 +424,30 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             return FailureDecision.RETRY  # somebody else took the room; `_Sizes` ends that in time
         rank, found = find_cause(training_failed_error)
-        self._roll.end(f"{'' if rank is None else f'rank {rank}: '}{str(found).partition(chr(10))[0]}")
+        self._ranks.end(f"{'' if rank is None else f'rank {rank}: '}{str(found).partition(chr(10))[0]}")
         if isinstance(training_failed_error, ControllerError) and not isinstance(
             cause, WorkerGroupStartupFailedError | ray.exceptions.RayActorError
         ):
             return FailureDecision.RAISE
         if isinstance(found, MaasError) and not found.retryable:
             return FailureDecision.RAISE  # it would come again
-        if self._roll.committed > self._committed:
-            self._losses, self._committed = 0, self._roll.committed
+        if self._ranks.committed > self._committed:
+            self._losses, self._committed = 0, self._ranks.committed
         self._losses += 1
         return FailureDecision.RETRY if self._losses <= self._job.max_restarts else FailureDecision.RAISE
 
 
 class _Trainer(DataParallelTrainer):  # type: ignore[misc]
     job: Launch
-    roll: Roll
+    ranks: RankRegistry
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         unused = DatasetsCallback | PlacementGroupCleanerCallback | BackendSetupCallback
-        return [*(one for one in callbacks if not isinstance(one, unused)), _Meeting(self.job, self.roll)]
+        return [*(one for one in callbacks if not isinstance(one, unused)), _Meeting(self.job, self.ranks)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        controller = _Controller(self.job, self.roll, **parts)
+        controller = _Controller(self.job, self.ranks, **parts)
         _running.append(controller)
         try:
             asyncio.run(controller.run())
@@ -456,7 +456,7 @@ class _Trainer(DataParallelTrainer):  # type: ignore[misc]
         return controller.get_result()
 
 
-def _worker(job: Launch, board: Any) -> Callable[[], None]:
+def _worker(job: Launch, actor: Any) -> Callable[[], None]:
     """What each Ray Train worker runs. A closure, because Ray then sends only what it names, not this whole module."""
 
     def worker() -> None:
@@ -470,7 +470,7 @@ def _worker(job: Launch, board: Any) -> Callable[[], None]:
             from ray.train.torch import get_device
 
             device = get_device()
-        train_rank(TrainSpec.model_validate_json(job.spec), job.data_digest, board, device, job.claim)
+        train_rank(TrainSpec.model_validate_json(job.spec), job.data_digest, actor, device, job.claim)
 
     return worker
 

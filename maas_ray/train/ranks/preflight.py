@@ -28,7 +28,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     net, deferred = build_or_defer(spec, features, layouts)
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
-        log.warning("the model's scores do not depend on %s: they stay as they are", ", ".join(unused))
+        log.warning("the model's logits do not depend on %s: they stay as they are", ", ".join(unused))
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 

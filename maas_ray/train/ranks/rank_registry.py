@@ -1,6 +1,6 @@
-"""The roll of a run's ranks: who is there, how far each one is, and the step after which all of them leave.
+"""The registry of a run's ranks: who is there, how far each one is, and the step after which all of them leave.
 
-Ranks send a `Beat` about once a second, from a thread beside training (train/ranks/heartbeat.py), and get a `Word` back. Knows no
+Ranks send a `Heartbeat` about once a second, from a thread beside training (train/ranks/heartbeat.py), and get a `Directive` back. Knows no
 Ray, no torch and no clock but the one it is given.
 
 How all ranks leave after the same step, without a message between them in any step: once somebody has asked for it,
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What one rank says of itself."""
 
     attempt: int
@@ -29,7 +29,7 @@ class Beat:
     committed: int = 0
     """The newest step that this rank knows to be committed."""
     limit: int | None = None
-    """Steps beyond which this rank does not train before it gets `Word.stop_at`; None: it has not promised anything."""
+    """Steps beyond which this rank does not train before it gets `Directive.stop_at`; None: it has not promised anything."""
     notice: str | None = None
     """Why this process is to end soon, if it was told so."""
     has_left: bool = False
@@ -39,7 +39,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Word:
+class Directive:
     """What a rank is told."""
 
     is_asked: bool = False
@@ -49,7 +49,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class GroupAttempt:
     """One time that the group was started, from its start to its end."""
 
     number: int
@@ -63,7 +63,7 @@ class Attempt:
     """Why it ended, if it did."""
 
 
-class Roll:
+class RankRegistry:
     """The ranks of the attempt that goes on, and the attempts before it. Every method may be called from any thread.
 
     Args:
@@ -75,12 +75,12 @@ class Roll:
         self._lock = threading.Lock()
         self._number = 0
         self._places: list[str] = []
-        self._beats: dict[int, Beat] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self._heard: dict[int, float] = {}
         self._stop_at: int | None = None
         self._asked: str | None = None
         self._final: str | None = None
-        self._past: list[Attempt] = []
+        self._past: list[GroupAttempt] = []
 
     def begin(self, places: Sequence[str]) -> int:
         """Begins an attempt; returns its number, from 1.
@@ -91,7 +91,7 @@ class Roll:
         with self._lock:
             self._number += 1
             self._places = list(places)
-            self._beats, self._stop_at, self._asked = {}, None, self._final
+            self._heartbeats, self._stop_at, self._asked = {}, None, self._final
             now = self._clock()
             self._heard = dict.fromkeys(range(len(places)), now)
             return self._number
@@ -101,35 +101,39 @@ class Roll:
         with self._lock:
             if not self._places:
                 return
-            beats = self._beats.values()
+            heartbeats = self._heartbeats.values()
             self._past.append(
-                Attempt(
+                GroupAttempt(
                     number=self._number,
                     workers=len(self._places),
-                    first_step=next((beat.first_step for beat in beats if beat.first_step is not None), None),
-                    reached=max((beat.done for beat in beats if beat.done is not None), default=None),
-                    committed=max((beat.committed for beat in beats), default=0),
+                    first_step=next(
+                        (heartbeat.first_step for heartbeat in heartbeats if heartbeat.first_step is not None), None
+                    ),
+                    reached=max(
+                        (heartbeat.done for heartbeat in heartbeats if heartbeat.done is not None), default=None
+                    ),
+                    committed=max((heartbeat.committed for heartbeat in heartbeats), default=0),
                     reason=reason,
                 )
             )
-            self._places, self._beats, self._heard = [], {}, {}
+            self._places, self._heartbeats, self._heard = [], {}, {}
             self._asked = self._final
 
-    def beat(self, beat: Beat) -> Word:
+    def heartbeat(self, heartbeat: Heartbeat) -> Directive:
         """Takes what a rank says; one of an attempt that is over is told nothing."""
         with self._lock:
-            if beat.attempt != self._number or beat.rank not in self._heard:
-                return Word()
-            self._heard[beat.rank] = self._clock()
-            self._beats[beat.rank] = beat
-            if beat.notice is not None:
-                self._asked = self._asked or f"rank {beat.rank} {beat.notice}"
+            if heartbeat.attempt != self._number or heartbeat.rank not in self._heard:
+                return Directive()
+            self._heard[heartbeat.rank] = self._clock()
+            self._heartbeats[heartbeat.rank] = heartbeat
+            if heartbeat.notice is not None:
+                self._asked = self._asked or f"rank {heartbeat.rank} {heartbeat.notice}"
             if self._asked is None:
-                return Word()
-            limits = [known.limit for known in self._beats.values() if known.limit is not None]
+                return Directive()
+            limits = [known.limit for known in self._heartbeats.values() if known.limit is not None]
             if self._stop_at is None and len(limits) == len(self._places):
                 self._stop_at = max(limits)
-            return Word(is_asked=True, stop_at=self._stop_at)
+            return Directive(is_asked=True, stop_at=self._stop_at)
 
     def ask(self, reason: str, *, is_final: bool = False) -> None:
         """Asks all ranks to commit what they have and to leave; the first reason counts.
@@ -160,18 +164,20 @@ class Roll:
         """Whether every rank has left early, everything committed."""
         with self._lock:
             return bool(self._places) and all(
-                rank in self._beats and self._beats[rank].has_left for rank in range(len(self._places))
+                rank in self._heartbeats and self._heartbeats[rank].has_left for rank in range(len(self._places))
             )
 
     @property
     def committed(self) -> int:
         """The newest step that any rank of any attempt has known to be committed."""
         with self._lock:
-            known = [beat.committed for beat in self._beats.values()] + [attempt.committed for attempt in self._past]
+            known = [heartbeat.committed for heartbeat in self._heartbeats.values()] + [
+                attempt.committed for attempt in self._past
+            ]
             return max(known, default=0)
 
     @property
-    def past(self) -> tuple[Attempt, ...]:
+    def past(self) -> tuple[GroupAttempt, ...]:
         """The attempts that are over, oldest first."""
         with self._lock:
             return tuple(self._past)
@@ -185,7 +191,7 @@ class Roll:
         """Ranks of which nothing was heard for so long although they should be there, and what is known of them.
 
         Args:
-            limit_s: longest time between two beats.
+            limit_s: longest time between two heartbeats.
             first_s: longest time until the first one, before which a rank imports what it needs.
         """
         with self._lock:
@@ -193,8 +199,8 @@ class Roll:
             return {
                 rank: f"silent for {now - heard:.0f} s; {self._describe(rank)}"
                 for rank, heard in self._heard.items()
-                if now - heard > (limit_s if rank in self._beats else first_s)
-                and not (rank in self._beats and self._beats[rank].has_ended)
+                if now - heard > (limit_s if rank in self._heartbeats else first_s)
+                and not (rank in self._heartbeats and self._heartbeats[rank].has_ended)
             }
 
     def describe(self, rank: int) -> str:
@@ -204,7 +210,7 @@ class Roll:
 
     def _describe(self, rank: int) -> str:
         place = self._places[rank] if rank < len(self._places) else "unknown place"
-        beat = self._beats.get(rank)
-        if beat is None:
+        heartbeat = self._heartbeats.get(rank)
+        if heartbeat is None:
             return f"{place}, never heard of"
-        return f"{place}, {'before its first step' if beat.done is None else f'after step {beat.done}'}"
+        return f"{place}, {'before its first step' if heartbeat.done is None else f'after step {heartbeat.done}'}"

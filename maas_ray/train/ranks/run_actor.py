@@ -1,7 +1,7 @@
-"""A notice board between a run's workers and its driver: an actor, and the thread that reads it to whoever asked.
+"""What stands between a run's workers and its driver: an actor, and the thread that reads it to whoever asked.
 
 The actor's process also starts the workers and watches them (train/ranks/launch.py). It imports Ray Train for that, which
-takes 2 s: begin a board first and read specs and data meanwhile. Imports neither torch nor ray.train itself.
+takes 2 s: begin the actor first and read specs and data meanwhile. Imports neither torch nor ray.train itself.
 """
 
 import importlib
@@ -19,11 +19,11 @@ from maas_ray.process.garbage import collect_rarely
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.ranks.rank_registry import Attempt, Beat, Roll, Word
+from maas_ray.train.ranks.rank_registry import Directive, GroupAttempt, Heartbeat, RankRegistry
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0
-"""Longest wait for an answer of the board."""
+"""Longest wait for an answer of the actor."""
 _LAUNCH = "maas_ray.train.ranks.launch"
 
 
@@ -58,11 +58,11 @@ class Launch:
 
 
 @ray.remote(num_cpus=0, max_concurrency=16)  # `train` takes one thread until the run ends; all others answer at once
-class Board:
-    """Holds the newest report of rank 0, the roll of the ranks, and an error that no further attempt can mend."""
+class RunActor:
+    """Holds the newest report of rank 0, the registry of the ranks, and an error that no further attempt can mend."""
 
     def __init__(self) -> None:
-        self._roll = Roll()
+        self._ranks = RankRegistry()
         self._newest: Progress | None = None
         self._validated: Progress | None = None
         self._failure: MaasError | None = None
@@ -74,20 +74,20 @@ class Board:
     def train(self, job: Launch) -> MaasError | None:
         """Runs all attempts of a run to its end; returns the error that ended it, if one did."""
         launch = importlib.import_module(_LAUNCH).launch
-        error: MaasError | None = launch(job, ray.get_runtime_context().current_actor, self._roll)
+        error: MaasError | None = launch(job, ray.get_runtime_context().current_actor, self._ranks)
         return self._failure or error
 
     def stop(self) -> None:
         """Ends the workers and frees their resources, if `train` goes on."""
         importlib.import_module(_LAUNCH).stop()
 
-    def beat(self, beat: Beat) -> Word:
+    def heartbeat(self, heartbeat: Heartbeat) -> Directive:
         """Takes what a rank says of itself, and tells it whether to leave."""
-        return self._roll.beat(beat)
+        return self._ranks.heartbeat(heartbeat)
 
     def ask(self, reason: str) -> None:
         """Asks the ranks to commit what they have; then the run ends."""
-        self._roll.ask(reason, is_final=True)
+        self._ranks.ask(reason, is_final=True)
 
     def found_fit(self) -> None:
         """Rank 0 has found that model and data fit."""
@@ -106,18 +106,18 @@ class Board:
         return self._is_allowed
 
     def put(self, progress: Progress) -> None:
-        """Replaces the newest report, and the newest one with figures if it has some."""
+        """Replaces the newest report, and the newest one with metrics if it has some."""
         self._newest = progress
         if progress.metrics:
             self._validated = progress
 
     def newest(self) -> list[Progress]:
-        """The newest report with figures of the validation split, and the newest of all, as far as there are such."""
+        """The newest report with metrics of the validation split, and the newest of all, as far as there are such."""
         return [report for report in (self._validated, self._newest) if report is not None]
 
-    def past(self) -> tuple[Attempt, ...]:
+    def past(self) -> tuple[GroupAttempt, ...]:
         """The attempts that are over, oldest first."""
-        return self._roll.past
+        return self._ranks.past
 
     def fail(self, error: MaasError) -> None:
         """Keeps the first such error; the ones that follow are its consequences."""
@@ -128,34 +128,34 @@ class Board:
         return self._failure
 
 
-def start_board() -> Any:
-    """Begins a board on this node and returns at once."""
+def start_run_actor() -> Any:
+    """Begins a run's actor on this node and returns at once."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return RunActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-class Follower:
+class ProgressReader:
     """A thread that hands each new report on, and each attempt that ends, while the block runs.
 
     Args:
-        board: the board.
+        actor: the run's.
         on_progress: called with each new report.
         on_attempt: called with each attempt that is over, in order.
     """
 
     def __init__(
         self,
-        board: Any,
+        actor: Any,
         on_progress: Callable[[Progress], None] | None,
-        on_attempt: Callable[[Attempt], None] | None = None,
+        on_attempt: Callable[[GroupAttempt], None] | None = None,
     ) -> None:
-        self._board = board
+        self._actor = actor
         self._on_progress = on_progress
         self._on_attempt = on_attempt
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
         self.lost: ray.exceptions.RayError | None = None
-        """Why the board does not answer any more, if it does not."""
+        """Why the actor does not answer any more, if it does not."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -171,7 +171,7 @@ class Follower:
         while True:
             is_last = self._ended.wait(POLL_S)
             try:
-                newest, past = ray.get([self._board.newest.remote(), self._board.past.remote()], timeout=TIMEOUT_S)
+                newest, past = ray.get([self._actor.newest.remote(), self._actor.past.remote()], timeout=TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 self.lost = error
                 return
@@ -188,9 +188,9 @@ class Follower:
                 return
 
 
-def end_board(board: Any) -> None:
-    """Ends a board, and a training that it has begun."""
+def end_run_actor(actor: Any) -> None:
+    """Ends a run's actor, and a training that it has begun."""
     # One that is dead already holds nothing that could be freed.
     with suppress(ray.exceptions.RayError):
-        ray.get(board.stop.remote(), timeout=TIMEOUT_S)
-    ray.kill(board)
+        ray.get(actor.stop.remote(), timeout=TIMEOUT_S)
+    ray.kill(actor)

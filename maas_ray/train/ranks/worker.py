@@ -14,24 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.checkpoint.catalog import list_checkpoints, newest_checkpoint, open_checkpoint, read_saved
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot
-from maas_ray.checkpoint.saver import Saver
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import MaasError, TrainingFailed
 from maas_ray.store.lease import Claim
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.loop.assemble import build_batches, build_loader, build_plan, build_trainee
-from maas_ray.train.loop.fit import Trainee, fit, settle
+from maas_ray.train.loop.assemble import build_batches, build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.collectives import rank0_says
-from maas_ray.train.parallel.mesh import place_rank, refuse_far_groups
+from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups
 from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.heartbeat import Pace
 from maas_ray.train.ranks.preflight import check_run
@@ -43,7 +43,7 @@ from maas_ray.train.records.run_index import point_at
 from maas_ray.train.records.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.records.tensorboard import Journal
 from maas_ray.train.spec.early_stopping import Stopper
-from maas_ray.train.spec.metrics import figures_at
+from maas_ray.train.spec.metrics import metrics_at
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import MODEL, buffers_of, restore, tensors_of
 from maas_ray.train.validation.async_validation import Beside
@@ -56,24 +56,24 @@ RANDOM = "seed-position"
 _QUICK_S = 0.05
 
 
-def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.device, claim: Claim | None = None) -> None:
+def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, claim: Claim | None = None) -> None:
     """Trains this process's share; the process group, if there is one, is the default one of torch.distributed.
 
-    Ray starts the group again after any error, so one that would come again is put on the board and ends the run.
+    Ray starts the group again after any error, so one that would come again is put on the actor and ends the run.
 
     Args:
         spec: the run, with an absolute store.
         data_digest: the prepared data set.
-        board: an actor of `train/ranks/run_actor.py`.
+        actor: an actor of `train/ranks/run_actor.py`.
         device: where this rank computes.
         claim: the lease in whose name checkpoints are committed.
     """
-    if ray.get(board.failure.remote(), timeout=TIMEOUT_S) is not None:
+    if ray.get(actor.failure.remote(), timeout=TIMEOUT_S) is not None:
         return  # the last attempt failed for good: end without an error, so that Ray does not try once more
     rank = dist.get_rank() if dist.is_initialized() else 0
     timeout_s = spec.workers.timeout_s
     pace = Pace(
-        lambda beat: ray.get(board.beat.remote(beat), timeout=timeout_s),
+        lambda heartbeat: ray.get(actor.heartbeat.remote(heartbeat), timeout=timeout_s),
         process_group.attempt(),
         rank,
         notice=process_group.notice,
@@ -81,17 +81,17 @@ def train_rank(spec: TrainSpec, data_digest: str, board: Any, device: torch.devi
     )
     has_left = False
     try:
-        has_left = not _train(spec, data_digest, board, device, pace, claim)
+        has_left = not _train(spec, data_digest, actor, device, pace, claim)
     except MaasError as error:
         if not error.retryable:
-            ray.get(board.fail.remote(error), timeout=TIMEOUT_S)
+            ray.get(actor.fail.remote(error), timeout=TIMEOUT_S)
         raise
     finally:
         pace.close(has_left=has_left)
 
 
 def _train(
-    spec: TrainSpec, data_digest: str, board: Any, device: torch.device, pace: Pace, claim: Claim | None
+    spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, pace: Pace, claim: Claim | None
 ) -> bool:
     """Returns whether the run is done: False if this rank left early, everything committed."""
     watch = Stopwatch("starting")
@@ -101,20 +101,20 @@ def _train(
     dataset = open_dataset(store, data_digest)
     num_rows = dataset.num_rows["train"]
     world = dist.get_world_size() if dist.is_initialized() else 1
-    place = place_rank(spec.parallelism.resolve(world), device.type)
-    if place.mesh is not None:
-        process_group.bound_waits(place.mesh, spec.workers.timeout_s)
+    coordinates = rank_coordinates(spec.parallelism.resolve(world), device.type)
+    if coordinates.mesh is not None:
+        process_group.bound_waits(coordinates.mesh, spec.workers.timeout_s)
     if not spec.parallelism.tp_across_nodes:
-        refuse_far_groups(place.layout, ray.get_runtime_context().get_node_id(), device)
+        refuse_far_groups(coordinates.layout, ray.get_runtime_context().get_node_id(), device)
     is_first = not dist.is_initialized() or dist.get_rank() == 0
-    if is_first and not ray.get(board.is_allowed.remote(), timeout=TIMEOUT_S):
+    if is_first and not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         check_run(spec, dataset, store)
-        ray.get(board.found_fit.remote(), timeout=TIMEOUT_S)
-    trainee = build_trainee(spec, dataset.features, num_rows, place, device)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    settle(plan, trainee, loader)
-    _await_record(board)
-    first_step, history, seconds = _restore(store, spec, trainee)
+        ray.get(actor.found_fit.remote(), timeout=TIMEOUT_S)
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, device)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    warm_up_buckets(plan, state, loader)
+    _await_record(actor)
+    first_step, history, seconds = _restore(store, spec, state)
     watch.add(seconds)
     pace.committed(first_step)
     pace.begin(first_step)
@@ -126,7 +126,7 @@ def _train(
         step = int(committed.meta["step"])
         pace.committed(step)
         point_at(store, committed.prefix)
-        # Not what is committed because the ranks leave: an undisturbed run would have no figures of it.
+        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
         if beside is not None and (
             plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
         ):
@@ -134,18 +134,18 @@ def _train(
         if journal is not None:
             journal.publish()
 
-    saver = Saver(
+    checkpointer = AsyncCheckpointer(
         store,
         checkpoints_prefix(spec.run),
         group=saving_group(spec.checkpoint.timeout_s),
         timeout_s=spec.checkpoint.timeout_s,
         keep=spec.checkpoint.keep(),
         on_commit=commit,
-        late=beside.figures if beside is not None else None,
+        late=beside.metrics if beside is not None else None,
         fence=partial(claim.check, store) if claim is not None else None,
     )
 
-    trainee.optimizer.register_step_pre_hook(lambda *_: saver.staged())
+    state.optimizer.register_step_pre_hook(lambda *_: checkpointer.staged())
     rates = Rates(spec, dataset.features, device, world)
 
     def report(progress: Progress) -> None:
@@ -154,12 +154,12 @@ def _train(
             progress = rates.added_to(progress)
             journal.write(progress)
             if _shows_histograms(spec, progress):
-                journal.write_histograms(progress.step, _distributions(trainee))
-            board.put.remote(progress)
+                journal.write_histograms(progress.step, _distributions(state))
+            actor.put.remote(progress)
 
-    validate = between_steps(spec, plan, dataset, trainee, report)
+    validate = between_steps(spec, plan, dataset, state, report)
     if spec.validation.is_async:
-        validate = beside_training(beside, plan, saver, trainee, report)
+        validate = beside_training(beside, plan, checkpointer, state, report)
 
     def validate_timed(done: int) -> None:
         with watch.phase("validation"):
@@ -171,18 +171,18 @@ def _train(
             save(done)
 
     def save(done: int) -> None:
-        tensors = tensors_of(trainee)
-        buffers = buffers_of(trainee)
+        tensors = tensors_of(state)
+        buffers = buffers_of(state)
         refuse_not_finite(tensors, done, device, buffers)
         history = journal.history if journal is not None else []
-        saver.save(
+        checkpointer.save(
             Snapshot(
                 step=done,
                 cursor=min(done * plan.global_size, plan.stop),
                 tensors=tensors,
                 meta={
-                    "layout": str(place.layout),
-                    "metrics": figures_at(history, done),
+                    "layout": str(coordinates.layout),
+                    "metrics": metrics_at(history, done),
                     "random": RANDOM,
                     "seconds": watch.seconds(),
                     "seed": spec.seed,
@@ -202,7 +202,7 @@ def _train(
         with build_batches(spec, plan, loader, first_step, device) as batches:
             is_done = fit(
                 plan,
-                trainee,
+                state,
                 batches,
                 first_step,
                 report=report,
@@ -212,12 +212,12 @@ def _train(
                 leaves=pace.is_stop,
                 begin=profiler.begin if profiler is not None else None,
             )
-        saver.wait(is_strict=True)  # the last state has to be there before anybody leaves
+        checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
         if is_done and spec.validation.is_async and validate is not None:
-            validate(saver.committed_step or first_step)  # takes in the figures of that state
+            validate(checkpointer.committed_step or first_step)  # takes in the metrics of that state
         return is_done
     finally:
-        saver.close()
+        checkpointer.close()
         if beside is not None:
             beside.close()
         if journal is not None:
@@ -235,10 +235,10 @@ def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
     )
 
 
-def _await_record(board: Any) -> None:
+def _await_record(actor: Any) -> None:
     """Waits until the run is written down, so that nobody leaves anything of a run that does not exist."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not ray.get(board.is_allowed.remote(), timeout=TIMEOUT_S):
+    while not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         if time.monotonic() > deadline:
             raise TrainingFailed(
                 f"the run was not written down within {TIMEOUT_S:g} s after its workers were ready; does the program that "
@@ -248,40 +248,38 @@ def _await_record(board: Any) -> None:
 
 
 def _restore(
-    store: ObstoreStore, spec: TrainSpec, trainee: Trainee
+    store: ObstoreStore, spec: TrainSpec, state: TrainState
 ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
     """Loads the newest committed state, if there is one; returns the steps done, what was logged, and where time went.
 
     Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
     """
     prefix = checkpoints_prefix(spec.run)
-    newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=trainee.device)
+    newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=state.device)
     if dist.is_initialized():
         dist.broadcast(newest, src=0)
     if not int(newest):
         if spec.init is not None:
-            load_start(store, spec, trainee)
+            load_start(store, spec, state)
         return 0, [], {}
     committed = open_checkpoint(store, prefix, int(newest))
     saved = read_saved(committed)
-    restore(trainee, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
+    restore(state, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
     return saved.step, saved.history, saved.meta.get("seconds", {})
 
 
-def load_start(store: ObstoreStore, spec: TrainSpec, trainee: Trainee) -> None:
+def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
     """Fills the weights with those that the spec says the run starts from, if it names some."""
     from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
     if spec.init is None:
         return
     start = open_start(spec.init, store, spec.storage)
-    weights = {
-        name.removeprefix(MODEL): tensor for name, tensor in tensors_of(trainee).items() if name.startswith(MODEL)
-    }
+    weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors_of(state).items() if name.startswith(MODEL)}
     start.check(spec.model, weights)
     start.load(weights)
-    if trainee.ema is not None:
-        trainee.ema.update(0)
+    if state.ema is not None:
+        state.ema.update(0)
 
 
 def _stop(stopper: Stopper | None, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
@@ -303,9 +301,9 @@ def _shows_histograms(spec: TrainSpec, progress: Progress) -> bool:
     return every is not None and progress.loss is not None and progress.step // spec.log_every % every == 0
 
 
-def _distributions(trainee: Trainee) -> Iterator[tuple[str, Tensor]]:
+def _distributions(state: TrainState) -> Iterator[tuple[str, Tensor]]:
     """This rank's pieces of weights, and of the gradients of the step that has just been done."""
-    for part in trainee.parts:
+    for part in state.parts:
         for name, parameter in part.named_parameters():
             yield f"weights/{name}", local(parameter)
             if parameter.grad is not None:

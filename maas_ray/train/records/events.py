@@ -17,7 +17,7 @@ class RunMeta(Document):
     start: dict[str, Any] | None = None
 
 
-class Status(Document):
+class RunStatus(Document):
     """Where a run stands since this record."""
 
     type: Literal["started", "finished", "failed", "stopped"]
@@ -41,14 +41,14 @@ class Attempted(Document):
 
 
 class Evaluated(Document):
-    """Figures of held-out data."""
+    """Metrics of held-out data."""
 
     type: Literal["evaluated"]
     metrics: dict[str, float]
 
 
 class Validated(Document):
-    """Figures that validation beside training has found."""
+    """Metrics that validation beside training has found."""
 
     type: Literal["validated"]
     step: Count
@@ -56,16 +56,16 @@ class Validated(Document):
 
 
 class Unvalidated(Document):
-    """Why validation beside training has no figures of a step."""
+    """Why validation beside training has no metrics of a step."""
 
     type: Literal["unvalidated"]
     step: Count
     error: str
 
 
-Event = Status | Attempted | Evaluated | Validated | Unvalidated
+Event = RunStatus | Attempted | Evaluated | Validated | Unvalidated
 _KINDS: dict[str, type[Event]] = {
-    **dict.fromkeys(("started", "finished", "failed", "stopped"), Status),
+    **dict.fromkeys(("started", "finished", "failed", "stopped"), RunStatus),
     "attempt": Attempted,
     "evaluated": Evaluated,
     "validated": Validated,

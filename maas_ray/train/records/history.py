@@ -5,25 +5,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maas_ray.store.sequence import Record
-from maas_ray.train.records.events import Attempted, Evaluated, Status, Unvalidated, Validated, read_event
+from maas_ray.train.records.events import Attempted, Evaluated, RunStatus, Unvalidated, Validated, read_event
 
 
 @dataclass
 class History:
     """What the log of a run says."""
 
-    status: Status
+    status: RunStatus
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest evaluation on held-out data."""
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     """Each time that the workers were started and have ended."""
     unvalidated: dict[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 def fold(records: Iterable[Record]) -> History:
     """What a run's records say, taken together. Raises `ObjectCorrupt` for one that is malformed."""
-    found = History(Status(type="started"))
+    found = History(RunStatus(type="started"))
     for record in records:
         event = read_event(record)
         if isinstance(event, Evaluated):

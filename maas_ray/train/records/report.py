@@ -15,10 +15,10 @@ from typing import Any
 from maas_ray.checkpoint.catalog import describe
 from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix, run_prefix
-from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, figures_of
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, metrics_of
 from maas_ray.version import __version__
 
 KIND = "report"
@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "ray", "numpy", "onnx", "transformers", "scikit-learn")
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinalState:
     """What a run has left, in its newest checkpoint or as its fitted model."""
 
     step: int
@@ -38,7 +38,7 @@ class Ended:
     """Where the time of the ranks went, by phase."""
 
 
-def commit_report(store: ObjectStore, run: str, ended: Ended, nodes: list[dict[str, float]]) -> Committed:
+def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[dict[str, float]]) -> Committed:
     """Writes the report of a finished run; one that is there is kept.
 
     Args:
@@ -54,16 +54,18 @@ def commit_report(store: ObjectStore, run: str, ended: Ended, nodes: list[dict[s
     with suppress(NotFound):
         return open_committed(store, prefix, KIND)
     report = build_report(store, Runs(store).get(run), ended, nodes)
-    draft = Draft(store, prefix, KIND)
-    draft.put(JSON, canonical_json(report))
-    draft.put(PNG, draw(report))
+    writer = CommitWriter(store, prefix, KIND)
+    writer.put(JSON, canonical_json(report))
+    writer.put(PNG, draw(report))
     try:
-        return draft.commit({"format": FORMAT, "step": ended.step})
+        return writer.commit({"format": FORMAT, "step": ended.step})
     except Conflict:
         return open_committed(store, prefix, KIND)
 
 
-def build_report(store: ObjectStore, run: Run, ended: Ended, nodes: list[dict[str, float]]) -> dict[str, Any]:
+def build_report(
+    store: ObjectStore, run: RunRecord, ended: FinalState, nodes: list[dict[str, float]]
+) -> dict[str, Any]:
     """The report as plain JSON; see `commit_report`."""
     curves = _curves([*ended.history, *_late(store, run, ended.history)])
     training_s = (ended.seconds or {}).get("training")
@@ -103,7 +105,7 @@ def build_report(store: ObjectStore, run: Run, ended: Ended, nodes: list[dict[st
 
 
 def draw(report: dict[str, Any]) -> bytes:
-    """The curves as a PNG: losses, other figures of validation, the learning rate."""
+    """The curves as a PNG: losses, other metrics of validation, the learning rate."""
     # Late, so that no process pays for it before it has trained; without pyplot, which looks for a screen.
     from io import BytesIO
 
@@ -138,22 +140,22 @@ def find_part(committed: Committed, name: str) -> str:
     return str(root / key) if root is not None else f"{store.uri.rstrip('/')}/{key}"
 
 
-def _late(store: ObjectStore, run: Run, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What validation beside training has found that the last checkpoint could not hold yet."""
     known = {entry["step"] for entry in history if "validation" in entry}
     return [
-        {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in figures.items()}}
-        for step, figures in sorted(Runs(store).validated(run.id).items())
+        {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in metrics.items()}}
+        for step, metrics in sorted(Runs(store).validated(run.id).items())
         if step not in known
     ]
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Each figure, and `lr`, as pairs of step and value."""
+    """Each metric, and `lr`, as pairs of step and value."""
     curves: dict[str, list[list[float]]] = {}
     for entry in history:
         lr = {"lr": entry["lr"]} if entry.get("lr") is not None else {}
-        for name, value in {**figures_of(entry), **lr}.items():
+        for name, value in {**metrics_of(entry), **lr}.items():
             curves.setdefault(name, []).append([entry["step"], value])
     return curves
 

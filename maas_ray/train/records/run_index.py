@@ -23,7 +23,7 @@ PREFIX = "index/runs"
 MAX_TOGETHER = 100
 """Runs in one record."""
 MAX_UNVALIDATED = 20
-"""Steps without validation figures that are kept of one run: the newest."""
+"""Steps without validation metrics that are kept of one run: the newest."""
 
 log = get_logger(__name__)
 
@@ -45,26 +45,26 @@ class Summary(Document):
     error: str | None = None
     reason: str | None = None
     missing: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], str] = Field(default_factory=dict)
-    """The newest steps of which validation beside training has no figures, each with why."""
+    """The newest steps of which validation beside training has no metrics, each with why."""
     records: Count
     """Records of the run's log that this was made of."""
 
     @property
     def unvalidated(self) -> dict[int, str]:
-        """By step: why validation beside training has no figures of it; the newest `MAX_UNVALIDATED`."""
+        """By step: why validation beside training has no metrics of it; the newest `MAX_UNVALIDATED`."""
         return {int(step): why for step, why in self.missing.items()}
 
 
-class _Event(Document):
+class _IndexEvent(Document):
     type: str
     runs: list[Summary]
 
 
-def read_index_event(record: Record) -> _Event | None:
+def read_index_event(record: Record) -> _IndexEvent | None:
     """What a record of the index says; None: an event of a later version of this library. Raises `ObjectCorrupt`."""
     if isinstance(kind := record.event.get("type"), str) and kind != "runs":
         return None
-    return read_document(_Event, record.event, f"the log record {record.key}")
+    return read_document(_IndexEvent, record.event, f"the log record {record.key}")
 
 
 class RunIndex:
@@ -127,7 +127,7 @@ def point_at(store: ObjectStore, place: str) -> None:
     key = f"{POINTERS}/{place}"
     with suppress(MaasError):
         with suppress(Conflict):
-            store.put_new(key, b"")
+            store.create(key, b"")
         above = key.rpartition("/")[0]
         store.delete([info.key for info in store.scan(above) if info.key < key])
 

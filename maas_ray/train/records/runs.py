@@ -20,13 +20,13 @@ from maas_ray.display import get_logger, masked
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.store.fetch import attempt, in_parallel
 from maas_ray.store.log.record import record_key
-from maas_ray.store.manifest import NAME, Committed, Draft, is_committed, open_committed
+from maas_ray.store.manifest import NAME, Committed, CommitWriter, is_committed, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
 from maas_ray.suggestions import known_names
 from maas_ray.train.records.events import RunMeta as _Meta
-from maas_ray.train.records.events import Status, Validated, read_event
+from maas_ray.train.records.events import RunStatus, Validated, read_event
 from maas_ray.train.records.history import fold
 from maas_ray.train.records.run_index import MAX_UNVALIDATED, RunIndex, Summary, point_at_none
 from maas_ray.train.spec.train import TrainSpec
@@ -44,7 +44,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One training run as of now."""
 
     id: str
@@ -67,7 +67,7 @@ class Run:
     attempts: tuple[Mapping[str, Any], ...] = ()
     """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
     unvalidated: Mapping[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 class Runs:
@@ -85,7 +85,7 @@ class Runs:
 
     def create(
         self, spec: TrainSpec, data_digest: str, git_commit: str | None, start: Mapping[str, Any] | None = None
-    ) -> Run:
+    ) -> RunRecord:
         """Commits a new run.
 
         Args:
@@ -104,9 +104,9 @@ class Runs:
             "created_s": self._clock(),
             "start": masked(dict(start)) if start is not None else None,
         }
-        draft = Draft(self._store, run_prefix(spec.run), KIND)
+        writer = CommitWriter(self._store, run_prefix(spec.run), KIND)
         try:
-            draft.commit(meta)
+            writer.commit(meta)
         except Conflict as error:
             raise Conflict(
                 f"a run {spec.run!r} exists in {self._store.uri}; give --resume to continue it, or choose another name"
@@ -115,7 +115,7 @@ class Runs:
         self._index.write([self._summarized(spec.run, found, records)])
         return run
 
-    def get(self, run: str) -> Run:
+    def get(self, run: str) -> RunRecord:
         """One run. Raises `NotFound`, naming runs that exist."""
         try:
             return self._get(run)[0]
@@ -207,11 +207,11 @@ class Runs:
         if new.status.type != "started":
             point_at_none(self._store, checkpoints_prefix(run))
 
-    def _get(self, run: str) -> tuple[Run, list[Record], _Meta]:
+    def _get(self, run: str) -> tuple[RunRecord, list[Record], _Meta]:
         spec, meta = _read(open_committed(self._store, run_prefix(run), KIND))
         records = list(Sequence(self._store, run_prefix(run)).read())
         history = fold(records)
-        found = Run(
+        found = RunRecord(
             run,
             spec,
             meta.data_digest,
@@ -285,7 +285,7 @@ class Runs:
             return False
         return (run.step or 0) >= (newest_checkpoint(self._store, checkpoints_prefix(run.id)) or 0)
 
-    def _step(self, run: str, status: Status) -> int | None:
+    def _step(self, run: str, status: RunStatus) -> int | None:
         if status.type == "finished":
             return status.step
         if (step := newest_checkpoint(self._store, checkpoints_prefix(run))) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from maas_ray.errors import SpecError
 from maas_ray.spec import assign, canonical_json, parse_spec
 from maas_ray.train.search.spec import MAX_TRIALS, GridSearch, TuneSpec
-from maas_ray.train.spec.metrics import refuse_figure
+from maas_ray.train.spec.metrics import refuse_metric
 from maas_ray.train.spec.train import TrainSpec
 
 _REDRAWS = 100
@@ -83,7 +83,7 @@ def _trial(spec: TuneSpec, number: int, fields: dict[str, Any]) -> Trial:
     trained = parse_spec(TrainSpec, document, source=f"trial {number} ({chosen})")
     split = trained.data.split
     has_validation = split.column is not None or split.validation > 0
-    refuse_figure("tune", spec.metric, spec.direction, trained.data.task, has_validation)
+    refuse_metric("tune", spec.metric, spec.direction, trained.data.task, has_validation)
     return Trial(number, fields, document, trained)
 
 

@@ -1,4 +1,4 @@
-"""What a search is: a training spec, the fields that vary, the figure that counts. Knows neither Ray nor torch."""
+"""What a search is: a training spec, the fields that vary, the metric that counts. Knows neither Ray nor torch."""
 
 import math
 from pathlib import Path
@@ -113,9 +113,9 @@ class TuneSpec(Spec):
     trials: int = Field(default=1, ge=1, le=MAX_TRIALS)
     """Draws of the fields that are not grids; each combination of the grids has draws of its own."""
     metric: str = "validation_loss"
-    """`loss`, or a figure of the validation split, such as `validation_accuracy`; what a trial has at its end counts."""
+    """`loss`, or a metric of the validation split, such as `validation_accuracy`; what a trial has at its end counts."""
     mode: Literal["min", "max"] | None = None
-    """Whether a smaller or a larger figure is better; None: as it is for this one."""
+    """Whether a smaller or a larger metric is better; None: as it is for this one."""
     max_concurrent: PositiveInt | None = None
     """Trials at a time; None: as many as the cluster's resources hold."""
     scheduler: SchedulerSpec = SchedulerSpec()

@@ -1,4 +1,4 @@
-"""Early stopping: ends a run whose figure no longer gets better. A function of the history; knows no loop.
+"""Early stopping: ends a run whose metric no longer gets better. A function of the history; knows no loop.
 
 The history stands in every checkpoint, so a run that is resumed stops at the same step as one that was never interrupted.
 """
@@ -9,18 +9,18 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from maas_ray.spec import Spec
-from maas_ray.train.spec.metrics import VALIDATION, figures_of
+from maas_ray.train.spec.metrics import VALIDATION, metrics_of
 
 
 class EarlyStoppingSpec(Spec):
     """When a run ends before its last step."""
 
     metric: str | None = None
-    """`loss`, or a figure of the validation split, such as `validation_accuracy`; None: `checkpoint.metric`."""
+    """`loss`, or a metric of the validation split, such as `validation_accuracy`; None: `checkpoint.metric`."""
     mode: Literal["min", "max"] | None = None
-    """Whether a smaller or a larger figure is better; None: `checkpoint.mode`."""
+    """Whether a smaller or a larger metric is better; None: `checkpoint.mode`."""
     patience: PositiveInt = 5
-    """Figures in a row that may come without being better than the best before them; the run ends with the last."""
+    """Metrics in a row that may come without being better than the best before them; the run ends with the last."""
     min_delta: float = Field(default=0.0, ge=0.0)
     """What counts as better: by more than this."""
 
@@ -29,7 +29,7 @@ class Stopper:
     """Follows a history.
 
     Args:
-        metric: name of the figure.
+        metric: name of the metric.
         mode: `min` or `max`.
         patience: see `EarlyStoppingSpec`.
         min_delta: see `EarlyStoppingSpec`.
@@ -44,12 +44,12 @@ class Stopper:
         self.reason: str | None = None
         """Why the run ends; None: it goes on."""
         self.needs_validation = metric.startswith(VALIDATION)
-        """Whether the figure is one of the validation split."""
+        """Whether the metric is one of the validation split."""
 
     def follow(self, history: Sequence[Mapping[str, Any]]) -> str | None:
         """Reads what has been added since the last call; returns `reason`, which stays once it is there."""
         for entry in history[self._seen :]:
-            if self.reason is None and (value := figures_of(entry).get(self._metric)) is not None:
+            if self.reason is None and (value := metrics_of(entry).get(self._metric)) is not None:
                 self._judge(entry["step"], value)
         self._seen = len(history)
         return self.reason

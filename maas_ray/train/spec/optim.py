@@ -24,8 +24,8 @@ LOSSES_BY_TASK: dict[Task, tuple[LossName, ...]] = {
 }
 """The losses that fit a task; the first is its default."""
 _NEEDS = {
-    "cross_entropy": "a class per row or token and a score per class",
-    "bce": "a target of 0 or 1 per row and a single score",
+    "cross_entropy": "a class per row or token and a logit per class",
+    "bce": "a target of 0 or 1 per row and a single logit",
     "mse": "a number per row",
     "mae": "a number per row",
     "huber": "a number per row",
@@ -49,7 +49,7 @@ class ObjectiveSpec(Spec):
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of each target spread evenly over all classes (or token codes); not for regression."""
+    """Share of each target spread evenly over all classes (or token ids); not for regression."""
     l1: float = Field(default=0.0, ge=0.0)
     """Factor of the sum of absolute weights."""
     l2: float = Field(default=0.0, ge=0.0)

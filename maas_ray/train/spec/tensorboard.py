@@ -6,7 +6,7 @@ from maas_ray.spec import Spec
 
 
 class TensorboardSpec(Spec):
-    """What TensorBoard shows beside the figures."""
+    """What TensorBoard shows beside the metrics."""
 
     histograms_every: PositiveInt | None = None
     """Logged steps between histograms of weights and gradients; None: none. Of what is sharded or staged, those are shown

@@ -20,7 +20,7 @@ from maas_ray.train.spec.performance import PerformanceSpec
 from maas_ray.train.spec.tensorboard import TensorboardSpec
 
 
-class BatchSpec(Spec):
+class GlobalBatchSpec(Spec):
     """How many samples make one optimizer step, whatever the number of workers."""
 
     global_size: PositiveInt = 64
@@ -110,9 +110,9 @@ class CheckpointSpec(Spec):
     keep_best: NonNegativeInt = 0
     """Also keeps so many of the best by `metric`; then each state that is validated is committed as well."""
     metric: str = "validation_loss"
-    """`loss`, or a figure of the validation split, such as `validation_accuracy`."""
+    """`loss`, or a metric of the validation split, such as `validation_accuracy`."""
     mode: Literal["min", "max"] = "min"
-    """Whether a smaller or a larger figure is better."""
+    """Whether a smaller or a larger metric is better."""
     use: Literal["newest", "best"] = "newest"
     """Which one `evaluate` and `publish` take unless they are told; `best` needs `keep_best`."""
     timeout_s: PositiveFloat = 120.0
@@ -149,13 +149,13 @@ class TrainSpec(Spec):
     """Weights to start from; None: those that `seed` draws."""
     ema: EmaSpec | None = None
     """An exponential moving average of the weights; None: none is kept."""
-    batch: BatchSpec = BatchSpec()
+    batch: GlobalBatchSpec = GlobalBatchSpec()
     epochs: PositiveInt | None = None
     """Passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     early_stopping: EarlyStoppingSpec | None = None
-    """Ends the run before that when a figure no longer gets better; None: it goes to its last step."""
+    """Ends the run before that when a metric no longer gets better; None: it goes to its last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the forward pass under autocast, or what is sharded by FSDP2's policy; weights, gradients and optimizer
     state stay float32."""

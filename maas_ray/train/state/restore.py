@@ -1,4 +1,4 @@
-"""Training state by name, whatever the layout: what a checkpoint holds, and how a trainee gets it back.
+"""Training state by name, whatever the layout: what a checkpoint holds, and how a TrainState gets it back.
 
     model.<name>                  weights and buffers, by their names in the whole model
     optimizer.<name>.<moment>     what the optimizer keeps for this weight
@@ -16,35 +16,35 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from maas_ray.errors import ObjectCorrupt
-from maas_ray.train.loop.fit import Trainee
+from maas_ray.train.loop.fit import TrainState
 
 MODEL, OPTIMIZER, EMA = "model.", "optimizer.", "ema."
 
 
-def tensors_of(trainee: Trainee) -> dict[str, Tensor]:
+def tensors_of(state: TrainState) -> dict[str, Tensor]:
     """The state of this rank's parts, by name."""
     found: dict[str, Tensor] = {}
-    for part in trainee.parts:
+    for part in state.parts:
         found.update({f"{MODEL}{name}": value for name, value in part.state_dict().items()})
-    for name, parameter in _parameters(trainee):
-        for moment, value in trainee.optimizer.state.get(parameter, {}).items():
+    for name, parameter in _parameters(state):
+        for moment, value in state.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 found[f"{OPTIMIZER}{name}.{moment}"] = value
-    if trainee.ema is not None:
-        found.update({f"{EMA}{name}": average for name, average in trainee.ema.averages.items()})
+    if state.ema is not None:
+        found.update({f"{EMA}{name}": average for name, average in state.ema.averages.items()})
     return found
 
 
-def buffers_of(trainee: Trainee) -> set[str]:
+def buffers_of(state: TrainState) -> set[str]:
     """Which of those names are of buffers."""
-    return {f"{MODEL}{name}" for part in trainee.parts for name, _ in part.named_buffers()}
+    return {f"{MODEL}{name}" for part in state.parts for name, _ in part.named_buffers()}
 
 
-def restore(trainee: Trainee, step: int, names: Iterable[str], load: Callable[[Mapping[str, Tensor]], Any]) -> None:
-    """Gives a trainee the state after `step` steps.
+def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[Mapping[str, Tensor]], Any]) -> None:
+    """Gives a TrainState the state after `step` steps.
 
     Args:
-        trainee: freshly built, on any layout.
+        state: freshly built, on any layout.
         step: optimizer steps that the state has done.
         names: all names that the checkpoint has.
         load: fills the tensors that it is given, in place.
@@ -58,18 +58,18 @@ def restore(trainee: Trainee, step: int, names: Iterable[str], load: Callable[[M
         if name.startswith(OPTIMIZER):
             owner, _, moment = name.removeprefix(OPTIMIZER).rpartition(".")
             moments.setdefault(owner, set()).add(moment)
-    is_fused = bool(trainee.optimizer.defaults.get("fused"))
-    for name, parameter in _parameters(trainee):
+    is_fused = bool(state.optimizer.defaults.get("fused"))
+    for name, parameter in _parameters(state):
         for moment in moments.get(name, ()):
-            trainee.optimizer.state[parameter][moment] = _moment(moment, parameter, is_fused)
-    wanted = tensors_of(trainee)
+            state.optimizer.state[parameter][moment] = _moment(moment, parameter, is_fused)
+    wanted = tensors_of(state)
     if missing := sorted(wanted.keys() - there):
         raise ObjectCorrupt(
             f"the checkpoint has no {missing[0]} (and {len(missing) - 1} others); it is of another model"
         )
     with torch.no_grad():
         load(wanted)
-    _set_step(trainee, step)
+    _set_step(state, step)
 
 
 def _moment(name: str, parameter: Tensor, is_fused: bool) -> Tensor:
@@ -84,14 +84,14 @@ def _moment(name: str, parameter: Tensor, is_fused: bool) -> Tensor:
     )
 
 
-def _set_step(trainee: Trainee, step: int) -> None:
-    schedule: Any = trainee.schedule
+def _set_step(state: TrainState, step: int) -> None:
+    schedule: Any = state.schedule
     factors = [factor(step) for factor in schedule.lr_lambdas]
     rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
-    for group, rate in zip(trainee.optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates
 
 
-def _parameters(trainee: Trainee) -> list[tuple[str, torch.nn.Parameter]]:
-    return [pair for part in trainee.parts for pair in part.named_parameters()]
+def _parameters(state: TrainState) -> list[tuple[str, torch.nn.Parameter]]:
+    return [pair for part in state.parts for pair in part.named_parameters()]

@@ -3,10 +3,10 @@
 Ray Train has such a thing (`ray.train.report(..., validation=...)`, alpha), and it does not fit: it starts from a
 checkpoint that all ranks report together, while ours are committed in the background by rank 0; it remembers what is
 missing under the name of one launch, which a resumed run does not have; and its last wait has no end. So rank 0 owns one
-task at a time, which writes its figures into the run's log. What is missing there is done by whoever resumes. A task
+task at a time, which writes its metrics into the run's log. What is missing there is done by whoever resumes. A task
 that fails does not end the run: why it failed stands in the log instead, and so in `maas-ray runs` and in the report.
 
-The figures of a checkpoint enter the history when the next one is due, however early they came: so early stopping decides
+The metrics of a checkpoint enter the history when the next one is due, however early they came: so early stopping decides
 the same in a run that was interrupted.
 """
 
@@ -27,9 +27,9 @@ from maas_ray.train.spec.metrics import VALIDATION, finite
 from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
-"""Longest wait for the figures of a task that is done."""
+"""Longest wait for the metrics of a task that is done."""
 MAX_REASON = 500
-"""Characters of why a checkpoint has no figures: Ray tells of a task that died on a page."""
+"""Characters of why a checkpoint has no metrics: Ray tells of a task that died on a page."""
 POLL_S = 2.0
 """The ranks agree so often on whether to wait on: each collective operation stays short."""
 
@@ -50,12 +50,12 @@ class Beside:
         self._lock = threading.Lock()
         self._flight: tuple[int, Any, float] | None = None
         self._due: int | None = None
-        self.figures = self._runs.validated(spec.run)
+        self.metrics = self._runs.validated(spec.run)
         """What is known of each step: `validation_loss` and so on."""
         self._samples: dict[int, str] = {}
 
     def start(self, step: int) -> None:
-        """Begins to validate a committed checkpoint, unless its figures are known or another one is under way.
+        """Begins to validate a committed checkpoint, unless its metrics are known or another one is under way.
 
         Called from the thread that saves; never waits.
         """
@@ -63,7 +63,7 @@ class Beside:
             if self._flight is not None:
                 return
             self._due = step
-            if step in self.figures:
+            if step in self.metrics:
                 return
             wanted = self._spec.validation
             task = ray.remote(_validate).options(
@@ -82,7 +82,7 @@ class Beside:
             self.start(steps[-1])
 
     def is_ready(self, wait_s: float) -> bool:
-        """Waits so long for the figures that are due; true if they are there, or given up, or none are due."""
+        """Waits so long for the metrics that are due; true if they are there, or given up, or none are due."""
         with self._lock:
             flight = self._flight
         if flight is None:
@@ -98,16 +98,16 @@ class Beside:
         return False
 
     def take(self) -> tuple[int, dict[str, float], str] | None:
-        """The step that was due, its figures without `validation_`, and predictions (see loop/predictions.py) if they are shown.
+        """The step that was due, its metrics without `validation_`, and predictions (see loop/predictions.py) if they are shown.
 
         Each is given once. None: there is nothing.
         """
         with self._lock:
             step, self._due = self._due, None
-        if step is None or step not in self.figures:
+        if step is None or step not in self.metrics:
             return None
-        figures = {name.removeprefix(VALIDATION): value for name, value in self.figures[step].items()}
-        return step, figures, self._samples.pop(step, "")
+        metrics = {name.removeprefix(VALIDATION): value for name, value in self.metrics[step].items()}
+        return step, metrics, self._samples.pop(step, "")
 
     def close(self) -> None:
         """Ends a task that is under way; whoever resumes the run begins it again."""
@@ -118,7 +118,7 @@ class Beside:
 
     def _finish(self, step: int, task: Any) -> None:
         try:
-            self.figures[step], self._samples[step] = ray.get(task, timeout=TIMEOUT_S)
+            self.metrics[step], self._samples[step] = ray.get(task, timeout=TIMEOUT_S)
         except ray.exceptions.RayError as error:
             self._give_up(step, str(getattr(error, "cause", None) or error))
             return
@@ -127,7 +127,7 @@ class Beside:
 
     def _give_up(self, step: int, reason: str) -> None:
         reason = " ".join(reason.split())[:MAX_REASON]
-        log.warning("step %d has no validation figures: %s", step, reason)
+        log.warning("step %d has no validation metrics: %s", step, reason)
         with suppress(MaasError):  # a store that fails now is met again, where something depends on it
             self._runs.record(self._spec.run, {"type": "unvalidated", "step": step, "error": reason})
         with self._lock:
@@ -135,7 +135,7 @@ class Beside:
 
 
 def refuse_no_room(spec: TrainSpec) -> None:
-    """Refuses a cluster that holds the ranks, but not the task beside them: its figures would never come.
+    """Refuses a cluster that holds the ranks, but not the task beside them: its metrics would never come.
 
     Counts what the living nodes have in total; where an autoscaler may add nodes nothing is refused.
 
@@ -173,6 +173,6 @@ def _validate(spec_json: str, step: int) -> tuple[dict[str, float], str]:
     trained = load_trained(store, spec.run, step)
     evaluation = evaluate_trained(trained, "validation", device)
     samples = sample_trained(trained, "validation", count, device) if (count := spec.tensorboard.samples) else ""
-    figures = {f"{VALIDATION}{name}": value for name, value in finite(evaluation.metrics).items()}
-    Runs(store).record(spec.run, {"type": "validated", "step": step, "metrics": figures})
-    return figures, samples
+    metrics = {f"{VALIDATION}{name}": value for name, value in finite(evaluation.metrics).items()}
+    Runs(store).record(spec.run, {"type": "validated", "step": step, "metrics": metrics})
+    return metrics, samples

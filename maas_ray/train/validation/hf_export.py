@@ -58,7 +58,7 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
         for name in names:
             if name != CONFIG:
                 to.put(name, (directory / name).read_bytes())
-        to.put_new(CONFIG, (directory / CONFIG).read_bytes())
+        to.create(CONFIG, (directory / CONFIG).read_bytes())
     return names
 
 

@@ -20,7 +20,7 @@ from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
-from maas_ray.train.records.runs import Run, Runs, checkpoints_prefix
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.state.restore import EMA
 
 Weights = Literal["ema", "raw"]
@@ -31,7 +31,7 @@ Weights = Literal["ema", "raw"]
 class Trained:
     """A network at a committed checkpoint, in evaluation mode on the CPU."""
 
-    run: Run
+    run: RunRecord
     step: int
     checkpoint_digest: str
     net: nn.Module
@@ -41,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one checkpoint on one split."""
+    """Metrics of one checkpoint on one split."""
 
     run: str
     step: int
@@ -126,7 +126,7 @@ def sample_trained(trained: Trained, split: str, count: int, device: torch.devic
 def evaluate_run(
     store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
 ) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the figures in the run's log; `step` and `weights` as `load_trained`.
+    """Evaluates a checkpoint on a split and records the metrics in the run's log; `step` and `weights` as `load_trained`.
 
     Raises:
         NotFound: no such run, or no such checkpoint.
@@ -134,6 +134,6 @@ def evaluate_run(
     """
     trained = load_trained(store, run, step, weights=weights)
     evaluation = evaluate_trained(trained, split)
-    figures = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
-    Runs(store).record(run, {"type": "evaluated", **figures})
+    event = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
+    Runs(store).record(run, {"type": "evaluated", **event})
     return evaluation

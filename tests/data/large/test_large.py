@@ -168,11 +168,11 @@ def test_files_that_did_not_change_are_not_read_again(
         prepare(_spec(uri), file_store)
 
 
-def _job(spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> clean.Job:
+def _job(spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> clean.CleaningJob:
     _without_cluster(monkeypatch)
     files = list_files(spec)
     source, kinds = survey.survey_source(units.open_source(spec, files, format_of(spec, [files[0].path])), 60)
-    return clean.Job(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
+    return clean.CleaningJob(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
 
 
 def _digests(dataset: Dataset) -> dict[str, str]:

@@ -97,10 +97,10 @@ class _Overtaken:
     def __getattr__(self, name: str):
         return getattr(self._store, name)
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         if self.winner is None:
             self.winner = _save(self._store)
-        self._store.put_new(key, data)
+        self._store.create(key, data)
 
 
 def test_a_writer_that_is_overtaken_uses_what_the_other_one_committed(store: ObstoreStore) -> None:

@@ -59,7 +59,7 @@ def _write(folder: Path, *texts: str) -> Path:
 def _stream(dataset: Dataset, split: str) -> list[int]:
     parts = sorted(name for name in dataset.committed.parts if name.startswith(f"{split}/"))
     datatype = "<u2" if dataset.tokens and dataset.tokens.datatype == "uint16" else "<u4"
-    return [int(code) for name in parts for code in np.frombuffer(dataset.committed.read(name), datatype)]
+    return [int(token) for name in parts for token in np.frombuffer(dataset.committed.read(name), datatype)]
 
 
 def _all(dataset: Dataset, split: str = "train", seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

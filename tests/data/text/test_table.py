@@ -77,13 +77,13 @@ class _Bag(nn.Module):
         super().__init__()
         self.table = nn.Embedding(vocab_size, num_outputs)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        scores: Tensor = self.table(codes).mean(dim=1)
-        return scores
+    def forward(self, token_ids: Tensor) -> Tensor:
+        logits: Tensor = self.table(token_ids).mean(dim=1)
+        return logits
 
 
 @pytest.mark.fault
-def test_a_classifier_of_texts_is_exported_over_token_codes(store: ObstoreStore, path: Path) -> None:
+def test_a_classifier_of_texts_is_exported_over_token_ids(store: ObstoreStore, path: Path) -> None:
     dataset = prepare(parse_spec(DataSpec, {"uri": str(path), **FIELDS}), store)
     net = _Bag(dataset.features.row.vocab_size or 0, 2)
     graph, signature = export(net, dataset.features)
@@ -92,7 +92,7 @@ def test_a_classifier_of_texts_is_exported_over_token_codes(store: ObstoreStore,
     assert report["passed"]
 
 
-def test_a_model_with_scores_per_token_is_not_exported(store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_model_with_logits_per_token_is_not_exported(store: ObstoreStore, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc " * 50)
     fields = {"task": "language_modeling", "text": {"seq_len": 4}}
     dataset = prepare(parse_spec(DataSpec, {"uri": str(tmp_path / "a.txt"), **fields}), store)

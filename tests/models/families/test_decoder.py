@@ -19,7 +19,7 @@ def decoder(params: dict | None = None, length: int = LENGTH) -> nn.Module:
     return build_model(spec, Row((length,), VOCABULARY), VOCABULARY, per_token=True)
 
 
-def codes(num_rows: int = 3, length: int = LENGTH) -> torch.Tensor:
+def token_ids(num_rows: int = 3, length: int = LENGTH) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (num_rows, length), generator=torch.Generator().manual_seed(1))
 
 
@@ -27,7 +27,7 @@ def test_it_learns_a_sequence_by_heart() -> None:
     model = decoder({**SMALL, "dropout": 0.1})
     assert model.training
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    rows = codes()
+    rows = token_ids()
     losses = []
     for _ in range(60):
         loss = nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
@@ -41,7 +41,7 @@ def test_it_learns_a_sequence_by_heart() -> None:
 
 def test_no_token_sees_a_later_one() -> None:
     model = decoder().double().eval()
-    rows = codes()
+    rows = token_ids()
     changed = rows.clone()
     changed[:, 9] = (rows[:, 9] + 1) % VOCABULARY
     differs = (model(rows) != model(changed)).any(dim=-1).any(dim=0)
@@ -60,9 +60,9 @@ def test_only_distances_between_tokens_count_not_their_places() -> None:
 
 def test_float64_stays_float64_and_every_parameter_gets_a_gradient() -> None:
     model = decoder().double()
-    scores = model(codes())
-    assert (scores.dtype, scores.shape) == (torch.float64, (3, LENGTH, VOCABULARY))
-    scores.square().sum().backward()
+    logits = model(token_ids())
+    assert (logits.dtype, logits.shape) == (torch.float64, (3, LENGTH, VOCABULARY))
+    logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
@@ -111,7 +111,7 @@ def test_weights_are_drawn_as_gpt2_and_llama_draw_them() -> None:
 def test_a_slice_of_layers_keeps_names_and_plan() -> None:
     model = decoder().double().eval()
     first, last = model[:3], model[3:]
-    assert torch.equal(last(first(codes())), model(codes()))
+    assert torch.equal(last(first(token_ids())), model(token_ids()))
     assert [name for name, _ in last.named_children()] == ["block_1", "norm", "head"]
     assert last.tp_plan == model.tp_plan
 
@@ -121,13 +121,13 @@ def test_a_slice_of_layers_keeps_names_and_plan() -> None:
     [
         (Row((8,)), 4, True, {}, "decoder needs tokens, .* values of the shape"),
         (Row((8,), 12), 12, True, {"max_length": 4}, "max_length 4 and the rows have 8 tokens"),
-        (Row((8,), 12), 3, True, {"tied": True}, "3 scores and 12 codes"),
+        (Row((8,), 12), 3, True, {"tied": True}, "3 logits and 12 token ids"),
         (
             Row((8,), 12),
             3,
             False,
             {},
-            "decoder gives no scores per row, .* use one of the models mlp, convnet, resnet",
+            "decoder gives no logits per row, .* use one of the models mlp, convnet, resnet",
         ),
     ],
 )

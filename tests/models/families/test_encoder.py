@@ -27,7 +27,7 @@ def encoder(
     return build_model(spec, Row((LENGTH,), VOCABULARY, pad), num_outputs or VOCABULARY, per_token=per_token)
 
 
-def codes(num_rows: int = 3, length: int = LENGTH) -> torch.Tensor:
+def token_ids(num_rows: int = 3, length: int = LENGTH) -> torch.Tensor:
     return torch.randint(1, VOCABULARY, (num_rows, length), generator=torch.Generator().manual_seed(1))
 
 
@@ -48,10 +48,10 @@ def test_it_learns_which_token_a_row_contains() -> None:
 @pytest.mark.parametrize(("per_token", "params"), KINDS)
 def test_float64_stays_float64_and_every_parameter_gets_a_gradient(per_token: bool, params: dict) -> None:
     model = encoder(per_token, params).double()
-    scores = model(codes())
-    assert scores.dtype == torch.float64
-    assert scores.shape == ((3, LENGTH, VOCABULARY) if per_token else (3, VOCABULARY))
-    scores.square().sum().backward()
+    logits = model(token_ids())
+    assert logits.dtype == torch.float64
+    assert logits.shape == ((3, LENGTH, VOCABULARY) if per_token else (3, VOCABULARY))
+    logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
@@ -61,7 +61,7 @@ def test_padding_changes_nothing_even_when_the_layers_run_in_two_stages(
     per_token: bool, params: dict, cut: int
 ) -> None:
     model = encoder(per_token, params, pad=PAD).double().eval()
-    rows = codes()
+    rows = token_ids()
     padded = torch.cat((rows[:, :10], torch.full((3, LENGTH - 10), PAD)), dim=1)
     found, wanted = model[cut:](model[:cut](padded)), model(rows[:, :10])
     torch.testing.assert_close(found[:, :10] if per_token else found, wanted, atol=1e-12, rtol=1e-12)
@@ -73,17 +73,17 @@ def test_padding_changes_nothing_even_when_the_layers_run_in_two_stages(
 
 def test_a_row_of_padding_only_gives_numbers_and_gradients() -> None:
     model = encoder(per_token=False, pad=PAD)
-    rows = codes()
+    rows = token_ids()
     rows[1] = PAD
-    scores = model(rows)
-    scores.sum().backward()
-    assert scores.isfinite().all()
+    logits = model(rows)
+    logits.sum().backward()
+    assert logits.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_every_token_sees_every_other_one() -> None:
     model = encoder(per_token=True).double().eval()
-    rows = codes()
+    rows = token_ids()
     changed = rows.clone()
     changed[:, 9] = 1 + rows[:, 9] % (VOCABULARY - 1)
     assert (model(rows) != model(changed)).any(dim=-1).all()
@@ -102,7 +102,7 @@ def test_the_dial_sets_what_is_not_given(params: dict, shape: tuple[int, ...]) -
 
 
 @pytest.mark.fault
-def test_a_classifier_is_exported_to_onnx_silently_with_the_same_scores(
+def test_a_classifier_is_exported_to_onnx_silently_with_the_same_logits(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     column = TokensColumn(name="text", length=LENGTH, vocab_size=VOCABULARY, pad=PAD, tokenizer="0" * 64)
@@ -112,7 +112,7 @@ def test_a_classifier_is_exported_to_onnx_silently_with_the_same_scores(
     graph, _ = export(model, features)
     assert tuple(capfd.readouterr()) == ("", "")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    rows = codes(5)
+    rows = token_ids(5)
     rows[0, 9:], rows[1] = PAD, PAD
     found = onnxruntime.InferenceSession(graph).run(None, {"text": rows.numpy()})[0]
     with torch.no_grad():

@@ -69,9 +69,9 @@ def test_for_large_images_it_has_as_many_parameters_as_the_original(depth: int, 
 
 def test_float64_stays_float64_and_every_parameter_gets_a_gradient() -> None:
     model = resnet((16, 16)).double()
-    scores = model(torch.randn(2, 16, 16, dtype=torch.float64))
-    assert scores.dtype == torch.float64
-    scores.square().sum().backward()
+    logits = model(torch.randn(2, 16, 16, dtype=torch.float64))
+    assert logits.dtype == torch.float64
+    logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
@@ -82,7 +82,7 @@ def test_names_of_layers_are_stable() -> None:
 
 
 @pytest.mark.fault
-def test_it_is_exported_to_onnx_with_the_same_scores() -> None:
+def test_it_is_exported_to_onnx_with_the_same_logits() -> None:
     column = TensorColumn(name="image", shape=(3, 16, 16), scale=(2.0,))
     features = Features(columns=(column,), task="classification", target="y", labels=("a", "b", "c"))
     model = resnet(column.shape)

@@ -26,12 +26,12 @@ def decoder(**params: object) -> nn.Module:
     return net.eval()
 
 
-def codes() -> torch.Tensor:
+def token_ids() -> torch.Tensor:
     return torch.randint(0, 12, (3, 20), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("params", [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"tied": True}])
-def test_transformers_gives_the_same_scores_from_what_is_written(params: dict, tmp_path: Path) -> None:
+def test_transformers_gives_the_same_logits_from_what_is_written(params: dict, tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 
     net = decoder(**params)
@@ -39,10 +39,10 @@ def test_transformers_gives_the_same_scores_from_what_is_written(params: dict, t
     theirs, report = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(codes()).logits, net(codes()), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.eval()(token_ids()).logits, net(token_ids()), atol=1e-5, rtol=1e-5)
 
 
-def test_what_transformers_writes_is_read_with_the_same_scores(tmp_path: Path) -> None:
+def test_what_transformers_writes_is_read_with_the_same_logits(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def test_what_transformers_writes_is_read_with_the_same_scores(tmp_path: Path) -
     ours = decoder_from(tmp_path)
     assert ours.training
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(codes()), theirs(codes()).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.eval()(token_ids()), theirs(token_ids()).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("params", [{}, {"tied": True}])
@@ -71,7 +71,7 @@ def test_a_decoder_comes_back_bit_by_bit(params: dict, tmp_path: Path) -> None:
     back = decoder_from(tmp_path / "made" / "here")
     assert isinstance(back, Decoder)
     assert (back.head.weight is back.embedding.weight) == bool(params)
-    assert torch.equal(back.eval()(codes()), net(codes()))
+    assert torch.equal(back.eval()(token_ids()), net(token_ids()))
 
 
 def test_another_model_has_no_such_format(tmp_path: Path) -> None:

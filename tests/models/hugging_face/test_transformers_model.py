@@ -27,7 +27,7 @@ def hugging_face(name: str, params: dict, row: Row = TOKENS, *, per_token: bool 
     return build_model(ModelSpec(name=f"hf:{name}", params=params), row, 12 if per_token else 3, per_token=per_token)
 
 
-def codes() -> torch.Tensor:
+def token_ids() -> torch.Tensor:
     return torch.randint(1, 12, (4, 6), generator=torch.Generator().manual_seed(1))
 
 
@@ -46,7 +46,7 @@ def test_a_class_is_built_from_its_configuration_and_the_sizes_of_the_data(
     name: str, config: dict, row: Row, per_token: bool
 ) -> None:
     model = hugging_face(name, {"config": config}, row, per_token=per_token)
-    rows = codes() if row.is_tokens else torch.randn(4, *row.shape)
+    rows = token_ids() if row.is_tokens else torch.randn(4, *row.shape)
     model(rows).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
@@ -60,9 +60,9 @@ def test_the_packages_plan_names_layers_of_the_model() -> None:
     assert model.tp_sizes == {"heads of keys and values": 2}
 
 
-def test_padding_changes_no_score() -> None:
+def test_padding_changes_no_logit() -> None:
     model = hugging_face("BertForSequenceClassification", {"config": BERT}, Row((6,), 12, pad=0)).eval()
-    rows = codes()
+    rows = token_ids()
     rows[:, 4:] = 0
     torch.testing.assert_close(model(rows), model(rows[:, :4]), atol=1e-5, rtol=1e-5)
 
@@ -71,7 +71,7 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
     first = hugging_face("BertForMaskedLM", {"config": BERT}, per_token=True).eval()
     first.model.save_pretrained(tmp_path)
     second = hugging_face("BertForMaskedLM", {"path": str(tmp_path)}, per_token=True).eval()
-    assert torch.equal(first(codes()), second(codes()))
+    assert torch.equal(first(token_ids()), second(token_ids()))
     classifier = hugging_face("BertForSequenceClassification", {"path": str(tmp_path)})
     body = {key: value for key, value in first.model.bert.state_dict().items() if "pooler" not in key}
     assert all(torch.equal(value, classifier.model.bert.state_dict()[key]) for key, value in body.items())
@@ -90,8 +90,8 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
     [
         ("LamaForCausalLM", {}, TOKENS, True, "has no model 'LamaForCausalLM' .* did you mean 'hf:LlamaForCausalLM'"),
         ("os", {}, TOKENS, True, "classes end with ForCausalLM"),
-        ("LlamaForCausalLM", {}, TOKENS, False, "gives no scores per row"),
-        ("BertForSequenceClassification", {}, TOKENS, True, "gives no scores per token"),
+        ("LlamaForCausalLM", {}, TOKENS, False, "gives no logits per row"),
+        ("BertForSequenceClassification", {}, TOKENS, True, "gives no logits per token"),
         ("ViTForImageClassification", {}, TOKENS, False, "takes images, and these rows are tokens"),
         ("BertForSequenceClassification", {}, IMAGES, False, "takes tokens, and these rows are values"),
         ("LlamaForCausalLM", {"config": {"hidden_sise": 3}}, TOKENS, True, "did you mean 'hidden_size'"),
@@ -107,7 +107,7 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
             {"config": BERT | {"vocab_size": 5}},
             TOKENS,
             False,
-            "knows 5 codes of tokens, and the data's tokenizer makes 12",
+            "knows 5 token ids, and the data's tokenizer makes 12",
         ),
         ("LlamaForCausalLM", {"config": LLAMA | {"vocab_size": 5}}, TOKENS, True, r"the data needs \[2, 6, 12\]"),
         (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maas_ray.bundle.engine.engine import Engine, EngineSpec
-from maas_ray.bundle.engine.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.item import Item, Tensors
@@ -83,7 +83,7 @@ class Swapping(EngineRunner):
     num_runs = 0
 
     def _run(
-        self, inputs: Tensors, num_rows: int, stop: Stop | None = None
+        self, inputs: Tensors, num_rows: int, stop: StopSignal | None = None
     ) -> tuple[Tensors | None, MaasError | None, float]:
         outputs, error, seconds = super()._run(inputs, num_rows, stop)
         self.num_runs += 1

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from maas_ray.cluster.capacity.nodes import Node
 from maas_ray.errors import ResourcesMissing
 from maas_ray.serve.deploy.binding import application_spec, version_of
-from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
-from maas_ray.serve.deploy.room import Room, can_replace
-from maas_ray.serve.deploy.standing import Replica, Standing
+from maas_ray.serve.deploy.plan import NoRoomNow, UpdatePlan, plan
+from maas_ray.serve.deploy.room import FreeResources, can_replace
+from maas_ray.serve.deploy.standing import ReplicaState, Standing
 from maas_ray.serve.deploy.way import FIRST_START, Way
 from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import parse_spec
@@ -31,11 +31,11 @@ def node(name: str, free: float, total: float = 4.0, **more: Any) -> Node:
 
 def running(spec: ServeSpec, *nodes: str) -> Standing:
     application = application_spec(spec.pools[0], spec)
-    replicas = [Replica(f"r{number}", "RUNNING", on) for number, on in enumerate(nodes)]
+    replicas = [ReplicaState(f"r{number}", "RUNNING", on) for number, on in enumerate(nodes)]
     return Standing("p", "RUNNING", "/", application, version_of(application), replicas)
 
 
-def planned(spec: ServeSpec, standing: Standing | None, *nodes: Node, may_grow: bool = False) -> Plan:
+def planned(spec: ServeSpec, standing: Standing | None, *nodes: Node, may_grow: bool = False) -> UpdatePlan:
     pool = spec.pools[0]
     return plan(pool, application_spec(pool, spec), standing, nodes, may_grow)
 
@@ -157,7 +157,7 @@ def test_a_replacement_that_is_possible_fits_when_the_old_ones_are_gone(
     free: list[int], old: list[int], num: int, first: int, old_cpus: int, cpus: int
 ) -> None:
     nodes = [str(on % len(free)) for on in old]
-    room = Room({str(on): {"CPU": float(has)} for on, has in enumerate(free)}, taken=list(nodes))
+    room = FreeResources({str(on): {"CPU": float(has)} for on, has in enumerate(free)}, taken=list(nodes))
     if can_replace(room, nodes, {"CPU": old_cpus}, {"CPU": cpus}, num, first):
         for on in nodes:
             room.release(on, {"CPU": old_cpus})

@@ -30,7 +30,7 @@ from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import MAX_PIPELINED, QUESTIONS, Caller, Service
 from maas_ray.serve.grpc.status import MAX_MESSAGE_BYTES, status_of
 from maas_ray.serve.http.handler import Handler
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.request.unsupported_extensions import RPCS
 from maas_ray.serve.spec.pools import GrpcSpec, ServeSpec
 from maas_ray.spec import parse_spec
@@ -435,7 +435,7 @@ class Server:
     """The service on grpc.aio's server, on a loop in a thread as in a replica."""
 
     address: str
-    residency: Residency
+    manager: ModelManager
     handler: Handler
     call: Callable[[Any], Any]
 
@@ -456,22 +456,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     def call(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    async def start() -> tuple[Any, int, Residency, Handler]:
-        residency = Residency(store, spec)
-        await residency.start()
-        handler = Handler(residency, spec.limits.max_body_bytes)
+    async def start() -> tuple[Any, int, ModelManager, Handler]:
+        manager = ModelManager(store, spec)
+        await manager.start()
+        handler = Handler(manager, spec.limits.max_body_bytes)
         # As Ray Serve starts its own: without a limit worth the name, so ours is the one that counts.
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((Rpcs(Service(handler, spec.limits), "pool").handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        return server, port, residency, handler
+        return server, port, manager, handler
 
-    running, port, residency, handler = call(start())
-    yield Server(f"127.0.0.1:{port}", residency, handler, call)
+    running, port, manager, handler = call(start())
+    yield Server(f"127.0.0.1:{port}", manager, handler, call)
     call(running.stop(1))
-    call(residency.close())
+    call(manager.close())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
     runner.close()
@@ -624,7 +624,7 @@ def test_what_is_late_when_it_arrives_is_not_run(server: Server) -> None:
     request.model_name = "linear"
 
     async def ask(deadline: float) -> Any:
-        service = Service(server.handler, server.residency.spec.limits)
+        service = Service(server.handler, server.manager.spec.limits)
         return await service.answer("ModelInfer", request.SerializeToString(), Caller(b"id", deadline))
 
     assert server.call(ask(math.inf)).body
@@ -692,7 +692,7 @@ def stall(server: Server, seconds: float) -> Any:
     async def sleep() -> None:
         time.sleep(seconds)
 
-    return asyncio.run_coroutine_threadsafe(sleep(), resident(server.residency, "linear").batcher._loop)  # type: ignore[arg-type]
+    return asyncio.run_coroutine_threadsafe(sleep(), resident(server.manager, "linear").batcher._loop)  # type: ignore[arg-type]
 
 
 def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: triton.InferenceServerClient) -> None:

@@ -214,7 +214,7 @@ def test_an_unexpected_failure_is_a_500_without_its_text(server: Server, caplog:
     def explode(*args: object) -> None:
         raise RuntimeError("a secret of the inside")
 
-    server.residency.versions = explode  # type: ignore[method-assign,assignment]
+    server.manager.versions = explode  # type: ignore[method-assign,assignment]
     answer = requests.get(f"{server.url}/v2/models/linear", headers={"x-request-id": "find-me"}, timeout=30)
     assert answer.status_code == 500
     assert "secret" not in answer.text
@@ -227,7 +227,7 @@ class Hold:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._batcher = resident(server.residency, "linear").batcher
+        self._batcher = resident(server.manager, "linear").batcher
         self._runner = self._batcher._runner
         self._held: list[Any] = []
         self._batcher._runner = self
@@ -256,7 +256,7 @@ class Hold:
 
 
 def test_a_full_queue_is_a_503_with_retry_after_at_once(server: Server) -> None:
-    resident(server.residency, "linear").batcher._queue._max_items = 2
+    resident(server.manager, "linear").batcher._queue._max_items = 2
     hold = Hold(server)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(infer, server)
@@ -406,8 +406,8 @@ def test_answers_under_load_are_each_callers_own(shared_server: Server) -> None:
 
 
 def test_stopping_gives_everything_back(server: Server) -> None:
-    server.call(server.residency.close())
+    server.call(server.manager.close())
     assert infer(server).status_code == 503, "which another replica answers"
     assert requests.get(f"{server.url}/v2/health/ready", timeout=30).status_code == 503
     with pytest.raises(MaasError):
-        resident(server.residency, "linear")
+        resident(server.manager, "linear")

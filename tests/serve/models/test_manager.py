@@ -11,8 +11,8 @@ import requests
 
 from maas_ray.errors import BundleError, MaasError, NotFound, ObjectCorrupt
 from maas_ray.registry.models import Registry
-from maas_ray.serve.batching.batcher import Run
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.batching.batcher import BatchRun
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish
 from tests.serve.http.test_asgi_app import ROW
@@ -74,7 +74,7 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
             scales[version] = scale
             registry.promote("linear", version)
             if turn % 2:
-                wait_for(lambda: f"version {version} does not load" in str(server.residency.problems("linear")))
+                wait_for(lambda: f"version {version} does not load" in str(server.manager.problems("linear")))
             else:
                 wait_for(lambda: seen[str(version)] > 0)
     finally:
@@ -83,14 +83,14 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
             client.join(60)
     assert wrong == []
     assert len(seen) == 11, "the first version and ten sound ones were seen, no broken one"
-    wait_for(lambda: not server.residency._shelf.draining)
+    wait_for(lambda: not server.manager._cache.draining)
 
 
 def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server) -> None:
     bundle = commit_bundle(server.store, linear(9.0), run="run-b")
     break_bundle(server.store, bundle)
     publish(server.store, "linear", bundle)
-    wait_for(lambda: server.residency.problems("linear"))
+    wait_for(lambda: server.manager.problems("linear"))
     assert version_of(server.url) == "1"
     ready = requests.get(f"{server.url}/v2/models/linear/ready", timeout=30).json()
     assert ready["ready"] is True
@@ -101,12 +101,12 @@ def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server
     assert metadata["parameters"]["problems"] == ready["problems"]
     publish(server.store, "linear", commit_bundle(server.store, linear(5.0), run="run-c"))
     wait_for(lambda: version_of(server.url) == "3")
-    assert server.residency.problems("linear") == []
+    assert server.manager.problems("linear") == []
 
 
 def test_a_version_whose_graph_is_not_its_signature_is_never_swapped_in(server: Server) -> None:
     publish(server.store, "linear", commit_bundle(server.store, lookup(), LINEAR))
-    wait_for(lambda: "declares the inputs" in str(server.residency.problems("linear")))
+    wait_for(lambda: "declares the inputs" in str(server.manager.problems("linear")))
     assert version_of(server.url) == "1"
 
 
@@ -117,9 +117,9 @@ def test_a_store_that_is_away_changes_nothing_of_what_is_loaded(server: Server) 
     root.write_text("a file where the directory was")
     try:
         with pytest.raises(MaasError):
-            server.call(server.residency.refresh())
+            server.call(server.manager.refresh())
         assert version_of(server.url) == "1"
-        server.call_plain(server.residency.check_health)
+        server.call_plain(server.manager.check_health)
     finally:
         root.unlink()
         hidden.rename(root)
@@ -127,16 +127,16 @@ def test_a_store_that_is_away_changes_nothing_of_what_is_loaded(server: Server) 
     wait_for(lambda: version_of(server.url) == "2")
 
 
-def run(residency: Residency, *steps: object) -> None:
+def run(manager: ModelManager, *steps: object) -> None:
     async def main() -> None:
-        await residency.start()
+        await manager.start()
         try:
             for step in steps:
                 result = step()  # type: ignore[operator]
                 if asyncio.iscoroutine(result):
                     await result
         finally:
-            await residency.close()
+            await manager.close()
 
     asyncio.run(main())
 
@@ -148,21 +148,21 @@ def test_fixed_versions_and_aliases_of_one_model_are_served_side_by_side(file_st
     registry.promote("linear", 2)
     registry.promote("linear", 3, "canary")
     models = [{"name": "linear"}, {"name": "linear", "alias": "canary"}, {"name": "linear", "version": 1}]
-    residency = Residency(file_store, app_spec(file_store, models=models, refresh=SLOW))
+    manager = ModelManager(file_store, app_spec(file_store, models=models, refresh=SLOW))
 
     def check_start() -> None:
-        assert residency.versions("linear") == [1, 2, 3]
-        assert resident(residency, "linear").version.version == 2, "the first reference is the default"
-        assert resident(residency, "linear", 1).version.version == 1
+        assert manager.versions("linear") == [1, 2, 3]
+        assert resident(manager, "linear").version.version == 2, "the first reference is the default"
+        assert resident(manager, "linear", 1).version.version == 1
         registry.promote("linear", 3)
 
     def check_moved() -> None:
-        assert resident(residency, "linear").version.version == 3
-        assert residency.versions("linear") == [1, 3], "version 2 is named by nothing any more"
+        assert resident(manager, "linear").version.version == 3
+        assert manager.versions("linear") == [1, 3], "version 2 is named by nothing any more"
         with pytest.raises(NotFound, match="unknown model: 'linear' version 2 is not found; this pool serves: 1, 3"):
-            resident(residency, "linear", 2)
+            resident(manager, "linear", 2)
 
-    run(residency, check_start, residency.refresh, check_moved)
+    run(manager, check_start, manager.refresh, check_moved)
 
 
 def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_one_before(
@@ -172,13 +172,13 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
     broken = commit_bundle(file_store, linear(2.0))
     break_bundle(file_store, broken)
     publish(file_store, "linear", broken)
-    residency = Residency(file_store, app_spec(file_store, "linear", refresh=SLOW))
+    manager = ModelManager(file_store, app_spec(file_store, "linear", refresh=SLOW))
 
     def check() -> None:
-        assert resident(residency, "linear").version.version == 1
-        assert "version 2 does not load" in residency.problems("linear")[0]
+        assert resident(manager, "linear").version.version == 1
+        assert "version 2 does not load" in manager.problems("linear")[0]
 
-    run(residency, check)
+    run(manager, check)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_replica_that_can_serve_nothing_does_not_start_and_says_why(
 ) -> None:
     prepare(file_store)  # type: ignore[operator]
     with pytest.raises(error, match=message):
-        run(Residency(file_store, app_spec(file_store, "linear")))
+        run(ModelManager(file_store, app_spec(file_store, "linear")))
 
 
 def test_an_altered_graph_does_not_start(file_store: ObstoreStore) -> None:
@@ -202,41 +202,41 @@ def test_an_altered_graph_does_not_start(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", bundle)
     break_bundle(file_store, bundle)
     with pytest.raises(ObjectCorrupt, match="sha256"):
-        run(Residency(file_store, app_spec(file_store, "linear")))
+        run(ModelManager(file_store, app_spec(file_store, "linear")))
 
 
 def test_a_promotion_to_another_signature_is_served_by_the_new_one(file_store: ObstoreStore) -> None:
     publish(file_store, "m", commit_bundle(file_store))
-    residency = Residency(file_store, app_spec(file_store, "m", refresh=SLOW))
+    manager = ModelManager(file_store, app_spec(file_store, "m", refresh=SLOW))
 
     def promote() -> None:
         publish(file_store, "m", commit_bundle(file_store, lookup(), LOOKUP))
 
     def check() -> None:
-        assert resident(residency, "m").info.signature.inputs == LOOKUP.inputs
+        assert resident(manager, "m").info.signature.inputs == LOOKUP.inputs
 
-    run(residency, promote, residency.refresh, check)
+    run(manager, promote, manager.refresh, check)
 
 
 def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", commit_bundle(file_store))
-    residency = Residency(
+    manager = ModelManager(
         file_store, app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}, limits={"timeout_s": 0.01})
     )
 
     def hang() -> None:
-        residency.check_health()
-        batcher = resident(residency, "linear").batcher
-        batcher._runs.append(Run(batcher, [], 0, asyncio.get_running_loop().time() - 1))
+        manager.check_health()
+        batcher = resident(manager, "linear").batcher
+        batcher._runs.append(BatchRun(batcher, [], 0, asyncio.get_running_loop().time() - 1))
         with pytest.raises(MaasError, match="running one batch for 1 s"):
-            residency.check_health()
+            manager.check_health()
         batcher._runs.clear()
 
     async def end_follower() -> None:
-        assert residency._follower is not None
-        residency._follower.cancel()
-        await asyncio.wait({residency._follower})
+        assert manager._follower is not None
+        manager._follower.cancel()
+        await asyncio.wait({manager._follower})
         with pytest.raises(MaasError, match="no longer follows"):
-            residency.check_health()
+            manager.check_health()
 
-    run(residency, hang, end_follower)
+    run(manager, hang, end_follower)

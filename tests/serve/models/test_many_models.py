@@ -15,7 +15,7 @@ from maas_ray.errors import DeadlineExceeded, MaasError, ModelTooLarge, NotFound
 from maas_ray.registry.models import Registry
 from maas_ray.serve.models import memory_budget
 from maas_ray.serve.models.loaded import Loaded, memory_of
-from maas_ray.serve.models.manager import Residency
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish
 from tests.serve.models.test_manager import SLOW, break_bundle
@@ -30,10 +30,10 @@ def _no_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_budget, "MIN_STAY_S", 0.0)
 
 
-def residency_of(store: ObstoreStore, *names: str, room_for: int | None = None, **more: Any) -> Residency:
+def manager_of(store: ObstoreStore, *names: str, room_for: int | None = None, **more: Any) -> ModelManager:
     models = [{"name": name} for name in names]
     budget = {} if room_for is None else {"memory_budget_bytes": room_for * SIZE + SIZE // 2}
-    return Residency(store, app_spec(store, **{"models": models, "refresh": SLOW, **budget, **more}))
+    return ModelManager(store, app_spec(store, **{"models": models, "refresh": SLOW, **budget, **more}))
 
 
 def publish_many(store: ObstoreStore, *names: str) -> None:
@@ -42,21 +42,21 @@ def publish_many(store: ObstoreStore, *names: str) -> None:
         registry.promote(name, registry.publish(name, bundle).version)
 
 
-def play(residency: Residency, scene: Callable[[], Awaitable[None]]) -> None:
+def play(manager: ModelManager, scene: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        await residency.start()
+        await manager.start()
         try:
             await asyncio.wait_for(scene(), 30)
         finally:
-            await residency.close()
-        assert residency._shelf.num_bytes == 0, "everything was given back"
+            await manager.close()
+        assert manager._cache.num_bytes == 0, "everything was given back"
 
     asyncio.run(main())
 
 
-async def loaded(residency: Residency, name: str, version: int | None = None, timeout_s: float = 20.0) -> Loaded:
+async def loaded(manager: ModelManager, name: str, version: int | None = None, timeout_s: float = 20.0) -> Loaded:
     """As a handler does: the model if it is there, else after its load."""
-    found = residency.find(name, version)
+    found = manager.find(name, version)
     if found is not None:
         return found
     loop = asyncio.get_running_loop()
@@ -69,14 +69,14 @@ async def loaded(residency: Residency, name: str, version: int | None = None, ti
         else:
             future.set_exception(error or AssertionError("neither a model nor an error"))
 
-    waiter = residency.load_soon(name, version, loop.time() + timeout_s, done)
+    waiter = manager.load_soon(name, version, loop.time() + timeout_s, done)
     try:
         return await future
     finally:
         waiter.cancel()
 
 
-async def ask(residency: Residency, name: str) -> np.ndarray:
+async def ask(manager: ModelManager, name: str) -> np.ndarray:
     """One request, queued in the turn of the loop in which the model is there."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
@@ -91,22 +91,22 @@ async def ask(residency: Residency, name: str) -> np.ndarray:
         else:
             found.batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, loop.time() + 20, answered)
 
-    found = residency.find(name)
+    found = manager.find(name)
     if found is not None:
         ready(found, None)
     else:
-        residency.load_soon(name, None, loop.time() + 20, ready)
+        manager.load_soon(name, None, loop.time() + 20, ready)
     return np.asarray(await future)
 
 
-def counts(residency: Residency) -> tuple[int, int]:
+def counts(manager: ModelManager) -> tuple[int, int]:
     """Loads and evictions so far."""
-    models = residency.stats.snapshot()["models"]
+    models = manager.stats.snapshot()["models"]
     return sum(model["loads"] for model in models), sum(model["evictions"] for model in models)
 
 
-def in_memory(residency: Residency) -> list[str]:
-    return sorted(name for name, _ in residency._loaded)
+def in_memory(manager: ModelManager) -> list[str]:
+    return sorted(name for name, _ in manager._loaded)
 
 
 class SlowEngine(Engine):
@@ -151,7 +151,7 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
     """Random access by 16 callers at once; no request fails, and the budget holds at every moment."""
     names = [f"m{number:03}" for number in range(200)]
     publish_many(file_store, *names)
-    residency = residency_of(file_store, "*", room_for=20)
+    manager = manager_of(file_store, "*", room_for=20)
     choose = random.Random(7)
     most = 0
 
@@ -160,153 +160,153 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
         for _ in range(40):
             # Some are asked for more often than others, as everywhere.
             name = names[min(int(choose.expovariate(1 / 30)), 199)]
-            assert (await ask(residency, name)).tolist() == [[2.0, 2.0, 2.0]]
-            most = max(most, residency._shelf.num_bytes)
+            assert (await ask(manager, name)).tolist() == [[2.0, 2.0, 2.0]]
+            most = max(most, manager._cache.num_bytes)
 
     async def scene() -> None:
-        assert in_memory(residency) == [], "what a pattern matches is loaded by its first request"
-        assert len(residency.names) == 200
+        assert in_memory(manager) == [], "what a pattern matches is loaded by its first request"
+        assert len(manager.names) == 200
         await asyncio.gather(*(caller() for _ in range(16)))
-        loads, evictions = counts(residency)
-        assert loads == evictions + len(in_memory(residency))
+        loads, evictions = counts(manager)
+        assert loads == evictions + len(in_memory(manager))
         assert 20 < loads < 640
-        assert len(in_memory(residency)) == 20
-        assert most <= residency.spec.memory_budget_bytes
+        assert len(in_memory(manager)) == 20
+        assert most <= manager.spec.memory_budget_bytes
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_the_model_not_asked_for_longest_gives_way(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b", "c", "d")
-    residency = residency_of(file_store, "a", "b", "c", "d", room_for=3)
+    manager = manager_of(file_store, "a", "b", "c", "d", room_for=3)
 
     async def scene() -> None:
-        assert in_memory(residency) == ["a", "b", "c"], "the first that fit are loaded at start"
-        assert residency.is_ready
+        assert in_memory(manager) == ["a", "b", "c"], "the first that fit are loaded at start"
+        assert manager.is_ready
         for name in ("b", "c", "a"):  # they were loaded two at a time, in no certain order
-            residency.find(name)
-        await loaded(residency, "d")
-        assert in_memory(residency) == ["a", "c", "d"]
-        assert residency.find("b") is None
+            manager.find(name)
+        await loaded(manager, "d")
+        assert in_memory(manager) == ["a", "c", "d"]
+        assert manager.find("b") is None
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_without_a_budget_everything_listed_stays(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b", "c")
-    residency = residency_of(file_store, "a", "b", "c")
+    manager = manager_of(file_store, "a", "b", "c")
 
     async def scene() -> None:
-        assert in_memory(residency) == ["a", "b", "c"]
-        assert counts(residency) == (3, 0)
+        assert in_memory(manager) == ["a", "b", "c"]
+        assert counts(manager) == (3, 0)
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_pinned_model_is_loaded_first_and_never_gives_way(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b", "c", "pinned")
     models = [{"name": "a"}, {"name": "pinned", "pinned": True}, {"name": "*"}]
-    residency = residency_of(file_store, room_for=2, models=models)
+    manager = manager_of(file_store, room_for=2, models=models)
 
     async def scene() -> None:
-        assert in_memory(residency) == ["a", "pinned"]
+        assert in_memory(manager) == ["a", "pinned"]
         for name in ("b", "c", "a", "b"):
-            await loaded(residency, name)
-            assert in_memory(residency) == sorted([name, "pinned"])
+            await loaded(manager, name)
+            assert in_memory(manager) == sorted([name, "pinned"])
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
     """Also not the one asked for longest ago; without an idle one the newcomer waits until there is one."""
     publish_many(file_store, "busy", "idle", "new", "newer")
-    residency = residency_of(file_store, "busy", "idle", "*", room_for=2)
+    manager = manager_of(file_store, "busy", "idle", "*", room_for=2)
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         answers: list[Any] = []
-        batcher = (await loaded(residency, "busy")).batcher
+        batcher = (await loaded(manager, "busy")).batcher
         start = batcher._runner.start
         held: list[Any] = []
         batcher._runner.start = lambda *args: held.append(args)
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, loop.time() + 20, lambda *args: answers.append(args))
         await until(lambda: held)
-        residency.find("idle")
-        await loaded(residency, "new")
-        assert in_memory(residency) == ["busy", "new"]
+        manager.find("idle")
+        await loaded(manager, "new")
+        assert in_memory(manager) == ["busy", "new"]
         await asyncio.sleep(0.001)
-        residency.find("new").batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, loop.time() + 20, lambda *_: 0)
-        newer = asyncio.ensure_future(loaded(residency, "newer"))
+        manager.find("new").batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, loop.time() + 20, lambda *_: 0)
+        newer = asyncio.ensure_future(loaded(manager, "newer"))
         await newer
-        assert in_memory(residency) == ["busy", "newer"]
+        assert in_memory(manager) == ["busy", "newer"]
         start(*held[0])
         await until(lambda: answers)
         assert answers[0][0]["y"].tolist() == [[2.0, 2.0, 2.0]], "it answered although it was the oldest"
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_while_every_model_is_in_use_a_cold_one_waits_and_is_told_why(file_store: ObstoreStore) -> None:
     publish_many(file_store, "busy", "cold")
-    residency = residency_of(file_store, "busy", "*", room_for=1)
+    manager = manager_of(file_store, "busy", "*", room_for=1)
 
     async def scene() -> None:
         held: list[Any] = []
-        batcher = (await loaded(residency, "busy")).batcher
+        batcher = (await loaded(manager, "busy")).batcher
         start, batcher._runner.start = batcher._runner.start, lambda *args: held.append(args)
         deadline = asyncio.get_running_loop().time() + 20
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *_: None)
         await until(lambda: held)
         with pytest.raises(DeadlineExceeded, match="every model in the pool's memory budget is in use"):
-            await loaded(residency, "cold", timeout_s=0.1)
-        waiting = asyncio.ensure_future(loaded(residency, "cold"))
+            await loaded(manager, "cold", timeout_s=0.1)
+        waiting = asyncio.ensure_future(loaded(manager, "cold"))
         await asyncio.sleep(0.05)
-        assert in_memory(residency) == ["busy"]
+        assert in_memory(manager) == ["busy"]
         start(*held[0])
         await waiting
-        assert in_memory(residency) == ["cold"]
+        assert in_memory(manager) == ["cold"]
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_model_larger_than_the_budget_is_refused_at_once(file_store: ObstoreStore) -> None:
     publish_many(file_store, "small")
     publish(file_store, "large", commit_bundle(file_store, linear() + b"\x42\x00" * 0, run="r2"))
-    residency = residency_of(file_store, "small", "*", memory_budget_bytes=SIZE - 1)
+    manager = manager_of(file_store, "small", "*", memory_budget_bytes=SIZE - 1)
     with pytest.raises(ModelTooLarge, match=f"needs {SIZE} bytes of memory, the pool's budget is {SIZE - 1}; raise"):
-        play(residency, lambda: asyncio.sleep(0))
-    residency = residency_of(file_store, "*", memory_budget_bytes=SIZE - 1)
+        play(manager, lambda: asyncio.sleep(0))
+    manager = manager_of(file_store, "*", memory_budget_bytes=SIZE - 1)
 
     async def scene() -> None:
         with pytest.raises(ModelTooLarge, match="raise memory_budget_bytes"):
-            await loaded(residency, "small")
+            await loaded(manager, "small")
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_what_pinned_models_hold_is_not_there_for_others(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "pinned")
     models = [{"name": "pinned", "pinned": True}, {"name": "*"}]
-    residency = residency_of(file_store, room_for=1, models=models)
+    manager = manager_of(file_store, room_for=1, models=models)
 
     async def scene() -> None:
         with pytest.raises(ModelTooLarge, match=f"pinned models hold {SIZE}"):
-            await loaded(residency, "a")
+            await loaded(manager, "a")
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_swap_is_made_although_both_versions_do_not_fit(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "a", room_for=1)
+    manager = manager_of(file_store, "a", room_for=1)
 
     async def scene() -> None:
         publish(file_store, "a", commit_bundle(file_store, linear(3.0)))
-        await residency.refresh()
-        assert resident(residency, "a").version.version == 2
-        assert residency._shelf.num_bytes <= residency.spec.memory_budget_bytes
+        await manager.refresh()
+        assert resident(manager, "a").version.version == 2
+        assert manager._cache.num_bytes <= manager.spec.memory_budget_bytes
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 # Waiting
@@ -314,20 +314,20 @@ def test_a_swap_is_made_although_both_versions_do_not_fit(file_store: ObstoreSto
 
 def test_requests_for_one_cold_model_share_one_load(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*")
+    manager = manager_of(file_store, "*")
 
     async def scene() -> None:
-        callers = [asyncio.ensure_future(ask(residency, "a")) for _ in range(30)]
+        callers = [asyncio.ensure_future(ask(manager, "a")) for _ in range(30)]
         await until(lambda: slow.begun)
-        assert residency.index() == [
+        assert manager.index() == [
             {"name": "a", "version": "1", "state": "LOADING", "reason": "30 requests wait for it"}
         ]
         slow.gate.set()
         await asyncio.gather(*callers)
         assert len(slow.begun) == 1
-        assert counts(residency) == (1, 0)
+        assert counts(manager) == (1, 0)
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_different_models_load_at_the_same_time_up_to_the_bound(
@@ -335,10 +335,10 @@ def test_different_models_load_at_the_same_time_up_to_the_bound(
 ) -> None:
     names = [f"m{number}" for number in range(6)]
     publish_many(file_store, *names)
-    residency = residency_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 3})
+    manager = manager_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 3})
 
     async def scene() -> None:
-        callers = [asyncio.ensure_future(ask(residency, name)) for name in names]
+        callers = [asyncio.ensure_future(ask(manager, name)) for name in names]
         await until(lambda: len(slow.begun) == 3)
         await asyncio.sleep(0.05)
         assert len(slow.begun) == 3
@@ -347,12 +347,12 @@ def test_different_models_load_at_the_same_time_up_to_the_bound(
         assert slow.most_at_once == 3
         assert len(slow.begun) == 6
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a", "b")
-    residency = residency_of(
+    manager = manager_of(
         file_store, "*", batching={"max_queued_requests": 3, "max_queued_bytes": 100}, limits={"max_body_bytes": 100}
     )
 
@@ -361,9 +361,7 @@ def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow:
         outcomes: list[Any] = []
 
         def wait(name: str, num_bytes: int = 10) -> Any:
-            return residency.load_soon(
-                name, None, deadline, lambda *answer: outcomes.append(answer), num_bytes=num_bytes
-            )
+            return manager.load_soon(name, None, deadline, lambda *answer: outcomes.append(answer), num_bytes=num_bytes)
 
         waiters = [wait("a") for _ in range(3)]
         with pytest.raises(Overloaded, match="3 requests wait for it, the limit is 3"):
@@ -376,23 +374,23 @@ def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow:
         slow.gate.set()
         await until(lambda: len(outcomes) == 3)
         assert all(error is None for _, error in outcomes)
-        assert residency.budget.used == 0
+        assert manager.budget.used == 0
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_waiter_that_leaves_or_whose_time_is_up_does_not_stop_the_others(
     file_store: ObstoreStore, slow: type[SlowEngine]
 ) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*")
+    manager = manager_of(file_store, "*")
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         told: list[str] = []
-        leaving = residency.load_soon("a", None, loop.time() + 20, lambda *_: told.append("left"))
-        residency.load_soon("a", None, loop.time() + 0.02, lambda found, error: told.append(type(error).__name__))
-        staying = asyncio.ensure_future(loaded(residency, "a"))
+        leaving = manager.load_soon("a", None, loop.time() + 20, lambda *_: told.append("left"))
+        manager.load_soon("a", None, loop.time() + 0.02, lambda found, error: told.append(type(error).__name__))
+        staying = asyncio.ensure_future(loaded(manager, "a"))
         await until(lambda: slow.begun)
         leaving.cancel()
         await until(lambda: told)
@@ -400,63 +398,63 @@ def test_a_waiter_that_leaves_or_whose_time_is_up_does_not_stop_the_others(
         assert (await staying).version.model == "a"
         assert told == ["DeadlineExceeded"]
         with pytest.raises(DeadlineExceeded, match="passed before"):
-            residency.load_soon("a", None, loop.time() - 1, lambda *_: None)
+            manager.load_soon("a", None, loop.time() - 1, lambda *_: None)
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_load_that_nobody_waits_for_any_more_is_not_begun(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a", "b", "c")
-    residency = residency_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
+    manager = manager_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
-        first = asyncio.ensure_future(loaded(residency, "a"))
+        first = asyncio.ensure_future(loaded(manager, "a"))
         await until(lambda: slow.begun)
-        gone = residency.load_soon("b", None, loop.time() + 20, lambda *_: None)
-        last = asyncio.ensure_future(loaded(residency, "c"))
+        gone = manager.load_soon("b", None, loop.time() + 20, lambda *_: None)
+        last = asyncio.ensure_future(loaded(manager, "c"))
         await asyncio.sleep(0.01)
         gone.cancel()
         slow.gate.set()
         await asyncio.gather(first, last)
-        assert in_memory(residency) == ["a", "c"]
+        assert in_memory(manager) == ["a", "c"]
         assert len(slow.begun) == 2
-        assert (await loaded(residency, "b")).version.model == "b", "later it is loaded as any other"
+        assert (await loaded(manager, "b")).version.model == "b", "later it is loaded as any other"
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_callback_that_fails_takes_no_other_answer_with_it(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*")
+    manager = manager_of(file_store, "*")
 
     async def scene() -> None:
         def fail(*_: object) -> None:
             raise RuntimeError("a caller's own fault")
 
-        residency.load_soon("a", None, asyncio.get_running_loop().time() + 20, fail)
-        assert (await loaded(residency, "a")).version.model == "a"
+        manager.load_soon("a", None, asyncio.get_running_loop().time() + 20, fail)
+        assert (await loaded(manager, "a")).version.model == "a"
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_replica_that_stops_answers_those_who_wait_for_a_load(
     file_store: ObstoreStore, slow: type[SlowEngine]
 ) -> None:
     publish_many(file_store, "a", "b")
-    residency = residency_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
+    manager = manager_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
 
     async def main() -> None:
-        await residency.start()
-        first, second = (asyncio.ensure_future(ask(residency, name)) for name in ("a", "b"))
+        await manager.start()
+        first, second = (asyncio.ensure_future(ask(manager, name)) for name in ("a", "b"))
         await until(lambda: slow.begun)
-        closing = asyncio.ensure_future(residency.close(0.05))
+        closing = asyncio.ensure_future(manager.close(0.05))
         with pytest.raises(Overloaded, match="is being stopped"):
             await second
         with pytest.raises(Overloaded, match="is being stopped"):
             await first
         with pytest.raises(Overloaded, match="is being stopped"):
-            residency.find("a")
+            manager.find("a")
         slow.gate.set()
         await closing
 
@@ -467,13 +465,13 @@ def test_a_replica_that_drains_finishes_the_loads_that_are_waited_for(
     file_store: ObstoreStore, slow: type[SlowEngine]
 ) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*")
+    manager = manager_of(file_store, "*")
 
     async def main() -> None:
-        await residency.start()
-        answer = asyncio.ensure_future(ask(residency, "a"))
+        await manager.start()
+        answer = asyncio.ensure_future(ask(manager, "a"))
         await until(lambda: slow.begun)
-        closing = asyncio.ensure_future(residency.close(20))
+        closing = asyncio.ensure_future(manager.close(20))
         await asyncio.sleep(0.01)
         slow.gate.set()
         assert (await answer).tolist() == [[2.0, 2.0, 2.0]]
@@ -484,20 +482,20 @@ def test_a_replica_that_drains_finishes_the_loads_that_are_waited_for(
 
 def test_a_load_that_is_late_is_not_begun_twice(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, "*", refresh={**SLOW, "load_timeout_s": 1.0})
+    manager = manager_of(file_store, "*", refresh={**SLOW, "load_timeout_s": 1.0})
 
     async def scene() -> None:
         with pytest.raises(MaasError, match=r"did not give model 'a' version 1 within 1 s"):
-            await loaded(residency, "a")
-        slot = residency._by_name["a"][0]
-        slot.try_again()
-        again = asyncio.ensure_future(loaded(residency, "a"))
+            await loaded(manager, "a")
+        reference = manager._by_name["a"][0]
+        reference.try_again()
+        again = asyncio.ensure_future(loaded(manager, "a"))
         await asyncio.sleep(0)
         slow.gate.set()
         assert (await again).version.version == 1
         assert len(slow.begun) == 1
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 # Versions
@@ -505,16 +503,16 @@ def test_a_load_that_is_late_is_not_begun_twice(file_store: ObstoreStore, slow: 
 
 def test_an_alias_that_moves_while_a_model_is_cold_is_followed_by_its_next_load(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b")
-    residency = residency_of(file_store, "a", "b", room_for=1)
+    manager = manager_of(file_store, "a", "b", room_for=1)
 
     async def scene() -> None:
         publish(file_store, "b", commit_bundle(file_store, linear(3.0)))
-        await residency.refresh()
-        assert in_memory(residency) == ["a"], "following the registry loads no cold model"
-        assert residency.versions("b") == [2]
-        assert (await ask(residency, "b")).tolist() == [[3.0, 3.0, 3.0]]
+        await manager.refresh()
+        assert in_memory(manager) == ["a"], "following the registry loads no cold model"
+        assert manager.versions("b") == [2]
+        assert (await ask(manager, "b")).tolist() == [[3.0, 3.0, 3.0]]
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_broken_version_of_a_cold_model_is_answered_by_the_one_before_it(file_store: ObstoreStore) -> None:
@@ -522,43 +520,43 @@ def test_a_broken_version_of_a_cold_model_is_answered_by_the_one_before_it(file_
     broken = commit_bundle(file_store, linear(5.0))
     break_bundle(file_store, broken)
     publish(file_store, "b", broken)
-    residency = residency_of(file_store, "*", room_for=1)
+    manager = manager_of(file_store, "*", room_for=1)
 
     async def scene() -> None:
         for _ in range(3):
-            assert (await ask(residency, "b")).tolist() == [[2.0, 2.0, 2.0]]
-            assert "version 2 does not load" in residency.problems("b")[0]
-            await ask(residency, "a")
-        states = {(row["version"], row["state"]) for row in residency.index() if row["name"] == "b"}
+            assert (await ask(manager, "b")).tolist() == [[2.0, 2.0, 2.0]]
+            assert "version 2 does not load" in manager.problems("b")[0]
+            await ask(manager, "a")
+        states = {(row["version"], row["state"]) for row in manager.index() if row["name"] == "b"}
         assert states == {("2", "UNAVAILABLE")}
-        failures = [model["load_failures"] for model in residency.stats.snapshot()["models"] if model["version"] == 2]
+        failures = [model["load_failures"] for model in manager.stats.snapshot()["models"] if model["version"] == 2]
         assert failures == [1], "it is not tried again by each request"
-        await residency.refresh()
+        await manager.refresh()
         publish(file_store, "b", commit_bundle(file_store, linear(7.0)))
-        await residency.refresh()
-        assert (await ask(residency, "b")).tolist() == [[7.0, 7.0, 7.0]]
-        assert residency.problems("b") == []
+        await manager.refresh()
+        assert (await ask(manager, "b")).tolist() == [[7.0, 7.0, 7.0]]
+        assert manager.problems("b") == []
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_cold_model_that_cannot_be_loaded_says_why_to_everybody(file_store: ObstoreStore) -> None:
     bundle = commit_bundle(file_store)
     break_bundle(file_store, bundle)
     publish(file_store, "a", bundle)
-    residency = residency_of(file_store, "*")
+    manager = manager_of(file_store, "*")
 
     async def scene() -> None:
-        answers = await asyncio.gather(*(ask(residency, "a") for _ in range(5)), return_exceptions=True)
+        answers = await asyncio.gather(*(ask(manager, "a") for _ in range(5)), return_exceptions=True)
         assert {type(answer).__name__ for answer in answers} == {"ObjectCorrupt"}
         with pytest.raises(MaasError, match="sha256"):
-            await ask(residency, "a")
-        assert residency.index() == [
-            {"name": "a", "version": "1", "state": "UNAVAILABLE", "reason": residency.index()[0]["reason"]}
+            await ask(manager, "a")
+        assert manager.index() == [
+            {"name": "a", "version": "1", "state": "UNAVAILABLE", "reason": manager.index()[0]["reason"]}
         ]
-        assert residency.index(ready_only=True) == []
+        assert manager.index(ready_only=True) == []
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_versions_in_the_url_of_cold_models(file_store: ObstoreStore) -> None:
@@ -566,18 +564,18 @@ def test_versions_in_the_url_of_cold_models(file_store: ObstoreStore) -> None:
     second = publish(file_store, "a", commit_bundle(file_store, linear(3.0)))
     Registry(file_store).promote("a", 1, "stable")
     models = [{"name": "a*"}, {"name": "a", "alias": "stable"}]
-    residency = residency_of(file_store, models=models, room_for=1)
+    manager = manager_of(file_store, models=models, room_for=1)
 
     async def scene() -> None:
-        assert residency.versions("a") == [1, second]
-        assert residency.find("a", 1) is not None, "the listed one was loaded at start"
-        assert (await loaded(residency, "a", 2)).version.version == 2
-        assert residency.find("a", 1) is None
-        assert (await loaded(residency, "a")).version.version == 1, "the spec's own reference is the default"
+        assert manager.versions("a") == [1, second]
+        assert manager.find("a", 1) is not None, "the listed one was loaded at start"
+        assert (await loaded(manager, "a", 2)).version.version == 2
+        assert manager.find("a", 1) is None
+        assert (await loaded(manager, "a")).version.version == 1, "the spec's own reference is the default"
         with pytest.raises(NotFound, match="'a' version 3 is not found; this pool serves: 1, 2"):
-            residency.find("a", 3)
+            manager.find("a", 3)
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 # Patterns
@@ -586,32 +584,32 @@ def test_versions_in_the_url_of_cold_models(file_store: ObstoreStore) -> None:
 def test_a_pattern_follows_the_registry(file_store: ObstoreStore) -> None:
     publish_many(file_store, "team-a-x", "team-b-x")
     Registry(file_store).publish("team-a-unpromoted", commit_bundle(file_store))
-    residency = residency_of(file_store, "team-a-*")
+    manager = manager_of(file_store, "team-a-*")
 
     async def scene() -> None:
-        assert residency.names == ["team-a-x"]
+        assert manager.names == ["team-a-x"]
         with pytest.raises(NotFound, match="this pool serves: team-a-x"):
-            residency.find("team-b-x")
+            manager.find("team-b-x")
         publish_many(file_store, "team-a-y", "team-b-y")
-        await residency.refresh()
-        assert residency.names == ["team-a-x", "team-a-y"]
-        assert (await ask(residency, "team-a-y")).tolist() == [[2.0, 2.0, 2.0]]
-        assert {row["name"]: row["state"] for row in residency.index()} == {"team-a-x": "READY", "team-a-y": "READY"}
+        await manager.refresh()
+        assert manager.names == ["team-a-x", "team-a-y"]
+        assert (await ask(manager, "team-a-y")).tolist() == [[2.0, 2.0, 2.0]]
+        assert {row["name"]: row["state"] for row in manager.index()} == {"team-a-x": "READY", "team-a-y": "READY"}
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_pinned_pattern_is_loaded_as_models_appear(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
-    residency = residency_of(file_store, models=[{"name": "*", "pinned": True}])
+    manager = manager_of(file_store, models=[{"name": "*", "pinned": True}])
 
     async def scene() -> None:
-        assert in_memory(residency) == ["a"]
+        assert in_memory(manager) == ["a"]
         publish_many(file_store, "b")
-        await residency.refresh()
-        assert in_memory(residency) == ["a", "b"]
+        await manager.refresh()
+        assert in_memory(manager) == ["a", "b"]
 
-    play(residency, scene)
+    play(manager, scene)
 
 
 def test_a_broken_model_that_a_pattern_matches_does_not_stop_a_replica_from_starting(file_store: ObstoreStore) -> None:
@@ -619,6 +617,6 @@ def test_a_broken_model_that_a_pattern_matches_does_not_stop_a_replica_from_star
     bundle = commit_bundle(file_store, linear(9.0))
     break_bundle(file_store, bundle)
     publish(file_store, "bad", bundle)
-    play(residency_of(file_store, models=[{"name": "*", "pinned": True}]), lambda: asyncio.sleep(0))
+    play(manager_of(file_store, models=[{"name": "*", "pinned": True}]), lambda: asyncio.sleep(0))
     with pytest.raises(MaasError, match="sha256"):
-        play(residency_of(file_store, "bad"), lambda: asyncio.sleep(0))
+        play(manager_of(file_store, "bad"), lambda: asyncio.sleep(0))

@@ -14,9 +14,9 @@ import asyncio, contextlib, json, tempfile
 import numpy as np
 from onnx import TensorProto, helper
 from maas_ray.bundle.format import Signature, TensorSpec
-from maas_ray.serve.models.loader import Loader
+from maas_ray.serve.models.loader import ModelLoader
 from maas_ray.serve.batching.spec import ByteBudget
-from maas_ray.serve import loader
+from maas_ray.serve.models import loader
 from maas_ray.serve.telemetry.stats import ReplicaStats
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import open_store
@@ -39,7 +39,7 @@ def resident():
 
 async def main(store):
     spec = app_spec(store, "big", batching={"max_batch_size": 8}, refresh={"max_parallel_loads": 1})
-    made = Loader(store, spec, ReplicaStats(), ByteBudget(1 << 20))
+    made = ModelLoader(store, spec, ReplicaStats(), ByteBudget(1 << 20))
     version = Registry(store).resolve("big")
     used = {"before": resident(), "kept": [], "returned": []}
     give_back, apart = loader.return_to_system, loader.large_blocks_apart

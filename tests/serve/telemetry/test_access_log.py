@@ -13,10 +13,12 @@ import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.serve.telemetry.access_log import AccessLog, AccessLogSpec, access, open_access_log
-from maas_ray.serve.telemetry.request_record import Ended
+from maas_ray.serve.telemetry.request_record import RequestRecord
 from maas_ray.spec import parse_spec
 
-OK = Ended("ok", 200, "id-1", 0.0125, "default", "m", 3, "run-a", 100, 200, 4, 0.0001, 0.002, 0.01, b"00-secret")
+OK = RequestRecord(
+    "ok", 200, "id-1", 0.0125, "default", "m", 3, "run-a", 100, 200, 4, 0.0001, 0.002, 0.01, b"00-secret"
+)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -13,15 +13,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from maas_ray.errors import SpecError
-from maas_ray.serve.telemetry.request_record import Ended
+from maas_ray.serve.telemetry.request_record import RequestRecord
 from maas_ray.serve.telemetry.tracing import OTLP_PACKAGE, Tracer, TracingSpec, open_tracer
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01".encode()
-OK = Ended("ok", 200, "id-1", 0.05, "default", "m", 3, "run-a", 100, 200, 4, 0.001, 0.002, 0.01)
+OK = RequestRecord("ok", 200, "id-1", 0.05, "default", "m", 3, "run-a", 100, 200, 4, 0.001, 0.002, 0.01)
 
 
-def trace(*ended: Ended, **spec: Any) -> list[ReadableSpan]:
+def trace(*ended: RequestRecord, **spec: Any) -> list[ReadableSpan]:
     """The spans that requests make."""
     exporter = InMemorySpanExporter()
     tracer = Tracer(TracingSpec(enabled=True, **spec), exporter, "pool", "r1")

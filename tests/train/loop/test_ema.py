@@ -12,11 +12,11 @@ from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into, read_tensors
 from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
 from maas_ray.train.loop.ema import Ema
-from maas_ray.train.loop.fit import Trainee, train_step
+from maas_ray.train.loop.fit import TrainState, train_step
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import restore, tensors_of
 from maas_ray.train.validation.hooks import between_steps
@@ -56,18 +56,18 @@ def test_the_network_computes_with_it_within_the_block_and_is_the_same_bits_afte
     assert torch.equal(ema.averages["weight"], average)
 
 
-def _trained(store: ObstoreStore, directory: Path, first: int, last: int, committed: str | None = None) -> Trainee:
+def _trained(store: ObstoreStore, directory: Path, first: int, last: int, committed: str | None = None) -> TrainState:
     spec, dataset = make_run(store, directory, "mlp", steps=STEPS, ema={"decay": DECAY, "start_step": 1})
-    rows, place = dataset.num_rows["train"], Place(MeshLayout(), None)
-    trainee = build_trainee(spec, dataset.features, rows, place, torch.device("cpu"))
-    plan, loader = build_plan(spec, rows), build_loader(spec, dataset, place)
+    rows, coordinates = dataset.num_rows["train"], RankCoordinates(MeshLayout(), None)
+    state = build_train_state(spec, dataset.features, rows, coordinates, torch.device("cpu"))
+    plan, loader = build_plan(spec, rows), build_loader(spec, dataset, coordinates)
     if committed is not None:
         saved = open_checkpoint(store, committed)
-        restore(trainee, first, read_index(saved), lambda wanted: load_into(saved, wanted))
-    trainee.train()
+        restore(state, first, read_index(saved), lambda wanted: load_into(saved, wanted))
+    state.train()
     for step in range(first, last):
-        train_step(plan, trainee, loader, step)
-    return trainee
+        train_step(plan, state, loader, step)
+    return state
 
 
 def test_a_resumed_run_has_the_same_bits(file_store: ObstoreStore, tmp_path: Path) -> None:
@@ -87,20 +87,20 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
 ) -> None:
     changes = {"steps": STEPS, "ema": {"decay": DECAY}, "tensorboard": {"samples": 2}}
     spec, dataset = make_run(file_store, tmp_path, "mlp", **changes)
-    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
+    state = build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))
     plan = build_plan(spec, 62)
-    assert trainee.ema is not None
+    assert state.ema is not None
     with torch.no_grad():
-        for weight in trainee.parts[0].parameters():
-            weight.zero_()  # equal scores: every class has the same probability
-    before = {name: value.clone() for name, value in tensors_of(trainee).items()}
+        for weight in state.parts[0].parameters():
+            weight.zero_()  # equal logits: every class has the same probability
+    before = {name: value.clone() for name, value in tensors_of(state).items()}
     reports: list[Progress] = []
-    trainee.train(False)
-    validate = between_steps(spec, plan, dataset, trainee, reports.append)
+    state.train(False)
+    validate = between_steps(spec, plan, dataset, state, reports.append)
     assert validate is not None
     validate(3)
     (report,) = reports
     assert report.step == 3
     assert report.metrics["loss"] != pytest.approx(math.log(4), rel=1e-6), "the averages are still the initial weights"
     assert report.samples.startswith("| row | target | predicted |")
-    assert all(torch.equal(value, before[name]) for name, value in tensors_of(trainee).items())
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(state).items())

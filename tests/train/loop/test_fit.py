@@ -13,17 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loading.loader import Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.train.loop import fit as loop
-from maas_ray.train.loop.fit import Plan, Trainee, fit, settle
+from maas_ray.train.loop.fit import LoopPlan, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.dropout import replace_dropout
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
 
 NUM_ROWS = 50
 
 
-def _plan(**changes: Any) -> Plan:
+def _plan(**changes: Any) -> LoopPlan:
     numbers = {
         "global_size": 12,
         "num_rows": NUM_ROWS,
@@ -36,7 +36,7 @@ def _plan(**changes: Any) -> Plan:
         "max_grad_norm": 1.0,
         "precision": "fp32",
     }
-    return Plan(**{**numbers, **changes})
+    return LoopPlan(**{**numbers, **changes})
 
 
 def _net(dropout: float, dtype: torch.dtype) -> nn.Module:
@@ -46,28 +46,28 @@ def _net(dropout: float, dtype: torch.dtype) -> nn.Module:
     )
 
 
-def _trainee(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sample: bool = True) -> Trainee:
+def _train_state(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sample: bool = True) -> TrainState:
     net = _net(dropout, dtype)
     if by_sample:
         replace_dropout(net)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model = DistributedDataParallel(net, bucket_cap_mb=1) if dist.is_initialized() else net
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.02)
-    return Trainee(
+    return TrainState(
         parts=[net],
         model=model,
         preprocess=lambda rows: rows,
-        loss=lambda scores, target: nn.functional.cross_entropy(scores, target, reduction="none"),
+        loss=lambda logits, target: nn.functional.cross_entropy(logits, target, reduction="none"),
         l2=1e-3,
         optimizer=optimizer,
         schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
         device=torch.device("cpu"),
-        place=Place(MeshLayout(dp_replicate=world), None, dp=rank),
+        coordinates=RankCoordinates(MeshLayout(dp_replicate=world), None, dp=rank),
         dtype=dtype,
     )
 
 
-def _loader(plan: Plan, accumulation_steps: int = 1, dtype: Any = np.float32) -> Loader:
+def _loader(plan: LoopPlan, accumulation_steps: int = 1, dtype: Any = np.float32) -> Loader:
     rng = np.random.default_rng(0)
     columns = [rng.normal(size=(NUM_ROWS, 6)).astype(dtype)]
     target = rng.integers(0, 3, NUM_ROWS)
@@ -83,23 +83,25 @@ def _loader(plan: Plan, accumulation_steps: int = 1, dtype: Any = np.float32) ->
     )
 
 
-def _train(trainee: Trainee, plan: Plan, loader: Loader, first_step: int = 0) -> tuple[list[float], dict[int, Any]]:
+def _train(
+    state: TrainState, plan: LoopPlan, loader: Loader, first_step: int = 0
+) -> tuple[list[float], dict[int, Any]]:
     """Trains to the end; returns the losses and the state at each checkpoint."""
     losses: list[float] = []
     states: dict[int, Any] = {}
 
     def keep(done: int) -> None:
-        copies = {name: value.clone() for name, value in trainee.parts[0].state_dict().items()}
+        copies = {name: value.clone() for name, value in state.parts[0].state_dict().items()}
         optimizer = {
             "state": {
                 index: {name: value.clone() for name, value in values.items()}
-                for index, values in trainee.optimizer.state_dict()["state"].items()
+                for index, values in state.optimizer.state_dict()["state"].items()
             },
-            "param_groups": [dict(group) for group in trainee.optimizer.state_dict()["param_groups"]],
+            "param_groups": [dict(group) for group in state.optimizer.state_dict()["param_groups"]],
         }
-        states[done] = (copies, optimizer, dict(trainee.schedule.state_dict()))
+        states[done] = (copies, optimizer, dict(state.schedule.state_dict()))
 
-    fit(plan, trainee, loader, first_step, report=lambda progress: losses.append(progress.loss or 0.0), checkpoint=keep)
+    fit(plan, state, loader, first_step, report=lambda progress: losses.append(progress.loss or 0.0), checkpoint=keep)
     return losses, states
 
 
@@ -108,13 +110,13 @@ def _stopped_and_resumed(rank: int, with_seeds: bool = True) -> list[Any]:
     with _seeding(with_seeds):
         plan = _plan()
         loader = _loader(plan)
-        undisturbed = _trainee(by_sample=with_seeds)
-        settle(plan, undisturbed, loader)
+        undisturbed = _train_state(by_sample=with_seeds)
+        warm_up_buckets(plan, undisturbed, loader)
         losses, states = _train(undisturbed, plan, loader)
         outcomes = [[losses, undisturbed.parts[0].state_dict()]]
         for step in sorted(states)[:-1]:
-            resumed = _trainee(by_sample=with_seeds)
-            settle(plan, resumed, loader)
+            resumed = _train_state(by_sample=with_seeds)
+            warm_up_buckets(plan, resumed, loader)
             model, optimizer, schedule = states[step]
             resumed.parts[0].load_state_dict(model)
             resumed.optimizer.load_state_dict(optimizer)
@@ -161,9 +163,9 @@ def _in_double(rank: int, accumulations: list[int]) -> list[Any]:
     outcomes = []
     for accumulation_steps in accumulations:
         plan = _plan()
-        trainee = _trainee(dropout=0.0, dtype=torch.float64)
-        losses, _ = _train(trainee, plan, _loader(plan, accumulation_steps, np.float64))
-        outcomes.append([losses, trainee.parts[0].state_dict()])
+        state = _train_state(dropout=0.0, dtype=torch.float64)
+        losses, _ = _train(state, plan, _loader(plan, accumulation_steps, np.float64))
+        outcomes.append([losses, state.parts[0].state_dict()])
     return outcomes
 
 
@@ -192,11 +194,11 @@ def test_seeding_a_step_decides_every_draw_and_leaves_nothing_behind() -> None:
 
 def test_settling_leaves_weights_buffers_and_gradients_as_they_were() -> None:
     plan = _plan()
-    trainee = _trainee()
-    before = {name: value.clone() for name, value in trainee.parts[0].state_dict().items()}
-    settle(plan, trainee, _loader(plan))
-    assert all(torch.equal(before[name], value) for name, value in trainee.parts[0].state_dict().items())
-    assert all(parameter.grad is None for parameter in trainee.parts[0].parameters())
+    state = _train_state()
+    before = {name: value.clone() for name, value in state.parts[0].state_dict().items()}
+    warm_up_buckets(plan, state, _loader(plan))
+    assert all(torch.equal(before[name], value) for name, value in state.parts[0].state_dict().items())
+    assert all(parameter.grad is None for parameter in state.parts[0].parameters())
 
 
 @pytest.mark.parametrize(
@@ -206,37 +208,37 @@ def test_settling_leaves_weights_buffers_and_gradients_as_they_were() -> None:
 )
 def test_checkpoints_come_when_asked_and_always_at_the_end(checkpoint_every: int | None, expected: list[int]) -> None:
     plan = _plan(checkpoint_every=checkpoint_every)
-    _, states = _train(_trainee(), plan, _loader(plan))
+    _, states = _train(_train_state(), plan, _loader(plan))
     assert list(states) == expected
 
 
 def test_validation_runs_in_evaluation_mode_at_each_epochs_end() -> None:
-    plan, trainee = _plan(log_every=100), _trainee()
+    plan, state = _plan(log_every=100), _train_state()
     reports: list[Progress] = []
 
     validated: list[int] = []
 
     def validate(done: int) -> None:
-        assert not trainee.parts[0].training
+        assert not state.parts[0].training
         validated.append(done)
 
     saved: list[int] = []
-    fit(plan, trainee, _loader(plan), 0, report=reports.append, checkpoint=saved.append, validate=validate)
+    fit(plan, state, _loader(plan), 0, report=reports.append, checkpoint=saved.append, validate=validate)
     assert validated == [5, 9, 13]
     assert saved == [4, 8, 12, 13]
-    assert trainee.parts[0].training
+    assert state.parts[0].training
     assert reports[-1].epoch == 3.0
 
 
 def test_what_was_validated_is_committed_where_the_best_is_kept() -> None:
     plan, saved = _plan(saves_validated=True), list[int]()
-    fit(plan, _trainee(), _loader(plan), 0, report=lambda _: None, checkpoint=saved.append, validate=lambda _: None)
+    fit(plan, _train_state(), _loader(plan), 0, report=lambda _: None, checkpoint=saved.append, validate=lambda _: None)
     assert saved == [4, 5, 8, 9, 12, 13]
 
 
 @pytest.mark.parametrize(("at", "validated"), [(5, [5]), (6, [5, 6])], ids=["after a validation", "between two"])
 def test_a_run_that_stops_early_ends_with_a_validated_and_committed_state(at: int, validated: list[int]) -> None:
-    plan, trainee, reports = _plan(), _trainee(), list[Progress]()
+    plan, state, reports = _plan(), _train_state(), list[Progress]()
     events: dict[str, list[int]] = {"validated": [], "saved": []}
 
     def stop(is_validated: bool) -> bool:
@@ -248,24 +250,24 @@ def test_a_run_that_stops_early_ends_with_a_validated_and_committed_state(at: in
         "checkpoint": events["saved"].append,
         "validate": events["validated"].append,
     }
-    fit(plan, trainee, _loader(plan), 0, stop=stop, **calls)
+    fit(plan, state, _loader(plan), 0, stop=stop, **calls)
     assert events == {"validated": validated, "saved": [4, at]}
     assert reports[-1].step == at
 
-    fit(plan, trainee, _loader(plan), at, stop=lambda _: True, **calls)
+    fit(plan, state, _loader(plan), at, stop=lambda _: True, **calls)
     assert events["saved"] == [4, at], "a run that is resumed after it has stopped takes no step more"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice() -> None:
-    plan, trainee = _plan(), _trainee()
+    plan, state = _plan(), _train_state()
     with torch.no_grad():
-        next(trainee.parts[0].parameters()).fill_(float("nan"))
+        next(state.parts[0].parameters()).fill_(float("nan"))
     with pytest.raises(TrainingFailed, match=r"loss of step 1 is nan; lower optimizer.lr"):
-        _train(trainee, plan, _loader(plan))
+        _train(state, plan, _loader(plan))
 
 
 def test_bf16_keeps_weights_and_optimizer_state_in_float32() -> None:
-    plan, trainee = _plan(precision="bf16"), _trainee()
-    losses, _ = _train(trainee, plan, _loader(plan))
+    plan, state = _plan(precision="bf16"), _train_state()
+    losses, _ = _train(state, plan, _loader(plan))
     assert losses[-1] < losses[0]
-    assert {value.dtype for value in trainee.parts[0].state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in state.parts[0].state_dict().values()} == {torch.float32}

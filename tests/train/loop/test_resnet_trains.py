@@ -11,9 +11,9 @@ from maas_ray.data.sources.arrays import tensor_field
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import TARGET, Dataset, open_dataset, save_dataset
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.loop.fit import mean_loss, settle, train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import mean_loss, train_step, warm_up_buckets
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from tests.support.ranks import run_ranks
@@ -52,12 +52,12 @@ def _images(store: ObstoreStore, norm: str) -> tuple[TrainSpec, Dataset]:
 
 
 def _losses(spec: TrainSpec, dataset: Dataset, layout: MeshLayout) -> list[float]:
-    place, num_rows = place_rank(layout, "cpu"), dataset.num_rows["train"]
-    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    settle(plan, trainee, loader)
-    trainee.train()
-    return [mean_loss(trainee, train_step(plan, trainee, loader, step)[0], step) for step in range(STEPS)]
+    coordinates, num_rows = rank_coordinates(layout, "cpu"), dataset.num_rows["train"]
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    warm_up_buckets(plan, state, loader)
+    state.train()
+    return [mean_loss(state, train_step(plan, state, loader, step)[0], step) for step in range(STEPS)]
 
 
 def _on_replicas(rank: int, spec_json: str, digest: str) -> list[float]:

@@ -19,7 +19,7 @@ from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.modules.deferred_init import Deferred
 from maas_ray.train.modules.deferred_tape import CannotDefer, early_order, needed_steps
-from maas_ray.train.parallel.mesh import distribute, place_rank
+from maas_ray.train.parallel.mesh import distribute, rank_coordinates
 from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
@@ -60,8 +60,8 @@ class Own(nn.Module):
         x = self.enter(rows) + self.start
         for layer in self.list:
             x = layer(x).tanh()
-        scores: Tensor = self.leave(x) * self.scale
-        return scores
+        logits: Tensor = self.leave(x) * self.scale
+        return logits
 
 
 def _builder(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> Callable[[], nn.Module]:
@@ -281,11 +281,11 @@ PLANS = {"own": {"list.0": "colwise", "list.1": "rowwise", "again": "rowwise"}, 
 def _compare_pieces(rank: int, cases: list[tuple[str, MeshLayout]]) -> list[list[str]]:
     found = []
     for name, layout in cases:
-        place, build = place_rank(layout, "cpu"), _builder(MODELS[name])
+        coordinates, build = rank_coordinates(layout, "cpu"), _builder(MODELS[name])
         asked: Any = {"plan": PLANS[name], "example": EXAMPLES[name]}
-        whole = distribute(build(), place, CPU, **asked).bare
+        whole = distribute(build(), coordinates, CPU, **asked).bare
         deferred = Deferred(build, SEED)
-        parts = distribute(deferred.net, place, CPU, **asked).bare
+        parts = distribute(deferred.net, coordinates, CPU, **asked).bare
         assert all(tensor.is_meta for tensor in _tensors(*parts).values())
         deferred.fill(parts, CPU)
         found.append(_differing(_tensors(*whole), _tensors(*parts)))
@@ -321,7 +321,7 @@ def _memory(key: str) -> float:
 
 
 def _peak(rank: int, is_deferred: bool) -> float:
-    place = place_rank(MeshLayout(dp_shard=2), "cpu")
+    coordinates = rank_coordinates(MeshLayout(dp_shard=2), "cpu")
     build = _builder(lambda: nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(25))))
     small = Deferred(_builder(lambda: nn.Linear(2, 2)), SEED)  # imports what it imports
     small.fill([small.net], CPU)
@@ -329,9 +329,9 @@ def _peak(rank: int, is_deferred: bool) -> float:
     before = _memory("VmRSS")
     if is_deferred:
         deferred = Deferred(build, SEED)
-        deferred.fill(distribute(deferred.net, place, CPU).bare, CPU)
+        deferred.fill(distribute(deferred.net, coordinates, CPU).bare, CPU)
     else:
-        distribute(build(), place, CPU)
+        distribute(build(), coordinates, CPU)
     return _memory("VmHWM") - before
 
 

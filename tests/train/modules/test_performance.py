@@ -15,13 +15,13 @@ from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.loop.fit import Trainee, mean_loss, train_step
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import TrainState, mean_loss, train_step
 from maas_ray.train.modules import activation_checkpoint
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.compile import compile_blocks, refuse_no_compiler
 from maas_ray.train.modules.dropout import replace_dropout, resumed, samples
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.performance import PerformanceSpec
 from maas_ray.train.spec.train import TrainSpec
@@ -48,23 +48,25 @@ class _Products(TorchDispatchMode):
         return result
 
 
-def _trainee(spec: TrainSpec, dataset: Dataset, layout: MeshLayout, dtype: torch.dtype) -> Trainee:
-    return build_trainee(spec, dataset.features, dataset.num_rows["train"], place_rank(layout, "cpu"), CPU, dtype)
+def _train_state(spec: TrainSpec, dataset: Dataset, layout: MeshLayout, dtype: torch.dtype) -> TrainState:
+    return build_train_state(
+        spec, dataset.features, dataset.num_rows["train"], rank_coordinates(layout, "cpu"), CPU, dtype
+    )
 
 
 def _steps(
     spec: TrainSpec, dataset: Dataset, layout: MeshLayout, *, steps: int = 2, dtype: torch.dtype = torch.float64
 ) -> tuple[dict[str, Tensor], list[float], _Products]:
     """Parameters after some steps, their losses, and the matrix products of the last one."""
-    trainee = _trainee(spec, dataset, layout, dtype)
-    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
-    trainee.train()
+    state = _train_state(spec, dataset, layout, dtype)
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, state.coordinates)
+    state.train()
     losses = []
     for step in range(steps):
         with _Products() as products:
-            share, _ = train_step(plan, trainee, loader, step)
-        losses.append(mean_loss(trainee, share, step))
-    named = {name: value.detach() for part in trainee.parts for name, value in part.named_parameters()}
+            share, _ = train_step(plan, state, loader, step)
+        losses.append(mean_loss(state, share, step))
+    named = {name: value.detach() for part in state.parts for name, value in part.named_parameters()}
     pieces = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in named.items()}
     return pieces, losses, products
 
@@ -203,16 +205,16 @@ def test_compiled_blocks_train_the_same_dropout_included(
     spec, dataset = make_run(file_store, tmp_path, model)
     expected, _, _ = _steps(spec, dataset, MeshLayout())
     asked = _with(spec, performance={"compile": True, "activation_checkpointing": kind})
-    trainee = _trainee(asked, dataset, MeshLayout(), torch.float64)
-    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
+    state = _train_state(asked, dataset, MeshLayout(), torch.float64)
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, state.coordinates)
     from torch._dynamo.utils import counters  # takes seconds
 
     torch._dynamo.reset()  # what another test has compiled would serve here too
     before = counters["stats"]["unique_graphs"]
     for step in range(2):
-        train_step(plan, trainee, loader, step)
+        train_step(plan, state, loader, step)
     assert counters["stats"]["unique_graphs"] > before
-    for name, value in trainee.parts[0].named_parameters():
+    for name, value in state.parts[0].named_parameters():
         torch.testing.assert_close(value.detach(), expected[name], rtol=0.0, atol=1e-10)
 
 

@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.loop.fit import settle, train_step
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import train_step, warm_up_buckets
 from maas_ray.train.modules.unused_parameters import unused_weights
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
@@ -35,8 +35,8 @@ class Whole(nn.Module):
         self.head = nn.Linear(8, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.body(x))
-        return scores
+        logits: Tensor = self.head(self.body(x))
+        return logits
 
 
 class Forgetful(Whole):
@@ -56,7 +56,7 @@ class Frozen(Whole):
 
 
 class Detached(Whole):
-    """Gives scores that no gradient comes back from."""
+    """Gives logits that no gradient comes back from."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -93,11 +93,11 @@ def test_rank_0_says_which_weights_stay_as_they_are(
     with caplog.at_level(logging.WARNING):
         check_run(spec, dataset, file_store)
     assert [record.message for record in caplog.records] == [
-        "the model's scores do not depend on other.weight, other.bias: they stay as they are"
+        "the model's logits do not depend on other.weight, other.bias: they stay as they are"
     ]
 
 
-def test_scores_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_logits_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, _name(Detached))
     with pytest.raises(ModelError, match=r"depend on none of its 4 trained weights.* detach"):
         check_run(spec, dataset, file_store)
@@ -106,16 +106,16 @@ def test_scores_that_depend_on_no_weight_are_refused(file_store: ObstoreStore, t
 def _train(spec: TrainSpec, digest: str, layout: MeshLayout) -> tuple[dict[str, Tensor], bool | None]:
     """All weights after some steps, and whether replicas look for unused ones."""
     dataset = open_dataset(open_store(spec.storage), digest)
-    place, num_rows = place_rank(layout, "cpu"), dataset.num_rows["train"]
-    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"), torch.float64)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    settle(plan, trainee, loader)
-    trainee.train()
+    coordinates, num_rows = rank_coordinates(layout, "cpu"), dataset.num_rows["train"]
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"), torch.float64)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    warm_up_buckets(plan, state, loader)
+    state.train()
     for step in range(STEPS):
-        train_step(plan, trainee, loader, step)
-    named = {name: value.detach() for part in trainee.parts for name, value in part.named_parameters()}
+        train_step(plan, state, loader, step)
+    named = {name: value.detach() for part in state.parts for name, value in part.named_parameters()}
     whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in named.items()}
-    looks = trainee.model.find_unused_parameters if isinstance(trainee.model, DistributedDataParallel) else None
+    looks = state.model.find_unused_parameters if isinstance(state.model, DistributedDataParallel) else None
     return whole, looks
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.train.modules.blocks import neighbours
-from maas_ray.train.parallel.mesh import place_rank, refuse_far_groups, refuse_unfit
+from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups, refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches, split_layers
 from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec, possible_layouts
 from tests.support.ranks import run_ranks
@@ -135,9 +135,9 @@ def _places(rank: int) -> list[tuple[list[str], int, int, int, int]]:
         MeshLayout(pp=2, dp_shard=2),
     ):
         before = len(dist.distributed_c10d._world.pg_map)
-        place = place_rank(layout, "cpu")
+        coordinates = rank_coordinates(layout, "cpu")
         groups = len(dist.distributed_c10d._world.pg_map) - before
-        found.append((list(place.mesh.mesh_dim_names), groups, place.pp, place.dp, place.tp))
+        found.append((list(coordinates.mesh.mesh_dim_names), groups, coordinates.pp, coordinates.dp, coordinates.tp))
     return found
 
 

@@ -102,9 +102,9 @@ def _rows(row: Row, count: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if not row.is_tokens:
         return torch.randn(count, *row.shape, generator=generator)
-    codes = torch.randint(1, 12, (count, *row.shape), generator=generator)
-    codes[:, 4:] = 0
-    return codes
+    token_ids = torch.randint(1, 12, (count, *row.shape), generator=generator)
+    token_ids[:, 4:] = 0
+    return token_ids
 
 
 def _assert_same(net: nn.Module, stages: list[nn.Module], rows: Tensor) -> None:

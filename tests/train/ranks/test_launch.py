@@ -1,4 +1,4 @@
-"""Workers begun by a board: joined to one group, and ended with what they hold when their driver gives up."""
+"""Workers begun by a run's actor: joined to one group, and ended with what they hold when their driver gives up."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import ray
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore, StorageSpec
 from maas_ray.train.ranks.process_group import free_address
-from maas_ray.train.ranks.run_actor import TIMEOUT_S, end_board, start_board
+from maas_ray.train.ranks.run_actor import TIMEOUT_S, end_run_actor, start_run_actor
 from maas_ray.train.run import run_training
 from tests.conftest import RayCluster
 from tests.support.paths import digits_spec
@@ -26,22 +26,22 @@ def test_rank_0_is_given_a_port_that_is_free(host: str, begin: str) -> None:
 def test_a_driver_that_gives_up_frees_what_its_workers_hold(file_store: ObstoreStore, ray_cluster: RayCluster) -> None:
     total = ray.cluster_resources()["CPU"]
     spec = digits_spec(StorageSpec(uri=file_store.uri), "r", epochs=None, steps=1_000_000, log_every=1)
-    board = start_board()
+    actor = start_run_actor()
     raised: list[BaseException] = []
 
     def train() -> None:
         try:
-            run_training(spec, board=board)
+            run_training(spec, actor=actor)
         except TrainingFailed as error:
             raised.append(error)
 
     training = threading.Thread(target=train)
     training.start()
     deadline = time.monotonic() + 120
-    while ray.get(board.newest.remote(), timeout=TIMEOUT_S) == [] and time.monotonic() < deadline:
+    while ray.get(actor.newest.remote(), timeout=TIMEOUT_S) == [] and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources().get("CPU", 0.0) < total, "the workers hold CPUs while they train"
-    end_board(board)
+    end_run_actor(actor)
     training.join(timeout=60)
     assert "lost the process that watches its workers" in str(raised[0])
     deadline = time.monotonic() + 30

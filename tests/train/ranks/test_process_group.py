@@ -6,21 +6,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.ranks.process_group import bound_waits
 from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks
 
 
 def _wait_for_a_late_rank(rank: int, timeout_s: float | None) -> list[str]:
-    place = place_rank(MeshLayout(dp_replicate=2), "cpu")
-    assert place.mesh is not None
+    coordinates = rank_coordinates(MeshLayout(dp_replicate=2), "cpu")
+    assert coordinates.mesh is not None
     if timeout_s is not None:
-        bound_waits(place.mesh, timeout_s)
+        bound_waits(coordinates.mesh, timeout_s)
     said = []
-    for axis in place.mesh.mesh_dim_names or ():
+    for axis in coordinates.mesh.mesh_dim_names or ():
         value = torch.ones(1)
-        group = place.mesh.get_group(axis)
+        group = coordinates.mesh.get_group(axis)
         dist.all_reduce(value, group=group)  # what connects them
         if rank == 1:
             time.sleep(1.5)  # nothing is checked by the clock: this only has to be longer than the bound

@@ -1,4 +1,4 @@
-"""How all ranks leave after the same step: the roll that they report to, and the thread that reports."""
+"""How all ranks leave after the same step: the registry that they report to, and the thread that reports."""
 
 import random
 import threading
@@ -10,7 +10,7 @@ import pytest
 from maas_ray.errors import RanksMissing
 from maas_ray.train.ranks import heartbeat
 from maas_ray.train.ranks.heartbeat import Pace
-from maas_ray.train.ranks.rank_registry import Beat, Roll, Word
+from maas_ray.train.ranks.rank_registry import Directive, Heartbeat, RankRegistry
 
 
 class _Clock:
@@ -21,27 +21,27 @@ class _Clock:
         return self.now
 
 
-def _agree(seed: int, choose: Callable[[Roll, list[Beat]], int | None]) -> None:
+def _agree(seed: int, choose: Callable[[RankRegistry, list[Heartbeat]], int | None]) -> None:
     """Plays ranks that train, report and hear in any order; fails if one passes the step at which all are to leave."""
     dice = random.Random(seed)
     world = dice.randint(1, 5)
-    roll = Roll()
-    attempt = roll.begin(["somewhere"] * world)
+    registry = RankRegistry()
+    attempt = registry.begin(["somewhere"] * world)
     done, limits, stops = [dice.randint(0, 30) for _ in range(world)], [None] * world, [None] * world
     asked_after = dice.randint(0, 40)
-    beats: list[Beat] = []
+    heartbeats: list[Heartbeat] = []
     for turn in range(4000):
         if turn == asked_after:
-            roll.ask("a planted reason")
+            registry.ask("a planted reason")
         rank = dice.randrange(world)
         if dice.random() < 0.6 and done[rank] not in (stops[rank], limits[rank] if stops[rank] is None else None):
             done[rank] += 1
         else:
-            beat = Beat(attempt, rank, done=done[rank], limit=limits[rank])
-            beats.append(beat)
-            word = roll.beat(beat)
-            stops[rank] = choose(roll, beats) if word.is_asked else None
-            if word.is_asked and limits[rank] is None:
+            heartbeat = Heartbeat(attempt, rank, done=done[rank], limit=limits[rank])
+            heartbeats.append(heartbeat)
+            directive = registry.heartbeat(heartbeat)
+            stops[rank] = choose(registry, heartbeats) if directive.is_asked else None
+            if directive.is_asked and limits[rank] is None:
                 limits[rank] = done[rank] + dice.randint(1, 9)
         assert stops[rank] is None or done[rank] <= stops[rank], "a rank is beyond the step at which it was to leave"
         if all(stop is not None for stop in stops) and done == stops:
@@ -50,8 +50,8 @@ def _agree(seed: int, choose: Callable[[Roll, list[Beat]], int | None]) -> None:
     raise AssertionError("the ranks never left")
 
 
-def _as_built(roll: Roll, beats: list[Beat]) -> int | None:
-    return roll.beat(beats[-1]).stop_at
+def _as_built(registry: RankRegistry, heartbeats: list[Heartbeat]) -> int | None:
+    return registry.heartbeat(heartbeats[-1]).stop_at
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -60,8 +60,8 @@ def test_all_ranks_leave_after_the_same_step_in_whatever_order_they_train_and_he
 
 
 def test_a_step_that_is_chosen_from_what_is_known_now_is_caught() -> None:
-    def hasty(roll: Roll, beats: list[Beat]) -> int | None:
-        return max(beat.done for beat in beats if beat.done is not None) + 3
+    def hasty(registry: RankRegistry, heartbeats: list[Heartbeat]) -> int | None:
+        return max(heartbeat.done for heartbeat in heartbeats if heartbeat.done is not None) + 3
 
     caught = 0
     for seed in range(40):
@@ -73,82 +73,82 @@ def test_a_step_that_is_chosen_from_what_is_known_now_is_caught() -> None:
 
 
 def test_a_rank_of_an_attempt_that_is_over_is_told_nothing() -> None:
-    roll = Roll()
-    first = roll.begin(["a"])
-    roll.end("lost")
-    second = roll.begin(["a"])
-    roll.ask("growth")
-    assert roll.beat(Beat(first, 0, done=3)) == Word()
-    assert roll.beat(Beat(second, 0, done=3)) == Word(is_asked=True)
+    registry = RankRegistry()
+    first = registry.begin(["a"])
+    registry.end("lost")
+    second = registry.begin(["a"])
+    registry.ask("growth")
+    assert registry.heartbeat(Heartbeat(first, 0, done=3)) == Directive()
+    assert registry.heartbeat(Heartbeat(second, 0, done=3)) == Directive(is_asked=True)
 
 
 def test_what_is_asked_of_one_attempt_is_forgotten_with_it_unless_it_is_final() -> None:
-    roll = Roll()
-    roll.begin(["a"])
-    roll.ask("node is drained")
-    roll.end("rank 0 died")
-    assert roll.asked is None
-    roll.ask("SIGTERM", is_final=True)
-    attempt = roll.begin(["a"])
-    assert roll.beat(Beat(attempt, 0, done=0)).is_asked
-    assert (roll.asked, roll.final) == ("SIGTERM", "SIGTERM")
+    registry = RankRegistry()
+    registry.begin(["a"])
+    registry.ask("node is drained")
+    registry.end("rank 0 died")
+    assert registry.asked is None
+    registry.ask("SIGTERM", is_final=True)
+    attempt = registry.begin(["a"])
+    assert registry.heartbeat(Heartbeat(attempt, 0, done=0)).is_asked
+    assert (registry.asked, registry.final) == ("SIGTERM", "SIGTERM")
 
 
 def test_silent_ranks_are_named_with_their_place_and_step() -> None:
     clock = _Clock()
-    roll = Roll(clock)
-    attempt = roll.begin(["process 11 on a", "process 12 on b", "process 13 on c"])
-    roll.beat(Beat(attempt, 1, done=7))
+    registry = RankRegistry(clock)
+    attempt = registry.begin(["process 11 on a", "process 12 on b", "process 13 on c"])
+    registry.heartbeat(Heartbeat(attempt, 1, done=7))
     clock.now = 20.0
-    roll.beat(Beat(attempt, 0, done=8, has_ended=True))
+    registry.heartbeat(Heartbeat(attempt, 0, done=8, has_ended=True))
     clock.now = 31.0
-    assert roll.silent(30.0, 30.0) == {
+    assert registry.silent(30.0, 30.0) == {
         1: "silent for 31 s; process 12 on b, after step 7",
         2: "silent for 31 s; process 13 on c, never heard of",
     }
-    assert 2 not in roll.silent(30.0, 60.0), "before its first beat a rank has more time"
+    assert 2 not in registry.silent(30.0, 60.0), "before its first heartbeat a rank has more time"
     clock.now = 90.0
-    assert 0 not in roll.silent(30.0, 60.0), "a rank that has ended has nothing more to say"
+    assert 0 not in registry.silent(30.0, 60.0), "a rank that has ended has nothing more to say"
 
 
 def test_the_time_that_ranks_take_to_join_is_no_silence() -> None:
     clock = _Clock()
-    roll = Roll(clock)
-    roll.begin(["process 11 on a", "process 12 on b"])
+    registry = RankRegistry(clock)
+    registry.begin(["process 11 on a", "process 12 on b"])
     clock.now = 59.0
-    roll.joined()
+    registry.joined()
     clock.now = 70.0
-    assert roll.silent(30.0, 60.0) == {}
+    assert registry.silent(30.0, 60.0) == {}
     clock.now = 120.0
-    assert set(roll.silent(30.0, 60.0)) == {0, 1}
+    assert set(registry.silent(30.0, 60.0)) == {0, 1}
 
 
 def test_an_attempt_that_is_over_says_how_far_it_was() -> None:
-    roll = Roll()
-    attempt = roll.begin(["a", "b"])
-    roll.beat(Beat(attempt, 0, first_step=10, done=17, committed=16))
-    roll.beat(Beat(attempt, 1, first_step=10, done=18))
-    roll.end("rank 1 died")
-    (over,) = roll.past
+    registry = RankRegistry()
+    attempt = registry.begin(["a", "b"])
+    registry.heartbeat(Heartbeat(attempt, 0, first_step=10, done=17, committed=16))
+    registry.heartbeat(Heartbeat(attempt, 1, first_step=10, done=18))
+    registry.end("rank 1 died")
+    (over,) = registry.past
     assert (over.workers, over.first_step, over.reached, over.committed) == (2, 10, 18, 16)
-    assert roll.committed == 16
+    assert registry.committed == 16
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.02)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.02)
     monkeypatch.setattr(heartbeat, "QUICK_S", 0.005)
     return
 
 
 @pytest.mark.usefixtures("quick")
 def test_threads_that_train_at_different_speeds_leave_after_the_same_step() -> None:
-    roll = Roll()
-    attempt = roll.begin(["a", "b", "c"])
+    registry = RankRegistry()
+    attempt = registry.begin(["a", "b", "c"])
     left: dict[int, int] = {}
 
     def train(rank: int) -> None:
-        pace = Pace(roll.beat, attempt, rank, patience_s=20)
+        pace = Pace(registry.heartbeat, attempt, rank, patience_s=20)
         pace.begin(0)
         for done in range(1, 100_000):
             time.sleep(0.0005 * (rank + 1))
@@ -162,20 +162,20 @@ def test_threads_that_train_at_different_speeds_leave_after_the_same_step() -> N
         rank.start()
     time.sleep(0.1)
     assert not left
-    roll.ask("a planted reason")
+    registry.ask("a planted reason")
     for rank in ranks:
         rank.join(timeout=20)
     assert len(left) == 3
     assert len(set(left.values())) == 1
-    assert roll.has_left
+    assert registry.has_left
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_rank_waits_no_longer_than_it_may_for_others_that_never_promise() -> None:
-    roll = Roll()
-    attempt = roll.begin(["a", "b"])
-    roll.ask("a planted reason")
-    pace = Pace(roll.beat, attempt, 0, patience_s=0.2)
+    registry = RankRegistry()
+    attempt = registry.begin(["a", "b"])
+    registry.ask("a planted reason")
+    pace = Pace(registry.heartbeat, attempt, 0, patience_s=0.2)
     pace.begin(0)
     with pytest.raises(RanksMissing, match="rank 0 waited 0.2 s"):
         for done in range(1, 100_000):
@@ -186,11 +186,11 @@ def test_a_rank_waits_no_longer_than_it_may_for_others_that_never_promise() -> N
 
 @pytest.mark.usefixtures("quick")
 def test_a_notice_to_one_process_reaches_all() -> None:
-    roll = Roll()
-    attempt = roll.begin(["a", "b"])
-    pace = Pace(roll.beat, attempt, 1, notice=lambda: "was sent SIGTERM")
+    registry = RankRegistry()
+    attempt = registry.begin(["a", "b"])
+    pace = Pace(registry.heartbeat, attempt, 1, notice=lambda: "was sent SIGTERM")
     deadline = time.monotonic() + 20
-    while roll.asked is None and time.monotonic() < deadline:
+    while registry.asked is None and time.monotonic() < deadline:
         time.sleep(0.005)
     pace.close()
-    assert roll.asked == "rank 1 was sent SIGTERM"
+    assert registry.asked == "rank 1 was sent SIGTERM"

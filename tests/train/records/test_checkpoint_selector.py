@@ -12,8 +12,8 @@ from maas_ray.errors import NotFound, SpecError
 from maas_ray.optimize.publish import export_run
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.assemble import build_trainee
-from maas_ray.train.parallel.mesh import Place
+from maas_ray.train.loop.assemble import build_train_state
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.records.checkpoint_selector import choose_step, parse_which
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -29,9 +29,9 @@ AVERAGE = 10.0
 def _run(store: ObstoreStore, directory: Path, metric: str = "validation_loss", **changes: Any) -> None:
     spec, dataset = make_run(store, directory, "mlp", **changes)
     Runs(store).create(spec, dataset.digest, None)
-    trainee = build_trainee(spec, dataset.features, 62, Place(MeshLayout(), None), torch.device("cpu"))
+    state = build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))
     for step, loss in LOSSES.items():
-        tensors = tensors_of(trainee)
+        tensors = tensors_of(state)
         with torch.no_grad():
             for name, value in tensors.items():
                 value.fill_(step * AVERAGE if name.startswith("ema.") else step)
@@ -53,7 +53,7 @@ def test_the_best_checkpoint_and_the_averages_are_taken_where_the_spec_says_so(
     assert _value(load_trained(file_store, "r", 1, weights="ema")) == AVERAGE
     run = Runs(file_store).get("r")
     Runs(file_store).record("r", {"type": "validated", "step": 1, "metrics": {"validation_loss": 0.1}})
-    assert choose_step(file_store, run, "best") == 1, "a figure that came later counts"
+    assert choose_step(file_store, run, "best") == 1, "a metric that came later counts"
     assert evaluate_run(file_store, "r", "validation", weights="raw").step == 1
 
 
@@ -74,13 +74,13 @@ def test_the_newest_checkpoint_and_the_weights_themselves_are_taken_by_default(
     assert _value(load_trained(file_store, "r")) == 3
     with pytest.raises(SpecError, match="keeps no moving average"):
         load_trained(file_store, "r", weights="ema")
-    with pytest.raises(NotFound, match=r"has the figure validation_loss \(checkpoint.metric\), .* steps 1, 2, 3"):
+    with pytest.raises(NotFound, match=r"has the metric validation_loss \(checkpoint.metric\), .* steps 1, 2, 3"):
         choose_step(file_store, Runs(file_store).get("r"), "best")
     with pytest.raises(NotFound, match="of step 9"):
         load_trained(file_store, "r", 9)
 
 
-def test_retention_ranks_by_figures_that_came_after_the_commit(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_retention_ranks_by_metrics_that_came_after_the_commit(file_store: ObstoreStore, tmp_path: Path) -> None:
     _run(file_store, tmp_path)
     late: dict[int, dict[str, float]] = {}
     keep = Keep(last=1, best=1, metric="validation_loss")

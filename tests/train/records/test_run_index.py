@@ -83,7 +83,7 @@ def test_the_runs_of_a_store_without_an_index_are_read_once(store: ObstoreStore)
 
 def test_a_store_that_cannot_be_written_lists_its_runs_all_the_same(file_store: ObstoreStore) -> None:
     class ReadOnly(ObstoreStore):
-        def put_new(self, key: str, data: bytes) -> None:
+        def create(self, key: str, data: bytes) -> None:
             raise StoreDenied("read only")
 
     create(file_store, "r")
@@ -93,10 +93,10 @@ def test_a_store_that_cannot_be_written_lists_its_runs_all_the_same(file_store: 
 
 def test_a_process_that_died_before_it_wrote_the_index_is_found_out(file_store: ObstoreStore) -> None:
     class NoIndex(ObstoreStore):
-        def put_new(self, key: str, data: bytes) -> None:
+        def create(self, key: str, data: bytes) -> None:
             if key.startswith("index/"):
                 raise StoreDenied("killed")
-            super().put_new(key, data)
+            super().create(key, data)
 
     runs = create(file_store, "r")
     runs.record("r", EVENTS[0])

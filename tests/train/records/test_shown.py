@@ -21,7 +21,7 @@ from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.predictions import MAX_NEW_TOKENS, show_samples
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.stopwatch import Stopwatch
-from maas_ray.train.records.report import JSON, PNG, Ended, commit_report, find_part
+from maas_ray.train.records.report import JSON, PNG, FinalState, commit_report, find_part
 from maas_ray.train.records.runs import Runs
 from maas_ray.train.records.tensorboard import Journal, location
 from tests.support.small_runs import make_run
@@ -81,20 +81,20 @@ def test_a_language_model_goes_on_with_each_row_from_its_middle(file_store: Obst
 
 
 class _Fixed(nn.Module):
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.scores = scores
+        self.logits = logits
 
     def forward(self, *columns: Tensor) -> Tensor:
         assert not self.training
-        return self.scores[: len(columns[0])]
+        return self.logits[: len(columns[0])]
 
 
 def test_classes_are_shown_with_their_probabilities(file_store: ObstoreStore, tmp_path: Path) -> None:
     _, dataset = make_run(file_store, tmp_path, "mlp")
     rows = open_rows(dataset, "validation")
-    scores = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]])).expand(64, 4)
-    shown = show_samples(_Fixed(scores), rows, dataset, 64, CPU)
+    logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]])).expand(64, 4)
+    shown = show_samples(_Fixed(logits), rows, dataset, 64, CPU)
     targets = rows.take(np.arange(len(rows)), np.arange(len(rows))).target.tolist()
     assert _rows_of(shown)[0] == ["row", "target", "predicted"]
     assert [line[1:] for line in _rows_of(shown)[2:]] == [
@@ -155,7 +155,7 @@ def test_a_run_says_which_of_its_checkpoints_have_no_figures_and_why(file_store:
 
 def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store: ObstoreStore, tmp_path: Path) -> None:
     dataset = _finished(file_store, tmp_path)
-    ended = Ended(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
+    ended = FinalState(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
     committed = commit_report(file_store, "r", ended, [{"CPU": 8.0}])
     report = json.loads(Path(find_part(committed, JSON)).read_text())
     assert Path(find_part(committed, PNG)).read_bytes().startswith(b"\x89PNG")
@@ -174,6 +174,6 @@ def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store:
     assert {"torch", "ray", "python", "maas-ray"} <= report["versions"].keys()
     assert report["spec"]["run"] == "r"
 
-    assert commit_report(file_store, "r", Ended(4, []), []).digest == committed.digest, "it is written once"
+    assert commit_report(file_store, "r", FinalState(4, []), []).digest == committed.digest, "it is written once"
     checked = fsck(file_store)
     assert (checked.problems, checked.orphans, checked.foreign) == ([], [], [])

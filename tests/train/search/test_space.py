@@ -106,7 +106,7 @@ def test_no_trial_is_drawn_twice() -> None:
             {"trials": 1000},
             "11000 trials",
         ),
-        ({"optimizer.lr": LR}, {"metric": "validation_acuracy"}, "has no figure 'validation_acuracy'; it has loss"),
+        ({"optimizer.lr": LR}, {"metric": "validation_acuracy"}, "has no metric 'validation_acuracy'; it has loss"),
         ({"optimizer.lr": LR}, {"metric": "validation_accuracy", "mode": "min"}, "set mode to max"),
         ({"data.split.validation": {"kind": "choice", "categories": [0]}}, {}, "no validation split"),
         ({"optimizer.lr": LR}, {"scheduler": {"name": "asha", "grace_period": 0}}, "greater than 0"),

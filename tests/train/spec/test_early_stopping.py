@@ -6,7 +6,7 @@ import pytest
 
 from maas_ray.errors import SpecError
 from maas_ray.train.spec.early_stopping import Stopper
-from maas_ray.train.spec.metrics import FIGURES, LARGER_IS_BETTER, best_step, figures_at, finite, refuse_figure
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, METRICS, best_step, finite, metrics_at, refuse_metric
 from maas_ray.train.spec.train import TrainSpec
 
 
@@ -35,7 +35,7 @@ def _stopped_at(history: list[dict[str, Any]], stopper: Stopper) -> int | None:
         ((1, 2, 3, 2.5, 2.9), 2, 0.0, "max", 5),
     ],
 )
-def test_a_run_ends_when_its_figure_was_not_better_so_often(
+def test_a_run_ends_when_its_metric_was_not_better_so_often(
     losses: tuple[float, ...], patience: int, min_delta: float, mode: str, stops_after: int | None
 ) -> None:
     history = _history(*losses)
@@ -47,7 +47,7 @@ def test_a_run_ends_when_its_figure_was_not_better_so_often(
         assert next(ends, None) == (None if found is None else max(found, interrupted))
 
 
-def test_the_reason_names_figure_and_steps() -> None:
+def test_the_reason_names_metric_and_steps() -> None:
     stopper = Stopper("validation_loss", "min", 2, 0.0)
     reason = stopper.follow(_history(3, 2, 4, 5))
     assert reason == (
@@ -59,28 +59,32 @@ def test_the_reason_names_figure_and_steps() -> None:
 @pytest.mark.parametrize(
     ("metric", "mode", "task", "has_validation", "message"),
     [
-        ("validation_acuracy", "max", "classification", True, "no figure 'validation_acuracy'; it has loss, validation_accuracy"),
+        ("validation_acuracy", "max", "classification", True, "no metric 'validation_acuracy'; it has loss, validation_accuracy"),
         ("validation_loss", "min", "binary", False, "it has loss; the data has no validation split"),
         ("validation_auroc", "max", "classification", True, "validation_f1"),
         ("validation_accuracy", "min", "binary", True, "set mode to max"),
         ("loss", "max", "regression", True, "set mode to min"),
     ],
 )  # fmt: skip
-def test_a_figure_that_never_comes_is_refused(
+def test_a_metric_that_never_comes_is_refused(
     metric: str, mode: str, task: str, has_validation: bool, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        refuse_figure("early_stopping", metric, mode, task, has_validation)
-    for name in FIGURES[task]:
-        refuse_figure("checkpoint", f"validation_{name}", "max" if name in LARGER_IS_BETTER else "min", task, True)
+        refuse_metric("early_stopping", metric, mode, task, has_validation)
+    for name in METRICS[task]:
+        refuse_metric("checkpoint", f"validation_{name}", "max" if name in LARGER_IS_BETTER else "min", task, True)
 
 
-def test_a_checkpoint_has_only_the_validation_figures_of_its_own_step() -> None:
+def test_a_checkpoint_has_only_the_validation_metrics_of_its_own_step() -> None:
     history = [*_history(3, 2), {"step": 3, "loss": 0.5, "lr": 0.1}]
-    assert figures_at(history, 2) == {"loss": 0.5, "validation_loss": 2}
-    assert figures_at(history, 3) == {"loss": 0.5}, "an older figure would make it look like a best one"
-    scores = {1: {"a": 2.0}, 2: {"a": 1.0}, 3: {"a": 1.0}, 4: {"b": 0.0}}
-    assert (best_step(scores, "a", "min"), best_step(scores, "a", "max"), best_step(scores, "c", "min")) == (3, 1, None)
+    assert metrics_at(history, 2) == {"loss": 0.5, "validation_loss": 2}
+    assert metrics_at(history, 3) == {"loss": 0.5}, "an older metric would make it look like a best one"
+    metrics = {1: {"a": 2.0}, 2: {"a": 1.0}, 3: {"a": 1.0}, 4: {"b": 0.0}}
+    assert (best_step(metrics, "a", "min"), best_step(metrics, "a", "max"), best_step(metrics, "c", "min")) == (
+        3,
+        1,
+        None,
+    )
     assert finite({"auroc": float("nan"), "perplexity": float("inf"), "loss": 1.0}) == {"loss": 1.0}
 
 

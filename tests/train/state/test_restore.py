@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.loop.fit import Trainee, mean_loss, train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import TrainState, mean_loss, train_step
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import restore, tensors_of
@@ -40,17 +40,19 @@ class _Run:
         self.layout = MeshLayout(**layout)
         batch = spec.batch.model_copy(update={"accumulation_steps": 2 * self.layout.pp})
         spec = spec.model_copy(update={"batch": batch})
-        place = place_rank(self.layout, "cpu")
+        coordinates = rank_coordinates(self.layout, "cpu")
         rows = dataset.num_rows["train"]
-        self.trainee: Trainee = build_trainee(spec, dataset.features, rows, place, torch.device("cpu"), torch.float64)
-        self.plan, self.loader = build_plan(spec, rows), build_loader(spec, dataset, place)
-        self.trainee.train()
+        self.state: TrainState = build_train_state(
+            spec, dataset.features, rows, coordinates, torch.device("cpu"), torch.float64
+        )
+        self.plan, self.loader = build_plan(spec, rows), build_loader(spec, dataset, coordinates)
+        self.state.train()
 
     def steps(self, first: int, count: int) -> list[float]:
         losses = []
         for step in range(first, first + count):
-            share, _ = train_step(self.plan, self.trainee, self.loader, step)
-            losses.append(mean_loss(self.trainee, share, step))
+            share, _ = train_step(self.plan, self.state, self.loader, step)
+            losses.append(mean_loss(self.state, share, step))
         return losses
 
 
@@ -59,7 +61,7 @@ def _save_each(store: ObstoreStore, spec: TrainSpec, dataset: Dataset, layouts: 
     for layout in layouts:
         run = _Run(spec, dataset, layout)
         run.steps(0, STEPS_BEFORE)
-        save(store, _prefix(layout), Snapshot(STEPS_BEFORE, 24, tensors_of(run.trainee)), group)
+        save(store, _prefix(layout), Snapshot(STEPS_BEFORE, 24, tensors_of(run.state)), group)
 
 
 def _load_each(
@@ -70,7 +72,7 @@ def _load_each(
         committed = open_checkpoint(store, _prefix(origin))
         for layout in layouts:
             run = _Run(spec, dataset, layout)
-            restore(run.trainee, STEPS_BEFORE, read_index(committed), lambda wanted, c=committed: load_into(c, wanted))
+            restore(run.state, STEPS_BEFORE, read_index(committed), lambda wanted, c=committed: load_into(c, wanted))
             losses[f"{origin} -> {layout}"] = run.steps(STEPS_BEFORE, STEPS_AFTER)
     return losses
 
@@ -114,11 +116,11 @@ def test_a_state_saved_under_any_layout_of_up_to_four_ranks_goes_on_under_any_ot
 def test_a_state_of_another_model_is_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, "mlp")
     run = _Run(spec, dataset, {})
-    tensors = tensors_of(run.trainee)
+    tensors = tensors_of(run.state)
     missing = next(iter(tensors))
     del tensors[missing]
     save(file_store, "from", Snapshot(1, 12, tensors))
     assert list_checkpoints(file_store, "from") == [1]
     committed = open_checkpoint(file_store, "from")
     with pytest.raises(ObjectCorrupt, match=missing):
-        restore(run.trainee, 1, read_index(committed), lambda wanted: load_into(committed, wanted))
+        restore(run.state, 1, read_index(committed), lambda wanted: load_into(committed, wanted))

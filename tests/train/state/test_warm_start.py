@@ -18,9 +18,9 @@ from maas_ray.models.hugging_face.folder import HfFolder
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_trainee
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
 from maas_ray.train.loop.fit import train_step
-from maas_ray.train.parallel.mesh import place_rank
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -95,10 +95,10 @@ def test_transformers_loads_model_and_tokenizer_of_a_folder(
     net = load_trained(file_store, "r").net
     theirs, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
-    codes = AutoTokenizer.from_pretrained(folder)("the 5th line of", return_tensors="pt")["input_ids"][:, :8]
-    assert codes.shape == (1, 8)
+    token_ids = AutoTokenizer.from_pretrained(folder)("the 5th line of", return_tensors="pt")["input_ids"][:, :8]
+    assert token_ids.shape == (1, 8)
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(codes).logits, net(codes), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.eval()(token_ids).logits, net(token_ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.fault
@@ -110,9 +110,9 @@ def test_a_model_of_transformers_is_written_as_it_writes_itself(file_store: Obst
     _, _, net = _run_of(file_store, tmp_path, model)
     export_hf(load_trained(file_store, "r"), open_store(str(tmp_path / "hf")), shard_bytes=20_000)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    codes = torch.randint(0, 20, (2, 8))
+    token_ids = torch.randint(0, 20, (2, 8))
     with torch.no_grad():
-        torch.testing.assert_close(theirs.eval()(codes).logits, net.eval()(codes), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.eval()(token_ids).logits, net.eval()(token_ids), atol=1e-5, rtol=1e-5)
 
 
 def test_the_command_exports_a_step_and_refuses_what_has_no_such_format(
@@ -138,16 +138,16 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
     model = ModelSpec(name="decoder", params={**MODELS["decoder"]["params"], **changes})
     spec = spec.model_copy(update={"model": model})
     Runs(file_store).create(spec, dataset.digest, None)
-    trainee = build_trainee(
-        spec, dataset.features, dataset.num_rows["train"], place_rank(MeshLayout(), "cpu"), torch.device("cpu")
+    state = build_train_state(
+        spec, dataset.features, dataset.num_rows["train"], rank_coordinates(MeshLayout(), "cpu"), torch.device("cpu")
     )
-    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, trainee.place)
-    trainee.train()
+    plan, loader = build_plan(spec, dataset.num_rows["train"]), build_loader(spec, dataset, state.coordinates)
+    state.train()
     for step in range(3):
-        train_step(plan, trainee, loader, step)
-    save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(trainee)))
-    assert trainee.ema is not None
-    expected = {"ema": trainee.ema.averages, "raw": dict(trainee.parts[0].named_parameters())}
+        train_step(plan, state, loader, step)
+    save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(state)))
+    assert state.ema is not None
+    expected = {"ema": state.ema.averages, "raw": dict(state.parts[0].named_parameters())}
     for number, weights in enumerate((None, "ema", "raw")):
         folder = tmp_path / str(number)
         chosen = ["--weights", weights] if weights else []
@@ -392,11 +392,11 @@ def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -
     spec, features = Runs(store).get("r").spec, open_dataset(store, dataset)
     batch = spec.batch.model_copy(update={"accumulation_steps": 2 * layout.get("pp", 1)})
     spec = spec.model_copy(update={"seed": 5, "batch": batch})
-    trainee = build_trainee(
+    state = build_train_state(
         spec,
         features.features,
         features.num_rows["train"],
-        place_rank(MeshLayout(**layout), "cpu"),
+        rank_coordinates(MeshLayout(**layout), "cpu"),
         torch.device("cpu"),
     )
     start = open_start(InitSpec(hf=folder), store, StorageSpec(uri=root))
@@ -410,7 +410,7 @@ def _start_on_ranks(rank: int, root: str, folder: str, layout: dict[str, int]) -
         return bytes(real(name, begin, stop))
 
     opened._range = counting
-    weights = {name.removeprefix(MODEL): value for name, value in tensors_of(trainee).items() if name.startswith(MODEL)}
+    weights = {name.removeprefix(MODEL): value for name, value in tensors_of(state).items() if name.startswith(MODEL)}
     start.check(spec.model, weights)
     start.load(weights)
     expected = load_trained(store, "r").net.state_dict()

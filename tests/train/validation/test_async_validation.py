@@ -1,4 +1,4 @@
-"""Validation beside training on a real cluster: the same figures, each at its own step, whatever is interrupted."""
+"""Validation beside training on a real cluster: the same metrics, each at its own step, whatever is interrupted."""
 
 import time
 from pathlib import Path
@@ -45,11 +45,11 @@ def _create(store: ObstoreStore, tmp_path: Path, **changes: Any) -> TrainSpec:
 def _validated(store: ObstoreStore, run: str) -> dict[int, float]:
     history = read_saved(open_checkpoint(store, checkpoints_prefix(run))).history
     found = {entry["step"]: entry["validation"]["loss"] for entry in history if "validation" in entry}
-    return found | {step: figures["validation_loss"] for step, figures in Runs(store).validated(run).items()}
+    return found | {step: metrics["validation_loss"] for step, metrics in Runs(store).validated(run).items()}
 
 
 @pytest.mark.fault
-def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_figures(
+def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_metrics(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     beside = _create(file_store, tmp_path, run="beside")
@@ -77,7 +77,7 @@ def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_figures(
 def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    # Nothing is better by so much: the figures of steps 4, 8 and 12 end the run when those of 12 are due, at step 16.
+    # Nothing is better by so much: the metrics of steps 4, 8 and 12 end the run when those of 12 are due, at step 16.
     early = {"patience": 2, "min_delta": 1e6}
     keeps = {**CHANGES["checkpoint"], "keep_last": 9}
     spec = _create(file_store, tmp_path, run="whole", early_stopping=early, checkpoint=keeps)
@@ -86,7 +86,7 @@ def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
     assert result.reason is not None
     assert result.reason.endswith("2 times in a row, the last time at step 12")
 
-    # Another run, as if it had been killed after step 8: the figures of that step are still due.
+    # Another run, as if it had been killed after step 8: the metrics of that step are still due.
     parts = _create(file_store, tmp_path, run="parts", early_stopping=early)
     committed = open_checkpoint(file_store, checkpoints_prefix("whole"), 8)
     saved = read_saved(committed)
@@ -99,7 +99,7 @@ def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
 
 
 @pytest.mark.fault
-def test_a_task_gives_the_figures_of_its_checkpoint_and_leaves_them_in_the_log(
+def test_a_task_gives_the_metrics_of_its_checkpoint_and_leaves_them_in_the_log(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     spec = _create(file_store, tmp_path)

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maas_ray.checkpoint.catalog import KIND, place
-from maas_ray.checkpoint.parts import Layout
-from maas_ray.checkpoint.plan import Attempt, Planner
+from maas_ray.checkpoint.collectives import TIMEOUT_S, Collectives
+from maas_ray.checkpoint.parts import PartLayout
+from maas_ray.checkpoint.plan import Planner, SaveAttempt
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Fence, Snapshot, finish
-from maas_ray.checkpoint.team import TIMEOUT_S, Team
-from maas_ray.checkpoint.upload import Source, Staging
+from maas_ray.checkpoint.upload import Staging, UploadSource
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, SaveFailed
 from maas_ray.store.manifest import Committed, open_committed
@@ -25,7 +25,7 @@ from maas_ray.store.objects import ObjectStore
 log = get_logger(__name__)
 
 
-class Saver:
+class AsyncCheckpointer:
     """Saves one state at a time in the background of training.
 
     `save` waits for the save before it (bounded), copies what this rank writes to buffers that are kept for the next
@@ -67,13 +67,15 @@ class Saver:
     ) -> None:
         self._store = store
         self._prefix = prefix
-        self._team = Team(group)
+        self._collectives = Collectives(group)
         self._timeout_s = timeout_s
-        self._retention = Retention(store, prefix, keep, late) if keep is not None and self._team.rank == 0 else None
+        self._retention = (
+            Retention(store, prefix, keep, late) if keep is not None and self._collectives.rank == 0 else None
+        )
         self._max_failures = max_failures
-        self._on_commit = on_commit if self._team.rank == 0 else None
+        self._on_commit = on_commit if self._collectives.rank == 0 else None
         self._fence = fence
-        self._planner = Planner(self._team)
+        self._planner = Planner(self._collectives)
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: tuple[int, Future[None]] | None = None
@@ -83,7 +85,7 @@ class Saver:
         self.failure: MaasError | None = None
         """Why the last save failed; None if it did not."""
         self.committed_step: int | None = None
-        """The newest step that this saver committed."""
+        """The newest step that this checkpointer committed."""
 
     def save(self, snapshot: Snapshot, *, steady: Collection[str] = ()) -> None:
         """Begins to save a state; the tensors may change as soon as this returns, but `steady` ones not before `staged`.
@@ -104,7 +106,7 @@ class Saver:
             self._raise_if_too_many()
             return
         copied = self._copy = _Copy(attempt, {name: snapshot.tensors[name] for name in steady}, self._steady)
-        source: Source = self._staging
+        source: UploadSource = self._staging
         try:
             self._staging.fill(attempt, copied.later)
         except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
@@ -125,7 +127,7 @@ class Saver:
             self._copy = None
 
     def wait(self, *, is_strict: bool = False) -> int | None:
-        """Waits for the save in flight; returns the newest step that this saver committed.
+        """Waits for the save in flight; returns the newest step that this checkpointer committed.
 
         Args:
             is_strict: raise the failure of the last save even if it was the first one, for a state that must be there.
@@ -143,7 +145,9 @@ class Saver:
             except MaasError as error:
                 self._note(step, error)
             except TimeoutError:
-                self._note(step, SaveFailed(f"rank {self._team.rank}: saving step {step} does not end; given up"))
+                self._note(
+                    step, SaveFailed(f"rank {self._collectives.rank}: saving step {step} does not end; given up")
+                )
             else:
                 self.failure, self._num_failures, self.committed_step = None, 0, step
         if is_strict and self.failure is not None:
@@ -158,12 +162,14 @@ class Saver:
         self._thread.shutdown(wait=False)
         self._staging = Staging()
 
-    def _finish(self, attempt: Attempt, snapshot: Snapshot, source: Source, copied: "_Copy") -> None:
+    def _finish(self, attempt: SaveAttempt, snapshot: Snapshot, source: UploadSource, copied: "_Copy") -> None:
         try:
             copied.run(self._staging)
         except Exception as error:  # the others must hear of it
             source = _Failed(str(error))
-        finish(self._store, self._prefix, self._team, attempt, snapshot, source, self._timeout_s, fence=self._fence)
+        finish(
+            self._store, self._prefix, self._collectives, attempt, snapshot, source, self._timeout_s, fence=self._fence
+        )
         try:
             if self._on_commit is not None:
                 self._on_commit(open_committed(self._store, place(self._prefix, snapshot.step), KIND))
@@ -193,7 +199,7 @@ class _Copy:
         known: those that did so after the save before this one; None: nothing is known yet.
     """
 
-    def __init__(self, attempt: Attempt, steady: Mapping[str, Tensor], known: frozenset[str] | None) -> None:
+    def __init__(self, attempt: SaveAttempt, steady: Mapping[str, Tensor], known: frozenset[str] | None) -> None:
         self._attempt = attempt
         self._tensors = {name: tensor for name, tensor in steady.items() if name in attempt.pieces}
         self._versions = {name: tensor._version for name, tensor in self._tensors.items()}
@@ -226,5 +232,5 @@ class _Failed:
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def lend(self, number: int, layout: Layout) -> contextlib.AbstractContextManager[Tensor]:
+    def lend(self, number: int, layout: PartLayout) -> contextlib.AbstractContextManager[Tensor]:
         raise SaveFailed(self._reason)

@@ -19,7 +19,7 @@ def saving_group(timeout_s: float = TIMEOUT_S) -> dist.ProcessGroup | None:
     messages. `torch.distributed.destroy_process_group` gives it back, with or without naming it.
 
     Args:
-        timeout_s: longest time for writing, as `save` and `Saver` get it. Another rank is waited for twice as long, so
+        timeout_s: longest time for writing, as `save` and `AsyncCheckpointer` get it. Another rank is waited for twice as long, so
             that one whose store hangs can still say so, and the group stays of use.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -28,7 +28,7 @@ def saving_group(timeout_s: float = TIMEOUT_S) -> dist.ProcessGroup | None:
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout, group_desc="checkpoint"))
 
 
-class Team:
+class Collectives:
     """The ranks of a group; rank 0 decides and commits. A message is any object that pickles, from our own ranks only.
 
     Args:
