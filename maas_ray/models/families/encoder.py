@@ -124,7 +124,7 @@ class EncoderBlock(nn.Module):
         return stream
 
 
-class Pool(nn.Module):
+class SequencePool(nn.Module):
     """From the stream [N, T, width] to one vector per row [N, width].
 
     Args:
@@ -171,7 +171,7 @@ def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
         ModelError: the rows hold no tokens, or too many.
     """
     head: dict[str, nn.Module] = {
-        "pool": Pool(spec.pool, row.pad is not None),  # before the normalization, which would hide what is padding
+        "pool": SequencePool(spec.pool, row.pad is not None),  # before the normalization, which would hide what is padding
         "norm": nn.LayerNorm(spec.num_values),
         "head": nn.Linear(spec.num_values, num_outputs),
     }
