@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from maas_ray.cli.job import refuse, run_job
-from maas_ray.cli.leaving import leaves
 from maas_ray.cluster import connect
+from maas_ray.console.job import refuse, run_job
+from maas_ray.console.leaving import leaves
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec, open_store
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from maas_ray.cli.job import Asked, answer_job, run_job
+from maas_ray.console.job import Asked, answer_job, run_job
 
 
 def tune(asked: Asked) -> tuple[dict[str, Any], int]:

@@ -108,6 +108,13 @@ class Run:
             if not each.get("error")
         ]
 
+    @property
+    def tensorboard(self) -> str:
+        """The argument of `tensorboard --logdir`."""
+        from maas_ray.train.records.tensorboard import location
+
+        return location(self.store, self.id)
+
     def load_model(self, checkpoint: Checkpoint = None, *, weights: Weights = None) -> "nn.Module":
         """The trained module at a checkpoint, in evaluation mode on the CPU. It takes preprocessed rows.
 

@@ -9,7 +9,7 @@ def main() -> None:
     from maas_ray.process.search_path import leave_out_working_directory
 
     leave_out_working_directory()
-    from maas_ray.cli.leaving import has_said, say_left, take_over
+    from maas_ray.console.leaving import has_said, say_left, take_over
     from maas_ray.process.interrupts import last
 
     try:

@@ -7,9 +7,10 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Store, Weights, open_store
-from maas_ray.cli.reporting import CommandResult, facts, reported, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, reported, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
 
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]

@@ -1,16 +1,15 @@
 """up, down, status, doctor, quickstart."""
 
-import runpy
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Endpoint, StateDir
-from maas_ray.cli.reporting import CommandResult, facts, say, table
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
 
 NOT_RUNNING = 3
 """Exit code of `status` without a cluster, as that of `systemctl status`."""
@@ -222,15 +221,10 @@ def doctor(
 
 def quickstart(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the model served.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON line.")] = False,
 ) -> None:
     """Runs the whole path on this machine: data, training, ONNX, registry, HTTP predictions."""
-    script = Path(__file__).parents[2] / "jobs" / "pipeline.py"
-    if not script.is_file():
-        typer.echo(
-            f"error[not_found]: no {script}: the quickstart is part of the repository; install it from there", err=True
-        )
-        raise typer.Exit(1)
-    # The file that a reader starts with is also what runs: it parses these and ends the process with its own code.
-    sys.argv = [str(script), *(["--keep"] if keep else []), *(["--json"] if as_json else [])]
-    runpy.run_path(str(script), run_name="__main__")
+    from maas_ray.console.job import run_job
+    from maas_ray.quickstart.pipeline import quickstart as run
+
+    raise typer.Exit(run_job(lambda: run(keep, as_json)))

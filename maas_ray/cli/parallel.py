@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import CommandResult, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 
 
 @uses_modules

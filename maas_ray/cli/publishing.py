@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from maas_ray.cli.leaving import leaves, published
+from maas_ray.console.leaving import leaves, published
 from maas_ray.process.interrupts import held
 
 if TYPE_CHECKING:

@@ -7,18 +7,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from maas_ray.cli.leaving import end_at_closed_pipe, say_left
 from maas_ray.cli.options import APP_DIR_VARIABLE
+from maas_ray.console.leaving import end_at_closed_pipe, say_left
+from maas_ray.console.output import SafeConsole
 from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError, Preempted
 from maas_ray.process import interrupts, search_path
@@ -26,21 +24,10 @@ from maas_ray.process import interrupts, search_path
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SafeConsole(Console):
-    """A console that prints nothing but its own control codes: those in texts are shown escaped."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text))
-
-
 class _Output(SafeConsole):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
-
-say = SafeConsole(stderr=True, highlight=False)
-"""Progress and remarks."""
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for machines.")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -112,31 +99,6 @@ def _print(result: CommandResult, as_json: bool) -> int:
     except BrokenPipeError:
         return end_at_closed_pipe()
     return result.exit_code
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of plain values."""
-    found = Table(title=_plain(title), title_justify="left")
-    for column in columns:
-        found.add_column(_plain(column), overflow="fold")
-    for row in rows:
-        found.add_row(*("" if value is None else _plain(value) for value in row))
-    return found
-
-
-def facts(title: str, values: Mapping[str, object]) -> Table:
-    """A table of names and values."""
-    found = Table(title=_plain(title), title_justify="left", show_header=False)
-    found.add_column(no_wrap=True)
-    found.add_column(overflow="fold")  # a path that is cut off is of no use
-    for name, value in values.items():
-        found.add_row(_plain(name), _plain(value))
-    return found
-
-
-def _plain(value: object) -> Text:
-    """A text that is not read as rich's markup: a name may well be `[/red]`."""
-    return Text(shown(str(value)))
 
 
 def _fail(error: Exception, as_json: bool) -> None:

@@ -9,9 +9,10 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
-from maas_ray.cli.reporting import CommandResult, say, table
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 
 NOTHING_RECORDED = 3
 """Exit code of `serve --restore` where no pool is recorded: there is nothing to do, and trying again does not help."""

@@ -11,10 +11,11 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
 from maas_ray.cli.publishing import begin_publishing, publish_version
-from maas_ray.cli.reporting import CommandResult, facts, say, table
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
 from maas_ray.process.interrupts import held
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
-from maas_ray.cli.progress import training_bar
 from maas_ray.cli.publishing import begin_publishing, publish_version
-from maas_ray.cli.reporting import CommandResult, facts, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
+from maas_ray.console.training_bar import training_bar
 
 
 @uses_modules

@@ -9,9 +9,10 @@ import typer
 import yaml
 from rich.console import Group
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import CommandResult, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 from maas_ray.errors import SpecError
 from maas_ray.process.interrupts import exit_code, last
 

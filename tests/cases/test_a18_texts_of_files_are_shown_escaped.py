@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from maas_ray.checkpoint.save import save
 from maas_ray.cli.app import app
-from maas_ray.cli.reporting import SafeConsole, facts, table
+from maas_ray.console.output import SafeConsole, facts, table
 from maas_ray.display import get_logger, shown
 from maas_ray.errors import BadRequest, MaasError
 from maas_ray.store.objects import ObstoreStore

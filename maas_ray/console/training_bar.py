@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from maas_ray.cli.reporting import say
+from maas_ray.console.output import say
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from maas_ray.cli.leaving import leaves, say_left, take_over
 from maas_ray.cluster import connect
+from maas_ray.console.leaving import leaves, say_left, take_over
 from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError, Preempted
 from maas_ray.process import interrupts
