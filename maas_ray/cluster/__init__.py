@@ -9,7 +9,8 @@ from maas_ray.cluster.health.status import ClusterStatus, status
 from maas_ray.cluster.members.head import down, up
 from maas_ray.cluster.members.join import join
 from maas_ray.cluster.node.environment import PROFILES, Ports, Profile, choose_ports, environment
-from maas_ray.cluster.node.state import ClusterState, load_state, state_directory
+from maas_ray.cluster.node.state import ClusterState, load_state
+from maas_ray.process.home import state_directory
 
 __all__ = [
     "PROFILES",

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from maas_ray.addresses import exempt_from_proxies
-from maas_ray.cluster.node.state import load_state, state_directory
+from maas_ray.cluster.node.state import load_state
 from maas_ray.display import shown
 from maas_ray.errors import ClusterError
 from maas_ray.process import interrupts, search_path
+from maas_ray.process.home import state_directory
 from maas_ray.ray_internals import driver, gcs
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"

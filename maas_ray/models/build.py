@@ -16,9 +16,9 @@ from maas_ray.models.families.resnet import build_resnet
 from maas_ray.models.hugging_face.transformers_model import build_hugging_face, find_class
 from maas_ray.models.imported import build_imported, import_class
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
-from maas_ray.models.row import Row
 from maas_ray.models.spec import PARAMS, ModelSpec
 from maas_ray.models.weights import initialize
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 
 _PROBE_ROWS = 2

@@ -14,7 +14,7 @@ from torch import nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.keras_net import build_keras, is_keras
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 from maas_ray.suggestions import did_you_mean
 
 

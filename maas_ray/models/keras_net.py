@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 
 class KerasNet(nn.Module):

@@ -61,6 +61,9 @@ class ObjectStore(Protocol):
     """The whole surface that commits and sequences are built on; a fault-injecting test store implements it too."""
 
     uri: str
+    """Shown in messages; holds no secret."""
+    root: Path | None
+    """The directory of a local store; None for a service, and where files must not be read past this surface."""
 
     def create(self, key: str, data: bytes) -> None:
         """Creates `key` atomically. Raises `Conflict` if it exists: the one primitive that everything rests on."""
@@ -98,6 +101,14 @@ class ObjectStore(Protocol):
 
     def staged(self) -> Iterator[ObjectInfo]:
         """What interrupted writes left behind that no listing shows (a local directory's temporary files)."""
+        ...
+
+    def delete_staged(self, info: ObjectInfo) -> None:
+        """Removes one of those."""
+        ...
+
+    def odd(self) -> list[str]:
+        """Files of a local directory that cannot be objects, which no listing shows."""
         ...
 
 

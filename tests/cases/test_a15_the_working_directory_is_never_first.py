@@ -90,10 +90,10 @@ def test_a_command_that_builds_models_looks_there_last(tmp_path: Path, command: 
 PROBE = """
 import json, os, sys
 from maas_ray.cli import app as commands, reporting
-def probe() -> reporting.Answer:
+def probe() -> reporting.CommandResult:
     '''Says where it looks.'''
-    return reporting.Answer({"path": sys.path, "app_dir": os.environ.get("MAAS_RAY_APP_DIR")}, "")
-def probe_models() -> reporting.Answer:
+    return reporting.CommandResult({"path": sys.path, "app_dir": os.environ.get("MAAS_RAY_APP_DIR")}, "")
+def probe_models() -> reporting.CommandResult:
     '''The same.'''
     return probe()
 commands.app.command("probe")(reporting.reported(probe))

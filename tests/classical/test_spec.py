@@ -7,8 +7,8 @@ import pytest
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
 from maas_ray.models.classical import CLASSICAL
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 from maas_ray.train.spec.train import TrainSpec
 

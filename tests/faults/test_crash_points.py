@@ -141,6 +141,6 @@ def test_a_commit_whose_manifest_is_written_first_is_caught(
                 self._store.put(key, data)
             return committed
 
-    monkeypatch.setattr("maas_ray.bundle.format.Draft", ManifestFirst)
+    monkeypatch.setattr("maas_ray.bundle.format.CommitWriter", ManifestFirst)
     with pytest.raises((MaasError, AssertionError), match="is missing"):
         _states_after_each_death(CASES["publish and promote"], storage)

@@ -9,10 +9,10 @@ import torch
 
 from maas_ray.data.spec.features import Features, TensorColumn
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
 from maas_ray.optimize.parity import check_parity
+from maas_ray.row import Row
 from tests.support.root import ROOT
 
 FEATURES = Features(

@@ -8,8 +8,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from tests.support.ranks import run_ranks
 
 TOKENS, VALUES = Row((6,), 8), Row((5,))

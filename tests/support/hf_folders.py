@@ -5,8 +5,8 @@ from pathlib import Path
 from maas_ray.models.families.decoder import Decoder, build_decoder
 from maas_ray.models.hugging_face.llama_format import decoder_spec_of
 from maas_ray.models.hugging_face.local import CONFIG, read_object_file
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.state.warm_start import open_start

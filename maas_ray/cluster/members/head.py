@@ -28,9 +28,9 @@ from maas_ray.cluster.node.state import (
     locked,
     remove_state,
     save_state,
-    state_directory,
 )
 from maas_ray.errors import ClusterError, SpecError
+from maas_ray.process.home import state_directory
 from maas_ray.process.interrupts import Held, held
 from maas_ray.process.open_files import raise_limit
 from maas_ray.process.private_files import write_private

@@ -23,8 +23,9 @@ from maas_ray.cluster.members.terms import read_terms
 from maas_ray.cluster.node.environment import Profile, choose_ports, default_profile, environment
 from maas_ray.cluster.node.ray_start import start_node
 from maas_ray.cluster.node.requirements import check_start, look, object_store_bytes, refuse_start
-from maas_ray.cluster.node.state import ClusterState, locked, save_state, state_directory
+from maas_ray.cluster.node.state import ClusterState, locked, save_state
 from maas_ray.errors import ClusterError
+from maas_ray.process.home import state_directory
 from maas_ray.process.interrupts import held
 from maas_ray.process.open_files import raise_limit
 from maas_ray.process.private_files import write_private

@@ -1,7 +1,6 @@
 """The record of the cluster that was started on this machine: where it listens and which processes are its own."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,9 +11,9 @@ from filelock import FileLock, Timeout
 
 from maas_ray.addresses import http_url
 from maas_ray.errors import ClusterError
+from maas_ray.process.home import HOME_VARIABLE, state_directory
 from maas_ray.process.private_files import write_private
 
-HOME_VARIABLE = "MAAS_RAY_HOME"
 VERSION = 1
 _FILE = "cluster.json"
 
@@ -59,12 +58,6 @@ class ClusterState:
             raise ClusterError(
                 f"cannot read the cluster's token {self.token_path}: {error.strerror}; run `maas-ray down`, then up"
             ) from error
-
-
-def state_directory(path: str | Path | None = None) -> Path:
-    """`path`, or `$MAAS_RAY_HOME`, or `~/.maas-ray`; absolute."""
-    chosen = path or os.environ.get(HOME_VARIABLE) or "~/.maas-ray"
-    return Path(chosen).expanduser().absolute()
 
 
 def load_state(state_dir: str | Path | None = None) -> ClusterState | None:

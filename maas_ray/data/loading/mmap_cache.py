@@ -15,10 +15,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike, NDArray
 
-from maas_ray.cluster.node.state import state_directory
 from maas_ray.errors import DataError, ObjectCorrupt
+from maas_ray.process.home import state_directory
 from maas_ray.store.manifest import Committed, Part
-from maas_ray.store.objects import ObstoreStore
 
 MAX_CACHE_BYTES = 1 << 36
 _LOCK_TIMEOUT_S = 600.0
@@ -62,7 +61,7 @@ def map_bytes(committed: Committed, name: str) -> mmap.mmap:
 def local_path(committed: Committed, name: str) -> Path | None:
     """Where a part lies if its store is a directory of this machine; else None."""
     store = committed.store
-    return store.root / committed.parts[name].key if isinstance(store, ObstoreStore) and store.root else None
+    return store.root / committed.parts[name].key if store.root else None
 
 
 def _is_right(content: mmap.mmap | bytes, part: Part) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 from maas_ray.spec import Spec
 
 Task = Literal["classification", "binary", "regression", "language_modeling", "masked_language_modeling"]

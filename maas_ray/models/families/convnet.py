@@ -7,7 +7,7 @@ from torch import nn
 from maas_ray.models.families.images import PixelMean, image_layout
 from maas_ray.models.families.layers import ACTIVATIONS, NORMS_2D
 from maas_ray.models.params import ConvnetSpec
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 
 def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ from maas_ray.models.families.transformer import (
     shareable_plan,
 )
 from maas_ray.models.params import EncoderSpec
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 
 class TokenEmbedding(nn.Module):

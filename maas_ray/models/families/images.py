@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.params import ImageLayout
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 MAX_COLOR_CHANNELS = 4
 

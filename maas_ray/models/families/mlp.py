@@ -8,7 +8,7 @@ from torch import nn
 from maas_ray.errors import ModelError
 from maas_ray.models.families.layers import ACTIVATIONS
 from maas_ray.models.params import MlpSpec
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 
 class Mlp(nn.Sequential):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maas_ray.models.families.images import PixelMean, image_layout
 from maas_ray.models.families.layers import NORMS_2D
 from maas_ray.models.params import ResnetSpec
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Residual blocks of each stage, by depth."""

@@ -6,7 +6,7 @@ from math import sqrt
 from torch import nn
 
 from maas_ray.errors import ModelError
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 WEIGHT_STD = 0.02
 """Deviation of drawn weights, as GPT-2, BERT and Llama."""

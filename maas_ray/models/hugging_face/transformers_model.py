@@ -17,7 +17,7 @@ from maas_ray.models.families.images import image_layout
 from maas_ray.models.families.transformer import shareable_plan
 from maas_ray.models.hugging_face.local import check_folder
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 from maas_ray.suggestions import did_you_mean, nearest
 
 _TOKEN_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")

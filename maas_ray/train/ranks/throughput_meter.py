@@ -8,7 +8,7 @@ import torch
 from maas_ray.data.spec.features import Features
 from maas_ray.display import get_logger
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.spec.train import TrainSpec
 

@@ -37,7 +37,7 @@ class Summary(Document):
     data_digest: str
     git_commit: str | None = None
     status: Literal["started", "finished", "failed", "stopped"]
-    """As in `runs.Run`."""
+    """As in `runs.RunRecord`."""
     step: Count | None = None
     """Optimizer steps of the newest state that is committed; None: there is none yet."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maas_ray.store.objects import ObstoreStore
+from maas_ray.store.objects import ObjectStore
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.spec.metrics import finite
 
@@ -29,7 +29,7 @@ class Journal:
         history: what was logged before `first_step`: `{step, loss, lr}` and `{step, validation}`, oldest first.
     """
 
-    def __init__(self, store: ObstoreStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
+    def __init__(self, store: ObjectStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
         self.history = list(history)
         self._store = store
         self._run = run
@@ -97,6 +97,6 @@ class Journal:
             self._scratch.cleanup()
 
 
-def location(store: ObstoreStore, run: str) -> str:
+def location(store: ObjectStore, run: str) -> str:
     """What to give `tensorboard --logdir`."""
     return str(store.root / PREFIX / run) if store.root else f"{store.uri.rstrip('/')}/{PREFIX}/{run}"

@@ -5,8 +5,8 @@ from torch import nn
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
 from maas_ray.models.params import DecoderSpec
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 
 VOCABULARY, LENGTH = 12, 16

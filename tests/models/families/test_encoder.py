@@ -10,9 +10,9 @@ from maas_ray.data.spec.features import Features, TokensColumn
 from maas_ray.errors import ModelError
 from maas_ray.models.build import build_model
 from maas_ray.models.params import EncoderSpec
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
+from maas_ray.row import Row
 
 VOCABULARY, LENGTH, PAD = 12, 16, 0
 SMALL = {"layers": 2, "width": 32, "heads": 4}

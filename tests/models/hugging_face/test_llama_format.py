@@ -10,8 +10,8 @@ from maas_ray.errors import ModelError
 from maas_ray.models.build import build_model
 from maas_ray.models.families.decoder import Decoder
 from maas_ray.models.hugging_face.llama_format import to_hf
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from tests.support.hf_folders import decoder_from
 
 SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_theta": 5000.0, "norm_eps": 1e-5}

@@ -6,8 +6,8 @@ import torch
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 
 TOKENS, IMAGES = Row((6,), 12), Row((16, 16))

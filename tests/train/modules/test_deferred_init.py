@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.gradients import local

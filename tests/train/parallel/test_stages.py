@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.train.parallel.pipeline import split_layers
 from maas_ray.train.parallel.stages import find_units
 
