@@ -1,5 +1,5 @@
 # Two commands are enough: `make quickstart` shows the whole path, `make test` is what CI runs.
-# Needs Python 3.11 or newer with venv and pip, nothing else.
+# Needs Python 3.11 or newer with venv and pip; `make docs` needs npm as well.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,6 +8,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+# The one script of the documentation site that no Python package contains.
+MERMAID_VERSION := 11.17.2
+MERMAID := build/mermaid/mermaid-$(MERMAID_VERSION).js
 # make test PYTEST_ARGS="tests/store -x" runs a part of the suite
 PYTEST_ARGS ?=
 # Two processes: one has all tests of the shared Ray cluster (tests/conftest.py), the other one the rest.
@@ -56,6 +59,26 @@ test-cluster: $(STAMP)  ## clusters of up to four hosts in network namespaces: n
 test-cluster-fault: $(STAMP)  ## what a cluster of three hosts loses under load, NEMESIS_TIMES (20) times each: hours
 	@$(call pytest,-m 'machines and fault' -n 0)
 
+.PHONY: docs
+docs: docs-pages $(MERMAID) .venv/.docs-installed  ## the documentation site, in build/site; needs npm for the script of the pictures
+	@$(BIN)/zensical build --clean --strict
+	@cp $(MERMAID) build/site/assets/javascripts/mermaid.tiny.js
+	@! grep -rE '<(script|link)[^>]+(src|href)="https?:' build/site --include=*.html  # a page that needs the network
+
+.PHONY: docs-pages
+docs-pages: $(STAMP)  ## writes the pages of docs/ that are generated from the code
+	@$(BIN)/python docs/generate.py
+
+.venv/.docs-installed: $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -e '.[docs]'
+	@touch $@
+
+$(MERMAID):
+	@mkdir -p $(@D)
+	@npm pack --silent --pack-destination $(@D) @mermaid-js/tiny@$(MERMAID_VERSION) > /dev/null
+	@tar -xzOf $(@D)/mermaid-js-tiny-$(MERMAID_VERSION).tgz package/dist/mermaid.tiny.js > $@.part
+	@mv $@.part $@
+
 .PHONY: bench-serving
 bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
@@ -80,5 +103,5 @@ endef
 
 .PHONY: clean
 clean:  ## removes the environment and all caches, not the data
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

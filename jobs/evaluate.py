@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from maas_ray.cli.job import refuse, run_job
-from maas_ray.cli.leaving import leaves
 from maas_ray.cluster import connect
+from maas_ray.console.job import refuse, run_job
+from maas_ray.console.leaving import leaves
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import StorageSpec, open_store
 
@@ -21,14 +21,14 @@ TIMEOUT_S = 3600
 
 
 def evaluate(storage: StorageSpec, run: str, split: str, step: int | None) -> dict[str, Any]:
-    """The figures, as plain values: the driver needs no torch."""
-    from maas_ray.train.trained import evaluate_run
+    """The metrics, as plain values: the driver needs no torch."""
+    from maas_ray.train.validation.load_model import evaluate_run
 
     return asdict(evaluate_run(open_store(storage), run, split, step))
 
 
 def main() -> int:
-    """Prints the figures as one JSON line; returns the exit code."""
+    """Prints the metrics as one JSON line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="URI of the store")
     parser.add_argument("--endpoint", help="URL of an S3-compatible service other than AWS")

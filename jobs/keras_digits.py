@@ -8,7 +8,7 @@ class KerasConvnet(keras.Sequential):
 
     Args:
         input_shape: of one row; maas-ray gives it.
-        num_outputs: scores per row; maas-ray gives it.
+        num_outputs: logits per row; maas-ray gives it.
         width: channels of the first convolution.
         dropout: share of values zeroed before the last layer.
     """

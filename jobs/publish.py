@@ -10,11 +10,11 @@ from typing import Any
 
 import ray
 
-from maas_ray.cli.job import refuse, run_job
-from maas_ray.cli.leaving import leaves, published
 from maas_ray.cluster import connect
+from maas_ray.console.job import refuse, run_job
+from maas_ray.console.leaving import leaves, published
 from maas_ray.errors import MaasError
-from maas_ray.interrupts import held
+from maas_ray.process.interrupts import held
 from maas_ray.registry.models import PRODUCTION, Registry
 from maas_ray.store.objects import StorageSpec, open_store
 

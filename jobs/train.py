@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from maas_ray.cli.job import Asked, answer_job, run_job
+from maas_ray.console.job import Asked, answer_job, run_job
 from maas_ray.spec import load_spec
 
 
@@ -15,7 +15,7 @@ def train(asked: Asked) -> tuple[dict[str, Any], int]:
     """The result, see `RunResult`."""
     # Only now: Ray reads the cluster's environment when its libraries are imported.
     from maas_ray.train.run import run_training
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     spec = load_spec(TrainSpec, asked.spec, asked.overrides)
     result = run_training(spec, resume=asked.resume, on_progress=lambda progress: print(progress, file=sys.stderr))

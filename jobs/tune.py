@@ -8,11 +8,11 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from maas_ray.cli.job import Asked, answer_job, run_job
+from maas_ray.console.job import Asked, answer_job, run_job
 
 
 def tune(asked: Asked) -> tuple[dict[str, Any], int]:
-    """The result, see `SearchResult`; the exit code is 1 if the search is not over, or none of its trials has a figure."""
+    """The result, see `SearchResult`; the exit code is 1 if the search is not over, or none of its trials has a metric."""
     # Only now: Ray reads the cluster's environment when its libraries are imported.
     from maas_ray.train.search.run import describe, run_search
     from maas_ray.train.search.spec import load_tune_spec

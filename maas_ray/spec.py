@@ -1,6 +1,5 @@
 """Reading YAML into the pydantic specs that live beside their owners. Knows no spec by name."""
 
-import difflib
 import inspect
 import json
 import typing
@@ -13,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from maas_ray.display import masked
-from maas_ray.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
 from maas_ray.errors import SpecError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.documents import MAX_DEPTH, Malformed, plain_copy, read_yaml
+from maas_ray.foreign.files import Unreadable, read_file
+from maas_ray.suggestions import did_you_mean
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_SHOWN = 20
@@ -116,16 +116,37 @@ def _assign(fields: dict[str, Any], override: str) -> None:
 
 
 def assign(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Puts a value at `a.b.c` of a document. Raises `SpecError` if one of the parents is no section."""
+    """Sets the value at `a.b.c` of a document; an item of a list is `a.0.c` or, by its `name`, `a.main.c`.
+
+    Raises:
+        SpecError: a parent is a value, or a list has no such item.
+    """
     *parents, last = path.split(".")
     if len(parents) >= MAX_DEPTH:
         raise SpecError(f"cannot set {_short(path)}: it has more than {MAX_DEPTH} parts")
+    place: Any = fields
     for parent in parents:
-        child = fields.setdefault(parent, {})
-        if not isinstance(child, dict):
+        if isinstance(place, list):
+            place = place[_item(place, parent, path)]
+        elif isinstance(place, dict):
+            place = place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise SpecError(f"cannot set {_short(path)}: {_short(parent)} is a value, not a section")
-        fields = child
-    fields[last] = value
+    if isinstance(place, list):
+        place[_item(place, last, path)] = value
+    else:
+        place[last] = value
+
+
+def _item(items: list[Any], part: str, path: str) -> int:
+    """The index of the item of a list that one part of a path names."""
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    known = ", ".join(map(str, [*range(len(items)), *filter(None, names)][:MAX_SHOWN])) or "none: the list is empty"
+    raise SpecError(f"cannot set {_short(path)}: no item {_short(part)} in the list; items: {known}")
 
 
 def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:
@@ -133,8 +154,7 @@ def _explain(kind: type[Spec], source: str, detail: ErrorDetails) -> str:
     where = _short(".".join(location) or kind.__name__, str)
     if detail["type"] == "extra_forbidden":
         known = sorted(_names_beside(kind, location))
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        hint = did_you_mean(location[-1], known, f"known keys: {', '.join(known)}")
         return f"{source}: unknown key '{where}'; {hint}"
     given = detail.get("input")
     shown = "" if isinstance(given, Mapping | list) or detail["type"] == "missing" else f" (got {_short(given)})"

@@ -87,7 +87,7 @@ def ray_cluster() -> Iterator[RayCluster]:
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: RayCluster, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
     """A table in an S3 store, for tests that go on with a whole run or compare with it: starting one takes long."""
-    from maas_ray.train.progress import Progress
+    from maas_ray.train.loop.progress import Progress
     from maas_ray.train.run import run_training
     from tests.support.paths import FinishedRun, table_spec
     from tests.support.table import write_table

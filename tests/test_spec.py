@@ -111,3 +111,38 @@ def test_canonical_json_is_sorted_and_refuses_nan() -> None:
     assert canonical_json({"b": 1, "a": [1.5, "ä"]}) == '{"a":[1.5,"ä"],"b":1}'.encode()
     with pytest.raises(ValueError, match="JSON"):
         canonical_json({"a": float("nan")})
+
+
+class Pool(Spec):
+    name: str
+    timeout_s: float = 1.0
+
+
+class Pools(Spec):
+    pools: list[Pool]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("pools.0.timeout_s=20", [20.0, 1.0]),
+        ("pools.second.timeout_s=20", [1.0, 20.0]),
+        ("pools.1={name: third, timeout_s: 7}", [1.0, 7.0]),
+    ],
+)
+def test_an_override_reaches_into_lists_by_index_or_name(override: str, expected: list[float]) -> None:
+    document = {"pools": [{"name": "first"}, {"name": "second"}]}
+    assert [pool.timeout_s for pool in parse_spec(Pools, document, [override]).pools] == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pools.2.timeout_s=1", "no item '2' in the list; items: 0, 1, first, second"),
+        ("pools.thrid.timeout_s=1", "no item 'thrid' in the list; items: 0, 1, first, second"),
+        ("pools.0.name.x=1", "'name' is a value, not a section"),
+    ],
+)
+def test_an_override_of_an_item_that_does_not_exist_names_those_that_do(override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(Pools, {"pools": [{"name": "first"}, {"name": "second"}]}, [override])

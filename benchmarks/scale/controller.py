@@ -22,10 +22,10 @@ from ray.serve.schema import Target, TargetGroup
 
 from benchmarks.scale import cpu
 from maas_ray.haproxy.names import REPLAYABLE
-from maas_ray.serve.autoscale import BUSY, METRICS_INTERVAL_S, ONGOING, RATE, AutoscalingSpec
+from maas_ray.serve.controller.autoscaling import BUSY, METRICS_INTERVAL_S, ONGOING, RATE, AutoscalingSpec
 from maas_ray.serve.controller.scheduler import PoolScheduler
 from maas_ray.serve.deploy.binding import autoscaling_config
-from maas_ray.serve.spec import ReplicaRange
+from maas_ray.serve.spec.pools import ReplicaRange
 
 SHAPES = ((1, 10), (1, 50), (5, 50), (10, 100), (50, 50), (50, 100), (50, 500))
 """Nodes, and replicas."""

@@ -1,4 +1,4 @@
-"""What replicas that follow the registry ask of the store, counted: real `Residency` objects over one counted store."""
+"""What replicas that follow the registry ask of the store, counted: real `ModelManager` objects over one counted store."""
 
 import asyncio
 import tempfile
@@ -6,8 +6,8 @@ import time
 
 from benchmarks.store.slow import SlowStore
 from maas_ray.registry.models import Registry
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ServingSpec
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.spec.pools import ServingSpec
 from maas_ray.store.objects import open_store
 from tests.support.onnx_models import commit_bundle, linear
 
@@ -37,13 +37,13 @@ def following(num_replicas: int, is_controlled: bool, looks: int = 5) -> list[fl
         store = SlowStore(real)
         spec = ServingSpec.model_validate(
             {"models": [{"name": "linear"}], "model_control": "explicit" if is_controlled else "none",
-             "refresh": {"every_s": 3600.0}}
+             "refresh": {"poll_interval_s": 3600.0}}
         )  # fmt: skip
         return asyncio.run(_look(store, spec, num_replicas, looks))
 
 
 async def _look(store: SlowStore, spec: ServingSpec, num_replicas: int, looks: int) -> list[float]:
-    replicas = [Residency(store, spec, pool="one") for _ in range(num_replicas)]
+    replicas = [ModelManager(store, spec, pool="one") for _ in range(num_replicas)]
     try:
         for replica in replicas:
             await replica.start()

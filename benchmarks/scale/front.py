@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.scale import cpu
-from maas_ray.cluster.environment import find_launcher
+from maas_ray.cluster.node.environment import find_launcher
 from maas_ray.haproxy.admin import ask, running_pid
 from maas_ray.haproxy.binary import find_binary
-from maas_ray.haproxy.harden import Options, harden
-from maas_ray.haproxy.limits import PoolLimits, limits_file, write_limits
+from maas_ray.haproxy.config.harden import Options, harden
+from maas_ray.haproxy.config.limits import PoolLimits, limits_file, write_limits
 from maas_ray.haproxy.names import REPLAYABLE
 from maas_ray.haproxy.silent import silent
 from tests.conftest import unused_port

@@ -33,7 +33,7 @@ def pids() -> dict[str, list[int]]:
         program = Path(command.split(" ")[0]).name
         if program in ("haproxy", "gcs_server", "raylet"):
             found[program].append(int(path.name))
-        if "-m maas_ray.keeper" in command:
+        if "-m maas_ray.haproxy.keeper" in command:
             found["keeper"].append(int(path.name))
     return found
 
@@ -71,8 +71,8 @@ def watch(what: str) -> dict[str, list[int]]:
 
 def deploy(number: int, max_replicas: int | None, uri: str, port: int) -> None:
     """Serves a trivial model with so many replicas, or with at least so many and at most `max_replicas`."""
-    from maas_ray.serve import pool
-    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.serve.deploy import pool
+    from maas_ray.serve.spec.pools import ServeSpec
 
     one = {
         "name": "one", "models": [{"name": "linear"}], "resources": {"cpus": 1},

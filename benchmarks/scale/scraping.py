@@ -6,10 +6,10 @@ import pickle
 from typing import Any
 
 from benchmarks.scale import cpu
-from maas_ray.serve.metrics import exposition
-from maas_ray.serve.peers import Answers, collect
-from maas_ray.serve.scrape import scrape
-from maas_ray.serve.stats import OUTCOMES, ReplicaStats
+from maas_ray.serve.http.peers import Answers, collect
+from maas_ray.serve.http.scrape import scrape
+from maas_ray.serve.telemetry.prometheus import exposition
+from maas_ray.serve.telemetry.stats import OUTCOMES, ReplicaStats
 
 GZIP = [(b"accept-encoding", b"gzip")]
 SHAPES = (

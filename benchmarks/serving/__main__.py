@@ -1,4 +1,4 @@
-"""Measures maas-ray against other model servers on this machine, and prints the table of the README.
+"""Measures maas-ray against other model servers on this machine, and prints the tables of docs/benchmarks.md.
 
     python -m benchmarks.serving                       everything: about an hour
     python -m benchmarks.serving --quick --workloads tiny --peers triton --clients 32

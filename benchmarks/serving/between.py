@@ -4,7 +4,7 @@
 
 One HAProxy with a front for each way, before one replica for each, without Ray. The ways take turns under the same load,
 so that a change of the machine hits all of them; figures are medians (least–greatest) of the ratios within a round, and CPU
-microseconds of a request, of HAProxy and of the replica. What `haproxy.secret` says rests on this.
+microseconds of a request, of HAProxy and of the replica. What `haproxy.config.secret` says rests on this.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.serving.load import closed
 from benchmarks.serving.peers import APPS
 from benchmarks.serving.processes import Launch, Running, free_port, run
 from maas_ray.haproxy.binary import find_binary
-from maas_ray.haproxy.secret import HEADER, front_secret
+from maas_ray.haproxy.config.secret import HEADER, front_secret
 
 WAYS = ("open", "secret", "tls")
 CASES = (("tiny", 1), ("tiny", 32), ("tiny", 128), ("image", 8))

@@ -61,7 +61,9 @@ class Cluster:
             "storage": {"uri": store},
             "http": {"port": self.running().port},
             # Nothing changes during a measurement: the registry is looked at once a minute.
-            "pools": [{"models": [{"name": name}], "replicas": 1, "refresh": {"every_s": 60.0}, **(pool or {})}],
+            "pools": [
+                {"models": [{"name": name}], "replicas": 1, "refresh": {"poll_interval_s": 60.0}, **(pool or {})}
+            ],
         }
         spec = self.home.parent / "pool.yaml"
         spec.write_text(yaml.safe_dump(described))

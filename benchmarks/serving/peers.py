@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.serving.processes import Launch, free_port
-from maas_ray.cluster.environment import Profile, choose_ports, environment
+from maas_ray.cluster.node.environment import Profile, choose_ports, environment
 
 APPS = Path(__file__).parent / "apps"
 MODEL_NAME = "bench"

@@ -1,6 +1,6 @@
 """A server under test: started, paused while another one is measured, ended whatever happens. Knows no protocol.
 
-All of its processes carry one variable in their environment (see maas_ray.cluster.processes), so that daemons are
+All of its processes carry one variable in their environment (see maas_ray.cluster.node.processes), so that daemons are
 paused and ended with the rest, and nothing else is.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import requests
 
-from maas_ray.cluster.processes import MARKER, end_processes, find_processes, psutil
+from maas_ray.cluster.node.processes import MARKER, end_processes, find_processes, psutil
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 

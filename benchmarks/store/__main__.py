@@ -18,14 +18,14 @@ from benchmarks.store.filling import Sizes, fill
 from benchmarks.store.slow import SlowStore
 from maas_ray.checkpoint.catalog import describe
 from maas_ray.registry.models import Registry
-from maas_ray.serve.slots import resolve_all
-from maas_ray.serve.spec import ModelSpec
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import DesiredState
+from maas_ray.serve.models.references import resolve_all
+from maas_ray.serve.spec.pools import ServedModelSpec
 from maas_ray.store.objects import ObstoreStore, open_store
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 
 CHECKPOINTS = "runs/run-00000/checkpoints"
-LISTED = [ModelSpec(name=f"model-{number}", alias="production") for number in range(300)]
+LISTED = [ServedModelSpec(name=f"model-{number}", alias="production") for number in range(300)]
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _commands(bundle: str) -> dict[str, Callable[[ObstoreStore, int], object]]:
         "runs": lambda store, number: Runs(store).survey(),
         "a replica's first look, 300 models listed": lambda store, number: (
             resolve_all(Registry(store), LISTED),
-            Wanted(store, "pool").wishes(),
+            DesiredState(store, "pool").models(),
         ),
         "checkpoints list": lambda store, number: describe(store, CHECKPOINTS),
     }

@@ -8,12 +8,12 @@ from obstore.store import MemoryStore
 from maas_ray.bundle.format import BundleInfo, Lineage, Signature, TensorSpec, save_bundle
 from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.registry.models import Registry
-from maas_ray.store.manifest import POINTERS, Draft
+from maas_ray.store.manifest import POINTERS, CommitWriter
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.run_index import RunIndex, Summary
-from maas_ray.train.runs import KIND, checkpoints_prefix, run_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.run_index import RunIndex, Summary
+from maas_ray.train.records.runs import KIND, checkpoints_prefix, run_prefix
+from maas_ray.train.spec.train import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def fill_runs(store: ObstoreStore, runs: int, unfinished: int) -> None:
     for number in range(runs):
         name, is_finished = run_name(number), number < runs - unfinished
         meta = {"spec": {**spec, "run": name}, "data_digest": "d" * 64, "git_commit": None, "created_s": float(number)}
-        Draft(store, run_prefix(name), KIND).commit({**meta, "start": None})
+        CommitWriter(store, run_prefix(name), KIND).commit({**meta, "start": None})
         log = Sequence(store, run_prefix(name))
         record = log.put(None, {"type": "started", "workers": 1}, "")
         if is_finished:
             log.put(record, {"type": "finished", "step": number, "reason": None}, "")
         else:
-            store.put_new(f"{POINTERS}/{checkpoints_prefix(name)}/{number:010d}", b"")
+            store.create(f"{POINTERS}/{checkpoints_prefix(name)}/{number:010d}", b"")
         summaries.append(
             Summary(
                 id=name,

@@ -55,9 +55,9 @@ class SlowStore(ObstoreStore):
         self._count("puts")
         super().put(key, data)
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         self._count("puts")
-        super().put_new(key, data)
+        super().create(key, data)
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
         self._count("lists", self._list_s)

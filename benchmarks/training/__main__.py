@@ -1,4 +1,4 @@
-"""Measures training against plain PyTorch and bare Ray Train on this machine, and prints the table of the README.
+"""Measures training against plain PyTorch and bare Ray Train on this machine, and prints the tables of docs/benchmarks.md.
 
     python -m benchmarks.training                                      steps, start and checkpoints
     python -m benchmarks.training --sections text --text input.txt     nanoGPT's CPU recipe on any text

@@ -5,7 +5,7 @@ same number of random bytes on the same disk in each of `DISK` ways, and the byt
 way. What comes first takes turns.
 
 A step here is a product of matrices that takes about `COMPUTE_S`, for its forward and backward pass. What it waits for a
-save is the time of a run's check that the state is finite, of `Saver.save` and, before the update, of `Saver.staged`; by
+save is the time of a run's check that the state is finite, of `AsyncCheckpointer.save` and, before the update, of `AsyncCheckpointer.staged`; by
 how much longer it computes beside the copy, the hashing and the writing is measured too (`slower_s`).
 """
 
@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.checkpoint.catalog import open_checkpoint
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.checkpoint.saver import Saver
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.finite import refuse_not_finite
+from maas_ray.train.loop.nan_check import refuse_not_finite
 
 RANKS = 2
 WIDTH = 1024
@@ -74,7 +74,7 @@ def main() -> None:
     tensors = {f"model.layer_{i}": _cut(torch.rand(rows, WIDTH), mesh, 0) for i in range(16)}
     num_bytes = 16 * rows * WIDTH * 4
     store, group = open_store(StorageSpec(uri=str(root / "store"))), saving_group()
-    saver = Saver(store, "background", group=saving_group())
+    checkpointer = AsyncCheckpointer(store, "background", group=saving_group())
     compute = _calibrated()
     found: dict[str, Any] = {"bytes": num_bytes, "rounds": []}
     for number in range(options.rounds + 1):
@@ -93,18 +93,18 @@ def main() -> None:
 
         def train(snapshot: Snapshot = snapshot, one: dict[str, Any] = one) -> None:
             alone = _timed(compute)
-            begun = _timed(check) + _timed(lambda: saver.save(snapshot, steady=tensors))
+            begun = _timed(check) + _timed(lambda: checkpointer.save(snapshot, steady=tensors))
             beside = _timed(compute)
-            one["stall_s"] = begun + _timed(saver.staged)
+            one["stall_s"] = begun + _timed(checkpointer.staged)
             one["slower_s"] = beside - alone
-            saver.wait(is_strict=True)
+            checkpointer.wait(is_strict=True)
 
         turns = [wait, train, *(functools.partial(write, kind) for kind in DISK)]
         for turn in turns[number % len(turns) :] + turns[: number % len(turns)]:
             turn()
         if number:  # the first one pages buffers in, and learns which tensors are steady
             found["rounds"].append(one)
-    saver.close()
+    checkpointer.close()
     committed = open_checkpoint(store, "waited")
     found["read_per_needed"] = {}
     for name, place in (("same cut", Shard(0)), ("other dimension", Shard(1)), ("whole on each rank", Replicate())):

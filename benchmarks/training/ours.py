@@ -15,8 +15,8 @@ import yaml
 
 from maas_ray.cluster import load_state
 from maas_ray.spec import load_spec
-from maas_ray.train.journal import PREFIX
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.tensorboard import PREFIX
+from maas_ray.train.spec.train import TrainSpec
 
 COMMAND_TIMEOUT_S = 1800.0
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.training.ours import COMMAND_TIMEOUT_S, Job, Timed
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 
 ROOT = Path(__file__).parents[2]
 

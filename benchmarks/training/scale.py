@@ -200,7 +200,7 @@ def _prepare(spec_path: str, store: str = "") -> Mapping[str, Any]:
     from maas_ray.data.prepare import prepare
     from maas_ray.spec import load_spec
     from maas_ray.store.objects import open_store
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     ray.init(log_to_driver=False)
     spec = load_spec(TrainSpec, spec_path)
@@ -212,12 +212,12 @@ def _prepare(spec_path: str, store: str = "") -> Mapping[str, Any]:
 
 def _read(spec_path: str, digest: str) -> Mapping[str, Any]:
     """Rows per second of one reader in the order of training: first while shards are verified, then without."""
-    from maas_ray.data.dataset import open_dataset
-    from maas_ray.data.loader import Loader
-    from maas_ray.data.opening import open_rows
+    from maas_ray.data.loading.loader import Loader
+    from maas_ray.data.loading.open import open_rows
+    from maas_ray.data.stored.dataset import open_dataset
     from maas_ray.spec import load_spec
     from maas_ray.store.objects import open_store
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     spec = load_spec(TrainSpec, spec_path)
     dataset = open_dataset(open_store(spec.storage), digest)

@@ -78,33 +78,33 @@ def language_model(text: Path, *, steps: int, workers: int, **layout: int) -> di
             "format": "text",
             "task": "language_modeling",
             "split": {"validation": 0.1, "test": 0},
-            "text": {"length": 64, "stride": 1, "tokenizer": {"kind": "characters"}},
+            "text": {"seq_len": 64, "stride": 1, "tokenizer": {"kind": "characters"}},
         },
         "optimizer": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.99], "weight_decay": 0.1},
-        "schedule": {"name": "cosine", "warmup_steps": 100, "min_factor": 0.1},
-        "clip_norm": 1.0,
+        "schedule": {"name": "cosine", "warmup_steps": 100, "min_lr_ratio": 0.1},
+        "max_grad_norm": 1.0,
         "batch": {"global_size": 12},
         "steps": steps,
         "workers": {"count": workers},
-        **({"layout": layout} if layout else {}),
+        **({"parallelism": layout} if layout else {}),
     }
 
 
 def measure_steps(bench: Bench) -> None:
     """Steady step time of a run against the plain script under torchrun, at the same time and in turns."""
     points = bench.results.setdefault("steps", [])
-    bodies = [("mlp", "ddp", DIGITS), ("mlp", "fsdp2", {**DIGITS, "layout": {"dp_shard": 2}})]
+    bodies = [("mlp", "ddp", DIGITS), ("mlp", "fsdp2", {**DIGITS, "parallelism": {"dp_shard": 2}})]
     if bench.settings.text is not None:
         held_out_free = language_model(bench.settings.text, steps=1, workers=2)
         held_out_free["batch"] = {"global_size": 32}
         bodies.append(("decoder", "ddp", held_out_free))
-        bodies.append(("decoder", "fsdp2", {**held_out_free, "layout": {"dp_shard": 2}}))
+        bodies.append(("decoder", "fsdp2", {**held_out_free, "parallelism": {"dp_shard": 2}}))
     for body, layout, fields in bodies:
         fields = {**fields, "steps": bench.settings.steps, "log_every": LOG_EVERY, "schedule": {"name": "constant"}}
         name = f"{body}-{layout}"
         job = ours.write_job(bench.directory, name, fields)
         pairs = _in_turns(bench, job, "plain", functools.partial(peer.plain, is_sharded=layout == "fsdp2"))
-        points.append({"body": body, "layout": layout, "pairs": pairs})
+        points.append({"body": body, "parallelism": layout, "pairs": pairs})
         say(f"{body} {layout}", pairs)
 
 

@@ -1,4 +1,4 @@
-"""The bundle's format: an ONNX graph and the description that makes it servable and explainable. Runs nothing.
+"""The bundle's format: an ONNX graph and the description that makes it servable. Runs nothing.
 
     bundles/<id>/manifest.json                 the description, and the digest of the graph
     bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside
@@ -16,13 +16,15 @@ from pydantic import Field, ValidationError
 
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
-from maas_ray.store.manifest import Committed, Draft, list_committed, open_committed
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed
 
 PREFIX = "bundles"
 KIND = "bundle"
 GRAPH = "model.onnx"
+MAX_GRAPH_BYTES = (1 << 31) - 1
+"""The largest message of protocol buffers, which a graph with its weights inside is."""
 SAMPLE = "sample.json"
 
 Datatype = Literal[
@@ -141,7 +143,7 @@ class BundleInfo(Spec):
     parity: dict[str, Any]
     """The report of the gate that compared this graph with the trained model."""
     metrics: dict[str, float]
-    """Figures of this very checkpoint on held-out data; empty if nothing was held out."""
+    """Metrics of this very checkpoint on held-out data; empty if nothing was held out."""
     lineage: Lineage
 
 
@@ -160,12 +162,12 @@ def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: byte
     """Commits a bundle and returns its id; saving the same content again returns the same id."""
     meta = {"info": info.model_dump(mode="json")}
     bundle_id = _identify(meta, sha256(graph).digest(), sha256(sample).digest() if sample is not None else b"")
-    draft = Draft(store, f"{PREFIX}/{bundle_id}", KIND)
-    draft.put(GRAPH, graph)
+    writer = CommitWriter(store, f"{PREFIX}/{bundle_id}", KIND)
+    writer.put(GRAPH, graph)
     if sample is not None:
-        draft.put(SAMPLE, sample)
+        writer.put(SAMPLE, sample)
     try:
-        draft.commit(meta)
+        writer.commit(meta)
     except Conflict:
         load_bundle(store, bundle_id)  # the same content is there already: make sure that it is whole
     return bundle_id
@@ -192,11 +194,6 @@ def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
 def graph_size(store: ObjectStore, bundle_id: str) -> int:
     """Bytes of the graph, without reading it. Raises `NotFound`."""
     return _open(store, bundle_id).parts[GRAPH].size
-
-
-def list_bundles(store: ObjectStore) -> list[str]:
-    """Ids of all committed bundles, sorted."""
-    return list_committed(store, PREFIX)
 
 
 def check_bundle(committed: Committed) -> Iterator[MaasError]:

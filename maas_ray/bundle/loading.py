@@ -1,7 +1,7 @@
 """From a bundle to an engine: loaded in a process with limits first, kept there unless its graph is known to be harmless.
 
 **Where the line is.** A version runs inside the replica only if all operators of its graph are on the list of those that
-no value makes crash (operators.py), no value decides a size or a time, and memory grows in proportion to the request:
+no value makes crash (graph/operators.py), no value decides a size or a time, and memory grows in proportion to the request:
 nothing but the number of rows is free, and rows are independent. Every other version runs in a process of its own.
 
 Passing a run on costs 135 microseconds at best (1 row of 3 floats: 16 inside, 150 apart; 30,000 rows: 40 and 250; two busy
@@ -12,7 +12,7 @@ the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2
 
 from maas_ray.bundle.apart.engine import ApartEngine
 from maas_ray.bundle.apart.process import start_process
-from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle, Signature
 from maas_ray.bundle.nature import Nature
 

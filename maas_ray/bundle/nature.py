@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from maas_ray.bundle.format import Signature
-from maas_ray.bundle.hazards import Hazards
+from maas_ray.bundle.graph.hazards import Hazards
 
 
 @dataclass(frozen=True)

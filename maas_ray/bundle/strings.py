@@ -15,6 +15,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from maas_ray.bundle.datatypes import Array
+from maas_ray.bundle.sessions import cpu_session
 from maas_ray.errors import BadRequest
 
 _RECORD_BYTES = 32
@@ -57,10 +58,7 @@ def _to_value(array: Array) -> ort.OrtValue:
     output = helper.make_tensor_value_info("out", TensorProto.STRING, array.shape)
     graph = helper.make_graph([helper.make_node("Identity", ["strings"], ["out"])], "g", [], [output], [constant])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run_with_ort_values(["out"], {})[0]
+    return cpu_session(model.SerializeToString(), 1).run_with_ort_values(["out"], {})[0]
 
 
 def _from_value(name: str, value: ort.OrtValue) -> Array:

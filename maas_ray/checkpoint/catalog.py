@@ -20,6 +20,7 @@ from maas_ray.store.manifest import Committed, is_committed, list_committed, ope
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, Time, parse_json, read_document
 from maas_ray.store.sequence import Record, Sequence
+from maas_ray.suggestions import known_names
 
 KIND = "checkpoint"
 HISTORY = "history.json"
@@ -69,9 +70,10 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
     steps = list_checkpoints(store, prefix)
     if step is None and steps:
         return open_step(store, prefix, steps[-1])  # retention was just removing the one before
-    there = ", ".join(map(str, steps)) or "none"
-    which = "" if step is None else f" of step {step}"
-    raise NotFound(f"{prefix} has no committed checkpoint{which}; there is: {there}")
+    if not steps:
+        raise NotFound(f"{prefix} has no committed checkpoint yet")
+    there = known_names("", list(map(str, steps)), "steps", "maas-ray checkpoints list")
+    raise NotFound(f"{prefix} has no committed checkpoint of step {step}; {there}")
 
 
 def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:
@@ -85,7 +87,7 @@ def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:
 def open_step(store: ObjectStore, prefix: str, step: int) -> Committed:
     """Opens a checkpoint by its step; as `open_checkpoint`, but without a listing."""
     committed = open_committed(store, place(prefix, step), KIND)
-    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
     if said.step != step:
         raise ObjectCorrupt(f"{committed.prefix} says that it is of step {said.step}; not used")
     return committed
@@ -98,7 +100,7 @@ def read_saved(committed: Committed) -> Saved:
         ObjectCorrupt: it is altered, or written by an incompatible version.
     """
     what = f"the history of {committed.prefix}"
-    said = read_document(_Meta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
+    said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
     if HISTORY not in committed.parts:
         raise ObjectCorrupt(f"{committed.prefix} has no {HISTORY}; not used")
     history = parse_json(committed.read(HISTORY), what)
@@ -201,7 +203,7 @@ class _State(Document):
     seconds: dict[str, float] = Field(default_factory=dict)
 
 
-class _Meta(Document):
+class _CheckpointMeta(Document):
     step: Count
     cursor: Count
     time_s: Time

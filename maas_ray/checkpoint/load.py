@@ -25,7 +25,7 @@ IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
-class _Read:
+class _TileRead:
     """Neighbouring tiles of one part, and where their values go."""
 
     part: str
@@ -63,7 +63,7 @@ def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
     reads = _merge(wanted)
     _check_sizes(committed, {read.part for read in reads})
 
-    def fetch(read: _Read) -> int:
+    def fetch(read: _TileRead) -> int:
         start, stop = read.span
         data = memoryview(_range(committed, read.part, start, stop))
         for tile in read.tiles:
@@ -135,17 +135,17 @@ def _check_sizes(committed: Committed, parts: set[str]) -> None:
             )
 
 
-def _merge(tiles: Mapping[Tile, object]) -> list[_Read]:
-    reads: list[_Read] = []
+def _merge(tiles: Mapping[Tile, object]) -> list[_TileRead]:
+    reads: list[_TileRead] = []
     group: list[Tile] = []
     for tile in sorted((tile for tile in tiles if tile.size), key=lambda tile: (tile.part, tile.start)):
         last = group[-1] if group else tile
         is_next = group and (tile.part, tile.start) == (last.part, last.start + last.size)
         if group and not (is_next and tile.start + tile.size - group[0].start <= REQUEST_BYTES):
-            reads.append(_Read(last.part, tuple(group)))
+            reads.append(_TileRead(last.part, tuple(group)))
             group = []
         group.append(tile)
-    return [*reads, _Read(group[0].part, tuple(group))] if group else reads
+    return [*reads, _TileRead(group[0].part, tuple(group))] if group else reads
 
 
 def _range(committed: Committed, part: str, start: int, stop: int) -> bytes:

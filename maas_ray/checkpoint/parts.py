@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem
 
 from maas_ray.checkpoint.copying import copy_bits
 from maas_ray.checkpoint.dtypes import NAMES
-from maas_ray.checkpoint.pieces import Piece
+from maas_ray.checkpoint.pieces import TensorPiece
 from maas_ray.store.manifest import Part, piece_digest
 
 PART_BYTES = 64 << 20
@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Slot:
+class TileSlot:
     """The place of one tile in a part."""
 
     tensor: str
@@ -39,12 +39,12 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartLayout:
     """A part before it has values: a safetensors header and the places of its tiles, without gaps."""
 
     name: str
     header: bytes
-    slots: tuple[Slot, ...]
+    slots: tuple[TileSlot, ...]
     size: int
 
     @property
@@ -53,7 +53,7 @@ class Layout:
         return (len(self.header), *(slot.size for slot in self.slots))
 
 
-def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None) -> list[Layout]:
+def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None) -> list[PartLayout]:
     """Packs the tiles that a rank writes into parts; tiles of one tensor stay side by side, for readers of many.
 
     Args:
@@ -74,7 +74,7 @@ def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None
     return [lay_out_part(f"{rank:05d}-{number:05d}.safetensors", group) for number, group in enumerate(groups)]
 
 
-def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
+def lay_out_part(name: str, items: Sequence[WriteItem]) -> PartLayout:
     """One part: those with large elements come first, so that every element lies at a multiple of its size."""
     header: dict[str, object] = {}
     places = []
@@ -94,21 +94,21 @@ def lay_out_part(name: str, items: Sequence[WriteItem]) -> Layout:
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)  # the format allows spaces here; values then lie aligned
     head = len(text).to_bytes(8, "little") + text
     slots = tuple(
-        Slot(tensor, offsets, sizes, dtype, len(head) + start, size)
+        TileSlot(tensor, offsets, sizes, dtype, len(head) + start, size)
         for tensor, offsets, sizes, dtype, start, size in places
     )
-    return Layout(name, head, slots, len(head) + end)
+    return PartLayout(name, head, slots, len(head) + end)
 
 
-def fill_header(layout: Layout, buffer: Tensor) -> None:
+def fill_header(layout: PartLayout, buffer: Tensor) -> None:
     """Copies the header into a part's buffer (uint8)."""
     copy_bits(buffer[: len(layout.header)], torch.frombuffer(bytearray(layout.header), dtype=torch.uint8))
 
 
 def fill_tiles(
-    layout: Layout,
+    layout: PartLayout,
     buffer: Tensor,
-    pieces: Mapping[str, Piece],
+    pieces: Mapping[str, TensorPiece],
     copy: Callable[[Tensor, Tensor], None],
     without: Collection[str] = (),
 ) -> None:
@@ -118,7 +118,7 @@ def fill_tiles(
             copy(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
 
 
-def seal_part(layout: Layout, key: str, data: memoryview) -> tuple[Part, list[str]]:
+def seal_part(layout: PartLayout, key: str, data: memoryview) -> tuple[Part, list[str]]:
     """The part as the manifest names it, and the `piece_digest` of each of its tiles in hex; every byte is hashed once."""
     digests = [piece_digest(data[slot.start : slot.start + slot.size]) for slot in layout.slots]
     joined = b"".join([piece_digest(layout.header), *digests])

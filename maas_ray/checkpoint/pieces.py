@@ -15,7 +15,7 @@ from maas_ray.checkpoint.tiles import Box, cut, grid
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorPiece:
     """What this rank holds of a tensor.
 
     Speaks the protocol by which torch's planners (`torch.distributed.checkpoint`) ask a tensor-like object for its
@@ -68,7 +68,7 @@ class Piece:
         return WriteItem(MetadataIndex(fqn, offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-def piece_of(name: str, tensor: Tensor) -> Piece | None:
+def piece_of(name: str, tensor: Tensor) -> TensorPiece | None:
     """What this rank holds of a tensor; None if a DTensor's mesh does not include this rank.
 
     Raises:
@@ -77,13 +77,13 @@ def piece_of(name: str, tensor: Tensor) -> Piece | None:
     name_of(name, tensor.dtype)
     if not isinstance(tensor, DTensor):
         local = _plain(tensor)
-        return Piece(tuple(local.shape), ((0,) * local.dim(), tuple(local.shape)), local)
+        return TensorPiece(tuple(local.shape), ((0,) * local.dim(), tuple(local.shape)), local)
     if tensor.device_mesh.get_coordinate() is None:
         return None
     with torch.no_grad():
         local = _plain(tensor.to_local())
     (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
-    return Piece(tuple(tensor.shape), (tuple(chunk.offsets), tuple(chunk.sizes)), local)
+    return TensorPiece(tuple(tensor.shape), (tuple(chunk.offsets), tuple(chunk.sizes)), local)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 
-from maas_ray.checkpoint.parts import Layout, lay_out
-from maas_ray.checkpoint.pieces import Piece, piece_of
-from maas_ray.checkpoint.team import Team
+from maas_ray.checkpoint.collectives import Collectives
+from maas_ray.checkpoint.parts import PartLayout, lay_out
+from maas_ray.checkpoint.pieces import TensorPiece, piece_of
 from maas_ray.errors import SaveFailed
 
 
 @dataclass(frozen=True)
-class Attempt:
+class SaveAttempt:
     """One attempt to save, agreed by all ranks.
 
     Attributes:
@@ -30,8 +30,8 @@ class Attempt:
 
     step: int
     name: str
-    pieces: Mapping[str, Piece]
-    layouts: tuple[Layout, ...]
+    pieces: Mapping[str, TensorPiece]
+    layouts: tuple[PartLayout, ...]
     shapes: Metadata | None
 
 
@@ -48,33 +48,33 @@ class Planner:
     """Plans saves of one group of ranks; remembers the plan as long as no rank's tensors change their layout.
 
     Args:
-        team: the ranks.
+        collectives: the ranks.
     """
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
         self._signature: Any = None
-        self._layouts: tuple[Layout, ...] = ()
+        self._layouts: tuple[PartLayout, ...] = ()
         self._shapes: Metadata | None = None
 
-    def prepare(self, step: int, tensors: Mapping[str, Tensor]) -> Attempt:
+    def prepare(self, step: int, tensors: Mapping[str, Tensor]) -> SaveAttempt:
         """Agrees on an attempt; every rank calls it, with the tensors that it holds.
 
         Raises:
             SaveFailed: on every rank: a rank's tensors cannot be stored, do not fit those of the others, belong to
                 another step, or a rank did not come.
         """
-        pieces: dict[str, Piece] = {}
+        pieces: dict[str, TensorPiece] = {}
         failure = None
         try:
             found = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
             pieces = {name: piece for name, piece in found.items() if piece is not None}
         except Exception as error:  # such as a Partial placement: the others must hear of it whatever it is
-            failure = f"rank {self._team.rank}: {error}"
+            failure = f"rank {self._collectives.rank}: {error}"
         signature = [(name, piece.shape, piece.box, piece.local.dtype) for name, piece in pieces.items()]
         nbytes = sum(piece.nbytes for piece in pieces.values())
         hello = _Hello(step, uuid.uuid4().hex, signature == self._signature, nbytes, failure)
-        everybody = self._team.gather_all(hello)
+        everybody = self._collectives.gather_all(hello)
         refuse(each.failure for each in everybody)
         steps = sorted({each.step for each in everybody})
         if len(steps) > 1:
@@ -84,20 +84,20 @@ class Planner:
             total = sum(each.nbytes for each in everybody)
             self._plan({name: replace(piece, total_bytes=total) for name, piece in pieces.items()})
             self._signature = signature
-        return Attempt(step, everybody[0].attempt, pieces, self._layouts, self._shapes)
+        return SaveAttempt(step, everybody[0].attempt, pieces, self._layouts, self._shapes)
 
-    def _plan(self, pieces: dict[str, Piece]) -> None:
+    def _plan(self, pieces: dict[str, TensorPiece]) -> None:
         planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         mine = SavePlan([])
         failure = None
         try:
-            planner.set_up_planner(pieces, None, self._team.rank == 0)
+            planner.set_up_planner(pieces, None, self._collectives.rank == 0)
             mine = planner.create_local_plan()
         except Exception as error:
-            failure = f"rank {self._team.rank}, planning: {error}"
-        everybody = self._team.gather((mine, failure))
+            failure = f"rank {self._collectives.rank}, planning: {error}"
+        everybody = self._collectives.gather((mine, failure))
         answers: list[tuple[SavePlan, str | None]] = []
-        if self._team.rank == 0:
+        if self._collectives.rank == 0:
             plans = [plan for plan, _ in everybody]
             try:
                 refuse(reason for _, reason in everybody)
@@ -108,9 +108,9 @@ class Planner:
                 answers = [(plan, str(error)) for plan in plans]
             except Exception as error:  # torch says with a ValueError that tiles overlap or are missing
                 answers = [(plan, f"rank 0, planning: {error}") for plan in plans]
-        plan, failure = self._team.scatter(answers)
+        plan, failure = self._collectives.scatter(answers)
         refuse([failure])
-        self._layouts = tuple(lay_out(planner.finish_plan(plan).items, self._team.rank))
+        self._layouts = tuple(lay_out(planner.finish_plan(plan).items, self._collectives.rank))
 
 
 def refuse(failures: Any) -> None:

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
 from maas_ray.checkpoint.catalog import KIND, list_checkpoints, place, read_saved
+from maas_ray.checkpoint.collectives import Collectives
 from maas_ray.checkpoint.copying import new_buffer
 from maas_ray.checkpoint.index import Stored, metadata, read_index
 from maas_ray.checkpoint.load import load_into
-from maas_ray.checkpoint.parts import Layout, fill_header, lay_out_part
-from maas_ray.checkpoint.pieces import Piece
-from maas_ray.checkpoint.plan import Attempt
+from maas_ray.checkpoint.parts import PartLayout, fill_header, lay_out_part
+from maas_ray.checkpoint.pieces import TensorPiece
+from maas_ray.checkpoint.plan import SaveAttempt
 from maas_ray.checkpoint.save import Snapshot, finish
-from maas_ray.checkpoint.team import Team
 from maas_ray.errors import Conflict
 from maas_ray.store.manifest import Committed, open_committed
 from maas_ray.store.objects import ObjectStore
@@ -49,27 +49,27 @@ def reshard(committed: Committed, store: ObjectStore, prefix: str, num_parts: in
     index = read_index(committed)
     total = sum(stored.nbytes for stored in index.values())
     layouts = _layouts(index, num_parts or max(1, math.ceil(total / PART_BYTES)))
-    attempt = Attempt(saved.step, uuid.uuid4().hex, {}, layouts, metadata(index))
+    attempt = SaveAttempt(saved.step, uuid.uuid4().hex, {}, layouts, metadata(index))
     snapshot = Snapshot(saved.step, saved.cursor, {}, saved.meta, saved.history)
-    finish(store, prefix, Team(None), attempt, snapshot, _Read(committed), TIMEOUT_S, in_flight=1)
+    finish(store, prefix, Collectives(None), attempt, snapshot, _RefilledParts(committed), TIMEOUT_S, in_flight=1)
     return open_committed(store, place(prefix, saved.step), KIND)
 
 
-class _Read:
+class _RefilledParts:
     """Parts that are filled from a checkpoint."""
 
     def __init__(self, committed: Committed) -> None:
         self._committed = committed
 
     @contextmanager
-    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+    def lend(self, number: int, layout: PartLayout) -> Iterator[Tensor]:
         buffer = new_buffer(layout.size)
         fill_header(layout, buffer)
         load_into(self._committed, {slot.tensor: slot.values(buffer) for slot in layout.slots})
         yield buffer
 
 
-def _layouts(index: Mapping[str, Stored], num_parts: int) -> tuple[Layout, ...]:
+def _layouts(index: Mapping[str, Stored], num_parts: int) -> tuple[PartLayout, ...]:
     total = sum(stored.nbytes for stored in index.values()) or 1
     groups: list[list[str]] = [[] for _ in range(num_parts)]
     before = 0
@@ -87,4 +87,4 @@ def _layouts(index: Mapping[str, Stored], num_parts: int) -> tuple[Layout, ...]:
 def _whole(name: str, stored: Stored) -> list[WriteItem]:
     shape = stored.shape
     nothing = torch.empty(shape, dtype=stored.dtype, device="meta")
-    return Piece(shape, ((0,) * len(shape), shape), nothing, is_tiled=False).__create_write_items__(name, None)
+    return TensorPiece(shape, ((0,) * len(shape), shape), nothing, is_tiled=False).__create_write_items__(name, None)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from maas_ray.checkpoint.catalog import HISTORY, KIND, place
+from maas_ray.checkpoint.collectives import TIMEOUT_S, Collectives
 from maas_ray.checkpoint.index import FORMAT, Stored, Tile, tensors_digest, write_index
-from maas_ray.checkpoint.plan import Attempt, Planner, refuse
-from maas_ray.checkpoint.team import TIMEOUT_S, Team
-from maas_ray.checkpoint.upload import Filled, Source, Written, upload
+from maas_ray.checkpoint.plan import Planner, SaveAttempt, refuse
+from maas_ray.checkpoint.upload import Filled, UploadSource, Written, upload
 from maas_ray.errors import Conflict, MaasError, ObjectCorrupt, SaveFailed
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed, part_key
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed, part_key
 from maas_ray.store.objects import ObjectStore
 
 Fence = Callable[[], None]
@@ -71,19 +71,19 @@ def save(
             same, so this is not the same run. (Other layouts add in another order and differ in the last bits: then
             what is there is kept.)
     """
-    team = Team(group)
-    attempt = Planner(team).prepare(snapshot.step, snapshot.tensors)
-    finish(store, prefix, team, attempt, snapshot, Filled(attempt.pieces), timeout_s)
+    collectives = Collectives(group)
+    attempt = Planner(collectives).prepare(snapshot.step, snapshot.tensors)
+    finish(store, prefix, collectives, attempt, snapshot, Filled(attempt.pieces), timeout_s)
     return open_committed(store, place(prefix, snapshot.step), KIND)
 
 
 def finish(
     store: ObjectStore,
     prefix: str,
-    team: Team,
-    attempt: Attempt,
+    collectives: Collectives,
+    attempt: SaveAttempt,
     snapshot: Snapshot,
-    source: Source,
+    source: UploadSource,
     timeout_s: float,
     in_flight: int | None = None,
     fence: Fence | None = None,
@@ -98,12 +98,12 @@ def finish(
     try:
         written = upload(store, where, attempt, source, timeout_s, in_flight)
     except Exception as error:  # whatever it is, the others must hear of it
-        failure = f"rank {team.rank}: {error}"
-    everybody = team.gather((written, failure))
+        failure = f"rank {collectives.rank}: {error}"
+    everybody = collectives.gather((written, failure))
     outcome = _Outcome()
-    if team.rank == 0:
+    if collectives.rank == 0:
         outcome = _decide(store, where, attempt, snapshot, everybody, fence)
-    outcome = team.broadcast(outcome)
+    outcome = collectives.broadcast(outcome)
     if outcome.error is None:
         return
     if not outcome.may_be_committed:
@@ -121,7 +121,7 @@ class _Outcome:
 def _decide(
     store: ObjectStore,
     where: str,
-    attempt: Attempt,
+    attempt: SaveAttempt,
     snapshot: Snapshot,
     everybody: list[tuple[list[Written], str | None]],
     fence: Fence | None,
@@ -130,11 +130,11 @@ def _decide(
         refuse(failure for _, failure in everybody)
         written = [each for some, _ in everybody for each in some]
         index = _index(attempt, written)
-        draft = Draft(store, where, KIND, attempt.name)
+        writer = CommitWriter(store, where, KIND, attempt.name)
         for each in written:
-            draft.add(each.layout.name, each.part)
+            writer.add(each.layout.name, each.part)
         state = json.loads(canonical_json(snapshot.meta))  # refused here, while nothing is committed
-        draft.put(HISTORY, canonical_json(snapshot.history))
+        writer.put(HISTORY, canonical_json(snapshot.history))
         meta = {
             "format": FORMAT,
             "step": snapshot.step,
@@ -151,27 +151,29 @@ def _decide(
         _remove(store, [part_key(where, attempt.name, HISTORY)])
         return _Outcome(SaveFailed(f"the checkpoint was given up, nothing is committed: rank 0, {where}: {error}"))
     if fence is None:
-        return _commit(store, where, draft, meta)
-    return _commit_fenced(store, where, draft, meta, fence)
+        return _commit(store, where, writer, meta)
+    return _commit_fenced(store, where, writer, meta, fence)
 
 
-def _commit_fenced(store: ObjectStore, where: str, draft: Draft, meta: Mapping[str, Any], fence: Fence) -> _Outcome:
+def _commit_fenced(
+    store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[str, Any], fence: Fence
+) -> _Outcome:
     """Looks before the commit, and after it: a put may take longer than it takes another process to take over."""
     try:
         fence()
     except Exception as error:
-        _remove(store, [part_key(where, draft.attempt, HISTORY)])
+        _remove(store, [part_key(where, writer.attempt, HISTORY)])
         refused = (
             error if isinstance(error, Conflict) else SaveFailed(f"rank 0 could not look whose run it is: {error}")
         )
         return _Outcome(refused)
-    outcome = _commit(store, where, draft, meta)
+    outcome = _commit(store, where, writer, meta)
     if outcome.error is None:
         try:
             fence()
         except Conflict as error:
             with contextlib.suppress(MaasError):
-                if (there := open_committed(store, where, KIND)).attempt == draft.attempt:
+                if (there := open_committed(store, where, KIND)).attempt == writer.attempt:
                     there.delete()
             return _Outcome(error)
         except MaasError:
@@ -179,9 +181,9 @@ def _commit_fenced(store: ObjectStore, where: str, draft: Draft, meta: Mapping[s
     return outcome
 
 
-def _commit(store: ObjectStore, where: str, draft: Draft, meta: Mapping[str, Any]) -> _Outcome:
+def _commit(store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[str, Any]) -> _Outcome:
     try:
-        draft.commit(meta)
+        writer.commit(meta)
     except Conflict:
         return _Outcome(_compare(store, where, meta))
     except Exception as error:
@@ -213,7 +215,7 @@ def _compare(store: ObjectStore, where: str, meta: Mapping[str, Any]) -> MaasErr
     )
 
 
-def _index(attempt: Attempt, written: list[Written]) -> dict[str, Stored]:
+def _index(attempt: SaveAttempt, written: list[Written]) -> dict[str, Stored]:
     """All tensors with their tiles; rank 0 has heard of every part by now."""
     tiles: dict[str, list[Tile]] = {}
     for each in written:

@@ -11,9 +11,9 @@ from typing import Protocol
 from torch import Tensor
 
 from maas_ray.checkpoint.copying import beside_computing, copy_bits, copy_values, new_buffer, wait_for_copies
-from maas_ray.checkpoint.parts import Layout, fill_header, fill_tiles, seal_part
-from maas_ray.checkpoint.pieces import Piece
-from maas_ray.checkpoint.plan import Attempt
+from maas_ray.checkpoint.parts import PartLayout, fill_header, fill_tiles, seal_part
+from maas_ray.checkpoint.pieces import TensorPiece
+from maas_ray.checkpoint.plan import SaveAttempt
 from maas_ray.errors import SaveFailed
 from maas_ray.store.manifest import Part, part_key
 from maas_ray.store.objects import ObjectStore
@@ -28,16 +28,16 @@ _GRACE_S = 5.0
 class Written:
     """A part that is in the store."""
 
-    layout: Layout
+    layout: PartLayout
     part: Part
     digests: list[str]
     """The `piece_digest` of each tile in hex, in the order of the layout's slots."""
 
 
-class Source(Protocol):
+class UploadSource(Protocol):
     """Where the bytes of parts come from."""
 
-    def lend(self, number: int, layout: Layout) -> AbstractContextManager[Tensor]:
+    def lend(self, number: int, layout: PartLayout) -> AbstractContextManager[Tensor]:
         """The bytes (uint8) of one part, for as long as the context lasts. Called by several threads."""
         ...
 
@@ -49,14 +49,14 @@ class Filled:
         pieces: what this rank holds.
     """
 
-    def __init__(self, pieces: Mapping[str, Piece]) -> None:
+    def __init__(self, pieces: Mapping[str, TensorPiece]) -> None:
         self._pieces = pieces
         self._free: list[Tensor] = []
         self._lock = threading.Lock()
         wait_for_copies(piece.local for piece in pieces.values())
 
     @contextmanager
-    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+    def lend(self, number: int, layout: PartLayout) -> Iterator[Tensor]:
         with self._lock:
             fits = [buffer for buffer in self._free if buffer.numel() >= layout.size]
             buffer = fits[0] if fits else new_buffer(layout.size)
@@ -73,10 +73,10 @@ class Staging:
     """Copies of a rank's parts in memory that is used again; pinned where tensors lie on a GPU (not run on one)."""
 
     def __init__(self) -> None:
-        self._layouts: tuple[Layout, ...] = ()
+        self._layouts: tuple[PartLayout, ...] = ()
         self._buffers: list[Tensor] = []
 
-    def fill(self, attempt: Attempt, later: Collection[str] = ()) -> None:
+    def fill(self, attempt: SaveAttempt, later: Collection[str] = ()) -> None:
         """Copies what this rank writes, but for the tensors named in `later`; the others may then change again."""
         if attempt.layouts is not self._layouts:
             self._buffers = []  # given back before new ones are taken
@@ -88,19 +88,24 @@ class Staging:
             fill_tiles(layout, buffer, attempt.pieces, copy_values, without=later)
         wait_for_copies(piece.local for piece in attempt.pieces.values())
 
-    def fill_later(self, attempt: Attempt, later: Mapping[str, Piece]) -> None:
+    def fill_later(self, attempt: SaveAttempt, later: Mapping[str, TensorPiece]) -> None:
         """Copies what `fill` left out; in a thread beside the one that computes."""
         with beside_computing(piece.local.device for piece in later.values()):
             for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
                 fill_tiles(layout, buffer, later, copy_bits, without=attempt.pieces.keys() - later.keys())
 
     @contextmanager
-    def lend(self, number: int, layout: Layout) -> Iterator[Tensor]:
+    def lend(self, number: int, layout: PartLayout) -> Iterator[Tensor]:
         yield self._buffers[number]
 
 
 def upload(
-    store: ObjectStore, where: str, attempt: Attempt, source: Source, timeout_s: float, in_flight: int | None = None
+    store: ObjectStore,
+    where: str,
+    attempt: SaveAttempt,
+    source: UploadSource,
+    timeout_s: float,
+    in_flight: int | None = None,
 ) -> list[Written]:
     """Writes this rank's parts of an attempt.
 
@@ -117,7 +122,7 @@ def upload(
     """
     deadline = time.monotonic() + timeout_s
 
-    def write(number: int, layout: Layout) -> Written:
+    def write(number: int, layout: PartLayout) -> Written:
         key = part_key(where, attempt.name, layout.name)
         with source.lend(number, layout) as buffer:
             data = memoryview(buffer.numpy())  # type: ignore[arg-type]

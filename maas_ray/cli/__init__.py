@@ -6,15 +6,15 @@ _TYPERS_CODE = 130
 
 def main() -> None:
     """The entry point of the command."""
-    from maas_ray.search_path import leave_out_working_directory
+    from maas_ray.process.search_path import leave_out_working_directory
 
     leave_out_working_directory()
-    from maas_ray.cli.leaving import has_said, say_left, take_over
-    from maas_ray.interrupts import last
+    from maas_ray.console.leaving import has_said, say_left, take_over
+    from maas_ray.process.interrupts import last
 
     try:
         take_over()
-        from maas_ray.garbage import collect_rarely
+        from maas_ray.process.garbage import collect_rarely
 
         collect_rarely()
         from maas_ray.cli.app import app

@@ -1,6 +1,6 @@
 """`python -m maas_ray.cli`, the same as `maas-ray`."""
 
-from maas_ray.search_path import leave_out_working_directory
+from maas_ray.process.search_path import leave_out_working_directory
 
 leave_out_working_directory()  # before anything is imported that is not loaded yet
 

@@ -10,7 +10,7 @@ import typer
 from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training, tuning
 from maas_ray.cli.options import APP_DIR_VARIABLE
-from maas_ray.cli.reporting import Answer, reported
+from maas_ray.cli.reporting import CommandResult, reported
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +38,7 @@ def find_modules(
     os.environ[APP_DIR_VARIABLE] = str(app_dir.resolve())
 
 
-PANELS: dict[str, tuple[Callable[..., Answer], ...]] = {
+PANELS: dict[str, tuple[Callable[..., CommandResult], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
     "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
     "Tune": (tuning.tune, tuning.lr_range),

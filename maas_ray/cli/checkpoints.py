@@ -7,9 +7,10 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Store, Weights, open_store
-from maas_ray.cli.reporting import Answer, facts, reported, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, reported, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
 
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]
@@ -17,7 +18,7 @@ Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newe
 app = typer.Typer(help="Lists, verifies, re-writes and exports the checkpoints of a run.", no_args_is_help=True)
 
 
-def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
+def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResult:
     """Lists the committed checkpoints of a run, oldest first."""
     from maas_ray.checkpoint.catalog import describe
 
@@ -36,7 +37,7 @@ def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> 
         for each in found
     ]
     columns = ("step", "committed", "size", "tensors", "parts", "ranks", "layout", "pinned")
-    return Answer(found, table(run, columns, rows))
+    return CommandResult(found, table(run, columns, rows))
 
 
 def verify(
@@ -44,7 +45,7 @@ def verify(
     step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="all")] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Reads checkpoints and compares every byte with its digest; exit code 1 if one is damaged."""
     from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
     from maas_ray.checkpoint.catalog import verify as check
@@ -65,7 +66,7 @@ def verify(
     document = {"run": run, "verified": sorted(problems), "problems": damaged}
     shown = facts("damaged" if damaged else "whole", {"verified": len(problems), "damaged": len(damaged)})
     lines = [f"[red]step {each}[/] {escape(line)}" for each, found in damaged.items() for line in found]
-    return Answer(document, Group(shown, *lines), int(bool(damaged)))
+    return CommandResult(document, Group(shown, *lines), int(bool(damaged)))
 
 
 def reshard(
@@ -77,7 +78,7 @@ def reshard(
     ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Re-writes a checkpoint with every tensor in one piece, as safetensors files that other programs read."""
     from maas_ray.checkpoint.catalog import HISTORY, open_checkpoint
 
@@ -90,7 +91,7 @@ def reshard(
         written = write(committed, opened, _prefix(run), parts)
     files = [part.key for name, part in written.parts.items() if name != HISTORY]
     document = {"run": run, "step": written.meta["step"], "store": opened.uri, "files": files}
-    return Answer(
+    return CommandResult(
         document, facts(f"step {written.meta['step']} of {run}", {"store": opened.uri, "files": "\n".join(files)})
     )
 
@@ -107,27 +108,29 @@ def export(
     shard_mb: Annotated[int, typer.Option(help="Largest file of weights, in MB.", min=1)] = 5000,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Writes a model for other programs: as transformers' `from_pretrained` reads it.
 
     Which checkpoint and which weights are as in `maas-ray publish`.
     """
     leaves(f"{to} may hold a part of the model; run the command again to write it from the start")
     with say.status("writing"):
-        from maas_ray.train.choice import parse_which
-        from maas_ray.train.hf_export import export_hf
-        from maas_ray.train.trained import load_trained
+        from maas_ray.train.records.checkpoint_selector import parse_which
+        from maas_ray.train.validation.hf_export import export_hf
+        from maas_ray.train.validation.load_model import load_trained
 
         trained = load_trained(open_store(store, endpoint), run, parse_which(checkpoint), weights=weights)
         opened = open_store(to, endpoint if to.startswith("s3://") else None)
         files = export_hf(trained, opened, shard_mb * 1_000_000)
     document = {"run": run, "step": trained.step, "weights": trained.weights, "folder": opened.uri, "files": files}
     shown = {"folder": opened.uri, "weights": trained.weights, "files": "\n".join(files)}
-    return Answer(document, facts(f"step {trained.step} of {run}", shown))
+    return CommandResult(document, facts(f"step {trained.step} of {run}", shown))
 
 
 def _prefix(run: str) -> str:
-    return f"runs/{run}/checkpoints"
+    from maas_ray.train.records.runs import checkpoints_prefix
+
+    return checkpoints_prefix(run)
 
 
 for command in (list_, verify, reshard, export):

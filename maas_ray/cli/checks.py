@@ -10,9 +10,11 @@ def all_checks() -> Checks:
     from maas_ray.bundle import format as bundles
     from maas_ray.checkpoint import catalog
     from maas_ray.registry import models as registry
-    from maas_ray.serve import record, wanted
+    from maas_ray.serve.deploy import record
+    from maas_ray.serve.models import desired_state
     from maas_ray.store import lease
-    from maas_ray.train import run_events, run_index, runs
+    from maas_ray.train.records import events as run_events
+    from maas_ray.train.records import run_index, runs
     from maas_ray.train.search import log as searches
 
     return Checks(
@@ -24,7 +26,7 @@ def all_checks() -> Checks:
         records=(
             (re.compile(registry.PREFIX), registry.read_event),
             (record.RECORDS, record.read_event),
-            (re.compile(rf"{wanted.PREFIX}/[^/]+/wanted"), wanted.read_wish),
+            (re.compile(rf"{desired_state.PREFIX}/[^/]+/wanted"), desired_state.read_desired),
             (catalog.PINS, catalog.read_pin),
             (re.compile(r".+/owners"), lease.read_owner),
             (re.compile(rf"{searches.PREFIX}/[^/]+"), searches.read_event),

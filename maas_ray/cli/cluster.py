@@ -1,16 +1,15 @@
 """up, down, status, doctor, quickstart."""
 
-import runpy
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Endpoint, StateDir
-from maas_ray.cli.reporting import Answer, facts, say, table
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
 
 NOT_RUNNING = 3
 """Exit code of `status` without a cluster, as that of `systemctl status`."""
@@ -43,14 +42,14 @@ def up(
         int | None, typer.Option(help="Port of the Ray dashboard; 0: any.", show_default="8265, else any")
     ] = None,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Starts a Ray cluster on this machine with the environment that maas-ray needs, or joins one with --address.
 
     Refuses within seconds where open files, memory, shared memory or the disk are too small for Ray. Interrupted (Ctrl-C,
     SIGTERM), it ends every process that it has started.
     """
     from maas_ray import cluster
-    from maas_ray.cluster.environment import LOOPBACK
+    from maas_ray.cluster.node.environment import LOOPBACK
 
     leaves(
         lambda: (
@@ -92,7 +91,7 @@ def up(
     if host is not None:
         shown["to join from another machine"] = f"maas-ray up --address {state.address} --token-file FILE"
         shown["the token to copy there"] = state.token_path
-    return Answer(document, facts("the cluster is running", shown))
+    return CommandResult(document, facts("the cluster is running", shown))
 
 
 def _join(
@@ -104,7 +103,7 @@ def _join(
     profile: Literal["fast", "portable"] | None,
     host: str | None,
     state_dir: Path | None,
-) -> Answer:
+) -> CommandResult:
     from maas_ray import cluster
     from maas_ray.errors import SpecError
 
@@ -132,7 +131,7 @@ def _join(
         )
     document = {"address": state.address, "profile": state.profile, "node_id": state.node_id, "role": state.role}
     shown = {"head": state.address, "profile": state.profile, "node": state.node_id, "to leave": "maas-ray down"}
-    return Answer(document, facts("this machine has joined the cluster", shown))
+    return CommandResult(document, facts("this machine has joined the cluster", shown))
 
 
 def _refuse_without(address: str | None, token_file: Path | None, label: list[str] | None) -> None:
@@ -146,7 +145,7 @@ def _refuse_without(address: str | None, token_file: Path | None, label: list[st
 def down(
     drain_timeout_s: Annotated[float, typer.Option(help="Longest wait for requests in progress; 0: none.")] = 60.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Ends the cluster that `up` started: requests in progress are answered, then all its processes end.
 
     On a machine that has joined, its node leaves the cluster: what runs on it goes on elsewhere first. Ctrl-C (or SIGTERM)
@@ -163,22 +162,22 @@ def down(
     )
     with say.status("stopping"):
         was_running = cluster.down(state_dir=state_dir, drain_timeout_s=drain_timeout_s)
-    return Answer({"stopped": was_running}, "stopped" if was_running else "there was no cluster to stop")
+    return CommandResult({"stopped": was_running}, "stopped" if was_running else "there was no cluster to stop")
 
 
 def _has_record(state_dir: Path | None) -> bool:
-    from maas_ray.cluster.state import load_state
+    from maas_ray.cluster.node.state import load_state
 
     return load_state(state_dir) is not None
 
 
-def status(state_dir: StateDir = None) -> Answer:
+def status(state_dir: StateDir = None) -> CommandResult:
     """Shows the cluster that `up` started; exit code 3 if there is none."""
     from maas_ray import cluster
 
     found = cluster.status(state_dir=state_dir)
     if not found.is_running:
-        return Answer(asdict(found), found.detail, NOT_RUNNING)
+        return CommandResult(asdict(found), found.detail, NOT_RUNNING)
     amounts = {name: value for name, value in sorted(found.resources.items()) if "memory" not in name}
     shown = {
         "Ray": found.address,
@@ -196,7 +195,7 @@ def status(state_dir: StateDir = None) -> Answer:
         shown["not served"] = "; ".join(
             f"{name}: {line}" for name, lines in found.unavailable.items() for line in lines
         )
-    return Answer(asdict(found), facts("running", shown))
+    return CommandResult(asdict(found), facts("running", shown))
 
 
 def doctor(
@@ -205,7 +204,7 @@ def doctor(
     ] = None,
     endpoint: Endpoint = None,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Checks versions, ports, HAProxy, disk, the cluster's environment and the store; exit code 1 if one fails."""
     from maas_ray import cluster
     from maas_ray.store.objects import StorageSpec
@@ -217,20 +216,15 @@ def doctor(
     rows = [("[green]ok[/]" if check.ok else "[red]FAILED[/]", check.name, check.detail, check.fix) for check in checks]
     title = f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
     document = {"ok": not failed, "checks": [asdict(check) for check in checks]}
-    return Answer(document, table(title, ("", "check", "found", "what to do"), rows), int(bool(failed)))
+    return CommandResult(document, table(title, ("", "check", "found", "what to do"), rows), int(bool(failed)))
 
 
 def quickstart(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the model served.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON line.")] = False,
 ) -> None:
     """Runs the whole path on this machine: data, training, ONNX, registry, HTTP predictions."""
-    script = Path(__file__).parents[2] / "jobs" / "pipeline.py"
-    if not script.is_file():
-        typer.echo(
-            f"error[not_found]: no {script}: the quickstart is part of the repository; install it from there", err=True
-        )
-        raise typer.Exit(1)
-    # The file that a reader starts with is also what runs: it parses these and ends the process with its own code.
-    sys.argv = [str(script), *(["--keep"] if keep else []), *(["--json"] if as_json else [])]
-    runpy.run_path(str(script), run_name="__main__")
+    from maas_ray.console.job import run_job
+    from maas_ray.quickstart.pipeline import quickstart as run
+
+    raise typer.Exit(run_job(lambda: run(keep, as_json)))

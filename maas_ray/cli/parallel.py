@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import Answer, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 
 
 @uses_modules
@@ -20,7 +21,7 @@ def verify_parallel(
     ] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that are compared.")] = 4,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Trains a spec's model for a few steps in one process and on every layout, in float64; exit code 1 if they differ.
 
     Losses, norms of the gradient and all weights are compared; a difference above 1e-8 is a mistake, not rounding.
@@ -32,7 +33,7 @@ def verify_parallel(
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         store = open_store(loaded.storage)
@@ -65,7 +66,9 @@ def verify_parallel(
         "num_different": len(wrong),
     }
     title = f"{loaded.model.name}, {steps} steps in float64: largest differences from one process"
-    return Answer(document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong)))
+    return CommandResult(
+        document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong))
+    )
 
 
 def _figure(value: float) -> str:

@@ -7,31 +7,21 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
 
-from maas_ray import interrupts, search_path
-from maas_ray.cli.leaving import end_at_closed_pipe, say_left
 from maas_ray.cli.options import APP_DIR_VARIABLE
+from maas_ray.console.leaving import end_at_closed_pipe, say_left
+from maas_ray.console.output import SafeConsole
 from maas_ray.display import masked, shown
 from maas_ray.errors import MaasError, Preempted
+from maas_ray.process import interrupts, search_path
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class SafeConsole(Console):
-    """A console that prints nothing but its own control codes: those in texts are shown escaped."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=shown(segment.text))
 
 
 class _Output(SafeConsole):
@@ -39,15 +29,12 @@ class _Output(SafeConsole):
         raise BrokenPipeError
 
 
-say = SafeConsole(stderr=True, highlight=False)
-"""Progress and remarks."""
-
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for machines.")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command found out."""
 
     document: Any
@@ -65,8 +52,8 @@ def uses_modules(command: F) -> F:
     return command
 
 
-def reported(command: Callable[..., Answer]) -> Callable[..., None]:
-    """Makes a function that returns an `Answer` a command, with the options --json and --debug."""
+def reported(command: Callable[..., CommandResult]) -> Callable[..., None]:
+    """Makes a function that returns an `CommandResult` a command, with the options --json and --debug."""
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
@@ -76,7 +63,7 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
             else:
                 os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command have no use for it either
             with _stdout_is_kept() if as_json else contextlib.nullcontext():
-                answer = command(*args, **kwargs)
+                result = command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(say_left()) from None
         except Exception as error:
@@ -85,7 +72,7 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
             _fail(error, as_json)
         else:
             interrupts.let_go()  # the work is done
-            raise typer.Exit(_print(answer, as_json))
+            raise typer.Exit(_print(result, as_json))
 
     signature = inspect.signature(command)
     added = [
@@ -99,44 +86,19 @@ def reported(command: Callable[..., Answer]) -> Callable[..., None]:
     return run
 
 
-def _print(answer: Answer, as_json: bool) -> int:
-    """Writes the answer to stdout; returns the exit code."""
+def _print(result: CommandResult, as_json: bool) -> int:
+    """Writes the result to stdout; returns the exit code."""
     try:
         if as_json:
-            typer.echo(json.dumps(answer.document if answer.holds_data else masked(answer.document)))
-        elif isinstance(answer.view, str):
-            typer.echo(shown(answer.view))  # rich would wrap it
+            typer.echo(json.dumps(result.document if result.holds_data else masked(result.document)))
+        elif isinstance(result.view, str):
+            typer.echo(shown(result.view))  # rich would wrap it
         else:
-            _Output(highlight=False).print(answer.view)
+            _Output(highlight=False).print(result.view)
         sys.stdout.flush()
     except BrokenPipeError:
         return end_at_closed_pipe()
-    return answer.exit_code
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table of plain values."""
-    found = Table(title=_plain(title), title_justify="left")
-    for column in columns:
-        found.add_column(_plain(column), overflow="fold")
-    for row in rows:
-        found.add_row(*("" if value is None else _plain(value) for value in row))
-    return found
-
-
-def facts(title: str, values: Mapping[str, object]) -> Table:
-    """A table of names and values."""
-    found = Table(title=_plain(title), title_justify="left", show_header=False)
-    found.add_column(no_wrap=True)
-    found.add_column(overflow="fold")  # a path that is cut off is of no use
-    for name, value in values.items():
-        found.add_row(_plain(name), _plain(value))
-    return found
-
-
-def _plain(value: object) -> Text:
-    """A text that is not read as rich's markup: a name may well be `[/red]`."""
-    return Text(shown(str(value)))
+    return result.exit_code
 
 
 def _fail(error: Exception, as_json: bool) -> None:

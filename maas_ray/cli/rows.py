@@ -7,17 +7,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from maas_ray.cli.client import Input
-from maas_ray.documents import Malformed, read_json
+from maas_ray.client import Tensor
 from maas_ray.errors import DataError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.documents import Malformed, read_json
+from maas_ray.foreign.files import Unreadable, read_file
 
 MAX_INPUT_BYTES = 1 << 30
 
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, inputs: Sequence[Input]) -> list[Row]:
+def read_rows(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
     """Reads rows that a model can take; columns that it does not know are left out.
 
     Args:
@@ -51,7 +51,7 @@ def _content(path: Path) -> bytes:
     return read_file(path, MAX_INPUT_BYTES)
 
 
-def _read_csv(path: Path, inputs: Sequence[Input]) -> list[Row]:
+def _read_csv(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
     records = csv.DictReader(io.StringIO(_content(path).decode("utf-8-sig"), newline=""))
     _check_columns(path, records.fieldnames or (), inputs)
     if wide := [tensor.name for tensor in inputs if not tensor.is_scalar]:
@@ -62,7 +62,7 @@ def _read_csv(path: Path, inputs: Sequence[Input]) -> list[Row]:
     ]
 
 
-def _parse(path: Path, line: int, tensor: Input, text: str | None) -> Any:
+def _parse(path: Path, line: int, tensor: Tensor, text: str | None) -> Any:
     if tensor.datatype == "BYTES":
         return text or ""
     if text is None or not text.strip():
@@ -73,7 +73,7 @@ def _parse(path: Path, line: int, tensor: Input, text: str | None) -> Any:
         raise DataError(f"{path}:{line}: {tensor.name} is {text!r:.100}, not a number ({tensor.datatype})") from error
 
 
-def _read_json(path: Path, inputs: Sequence[Input]) -> list[Row]:
+def _read_json(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
     try:
         rows = read_json(_content(path).decode())
     except Malformed as error:
@@ -85,8 +85,8 @@ def _read_json(path: Path, inputs: Sequence[Input]) -> list[Row]:
     return [{tensor.name: row[tensor.name] for tensor in inputs} for row in rows]
 
 
-def _read_npy(path: Path, inputs: Sequence[Input]) -> list[Row]:
-    from maas_ray.npy import read_npy  # late: numpy takes its time
+def _read_npy(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
+    from maas_ray.foreign.npy import read_npy  # late: numpy takes its time
 
     if len(inputs) != 1:
         names = ", ".join(tensor.name for tensor in inputs)
@@ -103,7 +103,7 @@ def _read_npy(path: Path, inputs: Sequence[Input]) -> list[Row]:
     return [{tensor.name: row.ravel().tolist()} for row in array]
 
 
-def _check_columns(path: Path, names: Any, inputs: Sequence[Input]) -> None:
+def _check_columns(path: Path, names: Any, inputs: Sequence[Tensor]) -> None:
     if missing := [tensor.name for tensor in inputs if tensor.name not in names]:
         raise DataError(f"{path} lacks {', '.join(missing)}, which the model needs; it has: {_listed(names)}")
 

@@ -9,9 +9,10 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
-from maas_ray.cli.reporting import Answer, say, table
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 
 NOTHING_RECORDED = 3
 """Exit code of `serve --restore` where no pool is recorded: there is nothing to do, and trying again does not help."""
@@ -39,7 +40,7 @@ def serve(
         str, typer.Option("--cluster", help="With --restore: `cluster` of the specs that were deployed.")
     ] = "default",
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing.
 
     Says first what each pool needs, what is free and in which way it is updated. An update that fails, or gets no
@@ -61,16 +62,16 @@ def serve(
 
     leaves("nothing was deployed; run the command again")
     with say.status("deploying"):
-        from maas_ray.serve.spec import ServeSpec
+        from maas_ray.serve.spec.pools import ServeSpec
 
         loaded = (
             _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())
         )
         if loaded is None:
             text = f"nothing to restore: {store} has no record of pools that cluster {cluster_name!r} serves"
-            return Answer({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
+            return CommandResult({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
         cluster.connect(state_dir=state_dir)
-        from maas_ray.serve.pool import deploy
+        from maas_ray.serve.deploy.pool import deploy
 
         state = cluster.load_state(state_dir)
         if state is not None and (restore or "port" not in loaded.http.model_fields_set):
@@ -90,12 +91,12 @@ def serve(
     shown = table("serving", ("pool", "status", "url", "replicas"), rows)
     unserved = [f"pool {pool.name}: {text}" for pool in pools for text in pool.unserved]
     view = Group(shown, *(f"not served: {escape(text)}" for text in unserved))
-    return Answer(document, view, int(bool(unserved)))
+    return CommandResult(document, view, int(bool(unserved)))
 
 
 def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
     from maas_ray.cli.options import open_store
-    from maas_ray.serve.record import latest
+    from maas_ray.serve.deploy.record import latest
 
     return latest(open_store(store, endpoint), cluster_name)
 
@@ -104,20 +105,20 @@ def unserve(
     pools: Annotated[list[str] | None, typer.Argument(help="Pools to end.", show_default="all")] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait until they are gone.")] = 120.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Ends pools; requests in progress are answered first."""
     from maas_ray import cluster
 
     with say.status("ending"):
         cluster.connect(state_dir=state_dir)
-        from maas_ray.serve.pool import status, undeploy
+        from maas_ray.serve.deploy.pool import status, undeploy
 
         names = pools or [pool.name for pool in status()]
         leaves(
             f"Ray Serve still ends {' '.join(names)} once their requests are answered; `maas-ray status` shows what is left"
         )
         undeploy(names, timeout_s=timeout_s)
-    return Answer({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
+    return CommandResult({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
 
 
 def predict(
@@ -130,12 +131,12 @@ def predict(
     batch_rows: Annotated[int, typer.Option(help="Rows per request.", min=1)] = 64,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for one request.")] = 30.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
-    from maas_ray.cli.client import ModelClient
     from maas_ray.cli.rows import read_rows
-    from maas_ray.cluster.front import front_url
-    from maas_ray.cluster.state import load_state
+    from maas_ray.client import Client
+    from maas_ray.cluster.health.front import front_url
+    from maas_ray.cluster.node.state import load_state
     from maas_ray.display import mask
     from maas_ray.errors import ClusterError
 
@@ -144,16 +145,18 @@ def predict(
         if state is None:
             raise ClusterError("no local cluster is running; give --url, such as http://127.0.0.1:8000")
         url = front_url(state)
-    client = ModelClient(url, model, version=version, timeout_s=timeout_s, through_proxy=not is_own)
-    rows = read_rows(input, client.inputs)
-    predictions = []
-    for start in range(0, len(rows), batch_rows):
-        predictions += client.predict(rows[start : start + batch_rows])
+    predictions: list[dict[str, Any]] = []
+    with Client(url, timeout_s=timeout_s, through_proxy=not is_own) as client:
+        rows = read_rows(input, client.inputs(model, version))
+        for start in range(0, len(rows), batch_rows):
+            answer = client.predict(model, rows[start : start + batch_rows], version=version)
+            predictions += answer.rows()
+    lineage = {"x-maas-run": answer.run, "x-maas-version": answer.version}
     columns = list(predictions[0]) if predictions else []
     view = table(
         f"{model}, {len(predictions)} rows",
         ("row", *columns),
         [(i, *row.values()) for i, row in enumerate(predictions)],
     )
-    document = {"model": model, "url": mask(url), "headers": client.lineage, "predictions": predictions}
-    return Answer(document, view, holds_data=True)
+    document = {"model": model, "url": mask(url), "headers": lineage, "predictions": predictions}
+    return CommandResult(document, view, holds_data=True)

@@ -11,10 +11,12 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from maas_ray.cli.leaving import leaves, published
 from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Store, Token, open_store
-from maas_ray.cli.reporting import Answer, facts, say, table
-from maas_ray.interrupts import held
+from maas_ray.cli.publishing import begin_publishing, publish_version
+from maas_ray.cli.reporting import CommandResult
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
+from maas_ray.process.interrupts import held
 
 
 def import_(
@@ -64,12 +66,11 @@ def import_(
     ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Publishes any ONNX file as the next version of a model: inspected, made one piece, and run on random values."""
-    from maas_ray.registry.models import PRODUCTION, Registry, check_name
+    from maas_ray.registry.models import PRODUCTION
 
-    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
-    check_name(name, "model")
+    begin_publishing(name)
     opened = open_store(store, endpoint)
     from maas_ray.registry.padded import read_pad_values
 
@@ -89,14 +90,7 @@ def import_(
             pad=pad,
             pad_values=read_pad_values(pad_value or []),
         )
-    registry = Registry(opened)
-    with held():  # what was published is said
-        version = registry.publish(name, imported.bundle_id, token=token)
-        leaves(published(name, version.version, alias))
-    if alias:
-        with held():
-            registry.promote(name, version.version, alias)
-            leaves(published(name, version.version, None))
+    version = publish_version(opened, name, imported.bundle_id, token=token, alias=alias)
     document = {**asdict(version), "promoted": alias, **imported.info.model_dump(mode="json", exclude={"metrics"})}
     origin = imported.info.lineage.imported
     shown = {
@@ -113,7 +107,7 @@ def import_(
         "rows of several requests": _merged(imported.info.parity),
         "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
     }
-    return Answer(document, facts(f"imported {name} version {version.version}", shown))
+    return CommandResult(document, facts(f"imported {name} version {version.version}", shown))
 
 
 def promote(
@@ -122,7 +116,7 @@ def promote(
     alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Points an alias at a version; running pools follow it without a failed request."""
     from maas_ray.registry.models import Registry
 
@@ -130,14 +124,14 @@ def promote(
     with held():
         promoted = registry.promote(model, version, alias)
         leaves(f"{alias} of {model} is version {version}; nothing is left to do")
-    return Answer({"alias": alias, **asdict(promoted)}, f"{alias} of {model} is version {version}")
+    return CommandResult({"alias": alias, **asdict(promoted)}, f"{alias} of {model} is version {version}")
 
 
 def models(
     model: Annotated[str | None, typer.Argument(help="One model, with its versions.")] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Lists the models of a store, or the versions of one."""
     from maas_ray.registry.models import Registry
 
@@ -146,7 +140,7 @@ def models(
         found = registry.models()
         newest = [(name, max(each.versions, default=""), _aliases(each)) for name, each in sorted(found.items())]
         document = {name: _document(each) for name, each in found.items()}
-        return Answer(document, table(store, ("model", "newest version", "aliases"), newest))
+        return CommandResult(document, table(store, ("model", "newest version", "aliases"), newest))
     one = registry.model(model)
     rows = [
         (
@@ -158,7 +152,7 @@ def models(
         )
         for version in one.versions.values()
     ]
-    return Answer(_document(one), table(model, ("version", "aliases", "run", "bundle", "published"), rows))
+    return CommandResult(_document(one), table(model, ("version", "aliases", "run", "bundle", "published"), rows))
 
 
 def fsck(
@@ -166,7 +160,7 @@ def fsck(
     grace_hours: Annotated[float, typer.Option(help="Leftovers younger than this may still be in use.", min=0)] = 24.0,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Verifies every committed object, its digest and what it says; exit code 1 if one is damaged or malformed."""
     from maas_ray.cli.checks import all_checks
     from maas_ray.store.fsck import fsck as check
@@ -188,7 +182,7 @@ def fsck(
     remarks = [f"[red]problem[/] {escape(problem)}" for problem in report.problems]
     remarks += [f"[yellow]foreign[/] {escape(key)}" for key in report.foreign]
     view = Group(shown, *remarks)
-    return Answer(asdict(report), view, int(bool(report.problems)))
+    return CommandResult(asdict(report), view, int(bool(report.problems)))
 
 
 def compact(
@@ -203,43 +197,43 @@ def compact(
     grace_hours: Annotated[float, typer.Option(help="What is younger is not removed.", min=1)] = 24.0,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Makes long lists quick to read: writes missing or damaged snapshots of logs, and brings the index of runs up to date.
 
     The logs are those of the registry, of the index of runs and of what callers have asked pools to load. Every writer
     does the same for its own log as it goes; this is for stores of earlier versions, and for damage that `fsck` has found.
     """
     from maas_ray.registry import models as registry
-    from maas_ray.serve import wanted
+    from maas_ray.serve.models import desired_state
     from maas_ray.store.log.compact import compact as compact_log
-    from maas_ray.train import run_index
-    from maas_ray.train.runs import Runs
+    from maas_ray.train.records import run_index
+    from maas_ray.train.records.runs import Runs
 
     opened = open_store(store, endpoint)
     with say.status("compacting"):
         reindexed = Runs(opened).reindex()
-        pools = opened.children(wanted.PREFIX)
-        logs = [registry.PREFIX, run_index.PREFIX, *(f"{wanted.PREFIX}/{pool}/wanted" for pool in pools)]
+        pools = opened.children(desired_state.PREFIX)
+        logs = [registry.PREFIX, run_index.PREFIX, *(f"{desired_state.PREFIX}/{pool}/wanted" for pool in pools)]
         found = [compact_log(opened, log, remove=remove, grace=timedelta(hours=grace_hours)) for log in logs]
     rows = [(each.log, each.num_records, len(each.written), len(each.removed)) for each in found if each.num_records]
     document = {"reindexed_runs": reindexed, "logs": [asdict(each) for each in found if each.num_records]}
     columns = ("log", "records", "snapshots written", "objects removed")
     view = Group(table(store, columns, rows), f"{reindexed} runs were added to the index, or were not as it said")
-    return Answer(document, view)
+    return CommandResult(document, view)
 
 
 def schema(
     spec: Annotated[Literal["train", "tune", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
-) -> Answer:
+) -> CommandResult:
     """Prints the JSON Schema of specs, from which editors complete and check them."""
-    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.serve.spec.pools import ServeSpec
     from maas_ray.train.search.spec import TuneSpec
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     kinds: dict[str, Any] = {"train": TrainSpec, "tune": TuneSpec, "serve": ServeSpec}
     schemas = {name: kind.model_json_schema() for name, kind in kinds.items()}
     document = schemas[spec] if spec else schemas
-    return Answer(document, json.dumps(document, indent=2))
+    return CommandResult(document, json.dumps(document, indent=2))
 
 
 def _merged(parity: Mapping[str, Any]) -> str:

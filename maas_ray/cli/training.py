@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from maas_ray.cli.leaving import leaves, published
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
-from maas_ray.cli.progress import training_bar
-from maas_ray.cli.reporting import Answer, facts, say, table, uses_modules
-from maas_ray.interrupts import held
+from maas_ray.cli.publishing import begin_publishing, publish_version
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import facts, say, table
+from maas_ray.console.training_bar import training_bar
 
 
 @uses_modules
@@ -23,7 +24,7 @@ def train(
     wait_nodes: Annotated[int, typer.Option(help="First wait until so many nodes have joined.")] = 1,
     wait_timeout_s: Annotated[float, typer.Option(help="Longest wait for nodes.")] = 300.0,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Trains a run on the cluster: the local one, or that of $RAY_ADDRESS."""
     from maas_ray import cluster
     from maas_ray.errors import ClusterError
@@ -34,15 +35,15 @@ def train(
         try:
             cluster.connect(state_dir=state_dir)
         except ClusterError:
-            from maas_ray.train.spec import TrainSpec
+            from maas_ray.train.spec.train import TrainSpec
 
             load_spec(TrainSpec, spec, overrides or ())  # what is wrong with the spec is said first
             raise
-        from maas_ray.train.board import start_board
+        from maas_ray.train.ranks.run_actor import start_run_actor
 
-        board = start_board()  # before the spec and the data: its process takes 2 s to import Ray Train
+        actor = start_run_actor()  # before the spec and the data: its process takes 2 s to import Ray Train
         from maas_ray.train.run import run_training
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
@@ -50,7 +51,7 @@ def train(
         f"what run {loaded.run} has committed is kept: go on with --resume; if `maas-ray runs` does not list it, without"
     )
     with training_bar(loaded.run) as show:
-        result = run_training(loaded, resume=resume, on_progress=show, board=board)
+        result = run_training(loaded, resume=resume, on_progress=show, actor=actor)
     shown = {
         "step": result.step,
         **({"ended by": result.reason} if result.reason else {}),
@@ -60,12 +61,12 @@ def train(
         **result.report,
         **{f"no validation of step {step}": why for step, why in result.unvalidated.items()},
     }
-    return Answer(asdict(result), facts(f"run {result.run} is finished", shown))
+    return CommandResult(asdict(result), facts(f"run {result.run} is finished", shown))
 
 
-def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
+def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResult:
     """Lists the runs of a store, newest first."""
-    from maas_ray.train.runs import Runs
+    from maas_ray.train.records.runs import Runs
 
     found, damaged = Runs(open_store(store, endpoint)).survey()
     document = [
@@ -89,18 +90,18 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> Answer:
             run.id,
             run.status,
             run.step,
-            _figures(dict(run.metrics)),
+            _metrics(dict(run.metrics)),
             _time(run.created_s),
             _trouble(run.error, run.unvalidated),
         )
         for run in found
     ]
     rows += [(run, "damaged", None, "", "", str(error)) for run, error in damaged.items()]
-    return Answer(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
+    return CommandResult(document, table(store, ("run", "status", "step", "metrics", "created", "error"), rows))
 
 
 def _trouble(error: str | None, unvalidated: Mapping[int, str]) -> str | None:
-    """Why a run failed; else why some of its checkpoints have no validation figures."""
+    """Why a run failed; else why some of its checkpoints have no validation metrics."""
     if error or not unvalidated:
         return error
     step, why = max(unvalidated.items())
@@ -116,16 +117,16 @@ def evaluate(
     weights: Weights = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Evaluates a run's checkpoint on held-out data, in this process."""
     with say.status("evaluating"):
-        from maas_ray.train.choice import parse_which
-        from maas_ray.train.trained import evaluate_run
+        from maas_ray.train.records.checkpoint_selector import parse_which
+        from maas_ray.train.validation.load_model import evaluate_run
 
         evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
     shown = {name: f"{value:.4g}" for name, value in evaluation.metrics.items()}
-    return Answer(asdict(evaluation), facts(title, shown))
+    return CommandResult(asdict(evaluation), facts(title, shown))
 
 
 @uses_modules
@@ -138,26 +139,16 @@ def publish(
     token: Token = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
-) -> Answer:
+) -> CommandResult:
     """Exports a run's checkpoint to ONNX behind the parity gate and publishes it as the next version of a model."""
-    from maas_ray.registry.models import Registry, check_name
-
-    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
-    check_name(name, "model")
+    begin_publishing(name)
     opened = open_store(store, endpoint)
     with say.status("exporting"):
         from maas_ray.optimize.publish import export_run
-        from maas_ray.train.choice import parse_which
+        from maas_ray.train.records.checkpoint_selector import parse_which
 
         exported = export_run(opened, run, parse_which(checkpoint), weights=weights)
-    registry = Registry(opened)
-    with held():  # what was published is said
-        version = registry.publish(name, exported.bundle_id, token=token)
-        leaves(published(name, version.version, promote))
-    if promote:
-        with held():
-            registry.promote(name, version.version, promote)
-            leaves(published(name, version.version, None))
+    version = publish_version(opened, name, exported.bundle_id, token=token, alias=promote)
     document = {
         **asdict(version),
         "promoted": promote,
@@ -168,13 +159,13 @@ def publish(
         "bundle": version.bundle,
         "run": version.run,
         "largest parity error": exported.info.parity.get("max_abs_error"),
-        "metrics": _figures(exported.info.metrics),
+        "metrics": _metrics(exported.info.metrics),
         "alias": promote or f"none yet: maas-ray promote {name} {version.version}",
     }
-    return Answer(document, facts(f"published {name} version {version.version}", shown))
+    return CommandResult(document, facts(f"published {name} version {version.version}", shown))
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def _metrics(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 

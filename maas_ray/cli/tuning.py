@@ -9,11 +9,12 @@ import typer
 import yaml
 from rich.console import Group
 
-from maas_ray.cli.leaving import leaves
 from maas_ray.cli.options import Set, StateDir
-from maas_ray.cli.reporting import Answer, say, table, uses_modules
+from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.leaving import leaves
+from maas_ray.console.output import say, table
 from maas_ray.errors import SpecError
-from maas_ray.interrupts import exit_code, last
+from maas_ray.process.interrupts import exit_code, last
 
 _ROWS = 20
 """About so many steps of a range test are shown."""
@@ -29,7 +30,7 @@ def tune(
         typer.Option(help="Where to write the best spec, for `maas-ray train`.", show_default="<search>-best.yaml"),
     ] = None,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Searches for the best values of some fields of a training spec; each trial is a run, trained on the cluster."""
     from maas_ray import cluster
     from maas_ray.train.search.spec import load_tune_spec
@@ -38,7 +39,7 @@ def tune(
     target = output or Path(f"{loaded.name}-best.yaml")
     _refuse_nowhere(target)
     with say.status("preparing the search"):
-        from maas_ray.train.search.log import Ended
+        from maas_ray.train.search.log import TrialEnded
         from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
@@ -51,7 +52,7 @@ def tune(
         def show(trial: int, event: Any) -> None:
             nonlocal num_ended
             text = describe(loaded, trial, event)
-            if isinstance(event, Ended):
+            if isinstance(event, TrialEnded):
                 num_ended += 1
                 say.print(text, markup=False)
             else:
@@ -87,7 +88,7 @@ def tune(
     columns = ("run", *_short(names), result.metric.removeprefix("validation_"), "step", "")
     number = last() if not result.is_complete else None
     code = int(not result.is_complete) if number is None else exit_code(number)
-    return Answer(document, table(title, columns, rows), code)
+    return CommandResult(document, table(title, columns, rows), code)
 
 
 def _short(paths: list[str]) -> list[str]:
@@ -108,7 +109,7 @@ def lr_range(
         Path | None, typer.Option(help="Also write the course to a file: .csv, or anything else as JSON.")
     ] = None,
     state_dir: StateDir = None,
-) -> Answer:
+) -> CommandResult:
     """Trains for a few steps with a growing learning rate (Smith 2015) and proposes one; exit code 1 if none is found.
 
     One process of this machine trains from the weights with which the run would begin; no run is made.
@@ -122,7 +123,7 @@ def lr_range(
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
         cluster.connect(state_dir=state_dir)
@@ -152,7 +153,7 @@ def lr_range(
         else proposal,
         found.remark,
     )
-    return Answer(document, view, int(found.below_minimum is None))
+    return CommandResult(document, view, int(found.below_minimum is None))
 
 
 def _refuse_nowhere(output: Path) -> None:

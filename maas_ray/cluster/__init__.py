@@ -1,15 +1,16 @@
 """A Ray cluster with the environment that maas-ray needs: start, join, check and stop one on this machine."""
 
+from maas_ray.cluster.capacity.preflight import preflight, wait_for_nodes
 from maas_ray.cluster.check import Check
 from maas_ray.cluster.connection import connect, disconnect
-from maas_ray.cluster.doctor import doctor
-from maas_ray.cluster.environment import PROFILES, Ports, Profile, choose_ports, environment
-from maas_ray.cluster.front import front_url
-from maas_ray.cluster.join import join
-from maas_ray.cluster.local import down, up
-from maas_ray.cluster.preflight import preflight, wait_for_nodes
-from maas_ray.cluster.state import ClusterState, load_state, state_directory
-from maas_ray.cluster.status import ClusterStatus, status
+from maas_ray.cluster.health.doctor import doctor
+from maas_ray.cluster.health.front import front_url
+from maas_ray.cluster.health.status import ClusterStatus, status
+from maas_ray.cluster.members.head import down, up
+from maas_ray.cluster.members.join import join
+from maas_ray.cluster.node.environment import PROFILES, Ports, Profile, choose_ports, environment
+from maas_ray.cluster.node.state import ClusterState, load_state
+from maas_ray.process.home import state_directory
 
 __all__ = [
     "PROFILES",

@@ -3,20 +3,25 @@
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maas_ray import interrupts, search_path
 from maas_ray.addresses import exempt_from_proxies
-from maas_ray.cluster.state import load_state, state_directory
+from maas_ray.cluster.node.state import load_state
+from maas_ray.display import shown
 from maas_ray.errors import ClusterError
+from maas_ray.process import interrupts, search_path
+from maas_ray.process.home import state_directory
+from maas_ray.ray_internals import driver, gcs
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
 """A directory of modules that specs name by import path. Ray's workers look there too; each node needs one of this name."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job: its runtime environment, as JSON."""
+MAX_NAME = 200
+"""Characters of a job's name on the dashboard."""
 # Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
 _SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
@@ -77,21 +82,12 @@ def _job() -> Any:
 
     Ray itself puts the driver's working directory first, whether or not the driver looks there.
     """
-    from ray.job_config import JobConfig
-
+    name = shown(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:MAX_NAME]
     directory = os.environ.get(APP_DIR_VARIABLE)
     extra = str(Path(directory).resolve()) if directory else None
-    # A runtime environment with this PYTHONPATH would be the public way; it doubles the time in which a worker starts.
-    if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code; Ray adds nothing then
-        return JobConfig(_py_driver_sys_path=[extra] if extra else [])
-    return JobConfig(_py_driver_sys_path=_Complete(search_path.of_workers(extra)))
-
-
-class _Complete(list[str]):
-    """A list that Ray's own additions leave as it is."""
-
-    def extend(self, _: Iterable[str]) -> None:
-        pass
+    if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code
+        return driver.job_config([extra] if extra else [], is_submitted=True, name=name)
+    return driver.job_config(search_path.of_workers(extra), is_submitted=False, name=name)
 
 
 def disconnect() -> None:
@@ -122,10 +118,9 @@ def check_head(address: str, *, timeout_s: float) -> None:
         raise ClusterError(f"the Ray cluster {address} does not answer: {error}{hint}") from error
 
     import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     try:
-        GcsClient(address=address).internal_kv_get(b"maas-ray", namespace=b"maas-ray", timeout=timeout_s)
+        gcs.get(address, b"maas-ray", b"maas-ray", timeout_s)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
             f"the Ray cluster {address} refused our token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
@@ -141,19 +136,10 @@ def use_environment(environment: Mapping[str, str]) -> None:
         ClusterError: ray.serve was imported here with another environment.
     """
     os.environ.update(environment)
-    constants = sys.modules.get("ray.serve._private.constants")
-    for name in _SERVE_FLAGS if constants else ():
-        if name in environment and getattr(constants, name) != (environment[name] == "1"):
+    for name in _SERVE_FLAGS:
+        if name in environment and driver.serve_flag(name) not in (None, environment[name] == "1"):
             raise ClusterError(
                 f"ray.serve was imported here with another {name} than the cluster has ({environment[name]!r}); "
                 "call connect() before importing it, or start the program with the cluster's env.sh"
             )
-    ray_constants = sys.modules.get("ray._private.ray_constants")
-    if ray_constants is None:
-        return
-    # Two values that Ray keeps from its import: whether this node's address is loopback, and the kind of auth.
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0"  # type: ignore[attr-defined]
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    driver.read_environment_again()

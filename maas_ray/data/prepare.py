@@ -7,20 +7,20 @@ Ray tasks and comes out as shards (large/prepare.py), with the same rows, featur
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.cast import CastColumn, cast_column
-from maas_ray.data.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
-from maas_ray.data.features import TOKEN_TASKS, Features
-from maas_ray.data.files import format_of, list_files
-from maas_ray.data.fit import fit_columns
 from maas_ray.data.large import prepare as large
 from maas_ray.data.large.save import save_shards
-from maas_ray.data.plan import ColumnPlan, plan_column
-from maas_ray.data.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
-from maas_ray.data.source import SKLEARN, read_table
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
-from maas_ray.data.statistics import require_ray
-from maas_ray.data.target import cast_target, class_names, encode_target
+from maas_ray.data.sources.cast import CastColumn, cast_column
+from maas_ray.data.sources.files import format_of, list_files
+from maas_ray.data.sources.table import SKLEARN, read_table
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import TOKEN_TASKS, Features
+from maas_ray.data.stored.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
+from maas_ray.data.table.column_statistics import require_ray
+from maas_ray.data.table.fit import fit_columns
+from maas_ray.data.table.plan import ColumnPlan, plan_column
+from maas_ray.data.table.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.table.split import assign_rows
+from maas_ray.data.table.target import cast_target, class_names, encode_target
 from maas_ray.data.text.prepare import prepare_text
 from maas_ray.data.text.table import prepare_labelled_texts
 from maas_ray.store.objects import ObjectStore

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
-from maas_ray.haproxy.answers import built_in_answer
+from maas_ray.haproxy.config.answers import built_in_answer
 
 COPY = "front"
 """Name of the copy."""

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from maas_ray.haproxy.answers import write
 from maas_ray.haproxy.names import ADMIN_SOCKET
 from maas_ray.haproxy.process import Process
+from maas_ray.process.private_files import write_private
 
 _FILES = "generation-*.json"
 _ADMIN = re.compile(r"^\s+stats socket (\S+)", re.MULTILINE)
@@ -44,7 +44,7 @@ class Generation(NamedTuple):
 
 def record(directory: Path, generation: Generation) -> None:
     """Writes it down, for the keeper."""
-    write(directory / f"generation-{generation.process.pid}.json", json.dumps(generation))
+    write_private(directory / f"generation-{generation.process.pid}.json", json.dumps(generation))
 
 
 def recorded(directory: Path) -> list[Generation]:

@@ -12,17 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from maas_ray.haproxy.answers import write, write_error_files
 from maas_ray.haproxy.binary import find_binary, with_json_pages
-from maas_ray.haproxy.capacity import TooFewFiles, capacity, write_capacity
-from maas_ray.haproxy.harden import MARK, Options, harden
-from maas_ray.haproxy.limits import limits_file, read_limits
+from maas_ray.haproxy.config.answers import write_error_files
+from maas_ray.haproxy.config.capacity import TooFewFiles, capacity, write_capacity
+from maas_ray.haproxy.config.harden import MARK, Options, harden
+from maas_ray.haproxy.config.limits import limits_file, read_limits
+from maas_ray.haproxy.config.secret import front_secret
+from maas_ray.haproxy.config.sections import Unexpected
 from maas_ray.haproxy.names import ACCESS_LOG_VARIABLE, HOST_FILE_VARIABLE, REASON_FILE, REFUSED_FILE
 from maas_ray.haproxy.process import find
-from maas_ray.haproxy.secret import front_secret
-from maas_ray.haproxy.sections import Unexpected
 from maas_ray.haproxy.succession import is_manager, succeed
-from maas_ray.open_files import raise_limit
+from maas_ray.process.open_files import raise_limit
+from maas_ray.process.private_files import write_private
 
 _CHECK_TIMEOUT_S = 10
 
@@ -64,12 +65,12 @@ def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
         for name in (REASON_FILE, REFUSED_FILE):
             (path.parent / name).unlink(missing_ok=True)
     except TooFewFiles as error:
-        write(path.parent / REFUSED_FILE, f"{error}\n")
+        write_private(path.parent / REFUSED_FILE, f"{error}\n")
         raise SystemExit(f"maas-ray: {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _say(f"{path} is run as Ray Serve wrote it, with open ports: {reason}")
-        write(path.parent / REASON_FILE, reason + "\n")
+        write_private(path.parent / REASON_FILE, reason + "\n")
     return with_pages
 
 
@@ -100,11 +101,11 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
     )
     hardened = harden(config, options)
     draft = path.with_name(path.name + ".new")
-    write(draft, hardened)
+    write_private(draft, hardened)
     checked = subprocess.run([binary, "-c", "-f", str(draft)], capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
     if checked.returncode != 0:
         raise Unexpected(f"HAProxy refuses the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
-    write(path.with_name(path.name + ".serve"), config)
+    write_private(path.with_name(path.name + ".serve"), config)
     draft.replace(path)
     write_capacity(path.parent, found)
     if found.is_reduced:

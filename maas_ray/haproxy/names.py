@@ -21,7 +21,7 @@ LIMITS_FILE = "limits.json"
 LAST_GOOD_FILE = "last-good.cfg"
 """Beside a configuration: the last one that HAProxy ran well."""
 ADMIN_SOCKET = "admin.sock"
-"""Beside a configuration: HAProxy's admin socket, whose name Serve is given by `cluster.environment`."""
+"""Beside a configuration: HAProxy's admin socket, whose name Serve is given by `cluster.node.environment`."""
 KEEPER_SOCKET = "keeper.sock"
 """Beside a configuration: where the keeper takes messages."""
 

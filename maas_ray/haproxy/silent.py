@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maas_ray.haproxy.admin import ask
+from maas_ray.haproxy.config.twins import first_of
 from maas_ray.haproxy.names import REPLAYABLE
-from maas_ray.haproxy.twins import first_of
 
 _TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
 """HAProxy's words for a check that was not answered in time: by the kernel, by TLS, by the server."""
@@ -28,7 +28,7 @@ _SERVERS = "show stat -1 4 -1"
 _COLUMNS = ("pxname", "svname", "scur", "status", "check_status", "last_chk")
 
 
-class Server(NamedTuple):
+class BackendServer(NamedTuple):
     """A line of HAProxy's statistics."""
 
     backend: str
@@ -64,7 +64,7 @@ def free_requests(admin_socket: Path, timeout_s: float) -> dict[str, int]:
     return freed
 
 
-def silent(statistics: str) -> list[Server]:
+def silent(statistics: str) -> list[BackendServer]:
     """The servers that hold requests although they are silent.
 
     Args:
@@ -83,9 +83,11 @@ def silent(statistics: str) -> list[Server]:
     ]
 
 
-def read(statistics: str) -> Iterator[Server]:
+def read(statistics: str) -> Iterator[BackendServer]:
     """The servers in HAProxy's answer to `show stat`."""
     for row in csv.DictReader(statistics.removeprefix("# ").splitlines()):
         backend, name, current, status, check, reason = (row.get(column) or "" for column in _COLUMNS)
         if name and current.isdigit():  # a check that is under way has an asterisk before the result of the last one
-            yield Server(backend, name, int(current), status.startswith("DOWN"), check.removeprefix("* "), reason)
+            yield BackendServer(
+                backend, name, int(current), status.startswith("DOWN"), check.removeprefix("* "), reason
+            )

@@ -16,7 +16,7 @@ from maas_ray.haproxy.process import Process, find
 
 MANAGER_TITLE = "ray::HAProxyManager"
 """How Ray names the process of Serve's actor that starts, reloads and checks HAProxy."""
-KEEPER = "maas_ray.keeper"
+KEEPER = "maas_ray.haproxy.keeper"
 _HAND_OVER = ("-sf", "-st", "-x")
 
 

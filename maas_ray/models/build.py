@@ -8,38 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.errors import ModelError
-from maas_ray.models.convnet import build_convnet
-from maas_ray.models.decoder import build_decoder
-from maas_ray.models.encoder import build_classifier, build_masked
-from maas_ray.models.hugging_face import build_hugging_face, find_class
+from maas_ray.models.families.convnet import build_convnet
+from maas_ray.models.families.decoder import build_decoder
+from maas_ray.models.families.encoder import build_classifier, build_masked
+from maas_ray.models.families.mlp import build_mlp
+from maas_ray.models.families.resnet import build_resnet
+from maas_ray.models.hugging_face.transformers_model import build_hugging_face, find_class
 from maas_ray.models.imported import build_imported, import_class
-from maas_ray.models.mlp import build_mlp
 from maas_ray.models.params import PREFIX, HuggingFaceSpec
-from maas_ray.models.resnet import build_resnet
-from maas_ray.models.row import Row
 from maas_ray.models.spec import PARAMS, ModelSpec
 from maas_ray.models.weights import initialize
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 
 _PROBE_ROWS = 2
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """A model known by name: how it is built from its parameters, which stand in `PARAMS`."""
 
     per_row: Callable[[Any, Row, int], nn.Module] | None = None
-    """From the parameters, the row and the number of outputs to a module with scores per row; None: it gives none."""
+    """From the parameters, the row and the number of outputs to a module with logits per row; None: it gives none."""
     per_token: Callable[[Any, Row, int], nn.Module] | None = None
-    """The same with scores per token."""
+    """The same with logits per token."""
 
 
-FAMILIES: dict[str, Family] = {
-    "mlp": Family(build_mlp),
-    "convnet": Family(build_convnet),
-    "resnet": Family(build_resnet),
-    "encoder": Family(build_classifier, build_masked),
-    "decoder": Family(per_token=build_decoder),
+FAMILIES: dict[str, ModelFamily] = {
+    "mlp": ModelFamily(build_mlp),
+    "convnet": ModelFamily(build_convnet),
+    "resnet": ModelFamily(build_resnet),
+    "encoder": ModelFamily(build_classifier, build_masked),
+    "decoder": ModelFamily(per_token=build_decoder),
 }
 
 
@@ -51,15 +51,15 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
     Args:
         spec: the model.
         row: one preprocessed row.
-        num_outputs: scores per row, or per token.
-        per_token: whether each token of a row has scores of its own.
+        num_outputs: logits per row, or per token.
+        per_token: whether each token of a row has logits of its own.
 
     Returns:
-        A module in training mode, from [N, *row.shape] (float32 values, or int64 codes of tokens) to float32
+        A module in training mode, from [N, *row.shape] (float32 values, or int64 token ids) to float32
         [N, num_outputs], or [N, T, num_outputs] per token.
 
     Raises:
-        ModelError: the family has no such scores, the class cannot be imported or built, cannot be fed with such rows,
+        ModelError: the family has no such logits, the class cannot be imported or built, cannot be fed with such rows,
             or gives another shape.
     """
     if spec.is_classical:
@@ -85,7 +85,7 @@ def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) 
         each = "token" if per_token else "row"
         able = [name for name, other in FAMILIES.items() if (other.per_token if per_token else other.per_row)]
         raise ModelError(
-            f"{spec.name} gives no scores per {each}, which this task needs; use one of the models {', '.join(able)}"
+            f"{spec.name} gives no logits per {each}, which this task needs; use one of the models {', '.join(able)}"
         )
     return build(parse_spec(PARAMS[spec.name], spec.params, source=f"model {spec.name}"), row, num_outputs)
 
@@ -108,7 +108,7 @@ def is_read(spec: ModelSpec) -> bool:
 
 
 def example_rows(row: Row, count: int = _PROBE_ROWS, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros [count, *row.shape] that a model for such rows takes: int64 codes of tokens, else values of `dtype`."""
+    """Zeros [count, *row.shape] that a model for such rows takes: int64 token ids, else values of `dtype`."""
     return torch.zeros(count, *row.shape, dtype=torch.int64 if row.is_tokens else dtype)
 
 
@@ -117,21 +117,21 @@ def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_t
     wanted = [*fed, num_outputs] if per_token else [_PROBE_ROWS, num_outputs]
     try:
         with torch.no_grad():
-            scores = model.eval()(example_rows(row))
+            logits = model.eval()(example_rows(row))
     except Exception as error:  # the user's code may raise anything
-        rows = f"rows of {row.vocab_size} token codes" if row.is_tokens else "float32 rows"
+        rows = f"rows of {row.vocab_size} token ids" if row.is_tokens else "float32 rows"
         raise ModelError(
             f"the model {name} cannot be fed with {rows} of the shape {list(row.shape)}: {type(error).__name__}: {error}"
         ) from error
     each = "token" if per_token else "row"
-    if not isinstance(scores, Tensor):
+    if not isinstance(logits, Tensor):
         raise ModelError(
-            f"the model {name} gives a {type(scores).__name__}; it has to give one tensor of scores, "
+            f"the model {name} gives a {type(logits).__name__}; it has to give one tensor of logits, "
             f"{'[N, T, K]' if per_token else '[N, K]'}"
         )
-    if list(scores.shape) != wanted:
+    if list(logits.shape) != wanted:
         raise ModelError(
-            f"the model {name} maps {fed} to {list(scores.shape)}; the data needs {wanted}: {num_outputs} score(s) per {each}"
+            f"the model {name} maps {fed} to {list(logits.shape)}; the data needs {wanted}: {num_outputs} logit(s) per {each}"
         )
-    if scores.dtype != torch.float32:
-        raise ModelError(f"the model {name} gives scores of {scores.dtype}; they have to be torch.float32")
+    if logits.dtype != torch.float32:
+        raise ModelError(f"the model {name} gives logits of {logits.dtype}; they have to be torch.float32")

@@ -3,7 +3,6 @@
 Runs the user's code, and turns what goes wrong in it into one clear error.
 """
 
-import difflib
 import importlib
 import inspect
 import os
@@ -15,7 +14,8 @@ from torch import nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.keras_net import build_keras, is_keras
-from maas_ray.models.row import Row
+from maas_ray.row import Row
+from maas_ray.suggestions import did_you_mean
 
 
 def build_imported(
@@ -79,8 +79,7 @@ def import_class(path: str) -> type[nn.Module]:
     found = getattr(module, class_name, None)
     if found is None:
         classes = sorted(name for name, value in vars(module).items() if _is_module_class(value))
-        near = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"its models: {', '.join(classes) or 'none'}"
+        hint = did_you_mean(class_name, classes, f"its models: {', '.join(classes) or 'none'}")
         raise ModelError(f"the model {path} cannot be imported: {module_name} has no {class_name!r}; {hint}")
     if not _is_module_class(found):
         raise ModelError(
@@ -96,6 +95,5 @@ def _is_module_class(value: object) -> bool:
 
 def _refuse_unknown(path: str, given: set[str], named: set[str]) -> None:
     for name in sorted(given - named):
-        near = difflib.get_close_matches(name, sorted(named), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(sorted(named)) or 'none'}"
+        hint = did_you_mean(name, sorted(named), f"it takes: {', '.join(sorted(named)) or 'none'}")
         raise ModelError(f"the model {path} takes no parameter {name!r}; {hint}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maas_ray.models.row import Row
+from maas_ray.row import Row
 
 
 class KerasNet(nn.Module):
@@ -37,13 +37,13 @@ class KerasNet(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """From rows [N, ...] to what the model gives."""
         state = [getattr(self, name) for name in self._state_names]
-        scores: Tensor
-        scores, after = self._function.model.stateless_call(list(self.weights), state, rows, training=self.training)
+        logits: Tensor
+        logits, after = self._function.model.stateless_call(list(self.weights), state, rows, training=self.training)
         if self.training:  # running means, and the state of random layers
             with torch.no_grad():
                 for before, new in zip(state, after, strict=True):
                     before.copy_(new)
-        return scores
+        return logits
 
 
 def is_keras(kind: type) -> bool:

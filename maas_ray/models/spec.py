@@ -1,6 +1,5 @@
 """Which model a run trains, by name and parameters. Knows no torch: models/build.py builds it."""
 
-import difflib
 import re
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from maas_ray.models.params import (
     ResnetSpec,
 )
 from maas_ray.spec import Spec, parse_spec
+from maas_ray.suggestions import nearest
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -39,7 +39,7 @@ class ModelSpec(Spec):
     """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`,
     `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
     import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape] to [N, num_outputs];
-    int64 codes [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
+    int64 token ids [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
     `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its constructor names them."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
@@ -59,9 +59,8 @@ class ModelSpec(Spec):
             except SpecError as error:
                 raise ValueError(str(error)) from None
         elif not _IMPORT_PATH.fullmatch(self.name):
-            near = difflib.get_close_matches(self.name, CLASSICAL, n=1, cutoff=0.7)
-            near = near or difflib.get_close_matches(self.name, PARAMS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join([*PARAMS, *CLASSICAL])}"
+            near = nearest(self.name, CLASSICAL, cutoff=0.7) or nearest(self.name, PARAMS)
+            hint = f"did you mean {near!r}?" if near else f"families: {', '.join([*PARAMS, *CLASSICAL])}"
             raise ValueError(f"unknown model {self.name!r}; {hint} (or an import path 'package.module:Class')")
         return self
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
 from maas_ray.errors import GateError
-
-Array = NDArray[Any]
 
 _CLASS_DATATYPE = "INT64"
 

@@ -10,9 +10,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from maas_ray.bundle.format import BatchAxis, Datatype, Signature, TensorSpec
-from maas_ray.data.features import Column, Features
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signature, TensorSpec
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import Column, Features
 from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
 
@@ -20,8 +20,6 @@ OPSET = 18
 """The opset in which torch's translations are written: no version conversion takes part."""
 TRACED_ROWS = 2
 """Rows of the example; fewer than two would be taken for a constant."""
-MAX_GRAPH_BYTES = 2**31 - 1
-"""Limit of a protobuf message, which a graph with its weights inside is."""
 
 _OUTPUTS: dict[str, tuple[tuple[str, Datatype], ...]] = {
     "classification": (("probabilities", "FP32"), ("class", "INT64")),
@@ -34,7 +32,7 @@ class ServedModel(nn.Module):
     """Preprocessing, trained net and the task's head: what the exported graph computes after encoding categories.
 
     Args:
-        net: from float32 [N, *features.row.shape] to scores [N, features.num_outputs].
+        net: from float32 [N, *features.row.shape] to logits [N, features.num_outputs].
         features: what cleaning has learned.
     """
 
@@ -54,14 +52,14 @@ class ServedModel(nn.Module):
             classification: probabilities float32 [N, C] and class codes int64 [N]; binary: the probability of class 1
             float32 [N, 1] and class codes int64 [N]; regression: the prediction float32 [N, 1].
         """
-        scores = self.net(self.preprocess(*columns))
+        logits = self.net(self.preprocess(*columns))
         if self._task == "classification":
-            probabilities = scores.softmax(dim=1)
+            probabilities = logits.softmax(dim=1)
             return probabilities, probabilities.argmax(dim=1)
         if self._task == "binary":
-            probability = scores.sigmoid()
+            probability = logits.sigmoid()
             return probability, (probability[:, 0] >= 0.5).to(torch.int64)
-        return (scores,)
+        return (logits,)
 
 
 def build_served(net: nn.Module, features: Features) -> ServedModel:
@@ -75,12 +73,12 @@ def build_signature(features: Features) -> Signature:
     An output whose name is also a column's is called `predicted_<name>`, since a graph has one space of names.
 
     Raises:
-        BundleError: a column has an empty name, or two have the same; or the task gives scores per token.
+        BundleError: a column has an empty name, or two have the same; or the task gives logits per token.
     """
     if features.is_per_token:
         raise BundleError(
             f"a model of the task {features.task} cannot be exported to a bundle yet, because there is no signature for "
-            "scores per token; export it in the Hugging Face format instead"
+            "logits per token; export it in the Hugging Face format instead"
         )
     names = [column.name for column in features.columns]
     if "" in names or len(set(names)) < len(names):

@@ -8,10 +8,10 @@ import onnx.compose
 from torch import Tensor, nn
 
 from maas_ray.bundle.format import Signature
-from maas_ray.data.features import Features
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import Features
 from maas_ray.optimize.export import build_signature, seal_graph, trace
-from maas_ray.optimize.parity import ParitySpec, Reference, check_reference
+from maas_ray.optimize.parity import ParitySpec, ReferenceOutputs, check_reference
 from maas_ray.train.classical.state import FittedState
 
 
@@ -62,8 +62,8 @@ def _join(graph: bytes, features: Features) -> onnx.ModelProto:
     return onnx.compose.merge_models(before, after, joint, prefix1="preprocess/", prefix2="model/")
 
 
-def _reference(fitted: FittedState, signature: Signature) -> Reference:
+def _reference(fitted: FittedState, signature: Signature) -> ReferenceOutputs:
     proof = fitted.proof
     answers = [proof.scores.astype(np.float32), *([] if proof.classes is None else [proof.classes])]
     names = [output.name for output in signature.outputs]
-    return Reference("scikit-learn", proof.columns, proof.num_real, dict(zip(names, answers, strict=True)))
+    return ReferenceOutputs("scikit-learn", proof.columns, proof.num_real, dict(zip(names, answers, strict=True)))

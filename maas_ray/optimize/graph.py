@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from maas_ray import __version__
-from maas_ray.data.features import UNKNOWN, CategoricalColumn
+from maas_ray.data.spec.features import UNKNOWN, CategoricalColumn
 from maas_ray.errors import BundleError
+from maas_ray.version import __version__
 
 BATCH = "batch"
 """Name of the variable first dimension of every input and output."""

@@ -9,20 +9,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import nn
 
+from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.features import Features
-from maas_ray.data.random_rows import draw_rows, spread_rows
+from maas_ray.bundle.sessions import cpu_session
+from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
 from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
 from maas_ray.spec import Spec
-
-Array = NDArray[Any]
 
 _ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
 
@@ -59,7 +58,7 @@ class ParitySpec(Spec):
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceOutputs:
     """What a trained model says to some rows; the graph has to say the same."""
 
     source: str
@@ -98,13 +97,13 @@ def check_parity(
     real = spread_rows(rows, spec.num_real)
     random = draw_rows(features, spec.num_random, spec.seed)
     raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    reference = Reference("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
+    reference = ReferenceOutputs("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
     report = check_reference(reference, features, graph, spec)
     return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
 
 
 def check_reference(
-    reference: Reference, features: Features, graph: bytes, spec: ParitySpec | None = None
+    reference: ReferenceOutputs, features: Features, graph: bytes, spec: ParitySpec | None = None
 ) -> dict[str, Any]:
     """Compares the graph in onnxruntime with what the trained model has said to the same raw rows.
 
@@ -141,12 +140,9 @@ def check_reference(
 
 
 def _load(graph: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is in the exception
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base below Exception
+        return cpu_session(graph, 1)
+    except Exception as error:
         raise GateError(f"onnxruntime cannot load the exported graph: {error}") from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.bundle.sample import checked, write_sample
-from maas_ray.data.features import Column, Features, NumericColumn, TensorColumn
+from maas_ray.data.spec.features import Column, Features, NumericColumn, TensorColumn
 
 NUM_ROWS = 2
 """Rows that differ in each column, where it has two values."""

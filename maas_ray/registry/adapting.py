@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto, helper
 
-from maas_ray.bundle.external import OnnxFile
+from maas_ray.bundle.graph.external import OnnxFile
 from maas_ray.errors import SpecError
+from maas_ray.suggestions import known_names
 
 Sizes = tuple[int | str, ...]
 """Sizes of a tensor; a word names a variable one, and -1 is variable without a name."""
@@ -119,7 +120,7 @@ def _set_shape(graph: GraphProto, name: str, sizes: Sizes) -> None:
     tensors = {value.name: value for value in (*graph.input, *graph.output)}
     value = tensors.get(name)
     if value is None or value.type.WhichOneof("value") != "tensor_type":
-        raise SpecError(f"there is no input or output tensor {name!r} to give a shape; there is: {', '.join(tensors)}")
+        raise SpecError(f"no input or output {name!r} to give a shape; {known_names(name, list(tensors), 'tensors')}")
     known = value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else None
     if known is not None and (
         len(known) != len(sizes)

@@ -13,10 +13,10 @@ from maas_ray import confined
 from maas_ray.bundle.apart.process import BASE_MEMORY_BYTES, FILE_FACTOR, start_process
 from maas_ray.bundle.axis.judge import judge
 from maas_ray.bundle.datatypes import NUMPY, Array
-from maas_ray.bundle.engine import Engine, EngineSpec
-from maas_ray.bundle.external import OnnxFile
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle, BundleInfo, Signature, TensorSpec
-from maas_ray.bundle.inspect import inspect_graph, signature_of
+from maas_ray.bundle.graph.checks import inspect_graph, signature_of
+from maas_ray.bundle.graph.external import OnnxFile
 from maas_ray.bundle.nature import Nature
 from maas_ray.bundle.sample import read_sample
 from maas_ray.confined import Limits

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from maas_ray.bundle.external import read_onnx
 from maas_ray.bundle.format import Bundle, BundleInfo, Imported, Lineage, Signature, save_bundle
+from maas_ray.bundle.graph.external import read_onnx
 from maas_ray.bundle.loading import reasons_apart
 from maas_ray.bundle.sample import write_sample
 from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.files import Unreadable, read_file
 from maas_ray.registry.adapting import Sizes
 from maas_ray.registry.examining import examine, load, merging, prove
 from maas_ray.registry.samples import read_sample_file

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from heapq import nsmallest
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,6 +21,7 @@ from maas_ray.spec import canonical_json
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import MAX_COUNT, Document, malformed
 from maas_ray.store.sequence import Follower, Record, Sequence
+from maas_ray.suggestions import known_names
 
 PREFIX = "registry"
 PRODUCTION = "production"
@@ -168,7 +168,7 @@ class Registry:
 
         def point() -> Mapping[str, Any]:
             model = find_model(self._models, name, self._store.uri)
-            wanted = _find(model.versions, version, "version", f"of model {name!r}")
+            wanted = find_version({name: model}, name, version, self._store.uri)
             if model.aliases.get(alias) == version:
                 raise _Made(wanted)
             return {"type": "alias", "model": name, "alias": alias, "version": version}
@@ -309,20 +309,24 @@ def _folded(before: Mapping[str, Model], events: Iterable[tuple[Record, _Publish
 
 def find_model(models: Mapping[str, Model], name: str, uri: str) -> Model:
     """One model of a table that was read. Raises `NotFound`, naming models that exist."""
-    return _find(models, name, "model", f"in {uri}")
+    return _find(models, name, "model", f"in {uri}", "maas-ray models")
 
 
 def find_version(models: Mapping[str, Model], name: str, ref: int | str, uri: str) -> Version:
     """What a reference names in a table that was read: nothing is asked of the store. See `Registry.resolve`."""
     model = find_model(models, name, uri)
     is_alias = isinstance(ref, str) and not ref.isdigit()
-    number = _find(model.aliases, str(ref), "alias", f"of model {name!r}") if is_alias else int(ref)
-    return _find(model.versions, number, "version", f"of model {name!r}")
+    number = (
+        _find(model.aliases, str(ref), "alias", f"of model {name!r}", f"maas-ray models {name}")
+        if is_alias
+        else int(ref)
+    )
+    return _find(model.versions, number, "version", f"of model {name!r}", f"maas-ray models {name}")
 
 
-def _find(known: Mapping[K, V], key: K, what: str, where: str) -> V:
+def _find(known: Mapping[K, V], key: K, what: str, where: str, command: str) -> V:
     if key not in known:
-        names = nsmallest(MAX_NAMES, map(str, known))
-        more = f" and {len(known) - len(names)} more" if len(known) > len(names) else ""
-        raise NotFound(f"no {what} {key!r} {where}; there is: {', '.join(names) or 'none'}{more}")
+        names = [str(name) for name in sorted(known)]  # type: ignore[type-var]
+        kinds = "aliases" if what == "alias" else f"{what}s"
+        raise NotFound(f"no {what} {key!r} {where}; {known_names(str(key), names, kinds, command)}")
     return known[key]

@@ -14,7 +14,7 @@ from maas_ray.bundle.format import Signature
 from maas_ray.bundle.sample import MAX_BYTES, checked, from_document, read_sample, write_sample
 from maas_ray.confined import Limits
 from maas_ray.errors import ConfinedError, SpecError
-from maas_ray.foreign import Unreadable, read_file
+from maas_ray.foreign.files import Unreadable, read_file
 
 _LIMITS = Limits(wall_s=30.0, cpu_s=30.0, memory_bytes=512 << 20)
 

@@ -45,7 +45,7 @@ class Directory:
         self._write(path, data)
         _sync(path.parent)
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         """Creates an object atomically: its name appears when its bytes, and all names above it, are on the disk.
 
         Raises:
@@ -133,7 +133,7 @@ class Directory:
                     pending.append((key, above | {identity}))
 
     def staged(self) -> Iterator[Path]:
-        """What interrupted calls of `put_new` left behind."""
+        """What interrupted calls of `create` left behind."""
         return (path for path in self.root.rglob("*#*") if STAGED.search(path.name) and path.is_file())
 
     def _path(self, key: str) -> Path:

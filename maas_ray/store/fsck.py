@@ -10,7 +10,7 @@ from maas_ray.store import manifest, probe, sealed
 from maas_ray.store.log.check import check_log
 from maas_ray.store.log.record import RECORD, Record
 from maas_ray.store.log.snapshot import SNAPSHOT
-from maas_ray.store.objects import ObjectInfo, ObstoreStore
+from maas_ray.store.objects import ObjectInfo, ObjectStore
 
 GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
@@ -55,7 +55,7 @@ class Report:
 
 
 def fsck(
-    store: ObstoreStore,
+    store: ObjectStore,
     *,
     collect: bool = False,
     grace: timedelta = GRACE,
@@ -111,7 +111,7 @@ def _is_ours(key: str) -> bool:
     return bool(_PART.search(key) or _BEAT.search(key)) or key.startswith((f"{probe.PREFIX}/", _POINTERS))
 
 
-def _check_commit(store: ObstoreStore, key: str, report: Report, checks: Checks) -> set[str]:
+def _check_commit(store: ObjectStore, key: str, report: Report, checks: Checks) -> set[str]:
     """Verifies one commit; returns the keys that its manifest names."""
     prefix = key.removesuffix(f"/{manifest.NAME}")
     try:
@@ -128,7 +128,7 @@ def _check_commit(store: ObstoreStore, key: str, report: Report, checks: Checks)
     return {part.key for part in committed.parts.values()}
 
 
-def _check_log(store: ObstoreStore, prefix: str, report: Report, checks: Checks) -> None:
+def _check_log(store: ObjectStore, prefix: str, report: Report, checks: Checks) -> None:
     check = next((check for pattern, check in checks.records if pattern.fullmatch(prefix)), None)
     for found in check_log(store, prefix):
         if isinstance(found, MaasError):
@@ -142,7 +142,7 @@ def _check_log(store: ObstoreStore, prefix: str, report: Report, checks: Checks)
             report.problems.append(str(error))
 
 
-def _remove(store: ObstoreStore, info: ObjectInfo, is_staged: bool) -> None:
+def _remove(store: ObjectStore, info: ObjectInfo, is_staged: bool) -> None:
     if is_staged:
         store.delete_staged(info)
     else:

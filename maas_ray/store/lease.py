@@ -38,7 +38,7 @@ _LOOK_S = 0.5
 log = get_logger(__name__)
 
 
-class Owner(Document):
+class LeaseOwner(Document):
     """Who holds a lease, as the sequence says."""
 
     type: Literal["take", "release"]
@@ -56,9 +56,9 @@ class Owner(Document):
         return f"process {self.pid} on {self.host}, since {since}"
 
 
-def read_owner(record: Record) -> Owner:
+def read_owner(record: Record) -> LeaseOwner:
     """What a record of a lease says. Raises `ObjectCorrupt`."""
-    return read_document(Owner, record.event, f"the log record {record.key}")
+    return read_document(LeaseOwner, record.event, f"the log record {record.key}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def take(
         Conflict: another process has it and lives; the message says which.
     """
     sequence = Sequence(store, f"{prefix}/owners")
-    mine = Owner(
+    mine = LeaseOwner(
         type="take",
         owner=uuid.uuid4().hex,
         host=socket.gethostname(),
@@ -218,12 +218,12 @@ def take(
     return Lease(store, Claim(prefix, record.seq, what), mine.owner, beat_s)
 
 
-def holder_of(store: ObjectStore, prefix: str) -> Owner | None:
+def holder_of(store: ObjectStore, prefix: str) -> LeaseOwner | None:
     """Who has the lease of what a prefix names, dead or alive; None: nobody."""
     return _holder(list(Sequence(store, f"{prefix}/owners").read()))
 
 
-def is_dead(owner: Owner) -> bool:
+def is_dead(owner: LeaseOwner) -> bool:
     """Whether an owner is known to be dead: it ran on this machine and does not any more. False: nobody knows."""
     if not owner.machine or not owner.process or owner.machine != machine_id():
         return False
@@ -249,7 +249,7 @@ def _process(pid: int) -> str | None:
 
 
 def _watch(
-    store: ObjectStore, sequence: Sequence, prefix: str, what: str, holder: Owner, bound_s: float, hint: str
+    store: ObjectStore, sequence: Sequence, prefix: str, what: str, holder: LeaseOwner, bound_s: float, hint: str
 ) -> None:
     """Returns once an owner was without a sign of life for the bound, or is gone. Raises `Conflict` at a sign."""
     first, looked, watched_s = _look(store, prefix, holder), time.monotonic(), 0.0
@@ -265,7 +265,7 @@ def _watch(
         watched_s, looked = watched_s + min(now_s - looked, 4 * _LOOK_S), now_s
 
 
-def _look(store: ObjectStore, prefix: str, holder: Owner) -> bytes | None:
+def _look(store: ObjectStore, prefix: str, holder: LeaseOwner) -> bytes | None:
     try:
         return store.get(_beat_key(prefix, holder.owner))
     except NotFound:
@@ -276,12 +276,12 @@ def _look(store: ObjectStore, prefix: str, holder: Owner) -> bytes | None:
         return b""  # a local file is being written in this moment, which is a sign of life as well
 
 
-def _holder(records: list[Record]) -> Owner | None:
+def _holder(records: list[Record]) -> LeaseOwner | None:
     last = read_owner(records[-1]) if records else None
     return last if last is not None and last.type == "take" else None
 
 
-def _taken(what: str, holder: Owner, hint: str) -> Conflict:
+def _taken(what: str, holder: LeaseOwner, hint: str) -> Conflict:
     return Conflict(f"{what} is held by {holder}{f'; {hint}' if hint else ''}")
 
 

@@ -90,7 +90,7 @@ class Committed:
         return part.key.startswith(f"{self.prefix}/") and ".." not in part.key.split("/")
 
 
-class Draft:
+class CommitWriter:
     """A commit in progress. Parts are invisible to readers until `commit` returns.
 
     Args:
@@ -144,7 +144,7 @@ class Draft:
             }
         )
         try:
-            self._store.put_new(key, data)
+            self._store.create(key, data)
         except Conflict as error:
             winner = open_committed(self._store, self._prefix, self._kind)
             if winner.attempt != self._attempt:
@@ -244,7 +244,7 @@ def verify(committed: Committed) -> list[MaasError]:
     return problems
 
 
-class _Part(Document):
+class _PartEntry(Document):
     key: str
     size: Count
     sha256: str
@@ -254,7 +254,7 @@ class _Part(Document):
 class _Manifest(Document):
     format: int
     kind: str
-    parts: dict[str, _Part]
+    parts: dict[str, _PartEntry]
     meta: dict[str, Any]
     digest: str
     attempt: str = ""

@@ -61,8 +61,11 @@ class ObjectStore(Protocol):
     """The whole surface that commits and sequences are built on; a fault-injecting test store implements it too."""
 
     uri: str
+    """Shown in messages; holds no secret."""
+    root: Path | None
+    """The directory of a local store; None for a service, and where files must not be read past this surface."""
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         """Creates `key` atomically. Raises `Conflict` if it exists: the one primitive that everything rests on."""
         ...
 
@@ -100,6 +103,14 @@ class ObjectStore(Protocol):
         """What interrupted writes left behind that no listing shows (a local directory's temporary files)."""
         ...
 
+    def delete_staged(self, info: ObjectInfo) -> None:
+        """Removes one of those."""
+        ...
+
+    def odd(self) -> list[str]:
+        """Files of a local directory that cannot be objects, which no listing shows."""
+        ...
+
 
 class ObstoreStore:
     """An `ObjectStore` on the `obstore` library (object_store from Rust); a local one writes by `Directory`.
@@ -121,9 +132,9 @@ class ObstoreStore:
         self._directory = directory
         self.spec = (spec or StorageSpec()).model_copy(update={"uri": uri})
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         if self._directory is not None:
-            return self._call(key, partial(self._directory.put_new, key, data))
+            return self._call(key, partial(self._directory.create, key, data))
         self._call(key, lambda: obstore.put(self._backend, key, data, mode="create"))
 
     def put(self, key: str, data: bytes | memoryview) -> None:

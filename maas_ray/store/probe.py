@@ -20,10 +20,10 @@ def probe(store: ObjectStore) -> None:
         StoreUnavailable: the store does not answer.
     """
     key = f"{PREFIX}/{uuid.uuid4().hex}"
-    store.put_new(key, b"first")
+    store.create(key, b"first")
     try:
         try:
-            store.put_new(key, b"second")
+            store.create(key, b"second")
         except Conflict:
             pass
         else:

@@ -137,7 +137,7 @@ class Sequence:
         data = encode(self.place, first, end, ends[0][1], ends[-1][0].digest, lines)
         decode(self.place, end, data)  # never written if it could not be read
         try:
-            self._store.put_new(snapshot_key(self.place, end), data)
+            self._store.create(snapshot_key(self.place, end), data)
         except Conflict:
             log.debug("another writer has made the snapshot of %s up to record %d", self.place, end)
 
@@ -147,7 +147,7 @@ class Sequence:
         began = time.monotonic()
         for remaining in reversed(range(1 + REPEATS)):
             try:
-                self._store.put_new(key, data)
+                self._store.create(key, data)
                 return True
             except Conflict:
                 # Ours, if a put succeeded and only its answer was lost; else another writer's.

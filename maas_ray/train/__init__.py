@@ -1,1 +1,5 @@
-"""Training: objective, checkpoints, the loop in pure torch, and the run on Ray Train."""
+"""Training: objective, checkpoints, the loop in pure torch, and the run on Ray Train. `maas_ray.train(spec)` trains a run."""
+
+from maas_ray.process.callable_package import make_callable
+
+make_callable(__name__, "maas_ray.api.runs:train")

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from maas_ray.data.dataset import open_dataset
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.store.objects import open_store
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import Place
-from maas_ray.train.recipe import ScheduleSpec
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.worker import load_start
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import RankCoordinates
+from maas_ray.train.ranks.worker import load_start
+from maas_ray.train.spec.optim import ScheduleSpec
+from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.train import TrainSpec
 
 DIVERGED = 4.0
 """A smoothed loss of so many times the best one ends the test."""
@@ -96,22 +96,22 @@ def find_learning_rates(
     spec = spec.model_copy(update=changes)
     store = open_store(spec.storage)
     dataset = open_dataset(store, data_digest)
-    num_rows, place = dataset.num_rows["train"], Place(Layout(), None)
+    num_rows, coordinates = dataset.num_rows["train"], RankCoordinates(MeshLayout(), None)
     device = torch.device("cuda" if spec.workers.gpus and torch.cuda.is_available() else "cpu")
-    trainee = build_trainee(spec, dataset.features, num_rows, place, device)
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, device)
     if spec.init is not None:
-        load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), trainee)
+        load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), state)
     growth = high / low
-    trainee = replace(trainee, schedule=LambdaLR(trainee.optimizer, lambda step: growth ** (step / (steps - 1))))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    state = replace(state, schedule=LambdaLR(state.optimizer, lambda step: growth ** (step / (steps - 1))))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     points: list[Point] = []
     average, best, diverged_at = 0.0, float("inf"), None
     for step in range(steps):
-        lr = float(trainee.optimizer.param_groups[0]["lr"])
-        share, _ = train_step(plan, trainee, loader, step)
+        lr = float(state.optimizer.param_groups[0]["lr"])
+        share, _ = train_step(plan, state, loader, step)
         try:
-            loss = mean_loss(trainee, share, step)
+            loss = mean_loss(state, share, step)
         except TrainingFailed:  # it is no number any more
             diverged_at = lr
             break

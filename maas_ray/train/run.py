@@ -1,4 +1,4 @@
-"""A training run: prepares the data, has the workers started (train/launch.py) and follows them. Knows no ray.train.
+"""A training run: prepares the data, has the workers started (train/ranks/launch.py) and follows them. Knows no ray.train.
 
 Ray Train starts the process group and starts it again when a worker or node is lost. Checkpoints are ours
 (checkpoint/): every attempt begins from the newest committed one, so a restart, a resume by hand and an
@@ -15,27 +15,27 @@ from typing import Any
 import ray
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
-from maas_ray.cluster.clocks import refuse_skew
-from maas_ray.cluster.preflight import alive_nodes, preflight
-from maas_ray.data.dataset import Dataset
+from maas_ray.cluster.capacity.preflight import alive_nodes, preflight
+from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.data.prepare import prepare
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
-from maas_ray.interrupts import Held, told_to_end
+from maas_ray.process.interrupts import Held, told_to_end
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
-from maas_ray.train.beside import refuse_no_room
-from maas_ray.train.board import POLL_S, TIMEOUT_S, Follower, Launch, end_board, start_board
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.figures import newest_figures, refuse_figure
-from maas_ray.train.journal import location
-from maas_ray.train.progress import Progress
-from maas_ray.train.recipe import refuse_steps
-from maas_ray.train.report import Ended, commit_report, find_part
-from maas_ray.train.runs import Run, Runs, checkpoints_prefix, git_commit, run_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
+from maas_ray.train.records.report import FinalState, commit_report, find_part
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
+from maas_ray.train.records.tensorboard import location
+from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
+from maas_ray.train.spec.optim import refuse_steps
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.async_validation import refuse_no_room
 
 _QUICK_S = 0.05
 """Time between two looks while a run begins."""
@@ -52,7 +52,7 @@ class RunResult:
     run: str
     step: int
     metrics: dict[str, float]
-    """The newest `loss`, and `validation_…` figures where there is a validation split."""
+    """The newest `loss`, and `validation_…` metrics where there is a validation split."""
     data_digest: str
     checkpoint_step: int
     reason: str | None
@@ -60,9 +60,9 @@ class RunResult:
     tensorboard: str
     """What to give `tensorboard --logdir`."""
     report: dict[str, str]
-    """Where `report.json` and `report.png` lie; see report.py."""
+    """Where `report.json` and `report.png` lie; see records/report.py."""
     unvalidated: Mapping[int, str]
-    """By step: why validation beside training has no figures of it."""
+    """By step: why validation beside training has no metrics of it."""
 
 
 def run_training(
@@ -70,7 +70,7 @@ def run_training(
     *,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    board: Any = None,
+    actor: Any = None,
 ) -> RunResult:
     """Trains a run to its end. Needs a connected Ray (`ray.init`).
 
@@ -78,7 +78,7 @@ def run_training(
         spec: the run.
         resume: continue a run that exists from its newest committed checkpoint; one that is finished is left alone.
         on_progress: called in a thread of this process with the newest report of rank 0.
-        board: a `start_board()` that was begun before the spec was read: its process can import Ray Train meanwhile. It
+        actor: a `start_run_actor()` that was begun before the spec was read: its process can import Ray Train meanwhile. It
             ends with the run. By default the run begins its own.
 
     Raises:
@@ -92,15 +92,15 @@ def run_training(
         Preempted: this process was sent SIGTERM, SIGINT or SIGHUP; what the run had is committed. A second signal acts as
             it would without a run, and leaves what was committed before.
     """
-    board = board or start_board()
+    actor = actor or start_run_actor()
     try:
-        return _run_training(spec, resume, on_progress, board)
+        return _run_training(spec, resume, on_progress, actor)
     finally:
-        end_board(board)
+        end_run_actor(actor)
 
 
 def _run_training(
-    spec: TrainSpec, resume: bool, on_progress: Callable[[Progress], None] | None, board: Any
+    spec: TrainSpec, resume: bool, on_progress: Callable[[Progress], None] | None, actor: Any
 ) -> RunResult:
     store = open_store(spec.storage)
     probe(store)
@@ -108,10 +108,10 @@ def _run_training(
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     resources = {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus}
     # A run that was there before had its nodes: one of them may be on its way back.
-    wait_s = spec.workers.wait_s if resume else 0.0
-    preflight(spec.layouts()[0].world, resources, together=spec.layout.together, wait_s=wait_s)
+    wait_s = spec.workers.placement_timeout_s if resume else 0.0
+    preflight(spec.layouts()[0].world, resources, together=spec.parallelism.together, wait_s=wait_s)
     refuse_skew()
-    if spec.validation.beside:
+    if spec.validation.is_async:
         refuse_no_room(spec)
     if resume and _resumed(store, spec).status == "finished":
         return _result(store, spec.run)
@@ -120,14 +120,14 @@ def _run_training(
     what, hint = f"run {spec.run!r} of {store.uri}", _TAKEN_RESUMED if resume else _TAKEN
     with take(store, run_prefix(spec.run), what, waits=resume, hint=hint, on_wait=log.warning) as lease:
         if resume:
-            _resume(store, spec, on_progress, board, lease)
+            _resume(store, spec, on_progress, actor, lease)
         else:
-            _begin(store, spec, on_progress, board, lease)
+            _begin(store, spec, on_progress, actor, lease)
         return _result(store, spec.run)
 
 
 def _resume(
-    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, board: Any, lease: Lease
+    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
 ) -> None:
     run = _resumed(store, spec)  # once more: whoever had the lease may have gone on meanwhile
     # The same start for all attempts; the caller's words for it where there are some, as passwords are not written down.
@@ -138,17 +138,17 @@ def _resume(
     if spec.model.is_classical:
         fit_classical(store, spec, run, on_progress, lease.claim)
     else:
-        _fit(store, spec, run.data_digest, on_progress, board, lease)
+        _fit(store, spec, run.data_digest, on_progress, actor, lease)
 
 
 def _begin(
-    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, board: Any, lease: Lease
+    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
 ) -> None:
     _refuse_existing(store, spec)
     dataset = prepare(spec.data, store)
     spec, lineage = _settled(store, spec)
 
-    def create() -> Run:
+    def create() -> RunRecord:
         lease.check()
         return Runs(store).create(spec, dataset.digest, git_commit(Path.cwd()), lineage)
 
@@ -157,7 +157,7 @@ def _begin(
         fit_classical(store, spec, create(), on_progress, lease.claim)
     else:
         _check(spec, dataset)
-        _fit(store, spec, dataset.digest, on_progress, board, lease, create)
+        _fit(store, spec, dataset.digest, on_progress, actor, lease, create)
 
 
 def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
@@ -176,13 +176,13 @@ def _settled(store: ObstoreStore, spec: TrainSpec) -> tuple[TrainSpec, Any]:
     """The spec with the very checkpoint that it starts from, and that one's lineage; nothing to do for most runs."""
     if spec.init is None:
         return spec, None
-    from maas_ray.train.warm_start import open_start, settle_init  # late: few runs need it
+    from maas_ray.train.state.warm_start import open_start, settle_init  # late: few runs need it
 
     init = settle_init(spec.init, store)
     return spec.model_copy(update={"init": init}), open_start(init, store, spec.storage).lineage()
 
 
-def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
+def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
     run = Runs(store).get(spec.run)
     if spec.init is not None:
         spec = spec.model_copy(update={"init": spec.init.as_settled(run.spec.init)})
@@ -195,16 +195,18 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> Run:
 
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
-    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/check.py."""
+    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/ranks/preflight.py."""
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
-    if spec.validation.beside and not has_validation:
-        raise SpecError("validation.beside: the data has no validation split; set data.split.validation, or remove it")
+    if spec.validation.is_async and not has_validation:
+        raise SpecError(
+            "validation.mode async: the data has no validation split; set data.split.validation, or remove it"
+        )
     if by.keep_best:
-        refuse_figure("checkpoint", by.metric, by.mode, task, has_validation)
+        refuse_metric("checkpoint", by.metric, by.mode, task, has_validation)
     if early is not None:
-        refuse_figure("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
+        refuse_metric("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
 
 
 def _fit(
@@ -212,7 +214,7 @@ def _fit(
     spec: TrainSpec,
     data_digest: str,
     on_progress: Callable[[Progress], None] | None,
-    board: Any,
+    actor: Any,
     lease: Lease,
     create: Callable[[], object] | None = None,
 ) -> None:
@@ -223,13 +225,13 @@ def _fit(
         spec: the run.
         data_digest: the prepared data set.
         on_progress: see `run_training`.
-        board: the run's.
+        actor: the run's.
         lease: the run's.
         create: writes the run down. Called once rank 0 has found that model and data fit, before anybody trains; None: it
             is written down already. An error before that leaves no run behind.
     """
     workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
-    record = _Record(Runs(store), spec.run, sizes[-1], lease, create)
+    record = _RunLog(Runs(store), spec.run, sizes[-1], lease, create)
     job = Launch(
         run=spec.run,
         name=f"{spec.run}-{uuid.uuid4().hex[:8]}",
@@ -237,20 +239,20 @@ def _fit(
         data_digest=data_digest,
         storage=spec.storage,
         sizes=sizes,
-        together=spec.layout.together,
+        together=spec.parallelism.together,
         cpus=workers.cpus,
         gpus=workers.gpus,
         max_restarts=workers.max_restarts,
         timeout_s=workers.timeout_s,
-        wait_s=workers.wait_s,
-        resize_s=workers.resize_s,
+        placement_timeout_s=workers.placement_timeout_s,
+        scale_up_interval_s=workers.scale_up_interval_s,
         claim=lease.claim,
     )
     with (
         told_to_end() as signals,
-        Follower(board, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
+        ProgressReader(actor, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
     ):
-        failure = _await(job, board, record, seen, signals)
+        failure = _await(job, actor, record, seen, signals)
     if failure is not None:
         kind = "stopped" if isinstance(failure, Preempted) else "failed"
         record.note({"type": kind, "error": f"{failure.code}: {failure}"})
@@ -258,10 +260,11 @@ def _fit(
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(spec.run)))
     stopper = spec.stopper()
     reason = stopper.follow(saved.history) if stopper is not None else None
-    record.note({"type": "finished", "step": saved.step, "reason": reason})
+    metrics = {**newest_metrics(saved.history), **Runs(store).validated(spec.run).get(saved.step, {})}
+    record.note({"type": "finished", "step": saved.step, "reason": reason, "metrics": metrics})
 
 
-class _Record:
+class _RunLog:
     """The run as it is written down, and what happens to it. To one that is not written down nothing happens.
 
     Nothing is written in another owner's run: each method raises `Conflict` once the lease is over.
@@ -295,13 +298,13 @@ class _Record:
         return self._lease.lost
 
 
-def _await(job: Launch, board: Any, record: _Record, seen: Follower, signals: Held) -> MaasError | None:
+def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signals: Held) -> MaasError | None:
     """Waits for the end of a launch; returns what ended it, if it was not the last step.
 
     A run has no bound in time, so what is bounded is the time without a sign of the process that watches it.
     """
     has_asked = False
-    training = board.train.remote(job)
+    training = actor.train.remote(job)
     while True:
         try:
             done, _ = ray.wait([training], timeout=POLL_S if record.has_begun else _QUICK_S)
@@ -312,16 +315,16 @@ def _await(job: Launch, board: Any, record: _Record, seen: Follower, signals: He
                 raise seen.lost
             if record.lost is not None:
                 return record.lost
-            if not record.has_begun and ray.get(board.is_checked.remote(), timeout=TIMEOUT_S):
+            if not record.has_begun and ray.get(actor.is_checked.remote(), timeout=TIMEOUT_S):
                 record.begin()
-                ray.get(board.allow.remote(), timeout=TIMEOUT_S)
+                ray.get(actor.allow.remote(), timeout=TIMEOUT_S)
             if signals.number is not None and not has_asked:
                 has_asked = True
                 log.warning(
                     "%s: the run stops at its next step and commits a checkpoint; the same signal once more ends it at once",
                     signals.number.name,
                 )
-                ray.get(board.ask.remote(signals.number.name), timeout=TIMEOUT_S)
+                ray.get(actor.ask.remote(signals.number.name), timeout=TIMEOUT_S)
         except ray.exceptions.RayError as error:
             return TrainingFailed(
                 f"run {job.run!r} lost the process that watches its workers: {error}; committed checkpoints are kept: give "
@@ -333,12 +336,12 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
     record = Runs(store).get(run)
     if record.spec.model.is_classical:
         fitted = load_fitted(store, run)
-        ended = Ended(fitted.step, fitted.history)
+        ended = FinalState(fitted.step, fitted.history)
     else:
         saved = read_saved(open_checkpoint(store, checkpoints_prefix(run)))
-        ended = Ended(saved.step, saved.history, saved.meta.get("layout"), saved.meta.get("seconds"))
+        ended = FinalState(saved.step, saved.history, saved.meta.get("layout"), saved.meta.get("seconds"))
     report = commit_report(store, run, ended, alive_nodes())
-    metrics = {**newest_figures(ended.history), **Runs(store).validated(run).get(ended.step, {})}
+    metrics = {**newest_metrics(ended.history), **Runs(store).validated(run).get(ended.step, {})}
     return RunResult(
         run=run,
         step=ended.step,

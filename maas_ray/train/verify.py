@@ -19,18 +19,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
-from maas_ray.data.dataset import Dataset, open_dataset
+from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import ModelError, TrainingFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
-from maas_ray.train.assemble import build_loader, build_net, build_plan, build_trainee
-from maas_ray.train.layout import Layout, possible_layouts
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import place_rank
-from maas_ray.train.pipeline import num_layers
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import tensors_of
-from maas_ray.train.throughput import ThroughputSpec
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import rank_coordinates
+from maas_ray.train.parallel.pipeline import num_layers
+from maas_ray.train.spec.parallelism import MeshLayout, possible_layouts
+from maas_ray.train.spec.performance import PerformanceSpec
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.state.restore import tensors_of
 
 TOLERANCE = 1e-8
 """Largest difference of a loss, a gradient norm or a parameter that still counts as equal."""
@@ -64,10 +64,10 @@ class _Trace:
     parameters: dict[str, Tensor]
 
 
-def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[Layout]:
+def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[MeshLayout]:
     """The layouts in which this model could be trained by at most so many processes."""
     net = build_net(spec, dataset.features)
-    plan = spec.layout.tp_plan or getattr(net, "tp_plan", None) or {}
+    plan = spec.parallelism.tp_plan or getattr(net, "tp_plan", None) or {}
     layouts = possible_layouts(
         max_world, has_plan=bool(plan), num_layers=num_layers(net), has_sequence="sequence_parallel" in plan.values()
     )
@@ -77,7 +77,7 @@ def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[Layou
 def verify_layouts(
     spec: TrainSpec,
     data_digest: str,
-    layouts: Sequence[Layout],
+    layouts: Sequence[MeshLayout],
     *,
     steps: int = 4,
     on_compared: Callable[[Compared], None] | None = None,
@@ -98,10 +98,10 @@ def verify_layouts(
         MaasError: the model cannot be trained in one process.
         TrainingFailed: a rank failed in an unexpected way, with its error.
     """
-    spec = spec.model_copy(update={"precision": "fp32", "clip_norm": spec.clip_norm or _NO_LIMIT})
+    spec = spec.model_copy(update={"precision": "fp32", "max_grad_norm": spec.max_grad_norm or _NO_LIMIT})
     # One process keeps all activations and compiles nothing: what the spec asks of the layouts is compared with that.
-    plain = spec.model_copy(update={"throughput": ThroughputSpec()})
-    reference = _trace(plain, data_digest, Layout(), steps)
+    plain = spec.model_copy(update={"performance": PerformanceSpec()})
+    reference = _trace(plain, data_digest, MeshLayout(), steps)
     if isinstance(reference, str):
         raise ModelError(reference)
     compared = []
@@ -113,7 +113,7 @@ def verify_layouts(
     return compared
 
 
-def _compare(layout: Layout, reference: _Trace, trace: "_Trace | str") -> Compared:
+def _compare(layout: MeshLayout, reference: _Trace, trace: "_Trace | str") -> Compared:
     if isinstance(trace, str):
         return Compared(str(layout), refused=trace)
     return Compared(
@@ -134,8 +134,8 @@ def _largest(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _run(
-    spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[Layout]
-) -> Iterator[tuple[Layout, "_Trace | str"]]:
+    spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[MeshLayout]
+) -> Iterator[tuple[MeshLayout, "_Trace | str"]]:
     """All layouts of one number of ranks, in one group of processes."""
     with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
         # Forked from one process that has imported everything, what optimizers import on first use included.
@@ -172,7 +172,7 @@ def _rank(
     spec_json: bytes,
     data_digest: str,
     steps: int,
-    layouts: list[Layout],
+    layouts: list[MeshLayout],
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -191,31 +191,31 @@ def _rank(
         dist.destroy_process_group()
 
 
-def _trace(spec: TrainSpec, data_digest: str, layout: Layout, steps: int) -> "_Trace | str":
+def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) -> "_Trace | str":
     """Trains from the start, or says why it cannot be arranged so. Collective over the layout's ranks."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     dataset = open_dataset(open_store(spec.storage), data_digest)
     num_rows = dataset.num_rows["train"]
-    if layout.pp > 1 and spec.batch.accumulation % (2 * layout.pp):
+    if layout.pp > 1 and spec.batch.accumulation_steps % (2 * layout.pp):
         # Cutting a batch into micro-batches changes no gradient; a pipeline needs some.
-        batch = spec.batch.model_copy(update={"accumulation": 2 * layout.pp})
+        batch = spec.batch.model_copy(update={"accumulation_steps": 2 * layout.pp})
         spec = spec.model_copy(update={"batch": batch})
-    if spec.layout.pp_split is not None and len(spec.layout.pp_split) != layout.num_stages - 1:
-        spec = spec.model_copy(update={"layout": spec.layout.model_copy(update={"pp_split": None})})
-    place = place_rank(layout, "cpu")
+    if spec.parallelism.pp_split is not None and len(spec.parallelism.pp_split) != layout.num_stages - 1:
+        spec = spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"pp_split": None})})
+    coordinates = rank_coordinates(layout, "cpu")
     try:
-        trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"), torch.float64)
+        state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"), torch.float64)
     except ModelError as error:  # all ranks look at the whole model, so all of them refuse it
         return str(error)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     losses, norms = [], []
     for step in range(min(steps, plan.total_steps)):
-        share, norm = train_step(plan, trainee, loader, step)
-        losses.append(mean_loss(trainee, share, step))
+        share, norm = train_step(plan, state, loader, step)
+        losses.append(mean_loss(state, share, step))
         norms.append(norm or 0.0)
-    state = tensors_of(trainee)
-    return _Trace(losses, norms, {name: _whole(value) for name, value in state.items()})
+    tensors = tensors_of(state)
+    return _Trace(losses, norms, {name: _whole(value) for name, value in tensors.items()})
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -228,8 +228,8 @@ def _write(directory: Path, number: int, rank: int, outcome: "_Trace | str") -> 
     if isinstance(outcome, str):
         path.with_suffix(".refused").write_text(outcome)
         return
-    figures = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
-    safetensors.torch.save_file({"\0figures": figures, **outcome.parameters}, path.with_suffix(".safetensors"))
+    metrics = torch.tensor([outcome.losses, outcome.norms], dtype=torch.float64)
+    safetensors.torch.save_file({"\0metrics": metrics, **outcome.parameters}, path.with_suffix(".safetensors"))
 
 
 def _read(directory: Path, number: int) -> "_Trace | str":
@@ -239,7 +239,7 @@ def _read(directory: Path, number: int) -> "_Trace | str":
     parameters: dict[str, Tensor] = {}
     for path in sorted(directory.glob(f"{number}-*.safetensors")):
         parameters |= safetensors.torch.load_file(path)
-    losses, norms = parameters.pop("\0figures").tolist()
+    losses, norms = parameters.pop("\0metrics").tolist()
     return _Trace(losses, norms, parameters)
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from maas_ray.bundle.format import GRAPH, list_bundles, load_bundle, load_info
+from maas_ray.bundle.format import GRAPH, PREFIX, load_bundle, load_info
 from maas_ray.errors import NotFound, ObjectCorrupt
-from maas_ray.store.manifest import open_committed
+from maas_ray.store.manifest import list_committed, open_committed
 from maas_ray.store.objects import ObstoreStore
 from tests.support.bundles import save_toy_bundle, toy_info
 
@@ -12,7 +12,7 @@ def test_a_bundle_is_loaded_as_it_was_saved(store: ObstoreStore) -> None:
     bundle = load_bundle(store, bundle_id)
     assert bundle.graph == b"some graph"
     assert bundle.info == toy_info() == load_info(store, bundle_id)
-    assert list_bundles(store) == [bundle_id]
+    assert list_committed(store, PREFIX) == [bundle_id]
 
 
 def test_the_same_content_is_the_same_bundle_and_other_content_another(file_store: ObstoreStore) -> None:

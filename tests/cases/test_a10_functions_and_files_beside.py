@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from maas_ray.bundle import external
-from maas_ray.bundle.external import read_onnx
-from maas_ray.bundle.functions import is_of_runtime
-from maas_ray.bundle.inspect import inspect_graph
+from maas_ray.bundle.graph import external
+from maas_ray.bundle.graph.checks import inspect_graph
+from maas_ray.bundle.graph.external import read_onnx
+from maas_ray.bundle.graph.functions import is_of_runtime
 from maas_ray.errors import BundleError
-from maas_ray.foreign import Unreadable, open_beside, open_folder, read_file
+from maas_ray.foreign.files import Unreadable, open_beside, open_folder, read_file
 from maas_ray.registry.importing import import_onnx, read_labels
 from maas_ray.store.objects import ObstoreStore
 from tests.support.onnx_models import LINEAR, make_graph, value

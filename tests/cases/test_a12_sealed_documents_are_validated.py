@@ -20,15 +20,15 @@ from maas_ray.cli.checks import all_checks
 from maas_ray.display import shown
 from maas_ray.errors import MaasError, ObjectCorrupt
 from maas_ray.registry.models import Registry
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import DesiredState
 from maas_ray.spec import canonical_json
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.sealed import seal, unseal
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.runs import Runs
-from maas_ray.train.search.log import Ended, Figure, SearchLog
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.search.log import MetricValue, SearchLog, TrialEnded
+from maas_ray.train.spec.train import TrainSpec
 from tests.checkpoint.states import snapshot
 from tests.support.bundles import save_toy_bundle
 
@@ -66,11 +66,11 @@ def _fill(store: ObstoreStore) -> str:
         runs.record("r", event)
     save(store, CHECKPOINTS, snapshot(7, metrics={"loss": 0.5}))
     pin(store, CHECKPOINTS, 7, "exported")
-    wanted = Wanted(store, "pool")
+    wanted = DesiredState(store, "pool")
     wanted.load("digits")
     wanted.unload("digits")
     search = SearchLog(store, "s")
-    search.record(0, Ended("finished", (Figure(1, 0.5, 2.0),)))
+    search.record(0, TrialEnded("finished", (MetricValue(1, 0.5, 2.0),)))
     return bundle
 
 
@@ -92,7 +92,7 @@ READERS: dict[str, tuple[str, Reader]] = {
         for number in range(1, 7)
     },
     "a pin": ("runs/r/pins/log/{1:020d}.json", lambda store: pinned(store, CHECKPOINTS)),
-    "a wish to load": ("pools/pool/wanted/log/{1:020d}.json", lambda store: Wanted(store, "pool").wishes()),
+    "a desired model": ("pools/pool/wanted/log/{1:020d}.json", lambda store: DesiredState(store, "pool").models()),
     "a trial": ("searches/s/log/{1:020d}.json", lambda store: SearchLog(store, "s").ended()),
 }
 
@@ -252,7 +252,7 @@ def test_foreign_files_are_harmless_everywhere_and_reported(file_store: ObstoreS
     assert [run.id for run in Runs(store).all()] == ["r"]
     assert verify(open_checkpoint(store, CHECKPOINTS)) == []
     assert pinned(store, CHECKPOINTS) == {7}
-    assert set(Wanted(store, "pool").wishes()) == {"digits"}
+    assert set(DesiredState(store, "pool").models()) == {"digits"}
     assert list(SearchLog(store, "s").ended()) == [0]
     assert Retention(store, CHECKPOINTS, Keep(last=1)).apply() == []
     assert Registry(store).promote("digits", 1, "canary").version == 1

@@ -14,10 +14,10 @@ import httptools
 import pytest
 
 from maas_ray.errors import BadRequest, NotFound
-from maas_ray.serve.head import Route, find_route
-from maas_ray.serve.ingress import App
-from maas_ray.serve.path import below, sent_path
-from maas_ray.serve.raw_head import parse_head
+from maas_ray.serve.http.asgi_app import App
+from maas_ray.serve.http.raw_head import parse_head
+from maas_ray.serve.request.head import Route, find_route
+from maas_ray.serve.request.url_path import below, sent_path
 from maas_ray.store.objects import open_store
 from tests.attacks.raw import Talk
 from tests.conftest import RayCluster
@@ -237,8 +237,8 @@ def _handler(server: Server) -> Any:
 def test_behind_haproxy_two_pools_see_only_their_own_paths(
     ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from maas_ray.serve import pool
-    from maas_ray.serve.spec import ServeSpec
+    from maas_ray.serve.deploy import pool
+    from maas_ray.serve.spec.pools import ServeSpec
 
     store = open_store(f"file://{tmp_path_factory.mktemp('pools')}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0)))

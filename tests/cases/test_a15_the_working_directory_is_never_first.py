@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from maas_ray import search_path
 from maas_ray.cli.app import PANELS
 from maas_ray.cli.options import APP_DIR_VARIABLE
+from maas_ray.process import search_path
 from tests.conftest import RayCluster
 from tests.support.onnx_models import linear
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 NAMES = (
     "onnx",
     "numpy",
@@ -90,10 +90,10 @@ def test_a_command_that_builds_models_looks_there_last(tmp_path: Path, command: 
 PROBE = """
 import json, os, sys
 from maas_ray.cli import app as commands, reporting
-def probe() -> reporting.Answer:
+def probe() -> reporting.CommandResult:
     '''Says where it looks.'''
-    return reporting.Answer({"path": sys.path, "app_dir": os.environ.get("MAAS_RAY_APP_DIR")}, "")
-def probe_models() -> reporting.Answer:
+    return reporting.CommandResult({"path": sys.path, "app_dir": os.environ.get("MAAS_RAY_APP_DIR")}, "")
+def probe_models() -> reporting.CommandResult:
     '''The same.'''
     return probe()
 commands.app.command("probe")(reporting.reported(probe))
@@ -143,7 +143,7 @@ def test_workers_look_where_their_driver_does_in_its_order(tmp_path: Path, monke
 
 DRIVER = """
 import sys, ray
-from maas_ray.search_path import leave_out_working_directory
+from maas_ray.process.search_path import leave_out_working_directory
 leave_out_working_directory()
 from maas_ray.cluster import connect
 connect()

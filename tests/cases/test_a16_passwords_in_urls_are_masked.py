@@ -15,18 +15,18 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from maas_ray.cli.app import app
-from maas_ray.cli.client import ModelClient
+from maas_ray.client import Client
 from maas_ray.cluster import connect
 from maas_ray.display import get_logger, mask, masked, shown
 from maas_ray.errors import MaasError, SpecError, StoreError
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import load_spec, parse_spec
 from maas_ray.store import objects
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 from maas_ray.train.search.log import SearchLog
 from maas_ray.train.search.spec import TuneSpec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.support.onnx_models import linear
 
 SECRET = "hunter2Secret"
@@ -95,7 +95,7 @@ def test_what_nobody_answers_is_named_without_the_password(tmp_path: Path) -> No
     assert "nothing answers at http://***@127.0.0.1:9/v2/models/m" in done.stderr
     assert SECRET not in done.stdout + done.stderr
     with pytest.raises(MaasError) as caught:
-        ModelClient(ENDPOINT, "m")
+        Client(ENDPOINT).inputs("m")
     assert SECRET not in str(caught.value)
     with pytest.raises(MaasError) as caught:
         connect(address=f"http://user:{SECRET}@host:1")
@@ -112,7 +112,7 @@ def test_proxies_are_masked_too(no_patience: None, monkeypatch: pytest.MonkeyPat
         store.get("x")
     assert SECRET not in str(caught.value)
     with pytest.raises(MaasError) as caught:
-        ModelClient("http://192.0.2.1:9", "m")
+        Client("http://192.0.2.1:9").inputs("m")
     assert SECRET not in str(caught.value)
     with pytest.raises(requests.RequestException):
         requests.get("http://192.0.2.1:9", timeout=1)
@@ -129,7 +129,7 @@ def test_specs_and_records_do_not_show_it(file_store: objects.ObstoreStore) -> N
         {
             "name": "s",
             "base": spec.model_dump(mode="json"),
-            "search": {"optimizer.lr": {"kind": "uniform", "low": 0.1, "high": 1}},
+            "search": {"optimizer.lr": {"kind": "uniform", "lower": 0.1, "upper": 1}},
         }
     )
     log = SearchLog(file_store, "s")

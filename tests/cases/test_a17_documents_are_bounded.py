@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from maas_ray.cli.app import app
 from maas_ray.cluster import choose_ports
-from maas_ray.data.spec import DataSpec
-from maas_ray.documents import MAX_DEPTH, MAX_NODES, Malformed, read_json, read_yaml
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import SpecError
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.foreign.documents import MAX_DEPTH, MAX_NODES, Malformed, read_json, read_yaml
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import MAX_SPEC_BYTES, Spec, load_spec, parse_spec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 
 SPECS: tuple[type[Spec], ...] = (DataSpec, TrainSpec, ServeSpec)
 SOON_S = 30

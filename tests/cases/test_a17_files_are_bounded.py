@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from pyarrow import csv, feather, parquet
 
-from maas_ray.cli.client import Input
 from maas_ray.cli.rows import read_rows
-from maas_ray.data.source import read_table
-from maas_ray.data.spec import DataSpec
+from maas_ray.client import Tensor
+from maas_ray.data.sources.table import read_table
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 from maas_ray.spec import parse_spec
 from tests.support.bounds import bounded
@@ -240,7 +240,7 @@ def test_images_are_decoded_as_before(tmp_path: Path) -> None:
     assert all(np.array_equal(row, pixels.transpose(2, 0, 1)) for row in rows)
 
 
-INPUT = Input(name="x", datatype="FP32", shape=(8,))
+INPUT = Tensor(name="x", datatype="FP32", shape=(8,))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ INPUT = Input(name="x", datatype="FP32", shape=(8,))
 )  # fmt: skip
 def test_rows_to_predict_are_bounded_too(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    inputs = [INPUT if name.endswith("npy") else Input(name="x", datatype="FP32", shape=())]
+    inputs = [INPUT if name.endswith("npy") else Tensor(name="x", datatype="FP32", shape=())]
     with pytest.raises(DataError) as caught:
         read_rows(tmp_path / name, inputs)
     assert len(str(caught.value)) < 10_000

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import models
 
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.tokenizer import MAX_VOCAB_SIZE, read_tokenizer
 from maas_ray.errors import DataError
@@ -42,7 +42,7 @@ BAD = {
         normalizer={"type": "Sequence", "normalizers": [replace({"String": "Ω"}, "Ω" * 1000)] * 4}
     ),
     "a pattern of exponential time": tokenizer(pre_tokenizer=split(r"(a|a|aa)+$")),
-    "codes of 32 bits": tokenizer(model={"type": "WordLevel", "vocab": {"a": 2**32 - 2, "b": 0}, "unk_token": "b"}),
+    "token ids of 32 bits": tokenizer(model={"type": "WordLevel", "vocab": {"a": 2**32 - 2, "b": 0}, "unk_token": "b"}),
     "unknown token outside": tokenizer(model={**UNIGRAM, "unk_id": 7}),
     "no vocabulary": tokenizer(model={**UNIGRAM, "vocab": []}),
     "a score that is none": tokenizer(model=UNIGRAM).replace(b"0.0", b"1e999"),
@@ -82,7 +82,7 @@ def test_a_hostile_tokenizer_is_a_typed_error_soon(name: str) -> None:
 def test_the_texts_that_it_is_for_are_tried_too(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(BAD["grows at a letter of the texts"])
     (tmp_path / "a.txt").write_text("The letter Ω.")
-    text = {"length": 4, "tokenizer": {"kind": "file", "uri": str(tmp_path / "tokenizer.json")}}
+    text = {"seq_len": 4, "tokenizer": {"kind": "file", "uri": str(tmp_path / "tokenizer.json")}}
     fields = {"uri": str(tmp_path / "a.txt"), "task": "language_modeling", "text": text}
     spec = parse_spec(DataSpec, fields)
     assert spec.text is not None

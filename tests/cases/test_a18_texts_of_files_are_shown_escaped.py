@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from maas_ray.checkpoint.save import save
 from maas_ray.cli.app import app
-from maas_ray.cli.reporting import SafeConsole, facts, table
+from maas_ray.console.output import SafeConsole, facts, table
 from maas_ray.display import get_logger, shown
 from maas_ray.errors import BadRequest, MaasError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.runs import Runs
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.spec.train import TrainSpec
 from tests.checkpoint.states import snapshot
 
 EVIL = {

@@ -25,12 +25,12 @@ class LossyStore(ObstoreStore):
         self._share = share
         self.num_lost = 0
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         drawn = self._random.random()
         if drawn < self._share / 2:
             self.num_lost += 1
             raise StoreUnavailable("the request was lost")
-        super().put_new(key, data)
+        super().create(key, data)
         if drawn < self._share:
             self.num_lost += 1
             raise StoreUnavailable("the answer was lost")

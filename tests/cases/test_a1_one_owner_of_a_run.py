@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.checkpoint.save import finish, save
-from maas_ray.checkpoint.saver import Saver
 from maas_ray.errors import Conflict, NotFound
 from maas_ray.store.fsck import fsck
-from maas_ray.store.lease import Claim, Owner, holder_of, is_dead, machine_id, take
+from maas_ray.store.lease import Claim, LeaseOwner, holder_of, is_dead, machine_id, take
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.sequence import Sequence
 from tests.checkpoint.states import PREFIX, snapshot
 from tests.support.faulty import FaultyStore
+from tests.support.root import ROOT
 
 RUN = "runs/r"
 OWNER = """
@@ -42,7 +43,7 @@ class Process:
 
     def __init__(self, storage: StorageSpec) -> None:
         command = [sys.executable, "-c", OWNER, storage.model_dump_json()]
-        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.number = self.said()["number"]
 
     def said(self) -> dict[str, object]:
@@ -125,9 +126,9 @@ def test_a_frozen_owner_is_followed_after_the_bound_and_then_ends(file_store: Ob
         owner.end()
 
 
-def _elsewhere(store: ObstoreStore) -> Owner:
+def _elsewhere(store: ObstoreStore) -> LeaseOwner:
     """An owner on another machine, whose clock is a day ahead: of it nothing is known but its signs of life."""
-    owner = Owner(
+    owner = LeaseOwner(
         type="take",
         owner="e" * 32,
         host="elsewhere",
@@ -166,28 +167,28 @@ def test_an_owner_on_another_machine_is_judged_by_its_signs_of_life(store: Obsto
 def test_a_process_id_that_was_given_again_is_another_process() -> None:
     me = {"type": "take", "owner": "o", "host": "h", "pid": os.getpid(), "machine": machine_id()}
     stat = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
-    assert not is_dead(Owner(**me, process=stat))
-    assert is_dead(Owner(**me, process=str(int(stat) - 1)))
-    assert not is_dead(Owner(**{**me, "machine": "another"}, process="1"))
-    assert not is_dead(Owner(**{**me, "machine": ""}, process="1")), "nobody knows"
+    assert not is_dead(LeaseOwner(**me, process=stat))
+    assert is_dead(LeaseOwner(**me, process=str(int(stat) - 1)))
+    assert not is_dead(LeaseOwner(**{**me, "machine": "another"}, process="1"))
+    assert not is_dead(LeaseOwner(**{**me, "machine": ""}, process="1")), "nobody knows"
 
 
 def test_who_lost_the_lease_commits_nothing_and_leaves_nothing(file_store: ObstoreStore) -> None:
     claim = _taken(file_store)
-    saver = Saver(file_store, PREFIX, fence=partial(claim.check, file_store))
+    checkpointer = AsyncCheckpointer(file_store, PREFIX, fence=partial(claim.check, file_store))
     try:
-        saver.save(snapshot(10))
+        checkpointer.save(snapshot(10))
         with pytest.raises(Conflict, match="the lease of run 'r' is over; this process commits nothing more"):
-            saver.wait()
+            checkpointer.wait()
     finally:
-        saver.close()
+        checkpointer.close()
     assert list_checkpoints(file_store, PREFIX) == []
     assert list(file_store.scan(PREFIX)) == []
     with take(file_store, RUN, "run 'r'", waits=False) as lease:
-        saver = Saver(file_store, PREFIX, fence=lease.check)
-        saver.save(snapshot(10))
-        assert saver.wait() == 10
-        saver.close()
+        checkpointer = AsyncCheckpointer(file_store, PREFIX, fence=lease.check)
+        checkpointer.save(snapshot(10))
+        assert checkpointer.wait() == 10
+        checkpointer.close()
 
 
 def test_a_commit_that_arrives_after_the_lease_was_lost_is_taken_back(
@@ -195,30 +196,30 @@ def test_a_commit_that_arrives_after_the_lease_was_lost_is_taken_back(
 ) -> None:
     with take(file_store, RUN, "run 'r'", waits=False) as lease:
         stalled = FaultyStore(file_store, "503")
-        put_new = stalled.put_new
+        create = stalled.create
 
         def put_late(key: str, data: bytes) -> None:
             if key.endswith("manifest.json"):  # the network stalls, and meanwhile somebody takes over
                 Sequence(file_store, f"{RUN}/owners").append(lambda _: _other().model_dump())
-            put_new(key, data)
+            create(key, data)
 
-        monkeypatch.setattr(stalled, "put_new", put_late)
+        monkeypatch.setattr(stalled, "create", put_late)
+        from maas_ray.checkpoint.collectives import Collectives
         from maas_ray.checkpoint.plan import Planner
-        from maas_ray.checkpoint.team import Team
         from maas_ray.checkpoint.upload import Filled
 
-        team, state = Team(None), snapshot(10)
-        attempt = Planner(team).prepare(10, state.tensors)
+        collectives, state = Collectives(None), snapshot(10)
+        attempt = Planner(collectives).prepare(10, state.tensors)
         with pytest.raises(Conflict, match="was taken over by process 7 on elsewhere"):
-            finish(stalled, PREFIX, team, attempt, state, Filled(attempt.pieces), 60, fence=lease.check)
+            finish(stalled, PREFIX, collectives, attempt, state, Filled(attempt.pieces), 60, fence=lease.check)
     assert list_checkpoints(file_store, PREFIX) == []
     assert list(file_store.scan(PREFIX)) == []
     assert (holder_of(file_store, RUN) or _other()).owner == "f" * 32, "the release of the loser takes nothing away"
     save(file_store, PREFIX, snapshot(10))
 
 
-def _other() -> Owner:
-    return Owner(type="take", owner="f" * 32, host="elsewhere", pid=7, machine="m", process="1", since_s=1.0)
+def _other() -> LeaseOwner:
+    return LeaseOwner(type="take", owner="f" * 32, host="elsewhere", pid=7, machine="m", process="1", since_s=1.0)
 
 
 def test_a_store_that_is_away_does_not_end_a_lease(file_store: ObstoreStore) -> None:

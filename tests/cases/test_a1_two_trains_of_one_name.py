@@ -16,16 +16,17 @@ from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import Conflict
 from maas_ray.store.lease import BOUND_S, holder_of
 from maas_ray.store.objects import StorageSpec, open_store
+from maas_ray.train.records.runs import Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix, run_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 from tests.support.paths import table_spec
+from tests.support.root import ROOT
 from tests.support.runs import outcome, until
 from tests.support.table import write_table
 
 STEPS = 1200
-JOB = Path(__file__).parents[2] / "jobs" / "train.py"
+JOB = ROOT / "jobs" / "train.py"
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(480)]
 

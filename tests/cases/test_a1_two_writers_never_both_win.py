@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from maas_ray.errors import Conflict, NotFound, StoreUnavailable
-from maas_ray.store.manifest import Draft, open_committed
+from maas_ray.store.manifest import CommitWriter, open_committed
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.sealed import seal, unseal
 from tests.support.faulty import FaultyStore
@@ -13,14 +13,14 @@ from tests.support.faulty import FaultyStore
 
 @pytest.mark.parametrize("parts", [{}, {"one": b"same"}, {"one": b"", "deep/two": b"x"}], ids=["no", "one", "two"])
 def test_the_second_of_two_equal_commits_is_a_conflict(store: ObstoreStore, parts: dict[str, bytes]) -> None:
-    drafts = [Draft(store, "runs/x", "run") for _ in range(2)]
-    for draft in drafts:
+    writers = [CommitWriter(store, "runs/x", "run") for _ in range(2)]
+    for writer in writers:
         for name, data in parts.items():
-            draft.put(name, data)
-    first = drafts[0].commit({"who": 1})
+            writer.put(name, data)
+    first = writers[0].commit({"who": 1})
     for meta in ({"who": 2}, {"who": 1}):
         with pytest.raises(Conflict, match="committed by another writer"):
-            drafts[1].commit(meta)
+            writers[1].commit(meta)
     there = open_committed(store, "runs/x", "run")
     assert (there.meta, there.attempt, there.digest) == ({"who": 1}, first.attempt, first.digest)
     assert all(there.read(name) == data for name, data in parts.items())
@@ -30,10 +30,10 @@ def test_of_many_writers_at_once_one_wins(storage: StorageSpec) -> None:
     start, winners, losers = threading.Barrier(6), list[int](), list[int]()
 
     def write(number: int) -> None:
-        draft = Draft(open_store(storage), "runs/x", "run")
+        writer = CommitWriter(open_store(storage), "runs/x", "run")
         start.wait(timeout=60)
         try:
-            winners.append(draft.commit({"who": number}).meta["who"])
+            winners.append(writer.commit({"who": number}).meta["who"])
         except Conflict:
             losers.append(number)
 
@@ -49,35 +49,35 @@ def test_of_many_writers_at_once_one_wins(storage: StorageSpec) -> None:
 @pytest.mark.parametrize("parts", [{}, {"one": b"first part"}], ids=["no parts", "a part"])
 def test_a_commit_whose_answer_was_lost_finds_itself(file_store: ObstoreStore, parts: dict[str, bytes]) -> None:
     lossy = FaultyStore(file_store, "timeout after success", 1, where="manifest.json")
-    draft = Draft(lossy, "runs/x", "run")
+    writer = CommitWriter(lossy, "runs/x", "run")
     for name, data in parts.items():
-        draft.put(name, data)
-    assert draft.commit({"who": 1}).meta == {"who": 1}
-    assert draft.commit({"who": 1}).meta == {"who": 1}, "and again when it is repeated"
+        writer.put(name, data)
+    assert writer.commit({"who": 1}).meta == {"who": 1}
+    assert writer.commit({"who": 1}).meta == {"who": 1}, "and again when it is repeated"
     with pytest.raises(Conflict, match="by this very attempt, with other contents"):
-        draft.commit({"who": 2})
+        writer.commit({"who": 2})
     assert all(open_committed(file_store, "runs/x", "run").read(name) == data for name, data in parts.items())
 
 
 def test_a_commit_that_did_not_arrive_says_so_and_can_be_repeated(file_store: ObstoreStore) -> None:
-    draft = Draft(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run")
+    writer = CommitWriter(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run")
     with pytest.raises(StoreUnavailable):
-        draft.commit({"who": 1})
+        writer.commit({"who": 1})
     with pytest.raises(NotFound):
         open_committed(file_store, "runs/x", "run")
-    assert draft.commit({"who": 1}).meta == {"who": 1}
+    assert writer.commit({"who": 1}).meta == {"who": 1}
 
 
 def test_a_lost_answer_to_somebody_elses_commit_is_not_taken_for_ours(file_store: ObstoreStore) -> None:
-    Draft(file_store, "runs/x", "run").commit({"who": 1})
+    CommitWriter(file_store, "runs/x", "run").commit({"who": 1})
     with pytest.raises(StoreUnavailable):
-        Draft(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run").commit({"who": 1})
+        CommitWriter(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run").commit({"who": 1})
 
 
 def test_manifests_of_before_without_an_attempt_are_read_and_belong_to_nobody(file_store: ObstoreStore) -> None:
-    Draft(file_store, "runs/x", "run").commit({"who": 1})
+    CommitWriter(file_store, "runs/x", "run").commit({"who": 1})
     body = unseal("runs/x/manifest.json", file_store.get("runs/x/manifest.json"))
     file_store.put("runs/x/manifest.json", seal({k: v for k, v in body.items() if k not in ("attempt", "digest")}))
     assert open_committed(file_store, "runs/x", "run").attempt == ""
     with pytest.raises(Conflict):
-        Draft(file_store, "runs/x", "run", attempt=None).commit({"who": 1})
+        CommitWriter(file_store, "runs/x", "run", attempt=None).commit({"who": 1})

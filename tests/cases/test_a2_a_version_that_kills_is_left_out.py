@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import requests
 
-from maas_ray.cluster.unavailable import unavailable
+from maas_ray.cluster.health.unavailable import unavailable
 from maas_ray.errors import BundleError, ConfinedKilled
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.conftest import unused_port
 from tests.serve.conftest import Server, app_spec, publish, serve_app
-from tests.serve.test_residency import wait_for
+from tests.serve.models.test_manager import wait_for
 from tests.support.deadly_models import DEEP_TREE, deep_tree, of_unknown_version
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
@@ -76,8 +77,8 @@ def test_a_promoted_version_that_kills_leaves_the_old_one_serving(server: Server
     registry = Registry(server.store)
     bad = registry.publish("linear", commit_bundle(server.store, deep_tree(20_001), DEEP_TREE)).version
     registry.promote("linear", bad)
-    wait_for(lambda: "SIGSEGV" in str(server.residency.problems("linear")), timeout_s=60)
+    wait_for(lambda: "SIGSEGV" in str(server.manager.problems("linear")), timeout_s=60)
     answer = requests.post(f"{server.url}/v2/models/linear/infer", json=ROW, timeout=60)
     assert answer.json()["outputs"][0]["data"] == [2, 4, 6]
     better = publish(server.store, "linear", commit_bundle(server.store, linear(3.0)))
-    wait_for(lambda: server.residency.get("linear").version.version == better, timeout_s=60)
+    wait_for(lambda: resident(server.manager, "linear").version.version == better, timeout_s=60)

@@ -15,12 +15,13 @@ from maas_ray.errors import BundleError
 from maas_ray.registry import examining
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import Registry
-from maas_ray.serve import loader
+from maas_ray.serve.models import loader
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish, serve_app
-from tests.serve.test_residency import wait_for
+from tests.serve.models.test_manager import wait_for
 from tests.support.deadly_models import ROWS, chain, doubling, endless, wide
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 TOO_LARGE = {
     "doubling functions": (doubling, f"{2**24} nodes"),
@@ -70,11 +71,11 @@ def test_versions_that_hang_keep_no_other_model_from_following_its_alias(
             registry.promote(name, registry.publish(name, bundle).version)
         time.sleep(0.3)  # both have begun
         newer = publish(file_store, "c", commit_bundle(file_store, linear(3.0)))
-        wait_for(lambda: server.residency.get("c").version.version == newer, timeout_s=60)
+        wait_for(lambda: resident(server.manager, "c").version.version == newer, timeout_s=60)
         for name in names[:2]:
-            wait_for(lambda name=name: server.residency.problems(name), timeout_s=60)
+            wait_for(lambda name=name: server.manager.problems(name), timeout_s=60)
             ready = requests.get(f"{server.url}/v2/models/{name}/ready", timeout=60).json()
             assert ready["problems"]
-            assert server.residency.get(name).version.version == 1
+            assert resident(server.manager, name).version.version == 1
         assert registry.promote("a", 1).version == 1
-        wait_for(lambda: not server.residency.problems("a"), timeout_s=60)
+        wait_for(lambda: not server.manager.problems("a"), timeout_s=60)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from maas_ray.haproxy.keeper import START_S
 from maas_ray.haproxy.succession import wake_keeper
-from maas_ray.keeper import START_S
 from tests.support.front import Front, Manager, backend, body, until
 
 WITHIN_S = 1.0

@@ -19,7 +19,7 @@ import pytest
 from ray.serve._private.common import RequestProtocol
 from ray.serve.config import gRPCOptions
 
-from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.config.limits import PoolLimits
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
 from tests.conftest import unused_port
 from tests.support.front import Front, backend, until

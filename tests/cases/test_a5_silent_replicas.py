@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from maas_ray.haproxy.admin import ask
-from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.config.limits import PoolLimits
 from maas_ray.haproxy.names import ADMIN_SOCKET, NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.haproxy.silent import silent
 from tests.support.front import Front, body, until

@@ -87,7 +87,7 @@ def test_the_deadline_holds_for_writing(server: Server) -> None:
     assert answer.status_code in (200, 504)
     assert time.monotonic() - began < 5.0
     until_s = time.monotonic() + 10
-    while server.call_plain(lambda: server.residency.budget.used):  # the thread ends at its next piece
+    while server.call_plain(lambda: server.manager.budget.used):  # the thread ends at its next piece
         assert time.monotonic() < until_s
         time.sleep(0.02)
 

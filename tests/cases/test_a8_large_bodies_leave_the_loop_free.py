@@ -19,7 +19,7 @@ import requests
 
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloaded, RunStopped
-from maas_ray.serve.batching import ByteBudget
+from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.codec import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
 from maas_ray.serve.wire.request import RequestReader
@@ -87,7 +87,7 @@ def test_a_large_body_is_refused_while_others_are_answered(server: Server, attac
     assert answer.status_code == 400
     assert message in answer.json()["error"]
     assert slowest_s < 1.0, "the longest was 13.6 s"
-    assert server.call_plain(lambda: server.residency.budget.used) == 0
+    assert server.call_plain(lambda: server.manager.budget.used) == 0
 
 
 def test_a_large_body_that_is_right_is_answered(server: Server) -> None:
@@ -130,7 +130,7 @@ def begin(server: Server, num_bytes: int) -> socket.socket:
 
 
 def test_bodies_on_their_way_share_a_budget_and_leave_room_for_small_requests(server: Server) -> None:
-    budget = server.residency.budget
+    budget = server.manager.budget
     socks = [begin(server, 16 * MIB - 1) for _ in range(12)]
     try:
         refused = []

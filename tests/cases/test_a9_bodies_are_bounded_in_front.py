@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.config.limits import PoolLimits
 from tests.support.front import Front, until
 
 LIMITS = PoolLimits(timeout_s=5.0, drain_s=5.0, max_body_bytes=1000)

@@ -11,7 +11,7 @@ import requests
 import yaml
 
 from maas_ray import cluster
-from maas_ray.cluster.environment import BINARY_VARIABLE, find_launcher
+from maas_ray.cluster.node.environment import BINARY_VARIABLE, find_launcher
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import publish
 from tests.support.interrupted import Command

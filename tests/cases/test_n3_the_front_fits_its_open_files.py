@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.environment import find_launcher
+from maas_ray.cluster.node.environment import find_launcher
 from maas_ray.haproxy.admin import ask
-from maas_ray.haproxy.capacity import MIN_CONNECTIONS, Capacity, TooFewFiles, capacity, read_capacities
+from maas_ray.haproxy.config.capacity import MIN_CONNECTIONS, Capacity, TooFewFiles, capacity, read_capacities
+from maas_ray.haproxy.config.sections import Unexpected
 from maas_ray.haproxy.names import REFUSED_FILE, REPLAYABLE
-from maas_ray.haproxy.sections import Unexpected
-from maas_ray.open_files import UNLIMITED
+from maas_ray.process.open_files import UNLIMITED
 from tests.conftest import unused_port
 from tests.support.front import backend, render, start_replica, until
 
@@ -133,7 +133,7 @@ def test_a_configuration_without_a_number_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_limit_of_this_machine_is_read_from_the_process_itself() -> None:
-    script = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300)); from maas_ray.open_files import raise_limit; print(raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    script = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300)); from maas_ray.process.open_files import raise_limit; print(raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["300", "300"]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] != 300

@@ -12,7 +12,7 @@ from maas_ray.errors import ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.conftest import RayCluster, unused_port
-from tests.serve.test_pool import Load, serve_spec
+from tests.serve.deploy.test_pool import Load, serve_spec
 from tests.support.nodes import Nodes, more_nodes, spread
 from tests.support.onnx_models import commit_bundle, linear
 from tests.support.runs import until
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ObstoreStore:
 
 @pytest.fixture
 def nodes(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Nodes]:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     with more_nodes(ray_cluster, tmp_path) as nodes:
         yield nodes
@@ -46,7 +46,7 @@ def nodes(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[Nodes]:
 
 
 def deploy(cluster: RayCluster, store: ObstoreStore, **described: Any) -> None:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     pool.deploy(serve_spec(cluster, store, **{"resources": {"cpus": 0.4}, **described}))
 

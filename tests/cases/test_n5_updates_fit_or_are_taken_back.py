@@ -20,11 +20,11 @@ import yaml
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import ClusterError, ResourcesMissing
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from tests.conftest import RayCluster
-from tests.serve.test_pool import Load, serve_spec
+from tests.serve.deploy.test_pool import Load, serve_spec
 from tests.support.nodes import replicas
 from tests.support.onnx_models import commit_bundle, linear
 from tests.support.paths import digits_spec
@@ -54,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ObstoreStore:
 
 @pytest.fixture
 def pools(ray_cluster: RayCluster) -> Iterator[Any]:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     yield pool
     pool.undeploy([status.name for status in pool.status()])
@@ -104,7 +104,7 @@ def test_a_downtime_is_taken_only_where_it_is_allowed(ray_cluster: RayCluster, s
 
 
 def test_a_failed_update_is_taken_back_and_says_why(ray_cluster: RayCluster, store: ObstoreStore, pools: Any) -> None:
-    from maas_ray.serve.record import latest
+    from maas_ray.serve.deploy.record import latest
 
     pools.deploy(spec_of(ray_cluster, store))
     with Load(url(ray_cluster)) as load:

@@ -13,15 +13,15 @@ from maas_ray.checkpoint.catalog import describe, open_checkpoint, pin
 from maas_ray.cli.checks import all_checks
 from maas_ray.errors import MaasError
 from maas_ray.registry.models import Registry
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.slots import resolve_all
-from maas_ray.serve.spec import ModelSpec, ServingSpec
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import DesiredState
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.models.references import resolve_all
+from maas_ray.serve.spec.pools import ServedModelSpec, ServingSpec
 from maas_ray.store.fsck import fsck
 from maas_ray.store.log.compact import compact
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.choice import choose_step
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.checkpoint_selector import choose_step
+from maas_ray.train.records.runs import Runs
 from tests.support.bundles import save_toy_bundle
 
 LONG = Sizes(versions=10_000, models=1000, runs=5000, checkpoints=500, unfinished=500)
@@ -54,7 +54,7 @@ COMMANDS: dict[str, Callable[[ObstoreStore, str], object]] = {
     "pin": lambda store, bundle: pin(store, f"runs/{run_name(0)}/checkpoints", 77, "published"),
     "a replica's first look": lambda store, bundle: (
         resolve_all(Registry(store), _listed("production")),
-        Wanted(store, "pool").wishes(),
+        DesiredState(store, "pool").models(),
     ),
 }
 
@@ -65,8 +65,8 @@ def _refused(work: Callable[[], object]) -> None:
     assert len(str(failure.value)) < 2000, "not all names are listed"
 
 
-def _listed(alias: str) -> list[ModelSpec]:
-    return [ModelSpec(name=f"model-{number}", alias=alias) for number in range(300)]
+def _listed(alias: str) -> list[ServedModelSpec]:
+    return [ServedModelSpec(name=f"model-{number}", alias=alias) for number in range(300)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,22 +112,22 @@ def test_a_look_costs_the_same_whatever_is_listed(
 
 
 async def _looks(store: SlowStore, spec: ServingSpec) -> list[Counts]:
-    residency = Residency(store, spec)
+    manager = ModelManager(store, spec)
     found = []
     for _ in range(3):
-        await residency.refresh()
+        await manager.refresh()
         found.append(store.taken())
-    await residency.close()
+    await manager.close()
     return found
 
 
 def test_a_replica_that_follows_1000_models_asks_twice_at_each_look(long_store: tuple[ObstoreStore, str]) -> None:
     store = SlowStore(long_store[0])
-    models = [*_listed("production"), *_listed("nowhere"), ModelSpec(name="*")]
+    models = [*_listed("production"), *_listed("nowhere"), ServedModelSpec(name="*")]
     spec = ServingSpec(models=tuple(models), model_control="explicit")
     first, *others = asyncio.run(_looks(store, spec))
     assert first.gets <= MAX_GETS
-    assert [(counts.gets, counts.lists) for counts in others] == [(3, 0)] * 2, "the log of wishes is empty: one"
+    assert [(counts.gets, counts.lists) for counts in others] == [(3, 0)] * 2, "the log of desired models is empty: one"
 
 
 def test_a_long_list_is_short_on_s3_too(s3_endpoint: str) -> None:

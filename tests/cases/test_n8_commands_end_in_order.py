@@ -170,7 +170,7 @@ def pool_spec(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[str]:
     spec = {"storage": {"uri": store.uri}, "http": {"port": ray_cluster.http_port}, "pools": [pool]}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(spec))
     yield str(tmp_path / "serve.yaml")
-    from maas_ray.serve import pool as pools
+    from maas_ray.serve.deploy import pool as pools
 
     pools.undeploy([each.name for each in pools.status(["slow"])])
 
@@ -180,7 +180,7 @@ def test_serve_says_that_the_cluster_goes_on_deploying(
     number: signal.Signals, ray_cluster: RayCluster, pool_spec: str
 ) -> None:
     """SIGTERM: after Ray has put a handler of C++ in place of Python's, which prints a native trace."""
-    from maas_ray.serve import pool as pools
+    from maas_ray.serve.deploy import pool as pools
 
     command = Command("serve", pool_spec, env=ray_cluster.env).when(lambda: pools.status(["slow"]))
     line = command.send(number).end().said(number)
@@ -221,7 +221,7 @@ def test_training_commits_first_and_a_stop_has_its_exit_code(
 
 def processes(home: dict[str, str]) -> list[str]:
     """Names of what runs of the recorded cluster."""
-    from maas_ray.cluster.processes import _name, find_processes
+    from maas_ray.cluster.node.processes import _name, find_processes
 
     try:
         record = json.loads(Path(home["MAAS_RAY_HOME"], "cluster.json").read_text())
@@ -232,7 +232,7 @@ def processes(home: dict[str, str]) -> list[str]:
 
 
 def assert_nothing_is_left(home: dict[str, str]) -> None:
-    from maas_ray.cluster.processes import find_processes
+    from maas_ray.cluster.node.processes import find_processes
 
     assert find_processes(home["cluster_id"]) == []
     assert {path.name for path in Path(home["MAAS_RAY_HOME"]).iterdir()} <= {"lock"}

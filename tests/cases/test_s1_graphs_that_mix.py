@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from maas_ray.bundle import engine as engine_module
 from maas_ray.bundle.axis.compare import differs
 from maas_ray.bundle.axis.judge import Verdict
 from maas_ray.bundle.axis.probe import Probed
+from maas_ray.bundle.engine import engine as engine_module
 from tests.support.graph_zoo import HARMLESS, MIXING, SHAPES, Builder, Specimen, specimens
 from tests.support.together import ask_together, load
 

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from maas_ray.bundle.format import Bundle, Signature
-from maas_ray.bundle.inspect import signature_of
+from maas_ray.bundle.graph.checks import signature_of
 from maas_ray.serve.wire.classification import classify
-from maas_ray.serve.wire.v2 import read_infer
+from tests.support.infer_bodies import read_infer
 from tests.support.onnx_models import make_graph, make_info, value
 from tests.support.together import ask_together, load
 

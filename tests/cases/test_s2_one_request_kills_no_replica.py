@@ -16,13 +16,14 @@ import pytest
 import requests
 
 from maas_ray.bundle.apart.engine import ApartEngine
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.errors import RequestQuarantined
-from maas_ray.serve.quarantine import KEEP_S, Quarantine
+from maas_ray.serve.batching.quarantine import KEEP_S, Quarantine
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.deadly_models import DIVIDING, SWELLING, dividing, remaining, swelling
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 DEADLY = (-(2**31), -2)
 
@@ -52,13 +53,13 @@ def quotients(answer: requests.Response) -> list[int]:
 
 
 def engine_of(server: Server, name: str) -> ApartEngine:
-    engine = server.residency.get(name).engine
+    engine = resident(server.manager, name).engine
     assert isinstance(engine, ApartEngine)
     return engine
 
 
 def test_only_versions_that_nothing_can_crash_run_inside_the_replica(server: Server) -> None:
-    assert isinstance(server.residency.get("linear").engine, Engine)
+    assert isinstance(resident(server.manager, "linear").engine, Engine)
     assert "divides integers" in str(engine_of(server, "dividing").nature.hazards.reasons)
     assert "depends on values" in str(engine_of(server, "swelling").nature.hazards.reasons)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import requests
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.forms import FormLatencies
-from maas_ray.bundle.stop import Stop
-from maas_ray.serve.inline import InlineRule
-from maas_ray.serve.runner import EngineRunner
+from maas_ray.bundle.engine.engine import Engine
+from maas_ray.bundle.engine.forms import FormLatencies
+from maas_ray.bundle.engine.stop import StopSignal
+from maas_ray.serve.batching.inline import InlineRule
+from maas_ray.serve.batching.runner import EngineRunner
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.heavy_models import LOOPING, PAIRWISE, looping, looping_in_a_function, pairwise
@@ -123,7 +123,7 @@ class Moody(Engine):
 
     work: Callable[[], None] | None = None
 
-    def _run(self, inputs: Any, num_rows: int, stop: Stop | None = None) -> Any:
+    def _run(self, inputs: Any, num_rows: int, stop: StopSignal | None = None) -> Any:
         if self.work is not None and inputs["x"][0, 0] == 9:
             self.work()
         return super()._run(inputs, num_rows, stop)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from maas_ray.cluster.environment import MAX_ANSWER_S
+from maas_ray.cluster.node.environment import MAX_ANSWER_S
 from maas_ray.errors import SpecError
-from maas_ray.serve.spec import ServeSpec, ServingSpec
+from maas_ray.serve.spec.pools import ServeSpec, ServingSpec
 from maas_ray.spec import parse_spec
 
 

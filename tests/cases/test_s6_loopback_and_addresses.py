@@ -14,14 +14,14 @@ import pytest
 import requests
 
 from maas_ray.addresses import exempt_from_proxies, http_url, is_loopback, reachable_host
-from maas_ray.cli.client import ModelClient
+from maas_ray.client import Client
 from maas_ray.cluster.dashboard import Dashboard
-from maas_ray.cluster.front import front_url
-from maas_ray.cluster.local import _exports
-from maas_ray.cluster.state import ClusterState
+from maas_ray.cluster.health.front import front_url
+from maas_ray.cluster.members.head import _exports
+from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
-from maas_ray.serve.spec import HttpSpec
+from maas_ray.serve.spec.pools import HttpSpec
 from maas_ray.spec import parse_spec
 
 DEAD_PROXY = "http://127.0.0.1:9"
@@ -77,7 +77,7 @@ def test_the_clusters_own_addresses_are_reached_without_the_proxy(url: str) -> N
     with pytest.raises(requests.exceptions.ProxyError):  # the planted proxy does stand in the way of others
         requests.get(f"{url}/api/version", timeout=5)
     assert Dashboard(url, None).version(timeout_s=5) == "1"
-    assert ModelClient(url, "m", timeout_s=5).inputs[0].name == "x"
+    assert Client(url, timeout_s=5).inputs("m")[0].name == "x"
 
 
 @pytest.mark.usefixtures("proxied")

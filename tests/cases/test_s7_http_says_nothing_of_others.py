@@ -16,14 +16,14 @@ from maas_ray.registry.models import ROUTES, Registry
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.head import find_route
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.shown import for_callers, original
-from maas_ray.serve.spec import PoolSpec
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.models.public_errors import for_callers, original
+from maas_ray.serve.request.head import find_route
+from maas_ray.serve.spec.pools import PoolSpec
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
-from tests.serve.test_ingress import ROW
-from tests.serve.test_residency import break_bundle
+from tests.serve.http.test_asgi_app import ROW
+from tests.serve.models.test_manager import break_bundle
 from tests.support.onnx_models import commit_bundle, linear
 
 OTHERS = ("secret-salaries", "hidden-merger")
@@ -45,9 +45,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _pattern() -> Any:
-    from maas_ray.serve.spec import ModelSpec
+    from maas_ray.serve.spec.pools import ServedModelSpec
 
-    return ModelSpec(name="brok*")
+    return ServedModelSpec(name="brok*")
 
 
 ASKED = [
@@ -114,9 +114,9 @@ def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
 
 
 def test_whoever_starts_a_replica_reads_the_whole_reason(server: Server) -> None:
-    residency = Residency(server.store, app_spec(server.store, "nobody"))
-    with pytest.raises(NotFound, match="no model 'nobody' in file://.*; there is: .*secret-salaries"):
-        server.call(residency.start())
+    manager = ModelManager(server.store, app_spec(server.store, "nobody"))
+    with pytest.raises(NotFound, match="no model 'nobody' in file://.*; models: .*secret-salaries"):
+        server.call(manager.start())
 
 
 def test_the_log_has_the_whole_reason(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import Signature, TensorSpec
-from maas_ray.bundle.named_sizes import disagreement
+from maas_ray.bundle.graph.named_sizes import disagreement
 from maas_ray.errors import BadRequest
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle, make_graph, value
 

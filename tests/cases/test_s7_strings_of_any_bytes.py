@@ -8,7 +8,7 @@ import pytest
 import requests
 from onnx import TensorProto, helper
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.bundle.strings import decode, encode
 from maas_ray.store.objects import open_store

@@ -9,7 +9,7 @@ import pytest
 
 from maas_ray.bundle.format import Datatype, Signature, TensorSpec
 from maas_ray.errors import BadRequest
-from maas_ray.serve.wire.v2 import read_infer
+from tests.support.infer_bodies import read_infer
 
 
 def signature(datatype: Datatype, shape: Sequence[int]) -> Signature:

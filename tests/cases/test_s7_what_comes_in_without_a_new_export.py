@@ -11,10 +11,10 @@ import pytest
 import requests
 from onnx import TensorProto, helper, numpy_helper
 
-from maas_ray.bundle import contrib
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import load_bundle
-from maas_ray.bundle.inspect import inspect_graph, signature_of
+from maas_ray.bundle.graph import contrib
+from maas_ray.bundle.graph.checks import inspect_graph, signature_of
 from maas_ray.errors import BundleError, SpecError
 from maas_ray.registry.adapting import read_shapes
 from maas_ray.registry.importing import import_onnx

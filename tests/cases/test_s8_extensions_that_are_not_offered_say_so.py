@@ -11,10 +11,11 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import BadRequest, FilesRefused, NotOffered
-from maas_ray.serve.load_parameters import read_load
+from maas_ray.serve.wire.load_parameters import read_load
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.residents import resident
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_load_may_change_the_batch_size_until_the_next_one(
     sizes: list[int] = []
 
     async def scene() -> None:
-        batcher = server.residency.get("linear").batcher
+        batcher = resident(server.manager, "linear").batcher
         start = batcher._runner.start
         batcher._runner.start = lambda inputs, rows, done: (sizes.append(rows), start(inputs, rows, done))[1]  # type: ignore[method-assign]
         answers: list[Any] = []

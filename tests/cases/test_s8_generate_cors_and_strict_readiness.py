@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import SpecError
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.spec.pools import LimitsSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app
@@ -152,13 +152,13 @@ def test_strict_readiness_is_that_of_every_listed_model(file_store: ObstoreStore
         # Its signature is not that of its graph, so it can never load.
         broken = Registry(file_store).publish("b", commit_bundle(file_store, lookup(), LINEAR))
         Registry(file_store).promote("b", broken.version)
-        server.call(server.residency.refresh())
+        server.call(server.manager.refresh())
         ready = requests.get(f"{server.url}/v2/health/ready", timeout=20)
         assert ready.status_code == (503 if is_strict else 200)
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
         assert requests.post(f"{server.url}/v2/models/a/infer", json=body, timeout=20).status_code == 200
         Registry(file_store).promote("b", 1)
-        server.call(server.residency.refresh())
+        server.call(server.manager.refresh())
         assert requests.get(f"{server.url}/v2/health/ready", timeout=20).status_code == 200
 
 

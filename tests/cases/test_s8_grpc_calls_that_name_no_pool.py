@@ -16,12 +16,12 @@ import uvloop
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from maas_ray.errors import BadRequest, DeadlineExceeded
-from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.outcome import CallOutcome
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.unnamed import Served, Unnamed, model_of
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.residency import Residency
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.onnx_models import commit_bundle, linear
@@ -43,7 +43,9 @@ class Pools:
     async def pools(self) -> Mapping[str, Served]:
         return self.served
 
-    async def call(self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> Outcome:
+    async def call(
+        self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float
+    ) -> CallOutcome:
         self.calls.append((pool, method, metadata, timeout_s))
         if self.is_silent:
             try:
@@ -78,27 +80,27 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     def call(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    async def start() -> tuple[Any, int, list[Residency]]:
-        residencies = []
+    async def start() -> tuple[Any, int, list[ModelManager]]:
+        managers = []
         for name, spec in specs.items():
-            residency = Residency(store, spec, pool=name)
-            await residency.start()
-            residencies.append(residency)
-            handler = Handler(residency, spec.limits.max_body_bytes)
+            manager = ModelManager(store, spec, pool=name)
+            await manager.start()
+            managers.append(manager)
+            handler = Handler(manager, spec.limits.max_body_bytes)
             # Pool b must not pass anything on: it has been asked by another one.
             pools.rpcs[name] = Rpcs(Service(handler, spec.limits), name, Unnamed(pools, name))
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(tuple(pools.rpcs["a"].services().values()))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        return server, port, residencies
+        return server, port, managers
 
-    server, port, residencies = call(start())
+    server, port, managers = call(start())
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Cluster(service_pb2_grpc.GRPCInferenceServiceStub(channel), pools)
     call(server.stop(0))
-    for residency in residencies:
-        call(residency.close())
+    for manager in managers:
+        call(manager.close())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
     runner.close()

@@ -20,8 +20,8 @@ from maas_ray.serve.grpc.entry import HEALTH, REFLECTIONS, SERVICE
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.residency import Residency
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.models.manager import ModelManager
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.onnx_models import commit_bundle, linear
@@ -33,7 +33,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 @dataclass
 class Server:
     channel: grpc.Channel
-    residency: Residency
+    manager: ModelManager
     call: Callable[[Any], Any]
 
 
@@ -50,21 +50,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     def call(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    async def start() -> tuple[Any, int, Residency]:
-        residency = Residency(store, spec)
-        await residency.start()
-        rpcs = Rpcs(Service(Handler(residency, spec.limits.max_body_bytes), spec.limits), "pool")
+    async def start() -> tuple[Any, int, ModelManager]:
+        manager = ModelManager(store, spec)
+        await manager.start()
+        rpcs = Rpcs(Service(Handler(manager, spec.limits.max_body_bytes), spec.limits), "pool")
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(tuple(rpcs.services().values()))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        return server, port, residency
+        return server, port, manager
 
-    running, port, residency = call(start())
+    running, port, manager = call(start())
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Server(channel, residency, call)
+        yield Server(channel, manager, call)
     call(running.stop(0))
-    call(residency.close())
+    call(manager.close())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
     runner.close()
@@ -89,10 +89,10 @@ def test_a_probe_of_another_service_hears_that_there_is_none(server: Server) -> 
 def test_a_watcher_hears_each_change(server: Server) -> None:
     answers = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
     assert next(answers).status == SERVING
-    follower = server.residency._follower
+    follower = server.manager._follower
 
     async def set_follower(value: Any) -> None:
-        server.residency._follower = value
+        server.manager._follower = value
 
     server.call(set_follower(None))
     assert next(answers).status == NOT_SERVING

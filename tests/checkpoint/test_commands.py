@@ -64,7 +64,7 @@ def test_what_is_not_there_is_said(saved: ObstoreStore) -> None:
     code, found = _run(saved, "verify", "other")
     assert (code, found["error"]["code"]) == (1, "not_found")
     code, found = _run(saved, "verify", "r", "--step", "9")
-    assert (code, "there is: 1, 2" in found["error"]["message"]) == (1, True)
+    assert (code, "steps: 1, 2" in found["error"]["message"]) == (1, True)
 
 
 def test_a_checkpoint_is_written_anew_into_another_store(saved: ObstoreStore, tmp_path) -> None:

@@ -17,7 +17,7 @@ from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.errors import MaasError, NotFound, SaveFailed, StoreUnavailable
 from maas_ray.store.fsck import fsck
-from maas_ray.store.manifest import Draft
+from maas_ray.store.manifest import CommitWriter
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from tests.checkpoint.states import PREFIX, is_equal, small_parts, zeros
 from tests.support.faulty import FAULTS, Died, DyingStore, FaultyStore
@@ -79,7 +79,7 @@ def _fresh(storage: StorageSpec, name: str) -> ObstoreStore:
     store = open_store(storage.model_copy(update={"uri": f"{storage.uri}-{name}"}))
     for step in (1, 2):
         save(store, PREFIX, snapshot(step))
-    Draft(store, f"{PREFIX}/0000000009", "checkpoint").put("lost", b"of an attempt that ended")
+    CommitWriter(store, f"{PREFIX}/0000000009", "checkpoint").put("lost", b"of an attempt that ended")
     return store
 
 

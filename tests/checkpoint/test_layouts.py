@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maas_ray.checkpoint.catalog import open_checkpoint, verify
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.load import load_into, read_tensors
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.store.objects import open_store
 from tests.checkpoint.states import LAYOUTS, is_equal, local_values, spread
 from tests.support.ranks import run_ranks

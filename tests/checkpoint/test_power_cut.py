@@ -120,7 +120,7 @@ SKIPPED: dict[str, list[tuple[object, str, Any]]] = {
     "a removal": [(Directory, "delete", _delete_and_not_sync)],
     "what obstore leaves out": [
         (Directory, "put", _obstore_and_then_sync),
-        (Directory, "put_new", _obstore_and_then_sync),
+        (Directory, "create", _obstore_and_then_sync),
     ],
 }
 

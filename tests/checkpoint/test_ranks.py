@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
+from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.load import read_tensors
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.checkpoint.saver import Saver
-from maas_ray.checkpoint.team import saving_group
 from maas_ray.errors import MaasError
 from maas_ray.store.objects import open_store
 from tests.checkpoint.states import is_equal
@@ -64,12 +64,12 @@ def _faults(rank: int, root: str) -> dict[str, str]:
     _attempt(rank, results, "step", lambda: save(store, "step", other_step, group))
     _attempt(rank, results, "afterwards", lambda: save(store, "afterwards", state, group))
 
-    saver = Saver(FaultyStore(store, "503", 1, where="/00001-"), "saver", group=group)
-    saver.save(state)
-    saver.save(Snapshot(2, 16, _tensors()))
-    results["saver"] = f"{saver.failure}"[:60]
-    results["saver, next"] = str(saver.wait())
-    saver.close()
+    checkpointer = AsyncCheckpointer(FaultyStore(store, "503", 1, where="/00001-"), "checkpointer", group=group)
+    checkpointer.save(state)
+    checkpointer.save(Snapshot(2, 16, _tensors()))
+    results["checkpointer"] = f"{checkpointer.failure}"[:60]
+    results["checkpointer, next"] = str(checkpointer.wait())
+    checkpointer.close()
 
     hung = saving_group(TIMEOUT_S)
     slow = _Hanging(store, "503") if rank == 1 else store
@@ -132,9 +132,9 @@ def test_the_next_save_works(ran: tuple[Path, list[dict[str, str]]]) -> None:
 def test_a_saver_goes_on_after_a_failure_of_one_rank(ran: tuple[Path, list[dict[str, str]]]) -> None:
     directory, results = ran
     for found in results:
-        assert found["saver"].startswith("the checkpoint was given up, nothing is committed: rank 1")
-        assert found["saver, next"] == "2"
-    assert list_checkpoints(open_store(str(directory)), "saver") == [2]
+        assert found["checkpointer"].startswith("the checkpoint was given up, nothing is committed: rank 1")
+        assert found["checkpointer, next"] == "2"
+    assert list_checkpoints(open_store(str(directory)), "checkpointer") == [2]
 
 
 @pytest.mark.parametrize("name", ["late", "late, next", "gone"])

@@ -112,17 +112,17 @@ def test_what_cannot_be_saved_is_said_and_leaves_nothing(file_store: ObstoreStor
 
 
 def test_what_is_not_there_is_named_with_what_is(file_store: ObstoreStore) -> None:
-    with pytest.raises(NotFound, match="no committed checkpoint; there is: none"):
+    with pytest.raises(NotFound, match="no committed checkpoint yet"):
         open_checkpoint(file_store, PREFIX)
     save(file_store, PREFIX, snapshot(2))
-    with pytest.raises(NotFound, match="no committed checkpoint of step 9; there is: 2"):
+    with pytest.raises(NotFound, match="no committed checkpoint of step 9; steps: 2"):
         open_checkpoint(file_store, PREFIX, 9)
 
 
 def test_the_index_of_another_format_is_refused(file_store: ObstoreStore) -> None:
-    from maas_ray.store.manifest import Draft
+    from maas_ray.store.manifest import CommitWriter
 
-    committed = Draft(file_store, f"{PREFIX}/0000000001", "checkpoint").commit({"format": 1, "step": 1})
+    committed = CommitWriter(file_store, f"{PREFIX}/0000000001", "checkpoint").commit({"format": 1, "step": 1})
     with pytest.raises(ObjectCorrupt, match="has format 1; this version reads 3"):
         load_into(committed, {})
     assert [str(problem) for problem in verify(committed)]

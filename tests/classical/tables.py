@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
-from maas_ray.data.arrays import tensor_field
-from maas_ray.data.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn
+from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.spec.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.runs import Runs
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.spec.train import TrainSpec
 
 TASKS = ("classification", "binary", "regression")
 

@@ -6,19 +6,19 @@ import numpy as np
 import onnx
 import pytest
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.format import list_bundles, load_bundle
+from maas_ray.bundle.engine.engine import Engine
+from maas_ray.bundle.format import PREFIX, load_bundle
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.optimize.export import build_signature
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.fsck import fsck
-from maas_ray.store.manifest import open_committed
+from maas_ray.store.manifest import list_committed, open_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.classical.fit import train_classical
 from maas_ray.train.classical.state import KIND, FittedState, load_fitted, save_fitted
-from maas_ray.train.runs import Runs
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.classical.tables import TASKS, build_dataset, create_run
 
 MODELS = dict(zip(TASKS, ("svm", "gradient_boosting", "random_forest"), strict=True))
@@ -33,16 +33,16 @@ def test_a_run_is_evaluated_published_and_served_like_any_other(file_store: Obst
     progress = train_classical(spec, dataset.digest)
     assert progress.loss is not None
     assert progress.metrics.keys() >= {"loss", "r2" if task == "regression" else "accuracy"}
-    figures = evaluate_run(file_store, "r").metrics
-    assert Runs(file_store).get("r").metrics == figures
-    assert figures["r2"] > 0.3 if task == "regression" else figures["accuracy"] > 0.88
+    metrics = evaluate_run(file_store, "r").metrics
+    assert Runs(file_store).get("r").metrics == metrics
+    assert metrics["r2"] > 0.3 if task == "regression" else metrics["accuracy"] > 0.88
 
     exported = export_run(file_store, "r")
     info = exported.info
     assert info.parity["passed"]
     assert info.parity["versions"].keys() >= {"scikit-learn", "skl2onnx", "onnxruntime"}
     assert (info.parity["num_random"] >= 128, info.parity["num_real"] >= 100) == (True, True)
-    assert info.metrics == figures
+    assert info.metrics == metrics
     assert info.signature == build_signature(dataset.features)
     assert (info.lineage.run, info.lineage.step) == ("r", 1)
     assert info.lineage.checkpoint_digest == load_fitted(file_store, "r").digest
@@ -53,9 +53,9 @@ def test_a_run_is_evaluated_published_and_served_like_any_other(file_store: Obst
     answers = engine.run({column.name: raw for column, raw in zip(dataset.features.columns, rows.columns, strict=True)})
     scores, *classes = answers.values()
     if task == "regression":
-        assert np.mean((scores[:, 0] - rows.target) ** 2) == pytest.approx(figures["mse"], rel=1e-4)
+        assert np.mean((scores[:, 0] - rows.target) ** 2) == pytest.approx(metrics["mse"], rel=1e-4)
     else:
-        assert np.mean(classes[0] == rows.target) == pytest.approx(figures["accuracy"])
+        assert np.mean(classes[0] == rows.target) == pytest.approx(metrics["accuracy"])
     assert fsck(file_store).problems == []
 
 
@@ -81,7 +81,7 @@ def test_a_graph_that_differs_from_scikit_learn_is_not_committed(
     monkeypatch.setattr("maas_ray.optimize.publish.load_fitted", lambda *_: wrong)
     with pytest.raises(GateError, match="output 'predicted_probability'.*scikit-learn .*must not be published"):
         export_run(file_store, "r")
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_preprocessing_that_differs_from_that_of_training_is_caught(

@@ -13,10 +13,10 @@ from maas_ray.cli.app import app
 from maas_ray.errors import DataError, ResourcesMissing
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.progress import Progress
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import Runs
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 
 

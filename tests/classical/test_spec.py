@@ -7,10 +7,10 @@ import pytest
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
 from maas_ray.models.classical import CLASSICAL
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 
 
 def _spec(task: str = "classification", model: dict[str, Any] | None = None, **fields: Any) -> TrainSpec:
@@ -34,7 +34,7 @@ def test_a_spec_outlives_its_way_through_the_store(name: str) -> None:
         ({"batch": {"global_size": 8}}, "batch"),
         ({"epochs": 3}, "epochs"),
         ({"steps": 3}, "steps"),
-        ({"precision": "bf16", "clip_norm": 1.0}, "clip_norm, precision"),
+        ({"precision": "bf16", "max_grad_norm": 1.0}, "max_grad_norm, precision"),
         ({"objective": {"l2": 0.1}}, "objective"),
         ({"checkpoint": {"every_steps": 5}}, "checkpoint"),
         ({"workers": {"count": 2}}, "workers.count"),

@@ -19,6 +19,7 @@ from maas_ray.errors import (
     DataError,
     Overloaded,
 )
+from tests.support.root import ROOT
 
 JOBS = "tests.support.confined_jobs"
 
@@ -182,8 +183,7 @@ def test_children_die_with_a_parent_that_is_killed() -> None:
         "print(child.pid, confined.launch.SERVER._process.pid, flush=True)\n"
         "import time; time.sleep(60)\n"
     )
-    root = Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=root)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert parent.stdout is not None
     with parent.stdout:
         pids = [int(text) for text in parent.stdout.readline().split()]
@@ -219,7 +219,7 @@ def test_a_process_with_thousands_of_open_files_sees_the_end_of_a_child() -> Non
     """`select` takes no descriptor above 1,023, and a replica has one for each connection."""
     script = (
         "from maas_ray import confined\n"
-        "from maas_ray.open_files import raise_limit\n"
+        "from maas_ray.process.open_files import raise_limit\n"
         "assert raise_limit() > 2000\n"
         "files = [open('/dev/null') for _ in range(1500)]\n"
         f"child = confined.start('{JOBS}:sleep')\n"
@@ -227,6 +227,5 @@ def test_a_process_with_thousands_of_open_files_sees_the_end_of_a_child() -> Non
         "child.close()\n"
         "print(child.has_ended())\n"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=root)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.stdout.split() == ["False", "True"], done.stderr

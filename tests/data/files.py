@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from tests.support.root import ROOT
+
+SHARED = ROOT.parent / "shared" / "data"
 
 ROWS = """age,city,height,member,label
 31,Rome,1.80,true,yes

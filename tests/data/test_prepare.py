@@ -15,12 +15,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from maas_ray.data.dataset import Dataset, Split
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.features import CategoricalColumn, NumericColumn
+from maas_ray.data.loading.encode import encode_columns
 from maas_ray.data.prepare import prepare
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import CategoricalColumn, NumericColumn
+from maas_ray.data.stored.dataset import Dataset, Split
+from maas_ray.data.table.split import assign_rows
 from maas_ray.errors import DataError, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import list_committed
@@ -82,7 +82,7 @@ def test_a_csv_file_becomes_a_committed_data_set(store: ObstoreStore, tmp_path: 
 
 def test_without_a_cluster_the_way_to_one_is_named(tmp_path: Path) -> None:
     program = (
-        "from maas_ray.data.prepare import prepare; from maas_ray.data.spec import DataSpec; "
+        "from maas_ray.data.prepare import prepare; from maas_ray.data.spec.data import DataSpec; "
         "from maas_ray.store.objects import open_store; import sys; "
         "prepare(DataSpec(uri='sklearn:iris', task='classification'), open_store(sys.argv[1]))"
     )

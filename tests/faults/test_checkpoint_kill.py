@@ -15,8 +15,7 @@ from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import StorageSpec, open_store
 from tests.checkpoint.test_crash import ALLOWED, FEW, _act, _checked_view, _fresh
 from tests.support.killed import CALLS
-
-ROOT = Path(__file__).parents[2]
+from tests.support.root import ROOT
 
 
 def act(uri: str) -> None:

@@ -128,7 +128,7 @@ def test_a_commit_whose_manifest_is_written_first_is_caught(
 ) -> None:
     """The negative control: the same check must fail for a commit in the wrong order."""
 
-    class ManifestFirst(manifest.Draft):
+    class ManifestFirst(manifest.CommitWriter):
         def put(self, name: str, data: bytes) -> manifest.Part:
             key = f"{self._prefix}/parts-{self._attempt}/{name}"
             self._parts[name] = manifest.Part(key, len(data), manifest.sha256(data).hexdigest())
@@ -141,6 +141,6 @@ def test_a_commit_whose_manifest_is_written_first_is_caught(
                 self._store.put(key, data)
             return committed
 
-    monkeypatch.setattr("maas_ray.bundle.format.Draft", ManifestFirst)
+    monkeypatch.setattr("maas_ray.bundle.format.CommitWriter", ManifestFirst)
     with pytest.raises((MaasError, AssertionError), match="is missing"):
         _states_after_each_death(CASES["publish and promote"], storage)

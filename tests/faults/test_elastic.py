@@ -23,10 +23,10 @@ from ray.core.generated import autoscaler_pb2
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import Preempted, RanksMissing
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.progress import Progress
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import RunResult, run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 from tests.faults.test_serving_ledger import second_node
 from tests.support.paths import digits_spec
@@ -167,7 +167,7 @@ def test_a_run_follows_the_cluster_at_committed_steps(
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")
     # Of five of the eight CPUs that each node has, so that a node holds one worker.
-    workers = {"min": 1, "max": 2, "cpus": 5, "resize_s": 3.0}
+    workers = {"min": 1, "max": 2, "cpus": 5, "scale_up_interval_s": 3.0}
     spec = _reference_spec(store, reference, workers=workers)
     with _training(spec) as result:
         with second_node(ray_cluster, tmp_path / "first.log") as (node, _):

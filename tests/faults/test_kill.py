@@ -17,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 from tests.support.paths import STEPS, FinishedRun, table_spec
+from tests.support.root import ROOT
 from tests.support.runs import outcome, train_workers, until
 
-JOB = Path(__file__).parents[2] / "jobs" / "train.py"
+JOB = ROOT / "jobs" / "train.py"
 WAIT_S = 180
 CHANGES: dict[str, Any] = {"checkpoint": {"every_steps": 8}}
 
@@ -69,8 +70,8 @@ def test_a_run_whose_worker_is_killed_ends_with_the_same_bits(
     storage = StorageSpec(uri=f"file://{tmp_path}/store")
     store = open_store(storage)
     # The undisturbed run reads when it needs to and records nothing: that changes no bit either.
-    throughput = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
-    spec = table_spec(storage, "r", finished_run.table, **CHANGES, throughput=throughput)
+    performance = {"prefetch": 2, "profile": {"first_step": 3, "steps": 2}, "peak_tflops": 1.0}
+    spec = table_spec(storage, "r", finished_run.table, **CHANGES, performance=performance)
     with ThreadPoolExecutor(1) as thread:
         killed_at = thread.submit(_kill_a_worker, ray_cluster, store, train_workers(ray_cluster))
         result = run_training(spec)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.state import load_state
+from maas_ray.cluster.node.state import load_state
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 from tests.conftest import RayCluster
@@ -30,6 +30,7 @@ from tests.support.callers import linear_answer
 from tests.support.ledger import Call, Verdict, judge, read_records, save_history
 from tests.support.onnx_models import commit_bundle, linear
 from tests.support.patient import PatientCallers, longest_silence_s
+from tests.support.root import ROOT
 from tests.support.victims import KINDS, Kind, find, is_stopped, servers_up, started, until
 
 pytestmark = [
@@ -53,7 +54,7 @@ LEFT_S = 12.0
 RECOVERY_S = 180.0
 CALM_ANSWERS = 40
 """Answers to either pool without anything else between two events."""
-RESULTS = Path(__file__).parents[2] / "build" / "nemesis"
+RESULTS = ROOT / "build" / "nemesis"
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
 
     def deploy(self, store: str) -> None:
-        from maas_ray.serve import pool
+        from maas_ray.serve.deploy import pool
 
         pools = [
             {
@@ -111,7 +112,7 @@ class Run:
             time.sleep(0.1)
 
     def _missing(self) -> str:
-        from maas_ray.serve import pool
+        from maas_ray.serve.deploy import pool
 
         try:
             seen = {status.name: status for status in pool.status(POOLS)}
@@ -180,7 +181,7 @@ class Run:
 
 @pytest.fixture
 def nothing_left(ray_cluster: RayCluster) -> Iterator[None]:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     yield
     until(lambda: _is_answered(lambda: pool.status(POOLS)), "controller", timeout_s=RECOVERY_S)

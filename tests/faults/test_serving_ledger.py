@@ -17,21 +17,22 @@ import ray
 import requests
 from ray.util.state import list_actors
 
-from maas_ray.cluster.processes import MARKER
-from maas_ray.cluster.state import load_state
+from maas_ray.cluster.node.processes import MARKER
+from maas_ray.cluster.node.state import load_state
 from maas_ray.errors import NotFound
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.conftest import RayCluster, unused_port
 from tests.support.callers import Callers, linear_answer
 from tests.support.ledger import Record, judge, read_records, save_history
 from tests.support.onnx_models import commit_bundle, linear
+from tests.support.root import ROOT
 from tests.support.victims import servers_up, started, until
 
 if TYPE_CHECKING:
-    from maas_ray.serve.pool import PoolStatus
+    from maas_ray.serve.deploy.pool import PoolStatus
 
 pytestmark = [
     # Ray's own use of pydantic, at import, and of the sockets of its clients.
@@ -41,7 +42,7 @@ pytestmark = [
 
 POOL = "ledger"
 PATH = f"/{POOL}/v2/models/linear"
-HISTORIES = Path(__file__).parents[2] / "build" / "ledger"
+HISTORIES = ROOT / "build" / "ledger"
 """Where the history of a run that failed is kept."""
 
 
@@ -105,7 +106,7 @@ class Nemesis:
         self._registry.promote("linear", version)
 
     def deploy(self, **changes: Any) -> "PoolStatus":
-        from maas_ray.serve import pool
+        from maas_ray.serve.deploy import pool
 
         self._pool.update(changes)
         described = {
@@ -113,7 +114,7 @@ class Nemesis:
             "route_prefix": f"/{POOL}",
             "models": [{"name": "linear"}],
             "resources": {"cpus": 0.5},
-            "refresh": {"every_s": 0.2, "max_backoff_s": 1.0},
+            "refresh": {"poll_interval_s": 0.2, "max_backoff_s": 1.0},
             "observability": {"access_log": {"enabled": True, "path": str(self.records), "flush_every_s": 0.1}},
             **self._pool,
         }
@@ -124,11 +125,11 @@ class Nemesis:
         return status
 
     def undeploy(self) -> None:
-        from maas_ray.serve import pool
+        from maas_ray.serve.deploy import pool
 
         pool.undeploy([POOL])
         assert POOL not in [status.name for status in pool.status()]
-        with pytest.raises(NotFound, match=f"no pool {POOL}; there is: "):
+        with pytest.raises(NotFound, match=f"no pool {POOL}; "):
             pool.undeploy([POOL])
 
     def num_on(self, node: str) -> int:
@@ -166,7 +167,7 @@ class Nemesis:
 
     def wait_whole(self) -> None:
         """Until Serve and HAProxy have exactly the replicas that there should be: no fault meets another one's mending."""
-        from maas_ray.serve import pool
+        from maas_ray.serve.deploy import pool
 
         wanted = self._pool["replicas"]
         until(
@@ -220,7 +221,7 @@ def check_surface(url: str) -> None:
 
 @pytest.fixture
 def nothing_left(ray_cluster: RayCluster) -> Iterator[None]:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     yield
     pool.undeploy([status.name for status in pool.status([POOL])])

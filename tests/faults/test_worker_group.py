@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore
 from tests.conftest import RayCluster
-from tests.serve.test_pool import Load
-from tests.serve.test_pool_scaling import heavy
+from tests.serve.deploy.test_pool import Load
+from tests.serve.deploy.test_pool_scaling import heavy
 from tests.support.nodes import spread
 from tests.support.onnx_models import commit_bundle
 from tests.support.worker_group import VARIABLES, head, num_workers, worker_group
@@ -41,7 +41,7 @@ def until(is_done: Callable[[], bool], what: str, timeout_s: float) -> None:
 def test_nodes_come_for_replicas_and_go_with_them_and_no_request_fails(
     group: RayCluster, file_store: ObstoreStore
 ) -> None:
-    from maas_ray.serve import pool
+    from maas_ray.serve.deploy import pool
 
     Registry(file_store).publish("heavy", commit_bundle(file_store, heavy(size=300), run="run-heavy"))
     Registry(file_store).promote("heavy", 1)

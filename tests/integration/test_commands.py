@@ -16,11 +16,12 @@ from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.cli.app import app
 from maas_ray.data.prepare import open_dataset
 from maas_ray.registry.models import Registry
-from maas_ray.train.runs import Runs
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.listening import listening_outside_loopback
 from tests.support.paths import STEPS, FinishedRun, infer
+from tests.support.root import ROOT
 
 
 def _raw(text: str, datatype: str) -> Any:
@@ -30,7 +31,7 @@ def _raw(text: str, datatype: str) -> Any:
     return text if datatype == "BYTES" else int(text) if datatype == "INT64" else float(text)
 
 
-JOBS = Path(__file__).parents[2] / "jobs"
+JOBS = ROOT / "jobs"
 
 
 def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
@@ -53,17 +54,17 @@ def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
 
     done = run("evaluate.py", "--run", "table")
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics["metrics"] == pytest.approx(evaluate_run(finished_run.store, "table").metrics)
     refused = run("publish.py", "--run", "nobody", "--name", "nobody")
     assert refused.returncode == 1
     said = [line for line in refused.stderr.splitlines() if "nobody" in line]
-    assert said == [f"error[not_found]: no run 'nobody' in {storage.uri}; there is: table"]
+    assert said == [f"error[not_found]: no run 'nobody' in {storage.uri}; runs: table"]
     assert "Traceback" not in refused.stderr
     assert "File" not in refused.stderr
 
 
-@pytest.mark.fault  # the way of README's commands, with a table and S3: each part has short tests of its own
+@pytest.mark.fault  # the tutorial's commands, with a table and S3: each part has short tests of its own
 def test_a_table_goes_from_csv_through_an_s3_store_to_predictions_of_raw_rows(
     finished_run: FinishedRun, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Data to HTTP predictions with every real part, on an S3 store: Ray Train, ONNX, the registry, Ray Serve.
 
-tests/test_readme.py runs the same on a directory by `make quickstart`, tests/integration/test_commands.py a table on
+tests/docs/test_readme.py runs the same on a directory by `make quickstart`, tests/integration/test_commands.py a table on
 S3: with these this one need not run each time.
 """
 
@@ -12,9 +12,9 @@ from maas_ray.optimize.publish import export_run
 from maas_ray.registry.models import Registry
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.progress import Progress
+from maas_ray.train.loop.progress import Progress
 from maas_ray.train.run import run_training
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.paths import digits_spec, infer, served
 

@@ -58,7 +58,7 @@ def half_full(network: Network) -> Iterator[None]:
 def first_step_s(network: Network, run: str) -> tuple[float, list[int]]:
     """Seconds from the command to the commit of the first step, and the ranks of each worker."""
     store = store_of(network)
-    write_run(network, run, steps=50, every=1, workers={"count": 2, "wait_s": 600})
+    write_run(network, run, steps=50, every=1, workers={"count": 2, "placement_timeout_s": 600})
     with Training(network, network.hosts[0], run) as training:
         until(lambda: newest(store, run), "step", training=training)
         took_s = time.monotonic() - training.began_s

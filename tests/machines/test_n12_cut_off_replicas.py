@@ -15,7 +15,7 @@ import grpc
 import pytest
 import requests
 
-from maas_ray.haproxy.limits import PoolLimits
+from maas_ray.haproxy.config.limits import PoolLimits
 from maas_ray.haproxy.process import find
 from maas_ray.serve.grpc import inference_pb2 as pb
 from tests.support.front import REPLICA, Front, backend, until
@@ -135,7 +135,7 @@ def is_keeper_of(process: Path, front: Front) -> bool:
         command, directory = (process / "cmdline").read_bytes(), os.readlink(process / "cwd")
     except OSError:
         return False
-    return b"maas_ray.keeper" in command and directory == str(front.directory)
+    return b"maas_ray.haproxy.keeper" in command and directory == str(front.directory)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 
 from maas_ray.serve.grpc import inference_pb2 as pb
 from tests.support.hosts import Network, ray_cluster
-from tests.support.hosts.host import ROOT
 from tests.support.hosts.ray_cluster import on_head
 from tests.support.hosts.served import ask, publish, serve, write_spec
+from tests.support.root import ROOT
 
 PLANTED = ROOT / "tests" / "support" / "hosts" / "planted"
 GRPC_PORT = 9000

@@ -17,7 +17,7 @@ import json, sys, time
 from benchmarks.store.slow import SlowStore
 from maas_ray.registry.models import Registry
 from maas_ray.store.objects import StorageSpec, open_store
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 uri, endpoint, bundle = sys.argv[1:]
 found = {}
 for name, ask in {

@@ -12,7 +12,7 @@ from tests.support.hosts.served import INFER, PORT, publish, serve, statuses, wr
 PORTABLE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.hook:before_proxy",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "maas_ray.serve.replica.server_hook:before_proxy",
 }
 PATIENCE_S = 30.0
 HALF_A_HEAD = f"POST {INFER} HTTP/1.1\r\nhost: a\r\n".encode()

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -26,6 +25,7 @@ from tests.support.hosts.struck import KINDS, RECOVERY_S, Event, Kind, Struck
 from tests.support.ledger import Call, Verdict, judge, read_records, save_history
 from tests.support.open_loop import OpenLoopCallers, longest_window_s
 from tests.support.patient import longest_silence_s
+from tests.support.root import ROOT
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(6 * 3600)]
 
@@ -40,7 +40,7 @@ LOG = "any.jsonl"
 """In the home of each host, which outlives it."""
 WRITTEN_S = 3.0
 """Until a busy replica has written down its last calls."""
-RESULTS = Path(__file__).parents[2] / "build" / "nemesis"
+RESULTS = ROOT / "build" / "nemesis"
 
 
 @pytest.fixture(scope="module")

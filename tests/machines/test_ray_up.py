@@ -46,7 +46,9 @@ def config(network: Network) -> Path:
     shutil.copy(CLUSTER_YAML.with_name("pyproject.toml"), project)
     document["file_mounts"] = {"/home/maas/maas-ray": str(project), "/home/maas/.maas-ray-token": str(token)}
     document["head_start_ray_commands"] = [
-        line for line in document["head_start_ray_commands"] if "maas_ray.cluster.limits" not in line
+        line
+        for line in document["head_start_ray_commands"]
+        if "maas_ray.cluster.capacity.autoscaler_limits" not in line
     ]
     path = network.directory / "cluster.yaml"
     path.write_text(yaml.safe_dump(document))

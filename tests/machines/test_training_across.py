@@ -45,7 +45,7 @@ class Reference:
     """By layout: every logged loss, and the digest of weights and optimizer state."""
 
     def write(self, run: str, layout: str = "data", **changes: Any) -> None:
-        fields = {"steps": self.steps, "every": self.every, "layout": LAYOUTS[layout], **changes}
+        fields = {"steps": self.steps, "every": self.every, "parallelism": LAYOUTS[layout], **changes}
         write_run(self.network, run, **fields)
 
 
@@ -69,7 +69,7 @@ def reference(network: Network) -> Reference:
     outcomes = {}
     for layout, sizes in LAYOUTS.items():
         run = f"undisturbed-{layout.replace(' ', '-')}"
-        write_run(network, run, steps=NUM_CHECKPOINTS * every, every=every, layout=sizes)
+        write_run(network, run, steps=NUM_CHECKPOINTS * every, every=every, parallelism=sizes)
         with Training(network, head, run) as training:
             until(lambda run=run: newest(store, run), "checkpoint", training=training)
             assert [len(ranks_on(host)) for host in network.hosts] == [0, 2, 2]
@@ -81,7 +81,7 @@ def reference(network: Network) -> Reference:
 def step_seconds(store: ObstoreStore, run: str) -> float:
     """Seconds that a step of a finished run took."""
     from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
-    from maas_ray.train.runs import checkpoints_prefix
+    from maas_ray.train.records.runs import checkpoints_prefix
 
     saved = read_saved(open_checkpoint(store, checkpoints_prefix(run)))
     return max(1e-4, saved.meta["seconds"]["training"] / saved.step)

@@ -4,9 +4,9 @@ from torch import nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
-from maas_ray.models.layers import ACTIVATIONS
-from maas_ray.models.row import Row
+from maas_ray.models.families.layers import ACTIVATIONS
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 
 HERE = "tests.models.test_build"
@@ -30,7 +30,7 @@ class Lazy(nn.Sequential):
 
 
 class Wide(Affine):
-    """Gives one score too many."""
+    """Gives one logit too many."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.pad(super().forward(x), (0, 1))
@@ -88,7 +88,7 @@ def test_a_family_learns_with_each_activation(name: str, activation: str) -> Non
         ("convnet", {"size": 1}, (1, 1)),
     ],
 )
-def test_a_family_gives_a_score_per_output_for_any_number_of_rows(
+def test_a_family_gives_a_logit_per_output_for_any_number_of_rows(
     name: str, params: dict, shape: tuple[int, ...]
 ) -> None:
     model = build_model(ModelSpec(name=name, params=params), Row(shape), 7).eval()
@@ -115,7 +115,7 @@ def test_the_size_dial_sets_stages_and_channels_of_the_convnet() -> None:
     assert sizes == [(3, 32), (32, 32), (32, 64), (64, 64)]
 
 
-def test_channels_last_images_give_the_scores_of_the_same_images_with_channels_first() -> None:
+def test_channels_last_images_give_the_logits_of_the_same_images_with_channels_first() -> None:
     torch.manual_seed(0)
     first = build_model(ModelSpec(name="convnet"), Row((3, 9, 8)), 4).eval()
     last = build_model(ModelSpec(name="convnet"), Row((9, 8, 3)), 4).eval()

@@ -2,18 +2,18 @@
 
 import copy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from maas_ray.data.features import Features, TensorColumn
+from maas_ray.data.spec.features import Features, TensorColumn
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
 from maas_ray.optimize.parity import check_parity
+from maas_ray.row import Row
+from tests.support.root import ROOT
 
 FEATURES = Features(
     columns=(TensorColumn(name="image", datatype="UINT8", shape=(1, 8, 8), scale=(16.0,)),),
@@ -25,7 +25,7 @@ FEATURES = Features(
 
 @pytest.mark.fault
 def test_the_keras_example_is_trained_saved_and_exported_like_a_torch_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "jobs"))
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     spec = ModelSpec(name="keras_digits:KerasConvnet", params={"width": 4})
 
     def build(seed: int) -> torch.nn.Module:

@@ -8,8 +8,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from maas_ray.models.build import build_model
-from maas_ray.models.row import Row
 from maas_ray.models.spec import ModelSpec
+from maas_ray.row import Row
 from tests.support.ranks import run_ranks
 
 TOKENS, VALUES = Row((6,), 8), Row((5,))
@@ -44,7 +44,7 @@ def build(case: str) -> nn.Module:
 
 
 def step(case: str, model: nn.Module) -> torch.Tensor:
-    """Scores and all gradients, in one vector."""
+    """Logits and all gradients, in one vector."""
     generator = torch.Generator().manual_seed(1)
     row = CASES[case][1]
     rows = (
@@ -52,11 +52,11 @@ def step(case: str, model: nn.Module) -> torch.Tensor:
         if row.is_tokens
         else torch.randn(4, *row.shape, generator=generator, dtype=torch.float64)
     )
-    scores = model(rows)
-    scores.square().sum().backward()
+    logits = model(rows)
+    logits.square().sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     whole = [gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient for gradient in gradients]
-    return torch.cat([scores.detach().flatten(), *(gradient.flatten() for gradient in whole)])
+    return torch.cat([logits.detach().flatten(), *(gradient.flatten() for gradient in whole)])
 
 
 def _parallel(rank: int, plans: dict[str, dict[str, str]]) -> dict[str, torch.Tensor]:
@@ -94,8 +94,8 @@ def test_every_entry_of_a_plan_names_layers_that_it_can_cut(case: str) -> None:
 @pytest.mark.parametrize(("name", "embedding"), [("decoder", "embedding"), ("encoder", "embedding.tokens")])
 def test_layers_over_codes_that_ranks_cannot_share_equally_stay_whole(name: str, embedding: str) -> None:
     spec = ModelSpec(name=name, params={"size": 4, "width": 16})
-    for num_codes, is_cut in ((64, True), (65, False)):
-        plan = build_model(spec, Row((6,), num_codes), num_codes, per_token=True).tp_plan
+    for num_ids, is_cut in ((64, True), (65, False)):
+        plan = build_model(spec, Row((6,), num_ids), num_ids, per_token=True).tp_plan
         assert (embedding in plan, "head" in plan) == (is_cut, is_cut)
         assert "*.attention.query" in plan
 

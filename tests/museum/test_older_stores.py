@@ -8,21 +8,21 @@ import pytest
 from benchmarks.store.filling import memory_store
 from maas_ray.cli.checks import all_checks
 from maas_ray.registry.models import Registry
-from maas_ray.serve.wanted import Wanted
+from maas_ray.serve.models.desired_state import DesiredState
 from maas_ray.store.fsck import fsck
 from maas_ray.store.log.compact import compact
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Sequence
-from maas_ray.train.runs import Runs
+from maas_ray.train.records.runs import Runs
 
 
 @pytest.fixture
 def before_snapshots() -> ObstoreStore:
-    """21 records of the registry, 3 wishes of a pool, a finished and a failed run; no snapshot, no index."""
+    """21 records of the registry, 3 desired models of a pool, a finished and a failed run; no snapshot, no index."""
     store = memory_store()
     text = Path(__file__).with_name("store_before_snapshots.json").read_text()
     for key, data in json.loads(text).items():
-        store.put_new(key, data.encode())
+        store.create(key, data.encode())
     return store
 
 
@@ -32,7 +32,7 @@ def check(store: ObstoreStore) -> None:
         "digits": (9, {"production": 5}),
         "cats": (9, {"canary": 1}),
     }
-    assert {name: wish.is_load for name, wish in Wanted(store, "default").wishes().items()} == {
+    assert {name: desired.is_load for name, desired in DesiredState(store, "default").models().items()} == {
         "digits": False,
         "cats": True,
     }

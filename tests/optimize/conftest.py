@@ -11,14 +11,14 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
 
 from maas_ray.bundle.format import Signature
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.features import CategoricalColumn, Features, NumericColumn, TensorColumn
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
-from maas_ray.train.objective import build_loss
-from maas_ray.train.recipe import ObjectiveSpec
+from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.spec.optim import ObjectiveSpec
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from maas_ray.data.features import CategoricalColumn, Features, NumericColumn, TensorColumn
+from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.errors import BundleError
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
@@ -84,7 +84,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from maas_ray.data.features import Features
+from maas_ray.data.spec.features import Features
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize.export import export
@@ -149,8 +149,8 @@ class Branching(nn.Module):
         self.linear = nn.Linear(2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores = self.linear(x)
-        return torch.cond(x.sum() > -1e30, lambda s, v: s + v[:, :1], lambda s, v: s - v[:, :1], (scores, x))
+        logits = self.linear(x)
+        return torch.cond(x.sum() > -1e30, lambda s, v: s + v[:, :1], lambda s, v: s - v[:, :1], (logits, x))
 
 
 @pytest.mark.parametrize("net", [FirstOnly(), nn.Linear(2, 1), Branching()], ids=lambda net: type(net).__name__)

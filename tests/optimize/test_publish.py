@@ -6,20 +6,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from maas_ray.bundle.format import list_bundles, load_info
+from maas_ray.bundle.format import PREFIX, load_info
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.data.dataset import TARGET, save_dataset
-from maas_ray.data.features import Features, NumericColumn
+from maas_ray.data.spec.features import Features, NumericColumn
+from maas_ray.data.stored.dataset import TARGET, save_dataset
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.models.build import build_model
 from maas_ray.optimize import publish
 from maas_ray.optimize.publish import export_run
+from maas_ray.store.manifest import list_committed
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.load_model import evaluate_run
 
 FEATURES = Features(
     columns=(NumericColumn(name="a", shift=1.0, scale=2.0), NumericColumn(name="b", fill=0.5)),
@@ -57,7 +58,7 @@ def run(file_store: ObstoreStore) -> str:
     return "r"
 
 
-def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_figures(file_store: ObstoreStore, run: str) -> None:
+def test_a_bundle_names_its_checkpoint_and_has_that_checkpoints_metrics(file_store: ObstoreStore, run: str) -> None:
     evaluate_run(file_store, run)  # of step 2: must not end up in the bundle of step 1
     exported = export_run(file_store, run, step=1)
     info = load_info(file_store, exported.bundle_id)
@@ -92,7 +93,7 @@ def test_a_graph_that_differs_from_the_module_is_not_committed(
     monkeypatch.setattr(publish, "export", perturbed)
     with pytest.raises(GateError, match="prediction"):
         export_run(file_store, run)
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_store: ObstoreStore, run: str) -> None:
@@ -103,11 +104,11 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_made_of_it(file_stor
     with pytest.raises(ObjectCorrupt) as caught:
         export_run(file_store, run)
     assert key in str(caught.value)
-    assert list_bundles(file_store) == []
+    assert list_committed(file_store, PREFIX) == []
 
 
 def test_only_what_exists_is_exported(file_store: ObstoreStore, run: str) -> None:
-    with pytest.raises(NotFound, match="no run 'x' in .*; there is: r"):
+    with pytest.raises(NotFound, match="no run 'x' in .*; runs: r"):
         export_run(file_store, "x")
-    with pytest.raises(NotFound, match="of step 3; there is: 1, 2"):
+    with pytest.raises(NotFound, match="of step 3; steps: 1, 2"):
         export_run(file_store, run, step=3)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import Bundle, load_bundle
 from maas_ray.bundle.sample import read_sample
-from maas_ray.data.features import Features, NumericColumn, TensorColumn, TokensColumn
+from maas_ray.data.spec.features import Features, NumericColumn, TensorColumn, TokensColumn
 from maas_ray.optimize.export import build_signature
 from maas_ray.optimize.publish import export_run
 from maas_ray.optimize.representative import MAX_ELEMENTS, representative_sample

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from maas_ray.bundle.engine import Engine
-from maas_ray.bundle.external import read_onnx
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import load_bundle, load_info
+from maas_ray.bundle.graph.external import read_onnx
 from maas_ray.errors import BundleError, GateError, MaasError, NotFound, SpecError
 from maas_ray.registry.importing import import_onnx, read_labels
 from maas_ray.registry.models import Registry

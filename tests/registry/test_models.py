@@ -66,9 +66,9 @@ def test_two_publishers_at_once_both_succeed_with_different_versions(storage: St
 @pytest.mark.parametrize(
     ("model", "ref", "message"),
     [
-        ("cats", "production", "no model 'cats' in .*; there is: digits"),
-        ("digits", 7, "no version 7 of model 'digits'; there is: 1"),
-        ("digits", "canary", "no alias 'canary' of model 'digits'; there is: production"),
+        ("cats", "production", "no model 'cats' in .*; models: digits"),
+        ("digits", 7, "no version 7 of model 'digits'; versions: 1"),
+        ("digits", "canary", "no alias 'canary' of model 'digits'; aliases: production"),
     ],
 )
 def test_what_does_not_exist_is_named_with_what_does(

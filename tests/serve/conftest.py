@@ -14,12 +14,12 @@ import uvicorn
 import uvloop
 
 from maas_ray.registry.models import Registry
-from maas_ray.serve.front import Front
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.ingress import App
-from maas_ray.serve.protocol import HttpProtocol
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.serve.http.asgi_app import App
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.http.protocol import HttpProtocol
+from maas_ray.serve.http.server_state import HttpServerState
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
 
@@ -30,7 +30,7 @@ def app_spec(store: ObstoreStore, *models: str, **more: Any) -> ApplicationSpec:
     described = {
         "storage": {"uri": store.uri},
         "models": [{"name": name} for name in models],
-        "refresh": {"every_s": 0.05},
+        "refresh": {"poll_interval_s": 0.05},
         **more,
     }
     return ApplicationSpec.model_validate(described)
@@ -51,9 +51,9 @@ class Server:
     url: str
     port: int
     store: ObstoreStore
-    residency: Residency
+    manager: ModelManager
     loop: asyncio.AbstractEventLoop
-    front: Front
+    front: HttpServerState
     """What the connections of our protocol class share."""
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -68,12 +68,12 @@ class Server:
 
 def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") -> Iterator[Server]:
     """With the front `protocol` our protocol class is before the app, as in a replica; else uvicorn's own."""
-    residency = Residency(store, spec)
-    handler = Handler(residency, spec.limits.max_body_bytes)
-    shared = Front(handler, spec.limits)
+    manager = ModelManager(store, spec)
+    handler = Handler(manager, spec.limits.max_body_bytes)
+    shared = HttpServerState(handler, spec.limits)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    http: Any = functools.partial(HttpProtocol, front=shared) if front == "protocol" else "auto"
+    http: Any = functools.partial(HttpProtocol, shared=shared) if front == "protocol" else "auto"
     config = uvicorn.Config(App(handler, spec.limits), http=http, log_level="warning", log_config=None)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -96,7 +96,7 @@ def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") 
     assert started.wait(60)
     assert server.started, "the server did not start"
     try:
-        yield Server(f"http://127.0.0.1:{port}", port, store, residency, loops[0], shared)
+        yield Server(f"http://127.0.0.1:{port}", port, store, manager, loops[0], shared)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from maas_ray.store.fsck import GRACE, fsck
-from maas_ray.store.manifest import Draft, open_committed
+from maas_ray.store.manifest import CommitWriter, open_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Sequence
 
@@ -12,9 +12,9 @@ NOW = timedelta(0)
 
 @pytest.fixture
 def filled(store: ObstoreStore) -> ObstoreStore:
-    draft = Draft(store, "things/a", "thing")
-    draft.put("one", b"first part")
-    draft.commit({})
+    writer = CommitWriter(store, "things/a", "thing")
+    writer.put("one", b"first part")
+    writer.commit({})
     log = Sequence(store, "registry")
     log.append(lambda _: {"n": 1})
     log.append(lambda _: {"n": 2})
@@ -28,7 +28,7 @@ def test_a_sound_store_is_clean(filled: ObstoreStore) -> None:
 
 
 def test_orphans_are_collected_only_after_their_grace(filled: ObstoreStore) -> None:
-    part = Draft(filled, "things/b", "thing").put("one", b"lost")
+    part = CommitWriter(filled, "things/b", "thing").put("one", b"lost")
     assert fsck(filled, collect=True).orphans == [part.key]
     assert fsck(filled, grace=NOW).orphans == [part.key], "without collect nothing is removed"
     later = fsck(filled, collect=True, now=datetime.now(UTC) + GRACE + timedelta(minutes=1))
@@ -37,7 +37,7 @@ def test_orphans_are_collected_only_after_their_grace(filled: ObstoreStore) -> N
 
 
 def test_an_interrupted_local_write_is_found_and_collected(file_store: ObstoreStore) -> None:
-    file_store.put_new("a/b", b"x")
+    file_store.create("a/b", b"x")
     assert file_store.root is not None
     (file_store.root / "a" / "c#1").write_bytes(b"half")
     assert fsck(file_store).orphans == ["a/c#1"]

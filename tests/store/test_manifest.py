@@ -5,7 +5,7 @@ import pytest
 from maas_ray.errors import Conflict, NotFound, ObjectCorrupt
 from maas_ray.store.manifest import (
     Committed,
-    Draft,
+    CommitWriter,
     Part,
     list_committed,
     open_committed,
@@ -17,10 +17,10 @@ from maas_ray.store.objects import ObstoreStore
 
 
 def _commit(store: ObstoreStore, prefix: str = "things/a") -> Committed:
-    draft = Draft(store, prefix, "thing")
-    draft.put("one", b"first part")
-    draft.put("deep/two", b"second part")
-    return draft.commit({"answer": 42})
+    writer = CommitWriter(store, prefix, "thing")
+    writer.put("one", b"first part")
+    writer.put("deep/two", b"second part")
+    return writer.commit({"answer": 42})
 
 
 def test_what_is_committed_is_read_back(store: ObstoreStore) -> None:
@@ -33,7 +33,7 @@ def test_what_is_committed_is_read_back(store: ObstoreStore) -> None:
 
 
 def test_without_a_manifest_nothing_is_there(store: ObstoreStore) -> None:
-    Draft(store, "things/a", "thing").put("one", b"first part")
+    CommitWriter(store, "things/a", "thing").put("one", b"first part")
     assert list_committed(store, "things") == []
     with pytest.raises(NotFound):
         open_committed(store, "things/a", "thing")
@@ -56,10 +56,10 @@ def test_the_second_writer_of_a_prefix_loses_and_cleans_up_after_itself(store: O
 
 
 def test_a_commit_whose_answer_was_lost_is_recognized_as_our_own(file_store: ObstoreStore) -> None:
-    draft = Draft(file_store, "things/a", "thing")
-    draft.put("one", b"first part")
-    first = draft.commit({})
-    assert draft.commit({}).digest == first.digest
+    writer = CommitWriter(file_store, "things/a", "thing")
+    writer.put("one", b"first part")
+    first = writer.commit({})
+    assert writer.commit({}).digest == first.digest
 
 
 def _flip(data: bytes) -> bytes:
@@ -89,9 +89,9 @@ def test_a_damaged_part_is_refused_by_name(
 def test_a_part_that_was_hashed_in_pieces_by_another_process_is_verified_like_any_other(store: ObstoreStore) -> None:
     key = part_key("things/a", "0" * 32, "one")
     store.put(key, b"headvalues")
-    draft = Draft(store, "things/a", "thing", "0" * 32)
-    draft.add("one", Part(key, 10, part_digest(b"headvalues", (4, 6)), (4, 6)))
-    committed = draft.commit({})
+    writer = CommitWriter(store, "things/a", "thing", "0" * 32)
+    writer.add("one", Part(key, 10, part_digest(b"headvalues", (4, 6)), (4, 6)))
+    committed = writer.commit({})
     assert committed.parts["one"].pieces == (4, 6)
     assert committed.read("one") == b"headvalues"
     for damaged in (b"heedvalues", b"headvaluez", b"headvalue"):

@@ -10,14 +10,14 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 
 
 def test_a_key_can_be_created_only_once(store: ObstoreStore) -> None:
-    store.put_new("a/b", b"first")
+    store.create("a/b", b"first")
     with pytest.raises(Conflict, match="a/b exists already"):
-        store.put_new("a/b", b"second")
+        store.create("a/b", b"second")
     assert store.get("a/b") == b"first"
 
 
 def test_ranges_of_an_object_are_read_without_the_rest(store: ObstoreStore) -> None:
-    store.put_new("a/b", b"0123456789")
+    store.create("a/b", b"0123456789")
     assert store.get_ranges("a/b", [(8, 10), (0, 3), (3, 4)]) == [b"89", b"012", b"3"]
     assert store.get_ranges("a/b", [(8, 12)]) == [b"89"], "what reaches beyond the end is shorter"
     with pytest.raises(StoreError):
@@ -34,7 +34,7 @@ def test_a_missing_key_is_not_found_and_can_be_deleted(store: ObstoreStore) -> N
 
 def test_scan_is_sorted_and_starts_after_a_key(store: ObstoreStore) -> None:
     for name in ("c", "a", "b/x"):
-        store.put_new(f"p/{name}", b"12")
+        store.create(f"p/{name}", b"12")
     assert [info.key for info in store.scan("p")] == ["p/a", "p/b/x", "p/c"]
     assert [info.key for info in store.scan("p", after="p/a")] == ["p/b/x", "p/c"]
     assert {info.size for info in store.scan("p")} == {2}
@@ -43,7 +43,7 @@ def test_scan_is_sorted_and_starts_after_a_key(store: ObstoreStore) -> None:
 
 
 def test_deleting_the_last_object_leaves_no_directory(file_store: ObstoreStore) -> None:
-    file_store.put_new("a/b/c", b"")
+    file_store.create("a/b/c", b"")
     file_store.delete(["a/b/c"])
     assert file_store.root is not None
     assert os.listdir(file_store.root) == []
@@ -76,7 +76,7 @@ def test_a_directory_that_cannot_be_written_is_named() -> None:
 def test_a_bucket_that_does_not_exist_is_an_error_with_its_name(s3_endpoint: str) -> None:
     store = open_store(StorageSpec(uri="s3://nobody/x", endpoint=s3_endpoint))
     with pytest.raises(MaasError, match="s3://nobody/x/key"):
-        store.put_new("key", b"")
+        store.create("key", b"")
 
 
 def test_a_service_that_does_not_answer_is_unavailable_and_retryable(free_port: int) -> None:
@@ -98,7 +98,7 @@ def test_bytes_that_go_past_the_page_cache_are_the_same(file_store: ObstoreStore
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/b#1", "a\0b"])
 def test_a_key_that_is_no_path_below_the_store_is_refused(file_store: ObstoreStore, key: str) -> None:
-    for put in (file_store.put, file_store.put_new):
+    for put in (file_store.put, file_store.create):
         with pytest.raises(StoreError, match="not a valid object key"):
             put(key, b"x")
     assert list(file_store.scan("")) == []
@@ -108,7 +108,7 @@ def test_a_write_that_fails_leaves_nothing(file_store: ObstoreStore, monkeypatch
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for put in (file_store.put, file_store.put_new):
+    for put in (file_store.put, file_store.create):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             with pytest.raises(StoreError, match="no space is left for .*; free some"):

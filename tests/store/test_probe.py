@@ -8,7 +8,7 @@ from maas_ray.store.probe import probe
 class _IgnoresConditions(ObstoreStore):
     """What two S3 gateways were seen to do: a create-only put of an existing key succeeds."""
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> None:
         self.put(key, data)
 
 

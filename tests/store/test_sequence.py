@@ -42,9 +42,9 @@ def test_many_writers_at_once_lose_nothing_and_decide_one_after_the_other(storag
 
 def test_a_put_whose_answer_was_lost_is_not_appended_twice(file_store: ObstoreStore) -> None:
     class LosesAnswer(ObstoreStore):
-        def put_new(self, key: str, data: bytes) -> None:
-            super().put_new(key, data)
-            super().put_new(key, data)  # what a transport does that retries after a lost answer
+        def create(self, key: str, data: bytes) -> None:
+            super().create(key, data)
+            super().create(key, data)  # what a transport does that retries after a lost answer
 
     lossy = LosesAnswer(file_store.uri, file_store._backend, file_store._directory)
     assert Sequence(lossy, "log").append(lambda _: {"once": True}).seq == 1

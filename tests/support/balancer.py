@@ -1,4 +1,4 @@
-"""A load balancer as docs/machines.md advises one: it asks each node's front for its health, and leaves out what fails."""
+"""A load balancer as docs/clusters/machines.md advises one: it asks each node's front for its health, and leaves out what fails."""
 
 import http.client
 import threading
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
-from maas_ray.cluster.front import HEALTH
+from maas_ray.cluster.health.front import HEALTH
 
 EVERY_S = 1.0
 TIMEOUT_S = 1.0

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from tests.support.root import ROOT
 
 WALL_S = 60
 """Generous: the machine may be busy with other things. The files would take many times as long, or for ever."""
@@ -54,7 +55,7 @@ def bounded(function: str, argument: Mapping[str, Any], memory_bytes: int = MEMO
         AssertionError: it ran into the limit of time, or the process died.
     """
     command = [sys.executable, "-W", "ignore", "-c", _CHILD, function, json.dumps(argument), str(memory_bytes)]
-    root = Path(__file__).parents[2]
+    root = ROOT
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=WALL_S, cwd=root, check=False)
     except subprocess.TimeoutExpired as error:

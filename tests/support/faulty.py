@@ -24,8 +24,8 @@ class _Wrapped:
         self._store = store
         self._lock = threading.Lock()
 
-    def put_new(self, key: str, data: bytes) -> None:
-        self._change(key, lambda: self._store.put_new(key, data))
+    def create(self, key: str, data: bytes) -> None:
+        self._change(key, lambda: self._store.create(key, data))
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self._change(key, lambda: self._store.put(key, data))

@@ -16,10 +16,10 @@ import requests
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, HAProxyManager, ServerConfig
 from ray.serve.config import HTTPOptions
 
-from maas_ray.cluster.environment import find_launcher
+from maas_ray.cluster.node.environment import find_launcher
 from maas_ray.haproxy import generations
 from maas_ray.haproxy.admin import running_pid
-from maas_ray.haproxy.limits import PoolLimits, limits_file, write_limits
+from maas_ray.haproxy.config.limits import PoolLimits, limits_file, write_limits
 from maas_ray.haproxy.names import KEEPER_SOCKET, REPLAYABLE
 from maas_ray.haproxy.succession import MANAGER_TITLE, wake_keeper
 from tests.conftest import unused_port

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from maas_ray.bundle.datatypes import ONNX, Array
 from maas_ray.bundle.format import Bundle, BundleInfo, Lineage
-from maas_ray.bundle.inspect import signature_of
+from maas_ray.bundle.graph.checks import signature_of
 
 N = helper.make_node
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ray._common.utils import psutil
 
-from maas_ray.cluster.processes import find_processes
-from maas_ray.cluster.state import load_state
+from maas_ray.cluster.node.processes import find_processes
+from maas_ray.cluster.node.state import load_state
 
 
 def listening_outside_loopback(state_dir: Path) -> set[tuple[str, int]]:

@@ -12,16 +12,16 @@ class Flat(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.layers(x)
-        return scores
+        logits: Tensor = self.layers(x)
+        return logits
 
 
 class TurnsToNan(Flat):
     """Computes numbers until it is trained for a while."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = super().forward(x)
-        return scores * torch.nan if self.training and len(x) > 1 else scores
+        logits = super().forward(x)
+        return logits * torch.nan if self.training and len(x) > 1 else logits
 
 
 class Raises(Flat):
@@ -37,10 +37,10 @@ class ScalesItsGradient(Flat):
     """Trains as it should in one process; with several, its gradient is half as large again."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = super().forward(x)
-        if scores.requires_grad and torch.distributed.is_initialized():
-            scores.register_hook(lambda gradient: gradient * 1.5)
-        return scores
+        logits = super().forward(x)
+        if logits.requires_grad and torch.distributed.is_initialized():
+            logits.register_hook(lambda gradient: gradient * 1.5)
+        return logits
 
 
 class DrawsByRank(Flat):
@@ -54,8 +54,8 @@ class LooksAtValues(Flat):
     """Does one thing or another, depending on what it is fed with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = super().forward(x)
-        return scores if float(x.sum()) < 1e9 else -scores
+        logits = super().forward(x)
+        return logits if float(x.sum()) < 1e9 else -logits
 
 
 class HidesWhatItNeeds(nn.Module):
@@ -72,8 +72,8 @@ class HidesWhatItNeeds(nn.Module):
         x = self.flatten(x)
         for layer in self.layers:
             x = layer(x).tanh()
-        scores: Tensor = self.head(x) * self.kept[-1]
-        return scores
+        logits: Tensor = self.head(x) * self.kept[-1]
+        return logits
 
 
 class _Keeps(nn.Linear):

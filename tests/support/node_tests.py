@@ -19,16 +19,16 @@ import onnx
 import onnxruntime as ort
 
 from maas_ray.bundle.bfloat16 import to_float32
-from maas_ray.bundle.engine import Engine
+from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import BundleInfo, load_bundle
 from maas_ray.bundle.strings import encode
 from maas_ray.errors import BundleError, GateError, MaasError
 from maas_ray.registry.importing import import_onnx
 from maas_ray.serve.wire.binary import num_binary_bytes, write_binary
-from maas_ray.serve.wire.v2 import read_infer
 from maas_ray.store.objects import open_store
+from tests.support.infer_bodies import read_infer
+from tests.support.root import ROOT
 
-ROOT = Path(__file__).parents[2]
 CHILD_TIMEOUT_S = 1500
 CASE_TIMEOUT_S = 60
 

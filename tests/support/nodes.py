@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 
-from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
-from maas_ray.cluster.processes import MARKER, end_processes
+from maas_ray.cluster.node.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.cluster.node.processes import MARKER, end_processes
 from tests.conftest import RayCluster, unused_port
 from tests.support.runs import until
 

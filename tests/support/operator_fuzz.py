@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from maas_ray.bundle import hazards
+from maas_ray.bundle.graph import hazards
 from maas_ray.confined.frames import receive_frame, send_frame
 
 IR_VERSION, OPSET = 10, 24

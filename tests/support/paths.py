@@ -7,12 +7,12 @@ from typing import Any
 
 import requests
 
-from maas_ray.serve.pool import deploy, undeploy
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.deploy.pool import deploy, undeploy
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore, StorageSpec
-from maas_ray.train.progress import Progress
+from maas_ray.train.loop.progress import Progress
 from maas_ray.train.run import RunResult
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
 from tests.support.table import Table
 
 

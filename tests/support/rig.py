@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from maas_ray.errors import BadRequest, MaasError
-from maas_ray.serve.batcher import Batcher, Finished
-from maas_ray.serve.batching import BatchSpec, ByteBudget
-from maas_ray.serve.item import Item, Tensors
+from maas_ray.serve.batching.batcher import Batcher, Finished
+from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 
 class Waits:
@@ -65,8 +65,8 @@ class HeldEngine:
 
     form_of = None
 
-    def __init__(self, streams: int = 1, seconds: Callable[[int], float] = lambda num_rows: 3.0) -> None:
-        self.streams = streams
+    def __init__(self, instances: int = 1, seconds: Callable[[int], float] = lambda num_rows: 3.0) -> None:
+        self.instances = instances
         self.seconds = seconds
         self.runs: list[list[float]] = []
         self._finished: list[Callable[[], None]] = []
@@ -96,13 +96,13 @@ class Rig:
         self,
         can_merge: bool = True,
         budget: ByteBudget | None = None,
-        streams: int = 1,
+        instances: int = 1,
         seconds: Callable[[int], float] = lambda num_rows: 3.0,
         stats: Any = None,
         **spec: Any,
     ) -> None:
         self.loop = ManualLoop()
-        self.engine = HeldEngine(streams, seconds)
+        self.engine = HeldEngine(instances, seconds)
         spec = {"max_batch_size": 4, **spec}
         self.batcher = Batcher(
             self.engine, BatchSpec(**spec), self.loop, can_merge=can_merge, budget=budget, stats=stats

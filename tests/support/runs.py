@@ -8,7 +8,7 @@ from ray.util.state import list_actors
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.checkpoint.index import read_index, tensors_digest
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.runs import checkpoints_prefix
+from maas_ray.train.records.runs import checkpoints_prefix
 from tests.conftest import RayCluster
 
 

@@ -9,20 +9,20 @@ import pyarrow as pa
 import torch
 from sklearn.datasets import load_digits
 
-from maas_ray.data.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.features import Features
 from maas_ray.data.prepare import prepare
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.assemble import build_loader, build_plan, build_trainee
-from maas_ray.train.layout import Layout
-from maas_ray.train.loop import mean_loss, train_step
-from maas_ray.train.parallel import Place
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.parallel.mesh import RankCoordinates
+from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.train import TrainSpec
 
 NUM_COLUMNS, NUM_CLASSES = 6, 4
 TEXT = "".join(f"the {i}th line of {i * i} words\n" for i in range(60))
-WORDS = {"length": 8, "tokenizer": {"kind": "characters"}}
+WORDS = {"seq_len": 8, "tokenizer": {"kind": "characters"}}
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "params": {"size": 4, "dropout": 0.3}},
     "decoder": {
@@ -72,7 +72,7 @@ def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -
         "data": {"uri": "rows.csv", "task": "classification"},
         "batch": {"global_size": 12},
         "objective": {"l2": 1e-3},
-        "clip_norm": 1.0,
+        "max_grad_norm": 1.0,
         "steps": 3,
         "storage": {"uri": store.uri},
     }
@@ -113,14 +113,14 @@ def train_here(spec: TrainSpec, dataset: Dataset, lr: float, *, steps: int) -> f
     """The loss of the last of so many steps at one rate, in this process; infinite if it was no number."""
     changes = {"epochs": None, "steps": steps, "optimizer": spec.optimizer.model_copy(update={"lr": lr})}
     spec = spec.model_copy(update=changes)
-    place, num_rows = Place(Layout(), None), dataset.num_rows["train"]
-    trainee = build_trainee(spec, dataset.features, num_rows, place, torch.device("cpu"))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, place)
-    trainee.train()
+    coordinates, num_rows = RankCoordinates(MeshLayout(), None), dataset.num_rows["train"]
+    state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"))
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    state.train()
     try:
         for step in range(steps):
-            share, _ = train_step(plan, trainee, loader, step)
-            loss = mean_loss(trainee, share, step)
+            share, _ = train_step(plan, state, loader, step)
+            loss = mean_loss(state, share, step)
     except TrainingFailed:
         return math.inf
     return loss

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 
-TITANIC = Path(__file__).parents[3] / "shared" / "data" / "titanic.csv"
+from tests.support.root import ROOT
+
+TITANIC = ROOT / "shared" / "data" / "titanic.csv"
 Row = dict[str, str]
 
 

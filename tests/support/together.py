@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from maas_ray.bundle.datatypes import Array
-from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
 from maas_ray.bundle.format import Bundle
 from maas_ray.errors import MaasError
-from maas_ray.serve.batcher import Batcher
-from maas_ray.serve.batching import BatchSpec
-from maas_ray.serve.item import Item, Tensors
-from maas_ray.serve.runner import EngineRunner
+from maas_ray.serve.batching.batcher import Batcher
+from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.batching.runner import EngineRunner
+from maas_ray.serve.batching.spec import BatchSpec
 
 SPEC = EngineSpec(warmup_rows=(1,), warmup_runs=1)
 

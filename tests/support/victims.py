@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import ray
 from ray.util.state import list_actors
 
-from maas_ray.cluster.processes import find_processes, psutil
-from maas_ray.cluster.state import load_state
-from maas_ray.haproxy.twins import first_of
+from maas_ray.cluster.node.processes import find_processes, psutil
+from maas_ray.cluster.node.state import load_state
+from maas_ray.haproxy.config.twins import first_of
 from tests.conftest import CLUSTER_ENVIRONMENT, RayCluster
 
 Kind = Literal["replica", "haproxy", "manager", "proxy", "controller"]

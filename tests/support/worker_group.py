@@ -9,9 +9,9 @@ from unittest.mock import patch
 
 import ray
 
-from maas_ray.cluster import local
-from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
-from maas_ray.cluster.state import ClusterState
+from maas_ray.cluster.members import head as local
+from maas_ray.cluster.node.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.cluster.node.state import ClusterState
 from tests.conftest import RayCluster
 from tests.support.own_cluster import own_cluster
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from maas_ray.checkpoint.save import Snapshot, save
-from maas_ray.data.dataset import Dataset
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.assemble import build_trainee
-from maas_ray.train.layout import Layout
+from maas_ray.train.loop.assemble import build_train_state
 from maas_ray.train.lr_range import LrRange, Point, conclude, find_learning_rates
-from maas_ray.train.parallel import Place
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.state import tensors_of
+from maas_ray.train.parallel.mesh import RankCoordinates
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
+from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.state.restore import tensors_of
 from tests.support.small_runs import make_digits, make_run, train_here
 
 PLAIN_SGD = {"name": "sgd"}
@@ -55,8 +55,8 @@ def test_the_course_is_that_of_training_and_the_same_every_time(file_store: Obst
 
 def test_a_run_that_starts_from_another_one_is_tested_from_there(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, "mlp", run="first", objective={})
-    trainee = build_trainee(spec, dataset.features, 62, Place(Layout(), None), torch.device("cpu"))
-    nothing = {name: tensor * 0 for name, tensor in tensors_of(trainee).items()}
+    state = build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))
+    nothing = {name: tensor * 0 for name, tensor in tensors_of(state).items()}
     Runs(file_store).create(spec, dataset.digest, None)
     save(file_store, checkpoints_prefix("first"), Snapshot(1, 12, nothing, {}, []))
     spec, _ = make_run(file_store, tmp_path, "mlp", run="next", objective={}, init={"run": "first"})

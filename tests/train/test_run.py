@@ -18,10 +18,10 @@ from maas_ray.errors import (
     TrainingFailed,
 )
 from maas_ray.store.objects import ObstoreStore, StorageSpec
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.spec import TrainSpec
-from maas_ray.train.trained import evaluate_run
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.load_model import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.paths import STEPS, FinishedRun, digits_spec, table_spec
 
@@ -60,7 +60,7 @@ def test_a_store_that_cannot_be_written_is_named(ray_cluster: RayCluster) -> Non
 
 
 def test_only_what_exists_can_be_resumed_or_evaluated(file_store: ObstoreStore, ray_cluster: RayCluster) -> None:
-    with pytest.raises(NotFound, match="no run 'r' in .*; there is: none"):
+    with pytest.raises(NotFound, match="no run 'r' in .*; there are no runs yet"):
         run_training(_spec(file_store), resume=True)
     with pytest.raises(NotFound, match="no run 'r'"):
         evaluate_run(file_store, "r")
@@ -84,7 +84,7 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
 
     with pytest.raises(DataError, match="has no 'nowhere' split"):
         evaluate_run(store, "table", split="nowhere")
-    with pytest.raises(NotFound, match="of step 2; there is: 80, 160, 240"):
+    with pytest.raises(NotFound, match="of step 2; steps: 80, 160, 240"):
         evaluate_run(store, "table", step=2)
 
     headers = {"Authorization": f"Bearer {ray_cluster.token}"}

@@ -6,19 +6,19 @@ import pytest
 
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.layout import Layout
+from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.verify import Compared, failures, layouts_for, verify_layouts
 from tests.support.small_runs import make_run
 
 SOME = [
-    Layout(dp_shard=2),
-    Layout(tp=2, sequence_parallel=True),
-    Layout(pp=2, schedule="interleaved"),
+    MeshLayout(dp_shard=2),
+    MeshLayout(tp=2, sequence_parallel=True),
+    MeshLayout(pp=2, schedule="interleaved"),
 ]
-THREE_AXES = Layout(pp=2, dp_shard=2, tp=2)
+THREE_AXES = MeshLayout(pp=2, dp_shard=2, tp=2)
 
 
-def _verify(store: ObstoreStore, tmp_path: Path, model: str, layouts: list[Layout]) -> list[Compared]:
+def _verify(store: ObstoreStore, tmp_path: Path, model: str, layouts: list[MeshLayout]) -> list[Compared]:
     spec, dataset = make_run(store, tmp_path, model, ema={"decay": 0.8})  # its averages are compared as well
     return verify_layouts(spec, dataset.digest, layouts, steps=3)
 
@@ -67,7 +67,7 @@ def test_transformers_models_with_dropout_train_the_same_on_two_ranks(
 def test_a_decoder_that_keeps_no_activations_trains_the_same_on_every_layout(
     file_store: ObstoreStore, tmp_path: Path, kind: str
 ) -> None:
-    asked = {"throughput": {"activation_checkpointing": kind}, "layout": {"shard_unit_mib": 0}}
+    asked = {"performance": {"activation_checkpointing": kind}, "parallelism": {"shard_unit_mib": 0}}
     spec, dataset = make_run(file_store, tmp_path, "decoder", **asked)
     compared = verify_layouts(spec, dataset.digest, [*layouts_for(spec, dataset, 4), THREE_AXES], steps=2)
     assert failures(compared) == []
@@ -77,13 +77,13 @@ def test_a_decoder_that_keeps_no_activations_trains_the_same_on_every_layout(
 @pytest.mark.parametrize(
     ("fault", "layout"),
     [
-        ("tests.support.nets:ScalesItsGradient", Layout(dp_replicate=2)),
-        pytest.param("tests.support.nets:DrawsByRank", Layout(dp_shard=2), marks=pytest.mark.fault),
-        pytest.param("tests.support.nets:HidesWhatItNeeds", Layout(pp=2), marks=pytest.mark.fault),
+        ("tests.support.nets:ScalesItsGradient", MeshLayout(dp_replicate=2)),
+        pytest.param("tests.support.nets:DrawsByRank", MeshLayout(dp_shard=2), marks=pytest.mark.fault),
+        pytest.param("tests.support.nets:HidesWhatItNeeds", MeshLayout(pp=2), marks=pytest.mark.fault),
     ],
 )
 def test_a_model_that_trains_otherwise_on_several_ranks_is_caught(
-    file_store: ObstoreStore, tmp_path: Path, fault: str, layout: Layout
+    file_store: ObstoreStore, tmp_path: Path, fault: str, layout: MeshLayout
 ) -> None:
     (compared,) = _verify(file_store, tmp_path, fault, [layout])
     assert failures([compared]) == [compared]
@@ -91,7 +91,7 @@ def test_a_model_that_trains_otherwise_on_several_ranks_is_caught(
 
 
 def test_what_cannot_be_arranged_is_refused_with_the_reason(file_store: ObstoreStore, tmp_path: Path) -> None:
-    (compared,) = _verify(file_store, tmp_path, "tests.support.nets:Flat", [Layout(tp=2)])
+    (compared,) = _verify(file_store, tmp_path, "tests.support.nets:Flat", [MeshLayout(tp=2)])
     assert "says nothing about which layers can be shared" in str(compared.refused)
     assert failures([compared]) == []
 

@@ -13,13 +13,13 @@ import uvicorn
 
 from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import PRODUCTION, Registry
-from maas_ray.serve.front import Front
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.ingress import App
-from maas_ray.serve.inside import FrontOnly, front_check
-from maas_ray.serve.protocol import HttpProtocol
-from maas_ray.serve.residency import Residency
-from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.serve.front.replica_access import FrontOnly, front_check
+from maas_ray.serve.http.asgi_app import App
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.http.protocol import HttpProtocol
+from maas_ray.serve.http.server_state import HttpServerState
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import open_store
 
 NAME = "bench"
@@ -29,10 +29,10 @@ if __name__ == "__main__":
     store = open_store(store_path)
     registry = Registry(store)
     registry.promote(NAME, registry.publish(NAME, import_onnx(store, path).bundle_id).version, PRODUCTION)
-    described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"every_s": 60.0}}
+    described = {"storage": {"uri": store.uri}, "models": [{"name": NAME}], "refresh": {"poll_interval_s": 60.0}}
     spec = ApplicationSpec.model_validate(described)
-    handler = Handler(Residency(store, spec))
-    front, app = Front(handler, spec.limits), App(handler, spec.limits)
+    handler = Handler(ModelManager(store, spec))
+    front, app = HttpServerState(handler, spec.limits), App(handler, spec.limits)
     if way == "secret":
         check = front_check(os.environ)
         if check is None:
@@ -40,6 +40,6 @@ if __name__ == "__main__":
         front.is_from_front, app = check, FrontOnly(app, check)
     tls = {"ssl_certfile": certificate, "ssl_keyfile": key} if way == "tls" else {}
     uvicorn.run(
-        app, http=functools.partial(HttpProtocol, front=front), loop="uvloop", host="127.0.0.1", port=int(port),
+        app, http=functools.partial(HttpProtocol, shared=front), loop="uvloop", host="127.0.0.1", port=int(port),
         log_level="warning", **tls,
     )  # fmt: skip

@@ -90,25 +90,33 @@ class Side:
 async def ours(model, directory, observers=(), **more):
     from maas_ray.registry.importing import import_onnx
     from maas_ray.registry.models import PRODUCTION, Registry
-    from maas_ray.serve.front import Front
-    from maas_ray.serve.handler import Handler
-    from maas_ray.serve.ingress import App
-    from maas_ray.serve.protocol import HttpProtocol
-    from maas_ray.serve.residency import Residency
-    from maas_ray.serve.spec import ApplicationSpec
+    from maas_ray.serve.http.asgi_app import App
+    from maas_ray.serve.http.handler import Handler
+    from maas_ray.serve.http.protocol import HttpProtocol
+    from maas_ray.serve.http.server_state import HttpServerState
+    from maas_ray.serve.models.manager import ModelManager
+    from maas_ray.serve.spec.pools import ApplicationSpec
     from maas_ray.store.objects import open_store
 
     store = open_store(str(directory / "store"))
     registry = Registry(store)
     registry.promote(MODEL, registry.publish(MODEL, import_onnx(store, model).bundle_id).version, PRODUCTION)
-    described = {"storage": {"uri": store.uri}, "models": [{"name": MODEL}], "refresh": {"every_s": 60.0}, **more}
+    described = {
+        "storage": {"uri": store.uri},
+        "models": [{"name": MODEL}],
+        "refresh": {"poll_interval_s": 60.0},
+        **more,
+    }
     spec = ApplicationSpec.model_validate(described)
-    handler = Handler(Residency(store, spec), observers=observers)
-    await handler.residency.start()
-    front, config = Front(handler, spec.limits), uvicorn.Config(App(handler, spec.limits), log_level="warning")
+    handler = Handler(ModelManager(store, spec), observers=observers)
+    await handler.manager.start()
+    front, config = (
+        HttpServerState(handler, spec.limits),
+        uvicorn.Config(App(handler, spec.limits), log_level="warning"),
+    )
     config.load()
     state = ServerState()
-    return Side(lambda: HttpProtocol(config, state, {}, front=front))
+    return Side(lambda: HttpProtocol(config, state, {}, shared=front))
 
 
 def bare(model):
@@ -141,16 +149,16 @@ def nothing(self, *values):
 
 
 def without_ids():
-    return [mock.patch("maas_ray.serve.protocol.new_request_id", one_id)]
+    return [mock.patch("maas_ray.serve.http.protocol.new_request_id", one_id)]
 
 
 def without_counts():
-    stats = "maas_ray.serve.stats.ModelStats"
+    stats = "maas_ray.serve.telemetry.stats.ModelStats"
     return [mock.patch(f"{stats}.{name}", nothing) for name in ("waited", "ran", "served")]
 
 
 async def logged(model, directory):
-    from maas_ray.serve.access_log import AccessLogSpec, open_access_log
+    from maas_ray.serve.telemetry.access_log import AccessLogSpec, open_access_log
 
     log = open_access_log(AccessLogSpec(enabled=True, path=str(directory / "access.jsonl")), "r")
     return await ours(model, directory / "logged", [log])

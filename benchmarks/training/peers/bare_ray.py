@@ -19,13 +19,13 @@ from ray.train.torch import TorchTrainer
 
 
 def train(config: dict[str, str]) -> None:
-    from maas_ray.data.dataset import open_dataset
-    from maas_ray.data.loader import Loader
-    from maas_ray.data.opening import open_rows
-    from maas_ray.data.preprocess import Preprocess
+    from maas_ray.data.loading.loader import Loader
+    from maas_ray.data.loading.open import open_rows
+    from maas_ray.data.loading.preprocess import Preprocess
+    from maas_ray.data.stored.dataset import open_dataset
     from maas_ray.models.build import build_model
     from maas_ray.store.objects import open_store
-    from maas_ray.train.spec import TrainSpec
+    from maas_ray.train.spec.train import TrainSpec
 
     spec = TrainSpec.model_validate_json(config["spec"])
     context = ray.train.get_context()
@@ -44,8 +44,8 @@ def train(config: dict[str, str]) -> None:
         world=context.get_world_size(),
     )
     (batch,) = loader.load(0, spec.stop_position(dataset.num_rows["train"]))
-    scores = model(preprocess(*batch.columns))
-    loss = torch.nn.functional.cross_entropy(scores.flatten(0, -2), batch.target.flatten())
+    logits = model(preprocess(*batch.columns))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
     loss.backward()
     optimizer.step()
     dist.all_reduce(loss.detach())

@@ -46,11 +46,11 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, num_codes: int) -> None:
+    def __init__(self, num_ids: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(num_codes, WIDTH)
+        self.embedding = nn.Embedding(num_ids, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm, self.head = nn.RMSNorm(WIDTH, eps=1e-6), nn.Linear(WIDTH, num_codes, bias=False)
+        self.norm, self.head = nn.RMSNorm(WIDTH, eps=1e-6), nn.Linear(WIDTH, num_ids, bias=False)
         half = WIDTH // HEADS // 2
         angles = torch.outer(torch.arange(LENGTH), 10_000.0 ** (-torch.arange(half) / half)).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -60,8 +60,8 @@ class Decoder(nn.Module):
                 is_last = name.endswith(("output.weight", "down.weight"))
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * LAYERS) if is_last else 0.02)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        x = self.embedding(codes)
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = self.embedding(token_ids)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         return self.head(self.norm(x))
@@ -80,13 +80,13 @@ def rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def validate(model: Decoder, codes: Tensor) -> float:
-    rows = (len(codes) - 1) // LENGTH
-    inputs, targets = codes[: rows * LENGTH].view(rows, LENGTH), codes[1 : rows * LENGTH + 1].view(rows, LENGTH)
+def validate(model: Decoder, token_ids: Tensor) -> float:
+    rows = (len(token_ids) - 1) // LENGTH
+    inputs, targets = token_ids[: rows * LENGTH].view(rows, LENGTH), token_ids[1 : rows * LENGTH + 1].view(rows, LENGTH)
     total = 0.0
     for start in range(0, rows, 256):
-        scores = model(inputs[start : start + 256])
-        total += float(functional.cross_entropy(scores.flatten(0, 1), targets[start : start + 256].flatten(), reduction="sum"))  # fmt: skip
+        logits = model(inputs[start : start + 256])
+        total += float(functional.cross_entropy(logits.flatten(0, 1), targets[start : start + 256].flatten(), reduction="sum"))  # fmt: skip
     return total / (rows * LENGTH)
 
 
@@ -102,9 +102,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     text = options.text.read_text()
-    alphabet = {character: code for code, character in enumerate(sorted(set(text)))}
-    codes = torch.tensor([alphabet[character] for character in text])
-    train, held_out = codes[: int(0.9 * len(codes))], codes[int(0.9 * len(codes)) :]
+    alphabet = {character: token_id for token_id, character in enumerate(sorted(set(text)))}
+    token_ids = torch.tensor([alphabet[character] for character in text])
+    train, held_out = token_ids[: int(0.9 * len(token_ids))], token_ids[int(0.9 * len(token_ids)) :]
     model = Decoder(len(alphabet))
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     rest = [weight for weight in model.parameters() if weight.dim() == 1]

@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.data.dataset import open_dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.optimizer import build_optimizer, build_schedule
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.spec.train import TrainSpec
 
 
 def main() -> None:
@@ -52,11 +52,11 @@ def main() -> None:
     for step in range(total_steps):
         (batch,) = loader.load(step * spec.batch.global_size, stop)
         optimizer.zero_grad(set_to_none=True)
-        scores = model(preprocess(*batch.columns))
-        loss = functional.cross_entropy(scores.flatten(0, -2), batch.target.flatten())
+        logits = model(preprocess(*batch.columns))
+        loss = functional.cross_entropy(logits.flatten(0, -2), batch.target.flatten())
         loss.backward()
-        if spec.clip_norm is not None:
-            nn.utils.clip_grad_norm_(net.parameters(), spec.clip_norm)
+        if spec.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), spec.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step == 0 or (step + 1) % spec.log_every == 0:

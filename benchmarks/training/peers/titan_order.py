@@ -23,13 +23,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from maas_ray.data.dataset import open_dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.optimizer import build_schedule
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.optimizer import build_schedule
+from maas_ray.train.spec.train import TrainSpec
 
 IGNORED = -100
 
@@ -74,14 +74,14 @@ def main() -> None:
         optimizer.zero_grad()
         num_valid = (batch.target != IGNORED).sum()
         dist.all_reduce(num_valid)
-        scores = net(*batch.columns)
+        logits = net(*batch.columns)
         loss = functional.cross_entropy(
-            scores.flatten(0, 1).float(), batch.target.flatten(), reduction="sum", ignore_index=IGNORED
+            logits.flatten(0, 1).float(), batch.target.flatten(), reduction="sum", ignore_index=IGNORED
         )
         loss = loss / num_valid
         loss.backward()
-        if spec.clip_norm is not None:
-            _clip(list(net.parameters()), spec.clip_norm)
+        if spec.max_grad_norm is not None:
+            _clip(list(net.parameters()), spec.max_grad_norm)
         optimizer.step()
         schedule.step()
         if step == 0 or (step + 1) % spec.log_every == 0:

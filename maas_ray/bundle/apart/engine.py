@@ -9,17 +9,17 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
-from maas_ray.bundle.apart.process import EngineProcess, Lane, StopIgnored, start_process
+from maas_ray.bundle.apart.process import EngineProcess, RunChannel, StopIgnored, start_process
 from maas_ray.bundle.datatypes import Array
-from maas_ray.bundle.engine import EngineSpec
+from maas_ray.bundle.engine.engine import EngineSpec
+from maas_ray.bundle.engine.forms import Form, FormLatencies, form_of, has_free_sizes
+from maas_ray.bundle.engine.latency import LatencyModel
+from maas_ray.bundle.engine.padding import Padding
+from maas_ray.bundle.engine.stop import StopSignal
+from maas_ray.bundle.engine.warmup import guesses, repeated
 from maas_ray.bundle.format import Bundle
-from maas_ray.bundle.forms import Form, FormLatencies, form_of, has_free_sizes
-from maas_ray.bundle.latency import LatencyModel
 from maas_ray.bundle.nature import Nature
-from maas_ray.bundle.padding import Padding
 from maas_ray.bundle.sample import read_sample
-from maas_ray.bundle.stop import Stop
-from maas_ray.bundle.warmup import guesses, repeated
 from maas_ray.display import get_logger
 from maas_ray.errors import EngineDied, EngineFailed, MaasError, RunStopped
 
@@ -32,7 +32,7 @@ MAX_PAUSE_S = 30.0
 
 
 class ApartEngine:
-    """Runs a bundle in a process of its own; as `Engine`, `run` may be called from as many threads as it has streams.
+    """Runs a bundle in a process of its own; as `Engine`, `run` may be called from as many threads as it has instances.
 
     Args:
         bundle: is kept, to start the process again.
@@ -53,7 +53,7 @@ class ApartEngine:
         padded = self.nature.signature.padded
         self.padding = None if padded is None or self.nature.not_padded_because else Padding(padded)
         self.warmed_with = self.nature.warmed_with
-        self.streams = spec.streams
+        self.instances = spec.instances
         self.threads = max(1, spec.threads)
         self.num_deaths = 0
         """Processes that have died during a run."""
@@ -64,7 +64,7 @@ class ApartEngine:
         self._alone = threading.Lock()
         self._alone_until_s = 0.0
         self._process: EngineProcess | None = process
-        self._free: list[Lane] = list(process.lanes)
+        self._free: list[RunChannel] = list(process.channels)
         self._pause_s = 0.0
         self._retry_at_s = 0.0
         self._is_closed = False
@@ -78,7 +78,7 @@ class ApartEngine:
         return self.timed_run(inputs, num_rows)[0]
 
     def timed_run(
-        self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None
+        self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None
     ) -> tuple[dict[str, Array], float]:
         """As `Engine.timed_run`; blocks until the process has answered.
 
@@ -89,16 +89,16 @@ class ApartEngine:
         """
         with self._turn():
             started_s = time.perf_counter()
-            process, lane = self._take()
+            process, channel = self._take()
             try:
-                outputs, _ = lane.run(inputs, num_rows, stop)
+                outputs, _ = channel.run(inputs, num_rows, stop)
             except StopIgnored:
                 self._end(process)
                 raise RunStopped("the run did not end when nobody waited for it; its process was ended") from None
             except (EOFError, OSError):
                 raise self._died(process) from None
             finally:
-                self._give(process, lane)
+                self._give(process, channel)
             run_s = time.perf_counter() - started_s
         self.latency.record(num_rows, run_s, self.form_of(inputs))
         return outputs, run_s
@@ -122,7 +122,7 @@ class ApartEngine:
     def _turn(self) -> AbstractContextManager[object]:
         return self._alone if time.monotonic() < self._alone_until_s else nullcontext()
 
-    def _take(self) -> tuple[EngineProcess, Lane]:
+    def _take(self) -> tuple[EngineProcess, RunChannel]:
         with self._lock:
             if self._process is not None and self._process.has_ended():
                 self._retire()  # while nobody asked anything of it
@@ -130,15 +130,15 @@ class ApartEngine:
                 self._start()
             process = self._process
             if process is None or not self._free:
-                raise EngineFailed("more runs were started than the engine has streams")
+                raise EngineFailed("more runs were started than the engine has instances")
             return process, self._free.pop()
 
-    def _give(self, process: EngineProcess, lane: Lane) -> None:
+    def _give(self, process: EngineProcess, channel: RunChannel) -> None:
         with self._lock:
             if process is self._process:
-                self._free.append(lane)
+                self._free.append(channel)
             else:
-                lane.close()
+                channel.close()
 
     def _start(self) -> None:
         if self._is_closed:
@@ -153,7 +153,7 @@ class ApartEngine:
             log.error("the process of bundle %s could not be started again: %s", self._bundle.id, error)
             raise EngineFailed("the process that runs the model could not be started again") from error
         self._pause_s = 0.0
-        self._process, self._free = process, list(process.lanes)
+        self._process, self._free = process, list(process.channels)
 
     def _died(self, process: EngineProcess) -> MaasError:
         reason = process.child.why_it_died()
@@ -176,8 +176,8 @@ class ApartEngine:
         process, free, self._process, self._free = self._process, self._free, None, []
         if process is not None:
             process.child.close()
-        for lane in free:
-            lane.close()
+        for channel in free:
+            channel.close()
 
     def _measure(self) -> None:
         """Seeds the latency by runs from here: passing tensors on is a part of it."""

@@ -1,4 +1,4 @@
-"""One engine's process: started with limits, watched while it loads, asked over its lanes. Decides nothing.
+"""One engine's process: started with limits, watched while it loads, asked over its channels. Decides nothing.
 
 The first load of a version happens here whether or not it is to stay here: what a file makes onnxruntime do (crash,
 hang, take all memory) is known when it happens again, since the same library does the same with the same bytes.
@@ -15,11 +15,11 @@ from maas_ray.bundle.apart import messages
 from maas_ray.bundle.apart.region import Region
 from maas_ray.bundle.apart.service import STOP
 from maas_ray.bundle.datatypes import Array
-from maas_ray.bundle.engine import EngineSpec
+from maas_ray.bundle.engine.engine import EngineSpec
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.bundle.format import Bundle, Signature
-from maas_ray.bundle.hazards import Hazards
+from maas_ray.bundle.graph.hazards import Hazards
 from maas_ray.bundle.nature import Nature
-from maas_ray.bundle.stop import Stop
 from maas_ray.confined import Limits
 from maas_ray.confined.child import error_of
 from maas_ray.errors import (
@@ -53,13 +53,13 @@ class EngineProcess:
 
     Args:
         child: the process.
-        lanes: one for each run at a time.
+        channels: one for each run at a time.
         nature: what the version is like.
     """
 
-    def __init__(self, child: confined.Child, lanes: "list[Lane]", nature: Nature) -> None:
+    def __init__(self, child: confined.Child, channels: "list[RunChannel]", nature: Nature) -> None:
         self.child = child
-        self.lanes = lanes
+        self.channels = channels
         self.nature = nature
 
     def has_ended(self) -> bool:
@@ -69,11 +69,11 @@ class EngineProcess:
     def close(self) -> None:
         """Kills the process and gives everything back; a run in progress fails."""
         self.child.close()
-        for lane in self.lanes:
-            lane.close()
+        for channel in self.channels:
+            channel.close()
 
 
-class Lane:
+class RunChannel:
     """One run at a time: a socket, the region of the inputs and the region of the outputs."""
 
     def __init__(self, place: int) -> None:
@@ -98,7 +98,7 @@ class Lane:
         self._control = control
 
     def run(
-        self, inputs: Mapping[str, Array], num_rows: int, stop: Stop | None = None
+        self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None
     ) -> tuple[dict[str, Array], float]:
         """Runs the graph once.
 
@@ -126,7 +126,7 @@ class Lane:
             self.inputs.shrink()
             self.outputs.shrink()
 
-    def _wait(self, stop: Stop | None) -> dict[str, Any]:
+    def _wait(self, stop: StopSignal | None) -> dict[str, Any]:
         until_s = math.inf
         while True:
             try:
@@ -192,20 +192,20 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
         memory_bytes=None if spec.gpus > 0 else memory_bytes,
         file_bytes=None,  # it makes the region of the outputs as large as they are
     )
-    lanes = [Lane(place) for place in range(spec.streams)]
-    descriptors = [descriptor for lane in lanes for descriptor in lane.descriptors()]
+    channels = [RunChannel(place) for place in range(spec.instances)]
+    descriptors = [descriptor for channel in channels for descriptor in channel.descriptors()]
     try:
         child = confined.start(
             "maas_ray.bundle.apart.service:serve", limits, what="the graph", is_service=True, descriptors=descriptors
         )
     except ConfinedError:
-        for lane in lanes:
-            lane.close()
+        for channel in channels:
+            channel.close()
         raise
     process: EngineProcess | None = None
     try:
-        for lane in lanes:
-            lane.handed_over(child.socket)
+        for channel in channels:
+            channel.handed_over(child.socket)
         request = {
             "id": bundle.id,
             "info": bundle.info.model_dump(mode="json"),
@@ -223,12 +223,12 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
             warmed_with=found["warmed_with"],
             killed_by=tuple(skip),
         )
-        process = EngineProcess(child, lanes, nature)
+        process = EngineProcess(child, channels, nature)
     finally:
         if process is None:
             child.close()
-            for lane in lanes:
-                lane.close()
+            for channel in channels:
+                channel.close()
     return process
 
 

@@ -1,4 +1,4 @@
-"""What runs in an engine's process: makes the engine, says what it is like, then runs what each lane sends it.
+"""What runs in an engine's process: makes the engine, says what it is like, then runs what each channel sends it.
 
 The engine's stages are told before they begin, so that whoever started the process knows what killed it.
 """
@@ -14,14 +14,14 @@ from onnx import TensorProto, helper
 
 from maas_ray.bundle.apart import messages
 from maas_ray.bundle.apart.region import Region
-from maas_ray.bundle.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.engine import Engine, EngineSpec
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.bundle.format import Bundle, BundleInfo, Lineage, Signature, TensorSpec
-from maas_ray.bundle.stop import Stop
 from maas_ray.confined.frames import receive_frame, send_frame
 from maas_ray.errors import EngineFailed, MaasError
 
 STOP = struct.Struct("<BI")
-"""Which lane's run is to end: the lane's place and the run's number."""
+"""Which channel's run is to end: the channel's place and the run's number."""
 
 
 def prepare() -> None:
@@ -50,7 +50,7 @@ def serve(sock: socket.socket, descriptors: list[int]) -> None:
 
     Args:
         sock: takes the bundle, gives stages and what the engine is like; its end is the end of the process.
-        descriptors: for each lane its socket, the region that it reads and the one that it writes.
+        descriptors: for each channel its socket, the region that it reads and the one that it writes.
     """
     request, blobs = receive_frame(sock)
     bundle = Bundle(
@@ -90,17 +90,17 @@ def serve(sock: socket.socket, descriptors: list[int]) -> None:
             }
         },
     )
-    lanes = [_Lane(engine, *descriptors[place : place + 3]) for place in range(0, len(descriptors), 3)]
-    for lane in lanes:
-        threading.Thread(target=lane.serve, daemon=True).start()
+    channels = [_ChannelServer(engine, *descriptors[place : place + 3]) for place in range(0, len(descriptors), 3)]
+    for channel in channels:
+        threading.Thread(target=channel.serve, daemon=True).start()
     sock.settimeout(None)
     while len(word := sock.recv(STOP.size, socket.MSG_WAITALL)) == STOP.size:
         place, number = STOP.unpack(word)
-        lanes[place].stop(number)
+        channels[place].stop(number)
     os._exit(0)
 
 
-class _Lane:
+class _ChannelServer:
     """Runs what arrives on one socket, one run at a time."""
 
     def __init__(self, engine: Engine, descriptor: int, inputs: int, outputs: int) -> None:
@@ -108,7 +108,7 @@ class _Lane:
         self._socket = socket.socket(fileno=descriptor)
         self._inputs, self._outputs = Region(inputs), Region(outputs)
         self._number = 0
-        self._stop = Stop()
+        self._stop = StopSignal()
 
     def serve(self) -> None:
         while True:
@@ -116,7 +116,7 @@ class _Lane:
                 request = messages.receive(self._socket)
             except (EOFError, OSError):
                 return
-            self._stop = Stop()
+            self._stop = StopSignal()
             self._number = request["number"]
             messages.send(self._socket, self._answer(request, self._stop))
 
@@ -126,7 +126,7 @@ class _Lane:
         if number == self._number:
             stop.set()
 
-    def _answer(self, request: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], stop: StopSignal) -> dict[str, Any]:
         try:
             given = self._inputs.read(request["inputs"], is_copied=False)
             results, run_s = self._engine.timed_run(given, request["rows"], stop)

@@ -8,7 +8,7 @@ from maas_ray.bundle.axis.sizes import Number, Size, Unknown, depends_on_rows, w
 from maas_ray.bundle.axis.values import Refusal, Sizes, Value, broadcast, unsure
 
 
-class Node:
+class GraphNode:
     """An application of an operator.
 
     Args:
@@ -186,5 +186,5 @@ def cut(sizes: Sizes, axis: int) -> list[Size]:
     return [size for place, size in enumerate(sizes) if place != axis]
 
 
-Rule = Callable[[Node], list[Value]]
+Rule = Callable[[GraphNode], list[Value]]
 """What is known of the outputs of a node; raises `Refusal` where its rows are not known to be kept apart."""

@@ -18,7 +18,7 @@ from onnx import (
 )
 
 from maas_ray.bundle.axis import control
-from maas_ray.bundle.axis.nodes import Node
+from maas_ray.bundle.axis.nodes import GraphNode
 from maas_ray.bundle.axis.rules import ACROSS, BY_RANGE, RANDOM, RULES
 from maas_ray.bundle.axis.sizes import Number, Size
 from maas_ray.bundle.axis.values import MAX_KNOWN, Known, Mixed, Refusal, Value, held, unsure
@@ -136,9 +136,9 @@ class Walk:
                 return [value] * len(proto.output)
         values = [value for value in found if not isinstance(value, Mixed)]
         read = {each.name: _read(each) for each in attributes if each is not None}
-        return list(self._apply(Node(proto.op_type, opset, values, read, len(proto.output), path), domain))
+        return list(self._apply(GraphNode(proto.op_type, opset, values, read, len(proto.output), path), domain))
 
-    def _apply(self, node: Node, domain: str) -> Sequence[Known]:
+    def _apply(self, node: GraphNode, domain: str) -> Sequence[Known]:
         given = [value for value in node.inputs if value is not None]
         has_rows = any(value.axis is not None for value in given)
         if node.op in RANDOM:
@@ -189,7 +189,7 @@ def _missing(name: str) -> Mixed:
     return Mixed(f"tensor {name!r} is not made before it is used", False)
 
 
-def _constant(node: Node) -> Value:
+def _constant(node: GraphNode) -> Value:
     for name, value in node.attributes.items():
         if isinstance(value, Value):
             return value

@@ -9,22 +9,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from maas_ray.data.cast import CastColumn, apply_cast
 from maas_ray.data.large.survey import Kinds
-from maas_ray.data.large.units import Source, read_blocks
-from maas_ray.data.plan import ColumnPlan
-from maas_ray.data.report import drop_rows
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.split import assign_range
-from maas_ray.data.target import Target, cast_part_of_target
+from maas_ray.data.large.units import UnitSource, read_blocks
+from maas_ray.data.sources.cast import CastColumn, apply_cast
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.table.plan import ColumnPlan
+from maas_ray.data.table.report import drop_rows
+from maas_ray.data.table.split import assign_range
+from maas_ray.data.table.target import Target, cast_part_of_target
 from maas_ray.errors import DataError
 
 
 @dataclass(frozen=True)
-class Job:
+class CleaningJob:
     """What every task on the rows needs to know."""
 
-    source: Source
+    source: UnitSource
     kinds: Kinds
     plans: tuple[ColumnPlan, ...]
     """One per feature, in order."""
@@ -49,7 +49,7 @@ class CleanBlock:
         return pa.array(np.flatnonzero(self.kept & (self.assigned == SPLITS.index(split))))
 
 
-def read_clean(job: Job, number: int) -> Iterator[CleanBlock]:
+def read_clean(job: CleaningJob, number: int) -> Iterator[CleanBlock]:
     """The rows of a unit in their order.
 
     Raises:
@@ -74,5 +74,5 @@ def read_clean(job: Job, number: int) -> Iterator[CleanBlock]:
         raise _changed(source)
 
 
-def _changed(source: Source) -> DataError:
+def _changed(source: UnitSource) -> DataError:
     return DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")

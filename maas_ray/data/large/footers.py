@@ -13,10 +13,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from maas_ray import confined
-from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import File
-from maas_ray.data.native import NAMES, parquet_bytes
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.sources.bounds import allowed_bytes, too_much
+from maas_ray.data.sources.files import File
+from maas_ray.data.sources.native import NAMES, parquet_bytes
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import ConfinedError, DataError
 
 MAX_FOOTER_BYTES = 64 << 20

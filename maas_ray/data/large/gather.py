@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maas_ray.data.fit import refuse_categories
-from maas_ray.data.large.clean import CleanBlock, Job, read_clean
+from maas_ray.data.large.clean import CleanBlock, CleaningJob, read_clean
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.statistics import (
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.table.column_statistics import (
     Statistics,
     count_high,
     count_low,
@@ -30,7 +28,9 @@ from maas_ray.data.statistics import (
     set_medians,
     summarize,
 )
-from maas_ray.data.target import refuse_classes, require_target
+from maas_ray.data.table.fit import refuse_categories
+from maas_ray.data.table.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.table.target import refuse_classes, require_target
 from maas_ray.errors import DataError
 
 MAX_VALUES = 1 << 20
@@ -58,7 +58,7 @@ class Gathered:
     """Hex sha256 of the values, by split."""
 
 
-def gather(job: Job, cpu_timeout_s: float) -> Gathered:
+def gather(job: CleaningJob, cpu_timeout_s: float) -> Gathered:
     """Reads all rows, once or, where a median is wanted, twice.
 
     Raises:
@@ -88,7 +88,7 @@ def gather(job: Job, cpu_timeout_s: float) -> Gathered:
     return found
 
 
-def gather_unit(number: int, job: Job) -> dict[str, Any]:
+def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
     """All of one unit, summed up: as much as one block would give, however many the unit has."""
     contents = {split: Content() for split in SPLITS}
     statistics = {plan.name: Statistics() for plan in job.plans}
@@ -124,7 +124,7 @@ def gather_unit(number: int, job: Job) -> dict[str, Any]:
     }
 
 
-def count_unit(number: int, job: Job, buckets: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+def count_unit(number: int, job: CleaningJob, buckets: Mapping[str, list[int]]) -> dict[str, list[Any]]:
     """The second pass of the medians over one unit: by column the buckets, each with its counts."""
     low: Low = defaultdict(Counter)
     for block in read_clean(job, number):
@@ -167,7 +167,7 @@ class Content:
             self._sums[f"{name} {values.dtype.str[1:]}"].update(little.data)
 
 
-def _count(job: Job, block: CleanBlock) -> dict[str, Any]:
+def _count(job: CleaningJob, block: CleanBlock) -> dict[str, Any]:
     return {
         "report": block.report,
         "before": {split: int((block.assigned == code).sum()) for code, split in enumerate(SPLITS)},
@@ -179,7 +179,7 @@ def _count(job: Job, block: CleanBlock) -> dict[str, Any]:
     }
 
 
-def _check(job: Job, counts: Mapping[str, Any]) -> None:
+def _check(job: CleaningJob, counts: Mapping[str, Any]) -> None:
     """What `prepare` refuses."""
     spec, report = job.source.spec, counts["report"]
     num_rows = report["rows_read"]
@@ -194,7 +194,7 @@ def _check(job: Job, counts: Mapping[str, Any]) -> None:
     refuse_empty(spec, counts["before"], counts["kept"])
 
 
-def _take_statistics(job: Job, found: Gathered, answer: Mapping[str, Any]) -> None:
+def _take_statistics(job: CleaningJob, found: Gathered, answer: Mapping[str, Any]) -> None:
     _merge(job, found.statistics, answer["statistics"])
     for split, classes in answer["classes"].items():
         found.classes[split].update(classes)
@@ -204,14 +204,14 @@ def _take_statistics(job: Job, found: Gathered, answer: Mapping[str, Any]) -> No
             raise DataError(f"column {name!r} has more than {MAX_VALUES} categories in held-out rows; leave it out")
 
 
-def _merge(job: Job, into: Mapping[str, Statistics], partial: Mapping[str, Any]) -> None:
+def _merge(job: CleaningJob, into: Mapping[str, Statistics], partial: Mapping[str, Any]) -> None:
     for plan in job.plans:
         merge(into[plan.name], partial[plan.name])
         # Early: an identifier that is taken for a category would fill the memory.
         _refuse_many(job, plan.name, plan.kind, len(into[plan.name].counts))
 
 
-def _refuse_many(job: Job, name: str, kind: str, num_values: int) -> None:
+def _refuse_many(job: CleaningJob, name: str, kind: str, num_values: int) -> None:
     if kind == "categorical":
         refuse_categories(name, num_values, job.source.spec.cleaning.max_categories)
     elif num_values > MAX_VALUES:
@@ -221,12 +221,12 @@ def _refuse_many(job: Job, name: str, kind: str, num_values: int) -> None:
         )
 
 
-def _medians(job: Job) -> list[str]:
+def _medians(job: CleaningJob) -> list[str]:
     return [plan.name for plan in job.plans if plan.missing == "median"]
 
 
 def _find_medians(
-    job: Job, high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics], cpu_timeout_s: float
+    job: CleaningJob, high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics], cpu_timeout_s: float
 ) -> None:
     if not high:
         return

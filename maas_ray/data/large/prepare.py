@@ -13,27 +13,27 @@ from typing import Any
 
 import pyarrow as pa
 
-import maas_ray
-from maas_ray.data.cast import Cast, apply_cast
-from maas_ray.data.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
-from maas_ray.data.features import Features
-from maas_ray.data.files import File, list_files
-from maas_ray.data.fit import fit_statistics
-from maas_ray.data.large.clean import Job
+from maas_ray.data.large.clean import CleaningJob
 from maas_ray.data.large.gather import Gathered, gather
-from maas_ray.data.large.layout import Shard, ShardLayout
 from maas_ray.data.large.save import build_dictionaries
 from maas_ray.data.large.survey import survey_source
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.large.units import FORMATS, Source, open_source
+from maas_ray.data.large.units import FORMATS, UnitSource, open_source
 from maas_ray.data.large.write import Writing, write_unit
-from maas_ray.data.plan import ColumnPlan, plan_column
-from maas_ray.data.spec import SPLITS, DataSpec, Format
-from maas_ray.data.target import order_classes
+from maas_ray.data.sources.cast import Cast, apply_cast
+from maas_ray.data.sources.files import File, list_files
+from maas_ray.data.spec.data import SPLITS, DataSpec, Format
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
+from maas_ray.data.stored.shard_layout import Shard, ShardLayout
+from maas_ray.data.table.fit import fit_statistics
+from maas_ray.data.table.plan import ColumnPlan, plan_column
+from maas_ray.data.table.target import order_classes
 from maas_ray.errors import Conflict, DataError, NotFound, StoreError
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Draft, Part, open_committed
+from maas_ray.store.manifest import CommitWriter, Part, open_committed
 from maas_ray.store.objects import ObjectStore, ObstoreStore
+from maas_ray.version import __version__
 
 LARGE_BYTES = 1 << 27
 """Of files; with less, reading them here is faster than starting the first task."""
@@ -72,14 +72,14 @@ def prepare_large(
         pass  # the first time, or the data set was removed
     dataset = _prepare(spec, store, files, kind, cpu_timeout_s)
     with suppress(Conflict):
-        Draft(store, seen, SEEN).commit({"dataset": dataset.digest})
+        CommitWriter(store, seen, SEEN).commit({"dataset": dataset.digest})
     return dataset
 
 
 def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
     plans = tuple(_plan(source, name, cast) for name, cast in kinds.columns.items())
-    job = Job(source, kinds, plans)
+    job = CleaningJob(source, kinds, plans)
     found = gather(job, cpu_timeout_s)
     labels = (
         None if spec.task == "regression" else order_classes(spec.target, sorted(found.classes["train"]), spec.task)
@@ -117,36 +117,36 @@ def _write(
         raise StoreError(f"{store.uri} cannot be opened by other processes, and a large table is written by several")
     source = writing.job.source
     units: dict[int, list[dict[str, Any]]] = {}
-    draft = begin_dataset(store, writing.digest, writing.attempt)
+    writer = begin_dataset(store, writing.digest, writing.attempt)
     arguments = {"writing": writing, "storage": store.spec}
     answers = run_tasks(write_unit, len(source.units), arguments, "the shards", cpu_timeout_s, source.name_of)
     for number, answer in answers:
         units[number] = answer
         for one in answer:
-            draft.add(one["name"], Part(**one["part"]))
+            writer.add(one["name"], Part(**one["part"]))
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
     for number in sorted(units):  # not by their names: those of the thousandth shard of a unit have a digit more
         for one in units[number]:
             shards[one["split"]].append(Shard(name=one["name"], num_rows=one["num_rows"]))
     written = {split: sum(shard.num_rows for shard in shards[split]) for split in SPLITS}
     if written != found.num_rows or list_files(source.spec) != list(files):
-        draft.abandon()
+        writer.abandon()
         raise DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
     layout = ShardLayout(shards={split: tuple(shards[split]) for split in SPLITS}, dictionaries=writing.dictionaries)
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
     return end_dataset(
-        store, draft, writing.digest, {**body, "shards": layout.model_dump(mode="json"), "source": where}
+        store, writer, writing.digest, {**body, "shards": layout.model_dump(mode="json"), "source": where}
     )
 
 
 def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
     """Where it is noted what these files became: reading gigabytes again to find the same digest takes minutes."""
     of_files = [[file.path, file.size, file.modified_ns] for file in files]
-    content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": maas_ray.__version__}
+    content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": __version__}
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
 
 
-def _plan(source: Source, name: str, cast: Cast) -> ColumnPlan:
+def _plan(source: UnitSource, name: str, cast: Cast) -> ColumnPlan:
     field = source.field(name)
     nothing = pa.chunked_array([pa.array([], field.type)])
     return plan_column(source.spec.cleaning, cast.kind, apply_cast(field, nothing, cast).field)

@@ -6,7 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from maas_ray.data.dataset import (
+from maas_ray.data.large.gather import Content
+from maas_ray.data.large.write import encode_rows
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.stored.dataset import (
     MAX_PART_BYTES,
     SHARDED,
     TARGET,
@@ -16,12 +20,8 @@ from maas_ray.data.dataset import (
     end_dataset,
     open_dataset,
 )
-from maas_ray.data.features import CategoricalColumn, Features
-from maas_ray.data.large.gather import Content
-from maas_ray.data.large.layout import Shard, ShardLayout
-from maas_ray.data.large.shard import pack, row_bytes
-from maas_ray.data.large.write import encode_rows
-from maas_ray.data.spec import SPLITS
+from maas_ray.data.stored.shard import pack, row_bytes
+from maas_ray.data.stored.shard_layout import Shard, ShardLayout
 from maas_ray.errors import NotFound
 from maas_ray.store.objects import ObjectStore
 
@@ -54,7 +54,7 @@ def save_shards(
         if isinstance(column, CategoricalColumn)
     }
     dictionaries = build_dictionaries(features, held_out)
-    draft = begin_dataset(store, digest)
+    writer = begin_dataset(store, digest)
     limit = max(1, MAX_PART_BYTES // row_bytes(features))
     shards: dict[str, tuple[Shard, ...]] = {}
     for split, table in tables.items():
@@ -63,10 +63,12 @@ def save_shards(
             part = table.slice(start, limit)
             rows = encode_rows(features, dictionaries, part, part.column(TARGET).to_numpy())
             found.append(Shard(name=f"{split}/{i:06d}-000.shard", num_rows=len(rows)))
-            draft.put(found[-1].name, pack(rows).to_pybytes())
+            writer.put(found[-1].name, pack(rows).to_pybytes())
         shards[split] = tuple(found)
     layout = ShardLayout(shards=shards, dictionaries=dictionaries)
-    return end_dataset(store, draft, digest, {**body, "shards": layout.model_dump(mode="json"), "source": dict(source)})
+    return end_dataset(
+        store, writer, digest, {**body, "shards": layout.model_dump(mode="json"), "source": dict(source)}
+    )
 
 
 def build_dictionaries(features: Features, held_out: Mapping[str, set[Any]]) -> dict[str, tuple[Any, ...]]:

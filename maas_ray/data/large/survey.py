@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from maas_ray.data.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
 from maas_ray.data.large.tasks import run_tasks
-from maas_ray.data.large.units import Source, in_order, read_blocks, unite_schemas, with_types
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.large.units import UnitSource, in_order, read_blocks, unite_schemas, with_types
+from maas_ray.data.sources.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 
 
@@ -23,7 +23,7 @@ class Kinds:
     """Classes that are floating-point numbers are written without a fraction."""
 
 
-def survey_source(source: Source, cpu_timeout_s: float) -> tuple[Source, Kinds]:
+def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource, Kinds]:
     """Reads what has to be read before anything can be cast; nothing, if all files are parquet with numbers alone.
 
     Raises:
@@ -61,12 +61,12 @@ def survey_source(source: Source, cpu_timeout_s: float) -> tuple[Source, Kinds]:
     return source, Kinds(columns, merged[source.spec.target].is_whole)
 
 
-def feature_names(source: Source) -> list[str]:
+def feature_names(source: UnitSource) -> list[str]:
     """The columns to predict from."""
     return [name for name in source.names if name not in (source.spec.target, source.spec.split.column)]
 
 
-def read_schema(number: int, source: Source) -> str | None:
+def read_schema(number: int, source: UnitSource) -> str | None:
     """The columns and types of one unit, in hexadecimal; None: it has no rows."""
     schemas = [block.schema for block in read_blocks(source, number)]
     if not schemas:
@@ -75,7 +75,7 @@ def read_schema(number: int, source: Source) -> str | None:
     return united.hex()
 
 
-def survey_unit(number: int, source: Source) -> dict[str, Any]:
+def survey_unit(number: int, source: UnitSource) -> dict[str, Any]:
     """Rows of one unit and the surveys of its columns."""
     merged = {name: Survey() for name in source.names if _is_open(source, name)}
     num_rows = 0
@@ -86,7 +86,7 @@ def survey_unit(number: int, source: Source) -> dict[str, Any]:
     return {"num_rows": num_rows, "columns": {name: asdict(found) for name, found in merged.items()}}
 
 
-def _is_open(source: Source, name: str) -> bool:
+def _is_open(source: UnitSource, name: str) -> bool:
     """Whether how the column is cast hangs on its values."""
     if name == source.spec.target:
         kind = source.field(name).type
@@ -94,7 +94,7 @@ def _is_open(source: Source, name: str) -> bool:
     return name != source.spec.split.column and needs_survey(source.field(name), _cast_to(source.spec, name))
 
 
-def _survey(source: Source, name: str, column: pa.ChunkedArray) -> Survey:
+def _survey(source: UnitSource, name: str, column: pa.ChunkedArray) -> Survey:
     if name != source.spec.target:
         return survey_column(source.field(name), column, _cast_to(source.spec, name))
     values = decode_column(name, column)
@@ -106,7 +106,7 @@ def _cast_to(spec: DataSpec, name: str) -> str | None:
     return own.cast if own else None
 
 
-def _counted(source: Source, rows: list[int]) -> Source:
+def _counted(source: UnitSource, rows: list[int]) -> UnitSource:
     if not sum(rows):
         raise DataError(f"{source.spec.uri} has columns but no rows")
     return replace(source, num_rows=tuple(rows))

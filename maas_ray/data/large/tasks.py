@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from maas_ray import errors
-from maas_ray.data.statistics import require_cpu
+from maas_ray.data.table.column_statistics import require_cpu
 from maas_ray.errors import ClusterError, MaasError
 
 NO_PROGRESS_TIMEOUT_S = 1800.0

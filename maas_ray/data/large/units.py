@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from maas_ray.data.arrays import tensor_shape
-from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import File, check_expansion, filesystem
-from maas_ray.data.images import COLUMN, image_shape, read_images
 from maas_ray.data.large.footers import read_footers
-from maas_ray.data.source import (
+from maas_ray.data.sources.arrays import tensor_shape
+from maas_ray.data.sources.bounds import allowed_bytes, too_much
+from maas_ray.data.sources.files import File, check_expansion, filesystem
+from maas_ray.data.sources.images import COLUMN, image_shape, read_images
+from maas_ray.data.sources.table import (
     choose_columns,
     csv_error,
     csv_options,
@@ -26,7 +26,7 @@ from maas_ray.data.source import (
     refuse_empty,
     refuse_other_columns,
 )
-from maas_ray.data.spec import DataSpec, Format
+from maas_ray.data.spec.data import DataSpec, Format
 from maas_ray.errors import DataError
 
 FORMATS = ("parquet", "csv", "arrow", "jsonl", "images")
@@ -43,7 +43,7 @@ _PATH = b"path"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TablePiece:
     """A part of one file."""
 
     path: str
@@ -53,7 +53,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Source:
+class UnitSource:
     """What is read, by whichever process."""
 
     spec: DataSpec
@@ -62,7 +62,7 @@ class Source:
     """The columns that the spec uses, in their order."""
     schema: pa.Schema | None
     """Of all files together; None: not known yet."""
-    units: tuple[tuple[Piece, ...], ...]
+    units: tuple[tuple[TablePiece, ...], ...]
     num_rows: tuple[int, ...] | None
     """Of each unit; None: not known yet."""
 
@@ -97,7 +97,7 @@ class _Head:
     """Rows (None: not known) and bytes of what can be read by itself."""
 
 
-def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
+def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSource:
     """Looks at the files without reading their rows.
 
     Raises:
@@ -124,7 +124,7 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
     if not units:
         raise DataError(f"{spec.uri} has columns but no rows")
     is_counted = all(rows is not None for rows in num_rows)
-    return Source(
+    return UnitSource(
         spec,
         kind,
         names,
@@ -134,7 +134,7 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> Source:
     )
 
 
-def with_types(source: Source, schemas: Sequence[pa.Schema]) -> Source:
+def with_types(source: UnitSource, schemas: Sequence[pa.Schema]) -> UnitSource:
     """The source with the columns and types that all of its units have, in their order."""
     ordered = in_order(schemas)
     united = unite_schemas(source.spec, ordered).remove_metadata()
@@ -166,7 +166,7 @@ def unite_schemas(spec: DataSpec, schemas: Sequence[pa.Schema]) -> pa.Schema:
         raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
 
 
-def read_blocks(source: Source, unit: int) -> Iterator[pa.Table]:
+def read_blocks(source: UnitSource, unit: int) -> Iterator[pa.Table]:
     """The rows of a unit in their order, as many at a time as fit into `BLOCK_BYTES`.
 
     Raises:
@@ -187,7 +187,7 @@ def read_blocks(source: Source, unit: int) -> Iterator[pa.Table]:
                 yield fitting.slice(start, rows)
 
 
-def _read_piece(source: Source, system: Any, piece: Piece, rows: int) -> Iterator[pa.Table]:
+def _read_piece(source: UnitSource, system: Any, piece: TablePiece, rows: int) -> Iterator[pa.Table]:
     if source.kind == "parquet":
         yield from _read_row_groups(source, system, piece, rows)
     elif source.kind == "csv":
@@ -198,7 +198,7 @@ def _read_piece(source: Source, system: Any, piece: Piece, rows: int) -> Iterato
         yield read_jsonl(source.spec, system, piece.path)
 
 
-def _fit_types(source: Source, piece: Piece, table: pa.Table) -> pa.Table:
+def _fit_types(source: UnitSource, piece: TablePiece, table: pa.Table) -> pa.Table:
     names = choose_columns(source.spec, table.column_names, piece.path)
     if not source.names:
         # The first look: the types of all files are not known.
@@ -213,7 +213,7 @@ def _fit_types(source: Source, piece: Piece, table: pa.Table) -> pa.Table:
         raise DataError(f"{piece.path} does not fit to the other files of {source.spec.uri}: {error}") from error
 
 
-def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> Iterator[pa.Table]:
+def _read_row_groups(source: UnitSource, system: Any, piece: TablePiece, rows: int) -> Iterator[pa.Table]:
     try:
         with system.open_input_file(piece.path) as opened:
             reader = parquet.ParquetFile(opened)
@@ -229,7 +229,7 @@ def _read_row_groups(source: Source, system: Any, piece: Piece, rows: int) -> It
         raise DataError(f"{piece.path} is not a parquet file that can be read: {error}") from error
 
 
-def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
+def _read_csv(source: UnitSource, system: Any, path: str) -> Iterator[pa.Table]:
     try:
         check_expansion(source.spec, system, path)
         _, options = csv_options(source.spec, system, path)
@@ -242,7 +242,7 @@ def _read_csv(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _read_batches(source: Source, system: Any, path: str) -> Iterator[pa.Table]:
+def _read_batches(source: UnitSource, system: Any, path: str) -> Iterator[pa.Table]:
     try:
         with system.open_input_file(path) as opened:
             reader = _open_arrow(opened)
@@ -323,11 +323,11 @@ def _small(file: File) -> File:
     return file
 
 
-def _cut(files: Sequence[File], heads: Sequence[_Head]) -> tuple[list[tuple[Piece, ...]], list[int | None]]:
+def _cut(files: Sequence[File], heads: Sequence[_Head]) -> tuple[list[tuple[TablePiece, ...]], list[int | None]]:
     """Units and their rows."""
-    units: list[tuple[Piece, ...]] = []
+    units: list[tuple[TablePiece, ...]] = []
     counts: list[int | None] = []
-    pieces: list[Piece] = []
+    pieces: list[TablePiece] = []
     filled, num_rows = 0, 0
     is_counted = True
 
@@ -343,12 +343,12 @@ def _cut(files: Sequence[File], heads: Sequence[_Head]) -> tuple[list[tuple[Piec
             if pieces and filled + size > UNIT_BYTES:
                 close()
             if rows is None:
-                pieces.append(Piece(file.path))
+                pieces.append(TablePiece(file.path))
                 is_counted = False
             elif pieces and pieces[-1].path == file.path:
                 pieces[-1] = replace(pieces[-1], stop=i + 1)
             else:
-                pieces.append(Piece(file.path, i, i + 1))
+                pieces.append(TablePiece(file.path, i, i + 1))
             filled, num_rows = filled + size, num_rows + (rows or 0)
     if pieces:
         close()

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.dataset import MAX_PART_BYTES, dataset_part_key
-from maas_ray.data.features import CategoricalColumn, Features
-from maas_ray.data.large.clean import CleanBlock, Job, read_clean
-from maas_ray.data.large.shard import Block, Dictionaries, join, pack, row_bytes
-from maas_ray.data.spec import SPLITS
-from maas_ray.data.target import encode_target
+from maas_ray.data.large.clean import CleanBlock, CleaningJob, read_clean
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.stored.dataset import MAX_PART_BYTES, dataset_part_key
+from maas_ray.data.stored.shard import Block, Dictionaries, join, pack, row_bytes
+from maas_ray.data.table.target import encode_target
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 
@@ -24,13 +24,13 @@ from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 class Writing:
     """What a task writes, and where."""
 
-    job: Job
+    job: CleaningJob
     features: Features
     dictionaries: Dictionaries
     digest: str
     """The data set's."""
     attempt: str
-    """See `Draft`."""
+    """See `CommitWriter`."""
 
 
 def write_unit(number: int, writing: Writing, storage: StorageSpec) -> list[dict[str, Any]]:

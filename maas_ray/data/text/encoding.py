@@ -1,4 +1,4 @@
-"""Texts to codes in Ray tasks, which come back in the order of the texts. Knows no data set.
+"""Texts to token ids in Ray tasks, which come back in the order of the texts. Knows no data set.
 
 The library encodes with all threads of one machine by itself; tasks use those of all machines, and leave the process that
 reads and writes alone.
@@ -27,12 +27,12 @@ _WAITING = 2
 def encode_in_tasks(
     texts: Iterable[str], tokenizer: Tokenizer, datatype: DTypeLike, timeout_s: float = TASK_TIMEOUT_S
 ) -> Iterator[NDArray[np.generic]]:
-    """The codes of each text, without special tokens.
+    """The token ids of each text, without special tokens.
 
     Args:
         texts: read as tasks become free.
         tokenizer: goes to each process once, as its file.
-        datatype: of the codes.
+        datatype: of the token ids.
         timeout_s: longest wait for one task.
 
     Raises:
@@ -49,9 +49,9 @@ def encode_in_tasks(
                 waiting.append(encode.remote(content, batch, np.dtype(datatype).str))
             if not waiting:
                 return
-            codes, lengths = _fetch(waiting[0], timeout_s)
+            token_ids, lengths = _fetch(waiting[0], timeout_s)
             waiting.popleft()
-            yield from np.split(codes, np.cumsum(lengths)[:-1])
+            yield from np.split(token_ids, np.cumsum(lengths)[:-1])
     finally:
         for task in waiting:
             ray.cancel(task)
@@ -68,10 +68,10 @@ def _fetch(task: ray.ObjectRef, timeout_s: float) -> tuple[NDArray[np.generic], 
 
 
 def _encode(content: bytes, texts: Sequence[str], datatype: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
-    """Codes of all texts one after the other, and how many each has."""
+    """Token ids of all texts one after the other, and how many each has."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
-    codes = [one.astype(datatype) for one in _tokenizer(content).encode(texts)]
-    return np.concatenate(codes), np.array([len(one) for one in codes], dtype=np.int64)
+    token_ids = [one.astype(datatype) for one in _tokenizer(content).encode(texts)]
+    return np.concatenate(token_ids), np.array([len(one) for one in token_ids], dtype=np.int64)
 
 
 @lru_cache(maxsize=1)

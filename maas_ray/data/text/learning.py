@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from maas_ray.data.files import read_bytes
-from maas_ray.data.spec import DataSpec
-from maas_ray.data.text.spec import TextSpec
+from maas_ray.data.sources.files import read_bytes
+from maas_ray.data.spec.data import DataSpec
+from maas_ray.data.spec.text import TextSpec
 from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer, read_tokenizer
 
 _SAMPLE_CHARS = 1 << 16

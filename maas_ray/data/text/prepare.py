@@ -1,7 +1,7 @@
 """From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit.
 
-The texts are read three times, in pieces, so that memory does not grow with them; the codes go through a file. Much text
-is encoded in Ray tasks, if Ray is connected; the codes are the same.
+The texts are read three times, in pieces, so that memory does not grow with them; the token ids go through a file. Much text
+is encoded in Ray tasks, if Ray is connected; the token ids are the same.
 """
 
 import tempfile
@@ -17,16 +17,16 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from maas_ray.data.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
-from maas_ray.data.features import Features, TokensColumn
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
-from maas_ray.data.statistics import CPU_TIMEOUT_S, require_cpu
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import Features, TokensColumn
+from maas_ray.data.spec.text import TextSpec
+from maas_ray.data.stored.dataset import MAX_PART_BYTES, TOKENIZER, Dataset, commit_dataset
+from maas_ray.data.stored.token_layout import DATATYPES, Datatype, MaskLayout, TokenLayout
+from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, require_cpu
+from maas_ray.data.table.split import assign_rows
 from maas_ray.data.text.encoding import encode_in_tasks
-from maas_ray.data.text.layout import DATATYPES, Datatype, MaskLayout, TokenLayout
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.source import Piece, read_pieces
-from maas_ray.data.text.spec import TextSpec
+from maas_ray.data.text.source import TextPiece, read_pieces
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
@@ -67,7 +67,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
     """
     survey = _survey(spec, text)
     tokenizer = _tokenizer(spec, text, survey)
-    end = tokenizer.code(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
+    end = tokenizer.token_id(text.tokenizer.end_of_text, "end_of_text") if survey.num_documents > 1 else None
     with ExitStack() as stack:
         try:
             streams = {split: _Stream(stack.enter_context(tempfile.TemporaryFile()), tokenizer) for split in SPLITS}
@@ -81,7 +81,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
         _refuse_short(spec, layout)
         column = TokensColumn(
             name=COLUMN,
-            length=text.length,
+            length=text.seq_len,
             vocab_size=tokenizer.vocab_size,
             tokenizer=sha256(tokenizer.content).hexdigest(),
         )
@@ -105,7 +105,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
 
 
 class _Stream:
-    """The codes of one split, in a file."""
+    """The token ids of one split, in a file."""
 
     def __init__(self, file: IO[bytes], tokenizer: Tokenizer) -> None:
         self.datatype = np.dtype(DATATYPES[_datatype(tokenizer)])
@@ -113,9 +113,9 @@ class _Stream:
         self.sum = sha256()
         self._file = file
 
-    def add(self, text: str, codes: NDArray[Any], end: int | None) -> None:
-        """Appends the codes of `text`, and `end` unless it is None."""
-        content = codes.astype(self.datatype).tobytes()
+    def add(self, text: str, token_ids: NDArray[Any], end: int | None) -> None:
+        """Appends the token ids of `text`, and `end` unless it is None."""
+        content = token_ids.astype(self.datatype).tobytes()
         if end is not None:
             content += np.array(end, dtype=self.datatype).tobytes()
         self._file.write(content)
@@ -131,13 +131,13 @@ class _Stream:
 
 
 def _encode(
-    pieces: Iterator[tuple[str, Piece]],
+    pieces: Iterator[tuple[str, TextPiece]],
     tokenizer: Tokenizer,
     end: int | None,
     streams: Mapping[str, _Stream],
     in_tasks: bool,
 ) -> None:
-    waiting: deque[tuple[str, Piece]] = deque()
+    waiting: deque[tuple[str, TextPiece]] = deque()
 
     def texts() -> Iterator[str]:
         for split, piece in pieces:
@@ -145,10 +145,10 @@ def _encode(
             yield piece.text
 
     if in_tasks:
-        codes: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
+        token_ids: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
     else:
-        codes = _encode_here(texts(), tokenizer)
-    for found in codes:
+        token_ids = _encode_here(texts(), tokenizer)
+    for found in token_ids:
         split, piece = waiting.popleft()
         streams[split].add(piece.text, found, end if piece.ends_document else None)
 
@@ -175,7 +175,7 @@ def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
     return _Survey(num_documents, num_characters, ends, of_document)
 
 
-def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, Piece]]:
+def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, TextPiece]]:
     """Every piece with its split; one that lies over a border is cut there."""
     document, place = 0, 0
     for piece in read_pieces(spec, text):
@@ -189,7 +189,7 @@ def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[t
                 stop = min(end, place + len(piece.text))
                 is_last = stop == place + len(piece.text)
                 if first < stop or (is_last and not piece.text):
-                    yield split, Piece(piece.text[first - place : stop - place], piece.ends_document and is_last)
+                    yield split, TextPiece(piece.text[first - place : stop - place], piece.ends_document and is_last)
                     first = stop
                 if is_last:
                     break
@@ -216,15 +216,15 @@ def _layout(
     mask = None
     if spec.task == "masked_language_modeling":
         never = () if end is None else (end,)
-        code = tokenizer.code(text.tokenizer.mask, "mask")
-        mask = MaskLayout(fraction=text.mask_fraction, code=code, never=never)
+        token_id = tokenizer.token_id(text.tokenizer.mask, "mask")
+        mask = MaskLayout(fraction=text.mask_fraction, code=token_id, never=never)
     datatype = _datatype(tokenizer)
     return TokenLayout(
         datatype=datatype,
         num_tokens=num_tokens,
         part_tokens=MAX_PART_BYTES // np.dtype(DATATYPES[datatype]).itemsize,
-        length=text.length,
-        strides={split: (text.stride or text.length) if split == "train" else text.length for split in SPLITS},
+        length=text.seq_len,
+        strides={split: (text.stride or text.seq_len) if split == "train" else text.seq_len for split in SPLITS},
         mask=mask,
     )
 
@@ -239,7 +239,7 @@ def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
         if share and not layout.num_rows(split):
             raise DataError(
                 f"the {split} split of {spec.uri} has {layout.num_tokens[split]} tokens, and a row takes {layout.width}; "
-                f"give more text, or lower data.text.length, or set data.split"
+                f"give more text, or lower data.text.seq_len, or set data.split"
             )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from maas_ray.data.bounds import allowed_bytes, too_much
-from maas_ray.data.files import filesystem, format_of, list_files, open_stream
-from maas_ray.data.source import require_column
-from maas_ray.data.spec import TEXT_FORMATS, DataSpec
-from maas_ray.data.text.spec import TextSpec
-from maas_ray.documents import Malformed, read_json
+from maas_ray.data.sources.bounds import allowed_bytes, too_much
+from maas_ray.data.sources.files import filesystem, format_of, list_files, open_stream
+from maas_ray.data.sources.table import require_column
+from maas_ray.data.spec.data import TEXT_FORMATS, DataSpec
+from maas_ray.data.spec.text import TextSpec
 from maas_ray.errors import DataError
+from maas_ray.foreign.documents import Malformed, read_json
 
 PIECE = 1 << 16
 """Characters of a piece at most."""
@@ -29,14 +29,14 @@ _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A stretch of a document."""
 
     text: str
     ends_document: bool
 
 
-def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[Piece]:
+def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[TextPiece]:
     """All documents of all files, in the order of the files; documents without a character are left out.
 
     Raises:
@@ -76,7 +76,7 @@ def _characters(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
         ) from error
 
 
-def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Piece]:
+def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[TextPiece]:
     """Pieces of the documents in a stream of characters. The last piece of a document may be empty."""
     width = len(separator or "")
     waiting, has_begun = "", False
@@ -86,17 +86,17 @@ def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Pie
             place = waiting.find(separator, start, start + PIECE + width + 1) if separator else -1
             if place >= 0:
                 if has_begun or place > start:
-                    yield Piece(waiting[start:place], ends_document=True)
+                    yield TextPiece(waiting[start:place], ends_document=True)
                 start, has_begun = place + width, False
             elif len(waiting) - start > PIECE + width + 1:  # a separator that has only begun is not cut
                 cut = _last_cut(waiting, start)
-                yield Piece(waiting[start:cut], ends_document=False)
+                yield TextPiece(waiting[start:cut], ends_document=False)
                 start, has_begun = cut, True
             else:
                 break
         waiting = waiting[start:]
     if has_begun or waiting:
-        yield Piece(waiting, ends_document=True)
+        yield TextPiece(waiting, ends_document=True)
 
 
 def _last_cut(waiting: str, start: int) -> int:

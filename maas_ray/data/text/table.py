@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.arrays import tensor_field
-from maas_ray.data.cast import to_text
-from maas_ray.data.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.features import Features, TokensColumn
-from maas_ray.data.source import read_table
-from maas_ray.data.spec import SPLITS, DataSpec
-from maas_ray.data.split import assign_rows
-from maas_ray.data.target import cast_target, class_names, encode_target
+from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.sources.cast import to_text
+from maas_ray.data.sources.table import read_table
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.spec.features import Features, TokensColumn
+from maas_ray.data.spec.text import TextSpec
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
+from maas_ray.data.table.split import assign_rows
+from maas_ray.data.table.target import cast_target, class_names, encode_target
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.spec import TextSpec
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
@@ -50,12 +50,12 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     tokenizer = find_tokenizer(
         spec, text, lambda: ((split, one) for split in SPLITS for one in by_split[split]), [own.pad]
     )
-    pad = tokenizer.code(own.pad, "pad")
+    pad = tokenizer.token_id(own.pad, "pad")
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
     labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
     tables, num_cut = {}, 0
     for split in SPLITS:
-        tokens, num_longer = _encode(tokenizer, by_split[split], text.length, pad)
+        tokens, num_longer = _encode(tokenizer, by_split[split], text.seq_len, pad)
         field, array = tensor_field(text.field, tokens)
         codes = encode_target(spec.target, targets[split], labels, split)
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
@@ -64,7 +64,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         num_cut += num_longer
     column = TokensColumn(
         name=text.field,
-        length=text.length,
+        length=text.seq_len,
         vocab_size=tokenizer.vocab_size,
         pad=pad,
         tokenizer=sha256(tokenizer.content).hexdigest(),
@@ -84,11 +84,11 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], length: int, pad: int) -> tuple[NDArray[np.int32], int]:
-    """Codes [N, length], and how many texts are longer than that."""
+    """Token ids [N, length], and how many texts are longer than that."""
     rows = np.full((len(texts), length), pad, dtype=np.int32)
     num_longer = 0
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        for row, codes in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
-            rows[row, : len(codes)] = codes[:length]
-            num_longer += len(codes) > length
+        for row, token_ids in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
+            rows[row, : len(token_ids)] = token_ids[:length]
+            num_longer += len(token_ids) > length
     return rows, num_longer

@@ -1,4 +1,4 @@
-"""Text to token codes and back, with the `tokenizers` library. A tokenizer is its JSON file; knows no data set.
+"""Text to token ids and back, with the `tokenizers` library. A tokenizer is its JSON file; knows no data set.
 
 Text is always text: a special token that stands in it letter by letter is encoded as the letters.
 """
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from maas_ray import confined
-from maas_ray.data.text.spec import TokenizerSpec
+from maas_ray.data.spec.text import TokenizerSpec
 from maas_ray.data.text.words import Words, is_by_words
 from maas_ray.errors import ConfinedError, DataError
 
@@ -21,7 +21,7 @@ UNKNOWN = "<|unknown|>"
 _VOCAB_SIZE = 8192
 MAX_VOCAB_SIZE = 1 << 22
 MAX_FILE_BYTES = 1 << 28
-MAX_CODES_PER_CHARACTER = 64
+MAX_IDS_PER_CHARACTER = 64
 LIMITS = confined.Limits(wall_s=120, cpu_s=20, memory_bytes=1 << 30)
 PROBES = (
     "", " ", "a", "The quick brown fox\njumps over 13 lazy dogs.", "a" * 2000 + "!", "1" * 500, " " * 500 + "x", "\n" * 100,
@@ -37,7 +37,7 @@ class Tokenizer:
 
     Args:
         content: the file.
-        lookup: text to codes, equal to what the file says but faster; None: the library encodes.
+        lookup: text to token ids, equal to what the file says but faster; None: the library encodes.
 
     Raises:
         DataError: not the JSON of a tokenizer.
@@ -54,15 +54,17 @@ class Tokenizer:
         self._lookup = lookup
         self.content = content
         self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
-        """Codes are below this number."""
+        """Token ids are below this number."""
         if self.vocab_size > MAX_VOCAB_SIZE:
-            raise DataError(f"the tokenizer has codes up to {self.vocab_size - 1}; the limit is {MAX_VOCAB_SIZE - 1}")
+            raise DataError(
+                f"the tokenizer has token ids up to {self.vocab_size - 1}; the limit is {MAX_VOCAB_SIZE - 1}"
+            )
         self._words = Words(self._engine) if lookup is None and is_by_words(content) else None
         self.is_fast = lookup is not None
         """Whether encoding costs no more than reading."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """The codes of each text, without special tokens."""
+        """The token ids of each text, without special tokens."""
         if self._lookup is not None:
             return [self._lookup(text) for text in texts]
         if self._words is not None:
@@ -70,13 +72,13 @@ class Tokenizer:
         found = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 
-    def decode(self, codes: Iterable[int]) -> str:
-        """The text of codes, special tokens included."""
-        text: str = self._engine.decode([int(code) for code in codes], skip_special_tokens=False)
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self._engine.decode([int(token_id) for token_id in token_ids], skip_special_tokens=False)
         return text
 
-    def code(self, token: str, field: str) -> int:
-        """The code of a special token.
+    def token_id(self, token: str, field: str) -> int:
+        """The id of a special token.
 
         Args:
             token: as it stands in the vocabulary.
@@ -85,12 +87,12 @@ class Tokenizer:
         Raises:
             DataError: the vocabulary has no such token.
         """
-        code = self._engine.token_to_id(token)
-        if code is None:
+        token_id = self._engine.token_to_id(token)
+        if token_id is None:
             raise DataError(
                 f"the tokenizer has no token {token!r}; name the right one with data.text.tokenizer.{field}, or add it"
             )
-        return int(code)
+        return int(token_id)
 
 
 def read_tokenizer(where: str, content: bytes, sample: Sequence[str]) -> Tokenizer:
@@ -123,10 +125,12 @@ def try_out(payload: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[st
     """
     tokenizer = Tokenizer(bytes(blobs[0]))
     for text in payload["texts"]:
-        (codes,) = tokenizer.encode([text])
-        if len(codes) > MAX_CODES_PER_CHARACTER * max(1, len(text)):
-            raise DataError(f"the tokenizer makes {len(codes)} codes of {len(text)} characters; it is of no use")
-        tokenizer.decode(codes[:1024])
+        (token_ids,) = tokenizer.encode([text])
+        if len(token_ids) > MAX_IDS_PER_CHARACTER * max(1, len(text)):
+            raise DataError(
+                f"the tokenizer makes {len(token_ids)} token ids of {len(text)} characters; it is of no use"
+            )
+        tokenizer.decode(token_ids[:1024])
     return {}, []
 
 
@@ -152,7 +156,7 @@ def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence
 
 def _characters(characters: list[str], has_unknown: bool) -> Engine:
     # A model of byte pairs without a merge: much faster here than one of words that are single characters.
-    vocabulary = {character: code for code, character in enumerate(characters)}
+    vocabulary = {character: token_id for token_id, character in enumerate(characters)}
     if has_unknown:
         vocabulary[UNKNOWN] = len(vocabulary)
     engine = Engine(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN if has_unknown else None))
@@ -162,11 +166,11 @@ def _characters(characters: list[str], has_unknown: bool) -> Engine:
 
 def _character_lookup(characters: list[str], has_unknown: bool) -> Lookup:
     known = np.frombuffer("".join(characters).encode("utf-32-le"), dtype="<u4")
-    codes = np.full(0x110000, len(characters) if has_unknown else -1, dtype=np.int64)
-    codes[known] = np.arange(len(characters))
+    token_ids = np.full(0x110000, len(characters) if has_unknown else -1, dtype=np.int64)
+    token_ids[known] = np.arange(len(characters))
 
     def lookup(text: str) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = codes[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+        found: NDArray[np.int64] = token_ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
         if not has_unknown and (found < 0).any():
             raise DataError(
                 f"the text holds {text[int(found.argmin())]!r}, a character that the tokenizer does not know"
@@ -181,10 +185,10 @@ def _utf8(text: str) -> NDArray[np.int64]:
 
 
 def _bytes() -> Engine:
-    """Each byte is its own code; the model holds bytes as GPT-2 writes them (every one a printable character)."""
+    """Each byte is its own id; the model holds bytes as GPT-2 writes them (every one a printable character)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [code for code in range(256) if code not in printable]
-    vocabulary = {chr(code): code for code in printable} | {chr(256 + i): code for i, code in enumerate(others)}
+    others = [byte for byte in range(256) if byte not in printable]
+    vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
     engine = Engine(models.BPE(vocab=vocabulary, merges=[]))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     engine.decoder = decoders.ByteLevel()

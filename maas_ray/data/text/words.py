@@ -1,7 +1,7 @@
-"""Byte-level byte pairs word by word: a word that was seen is looked up. Gives the codes that the library gives.
+"""Byte-level byte pairs word by word: a word that was seen is looked up. Gives the token ids that the library gives.
 
 The library encodes about 1 MB/s per CPU, nearly all of it for words that it has seen: its own memory holds 10,000 words.
-Such a tokenizer cuts text into words before it merges bytes, so the codes of a text are those of its words. The pattern
+Such a tokenizer cuts text into words before it merges bytes, so the token ids of a text are those of its words. The pattern
 that cuts is GPT-2's; its classes of characters are the same in Python for ASCII alone, so other lines go to the library.
 """
 
@@ -25,7 +25,7 @@ _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 def is_by_words(content: bytes) -> bool:
-    """Whether a tokenizer.json is one whose codes hang on each of GPT-2's words alone."""
+    """Whether a tokenizer.json is one whose token ids hang on each of GPT-2's words alone."""
     body = json.loads(content)
     model, cut = body.get("model") or {}, body.get("pre_tokenizer") or {}
     return (
@@ -48,7 +48,7 @@ class Words:
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """The codes of a text, without special tokens."""
+        """The token ids of a text, without special tokens."""
         if text.isascii():
             return self._look_up(text)
         # After a line end before a word the pattern cuts too, so lines are encoded by themselves.

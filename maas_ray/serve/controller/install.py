@@ -1,9 +1,7 @@
 """Puts our parts into Serve's controller, and says which nodes have a front: all but those with a label."""
 
-from ray.serve._private import controller, default_impl, deployment_state
-from ray.serve._private.deployment_state import DeploymentStateManager
-
-from maas_ray.cluster.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.cluster.node.environment import FRONT_LABEL, NO_FRONT
+from maas_ray.ray_internals.serve_controller import DeploymentStateManager, replace_parts
 from maas_ray.serve.controller.moves import PoolState
 from maas_ray.serve.controller.scheduler import PoolScheduler
 
@@ -23,6 +21,4 @@ class PoolStateManager(DeploymentStateManager):  # type: ignore[misc]
 
 def install() -> None:
     """Called by Serve in its controller's process, before it makes any of these."""
-    default_impl.DeploymentScheduler = PoolScheduler
-    deployment_state.DeploymentState = PoolState
-    controller.DeploymentStateManager = PoolStateManager
+    replace_parts(PoolScheduler, PoolState, PoolStateManager)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve._private.deployment_state import DeploymentState
+from maas_ray.ray_internals.serve_controller import DeploymentState
 
 SETTLE_S = 3.0
 """How long a pool must have been uneven: a node that joins gets its resources and labels one after another."""

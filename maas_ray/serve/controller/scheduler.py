@@ -7,10 +7,8 @@ land on one node although another one is empty. And of too many replicas Serve e
 from collections import Counter
 from typing import Any
 
-from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
-from ray.serve._private.deployment_scheduler import DeploymentScheduler
-
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
+from maas_ray.ray_internals.serve_controller import DeploymentScheduler, node_labels_match_selector
 from maas_ray.serve.controller.balance import emptiest, fullest, num_moves
 
 

@@ -6,12 +6,13 @@ from hashlib import sha256
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-import maas_ray
-from maas_ray.serve.autoscale import Resolved, Scaler, report_interval_s
+from maas_ray.ray_internals.serve import version_options
+from maas_ray.serve.controller.autoscaling import Resolved, Scaler, report_interval_s
 from maas_ray.serve.deploy.way import FIRST_START, Way
-from maas_ray.serve.replica import Ingress
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
+from maas_ray.serve.replica.replica import Ingress
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
 from maas_ray.spec import canonical_json
+from maas_ray.version import __version__
 
 
 def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
@@ -23,8 +24,7 @@ def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
     """
     options: dict[str, object] = {
         # The same description gives the same version, so that deploying it again restarts nothing.
-        "version": version_of(spec),
-        "_internal": True,
+        **version_options(version_of(spec)),
         "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
         "ray_actor_options": _actor_options(spec),
@@ -77,7 +77,7 @@ def application_spec(pool: PoolSpec, spec: ServeSpec) -> ApplicationSpec:
 def version_of(args: ApplicationSpec) -> str:
     """Stands for everything that a replica is started with; how many there are is not part of it."""
     content = args.model_dump(mode="json", exclude={"replicas", "autoscaling", "cluster"})
-    return sha256(canonical_json({"spec": content, "code": maas_ray.__version__})).hexdigest()[:16]
+    return sha256(canonical_json({"spec": content, "code": __version__})).hexdigest()[:16]
 
 
 def _actor_options(args: ApplicationSpec) -> dict[str, object]:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 
 from maas_ray.addresses import is_loopback, reachable_host
-from maas_ray.cluster.environment import LOOPBACK
-from maas_ray.cluster.front import ask_fronts, front_urls
-from maas_ray.cluster.preflight import has_autoscaler
-from maas_ray.cluster.unavailable import unavailable
+from maas_ray.cluster.capacity.preflight import has_autoscaler
+from maas_ray.cluster.health.front import ask_fronts, front_urls
+from maas_ray.cluster.health.unavailable import unavailable
+from maas_ray.cluster.node.environment import LOOPBACK
 from maas_ray.errors import ClusterError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
-from maas_ray.serve.spec import ReplicaRange, ServeSpec
+from maas_ray.ray_internals.serve import grpc_config, http_config, running_client
+from maas_ray.serve.spec.pools import ReplicaRange, ServeSpec
 
 CONTROLLER_TIMEOUT_S = 30.0
 GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"
@@ -57,7 +57,7 @@ def _start_front(spec: ServeSpec) -> None:
         # Not Serve's reflection: it would describe the messages by names of ours; GRPC_METHODS brings one of its own.
         grpc = {"port": spec.grpc.port, "grpc_servicer_functions": [GRPC_METHODS], "enable_reflection": False}
     serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc)
-    found = _get_global_client().http_config
+    found = http_config()
     if (found.host, found.port) != (host, spec.http.port):
         raise ClusterError(
             f"Serve listens on {found.host}:{found.port} already, the spec says {host}:{spec.http.port}; "
@@ -81,7 +81,7 @@ def check_host(host: str) -> None:
 
 def check_configured_host() -> None:
     """As `check_host`, for the host that the running Serve was given by a Serve config; nothing without one."""
-    client = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    client = running_client() if ray.is_initialized() else None
     if client is not None and not os.environ.get(HOST_FILE_VARIABLE):
         check_host(str(client.http_config.host))
 
@@ -89,7 +89,7 @@ def check_configured_host() -> None:
 def _check_grpc(spec: ServeSpec) -> None:
     if spec.grpc is None:
         return
-    found = ray.get(_get_global_client()._controller.get_grpc_config.remote(), timeout=CONTROLLER_TIMEOUT_S)
+    found = grpc_config(CONTROLLER_TIMEOUT_S)
     if GRPC_METHODS not in found.grpc_servicer_functions or found.port != spec.grpc.port:
         listens = f"has gRPC on port {found.port}" if found.grpc_servicer_functions else "was started without gRPC"
         raise ClusterError(
@@ -98,7 +98,7 @@ def _check_grpc(spec: ServeSpec) -> None:
 
 
 def _choose_host(path: Path, host: str) -> None:
-    if _get_global_client(raise_if_no_controller_running=False) is not None and path.exists():
+    if running_client() is not None and path.exists():
         found = path.read_text().strip()
         if found != host:
             raise ClusterError(

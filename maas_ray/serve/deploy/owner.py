@@ -7,21 +7,23 @@ room come one after the other, and neither waits for what the other one holds.
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 
-from maas_ray.cluster.claims import claim, end_claim
+from maas_ray.cluster.capacity.claims import claim, end_claim
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError
+from maas_ray.ray_internals import kv
 from maas_ray.serve.deploy.notes import note, noted
 from maas_ray.serve.deploy.patience import line
-from maas_ray.serve.deploy.rollout import BACK_S, Outcome, Rollout
+from maas_ray.serve.deploy.record import record
+from maas_ray.serve.deploy.rollout import BACK_S, PoolOutcome, Rollout
 from maas_ray.serve.deploy.standing import Standing, read_standings
-from maas_ray.serve.record import record
-from maas_ray.serve.spec import PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
@@ -31,6 +33,8 @@ KEEP_S = 60.0
 """How long the outcome is kept for the command that asked."""
 COLLECT_S = 10.0
 """After which it has not, and the next one may begin."""
+BEGIN_S = 600.0
+"""After which an owner whose command has not told it to begin is removed: the command is gone."""
 LOST_S = 120.0
 """Longest time without an answer of the owner: it is started again when its process or node was lost."""
 _KEY = b"maas-ray:rollout:"
@@ -40,7 +44,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class DeploymentProgress:
     """What an owner says of itself."""
 
     ticket: str
@@ -48,16 +52,20 @@ class Progress:
     pools: tuple[str, ...]
     lines: tuple[str, ...]
     """What was done so far, for people."""
-    outcomes: tuple[Outcome, ...] | None
+    outcomes: tuple[PoolOutcome, ...] | None
     """One for each pool; None: not yet."""
     error: str = ""
     """Why there is no outcome, if there never will be."""
     ended_for_s: float = 0.0
     """How long it has been over."""
+    waits_for_s: float = 0.0
+    """How long it has been waiting to begin."""
 
 
-class Owner:
-    """The actor. What it was asked for is its arguments, so that it goes on after its process was lost.
+class DeploymentOwner:
+    """The actor. Its arguments are all that it needs, so that it continues after its process was lost.
+
+    It waits for `begin`: its process starts, and imports what it needs, while the command starts Serve.
 
     Args:
         ticket: of the command that asks.
@@ -70,18 +78,32 @@ class Owner:
         self._spec = parse_spec(ServeSpec, spec, source="spec")
         self._timeout_s = timeout_s
         self._lines: list[str] = []
-        self._outcomes: tuple[Outcome, ...] | None = None
+        self._outcomes: tuple[PoolOutcome, ...] | None = None
         self._error = ""
         self._claimed: list[str] = []
         self._ended_s: float | None = None
         self._me = ray.get_runtime_context().current_actor
+        self._started_s = time.monotonic()
+        self._lock = threading.Lock()
+        self._has_begun = False
+        if _standings_of(ticket) is not None:  # by a process of this actor that was lost
+            self.begin()
+
+    def begin(self) -> None:
+        """Starts the deployment, once."""
+        with self._lock:
+            if self._has_begun:
+                return
+            self._has_begun = True
         threading.Thread(target=self._run, name="rollout", daemon=True).start()
 
-    def progress(self) -> Progress:
+    def progress(self) -> DeploymentProgress:
         """What is done so far."""
         names = tuple(pool.name for pool in self._spec.pools)
-        over_s = 0.0 if self._ended_s is None else time.monotonic() - self._ended_s
-        return Progress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s)
+        now_s = time.monotonic()
+        over_s = 0.0 if self._ended_s is None else now_s - self._ended_s
+        waits_s = 0.0 if self._has_begun else now_s - self._started_s
+        return DeploymentProgress(self._ticket, names, tuple(self._lines), self._outcomes, self._error, over_s, waits_s)
 
     def _run(self) -> None:
         try:
@@ -109,15 +131,12 @@ class Owner:
 
     def _previous(self) -> dict[str, Standing | None]:
         """What the pools were before this deployment began; also if this process is not its first."""
-        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
-        key = _KEY + self._ticket.encode()
-        known = _internal_kv_get(key)
+        known = _standings_of(self._ticket)
         if known is None:
             standings = read_standings()
             found = {pool.name: standings.get(pool.name) for pool in self._spec.pools}
             written = {name: None if one is None else _to_plain(one) for name, one in found.items()}
-            _internal_kv_put(key, json.dumps(written), overwrite=True)
+            kv.put(_KEY + self._ticket.encode(), json.dumps(written).encode())
             return found
         return {name: None if one is None else _from_plain(one) for name, one in json.loads(known).items()}
 
@@ -147,23 +166,27 @@ def _to_plain(standing: Standing) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> Standing:
-    from maas_ray.serve.deploy.standing import Replica
-    from maas_ray.serve.spec import ApplicationSpec
+    from maas_ray.serve.deploy.standing import ReplicaState
+    from maas_ray.serve.spec.pools import ApplicationSpec
 
     spec = None if plain["spec"] is None else parse_spec(ApplicationSpec, plain["spec"], source="previous")
-    return Standing(**{**plain, "spec": spec, "replicas": [Replica(**one) for one in plain["replicas"]]})
+    return Standing(**{**plain, "spec": spec, "replicas": [ReplicaState(**one) for one in plain["replicas"]]})
+
+
+def _standings_of(ticket: str) -> bytes | None:
+    """What a deployment that has begun wrote down of the pools before it; None: it has not begun, or it is over."""
+    return kv.get(_KEY + ticket.encode())
 
 
 def _forget(ticket: str) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(_KEY + ticket.encode())
+    kv.delete(_KEY + ticket.encode())
 
 
-def own(
+@contextmanager
+def owner_of(
     ticket: str, spec: ServeSpec, timeout_s: float | None, wait_s: float, say: Callable[[str], None]
-) -> tuple[Outcome, ...]:
-    """Has a deployment owned, and follows it to its end.
+) -> Iterator[Any]:
+    """An owner that has not begun; it is removed if the block fails before it has.
 
     Args:
         ticket: a random name of this deployment.
@@ -173,14 +196,33 @@ def own(
         say: called with what is being done.
 
     Raises:
-        ClusterError: another one did not end in time, or the owner was lost or failed.
+        ClusterError: another one did not end in time.
     """
-    deadline = time.monotonic() + wait_s
-    actor = _start(ticket, spec, timeout_s, deadline, wait_s, say)
+    actor = _start(ticket, spec, timeout_s, time.monotonic() + wait_s, wait_s, say)
+    try:
+        yield actor
+    except BaseException:
+        if _standings_of(ticket) is None:
+            ray.kill(actor, no_restart=True)
+        raise
+
+
+def follow(actor: Any, say: Callable[[str], None]) -> tuple[PoolOutcome, ...]:
+    """Has an owner begin, and follows it to its end.
+
+    Args:
+        actor: from `owner_of`.
+        say: called with what is being done.
+
+    Raises:
+        ClusterError: the owner was lost or failed.
+    """
     seen, heard = 0, time.monotonic()
     while True:
         try:
-            progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
+            progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)
+            if progress.waits_for_s:  # also a new process of an owner that was lost at once
+                ray.get(actor.begin.remote(), timeout=LOST_S)
             heard = time.monotonic()
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             if time.monotonic() - heard > LOST_S:
@@ -217,7 +259,9 @@ def _start(
     has_said = False
     while True:
         try:
-            return ray.remote(Owner).options(**options).remote(ticket, spec.model_dump(mode="json"), timeout_s)
+            return (
+                ray.remote(DeploymentOwner).options(**options).remote(ticket, spec.model_dump(mode="json"), timeout_s)
+            )
         except ValueError:  # the name is taken
             other = _other()
         if other is not None and not has_said:
@@ -232,14 +276,14 @@ def _start(
         time.sleep(POLL_S)
 
 
-def _other() -> Progress | None:
+def _other() -> DeploymentProgress | None:
     """The deployment that is in progress; one that is over, and whose command is gone, is removed."""
     try:
         actor = ray.get_actor(NAME, namespace=NAMESPACE)
-        progress: Progress = ray.get(actor.progress.remote(), timeout=LOST_S)
+        progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
-    if progress.ended_for_s > COLLECT_S:
+    if progress.ended_for_s > COLLECT_S or progress.waits_for_s > BEGIN_S:
         ray.kill(actor, no_restart=True)
         return None
     return progress

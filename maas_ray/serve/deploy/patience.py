@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import ray
-from ray.serve.context import _disconnect
 from ray.serve.exceptions import RayServeException
 
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError
+from maas_ray.ray_internals.serve import forget_client
 
 RETRY_S = 2.0
 STARTING = (ray.exceptions.RayActorError, RayServeException, TimeoutError)
@@ -37,7 +37,7 @@ def patiently(step: Callable[[], T], timeout_s: float) -> T:
                     f"{line(error)}; the machine may be too busy or short of memory (see `ray status`): deploy again, "
                     "with a larger --timeout-s"
                 ) from error
-            _disconnect()  # from a controller that may be dead
+            forget_client()  # from a controller that may be dead
             time.sleep(RETRY_S)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"Ray failed while the pools were deployed: {line(error)}; see `ray status`") from error

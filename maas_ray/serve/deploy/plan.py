@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maas_ray.cluster.nodes import Node
+from maas_ray.cluster.capacity.nodes import Node
 from maas_ray.errors import ResourcesMissing
 from maas_ray.serve.deploy.binding import version_of
-from maas_ray.serve.deploy.room import Room, can_replace, needs_of, say_free, say_needs
+from maas_ray.serve.deploy.room import FreeResources, can_replace, needs_of, say_free, say_needs
 from maas_ray.serve.deploy.standing import Standing
 from maas_ray.serve.deploy.way import Way
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ReplicaRange
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange
 
 
 class NoRoomNow(ResourcesMissing):
@@ -17,7 +17,7 @@ class NoRoomNow(ResourcesMissing):
 
 
 @dataclass(frozen=True)
-class Plan:
+class UpdatePlan:
     """How one pool is deployed."""
 
     pool: str
@@ -40,7 +40,7 @@ class Plan:
 
 def plan(
     pool: PoolSpec, spec: ApplicationSpec, standing: Standing | None, nodes: Sequence[Node], may_grow: bool = False
-) -> Plan:
+) -> UpdatePlan:
     """The way of one pool.
 
     Args:
@@ -62,12 +62,12 @@ def plan(
     missing = max(0, num - len(old)) if same else num
     what = "first start" if not old else "update" if not same else "scaling" if missing else "nothing changes"
     one_per_node = spec.placement.strategy == "one_per_node"
-    room = Room({node.id: dict(node.free) for node in nodes}, one_per_node, list(old))
+    room = FreeResources({node.id: dict(node.free) for node in nodes}, one_per_node, list(old))
     needed = f"{missing} × {say_needs(needs)}"
     free = say_free(nodes, needs)
 
-    def found(way: Way, is_at_once: bool) -> Plan:
-        return Plan(pool.name, needed, free, way, what, missing, is_at_once)
+    def found(way: Way, is_at_once: bool) -> UpdatePlan:
+        return UpdatePlan(pool.name, needed, free, way, what, missing, is_at_once)
 
     at_once = Way(max(1, num), max(1, num))
     if may_grow or room.copy().place(needs, missing) >= missing > 0:
@@ -91,7 +91,9 @@ def plan(
     raise NoRoomNow(_no_room(pool, needed, free, "others hold the room (`ray status`)"))
 
 
-def _way(room: Room, old: Sequence[str], old_needs: dict[str, float], needs: dict[str, float], num: int) -> Way | None:
+def _way(
+    room: FreeResources, old: Sequence[str], old_needs: dict[str, float], needs: dict[str, float], num: int
+) -> Way | None:
     """The way that loses least; None where the new replicas do not fit even after all old ones have ended."""
     first = min(num - 1, room.copy().place(needs, num))
     if first > 0 and can_replace(room, old, old_needs, needs, num, first):
@@ -113,7 +115,7 @@ def _number(spec: ApplicationSpec, num_old: int) -> int:
 def _check_ever(pool: PoolSpec, spec: ApplicationSpec, nodes: Sequence[Node], num: int) -> None:
     """Refuses what would not fit if nothing else ran."""
     needs = needs_of(spec)
-    whole = Room({node.id: dict(node.total) for node in nodes}, spec.placement.strategy == "one_per_node")
+    whole = FreeResources({node.id: dict(node.total) for node in nodes}, spec.placement.strategy == "one_per_node")
     fitted = whole.place(needs, num)
     if fitted >= num:
         return

@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import ray
-from ray import serve
 
-from maas_ray.cluster.clocks import refuse_skew
+from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.errors import ClusterError, MaasError, NotFound, ResourcesMissing
+from maas_ray.ray_internals.serve import delete_without_waiting
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.front import _answers, _check_profile, _start_front, _unserved
 from maas_ray.serve.deploy.notes import note
-from maas_ray.serve.deploy.owner import own
+from maas_ray.serve.deploy.owner import follow, owner_of
 from maas_ray.serve.deploy.patience import STARTING, patiently
+from maas_ray.serve.deploy.record import forget
 from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
-from maas_ray.serve.deploy.rollout import Outcome
+from maas_ray.serve.deploy.rollout import PoolOutcome
 from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
-from maas_ray.serve.record import forget
-from maas_ray.serve.spec import ServeSpec
+from maas_ray.serve.spec.pools import ServeSpec
 from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.suggestions import known_names
 
 FRONT_S = 180.0
 """Longest wait for Serve to start, and again for the front to know the pools."""
@@ -56,8 +57,9 @@ def deploy(
     _check_models(spec, store)
     front_s = FRONT_S if timeout_s is None else max(timeout_s, 1.0)
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
-    patiently(lambda: _open_front(spec, front_s), front_s)
-    outcomes = own(uuid.uuid4().hex, spec, timeout_s, QUEUE_S, say)
+    with owner_of(uuid.uuid4().hex, spec, timeout_s, QUEUE_S, say) as owner:
+        patiently(lambda: _open_front(spec, front_s), front_s)
+        outcomes = follow(owner, say)
     if any(outcome.reason for outcome in outcomes):
         raise _failure(outcomes)
     deadline = time.monotonic() + front_s
@@ -77,7 +79,7 @@ def _open_front(spec: ServeSpec, timeout_s: float) -> None:
         raise
 
 
-def _failure(outcomes: Iterable[Outcome]) -> ClusterError:
+def _failure(outcomes: Iterable[PoolOutcome]) -> ClusterError:
     """What to raise where not all pools are as the spec says."""
     failed = [outcome for outcome in outcomes if outcome.reason]
     done = [outcome.pool for outcome in outcomes if not outcome.reason]
@@ -99,11 +101,12 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
     known = {pool.name for pool in status()}
     missing = sorted(set(wanted) - known)
     if missing:
-        raise NotFound(f"no pool {', '.join(missing)}; there is: {', '.join(sorted(known)) or 'none'}")
+        there = known_names(missing[0], sorted(known), "pools", "maas-ray status")
+        raise NotFound(f"no pool {', '.join(missing)}; {there}")
     deadline = time.monotonic() + timeout_s
     specs = {name: standing.spec for name, standing in read_standings().items()}
     for name in wanted:
-        serve.delete(name, _blocking=False)
+        delete_without_waiting(name)
     for name in wanted:
         wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
         note(name, "")

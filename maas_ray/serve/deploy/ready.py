@@ -3,8 +3,8 @@
 import ray
 from ray import serve
 
-from maas_ray.cluster.front import ask_fronts, front_urls
-from maas_ray.serve.spec import PoolSpec, ServeSpec
+from maas_ray.cluster.health.front import ask_fronts, front_urls
+from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
 
 
 def not_ready(spec: ServeSpec, pool: PoolSpec) -> str:

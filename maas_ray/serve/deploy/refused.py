@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import ray
 
-from maas_ray.cluster.node_files import refusals
+from maas_ray.cluster.node.open_files import refusals
 from maas_ray.errors import ClusterError
 
 LOOK_S = 3.0

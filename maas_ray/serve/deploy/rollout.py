@@ -11,19 +11,20 @@ from typing import Any
 
 from ray import serve
 
-from maas_ray.cluster.nodes import Node, living_nodes
-from maas_ray.cluster.preflight import autoscaler_capacity
+from maas_ray.cluster.capacity.nodes import Node, living_nodes
+from maas_ray.cluster.capacity.preflight import autoscaler_capacity
 from maas_ray.display import get_logger
 from maas_ray.errors import ClusterError, MaasError, ResourcesMissing
+from maas_ray.ray_internals.serve import delete_without_waiting
 from maas_ray.serve.deploy.binding import application_spec, bind
 from maas_ray.serve.deploy.patience import patiently
-from maas_ray.serve.deploy.plan import NoRoomNow, Plan, plan
+from maas_ray.serve.deploy.plan import NoRoomNow, UpdatePlan, plan
 from maas_ray.serve.deploy.ready import not_ready
-from maas_ray.serve.deploy.room import Room, needs_of, say_free, say_needs
+from maas_ray.serve.deploy.room import FreeResources, needs_of, say_free, say_needs
 from maas_ray.serve.deploy.standing import Standing, read_standings
 from maas_ray.serve.deploy.state import is_gone, is_running, wait
 from maas_ray.serve.deploy.way import Way
-from maas_ray.serve.spec import ApplicationSpec, PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ServeSpec
 
 POLL_S = 0.25
 ROOM_S = 15.0
@@ -35,7 +36,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PoolOutcome:
     """How the deployment of one pool ended."""
 
     pool: str
@@ -54,7 +55,7 @@ class Rollout:
         previous: what each of them was before, by name; None: it was not there.
         timeout_s: overrides `rollout.timeout_s` of each pool.
         say: called with what is being done, for people.
-        claim: called with a pool for which training runs are to give way; see cluster/claims.py.
+        claim: called with a pool for which training runs are to give way; see cluster/capacity/claims.py.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Rollout:
         self._claim = claim
         self._applications = {pool.name: application_spec(pool, spec) for pool in spec.pools}
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[PoolOutcome]:
         """Deploys all pools; every wait in it is bounded."""
         plans = self._together()
         if plans is not None:
@@ -84,13 +85,13 @@ class Rollout:
             try:
                 found = self._wait_for_room(pool)
             except MaasError as error:
-                outcomes.append(Outcome(pool.name, str(error), "it was left as it is", error.code))
+                outcomes.append(PoolOutcome(pool.name, str(error), "it was left as it is", error.code))
                 continue
             self._say(str(found))
             outcomes += self._deploy([pool], {pool.name: found})
         return outcomes
 
-    def _together(self) -> dict[str, Plan] | None:
+    def _together(self) -> dict[str, UpdatePlan] | None:
         """The plans of all pools, if they all fit beside all that runs."""
         nodes, standings, plans = living_nodes(), read_standings(), {}
         for pool in self._spec.pools:
@@ -104,12 +105,12 @@ class Rollout:
             nodes = _without(nodes, self._applications[pool.name], found.num_new)
         return plans
 
-    def _plan(self, pool: PoolSpec, standings: Mapping[str, Standing], nodes: Sequence[Node]) -> Plan:
+    def _plan(self, pool: PoolSpec, standings: Mapping[str, Standing], nodes: Sequence[Node]) -> UpdatePlan:
         spec = self._applications[pool.name]
         may_grow = autoscaler_capacity(needs_of(spec), spec.most_replicas) >= spec.most_replicas
         return plan(pool, spec, standings.get(pool.name), nodes, may_grow)
 
-    def _wait_for_room(self, pool: PoolSpec) -> Plan:
+    def _wait_for_room(self, pool: PoolSpec) -> UpdatePlan:
         timeout_s = ROOM_S
         if pool.rollout.preempt_training:
             timeout_s = self._timeout_of(pool)
@@ -126,7 +127,7 @@ class Rollout:
                     has_claimed = True
             time.sleep(2 * POLL_S)
 
-    def _deploy(self, pools: Sequence[PoolSpec], plans: Mapping[str, Plan]) -> list[Outcome]:
+    def _deploy(self, pools: Sequence[PoolSpec], plans: Mapping[str, UpdatePlan]) -> list[PoolOutcome]:
         before = {name: {replica.id for replica in one.running} for name, one in read_standings().items()}
         self._put([(pool, self._applications[pool.name], plans[pool.name].way) for pool in pools])
         watches = [
@@ -140,12 +141,12 @@ class Rollout:
                     standing = standings.get(watch.pool.name)
                     if not patiently(lambda: watch.look(standing), BACK_S):  # noqa: B023 (called at once)
                         continue
-                    outcomes.append(Outcome(watch.pool.name))
+                    outcomes.append(PoolOutcome(watch.pool.name))
                 except ClusterError as error:
                     reason = f"{error}{self._missing(watch, standings.get(watch.pool.name))}"
                     self._say(f"pool {watch.pool.name!r}: {reason}; it is being taken back")
                     outcomes.append(
-                        Outcome(watch.pool.name, reason, self._take_back(watch.pool, plans[watch.pool.name].way))
+                        PoolOutcome(watch.pool.name, reason, self._take_back(watch.pool, plans[watch.pool.name].way))
                     )
                 watches.remove(watch)
             time.sleep(POLL_S)
@@ -164,7 +165,7 @@ class Rollout:
         previous = self._previous.get(pool.name)
         try:
             if previous is None:
-                serve.delete(pool.name, _blocking=False)
+                delete_without_waiting(pool.name)
                 wait(f"the end of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_gone(pool.name))
                 return "it was new, and was removed again"
             if previous.spec is None:
@@ -228,6 +229,6 @@ class Watch:
 
 def _without(nodes: Sequence[Node], spec: ApplicationSpec, num: int) -> list[Node]:
     """The nodes with less free, as if new replicas ran there."""
-    room = Room({node.id: dict(node.free) for node in nodes if node.has_labels(spec.placement.labels)})
+    room = FreeResources({node.id: dict(node.free) for node in nodes if node.has_labels(spec.placement.labels)})
     room.place(needs_of(spec), num)
     return [replace(node, free=room.free.get(node.id, node.free)) for node in nodes]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from maas_ray.cluster.nodes import Node
-from maas_ray.serve.spec import ServingSpec
+from maas_ray.cluster.capacity.nodes import Node
+from maas_ray.serve.spec.pools import ServingSpec
 
 _MAX_NODES_SHOWN = 8
 Needs = Mapping[str, float]
@@ -44,7 +44,7 @@ def _say(name: str, amount: float) -> str:
 
 
 @dataclass
-class Room:
+class FreeResources:
     """Free resources of the nodes that a pool may use, to try placements on.
 
     Args:
@@ -57,9 +57,9 @@ class Room:
     one_per_node: bool = False
     taken: list[str] = field(default_factory=list)
 
-    def copy(self) -> "Room":
-        """A room that can be changed by itself."""
-        return Room({node: dict(has) for node, has in self.free.items()}, self.one_per_node, list(self.taken))
+    def copy(self) -> "FreeResources":
+        """A copy that can be changed by itself."""
+        return FreeResources({node: dict(has) for node, has in self.free.items()}, self.one_per_node, list(self.taken))
 
     def place(self, needs: Needs, limit: int) -> int:
         """Places up to `limit` replicas, each on the node that has fewest of them; returns how many fitted."""
@@ -90,7 +90,9 @@ class Room:
             self.free[node][name] = self.free[node].get(name, 0.0) + sign * amount
 
 
-def can_replace(room: Room, old: Sequence[str], old_needs: Needs, needs: Needs, num: int, num_first: int) -> bool:
+def can_replace(
+    room: FreeResources, old: Sequence[str], old_needs: Needs, needs: Needs, num: int, num_first: int
+) -> bool:
     """Whether replicas can be replaced in steps: `num_first` new ones start, then as many old ones end; 0: the reverse.
 
     Args:

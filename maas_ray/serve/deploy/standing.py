@@ -4,21 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.serve._private.deployment_info import DeploymentInfo
-from ray.serve.context import _get_global_client
-from ray.serve.generated.serve_pb2 import DeploymentRoute
-
 from maas_ray.errors import SpecError
 from maas_ray.haproxy.names import NOT_REPLAYABLE, REPLAYABLE
-from maas_ray.serve.spec import ApplicationSpec
+from maas_ray.ray_internals.serve import describe, details_of_applications, running_client
+from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.spec import parse_spec
 
 CONTROLLER_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
-class Replica:
+class ReplicaState:
     """One replica of a pool."""
 
     id: str
@@ -40,27 +36,27 @@ class Standing:
     """What it is to be; None: it is none of ours."""
     version: str | None
     """Stands for what its replicas are started with; see `binding.version_of`."""
-    replicas: Sequence[Replica]
+    replicas: Sequence[ReplicaState]
 
     @property
-    def running(self) -> list[Replica]:
+    def running(self) -> list[ReplicaState]:
         """Replicas that answer."""
         return [replica for replica in self.replicas if replica.state == "RUNNING"]
 
 
 def read_standings() -> dict[str, Standing]:
     """All applications of the cluster by name; none where Serve does not run."""
-    client = _get_global_client(raise_if_no_controller_running=False)
+    client = running_client()
     if client is None:
         return {}
-    applications = client.get_serve_details()["applications"]
+    applications = details_of_applications(client)
     return {name: _read(client, name, details) for name, details in applications.items()}
 
 
 def _read(client: Any, name: str, details: Mapping[str, Any]) -> Standing:
     deployments = details["deployments"]
     replicas = [
-        Replica(
+        ReplicaState(
             id=str(one["replica_id"]), state=str(getattr(one["state"], "value", one["state"])), node=one.get("node_id")
         )
         for each in deployments.values()
@@ -82,12 +78,10 @@ def _read(client: Any, name: str, details: Mapping[str, Any]) -> Standing:
 
 def _description(client: Any, name: str, deployment: str) -> tuple[ApplicationSpec | None, str | None]:
     try:
-        answer = client._controller.get_deployment_info.remote(deployment, name)
-        route = DeploymentRoute.FromString(ray.get(answer, timeout=CONTROLLER_TIMEOUT_S))
+        found = describe(client, deployment, name, CONTROLLER_TIMEOUT_S)
     except KeyError:
         return None, None  # it goes away at this moment
-    info = DeploymentInfo.from_proto(route.deployment_info)
     try:
-        return parse_spec(ApplicationSpec, info.replica_config.init_args[0], source=f"pool {name!r}"), info.version
+        return parse_spec(ApplicationSpec, found.arguments[0], source=f"pool {name!r}"), found.version
     except SpecError:
-        return None, info.version  # a version of this library with other fields has deployed it
+        return None, found.version  # a version of this library with other fields has deployed it

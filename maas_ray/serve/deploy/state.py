@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from maas_ray.errors import ClusterError
+from maas_ray.ray_internals.serve import details_of_applications, running_client
 from maas_ray.serve.deploy.notes import noted
 
 POLL_S = 0.25
@@ -92,8 +92,8 @@ def _reason(application: ApplicationStatusOverview) -> str:
 
 
 def _routes() -> dict[str, str]:
-    client = _get_global_client(raise_if_no_controller_running=False)
+    client = running_client()
     if client is None:
         return {}
-    applications = client.get_serve_details()["applications"]
+    applications = details_of_applications(client)
     return {name: details.get("route_prefix") or "" for name, details in applications.items()}

@@ -3,15 +3,15 @@
 import asyncio
 from weakref import WeakKeyDictionary
 
-from maas_ray.bundle.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.errors import MaasError
-from maas_ray.serve.call import Call
+from maas_ray.serve.batching.item import Tensors
 from maas_ray.serve.grpc.codec import MessageCodec, ModelInfer, Part
-from maas_ray.serve.head import Header
-from maas_ray.serve.item import Tensors
-from maas_ray.serve.residency import Loaded
+from maas_ray.serve.models.manager import Loaded
+from maas_ray.serve.request.call import Call
+from maas_ray.serve.request.head import Header
+from maas_ray.serve.request.offload import check
 from maas_ray.serve.wire.checks import InferRequest
-from maas_ray.serve.workers import check
 
 Result = tuple[list[Part], tuple[Header, ...]]
 """A `ModelInferResponse` in parts, and the headers of the version that gave it."""
@@ -33,14 +33,14 @@ class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
     def is_read_apart(self, loaded: Loaded) -> bool:
         return loaded.codec.has_strings or self._message is None or not self._message.raw
 
-    def read_large(self, loaded: Loaded, stop: Stop) -> InferRequest:
+    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
         return self.read(loaded)
 
     def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> Result | None:
         parts = _codec_of(loaded).write_message(request, outputs)
         return None if parts is None else (parts, loaded.headers)
 
-    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: Stop) -> Result:
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> Result:
         return _codec_of(loaded).write_large(request, outputs, lambda: check(stop)), loaded.headers
 
     def size(self, answer: Result) -> int:

@@ -4,10 +4,11 @@ Serve opens a gRPC port on every address of a machine, without TLS or a key, in 
 front alone is for callers; everything behind it is for the cluster, so those ports listen on the node's own address.
 """
 
-import sys
 from typing import Any
 
 import ray
+
+from maas_ray.ray_internals.serve_servers import replace_grpc_address, replace_internal_port, set_grpc_option
 
 ENVELOPE_BYTES = 64 << 10
 """What a message may have beside the tensors that the pool's limit is meant for."""
@@ -19,18 +20,12 @@ def open_no_internal_port() -> None:
     That port is on every address, asks for no key and unpickles what it gets: whoever reaches it runs code. Handles
     reach replicas through Ray's own calls, which need the cluster's token (`RAY_SERVE_USE_GRPC_BY_DEFAULT=0`).
     """
-    serve = sys.modules.get("ray.serve._private.replica")
-    if serve is not None:
-        serve.add_port_to_grpc_server = _open_nothing  # type: ignore[attr-defined]
+    replace_internal_port(_open_nothing)
 
 
 def listen_on_node_only() -> None:
     """Binds the gRPC port of this process to the node's address; called before Serve opens it."""
-    # Not imported, but taken from where it is: a process without Serve has no such port.
-    serve = sys.modules.get("ray.serve._private.default_impl")
-    if serve is None or serve.add_grpc_address is _add_on_node:
-        return
-    serve.add_grpc_address = _add_on_node  # type: ignore[attr-defined]
+    replace_grpc_address(_add_on_node)
 
 
 def limit_messages(max_body_bytes: int) -> None:
@@ -39,11 +34,7 @@ def limit_messages(max_body_bytes: int) -> None:
     gRPC itself answers those RESOURCE_EXHAUSTED. Without this, a few compressed kilobytes could become 256 MiB of zeros
     before anything of ours is asked.
     """
-    serve = sys.modules.get("ray.serve._private.constants")
-    if serve is not None:
-        options = serve.DEFAULT_GRPC_SERVER_OPTIONS
-        name = "grpc.max_receive_message_length"
-        options[:] = [*(option for option in options if option[0] != name), (name, max_body_bytes + ENVELOPE_BYTES)]
+    set_grpc_option("grpc.max_receive_message_length", max_body_bytes + ENVELOPE_BYTES)
 
 
 def _add_on_node(server: Any, address: str) -> None:

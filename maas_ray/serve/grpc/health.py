@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from maas_ray.errors import NotFound
 from maas_ray.serve.grpc.codec import parse
 from maas_ray.serve.grpc.entry import HEALTH, SERVICE
+from maas_ray.suggestions import known_names
 
 WATCH_EVERY_S = 1.0
 """How often a watched status is looked at."""
@@ -38,7 +39,8 @@ class Health:
         """
         service = self._service(body)
         if service not in _KNOWN:
-            raise NotFound(f"there is no service {service[:100]!r}; there is: {', '.join(sorted(_KNOWN - {''}))}")
+            there = known_names(service[:100], sorted(_KNOWN - {""}), "services")
+            raise NotFound(f"no service {service[:100]!r}; {there}")
         return _response(self._status(service))
 
     async def watch(self, body: bytes) -> AsyncIterator[bytes]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from maas_ray.errors import MaasError
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """The answer of another pool, or its status."""
 
     body: bytes
@@ -22,6 +22,6 @@ class Refused(MaasError):
         outcome: with its status.
     """
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: CallOutcome) -> None:
         super().__init__(outcome.details)
         self.outcome = outcome

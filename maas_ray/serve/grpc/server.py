@@ -10,15 +10,15 @@ import grpc
 from maas_ray.display import get_logger
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
+from maas_ray.serve.front.replica_access import refusal
 from maas_ray.serve.grpc import reflection
 from maas_ray.serve.grpc.entry import HEALTH, HEALTH_STREAM, HEALTH_UNARY, REFLECTIONS, SERVICE, STREAM, UNARY
-from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.outcome import CallOutcome
 from maas_ray.serve.grpc.service import Caller, PassOn, Service
 from maas_ray.serve.grpc.status import CODES, status_of
 from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Unnamed
-from maas_ray.serve.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
-from maas_ray.serve.inside import refusal
-from maas_ray.serve.reply import internal_error
+from maas_ray.serve.request.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
+from maas_ray.serve.request.response import internal_error
 
 log = get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Rpcs:
         context.set_trailing_metadata(_metadata(caller, answer.headers))
         return answer.body
 
-    async def carry(self, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> Outcome:
+    async def carry(self, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> CallOutcome:
         """Answers a call that another pool has passed on to this one; it goes no further.
 
         Args:
@@ -157,7 +157,7 @@ def _caller(context: Any) -> Caller:
     )
 
 
-def _pass_back(context: Any, outcome: Outcome) -> bytes:
+def _pass_back(context: Any, outcome: CallOutcome) -> bytes:
     if outcome.code:
         context.set_code(CODES[outcome.code])
         context.set_details(outcome.details)

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import orjson
 from google.protobuf.json_format import ParseDict
 
-from maas_ray.bundle.stop import Stop
+from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotFound
-from maas_ray.serve import extensions
 from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.call import GrpcCall, Result
 from maas_ray.serve.grpc.codec import (
@@ -27,11 +26,12 @@ from maas_ray.serve.grpc.codec import (
 )
 from maas_ray.serve.grpc.entry import HEALTH_UNARY
 from maas_ray.serve.grpc.health import Health
-from maas_ray.serve.grpc.outcome import Outcome, Refused
+from maas_ray.serve.grpc.outcome import CallOutcome, Refused
 from maas_ray.serve.grpc.status import error_text
-from maas_ray.serve.handler import Handler
-from maas_ray.serve.head import Head, Header, Route, too_large
-from maas_ray.serve.spec import LimitsSpec
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.request import unsupported_extensions
+from maas_ray.serve.request.head import Head, Header, Route, too_large
+from maas_ray.serve.spec.pools import LimitsSpec
 from maas_ray.serve.wire.tensors import short
 
 MAX_CONTROL_BYTES = 64 << 10
@@ -57,11 +57,11 @@ class Caller(NamedTuple):
     """Whether an error inside a stream shall end it with a status (Triton: metadata `triton_grpc_error`)."""
 
 
-PassOn = Callable[[bytes], Awaitable[Outcome | None]]
+PassOn = Callable[[bytes], Awaitable[CallOutcome | None]]
 """Gives a serialized `ModelInferRequest` to the pool that serves its model; None if that is this pool."""
 
 
-class Answer(NamedTuple):
+class GrpcResponse(NamedTuple):
     """A serialized message, and the headers of the model version that it is about."""
 
     body: bytes
@@ -137,9 +137,9 @@ class Service:
     def __init__(self, handler: Handler, limits: LimitsSpec) -> None:
         self._handler = handler
         self._limits = limits
-        self.health = Health(lambda: handler.residency.is_ready)
+        self.health = Health(lambda: handler.manager.is_ready)
 
-    async def answer(self, method: str, body: bytes, caller: Caller) -> Answer:
+    async def answer(self, method: str, body: bytes, caller: Caller) -> GrpcResponse:
         """Answers one call of a method.
 
         Args:
@@ -156,14 +156,14 @@ class Service:
                 parts, headers = await pending.result
             finally:
                 pending.cancel()
-            return Answer(join(parts), headers)
+            return GrpcResponse(join(parts), headers)
         if method == HEALTH_UNARY:
-            return Answer(self.health.check(body))
-        if method in extensions.RPCS:
-            extension, kind = extensions.RPCS[method]
+            return GrpcResponse(self.health.check(body))
+        if method in unsupported_extensions.RPCS:
+            extension, kind = unsupported_extensions.RPCS[method]
             if kind == "refused":
-                raise extensions.refusal(extension)
-            return Answer(b"")  # no region, nothing removed: a message without fields
+                raise unsupported_extensions.refusal(extension)
+            return GrpcResponse(b"")  # no region, nothing removed: a message without fields
         question = QUESTIONS[method]
         if len(body) > MAX_CONTROL_BYTES:
             raise too_large(len(body), MAX_CONTROL_BYTES)
@@ -175,7 +175,7 @@ class Service:
                 raise
             document, headers = {"ready": False}, ()  # as Triton answers
         message = ParseDict(question.answer(document), question.response(), ignore_unknown_fields=True)
-        return Answer(message.SerializeToString(), headers)
+        return GrpcResponse(message.SerializeToString(), headers)
 
     async def stream(
         self, bodies: AsyncIterator[bytes], caller: Caller, pass_on: PassOn | None = None
@@ -319,14 +319,14 @@ class _Pending:
         self.call: GrpcCall | None = None
         self.id = ""
         self.asks_for_final = False
-        self._parsing: tuple[Stop, asyncio.TimerHandle] | None = None
+        self._parsing: tuple[StopSignal, asyncio.TimerHandle] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, work: Coroutine[Any, Any, None]) -> None:
         """Starts what will give the result."""
         self._task = self._loop.create_task(work)
 
-    def parse_by(self, deadline: float, stop: Stop) -> None:
+    def parse_by(self, deadline: float, stop: StopSignal) -> None:
         """Its message is being parsed in a thread, and is no longer of use after `deadline`."""
         late = DeadlineExceeded("parsing the message took until the deadline; allow more time or send less")
         self._parsing = stop, self._loop.call_at(deadline, self.refuse, late)

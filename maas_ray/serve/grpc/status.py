@@ -31,7 +31,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 _RETRY_METADATA = ("grpc-retry-pushback-ms", "grpc-status-details-bin")
 
 
-class Status(NamedTuple):
+class GrpcStatus(NamedTuple):
     """How a call ended badly."""
 
     code: grpc.StatusCode
@@ -40,18 +40,18 @@ class Status(NamedTuple):
     """Trailing metadata: when to come again, in the two forms that clients know."""
 
 
-def status_of(error: MaasError) -> Status:
+def status_of(error: MaasError) -> GrpcStatus:
     """The status that an error becomes; its HTTP status decides, so that a new class of error needs nothing here."""
     if isinstance(error, Refused):
         outcome = error.outcome
         trailing = tuple(item for item in outcome.trailing if item[0] in _RETRY_METADATA)
-        return Status(CODES[outcome.code], outcome.details, trailing)
+        return GrpcStatus(CODES[outcome.code], outcome.details, trailing)
     code = _BY_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)
     if isinstance(error, FilesRefused):  # what Triton's clients know this refusal by
         code = grpc.StatusCode.INTERNAL
     message = error_text(error)
     metadata = _retry_metadata(code, message, error.retry_after_s) if isinstance(error, Overloaded) else ()
-    return Status(code, message, metadata)
+    return GrpcStatus(code, message, metadata)
 
 
 def error_text(error: MaasError) -> str:

@@ -14,9 +14,9 @@ import grpc
 from maas_ray.errors import BadRequest, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.grpc.codec import parse
-from maas_ray.serve.grpc.outcome import Outcome
+from maas_ray.serve.grpc.outcome import CallOutcome
 from maas_ray.serve.grpc.service import MAX_CONTROL_BYTES, QUESTIONS
-from maas_ray.serve.head import too_large
+from maas_ray.serve.request.head import too_large
 
 APPLICATION = "application"
 """Metadata by which a caller names a pool."""
@@ -50,7 +50,9 @@ class Neighbors(Protocol):
         """What each pool serves, this one too. Raises `Overloaded` if that cannot be read now."""
         ...
 
-    async def call(self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> Outcome:
+    async def call(
+        self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float
+    ) -> CallOutcome:
         """The answer of another pool; ends there when it is cancelled here. Raises `MaasError` if there is none."""
         ...
 
@@ -89,9 +91,9 @@ class Carried:
         """Keeps it for the pool that asked."""
         self._trailing = tuple((key, value) for key, value in metadata)
 
-    def outcome(self, body: bytes) -> Outcome:
+    def outcome(self, body: bytes) -> CallOutcome:
         """How the call ended."""
-        return Outcome(bytes(body), int(self._code.value[0]), self._details, self._trailing)
+        return CallOutcome(bytes(body), int(self._code.value[0]), self._details, self._trailing)
 
 
 class Unnamed:
@@ -106,7 +108,7 @@ class Unnamed:
         self._neighbors = neighbors
         self._here = here
 
-    async def pass_on(self, method: str, body: bytes, context: Any, request_id: bytes) -> Outcome | None:
+    async def pass_on(self, method: str, body: bytes, context: Any, request_id: bytes) -> CallOutcome | None:
         """The answer of the only pool that serves the model; None if that is this pool.
 
         Args:

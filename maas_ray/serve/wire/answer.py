@@ -21,7 +21,7 @@ _MAX_SHAPES = 256
 """Shapes of an output whose JSON is kept; a model with a free length would otherwise collect all of them."""
 
 
-class Answer(NamedTuple):
+class InferResponse(NamedTuple):
     """The body of an answer."""
 
     body: bytes
@@ -43,7 +43,7 @@ class AnswerWriter:
         self._wholes: dict[tuple[WantedOutput, tuple[int, ...]], bytes] = {}
         """Everything before the data of an answer with one JSON tensor and no id: what most ask for."""
 
-    def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> Answer | None:
+    def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> InferResponse | None:
         """The answer to a request; None if writing it takes so long that `write_large` must, in a thread.
 
         Args:
@@ -59,18 +59,18 @@ class AnswerWriter:
             whole = self._wholes.get((wanted, array.shape))
             if whole is not None:
                 data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
-                # As Answer(...), which is a function of Python.
-                return tuple.__new__(Answer, (b"%b%b}]}" % (whole, data), None))
+                # As InferResponse(...), which is a function of Python.
+                return tuple.__new__(InferResponse, (b"%b%b}]}" % (whole, data), None))
         if self._size.expected_s(request, outputs) > INLINE_S:
             return None
         parts, tail = self._write(request, outputs, None)
         header = b"".join(parts)
         if not tail:
             self._keep_whole(request, outputs)
-            return Answer(header, None)
-        return Answer(b"".join([header, *tail]), len(header))
+            return InferResponse(header, None)
+        return InferResponse(b"".join([header, *tail]), len(header))
 
-    def write_large(self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause) -> Answer:
+    def write_large(self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause) -> InferResponse:
         """As `write`, piece by piece, for a thread: no piece holds the interpreter for long.
 
         Args:
@@ -84,7 +84,7 @@ class AnswerWriter:
         self._size.expected_s(request, outputs)
         parts, tail = self._write(request, outputs, pause)
         header = b"".join(parts)
-        return Answer(b"".join([header, *tail]), len(header)) if tail else Answer(header, None)
+        return InferResponse(b"".join([header, *tail]), len(header)) if tail else InferResponse(header, None)
 
     def _write(
         self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause | None

@@ -6,8 +6,8 @@ Sources: inference_rest.md of the protocol, and triton-inference-server's model_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import maas_ray
 from maas_ray.bundle.format import BundleInfo, Datatype, TensorSpec
+from maas_ray.version import __version__
 
 _CHANNELS = (1, 3)
 PLATFORM = "onnxruntime_onnx"
@@ -28,7 +28,7 @@ EXTENSIONS = (
 
 def server_metadata(name: str = "maas-ray") -> dict[str, Any]:
     """Answer to `GET v2`."""
-    return {"name": name, "version": maas_ray.__version__, "extensions": list(EXTENSIONS)}
+    return {"name": name, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(

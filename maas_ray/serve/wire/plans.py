@@ -42,7 +42,7 @@ class _Text(NamedTuple):
     request: InferRequest
 
 
-class _Part(NamedTuple):
+class _BinaryTensor(NamedTuple):
     """A binary tensor of a request."""
 
     spec: TensorSpec
@@ -53,7 +53,7 @@ class _Part(NamedTuple):
 class _Parts(NamedTuple):
     """A request with nothing but binary tensors."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[_BinaryTensor, ...]
     num_bytes: int
     request: InferRequest
 
@@ -150,7 +150,7 @@ class Plans:
             if size is None:
                 return
             spec = self._inputs[entry["name"]]
-            parts.append(_Part(spec, request.inputs[spec.name].shape, size))
+            parts.append(_BinaryTensor(spec, request.inputs[spec.name].shape, size))
         _keep(self._parts, text, _Parts(tuple(parts), sum(part.num_bytes for part in parts), request))
 
     def _is_repeated(self, head: bytes) -> bool:

@@ -30,7 +30,7 @@ class Record:
     """Where it is stored, for messages about its event."""
 
 
-class _Record(Document):
+class _LogRecord(Document):
     format: int
     seq: Count
     previous: str
@@ -40,7 +40,7 @@ class _Record(Document):
     token: str = ""
 
 
-_RECORDS: TypeAdapter[list[_Record]] = TypeAdapter(list[_Record])
+_RECORDS: TypeAdapter[list[_LogRecord]] = TypeAdapter(list[_LogRecord])
 
 
 def record_key(log: str, seq: int) -> str:
@@ -60,7 +60,7 @@ def parse_record(log: str, seq: int, data: bytes) -> tuple[Record, str]:
         ObjectCorrupt: it is altered, malformed or of another number.
     """
     key = record_key(log, seq)
-    said = read_document(_Record, unseal(key, data), f"the log record {key}")
+    said = read_document(_LogRecord, unseal(key, data), f"the log record {key}")
     return _checked(log, seq, said, f"the log record {key}")
 
 
@@ -111,7 +111,7 @@ def _has_digest(line: bytes, value: dict[str, Any]) -> bool:
     return sha256(canonical_json(rest)).hexdigest() == digest
 
 
-def _checked(log: str, seq: int, said: _Record, what: str) -> tuple[Record, str]:
+def _checked(log: str, seq: int, said: _LogRecord, what: str) -> tuple[Record, str]:
     if said.format != FORMAT or said.seq != seq:
         raise ObjectCorrupt(
             f"{what} has a record of format {_short(said.format)} that says it is number {_short(said.seq)} in place of "

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
@@ -16,6 +15,7 @@ from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
+from maas_ray.arrays import Array
 from maas_ray.errors import DataError
 from maas_ray.models.classical import (
     ClassicalSpec,
@@ -26,8 +26,6 @@ from maas_ray.models.classical import (
     parse_classical,
 )
 from maas_ray.models.spec import ModelSpec
-
-Array = NDArray[Any]
 
 _CALIBRATION_FOLDS = 5
 _SVR_EPSILON = 0.1  # scikit-learn's own default

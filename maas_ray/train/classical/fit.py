@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maas_ray.data.dataset import Dataset, Split, open_dataset
-from maas_ray.data.encode import encode_columns
-from maas_ray.data.preprocess import Preprocess
+from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.stored.dataset import Dataset, Split, open_dataset
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import open_store
 from maas_ray.train.classical.estimator import fit_estimator
@@ -16,13 +16,13 @@ from maas_ray.train.classical.graph import build_graph
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.proof import Proof, choose_rows
 from maas_ray.train.classical.state import STEP, FittedState, save_fitted
-from maas_ray.train.evaluate import evaluate
-from maas_ray.train.journal import Journal
-from maas_ray.train.objective import build_loss
-from maas_ray.train.progress import Progress
-from maas_ray.train.raw_model import RawModel
-from maas_ray.train.recipe import ObjectiveSpec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.evaluate import evaluate
+from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.modules.raw_model import RawModel
+from maas_ray.train.records.tensorboard import Journal
+from maas_ray.train.spec.optim import ObjectiveSpec
+from maas_ray.train.spec.train import TrainSpec
 
 _CHUNK_ROWS = 65_536
 
@@ -36,7 +36,7 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
         claim: the lease in whose name the result is committed.
 
     Returns:
-        The figures: the loss on the training split, and those of the validation split where there is one.
+        The metrics: the loss on the training split, and those of the validation split where there is one.
 
     Raises:
         DataError, ModelError, SpecError: the data or the model do not fit.
@@ -60,8 +60,8 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
         step=STEP,
         total_steps=STEP,
         epoch=1.0,
-        loss=_figures(dataset, net, train)["loss"],
-        metrics=_figures(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
+        loss=_metrics(dataset, net, train)["loss"],
+        metrics=_metrics(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
     )
     journal = Journal(store, spec.run, 0, [])
     try:
@@ -87,7 +87,7 @@ def _preprocessed(preprocess: Preprocess, dataset: Dataset, columns: list[NDArra
     return np.concatenate(parts)
 
 
-def _figures(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
+def _metrics(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
     features = dataset.features
     return evaluate(
         RawModel(features, net),

@@ -17,14 +17,13 @@ from skl2onnx import convert_sklearn
 from skl2onnx.common._registration import get_converter
 from skl2onnx.common.data_types import FloatTensorType
 
+from maas_ray.bundle.format import MAX_GRAPH_BYTES
 from maas_ray.errors import ModelError
 from maas_ray.train.classical.estimator import Fitted
 
 INPUT = "x"
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 """Those of the exported preprocessing, with which this graph is joined."""
-MAX_GRAPH_BYTES = 2**31 - 1
-"""Limit of a protobuf message."""
 
 _TIE = 2.0**20
 """Probabilities that differ by less than about 1 / _TIE count as equal: sums in float32 differ that much."""

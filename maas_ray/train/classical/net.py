@@ -1,10 +1,10 @@
-"""A fitted model's graph in the place of a network: preprocessed rows to scores. Knows no store and no scikit-learn."""
+"""A fitted model's graph in the place of a network: preprocessed rows to logits. Knows no store and no scikit-learn."""
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from maas_ray.bundle.sessions import cpu_session
 from maas_ray.errors import ObjectCorrupt
 
 _SMALLEST = float(np.finfo(np.float32).eps)
@@ -13,7 +13,7 @@ _SMALLEST = float(np.finfo(np.float32).eps)
 class GraphNet(nn.Module):
     """Runs the graph of `graph.py` in onnxruntime, on the CPU, without gradients.
 
-    Its scores are what other models give: logarithms of probabilities for classes, the logit for a binary task. A
+    Its logits are what other models give: logarithms of probabilities for classes, the logit for a binary task. A
     probability counts as at least 2**-23 there (as in scikit-learn's `log_loss`), so that the loss stays finite for a
     tree that is sure and wrong.
 
@@ -30,17 +30,14 @@ class GraphNet(nn.Module):
         super().__init__()
         self.graph = graph
         self._task = task
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-        options.log_severity_level = 4  # what goes wrong is in the exception
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base below Exception
+            self._session = cpu_session(graph, num_threads)
+        except Exception as error:
             raise ObjectCorrupt(f"onnxruntime cannot load the graph of the fitted model: {error}") from error
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
 
     def forward(self, rows: Tensor) -> Tensor:
-        """From float32 [N, ...] to scores float32 [N, K]."""
+        """From float32 [N, ...] to logits float32 [N, K]."""
         flat = rows.flatten(1).cpu().numpy()
         values = torch.from_numpy(self._session.run([self._output], {self._input: flat})[0]).to(rows.device)
         if self._task == "classification":

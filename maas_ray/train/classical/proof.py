@@ -4,23 +4,20 @@ proof.arrow     Arrow IPC: one column per feature, `scores` float64 and, where t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from maas_ray.data.arrays import tensor_field, tensor_values
-from maas_ray.data.dataset import Dataset
-from maas_ray.data.random_rows import draw_rows
+from maas_ray.arrays import Array
+from maas_ray.data.sources.arrays import tensor_field, tensor_values
+from maas_ray.data.stored.dataset import Dataset
+from maas_ray.data.stored.random_rows import draw_rows
 from maas_ray.errors import ObjectCorrupt
 
 NUM_REAL = 256
 """Held-out rows in a proof at most."""
 NUM_RANDOM = 128
 """Random rows in a proof; more if a column has many categories."""
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

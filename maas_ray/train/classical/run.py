@@ -5,17 +5,17 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from maas_ray.data.dataset import Dataset
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import DataError, MaasError, ModelError, TrainingFailed
 from maas_ray.models.classical import SvmSpec, parse_classical
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.progress import Progress
-from maas_ray.train.runs import Run, Runs
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import RunRecord, Runs
+from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
-"""Longest wait for the figures of a task that is done."""
+"""Longest wait for the metrics of a task that is done."""
 POLL_S = 5.0
 """How often the waiting driver looks up, for instance at an interrupt."""
 
@@ -43,7 +43,7 @@ def check_classical(spec: TrainSpec, dataset: Dataset) -> None:
 def fit_classical(
     store: ObstoreStore,
     spec: TrainSpec,
-    run: Run,
+    run: RunRecord,
     on_progress: Callable[[Progress], None] | None,
     claim: Claim | None = None,
 ) -> None:
@@ -79,7 +79,7 @@ def fit_classical(
     report(progress)
     if claim is not None:
         claim.check(store)
-    runs.record(run.id, {"type": "finished", "step": progress.step})
+    runs.record(run.id, {"type": "finished", "step": progress.step, "metrics": progress.metrics})
 
 
 def _train(spec: TrainSpec, data_digest: str, claim: Claim | None) -> Progress:

@@ -3,7 +3,7 @@
 runs/<run>/fitted/manifest.json         step, versions, digests
 …/parts-<attempt>/model.onnx            the estimator over preprocessed rows, see graph.py
 …/parts-<attempt>/proof.arrow           rows and what scikit-learn says to them, see proof.py
-…/parts-<attempt>/history.json          figures of training and validation
+…/parts-<attempt>/history.json          metrics of training and validation
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from typing import Any
 
 from maas_ray.errors import Conflict, NotFound, ObjectCorrupt
 from maas_ray.spec import canonical_json
-from maas_ray.store.manifest import Committed, Draft, open_committed
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Document, parse_json, read_document
 from maas_ray.train.classical.proof import Proof, pack, unpack
-from maas_ray.train.runs import FITTED, run_prefix
+from maas_ray.train.records.runs import FITTED, run_prefix
 
 KIND = FITTED
 FORMAT = 1
@@ -48,12 +48,12 @@ def save_fitted(store: ObjectStore, run: str, state: FittedState) -> Committed:
         ObjectCorrupt: the run has another model, so this is not the same run.
         StoreError: the store failed after bounded retries; nothing is committed.
     """
-    draft = Draft(store, _prefix(run), KIND)
-    part = draft.put(MODEL, state.graph)
-    draft.put(PROOF, pack(state.proof))
-    draft.put(HISTORY, canonical_json(state.history))
+    writer = CommitWriter(store, _prefix(run), KIND)
+    part = writer.put(MODEL, state.graph)
+    writer.put(PROOF, pack(state.proof))
+    writer.put(HISTORY, canonical_json(state.history))
     try:
-        return draft.commit({"format": FORMAT, "step": state.step, "versions": dict(state.versions)})
+        return writer.commit({"format": FORMAT, "step": state.step, "versions": dict(state.versions)})
     except Conflict:
         there = open_committed(store, _prefix(run), KIND)
         if MODEL not in there.parts or there.parts[MODEL].sha256 != part.sha256:
@@ -82,7 +82,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
         raise ObjectCorrupt(
             f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}"
         )
-    said = read_document(_Meta, meta, f"the manifest of {committed.prefix}")
+    said = read_document(_FittedMeta, meta, f"the manifest of {committed.prefix}")
     if missing := {MODEL, PROOF, HISTORY} - committed.parts.keys():
         raise ObjectCorrupt(f"{committed.prefix} has no {min(missing)}; not used")
     return FittedState(
@@ -95,7 +95,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
     )
 
 
-class _Meta(Document):
+class _FittedMeta(Document):
     step: int
     versions: dict[str, str]
 

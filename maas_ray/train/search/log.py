@@ -13,7 +13,7 @@ from pydantic import Field
 
 from maas_ray.display import masked
 from maas_ray.errors import Conflict, NotFound, SpecError
-from maas_ray.store.manifest import Draft, open_committed
+from maas_ray.store.manifest import CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Count, Document, read_document
 from maas_ray.store.sequence import Record
@@ -27,8 +27,8 @@ _FIXED = ("base", "search", "seed", "metric", "mode")
 
 
 @dataclass(frozen=True)
-class Figure:
-    """The figure that counts, as a trial had it during its training."""
+class MetricValue:
+    """The metric that counts, as a trial had it during its training."""
 
     step: int
     done: float
@@ -37,12 +37,12 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialEnded:
     """How a trial has ended."""
 
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: the scheduler has given it up."""
-    figures: tuple[Figure, ...] = ()
+    metrics: tuple[MetricValue, ...] = ()
     error: str | None = None
     """Why it failed: code and message."""
 
@@ -76,7 +76,9 @@ class SearchLog:
         """Commits a new search. Raises `Conflict`: the name is taken."""
         self.refuse_existing()
         try:
-            Draft(self._store, self._prefix, KIND).commit({**_fixed(spec), "scheduler": spec.scheduler.model_dump()})
+            CommitWriter(self._store, self._prefix, KIND).commit(
+                {**_fixed(spec), "scheduler": spec.scheduler.model_dump()}
+            )
         except Conflict as error:  # somebody was faster
             raise self._exists() from error
 
@@ -102,42 +104,48 @@ class SearchLog:
             f"a search {self._name!r} exists in {self._store.uri}; give --resume to go on with it, or choose another name"
         )
 
-    def record(self, number: int, ended: Ended) -> None:
+    def record(self, number: int, ended: TrialEnded) -> None:
         """Appends how a trial has ended."""
-        event = {"type": "ended", "trial": number, **asdict(ended)}
+        event = {
+            "type": "ended",
+            "trial": number,
+            "status": ended.status,
+            "figures": [asdict(value) for value in ended.metrics],  # the name that records had from the beginning
+            "error": ended.error,
+        }
         self._log.append(lambda _: event)
 
-    def ended(self) -> dict[int, Ended]:
+    def ended(self) -> dict[int, TrialEnded]:
         """The newest end of each trial that has one."""
         found = {}
         for record in self._log.read():
             event = read_event(record)
-            figures = tuple(Figure(figure.step, figure.done, figure.value) for figure in event.figures)
-            found[event.trial] = Ended(event.status, figures, event.error)
+            metrics = tuple(MetricValue(value.step, value.done, value.value) for value in event.figures)
+            found[event.trial] = TrialEnded(event.status, metrics, event.error)
         return found
 
 
-class _Figure(Document):
+class _MetricEntry(Document):
     step: Count
     done: float
     value: float
 
 
-class _Ended(Document):
+class _EndedEvent(Document):
     trial: Count
     status: Literal["finished", "stopped", "failed"]
-    figures: list[_Figure] = Field(default_factory=list)
+    figures: list[_MetricEntry] = Field(default_factory=list)
     error: str | None = None
 
 
-def read_event(record: Record) -> _Ended:
+def read_event(record: Record) -> _EndedEvent:
     """What a record of a search says. Raises `ObjectCorrupt`."""
-    return read_document(_Ended, record.event, f"the log record {record.key}")
+    return read_document(_EndedEvent, record.event, f"the log record {record.key}")
 
 
-def order(figures: Mapping[int, Sequence[Figure]]) -> list[tuple[int, Figure]]:
-    """The figures of all trials as a scheduler would have met them if they had trained side by side."""
-    pairs = [(number, figure) for number, found in figures.items() for figure in found]
+def order(metrics: Mapping[int, Sequence[MetricValue]]) -> list[tuple[int, MetricValue]]:
+    """The metrics of all trials as a scheduler would have met them if they had trained side by side."""
+    pairs = [(number, metric) for number, found in metrics.items() for metric in found]
     return sorted(pairs, key=lambda pair: (pair[1].done, pair[0]))
 
 

@@ -10,17 +10,17 @@ import ray
 from maas_ray.store.lease import Lease, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
-from maas_ray.train.search.log import Ended, Figure, SearchLog
+from maas_ray.train.search.log import MetricValue, SearchLog, TrialEnded
 from maas_ray.train.search.space import Trial, draw_trials, run_id
 from maas_ray.train.search.spec import TuneSpec
-from maas_ray.train.search.trial import Job
+from maas_ray.train.search.trial import TrialJob
 
 BEST = "best"
 """What stands in place of a trial's number in the run of the best spec."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """One trial as of now."""
 
     trial: int
@@ -31,7 +31,7 @@ class Outcome:
     step: int | None = None
     """Optimizer steps done when `value` was reported."""
     value: float | None = None
-    """The newest figure of the search's metric."""
+    """The newest value of the search's metric."""
     error: str | None = None
 
 
@@ -42,9 +42,9 @@ class SearchResult:
     search: str
     metric: str
     mode: str
-    trials: list[Outcome]
-    """All, the best first; those without a figure last."""
-    best: Outcome | None
+    trials: list[TrialResult]
+    """All, the best first; those without a metric last."""
+    best: TrialResult | None
     """The best of the finished ones; of those that were given up, if none has finished."""
     best_spec: dict[str, Any] | None
     """A TrainSpec with its values, for a run of its own."""
@@ -64,7 +64,7 @@ class SearchResult:
 
 
 def run_search(
-    spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, Figure | Ended], None] | None = None
+    spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, MetricValue | TrialEnded], None] | None = None
 ) -> SearchResult:
     """Runs a search to its end, or until its time is over. Needs a connected Ray (`ray.init`).
 
@@ -72,7 +72,7 @@ def run_search(
         spec: the search.
         resume: go on with a search that exists: trials that finished or were given up are not run again, one that was
             interrupted continues from its newest checkpoint, and one that failed is tried again.
-        on_event: called with the number of a trial and each of its figures, and how it has ended.
+        on_event: called with the number of a trial and each of its metrics, and how it has ended.
 
     Raises:
         SpecError: the space, or a trial in it, is not valid; with `resume`, the search was another one.
@@ -98,22 +98,22 @@ def _run_trials(
     trials: list[Trial],
     log: SearchLog,
     lease: Lease,
-    on_event: Callable[[int, Figure | Ended], None] | None,
+    on_event: Callable[[int, MetricValue | TrialEnded], None] | None,
 ) -> SearchResult:
     over = {number: ended for number, ended in log.ended().items() if ended.status != "failed"}
     going = [trial for trial in trials if trial.number not in over]
-    figures: dict[int, list[Figure]] = {}
+    metrics: dict[int, list[MetricValue]] = {}
 
-    def hear(number: int, figure: Figure) -> None:
-        heard = figures.setdefault(number, [])
-        if heard and heard[-1].step == figure.step:  # the last one is said twice: when it comes, and at the end
+    def hear(number: int, metric: MetricValue) -> None:
+        heard = metrics.setdefault(number, [])
+        if heard and heard[-1].step == metric.step:  # the last one is said twice: when it comes, and at the end
             return
-        heard.append(figure)
+        heard.append(metric)
         if on_event is not None:
-            on_event(number, figure)
+            on_event(number, metric)
 
-    def end(number: int, ended: Ended) -> None:
-        ended = Ended(ended.status, tuple(figures.get(number, ())), ended.error)
+    def end(number: int, ended: TrialEnded) -> None:
+        ended = TrialEnded(ended.status, tuple(metrics.get(number, ())), ended.error)
         lease.check()
         log.record(number, ended)
         if on_event is not None:
@@ -126,19 +126,19 @@ def _run_trials(
             {trial.number: _job(trial, spec.metric, store) for trial in going},
             scheduler=spec.scheduler,
             mode=spec.direction,
-            past={number: ended.figures for number, ended in over.items()},
+            past={number: ended.metrics for number, ended in over.items()},
             max_concurrent=min(spec.max_concurrent or len(going), _room(going)),
             time_limit_s=spec.time_limit_s,
-            on_figure=hear,
+            on_metric=hear,
             on_end=end,
         )
-    return rank(spec, trials, log.ended(), figures)
+    return rank(spec, trials, log.ended(), metrics)
 
 
 def rank(
-    spec: TuneSpec, trials: list[Trial], ended: Mapping[int, Ended], running: Mapping[int, list[Figure]]
+    spec: TuneSpec, trials: list[Trial], ended: Mapping[int, TrialEnded], running: Mapping[int, list[MetricValue]]
 ) -> SearchResult:
-    """The result, from how each trial has ended and the figures of those that have not."""
+    """The result, from how each trial has ended and the metrics of those that have not."""
     sign = 1 if spec.direction == "min" else -1
     outcomes = [_outcome(trial, ended.get(trial.number), running.get(trial.number, [])) for trial in trials]
     outcomes.sort(key=lambda one: (one.value is None, 0 if one.value is None else sign * one.value, one.trial))
@@ -150,19 +150,19 @@ def rank(
     return SearchResult(spec.name, spec.metric, spec.direction, outcomes, best, best_spec, spec.time_limit_s)
 
 
-def describe(spec: TuneSpec, trial: int, event: Figure | Ended) -> str:
+def describe(spec: TuneSpec, trial: int, event: MetricValue | TrialEnded) -> str:
     """What `run_search` tells of a trial, as a line: `digits-search-3: step 59, validation_accuracy 0.528`."""
     run = run_id(spec.name, trial)
-    if isinstance(event, Figure):
+    if isinstance(event, MetricValue):
         return f"{run}: step {event.step}, {spec.metric} {event.value:.4g}"
-    figure = f"{spec.metric} {event.figures[-1].value:.4g}" if event.figures else ""
-    return f"{run}: {event.status} {event.error or figure}".rstrip()
+    metric = f"{spec.metric} {event.metrics[-1].value:.4g}" if event.metrics else ""
+    return f"{run}: {event.status} {event.error or metric}".rstrip()
 
 
-def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcome:
-    figures = ended.figures if ended is not None else running
-    last = figures[-1] if figures and math.isfinite(figures[-1].value) else None
-    return Outcome(
+def _outcome(trial: Trial, ended: TrialEnded | None, running: list[MetricValue]) -> TrialResult:
+    metrics = ended.metrics if ended is not None else running
+    last = metrics[-1] if metrics and math.isfinite(metrics[-1].value) else None
+    return TrialResult(
         trial.number,
         trial.run,
         trial.fields,
@@ -173,10 +173,10 @@ def _outcome(trial: Trial, ended: Ended | None, running: list[Figure]) -> Outcom
     )
 
 
-def _job(trial: Trial, metric: str, store: ObstoreStore) -> Job:
+def _job(trial: Trial, metric: str, store: ObstoreStore) -> TrialJob:
     # Trials run in other processes, perhaps on other machines: give them the absolute location.
     storage = trial.spec.storage.model_copy(update={"uri": store.uri})
-    return Job(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
+    return TrialJob(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
 
 
 def _room(trials: list[Trial]) -> int:
@@ -184,9 +184,9 @@ def _room(trials: list[Trial]) -> int:
     total = ray.cluster_resources()
     room = []
     for trial in trials:
-        workers, beside, world = trial.spec.workers, trial.spec.validation, trial.spec.layouts()[-1].world
+        workers, validation, world = trial.spec.workers, trial.spec.validation, trial.spec.layouts()[-1].world
         needs = {"CPU": world * workers.cpus, "GPU": world * workers.gpus}
-        if beside.beside:
-            needs = {"CPU": needs["CPU"] + beside.cpus, "GPU": needs["GPU"] + beside.gpus}
+        if validation.is_async:
+            needs = {"CPU": needs["CPU"] + validation.cpus, "GPU": needs["GPU"] + validation.gpus}
         room += [int(total.get(name, 0) // need) for name, need in needs.items() if need]
     return max(1, min(room))

@@ -9,9 +9,9 @@ from typing import Any
 
 from maas_ray.errors import SpecError
 from maas_ray.spec import assign, canonical_json, parse_spec
-from maas_ray.train.figures import refuse_figure
-from maas_ray.train.search.spec import MAX_TRIALS, Grid, TuneSpec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.search.spec import MAX_TRIALS, GridSearch, TuneSpec
+from maas_ray.train.spec.metrics import refuse_metric
+from maas_ray.train.spec.train import TrainSpec
 
 _REDRAWS = 100
 
@@ -42,10 +42,10 @@ def draw_trials(spec: TuneSpec) -> list[Trial]:
     Raises:
         SpecError: a field that does not exist, a value that does not fit, or a space with too few different trials.
     """
-    grids = {path: axis.values for path, axis in spec.search.items() if isinstance(axis, Grid)}
+    grids = {path: axis.values for path, axis in spec.search.items() if isinstance(axis, GridSearch)}
     combinations = [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
     if (number := spec.trials * len(combinations)) > MAX_TRIALS:
-        raise SpecError(f"the search has {number} trials; the limit is {MAX_TRIALS}: use choice instead of grid")
+        raise SpecError(f"the search has {number} trials; the limit is {MAX_TRIALS}: use choice instead of grid_search")
     trials: list[Trial] = []
     seen: set[bytes] = set()
     for number in range(spec.trials * len(combinations)):
@@ -59,7 +59,7 @@ def _fresh(spec: TuneSpec, grid: Mapping[str, Any], number: int, seen: set[bytes
     for attempt in range(_REDRAWS):
         fields = {}
         for path, axis in spec.search.items():
-            if isinstance(axis, Grid):
+            if isinstance(axis, GridSearch):
                 fields[path] = grid[path]
             else:
                 # `random()` is the one method whose sequence Python promises to keep for a given seed.
@@ -83,7 +83,7 @@ def _trial(spec: TuneSpec, number: int, fields: dict[str, Any]) -> Trial:
     trained = parse_spec(TrainSpec, document, source=f"trial {number} ({chosen})")
     split = trained.data.split
     has_validation = split.column is not None or split.validation > 0
-    refuse_figure("tune", spec.metric, spec.direction, trained.data.task, has_validation)
+    refuse_metric("tune", spec.metric, spec.direction, trained.data.task, has_validation)
     return Trial(number, fields, document, trained)
 
 

@@ -1,4 +1,4 @@
-"""What a search is: a training spec, the fields that vary, the figure that counts. Knows neither Ray nor torch."""
+"""What a search is: a training spec, the fields that vary, the metric that counts. Knows neither Ray nor torch."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from maas_ray.spec import Spec, parse_spec, read_document
-from maas_ray.train.figures import LARGER_IS_BETTER, VALIDATION
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION
 
 MAX_TRIALS = 10_000
 DIGITS = 6
@@ -15,89 +15,89 @@ DIGITS = 6
 
 
 class Uniform(Spec):
-    """A number anywhere between two."""
+    """A number in [lower, upper), as `ray.tune.uniform`."""
 
     kind: Literal["uniform"]
-    low: FiniteFloat
-    high: FiniteFloat
+    lower: FiniteFloat
+    upper: FiniteFloat
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        _refuse_unordered(self.low, self.high)
+        _refuse_unordered(self.lower, self.upper)
         return self
 
     def value(self, part: float) -> float:
         """The value at a part in [0, 1) of the range."""
-        return _rounded(self.low + part * (self.high - self.low), self.low, self.high)
+        return _rounded(self.lower + part * (self.upper - self.lower), self.lower, self.upper)
 
 
 class LogUniform(Spec):
-    """A positive number whose logarithm lies anywhere between those of two: for learning rates and other factors."""
+    """A positive number whose logarithm is uniform, as `ray.tune.loguniform`: for learning rates and other factors."""
 
-    kind: Literal["log_uniform"]
-    low: float = Field(gt=0.0, allow_inf_nan=False)
-    high: float = Field(gt=0.0, allow_inf_nan=False)
+    kind: Literal["loguniform"]
+    lower: float = Field(gt=0.0, allow_inf_nan=False)
+    upper: float = Field(gt=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        _refuse_unordered(self.low, self.high)
+        _refuse_unordered(self.lower, self.upper)
         return self
 
     def value(self, part: float) -> float:
         """The value at a part in [0, 1) of the range."""
-        low, high = math.log(self.low), math.log(self.high)
-        return _rounded(math.exp(low + part * (high - low)), self.low, self.high)
+        lower, upper = math.log(self.lower), math.log(self.upper)
+        return _rounded(math.exp(lower + part * (upper - lower)), self.lower, self.upper)
 
 
-class Int(Spec):
-    """A whole number between two, both included."""
+class RandInt(Spec):
+    """A whole number from `lower` to `upper` - 1, as `ray.tune.randint`."""
 
-    kind: Literal["int"]
-    low: int
-    high: int
+    kind: Literal["randint"]
+    lower: int
+    upper: int
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        _refuse_unordered(self.low, self.high)
+        _refuse_unordered(self.lower, self.upper)
         return self
 
     def value(self, part: float) -> int:
         """The value at a part in [0, 1) of the range."""
-        return self.low + int(part * (self.high - self.low + 1))
+        return self.lower + int(part * (self.upper - self.lower))
 
 
 class Choice(Spec):
-    """One of some values, drawn."""
+    """One of several values, drawn, as `ray.tune.choice`."""
 
     kind: Literal["choice"]
-    values: list[Any] = Field(min_length=1)
+    categories: list[Any] = Field(min_length=1)
 
     def value(self, part: float) -> Any:
         """The value at a part in [0, 1) of the list."""
-        return self.values[int(part * len(self.values))]
+        return self.categories[int(part * len(self.categories))]
 
 
-class Grid(Spec):
-    """Every one of some values, with every combination of the other grids."""
+class GridSearch(Spec):
+    """Every one of several values, combined with all other grids, as `ray.tune.grid_search`."""
 
-    kind: Literal["grid"]
+    kind: Literal["grid_search"]
     values: list[Any] = Field(min_length=1)
 
 
-Drawn = Uniform | LogUniform | Int | Choice
-Axis = Annotated[Drawn | Grid, Field(discriminator="kind")]
+Drawn = Uniform | LogUniform | RandInt | Choice
+Axis = Annotated[Drawn | GridSearch, Field(discriminator="kind")]
 
 
 class SchedulerSpec(Spec):
-    """Which trials are stopped before their end."""
+    """Which trials are stopped early."""
 
     name: Literal["none", "asha"] = "none"
-    """`asha`: asynchronous successive halving (Li et al. 2020, https://arxiv.org/abs/1810.05934). At `grace`, `grace *
-    reduction`, … of its length a trial goes on only if its figure is among the best `1 / reduction` of those that have
-    come so far."""
-    grace: float = Field(default=0.1, gt=0.0, lt=1.0)
-    """Part of its own length that every trial may train."""
-    reduction: float = Field(default=3.0, gt=1.0, allow_inf_nan=False)
+    """`asha`: asynchronous successive halving (Li et al. 2020, https://arxiv.org/abs/1810.05934). At `grace_period`,
+    `grace_period * reduction_factor`, … of its length a trial continues only if its metric is among the best `1 /
+    reduction_factor` of those reported so far."""
+    grace_period: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of its own length that every trial may train."""
+    reduction_factor: float = Field(default=3.0, gt=1.0, allow_inf_nan=False)
 
 
 class TuneSpec(Spec):
@@ -108,14 +108,14 @@ class TuneSpec(Spec):
     base: dict[str, Any]
     """The fields of a TrainSpec, or in a file the path of one, relative to the search's own; `run` may be left out."""
     search: dict[str, Axis] = Field(min_length=1)
-    """What varies, by the field's path: `optimizer.lr: {kind: log_uniform, low: 1.0e-4, high: 0.1}`. Other kinds:
-    `uniform` and `int` (`low`, `high`), `choice` and `grid` (`values`)."""
+    """What varies, by the field's path: `optimizer.lr: {kind: loguniform, lower: 1.0e-4, upper: 0.1}`. Other kinds, named
+    and meant as in Ray Tune: `uniform` and `randint` (`lower`, `upper`), `choice` (`categories`), `grid_search` (`values`)."""
     trials: int = Field(default=1, ge=1, le=MAX_TRIALS)
     """Draws of the fields that are not grids; each combination of the grids has draws of its own."""
     metric: str = "validation_loss"
-    """`loss`, or a figure of the validation split, such as `validation_accuracy`; what a trial has at its end counts."""
+    """`loss`, or a metric of the validation split, such as `validation_accuracy`; what a trial has at its end counts."""
     mode: Literal["min", "max"] | None = None
-    """Whether a smaller or a larger figure is better; None: as it is for this one."""
+    """Whether a smaller or a larger metric is better; None: as it is for this one."""
     max_concurrent: PositiveInt | None = None
     """Trials at a time; None: as many as the cluster's resources hold."""
     scheduler: SchedulerSpec = SchedulerSpec()
@@ -134,7 +134,7 @@ class TuneSpec(Spec):
         for path in self.search:
             if path == "run" or path.split(".")[0] == "storage":
                 raise ValueError(f"search: {path!r} cannot vary: every trial is a run of its own in one store")
-        drawn = [path for path, axis in self.search.items() if not isinstance(axis, Grid)]
+        drawn = [path for path, axis in self.search.items() if not isinstance(axis, GridSearch)]
         if not drawn and self.trials != 1:
             raise ValueError(f"search: with grids alone the {self.trials} trials would be the same; leave trials out")
         return self
@@ -160,6 +160,6 @@ def _rounded(value: float, low: float, high: float) -> float:
     return min(high, max(low, float(f"{value:.{DIGITS}g}")))
 
 
-def _refuse_unordered(low: float, high: float) -> None:
-    if low >= high:
-        raise ValueError(f"low {low} has to be below high {high}")
+def _refuse_unordered(lower: float, upper: float) -> None:
+    if lower >= upper:
+        raise ValueError(f"lower {lower} has to be below upper {upper}")

@@ -1,4 +1,4 @@
-"""One trial: a run in a thread of this process, its figures as they come, and its end on demand. Knows no ray.tune."""
+"""One trial: a run in a thread of this process, its metrics as they come, and its end on demand. Knows no ray.tune."""
 
 import math
 import queue
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import ray
 
 from maas_ray.errors import MaasError, NotFound
-from maas_ray.train.board import end_board, start_board
-from maas_ray.train.figures import figures_of
-from maas_ray.train.progress import Progress
-from maas_ray.train.search.log import Ended, Figure
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.ranks.run_actor import end_run_actor, start_run_actor
+from maas_ray.train.search.log import MetricValue, TrialEnded
+from maas_ray.train.spec.metrics import metrics_of
 
 if TYPE_CHECKING:
     from maas_ray.store.objects import ObjectStore
-    from maas_ray.train.runs import Run
+    from maas_ray.train.records.runs import RunRecord
 
 STOP_S = 60.0
 """Longest wait for a run that is stopped to commit what it has; after that its workers are ended."""
@@ -25,11 +25,11 @@ _ASK_S = 10.0
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What a trial needs to know."""
 
     spec: str
-    """The TrainSpec as JSON: its class imports torch, which this process does while the board starts."""
+    """The TrainSpec as JSON: its class imports torch, which this process does while the actor starts."""
     metric: str
 
 
@@ -40,15 +40,15 @@ class TrialRun:
         job: the trial.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrialJob) -> None:
         self._job = job
-        self._board = start_board()
-        self._news: queue.SimpleQueue[Figure | Ended] = queue.SimpleQueue()
+        self._actor = start_run_actor()
+        self._news: queue.SimpleQueue[MetricValue | TrialEnded] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
 
-    def next(self, timeout_s: float) -> Figure | Ended | None:
-        """The next figure, or how the trial has ended; None: nothing has come within the time."""
+    def next(self, timeout_s: float) -> MetricValue | TrialEnded | None:
+        """The next metric, or how the trial has ended; None: nothing has come within the time."""
         try:
             return self._news.get(timeout=timeout_s)
         except queue.Empty:
@@ -59,33 +59,33 @@ class TrialRun:
         if not self._thread.is_alive():
             return
         with suppress(ray.exceptions.RayError):
-            ray.get(self._board.ask.remote("its search stopped it"), timeout=_ASK_S)
+            ray.get(self._actor.ask.remote("its search stopped it"), timeout=_ASK_S)
         self._thread.join(STOP_S)
         if self._thread.is_alive():
-            end_board(self._board)
+            end_run_actor(self._actor)
             self._thread.join(STOP_S)
         self._note()
 
     def _run(self) -> None:
         try:
-            step, figures = self._train()
+            step, metrics = self._train()
         except MaasError as error:
-            self._news.put(Ended("failed", error=f"{error.code}: {error}"))
+            self._news.put(TrialEnded("failed", error=f"{error.code}: {error}"))
         except BaseException as error:  # whatever it is, it ends this trial and not the search
-            self._news.put(Ended("failed", error=f"{type(error).__name__}: {error}"))
+            self._news.put(TrialEnded("failed", error=f"{type(error).__name__}: {error}"))
         else:
-            self._news.put(self._end(step, figures))
+            self._news.put(self._end(step, metrics))
 
     def _train(self) -> tuple[int, dict[str, float]]:
         try:
             from maas_ray.store.objects import open_store
+            from maas_ray.train.records.runs import Runs
             from maas_ray.train.run import run_training
-            from maas_ray.train.runs import Runs
-            from maas_ray.train.spec import TrainSpec
+            from maas_ray.train.spec.train import TrainSpec
 
             spec = TrainSpec.model_validate_json(self._job.spec)
         except BaseException:
-            end_board(self._board)
+            end_run_actor(self._actor)
             raise
         try:
             store = open_store(spec.storage)
@@ -93,14 +93,14 @@ class TrialRun:
             exists = True
         except NotFound:
             exists = False
-        result = run_training(spec, resume=exists, on_progress=self._hear, board=self._board)
+        result = run_training(spec, resume=exists, on_progress=self._hear, actor=self._actor)
         return result.step, result.metrics
 
-    def _recall(self, store: "ObjectStore", run: "Run") -> None:
-        """Tells the figures that the run had before it was interrupted: others are compared with them, step by step."""
+    def _recall(self, store: "ObjectStore", run: "RunRecord") -> None:
+        """Tells the metrics that the run had before it was interrupted: others are compared with them, step by step."""
         from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
-        from maas_ray.data.dataset import open_dataset
-        from maas_ray.train.runs import checkpoints_prefix
+        from maas_ray.data.stored.dataset import open_dataset
+        from maas_ray.train.records.runs import checkpoints_prefix
 
         if not list_checkpoints(store, prefix := checkpoints_prefix(run.id)):
             return
@@ -112,8 +112,8 @@ class TrialRun:
     def _note(self) -> None:
         """Records that the run was stopped, if it was ended in a way that looks to itself like a failure."""
         from maas_ray.store.objects import open_store
-        from maas_ray.train.runs import Runs
-        from maas_ray.train.spec import TrainSpec
+        from maas_ray.train.records.runs import Runs
+        from maas_ray.train.spec.train import TrainSpec
 
         spec = TrainSpec.model_validate_json(self._job.spec)
         runs = Runs(open_store(spec.storage))
@@ -122,22 +122,24 @@ class TrialRun:
                 runs.record(spec.run, {"type": "stopped"})
 
     def _hear(self, progress: Progress) -> None:
-        figure = figure_of(progress, self._job.metric)
-        if figure is not None:
-            self._news.put(figure)
+        metric = metric_of(progress, self._job.metric)
+        if metric is not None:
+            self._news.put(metric)
 
-    def _end(self, step: int, figures: dict[str, float]) -> Ended:
-        value = figures.get(self._job.metric)
+    def _end(self, step: int, metrics: dict[str, float]) -> TrialEnded:
+        value = metrics.get(self._job.metric)
         if value is None:
-            names = ", ".join(sorted(figures)) or "none"
-            return Ended("failed", error=f"spec_invalid: the run has no figure {self._job.metric!r}; it has: {names}")
-        return Ended("finished", (Figure(step, 1.0, value),))
+            names = ", ".join(sorted(metrics)) or "none"
+            return TrialEnded(
+                "failed", error=f"spec_invalid: the run has no metric {self._job.metric!r}; it has: {names}"
+            )
+        return TrialEnded("finished", (MetricValue(step, 1.0, value),))
 
 
-def figure_of(progress: Progress, metric: str) -> Figure | None:
-    """The figure that counts, if a report of a run has it and it is a number."""
-    value = progress.loss if metric == "loss" else figures_of({"validation": progress.metrics}).get(metric)
+def metric_of(progress: Progress, metric: str) -> MetricValue | None:
+    """The metric that counts, if a report of a run has it and it is a number."""
+    value = progress.loss if metric == "loss" else metrics_of({"validation": progress.metrics}).get(metric)
     if value is None or not math.isfinite(value):
         return None
     step = progress.of_step or progress.step
-    return Figure(step, step / progress.total_steps, value)
+    return MetricValue(step, step / progress.total_steps, value)

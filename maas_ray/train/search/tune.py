@@ -1,4 +1,4 @@
-"""Trials under Ray Tune: it starts them, hears their figures and gives up the bad ones. The only file that knows ray.tune.
+"""Trials under Ray Tune: it starts them, hears their metrics and gives up the bad ones. The only file that knows ray.tune.
 
 Ray's guide to Tune over Train (https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html) has a
 function trainable that calls the trainer's `fit`. A function cannot be told to stop: Tune ends its process, and workers of
@@ -21,10 +21,10 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from maas_ray.interrupts import SIGNALS, note
-from maas_ray.train.search.log import Ended, Figure, order
+from maas_ray.process.interrupts import SIGNALS, note, take_first
+from maas_ray.train.search.log import MetricValue, TrialEnded, order
 from maas_ray.train.search.spec import SchedulerSpec
-from maas_ray.train.search.trial import Job, TrialRun
+from maas_ray.train.search.trial import TrialJob, TrialRun
 
 _VALUE = "_metric"
 """The name under which Tune lets a trial report nothing for a while."""
@@ -41,29 +41,29 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    jobs: Mapping[int, Job],
+    jobs: Mapping[int, TrialJob],
     *,
     scheduler: SchedulerSpec,
     mode: str,
-    past: Mapping[int, Sequence[Figure]],
+    past: Mapping[int, Sequence[MetricValue]],
     max_concurrent: int,
     time_limit_s: float | None,
-    on_figure: Callable[[int, Figure], None],
-    on_end: Callable[[int, Ended], None],
+    on_metric: Callable[[int, MetricValue], None],
+    on_end: Callable[[int, TrialEnded], None],
 ) -> None:
     """Runs trials until all have ended or the time is over; those that then still ran have no end.
 
     Args:
         jobs: the trials, by number.
         scheduler: which ones are given up.
-        mode: `min` or `max`, the better figure.
-        past: figures of trials that have ended before, with which new ones are compared.
+        mode: `min` or `max`, the better value.
+        past: metrics of trials that have ended before, with which new ones are compared.
         max_concurrent: so many at a time.
         time_limit_s: how long.
-        on_figure: called with each figure of a trial.
+        on_metric: called with each metric of a trial.
         on_end: called once for each trial that has ended.
     """
-    follower = _Follower(on_figure, on_end)
+    follower = _Follower(on_metric, on_end)
     with _environment(), tempfile.TemporaryDirectory(prefix="maas-tune-") as directory:
         tune.Tuner(
             # One byte of memory: Tune wants a resource, and a CPU would be taken from the workers.
@@ -95,15 +95,15 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         if os.path.isdir(config["directory"]):
             os.chdir(config["directory"])
-        self._trial = TrialRun(Job(**config["trial"]["job"]))
+        self._trial = TrialRun(TrialJob(**config["trial"]["job"]))
 
     def step(self) -> dict[str, Any]:
         news = self._trial.next(_HEARTBEAT_S)
         if news is None:
             return {}
-        if isinstance(news, Figure):
+        if isinstance(news, MetricValue):
             return _result(news)
-        last = _result(news.figures[-1]) if news.figures else {}
+        last = _result(news.metrics[-1]) if news.metrics else {}
         return {**last, "done": True, "status": news.status, "error": news.error}
 
     def cleanup(self) -> None:
@@ -117,8 +117,8 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
             metric=_VALUE,
             mode=mode,
             max_t=1,
-            grace_period=spec.grace,
-            reduction_factor=spec.reduction,
+            grace_period=spec.grace_period,
+            reduction_factor=spec.reduction_factor,
             stop_last_trials=False,  # one that is at its end is to commit it
         )
         self._on_stop = on_stop
@@ -133,8 +133,10 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 class _Follower(tune.Callback):  # type: ignore[misc]
     """Hands on what trials report, and knows why each has ended."""
 
-    def __init__(self, on_figure: Callable[[int, Figure], None], on_end: Callable[[int, Ended], None]) -> None:
-        self._on_figure = on_figure
+    def __init__(
+        self, on_metric: Callable[[int, MetricValue], None], on_end: Callable[[int, TrialEnded], None]
+    ) -> None:
+        self._on_metric = on_metric
         self._on_end = on_end
         self._given_up: set[int] = set()
         self._said: dict[int, tuple[str, str | None]] = {}
@@ -152,7 +154,7 @@ class _Follower(tune.Callback):  # type: ignore[misc]
     ) -> None:
         number = _number(trial)
         if _VALUE in result:
-            self._on_figure(number, Figure(result["step"], result[_DONE], result[_VALUE]))
+            self._on_metric(number, MetricValue(result["step"], result[_DONE], result[_VALUE]))
         if "status" in result:
             self._said[number] = (result["status"], result["error"])
 
@@ -160,20 +162,20 @@ class _Follower(tune.Callback):  # type: ignore[misc]
         number = _number(trial)
         status, error = self._said.get(number, ("stopped" if number in self._given_up else None, None))
         if status is not None:
-            self._on_end(number, Ended(status, error=error))  # type: ignore[arg-type]
+            self._on_end(number, TrialEnded(status, error=error))  # type: ignore[arg-type]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         message = " ".join(str(trial.get_error() or "").split())[-500:]
         error = f"training_failed: the trial's process ended: {message or 'without a word'}; --resume tries it again"
-        self._on_end(_number(trial), Ended("failed", error=error))
+        self._on_end(_number(trial), TrialEnded("failed", error=error))
 
 
-def _nobody(number: int, event: Figure | Ended) -> None:
+def _nobody(number: int, event: MetricValue | TrialEnded) -> None:
     """Is told, and does nothing."""
 
 
 def _scheduler(
-    spec: SchedulerSpec, mode: str, past: Mapping[int, Sequence[Figure]], follower: _Follower
+    spec: SchedulerSpec, mode: str, past: Mapping[int, Sequence[MetricValue]], follower: _Follower
 ) -> ASHAScheduler | FIFOScheduler:
     if spec.name == "none":
         return FIFOScheduler()
@@ -183,8 +185,8 @@ def _scheduler(
     }
     for trial in known.values():
         scheduler.on_trial_add(None, trial)
-    for number, figure in order(past):
-        scheduler.on_trial_result(None, known[number], _result(figure))
+    for number, metric in order(past):
+        scheduler.on_trial_result(None, known[number], _result(metric))
     scheduler._on_stop = follower.give_up
     return scheduler
 
@@ -198,8 +200,8 @@ def _number(trial: Any) -> int:
     return number
 
 
-def _result(figure: Figure) -> dict[str, Any]:
-    return {_VALUE: figure.value, _DONE: figure.done, "step": figure.step}
+def _result(metric: MetricValue) -> dict[str, Any]:
+    return {_VALUE: metric.value, _DONE: metric.done, "step": metric.step}
 
 
 @contextmanager
@@ -230,28 +232,18 @@ def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, _STOPS_TUNE)}
-    has_asked = False
+    untold = signal.getsignal(_STOPS_TUNE)
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-    def heed(number: int, frame: Any) -> None:
-        nonlocal has_asked
-        is_listening = signal.getsignal(_STOPS_TUNE) is not before[_STOPS_TUNE]
-        if has_asked or not is_listening:
-            restore()
+    def heard(number: int) -> None:
+        if signal.getsignal(_STOPS_TUNE) is untold:  # Tune does not listen: nothing to stop in order
             signal.raise_signal(number)
             return
-        has_asked = True
         note(number)
         signal.raise_signal(_STOPS_TUNE)
 
-    for number in SIGNALS:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, heed)
+    restore = take_first([number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN], heard)
     try:
         yield
     finally:
         restore()
+        signal.signal(_STOPS_TUNE, untold or signal.SIG_DFL)

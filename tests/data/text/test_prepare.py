@@ -9,16 +9,16 @@ import pytest
 import ray
 import torch
 
-from maas_ray.data import local
-from maas_ray.data.dataset import Dataset
-from maas_ray.data.loader import Loader
-from maas_ray.data.local import map_part
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading import mmap_cache
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.mmap_cache import map_part
+from maas_ray.data.loading.open import open_rows
 from maas_ray.data.prepare import prepare
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
+from maas_ray.data.spec.text import TokenizerSpec
+from maas_ray.data.stored.dataset import Dataset
 from maas_ray.data.text import encoding, source
 from maas_ray.data.text import prepare as preparing
-from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
 from maas_ray.errors import ClusterError, DataError, ObjectCorrupt, SpecError
 from maas_ray.spec import parse_spec
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> ObstoreStore:
 
 
 def _spec(uri: Any, text: dict[str, Any] | None = None, **fields: Any) -> DataSpec:
-    characters = {"length": 16, "tokenizer": {"kind": "characters"}}
+    characters = {"seq_len": 16, "tokenizer": {"kind": "characters"}}
     split = {"validation": 0.1, "test": 0}
     return parse_spec(
         DataSpec,
@@ -59,7 +59,7 @@ def _write(folder: Path, *texts: str) -> Path:
 def _stream(dataset: Dataset, split: str) -> list[int]:
     parts = sorted(name for name in dataset.committed.parts if name.startswith(f"{split}/"))
     datatype = "<u2" if dataset.tokens and dataset.tokens.datatype == "uint16" else "<u4"
-    return [int(code) for name in parts for code in np.frombuffer(dataset.committed.read(name), datatype)]
+    return [int(token) for name in parts for token in np.frombuffer(dataset.committed.read(name), datatype)]
 
 
 def _all(dataset: Dataset, split: str = "train", seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +80,7 @@ def test_the_first_characters_train_and_the_last_ones_are_held_out(store: Obstor
 
 
 @pytest.mark.parametrize("piece", [5, 64, 1 << 16])
-@pytest.mark.parametrize("split_by", ["place", "document"])
+@pytest.mark.parametrize("split_by", ["position", "document"])
 def test_documents_are_followed_by_the_end_of_text_however_they_are_cut(
     monkeypatch: pytest.MonkeyPatch, store: ObstoreStore, tmp_path: Path, piece: int, split_by: str
 ) -> None:
@@ -92,7 +92,7 @@ def test_documents_are_followed_by_the_end_of_text_however_they_are_cut(
     dataset = prepare(spec, store)
     tokenizer = Tokenizer(dataset.tokenizer())
     whole = [tokenizer.decode(_stream(dataset, split)) for split in ("train", "validation")]
-    if split_by == "place":
+    if split_by == "position":
         assert "".join(whole) == "<|endoftext|>".join([*texts, ""])
     else:
         assert sorted("".join(whole).split("<|endoftext|>")) == sorted([*texts, ""])
@@ -154,14 +154,14 @@ def test_the_same_texts_give_the_same_data_set_and_other_ones_another(store: Obs
     assert first.committed.digest == again.committed.digest
     (folder / "0.txt").write_text(TEXT.replace("line 199", "line 991"))
     assert prepare(_spec(folder), store).digest != first.digest
-    others = [_spec(folder, {"length": 8}), _spec(folder, {"tokenizer": {"kind": "bytes"}})]
+    others = [_spec(folder, {"seq_len": 8}), _spec(folder, {"tokenizer": {"kind": "bytes"}})]
     assert len({first.digest, *(prepare(spec, store).digest for spec in others)}) == 3
     assert first.digest in list_committed(store, "datasets")
 
 
 def test_masks_hang_on_seed_and_position_alone_and_hide_as_bert_does(store: ObstoreStore, tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", TEXT * 8, TEXT)
-    dataset = prepare(_spec(folder, {"length": 64}, task="masked_language_modeling"), store)
+    dataset = prepare(_spec(folder, {"seq_len": 64}, task="masked_language_modeling"), store)
     mask = dataset.tokens.mask if dataset.tokens else None
     assert mask is not None
     plain = torch.tensor(_stream(dataset, "train")).unfold(0, 64, 64)
@@ -186,14 +186,14 @@ def test_masks_hang_on_seed_and_position_alone_and_hide_as_bert_does(store: Obst
     assert not torch.equal(open_rows(dataset, "train", seed=4).take(some, some).columns[0], seen[0][some])
 
 
-@pytest.mark.parametrize(("world", "accumulation", "global_batch"), [(3, 2, 12), (7, 1, 40)])
+@pytest.mark.parametrize(("world", "accumulation_steps", "global_batch"), [(3, 2, 12), (7, 1, 40)])
 def test_what_a_row_hides_depends_on_no_rank_world_or_batch(
-    store: ObstoreStore, tmp_path: Path, world: int, accumulation: int, global_batch: int
+    store: ObstoreStore, tmp_path: Path, world: int, accumulation_steps: int, global_batch: int
 ) -> None:
     dataset = prepare(_spec(_write(tmp_path / "a", TEXT), task="masked_language_modeling"), store)
 
-    def stream(world: int, accumulation: int, global_batch: int) -> dict[int, list[int]]:
-        sizes = {"seed": 5, "global_batch": global_batch, "world": world, "accumulation": accumulation}
+    def stream(world: int, accumulation_steps: int, global_batch: int) -> dict[int, list[int]]:
+        sizes = {"seed": 5, "global_batch": global_batch, "world": world, "accumulation_steps": accumulation_steps}
         rows = open_rows(dataset, "train", seed=9)
         batches = [
             batch
@@ -209,7 +209,7 @@ def test_what_a_row_hides_depends_on_no_rank_world_or_batch(
 
     expected = stream(1, 1, 12)
     assert sorted(expected) == list(range(240))
-    assert stream(world, accumulation, global_batch) == expected
+    assert stream(world, accumulation_steps, global_batch) == expected
 
 
 @pytest.mark.parametrize("fault", ["flip", "cut", "gone"])
@@ -243,7 +243,7 @@ def test_parts_of_a_remote_store_are_fetched_once_and_again_if_their_copy_is_alt
     again = map_part(dataset.committed, "train/00000.tokens", "<u2")
     assert again.tolist() == _stream(dataset, "train")
     assert np.fromfile(copy, "<u2").tolist() == again.tolist()
-    monkeypatch.setattr(local, "MAX_CACHE_BYTES", 1)
+    monkeypatch.setattr(mmap_cache, "MAX_CACHE_BYTES", 1)
     map_part(dataset.committed, "validation/00000.tokens", "<u2")
     assert [path.name for path in copy.parent.iterdir() if path.name != ".lock"] == [
         dataset.committed.parts["validation/00000.tokens"].sha256
@@ -255,7 +255,7 @@ def test_parts_of_a_remote_store_are_fetched_once_and_again_if_their_copy_is_alt
     [
         ({}, "", "holds no text"),
         ({}, "too short", "the train split of .* has 8 tokens, and a row takes 17"),
-        ({"length": 100}, TEXT[:500], "the validation split"),
+        ({"seq_len": 100}, TEXT[:500], "the validation split"),
         ({"split_by": "document"}, TEXT, "1 rows are too few"),
         ({"tokenizer": {"kind": "file", "uri": "nowhere.json"}}, TEXT, "does not exist"),
     ],
@@ -274,13 +274,13 @@ def test_texts_that_do_not_fit_are_refused(
         ({"format": "csv"}, "not csv"),
         ({"features": ["a"]}, "features cannot be used"),
         ({"split": {"column": "a"}}, r"split\.column cannot be used"),
-        ({"text": {"length": 4, "tokenizer": {"kind": "bytes", "vocab_size": 400}}}, "vocab_size is for byte_bpe"),
-        ({"text": {"length": 4, "tokenizer": {"kind": "file"}}}, "belong together"),
+        ({"text": {"seq_len": 4, "tokenizer": {"kind": "bytes", "vocab_size": 400}}}, "vocab_size is for byte_bpe"),
+        ({"text": {"seq_len": 4, "tokenizer": {"kind": "file"}}}, "belong together"),
         ({"task": "classification", "format": "text"}, "has no target"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], says: str) -> None:
-    whole = {"uri": "a.txt", "task": "language_modeling", "text": {"length": 4}, **fields}
+    whole = {"uri": "a.txt", "task": "language_modeling", "text": {"seq_len": 4}, **fields}
     with pytest.raises(SpecError, match=says):
         parse_spec(DataSpec, whole)
 
@@ -291,7 +291,7 @@ def test_a_spec_that_was_stored_reads_back() -> None:
 
 
 def test_shakespeare_is_cut_as_nanogpt_cuts_it(store: ObstoreStore) -> None:
-    dataset = prepare(_spec(shared("tinyshakespeare.txt"), {"length": 64, "stride": 1}), store)
+    dataset = prepare(_spec(shared("tinyshakespeare.txt"), {"seq_len": 64, "stride": 1}), store)
     assert dataset.features.num_outputs == 65
     assert dataset.report["tokens"] == {"train": 1_003_854, "validation": 111_540, "test": 0}
     assert dataset.num_rows["train"] == 1_003_854 - 64
@@ -313,7 +313,7 @@ def test_tasks_encode_to_the_same_data_set(
 ) -> None:
     lines = "".join(f"line {i}, {i * i} \u00e9\n" for i in range(12_000))
     (tmp_path / "a.txt").write_text(lines)
-    spec = _spec(tmp_path / "a.txt", text={"length": 16, "tokenizer": {"vocab_size": 400}})
+    spec = _spec(tmp_path / "a.txt", text={"seq_len": 16, "tokenizer": {"vocab_size": 400}})
     here = prepare(spec, file_store)
     monkeypatch.setattr(preparing, "TASKS_FROM", 0)
     monkeypatch.setattr(preparing, "_encode_here", None)

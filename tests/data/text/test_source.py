@@ -8,21 +8,21 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text import source
-from maas_ray.data.text.source import Piece, read_pieces
+from maas_ray.data.text.source import TextPiece, read_pieces
 from maas_ray.errors import DataError
 from maas_ray.spec import parse_spec
 
 
-def _pieces(uri: object, **text: object) -> list[Piece]:
-    fields = {"uri": str(uri), "task": "language_modeling", "text": {"length": 4, **text}}
+def _pieces(uri: object, **text: object) -> list[TextPiece]:
+    fields = {"uri": str(uri), "task": "language_modeling", "text": {"seq_len": 4, **text}}
     spec = parse_spec(DataSpec, fields)
     assert spec.text is not None
     return list(read_pieces(spec, spec.text))
 
 
-def _documents(pieces: list[Piece]) -> list[str]:
+def _documents(pieces: list[TextPiece]) -> list[str]:
     documents, open_one = [], ""
     for piece in pieces:
         open_one += piece.text

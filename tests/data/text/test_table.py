@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maas_ray.data.loader import Loader
-from maas_ray.data.opening import open_rows
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.prepare import prepare
-from maas_ray.data.preprocess import Preprocess
-from maas_ray.data.spec import DataSpec
+from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import BundleError, DataError, SpecError
 from maas_ray.optimize.export import export
@@ -33,7 +33,7 @@ FIELDS: dict[str, Any] = {
     "task": "classification",
     "target": "mood",
     "split": {"column": "part"},
-    "text": {"length": 6, "field": "body", "tokenizer": {"kind": "characters"}},
+    "text": {"seq_len": 6, "field": "body", "tokenizer": {"kind": "characters"}},
 }
 
 
@@ -77,13 +77,13 @@ class _Bag(nn.Module):
         super().__init__()
         self.table = nn.Embedding(vocab_size, num_outputs)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        scores: Tensor = self.table(codes).mean(dim=1)
-        return scores
+    def forward(self, token_ids: Tensor) -> Tensor:
+        logits: Tensor = self.table(token_ids).mean(dim=1)
+        return logits
 
 
 @pytest.mark.fault
-def test_a_classifier_of_texts_is_exported_over_token_codes(store: ObstoreStore, path: Path) -> None:
+def test_a_classifier_of_texts_is_exported_over_token_ids(store: ObstoreStore, path: Path) -> None:
     dataset = prepare(parse_spec(DataSpec, {"uri": str(path), **FIELDS}), store)
     net = _Bag(dataset.features.row.vocab_size or 0, 2)
     graph, signature = export(net, dataset.features)
@@ -92,9 +92,9 @@ def test_a_classifier_of_texts_is_exported_over_token_codes(store: ObstoreStore,
     assert report["passed"]
 
 
-def test_a_model_with_scores_per_token_is_not_exported(store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_model_with_logits_per_token_is_not_exported(store: ObstoreStore, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc " * 50)
-    fields = {"task": "language_modeling", "text": {"length": 4}}
+    fields = {"task": "language_modeling", "text": {"seq_len": 4}}
     dataset = prepare(parse_spec(DataSpec, {"uri": str(tmp_path / "a.txt"), **fields}), store)
     with pytest.raises(BundleError, match="language_modeling cannot be exported to a bundle yet"):
         export(nn.Embedding(300, 300), dataset.features)
@@ -105,7 +105,7 @@ def test_a_model_with_scores_per_token_is_not_exported(store: ObstoreStore, tmp_
     [
         ({"features": ["other"]}, "a text stands alone"),
         ({"cleaning": {"drop": ["x"]}}, "not cleaned"),
-        ({"text": {"length": 6, "stride": 2}}, r"text\.stride cannot be used"),
+        ({"text": {"seq_len": 6, "stride": 2}}, r"text\.stride cannot be used"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], says: str) -> None:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from maas_ray.data.spec.text import TokenizerSpec
 from maas_ray.data.text import words
-from maas_ray.data.text.spec import TokenizerSpec
 from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
 from maas_ray.errors import DataError
 
@@ -19,16 +19,16 @@ END = "<|endoftext|>"
 @pytest.mark.parametrize("kind", ["byte_bpe", "characters", "bytes"])
 def test_text_comes_back_and_special_tokens_come_from_no_text(kind: str) -> None:
     tokenizer = learn_tokenizer(TokenizerSpec(kind=kind), TEXTS, [END, "<|mask|>"])
-    codes = tokenizer.encode(TEXTS)
-    assert [tokenizer.decode(one) for one in codes] == TEXTS
-    assert tokenizer.code(END, "end_of_text") == tokenizer.vocab_size - 2
-    assert all(one.max() < tokenizer.vocab_size - 2 for one in codes)
-    assert [one.tolist() for one in Tokenizer(tokenizer.content).encode(TEXTS)] == [one.tolist() for one in codes]
+    token_ids = tokenizer.encode(TEXTS)
+    assert [tokenizer.decode(one) for one in token_ids] == TEXTS
+    assert tokenizer.token_id(END, "end_of_text") == tokenizer.vocab_size - 2
+    assert all(one.max() < tokenizer.vocab_size - 2 for one in token_ids)
+    assert [one.tolist() for one in Tokenizer(tokenizer.content).encode(TEXTS)] == [one.tolist() for one in token_ids]
 
 
 def test_bytes_are_their_own_codes_and_characters_are_numbered_in_order() -> None:
-    codes = learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).encode(["".join(map(chr, range(300)))])[0]
-    assert codes.tolist() == list("".join(map(chr, range(300))).encode())
+    token_ids = learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).encode(["".join(map(chr, range(300)))])[0]
+    assert token_ids.tolist() == list("".join(map(chr, range(300))).encode())
     assert learn_tokenizer(TokenizerSpec(kind="characters"), ["cab", "d"], []).encode(["abcd"])[0].tolist() == [
         0,
         1,
@@ -45,13 +45,13 @@ def test_what_is_looked_up_is_what_the_file_says(kind: str) -> None:
         TokenizerSpec(kind=kind), ["ab\n\U0001f600", *(texts if kind == "bytes" else ())], special
     )
     looked_up, encoded = tokenizer.encode(texts), Tokenizer(tokenizer.content).encode(texts)
-    assert [codes.tolist() for codes in looked_up] == [codes.tolist() for codes in encoded]
+    assert [token_ids.tolist() for token_ids in looked_up] == [token_ids.tolist() for token_ids in encoded]
 
 
 def test_a_character_that_training_lacks_is_unknown() -> None:
     tokenizer = learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [UNKNOWN, END])
     assert tokenizer.encode(["axb"])[0].tolist() == [0, 2, 1]
-    assert (tokenizer.vocab_size, tokenizer.code(END, "end_of_text")) == (4, 3)
+    assert (tokenizer.vocab_size, tokenizer.token_id(END, "end_of_text")) == (4, 3)
 
 
 def test_another_process_learns_the_same_pairs() -> None:
@@ -75,7 +75,7 @@ def test_what_is_no_tokenizer_or_lacks_a_token_is_refused() -> None:
     with pytest.raises(DataError, match="'x', a character that the tokenizer does not know"):
         learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [END]).encode(["axb"])
     with pytest.raises(DataError, match=r"data\.text\.tokenizer\.mask"):
-        learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).code("[MASK]", "mask")
+        learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).token_id("[MASK]", "mask")
 
 
 def _scrambled(seed: int, num_pieces: int) -> str:

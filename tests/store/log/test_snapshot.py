@@ -194,10 +194,10 @@ def test_a_writer_that_dies_before_its_snapshot_leaves_it_to_the_next_one(
 
 def test_a_snapshot_that_cannot_be_written_keeps_no_record_from_being_appended(file_store: ObstoreStore) -> None:
     class Refuses(ObstoreStore):
-        def put_new(self, key: str, data: bytes) -> None:
+        def create(self, key: str, data: bytes) -> None:
             if key.endswith(".jsonl"):
                 raise sequence.StoreUnavailable("no snapshots today")
-            super().put_new(key, data)
+            super().create(key, data)
 
     refuses = Refuses(file_store.uri, file_store._backend, file_store._directory)
     assert len(fill(refuses, 20)) == 20

@@ -4,10 +4,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from maas_ray.haproxy.admin import ask
+from maas_ray.haproxy.config.twins import first_of
 from maas_ray.haproxy.generations import recorded
 from maas_ray.haproxy.names import ADMIN_SOCKET, LAST_GOOD_FILE
-from maas_ray.haproxy.silent import Server, read
-from maas_ray.haproxy.twins import first_of
+from maas_ray.haproxy.silent import BackendServer, read
 from tests.support.hosts.host import Host
 
 _FILES = Path("tmp/haproxy-serve")
@@ -25,7 +25,7 @@ def haproxy(host: Host) -> int | None:
     return None
 
 
-def servers(host: Host, pool: str) -> list[Server]:
+def servers(host: Host, pool: str) -> list[BackendServer]:
     """The replicas of a pool that the host's HAProxy knows, of HTTP; empty while it does not answer."""
     for directory in _directories(host):
         if said := ask(directory / ADMIN_SOCKET, "show stat -1 4 -1"):
@@ -41,7 +41,7 @@ def replicas(host: Host, pool: str) -> list[int]:
 
 def keepers(host: Host) -> list[int]:
     """The programs that watch the host's HAProxy."""
-    return host.pids("-m maas_ray.keeper")
+    return host.pids("-m maas_ray.haproxy.keeper")
 
 
 def _directories(host: Host) -> list[Path]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 INIT = Path(__file__).with_name("init.py")
 BIN = Path(__file__).with_name("bin")
-ROOT = Path(__file__).parents[3]
 START_S = 20
 
 

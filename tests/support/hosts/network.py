@@ -14,7 +14,8 @@ from itertools import count
 from pathlib import Path
 from string import ascii_lowercase
 
-from tests.support.hosts.host import BIN, ROOT, Host
+from tests.support.hosts.host import BIN, Host
+from tests.support.root import ROOT
 
 MAX_HOSTS = 4
 _numbers = count()

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import yaml
 
 from tests.support.hosts.host import Host
 from tests.support.hosts.network import Network
+from tests.support.root import ROOT
 
-CLUSTER_YAML = Path(__file__).parents[3] / "cluster.yaml"
+CLUSTER_YAML = ROOT / "cluster.yaml"
 TOKEN = "0123456789abcdef" * 4
 AUTOSCALING = ' --autoscaling-config="$HOME/ray_bootstrap_config.yaml"'
-LIMITS = "maas_ray.cluster.limits"
+LIMITS = "maas_ray.cluster.capacity.autoscaler_limits"
 
 
 def prepare(host: Host, env: Mapping[str, str] | None = None) -> None:

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import requests
 
 from tests.support.hosts.network import Network
+from tests.support.root import ROOT
 
 PORT = 5555
 
@@ -18,7 +18,7 @@ PORT = 5555
 @contextmanager
 def s3_service(network: Network) -> Iterator[str]:
     """Runs it; gives its URL. Its buckets are gone with it."""
-    program = Path(__file__).parents[1] / "s3_service.py"
+    program = ROOT / "tests" / "support" / "s3_service.py"
     endpoint = f"http://{network.address}:{PORT}"
     with (network.directory / "s3.log").open("ab") as log:
         server = subprocess.Popen(

@@ -12,7 +12,7 @@ import yaml
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import NotFound
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
-from maas_ray.train.runs import Runs, checkpoints_prefix
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from tests.support.hosts.host import Host
 from tests.support.hosts.network import Network
 from tests.support.hosts.served import store_uri
@@ -101,7 +101,7 @@ def write_run(
         "validate_every": steps,
         "checkpoint": {"every_steps": every},
         "seed": 5,
-        "workers": {"count": 4, "max_restarts": 10, "wait_s": 600},
+        "workers": {"count": 4, "max_restarts": 10, "placement_timeout_s": 600},
         "storage": dict(storage or {"uri": store_uri(network)}),
     }
     (network.shared / f"{run}.yaml").write_text(yaml.safe_dump({**fields, **changes}))

@@ -7,7 +7,7 @@ import pytest
 from maas_ray.errors import Conflict, NotFound, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.search.log import Ended, Figure, SearchLog, order
+from maas_ray.train.search.log import MetricValue, SearchLog, TrialEnded, order
 from maas_ray.train.search.run import rank, run_search
 from maas_ray.train.search.space import draw_trials
 from maas_ray.train.search.spec import TuneSpec
@@ -19,8 +19,8 @@ def _spec(store: ObstoreStore, **changes: Any) -> TuneSpec:
     return parse_spec(TuneSpec, {**fields, **changes})
 
 
-def _figures(*values: float) -> tuple[Figure, ...]:
-    return tuple(Figure(10 * (i + 1), (i + 1) / len(values), value) for i, value in enumerate(values))
+def _metrics(*values: float) -> tuple[MetricValue, ...]:
+    return tuple(MetricValue(10 * (i + 1), (i + 1) / len(values), value) for i, value in enumerate(values))
 
 
 def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore) -> None:
@@ -35,7 +35,7 @@ def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore
         ({"seed": 1}, "seed"),
         ({"metric": "validation_accuracy"}, "metric, mode"),
         ({"base": {**BASE, "steps": 4}}, "base"),
-        ({"search": {"optimizer.lr": {**LR, "high": 1.0}}}, "search"),
+        ({"search": {"optimizer.lr": {**LR, "upper": 1.0}}}, "search"),
     ):
         with pytest.raises(SpecError, match=f"begun with another {name};"):
             log.resume(_spec(store, **changes))
@@ -44,22 +44,22 @@ def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore
 def test_the_newest_end_of_each_trial_counts(file_store: ObstoreStore) -> None:
     log = SearchLog(file_store, "s")
     assert log.ended() == {}
-    log.record(1, Ended("failed", error="data_invalid: no rows"))
-    log.record(0, Ended("stopped", _figures(3.0, 2.0)))
-    log.record(1, Ended("finished", _figures(1.0)))
-    assert log.ended() == {0: Ended("stopped", _figures(3.0, 2.0)), 1: Ended("finished", _figures(1.0))}
+    log.record(1, TrialEnded("failed", error="data_invalid: no rows"))
+    log.record(0, TrialEnded("stopped", _metrics(3.0, 2.0)))
+    log.record(1, TrialEnded("finished", _metrics(1.0)))
+    assert log.ended() == {0: TrialEnded("stopped", _metrics(3.0, 2.0)), 1: TrialEnded("finished", _metrics(1.0))}
 
 
-def test_figures_come_to_the_scheduler_as_if_trials_had_trained_side_by_side() -> None:
-    past = {7: _figures(4.0, 3.0), 2: _figures(9.0, 8.0, 7.0, 6.0)}
-    assert [(number, figure.value) for number, figure in order(past)] == [(2, 9.0), (2, 8.0), (7, 4.0), (2, 7.0), (2, 6.0), (7, 3.0)]  # fmt: skip
+def test_metrics_come_to_the_scheduler_as_if_trials_had_trained_side_by_side() -> None:
+    past = {7: _metrics(4.0, 3.0), 2: _metrics(9.0, 8.0, 7.0, 6.0)}
+    assert [(number, metric.value) for number, metric in order(past)] == [(2, 9.0), (2, 8.0), (7, 4.0), (2, 7.0), (2, 6.0), (7, 3.0)]  # fmt: skip
 
 
 ENDED = {
-    0: Ended("finished", _figures(2.0, 1.5)),
-    1: Ended("stopped", _figures(0.1)),
-    2: Ended("failed", error="model_invalid: no such layer"),
-    3: Ended("finished", _figures(2.0, 0.5)),
+    0: TrialEnded("finished", _metrics(2.0, 1.5)),
+    1: TrialEnded("stopped", _metrics(0.1)),
+    2: TrialEnded("failed", error="model_invalid: no such layer"),
+    3: TrialEnded("finished", _metrics(2.0, 0.5)),
 }
 
 
@@ -83,7 +83,7 @@ def test_the_best_is_the_best_of_those_that_finished(file_store: ObstoreStore) -
 
 def test_without_a_finished_trial_a_stopped_one_is_better_than_none(file_store: ObstoreStore) -> None:
     spec = _spec(file_store)
-    result = rank(spec, draw_trials(spec), {1: ENDED[1], 2: ENDED[2]}, {3: list(_figures(0.01))})
+    result = rank(spec, draw_trials(spec), {1: ENDED[1], 2: ENDED[2]}, {3: list(_metrics(0.01))})
     assert result.best is not None
     assert result.best.run == "s-1"
     assert [(one.trial, one.status) for one in result.trials] == [(3, "waiting"), (1, "stopped"), (0, "waiting"), (2, "failed")]  # fmt: skip

@@ -13,14 +13,15 @@ from maas_ray.errors import SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.train.search.space import draw_trials
 from maas_ray.train.search.spec import TuneSpec, load_tune_spec
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.spec.train import TrainSpec
+from tests.support.root import ROOT
 
 BASE = {
     "model": {"name": "mlp", "params": {"size": 2}},
     "data": {"uri": "sklearn:digits", "task": "classification"},
     "steps": 3,
 }
-LR = {"kind": "log_uniform", "low": 1e-4, "high": 1e-1}
+LR = {"kind": "loguniform", "lower": 1e-4, "upper": 1e-1}
 
 
 def _spec(search: dict[str, Any], **changes: Any) -> TuneSpec:
@@ -34,9 +35,9 @@ def _fields(spec: TuneSpec) -> list[dict[str, Any]]:
 def test_each_kind_draws_within_its_bounds_and_all_over_them() -> None:
     axes = {
         "optimizer.lr": LR,
-        "model.params.dropout": {"kind": "uniform", "low": 0.2, "high": 0.4},
-        "seed": {"kind": "int", "low": 3, "high": 5},
-        "optimizer.name": {"kind": "choice", "values": ["sgd", "adamw"]},
+        "model.params.dropout": {"kind": "uniform", "lower": 0.2, "upper": 0.4},
+        "seed": {"kind": "randint", "lower": 3, "upper": 6},
+        "optimizer.name": {"kind": "choice", "categories": ["sgd", "adamw"]},
     }
     trials = draw_trials(_spec(axes, trials=200))
     rates = [trial.spec.optimizer.lr for trial in trials]
@@ -55,14 +56,14 @@ def test_a_seed_draws_the_same_trials_and_more_of_them_begin_with_the_same() -> 
     assert _fields(_spec({"optimizer.lr": LR}, trials=3)) == few
     assert _fields(_spec({"optimizer.lr": LR}, trials=7))[:3] == few
     assert _fields(_spec({"optimizer.lr": LR}, trials=3, seed=1)) != few
-    with_another = _fields(_spec({"seed": {"kind": "int", "low": 0, "high": 99}, "optimizer.lr": LR}, trials=3))
+    with_another = _fields(_spec({"seed": {"kind": "randint", "lower": 0, "upper": 100}, "optimizer.lr": LR}, trials=3))
     assert [one["optimizer.lr"] for one in with_another] == [one["optimizer.lr"] for one in few]
 
 
 def test_every_combination_of_the_grids_is_there_with_draws_of_its_own() -> None:
     grids = {
-        "batch.global_size": {"kind": "grid", "values": [16, 32]},
-        "model.params.size": {"kind": "grid", "values": [1, 2, 3]},
+        "batch.global_size": {"kind": "grid_search", "values": [16, 32]},
+        "model.params.size": {"kind": "grid_search", "values": [1, 2, 3]},
     }
     assert len(_fields(_spec(grids))) == 6
     drawn = _fields(_spec({**grids, "optimizer.lr": LR}, trials=2))
@@ -72,7 +73,7 @@ def test_every_combination_of_the_grids_is_there_with_draws_of_its_own() -> None
 
 
 def test_no_trial_is_drawn_twice() -> None:
-    axis = {"kind": "choice", "values": [1, 2, 3]}
+    axis = {"kind": "choice", "categories": [1, 2, 3]}
     assert sorted(one["model.params.size"] for one in _fields(_spec({"model.params.size": axis}, trials=3))) == [
         1,
         2,
@@ -87,24 +88,28 @@ def test_no_trial_is_drawn_twice() -> None:
     [
         ({"optimizer.lrr": LR}, {}, "unknown key 'optimizer.lrr'; did you mean 'lr'"),
         ({"optimiser.lr": LR}, {}, "unknown key 'optimiser'; did you mean 'optimizer'"),
-        ({"model.params.sise": {"kind": "int", "low": 1, "high": 2}}, {}, "did you mean 'size'"),
+        ({"model.params.sise": {"kind": "randint", "lower": 1, "upper": 3}}, {}, "did you mean 'size'"),
         ({"steps.many": LR}, {}, "'steps' is a value, not a section"),
-        ({"optimizer.lr": {"kind": "uniform", "low": -1.0, "high": -0.5}}, {}, "trial 0 (optimizer.lr="),
-        ({"epochs": {"kind": "int", "low": 1, "high": 9}}, {}, "either epochs or steps"),
-        ({"run": {"kind": "choice", "values": ["a"]}}, {}, "'run' cannot vary"),
-        ({"storage.uri": {"kind": "choice", "values": ["a"]}}, {}, "'storage.uri' cannot vary"),
-        ({"optimizer.lr": {"kind": "log_uniform", "low": 0.0, "high": 1.0}}, {}, "greater than 0"),
-        ({"optimizer.lr": {"kind": "uniform", "low": 1.0, "high": 1.0}}, {}, "has to be below high"),
-        ({"optimizer.lr": {"kind": "normal", "low": 1.0}}, {}, "'log_uniform'"),
+        ({"optimizer.lr": {"kind": "uniform", "lower": -1.0, "upper": -0.5}}, {}, "trial 0 (optimizer.lr="),
+        ({"epochs": {"kind": "randint", "lower": 1, "upper": 10}}, {}, "either epochs or steps"),
+        ({"run": {"kind": "choice", "categories": ["a"]}}, {}, "'run' cannot vary"),
+        ({"storage.uri": {"kind": "choice", "categories": ["a"]}}, {}, "'storage.uri' cannot vary"),
+        ({"optimizer.lr": {"kind": "loguniform", "lower": 0.0, "upper": 1.0}}, {}, "greater than 0"),
+        ({"optimizer.lr": {"kind": "uniform", "lower": 1.0, "upper": 1.0}}, {}, "has to be below upper"),
+        ({"optimizer.lr": {"kind": "normal", "lower": 1.0}}, {}, "'loguniform'"),
         ({"optimizer.lr": {**LR, "values": [1]}}, {}, "unknown key"),
-        ({"seed": {"kind": "choice", "values": []}}, {}, "at least 1 item"),
+        ({"seed": {"kind": "choice", "categories": []}}, {}, "at least 1 item"),
         ({}, {}, "at least 1 item"),
-        ({"seed": {"kind": "grid", "values": [1, 2]}}, {"trials": 2}, "leave trials out"),
-        ({"seed": {"kind": "grid", "values": list(range(11))}, "optimizer.lr": LR}, {"trials": 1000}, "11000 trials"),
-        ({"optimizer.lr": LR}, {"metric": "validation_acuracy"}, "has no figure 'validation_acuracy'; it has loss"),
+        ({"seed": {"kind": "grid_search", "values": [1, 2]}}, {"trials": 2}, "leave trials out"),
+        (
+            {"seed": {"kind": "grid_search", "values": list(range(11))}, "optimizer.lr": LR},
+            {"trials": 1000},
+            "11000 trials",
+        ),
+        ({"optimizer.lr": LR}, {"metric": "validation_acuracy"}, "has no metric 'validation_acuracy'; it has loss"),
         ({"optimizer.lr": LR}, {"metric": "validation_accuracy", "mode": "min"}, "set mode to max"),
-        ({"data.split.validation": {"kind": "choice", "values": [0]}}, {}, "no validation split"),
-        ({"optimizer.lr": LR}, {"scheduler": {"name": "asha", "grace": 0}}, "greater than 0"),
+        ({"data.split.validation": {"kind": "choice", "categories": [0]}}, {}, "no validation split"),
+        ({"optimizer.lr": LR}, {"scheduler": {"name": "asha", "grace_period": 0}}, "greater than 0"),
         ({"optimizer.lr": LR}, {"name": "../s"}, "name"),
     ],
     ids=lambda value: str(value)[:40],
@@ -131,5 +136,5 @@ def test_a_base_is_found_beside_the_search_and_overrides_reach_into_it(tmp_path:
 
 
 def test_the_example_is_a_search() -> None:
-    trials = draw_trials(load_tune_spec(Path(__file__).parents[3] / "jobs" / "specs" / "digits-search.yaml"))
+    trials = draw_trials(load_tune_spec(ROOT / "jobs" / "specs" / "digits-search.yaml"))
     assert len(trials) == 12

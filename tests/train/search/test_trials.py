@@ -14,17 +14,17 @@ from ray import cloudpickle
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.progress import Progress
-from maas_ray.train.runs import Runs, checkpoints_prefix
-from maas_ray.train.search.log import Ended, Figure, SearchLog
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.records.runs import Runs, checkpoints_prefix
+from maas_ray.train.search.log import MetricValue, SearchLog, TrialEnded
 from maas_ray.train.search.run import run_search
 from maas_ray.train.search.spec import SchedulerSpec, TuneSpec
-from maas_ray.train.search.trial import figure_of
-from maas_ray.train.spec import TrainSpec
+from maas_ray.train.search.trial import metric_of
+from maas_ray.train.spec.train import TrainSpec
 from tests.conftest import RayCluster
 
 STEPS = 6000
-ASHA = {"name": "asha", "grace": 0.1, "reduction": 2}
+ASHA = {"name": "asha", "grace_period": 0.1, "reduction_factor": 2}
 GOOD, BAD, BROKEN = 0.01, 1e-9, 1e30
 
 
@@ -40,7 +40,7 @@ def _spec(store: ObstoreStore, **changes: Any) -> TuneSpec:
     fields = {
         "name": "s",
         "base": base,
-        "search": {"optimizer.lr": {"kind": "grid", "values": [GOOD, BAD, BROKEN]}},
+        "search": {"optimizer.lr": {"kind": "grid_search", "values": [GOOD, BAD, BROKEN]}},
         "max_concurrent": 1,
         "scheduler": ASHA,
     }
@@ -56,7 +56,7 @@ def _free_cpus() -> float:
 def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_search(
     file_store: ObstoreStore, ray_cluster: RayCluster
 ) -> None:
-    events: list[tuple[int, Figure | Ended]] = []
+    events: list[tuple[int, MetricValue | TrialEnded]] = []
     spec = _spec(file_store)
     result = run_search(spec, on_event=lambda trial, event: events.append((trial, event)))
 
@@ -67,7 +67,7 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
     assert bad.step < STEPS
     assert broken.status == "failed"
     assert "lower optimizer.lr" in (broken.error or "")
-    assert [event.status for _, event in events if isinstance(event, Ended)] == ["finished", "stopped", "failed"]
+    assert [event.status for _, event in events if isinstance(event, TrialEnded)] == ["finished", "stopped", "failed"]
     assert result.best == good
 
     runs = Runs(file_store)
@@ -94,10 +94,12 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
 def test_an_interrupted_search_goes_on_where_its_trials_were(
     file_store: ObstoreStore, ray_cluster: RayCluster, number: signal.Signals
 ) -> None:
-    spec = _spec(file_store, search={"optimizer.lr": {"kind": "grid", "values": [GOOD]}}, scheduler={"name": "none"})
-    interrupts: list[Figure | Ended] = []
+    spec = _spec(
+        file_store, search={"optimizer.lr": {"kind": "grid_search", "values": [GOOD]}}, scheduler={"name": "none"}
+    )
+    interrupts: list[MetricValue | TrialEnded] = []
 
-    def interrupt(trial: int, event: Figure | Ended) -> None:
+    def interrupt(trial: int, event: MetricValue | TrialEnded) -> None:
         if not interrupts:
             signal.raise_signal(number)
         interrupts.append(event)
@@ -114,36 +116,38 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(
     (trial,) = result.trials
     assert trial.status == "waiting"
     assert (result.num_waiting, result.is_complete) == (1, False)
-    assert isinstance(interrupts[0], Figure)
+    assert isinstance(interrupts[0], MetricValue)
     assert after is signal.default_int_handler, "Tune's own is gone with the search"
     assert signal.getsignal(signal.SIGTERM) is term
     (newest, *_) = list_checkpoints(file_store, checkpoints_prefix("s-0"))[::-1]
     assert 0 < newest < STEPS
 
-    (before_it,) = [event.step for event in interrupts[:1] if isinstance(event, Figure)]
+    (before_it,) = [event.step for event in interrupts[:1] if isinstance(event, MetricValue)]
     (again,) = run_search(spec, resume=True).trials
     assert (again.status, again.step) == ("finished", STEPS)
     run = Runs(file_store).get("s-0")
     assert run.status == "finished"
-    steps = [figure.step for figure in SearchLog(file_store, "s").ended()[0].figures]
+    steps = [metric.step for metric in SearchLog(file_store, "s").ended()[0].metrics]
     assert steps == sorted(set(steps))
     assert before_it in steps, "others are compared with what it had before too"
     assert [attempt["first_step"] for attempt in run.attempts][-1] >= newest
 
 
 @pytest.mark.parametrize(
-    ("progress", "metric", "figure"),
+    ("progress", "metric", "expected"),
     [
-        (Progress(6, 24, 1.0, loss=0.5), "loss", Figure(6, 0.25, 0.5)),
+        (Progress(6, 24, 1.0, loss=0.5), "loss", MetricValue(6, 0.25, 0.5)),
         (Progress(6, 24, 1.0, loss=0.5), "validation_loss", None),
-        (Progress(24, 24, 1.0, metrics={"loss": 0.4}), "validation_loss", Figure(24, 1.0, 0.4)),
-        (Progress(24, 24, 1.0, metrics={"loss": 0.4}, of_step=18), "validation_loss", Figure(18, 0.75, 0.4)),
+        (Progress(24, 24, 1.0, metrics={"loss": 0.4}), "validation_loss", MetricValue(24, 1.0, 0.4)),
+        (Progress(24, 24, 1.0, metrics={"loss": 0.4}, of_step=18), "validation_loss", MetricValue(18, 0.75, 0.4)),
         (Progress(6, 24, 1.0, loss=math.nan), "loss", None),
     ],
     ids=["of_training", "another", "between_steps", "beside_training", "no_number"],
 )
-def test_a_figure_counts_for_the_step_that_it_is_of(progress: Progress, metric: str, figure: Figure | None) -> None:
-    assert figure_of(progress, metric) == figure
+def test_a_metric_counts_for_the_step_that_it_is_of(
+    progress: Progress, metric: str, expected: MetricValue | None
+) -> None:
+    assert metric_of(progress, metric) == expected
 
 
 def test_what_a_search_tells_its_user_through_need_not_fit_into_the_files_that_tune_writes() -> None:
@@ -156,19 +160,19 @@ def test_what_a_search_tells_its_user_through_need_not_fit_into_the_files_that_t
     cloudpickle.dumps([follower, _scheduler(SchedulerSpec.model_validate(ASHA), "min", {}, follower)])
 
 
-def _answers(past: dict[int, tuple[Figure, ...]], values: list[float]) -> list[str]:
+def _answers(past: dict[int, tuple[MetricValue, ...]], values: list[float]) -> list[str]:
     """What the scheduler says to a new trial at a tenth, two tenths, … of its length."""
     from maas_ray.train.search.tune import _Follower, _result, _scheduler
 
     scheduler = _scheduler(SchedulerSpec.model_validate(ASHA), "min", past, _Follower(lambda *_: None, lambda *_: None))
     trial = SimpleNamespace(trial_id="new", config={"trial": {"number": 99}})
     scheduler.on_trial_add(None, trial)
-    figures = [Figure(i + 1, (i + 1) / 10, value) for i, value in enumerate(values)]
-    return [scheduler.on_trial_result(None, trial, _result(figure)) for figure in figures]
+    metrics = [MetricValue(i + 1, (i + 1) / 10, value) for i, value in enumerate(values)]
+    return [scheduler.on_trial_result(None, trial, _result(metric)) for metric in metrics]
 
 
 def test_a_resumed_search_compares_new_trials_with_the_ones_before() -> None:
-    past = {number: (Figure(1, 0.1, 1.0 + number), Figure(10, 1.0, 0.5 + number)) for number in range(4)}
+    past = {number: (MetricValue(1, 0.1, 1.0 + number), MetricValue(10, 1.0, 0.5 + number)) for number in range(4)}
     assert _answers({}, [9.0, 9.0]) == ["CONTINUE", "CONTINUE"], "there is nothing to compare it with"
     assert _answers(past, [9.0]) == ["STOP"]
     assert _answers(past, [0.9] * 10) == ["CONTINUE"] * 10

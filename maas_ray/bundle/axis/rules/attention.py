@@ -1,12 +1,12 @@
 """Attention and embeddings as one operator, of the standard and of onnxruntime: every tensor has its rows first."""
 
-from maas_ray.bundle.axis.nodes import Node, plain, resized, typed
+from maas_ray.bundle.axis.nodes import GraphNode, plain, resized, typed
 from maas_ray.bundle.axis.rules.linear import product_of
 from maas_ray.bundle.axis.sizes import BATCH, ONE
 from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
 
-def _first(node: Node, index: int) -> Value:
+def _first(node: GraphNode, index: int) -> Value:
     """An input with exactly one row per entry of its first dimension."""
     value = node.data(index)
     if value.axis != 0 or value.inner != ONE or value.sizes[0] != BATCH:
@@ -14,13 +14,13 @@ def _first(node: Node, index: int) -> Value:
     return value
 
 
-def _given(node: Node, *indices: int) -> None:
+def _given(node: GraphNode, *indices: int) -> None:
     for index in indices:
         if node.maybe(index) is not None:
             _first(node, index)
 
 
-def _aligned(node: Node, index: int, rank: int) -> None:
+def _aligned(node: GraphNode, index: int, rank: int) -> None:
     """A mask or bias: the same for all rows, or one for each, where it meets scores of so many dimensions."""
     value = node.maybe(index)
     if value is None:
@@ -33,7 +33,7 @@ def _aligned(node: Node, index: int, rank: int) -> None:
         raise Refusal("spreads a mask over the rows by their place")
 
 
-def attention(node: Node) -> list[Value]:
+def attention(node: GraphNode) -> list[Value]:
     """Attention of the standard operator set."""
     query, key, value = _first(node, 0), _first(node, 1), _first(node, 2)
     _aligned(node, 3, 4)
@@ -46,7 +46,7 @@ def attention(node: Node) -> list[Value]:
     return [result, *caches]
 
 
-def rotary(node: Node) -> list[Value]:
+def rotary(node: GraphNode) -> list[Value]:
     """RotaryEmbedding of the standard: angles by position, or tables for each row."""
     value = _first(node, 0)
     if node.maybe(3) is None:
@@ -57,7 +57,7 @@ def rotary(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def skip_norm(node: Node) -> list[Value]:
+def skip_norm(node: GraphNode) -> list[Value]:
     """SkipLayerNormalization: a sum of rows, normalized by row."""
     value, skip = node.data(0), node.data(1)
     node.common(*range(2, len(node.inputs)))
@@ -67,7 +67,7 @@ def skip_norm(node: Node) -> list[Value]:
     return [typed(result, value.dtype), mean, mean, result]
 
 
-def embed_norm(node: Node) -> list[Value]:
+def embed_norm(node: GraphNode) -> list[Value]:
     """EmbedLayerNormalization: words, places and segments to normalized vectors."""
     ids = _first(node, 0)
     _given(node, 1, 7)
@@ -78,7 +78,7 @@ def embed_norm(node: Node) -> list[Value]:
     return [typed(vectors, 1), resized(ids, (BATCH,)), typed(vectors, 1)]
 
 
-def fused_attention(node: Node) -> list[Value]:
+def fused_attention(node: GraphNode) -> list[Value]:
     """Attention of onnxruntime."""
     value = _first(node, 0)
     node.common(1, 2)
@@ -94,7 +94,7 @@ def fused_attention(node: Node) -> list[Value]:
     return [resized(value, (*value.sizes[:2], node.name("hidden")))]
 
 
-def multi_head(node: Node) -> list[Value]:
+def multi_head(node: GraphNode) -> list[Value]:
     """MultiHeadAttention of onnxruntime."""
     value = _first(node, 0)
     _given(node, 1, 2, 6, 7)
@@ -111,12 +111,12 @@ def multi_head(node: Node) -> list[Value]:
     return [result, *caches]
 
 
-def biased(node: Node) -> list[Value]:
+def biased(node: GraphNode) -> list[Value]:
     """Activations of onnxruntime, some with a bias along the last dimension."""
     return [node.broadcast(*(node.data(index) for index, value in enumerate(node.inputs) if value is not None))]
 
 
-def weight_only(node: Node) -> list[Value]:
+def weight_only(node: GraphNode) -> list[Value]:
     """MatMulNBits: the weights are packed, everything but the first factor is the same for all."""
     value = node.data(0)
     node.common(*range(1, len(node.inputs)))
@@ -124,7 +124,7 @@ def weight_only(node: Node) -> list[Value]:
     return [resized(value, (*value.sizes[:-1], node.name("columns")))]
 
 
-def scaled_matmul(node: Node) -> list[Value]:
+def scaled_matmul(node: GraphNode) -> list[Value]:
     """MatMulIntegerToFloat: integers by common scales."""
     node.common(2, 3, 4, 5, 6)
     for index in (2, 4):
@@ -134,19 +134,19 @@ def scaled_matmul(node: Node) -> list[Value]:
     return [typed(product_of(node, node.data(0), node.data(1)), 1)]
 
 
-def quantized_pair(node: Node) -> list[Value]:
+def quantized_pair(node: GraphNode) -> list[Value]:
     """QLinearAdd and QLinearMul: two tensors with their scales."""
     node.common(1, 2, 4, 5, 6, 7)
     return [node.broadcast(node.data(0), node.data(3))]
 
 
-def quantized_unary(node: Node) -> list[Value]:
+def quantized_unary(node: GraphNode) -> list[Value]:
     """QLinearSigmoid and QLinearLeakyRelu."""
     node.common(*range(1, len(node.inputs)))
     return [plain(node.data(0))]
 
 
-def quantized_softmax(node: Node) -> list[Value]:
+def quantized_softmax(node: GraphNode) -> list[Value]:
     """QLinearSoftmax."""
     value = node.data(0)
     node.common(*range(1, len(node.inputs)))
@@ -154,7 +154,7 @@ def quantized_softmax(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def quantized_global_pool(node: Node) -> list[Value]:
+def quantized_global_pool(node: GraphNode) -> list[Value]:
     """QLinearGlobalAveragePool, channels second or last."""
     value = node.leading(node.data(0))
     node.common(*range(1, len(node.inputs)))

@@ -1,19 +1,19 @@
 """Operators of ai.onnx.ml: one row of features at a time, if the rows are in the first of two dimensions."""
 
-from maas_ray.bundle.axis.nodes import Node, plain, resized, typed
+from maas_ray.bundle.axis.nodes import GraphNode, plain, resized, typed
 from maas_ray.bundle.axis.sizes import Size
 from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
 _FLOAT, _INT64 = 1, 7
 
 
-def table(node: Node) -> list[Value]:
+def table(node: GraphNode) -> list[Value]:
     """LabelEncoder, CategoryMapper, Binarizer: each element by itself."""
     value = node.data(0)
     return [typed(plain(value), 0)]
 
 
-def _rows(node: Node, index: int = 0) -> Value:
+def _rows(node: GraphNode, index: int = 0) -> Value:
     value = node.data(index)
     if value.axis is None:
         return value
@@ -22,33 +22,33 @@ def _rows(node: Node, index: int = 0) -> Value:
     return value
 
 
-def features(node: Node) -> list[Value]:
+def features(node: GraphNode) -> list[Value]:
     """Scaler, Imputer, Normalizer: by feature, which is the second dimension."""
     return [typed(plain(_rows(node)), _FLOAT if node.op != "Imputer" else node.input(0).dtype)]
 
 
-def classifier(node: Node) -> list[Value]:
+def classifier(node: GraphNode) -> list[Value]:
     """Classifiers: a label and scores for each row."""
     value = _rows(node)
     labels, scores = resized(value, value.sizes[:1]), resized(value, (value.sizes[0], node.name("classes")))
     return [typed(labels, _INT64), typed(scores, _FLOAT)]
 
 
-def regressor(node: Node) -> list[Value]:
+def regressor(node: GraphNode) -> list[Value]:
     """Regressors: targets for each row."""
     value = _rows(node)
     targets = node.attributes.get("n_targets", node.attributes.get("targets", 1))
     return [typed(resized(value, (value.sizes[0], Size(int(targets)))), _FLOAT)]
 
 
-def one_hot(node: Node) -> list[Value]:
+def one_hot(node: GraphNode) -> list[Value]:
     """OneHotEncoder: a dimension more."""
     value = node.data(0)
     count = len(node.attributes.get("cats_int64s") or node.attributes.get("cats_strings") or ())
     return [typed(resized(value, (*value.sizes, Size(count))), _FLOAT)]
 
 
-def vectorizer(node: Node) -> list[Value]:
+def vectorizer(node: GraphNode) -> list[Value]:
     """FeatureVectorizer: features of several inputs beside each other."""
     values = [_rows(node, index) for index in range(len(node.inputs))]
     places = {(value.axis, value.inner, value.sizes[0]) for value in values}
@@ -57,7 +57,7 @@ def vectorizer(node: Node) -> list[Value]:
     return [typed(resized(values[0], (values[0].sizes[0], node.name("features"))), _FLOAT)]
 
 
-def extractor(node: Node) -> list[Value]:
+def extractor(node: GraphNode) -> list[Value]:
     """ArrayFeatureExtractor: columns by number."""
     value = node.data(0)
     node.common(1)
@@ -67,7 +67,7 @@ def extractor(node: Node) -> list[Value]:
     return [resized(value, (*value.sizes[:-1], node.name("chosen")))]
 
 
-def words(node: Node) -> list[Value]:
+def words(node: GraphNode) -> list[Value]:
     """TfIdfVectorizer: counts for each row."""
     value = _rows(node)
     return [typed(resized(value, (value.sizes[0], node.name("words"))), _FLOAT)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, isfinite
 
-from maas_ray.bundle.axis.nodes import Node, plain, typed
+from maas_ray.bundle.axis.nodes import GraphNode, plain, typed
 from maas_ray.bundle.axis.sizes import ONE, Number, Size, Unknown, unknown
 from maas_ray.bundle.axis.values import Refusal, Value, held, unsure
 
@@ -83,7 +83,7 @@ _NUMPY_RULE = 7
 """Operator set since which binary operators broadcast by numpy's rule, without attributes."""
 
 
-def elementwise(node: Node) -> list[Value]:
+def elementwise(node: GraphNode) -> list[Value]:
     """Any number of inputs, broadcast."""
     values = [value for value in node.inputs if value is not None]
     if (node.attributes.get("broadcast") or node.attributes.get("axis")) and node.opset < _NUMPY_RULE:
@@ -100,7 +100,7 @@ def elementwise(node: Node) -> list[Value]:
     return [typed(result, dtype)]
 
 
-def where(node: Node) -> list[Value]:
+def where(node: GraphNode) -> list[Value]:
     """Chooses between two tensors."""
     values = [node.input(0), node.input(1), node.input(2)]
     number = _content(node, values)
@@ -111,7 +111,7 @@ def where(node: Node) -> list[Value]:
     return [typed(node.broadcast(*values), values[1].dtype)]
 
 
-def cast(node: Node) -> list[Value]:
+def cast(node: GraphNode) -> list[Value]:
     """Another datatype; what is known of small integers stays known."""
     value = node.input(0)
     dtype = node.whole("to", 0) if node.op != "CastLike" else node.input(1).dtype
@@ -123,7 +123,7 @@ def cast(node: Node) -> list[Value]:
     return [typed(value, dtype)]
 
 
-def quantize(node: Node) -> list[Value]:
+def quantize(node: GraphNode) -> list[Value]:
     """QuantizeLinear and DequantizeLinear: scales and zero points for all, for an axis, or for blocks of one."""
     value = node.data(0)
     node.common(1, 2)
@@ -139,7 +139,7 @@ def quantize(node: Node) -> list[Value]:
     return [typed(plain(value), dtype)]
 
 
-def dropout(node: Node) -> list[Value]:
+def dropout(node: GraphNode) -> list[Value]:
     """Nothing at inference."""
     value = node.data(0)
     training = node.numbers(2)
@@ -150,7 +150,7 @@ def dropout(node: Node) -> list[Value]:
     return [value, typed(plain(value), _BOOL)]
 
 
-def _content(node: Node, values: list[Value]) -> Value | None:
+def _content(node: GraphNode, values: list[Value]) -> Value | None:
     """The result by its elements, where all inputs are small, without rows, and at most vectors."""
     if any(value.axis is not None or value.shape is None or len(value.shape) > 1 for value in values):
         return None

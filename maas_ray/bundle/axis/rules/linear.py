@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from maas_ray.bundle.axis.nodes import Node, typed
+from maas_ray.bundle.axis.nodes import GraphNode, typed
 from maas_ray.bundle.axis.sizes import ONE, Size
 from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
@@ -11,7 +11,7 @@ _INT32 = 6
 _SUMMED = "sums over the rows"
 
 
-def product_of(node: Node, first: Value, second: Value) -> Value:
+def product_of(node: GraphNode, first: Value, second: Value) -> Value:
     """A matrix product by numpy's rule."""
     ranks = first.rank, second.rank
     if min(ranks) == 0:
@@ -49,12 +49,12 @@ def _frame(value: Value, other_rank: int, *, is_left: bool) -> Value:
     return replace(value, shape=(*[ONE] * missing, *sizes), axis=axis, content=None)
 
 
-def matmul(node: Node) -> list[Value]:
+def matmul(node: GraphNode) -> list[Value]:
     """MatMul."""
     return [product_of(node, node.data(0), node.data(1))]
 
 
-def _quantized(node: Node, first: int, *others: int) -> None:
+def _quantized(node: GraphNode, first: int, *others: int) -> None:
     """Refuses scales and zero points of rows, and those with an entry for each row of the first factor."""
     node.common(first, *others)
     for index in (first, *others):
@@ -63,13 +63,13 @@ def _quantized(node: Node, first: int, *others: int) -> None:
             raise unsure("scales the rows of a factor one by one")
 
 
-def integer_matmul(node: Node) -> list[Value]:
+def integer_matmul(node: GraphNode) -> list[Value]:
     """MatMulInteger."""
     _quantized(node, 2, 3)
     return [typed(product_of(node, node.data(0), node.data(1)), _INT32)]
 
 
-def quantized_matmul(node: Node) -> list[Value]:
+def quantized_matmul(node: GraphNode) -> list[Value]:
     """QLinearMatMul."""
     for index in (1, 2):
         _quantized(node, index)
@@ -86,7 +86,7 @@ def _transposed(value: Value, *, is_turned: bool) -> Value:
     return replace(value, shape=tuple(sizes), axis=axis, content=None)
 
 
-def gemm(node: Node) -> list[Value]:
+def gemm(node: GraphNode) -> list[Value]:
     """Gemm: A·B + C, each of A and B transposed or not."""
     first = _transposed(node.data(0), is_turned=bool(node.whole("transA", 0)))
     second = _transposed(node.data(1), is_turned=bool(node.whole("transB", 0)))
@@ -96,7 +96,7 @@ def gemm(node: Node) -> list[Value]:
     return [node.broadcast(result, node.data(2)) if node.maybe(2) is not None else result]
 
 
-def fused_matmul(node: Node) -> list[Value]:
+def fused_matmul(node: GraphNode) -> list[Value]:
     """FusedMatMul of onnxruntime: MatMul with transposed factors."""
     if node.whole("transBatchA", 0) or node.whole("transBatchB", 0):
         raise unsure("transposes the batch of its factors")
@@ -105,7 +105,7 @@ def fused_matmul(node: Node) -> list[Value]:
     return [product_of(node, first, second)]
 
 
-def einsum(node: Node) -> list[Value]:
+def einsum(node: GraphNode) -> list[Value]:
     """Einsum: the letter of the rows must be in the result and in no factor that is the same for all."""
     values = [node.data(index) for index in range(len(node.inputs))]
     terms, result = _letters(node.text("equation"), values)

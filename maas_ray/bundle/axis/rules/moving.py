@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from maas_ray.bundle.axis.nodes import Node, plain, resized
+from maas_ray.bundle.axis.nodes import GraphNode, plain, resized
 from maas_ray.bundle.axis.sizes import ONE, Number, Size, whole
 from maas_ray.bundle.axis.values import Refusal, Value, held, unsure
 
@@ -11,7 +11,7 @@ _TO_THE_END = (1 << 31) - 1
 """Exporters write at least this number for "to the end"."""
 
 
-def gather(node: Node) -> list[Value]:
+def gather(node: GraphNode) -> list[Value]:
     """Gather: whole slices by index along one axis."""
     value, indices = node.input(0), node.input(1)
     axis = node.whole("axis", 0)
@@ -32,7 +32,7 @@ def gather(node: Node) -> list[Value]:
     return [resized(value, sizes, axis=None if value.axis is None else value.axis + shift)]
 
 
-def gather_elements(node: Node) -> list[Value]:
+def gather_elements(node: GraphNode) -> list[Value]:
     """GatherElements: single elements along one axis, at the same place in all others."""
     value, indices = node.data(0), node.data(1)
     axis = node.whole("axis", 0)
@@ -46,7 +46,7 @@ def gather_elements(node: Node) -> list[Value]:
     return [replace(plain(indices), dtype=value.dtype)]
 
 
-def gather_nd(node: Node) -> list[Value]:
+def gather_nd(node: GraphNode) -> list[Value]:
     """GatherND, with the rows among its batch dimensions, or taken by each row's own number."""
     value, indices = node.input(0), node.input(1)
     dims = node.whole("batch_dims", 0)
@@ -77,7 +77,7 @@ def _same_rows(*values: Value) -> None:
         raise Refusal("combines rows by their place")
 
 
-def scatter(node: Node) -> list[Value]:
+def scatter(node: GraphNode) -> list[Value]:
     """ScatterElements."""
     value, indices, updates = node.data(0), node.data(1), node.data(2)
     for each in (value, indices, updates):
@@ -86,7 +86,7 @@ def scatter(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def scatter_nd(node: Node) -> list[Value]:
+def scatter_nd(node: GraphNode) -> list[Value]:
     """ScatterND at each row's own number."""
     value, indices, updates = node.data(0), node.input(1), node.data(2)
     if all(each.is_common for each in (value, indices, updates)):
@@ -103,7 +103,7 @@ def scatter_nd(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def slice_of(node: Node) -> list[Value]:
+def slice_of(node: GraphNode) -> list[Value]:
     """Slice: all of the rows, or it takes some by their place."""
     value = node.input(0)
     starts: Sequence[Number]
@@ -138,7 +138,7 @@ def slice_of(node: Node) -> list[Value]:
     return [resized(value, sizes)]
 
 
-def concat(node: Node) -> list[Value]:
+def concat(node: GraphNode) -> list[Value]:
     """Concat, along another dimension than that of the rows."""
     values = [value for value in node.inputs if value is not None]
     axis = node.whole("axis", 1 if node.opset < 4 else 0)
@@ -169,7 +169,7 @@ def _parts(values: Sequence[Value], axis: int) -> tuple[bool, ...]:
     return tuple(value.is_position for value in values)
 
 
-def _joined_numbers(node: Node, values: Sequence[Value], axis: int) -> Value:
+def _joined_numbers(node: GraphNode, values: Sequence[Value], axis: int) -> Value:
     by_rows = any(value.by_rows for value in values)
     if any(value.shape is None for value in values):
         return Value(by_rows=by_rows)
@@ -185,7 +185,7 @@ def _joined_numbers(node: Node, values: Sequence[Value], axis: int) -> Value:
     return Value(tuple(sizes), by_rows=by_rows, dtype=values[0].dtype)
 
 
-def split(node: Node) -> list[Value]:
+def split(node: GraphNode) -> list[Value]:
     """Split, along another dimension than that of the rows."""
     value = node.input(0)
     axis = node.apart(value, node.whole("axis", 0))
@@ -208,7 +208,7 @@ def split(node: Node) -> list[Value]:
     return results
 
 
-def compress(node: Node) -> list[Value]:
+def compress(node: GraphNode) -> list[Value]:
     """Compress along an axis, by conditions that are the same for all."""
     value = node.data(0)
     node.common(1)
@@ -221,7 +221,7 @@ def compress(node: Node) -> list[Value]:
     return [resized(value, sizes)]
 
 
-def one_hot(node: Node) -> list[Value]:
+def one_hot(node: GraphNode) -> list[Value]:
     """OneHot: a dimension more."""
     indices = node.data(0)
     node.common(2)
@@ -237,7 +237,7 @@ def one_hot(node: Node) -> list[Value]:
     return [replace(resized(indices, sizes, axis=place), dtype=node.input(2).dtype)]
 
 
-def reverse_sequence(node: Node) -> list[Value]:
+def reverse_sequence(node: GraphNode) -> list[Value]:
     """ReverseSequence: each row by its own length."""
     value, lengths = node.data(0), node.data(1)
     node.apart(value, node.whole("time_axis", 0))

@@ -1,13 +1,13 @@
 """Recurrent networks: the sequence is worked along, the rows are in the other dimension."""
 
-from maas_ray.bundle.axis.nodes import Node, resized
+from maas_ray.bundle.axis.nodes import GraphNode, resized
 from maas_ray.bundle.axis.sizes import BATCH, ONE, Size
 from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
 _STATES = {"RNN": (5,), "GRU": (5,), "LSTM": (5, 6)}
 
 
-def recurrent(node: Node) -> list[Value]:
+def recurrent(node: GraphNode) -> list[Value]:
     """RNN, GRU and LSTM."""
     value = node.data(0)
     node.common(1, 2, 3, 7)

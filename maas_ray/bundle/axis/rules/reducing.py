@@ -1,6 +1,6 @@
 """Operators that work along dimensions: reductions, softmax, sorting, sums and norms."""
 
-from maas_ray.bundle.axis.nodes import Node, Rule, plain, resized, typed
+from maas_ray.bundle.axis.nodes import GraphNode, Rule, plain, resized, typed
 from maas_ray.bundle.axis.sizes import ONE, Size, product, unknown
 from maas_ray.bundle.axis.values import Refusal, Value, held, unsure
 
@@ -10,7 +10,7 @@ REDUCTIONS = [
 ]
 
 
-def reduce(node: Node) -> list[Value]:
+def reduce(node: GraphNode) -> list[Value]:
     """Reduce*: without axes over everything."""
     value = node.input(0)
     if value.axis is None and value.rank == 1 and value.numbers is not None:
@@ -32,7 +32,7 @@ def reduce(node: Node) -> list[Value]:
     return [resized(value, sizes, axis=place)]
 
 
-def arg(node: Node) -> list[Value]:
+def arg(node: GraphNode) -> list[Value]:
     """ArgMax and ArgMin."""
     value = node.data(0)
     axis = node.apart(value, node.whole("axis", 0))
@@ -43,7 +43,7 @@ def arg(node: Node) -> list[Value]:
     return [typed(resized(value, sizes, axis=place), _INT64)]
 
 
-def softmax(node: Node) -> list[Value]:
+def softmax(node: GraphNode) -> list[Value]:
     """Softmax, LogSoftmax and Hardmax; before operator set 13 over everything from the axis on."""
     value = node.data(0)
     if node.opset < 13:
@@ -56,7 +56,7 @@ def softmax(node: Node) -> list[Value]:
 def along(default: int) -> Rule:
     """Operators that keep the shape and work along the attribute `axis`."""
 
-    def rule(node: Node) -> list[Value]:
+    def rule(node: GraphNode) -> list[Value]:
         value = node.data(0)
         node.apart(value, node.whole("axis", default))
         return [plain(value)]
@@ -64,7 +64,7 @@ def along(default: int) -> Rule:
     return rule
 
 
-def running(node: Node) -> list[Value]:
+def running(node: GraphNode) -> list[Value]:
     """CumSum and CumProd, whose axis is an input."""
     value = node.data(0)
     axes = node.known(1)
@@ -74,7 +74,7 @@ def running(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def top_k(node: Node) -> list[Value]:
+def top_k(node: GraphNode) -> list[Value]:
     """TopK."""
     value = node.data(0)
     axis = node.apart(value, node.whole("axis", -1))
@@ -88,7 +88,7 @@ def top_k(node: Node) -> list[Value]:
     return [found, typed(found, _INT64)]
 
 
-def layer_norm(node: Node) -> list[Value]:
+def layer_norm(node: GraphNode) -> list[Value]:
     """LayerNormalization and RMSNormalization, from an axis on."""
     value = node.data(0)
     axis = node.before(value, node.whole("axis", -1))
@@ -98,7 +98,7 @@ def layer_norm(node: Node) -> list[Value]:
     return [typed(result, value.dtype), mean, mean]
 
 
-def batch_norm(node: Node) -> list[Value]:
+def batch_norm(node: GraphNode) -> list[Value]:
     """BatchNormalization with fixed statistics."""
     value = node.leading(node.data(0))
     if node.whole("training_mode", 0) or (node.opset < 14 and node.num_outputs > 1):
@@ -107,14 +107,14 @@ def batch_norm(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def per_image(node: Node) -> list[Value]:
+def per_image(node: GraphNode) -> list[Value]:
     """Normalizes each row by itself or by fixed numbers: the rows come first, then the channels."""
     value = node.leading(node.data(0))
     node.common(*range(1, len(node.inputs)))
     return [plain(value)]
 
 
-def mean_variance(node: Node) -> list[Value]:
+def mean_variance(node: GraphNode) -> list[Value]:
     """MeanVarianceNormalization: by default over the batch too."""
     value = node.data(0)
     for axis in node.ints("axes") or [0, 2, 3]:
@@ -122,14 +122,14 @@ def mean_variance(node: Node) -> list[Value]:
     return [plain(value)]
 
 
-def det(node: Node) -> list[Value]:
+def det(node: GraphNode) -> list[Value]:
     """Det: of each matrix."""
     value = node.data(0)
     node.before(value, value.rank - 2)
     return [resized(value, value.sizes[:-2])]
 
 
-def loss(node: Node) -> list[Value]:
+def loss(node: GraphNode) -> list[Value]:
     """NegativeLogLikelihoodLoss and SoftmaxCrossEntropyLoss, one for each row."""
     scores, labels = node.leading(node.data(0)), node.leading(node.data(1))
     node.common(2)
@@ -140,7 +140,7 @@ def loss(node: Node) -> list[Value]:
     return [typed(plain(labels), scores.dtype), plain(scores)]
 
 
-def fourier(node: Node) -> list[Value]:
+def fourier(node: GraphNode) -> list[Value]:
     """DFT, of each row."""
     value = node.data(0)
     node.common(1, 2)
@@ -153,7 +153,7 @@ def fourier(node: Node) -> list[Value]:
     return [resized(value, sizes)]
 
 
-def short_fourier(node: Node) -> list[Value]:
+def short_fourier(node: GraphNode) -> list[Value]:
     """STFT, of each row."""
     value = node.leading(node.data(0))
     node.common(1, 2, 3)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from maas_ray.bundle.axis.nodes import Node, plain, resized
+from maas_ray.bundle.axis.nodes import GraphNode, plain, resized
 from maas_ray.bundle.axis.sizes import BATCH, ONE, Number, Size, product, whole
 from maas_ray.bundle.axis.values import Refusal, Sizes, Value, held, spread, unsure
 
@@ -34,7 +34,7 @@ def reshaped(value: Value, shape: Sequence[Size]) -> Value:
     raise Refusal("cuts the rows in other places than between them")
 
 
-def reshape(node: Node) -> list[Value]:
+def reshape(node: GraphNode) -> list[Value]:
     """Reshape: 0 copies a size, -1 takes what is left."""
     value = node.input(0)
     wanted = node.numbers(1) if len(node.inputs) > 1 else tuple(Size(each) for each in node.ints("shape") or [])
@@ -53,7 +53,7 @@ def reshape(node: Node) -> list[Value]:
     return [reshaped(value, _filled(node, value, sizes))]
 
 
-def _filled(node: Node, value: Value, sizes: Sequence[Size | None]) -> Sizes:
+def _filled(node: GraphNode, value: Value, sizes: Sequence[Size | None]) -> Sizes:
     """The sizes with the one that is left open."""
     known = product(size for size in sizes if size is not None)
     if None not in sizes:
@@ -66,7 +66,7 @@ def _filled(node: Node, value: Value, sizes: Sequence[Size | None]) -> Sizes:
     return tuple(rest if size is None else size for size in sizes)
 
 
-def flatten(node: Node) -> list[Value]:
+def flatten(node: GraphNode) -> list[Value]:
     """Flatten: two dimensions of what is before and from an axis."""
     value = node.input(0)
     axis = node.whole("axis", 1)
@@ -74,7 +74,7 @@ def flatten(node: Node) -> list[Value]:
     return [reshaped(value, (product(value.sizes[:axis]), product(value.sizes[axis:])))]
 
 
-def transpose(node: Node) -> list[Value]:
+def transpose(node: GraphNode) -> list[Value]:
     """Transpose."""
     value = node.input(0)
     order = node.ints("perm") or list(reversed(range(value.rank)))
@@ -87,11 +87,11 @@ def plain_unless_vector(value: Value, result: Value) -> Value:
     return replace(result, content=value.content) if value.rank <= 1 else result
 
 
-def _axes(node: Node) -> list[int] | None:
+def _axes(node: GraphNode) -> list[int] | None:
     return node.ints("axes") if "axes" in node.attributes else node.known(1)
 
 
-def squeeze(node: Node) -> list[Value]:
+def squeeze(node: GraphNode) -> list[Value]:
     """Squeeze: without axes it drops whatever is 1, and there may be one row."""
     value = node.input(0)
     axes = _axes(node)
@@ -106,7 +106,7 @@ def squeeze(node: Node) -> list[Value]:
     return [replace(result, content=value.numbers if value.axis is None else None)]
 
 
-def unsqueeze(node: Node) -> list[Value]:
+def unsqueeze(node: GraphNode) -> list[Value]:
     """Unsqueeze."""
     value = node.input(0)
     axes = _axes(node)
@@ -122,7 +122,7 @@ def unsqueeze(node: Node) -> list[Value]:
     return [replace(result, content=value.numbers if value.axis is None and rank <= 1 else None)]
 
 
-def shape_of(node: Node) -> list[Value]:
+def shape_of(node: GraphNode) -> list[Value]:
     """Shape: the number of rows may be in it."""
     sizes = node.input(0).sizes
     rank = len(sizes)
@@ -131,12 +131,12 @@ def shape_of(node: Node) -> list[Value]:
     return [held((Size(len(found)),), found, _INT64)]
 
 
-def size_of(node: Node) -> list[Value]:
+def size_of(node: GraphNode) -> list[Value]:
     """Size."""
     return [held((), (product(node.input(0).sizes),), _INT64)]
 
 
-def expand(node: Node) -> list[Value]:
+def expand(node: GraphNode) -> list[Value]:
     """Expand: a tensor without rows gets them where its size of 1 becomes their number."""
     value = node.input(0)
     numbers = node.numbers(1)
@@ -158,7 +158,7 @@ def _same_place(value: Value, wanted: Sequence[Size]) -> tuple[int | None, Size]
     return (places[0], value.inner) if places else (None, ONE)
 
 
-def _given_rows(node: Node, value: Value, wanted: Sequence[Size]) -> Value:
+def _given_rows(node: GraphNode, value: Value, wanted: Sequence[Size]) -> Value:
     if value.by_rows:
         raise Refusal("uses the number of rows as a value")
     made = spread(wanted, value.dtype)
@@ -175,7 +175,7 @@ def _given_rows(node: Node, value: Value, wanted: Sequence[Size]) -> Value:
     return Value(tuple(sizes), (made.axis or 0) + shift, made.inner, dtype=value.dtype)
 
 
-def tile(node: Node) -> list[Value]:
+def tile(node: GraphNode) -> list[Value]:
     """Tile: repeats each dimension; a tensor without rows gets them where it is repeated as often as there are rows."""
     value = node.input(0)
     numbers = node.numbers(1)
@@ -191,7 +191,7 @@ def tile(node: Node) -> list[Value]:
     return [Value(tuple(sizes), places[0], value.sizes[places[0]], dtype=value.dtype)]
 
 
-def constant_of_shape(node: Node) -> list[Value]:
+def constant_of_shape(node: GraphNode) -> list[Value]:
     """ConstantOfShape."""
     numbers = node.numbers(0)
     if numbers is None:
@@ -207,7 +207,7 @@ def constant_of_shape(node: Node) -> list[Value]:
     return [spread(sizes, dtype)]
 
 
-def pad(node: Node) -> list[Value]:
+def pad(node: GraphNode) -> list[Value]:
     """Pad: nothing may be added before or after the rows."""
     value = node.data(0)
     node.common(2)
@@ -231,7 +231,7 @@ def pad(node: Node) -> list[Value]:
     return [resized(value, sizes)]
 
 
-def range_of(node: Node) -> list[Value]:
+def range_of(node: GraphNode) -> list[Value]:
     """Range: from 0 to the number of rows it is the place of each row."""
     numbers = [node.numbers(index) for index in range(3)]
     if any(each is None or len(each) != 1 for each in numbers):
@@ -249,7 +249,7 @@ def range_of(node: Node) -> list[Value]:
     return [Value((node.name("count"),), dtype=dtype)]
 
 
-def blocks(node: Node) -> list[Value]:
+def blocks(node: GraphNode) -> list[Value]:
     """DepthToSpace and SpaceToDepth, per image."""
     value = node.leading(node.data(0))
     number, channels, height, width = value.sizes
@@ -261,7 +261,7 @@ def blocks(node: Node) -> list[Value]:
     return [resized(value, (number, channels.times(block.times(block)), *sides))]
 
 
-def trilu(node: Node) -> list[Value]:
+def trilu(node: GraphNode) -> list[Value]:
     """Trilu: a part of each matrix."""
     value = node.data(0)
     node.common(1)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
 
-from maas_ray.bundle.axis.nodes import Node, plain, resized
+from maas_ray.bundle.axis.nodes import GraphNode, plain, resized
 from maas_ray.bundle.axis.sizes import ONE, Size, whole
 from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
 
-def _sides(node: Node, value: Value, kernel: Sequence[int | None] | None) -> list[Size]:
+def _sides(node: GraphNode, value: Value, kernel: Sequence[int | None] | None) -> list[Size]:
     """Heights and widths after windows have moved over them; named where they are not known."""
     sides = value.sizes[2:]
     count = len(sides)
@@ -39,38 +39,38 @@ def _sides(node: Node, value: Value, kernel: Sequence[int | None] | None) -> lis
     return found
 
 
-def _kernel(node: Node, weights: Value | None) -> Sequence[int | None] | None:
+def _kernel(node: GraphNode, weights: Value | None) -> Sequence[int | None] | None:
     given = node.ints("kernel_shape")
     if given is not None:
         return list(given)
     return None if weights is None or weights.shape is None else [whole(size) for size in weights.shape[2:]]
 
 
-def _channels(node: Node, weights: Value) -> Size:
+def _channels(node: GraphNode, weights: Value) -> Size:
     return node.name("channels") if weights.shape is None else weights.shape[0]
 
 
-def conv(node: Node) -> list[Value]:
+def conv(node: GraphNode) -> list[Value]:
     """Conv."""
     value, weights = node.leading(node.data(0)), node.data(1)
     node.common(*range(1, len(node.inputs)))
     return [resized(value, (value.sizes[0], _channels(node, weights), *_sides(node, value, _kernel(node, weights))))]
 
 
-def integer_conv(node: Node) -> list[Value]:
+def integer_conv(node: GraphNode) -> list[Value]:
     """ConvInteger: as Conv, its zero points after the weights."""
     (result,) = conv(node)
     return [replace(result, dtype=6)]
 
 
-def quantized_conv(node: Node) -> list[Value]:
+def quantized_conv(node: GraphNode) -> list[Value]:
     """QLinearConv: as Conv, its weights are the fourth input."""
     value, weights = node.leading(node.data(0)), node.data(3)
     node.common(*range(1, len(node.inputs)))
     return [resized(value, (value.sizes[0], _channels(node, weights), *_sides(node, value, _kernel(node, weights))))]
 
 
-def fused_conv(node: Node) -> list[Value]:
+def fused_conv(node: GraphNode) -> list[Value]:
     """FusedConv of onnxruntime: Conv, a sum with rows of the same shape, and an activation."""
     value, weights = node.leading(node.data(0)), node.data(1)
     node.common(1, 2)
@@ -81,7 +81,7 @@ def fused_conv(node: Node) -> list[Value]:
     return [result]
 
 
-def transposed_conv(node: Node) -> list[Value]:
+def transposed_conv(node: GraphNode) -> list[Value]:
     """ConvTranspose."""
     value, weights = node.leading(node.data(0)), node.data(1)
     node.common(*range(1, len(node.inputs)))
@@ -95,7 +95,7 @@ def transposed_conv(node: Node) -> list[Value]:
     return [resized(value, (value.sizes[0], channels, *sides))]
 
 
-def pool(node: Node) -> list[Value]:
+def pool(node: GraphNode) -> list[Value]:
     """MaxPool, AveragePool and LpPool; the places that MaxPool can give count through the whole batch."""
     value = node.leading(node.data(0))
     found = resized(value, (*value.sizes[:2], *_sides(node, value, _kernel(node, None))))
@@ -104,13 +104,13 @@ def pool(node: Node) -> list[Value]:
     return [found]
 
 
-def global_pool(node: Node) -> list[Value]:
+def global_pool(node: GraphNode) -> list[Value]:
     """Global*Pool."""
     value = node.leading(node.data(0))
     return [resized(value, (*value.sizes[:2], *[ONE] * (value.rank - 2)))]
 
 
-def deform_conv(node: Node) -> list[Value]:
+def deform_conv(node: GraphNode) -> list[Value]:
     """DeformConv: each row has offsets of its own."""
     value, offset, mask = node.leading(node.data(0)), node.leading(node.data(2)), node.maybe(4)
     node.common(1, 3)
@@ -120,7 +120,7 @@ def deform_conv(node: Node) -> list[Value]:
     return [resized(value, (value.sizes[0], _channels(node, node.input(1)), *offset.sizes[2:]))]
 
 
-def grid_sample(node: Node) -> list[Value]:
+def grid_sample(node: GraphNode) -> list[Value]:
     """GridSample: each image by its own grid."""
     value, grid = node.leading(node.data(0)), node.leading(node.data(1))
     if (value.axis, value.inner, value.sizes[0]) != (grid.axis, grid.inner, grid.sizes[0]):
@@ -128,7 +128,7 @@ def grid_sample(node: Node) -> list[Value]:
     return [resized(value, (*value.sizes[:2], *grid.sizes[1:-1]))]
 
 
-def affine_grid(node: Node) -> list[Value]:
+def affine_grid(node: GraphNode) -> list[Value]:
     """AffineGrid: one for each row."""
     theta, numbers = node.leading(node.data(0)), node.numbers(1)
     if numbers is None:
@@ -139,7 +139,7 @@ def affine_grid(node: Node) -> list[Value]:
     return [resized(theta, (sizes[0], *sizes[2:], Size(len(sizes) - 2)))]
 
 
-def columns(node: Node) -> list[Value]:
+def columns(node: GraphNode) -> list[Value]:
     """Col2Im."""
     value = node.leading(node.data(0))
     node.common(1, 2)
@@ -153,7 +153,7 @@ def columns(node: Node) -> list[Value]:
     ]
 
 
-def resize(node: Node) -> list[Value]:
+def resize(node: GraphNode) -> list[Value]:
     """Resize and Upsample: the rows must keep their number."""
     value = node.data(0)
     axes = node.ints("axes") or list(range(value.rank))

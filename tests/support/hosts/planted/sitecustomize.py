@@ -38,7 +38,7 @@ def _loopback(module):
     module._bound = lambda address, port, shares_port: bound("127.0.0.1", port, True)
 
 
-_FAULTS = {"loopback": ("maas_ray.serve.inside", _loopback)}
+_FAULTS = {"loopback": ("maas_ray.serve.front.replica_access", _loopback)}
 
 if os.environ.get("MAAS_RAY_PLANTED") in _FAULTS:
     sys.meta_path.insert(0, _Planted(*_FAULTS[os.environ["MAAS_RAY_PLANTED"]]))

@@ -1,0 +1,1 @@
+"""Running a graph with onnxruntime, and knowing how long a run takes."""

@@ -1,0 +1,1 @@
+"""An ONNX graph before anything runs it: inspection, hazards, external data, local functions."""

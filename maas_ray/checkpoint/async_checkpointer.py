@@ -1,0 +1,236 @@
+"""Saves in the background: a step waits for a copy in memory, not for the store. Knows no training loop."""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch.distributed as dist
+from torch import Tensor
+
+from maas_ray.checkpoint.catalog import KIND, place
+from maas_ray.checkpoint.collectives import TIMEOUT_S, Collectives
+from maas_ray.checkpoint.parts import PartLayout
+from maas_ray.checkpoint.plan import Planner, SaveAttempt
+from maas_ray.checkpoint.retention import Keep, Retention
+from maas_ray.checkpoint.save import Fence, Snapshot, finish
+from maas_ray.checkpoint.upload import Staging, UploadSource
+from maas_ray.display import get_logger
+from maas_ray.errors import MaasError, SaveFailed
+from maas_ray.store.manifest import Committed, open_committed
+from maas_ray.store.objects import ObjectStore
+
+log = get_logger(__name__)
+
+
+class AsyncCheckpointer:
+    """Saves one state at a time in the background of training.
+
+    `save` waits for the save before it (bounded), copies what this rank writes to buffers that are kept for the next
+    one, and returns; a thread hashes, uploads, agrees with the other ranks and commits. All ranks call the same
+    methods in the same order and learn the same outcome.
+
+    What stays as it is until the next update of the weights, which are most tensors, needs not even be copied before
+    `save` returns (Mohan et al. 2021, CheckFreq): the thread copies it while the next gradients are computed, and
+    `staged` waits for that copy before the update.
+
+    A save that fails, fails on every rank and leaves nothing committed; it is logged and training goes on. After
+    `max_failures` failures in a row, or at once if it is no fault of the store (the run is not repeatable), the next
+    `save` or `wait` raises it.
+
+    Args:
+        store: where to write.
+        prefix: the place of the run's checkpoints; each is committed at `<prefix>/<step>`.
+        group: the ranks, in a group of their own that nothing else uses, see `saving_group`; None: one process.
+        timeout_s: longest time for writing the parts of one checkpoint.
+        keep: what retention keeps; None: everything.
+        max_failures: saves in a row that may fail.
+        late: rank 0's metrics by step that become known after the commit, for retention.
+        on_commit: called on rank 0 with each committed checkpoint, in the background; its errors are logged.
+        fence: called on rank 0 around each commit; raises `Conflict` once this process must not commit any more.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        *,
+        group: dist.ProcessGroup | None = None,
+        timeout_s: float = TIMEOUT_S,
+        keep: Keep | None = None,
+        max_failures: int = 3,
+        on_commit: Callable[[Committed], None] | None = None,
+        late: Mapping[int, Mapping[str, float]] | None = None,
+        fence: Fence | None = None,
+    ) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._collectives = Collectives(group)
+        self._timeout_s = timeout_s
+        self._retention = (
+            Retention(store, prefix, keep, late) if keep is not None and self._collectives.rank == 0 else None
+        )
+        self._max_failures = max_failures
+        self._on_commit = on_commit if self._collectives.rank == 0 else None
+        self._fence = fence
+        self._planner = Planner(self._collectives)
+        self._staging = Staging()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._flight: tuple[int, Future[None]] | None = None
+        self._copy: _Copy | None = None
+        self._steady: frozenset[str] | None = None
+        self._num_failures = 0
+        self.failure: MaasError | None = None
+        """Why the last save failed; None if it did not."""
+        self.committed_step: int | None = None
+        """The newest step that this checkpointer committed."""
+
+    def save(self, snapshot: Snapshot, *, steady: Collection[str] = ()) -> None:
+        """Begins to save a state; the tensors may change as soon as this returns, but `steady` ones not before `staged`.
+
+        Args:
+            snapshot: this rank's part of the state.
+            steady: names of tensors that nothing changes before `staged` is called. Those that were found to change all
+                the same, the first save looks for them, are copied at once.
+
+        Raises:
+            MaasError: an earlier save, or this one, was one failure too many.
+        """
+        self.wait()
+        try:
+            attempt = self._planner.prepare(snapshot.step, snapshot.tensors)
+        except SaveFailed as error:
+            self._note(snapshot.step, error)
+            self._raise_if_too_many()
+            return
+        copied = self._copy = _Copy(attempt, {name: snapshot.tensors[name] for name in steady}, self._steady)
+        source: UploadSource = self._staging
+        try:
+            self._staging.fill(attempt, copied.later)
+        except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
+            source = _Failed(f"no copy in memory: {error}")
+        # What is not a tensor is copied too: the loop goes on appending to its history. Nothing keeps the tensors alive.
+        kept = Snapshot(snapshot.step, snapshot.cursor, {}, copy.deepcopy(dict(snapshot.meta)), list(snapshot.history))
+        planned = replace(attempt, pieces={})
+        self._flight = (snapshot.step, self._thread.submit(self._finish, planned, kept, source, copied))
+
+    def staged(self) -> None:
+        """Waits until the copy of the save in flight is complete; all of its tensors may then change.
+
+        Raises:
+            SaveFailed: the copy does not end; the tensors must not change.
+        """
+        if self._copy is not None:
+            self._steady = self._copy.wait(self._timeout_s)
+            self._copy = None
+
+    def wait(self, *, is_strict: bool = False) -> int | None:
+        """Waits for the save in flight; returns the newest step that this checkpointer committed.
+
+        Args:
+            is_strict: raise the failure of the last save even if it was the first one, for a state that must be there.
+
+        Raises:
+            MaasError: the last save was one failure too many.
+        """
+        self.staged()
+        if self._flight is not None:
+            step, future = self._flight
+            self._flight = None
+            try:
+                # Its own waits are bounded: parts, three messages, the store's retries. This bound is for the rest.
+                future.result(timeout=6 * self._timeout_s + 300)
+            except MaasError as error:
+                self._note(step, error)
+            except TimeoutError:
+                self._note(
+                    step, SaveFailed(f"rank {self._collectives.rank}: saving step {step} does not end; given up")
+                )
+            else:
+                self.failure, self._num_failures, self.committed_step = None, 0, step
+        if is_strict and self.failure is not None:
+            raise self.failure
+        self._raise_if_too_many()
+        return self.committed_step
+
+    def close(self) -> None:
+        """Waits for the save in flight and gives the thread and the buffers back; raises nothing (see `failure`)."""
+        with contextlib.suppress(MaasError):
+            self.wait()
+        self._thread.shutdown(wait=False)
+        self._staging = Staging()
+
+    def _finish(self, attempt: SaveAttempt, snapshot: Snapshot, source: UploadSource, copied: "_Copy") -> None:
+        try:
+            copied.run(self._staging)
+        except Exception as error:  # the others must hear of it
+            source = _Failed(str(error))
+        finish(
+            self._store, self._prefix, self._collectives, attempt, snapshot, source, self._timeout_s, fence=self._fence
+        )
+        try:
+            if self._on_commit is not None:
+                self._on_commit(open_committed(self._store, place(self._prefix, snapshot.step), KIND))
+            if self._retention is not None:
+                self._retention.apply()
+        except Exception:  # what is committed is committed: the next save tries again
+            log.warning("step %d is committed, but not all that follows was done", snapshot.step, exc_info=True)
+
+    def _note(self, step: int, error: MaasError) -> None:
+        self.failure = error
+        self._num_failures += 1
+        log.warning("step %d was not saved (%d in a row): %s", step, self._num_failures, error)
+
+    def _raise_if_too_many(self) -> None:
+        if self.failure is not None and (self._num_failures >= self._max_failures or not self.failure.retryable):
+            raise self.failure
+
+
+class _Copy:
+    """The part of a copy that is made while gradients are computed.
+
+    Whether a tensor changes meanwhile is seen by autograd's count of its changes in place.
+
+    Args:
+        attempt: what is saved.
+        steady: the tensors that are said to stay as they are, by name.
+        known: those that did so after the save before this one; None: nothing is known yet.
+    """
+
+    def __init__(self, attempt: SaveAttempt, steady: Mapping[str, Tensor], known: frozenset[str] | None) -> None:
+        self._attempt = attempt
+        self._tensors = {name: tensor for name, tensor in steady.items() if name in attempt.pieces}
+        self._versions = {name: tensor._version for name, tensor in self._tensors.items()}
+        self._is_copied = threading.Event()
+        self.later = {name: attempt.pieces[name] for name in known or () if name in self._tensors}
+
+    def run(self, staging: Staging) -> None:
+        """Raises `SaveFailed` if a tensor has changed, so that the copy is of no state that ever was."""
+        try:
+            if self.later:
+                staging.fill_later(self._attempt, self.later)
+            if changed := self.later.keys() - self._unchanged():
+                raise SaveFailed(f"{min(changed)} was changed while it was copied; the next save copies it at once")
+        finally:
+            self._is_copied.set()
+
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """Waits for the copy; returns the names of the tensors that have not changed since the save began."""
+        if not self._is_copied.wait(timeout_s):
+            raise SaveFailed(f"the copy of the state at step {self._attempt.step} does not end within {timeout_s:g} s")
+        return self._unchanged()
+
+    def _unchanged(self) -> frozenset[str]:
+        return frozenset(name for name, tensor in self._tensors.items() if tensor._version == self._versions[name])
+
+
+class _Failed:
+    """A source that has nothing."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def lend(self, number: int, layout: PartLayout) -> contextlib.AbstractContextManager[Tensor]:
+        raise SaveFailed(self._reason)

@@ -1,0 +1,263 @@
+"""Requests and responses of the Open Inference Protocol v2 as a client writes and reads them. Opens no connection.
+
+Tensors travel as bytes (the binary tensor extension, docs/protocol/extension_binary_data.md of
+triton-inference-server/server), which costs a server a fraction of what JSON does.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from maas_ray.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClusterError,
+    DeadlineExceeded,
+    MaasError,
+    NotFound,
+    NotThroughFront,
+    Overloaded,
+    RequestError,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_MESSAGE = 1000
+"""Characters of a server's message that an error repeats."""
+_NUMPY = {
+    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
+    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+_BY_STATUS: dict[int, type[MaasError]] = {
+    400: BadRequest,
+    403: NotThroughFront,
+    404: NotFound,
+    413: BodyTooLarge,
+    503: Overloaded,
+    504: DeadlineExceeded,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model, as its metadata describes it."""
+
+    name: str
+    datatype: str
+    """Of the protocol, such as FP32 or BYTES."""
+    shape: tuple[int, ...]
+    """Of one row: without the batch dimension. -1 where a request decides the size."""
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether a row has one value."""
+        return prod(self.shape) == 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The response to one request."""
+
+    outputs: "Mapping[str, NDArray[Any]]"
+    """Arrays [rows, …] by output name; BYTES as arrays of `str`."""
+    model: str
+    version: str
+    run: str
+    """The training run of the version; empty for imported models."""
+    request_id: str
+
+    def rows(self) -> "Iterator[dict[str, Any]]":
+        """One mapping per row, with plain values (lists for outputs of several values)."""
+        columns = {name: array.reshape(len(array), -1).tolist() for name, array in self.outputs.items()}
+        for values in zip(*columns.values(), strict=True):
+            yield {name: row[0] if len(row) == 1 else row for name, row in zip(columns, values, strict=True)}
+
+
+def read_metadata(document: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The inputs of a model from the response to `GET /v2/models/M`."""
+    return tuple(
+        Tensor(one["name"], one["datatype"], tuple(int(size) for size in one["shape"][1:]))
+        for one in document["inputs"]
+    )
+
+
+def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of an inference request.
+
+    Args:
+        inputs: of the model.
+        data: rows as a list of mappings (None is a missing value); or arrays [rows, …] by input name; or a pandas
+            DataFrame with a column per input; or one array for a model with one input.
+
+    Raises:
+        BadRequest: a column is missing, or its values do not fit the input's datatype and shape.
+    """
+    arrays = _columns(inputs, data)
+    sizes = {len(array) for array in arrays}
+    if len(sizes) != 1:
+        found = ", ".join(f"{tensor.name} {len(array)}" for tensor, array in zip(inputs, arrays, strict=True))
+        raise BadRequest(f"the inputs have different numbers of rows: {found}")
+    if not sizes.pop():
+        raise BadRequest("there are no rows to predict; give at least one")
+    parts, described = [], []
+    for tensor, array in zip(inputs, arrays, strict=True):
+        content = _bytes(tensor, array)
+        parameters = {"binary_data_size": len(content)}
+        described.append(
+            {"name": tensor.name, "datatype": tensor.datatype, "shape": list(array.shape), "parameters": parameters}
+        )
+        parts.append(content)
+    head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
+    return b"".join([head, *parts]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+
+
+def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
+    """The prediction in a response of status 200.
+
+    Raises:
+        ClusterError: what answered does not speak the protocol.
+    """
+    import numpy as np
+
+    known = {name.lower(): value for name, value in headers.items()}
+    length = int(known.get(HEADER_LENGTH.lower(), len(body)))
+    try:
+        document = json.loads(body[:length])
+        outputs: dict[str, NDArray[Any]] = {}
+        offset = length
+        for one in document["outputs"]:
+            size = one.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                values = np.array(one["data"], object if one["datatype"] == "BYTES" else _NUMPY[one["datatype"]])
+            else:
+                values = _array(one["datatype"], body[offset : offset + size])
+                offset += size
+            outputs[one["name"]] = values.reshape(one["shape"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"the response is not one of the Open Inference Protocol v2: {error!r}") from error
+    return Prediction(
+        outputs,
+        document.get("model_name", ""),
+        str(document.get("model_version", "")),
+        known.get("x-maas-run", ""),
+        str(document.get("id") or known.get("x-request-id", "")),
+    )
+
+
+def read_error(url: str, status: int, headers: Mapping[str, str], body: bytes) -> MaasError:
+    """The error of a response of another status, of the class that the server raised as far as the status tells."""
+    try:
+        message = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = body[:MAX_MESSAGE].decode(errors="replace").strip() or "no message"
+    text = f"{url} answered {status}: {message[:MAX_MESSAGE]}"
+    kind = _BY_STATUS.get(status, RequestError)
+    if kind is Overloaded:
+        return Overloaded(text, retry_after_s(headers) or 1.0)
+    return kind(text)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait before the next attempt; None: it does not say."""
+    for name, value in headers.items():
+        if name.lower() == "retry-after":
+            try:
+                return max(0.0, float(value))
+            except ValueError:
+                return None  # a date, which our servers do not send
+    return None
+
+
+def _columns(inputs: Sequence[Tensor], data: Any) -> "list[NDArray[Any]]":
+    import numpy as np
+
+    if isinstance(data, np.ndarray):
+        if len(inputs) != 1:
+            names = ", ".join(tensor.name for tensor in inputs)
+            raise BadRequest(f"one array fits a model with one input; this one has {len(inputs)}: {names}")
+        return [_shaped(inputs[0], data)]
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        rows: Sequence[Any] = data
+        if not all(isinstance(row, Mapping) for row in rows):
+            raise BadRequest(f"rows are mappings from input to value; the model's inputs are {_names(inputs)}")
+        _refuse_missing(inputs, set(rows[0]) if rows else {tensor.name for tensor in inputs})
+        return [_shaped(tensor, [_value(tensor, row, number) for number, row in enumerate(rows)]) for tensor in inputs]
+    if isinstance(data, Mapping) or hasattr(data, "columns"):
+        _refuse_missing(inputs, set(data.keys()))
+        return [_shaped(tensor, data[tensor.name]) for tensor in inputs]
+    raise BadRequest(
+        f"cannot read rows from {type(data).__name__}: give a list of mappings, arrays by input name, a DataFrame or, "
+        "for a model with one input, an array"
+    )
+
+
+def _value(tensor: Tensor, row: Mapping[str, Any], number: int) -> Any:
+    if tensor.name not in row:
+        raise BadRequest(f"row {number} lacks {tensor.name}, which the model needs")
+    value = row[tensor.name]
+    if value is None:
+        if tensor.datatype == "BYTES":
+            return "" if tensor.is_scalar else [""] * prod(tensor.shape)
+        if tensor.datatype.startswith("FP"):
+            return [float("nan")] * prod(tensor.shape) if not tensor.is_scalar else float("nan")
+        raise BadRequest(
+            f"row {number}: {tensor.name} is None; an input of datatype {tensor.datatype} has no missing value"
+        )
+    return value
+
+
+def _refuse_missing(inputs: Sequence[Tensor], names: set[Any]) -> None:
+    if missing := [tensor.name for tensor in inputs if tensor.name not in names]:
+        found = ", ".join(sorted(map(str, names))[:20]) or "nothing"
+        raise BadRequest(f"the rows lack {', '.join(missing)}, which the model needs; they have {found}")
+
+
+def _names(inputs: Sequence[Tensor]) -> str:
+    return ", ".join(f"{tensor.name} ({tensor.datatype})" for tensor in inputs)
+
+
+def _shaped(tensor: Tensor, values: Any) -> "NDArray[Any]":
+    """Values of one input as [rows, *shape]; nothing is rounded, cut or wrapped on the way."""
+    import numpy as np
+
+    wanted = "O" if tensor.datatype == "BYTES" else _NUMPY.get(tensor.datatype)
+    if wanted is None:
+        raise BadRequest(f"the input {tensor.name} has datatype {tensor.datatype}, which this client cannot write")
+    try:
+        found = np.asarray(values)
+        if wanted != "O" and found.dtype.kind in "USM":
+            raise ValueError(f"{found.dtype.name} is not a number")
+        with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is found below
+            array = found.astype(wanted, copy=False)
+        if np.dtype(wanted).kind in "iub" and not np.array_equal(found, array):
+            raise ValueError("a value has a fraction, is missing or is out of range")
+        if -1 not in tensor.shape:
+            array = array.reshape(len(array), *tensor.shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        shape = ", ".join(["rows", *map(str, tensor.shape)])
+        raise BadRequest(f"values of {tensor.name} do not fit {tensor.datatype} [{shape}]: {error}") from error
+    return array
+
+
+def _bytes(tensor: Tensor, array: "NDArray[Any]") -> bytes:
+    if tensor.datatype != "BYTES":
+        return array.tobytes()
+    elements = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
+    return b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+
+
+def _array(datatype: str, content: bytes) -> "NDArray[Any]":
+    import numpy as np
+
+    if datatype != "BYTES":
+        return np.frombuffer(content, _NUMPY[datatype])
+    found, offset = [], 0
+    while offset < len(content):
+        size = int.from_bytes(content[offset : offset + 4], "little")
+        found.append(content[offset + 4 : offset + 4 + size].decode(errors="surrogateescape"))
+        offset += 4 + size
+    return np.array(found, object)

@@ -1,0 +1,1 @@
+"""What a cluster has room for: nodes, autoscaler limits, preflight and claims."""

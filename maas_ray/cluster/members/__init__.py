@@ -1,0 +1,1 @@
+"""Machines of a cluster: starting a head, joining it, leaving it."""

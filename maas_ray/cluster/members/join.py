@@ -1,0 +1,155 @@
+"""Joins this machine to a cluster whose head is another one."""
+
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from maas_ray.addresses import is_loopback
+from maas_ray.cluster.connection import check_head, use_environment
+from maas_ray.cluster.members.head import (
+    TOKEN_FILE,
+    check_amounts,
+    check_own_address,
+    end,
+    forget_dead,
+    make_temp_dir,
+    write_exports,
+)
+from maas_ray.cluster.members.terms import read_terms
+from maas_ray.cluster.node.environment import Profile, choose_ports, default_profile, environment
+from maas_ray.cluster.node.ray_start import start_node
+from maas_ray.cluster.node.requirements import check_start, look, object_store_bytes, refuse_start
+from maas_ray.cluster.node.state import ClusterState, locked, save_state
+from maas_ray.errors import ClusterError
+from maas_ray.process.home import state_directory
+from maas_ray.process.interrupts import held
+from maas_ray.process.open_files import raise_limit
+from maas_ray.process.private_files import write_private
+from maas_ray.ray_internals.gcs import alive_nodes
+
+POLL_S = 0.2
+
+
+def join(
+    address: str,
+    token: str,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    profile: Profile | None = None,
+    labels: Mapping[str, str] | None = None,
+    host: str | None = None,
+    state_dir: str | Path | None = None,
+    temp_dir: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 120.0,
+) -> ClusterState:
+    """Makes this machine a node of a cluster, and records it. Interrupted by a signal, it first ends what it has started.
+
+    Args:
+        address: `host:port` of the head.
+        token: the cluster's.
+        num_cpus: logical CPUs to offer; None offers what the machine has.
+        num_gpus: logical GPUs; None offers what Ray detects.
+        profile: of the cluster; None takes what the head says.
+        labels: of the node, for the placement of pools and training.
+        host: the address of this machine in the cluster; None: the one from which it reaches the head.
+        state_dir: where the record and the token are kept; see `state_directory`.
+        temp_dir: where Ray keeps sockets and logs until `down`; None makes a short one.
+        env: further variables for all processes of the node; they win over the profile's.
+        timeout_s: longest time until the node is alive.
+
+    Raises:
+        ClusterError: a cluster runs from this directory already; the head does not answer, refuses the token or runs
+            another version; a port of the front is taken here; this machine lacks what Ray needs (see `startup`); Ray
+            did not start.
+        SpecError: `host` is no address of this machine.
+    """
+    check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
+    host = host or own_address(address)
+    check_own_address(host)
+    if is_loopback(host):
+        raise ClusterError(f"this machine reaches {address} from {host} only; give the head's address on a network")
+    deadline = time.monotonic() + timeout_s
+    directory = state_directory(state_dir)
+    raise_limit()  # Ray's processes inherit it
+    with locked(directory, timeout_s):
+        forget_dead(directory)
+        token_path = directory / TOKEN_FILE
+        write_private(token_path, token)
+        use_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)})
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        try:
+            check_head(address, timeout_s=min(30.0, timeout_s))
+            terms = read_terms(address, min(30.0, timeout_s))
+            profile = profile or (terms.profile if terms is not None else default_profile())
+            ports = choose_ports(http=terms.http_port if terms is not None else None, dashboard=0)
+            temp_dir = make_temp_dir(temp_dir)
+        except BaseException:
+            token_path.unlink(missing_ok=True)
+            raise
+        try:
+            machine = look(temp_dir, num_cpus)
+            refuse_start(check_start(machine, temp_dir))
+            state = ClusterState(
+                cluster_id=secrets.token_hex(16),
+                profile=profile,
+                address=address,
+                dashboard_url="",
+                http_port=ports.http,
+                token_path=str(token_path),
+                temp_dir=str(temp_dir),
+                started_s=time.time(),
+                environment=environment(profile, ports=ports, temp_dir=temp_dir, token_path=token_path, host=host)
+                | dict(env or {}),
+                role="worker",
+            )
+            write_exports(directory, state)
+            save_state(directory, state)  # first, so that `down` finds what an interrupted start left behind
+        except BaseException:
+            shutil.rmtree(temp_dir, ignore_errors=True)
+            token_path.unlink(missing_ok=True)
+            raise
+        with held() as signals:
+            try:
+                with signals.open():
+                    known = set(alive_nodes(address, host))
+                    arguments = [f"--address={address}", f"--node-ip-address={host}"]
+                    if labels:
+                        arguments.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
+                    amounts = {
+                        "num-cpus": num_cpus,
+                        "num-gpus": num_gpus,
+                        "object-store-memory": object_store_bytes(machine),
+                    }
+                    start_node(state, arguments, amounts, max(5.0, deadline - time.monotonic()))
+                    while not (new := set(alive_nodes(address, host)) - known):
+                        if time.monotonic() > deadline:
+                            raise ClusterError(
+                                f"Ray started, but the head {address} does not list {host} after {timeout_s:g} s"
+                            )
+                        time.sleep(POLL_S)
+            except BaseException:
+                end(directory, state, grace_s=0)
+                raise
+        state = ClusterState(**{**vars(state), "node_id": new.pop()})
+        save_state(directory, state)
+        return state
+
+
+def own_address(head: str) -> str:
+    """The address from which this machine reaches another one. Sends nothing."""
+    host, _, port = head.rpartition(":")
+    host = host.strip("[]")
+    try:
+        number = int(port)
+        family = socket.getaddrinfo(host, number, type=socket.SOCK_DGRAM)[0][0]
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, number))
+            return str(sock.getsockname()[0])
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(f"{head!r} cannot be reached: {error}; give the head's address as HOST:PORT") from error

@@ -1,0 +1,1 @@
+"""What programs in a terminal share: output for people, interruptions, and the frame of a submitted job."""

@@ -1,0 +1,106 @@
+"""Reads the rows of coming steps in a thread, in their order. Knows no order of its own, no step and no model.
+
+torch's DataLoader would read them in processes of its own, which cost seconds to start and a copy of every row to pass
+on. Here a thread calls the loader: gathering rows is done by torch and Arrow, which let other threads run meanwhile.
+"""
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.rows import Batch
+from maas_ray.errors import DataError
+
+_LOOK_S = 0.2
+"""Seconds after which a waiting thread looks whether the other one is still there."""
+
+
+class Prefetcher:
+    """Gives what a loader gives, read ahead. To be closed; a context manager.
+
+    Args:
+        loader: read by this object's thread alone from now on.
+        cursor: first global position.
+        stop: position at which the run ends.
+        stride: positions from one call to the next: the global batch.
+        depth: most steps that lie ready.
+        pin: whether their tensors are copied to pinned memory, from which a GPU reads by itself.
+        timeout_s: longest wait for one step's rows.
+    """
+
+    def __init__(
+        self, loader: Loader, *, cursor: int, stop: int, stride: int, depth: int, pin: bool, timeout_s: float
+    ) -> None:
+        self._loader = loader
+        self._stop, self._pin, self._timeout_s = stop, pin, timeout_s
+        self._ready: queue.Queue[tuple[int, list[Batch] | Exception]] = queue.Queue(depth)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=self._read, args=(range(cursor, stop, stride),), name="prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def load(self, cursor: int, stop: int) -> list[Batch]:
+        """What `Loader.load` gives for these positions, which have to be the next ones.
+
+        Raises:
+            DataError: they are not, or reading took too long.
+            Exception: whatever reading them raised.
+        """
+        waited_s = 0.0
+        while True:
+            is_reading = self._thread.is_alive()  # asked before the look: it may end in between
+            try:
+                position, found = self._ready.get(timeout=_LOOK_S)
+                break
+            except queue.Empty:
+                waited_s += _LOOK_S
+                if waited_s >= self._timeout_s or not is_reading:
+                    raise DataError(
+                        f"the rows from position {cursor} on were not read within {self._timeout_s:.0f} s; look at the "
+                        "store's health, or raise workers.timeout_s"
+                    ) from None
+        if isinstance(found, Exception):
+            raise found
+        if (position, self._stop) != (cursor, stop):
+            raise DataError(f"rows were read ahead from position {position} to {self._stop}, not {cursor} to {stop}")
+        return found
+
+    def close(self) -> None:
+        """Ends the thread; what it has read is forgotten."""
+        self._closing.set()
+        self._thread.join(timeout=self._timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, cursors: Sequence[int]) -> None:
+        for cursor in cursors:
+            found: list[Batch] | Exception
+            try:
+                found = self._loader.load(cursor, self._stop)
+                if self._pin:
+                    found = [_pinned(batch) for batch in found]
+            except Exception as error:  # raised where it is asked for
+                found = error
+            while not self._closing.is_set():
+                try:
+                    self._ready.put((cursor, found), timeout=_LOOK_S)
+                    break
+                except queue.Full:
+                    continue
+            if self._closing.is_set() or isinstance(found, Exception):
+                return
+
+
+def _pinned(batch: Batch) -> Batch:
+    return replace(batch, columns=[column.pin_memory() for column in batch.columns], target=batch.target.pin_memory())

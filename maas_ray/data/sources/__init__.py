@@ -1,0 +1,1 @@
+"""Reading what a data URI names: files, arrays, images and tables, within limits."""

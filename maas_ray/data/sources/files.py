@@ -1,0 +1,191 @@
+"""Finding and opening the files that a data URI names, locally or on S3, through pyarrow. Knows no format's content."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from maas_ray.data.sources.bounds import BoundedStream
+from maas_ray.data.spec.data import DataSpec, Format
+from maas_ray.errors import DataError
+
+_EXTENSIONS: dict[str, Format] = {
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".npz": "numpy",
+    ".npy": "numpy",
+    ".txt": "text",
+    ".txt.gz": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".png": "images",
+    ".jpg": "images",
+    ".jpeg": "images",
+    ".bmp": "images",
+    ".webp": "images",
+    "-ubyte": "idx",
+    "-ubyte.gz": "idx",
+}
+_CODECS = (".gz", ".bz2", ".lz4", ".zst")
+"""Extensions by which pyarrow decompresses."""
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = {"connect_timeout": 5, "request_timeout": 60}
+
+
+def filesystem(spec: DataSpec, uri: str) -> tuple[Any, str]:
+    """The pyarrow filesystem of a URI and the path on it.
+
+    Raises:
+        DataError: the scheme is unknown.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        return fs.LocalFileSystem(), str(Path(rest if separator else uri).expanduser().absolute())
+    if scheme != "s3":
+        raise DataError(f"{uri}: unknown scheme {scheme!r}; use a path, file://, s3:// or sklearn:")
+    options: dict[str, Any] = dict(_TIMEOUT_S)
+    if spec.endpoint:
+        protocol, _, host = spec.endpoint.rpartition("://")
+        options.update(endpoint_override=host, scheme=protocol or "https")
+    if spec.region:
+        options["region"] = spec.region
+    return fs.S3FileSystem(**options), rest
+
+
+@dataclass(frozen=True)
+class File:
+    """One file."""
+
+    path: str
+    """On the URI's filesystem."""
+    size: int
+    """Bytes."""
+    modified_ns: int = 0
+    """When it was last written, in nanoseconds since 1970."""
+
+
+def list_files(spec: DataSpec) -> list[File]:
+    """All files that the URI names, sorted by path.
+
+    Raises:
+        DataError: nothing there, or not accessible.
+    """
+    files, path = filesystem(spec, spec.uri)
+    try:
+        if any(sign in path for sign in "*?["):
+            found = _match(files, path)
+        else:
+            info = files.get_file_info(path)
+            if info.type == fs.FileType.File:
+                found = [info]
+            elif info.type == fs.FileType.Directory:
+                found = [entry for entry in files.get_file_info(fs.FileSelector(path)) if _is_data(entry)]
+                found = found or _match(files, f"{path.rstrip('/')}/*/*")  # a folder per class
+            else:
+                raise DataError(f"{spec.uri} does not exist; check data.uri (relative paths start at {Path.cwd()})")
+    except OSError as error:
+        raise DataError(f"cannot list {spec.uri}: {_first_line(error)}") from error
+    if not found:
+        raise DataError(f"{spec.uri} names no file; give a file, a directory that holds files, or a glob that matches")
+    return sorted(
+        (File(entry.path, entry.size or 0, entry.mtime_ns or 0) for entry in found), key=lambda file: file.path
+    )
+
+
+def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
+    """A stream of one file, decompressed if its name ends in .gz or as another codec's does.
+
+    Raises:
+        DataError: while it is read: it becomes more than `data.max_expansion` allows.
+        OSError: it cannot be opened.
+    """
+    stream = files.open_input_stream(path)
+    if not path.endswith(_CODECS):
+        return stream
+    return BoundedStream(stream, spec, path, files.get_file_info(path).size or 0)
+
+
+def check_expansion(spec: DataSpec, files: Any, path: str) -> None:
+    """Decompresses a file once to see that it does not become too much; does nothing for one that is not compressed.
+
+    For parsers that read ahead in threads of their own, where a stream that ends with an error is not safe.
+
+    Raises:
+        DataError: it becomes more than `data.max_expansion` allows.
+        OSError: it cannot be read.
+    """
+    if path.endswith(_CODECS):
+        with open_stream(spec, files, path) as stream:
+            while stream.read(_CHUNK_BYTES):
+                continue
+
+
+def read_bytes(spec: DataSpec, uri: str) -> bytes:
+    """The bytes of one file, decompressed as by `open_stream`.
+
+    Raises:
+        DataError: it does not exist, is empty or cannot be read, or becomes too much.
+    """
+    files, path = filesystem(spec, uri)
+    try:
+        with open_stream(spec, files, path) as stream:
+            data: bytes = stream.read()
+    except FileNotFoundError as error:
+        raise DataError(f"{uri} does not exist") from error
+    except OSError as error:
+        raise DataError(f"cannot read {uri}: {_first_line(error)}") from error
+    if not data:
+        raise DataError(f"{uri} is empty")
+    return data
+
+
+def format_of(spec: DataSpec, paths: list[str]) -> Format:
+    """The format that the spec names, or that all files' extensions agree on.
+
+    Raises:
+        DataError: an unknown extension, or several formats.
+    """
+    if spec.format != "auto":
+        return spec.format
+    formats: dict[Format, str] = {}
+    for path in paths:
+        extension = next(
+            (end for end in sorted(_EXTENSIONS, key=len, reverse=True) if path.lower().endswith(end)), None
+        )
+        if extension is None:
+            raise DataError(f"{path}: the extension names no known format ({', '.join(_EXTENSIONS)}); set data.format")
+        formats.setdefault(_EXTENSIONS[extension], path)
+    if len(formats) > 1:
+        raise DataError(
+            f"{spec.uri} holds files of several formats ({', '.join(formats.values())}); narrow it with a glob"
+        )
+    return next(iter(formats))
+
+
+def _match(files: Any, pattern: str) -> list[Any]:
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    selector = fs.FileSelector("/".join(parts[:first]) or "/", recursive=first < len(parts) - 1)
+    # fnmatch's star also matches a slash; equal depth keeps each star within its own directory.
+    return [
+        entry
+        for entry in files.get_file_info(selector)
+        if _is_data(entry) and entry.path.count("/") == pattern.count("/") and fnmatchcase(entry.path, pattern)
+    ]
+
+
+def _is_data(entry: Any) -> bool:
+    """Files whose name starts with a dot or underscore are by convention not data (`_SUCCESS`)."""
+    return entry.type == fs.FileType.File and not entry.base_name.startswith((".", "_"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,222 @@
+"""Reading a data set, whatever its format, into one Arrow table as it stands. Cleans and converts nothing.
+
+csv columns come as text (types are decided over the whole column, not over the first rows); a tensor per row is a
+fixed-size list whose field carries the shape, see `arrays.tensor_field`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv
+
+from maas_ray.data.sources.arrays import read_idx, read_numpy, read_sklearn
+from maas_ray.data.sources.bounds import MAX_COLUMNS, refuse_many_columns, too_many_columns
+from maas_ray.data.sources.files import check_expansion, filesystem, format_of, list_files, open_stream
+from maas_ray.data.sources.images import image_shape, read_images
+from maas_ray.data.sources.native import read_native
+from maas_ray.data.spec.data import DataSpec
+from maas_ray.errors import DataError
+from maas_ray.suggestions import did_you_mean
+
+SKLEARN = "sklearn:"
+MAX_CSV_ROW_BYTES = 1 << 24
+MAX_LISTED = 50
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """What was read: the features in their order, the target, then the column that names the split."""
+
+    table: pa.Table
+    is_typed: bool
+    """Whether the format has types; csv has none, and its columns are all text."""
+
+
+def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
+    """All rows of the features, the target and the split column, in the order of the files and of the rows in them.
+
+    Args:
+        spec: what to read.
+        paths: the files that its URI names, if they are known.
+
+    Raises:
+        DataError: a file is missing, empty, not of its format or not UTF-8; files do not fit together; a column that
+            the spec names does not exist (the message names the nearest right one).
+    """
+    if spec.uri.startswith(SKLEARN):
+        return RawTable(_select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target), spec.uri), True)
+    paths = paths if paths is not None else [file.path for file in list_files(spec)]
+    kind = format_of(spec, paths)
+    if kind == "sklearn":
+        raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; write sklearn:digits")
+    if kind == "text":
+        raise DataError(f"{spec.uri} is plain text, which has no columns; the task {spec.task} takes a table")
+    if kind in ("numpy", "idx"):
+        if len(paths) > 1:
+            raise DataError(f"{spec.uri} names {len(paths)} files; format {kind} takes one (and labels_uri)")
+        table = read_numpy(spec) if kind == "numpy" else read_idx(spec)
+        return RawTable(_select(spec, table, spec.uri), True)
+    files, _ = filesystem(spec, spec.uri)
+    if kind == "images":
+        table = read_images(spec, files, paths, image_shape(spec, files, paths[0]))
+        return RawTable(_select(spec, table, spec.uri), True)
+    readers = {"csv": _read_csv, "parquet": _read_native("parquet"), "arrow": read_arrow, "jsonl": read_jsonl}
+    tables: list[pa.Table] = []
+    for path in paths:
+        tables.append(_select(spec, readers[kind](spec, files, path), path))
+        refuse_other_columns(tables[-1].column_names, path, tables[0].column_names, paths[0])
+    try:
+        joined = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
+    if not joined.num_rows:
+        raise DataError(f"{spec.uri} has columns but no rows")
+    return RawTable(joined, is_typed=kind != "csv")
+
+
+def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
+    return table.select(choose_columns(spec, table.column_names, where))
+
+
+def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
+    """The columns that the spec uses: features in their order, the target, the column that names the split.
+
+    Raises:
+        DataError: a column that the spec names does not exist, or several have one name.
+    """
+    refuse_many_columns(names, where)
+    if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
+        raise DataError(f"{where} has several columns named {_listed(map(repr, repeated))}; rename them")
+    unused = {spec.target, spec.split.column, *spec.cleaning.drop}
+    for name in unused - {None}:
+        require_column(name, names, where)
+    chosen = spec.features if spec.features is not None else [name for name in names if name not in unused]
+    features = [name for name in chosen if name not in spec.cleaning.drop]
+    if not features:
+        raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {_listed(names)}")
+    for name in spec.features or ():
+        require_column(name, names, where)
+    for name in spec.cleaning.columns:
+        require_column(name, features, f"cleaning.columns: among its features {where}")
+    extra = [spec.split.column] if spec.split.column else []
+    return [*features, spec.target, *extra]
+
+
+def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[str], first: str) -> None:
+    """Refuses a file that has other columns than the first one.
+
+    Raises:
+        DataError: with the columns that only one of them has.
+    """
+    if different := set(names) ^ set(first_names):
+        raise DataError(
+            f"{path} and {first} do not have the same columns: only one of them has "
+            f"{_listed(sorted(different))}; name the columns to use with data.features"
+        )
+
+
+def require_column(name: Any, names: Iterable[str], where: str) -> None:
+    """Refuses a column that does not exist.
+
+    Raises:
+        DataError: with the nearest right name, or with all names if none is near.
+    """
+    known = list(names)
+    if name in known:
+        return
+    hint = did_you_mean(str(name), known, f"the columns: {_listed(known)}")
+    raise DataError(f"{where} has no column {name!r}; {hint}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(name[:100] for name in found[:MAX_LISTED]) + more
+
+
+def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
+    try:
+        check_expansion(spec, files, path)
+        _, options = csv_options(spec, files, path)
+        with files.open_input_stream(path) as stream:
+            return csv.read_csv(stream, *options)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise csv_error(path, str(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def csv_options(
+    spec: DataSpec, files: Any, path: str
+) -> tuple[list[str], tuple[csv.ReadOptions, csv.ParseOptions, csv.ConvertOptions]]:
+    """The columns of a csv file, and how it is read: every column as text.
+
+    Raises:
+        DataError: the file is not in UTF-8.
+        pa.ArrowInvalid, UnicodeDecodeError, OSError: the header cannot be read; see `csv_error`.
+    """
+    parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
+    options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
+    with open_stream(spec, files, path) as stream:
+        _refuse_wide_header(stream, parse.delimiter.encode(), path)
+    with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
+        names = head.schema.names
+    if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
+        raise csv_error(path, "UTF8: the header holds zero bytes")
+    convert = csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()),
+        null_values=list(spec.missing_values),
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+    )
+    return names, (options, parse, convert)
+
+
+def _refuse_wide_header(stream: Any, delimiter: bytes, path: str) -> None:
+    """Raises `DataError` before the parser makes a column of each of a million names."""
+    num_read = num_found = 0
+    while num_read < MAX_CSV_ROW_BYTES and (block := stream.read(1 << 16)):
+        line, end, _ = block.partition(b"\n")
+        num_read, num_found = num_read + len(block), num_found + line.count(delimiter)
+        if num_found > MAX_COLUMNS:
+            raise too_many_columns(path, f"more than {MAX_COLUMNS}")
+        if end:
+            return
+
+
+def csv_error(path: str, text: str) -> DataError:
+    """What pyarrow's message about a csv file means."""
+    if "Empty CSV" in text:
+        return DataError(f"{path} is empty")
+    if "UTF8" in text or "utf-8" in text or "\0" in text:
+        return DataError(f"{path} is not text in UTF-8 ({text}); convert it, for instance with iconv -t UTF-8")
+    return DataError(f"{path} is not a csv file that can be read: {text}")
+
+
+def _read_native(kind: str) -> Callable[[DataSpec, Any, str], pa.Table]:
+    def read(spec: DataSpec, files: Any, path: str) -> pa.Table:
+        try:
+            with open_stream(spec, files, path) as stream:
+                data = stream.read()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error}") from error
+        refuse_empty(path, len(data))
+        return read_native(spec, path, kind, data)
+
+    return read
+
+
+read_arrow = _read_native("arrow")
+"""One file of either form of Arrow's format, or of Feather. Raises `DataError`."""
+read_jsonl = _read_native("jsonl")
+"""One file of JSON lines. Raises `DataError`."""
+
+
+def refuse_empty(path: str, size: int) -> None:
+    """Raises `DataError` for a file without a byte."""
+    if not size:
+        raise DataError(f"{path} is empty")

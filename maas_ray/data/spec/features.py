@@ -1,0 +1,137 @@
+"""What cleaning has learned from the training split, as plain JSON. Knows neither where data comes from nor torch.
+
+The same description drives the torch preprocessing module, the encoder of the training loader and the exported
+graph, which is why an endpoint that takes raw values cannot disagree with training.
+"""
+
+from math import prod
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maas_ray.row import Row
+from maas_ray.spec import Spec
+
+Task = Literal["classification", "binary", "regression", "language_modeling", "masked_language_modeling"]
+TOKEN_TASKS: tuple[Task, ...] = ("language_modeling", "masked_language_modeling")
+"""The tasks with a target per token instead of one per row."""
+
+UNKNOWN = -1
+"""Code of a category that the training split did not contain: one-hot gives all zeros."""
+
+
+class NumericColumn(Spec):
+    """A number per row: missing (NaN) becomes `fill`, then `(x - shift) / scale`."""
+
+    kind: Literal["numeric"] = "numeric"
+    name: str
+    fill: float | None = None
+    """Replaces a missing value; None: the column has none and a null is refused."""
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+class CategoricalColumn(Spec):
+    """A category per row, coded by its place in `categories`; on the wire it is a string or an integer."""
+
+    kind: Literal["categorical"] = "categorical"
+    name: str
+    datatype: Literal["BYTES", "INT64"] = "BYTES"
+    categories: tuple[str, ...] | tuple[int, ...]
+    """Distinct values of the training split, sorted."""
+    fill: int | None = None
+    """Code given to a missing value (an empty string); None: the column has none and a null is refused."""
+    encoding: Literal["one_hot", "ordinal"] = "one_hot"
+    """`one_hot`: one feature per category; `ordinal`: the code itself as one feature."""
+
+
+class TensorColumn(Spec):
+    """A tensor per row, such as an image: missing (NaN) becomes `fill`, then `(x - shift) / scale`."""
+
+    kind: Literal["tensor"] = "tensor"
+    name: str
+    datatype: Literal["FP32", "UINT8"] = "FP32"
+    shape: tuple[int, ...]
+    """Sizes without the batch dimension."""
+    fill: float | None = None
+    shift: tuple[float, ...] = (0.0,)
+    """One value for the whole tensor, or one per element in row-major order."""
+    scale: tuple[float, ...] = (1.0,)
+    """As `shift`."""
+
+
+class TokensColumn(Spec):
+    """A row of token ids; it stands alone, and the model takes it as it is."""
+
+    kind: Literal["tokens"] = "tokens"
+    name: str
+    datatype: Literal["INT64"] = "INT64"
+    length: int
+    """Tokens per row."""
+    vocab_size: int
+    """Token ids are in [0, vocab_size)."""
+    pad: int | None = None
+    """Token id that fills rows of shorter texts; None: every row is full."""
+    tokenizer: str
+    """Hex sha256 of the tokenizer's JSON file, which is a part of the data set."""
+
+
+Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")]
+
+
+class Features(Spec):
+    """All raw input columns in the order in which the graph takes them, and the target."""
+
+    columns: tuple[Column, ...]
+    task: Task
+    target: str
+    """Name of the target column."""
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of their codes; None for regression and the token tasks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tokens is None and (self.is_per_token or any(column.kind == "tokens" for column in self.columns)):
+            raise ValueError(f"a column of tokens stands alone, and the task {self.task} needs one or takes none")
+        return self
+
+    @property
+    def tokens(self) -> TokensColumn | None:
+        """The column of tokens, if rows are tokens."""
+        only = self.columns[0] if len(self.columns) == 1 else None
+        return only if only is not None and only.kind == "tokens" else None
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the model gives logits for every token, and the target is int64 [N, T] (-100: not counted)."""
+        return self.task in TOKEN_TASKS
+
+    @property
+    def row(self) -> Row:
+        """One preprocessed row: a lone tensor or row of tokens keeps its shape, everything else is concatenated flat."""
+        if self.tokens is not None:
+            return Row((self.tokens.length,), self.tokens.vocab_size, self.tokens.pad)
+        if len(self.columns) == 1 and self.columns[0].kind == "tensor":
+            return Row(self.columns[0].shape)
+        return Row((sum(column_width(column) for column in self.columns),))
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits that a model has to give per row, or per token for the token tasks.
+
+        One per class or token id, or one for binary and regression.
+        """
+        if self.is_per_token and self.tokens is not None:
+            return self.tokens.vocab_size
+        return len(self.labels or ()) if self.task == "classification" else 1
+
+
+def column_width(column: Column) -> int:
+    """How many elements of the preprocessed row come from this column."""
+    if column.kind == "tensor":
+        return prod(column.shape)
+    if column.kind == "tokens":
+        return column.length
+    if column.kind == "categorical" and column.encoding == "one_hot":
+        return len(column.categories)
+    return 1

@@ -1,0 +1,1 @@
+"""The format of prepared data sets in the store."""

@@ -1,0 +1,297 @@
+"""A prepared data set in the store: its format, reading and writing. Knows no source and no cleaning.
+
+    datasets/<digest>/manifest.json                     features, report, counts, where it came from
+    datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
+    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, ids as raw integers
+    datasets/<digest>/parts-<attempt>/<split>/000000-000.shard    or, for large tables, rows to be mapped: shard.py
+    datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
+
+`digest` is taken of the content, so preparing the same data twice gives the same data set.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from maas_ray.arrays import Array
+from maas_ray.data.sources.arrays import tensor_shape, tensor_values
+from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.random_rows import spread_ids, spread_rows
+from maas_ray.data.stored.shard import raw_columns, unpack
+from maas_ray.data.stored.shard_layout import ShardLayout
+from maas_ray.data.stored.token_layout import TokenLayout
+from maas_ray.errors import Conflict, DataError, NotFound, ObjectCorrupt
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed, part_key
+from maas_ray.store.objects import ObjectStore
+from maas_ray.store.sealed import malformed
+from maas_ray.suggestions import known_names
+
+PREFIX = "datasets"
+KIND = "dataset"
+MAX_NAMES = 50
+"""Names that a message lists at most."""
+PLAIN, SHARDED = FORMATS = (1, 2)
+"""What a manifest says; SHARDED: a table in shards."""
+MAX_PART_BYTES = 1 << 26
+TARGET = "\0target"
+"""The target's column in a part: a name that no feature can have."""
+TOKENIZER = "tokenizer.json"
+"""The part that holds the tokenizer."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """All rows of one split.
+
+    Args:
+        columns: raw columns in the order of the features: numeric float32 [N, 1] (NaN is missing), categorical
+            object-str [N, 1] ("" is missing) or int64 [N, 1], tensors float32 or uint8 [N, *shape].
+        target: [N]: int64 class codes, float32 0 or 1 (binary), or float32 (regression).
+    """
+
+    columns: list[Array]
+    target: Array
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set."""
+
+    digest: str
+    """Hex sha256 of the content: its id in the store."""
+    features: Features
+    report: Mapping[str, Any]
+    """What was read, dropped and could not be converted; see `prepare`."""
+    num_rows: Mapping[str, int]
+    """Rows of `train`, `validation` and `test`; a split that was not asked for has 0."""
+    source: Mapping[str, Any]
+    """URI and spec digest of whoever prepared it first."""
+    committed: Committed
+    tokens: TokenLayout | None = None
+    """How the streams of tokens lie; None: the rows are a table."""
+    shards: ShardLayout | None = None
+    """How the shards of a large table lie; None: a table that is read into memory."""
+
+    def tokenizer(self) -> bytes:
+        """The tokenizer.json that made the tokens.
+
+        Raises:
+            DataError: the rows are not tokens.
+            ObjectCorrupt: the part is missing, truncated or altered.
+        """
+        if self.features.tokens is None:
+            raise DataError(f"the data set {self.digest[:12]} has no tokenizer: its rows are not tokens")
+        return self.committed.read(TOKENIZER)
+
+    def require_rows(self, split: str) -> None:
+        """Refuses a split that is not there.
+
+        Raises:
+            DataError: there is no such split, or it has no rows.
+        """
+        if not self.num_rows.get(split):
+            known = [name for name, num in self.num_rows.items() if num]
+            raise DataError(
+                f"the data set {self.digest[:12]} has no rows in split {split!r}; it has {', '.join(known)}"
+            )
+
+    def read(self, split: str) -> Split:
+        """Reads one split into memory; every byte is verified.
+
+        Raises:
+            DataError: there is no such split, it has no rows, or they are windows on a stream of tokens.
+            ObjectCorrupt: a part is missing, truncated or altered.
+        """
+        self.require_rows(split)
+        if self.tokens is not None:
+            raise DataError(f"the data set {self.digest[:12]} is a stream of tokens, which has no table of rows")
+        if self.shards is not None:
+            return self._read_shards(self.shards, split, None)
+        names = sorted(name for name in self.committed.parts if name.startswith(f"{split}/"))
+        table = pa.concat_tables([pa.ipc.open_file(self.committed.read(name)).read_all() for name in names])
+        if table.num_rows != self.num_rows[split]:
+            raise ObjectCorrupt(
+                f"{self.committed.prefix} has {table.num_rows} rows in {split}; its manifest says {self.num_rows[split]}"
+            )
+        columns = [_to_numpy(table.schema.field(i), table.column(i)) for i in range(table.num_columns - 1)]
+        # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
+        arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, table.column(TARGET).to_numpy())]
+        return Split(arrays[:-1], arrays[-1])
+
+    def spread(self, split: str, num_rows: int) -> list[Array]:
+        """Raw columns of at most `num_rows` rows of a split, evenly spread over it; of a large table only their shards
+        are read.
+
+        Raises:
+            As `read`.
+        """
+        self.require_rows(split)
+        if self.shards is None:
+            return spread_rows(self.read(split).columns, num_rows)
+        return self._read_shards(self.shards, split, spread_ids(self.num_rows[split], num_rows)).columns
+
+    def _read_shards(self, layout: ShardLayout, split: str, ids: NDArray[np.int64] | None) -> Split:
+        """The rows `ids` (ascending), or all."""
+        blocks, first = [], 0
+        for shard in layout.shards[split]:
+            own = None if ids is None else ids[(ids >= first) & (ids < first + shard.num_rows)] - first
+            first += shard.num_rows
+            if own is None or len(own):
+                block = unpack(self.features, self.committed.read(shard.name))
+                blocks.append(block if own is None else block.take(own))
+        return Split(*raw_columns(self.features, layout.dictionaries, blocks))
+
+
+def save_dataset(
+    store: ObjectStore,
+    tables: Mapping[str, pa.Table],
+    features: Features,
+    report: Mapping[str, Any],
+    source: Mapping[str, Any],
+    tokenizer: bytes | None = None,
+) -> Dataset:
+    """Commits a data set, or opens it if the same content is there already.
+
+    Args:
+        store: where to.
+        tables: by split, the cast columns in order and then the encoded target as `TARGET`.
+        features: what cleaning has learned.
+        report: JSON-able.
+        source: JSON-able; not part of the digest.
+        tokenizer: its JSON file, where a column holds tokens.
+    """
+    content = {split: _fingerprint(tables[split]) for split in SPLITS}
+    num_rows = {split: tables[split].num_rows for split in SPLITS}
+
+    def parts() -> Iterator[tuple[str, bytes]]:
+        if tokenizer is not None:
+            yield TOKENIZER, tokenizer
+        for split in SPLITS:
+            yield from ((f"{split}/{i:05d}.arrow", part) for i, part in enumerate(_parts(tables[split])))
+
+    return commit_dataset(store, {"num_rows": num_rows, "report": dict(report)}, features, content, source, parts())
+
+
+def commit_dataset(
+    store: ObjectStore,
+    meta: Mapping[str, Any],
+    features: Features,
+    content: Mapping[str, str],
+    source: Mapping[str, Any],
+    parts: Iterable[tuple[str, bytes]],
+) -> Dataset:
+    """Commits parts as a data set, or opens it if the same content is there already; the parts are then not asked for.
+
+    Args:
+        store: where to.
+        meta: JSON-able: `num_rows`, `report`, and `tokens` for streams of tokens.
+        features: what cleaning has learned.
+        content: hex sha256 of each split's values, however they are cut into parts.
+        source: JSON-able; not part of the digest.
+        parts: names and bytes.
+    """
+    body = {"format": PLAIN, "features": features.model_dump(mode="json"), **meta}
+    digest = content_digest(body, content)
+    try:
+        return open_dataset(store, digest)
+    except NotFound:
+        pass  # the first time
+    writer = begin_dataset(store, digest)
+    for name, part in parts:
+        writer.put(name, part)
+    return end_dataset(store, writer, digest, {**body, "source": dict(source)})
+
+
+def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
+    """The id of a data set: hex sha256 of what it says about itself and of the values in its splits."""
+    return sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
+
+
+def begin_dataset(store: ObjectStore, digest: str, attempt: str | None = None) -> CommitWriter:
+    """A commit in progress, for parts that are written here or by others (see `CommitWriter`)."""
+    return CommitWriter(store, f"{PREFIX}/{digest}", KIND, attempt)
+
+
+def dataset_part_key(digest: str, attempt: str, name: str) -> str:
+    """Where an attempt writes one part of a data set."""
+    return part_key(f"{PREFIX}/{digest}", attempt, name)
+
+
+def end_dataset(store: ObjectStore, writer: CommitWriter, digest: str, meta: Mapping[str, Any]) -> Dataset:
+    """Commits what `begin_dataset` began."""
+    # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
+    with suppress(Conflict):
+        writer.commit(meta)
+    return open_dataset(store, digest)
+
+
+def open_dataset(store: ObjectStore, digest: str) -> Dataset:
+    """Opens a prepared data set; its parts are verified when they are read.
+
+    Raises:
+        NotFound: there is no such data set.
+        ObjectCorrupt: the manifest is altered or not understood.
+    """
+    try:
+        committed = open_committed(store, f"{PREFIX}/{digest}", KIND)
+    except NotFound as error:
+        there = known_names(digest, store.children(PREFIX), "data sets")
+        raise NotFound(f"no data set {digest!r} in {store.uri}; {there}") from error
+    meta = committed.meta
+    try:
+        if meta["format"] not in FORMATS:
+            raise ObjectCorrupt(
+                f"the data set {digest} has format {str(meta['format'])[:20]}; this version reads {' and '.join(map(str, FORMATS))}"
+            )
+        features = Features.model_validate(meta["features"])
+        num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
+        tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
+        shards = ShardLayout.model_validate(meta["shards"]) if "shards" in meta else None
+        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards)
+    except ValidationError as error:
+        raise malformed(f"the manifest of data set {digest}", error) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ObjectCorrupt(f"the manifest of data set {digest} is malformed; not used") from error
+
+
+def _parts(table: pa.Table) -> list[bytes]:
+    rows_per_part = max(1, MAX_PART_BYTES * table.num_rows // max(table.nbytes, 1))
+    parts = []
+    for start in range(0, table.num_rows, rows_per_part):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.slice(start, rows_per_part))
+        parts.append(sink.getvalue().to_pybytes())
+    return parts
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """Hex sha256 of the values, not of their Arrow encoding, which may differ between releases of Arrow."""
+    total = sha256()
+    for i, name in enumerate(table.column_names):
+        values = _to_numpy(table.schema.field(i), table.column(i))
+        if values.dtype == object:
+            encoded = [str(value).encode() for value in values.reshape(-1)]
+            lengths = np.array([len(value) for value in encoded], dtype="<i8")
+            content = lengths.tobytes() + b"".join(encoded)
+        else:
+            content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+        head = canonical_json([name, values.dtype.kind, values.dtype.itemsize, list(values.shape)])
+        total.update(sha256(head).digest() + sha256(content).digest())
+    return total.hexdigest()
+
+
+def _to_numpy(field: pa.Field, column: pa.ChunkedArray) -> Array:
+    if tensor_shape(field) is not None:
+        return tensor_values(field, column)
+    values: Array = column.to_numpy()
+    return values.reshape(-1, 1)

@@ -1,0 +1,148 @@
+"""One shard: rows side by side, so that a row is read at random from a few places. Knows no store and no split.
+
+    numbers     float32 [K] per row: the numeric columns, raw; NaN is missing
+    codes       int32 [C] per row: the categorical columns as places in their dictionaries (`shard_layout.py`)
+    tensor <i>  float32 or uint8 per row: the tensor at column i, flat
+    target      int64 class code, or float32
+
+It is an Arrow IPC file with one record batch, whose bytes are the arrays: whoever maps it copies nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from maas_ray.arrays import Array
+from maas_ray.data.spec.features import Features, TensorColumn
+from maas_ray.errors import ObjectCorrupt
+
+Dictionaries = Mapping[str, Sequence[str] | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a shard, or of several."""
+
+    numbers: NDArray[np.float32]
+    """[N, K]"""
+    codes: NDArray[np.int32]
+    """[N, C]"""
+    tensors: tuple[Array, ...]
+    """[N, *shape] each."""
+    target: Array
+    """[N]"""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(values.nbytes for values in self._all())
+
+    def take(self, ids: NDArray[np.int64]) -> "Block":
+        """Copies of some rows."""
+        return Block(*_regroup([values[ids] for values in self._all()]))
+
+    def slice(self, start: int, stop: int) -> "Block":
+        """A view of the rows [start, stop)."""
+        return Block(*_regroup([values[start:stop] for values in self._all()]))
+
+    def put(self, ids: NDArray[np.int64], rows: "Block") -> None:
+        """Overwrites the rows `ids`."""
+        for mine, theirs in zip(self._all(), rows._all(), strict=True):
+            mine[ids] = theirs
+
+    def _all(self) -> list[Array]:
+        return [self.numbers, self.codes, self.target, *self.tensors]
+
+
+def join(blocks: Sequence[Block]) -> Block:
+    """The rows of all blocks in their order."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(*_regroup([np.concatenate(group) for group in zip(*(block._all() for block in blocks), strict=True)]))
+
+
+def pack(block: Block) -> pa.Buffer:
+    """A shard's bytes; the same rows give the same bytes."""
+    named = {"numbers": block.numbers, "codes": block.codes}
+    named |= {f"tensor {i}": values.reshape(len(values), -1) for i, values in enumerate(block.tensors)}
+    arrays: dict[str, pa.Array] = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+        for name, values in named.items()
+        if values.shape[1]
+    }
+    arrays["target"] = pa.array(block.target)
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def unpack(features: Features, content: Any) -> Block:
+    """The inverse of `pack`, without a copy: the arrays are read-only views of `content`.
+
+    Args:
+        features: whose columns the shard has.
+        content: anything with the bytes of one: bytes, or mapped memory.
+
+    Raises:
+        ObjectCorrupt: not a shard with these columns.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
+        num_rows = batch.num_rows
+        found: dict[str, Array] = {}
+        for name in batch.schema.names:
+            column = batch.column(name)
+            flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+            values = flat.to_numpy(zero_copy_only=True)
+            found[name] = values if name == "target" else values.reshape(num_rows, -1)
+        shapes = [column.shape for column in features.columns if isinstance(column, TensorColumn)]
+        return Block(
+            found.get("numbers", np.empty((num_rows, 0), dtype=np.float32)),
+            found.get("codes", np.empty((num_rows, 0), dtype=np.int32)),
+            tuple(found[f"tensor {i}"].reshape(num_rows, *shape) for i, shape in enumerate(shapes)),
+            found["target"],
+        )
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise ObjectCorrupt(f"not a shard with the columns of its data set: {error}") from error
+
+
+def raw_columns(features: Features, dictionaries: Dictionaries, blocks: Sequence[Block]) -> tuple[list[Array], Array]:
+    """Columns as `Split` has them, and the target; copies."""
+    rows = join(blocks)
+    numbers, codes, tensors = iter(rows.numbers.T), iter(rows.codes.T), iter(rows.tensors)
+    columns: list[Array] = []
+    for column in features.columns:
+        if column.kind == "numeric":
+            columns.append(np.array(next(numbers)).reshape(-1, 1))
+        elif column.kind == "categorical":
+            dictionary = np.array(dictionaries[column.name], object if column.datatype == "BYTES" else np.int64)
+            columns.append(dictionary[next(codes)].reshape(-1, 1))
+        else:
+            columns.append(np.require(next(tensors), requirements=["C", "W"]))
+    return columns, np.require(rows.target, requirements=["C", "W"])
+
+
+def row_bytes(features: Features) -> int:
+    """Bytes of one row of a shard."""
+    sizes = {"numeric": 4, "categorical": 4}
+    total = 8
+    for column in features.columns:
+        if isinstance(column, TensorColumn):
+            total += prod(column.shape) * (1 if column.datatype == "UINT8" else 4)
+        else:
+            total += sizes.get(column.kind, 0)
+    return total
+
+
+def _regroup(values: Sequence[Array]) -> tuple[Any, Any, tuple[Array, ...], Any]:
+    return values[0], values[1], tuple(values[3:]), values[2]

@@ -1,0 +1,1 @@
+"""Preparing a table: kinds, cleaning, statistics, target, split and report."""

@@ -1,0 +1,143 @@
+"""The training split's statistics to the description of each column (`spec/features.py`)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from maas_ray.data.spec.features import CategoricalColumn, Column, NumericColumn, TensorColumn
+from maas_ray.data.table import exact_stats
+from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, Statistics, gather_statistics
+from maas_ray.data.table.plan import ColumnPlan
+from maas_ray.errors import DataError
+
+
+def fit_columns(
+    train: pa.Table,
+    plans: Sequence[ColumnPlan],
+    max_categories: int,
+    block_rows: int | None = None,
+    cpu_timeout_s: float = CPU_TIMEOUT_S,
+) -> tuple[Column, ...]:
+    """Fits fills, scales and categories.
+
+    Args:
+        train: the cast columns of the training split.
+        plans: one per column, in order.
+        max_categories: a column with more is refused.
+        block_rows: see `gather_statistics`; the result does not depend on it.
+        cpu_timeout_s: see `gather_statistics`.
+
+    Raises:
+        DataError: a column without a value in the training split, or with too many categories.
+        ClusterError: a task could not run, see `gather_statistics`.
+    """
+    return fit_statistics(gather_statistics(train, plans, block_rows, cpu_timeout_s), plans, max_categories)
+
+
+def fit_statistics(
+    gathered: Mapping[str, Statistics], plans: Sequence[ColumnPlan], max_categories: int
+) -> tuple[Column, ...]:
+    """As `fit_columns`, from the statistics of the training split.
+
+    Raises:
+        DataError: a column without a value in the training split, or with too many categories.
+    """
+    return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
+
+
+def _fit(plan: ColumnPlan, found: Statistics, max_categories: int) -> Column:
+    if not found.num_present:
+        raise DataError(
+            f"column {plan.name!r} has no value in the training split ({found.num_missing} missing); "
+            f"leave it out with cleaning.drop, or choose another split"
+        )
+    if plan.kind == "categorical":
+        return _fit_categorical(plan, found, max_categories)
+    fill = _fill(plan, found)
+    pairs = [_scaling(plan, found, i, fill) for i in range(len(found.present))]
+    shift = tuple(pair[0] for pair in pairs)
+    scale = tuple(pair[1] for pair in pairs)
+    if plan.kind == "numeric":
+        return NumericColumn(name=plan.name, fill=fill, shift=shift[0], scale=scale[0])
+    return TensorColumn(
+        name=plan.name,
+        datatype="UINT8" if plan.is_bytes else "FP32",
+        shape=plan.shape,
+        fill=None if plan.is_bytes else fill,
+        shift=shift,
+        scale=scale,
+    )
+
+
+def _fill(plan: ColumnPlan, found: Statistics) -> float | None:
+    """As a float32, which is what the graph computes with."""
+    if plan.missing in ("error", "drop_row"):
+        return None
+    value: float
+    if plan.missing == "mean":
+        value, _ = exact_stats.mean_and_variance(sum(found.present), sum(found.sums), sum(found.squares), 0, 0.0)
+    elif plan.missing == "median" and found.median is not None:
+        value = found.median
+    elif plan.missing == "most_frequent":
+        value = min(found.counts, key=lambda one: (-found.counts[one], one))
+    else:
+        value = plan.constant
+    return float(np.float32(value))
+
+
+def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) -> tuple[float, float]:
+    """Shift and scale of one series of values (an element of a vector, else everything), missing ones filled."""
+    if plan.scaling == "none":
+        return 0.0, 1.0
+    num_series = len(found.present)
+    num_filled = (found.num_present + found.num_missing) // num_series - found.present[i] if fill is not None else 0
+    if plan.scaling == "standard":
+        if not found.present[i] + num_filled:
+            return 0.0, 1.0
+        mean, variance = exact_stats.mean_and_variance(
+            found.present[i], found.sums[i], found.squares[i], num_filled, fill or 0.0
+        )
+        return mean, _divisor(math.sqrt(variance))
+    values = [found.minima[i], found.maxima[i]] + ([fill] if num_filled else [])
+    seen = [value for value in values if value is not None]
+    if not seen:
+        return 0.0, 1.0
+    low, high = min(seen), max(seen)
+    return low, _divisor(high - low)
+
+
+def _divisor(width: float) -> float:
+    """1 for a constant column, which is then only shifted; the graph divides by the float32 of this value."""
+    return width if float(np.float32(width)) > 0 else 1.0
+
+
+def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -> CategoricalColumn:
+    categories = set(found.counts)
+    fill_value = None
+    if plan.missing == "most_frequent":
+        fill_value = min(found.counts, key=lambda one: (-found.counts[one], one))
+    elif plan.missing == "constant":
+        fill_value = plan.constant
+        categories |= set() if plan.is_integer else {fill_value}
+    refuse_categories(plan.name, len(categories), max_categories)
+    ordered = tuple(sorted(categories))
+    # An integer on the wire has no value that could mean missing, so such a column needs no fill.
+    fill = None if plan.is_integer or fill_value is None else ordered.index(fill_value)
+    return CategoricalColumn(
+        name=plan.name,
+        datatype="INT64" if plan.is_integer else "BYTES",
+        categories=ordered,
+        fill=fill,
+        encoding=plan.encoding,
+    )
+
+
+def refuse_categories(name: str, num_categories: int, max_categories: int) -> None:
+    """Raises `DataError` for a column with too many categories."""
+    if num_categories > max_categories:
+        raise DataError(
+            f"column {name!r} has {num_categories} categories, the limit is {max_categories}; leave it out with "
+            f"cleaning.drop, cast it to number, or raise cleaning.max_categories"
+        )

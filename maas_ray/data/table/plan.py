@@ -1,0 +1,94 @@
+"""What is done with each column: the user's policies, resolved for the kinds that the columns have. Fits nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from maas_ray.data.sources.arrays import tensor_shape
+from maas_ray.data.sources.cast import Kind
+from maas_ray.data.spec.cleaning import (
+    CategoricalPolicy,
+    CleaningSpec,
+    ColumnPolicy,
+    Encoding,
+    Missing,
+    NumericPolicy,
+    Scaling,
+    TensorPolicy,
+)
+from maas_ray.errors import DataError
+
+_ALLOWED: dict[Kind, tuple[str, ...]] = {
+    "numeric": ("error", "mean", "median", "most_frequent", "constant", "drop_row"),
+    "categorical": ("error", "most_frequent", "constant", "drop_row"),
+    "tensor": ("error", "mean", "constant", "drop_row"),
+}
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """All decisions for one column; fields that its kind does not use keep their defaults."""
+
+    name: str
+    kind: Kind
+    missing: Missing
+    constant: Any = None
+    scaling: Scaling = "none"
+    encoding: Encoding = "one_hot"
+    is_integer: bool = False
+    """A category that is an integer on the wire."""
+    is_bytes: bool = False
+    """A tensor of uint8."""
+    shape: tuple[int, ...] = ()
+    """Of a tensor."""
+
+    @property
+    def is_per_element(self) -> bool:
+        """Whether each element of a tensor has its own shift and scale."""
+        return len(self.shape) == 1
+
+
+def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
+    """Resolves the policies of one column.
+
+    Args:
+        spec: the user's policies.
+        kind: of the column after the cast.
+        field: of the column after the cast.
+
+    Raises:
+        DataError: a policy that the column's kind does not have.
+    """
+    name = field.name
+    defaults: dict[Kind, NumericPolicy | CategoricalPolicy | TensorPolicy]
+    defaults = {"numeric": spec.numeric, "categorical": spec.categorical, "tensor": spec.tensor}
+    default = defaults[kind]
+    own = spec.columns.get(name, ColumnPolicy())
+    missing = own.missing or default.missing
+    constant = own.constant if own.missing else default.constant
+    where = f"cleaning.columns.{name}"
+    if missing not in _ALLOWED[kind]:
+        raise DataError(f"{where}.missing: {missing!r} does not fit a {kind} column; use {', '.join(_ALLOWED[kind])}")
+    if own.scaling if kind == "categorical" else own.encoding:
+        unused = "scaling" if kind == "categorical" else "encoding"
+        raise DataError(f"{where}.{unused} does not fit a {kind} column")
+    if missing == "constant":
+        constant = _constant(where, kind, constant)
+    shape = tensor_shape(field) or ()
+    is_bytes = kind == "tensor" and pa.types.is_uint8(field.type.value_type)
+    scaling: Scaling = "none" if isinstance(default, CategoricalPolicy) else own.scaling or default.scaling
+    encoding = own.encoding or spec.categorical.encoding
+    is_integer = kind == "categorical" and pa.types.is_integer(field.type)
+    return ColumnPlan(name, kind, missing, constant, scaling, encoding, is_integer, is_bytes, shape)
+
+
+def _constant(where: str, kind: Kind, value: Any) -> float | str:
+    if kind == "categorical":
+        if str(value) == "":
+            raise DataError(f"{where}.constant must not be empty: an empty text means a missing value")
+        return str(value)
+    try:
+        return float(value)
+    except ValueError:
+        raise DataError(f"{where}.constant: {value!r} is not a number, but the column is {kind}") from None

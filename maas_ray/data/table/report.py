@@ -1,0 +1,88 @@
+"""What cleaning did to rows: which stay, and the counts of a data set's report. Counts of stretches of rows add up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maas_ray.data.sources.cast import CastColumn
+from maas_ray.data.spec.data import SPLITS, DataSpec
+from maas_ray.data.table.plan import ColumnPlan
+from maas_ray.data.table.target import Target
+from maas_ray.errors import DataError
+
+
+def drop_rows(
+    columns: Sequence[CastColumn], plans: Sequence[ColumnPlan], target: Target, num_rows: int
+) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Which rows stay, and the report."""
+    kept = ~target.missing
+    for column, plan in zip(columns, plans, strict=True):
+        if plan.missing == "drop_row":
+            kept &= ~column.missing
+    num_without_target = int(target.missing.sum())
+    counts = {
+        column.field.name: {
+            "missing": column.num_missing,
+            "unconvertible": column.num_unconvertible,
+        }
+        for column in columns
+    }
+    report = {
+        "rows_read": num_rows,
+        "rows_dropped": {
+            "target_missing": num_without_target,
+            "value_missing": num_rows - num_without_target - int(kept.sum()),
+        },
+        "columns": counts,
+        "target": {
+            "missing": num_without_target - target.num_unconvertible,
+            "unconvertible": target.num_unconvertible,
+        },
+    }
+    return kept, report
+
+
+def add_counts(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+    """The sums of nested counts; `one` may be empty."""
+    if not one:
+        return dict(two)
+    return {
+        name: add_counts(one[name], value) if isinstance(value, Mapping) else one[name] + value
+        for name, value in two.items()
+    }
+
+
+def refuse_without_value(name: str, num_rows: int, num_unconvertible: int) -> None:
+    """Raises `DataError` for a column without any value."""
+    lost = f", {num_unconvertible} could not be converted" if num_unconvertible else ""
+    raise DataError(f"column {name!r} has no value in any of {num_rows} rows{lost}; leave it out with cleaning.drop")
+
+
+def refuse_missing(plan: ColumnPlan, num_missing: int, num_kept: int) -> None:
+    """Refuses missing values for which the user has named no policy.
+
+    Raises:
+        DataError: there are some.
+    """
+    if plan.missing == "error" and num_missing:
+        raise DataError(
+            f"column {plan.name!r} has {num_missing} missing values of {num_kept}; set "
+            f"cleaning.{plan.kind}.missing or cleaning.columns.{plan.name}.missing, or leave it out "
+            f"with cleaning.drop"
+        )
+
+
+def refuse_empty(spec: DataSpec, num_before: Mapping[str, int], num_kept: Mapping[str, int]) -> None:
+    """Refuses a split that cleaning has left without rows.
+
+    Raises:
+        DataError: there is one.
+    """
+    for split in SPLITS:
+        if not num_kept[split] and (num_before[split] or split == "train"):
+            raise DataError(
+                f"the {split} split of {spec.uri} has no rows left ({num_before[split]} before rows with missing values "
+                f"were dropped); give more rows, or change data.split"
+            )

@@ -1,0 +1,130 @@
+"""The target column: casting, class names, class codes. Knows no features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from maas_ray.data.sources.cast import decode_column, to_numbers, to_text
+from maas_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target of all rows before it is encoded."""
+
+    values: pa.Array
+    """Class names as text, or float32."""
+    missing: NDArray[np.bool_]
+    """[N]; such rows are left out."""
+    num_unconvertible: int
+
+
+def cast_target(name: str, column: pa.ChunkedArray, task: str) -> Target:
+    """Casts a target that is there as a whole: to text for classes, to a number for regression.
+
+    Raises:
+        DataError: no row has a target, or classes that are fractions.
+    """
+    target = cast_part_of_target(name, column, task)
+    require_target(name, len(target.missing), int(target.missing.sum()), target.num_unconvertible, task)
+    return target
+
+
+def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole: bool | None = None) -> Target:
+    """Casts a stretch of the target.
+
+    Args:
+        name: of the column.
+        column: its values.
+        task: of the data.
+        is_whole: see `to_text`.
+
+    Raises:
+        DataError: classes that are fractions, or a list per row.
+    """
+    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+        raise DataError(f"the target {name!r} is a list per row; expected one value")
+    column = decode_column(name, column)
+    if pa.types.is_floating(column.type) and task != "regression":
+        present = pc.if_else(pc.is_nan(column), None, column)
+        if pc.any(pc.not_equal(present, pc.floor(present))).as_py():
+            raise DataError(f"the target {name!r} holds fractions, which name no classes; set task: regression")
+    if task == "regression":
+        numbers, num_unconvertible = to_numbers(column)
+        return Target(pa.array(numbers), np.isnan(numbers), num_unconvertible)
+    values = to_text(name, column, is_whole)
+    return Target(values, np.asarray(pc.equal(values, "").to_numpy(zero_copy_only=False)), 0)
+
+
+def require_target(name: str, num_rows: int, num_missing: int, num_unconvertible: int, task: str) -> None:
+    """Refuses data of which no row has a target.
+
+    Raises:
+        DataError: so it is.
+    """
+    if num_missing == num_rows:
+        kind = "number" if task == "regression" else "class"
+        raise DataError(
+            f"no row of {num_rows} has a {kind} in the target {name!r}, "
+            f"{num_unconvertible} hold something that is not a number; check data.target and task"
+        )
+
+
+def class_names(name: str, train: pa.Array, task: str) -> tuple[str, ...]:
+    """The classes of the training split in the order of their codes: by number if all are whole numbers, else by text.
+
+    Raises:
+        DataError: a single class, or other than two for a binary task.
+    """
+    return order_classes(name, [str(label) for label in pc.unique(train).to_pylist()], task)
+
+
+def order_classes(name: str, found: Sequence[str], task: str) -> tuple[str, ...]:
+    """As `class_names`, from the distinct classes."""
+    if len(found) < 2:
+        raise DataError(
+            f"the target {name!r} has the single class {found[0]!r} in the training split; "
+            f"a classifier needs at least two"
+        )
+    if task == "binary" and len(found) > 2:
+        raise DataError(
+            f"the target {name!r} has {len(found)} classes ({', '.join(sorted(found)[:10])}); "
+            f"task: binary takes two, use classification"
+        )
+    try:
+        return tuple(sorted(found, key=int))
+    except ValueError:
+        return tuple(sorted(found))
+
+
+def encode_target(name: str, values: pa.Array, labels: tuple[str, ...] | None, split: str) -> NDArray[Any]:
+    """Class codes as int64 [N], or the numbers themselves as float32 [N].
+
+    Raises:
+        DataError: a class that the training split does not have.
+    """
+    if labels is None:
+        numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        return numbers
+    codes = pc.index_in(values, value_set=pa.array(labels, pa.string()))
+    refuse_classes(name, pc.unique(values.filter(pc.is_null(codes))).to_pylist(), split)
+    encoded: NDArray[Any] = codes.to_numpy(zero_copy_only=False).astype(np.int64)
+    return encoded
+
+
+def refuse_classes(name: str, unknown: Sequence[str], split: str) -> None:
+    """Refuses a split with classes that the training split does not have.
+
+    Raises:
+        DataError: there is such a class.
+    """
+    if unknown:
+        raise DataError(
+            f"the {split} split holds classes of the target {name!r} that the training split does not: "
+            f"{', '.join(map(repr, unknown[:10]))}; remove or merge rare classes, or choose another split"
+        )

@@ -1,0 +1,1 @@
+"""The configuration of HAProxy: text in, text out."""

@@ -1,0 +1,1 @@
+"""Models and weight folders in Hugging Face's format."""

@@ -1,0 +1,101 @@
+"""What is read of a folder in Hugging Face's format: its own regular files, JSON of bounded size and depth. Loads no weights.
+
+Such a folder is often somebody else's. What reads the weights (ours, safetensors, transformers) opens files by name, and the
+names are the folder's own.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from maas_ray.errors import ModelError
+from maas_ray.foreign.documents import Malformed, read_json
+from maas_ray.foreign.files import Unreadable, read_file
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MAX_JSON_BYTES = 16 << 20
+"""Of a JSON file, and of the header of a file of weights: room for 100,000 tensors in one file."""
+_READ = (CONFIG, "generation_config.json", "adapter_config.json")
+_CACHE = ("snapshots", "blobs")
+"""Hugging Face's cache: a revision is a folder of links to files beside all revisions, named by their content."""
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder before anything of it is loaded.
+
+    Args:
+        folder: an existing directory.
+
+    Raises:
+        ModelError: a file of weights or of the configuration is a link that leads out of the folder or no regular file,
+            or JSON is malformed or too large, or an index names a file of another folder.
+    """
+    root = folder.resolve()
+    roots = [root]
+    if root.parent.name == _CACHE[0]:
+        roots.append(root.parent.parent / _CACHE[1])
+    for entry in sorted(os.listdir(root)):
+        is_json = entry in _READ or entry.endswith(".index.json")
+        if not is_json and not entry.endswith(".safetensors"):
+            continue
+        path = root / entry
+        _refuse_outside(path, roots, f"{folder}/{entry}")
+        if is_json:
+            document = read_object_file(path)
+            if entry.endswith(".index.json"):
+                files_of_index(document, f"{folder}/{entry}")
+
+
+def read_object_file(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises `ModelError`: there is none, or it is too large."""
+    try:
+        return read_object(read_file(path, MAX_JSON_BYTES), str(path))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} cannot be read: it does not exist; give a folder that has one") from error
+    except Unreadable as error:
+        raise ModelError(f"{path} cannot be read: it {error}") from error
+
+
+def read_object(data: bytes, source: str) -> dict[str, Any]:
+    """The object that a JSON text holds; `source` names it in messages. Raises `ModelError`."""
+    if len(data) > MAX_JSON_BYTES:
+        raise too_large(source, len(data))
+    try:
+        document = read_json(data)
+    except Malformed as error:
+        raise ModelError(f"{source} cannot be read: it {error}; copy the whole folder again") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{source} holds a {type(document).__name__} and no object")
+    return document
+
+
+def files_of_index(document: dict[str, Any], source: str) -> set[str]:
+    """The files of weights that an index names. Raises `ModelError`: it names none, or one of another folder."""
+    by_weight = document.get("weight_map")
+    if not isinstance(by_weight, dict) or not all(isinstance(name, str) for name in by_weight.values()):
+        raise ModelError(
+            f"{source} cannot be read: it has no weight_map from weights to files; copy the whole folder again"
+        )
+    names = set(by_weight.values())
+    for name in sorted(names):
+        if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+            raise ModelError(f"{source} names the file {name[:120]!r}; only files of the same folder are read")
+    return names
+
+
+def too_large(source: str, size: int) -> ModelError:
+    """Of a JSON text with more bytes than are read."""
+    return ModelError(f"{source} has {size} bytes; the limit is {MAX_JSON_BYTES}")
+
+
+def _refuse_outside(path: Path, roots: list[Path], shown: str) -> None:
+    try:
+        found = path.resolve(strict=True)
+        status = found.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ModelError(f"{shown} cannot be read: it is a link that leads nowhere") from error
+    if not any(found.is_relative_to(root) for root in roots):
+        raise ModelError(f"{shown} is a link that leads out of the folder; put the file itself there (cp -L)")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{shown} is not a regular file")

@@ -1,0 +1,1 @@
+"""This process: its signals, open files, module search path and garbage collection."""

@@ -1,0 +1,1 @@
+"""The whole path on one machine, from data to predictions over HTTP: `maas-ray quickstart`."""

@@ -1,0 +1,461 @@
+"""Every private part of Ray that maas-ray uses, as it was read in one version; says what another version has changed.
+
+`check` imports each part and compares names, parameters and fields. It needs no cluster, but imports ray.serve and
+ray.train, which keep values of the environment: `python -m maas_ray.ray_internals.contract` does it in a process of its
+own and prints what is broken, as JSON. It cannot see a part that behaves otherwise under the same name.
+"""
+
+import ast
+import importlib
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+READ_IN = "2.60.0"
+"""The version of Ray in which all of this was read."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One private part of Ray."""
+
+    module: str
+    path: str
+    """Of the attribute in the module."""
+    why: str
+    parameters: tuple[str, ...] | None = None
+    """All names that its signature has, in order; None: it is not called, or not by names that matter."""
+    has: tuple[str, ...] = ()
+    """Names that must be among the parameters of something public."""
+    fields: tuple[str, ...] = ()
+    """What a class sets in itself or in its objects, or inherits so."""
+    kind: type | None = None
+    """What a constant is; None: not looked at."""
+    value: object = None
+    """What a constant is equal to; None: not looked at."""
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        return f"{self.module}.{self.path}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A part that is not as it was read."""
+
+    name: str
+    problem: str
+    why: str
+    """What maas-ray uses it for."""
+
+
+def call(module: str, path: str, parameters: str, why: str) -> Symbol:
+    """A function that is called or replaced; its parameters are separated by spaces."""
+    return Symbol(module, path, why, parameters=tuple(parameters.split()))
+
+
+def public(module: str, path: str, has: str, why: str) -> Symbol:
+    """Something public, of which parameters are used that are not."""
+    return Symbol(module, path, why, has=tuple(has.split()))
+
+
+def holds(module: str, path: str, fields: str, why: str) -> Symbol:
+    """A class of which fields are used."""
+    return Symbol(module, path, why, fields=tuple(fields.split()))
+
+
+def there(module: str, path: str, why: str, kind: type | None = None, value: object = None) -> Symbol:
+    """A name that is imported or replaced."""
+    return Symbol(module, path, why, kind=kind, value=value)
+
+
+_KV = "ray.experimental.internal_kv"
+_RAYLET = "ray._raylet"
+_STATE = "ray._private.state"
+_EXECUTION = "ray.train.v2._internal.execution"
+_GROUP = f"{_EXECUTION}.worker_group"
+_CALLBACKS = "ray.train.v2._internal.callbacks"
+_FAILURES = "ray.train.v2._internal.exceptions"
+_SCALING = f"{_EXECUTION}.scaling_policy"
+_SERVE = "ray.serve._private"
+_SCHEDULER = f"{_SERVE}.deployment_scheduler"
+
+_SHARED = "claims, notes, limits and records of pools in the head's memory"
+_HEAD = "asking a head by its address, with a deadline"
+_LIMITS = "telling preflight what an autoscaler may add"
+_RANKS = "starting and watching the workers of a run"
+_SIZES = "how many workers a run has, and when that changes"
+_ROLL = "who the ranks of a run are, and how each is"
+_CONTROLLER = "asking Serve's controller what is deployed"
+_PORTS = "no port of Serve that is open to everybody"
+_PROXY = "limits and sleeping pools in Serve's proxy"
+_PLACE = "placing replicas of pools on nodes"
+_MOVE = "moving replicas of pools to nodes that came back"
+
+CONTRACT: tuple[Symbol, ...] = (
+    # kv.py
+    call(_KV, "_internal_kv_put", "key value overwrite namespace", _SHARED),
+    call(_KV, "_internal_kv_get", "key namespace", _SHARED),
+    call(_KV, "_internal_kv_del", "key del_by_prefix namespace", _SHARED),
+    call(_KV, "_internal_kv_list", "prefix namespace", _SHARED),
+    # gcs.py
+    there(_RAYLET, "GcsClient", _HEAD),
+    call(_RAYLET, "InnerGcsClient.internal_kv_get", "self key namespace timeout", _HEAD),
+    call(_RAYLET, "InnerGcsClient.internal_kv_put", "self key value overwrite namespace timeout", _HEAD),
+    call(_RAYLET, "InnerGcsClient.get_all_node_info", "self timeout node_selectors state_filter", _HEAD),
+    call(
+        _RAYLET,
+        "InnerGcsClient.drain_node",
+        "self node_id reason reason_message deadline_timestamp_ms timeout",
+        "draining the node of a machine that leaves",
+    ),
+    there("ray.core.generated.gcs_pb2", "GcsNodeInfo.ALIVE", "which nodes are alive", kind=int, value=0),
+    there(
+        "ray.core.generated.autoscaler_pb2",
+        "DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION",
+        "draining the node of a machine that leaves",
+        kind=int,
+    ),
+    # nodes.py
+    call(_STATE, "available_resources_per_node", "", "what is free on each node"),
+    call(_STATE, "state.get_draining_nodes", "", "which nodes are about to go"),
+    call(_STATE, "state.get_cluster_config", "", _LIMITS),
+    call(_RAYLET, "node_labels_match_selector", "node_labels selector", "which nodes a pool's labels select"),
+    there(_RAYLET, "GCS_AUTOSCALER_CLUSTER_CONFIG_KEY", _LIMITS, kind=str),
+    there(_RAYLET, "GCS_AUTOSCALER_STATE_NAMESPACE", _LIMITS, kind=str),
+    there("ray.core.generated.autoscaler_pb2", "ClusterConfig", _LIMITS),
+    # driver.py and processes.py
+    public("ray.job_config", "JobConfig", "_py_driver_sys_path", "where workers import from"),
+    there(f"{_SERVE}.constants", "RAY_SERVE_ENABLE_HA_PROXY", "refusing a driver of another profile", kind=bool),
+    there(f"{_SERVE}.constants", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "refusing a driver of another profile", kind=bool),
+    there("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "a cluster on loopback", kind=bool),
+    call(_RAYLET, "Config.initialize", "config_list", "joining with a token after Ray was imported"),
+    call(_RAYLET, "AuthenticationTokenLoader.instance", "", "joining with a token after Ray was imported"),
+    call(_RAYLET, "AuthenticationTokenLoader.reset_cache", "self", "joining with a token after Ray was imported"),
+    call("ray._private.worker", "get_dashboard_url", "", "asking the fronts in doctor"),
+    there("ray._common.utils", "psutil", "ending the processes of a cluster"),
+    # data.py
+    there("ray.data._internal.progress", "logger", "Ray Data without four lines per execution"),
+    # train.py: what is left out, and why attempts end
+    there(_CALLBACKS, "BackendSetupCallback", _RANKS),
+    there(_CALLBACKS, "DatasetsCallback", _RANKS),
+    there(f"{_CALLBACKS}.placement_group_callback", "PlacementGroupCleanerCallback", _RANKS),
+    there(f"{_CALLBACKS}.preemption_callback", "PreemptionCallback", _RANKS),
+    there(_FAILURES, "WorkerGroupStartupFailedError", "when a run starts again"),
+    there(_FAILURES, "WorkerGroupStartupTimeoutError", "when a run starts again"),
+    public("ray.train.v2.api.exceptions", "ControllerError", "controller_failure", "when a run starts again"),
+    public("ray.train.v2.api.exceptions", "WorkerGroupError", "error_message worker_failures", "which rank has failed"),
+    # train.py: the trainer and its controller
+    call("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._create_default_callbacks", "self", _RANKS),
+    call(
+        "ray.train.v2.api.data_parallel_trainer",
+        "DataParallelTrainer._initialize_and_run_controller",
+        "self controller_init_kwargs",
+        _RANKS,
+    ),
+    call(
+        f"{_EXECUTION}.controller",
+        "TrainController",
+        "train_fn_ref train_run_context scaling_policy failure_policy callbacks validation_config",
+        _RANKS,
+    ),
+    holds(
+        f"{_EXECUTION}.controller",
+        "TrainController",
+        "worker_group_cls _state _worker_group_callbacks_to_propagate",
+        _RANKS,
+    ),
+    call(f"{_EXECUTION}.controller", "TrainController.run", "self", _RANKS),
+    call(f"{_EXECUTION}.controller", "TrainController.get_result", "self", _RANKS),
+    call(f"{_EXECUTION}.controller", "TrainController.get_worker_group", "self", _RANKS),
+    call(
+        f"{_EXECUTION}.controller",
+        "TrainController._start_worker_group",
+        "self num_workers resources_per_worker",
+        _SIZES,
+    ),
+    call(f"{_EXECUTION}.controller", "TrainController._execute_resize_decision", "self decision", _SIZES),
+    call(f"{_EXECUTION}.controller", "TrainController._shutdown_worker_group", "self", _SIZES),
+    call(f"{_EXECUTION}.controller", "TrainController._get_run_attempt_id", "self", _SIZES),
+    call(f"{_EXECUTION}.controller", "TrainController._poll_workers", "self", _ROLL),
+    call(f"{_EXECUTION}.controller", "TrainController._is_training_succeeded", "worker_group_status", _ROLL),
+    call(
+        f"{_EXECUTION}.controller.controller",
+        "TrainControllerLoopIterationResult",
+        "run_attempt_id previous_state next_state training_failed_error",
+        _SIZES,
+    ),
+    call(f"{_EXECUTION}.controller.state", "InitializingState", "", _SIZES),
+    # train.py: policies
+    call(f"{_EXECUTION}.failure_handling", "FailurePolicy", "failure_config", "when a run starts again"),
+    call(
+        f"{_EXECUTION}.failure_handling",
+        "FailurePolicy.make_decision",
+        "self training_failed_error",
+        "when a run starts again",
+    ),
+    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RETRY", "when a run starts again"),
+    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RAISE", "when a run starts again"),
+    call(_SCALING, "ScalingPolicy", "scaling_config", _SIZES),
+    call(_SCALING, "ScalingPolicy._get_num_workers_for_resource_request", "self", _SIZES),
+    call(_SCALING, "ScalingPolicy._send_resource_request", "self", _SIZES),
+    call(_SCALING, "ScalingPolicy._maybe_send_resource_request", "self", _SIZES),
+    call(_SCALING, "ScalingPolicy._cancel_resource_request", "self", _SIZES),
+    call(_SCALING, "ScalingPolicy.make_decision_for_non_running_worker_group", "self", _SIZES),
+    call(
+        _SCALING,
+        "ScalingPolicy.make_decision_for_running_worker_group",
+        "self worker_group_state worker_group_status",
+        _SIZES,
+    ),
+    there(_SCALING, "ScalingDecision", _SIZES),
+    call(_SCALING, "NoopDecision", "", _SIZES),
+    call(_SCALING, "ResizeDecision", "num_workers resources_per_worker", _SIZES),
+    # train.py: the group of workers
+    call(
+        f"{_EXECUTION}.callback",
+        "WorkerGroupCallback.after_worker_group_start",
+        "self worker_group",
+        "joining the ranks to one process group",
+    ),
+    call(
+        f"{_EXECUTION}.callback",
+        "WorkerGroupCallback.before_worker_group_shutdown",
+        "self worker_group",
+        "leaving the process group",
+    ),
+    call(_GROUP, "WorkerGroup", "train_run_context worker_group_context callbacks", _RANKS),
+    holds(_GROUP, "WorkerGroup", "_callbacks _worker_group_start_timeout_s _worker_group_state", _RANKS),
+    call(_GROUP, "WorkerGroup._start", "self", _RANKS),
+    call(_GROUP, "WorkerGroup.has_started", "self", _RANKS),
+    call(_GROUP, "WorkerGroup._clear_state", "self", _RANKS),
+    call(_GROUP, "WorkerGroup._get_worker_runtime_env", "custom_runtime_env", _RANKS),
+    call(_GROUP, "WorkerGroup._create_placement_group", "self scaling_config worker_group_context", _RANKS),
+    call(
+        _GROUP,
+        "WorkerGroup._create_workers",
+        "self num_workers placement_group resources_per_worker placement_group_bundle_indices starting_world_rank "
+        "world_size replica_group_size",
+        _RANKS,
+    ),
+    call(_GROUP, "WorkerGroup._init_train_context_on_workers", "self workers sync_actor train_context_args", _RANKS),
+    call(_GROUP, "WorkerGroup.get_workers", "self", _ROLL),
+    call(_GROUP, "WorkerGroup.execute_async", "self fn fn_args fn_kwargs", _RANKS),
+    call(_GROUP, "WorkerGroup.execute_single_async", "self rank fn fn_args fn_kwargs", _RANKS),
+    call(_GROUP, "WorkerGroup.abort", "self", _RANKS),
+    call(_GROUP, "WorkerGroup.__len__", "self", _RANKS),
+    call(f"{_GROUP}.state", "WorkerGroupState.shutdown", "self", _RANKS),
+    holds(f"{_GROUP}.state", "WorkerGroupState", "workers", _RANKS),
+    call(f"{_GROUP}.state", "_shutdown_sync_actor", "sync_actor", "no process for a barrier that nobody waits at"),
+    there(f"{_GROUP}.worker_group", "SynchronizationActor", "no process for a barrier that nobody waits at"),
+    holds(f"{_GROUP}.state", "WorkerGroupContext", "num_workers resources_per_worker placement_strategy", _RANKS),
+    holds(f"{_GROUP}.poll", "WorkerGroupPollStatus", "worker_statuses", _ROLL),
+    holds(f"{_GROUP}.poll", "WorkerStatus", "running error", _ROLL),
+    holds(f"{_GROUP}.worker", "Worker", "metadata distributed_context", _ROLL),
+    holds(f"{_GROUP}.worker", "ActorMetadata", "node_id node_ip pid", _ROLL),
+    holds(f"{_EXECUTION}.context", "DistributedContext", "local_rank local_world_size node_rank", _ROLL),
+    call(f"{_GROUP}.placement_group_handle", "DefaultPlacementGroupHandle", "pg", _RANKS),
+    call(f"{_GROUP}.placement_group_handle", "DefaultPlacementGroupHandle.shutdown", "self", _RANKS),
+    # serve.py
+    call("ray.serve.context", "_get_global_client", "raise_if_no_controller_running", _CONTROLLER),
+    call("ray.serve.context", "_disconnect", "", "looking for a controller that was lost anew"),
+    holds(f"{_SERVE}.client", "ServeControllerClient", "_controller http_config", _CONTROLLER),
+    call(f"{_SERVE}.client", "ServeControllerClient.get_serve_details", "self", _CONTROLLER),
+    call(f"{_SERVE}.controller", "ServeController.get_grpc_config", "self", _CONTROLLER),
+    call(f"{_SERVE}.controller", "ServeController.get_deployment_info", "self name app_name", _CONTROLLER),
+    there(f"{_SERVE}.constants", "SERVE_CONTROLLER_NAME", _PROXY, kind=str),
+    there(f"{_SERVE}.constants", "SERVE_NAMESPACE", _PROXY, kind=str),
+    call(f"{_SERVE}.deployment_info", "DeploymentInfo.from_proto", "proto", _CONTROLLER),
+    holds(f"{_SERVE}.deployment_info", "DeploymentInfo", "replica_config version", _CONTROLLER),
+    holds(f"{_SERVE}.config", "ReplicaConfig", "init_args", _CONTROLLER),
+    there("ray.serve.generated.serve_pb2", "DeploymentRoute.FromString", _CONTROLLER),
+    public("ray.serve", "Deployment.options", "version _internal", "replicas that stay where nothing has changed"),
+    public("ray.serve", "delete", "_blocking", "removing several pools at once"),
+    call(
+        "ray.serve.handle",
+        "DeploymentBroadcastResponse._fetch_replica_results_async",
+        "self",
+        "metrics of a whole pool although a replica is silent",
+    ),
+    holds("ray.serve.handle", "DeploymentHandle", "_router", _PROXY),
+    call("ray.serve.handle", "DeploymentHandle.running_replicas_populated", "self", "gRPC calls that name no pool"),
+    holds(f"{_SERVE}.router", "SingletonThreadRouter", "_asyncio_router", _PROXY),
+    holds(f"{_SERVE}.router", "CurrentLoopRouter", "_asyncio_router", _PROXY),
+    holds(f"{_SERVE}.router", "AsyncioRouter", "_request_router _running_replicas", _PROXY),
+    holds(f"{_SERVE}.request_router.request_router", "RequestRouter", "curr_replicas", _PROXY),
+    # serve_servers.py and http_server.py
+    there(f"{_SERVE}.constants", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "our HTTP server in Serve's processes"),
+    there(f"{_SERVE}.constants", "DEFAULT_GRPC_SERVER_OPTIONS", "the limit of a gRPC message", kind=list),
+    call(f"{_SERVE}.replica", "add_port_to_grpc_server", "server address", _PORTS),
+    call(f"{_SERVE}.default_impl", "add_grpc_address", "grpc_server server_address", _PORTS),
+    call(
+        f"{_SERVE}.grpc_util",
+        "gRPCGenericServer.add_passthrough_service",
+        "self service_name",
+        "gRPC methods without Serve's wrapper",
+    ),
+    call(
+        f"{_SERVE}.proxy_router",
+        "ProxyRouter.get_handle_for_endpoint",
+        "self target_app_name",
+        "gRPC calls that name no pool",
+    ),
+    call(f"{_SERVE}.proxy_router", "ProxyRouter.match_route", "self target_route", _PROXY),
+    call(f"{_SERVE}.proxy_router", "ProxyRouter.ready_for_traffic", "self is_head", _PROXY),
+    holds(f"{_SERVE}.proxy_router", "ProxyRouter", "handles route_info", _PROXY),
+    holds(f"{_SERVE}.proxy", "HTTPProxy", "proxy_router", _PROXY),
+    holds(f"{_SERVE}.http_util", "RequestIdMiddleware", "_app", "finding Serve's app inside its middlewares"),
+    holds(f"{_SERVE}.replica", "Replica", "_route_prefix", "the base path of a pool"),
+    there(f"{_SERVE}.http_util", "uvicorn.Server", "servers on the node's address alone"),
+    call("uvicorn", "Server.serve", "self sockets", "servers on the node's address alone"),
+    there("uvicorn.config", "HTTP_PROTOCOLS", "our protocol class in Serve's processes", kind=dict),
+    call(
+        "uvicorn.protocols.http.httptools_impl",
+        "HttpToolsProtocol",
+        "config server_state app_state _loop",
+        "our protocol class in Serve's processes",
+    ),
+    # serve_controller.py
+    there(f"{_SERVE}.constants", "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "our parts in Serve's controller"),
+    there(f"{_SERVE}.default_impl", "DeploymentScheduler", _PLACE, kind=type),
+    there(f"{_SERVE}.controller", "DeploymentStateManager", "which nodes have a front", kind=type),
+    call(_SCHEDULER, "DeploymentScheduler", "cluster_node_info_cache head_node_id create_placement_group_fn", _PLACE),
+    holds(
+        _SCHEDULER,
+        "DeploymentScheduler",
+        "_deployments _pending_replicas _launching_replicas _recovering_replicas _running_replicas "
+        "_cluster_node_info_cache _head_node_id",
+        _PLACE,
+    ),
+    call(
+        _SCHEDULER,
+        "DeploymentScheduler.on_deployment_deployed",
+        "self deployment_id replica_config is_gang pins_replicas",
+        _PLACE,
+    ),
+    call(_SCHEDULER, "DeploymentScheduler.on_deployment_deleted", "self deployment_id", _PLACE),
+    call(_SCHEDULER, "DeploymentScheduler._get_available_resources_per_node", "self", _PLACE),
+    call(_SCHEDULER, "DeploymentScheduler._schedule_with_spread_strategy", "self", _PLACE),
+    call(
+        _SCHEDULER,
+        "DeploymentScheduler._schedule_replica",
+        "self scheduling_request default_scheduling_strategy target_node_id target_labels",
+        _PLACE,
+    ),
+    call(
+        _SCHEDULER,
+        "DeploymentScheduler._find_best_fit_node_for_pack",
+        "self required_resources available_resources_per_node node_to_assigned_replicas required_labels_list "
+        "node_labels",
+        _PLACE,
+    ),
+    call(
+        _SCHEDULER,
+        "DeploymentScheduler._get_replicas_to_stop",
+        "self deployment_id max_num_to_stop gang_id_by_replica replicas_by_gang_id gang_size",
+        _PLACE,
+    ),
+    call(_SCHEDULER, "Resources.can_fit", "self other", _PLACE),
+    call(_SCHEDULER, "Resources.__sub__", "self other", _PLACE),
+    holds(_SCHEDULER, "ReplicaSchedulingRequest", "requested_resources", _PLACE),
+    holds(_SCHEDULER, "DeploymentSchedulingInfo", "required_resources label_selector", _PLACE),
+    holds(_SCHEDULER, "LaunchingReplicaInfo", "target_node_id", _PLACE),
+    call(f"{_SERVE}.cluster_node_info_cache", "ClusterNodeInfoCache.get_active_node_ids", "self", _PLACE),
+    call(f"{_SERVE}.cluster_node_info_cache", "ClusterNodeInfoCache.get_alive_node_ids", "self", _PLACE),
+    call(f"{_SERVE}.cluster_node_info_cache", "ClusterNodeInfoCache.get_node_labels", "self node_id", _PLACE),
+    call(
+        f"{_SERVE}.deployment_state",
+        "DeploymentState",
+        "id long_poll_host deployment_scheduler cluster_node_info_cache autoscaling_state_manager",
+        _MOVE,
+    ),
+    holds(f"{_SERVE}.deployment_state", "DeploymentState", "_id _target_state _deployment_scheduler", _MOVE),
+    call(
+        f"{_SERVE}.deployment_state",
+        "DeploymentState.scale_deployment_replicas",
+        "self gang_placement_groups proxy_nodes",
+        _MOVE,
+    ),
+    call(f"{_SERVE}.deployment_state", "DeploymentState._get_target_replica_delta", "self", _MOVE),
+    call(f"{_SERVE}.deployment_state", "DeploymentState.get_num_running_replicas", "self version", _MOVE),
+    holds(f"{_SERVE}.deployment_state", "DeploymentTargetState", "version target_num_replicas deleting", _MOVE),
+    call(
+        f"{_SERVE}.deployment_state", "DeploymentStateManager.get_active_node_ids", "self", "which nodes have a front"
+    ),
+    holds(
+        f"{_SERVE}.deployment_state", "DeploymentStateManager", "_cluster_node_info_cache", "which nodes have a front"
+    ),
+)
+"""All of them, by the file of this package that uses them."""
+
+
+def check(symbols: Iterable[Symbol] = CONTRACT) -> list[Broken]:
+    """What is not as it was read; empty if all is. Imports ray.serve, ray.train and ray.data into this process."""
+    return [Broken(symbol.name, problem, symbol.why) for symbol in symbols for problem in [_problem(symbol)] if problem]
+
+
+def _problem(symbol: Symbol) -> str:
+    try:
+        found = _find(symbol)
+    except Exception as error:  # whatever importing a part of another version raises
+        return f"cannot be imported: {type(error).__name__}: {error}"
+    if found is _MISSING:
+        return "is not there"
+    if symbol.kind is not None and not isinstance(found, symbol.kind):
+        return f"is {type(found).__name__}, was {symbol.kind.__name__}"
+    if symbol.value is not None and found != symbol.value:
+        return f"is {found!r}, was {symbol.value!r}"
+    if symbol.parameters is not None or symbol.has:
+        try:
+            parameters = tuple(inspect.signature(found).parameters)
+        except (TypeError, ValueError) as error:
+            return f"has no signature: {error}"
+        if symbol.parameters is not None and parameters != symbol.parameters:
+            return f"takes ({', '.join(parameters)}), took ({', '.join(symbol.parameters)})"
+        if lost := [name for name in symbol.has if name not in parameters]:
+            return f"takes no {', '.join(lost)}"
+    if lost := [name for name in symbol.fields if name not in _fields(found)]:
+        return f"has no {', '.join(lost)}"
+    return ""
+
+
+_MISSING = object()
+
+
+def _find(symbol: Symbol) -> Any:
+    found: Any = importlib.import_module(symbol.module)
+    for part in symbol.path.split("."):
+        found = getattr(found, part, _MISSING)
+        if found is _MISSING:
+            break
+    return found
+
+
+@cache
+def _fields(found: type) -> set[str]:
+    """What a class and its bases have, and what their code assigns to `self`: it is there in objects only."""
+    names = {name for each in found.__mro__ for name in (*vars(each), *getattr(each, "__annotations__", ()))}
+    for each in found.__mro__[:-1]:
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
+        except (OSError, TypeError):
+            continue  # not written in Python
+        names |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+    return names
+
+
+if __name__ == "__main__":
+    json.dump([asdict(broken) for broken in check()], sys.stdout)

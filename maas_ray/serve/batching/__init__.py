@@ -1,0 +1,1 @@
+"""Dynamic batching: the queues of waiting requests, which of them the next run takes, and who runs it."""

@@ -1,0 +1,112 @@
+"""What lies between the front and the replicas: where their HTTP servers listen, and whom they answer.
+
+Serve gives every server the one address of its options. On several machines the front alone listens there; each replica
+and each proxy listens on the address that its node has in the cluster, for the fronts of all nodes, and answers those
+alone (`haproxy.config.secret`).
+"""
+
+import hmac
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+import uvicorn
+
+from maas_ray.errors import NotThroughFront
+from maas_ray.haproxy.config.secret import HEADER, front_secret
+from maas_ray.ray_internals.http_server import use_server
+from maas_ray.serve.http.asgi_app import Receive, Scope, Send
+from maas_ray.serve.request.head import Header
+from maas_ray.serve.request.response import error_reply
+from maas_ray.serve.request.url_path import sent_path
+
+_HEALTH = "/-/healthz"
+"""Which HAProxy asks for, without headers of ours. It says nothing of what is served."""
+_NAME = HEADER.encode()
+
+
+def refusal() -> NotThroughFront:
+    """The error of a request that came from elsewhere."""
+    return NotThroughFront(
+        "this port is for the cluster's own HTTP front; send the request to the front, on any node, at the port of http.port"
+    )
+
+
+def front_check(environ: Mapping[str, str]) -> Callable[[Iterable[Header]], bool] | None:
+    """Tells by its headers (names in lower case) whether a request came through the front; None where nobody is asked.
+
+    In the profile `portable` Serve's proxy is the front, and replicas have no port.
+
+    Raises:
+        OSError: the token of the cluster cannot be read.
+    """
+    secret = front_secret(environ).encode() if environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else b""
+    if not secret:
+        return None
+    return lambda headers: any(name == _NAME and hmac.compare_digest(value, secret) for name, value in headers)
+
+
+class FrontOnly:
+    """ASGI middleware that refuses what has not come through the front, but for the question whether this is alive.
+
+    Args:
+        app: what is inside.
+        is_from_front: see `front_check`.
+    """
+
+    def __init__(self, app: Any, is_from_front: Callable[[Iterable[Header]], bool]) -> None:
+        self._app = app
+        self._is_from_front = is_from_front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or self._is_from_front(scope["headers"]):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif sent_path(scope.get("raw_path"), scope["path"]) == _HEALTH:
+            await self._app(scope, receive, send)
+        else:
+            reply = error_reply(refusal())
+            headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body)), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+
+class NodeServer(uvicorn.Server):
+    """uvicorn's server, on the addresses of this node in place of those that it was given."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(_on_node(sockets or []))
+
+
+def listen_on_node() -> None:
+    """Makes the HTTP servers of this process listen on the node's address and on loopback; called before Serve's start.
+
+    The HAProxy of the node itself is told loopback, those of the others the node's address.
+    """
+    use_server(NodeServer)
+
+
+def _on_node(sockets: list[socket.socket]) -> list[socket.socket]:
+    host = ray.util.get_node_ip_address()
+    found: list[socket.socket] = []
+    for given in sockets:
+        port = int(given.getsockname()[1])
+        shares_port = bool(given.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+        given.close()  # Serve bound it to choose the port; nothing listened there
+        for address in dict.fromkeys((host, "::1" if ":" in host else "127.0.0.1")):
+            found.append(_bound(address, port, shares_port))
+    return found
+
+
+def _bound(address: str, port: int, shares_port: bool) -> socket.socket:
+    sock: Any = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shares_port))
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock  # type: ignore[no-any-return]

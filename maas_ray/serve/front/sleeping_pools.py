@@ -1,0 +1,131 @@
+"""What a pool without a replica answers without waking: health, metrics, and what the registry and the store know.
+
+Only inference and loading wake a pool. Knows neither Ray nor a socket.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from maas_ray.bundle.format import load_info
+from maas_ray.errors import MaasError, NotFound
+from maas_ray.registry.models import Registry, Version
+from maas_ray.serve.http.scrape import scrape
+from maas_ray.serve.models.desired_state import DesiredState
+from maas_ray.serve.models.references import ResolvedReference, resolve_all
+from maas_ray.serve.request.head import Head, Header, Route
+from maas_ray.serve.request.response import JSON, Reply
+from maas_ray.serve.spec.pools import ServingSpec
+from maas_ray.serve.wire import v2
+from maas_ray.store.objects import ObjectStore
+
+ANSWERED = frozenset(
+    {"live", "ready", "server", "metrics", "models", "stats", "index", "model", "model_ready", "versions", "config"}
+)
+"""Routes that are answered here. Every other one is for a replica: inference, loading, and unloading, which the replicas
+of a pool agree on."""
+SLEEPS = "not in memory: the pool sleeps, its next request wakes it"
+
+
+class Asleep:
+    """The answers of one pool.
+
+    Args:
+        store: of the registry and the bundles; read in this thread.
+        spec: what the pool serves.
+        pool: its name.
+    """
+
+    def __init__(self, store: ObjectStore, spec: ServingSpec, pool: str) -> None:
+        self._store = store
+        self._spec = spec
+        self._pool = pool
+        self._registry = Registry(store)
+        self._desired_state = DesiredState(store, pool)
+
+    def answer(self, head: Head, body: bytes = b"") -> Reply:
+        """The reply to every route that does not wake the pool.
+
+        Raises:
+            NotFound: no such model or version in this pool.
+            MaasError: the store cannot be read.
+        """
+        route = head.route
+        match route.name:
+            case "live":
+                return _json({"live": True})
+            case "ready":
+                return _json({"ready": True, "asleep": True})
+            case "server":
+                return _json(v2.server_metadata(self._spec.server_name))
+            case "metrics":
+                return scrape(head.headers, [], pool=self._pool)
+            case "models":
+                return _json({"models": list(dict.fromkeys(reference.spec.name for reference in self._references()))})
+            case "stats":
+                if route.model:
+                    self._find(route)
+                return _json({"model_stats": []})
+            case "index":
+                return _json(self._index(body))
+        return self._about_model(route)
+
+    def _about_model(self, route: Route) -> Reply:
+        found, versions = self._find(route)
+        headers = (
+            (b"x-maas-run", found.run.encode()),
+            (b"x-maas-version", str(found.version).encode()),
+        )
+        if route.name == "model_ready":
+            return _json({"name": route.model, "ready": True, "asleep": True}, headers)
+        if route.name == "versions":
+            return _json({"name": route.model, "versions": [str(number) for number in versions]})
+        info = load_info(self._store, found.bundle)
+        if route.name == "config":
+            batching = self._spec.batching
+            config = v2.model_config(
+                route.model,
+                versions,
+                info,
+                max_batch_size=batching.max_batch_size,
+                max_delay_us=round(batching.max_delay_ms * 1000),
+            )
+            return _json(config, headers)
+        parameters = {"run": found.run, "version": str(found.version)}
+        shown = versions if route.version is None else [route.version]
+        return _json(v2.model_metadata(route.model, shown, info, parameters), headers)
+
+    def _references(self) -> list[ResolvedReference]:
+        desired = self._desired_state.models() if self._spec.model_control == "explicit" else {}
+        return resolve_all(self._registry, self._spec.models, desired)
+
+    def _find(self, route: Route) -> tuple[Version, list[int]]:
+        """The version that a route addresses, and all that the pool serves of its model."""
+        references = [reference for reference in self._references() if reference.spec.name == route.model]
+        if not references:
+            raise NotFound(f"this pool serves no model {route.model!r}; GET v2/models lists what it serves")
+        named = [reference.names for reference in references if isinstance(reference.names, Version)]
+        wanted = [version for version in named if route.version in (None, version.version)]
+        if wanted:
+            return wanted[0], sorted({version.version for version in named})
+        if not named and isinstance(references[0].names, MaasError):
+            raise references[0].names
+        raise NotFound(f"this pool does not serve version {route.version} of model {route.model!r}")
+
+    def _index(self, body: bytes) -> list[dict[str, str]]:
+        ready_only = b'"ready"' in body and b"true" in body
+        entries = []
+        for reference in self._references():
+            name = reference.spec.name
+            if isinstance(reference.names, Version):
+                entries.append(
+                    {"name": name, "version": str(reference.names.version), "state": "READY", "reason": SLEEPS}
+                )
+            elif not ready_only:
+                entries.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": str(reference.names)})
+        return entries
+
+
+def _json(value: Any, headers: Sequence[Header] = ()) -> Reply:
+    return Reply(200, (JSON, *headers), orjson.dumps(value))

@@ -1,0 +1,191 @@
+"""The one ASGI app of a replica: the whole HTTP surface, with the layers of `head.LAYERS`. Knows neither Ray nor a tensor.
+
+The protocol class answers inference before this app is asked; where there is none, this app gives the same answers.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from maas_ray.display import get_logger
+from maas_ray.errors import DeadlineExceeded, MaasError
+from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.request.head import INFERENCE, Head, new_request_id, read_head, too_large
+from maas_ray.serve.request.response import Reply, error_reply, internal_error
+from maas_ray.serve.request.url_path import below, sent_path
+from maas_ray.serve.spec.pools import LimitsSpec
+
+log = get_logger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+WATCH_AFTER_S = 0.02
+"""A request that has waited this long is watched for its client's leaving; most are answered before, and pay nothing."""
+INLINE_INFLATE_BYTES = 512
+"""A longer compressed body is inflated in a thread."""
+MOST_INFLATION = 1032
+"""How many times as long a body can be after its inflation (zlib.net/zlib_tech.html)."""
+MAX_CONTROL_BYTES = 64 << 10
+"""Largest body of a request that is not an inference; it is parsed on the loop."""
+
+
+class _ClientGone(Exception):
+    """Nobody waits for the reply."""
+
+
+class App:
+    """ASGI 3 application.
+
+    Args:
+        handler: the answers.
+        limits: of one request.
+        sends_request_id: False where the server around this app appends `x-request-id` itself, as Ray Serve's does.
+    """
+
+    def __init__(self, handler: Handler, limits: LimitsSpec, *, sends_request_id: bool = True) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._sends_request_id = sends_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = Head(scope["method"], _path(scope), scope["headers"])
+        request_id = b""
+        try:
+            try:
+                read_head(head, self._limits)
+            finally:
+                request_id = head.given_id or new_request_id()
+            head.reply_headers = self._handler.model_headers(head.route)
+            reply = await self._reply(head, request_id, receive)
+        except _ClientGone:
+            return
+        except MaasError as error:
+            reply = error_reply(error, head.reply_headers)
+        except Exception:
+            log.exception("request %s failed in an unexpected way", request_id.decode())
+            reply = error_reply(internal_error(request_id), head.reply_headers)
+        if head.route.name not in INFERENCE:
+            self._handler.manager.stats.answered(head.route.name or "none", reply.status)
+        headers = [*reply.headers, *head.cors, (b"content-length", b"%d" % len(reply.body))]
+        if self._sends_request_id:
+            headers.append((b"x-request-id", request_id))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if head.method == "HEAD" else reply.body})
+
+    async def _reply(self, head: Head, request_id: bytes, receive: Receive) -> Reply:
+        deadline = asyncio.get_running_loop().time() + head.timeout_s
+        body: bytes | memoryview = b""
+        if head.method == "POST":
+            body = await self._body(head, receive, deadline)
+            if head.content_encoding != b"identity":
+                body = await self._inflate(head, bytes(body), deadline)
+        if head.route.name in INFERENCE:
+            return await self._infer(head, request_id, body, receive, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._handler.answer(head, bytes(body), deadline)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the answer was not ready within {head.timeout_s:g} s; allow more time") from None
+
+    async def _body(self, head: Head, receive: Receive, deadline: float) -> bytes | memoryview:
+        limit = self._limits.max_body_bytes
+        if head.route.name not in INFERENCE:
+            limit = min(limit, MAX_CONTROL_BYTES)
+        body, counted = bytearray(), 0
+        budget = self._handler.manager.budget
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    expected = max(len(body), head.content_length or 0)
+                    if expected > limit:
+                        raise too_large(expected, limit)
+                    budget.expect(expected - counted, expected)
+                    counted = expected
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    body += message.get("body", b"")  # one buffer: a list of a million chunks would cost far more
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"only {len(body)} bytes of the body arrived before the request's deadline; send faster or allow more "
+                "time"
+            ) from None
+        finally:
+            budget.arrived(counted)
+        if len(body) > limit:
+            raise too_large(len(body), limit)
+        return bytes(body) if len(body) <= MAX_CONTROL_BYTES else memoryview(body)
+
+    async def _inflate(self, head: Head, body: bytes, deadline: float) -> bytes:
+        if len(body) <= INLINE_INFLATE_BYTES:
+            return self._handler.inflate(head, body)
+        num_bytes = min(self._limits.max_body_bytes, MOST_INFLATION * len(body))
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._handler.workers.run(lambda stop: self._handler.inflate(head, body), num_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded("inflating the body took until the request's deadline; allow more time") from None
+
+    async def _infer(
+        self, head: Head, request_id: bytes, body: bytes | memoryview, receive: Receive, deadline: float
+    ) -> Reply:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply | None] = loop.create_future()
+
+        def done(reply: Reply | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        call = self._handler.infer(head, request_id, body, deadline, done)
+        watchers: list[asyncio.Task[None]] = []
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            done(None)
+
+        timer = loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
+        try:
+            reply = await future
+        finally:
+            # Also when this task is cancelled, which is how Serve tells that the client has gone.
+            timer.cancel()
+            call.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+        if reply is None:
+            raise _ClientGone
+        return reply
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self._handler.manager.start()
+                except MaasError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._handler.close(self._limits.drain_s)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def _path(scope: Scope) -> str:
+    """The path below the pool's base path, as it was sent (ASGI: paths include `root_path`)."""
+    return below(str(scope.get("root_path", "")).rstrip("/"), sent_path(scope.get("raw_path"), str(scope["path"])))

@@ -1,0 +1,60 @@
+"""Asks all replicas of a pool one question, through a handle of the deployment to itself.
+
+Works with and without HTTP servers in the replicas.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray import serve
+
+from maas_ray.display import get_logger
+from maas_ray.ray_internals.serve import replica_results
+from maas_ray.serve.http.peers import Answers, collect
+
+log = get_logger(__name__)
+
+PEERS_TIMEOUT_S = 3.0
+"""Longest wait for the replicas of a pool; Prometheus itself waits 10 s for a scrape."""
+
+
+class Broadcast:
+    """All replicas of a deployment.
+
+    Args:
+        deployment: its name.
+        application: the application that it belongs to.
+        here: what this replica itself answers; the only answer while Serve offers no replica, as when the pool stops.
+        timeout_s: longest wait for the answers.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        application: str,
+        here: Callable[[str, str], Awaitable[Any]],
+        timeout_s: float = PEERS_TIMEOUT_S,
+    ) -> None:
+        self._names = (deployment, application)
+        self._here = here
+        self._timeout_s = timeout_s
+        self._handle: Any = None
+
+    async def ask(self, question: str, argument: str = "") -> Answers:
+        """The answers of `ask_here` in each replica that answers in time."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                calls = await self._calls(question, argument)
+        except Exception as error:  # Serve has errors of many kinds for a deployment that is about to have no replica
+            log.info("only this replica answers %r: %s", question, type(error).__name__)
+            return Answers([await self._here(question, argument)])
+        answers = await collect((call.get_async() for call in calls), self._timeout_s)
+        # The question may have found only replicas that were ending.
+        return answers if answers or answers.num_silent else Answers([await self._here(question, argument)])
+
+    async def _calls(self, question: str, argument: str) -> list[Any]:
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(*self._names)
+        response = self._handle.broadcast("ask_here", question, argument)
+        return await replica_results(response)

@@ -1,0 +1,331 @@
+"""One inference request between its last byte and its answer, whatever protocol it came by. Knows no bytes, no socket.
+
+    find the model (or wait for its load) → read → queue → run → write → count → send
+
+Each step is a call on the loop; nothing is awaited, so a request costs no task and no future. Reading a large body and
+writing a large answer are done in a thread (offload.py), and end for the caller at the deadline.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter, time
+from typing import Any, Generic, Protocol, TypeVar
+
+from maas_ray.bundle.engine.stop import StopSignal
+from maas_ray.display import get_logger
+from maas_ray.errors import DeadlineExceeded, MaasError
+from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.models.loaded import Loaded
+from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.head import Head, Header
+from maas_ray.serve.request.offload import Workers
+from maas_ray.serve.request.response import internal_error
+from maas_ray.serve.telemetry.request_record import Observer, RequestRecord
+from maas_ray.serve.telemetry.stats import Outcome, outcome_of
+from maas_ray.serve.wire.checks import InferRequest
+
+log = get_logger(__name__)
+
+MessageT = TypeVar("MessageT")
+RespondT = TypeVar("RespondT")
+AnswerT = TypeVar("AnswerT")
+T = TypeVar("T")
+_NOTHING: Tensors = {}
+
+INLINE_READ_BYTES = 32 << 10
+"""A longer request is read in a thread if its form can cost much; see `Call.is_read_apart`. The dearest 32 KiB of JSON (lists
+of one number, the last of them wrong) were measured to take 6 ms."""
+
+
+class CallOwner(Protocol):
+    """What all calls of one replica share; the handler has it."""
+
+    manager: ModelManager
+    observers: tuple[Observer, ...]
+    workers: Workers
+    num_ongoing: int
+    """Requests that have been received and not answered."""
+
+
+class Call(Item, Generic[MessageT, RespondT, AnswerT]):
+    """One inference request. It is itself what waits in the queue.
+
+    A subclass reads the message, writes the answer and sends it; each of its methods is called at most once.
+
+    Args:
+        owner: whose request it is.
+        head: where it leads.
+        request_id: what its answer will carry.
+        message: as received.
+        num_bytes: of the message.
+        deadline: time of the loop's clock after which nobody waits.
+        respond: who gets the answer; not after `cancel`.
+    """
+
+    __slots__ = ("_apart", "_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
+
+    def __init__(
+        self, owner: CallOwner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
+        respond: RespondT,
+    ) -> None:  # fmt: skip
+        # The fields of an `Item` are set here, not by its constructor: this is the path of every request.
+        self.inputs = _NOTHING
+        self.num_rows = 0
+        self.num_bytes = num_bytes
+        self.deadline = deadline
+        self.done = None
+        self.is_waiting = False
+        self.has_ended_process = False
+        self.queue_s = self.run_s = 0.0
+        self._owner = owner
+        self._head = head
+        self._id = request_id
+        self._message: MessageT | None = message
+        self._respond = respond
+        self._is_open = True
+        self._loaded: Loaded | None = None
+        self._request: InferRequest | None = None
+        self._waiting: Any = None
+        self._apart: tuple[StopSignal, asyncio.TimerHandle] | None = None
+        self._started = self._read_at = self.arrived_s = perf_counter()
+
+    def has_priority(self) -> bool:
+        """Whether it may ask to be run before others; looked at before it is read."""
+        raise NotImplementedError
+
+    def read(self, loaded: Loaded) -> InferRequest:
+        """The request as tensors that fit the model's signature."""
+        raise NotImplementedError
+
+    def is_read_apart(self, loaded: Loaded) -> bool:
+        """Whether a message of more than `INLINE_READ_BYTES` may take long to be read, so that a thread does it."""
+        raise NotImplementedError
+
+    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
+        """As `read`, in a thread; ends early once `stop` is set."""
+        raise NotImplementedError
+
+    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT | None:
+        """The answer; None if it takes so long to be written that a thread does it."""
+        raise NotImplementedError
+
+    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> AnswerT:
+        """As `write`, in a thread; ends early once `stop` is set."""
+        raise NotImplementedError
+
+    def size(self, answer: AnswerT) -> int:
+        """Bytes of an answer."""
+        raise NotImplementedError
+
+    def send(self, loaded: Loaded, answer: AnswerT) -> None:
+        """Sends what `write` has made."""
+        raise NotImplementedError
+
+    def refuse(self, error: MaasError, headers: tuple[Header, ...]) -> None:
+        """Sends an error, with the headers of the version it concerns."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Finds the model, or waits for it to be loaded."""
+        owner, route = self._owner, self._head.route
+        owner.num_ongoing += 1
+        try:
+            loaded = owner.manager.find(route.model, route.version)
+            if loaded is not None:
+                self._queue_at(loaded)
+            else:
+                self._waiting = owner.manager.load_soon(
+                    route.model, route.version, self.deadline, self._ready, num_bytes=self.num_bytes
+                )
+        except Exception as error:
+            self._fail(error)
+
+    def cancel(self) -> None:
+        """Nobody waits any more: nothing is sent, and the place in the queue is free."""
+        if not self._is_open:
+            return
+        if self._loaded is not None:
+            self._loaded.batcher.cancel(self)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._close("cancelled", 499)
+
+    def _ready(self, loaded: Loaded | None, error: MaasError | None) -> None:
+        if not self._is_open:
+            return
+        self._read_at = perf_counter()
+        try:
+            if loaded is None:
+                raise error or MaasError("the model did not load")
+            self._queue_at(loaded)
+        except Exception as refusal:
+            self._fail(refusal)
+
+    def _queue_at(self, loaded: Loaded, request: InferRequest | None = None) -> None:
+        batcher = loaded.batcher
+        if request is None:
+            self._loaded = loaded
+            if batcher.is_behind and not self.has_priority():
+                batcher.admit(self.deadline)
+            if self.num_bytes > INLINE_READ_BYTES and self.is_read_apart(loaded):
+                self._do_apart(
+                    lambda stop: self.read_large(loaded, stop),
+                    self.num_bytes,
+                    lambda request, error: self._was_read(loaded, request, error),
+                    "reading it",
+                )
+                return
+            request = self.read(loaded)
+        self._request = request
+        self._message = None  # JSON has been read; binary tensors hold their own part of it
+        self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
+        if request.timeout_us is not None:
+            self._shorten(request.timeout_us / 1e6, loaded.name)
+        self.arrived_s = perf_counter()
+        self.done = self._finished
+        batcher.put(self)
+
+    def _shorten(self, timeout_s: float, name: str) -> None:
+        """Takes in the time that the caller allows, which counts from the arrival.
+
+        By the clock of performance: the loop's may stand still for as long as it is busy (uvloop's counts milliseconds).
+        """
+        left_s = timeout_s - (perf_counter() - self._started)
+        if left_s <= 0:
+            raise DeadlineExceeded(
+                f"{name} could not begin within the {timeout_s * 1e6:.0f} microseconds of the parameter 'timeout'; "
+                "allow more time"
+            )
+        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + left_s)
+
+    def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
+        loaded, request = self._loaded, self._request
+        if loaded is None or request is None or outputs is None:
+            self._fail(error or MaasError("the run gave no outputs"))
+            return
+        began = perf_counter()
+        try:
+            answer = self.write(loaded, request, outputs)
+            if answer is None:
+                self._do_apart(
+                    lambda stop: self.write_large(loaded, request, outputs, stop),
+                    min(loaded.max_answer_bytes, sum(array.nbytes for array in outputs.values())),
+                    lambda answer, error: self._was_written(loaded, answer, error, began),
+                    "writing its answer",
+                )
+                return
+        except Exception as failure:
+            self._cannot_write(loaded, failure)
+            return
+        self._send(loaded, answer, began)
+
+    def _send(self, loaded: Loaded, answer: AnswerT, began: float) -> None:
+        ended = perf_counter()
+        self._is_open = False
+        owner, total_s = self._owner, ended - self._started
+        owner.num_ongoing -= 1
+        loaded.stats.served(self.arrived_s - self._read_at, ended - began, total_s, self.num_rows, time())
+        if owner.observers:
+            self._tell("ok", 200, self.size(answer), total_s)
+        self.send(loaded, answer)
+
+    def _cannot_write(self, loaded: Loaded, failure: Exception) -> None:
+        """The caller must hear of it now, not at the deadline."""
+        if not isinstance(failure, MaasError):
+            log.error("an answer of %s cannot be written", loaded.name, exc_info=failure)
+            failure = MaasError("the answer cannot be written as it was asked for; ask for other outputs")
+        self._fail(failure)
+
+    # What is done in a thread
+
+    def _do_apart(
+        self,
+        work: Callable[[StopSignal], T],
+        num_bytes: int,
+        done: Callable[[T | None, Exception | None], None],
+        what: str,
+    ) -> None:
+        stop = self._owner.workers.submit(work, num_bytes, done)
+        self._apart = stop, asyncio.get_running_loop().call_at(self.deadline, self._is_late, what)
+
+    def _is_late(self, what: str) -> None:
+        self._fail(DeadlineExceeded(f"{what} took until the request's deadline; allow more time or send less"))
+
+    def _end_apart(self) -> None:
+        if self._apart is not None:
+            stop, timer = self._apart
+            stop.set()
+            timer.cancel()
+            self._apart = None
+
+    def _was_read(self, loaded: Loaded, request: InferRequest | None, error: Exception | None) -> None:
+        if not self._is_open:
+            return
+        self._end_apart()
+        if request is None:
+            self._fail(error or MaasError("the request was not read"))
+            return
+        try:
+            if loaded.batcher.is_closed:
+                self._owner.num_ongoing -= 1
+                self.start()  # another version has taken its place meanwhile, and may take other inputs
+                return
+            self.num_bytes = max(self.num_bytes, sum(array.nbytes for array in request.inputs.values()))
+            self._queue_at(loaded, request)
+        except Exception as refusal:
+            self._fail(refusal)
+
+    def _was_written(self, loaded: Loaded, answer: AnswerT | None, error: Exception | None, began: float) -> None:
+        if not self._is_open:
+            return
+        self._end_apart()
+        if answer is None:
+            self._cannot_write(loaded, error or MaasError("the answer was not written"))
+        else:
+            self._send(loaded, answer, began)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._is_open:
+            return
+        if not isinstance(error, MaasError):
+            log.error("request %s failed in an unexpected way", self._id.decode(), exc_info=error)
+            error = internal_error(self._id)
+        self._close(outcome_of(error), error.http_status)
+        self.refuse(error, self._loaded.headers if self._loaded is not None else ())
+
+    def _close(self, outcome: Outcome, status: int) -> None:
+        self._is_open = False
+        owner, loaded = self._owner, self._loaded
+        owner.num_ongoing -= 1
+        if self._apart is not None:
+            self._end_apart()
+        self.done = None
+        self.inputs, self._message = _NOTHING, None
+        total_s = perf_counter() - self._started
+        if loaded is not None:
+            loaded.stats.finished(outcome, total_s, self.num_rows, time())
+        else:
+            owner.manager.stats.answered("infer", status)
+        if owner.observers:
+            self._tell(outcome, status, 0, total_s)
+
+    def _tell(self, outcome: Outcome, status: int, bytes_out: int, total_s: float) -> None:
+        version = self._loaded.version if self._loaded is not None else None
+        record = RequestRecord(
+            outcome=outcome,
+            status=status,
+            request_id=self._id.decode(),
+            total_s=total_s,
+            model=version.model if version is not None else "",
+            version=version.version if version is not None else 0,
+            run=version.run if version is not None else "",
+            bytes_in=self.num_bytes,
+            bytes_out=bytes_out,
+            num_rows=self.num_rows,
+            read_s=self.arrived_s - self._read_at,
+            queue_s=self.queue_s,
+            compute_s=self.run_s,
+            traceparent=self._head.traceparent,
+        )
+        for observer in self._owner.observers:
+            observer.note(record)

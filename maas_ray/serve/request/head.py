@@ -1,0 +1,272 @@
+"""What the head of a request says, checked once and in one order, whichever front has received it.
+
+`LAYERS` is the order of the world. What a head asks for and does not get is refused here, before a byte of the body is
+read; then the front reads the body, and the handler answers. Knows no socket and no model.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
+from maas_ray.serve.request import unsupported_extensions
+from maas_ray.serve.request.url_path import decode_name, split_path
+from maas_ray.serve.spec import cors
+from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.wire.binary import read_header_length
+
+Header = tuple[bytes, bytes]
+
+MAX_REQUEST_ID_CHARS = 128
+ENCODINGS = frozenset({b"identity", b"gzip", b"deflate"})
+_SINGLE = frozenset(
+    {b"content-length", b"content-encoding", b"inference-header-content-length", b"x-request-timeout-ms", b"host"}
+)
+"""Headers that mean something here; said twice they could mean two things."""
+
+
+class Route(NamedTuple):
+    """Where a path leads."""
+
+    name: str
+    """`live`, `ready`, `server`, `models`, `model`, `model_ready`, `config`, `versions`, `stats`, `metrics`, `infer`,
+    `index`, `load`, `unload`, `generate`, `generate_stream`, `preflight`, or `nothing` (of an extension that has nothing
+    here)."""
+    method: str
+    """The method it takes; HEAD is taken where GET is."""
+    model: str = ""
+    version: int | None = None
+
+
+class Head:
+    """The head of one request. A front that sees the same bytes again may use the same object again.
+
+    Args:
+        method: in upper case.
+        path: below the pool's base path, percent-encoded as it was sent.
+        headers: names in lower case.
+    """
+
+    __slots__ = (
+        "accept_encoding",
+        "closes",
+        "content_encoding",
+        "content_length",
+        "cors",
+        "expects_continue",
+        "given_id",
+        "header_length",
+        "headers",
+        "method",
+        "path",
+        "reply_headers",
+        "route",
+        "timeout_s",
+        "traceparent",
+    )  # fmt: skip
+
+    def __init__(self, method: str, path: str, headers: Iterable[Header]) -> None:
+        self.method = method
+        self.path = path
+        self.headers = list(headers)
+        self.given_id = b""
+        """The caller's `x-request-id`, if it can be used."""
+        self.route = Route("", "")
+        self.timeout_s = 0.0
+        self.content_length: int | None = None
+        """Bytes of the body as declared; None where they come in chunks or not at all."""
+        self.content_encoding = b"identity"
+        self.accept_encoding = b""
+        self.header_length: int | None = None
+        """Bytes of the JSON in front of binary tensors; None: the body is JSON alone."""
+        self.traceparent = b""
+        self.closes = False
+        """Whether the connection ends after the reply."""
+        self.expects_continue = False
+        """Whether the caller waits for a word before it sends the body."""
+        self.reply_headers: tuple[Header, ...] = ()
+        """Headers that belong to a refusal."""
+        self.cors: tuple[Header, ...] = ()
+        """Headers that let the page of a browser read the reply."""
+
+
+INFERENCE = frozenset({"infer", "generate", "generate_stream"})
+"""Routes whose requests are run by a model."""
+
+Layer = Callable[[Head, Mapping[bytes, bytes], LimitsSpec], None]
+
+
+def request_id(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """Takes the caller's `x-request-id`; one that cannot be used is replaced. Every reply carries it."""
+    given = headers.get(b"x-request-id", b"")
+    if 0 < len(given) <= MAX_REQUEST_ID_CHARS and all(33 <= byte <= 126 for byte in given):
+        head.given_id = given
+    head.traceparent = headers.get(b"traceparent", b"")
+    head.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+
+
+def cross_origin(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """Whether a page of another origin may read the reply; what a browser asks before it sends is a route of its own."""
+    if limits.cors_origins:
+        head.cors = cors.headers_for(limits.cors_origins, headers.get(b"origin"))
+        if head.cors and cors.is_preflight(head.method, headers):
+            head.route = Route("preflight", "OPTIONS")
+
+
+def route(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """Finds where the path leads and whether it takes the method."""
+    if head.route.name:
+        return
+    head.route = found = find_route(head.path)
+    if head.method != found.method and not (head.method == "HEAD" and found.method == "GET"):
+        head.reply_headers = ((b"allow", b"GET, HEAD" if found.method == "GET" else found.method.encode()),)
+        raise MethodNotAllowed(f"{_short(head.method)} is not allowed here; use {found.method}")
+
+
+def single_headers(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """A header that decides how the rest is read is there once."""
+    names = [name for name, _ in head.headers if name in _SINGLE]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadRequest(f"header {twice[0].decode()} is given more than once; send it once")
+
+
+def deadline(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """`x-request-timeout-ms`, bounded by the pool's maximum; Serve's own timeout headers mean nothing here."""
+    head.timeout_s = limits.timeout_s
+    given = headers.get(b"x-request-timeout-ms")
+    if given is not None:
+        if not (given.isdigit() and len(given) <= 12 and int(given) > 0):
+            raise BadRequest(f"x-request-timeout-ms {given[:40]!r} is not a positive integer; give milliseconds")
+        head.timeout_s = min(limits.timeout_s, int(given) / 1000)
+
+
+def body_limit(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """A declared length above the pool's limit is refused without reading."""
+    declared = headers.get(b"content-length")
+    if declared is None:
+        return
+    if not (declared.isdigit() and len(declared) <= 18):
+        raise BadRequest(f"content-length {declared[:40]!r} is not a number of bytes")
+    head.content_length = int(declared)
+    if head.content_length > limits.max_body_bytes:
+        raise too_large(head.content_length, limits.max_body_bytes)
+
+
+def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
+    """How the body is packed: its encoding, and where its JSON ends and its binary tensors begin."""
+    head.content_encoding = headers.get(b"content-encoding", b"identity").lower()
+    if head.content_encoding not in ENCODINGS:
+        raise BadRequest(f"content-encoding {head.content_encoding[:40]!r} is not offered; use gzip, deflate or none")
+    head.accept_encoding = headers.get(b"accept-encoding", b"")
+    length = headers.get(b"inference-header-content-length")
+    if length is not None:
+        head.header_length = read_header_length(length)
+
+
+LAYERS: tuple[Layer, ...] = (request_id, cross_origin, route, single_headers, deadline, body_limit, body_form)
+"""The order of the world. After them: the body (front), its inflation, its tensors, the queue (handler)."""
+
+
+def read_head(head: Head, limits: LimitsSpec) -> None:
+    """Takes a head through the layers.
+
+    Raises:
+        RequestError: refused; `head.reply_headers` belong to the reply.
+        NotFound: the path leads nowhere.
+    """
+    headers = dict(head.headers)
+    for layer in LAYERS:
+        layer(head, headers, limits)
+
+
+def find_route(path: str) -> Route:
+    """Where a path below the pool's base path leads.
+
+    The words of a route are compared as they were sent, so that a filter of paths in front sees what is seen here; only
+    the name of a model is decoded.
+
+    Args:
+        path: percent-encoded, as it was sent.
+
+    Raises:
+        NotFound: nowhere.
+        BadRequest: the version is not a positive integer.
+    """
+    match split_path(path):
+        case ["v2", "systemsharedmemory" | "cudasharedmemory" | "logging", *_]:
+            return _extension_route(path)
+        case ["v2", *_, "trace", "setting"]:
+            return _extension_route(path)
+        case ["v2"]:
+            return Route("server", "GET")
+        case ["v2", "health", "live" | "ready" as what]:
+            return Route(what, "GET")
+        case ["metrics"]:
+            return Route("metrics", "GET")
+        case ["v2", "models"]:
+            return Route("models", "GET")
+        case ["v2", "models", "stats"]:
+            return Route("stats", "GET")
+        case ["v2", "repository", "index"]:
+            return Route("index", "POST")
+        case ["v2", "repository", "models", segment, "load" | "unload" as what] if model := decode_name(segment):
+            return Route(what, "POST", model)
+        case ["v2", "models", segment, *rest] if model := decode_name(segment):
+            return _model_route(path, model, rest)
+    raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
+
+
+def too_large(size: int, limit: int) -> BodyTooLarge:
+    """The refusal of a body that has at least `size` bytes."""
+    return BodyTooLarge(f"the body has at least {size} bytes, the limit is {limit}; send fewer rows per request")
+
+
+_PREFIX = os.urandom(8).hex().encode()
+_COUNT = itertools.count(int.from_bytes(os.urandom(3), "big"))
+
+
+def new_request_id() -> bytes:
+    """An id that no other replica gives: random digits of this process, and a count."""
+    return b"%b%016x" % (_PREFIX, next(_COUNT))
+
+
+def _extension_route(path: str) -> Route:
+    found = unsupported_extensions.find(path.strip("/"))
+    if found is None:
+        raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
+    method, extension, kind = found
+    if kind == "refused":
+        raise unsupported_extensions.refusal(extension)
+    return Route("nothing", method)
+
+
+def _model_route(path: str, model: str, rest: list[str]) -> Route:
+    version: int | None = None
+    if len(rest) >= 2 and rest[0] == "versions" and rest[1].isalnum():
+        version = _version(rest[1])
+        rest = rest[2:]
+    match rest:
+        case []:
+            return Route("model", "GET", model, version)
+        case ["versions"]:
+            return Route("versions", "GET", model)
+        case ["ready"]:
+            return Route("model_ready", "GET", model, version)
+        case ["config" | "stats" as what]:
+            return Route(what, "GET", model, version)
+        case ["infer" | "generate" | "generate_stream" as what]:
+            return Route(what, "POST", model, version)
+    raise NotFound(f"no path {_short(path)}; below a model there are versions, ready, config, stats and infer")
+
+
+def _version(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):
+        raise BadRequest(f"version {_short(text)} is not a positive integer; GET v2/models/M lists the versions")
+    return int(text)
+
+
+def _short(value: str) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

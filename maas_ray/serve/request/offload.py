@@ -1,0 +1,141 @@
+"""A few threads for work that would keep the loop from everybody: large bodies in, large answers out. Knows no request."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+from maas_ray.bundle.engine.stop import StopSignal
+from maas_ray.display import get_logger
+from maas_ray.errors import MaasError, Overloaded, RunStopped
+from maas_ray.serve.batching.spec import ByteBudget
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+NUM_THREADS = 2
+"""They share the interpreter with the loop, so more of them would only take more of it; two, so that one large body does
+not hold up all others."""
+MAX_WAITING = 128
+"""Pieces of work that wait or are done; one more is refused."""
+
+
+class _WorkItem(NamedTuple):
+    work: Callable[[StopSignal], Any]
+    num_bytes: int
+    done: Callable[[Any, Exception | None], None]
+    stop: StopSignal
+    loop: asyncio.AbstractEventLoop
+
+
+class Workers:
+    """Does work in threads, which the first piece of work starts.
+
+    Args:
+        budget: bytes that may wait in the replica; what is worked on counts until its work has ended.
+    """
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._jobs: SimpleQueue[_WorkItem | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self.num_waiting = 0
+        """Pieces of work that wait or are done."""
+
+    def submit(
+        self, work: Callable[[StopSignal], T], num_bytes: int, done: Callable[[T | None, Exception | None], None]
+    ) -> StopSignal:
+        """Does a piece of work; called on the loop.
+
+        Args:
+            work: called in a thread; where it takes long, it ends early once what it is given `is_set`.
+            num_bytes: what it holds in memory, besides what is counted elsewhere.
+            done: called once on the loop with the result or the error, also after a stop.
+
+        Returns:
+            What ends the work early.
+
+        Raises:
+            Overloaded: too much waits already.
+        """
+        budget = self._budget
+        if self.num_waiting >= MAX_WAITING:
+            raise Overloaded(
+                f"{self.num_waiting} large bodies and answers wait for a thread of this replica, the limit is "
+                f"{MAX_WAITING}; send the request again later"
+            )
+        if budget.used + num_bytes > budget.limit:
+            raise Overloaded(
+                f"the queue of this replica is full: {budget.used} bytes wait and this request has {num_bytes}, the "
+                f"limit is {budget.limit}; send it again later, or a smaller one"
+            )
+        if len(self._threads) <= min(self.num_waiting, NUM_THREADS - 1):  # each keeps some memory of its own
+            thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self.num_waiting += 1
+        budget.used += num_bytes
+        stop = StopSignal()
+        self._jobs.put(_WorkItem(work, num_bytes, done, stop, asyncio.get_running_loop()))
+        return stop
+
+    async def run(self, work: Callable[[StopSignal], T], num_bytes: int) -> T:
+        """As `submit`, for who waits; the work ends early once nobody does.
+
+        Raises:
+            Overloaded: too much waits already.
+        """
+        # In a list that is emptied: an error refers to this frame, which must not refer to the error by its future.
+        waiting: list[asyncio.Future[T]] = [asyncio.get_running_loop().create_future()]
+
+        def done(result: T | None, error: Exception | None) -> None:
+            if not waiting or waiting[0].done():
+                return
+            if error is not None:
+                waiting[0].set_exception(error)
+            else:
+                waiting[0].set_result(result)  # type: ignore[arg-type]  # without an error there is a result
+
+        stop = self.submit(work, num_bytes, done)
+        try:
+            return await waiting[0]
+        finally:
+            stop.set()
+            waiting.clear()
+
+    def close(self) -> None:
+        """Gives the threads back; work in progress ends by itself."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        self._threads = []
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            result: Any = None
+            error: Exception | None = None
+            try:
+                if job.stop.is_set:
+                    raise RunStopped("nobody waited for it any more when it could begin")
+                result = job.work(job.stop)
+            except MaasError as refusal:
+                error = refusal
+            except Exception as failure:
+                log.exception("work in a thread failed in an unexpected way")
+                error = failure
+            try:
+                job.loop.call_soon_threadsafe(self._ended, job, result, error)
+            except RuntimeError:
+                log.info("work in a thread ended after its loop was closed; nobody waits for it")
+            del job, result, error  # this thread may now wait for long
+
+    def _ended(self, job: _WorkItem, result: Any, error: Exception | None) -> None:
+        self.num_waiting -= 1
+        self._budget.used -= job.num_bytes
+        job.done(result, error)
+
+
+def check(stop: StopSignal) -> None:
+    """Raises `RunStopped` if nobody waits for the work any more; called between its pieces."""
+    if stop.is_set:
+        raise RunStopped("the work was ended, since nobody waited for it any more")

@@ -1,0 +1,1 @@
+"""Counters, Prometheus text, access log and traces of inference requests."""

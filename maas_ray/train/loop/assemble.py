@@ -1,0 +1,194 @@
+"""From a spec and a rank's place in the mesh to its TrainState, plan and loader. Knows no store of checkpoints and no Ray."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from maas_ray.data.loading.loader import Loader
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.prefetch import Prefetcher
+from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import Dataset
+from maas_ray.display import get_logger
+from maas_ray.models.build import build_model, example_rows, import_model, is_read
+from maas_ray.train.loop.ema import Ema
+from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
+from maas_ray.train.loop.loss import build_loss, num_valid
+from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.modules.activation_checkpoint import recompute_blocks
+from maas_ray.train.modules.dropout import replace_dropout
+from maas_ray.train.modules.unused_parameters import unused_weights
+from maas_ray.train.parallel.mesh import RankCoordinates, distribute
+from maas_ray.train.parallel.pipeline import Pipeline
+from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.train import TrainSpec
+
+if TYPE_CHECKING:
+    from maas_ray.train.modules.deferred_init import Deferred
+
+log = get_logger(__name__)
+
+GPU_DEPTH = 2
+"""Steps that are read ahead where a GPU computes and the CPUs have time."""
+
+
+def build_net(spec: TrainSpec, features: Features) -> nn.Module:
+    """The network with its initial weights, the same in every process and every attempt."""
+    torch.manual_seed(spec.seed)
+    return build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
+
+
+def build_or_defer(
+    spec: TrainSpec, features: Features, layouts: Iterable[MeshLayout], dtype: torch.dtype = torch.float32
+) -> "tuple[nn.Module, Deferred | None]":
+    """The network; if one of the layouts cuts it: without its data, and with what gives its pieces their data.
+
+    A network that cannot be built so is built at once, which takes the memory of all of it on every rank.
+    """
+
+    def build() -> nn.Module:
+        return build_net(spec, features).to(dtype)
+
+    if not any(layout.cuts_model for layout in layouts):
+        return build(), None
+    from maas_ray.train.modules.deferred_init import Deferred  # late: replicas do without
+    from maas_ray.train.modules.deferred_tape import CannotDefer
+
+    try:
+        if is_read(spec.model):
+            raise CannotDefer("its weights are read from a folder")
+        import_model(spec.model)
+        deferred = Deferred(build, spec.seed)
+        return deferred.net, deferred
+    except CannotDefer as error:
+        log.info("each rank holds the whole model while it is built: %s", error)
+    return build(), None
+
+
+def build_train_state(
+    spec: TrainSpec,
+    features: Features,
+    num_rows: int,
+    coordinates: RankCoordinates,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> TrainState:
+    """What this rank trains.
+
+    Args:
+        spec: the run.
+        features: of its data.
+        num_rows: of the training split.
+        coordinates: this rank's.
+        device: where it computes.
+        dtype: of weights and activations; float64 for comparisons.
+
+    Raises:
+        ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
+    """
+    net, deferred = build_or_defer(spec, features, [coordinates.layout], dtype)
+    is_replicated = coordinates.layout.world > 1 and coordinates.layout.dp_replicate == coordinates.layout.world
+    example = example_rows(features.row, dtype=dtype)
+    has_unused = is_replicated and bool(unused_weights(net, example))
+    replace_dropout(net)
+    if spec.performance.compile:
+        from maas_ray.train.modules.compile import compile_blocks  # late: few runs need it
+
+        compile_blocks(net)
+    recompute_blocks(net, spec.performance.activation_checkpointing)
+    loss = build_loss(spec.objective, features.task)
+    parts = distribute(
+        net,
+        coordinates,
+        device,
+        plan=spec.parallelism.tp_plan,
+        precision=spec.precision,
+        unit_mib=spec.parallelism.shard_unit_mib,
+        pp_split=spec.parallelism.pp_split,
+        example=example,
+        has_unused=has_unused,
+    )
+    if deferred is not None:
+        deferred.fill(parts.bare, device)
+    optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
+    pipeline = None
+    if coordinates.mesh is not None and coordinates.layout.pp > 1:
+        pipeline = Pipeline(
+            parts.wrapped,
+            coordinates.layout,
+            rank=coordinates.pp,
+            group=coordinates.mesh["pp"].get_group(),
+            num_microbatches=spec.batch.accumulation_steps,
+            loss=loss,
+            seed=spec.seed,
+            device=device,
+        )
+    return TrainState(
+        parts=parts.bare,
+        model=parts.wrapped[0],
+        preprocess=Preprocess(features).to(device),
+        loss=loss,
+        optimizer=optimizer,
+        schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(num_rows)),
+        device=device,
+        coordinates=coordinates,
+        num_valid=num_valid if features.row.vocab_size is not None else None,
+        l1=spec.objective.l1,
+        l2=spec.objective.l2,
+        ema=Ema(parts.bare, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None,
+        pipeline=pipeline,
+        dtype=dtype,
+    )
+
+
+def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
+    """The numbers of a run on a training split of `num_rows` rows."""
+    return LoopPlan(
+        total_steps=spec.total_steps(num_rows),
+        stop=spec.stop_position(num_rows),
+        global_size=spec.batch.global_size,
+        num_rows=num_rows,
+        seed=spec.seed,
+        log_every=spec.log_every,
+        checkpoint_every=spec.checkpoint.every_steps,
+        validate_every=spec.checkpoint.every_steps if spec.validation.is_async else spec.validate_every,
+        max_grad_norm=spec.max_grad_norm,
+        precision=spec.precision,
+        saves_validated=spec.checkpoint.keep_best > 0,
+    )
+
+
+def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates) -> Loader:
+    """This rank's rows of each global batch."""
+    return Loader.over(
+        open_rows(dataset, "train", seed=spec.seed),
+        seed=spec.seed,
+        global_batch=spec.batch.global_size,
+        rank=coordinates.dp,
+        world=coordinates.layout.dp,
+        accumulation_steps=spec.batch.accumulation_steps,
+    )
+
+
+def build_batches(
+    spec: TrainSpec, plan: LoopPlan, loader: Loader, first_step: int, device: torch.device
+) -> AbstractContextManager[Batches]:
+    """The loader, or one that reads ahead as the spec says."""
+    depth = spec.performance.prefetch
+    if depth is None:
+        depth = GPU_DEPTH if device.type == "cuda" else 0
+    if not depth:
+        return nullcontext(loader)
+    return Prefetcher(
+        loader,
+        cursor=first_step * plan.global_size,
+        stop=plan.stop,
+        stride=plan.global_size,
+        depth=depth,
+        pin=device.type == "cuda",
+        timeout_s=spec.workers.timeout_s,
+    )

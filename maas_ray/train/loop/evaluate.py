@@ -1,0 +1,176 @@
+"""Metrics on held-out data, with torchmetrics. Knows neither stores nor processes."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+)
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
+from maas_ray.data.loading.rows import Batch, Rows
+from maas_ray.data.spec.features import TOKEN_TASKS
+from maas_ray.train.loop.loss import num_valid
+
+BATCH_ROWS = 1024
+MAX_LOGITS = 1 << 24
+"""Logits of one batch: a row of tokens has one per token and token id, which is 64 MiB for few rows already."""
+
+_NO_POSITIONS = torch.empty(0, dtype=torch.int64)
+_MAX_LOG = 700.0  # exp of more is beyond float64
+
+
+def evaluate(
+    model: nn.Module,
+    columns: Sequence[np.ndarray],
+    target: np.ndarray,
+    *,
+    task: str,
+    num_classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Evaluates a model on columns [N, …] and a target [N] in memory; see `evaluate_rows`.
+
+    Inside a process group every rank passes its own rows and all get the metrics of all rows together.
+    """
+    batches = (
+        Batch([torch.from_numpy(column[rows]) for column in columns], torch.from_numpy(target[rows]), _NO_POSITIONS)
+        for rows in (slice(start, start + BATCH_ROWS) for start in range(0, len(target), BATCH_ROWS))
+    )
+    return _evaluate(model, batches, task, num_classes, loss, device)
+
+
+def evaluate_rows(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    task: str,
+    num_classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, float]:
+    """Evaluates a model in evaluation mode on every row once.
+
+    Inside a process group each rank takes its share of the rows, and all get the metrics of all rows together.
+
+    Args:
+        model: encoded columns -> logits [N, K], or [N, T, V] for token tasks.
+        rows: of one split, the same on every rank.
+        task: `classification` (accuracy, f1 macro), `binary` (accuracy, f1, auroc), `regression` (mse, mae, r2) or a
+            token task (accuracy, perplexity).
+        num_classes: classes, for `classification`; token ids V, for token tasks.
+        loss: (logits, target) -> loss of each row.
+        device: where the model is.
+        rank: which share of the rows is this process's.
+        world: number of shares.
+
+    Returns:
+        Each metric by name, and `loss`, the mean per row (per counted token, for token tasks) without regularization.
+    """
+    own = np.arange(rank, len(rows), world, dtype=np.int64)
+    if task in TOKEN_TASKS and len(own):
+        length = rows.take(own[:1], own[:1]).target.shape[1]
+        size = max(1, min(BATCH_ROWS, MAX_LOGITS // (length * num_classes)))
+    else:
+        size = BATCH_ROWS
+    # A row that is evaluated stands at its own number: its masks are the same in every evaluation.
+    batches = (rows.take(ids, ids) for ids in (own[start : start + size] for start in range(0, len(own), size)))
+    # Pieces of a sharded model lie on all ranks: each of them has to run as often as the one with the most rows.
+    most = -(-len(rows) // world)
+    num_more = -(-most // size) - -(-len(own) // size)
+    first = np.zeros(1, dtype=np.int64)
+    return _evaluate(model, batches, task, num_classes, loss, device, [rows.take(first, first)] * num_more)
+
+
+def _evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    task: str,
+    num_classes: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device | None,
+    uncounted: Sequence[Batch] = (),
+) -> dict[str, float]:
+    device = device or torch.device("cpu")
+    metrics: _RowMetrics | _TokenMetrics
+    metrics = _TokenMetrics(device) if task in TOKEN_TASKS else _RowMetrics(task, num_classes, device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would stay unusable for the next step
+        for batch in batches:
+            logits = model(*[column.to(device) for column in batch.columns])
+            wanted = batch.target.to(device)
+            metrics.update(logits if logits.dtype == torch.float64 else logits.float(), wanted, loss)
+        for batch in uncounted:
+            model(*[column.to(device) for column in batch.columns])
+        result = metrics.compute()
+    model.train(was_training)
+    return result
+
+
+class _RowMetrics:
+    def __init__(self, task: str, num_classes: int, device: torch.device) -> None:
+        self._task = task
+        self._metrics = _metrics(task, num_classes).to(device)
+        self._loss = MeanMetric().to(device)
+
+    def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._loss.update(loss(logits, target))
+        self._metrics.update(*_comparable(self._task, logits, target))
+
+    def compute(self) -> dict[str, float]:
+        metrics = {name: float(value) for name, value in self._metrics.compute().items()}
+        return {**metrics, "loss": float(self._loss.compute())}
+
+
+class _TokenMetrics:
+    """Sums over tokens, in float64: millions of them lose digits in float32."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss, self._correct, self._tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(3))
+
+    def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        counted = num_valid(target)
+        self._loss.update(loss(logits, target).double().sum())
+        # No target is a logit's place if it does not count: -100 is no index.
+        self._correct.update((logits.argmax(dim=-1) == target).sum())
+        self._tokens.update(counted)
+
+    def compute(self) -> dict[str, float]:
+        loss, correct, tokens = (float(metric.compute()) for metric in (self._loss, self._correct, self._tokens))
+        mean = loss / tokens if tokens else math.nan
+        perplexity = math.exp(mean) if mean < _MAX_LOG else math.inf
+        return {"loss": mean, "perplexity": perplexity, "accuracy": correct / tokens if tokens else math.nan}
+
+
+def _metrics(task: str, num_classes: int) -> MetricCollection:
+    chosen: dict[str, Metric | MetricCollection]
+    if task == "classification":
+        chosen = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "f1": MulticlassF1Score(num_classes, average="macro"),
+        }
+    elif task == "binary":
+        chosen = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}
+    else:
+        chosen = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+    return MetricCollection(chosen)
+
+
+def _comparable(task: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if task == "classification":
+        return logits, target
+    if task == "binary":
+        return torch.sigmoid(logits[:, 0]), target.long()
+    return logits[:, 0].contiguous(), target

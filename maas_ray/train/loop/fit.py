@@ -1,0 +1,393 @@
+"""The training loop, in torch alone: no Ray, no store, no files. One rank runs one call of `fit`.
+
+What makes a run exact, whatever interrupts it, and the same training on every layout:
+- sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
+- dropout masks are functions of (seed, position of the sample); other random numbers of step s start from (seed, s, r),
+  where r is the rank among those that have rows of their own,
+- gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
+- the order in which DistributedDataParallel adds up gradients is settled before the first step (`warm_up_buckets`).
+So step s + 1 depends on nothing but the state after step s.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from maas_ray.data.loading.rows import Batch
+from maas_ray.errors import TrainingFailed
+from maas_ray.models.weights import weights
+from maas_ray.train.loop.ema import Ema
+from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.modules.dropout import samples
+from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
+from maas_ray.train.parallel.mesh import RankCoordinates
+from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
+
+
+class Batches(Protocol):
+    """What gives this rank's share of each global batch: a `Loader`, or one that reads ahead."""
+
+    def load(self, cursor: int, stop: int) -> list[Batch]:
+        """Its micro-batches for global positions [cursor, min(cursor + global size, stop))."""
+        ...
+
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, K], target [N]) -> loss of each sample [N]."""
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """The numbers of a run, the same on every rank.
+
+    Attributes:
+        total_steps: optimizer steps of the whole run.
+        stop: global sample position at which the run ends.
+        global_size: samples per step over all ranks; the last step may have fewer.
+        num_rows: rows of the training split.
+        log_every: steps between logged losses.
+        checkpoint_every: steps between checkpoints; None: at the end of each epoch.
+        validate_every: steps between validations; None: at the end of each epoch.
+        saves_validated: whether the state that was validated is committed too, as it may turn out to be the best.
+    """
+
+    total_steps: int
+    stop: int
+    global_size: int
+    num_rows: int
+    seed: int
+    log_every: int
+    checkpoint_every: int | None
+    validate_every: int | None
+    max_grad_norm: float | None
+    precision: str
+    saves_validated: bool = False
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the batch of step number `step` (from 0) takes the last sample of an epoch."""
+        first, after = step * self.global_size, min((step + 1) * self.global_size, self.stop)
+        return first // self.num_rows != after // self.num_rows
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether the state after step number `step` (from 0) is to be committed."""
+        return self._is_due(step, self.checkpoint_every)
+
+    def is_validated(self, step: int) -> bool:
+        """Whether step number `step` (from 0) is followed by a validation."""
+        return self._is_due(step, self.validate_every)
+
+    def epoch(self, done: int) -> float:
+        """Passes over the training split after `done` steps."""
+        return min(done * self.global_size, self.stop) / self.num_rows
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        if step + 1 == self.total_steps:
+            return True
+        return self.ends_epoch(step) if every is None else (step + 1) % every == 0
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What is trained, on this rank.
+
+    Attributes:
+        parts: this rank's pieces of the network: all of it, or its pipeline stages; maybe of DTensors.
+        model: preprocessed rows -> logits [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
+        preprocess: encoded raw columns -> preprocessed rows.
+        num_valid: (target) -> what its losses count as; None: one for each row.
+        l1: factor of the sum of absolute weights, added to the mean loss.
+        l2: factor of the sum of squared weights.
+        ema: the moving average of the weights, if one is kept.
+        pipeline: the schedule of the stages, if there are any.
+        dtype: of the floating-point rows that the network takes.
+    """
+
+    parts: Sequence[nn.Module]
+    model: nn.Module
+    preprocess: Callable[..., Tensor]
+    loss: LossFn
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    device: torch.device
+    coordinates: RankCoordinates
+    num_valid: Callable[[Tensor], Tensor] | None = None
+    l1: float = 0.0
+    l2: float = 0.0
+    ema: Ema | None = None
+    pipeline: Pipeline | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The trained weights of this rank that penalties are about."""
+        return [weight for part in self.parts for weight in weights(part) if weight.requires_grad]
+
+    def train(self, mode: bool = True) -> None:
+        """Switches all parts to training mode, or to evaluation mode."""
+        for part in self.parts:
+            part.train(mode)
+
+    def microbatch_rows(self, plan: "LoopPlan", num_microbatches: int) -> int:
+        """Rows of each micro-batch of a full step."""
+        share = -(-plan.global_size // self.coordinates.layout.dp)
+        return -(-share // num_microbatches)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """What the network takes for a batch."""
+        columns = [column.to(self.device, non_blocking=True) for column in batch.columns]
+        rows = self.preprocess(*columns)
+        return rows.to(self.dtype) if rows.is_floating_point() else rows
+
+
+def fit(
+    plan: LoopPlan,
+    state: TrainState,
+    loader: Batches,
+    first_step: int,
+    *,
+    report: Callable[[Progress], None],
+    checkpoint: Callable[[int], None],
+    validate: Callable[[int], None] | None = None,
+    stop: Callable[[bool], bool] | None = None,
+    leaves: Callable[[int], bool] | None = None,
+    begin: Callable[[int], None] | None = None,
+) -> bool:
+    """Trains from `first_step` to the end, until `stop` says so, or to where `leaves` interrupts it.
+
+    Args:
+        plan: the numbers of the run.
+        state: model, loss and optimizer of this rank, holding the state after `first_step` steps.
+        loader: this rank's share of each global batch.
+        first_step: steps that are done already.
+        report: called on every rank at each logged step.
+        checkpoint: called on every rank with the number of steps done, when the state is to be committed.
+        validate: called on every rank, in evaluation mode, with the number of steps done, when the plan says so and after
+            the last step.
+        stop: called on every rank after each logged step, after each validation (true), and before the first step of a run
+            that goes on; the same answer on all of them. The state after the step at which it says yes is the last.
+        leaves: called with the number of steps done after each one but the last; where it is true, on every rank after
+            the same step, the state is committed and the run is to go on elsewhere.
+        begin: called with the number of each step, from 1, before it.
+
+    Returns:
+        Whether the run is done; false if it was interrupted.
+
+    Raises:
+        TrainingFailed: the loss is no longer a finite number.
+    """
+    if stop is not None and first_step and stop(True):
+        return True  # it was decided before the last commit
+    state.train()
+    logged_at, logged_s = first_step, time.perf_counter()
+    for step in range(first_step, plan.total_steps):
+        if begin is not None:
+            begin(step + 1)
+        lr = float(state.optimizer.param_groups[0]["lr"])
+        loss, _ = train_step(plan, state, loader, step)
+        done = step + 1
+        is_logged = done % plan.log_every == 0 or done == plan.total_steps
+        is_validated = validate is not None and plan.is_validated(step)
+        if is_logged:
+            mean = mean_loss(state, loss, step)
+            rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
+            report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
+            logged_at, logged_s = done, time.perf_counter()
+        if validate is not None and is_validated:
+            _validate(state, validate, done)
+        is_last = stop is not None and (is_logged or is_validated) and stop(is_validated)
+        if validate is not None and is_last and not is_validated:
+            _validate(state, validate, done)
+        is_interrupted = leaves is not None and not is_last and done < plan.total_steps and leaves(done)
+        if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last or is_interrupted:
+            checkpoint(done)
+        if is_last:
+            return True
+        if is_interrupted:
+            return False
+    return True
+
+
+def _validate(state: TrainState, validate: Callable[[int], None], done: int) -> None:
+    state.train(False)
+    validate(done)
+    state.train()
+
+
+def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) -> tuple[Tensor, float | None]:
+    """One optimizer step.
+
+    Returns:
+        This rank's share of the global mean loss: summed over the ranks with rows of their own it is the mean. And the
+        norm of the whole gradient, if it is clipped.
+    """
+    coordinates = state.coordinates
+    seed_step(plan.seed, step, coordinates.dp)
+    cursor = step * plan.global_size
+    batches = loader.load(cursor, plan.stop)
+    count = _start_counting(state, batches, min(plan.global_size, plan.stop - cursor))
+    state.optimizer.zero_grad(set_to_none=True)
+    # Replicas and shards average their gradients; a mean over the global batch is a sum of shares: dp / count.
+    if state.pipeline is not None:
+        filled = _filled(plan, state, batches)
+        total = state.pipeline.step(filled, coordinates.layout.dp / count())
+    else:
+        total = torch.zeros((), dtype=torch.float64, device=state.device)
+        scale: float | None = None
+        for batch, is_last in _with_last(batches):
+            with _sync(state.model, is_last):
+                loss = _loss_sum(plan, state, batch)
+                scale = scale or coordinates.layout.dp / count()  # the first forward pass has hidden the wait
+                loss = loss * scale
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+    # Of the optimizer, which has them in lists: walking through all modules takes as long as a small layer.
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    align_gradients(parameters)
+    if state.l1 or state.l2:
+        add_penalty_gradient(state.weights, state.l1, state.l2)
+    norm = None
+    if plan.max_grad_norm is not None:
+        norm = clip_gradients(parameters, plan.max_grad_norm, coordinates.layout)
+    state.optimizer.step()
+    state.schedule.step()
+    if state.ema is not None:
+        state.ema.update(step + 1)
+    return total / coordinates.layout.dp, norm
+
+
+def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
+    """Begins to count what the sum of the losses of the global batch is divided by; returns what waits for it."""
+    if state.num_valid is None:
+        return lambda: num_rows
+    count = torch.zeros((), dtype=torch.int64, device=state.device)
+    for batch in batches:
+        count += state.num_valid(batch.target).to(state.device)
+    layout = state.coordinates.layout
+    work = dist.all_reduce(count, async_op=True) if dist.is_initialized() else None
+
+    def counted() -> float:
+        if work is not None:
+            work.wait()
+        # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
+        return max(1, int(count) // (layout.pp * layout.tp))
+
+    return counted
+
+
+def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list[MicroBatch]:
+    """Micro-batches of one size, which a pipeline needs; what was added counts for nothing."""
+    size = state.microbatch_rows(plan, len(batches))
+    filled: list[MicroBatch] = []
+    for batch in batches:
+        rows, target, missing = state.rows(batch), batch.target.to(state.device), size - batch.num_rows
+        positions = batch.positions
+        if missing:
+            rows, target, positions = (_filled_up(values, missing) for values in (rows, target, positions))
+        filled.append((rows, target, positions, batch.num_rows))
+    return filled
+
+
+def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
+    """Runs one batch forward and back and forgets it, before the state is loaded.
+
+    DistributedDataParallel re-groups its gradient buckets after its first backward pass. With three or more
+    ranks the grouping decides the order of additions, so a resumed run, whose first pass comes later, would
+    differ in the last bits from one that was never interrupted. After this call every step uses the final one.
+    """
+    if not isinstance(state.model, DistributedDataParallel):
+        return
+    net = state.parts[0]
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    net.train()
+    for _ in range(2):  # the second forward pass is where the buckets are rebuilt
+        for batch, is_last in _with_last(loader.load(0, plan.stop)):
+            with _sync(state.model, is_last):
+                _loss_sum(plan, state, batch).backward()  # type: ignore[no-untyped-call]
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds torch (all devices in use), NumPy and Python for one step of one rank."""
+    digest = sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    value = int.from_bytes(digest[:8], "little")
+    # What torch.manual_seed does to generators that exist. It also notes a call and its stack for each kind of device
+    # that the process may yet use, every time: 0.7 ms a step, and a list that grows for as long as the run goes on.
+    torch.default_generator.manual_seed(value)
+    for kind in (torch.cuda, torch.xpu):
+        if kind.is_initialized():
+            kind.manual_seed_all(value)
+    np.random.seed(value % 2**32)
+    random.seed(value)
+
+
+def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
+    rows, positions = state.rows(batch), batch.positions
+    if not batch.num_rows:  # this rank takes part with a row that counts for nothing: few models can be fed with none
+        rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
+    is_sharded = isinstance(state.model, FSDPModule)  # its own policy says what is computed in which precision
+    with (
+        samples(plan.seed, positions),
+        torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
+    ):
+        try:
+            logits = state.model(rows)
+        except RuntimeError as error:
+            if UNEQUAL in str(error):
+                raise unequal_use(error) from error
+            raise
+    if not batch.num_rows:
+        nothing: Tensor = logits.sum() * 0.0
+        return nothing
+    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
+
+
+def _filled_up(rows: Tensor, missing: int) -> Tensor:
+    return functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
+
+
+def mean_loss(state: TrainState, share: Tensor, step: int) -> float:
+    """The global mean loss of step number `step`, penalties included, from the shares of all ranks. Collective.
+
+    Raises:
+        TrainingFailed: it is no longer a finite number.
+    """
+    layout, total = state.coordinates.layout, share.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    # The ranks of a tensor-parallel group have computed the same shares; of a pipeline only the last stage has any.
+    mean = float(total) / layout.tp + penalty(state.weights, state.l1, state.l2, layout)
+    if not np.isfinite(mean):
+        raise TrainingFailed(
+            f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set max_grad_norm, or check the data for extremes"
+        )
+    return mean
+
+
+def _sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Gradients are exchanged once per step, with the last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+    return nullcontext()
+
+
+def _with_last(batches: list[Batch]) -> Iterator[tuple[Batch, bool]]:
+    for number, batch in enumerate(batches, start=1):
+        yield batch, number == len(batches)

@@ -1,0 +1,60 @@
+"""The logits of a TrainState on any layout, as one module that evaluation can call. Knows no metric and no data source."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from maas_ray.train.loop.fit import LoopPlan, TrainState
+from maas_ray.train.parallel.pipeline import MicroBatch
+
+
+class Scorer(nn.Module):
+    """Encoded raw columns -> logits, on every rank of the group that has these rows.
+
+    All ranks that share a replica have to call it equally often: pieces of the model lie on each of them.
+
+    Args:
+        state: of this rank.
+        plan: the numbers of the run; a pipeline was set up for micro-batches of their size.
+        num_microbatches: of a step.
+    """
+
+    def __init__(self, state: TrainState, plan: LoopPlan, num_microbatches: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(state.parts)
+        self._state = state
+        self._num_microbatches = num_microbatches
+        self._size = state.microbatch_rows(plan, num_microbatches)
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        """See the class."""
+        state = self._state
+        rows = state.preprocess(*columns)
+        rows = rows.to(state.dtype) if rows.is_floating_point() else rows
+        if state.pipeline is None:
+            model = state.model
+            # Each rank evaluates its own number of batches: nothing of DistributedDataParallel is needed.
+            logits: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
+            return logits
+        return torch.cat(
+            [piece for start in range(0, len(rows), self._step_rows) for piece in self._piped(rows, start)]
+        )
+
+    @property
+    def _step_rows(self) -> int:
+        return self._size * self._num_microbatches
+
+    def _piped(self, rows: Tensor, start: int) -> list[Tensor]:
+        pipeline = self._state.pipeline
+        if pipeline is None:
+            return []
+        batches: list[MicroBatch] = []
+        for number in range(self._num_microbatches):
+            first = start + number * self._size
+            piece = rows[first : first + self._size]
+            num_rows = len(piece)
+            piece = functional.pad(piece, (0, 0) * (piece.dim() - 1) + (0, self._size - num_rows))
+            positions = torch.zeros(self._size, dtype=torch.int64)
+            batches.append((piece, positions, positions, num_rows))
+        return pipeline.logits(batches)

@@ -1,0 +1,96 @@
+"""What training minimizes: a loss per sample. Knows no optimizer and no data source."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from maas_ray.data.spec.features import TOKEN_TASKS, Task
+from maas_ray.errors import ModelError
+from maas_ray.train.spec.optim import ObjectiveSpec, loss_name
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
+
+IGNORED = -100
+"""A target that does not count: torch's own default of `ignore_index`."""
+
+
+def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
+    """The loss of each sample, not reduced: the caller divides by `num_valid` of the targets of all workers.
+
+    Args:
+        spec: the objective.
+        task: what the target is.
+
+    Returns:
+        A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
+        logits [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
+        ModelError if the shapes do not fit. Losses are float32, or float64 if the logits are.
+
+    Raises:
+        SpecError: the loss or the label smoothing does not fit the task.
+    """
+    name = loss_name(spec, task)
+    smoothing, delta = spec.label_smoothing, spec.huber_delta
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.dim() != 2 or target.shape != logits.shape[:1]:
+            raise _unfit(name, logits, target, "[N, classes]")
+        return functional.cross_entropy(_widened(logits), target, reduction="none", label_smoothing=smoothing)
+
+    def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.dim() != 3 or target.shape != logits.shape[:2]:
+            raise _unfit(name, logits, target, "[N, T, V]", "[N, T]")
+        losses = functional.cross_entropy(
+            _widened(logits).flatten(0, 1),
+            target.flatten(),
+            reduction="none",
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+        )
+        return losses.view(target.shape).sum(dim=1)
+
+    def single(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape != (*target.shape, 1):
+            raise _unfit(name, logits, target, "[N, 1]")  # [N, 1] against [N] would broadcast to [N, N] silently
+        output = _widened(logits[:, 0])
+        wanted = target.to(output.dtype)
+        if name == "bce":
+            wanted = wanted * (1 - smoothing) + smoothing / 2
+            return functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+        if name == "mse":
+            return functional.mse_loss(output, wanted, reduction="none")
+        if name == "mae":
+            return functional.l1_loss(output, wanted, reduction="none")
+        return functional.huber_loss(output, wanted, reduction="none", delta=delta)
+
+    if task in TOKEN_TASKS:
+        return token_cross_entropy
+    return cross_entropy if name == "cross_entropy" else single
+
+
+def num_valid(target: Tensor) -> Tensor:
+    """What the sum of losses over the global batch is divided by: the number of rows, or of counted tokens.
+
+    Args:
+        target: [N], or int64 [N, T] with -100 where a token does not count.
+
+    Returns:
+        A scalar int64 on the target's device.
+    """
+    if target.dim() < 2:
+        return torch.tensor(len(target), dtype=torch.int64, device=target.device)
+    return (target != IGNORED).sum()
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """At least float32: half precision has too few digits for a sum of exponentials."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _unfit(name: str, logits: Tensor, target: Tensor, wanted: str, per: str = "[N]") -> ModelError:
+    return ModelError(
+        f"{name} takes logits {wanted} and a target {per}; it got {list(logits.shape)} and {list(target.shape)}"
+    )

@@ -1,0 +1,1 @@
+"""The device mesh: data, tensor and pipeline parallelism of one model."""

@@ -1,0 +1,172 @@
+"""The final report of a run, committed beside its checkpoints: what was trained, on what, how it went. JSON and a picture.
+
+runs/<run>/report/manifest.json                    digests
+runs/<run>/report/parts-<attempt>/report.json      everything below
+runs/<run>/report/parts-<attempt>/report.png       the curves
+"""
+
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from maas_ray.checkpoint.catalog import describe
+from maas_ray.errors import Conflict, NotFound
+from maas_ray.spec import canonical_json
+from maas_ray.store.manifest import Committed, CommitWriter, open_committed
+from maas_ray.store.objects import ObjectStore
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
+from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, metrics_of
+from maas_ray.version import __version__
+
+KIND = "report"
+FORMAT = 1
+JSON, PNG = "report.json", "report.png"
+_PACKAGES = ("torch", "ray", "numpy", "onnx", "transformers", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class FinalState:
+    """What a run has left, in its newest checkpoint or as its fitted model."""
+
+    step: int
+    history: list[dict[str, Any]]
+    layout: str | None = None
+    seconds: dict[str, float] | None = None
+    """Where the time of the ranks went, by phase."""
+
+
+def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[dict[str, float]]) -> Committed:
+    """Writes the report of a finished run; one that is there is kept.
+
+    Args:
+        store: where the run is.
+        run: its id.
+        ended: its end.
+        nodes: resources of each node of the cluster.
+
+    Raises:
+        StoreError: the store failed after bounded retries.
+    """
+    prefix = f"{run_prefix(run)}/report"
+    with suppress(NotFound):
+        return open_committed(store, prefix, KIND)
+    report = build_report(store, Runs(store).get(run), ended, nodes)
+    writer = CommitWriter(store, prefix, KIND)
+    writer.put(JSON, canonical_json(report))
+    writer.put(PNG, draw(report))
+    try:
+        return writer.commit({"format": FORMAT, "step": ended.step})
+    except Conflict:
+        return open_committed(store, prefix, KIND)
+
+
+def build_report(
+    store: ObjectStore, run: RunRecord, ended: FinalState, nodes: list[dict[str, float]]
+) -> dict[str, Any]:
+    """The report as plain JSON; see `commit_report`."""
+    curves = _curves([*ended.history, *_late(store, run, ended.history)])
+    training_s = (ended.seconds or {}).get("training")
+    samples = ended.step * run.spec.batch.global_size
+    return {
+        "run": run.id,
+        "status": run.status,
+        "reason": run.reason,
+        "unvalidated": {str(step): why for step, why in run.unvalidated.items()},
+        "step": ended.step,
+        "spec": run.spec.model_dump(mode="json"),
+        "spec_digest": run.spec.digest(),
+        "data_digest": run.data_digest,
+        "git_commit": run.git_commit,
+        "versions": {
+            "maas-ray": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "host": {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "nodes": nodes,
+        "layout": ended.layout,
+        "curves": curves,
+        "best": _best(curves),
+        "created_s": run.created_s,
+        "seconds": ended.seconds,
+        "samples": samples,
+        "samples_per_s": samples / training_s if training_s else None,
+        "checkpoints": [
+            {
+                name: about[name]
+                for name in ("step", "committed_s", "num_bytes", "num_ranks", "layout", "metrics", "error")
+            }
+            for about in describe(store, checkpoints_prefix(run.id))
+        ],
+    }
+
+
+def draw(report: dict[str, Any]) -> bytes:
+    """The curves as a PNG: losses, other metrics of validation, the learning rate."""
+    # Late, so that no process pays for it before it has trained; without pyplot, which looks for a screen.
+    from io import BytesIO
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[list[float]]] = report["curves"]
+    losses = [name for name in ("loss", f"{VALIDATION}loss") if name in curves]
+    others = sorted(name for name in curves if name.startswith(VALIDATION) and name not in losses)
+    panels = [names for names in (losses, others, ["lr"] if "lr" in curves else []) if names]
+    figure = Figure(figsize=(8, 3 * max(1, len(panels))), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{report['run']}: {report['step']} steps of {report['spec']['model']['name']}")
+    for place, names in enumerate(panels, start=1):
+        axes = figure.add_subplot(len(panels), 1, place)
+        for name in names:
+            steps, values = zip(*curves[name], strict=True)
+            axes.plot(steps, values, label=name, marker="." if len(steps) < 50 else None)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    written = BytesIO()
+    # Without the version of what has drawn it: the same run gives the same bytes.
+    figure.savefig(written, format="png", metadata={"Software": None})
+    return written.getvalue()
+
+
+def find_part(committed: Committed, name: str) -> str:
+    """Where a user finds a part of the report: a path, or the URI of an object."""
+    store, key = committed.store, committed.parts[name].key
+    root = getattr(store, "root", None)
+    return str(root / key) if root is not None else f"{store.uri.rstrip('/')}/{key}"
+
+
+def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What validation beside training has found that the last checkpoint could not hold yet."""
+    known = {entry["step"] for entry in history if "validation" in entry}
+    return [
+        {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in metrics.items()}}
+        for step, metrics in sorted(Runs(store).validated(run.id).items())
+        if step not in known
+    ]
+
+
+def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Each metric, and `lr`, as pairs of step and value."""
+    curves: dict[str, list[list[float]]] = {}
+    for entry in history:
+        lr = {"lr": entry["lr"]} if entry.get("lr") is not None else {}
+        for name, value in {**metrics_of(entry), **lr}.items():
+            curves.setdefault(name, []).append([entry["step"], value])
+    return curves
+
+
+def _best(curves: dict[str, list[list[float]]]) -> dict[str, dict[str, float]]:
+    best = {}
+    for name, pairs in curves.items():
+        if name != "lr":
+            mode = "max" if name.removeprefix(VALIDATION) in LARGER_IS_BETTER else "min"
+            step = best_step({int(step): {name: value} for step, value in pairs}, name, mode)
+            best[name] = (
+                {"step": step, "value": {int(at): value for at, value in pairs}[step]} if step is not None else {}
+            )
+    return best

@@ -1,0 +1,1 @@
+"""The specification of a training run: validation only, no torch."""

@@ -1,0 +1,84 @@
+"""The names of a run's metrics, and which of them are better when larger. Knows neither torch nor how one is computed.
+
+`loss` is the training loss of a logged step; `validation_loss`, `validation_accuracy`, … are of the validation split.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maas_ray.errors import SpecError
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "loss"),
+    "binary": ("accuracy", "auroc", "f1", "loss"),
+    "regression": ("loss", "mae", "mse", "r2"),
+    "language_modeling": ("accuracy", "loss", "perplexity"),
+    "masked_language_modeling": ("accuracy", "loss", "perplexity"),
+}
+"""What evaluation gives for each task; see evaluate.py."""
+LARGER_IS_BETTER = ("accuracy", "auroc", "f1", "r2")
+VALIDATION = "validation_"
+
+
+def refuse_metric(field: str, metric: str, mode: str, task: str, has_validation: bool) -> None:
+    """Refuses a metric that a run will never have, or that is asked for the wrong way round.
+
+    Args:
+        field: of the spec, for the message.
+        metric: `loss` or `validation_…`.
+        mode: `min` or `max`, the better one.
+        task: of the data.
+        has_validation: whether there is a validation split.
+
+    Raises:
+        SpecError: with the names that there are.
+    """
+    there = ["loss", *(f"{VALIDATION}{name}" for name in METRICS[task] if has_validation)]
+    if metric not in there:
+        why = "" if has_validation else "; the data has no validation split, see data.split"
+        raise SpecError(f"{field}.metric: a {task} run has no metric {metric!r}; it has {', '.join(there)}{why}")
+    if (wanted := "max" if metric.removeprefix(VALIDATION) in LARGER_IS_BETTER else "min") != mode:
+        raise SpecError(f"{field}.mode: {metric} is better the {wanted[:3]} way: set mode to {wanted}, not {mode}")
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without those that are no number (an AUROC of one class only, the perplexity of a loss of 1000): JSON has no such."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one entry of a history: `{step, loss, …}` or `{step, validation: {…}}`."""
+    metrics = {"loss": entry["loss"]} if "loss" in entry else {}
+    return metrics | {f"{VALIDATION}{name}": value for name, value in entry.get("validation", {}).items()}
+
+
+def newest_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The newest metric of each name in a history, oldest first."""
+    newest: dict[str, float] = {}
+    for entry in history:
+        newest.update(metrics_of(entry))
+    return newest
+
+
+def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """What the state after `step` is known to do: its own validation metrics, and the newest loss."""
+    metrics: dict[str, float] = {}
+    for entry in history:
+        metrics.update(
+            {name: value for name, value in metrics_of(entry).items() if name == "loss" or entry["step"] == step}
+        )
+    return metrics
+
+
+def best_step(metrics: Mapping[int, Mapping[str, float]], metric: str, mode: str) -> int | None:
+    """The step with the best metric, of equal ones the newest; None if none has it.
+
+    Args:
+        metrics: of each step, by name.
+        metric: the name that counts.
+        mode: `min` or `max`.
+    """
+    scored = [(found[metric], step) for step, found in metrics.items() if metric in found]
+    sign = 1 if mode == "min" else -1
+    return min(((sign * score, -step, step) for score, step in scored), default=(0.0, 0, None))[2]

@@ -1,0 +1,1 @@
+"""Training state by name: restoring it under any parallelism, and warm starts."""

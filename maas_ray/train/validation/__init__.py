@@ -1,0 +1,1 @@
+"""Trained models after or beside training: loading, asynchronous validation, Hugging Face export."""

@@ -1,0 +1,84 @@
+"""A trained model as a folder in Hugging Face's format, in a directory or any store. Knows no checkpoint's format."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from maas_ray.errors import Conflict, ModelError
+from maas_ray.models.families.decoder import Decoder
+from maas_ray.models.hugging_face.llama_format import SHARD_BYTES, to_hf
+from maas_ray.models.hugging_face.local import CONFIG, INDEX
+from maas_ray.models.hugging_face.transformers_model import HuggingFaceModel
+from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.validation.load_model import Trained
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES) -> list[str]:
+    """Writes config.json, the weights as safetensors and, where rows are tokens, the tokenizer.
+
+    `transformers` loads the folder with `from_pretrained`. config.json is created last: without it nothing is there.
+
+    Args:
+        trained: a model of the family `decoder`, or of transformers (`hf:…`).
+        to: the folder; other files in it are left alone, but weights that would lie beside these are refused: whoever reads
+            the folder could take them for its own.
+        shard_bytes: largest file of weights; where more are needed, an index names them.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        Conflict: the folder holds a model already, or other weights.
+        ModelError: the model has no such format.
+    """
+    refuse_other(trained.net)
+    there = {info.key for info in to.scan("")}
+    if CONFIG in there:
+        raise Conflict(f"{to.uri} holds a model already ({CONFIG}); choose another folder")
+    with tempfile.TemporaryDirectory(prefix="maas-hf-") as scratch:
+        directory = Path(scratch)
+        if isinstance(trained.net, HuggingFaceModel):
+            trained.net.model.save_pretrained(directory, max_shard_size=shard_bytes)
+        else:
+            to_hf(trained.net, directory, shard_bytes)
+        for name, content in _tokenizer(trained).items():
+            (directory / name).write_bytes(content)
+        names = sorted(path.name for path in directory.iterdir())
+        if other := sorted(key for key in there - {*names} if key.endswith((".safetensors", INDEX)) and "/" not in key):
+            raise Conflict(
+                f"{to.uri} holds other weights ({other[0]}), perhaps of an export that was cut short; remove them, or choose "
+                "another folder"
+            )
+        for name in names:
+            if name != CONFIG:
+                to.put(name, (directory / name).read_bytes())
+        to.create(CONFIG, (directory / CONFIG).read_bytes())
+    return names
+
+
+def refuse_other(net: nn.Module) -> None:
+    """Raises `ModelError` for a model that has no form in Hugging Face's format."""
+    if not isinstance(net, Decoder | HuggingFaceModel):
+        raise ModelError(
+            f"a {type(net).__name__} has no form in Hugging Face's format; models of the family 'decoder' and of "
+            "transformers ('hf:…') have: `maas-ray checkpoints reshard` writes any model as plain safetensors"
+        )
+
+
+def _tokenizer(trained: Trained) -> Mapping[str, bytes]:
+    tokens = trained.dataset.features.tokens
+    if tokens is None:
+        return {}
+    document = trained.dataset.tokenizer()
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokens.length}
+    if tokens.pad is not None:
+        from tokenizers import Tokenizer
+
+        about["pad_token"] = Tokenizer.from_str(document.decode()).id_to_token(tokens.pad)
+    return {TOKENIZER: document, TOKENIZER_CONFIG: json.dumps(about, indent=2).encode() + b"\n"}

@@ -1,0 +1,85 @@
+"""What a rank does when a validation is due: looks at the held-out rows with the others, or takes in what a task has found."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.stored.dataset import Dataset
+from maas_ray.train.loop.fit import LoopPlan, TrainState
+from maas_ray.train.loop.forward import Scorer
+from maas_ray.train.loop.progress import Progress
+from maas_ray.train.parallel.collectives import rank0_says
+from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.async_validation import POLL_S, Beside
+
+Validate = Callable[[int], None]
+"""Called on every rank with the number of steps done."""
+Report = Callable[[Progress], None]
+
+
+def between_steps(
+    spec: TrainSpec, plan: LoopPlan, dataset: Dataset, state: TrainState, report: Report
+) -> Validate | None:
+    """All ranks look at the validation split together, each at its share of the rows. None: there is no such split.
+
+    Args:
+        spec: the run.
+        plan: its numbers.
+        dataset: its data.
+        state: of this rank; its moving average is looked at if it keeps one.
+        report: gets the metrics, on every rank.
+    """
+    if not dataset.num_rows.get("validation"):
+        return None
+    coordinates = state.coordinates
+    rows = open_rows(dataset, "validation", seed=spec.seed)
+    model = Scorer(state, plan, spec.batch.accumulation_steps)
+
+    def validate(done: int) -> None:
+        from maas_ray.train.loop.evaluate import (
+            evaluate_rows,  # late: torchmetrics would take 3 s before the first step
+        )
+        from maas_ray.train.loop.predictions import show_samples
+
+        samples = ""
+        with state.ema.applied() if state.ema is not None else nullcontext():
+            metrics = evaluate_rows(
+                model,
+                rows,
+                task=dataset.features.task,
+                num_classes=dataset.features.num_outputs,
+                loss=state.loss,
+                device=state.device,
+                rank=coordinates.dp,
+                world=coordinates.layout.dp,
+            )
+            if count := spec.tensorboard.samples:
+                samples = show_samples(model, rows, dataset, count, state.device)
+        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples))
+
+    return validate
+
+
+def beside_training(
+    beside: Beside | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
+) -> Validate:
+    """The metrics of the checkpoint before are due: all ranks wait for them, with a deadline.
+
+    Args:
+        beside: rank 0's tasks; None on the other ranks.
+        plan: the run's numbers.
+        checkpointer: whose commits begin the tasks.
+        state: of this rank.
+        report: gets the metrics, on rank 0.
+    """
+
+    def validate(done: int) -> None:
+        checkpointer.wait()  # what is not committed yet is not begun yet
+        while not rank0_says(beside is None or beside.is_ready(POLL_S), state.device):
+            pass
+        if beside is not None and (taken := beside.take()) is not None:
+            step, metrics, samples = taken
+            report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples, of_step=step))
+
+    return validate

@@ -1,0 +1,139 @@
+"""A run's result, loaded and verified: the network, the features it takes, and how it does on held-out data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from maas_ray.checkpoint.catalog import open_checkpoint
+from maas_ray.checkpoint.load import read_tensors
+from maas_ray.data.loading.open import open_rows
+from maas_ray.data.stored.dataset import Dataset, open_dataset
+from maas_ray.errors import DataError, ModelError, SpecError
+from maas_ray.models.build import build_model
+from maas_ray.store.objects import ObjectStore
+from maas_ray.train.classical.net import GraphNet
+from maas_ray.train.classical.state import load_fitted
+from maas_ray.train.loop.evaluate import evaluate_rows
+from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.predictions import show_samples
+from maas_ray.train.modules.raw_model import RawModel
+from maas_ray.train.records.checkpoint_selector import Which, choose_step
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
+from maas_ray.train.state.restore import EMA
+
+Weights = Literal["ema", "raw"]
+"""The moving average of the weights, or what the optimizer has left."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network at a committed checkpoint, in evaluation mode on the CPU."""
+
+    run: RunRecord
+    step: int
+    checkpoint_digest: str
+    net: nn.Module
+    dataset: Dataset
+    weights: Weights = "raw"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one checkpoint on one split."""
+
+    run: str
+    step: int
+    split: str
+    num_rows: int
+    metrics: dict[str, float]
+
+
+def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: Weights | None = None) -> Trained:
+    """Loads a run's network at a checkpoint.
+
+    Args:
+        store: where the run is.
+        run: its id.
+        step: of the checkpoint, `newest` or `best`; by default what the spec says in `checkpoint.use`.
+        weights: which ones; by default the moving average if the run keeps one.
+
+    Raises:
+        NotFound: no such run, or no such checkpoint.
+        SpecError: the run keeps no moving average.
+        ObjectCorrupt: a part is missing, truncated or altered.
+        ModelError: the model's class no longer takes these weights.
+    """
+    record = Runs(store).get(run)
+    dataset = open_dataset(store, record.data_digest)
+    if weights == "ema" and record.spec.ema is None:
+        raise SpecError(f"run {run!r} keeps no moving average of its weights (ema in its spec); take the raw ones")
+    if record.spec.model.is_classical:
+        fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is but one
+        return Trained(
+            record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
+        )
+    weights = weights or ("ema" if record.spec.ema is not None else "raw")
+    committed = open_checkpoint(store, checkpoints_prefix(run), choose_step(store, record, step))
+    torch.manual_seed(record.spec.seed)
+    features = dataset.features
+    net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
+    try:
+        net.load_state_dict(read_tensors(committed))
+        if weights == "ema":  # of the trained weights; buffers and frozen weights have none
+            net.load_state_dict(read_tensors(committed, EMA), strict=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{record.spec.model.name} no longer takes the weights of run {run!r}, step {committed.meta['step']}: "
+            f"{error}; use the code that it was trained with ({record.git_commit or 'no commit recorded'})"
+        ) from error
+    return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
+
+
+def evaluate_trained(trained: Trained, split: str, device: torch.device | None = None) -> Evaluation:
+    """Evaluates a loaded network on a split, on the CPU or another device, where it stays.
+
+    Raises:
+        DataError: the data has no such split.
+    """
+    features = trained.dataset.features
+    num_rows = trained.dataset.num_rows.get(split, 0)
+    if not num_rows:
+        there = ", ".join(f"{name} ({rows} rows)" for name, rows in trained.dataset.num_rows.items() if rows)
+        raise DataError(
+            f"the data of run {trained.run.id!r} has no {split!r} split; it has {there}; see data.split in the spec"
+        )
+    metrics = evaluate_rows(
+        RawModel(features, trained.net).to(device),
+        open_rows(trained.dataset, split, seed=trained.run.spec.seed),
+        task=features.task,
+        num_classes=features.num_outputs,
+        loss=build_loss(trained.run.spec.objective, features.task),
+        device=device,
+    )
+    return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
+
+
+def sample_trained(trained: Trained, split: str, count: int, device: torch.device) -> str:
+    """What a loaded network says to the first rows of a split; see `show_samples`."""
+    rows = open_rows(trained.dataset, split, seed=trained.run.spec.seed)
+    return show_samples(
+        RawModel(trained.dataset.features, trained.net).to(device), rows, trained.dataset, count, device
+    )
+
+
+def evaluate_run(
+    store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
+) -> Evaluation:
+    """Evaluates a checkpoint on a split and records the metrics in the run's log; `step` and `weights` as `load_trained`.
+
+    Raises:
+        NotFound: no such run, or no such checkpoint.
+        DataError: the data has no such split.
+    """
+    trained = load_trained(store, run, step, weights=weights)
+    evaluation = evaluate_trained(trained, split)
+    event = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
+    Runs(store).record(run, {"type": "evaluated", **event})
+    return evaluation

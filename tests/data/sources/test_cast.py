@@ -1,0 +1,139 @@
+"""Which kind a column gets, what counts as missing, and the count of what could not be converted."""
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.sources.cast import CastColumn, cast_column
+from maas_ray.errors import DataError
+
+
+def _cast(values: Any, to: str | None = None, is_typed: bool = True, kind: pa.DataType | None = None) -> CastColumn:
+    array = pa.chunked_array([pa.array(values, kind)])
+    return cast_column(pa.field("c", array.type), array, to, is_typed)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([1, None, 3], pa.int64(), [1, None, 3]),
+        ([1.5, None, float("nan")], pa.float64(), [1.5, None, None]),
+        ([True, None, False], pa.bool_(), [1, None, 0]),
+        ([Decimal("1.25"), None], pa.decimal128(5, 2), [1.25, None]),
+        ([2, None], pa.uint8(), [2, None]),
+        ([1, 2, 1], pa.dictionary(pa.int32(), pa.int64()), [1, 2, 1]),
+    ],
+)
+def test_numbers_become_float32_with_nan_for_missing(values: list, kind: pa.DataType, expected: list) -> None:
+    column = _cast(values, kind=kind)
+    assert column.kind == "numeric"
+    assert column.values.type == pa.float32()
+    assert [None if np.isnan(x) else x for x in column.values.to_numpy()] == expected
+    assert column.missing.tolist() == [x is None for x in expected]
+    assert column.num_missing == expected.count(None)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_becomes_categories_with_an_empty_string_for_missing(kind: pa.DataType) -> None:
+    column = _cast(["b", None, "", "1"], kind=kind)
+    assert column.kind == "categorical"
+    assert column.values.to_pylist() == ["b", "", "", "1"]
+    assert (column.num_missing, column.num_unconvertible) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", " 2.5 ", "-3e2", None], "numeric"),
+        (["true", "False", "TRUE", None], "numeric"),
+        (["1", "2", "three"], "categorical"),
+        (["1_000", "2"], "categorical"),
+    ],
+)
+def test_a_column_of_a_text_format_is_a_number_if_every_present_value_reads_as_one(values: list, kind: str) -> None:
+    assert _cast(values, is_typed=False).kind == kind
+
+
+def test_text_of_a_typed_format_stays_text() -> None:
+    assert _cast(["1", "2"]).kind == "categorical"
+
+
+@pytest.mark.parametrize(
+    "values", [["1", "2", "x", None, "nan", "inf", "1e39", "y", "x"], ["7", "1e400", None, "-inf"]]
+)
+def test_what_cannot_be_converted_is_counted_and_missing(values: list) -> None:
+    column = _cast(values, to="number")
+    bad = [value for value in values if value in ("x", "y", "inf", "-inf", "1e39", "1e400")]
+    absent = [value for value in values if value in (None, "nan")]
+    assert column.num_unconvertible == len(bad)
+    assert column.num_missing == len(absent)
+    assert column.missing.tolist() == [value in bad or value in absent for value in values]
+
+
+def test_numbers_beyond_float32_are_not_convertible() -> None:
+    column = _cast([1.0, 1e39, -1e300, float("inf"), None])
+    assert (column.num_unconvertible, column.num_missing) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "expected"),
+    [
+        ([3, 1, 2], pa.int64(), [3, 1, 2]),
+        ([3.0, 1.0], pa.int64(), [3, 1]),
+        ([3, None], pa.string(), ["3", ""]),
+        ([3.0, None, float("nan")], pa.string(), ["3", "", ""]),
+        ([0.5, 1.0], pa.string(), ["0.5", "1"]),
+        ([True, None], pa.string(), ["true", ""]),
+        (["10", "-2"], pa.int64(), [10, -2]),
+        (["007", "1"], pa.string(), ["007", "1"]),
+    ],
+)
+def test_a_cast_to_category_gives_integers_only_where_every_value_is_one(
+    values: list, type_: pa.DataType, expected: list
+) -> None:
+    column = _cast(values, to="category")
+    assert column.kind == "categorical"
+    assert column.values.type == type_
+    assert column.values.to_pylist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64, np.int32, np.bool_])
+def test_tensors_keep_their_shape_and_bytes_stay_bytes(dtype: type) -> None:
+    values = (np.arange(24).reshape(4, 2, 3) % 2).astype(dtype)
+    field, array = tensor_field("c", values)
+    column = cast_column(field, pa.chunked_array([array.slice(0, 1), array.slice(1)]), None, True)
+    flat = column.values.flatten().to_numpy()
+    assert np.array_equal(flat.reshape(4, 2, 3), values)
+    assert flat.dtype == (np.uint8 if dtype is np.uint8 else np.float32)
+
+
+def test_holes_in_a_tensor_are_counted() -> None:
+    values = np.ones((4, 3))
+    values[1, 0], values[2, 1], values[2, 2] = np.nan, np.inf, 1e39
+    field, array = tensor_field("c", values)
+    column = cast_column(field, pa.chunked_array([array]), None, True)
+    assert column.missing.tolist() == [False, True, True, False]
+    assert (column.num_missing, column.num_unconvertible) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "to", "says"),
+    [
+        ([date(2020, 1, 1)], pa.date32(), None, "type date32"),
+        ([{"a": 1}], None, None, "type struct"),
+        ([[1, 2], [3]], None, None, "type list"),
+        ([[1, 2], [3, 4]], pa.list_(pa.int64(), 2), "number", "cannot be cast"),
+        ([["a", "b"]], pa.list_(pa.string(), 2), None, "must hold numbers"),
+        ([[1, 2], None], pa.list_(pa.int64(), 2), None, "1 rows without a tensor"),
+    ],
+)
+def test_types_that_fit_no_kind_are_refused(values: list, kind: Any, to: str | None, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        _cast(values, to=to, kind=kind)

@@ -1,0 +1,77 @@
+"""The contract with Ray: it holds with the installed version, what changes is named, and nothing private is left out."""
+
+import ast
+import tomllib
+from typing import Any
+
+import pytest
+
+from maas_ray.ray_internals.contract import CONTRACT, READ_IN, check, there
+from tests.support.root import ROOT
+from tests.test_imports import private_names
+
+INTERNALS = ROOT / "maas_ray" / "ray_internals"
+
+
+def test_all_private_parts_are_as_they_were_read() -> None:
+    assert check() == []
+
+
+def test_they_were_read_in_the_version_that_this_package_asks_for() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"ray[serve,train]=={READ_IN}" in asked
+
+
+def _without_flag(key: str, value: str, *, namespace: str | None = None) -> None:
+    """As Ray's `_internal_kv_put`, without `overwrite`."""
+
+
+@pytest.mark.parametrize(
+    ("module", "attribute", "planted", "problem"),
+    [
+        ("ray.experimental.internal_kv", "_internal_kv_list", None, "is not there"),
+        (
+            "ray.experimental.internal_kv",
+            "_internal_kv_put",
+            _without_flag,
+            "takes (key, value, namespace), took (key, value, overwrite, namespace)",
+        ),
+        ("ray.serve._private.constants", "DEFAULT_GRPC_SERVER_OPTIONS", (), "is tuple, was list"),
+        ("ray.serve._private.constants", "SERVE_NAMESPACE", None, "is not there"),
+        ("ray.serve", "delete", lambda name: None, "takes no _blocking"),
+        ("ray.serve._private.proxy", "HTTPProxy", object, "has no proxy_router"),
+        ("ray.serve._private.deployment_state", "DeploymentTargetState", object, "has no version, target_num_replicas"),
+    ],
+)
+def test_a_planted_change_is_named(
+    module: str, attribute: str, planted: Any, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if planted is None:
+        monkeypatch.delattr(f"{module}.{attribute}")
+    else:
+        monkeypatch.setattr(f"{module}.{attribute}", planted)
+    (broken,) = check()
+    assert broken.name == f"{module}.{attribute}"
+    assert broken.problem.startswith(problem)
+    assert broken.why == next(symbol.why for symbol in CONTRACT if symbol.name == broken.name)
+
+
+def test_a_module_that_is_gone_is_named() -> None:
+    (broken,) = check([there("ray._private.no_such_part", "x", "a test")])
+    assert broken.problem == "cannot be imported: ModuleNotFoundError: No module named 'ray._private.no_such_part'"
+
+
+def test_no_private_name_is_imported_without_a_line_in_the_contract() -> None:
+    known = {symbol.module for symbol in CONTRACT} | {
+        f"{symbol.module}.{symbol.path.partition('.')[0]}" for symbol in CONTRACT
+    }
+    imported = {
+        f"{node.module}.{alias.name}"
+        for path in INTERNALS.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if private_names(ast.unparse(ast.ImportFrom(node.module, [ast.alias(alias.name)], 0)))
+    }
+    assert len(imported) > 30
+    assert imported - known == set()

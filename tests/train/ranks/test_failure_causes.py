@@ -1,0 +1,71 @@
+"""Which of several ranks' errors a run is said to have ended with."""
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from maas_ray.errors import DataError, MaasError, RanksMissing, ResourcesMissing, SaveFailed, TrainingFailed
+from maas_ray.store.objects import StorageSpec
+from maas_ray.train.ranks.failure_causes import explain, has_waited_out
+from maas_ray.train.ranks.run_actor import Launch
+
+JOB = Launch(
+    run="r",
+    name="r-1",
+    spec="{}",
+    data_digest="",
+    storage=StorageSpec(),
+    sizes=(2,),
+    together=1,
+    cpus=1,
+    gpus=0,
+    max_restarts=3,
+    timeout_s=45.0,
+    placement_timeout_s=60.0,
+    scale_up_interval_s=30.0,
+)
+CLOSED = RuntimeError("Connection closed by peer [127.0.0.1]:1")
+DIED = WorkerHealthCheckFailedError("a worker health check failed", failure=ActorDiedError())
+LATE = RuntimeError("[unbound_buffer.cc:81] Timed out waiting 45000ms for recv operation to complete")
+LOST = SaveFailed("rank 0 lost another rank while saving")
+
+
+@pytest.mark.parametrize(
+    ("failures", "kind", "named"),
+    [
+        ({0: CLOSED, 1: DIED}, TrainingFailed, "rank 1: ActorDiedError"),
+        ({0: LOST, 1: DIED}, TrainingFailed, "rank 1: ActorDiedError"),
+        ({0: LATE, 1: RanksMissing("rank 1 is missing: silent")}, RanksMissing, "rank 1 is missing"),
+        ({0: CLOSED, 1: DataError("a planted row")}, DataError, "a planted row"),
+        ({0: CLOSED, 1: KeyError("planted")}, TrainingFailed, "rank 0: RuntimeError: Connection closed"),
+    ],
+)
+def test_the_error_that_others_follow_from_is_the_one_that_is_told(
+    failures: dict[int, Exception], kind: type[MaasError], named: str
+) -> None:
+    error = explain(JOB, WorkerGroupError("planted", failures))
+    assert type(error) is kind
+    assert named in str(error)
+
+
+def test_what_the_controller_itself_raised_is_told_as_it_is() -> None:
+    cause = ResourcesMissing("no room")
+    assert explain(JOB, ControllerError(cause)) is cause
+    assert "planted" in str(explain(JOB, ControllerError(OSError("planted"))))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (LATE, True),
+        (RuntimeError("Watchdog caught collective operation timeout: WorkNCCL"), True),
+        (CLOSED, False),
+        (OSError("the read operation timed out"), False),
+        (None, False),
+    ],
+)
+def test_only_a_rank_that_gave_up_waiting_for_another_says_that_one_is_missing(
+    error: Exception | None, is_so: bool
+) -> None:
+    assert has_waited_out(error) is is_so
