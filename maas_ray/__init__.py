@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from maas_ray.api.stores import open_store
     from maas_ray.client import AsyncClient, Client, Prediction
     from maas_ray.errors import MaasError
+    from maas_ray.train.callbacks.base import Callback
 
 __all__ = [
     "AsyncClient",
+    "Callback",
     "Client",
     "MaasError",
     "Pool",
@@ -51,6 +53,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "maas_ray.client",
+    "Callback": "maas_ray.train.callbacks.base",
     "Client": "maas_ray.client",
     "MaasError": "maas_ray.errors",
     "Pool": "maas_ray.api.pools",

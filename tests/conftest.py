@@ -94,10 +94,12 @@ def finished_run(ray_cluster: RayCluster, s3_endpoint: str, tmp_path_factory: py
 
     storage = StorageSpec(uri="s3://maas/finished", endpoint=s3_endpoint)
     table = write_table(tmp_path_factory.mktemp("table"))
-    spec = table_spec(storage, "table", table)
+    notes = tmp_path_factory.mktemp("notes") / "events"
+    followed = {"path": "tests.support.following:Notes", "params": {"file": str(notes)}}
+    spec = table_spec(storage, "table", table, callbacks=[followed])
     reports: list[Progress] = []
     result = run_training(spec, on_progress=reports.append)
-    return FinishedRun(table, spec, open_store(storage), result, reports)
+    return FinishedRun(table, spec, open_store(storage), result, reports, notes)
 
 
 def unused_port() -> int:

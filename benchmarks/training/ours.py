@@ -15,7 +15,7 @@ import yaml
 
 from maas_ray.cluster import load_state
 from maas_ray.spec import load_spec
-from maas_ray.train.records.tensorboard import PREFIX
+from maas_ray.train.callbacks.tensorboard import PREFIX
 from maas_ray.train.spec.train import TrainSpec
 
 COMMAND_TIMEOUT_S = 1800.0

@@ -111,7 +111,7 @@ class Run:
     @property
     def tensorboard(self) -> str:
         """The argument of `tensorboard --logdir`."""
-        from maas_ray.train.records.tensorboard import location
+        from maas_ray.train.callbacks.tensorboard import location
 
         return location(self.store, self.id)
 

@@ -25,13 +25,13 @@ from maas_ray.process.interrupts import Held, told_to_end
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
+from maas_ray.train.callbacks.tensorboard import location
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
-from maas_ray.train.records.tensorboard import location
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.optim import refuse_steps
 from maas_ray.train.spec.train import TrainSpec

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -56,6 +57,8 @@ class FinishedRun:
     store: ObstoreStore
     result: RunResult
     reports: Sequence[Progress]
+    notes: Path
+    """Where the callback `Notes` wrote what it was told."""
 
 
 @contextmanager

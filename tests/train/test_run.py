@@ -1,5 +1,6 @@
 """Runs on Ray Train: what is refused before a worker starts, what ends a run, what is left behind."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from maas_ray.train.run import run_training
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.load_model import evaluate_run
 from tests.conftest import RayCluster
+from tests.support.following import events
 from tests.support.paths import STEPS, FinishedRun, digits_spec, table_spec
 
 
@@ -42,6 +44,7 @@ def _spec(store: ObstoreStore, **changes: Any) -> TrainSpec:
         ({"objective": {"loss": "mse"}}, SpecError, "the task is classification"),
         ({"batch": {"global_size": 1}}, SpecError, "smaller than the 2 replicas"),
         ({"epochs": 1, "steps": 1}, SpecError, "either epochs or steps"),
+        ({"callbacks": [{"path": "tests.support.following:Nobody"}]}, SpecError, "has no attribute 'Nobody'"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -103,11 +106,17 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
     ],
 )
 def test_an_error_in_training_ends_the_run_with_its_reason(
-    file_store: ObstoreStore, ray_cluster: RayCluster, model: str, message: str, restarts: int
+    file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path, model: str, message: str, restarts: int
 ) -> None:
-    workers = {"count": 1, "max_restarts": restarts}
+    followed = {"path": "tests.support.following:Notes", "params": {"file": str(tmp_path / "notes")}}
     spec = _spec(
-        file_store, model={"name": f"tests.support.nets:{model}"}, workers=workers, steps=2, epochs=None, log_every=1
+        file_store,
+        model={"name": f"tests.support.nets:{model}"},
+        workers={"count": 1, "max_restarts": restarts},
+        steps=2,
+        epochs=None,
+        log_every=1,
+        callbacks=[followed],
     )
     with pytest.raises(TrainingFailed, match=message):
         run_training(spec)
@@ -115,3 +124,17 @@ def test_an_error_in_training_ends_the_run_with_its_reason(
     assert run.status == "failed"
     assert message in (run.error or "")
     assert list_checkpoints(file_store, checkpoints_prefix("r")) == []
+    assert [(one["event"], one.get("reason")) for one in events(tmp_path / "notes")] == [
+        ("begin", None),
+        ("end", "failed"),
+    ]
+
+
+def test_a_callback_follows_a_run_from_its_first_step_to_its_end(finished_run: FinishedRun) -> None:
+    found = events(finished_run.notes)
+    assert (found[0], found[-1]) == (
+        {"event": "begin", "run": "table", "first_step": 0, "logged": 0},
+        {"event": "end", "reason": "finished"},
+    )
+    assert [one["step"] for one in found if one["event"] == "checkpoint"] == [80, 160, STEPS]
+    assert [one["step"] for one in found if one["event"] == "step"] == [*range(1, STEPS + 1)]

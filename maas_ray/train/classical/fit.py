@@ -11,6 +11,8 @@ from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.stored.dataset import Dataset, Split, open_dataset
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import open_store
+from maas_ray.train.callbacks.base import EndReason, RunContext
+from maas_ray.train.callbacks.load import build_callbacks
 from maas_ray.train.classical.estimator import fit_estimator
 from maas_ray.train.classical.graph import build_graph
 from maas_ray.train.classical.net import GraphNet
@@ -20,7 +22,7 @@ from maas_ray.train.loop.evaluate import evaluate
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.raw_model import RawModel
-from maas_ray.train.records.tensorboard import Journal
+from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.optim import ObjectiveSpec
 from maas_ray.train.spec.train import TrainSpec
 
@@ -63,16 +65,22 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
         loss=_metrics(dataset, net, train)["loss"],
         metrics=_metrics(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
     )
-    journal = Journal(store, spec.run, 0, [])
+    logged, callbacks = TrainingLog(), build_callbacks(spec.callbacks)
+    reason: EndReason = "failed"
     try:
-        journal.write(progress)
+        callbacks.on_begin(RunContext(spec, store, 0))
+        logged.add(progress)
+        callbacks.on_step(progress)
+        if progress.metrics:
+            callbacks.on_validation(progress)
         proof = Proof(columns, num_real, scores, classes)
         versions = {name: version(name) for name in ("scikit-learn", "skl2onnx")}
         if claim is not None:
             claim.check(store)
-        save_fitted(store, spec.run, FittedState(graph, proof, journal.history, versions))
+        save_fitted(store, spec.run, FittedState(graph, proof, logged.entries, versions))
+        reason = "finished"
     finally:
-        journal.close()
+        callbacks.on_end(reason)
     return progress
 
 

@@ -152,35 +152,45 @@ class TrainState:
         return rows.to(self.dtype) if rows.is_floating_point() else rows
 
 
-def fit(
-    plan: LoopPlan,
-    state: TrainState,
-    loader: Batches,
-    first_step: int,
-    *,
-    report: Callable[[Progress], None],
-    checkpoint: Callable[[int], None],
-    validate: Callable[[int], None] | None = None,
-    stop: Callable[[bool], bool] | None = None,
-    leaves: Callable[[int], bool] | None = None,
-    begin: Callable[[int], None] | None = None,
-) -> bool:
-    """Trains from `first_step` to the end, until `stop` says so, or to where `leaves` interrupts it.
+class LoopHooks:
+    """What the loop calls, on every rank after the same steps; override what a run needs."""
+
+    validates = False
+    """Whether there is anything to validate with."""
+
+    def begin_step(self, step: int) -> None:
+        """Before each step; steps count from 1."""
+
+    def report(self, progress: Progress) -> None:
+        """After each logged step."""
+
+    def validate(self, done: int) -> None:
+        """In evaluation mode, with the number of steps done, when the plan says so and after the last step."""
+
+    def should_stop(self, is_validated: bool) -> bool:
+        """After each logged step, after each validation (true), and before the first step of a run that continues.
+
+        Every rank returns the same. The state after the step at which it is true is the last.
+        """
+        return False
+
+    def should_leave(self, done: int) -> bool:
+        """After each step but the last. Where it is true, the state is committed, and the run continues elsewhere."""
+        return False
+
+    def save(self, done: int) -> None:
+        """When the state is to be committed, with the number of steps done."""
+
+
+def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hooks: LoopHooks) -> bool:
+    """Trains from `first_step` to the end, until a hook stops it, or to where one interrupts it.
 
     Args:
         plan: the numbers of the run.
         state: model, loss and optimizer of this rank, holding the state after `first_step` steps.
         loader: this rank's share of each global batch.
         first_step: steps that are done already.
-        report: called on every rank at each logged step.
-        checkpoint: called on every rank with the number of steps done, when the state is to be committed.
-        validate: called on every rank, in evaluation mode, with the number of steps done, when the plan says so and after
-            the last step.
-        stop: called on every rank after each logged step, after each validation (true), and before the first step of a run
-            that goes on; the same answer on all of them. The state after the step at which it says yes is the last.
-        leaves: called with the number of steps done after each one but the last; where it is true, on every rank after
-            the same step, the state is committed and the run is to go on elsewhere.
-        begin: called with the number of each step, from 1, before it.
+        hooks: called on every rank.
 
     Returns:
         Whether the run is done; false if it was interrupted.
@@ -188,31 +198,30 @@ def fit(
     Raises:
         TrainingFailed: the loss is no longer a finite number.
     """
-    if stop is not None and first_step and stop(True):
+    if first_step and hooks.should_stop(True):
         return True  # it was decided before the last commit
     state.train()
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
-        if begin is not None:
-            begin(step + 1)
+        hooks.begin_step(step + 1)
         lr = float(state.optimizer.param_groups[0]["lr"])
         loss, _ = train_step(plan, state, loader, step)
         done = step + 1
         is_logged = done % plan.log_every == 0 or done == plan.total_steps
-        is_validated = validate is not None and plan.is_validated(step)
+        is_validated = hooks.validates and plan.is_validated(step)
         if is_logged:
             mean = mean_loss(state, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
-            report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
+            hooks.report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
             logged_at, logged_s = done, time.perf_counter()
-        if validate is not None and is_validated:
-            _validate(state, validate, done)
-        is_last = stop is not None and (is_logged or is_validated) and stop(is_validated)
-        if validate is not None and is_last and not is_validated:
-            _validate(state, validate, done)
-        is_interrupted = leaves is not None and not is_last and done < plan.total_steps and leaves(done)
+        if is_validated:
+            _validate(state, hooks, done)
+        is_last = (is_logged or is_validated) and hooks.should_stop(is_validated)
+        if hooks.validates and is_last and not is_validated:
+            _validate(state, hooks, done)
+        is_interrupted = not is_last and done < plan.total_steps and hooks.should_leave(done)
         if plan.is_checkpoint(step) or (is_validated and plan.saves_validated) or is_last or is_interrupted:
-            checkpoint(done)
+            hooks.save(done)
         if is_last:
             return True
         if is_interrupted:
@@ -220,9 +229,9 @@ def fit(
     return True
 
 
-def _validate(state: TrainState, validate: Callable[[int], None], done: int) -> None:
+def _validate(state: TrainState, hooks: LoopHooks, done: int) -> None:
     state.train(False)
-    validate(done)
+    hooks.validate(done)
     state.train()
 
 

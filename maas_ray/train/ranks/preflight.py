@@ -7,6 +7,7 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.models.build import example_rows
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.callbacks.load import check_callbacks
 from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
 from maas_ray.train.modules.unused_parameters import unused_weights
@@ -23,6 +24,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     Raises:
         ModelError, SpecError: what does not fit, and the way out.
     """
+    check_callbacks(spec.callbacks)
     features = dataset.features
     layouts, example = spec.layouts(), example_rows(features.row)
     net, deferred = build_or_defer(spec, features, layouts)

@@ -4,7 +4,7 @@ Kept apart from train/run.py so that the processes that train import only what t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,8 +25,10 @@ from maas_ray.errors import MaasError, TrainingFailed
 from maas_ray.store.lease import Claim
 from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
+from maas_ray.train.callbacks.base import RunContext
+from maas_ray.train.callbacks.load import build_callbacks
 from maas_ray.train.loop.assemble import build_batches, build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import TrainState, fit, warm_up_buckets
+from maas_ray.train.loop.fit import LoopHooks, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
@@ -41,8 +43,7 @@ from maas_ray.train.ranks.stopwatch import Stopwatch
 from maas_ray.train.ranks.throughput_meter import Rates
 from maas_ray.train.records.run_index import point_at
 from maas_ray.train.records.runs import checkpoints_prefix, run_prefix
-from maas_ray.train.records.tensorboard import Journal
-from maas_ray.train.spec.early_stopping import Stopper
+from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.metrics import metrics_at
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import MODEL, buffers_of, restore, tensors_of
@@ -81,7 +82,7 @@ def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.devi
     )
     has_left = False
     try:
-        has_left = not _train(spec, data_digest, actor, device, pace, claim)
+        has_left = not RankTraining(spec, data_digest, actor, device, pace, claim).run()
     except MaasError as error:
         if not error.retryable:
             ray.get(actor.fail.remote(error), timeout=TIMEOUT_S)
@@ -90,140 +91,182 @@ def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.devi
         pace.close(has_left=has_left)
 
 
-def _train(
-    spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, pace: Pace, claim: Claim | None
-) -> bool:
-    """Returns whether the run is done: False if this rank left early, everything committed."""
-    watch = Stopwatch("starting")
-    torch.set_num_threads(spec.workers.cpus)
-    torch.use_deterministic_algorithms(spec.deterministic)
-    store = open_store(spec.storage)
-    dataset = open_dataset(store, data_digest)
-    num_rows = dataset.num_rows["train"]
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    coordinates = rank_coordinates(spec.parallelism.resolve(world), device.type)
-    if coordinates.mesh is not None:
-        process_group.bound_waits(coordinates.mesh, spec.workers.timeout_s)
-    if not spec.parallelism.tp_across_nodes:
-        refuse_far_groups(coordinates.layout, ray.get_runtime_context().get_node_id(), device)
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
-    if is_first and not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
-        check_run(spec, dataset, store)
-        ray.get(actor.found_fit.remote(), timeout=TIMEOUT_S)
-    state = build_train_state(spec, dataset.features, num_rows, coordinates, device)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
-    warm_up_buckets(plan, state, loader)
-    _await_record(actor)
-    first_step, history, seconds = _restore(store, spec, state)
-    watch.add(seconds)
-    pace.committed(first_step)
-    pace.begin(first_step)
-    journal = Journal(store, spec.run, first_step, history) if is_first else None
-    beside = Beside(store, spec) if is_first and spec.validation.is_async else None
-    stopper = spec.stopper()
+class RankTraining(LoopHooks):
+    """One attempt of a run on this rank: built, brought to the newest committed state, trained.
 
-    def commit(committed: Committed) -> None:
-        step = int(committed.meta["step"])
-        pace.committed(step)
-        point_at(store, committed.prefix)
-        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
-        if beside is not None and (
-            plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
-        ):
-            beside.start(step)
-        if journal is not None:
-            journal.publish()
+    Args:
+        spec: the run, with an absolute store.
+        data_digest: the prepared data set.
+        actor: an actor of `train/ranks/run_actor.py`.
+        device: where this rank computes.
+        pace: reports the steps of this rank, and knows when all ranks leave.
+        claim: the lease in whose name checkpoints are committed.
+    """
 
-    checkpointer = AsyncCheckpointer(
-        store,
-        checkpoints_prefix(spec.run),
-        group=saving_group(spec.checkpoint.timeout_s),
-        timeout_s=spec.checkpoint.timeout_s,
-        keep=spec.checkpoint.keep(),
-        on_commit=commit,
-        late=beside.metrics if beside is not None else None,
-        fence=partial(claim.check, store) if claim is not None else None,
-    )
+    def __init__(
+        self, spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, pace: Pace, claim: Claim | None
+    ) -> None:
+        self._spec = spec
+        self._actor = actor
+        self._device = device
+        self._pace = pace
+        self._watch = Stopwatch("starting")
+        torch.set_num_threads(spec.workers.cpus)
+        torch.use_deterministic_algorithms(spec.deterministic)
+        self._store = open_store(spec.storage)
+        self._dataset = open_dataset(self._store, data_digest)
+        self._world = dist.get_world_size() if dist.is_initialized() else 1
+        self._is_first = not dist.is_initialized() or dist.get_rank() == 0
+        self._build()
+        self._resume()
+        self._prepare_saving(claim)
 
-    state.optimizer.register_step_pre_hook(lambda *_: checkpointer.staged())
-    rates = Rates(spec, dataset.features, device, world)
+    def _build(self) -> None:
+        """Model, optimizer and loader of this rank, fit for the data; waits until the run is recorded."""
+        spec, num_rows = self._spec, self._dataset.num_rows["train"]
+        coordinates = rank_coordinates(spec.parallelism.resolve(self._world), self._device.type)
+        if coordinates.mesh is not None:
+            process_group.bound_waits(coordinates.mesh, spec.workers.timeout_s)
+        if not spec.parallelism.tp_across_nodes:
+            refuse_far_groups(coordinates.layout, ray.get_runtime_context().get_node_id(), self._device)
+        if self._is_first and not ray.get(self._actor.is_allowed.remote(), timeout=TIMEOUT_S):
+            check_run(spec, self._dataset, self._store)
+            ray.get(self._actor.found_fit.remote(), timeout=TIMEOUT_S)
+        self._state = build_train_state(spec, self._dataset.features, num_rows, coordinates, self._device)
+        self._plan, self._loader = build_plan(spec, num_rows), build_loader(spec, self._dataset, coordinates)
+        warm_up_buckets(self._plan, self._state, self._loader)
+        _await_record(self._actor)
 
-    def report(progress: Progress) -> None:
-        progress = replace(progress, workers=world)
-        if journal is not None:
-            progress = rates.added_to(progress)
-            journal.write(progress)
-            if _shows_histograms(spec, progress):
-                journal.write_histograms(progress.step, _distributions(state))
-            actor.put.remote(progress)
+    def _resume(self) -> None:
+        """The newest committed state, and what follows the run from there."""
+        spec = self._spec
+        self._first_step, history, seconds = _restore(self._store, spec, self._state)
+        self._watch.add(seconds)
+        self._pace.committed(self._first_step)
+        self._pace.begin(self._first_step)
+        self._log = TrainingLog(history)
+        self._callbacks = build_callbacks(spec.callbacks) if self._is_first else None
+        self._beside = Beside(self._store, spec) if self._is_first and spec.validation.is_async else None
+        self._stopper = spec.stopper()
+        self._rates = Rates(spec, self._dataset.features, self._device, self._world)
+        self._profiler = _profiler(spec, self._store)
 
-    validate = between_steps(spec, plan, dataset, state, report)
-    if spec.validation.is_async:
-        validate = beside_training(beside, plan, checkpointer, state, report)
-
-    def validate_timed(done: int) -> None:
-        with watch.phase("validation"):
-            if validate is not None:
-                validate(done)
-
-    def checkpoint(done: int) -> None:
-        with watch.phase("checkpoints"):
-            save(done)
-
-    def save(done: int) -> None:
-        tensors = tensors_of(state)
-        buffers = buffers_of(state)
-        refuse_not_finite(tensors, done, device, buffers)
-        history = journal.history if journal is not None else []
-        checkpointer.save(
-            Snapshot(
-                step=done,
-                cursor=min(done * plan.global_size, plan.stop),
-                tensors=tensors,
-                meta={
-                    "layout": str(coordinates.layout),
-                    "metrics": metrics_at(history, done),
-                    "random": RANDOM,
-                    "seconds": watch.seconds(),
-                    "seed": spec.seed,
-                },
-                history=history,
-            ),
-            # A forward pass may change statistics; weights, their moments and averages change with an update only.
-            steady=tensors.keys() - buffers,
+    def _prepare_saving(self, claim: Claim | None) -> None:
+        spec = self._spec
+        self._checkpointer = AsyncCheckpointer(
+            self._store,
+            checkpoints_prefix(spec.run),
+            group=saving_group(spec.checkpoint.timeout_s),
+            timeout_s=spec.checkpoint.timeout_s,
+            keep=spec.checkpoint.keep(),
+            on_commit=self._committed,
+            late=self._beside.metrics if self._beside is not None else None,
+            fence=partial(claim.check, self._store) if claim is not None else None,
         )
+        self._state.optimizer.register_step_pre_hook(lambda *_: self._checkpointer.staged())
+        validate = between_steps(spec, self._plan, self._dataset, self._state, self.report)
+        if spec.validation.is_async:
+            validate = beside_training(self._beside, self._plan, self._checkpointer, self._state, self.report)
+        self._validate = validate
+        self.validates = validate is not None
 
-    profiler = _profiler(spec, store)
-    try:
-        if beside is not None:
-            there = list_checkpoints(store, checkpoints_prefix(spec.run))
-            beside.resume(history, [step for step in there if plan.is_checkpoint(step - 1)])
-        watch.enter("training")
-        with build_batches(spec, plan, loader, first_step, device) as batches:
-            is_done = fit(
-                plan,
-                state,
-                batches,
-                first_step,
-                report=report,
-                checkpoint=checkpoint,
-                validate=validate_timed if validate is not None else None,
-                stop=_stop(stopper, journal, device),
-                leaves=pace.is_stop,
-                begin=profiler.begin if profiler is not None else None,
+    def run(self) -> bool:
+        """Trains; returns whether the run is done: False if this rank left early, everything committed."""
+        spec, reason = self._spec, "failed"
+        try:
+            if self._beside is not None:
+                there = list_checkpoints(self._store, checkpoints_prefix(spec.run))
+                due = [step for step in there if self._plan.is_checkpoint(step - 1)]
+                self._beside.resume(self._log.entries, due)
+            if self._callbacks is not None:
+                history = tuple(self._log.entries)
+                self._callbacks.on_begin(
+                    RunContext(spec, self._store, self._first_step, history, partial(_parameters, self._state))
+                )
+            self._watch.enter("training")
+            with build_batches(spec, self._plan, self._loader, self._first_step, self._device) as batches:
+                is_done = fit(self._plan, self._state, batches, self._first_step, self)
+            self._checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
+            if is_done and spec.validation.is_async and self._validate is not None:
+                # takes in the metrics of that state
+                self._validate(self._checkpointer.committed_step or self._first_step)
+            reason = "finished" if is_done else "interrupted"
+            return is_done
+        finally:
+            self._checkpointer.close()
+            if self._beside is not None:
+                self._beside.close()
+            if self._callbacks is not None:
+                self._callbacks.on_end(reason)  # type: ignore[arg-type]
+            if self._profiler is not None:
+                self._profiler.close()
+
+    def begin_step(self, step: int) -> None:
+        if self._profiler is not None:
+            self._profiler.begin(step)
+
+    def report(self, progress: Progress) -> None:
+        if self._callbacks is None:
+            return
+        progress = self._rates.added_to(replace(progress, workers=self._world))
+        self._log.add(progress)
+        if progress.loss is not None:
+            self._callbacks.on_step(progress)
+        if progress.metrics:
+            self._callbacks.on_validation(progress)
+        self._actor.put.remote(progress)
+
+    def validate(self, done: int) -> None:
+        with self._watch.phase("validation"):
+            if self._validate is not None:
+                self._validate(done)
+
+    def should_stop(self, is_validated: bool) -> bool:
+        """Rank 0 has the history and decides; the others receive its decision."""
+        stopper = self._stopper
+        if stopper is None or (stopper.needs_validation and not is_validated):
+            return False
+        ends = self._is_first and stopper.follow(self._log.entries) is not None
+        return rank0_says(ends, self._device)
+
+    def should_leave(self, done: int) -> bool:
+        return self._pace.is_stop(done)
+
+    def save(self, done: int) -> None:
+        with self._watch.phase("checkpoints"):
+            tensors = tensors_of(self._state)
+            buffers = buffers_of(self._state)
+            refuse_not_finite(tensors, done, self._device, buffers)
+            history = self._log.entries if self._is_first else []
+            self._checkpointer.save(
+                Snapshot(
+                    step=done,
+                    cursor=min(done * self._plan.global_size, self._plan.stop),
+                    tensors=tensors,
+                    meta={
+                        "layout": str(self._state.coordinates.layout),
+                        "metrics": metrics_at(history, done),
+                        "random": RANDOM,
+                        "seconds": self._watch.seconds(),
+                        "seed": self._spec.seed,
+                    },
+                    history=history,
+                ),
+                # A forward pass may change statistics; weights, their moments and averages change with an update only.
+                steady=tensors.keys() - buffers,
             )
-        checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
-        if is_done and spec.validation.is_async and validate is not None:
-            validate(checkpointer.committed_step or first_step)  # takes in the metrics of that state
-        return is_done
-    finally:
-        checkpointer.close()
-        if beside is not None:
-            beside.close()
-        if journal is not None:
-            journal.close()
-        if profiler is not None:
-            profiler.close()
+
+    def _committed(self, committed: Committed) -> None:
+        """After each commit, on rank 0, in the thread that saves."""
+        step = int(committed.meta["step"])
+        self._pace.committed(step)
+        point_at(self._store, committed.prefix)
+        stopped = self._stopper is not None and self._stopper.reason is not None
+        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
+        if self._beside is not None and (self._plan.is_checkpoint(step - 1) or stopped):
+            self._beside.start(step)
+        if self._callbacks is not None:
+            self._callbacks.on_checkpoint(step, committed.prefix)
 
 
 def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
@@ -282,29 +325,8 @@ def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
         state.ema.update(0)
 
 
-def _stop(stopper: Stopper | None, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
-    """Rank 0 has the history and decides; the others hear of it."""
-    if stopper is None:
-        return None
-
-    def stop(is_validated: bool) -> bool:
-        if stopper.needs_validation and not is_validated:
-            return False
-        ends = journal is not None and stopper.follow(journal.history) is not None
-        return rank0_says(ends, device)
-
-    return stop
-
-
-def _shows_histograms(spec: TrainSpec, progress: Progress) -> bool:
-    every = spec.tensorboard.histograms_every
-    return every is not None and progress.loss is not None and progress.step // spec.log_every % every == 0
-
-
-def _distributions(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+def _parameters(state: TrainState) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """This rank's pieces of weights, and of the gradients of the step that has just been done."""
     for part in state.parts:
         for name, parameter in part.named_parameters():
-            yield f"weights/{name}", local(parameter)
-            if parameter.grad is not None:
-                yield f"gradients/{name}", local(parameter.grad)
+            yield name, local(parameter), local(parameter.grad) if parameter.grad is not None else None

@@ -9,6 +9,7 @@ USED: dict[str, tuple[str, ...] | None] = {
     "model": ("name", "params"),
     "data": None,
     "seed": None,
+    "callbacks": None,
     "workers": ("cpus", "max_restarts"),
     "storage": None,
 }

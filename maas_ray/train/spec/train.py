@@ -11,6 +11,7 @@ from maas_ray.models.classical import parse_classical
 from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
+from maas_ray.train.spec.callbacks import CallbackSpec
 from maas_ray.train.spec.classical import refuse_unused
 from maas_ray.train.spec.early_stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.spec.init import InitSpec
@@ -171,6 +172,8 @@ class TrainSpec(Spec):
     """Optimizer steps between validations; None: at the end of every epoch. The last step always has one."""
     validation: ValidationSpec = ValidationSpec()
     tensorboard: TensorboardSpec = TensorboardSpec()
+    callbacks: tuple[CallbackSpec, ...] = ()
+    """Code that follows the run: logged steps, validations, checkpoints and the end."""
     workers: WorkersSpec = WorkersSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
     performance: PerformanceSpec = PerformanceSpec()
@@ -237,7 +240,7 @@ class TrainSpec(Spec):
         runs, how they share the model, how fast they are and how much a file may expand may change.
         """
         free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
-        free |= {"early_stopping", "validation", "tensorboard"}
+        free |= {"early_stopping", "validation", "tensorboard", "callbacks"}
         mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as runs are written down
         for fields in (mine, theirs):
             del fields["batch"]["accumulation_steps"]  # how a share is cut changes no gradient

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loading.loader import Loader
 from maas_ray.errors import TrainingFailed
 from maas_ray.train.loop import fit as loop
-from maas_ray.train.loop.fit import LoopPlan, TrainState, fit, warm_up_buckets
+from maas_ray.train.loop.fit import LoopHooks, LoopPlan, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -83,6 +83,25 @@ def _loader(plan: LoopPlan, accumulation_steps: int = 1, dtype: Any = np.float32
     )
 
 
+class Hooks(LoopHooks):
+    """Hooks that call functions."""
+
+    def __init__(
+        self,
+        *,
+        report: Callable[[Progress], Any] = lambda _: None,
+        save: Callable[[int], Any] = lambda _: None,
+        validate: Callable[[int], Any] | None = None,
+        stop: Callable[[bool], bool] = lambda _: False,
+    ) -> None:
+        self.validates = validate is not None
+        self.report = report  # type: ignore[method-assign]
+        self.save = save  # type: ignore[method-assign]
+        self.should_stop = stop  # type: ignore[method-assign]
+        if validate is not None:
+            self.validate = validate  # type: ignore[method-assign]
+
+
 def _train(
     state: TrainState, plan: LoopPlan, loader: Loader, first_step: int = 0
 ) -> tuple[list[float], dict[int, Any]]:
@@ -101,7 +120,7 @@ def _train(
         }
         states[done] = (copies, optimizer, dict(state.schedule.state_dict()))
 
-    fit(plan, state, loader, first_step, report=lambda progress: losses.append(progress.loss or 0.0), checkpoint=keep)
+    fit(plan, state, loader, first_step, Hooks(report=lambda progress: losses.append(progress.loss or 0.0), save=keep))
     return losses, states
 
 
@@ -223,7 +242,7 @@ def test_validation_runs_in_evaluation_mode_at_each_epochs_end() -> None:
         validated.append(done)
 
     saved: list[int] = []
-    fit(plan, state, _loader(plan), 0, report=reports.append, checkpoint=saved.append, validate=validate)
+    fit(plan, state, _loader(plan), 0, Hooks(report=reports.append, save=saved.append, validate=validate))
     assert validated == [5, 9, 13]
     assert saved == [4, 8, 12, 13]
     assert state.parts[0].training
@@ -232,7 +251,7 @@ def test_validation_runs_in_evaluation_mode_at_each_epochs_end() -> None:
 
 def test_what_was_validated_is_committed_where_the_best_is_kept() -> None:
     plan, saved = _plan(saves_validated=True), list[int]()
-    fit(plan, _train_state(), _loader(plan), 0, report=lambda _: None, checkpoint=saved.append, validate=lambda _: None)
+    fit(plan, _train_state(), _loader(plan), 0, Hooks(save=saved.append, validate=lambda _: None))
     assert saved == [4, 5, 8, 9, 12, 13]
 
 
@@ -247,14 +266,14 @@ def test_a_run_that_stops_early_ends_with_a_validated_and_committed_state(at: in
 
     calls: dict[str, Any] = {
         "report": reports.append,
-        "checkpoint": events["saved"].append,
+        "save": events["saved"].append,
         "validate": events["validated"].append,
     }
-    fit(plan, state, _loader(plan), 0, stop=stop, **calls)
+    fit(plan, state, _loader(plan), 0, Hooks(stop=stop, **calls))
     assert events == {"validated": validated, "saved": [4, at]}
     assert reports[-1].step == at
 
-    fit(plan, state, _loader(plan), at, stop=lambda _: True, **calls)
+    fit(plan, state, _loader(plan), at, Hooks(stop=lambda _: True, **calls))
     assert events["saved"] == [4, at], "a run that is resumed after it has stopped takes no step more"
 
 

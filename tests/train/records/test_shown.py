@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from maas_ray.cli.training import runs as list_runs
@@ -19,31 +18,12 @@ from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.predictions import MAX_NEW_TOKENS, show_samples
-from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.stopwatch import Stopwatch
 from maas_ray.train.records.report import JSON, PNG, FinalState, commit_report, find_part
 from maas_ray.train.records.runs import Runs
-from maas_ray.train.records.tensorboard import Journal, location
 from tests.support.small_runs import make_run
 
 CPU = torch.device("cpu")
-
-
-def test_histograms_and_late_figures_stand_at_their_own_step(file_store: ObstoreStore) -> None:
-    journal = Journal(file_store, "r", 0, [])
-    journal.write(Progress(4, 9, 0.1, loss=1.0, lr=0.1))
-    weights = torch.tensor([[0.0, 1.0], [torch.nan, -torch.inf]])
-    journal.write_histograms(4, [("weights/a", weights), ("gradients/a", torch.full((2,), torch.nan))])
-    metrics = {"accuracy": 0.5, "auroc": float("nan")}
-    journal.write(Progress(8, 9, 0.2, metrics=metrics, of_step=4, samples="| row |\n| --- |"))
-    journal.close()
-    assert journal.history == [{"step": 4, "loss": 1.0, "lr": 0.1}, {"step": 4, "validation": {"accuracy": 0.5}}]
-    events = EventAccumulator(location(file_store, "r")).Reload()
-    assert events.Tags()["histograms"] == ["weights/a"], "what has no finite value has no histogram"
-    (shown,) = events.Histograms("weights/a")
-    assert (shown.step, shown.histogram_value.num, shown.histogram_value.max) == (4, 2, 1.0)
-    assert [event.step for event in events.Scalars("validation/accuracy")] == [4]
-    assert [event.step for event in events.Tensors("validation/samples/text_summary")] == [4]
 
 
 class _Repeats(nn.Module):
