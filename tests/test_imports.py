@@ -52,7 +52,7 @@ KNOWN_BY = {
     },
     "pickle": set(),
     "cloudpickle": set(),
-    "argparse": {"console/job.py"},  # what programs of jobs/ have in common
+    "argparse": {"console/job.py", "quickstart/pipeline.py"},  # what programs of jobs/ have in common
 }
 
 NAMED_AS_THE_STANDARD_LIBRARY = {
