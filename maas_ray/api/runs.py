@@ -102,7 +102,7 @@ class Run:
 
         return [
             SavedCheckpoint(
-                each["step"], each["committed_s"], each["num_bytes"], each["metrics"] or {}, bool(each["pinned"])
+                each["step"], each["committed_s"], each["num_bytes"], each["metrics"] or {}, each["is_pinned"]
             )
             for each in describe(self.store, checkpoints_prefix(self.id))
             if not each.get("error")

@@ -413,7 +413,9 @@ def _problem(symbol: Symbol) -> str:
         return f"is {found!r}, was {symbol.value!r}"
     if symbol.parameters is not None or symbol.has:
         try:
-            parameters = tuple(inspect.signature(found).parameters)
+            named = inspect.signature(found).parameters
+            # Ray adds it to the methods of every class that it makes an actor of while tracing is on.
+            parameters = tuple(name for name in named if name != "_ray_trace_ctx")
         except (TypeError, ValueError) as error:
             return f"has no signature: {error}"
         if symbol.parameters is not None and parameters != symbol.parameters:

@@ -217,7 +217,7 @@ def test_a_tensor_of_unknown_rank_is_given_its_shape_at_import(file_store: Obsto
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
-    [(["z=1"], "no input or output tensor 'z'"), (["y=-1,4", "x=-1,3"], "'y' contradicts the graph")],
+    [(["z=1"], "no input or output 'z'"), (["y=-1,4", "x=-1,3"], "'y' contradicts the graph")],
 )
 def test_a_shape_for_nothing_is_refused(
     file_store: ObstoreStore, tmp_path: Path, shapes: list[str], message: str

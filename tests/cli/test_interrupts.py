@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.root import ROOT
 
-START = "import os, signal, sys, threading, time; from maas_ray import interrupts as i; [signal.signal(n, signal.default_int_handler if n == 2 else signal.SIG_DFL) for n in i.SIGNALS]\nme = os.getpid()\n"
+START = "import os, signal, sys, threading, time; from maas_ray.process import interrupts as i; [signal.signal(n, signal.default_int_handler if n == 2 else signal.SIG_DFL) for n in i.SIGNALS]\nme = os.getpid()\n"
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:

@@ -4,8 +4,8 @@ import pytest
 import ray
 import yaml
 
-from maas_ray.cluster.capacity import preflight
 from maas_ray.cluster.capacity.autoscaler_limits import declare_limits
+from maas_ray.cluster.capacity.preflight import preflight
 from maas_ray.errors import ResourcesMissing, SpecError
 from tests.conftest import RayCluster
 from tests.support.root import ROOT

@@ -3,8 +3,7 @@
 import pytest
 
 from maas_ray.cluster import wait_for_nodes
-from maas_ray.cluster.capacity import preflight
-from maas_ray.cluster.capacity.preflight import count_workers, explain
+from maas_ray.cluster.capacity.preflight import count_workers, explain, preflight
 from maas_ray.errors import ResourcesMissing
 from tests.conftest import RayCluster
 
