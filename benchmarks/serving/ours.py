@@ -57,13 +57,13 @@ class Cluster:
         started = time.monotonic()
         name = f"{MODEL_NAME}-{model.stem}"
         self.command("import", str(model), "--name", name, "--alias", "production", "--store", store)
+        # Commits of before 2026-12 have another name for it, and their rooms are not there.
+        interval = "poll_interval_s" if (self.code.root / "maas_ray/serve/spec").is_dir() else "every_s"
         described = {
             "storage": {"uri": store},
             "http": {"port": self.running().port},
             # Nothing changes during a measurement: the registry is looked at once a minute.
-            "pools": [
-                {"models": [{"name": name}], "replicas": 1, "refresh": {"poll_interval_s": 60.0}, **(pool or {})}
-            ],
+            "pools": [{"models": [{"name": name}], "replicas": 1, "refresh": {interval: 60.0}, **(pool or {})}],
         }
         spec = self.home.parent / "pool.yaml"
         spec.write_text(yaml.safe_dump(described))
