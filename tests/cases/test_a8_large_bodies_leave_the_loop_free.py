@@ -173,7 +173,7 @@ def test_a_body_that_arrives_alone_only_has_to_fit_and_a_small_one_finds_the_las
         budget.expect(1, 1)
     budget.arrived(100 * MIB)
     budget.expect(70 * MIB, 70 * MIB)
-    with pytest.raises(Overloaded, match="73400320 bytes of bodies are on their way"):
+    with pytest.raises(Overloaded, match="73400320 bytes of bodies are being received"):
         budget.expect(6 * MIB, 6 * MIB)
     with pytest.raises(Overloaded):
         budget.expect(6 * MIB, 6 * MIB + 1)

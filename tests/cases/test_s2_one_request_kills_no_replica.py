@@ -68,7 +68,7 @@ def test_a_request_that_kills_is_repeated_once_and_then_refused_by_name(server: 
     deaths = engine_of(server, "dividing").num_deaths
     answer = divide(server, DEADLY)
     assert answer.status_code == 422
-    assert "ended the process that runs model 'dividing' version 1 twice" in answer.json()["error"]
+    assert "ended the process of model 'dividing' version 1 twice" in answer.json()["error"]
     assert engine_of(server, "dividing").num_deaths == deaths + 2
     assert quotients(divide(server, (7, 1), (-9, 2))) == [3, -3]
     again = divide(server, DEADLY)

@@ -194,7 +194,7 @@ def test_the_queue_is_bounded_by_bytes_over_all_models_of_a_replica() -> None:
         rig.send("running", 1, num_bytes=30)
         rig.loop.turn()
         rig.send("waiting", 2, num_bytes=40)
-    with pytest.raises(Overloaded, match="80 bytes wait and this request has 40, the limit is 100"):
+    with pytest.raises(Overloaded, match="80 bytes wait, this request has 40, the limit is 100"):
         two.send("too much", 3, num_bytes=40)
     one.finish_all()
     two.send("fits now", 4, num_bytes=40)

@@ -41,7 +41,7 @@ def test_a_graph_that_mixes_its_rows_is_noticed_and_no_longer_merged(caplog: pyt
     assert not any(wrong[20:]), "the third round comes after the check, at the twentieth request"
     assert counted.runs == [10, 10, *[1] * 10]
     assert [bool(found) for found in counted.checks] == [True]
-    assert "does not keep its rows apart" in counted.problem
+    assert "mixes the rows of requests" in counted.problem
     assert counted.problem in caplog.text
     assert caplog.records[-1].levelno == logging.ERROR
 
