@@ -1,5 +1,5 @@
-"""S7: the 404 of a repository load listed the whole registry and the store's URI to anyone; a model may not be named as a
-word of the protocol's paths. What callers read names the models of their pool, and no store, host, path or key.
+"""S7: the 404 of a repository load listed the whole registry and the store's URI to anyone; a model may not be named as
+a word of the protocol's paths. What callers read names the models of their pool, and no store, host, path or key.
 """
 
 import logging
@@ -163,7 +163,7 @@ def test_every_word_of_a_route_is_such_a_word() -> None:
 
 @pytest.mark.parametrize("route", ["/v2", "/v2/models", "/metrics", "/a/v2", "/a/metrics/b"])
 def test_no_pool_takes_the_paths_of_another_ones_protocol(route: str) -> None:
-    with pytest.raises(ValidationError, match="would take paths of the protocol"):
+    with pytest.raises(ValidationError, match="would hide paths of the protocol"):
         PoolSpec(models=({"name": "linear"},), route_prefix=route)
     free = route.replace("v2", "v2x").replace("metrics", "my-metrics")
     assert PoolSpec(models=({"name": "linear"},), route_prefix=free).route_prefix == free

@@ -138,7 +138,7 @@ def test_origins_are_off_by_default_and_checked() -> None:
     assert LimitsSpec().cors_origins == ()
     assert parse_spec(LimitsSpec, {"cors_origins": ["*", "http://localhost:3000", "https://[::1]:8"]}).cors_origins
     for wrong in ("shop.example", "https://shop.example/", "https://Shop.example", "https://a b", ""):
-        with pytest.raises(SpecError, match="is no origin"):
+        with pytest.raises(SpecError, match="is not an origin"):
             parse_spec(LimitsSpec, {"cors_origins": [wrong]})
 
 

@@ -31,7 +31,7 @@ def test_a_word_is_short_for_a_strategy() -> None:
         ({"placement": "sprad"}, "placement.strategy.*'spread', 'pack' or 'one_per_node'"),
         ({"placement": {"label": {}}}, "unknown key 'pools.0.placement.label'; did you mean 'labels'"),
         ({"placement": {"labels": {"a b": "c"}}}, "'a b' is not the name of a node label"),
-        ({"placement": {"labels": {"zone": "in(a"}}}, r"label 'zone' is to be 'in\(a'; give one value"),
+        ({"placement": {"labels": {"zone": "in(a"}}}, r"label 'zone' has the value 'in\(a'; use one value"),
         ({"placement": {"accelerator": "L4;"}}, "accelerator"),
         ({"rollout": {"timeout_s": 0}}, "timeout_s"),
         ({"rollout": {"surge": 1}}, "unknown key 'pools.0.rollout.surge'"),
