@@ -1,4 +1,5 @@
-"""S8: shared memory, trace and logging answered 404, a load refused every configuration, and unknown models had other words."""
+"""S8: shared memory, trace and logging answered 404, a load refused every configuration, and unknown models had other
+words."""
 
 import asyncio
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
 def test_what_is_not_offered_says_so_with_the_way_out(server: Server, method: str, path: str) -> None:
     answer = requests.request(method, f"{server.url}/{path}", json={}, timeout=20)
     assert answer.status_code == 501
-    assert "not offered: " in answer.json()["error"]
+    assert "not supported: " in answer.json()["error"]
 
 
 def test_shared_memory_has_no_regions_to_list_or_to_remove(client: triton.InferenceServerClient) -> None:
@@ -56,7 +57,7 @@ def test_shared_memory_has_no_regions_to_list_or_to_remove(client: triton.Infere
     assert client.get_cuda_shared_memory_status() == []
     client.unregister_system_shared_memory()
     client.unregister_cuda_shared_memory("mine")
-    with pytest.raises(InferenceServerException, match="shared memory is not offered"):
+    with pytest.raises(InferenceServerException, match="shared memory is not supported"):
         client.register_system_shared_memory("a", "/a", 64)
 
 

@@ -243,7 +243,7 @@ class ServingSpec(Spec):
 
     @property
     def max_ongoing_requests(self) -> int:
-        """Serve's own limit of one replica, above the capacity of our queues, so that our 503 with a reason is first."""
+        """Serve's own limit of one replica, above the capacity of our queues: our 503, with its reason, is first."""
         num_models = sum(_MODELS_OF_A_PATTERN if model.is_pattern else 1 for model in self.models)
         return num_models * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
 
