@@ -1,7 +1,7 @@
 """A7: answers had no limit: a classification turned 172 bytes into 33.8 MB, Expand 154 bytes into 120 MB, on the loop.
 
-Right: `limits.max_answer_bytes` is checked before an answer is written, rows times classes are capped, and what takes long
-to be written is written in a thread, piece by piece.
+Right: `limits.max_answer_bytes` is checked before an answer is written, rows times classes are capped, and what takes
+long to be written is written in a thread, piece by piece.
 """
 
 import time
@@ -74,7 +74,7 @@ def test_rows_times_classes_are_capped(server: Server) -> None:
 
     refused = classified(300, 1000)
     assert refused.status_code == 422
-    assert "300000 texts, the limit is 262144" in refused.json()["error"]
+    assert "300000 strings, the limit is 262144" in refused.json()["error"]
     found = classified(200, 5).json()["outputs"][0]
     assert found["shape"] == [200, 5]
     assert found["data"][:2] == ["1.000000:999", "0.997998:998"]

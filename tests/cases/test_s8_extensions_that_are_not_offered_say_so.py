@@ -63,7 +63,7 @@ def test_shared_memory_has_no_regions_to_list_or_to_remove(client: triton.Infere
 
 def test_sequences_are_not_offered(client: triton.InferenceServerClient) -> None:
     tensor = triton.InferInput("x", [1, 3], "FP32").set_data_from_numpy(np.ones((1, 3), np.float32))
-    with pytest.raises(InferenceServerException, match="sequences are not offered"):
+    with pytest.raises(InferenceServerException, match="sequences are not supported"):
         client.infer("linear", [tensor], sequence_id=5, sequence_start=True)
 
 

@@ -89,7 +89,7 @@ def test_a_model_without_text_can_be_asked_so_too(server: Server) -> None:
         ("text", {"text_input": "a", "number": {"a": 1}}, "is INT64"),
         ("text", {"text_input": "a", "number": 1, "more": {}}, "not a string, number or boolean"),
         ("text", {"text_input": "a", "number": 1, "parameters": []}, "not an object"),
-        ("text", {"text_input": "a", "number": 1, "sequence_id": 4}, "not offered"),
+        ("text", {"text_input": "a", "number": 1, "sequence_id": 4}, "not supported"),
         ("linear", {"x": [1, 2]}, "needs 3"),
         ("text", [], "not a JSON object"),
     ],

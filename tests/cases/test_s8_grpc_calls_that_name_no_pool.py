@@ -1,4 +1,5 @@
-"""S8: with several pools, a gRPC call without the metadata `application` was refused although one pool serves its model.
+"""S8: with several pools, a gRPC call without the metadata `application` was refused although one pool serves its
+model.
 
 Two pools with real models on real gRPC servers; only the way from one to the other is not Ray's.
 """
@@ -162,7 +163,7 @@ def test_questions_about_a_model_reach_its_pool(cluster: Cluster, model: str) ->
 def test_a_refusal_of_the_other_pool_comes_back_as_it_is(cluster: Cluster) -> None:
     code, details = refusal(cluster.stub.ModelInfer, request("there", 2), metadata=UNNAMED)
     assert code == CODES.INVALID_ARGUMENT
-    assert "does not fit" in details
+    assert "does not match" in details
 
 
 def test_a_model_of_several_pools_asks_for_the_metadata_and_names_no_pool(cluster: Cluster) -> None:
@@ -213,7 +214,7 @@ def test_a_stream_goes_on_after_a_request_that_no_pool_or_several_could_answer(c
     assert [bool(answer.error_message) for answer in answers] == [True, True, True, False]
     assert "metadata 'application'" in answers[0].error_message
     assert "unknown model" in answers[1].error_message
-    assert "does not fit" in answers[2].error_message
+    assert "does not match" in answers[2].error_message
     assert [answer.infer_response.id for answer in answers] == ["7"] * 4
 
 
@@ -221,7 +222,7 @@ def test_a_refusal_of_the_other_pool_ends_a_stream_that_asks_for_a_status(cluste
     with pytest.raises(grpc.RpcError) as caught:
         stream(cluster, request("there", 2), metadata=(*UNNAMED, ("triton_grpc_error", "true")))
     assert caught.value.code() == CODES.INVALID_ARGUMENT
-    assert "does not fit" in caught.value.details()
+    assert "does not match" in caught.value.details()
 
 
 def test_the_last_answer_of_another_pools_request_is_marked_as_final(cluster: Cluster) -> None:

@@ -234,11 +234,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"is_raw": False, "contents": Contents(fp32_contents=[1])}, "has 4 elements"),
     ({"is_raw": False, "contents": Contents(int_contents=[1])}, "send fp32_contents instead of int_contents"),
     ({"outputs": ["nothing"]}, "unknown output 'nothing'"),
-    ({"outputs": ["y", "y"]}, "asked for twice"),
+    ({"outputs": ["y", "y"]}, "requested twice"),
     ({"parameters": {"timeout": Value(int64_param=-1)}}, "'timeout'"),
     ({"parameters": {"timeout": Value(string_param="soon")}}, "'timeout'"),
     ({"parameters": {"priority": Value(double_param=0.5)}}, "'priority'"),
-    ({"parameters": {"sequence_id": Value(int64_param=5)}}, "sequences are not offered"),
+    ({"parameters": {"sequence_id": Value(int64_param=5)}}, "sequences are not supported"),
     ({"tensor_parameters": {"shared_memory_region": Value(string_param="r")}}, "shared memory"),
     ({"id": "i" * 300}, "256 characters"),
 ]
@@ -604,8 +604,8 @@ FAILURES: list[tuple[str, dict[str, Any], str]] = [
     ("NOT_FOUND", {"model_name": "nothing"}, "Request for unknown model: 'nothing' is not found"),
     ("NOT_FOUND", {"model_version": "9"}, "'linear' version 9 is not found"),
     ("INVALID_ARGUMENT", {"model_version": "latest"}, "not a positive integer"),
-    ("INVALID_ARGUMENT", {"inputs": [tensor(np.zeros((1, 4), np.float32))]}, "shape [1, 4] does not fit"),
-    ("UNIMPLEMENTED", {"sequence_id": 5}, "sequences are not offered"),
+    ("INVALID_ARGUMENT", {"inputs": [tensor(np.zeros((1, 4), np.float32))]}, "shape [1, 4] does not match"),
+    ("UNIMPLEMENTED", {"sequence_id": 5}, "sequences are not supported"),
 ]
 
 
@@ -705,7 +705,7 @@ def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: tri
     for index in range(num_requests):
         result, error = answers.get(timeout=20)
         if index % 10 == 3:
-            assert "does not fit" in error.message()
+            assert "does not match" in error.message()
             continue
         assert error is None
         response = result.get_response()

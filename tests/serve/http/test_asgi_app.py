@@ -166,7 +166,7 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
-        ({"content-encoding": "br"}, "content-encoding b'br' is not offered"),
+        ({"content-encoding": "br"}, "content-encoding b'br' is not supported"),
         ({"content-encoding": "gzip"}, "gzip"),
         ({"inference-header-content-length": "ten"}, "is not a non-negative integer"),
         ({"inference-header-content-length": "100000"}, "100000"),

@@ -134,7 +134,7 @@ def test_one_connection_too_many_is_a_503(strict: Server) -> None:
         with connect(strict) as sock:
             status, body = read_answers(sock, 1)[0]
         assert status == 503
-        assert "4 connections, which is its limit" in json.loads(body)["error"]
+        assert "limit of 4 connections" in json.loads(body)["error"]
     finally:
         for sock in held:
             sock.close()
