@@ -230,7 +230,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"raw": []}, "fp32_contents has 0 elements"),
     ({"raw": [b"12345"]}, "5 bytes of binary data"),
     ({"raw": [b"1" * 12, b"2" * 12]}, "1 inputs and 2 raw_input_contents"),
-    ({"contents": Contents(fp32_contents=[1, 2, 3])}, "contents beside raw_input_contents"),
+    ({"contents": Contents(fp32_contents=[1, 2, 3])}, "both contents and raw_input_contents"),
     ({"is_raw": False, "contents": Contents(fp32_contents=[1])}, "has 4 elements"),
     ({"is_raw": False, "contents": Contents(int_contents=[1])}, "send fp32_contents instead of int_contents"),
     ({"outputs": ["nothing"]}, "unknown output 'nothing'"),
