@@ -443,12 +443,12 @@ def test_a_request_that_must_not_or_cannot_be_repeated_gets_a_typed_refusal(fron
     answer = requests.post(front.url + path, data=b"1" * size, timeout=10)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.headers["content-type"] == "application/json"
-    assert "send it again" in answer.json()["error"]
+    assert "retry if that is safe" in answer.json()["error"]
     assert Server.seen.calls[path] == 1
 
 
 def test_where_the_connection_to_the_replica_was_used_before_the_refusal_is_a_closed_connection(front: Front) -> None:
-    """HAProxy's own choice, which no option changes: the client is to send again on a new connection (RFC 9112 9.3.1)."""
+    """HAProxy's own behavior, without an option: the client should retry on a new connection (RFC 9112 9.3.1)."""
     for _ in range(4):  # both servers
         assert requests.post(f"{front.url}/used/warm", data=b"1", timeout=10).status_code == 200
     with pytest.raises(requests.ConnectionError, match="without response"):
@@ -475,7 +475,7 @@ def test_a_long_computation_outlives_the_clients_timeout(front: Front) -> None:
 def test_a_path_of_no_pool_is_answered_in_json(front: Front) -> None:
     answer = requests.get(f"{front.url}/nobody", timeout=10)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
-    assert "nothing is served" in answer.json()["error"]
+    assert "no pool is served" in answer.json()["error"]
 
 
 def test_headers_that_serve_would_obey_do_not_pass(front: Front) -> None:
@@ -544,7 +544,7 @@ def test_a_configuration_that_is_not_understood_is_run_as_it_is_and_said_so(tmp_
     command = [launcher, "-c", "-f", str(tmp_path / "haproxy.cfg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
-    assert "is run as Ray Serve wrote it, with open ports: Unexpected" in done.stderr
+    assert "is used as Ray Serve wrote it, with open ports: Unexpected" in done.stderr
     assert "bind *:" in (tmp_path / REASON_FILE).read_text()
     assert not (tmp_path / "haproxy.cfg").read_text().startswith(MARK)
 
@@ -559,7 +559,7 @@ def test_what_haproxy_refuses_is_not_run(tmp_path: Path) -> None:
     config = render(tmp_path, POOLS)
     host = tmp_path / "host"
     host.write_text("no.such.host.invalid")
-    with pytest.raises(Unexpected, match="HAProxy refuses"):
+    with pytest.raises(Unexpected, match="HAProxy rejects"):
         apply(tmp_path / "haproxy.cfg", find_binary(), {HOST_FILE_VARIABLE: str(host)})
     assert (tmp_path / "haproxy.cfg").read_text() == config
 
