@@ -1,4 +1,4 @@
-"""A4: HAProxy or its manager died, and nothing listened for 40 s; then existing pools were answered 404 for a while."""
+"""A4: HAProxy or its manager died, and nothing listened for 40 s; then existing pools got 404 for some time."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""N4: both replicas of a pool landed on one node, another node had no front, and nothing moved when a node came back."""
+"""N4: both replicas of a pool ran on one node, another node had no front, and nothing moved when a node returned."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -1,6 +1,6 @@
-"""N5: an update that did not fit twice stayed DEPLOYING without an end and without a reason, and held the room of others.
+"""N5: an update that did not fit twice stayed DEPLOYING forever without a reason, and held resources of other pools.
 
-The session's cluster has 8 CPUs: of a pool of 2 replicas with 3 CPUs each, no third one fits.
+The session's cluster has 8 CPUs: a third replica of a pool with 2 replicas of 3 CPUs does not fit.
 """
 
 import os
@@ -202,7 +202,7 @@ def test_two_commands_that_need_the_same_room_come_one_after_the_other(
 
 @pytest.mark.fault
 @pytest.mark.timeout(900)
-def test_training_gives_way_to_a_pool_and_goes_on_later(
+def test_training_is_preempted_by_a_pool_and_continues_later(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any, tmp_path: Path
 ) -> None:
     runs = open_store(f"file://{tmp_path}/runs")

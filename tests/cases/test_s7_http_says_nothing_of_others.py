@@ -1,5 +1,6 @@
-"""S7: the 404 of a repository load listed the whole registry and the store's URI to anyone; a model may not be named as
-a word of the protocol's paths. What callers read names the models of their pool, and no store, host, path or key.
+"""S7: the 404 of a repository load listed the whole registry and the store's URI to any client; a model must not have
+the name of a path segment of the protocol. Errors for clients name the models of their pool, and no store, host, path
+or key.
 """
 
 import logging
@@ -68,7 +69,7 @@ def refuse_what_others_have(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), ASKED)
-def test_no_answer_names_what_is_not_the_callers(server: Server, method: str, path: str) -> None:
+def test_no_response_names_data_of_other_clients(server: Server, method: str, path: str) -> None:
     body = ROW if path.endswith("infer") else {}
     answer = requests.request(method, server.url + path, json=body if method == "POST" else None, timeout=30)
     refuse_what_others_have(answer.text + str(answer.headers), path)
@@ -76,7 +77,7 @@ def test_no_answer_names_what_is_not_the_callers(server: Server, method: str, pa
         assert answer.status_code == 404
 
 
-def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
+def test_no_grpc_response_names_data_of_other_clients(server: Server) -> None:
     asked = [
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="nobody")),
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="unpromoted")),
@@ -113,7 +114,7 @@ def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
         refuse_what_others_have(text, method)
 
 
-def test_whoever_starts_a_replica_reads_the_whole_reason(server: Server) -> None:
+def test_the_operator_who_starts_a_replica_sees_the_whole_reason(server: Server) -> None:
     manager = ModelManager(server.store, app_spec(server.store, "nobody"))
     with pytest.raises(NotFound, match="no model 'nobody' in file://.*; models: .*secret-salaries"):
         server.call(manager.start())

@@ -1,4 +1,4 @@
-"""S8: the generate extension, CORS and strict readiness were looked for by people who move over and not found."""
+"""S8: the generate extension, CORS and strict readiness, which users migrating from Triton need, were missing."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The hardened HAProxy: every edit of what Serve really renders, and the real program in front of servers that die."""
+"""Hardened HAProxy: every edit of the configuration that Serve writes, and the real program with servers that die."""
 
 import fcntl
 import hashlib
@@ -192,7 +192,7 @@ def test_grpc_calls_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_before_the_first_application_a_call_is_told_to_come_again(tmp_path: Path) -> None:
+def test_before_the_first_application_a_call_is_told_to_retry(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     starting = harden(render(tmp_path, [], grpc_options=grpc), Options())
     assert section(starting, "backend default_grpc_backend").count("grpc-status 14") == 2
@@ -368,7 +368,7 @@ def test_the_process_is_the_one_that_serve_started_and_knows(front: Front) -> No
     assert (front.directory / "haproxy.cfg").read_text().startswith(MARK)
 
 
-def test_nobody_else_reaches_the_admin_socket_and_the_statistics(front: Front) -> None:
+def test_other_users_cannot_reach_the_admin_socket_and_the_statistics(front: Front) -> None:
     assert stat.S_IMODE((front.directory / "admin.sock").stat().st_mode) == 0o600
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in listening if f"pid={front.pid}," in line]
@@ -396,7 +396,7 @@ def test_a_request_whose_replica_died_is_answered_by_another_one(front: Front) -
         (b"POST /once/slow", b"400"),  # whoever has left cannot be told from this: inference for nobody ends
     ],
 )
-def test_a_client_that_ends_sending_gets_what_it_reads(front: Front, request_line: bytes, status: bytes) -> None:
+def test_a_half_closed_client_gets_the_responses_to_its_reads(front: Front, request_line: bytes, status: bytes) -> None:
     data = b"%b HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" % request_line
     assert front.raw(data, ends_sending=True).startswith(b"HTTP/1.1 %b " % status)
 

@@ -73,7 +73,7 @@ def is_running(name: str) -> str:
     reason = _reason(application)
     if application.status == ApplicationStatus.DEPLOY_FAILED:
         raise ClusterError(f"pool {name!r} could not be deployed: {reason}")
-    return f"{application.status.value}: {reason or 'Serve gives no reason'}"
+    return f"{application.status.value}: {reason or 'Serve reports no reason'}"
 
 
 def is_gone(name: str) -> str:

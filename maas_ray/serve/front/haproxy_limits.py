@@ -1,5 +1,4 @@
-"""Publishes the limits of every pool to the HAProxy of each node, by Ray's key-value store and a file beside its
-config.
+"""Publishes the limits of every pool to the HAProxy of each node, by Ray's key-value store and a file.
 
 Each replica first publishes the limits of its own pool; on each node one process that serves HTTP (a replica or a
 proxy) copies all of them, so that a front also knows pools that have no replica on its node, or none at all.

@@ -1,4 +1,4 @@
-"""The guard of merged runs: a graph that mixes its rows, past the analysis, is noticed while it serves."""
+"""Merge guard: a graph that mixes its rows, undetected by the analysis, is detected while it serves."""
 
 import logging
 
@@ -94,7 +94,7 @@ def test_whole_numbers_that_flip_again_and_again_are_a_difference() -> None:
     assert [bool(each) for each in found] == [False, False, True]
 
 
-def test_what_a_check_found_outlives_the_version_in_memory() -> None:
+def test_the_result_of_a_check_is_kept_after_an_unload() -> None:
     stats = ModelStats("m", 1)
     stats.checked("")
     stats.checked("it mixes")

@@ -1,4 +1,4 @@
-"""Which requests the next run holds: priorities and deadlines, shares of tenants, runs that end in time, delay, instances."""
+"""Requests of the next run: priorities and deadlines, tenant shares, runs that end in time, delay, instances."""
 
 import random
 from collections.abc import Sequence
@@ -143,14 +143,14 @@ def test_a_run_takes_no_more_rows_than_end_before_its_earliest_deadline() -> Non
     assert len(rig.engine.runs[2]) == 30, "the rest has time"
 
 
-def test_a_prediction_alone_refuses_nobody() -> None:
+def test_an_estimate_alone_refuses_no_request() -> None:
     rig = Rig(seconds=lambda num_rows: 1000.0)
     rig.send("hopeless", 1, timeout_s=2)
     rig.finish_all()
     assert rig.answers == {"hopeless": [2.0]}
 
 
-def test_one_that_would_be_late_even_alone_holds_nobody_back() -> None:
+def test_a_request_that_would_be_late_even_alone_delays_no_other() -> None:
     rig = Rig(max_batch_size=8, seconds=affine)
     hold(rig)
     rig.send("hopeless", 1, timeout_s=5)
@@ -248,7 +248,7 @@ def test_closing_waits_for_no_one_to_fill_a_batch() -> None:
     assert (rig.answers, closed) == ({"a": [2.0]}, [True])
 
 
-def test_as_many_runs_as_there_are_streams_go_on_at_the_same_time() -> None:
+def test_there_are_as_many_concurrent_runs_as_streams() -> None:
     rig = Rig(instances=2)
     for number in range(10):
         rig.send(str(number), number)
@@ -315,7 +315,7 @@ def test_tenants_that_come_and_go_take_no_memory() -> None:
     assert len(shares._away) <= 1024
 
 
-def test_statistics_are_told_each_wait_and_each_run() -> None:
+def test_statistics_receive_each_wait_and_each_run() -> None:
     told: list[tuple[object, ...]] = []
 
     class Stats:

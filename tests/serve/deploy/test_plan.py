@@ -1,4 +1,4 @@
-"""How a pool is deployed, from what its nodes have free: ways, words and refusals. No cluster."""
+"""Deployment plans from the free resources of nodes: rollout steps, texts and refusals. No cluster."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_the_way_loses_as_little_as_the_room_allows(
     assert str(found).endswith(says)
 
 
-def test_a_plan_says_what_is_needed_and_what_is_free_on_each_node() -> None:
+def test_a_plan_names_the_needed_and_the_free_resources_of_each_node() -> None:
     found = planned(
         described(**TWO, placement={"accelerator": "L4"}),
         None,
@@ -123,7 +123,7 @@ def test_larger_replicas_come_in_steps_that_each_have_room() -> None:
     assert planned(larger, halves, node("a", 0.0, 3.0), node("b", 3.0, 3.0)).way == Way(0, 2)
 
 
-def test_one_per_node_is_replaced_in_its_place_even_with_room_beside() -> None:
+def test_one_per_node_is_replaced_in_its_place_even_with_other_free_nodes() -> None:
     alone = {"replicas": 2, "placement": "one_per_node"}
     standing = running(described(**alone), "a", "b")
     assert planned(described(**alone, **NEW), standing, node("a", 9.0), node("b", 9.0)).way == Way(0, 2)

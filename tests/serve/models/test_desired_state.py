@@ -1,4 +1,4 @@
-"""Loading and unloading by callers: written down once for all replicas, and never at the cost of what serves."""
+"""Load and unload requests of clients: recorded once for all replicas, without harm to the models that serve."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -155,7 +155,7 @@ def test_a_version_that_a_caller_asks_for_answers_urls_without_one(file_store: O
     play(scene, manager)
 
 
-def test_a_broken_version_is_refused_and_what_served_goes_on(file_store: ObstoreStore) -> None:
+def test_a_broken_version_is_refused_and_the_previous_one_continues(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
     registry = Registry(file_store)
     bundle = commit_bundle(file_store, lookup(), LINEAR)
@@ -252,7 +252,7 @@ def test_a_replica_that_starts_later_knows_the_desired_models(file_store: Obstor
     play(scene, manager)
 
 
-def test_a_request_that_waits_for_a_model_that_is_being_unloaded_is_told(file_store: ObstoreStore) -> None:
+def test_a_request_that_waits_for_a_model_being_unloaded_gets_an_error(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b")
     manager = explicit(file_store, models=[{"name": "*"}])
 

@@ -1,4 +1,4 @@
-"""Following the registry: swap without a failed request, and what happens when a new version is broken."""
+"""Following the registry: version swaps without a failed request, and broken new versions."""
 
 import asyncio
 import threading
@@ -110,7 +110,7 @@ def test_a_version_whose_graph_is_not_its_signature_is_never_swapped_in(server: 
     assert version_of(server.url) == "1"
 
 
-def test_a_store_that_is_away_changes_nothing_of_what_is_loaded(server: Server) -> None:
+def test_an_unavailable_store_does_not_affect_loaded_models(server: Server) -> None:
     root = Path(server.store.uri.removeprefix("file://"))
     hidden = root.with_name("hidden")
     root.rename(hidden)

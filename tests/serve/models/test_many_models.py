@@ -1,4 +1,4 @@
-"""More models than memory: requests that wait for a load, who gives way, and what nobody may wait for without a bound."""
+"""More models than memory: requests that wait for a load, eviction, and the limits of every wait."""
 
 import asyncio
 import random
@@ -246,7 +246,7 @@ def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
     play(manager, scene)
 
 
-def test_while_every_model_is_in_use_a_cold_one_waits_and_is_told_why(file_store: ObstoreStore) -> None:
+def test_while_every_model_is_in_use_a_cold_one_waits_and_gets_the_reason(file_store: ObstoreStore) -> None:
     publish_many(file_store, "busy", "cold")
     manager = manager_of(file_store, "busy", "*", room_for=1)
 
@@ -403,7 +403,7 @@ def test_a_waiter_that_leaves_or_whose_time_is_up_does_not_stop_the_others(
     play(manager, scene)
 
 
-def test_a_load_that_nobody_waits_for_any_more_is_not_begun(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
+def test_a_load_without_waiting_requests_is_not_started(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a", "b", "c")
     manager = manager_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
 
@@ -438,7 +438,7 @@ def test_a_callback_that_fails_takes_no_other_answer_with_it(file_store: Obstore
     play(manager, scene)
 
 
-def test_a_replica_that_stops_answers_those_who_wait_for_a_load(
+def test_a_stopping_replica_answers_requests_that_wait_for_a_load(
     file_store: ObstoreStore, slow: type[SlowEngine]
 ) -> None:
     publish_many(file_store, "a", "b")

@@ -1,4 +1,4 @@
-"""What a spec may say of placement and roll-out, and how it reaches Serve."""
+"""Placement and rollout specs, and how they are passed to Serve."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_a_word_is_short_for_a_strategy() -> None:
         ({"rollout": {"surge": 1}}, "unknown key 'pools.0.rollout.surge'"),
     ],
 )
-def test_what_is_wrong_is_named(pool: dict[str, Any], says: str) -> None:
+def test_an_invalid_placement_is_named(pool: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         described(**pool)
 

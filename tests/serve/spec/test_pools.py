@@ -1,4 +1,4 @@
-"""What a ServeSpec refuses, and what it derives."""
+"""Refusals and derived values of a ServeSpec."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The binary tensor extension: what is read without a copy, and every way in which lengths can lie."""
+"""Binary tensor extension: reads without a copy, and every kind of wrong length."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over JSON: what is read, what is refused and with which words, what is written."""
+"""Open Inference Protocol v2 over JSON: accepted requests, refused requests with their messages, and responses."""
 
 import json
 import math
@@ -106,7 +106,7 @@ def test_outputs_can_be_chosen_and_come_in_the_order_asked_for() -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"note": "x", "size": 1.5, "flag": False, "sequence_id": 0}, {}, None])
-def test_parameters_that_nobody_knows_or_that_ask_for_nothing_are_accepted(parameters: Any) -> None:
+def test_unknown_parameters_and_parameters_without_effect_are_accepted(parameters: Any) -> None:
     body = request(parameters=parameters, outputs=[{"name": "y", "parameters": parameters}])
     assert read_infer(body, LINEAR).outputs == (WantedOutput("y", is_binary=False),)
 
@@ -140,7 +140,7 @@ def test_the_form_of_an_output_is_its_own_or_the_requests(parameters: Any, outpu
     assert read.outputs == (WantedOutput("y", is_binary),)
 
 
-def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
+def test_of_a_repeated_key_the_last_one_counts() -> None:
     for padding in ("", " " * 3000):  # both ways through the reader
         first = '{"inputs": 1, "inputs": [{"name": "z", "name": "x", "shape": [1, 3], "datatype": "FP32", '
         body = f'{first}"data": [9, 9, 9], "data": [1, 2, 3]}}]{padding}}}'.encode()
