@@ -1,4 +1,4 @@
-"""Asks a running HAProxy over its admin socket. Knows no configuration."""
+"""Client of a running HAProxy's admin socket. Independent of its configuration."""
 
 import socket
 from contextlib import suppress
@@ -8,7 +8,7 @@ MAX_ANSWER_BYTES = 16 << 20
 
 
 def ask(path: Path, command: str, timeout_s: float = 2.0) -> str | None:
-    """The answer to one command; None if nobody answers in time."""
+    """Returns the response to one command; None if there is none in time."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout_s)
@@ -23,7 +23,7 @@ def ask(path: Path, command: str, timeout_s: float = 2.0) -> str | None:
 
 
 def running_pid(path: Path, timeout_s: float = 2.0) -> int | None:
-    """The pid of the HAProxy that answers."""
+    """Returns the pid of the HAProxy that answers."""
     for line in (ask(path, "show info", timeout_s) or "").splitlines():
         name, _, value = line.partition(":")
         if name == "Pid":

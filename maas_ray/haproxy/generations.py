@@ -1,4 +1,4 @@
-"""What is known of each HAProxy that was started for one directory: who it is, how to start it again, and its servers."""
+"""Records of each HAProxy started for one directory: its process, how to restart it, and its servers."""
 
 import json
 import re
@@ -17,38 +17,38 @@ _SERVER = re.compile(r"^\s+server (\S+) (\S+):(\d+) ", re.MULTILINE)
 _STATE_FILE = re.compile(r"^\s+server-state-file (\S+)", re.MULTILINE)
 _BIND = re.compile(r"^\s+bind .+$|^\s+stats socket .+$", re.MULTILINE)
 _APPLICATION = re.compile(r"^\s+use_backend ", re.MULTILINE)
-# Serve's words for the health of a node that is to lose its front.
+# Serve's health response of a node that will lose its front.
 _DRAINING = re.compile(
     r'return status 503 content-type text/plain string "[^"]*drain[^"]*" if healthcheck', re.IGNORECASE
 )
 
 
 class Generation(NamedTuple):
-    """One HAProxy."""
+    """One HAProxy process."""
 
     process: Process
     manager: Process
-    """Serve's actor, which started it and is the only one that reloads it."""
+    """Serve's actor, which started it and is the only one that can reload it."""
     binary: str
     flags: list[str]
-    """Arguments other than the file and those of a hand-over."""
+    """Arguments except the file and those of a takeover."""
     config: str
     started_s: float
-    """Of the machine's monotonic clock."""
+    """Start time on the machine's monotonic clock."""
 
     @property
     def is_leaving(self) -> bool:
-        """Whether its node is about to lose its front: Serve lets it answer its last requests."""
+        """Whether its node will lose its front: Serve lets it answer its last requests."""
         return bool(_DRAINING.search(self.config))
 
 
 def record(directory: Path, generation: Generation) -> None:
-    """Writes it down, for the keeper."""
+    """Writes the record, for the keeper."""
     write_private(directory / f"generation-{generation.process.pid}.json", json.dumps(generation))
 
 
 def recorded(directory: Path) -> list[Generation]:
-    """All that were written down, the newest first; what is damaged is left out."""
+    """Returns all records, newest first; damaged ones are skipped."""
     found = []
     for file in directory.glob(_FILES):
         with suppress(OSError, ValueError, TypeError):
@@ -58,29 +58,29 @@ def recorded(directory: Path) -> list[Generation]:
 
 
 def forget(directory: Path, generation: Generation) -> None:
-    """Removes what was written down."""
+    """Removes the record."""
     (directory / f"generation-{generation.process.pid}.json").unlink(missing_ok=True)
 
 
 def now_s() -> float:
-    """The clock of `started_s`, which all processes of the machine share."""
+    """Returns the time on the clock of `started_s`, which all processes of the machine share."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def admin_socket(config: str, directory: Path) -> Path:
-    """Where the HAProxy of this configuration takes commands."""
+    """Returns the path of the admin socket in this configuration."""
     found = _ADMIN.search(config)
     return Path(found[1]) if found else directory / ADMIN_SOCKET
 
 
 def state_file(config: str) -> Path | None:
-    """Where Serve keeps the health of the servers between two HAProxys."""
+    """Returns the file in which Serve keeps the state of the servers between two HAProxy processes."""
     found = _STATE_FILE.search(config)
     return Path(found[1]) if found else None
 
 
 def servers(config: str) -> list[tuple[str, int]]:
-    """Addresses of all servers, each once."""
+    """Returns the addresses of all servers, each once."""
     return list(dict.fromkeys((host.strip("[]"), int(port)) for _, host, port in _SERVER.findall(config)))
 
 
@@ -90,5 +90,5 @@ def has_applications(config: str) -> bool:
 
 
 def listens_alike(one: str, other: str) -> bool:
-    """Whether two configurations take their callers and commands at the same places."""
+    """Whether two configurations have the same addresses for clients and for commands."""
     return _BIND.findall(one) == _BIND.findall(other)

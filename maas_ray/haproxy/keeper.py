@@ -1,9 +1,10 @@
-"""Keeps an HAProxy listening: starts it again when it dies, whether or not Serve's manager of it still lives.
+"""Keeper: supervises HAProxy and restarts it when it dies, whether or not Serve's manager of it is alive.
 
-One for each directory of a configuration, started by the launcher (`haproxy.succession`), in which it runs. It knows
-HAProxys by what the launcher wrote down, and asks the one that answers the admin socket who it is. Serve's manager
-cannot reload an HAProxy that it has not started, so it is ended once ours runs; Serve then starts another one, whose
-HAProxy takes the sockets over. Without a manager and without any server that answers, Serve is gone, and so are we.
+There is one keeper for each configuration directory, started by the launcher (`haproxy.succession`), with that
+directory as its working directory. It reads the launcher's records of HAProxy processes, and asks the admin socket
+which of them is running. Serve's manager cannot reload an HAProxy that it did not start, so the manager is ended once
+the keeper's HAProxy runs; Serve then starts another manager, whose HAProxy takes over the sockets. Without a manager
+and without any reachable server, Serve has ended, and the keeper ends as well.
 """
 
 import fcntl
@@ -27,29 +28,29 @@ from maas_ray.haproxy.succession import is_manager
 from maas_ray.process.private_files import write_private
 
 TICK_S = 0.5
-"""How often HAProxy is looked at; its death is noticed at once."""
+"""Seconds between two checks of HAProxy; its death is detected immediately."""
 START_S = 5.0
-"""Time for an HAProxy to answer its admin socket after its start."""
+"""Seconds in which a started HAProxy must answer on its admin socket."""
 ANSWER_S = 2.0
-"""Time for an answer on the admin socket."""
+"""Time limit of a response on the admin socket."""
 MAX_SILENT = 3
-"""Answers that may fail in a row before HAProxy is killed: some 7 s. It serves nobody then, and its watchdog failed."""
+"""Consecutive failed responses before HAProxy is killed: some 7 s. It then serves nothing, and its watchdog failed."""
 ALONE_S = 15.0
-"""Without a manager, time for which no server may answer before Serve counts as gone: it starts a manager in less. For
-where HAProxy was killed before, as Serve's own shutdown does."""
+"""Seconds without a manager and without a reachable server after which Serve counts as ended: it starts a manager in
+less time. Applies if HAProxy was killed before, as in Serve's own shutdown."""
 LOST_S = 300.0
-"""The same where HAProxy was not killed: a node may lose all its processes at once and get new ones."""
+"""The same if HAProxy was not killed: a node may lose all its processes at once and get new ones."""
 MANAGER_END_S = 1.0
-"""Time for a manager that ended HAProxy on purpose to end itself."""
+"""Seconds for a manager that ended HAProxy on purpose to end itself."""
 DRAIN = b"drain"
-"""The message after which HAProxy answers what it has and closes."""
+"""Message after which HAProxy answers its current requests and ends."""
 
 
 class Keeper:
-    """The keeper of one directory.
+    """Keeper of one directory.
 
     Args:
-        directory: of the configuration, the admin socket and what the launcher wrote down.
+        directory: directory of the configuration, the admin socket and the launcher's records.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,12 +67,12 @@ class Keeper:
         self._born_s = generations.now_s()
 
     def run(self) -> None:
-        """Keeps HAProxy until Serve is gone, or until it was asked to drain it."""
+        """Supervises HAProxy until Serve has ended, or until a drain was requested."""
         with (self._directory / "keeper.lock").open("w") as lock, socket(AF_UNIX, SOCK_DGRAM) as sock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # another one is there
+                return  # another keeper is running
             path = self._directory / KEEPER_SOCKET
             path.unlink(missing_ok=True)
             sock.bind(str(path))
@@ -83,10 +84,10 @@ class Keeper:
                 path.unlink(missing_ok=True)
 
     def _look(self) -> bool:
-        """One look; False once nothing is left to keep."""
+        """Makes one check; returns False once nothing is left to supervise."""
         for child in self._children:
             child.poll()
-        self._identify()  # also after a death: another one may have taken over already
+        self._identify()  # also after a death: another HAProxy may already have taken over
         current = self._current
         if current is None:
             return self._is_one_starting()
@@ -99,7 +100,7 @@ class Keeper:
         return self._is_draining or not self._is_abandoned() or self._end()
 
     def _identify(self) -> None:
-        """Finds out which HAProxy answers; it is the one to keep."""
+        """Finds out which HAProxy answers; that one is supervised."""
         known = generations.recorded(self._directory)
         if not known or self._is_stopped():
             return
@@ -127,29 +128,29 @@ class Keeper:
             write_private(self._directory / LAST_GOOD_FILE, generation.config)
 
     def _is_stopped(self) -> bool:
-        """Whether a signal has stopped HAProxy; it is woken at the second look, for nobody else can serve meanwhile."""
+        """Whether a signal has stopped HAProxy; it is continued at the second check, since nothing else can serve."""
         current = self._current
         if current is None or current.process.state != "T":
             self._was_stopped = False
             return False
         if self._was_stopped:
-            self._say(f"HAProxy {current.process.pid} was stopped by a signal; it is told to continue")
+            self._say(f"HAProxy {current.process.pid} was stopped by a signal; continuing it")
             current.process.send(signal.SIGCONT)
         self._was_stopped = True
         return True
 
     def _count_silence(self) -> None:
-        """Kills an HAProxy that answers no more."""
+        """Kills an HAProxy that does not answer any more."""
         current = self._current
         if current is None or not current.process.is_alive or self._is_one_starting() or self._is_draining:
             return
         self._num_silent += 1
         if self._num_silent >= MAX_SILENT:
-            self._say(f"HAProxy {current.process.pid} does not answer; it is killed")
+            self._say(f"HAProxy {current.process.pid} does not answer; killing it")
             current.process.send(signal.SIGKILL)
 
     def _is_one_starting(self) -> bool:
-        """Whether a newer HAProxy lives that has had no time to answer yet; Serve or we have just started it."""
+        """Whether a newer HAProxy is alive but still starting; Serve or the keeper has just started it."""
         now, current = generations.now_s(), self._current
         known = generations.recorded(self._directory)
         if current is None:
@@ -161,7 +162,7 @@ class Keeper:
         )
 
     def _is_wanted(self, dead: Generation) -> bool:
-        """Whether somebody has any use of an HAProxy in place of this one."""
+        """Whether an HAProxy is needed in place of this one."""
         return not dead.is_leaving and (is_manager(dead.manager) or _any_answers(dead.config))
 
     def _restart(self, dead: Generation) -> None:
@@ -170,7 +171,7 @@ class Keeper:
         file = self._directory / LAST_GOOD_FILE
         write_private(file, dead.config)
         if (states := generations.state_file(dead.config)) is not None:
-            states.unlink(missing_ok=True)  # of an earlier time: servers count as up until a check says otherwise
+            states.unlink(missing_ok=True)  # outdated: servers count as up until a check fails
         command = [dead.binary, *dead.flags, "-f", str(file)]
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
         self._children = [*(one for one in self._children if one.poll() is None), child]
@@ -184,34 +185,34 @@ class Keeper:
                 self._keep(successor)
                 self._num_restarts = 0
                 self._manager_ends_at = generations.now_s() + MANAGER_END_S
-                self._say(f"HAProxy {dead.process.pid} died; {child.pid} took its place")
+                self._say(f"HAProxy {dead.process.pid} died; {child.pid} has replaced it")
                 return
             time.sleep(0.01)
         self._num_restarts += 1
         self._say(f"HAProxy did not start; attempt {self._num_restarts}")
         successor.process.send(signal.SIGKILL)
-        self._current = successor  # dead as well: the next look tries again
+        self._current = successor  # dead as well: the next check retries
 
     def _end_useless_manager(self) -> None:
-        """Ends a manager whose HAProxy died: it would fail at every reload, and callers would see old replicas only."""
+        """Ends a manager whose HAProxy died: all its reloads would fail, and clients would reach only old replicas."""
         if self._manager_ends_at is None or self._current is None or generations.now_s() < self._manager_ends_at:
             return
         self._manager_ends_at = None
-        # A manager that has come meanwhile, and whose own HAProxy took the sockets over, can reload it.
+        # A newer manager, whose own HAProxy took over the sockets, can reload it.
         manager = self._current.manager
         if self._is_ours(self._current) and is_manager(manager):
-            self._say(f"Serve's manager {manager.pid} is ended: it cannot reload an HAProxy that it has not started")
+            self._say(f"ending Serve's manager {manager.pid}: it cannot reload an HAProxy that it did not start")
             manager.send(signal.SIGKILL)
 
     def _free_silent(self) -> None:
-        """Has the requests repeated that a silent replica holds."""
+        """Makes HAProxy repeat the requests that a silent replica holds."""
         current = self._current
         if current is None or self._num_silent or self._was_stopped or not current.process.is_alive:
             return
         for server, num_requests in free_requests(
             generations.admin_socket(current.config, self._directory), ANSWER_S
         ).items():
-            self._say(f"{server} is silent; its {num_requests} requests are sent to other replicas")
+            self._say(f"{server} is silent; sending its {num_requests} requests to other replicas")
 
     def _is_abandoned(self) -> bool:
         current = self._current
@@ -223,13 +224,13 @@ class Keeper:
         return now - self._alone_since > (ALONE_S if self._is_ours(current) else LOST_S) and not self._is_one_starting()
 
     def _is_ours(self, generation: Generation) -> bool:
-        """Whether it was started here, in place of one that died."""
+        """Whether the keeper started it, in place of one that died."""
         return any(child.pid == generation.process.pid for child in self._children)
 
     def _end(self) -> bool:
         if self._current is not None:
             self._current.process.send(signal.SIGTERM)
-            self._say("nobody is left to keep an HAProxy for")
+            self._say("Serve has ended; no HAProxy is needed any more")
         (self._directory / LAST_GOOD_FILE).unlink(missing_ok=True)
         for generation in generations.recorded(self._directory):
             generations.forget(self._directory, generation)
@@ -250,7 +251,7 @@ class Keeper:
 
 
 def _any_answers(config: str) -> bool:
-    """Whether any server of a configuration takes a connection."""
+    """Whether any server of a configuration accepts a connection."""
     for address in generations.servers(config):
         with suppress(OSError):
             create_connection(address, timeout=0.3).close()
@@ -259,14 +260,14 @@ def _any_answers(config: str) -> bool:
 
 
 def main() -> int:
-    """Runs in the directory that it keeps."""
+    """Runs a keeper in its directory."""
     directory = Path.cwd()
     try:
         Keeper(directory).run()
     except FileNotFoundError:
         if directory.exists():
             raise
-        # The cluster has ended, and its directory with it.
+        # The cluster has ended, and its directory was removed.
     return 0
 
 

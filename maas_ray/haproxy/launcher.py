@@ -1,8 +1,8 @@
-"""The program that Ray Serve runs as its HAProxy: hardens the configuration that Serve wrote, then becomes HAProxy.
+"""Launcher: the program that Ray Serve runs as its HAProxy; hardens Serve's configuration, then becomes HAProxy.
 
-Serve has no options for most of what a front needs, but runs whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names, at the
-start and at every reload. The file is changed in place and the process is replaced, so that the pid and the arguments
-are those that Serve knows. Starts in milliseconds: imports nothing of Ray.
+Serve has no options for most settings of a front, but runs the program in `RAY_SERVE_HAPROXY_BINARY_PATH`, at the start
+and at every reload. The file is changed in place and the process is replaced, so that pid and arguments are those that
+Serve knows. Starts in milliseconds: imports nothing of Ray.
 """
 
 import os
@@ -29,7 +29,7 @@ _CHECK_TIMEOUT_S = 10
 
 
 def main() -> NoReturn:
-    """`maas-ray-haproxy`: takes HAProxy's own arguments."""
+    """`maas-ray-haproxy`: accepts HAProxy's own arguments."""
     arguments = sys.argv[1:]
     binary = find_binary()
     if "-f" in arguments[:-1]:
@@ -42,23 +42,23 @@ def main() -> NoReturn:
 
 
 def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
-    """Hardens a file in place; whatever fails, a front that Serve can start is better than none.
+    """Hardens a file in place; on failure the file is used unchanged: a front that starts is better than none.
 
     Args:
         path: Serve's file.
-        binary: HAProxy.
-        environ: where the options are.
+        binary: path of HAProxy.
+        environ: environment variables with the options.
 
     Returns:
-        The program to run with it.
+        Path of the program to run with the file.
 
     Raises:
-        SystemExit: HAProxy could not start with what this process may open; the reason is beside the file too.
+        SystemExit: HAProxy could not start with this limit of open files; the reason is also written next to the file.
     """
     try:
         with_pages = with_json_pages(binary, path.parent)
     except (OSError, subprocess.SubprocessError) as error:
-        _say(f"{path}: requests that are not HTTP get HAProxy's own pages: {error}")
+        _say(f"{path}: invalid HTTP requests get HAProxy's own error pages: {error}")
         with_pages = binary
     try:
         apply(path, with_pages, environ)
@@ -69,7 +69,7 @@ def prepare(path: Path, binary: str, environ: Mapping[str, str]) -> str:
         raise SystemExit(f"maas-ray: {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        _say(f"{path} is run as Ray Serve wrote it, with open ports: {reason}")
+        _say(f"{path} is used as Ray Serve wrote it, with open ports: {reason}")
         write_private(path.parent / REASON_FILE, reason + "\n")
     return with_pages
 
@@ -78,13 +78,13 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
     """Hardens a file in place, if HAProxy accepts the result.
 
     Args:
-        path: Serve's file; Serve's own text stays beside it as `<name>.serve`.
-        binary: HAProxy, which checks the new file.
-        environ: where the options are.
+        path: Serve's file; Serve's own text is kept next to it as `<name>.serve`.
+        binary: path of HAProxy, which checks the new file.
+        environ: environment variables with the options.
 
     Raises:
         TooFewFiles: see `capacity`.
-        Unexpected: see `harden`; or HAProxy refuses the new file, with its words.
+        Unexpected: see `harden`; or HAProxy rejects the new file, with its message.
         OSError: a file cannot be read or written.
     """
     config = path.read_text()
@@ -104,7 +104,7 @@ def apply(path: Path, binary: str, environ: Mapping[str, str]) -> None:
     write_private(draft, hardened)
     checked = subprocess.run([binary, "-c", "-f", str(draft)], capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S)
     if checked.returncode != 0:
-        raise Unexpected(f"HAProxy refuses the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
+        raise Unexpected(f"HAProxy rejects the hardened file: {(checked.stderr or checked.stdout).strip()[-500:]}")
     write_private(path.with_name(path.name + ".serve"), config)
     draft.replace(path)
     write_capacity(path.parent, found)

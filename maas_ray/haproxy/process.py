@@ -1,4 +1,4 @@
-"""Other processes of this machine, by pid and start time, so that a reused pid is no one's. Knows nothing of HAProxy."""
+"""Processes of this machine, by pid and start time, so that a reused pid is not mistaken. Independent of HAProxy."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ class Process(NamedTuple):
 
     pid: int
     started: int
-    """Clock ticks since the machine started; 0: never a living one."""
+    """Start time in clock ticks since the machine started; 0: never a living process."""
 
     @property
     def state(self) -> str:
-        """`R`, `S`, `T` (stopped by a signal), …; empty once it has ended, also if nobody has asked for its exit code."""
+        """`R`, `S`, `T` (stopped by a signal), …; empty once it has ended, even if its exit code was not collected."""
         fields = _stat(self.pid)
         return fields[0] if fields and int(fields[19]) == self.started and fields[0] not in "ZX" else ""
 
@@ -31,20 +31,20 @@ class Process(NamedTuple):
         return command_of(self.pid) if self.is_alive else []
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal, if it lives."""
+        """Sends a signal, if it is alive."""
         if self.is_alive:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
 
 def find(pid: int) -> Process:
-    """The process that has this pid now."""
+    """Returns the process that has this pid now."""
     fields = _stat(pid)
     return Process(pid, int(fields[19]) if fields else 0)
 
 
 def command_of(pid: int) -> list[str]:
-    """The command line of a pid; empty if there is none."""
+    """Returns the command line of a pid; empty if there is none."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
     except OSError:
@@ -52,7 +52,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of proc(5) from the third one, after the name, which may hold anything."""
+    """Returns the fields of proc(5) from the third one on, after the name, which may contain any character."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -1,9 +1,9 @@
 """Frees the requests that a silent replica holds, so that HAProxy repeats them in another one.
 
-HAProxy's own `on-marked-down shutdown-sessions` does not ask why a server went down. After a kill, where each request is
-repeated at once, it also ended requests that were just on their way to their second try. Here only a server whose checks
-were not answered in time, or whose host is not reached, counts as silent; one whose host refuses connections has lost its
-requests already.
+HAProxy's own `on-marked-down shutdown-sessions` ignores why a server went down. After a kill, where each request is
+repeated immediately, it also ended requests that were about to be repeated. Here a server counts as silent only if its
+checks were not answered in time, or its host is unreachable; a server whose host refuses connections has already lost
+its requests.
 """
 
 import csv
@@ -18,12 +18,12 @@ from maas_ray.haproxy.config.twins import first_of
 from maas_ray.haproxy.names import REPLAYABLE
 
 _TIMED_OUT = ("L4TOUT", "L6TOUT", "L7TOUT")
-"""HAProxy's words for a check that was not answered in time: by the kernel, by TLS, by the server."""
+"""HAProxy's results of a check without a response in time: of the kernel, of TLS, of the server."""
 _NO_CONNECTION = "L4CON"
 """Any other failure of a check's connection: `last_chk` has the kernel's reason."""
 _NOT_REACHED = tuple(map(os.strerror, (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT)))
-"""What a router or the kernel says in place of a host that was cut off. Its open connections end only after many minutes
-of TCP's own repetitions: requests in them waited until the host was back (13 s for 10 s)."""
+"""Errors of a router or the kernel for a host that was cut off. Its open connections end only after many minutes of
+TCP's own retransmissions: requests on them waited until the host was back (13 s for 10 s)."""
 _SERVERS = "show stat -1 4 -1"
 _COLUMNS = ("pxname", "svname", "scur", "status", "check_status", "last_chk")
 
@@ -37,24 +37,24 @@ class BackendServer(NamedTuple):
     is_down: bool
     last_check: str
     reason: str
-    """More about the last check; empty while the next one is under way."""
+    """Details of the last check; empty while the next one is in progress."""
 
     @property
     def is_silent(self) -> bool:
-        """Whether it is out of the rotation although nothing says that it has lost its requests."""
+        """Whether it is down although it may still hold its requests."""
         is_unreached = self.last_check == _NO_CONNECTION and any(words in self.reason for words in _NOT_REACHED)
         return self.is_down and (self.last_check in _TIMED_OUT or is_unreached)
 
 
 def free_requests(admin_socket: Path, timeout_s: float) -> dict[str, int]:
-    """Ends the connections to silent replicas whose requests may be repeated; HAProxy then repeats them.
+    """Closes the connections to silent replicas whose requests may be repeated; HAProxy then repeats them.
 
     Args:
-        admin_socket: of a running HAProxy.
-        timeout_s: for each of its answers.
+        admin_socket: admin socket of a running HAProxy.
+        timeout_s: time limit of each of its responses.
 
     Returns:
-        Requests freed, by `backend/server`.
+        Number of freed requests, by `backend/server`.
     """
     freed = {}
     for server in silent(ask(admin_socket, _SERVERS, timeout_s) or ""):
@@ -65,16 +65,16 @@ def free_requests(admin_socket: Path, timeout_s: float) -> dict[str, int]:
 
 
 def silent(statistics: str) -> list[BackendServer]:
-    """The servers that hold requests although they are silent.
+    """Returns the silent servers that hold requests.
 
     Args:
-        statistics: what HAProxy says to `show stat`.
+        statistics: HAProxy's response to `show stat`.
     """
-    # All columns of 500 servers are 12 ms of CPU, twice a second; most of the time there is nothing to be found.
+    # All columns of 500 servers take 12 ms of CPU, twice a second; usually there is nothing to find.
     if not any(",DOWN" in row and ("TOUT" in row or _NO_CONNECTION in row) for row in statistics.splitlines()):
         return []
     servers = list(read(statistics))
-    # The twin of a back end has no checks of its own; it tracks those of the first.
+    # The twin of a back end has no checks of its own; it tracks the servers of the first back end.
     found = {(server.backend, server.name) for server in servers if server.is_silent}
     return [
         server
@@ -84,10 +84,10 @@ def silent(statistics: str) -> list[BackendServer]:
 
 
 def read(statistics: str) -> Iterator[BackendServer]:
-    """The servers in HAProxy's answer to `show stat`."""
+    """Yields the servers in HAProxy's response to `show stat`."""
     for row in csv.DictReader(statistics.removeprefix("# ").splitlines()):
         backend, name, current, status, check, reason = (row.get(column) or "" for column in _COLUMNS)
-        if name and current.isdigit():  # a check that is under way has an asterisk before the result of the last one
+        if name and current.isdigit():  # a check in progress has an asterisk before the last result
             yield BackendServer(
                 backend, name, int(current), status.startswith("DOWN"), check.removeprefix("* "), reason
             )

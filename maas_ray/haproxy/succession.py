@@ -1,4 +1,4 @@
-"""How an HAProxy follows another one without a gap: whoever started the other one, and whether its manager still lives."""
+"""Succession of HAProxy processes without a gap, whoever started the previous one and whether its manager is alive."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from maas_ray.haproxy.names import KEEPER_SOCKET, LAST_GOOD_FILE
 from maas_ray.haproxy.process import Process, find
 
 MANAGER_TITLE = "ray::HAProxyManager"
-"""How Ray names the process of Serve's actor that starts, reloads and checks HAProxy."""
+"""Ray's process title of Serve's actor that starts, reloads and checks HAProxy."""
 KEEPER = "maas_ray.haproxy.keeper"
 _HAND_OVER = ("-sf", "-st", "-x")
 
@@ -29,26 +29,26 @@ def is_manager(process: Process) -> bool:
 def succeed(path: Path, binary: str, arguments: list[str], manager: Process) -> list[str]:
     """Prepares this process to become the next HAProxy of a directory.
 
-    A manager that is new knows of no HAProxy before its own, and of no application yet: the sockets are then taken
-    over from the one that runs, and so is its configuration, until Serve writes one with applications.
+    A new manager has no record of an earlier HAProxy, and no application yet: then the sockets of the running HAProxy
+    are taken over, and so is its configuration, until Serve writes one with applications.
 
     Args:
-        path: the hardened file.
-        binary: HAProxy.
-        arguments: Serve's.
-        manager: Serve's actor, which is the parent of this process.
+        path: hardened file.
+        binary: path of HAProxy.
+        arguments: Serve's arguments.
+        manager: Serve's actor, the parent of this process.
 
     Returns:
-        The arguments for HAProxy.
+        Arguments for HAProxy.
     """
     directory = path.parent
     if "-sf" not in arguments:
         arguments = [*arguments, *_take_over(path)]
     config = path.read_text()
     me = find(os.getpid())
-    # What ends the manager's process group is not to end HAProxy. Not a session of its own: Linux shares the CPUs between
-    # sessions (sched_autogroup), and HAProxy then takes the replicas' time: measured with 128 callers on two cores, 7 %
-    # fewer requests per second and a p99 of 15 instead of 11 ms.
+    # A signal to the manager's process group must not end HAProxy. Not a separate session: Linux shares the CPUs
+    # between sessions (sched_autogroup), and HAProxy then takes the replicas' time: measured with 128 clients on two
+    # cores, 7 % fewer requests per second and a p99 of 15 instead of 11 ms.
     with suppress(OSError):
         os.setpgid(0, 0)
     flags = _flags(arguments)
@@ -58,10 +58,10 @@ def succeed(path: Path, binary: str, arguments: list[str], manager: Process) -> 
 
 
 def wake_keeper(directory: Path, message: bytes = b"look") -> bool:
-    """Sends the keeper of a directory a message; starts one for `look` if there is none.
+    """Sends a message to the keeper of a directory; starts one for `look` if there is none.
 
     Returns:
-        Whether a keeper had the message.
+        Whether a keeper received the message.
     """
     with socket(AF_UNIX, SOCK_DGRAM) as sock:
         sock.settimeout(1)
@@ -71,7 +71,8 @@ def wake_keeper(directory: Path, message: bytes = b"look") -> bool:
         except OSError:
             pass
     if message == b"look":
-        # Twice removed, so that it is nobody's child: HAProxy, which this process becomes, asks for no exit codes.
+        # Forked twice, so that it is not a child of HAProxy, which this process becomes and which collects no exit
+        # codes.
         starter = "import subprocess, sys; subprocess.Popen(sys.argv[1:], process_group=0)"
         with (directory / "keeper.log").open("ab") as log:
             subprocess.run(
@@ -82,12 +83,12 @@ def wake_keeper(directory: Path, message: bytes = b"look") -> bool:
 
 
 def _take_over(path: Path) -> list[str]:
-    """Arguments to follow the HAProxy that runs, if one does; this file becomes its configuration if it has none."""
+    """Returns the arguments to take over from a running HAProxy; its configuration replaces one without pools."""
     directory, config = path.parent, path.read_text()
     socket_path = generations.admin_socket(config, directory)
     pid = running_pid(socket_path)
     if pid is None:
-        # One that lives but does not answer keeps its ports; older ones work off their last requests.
+        # One that is alive but does not answer keeps its ports; older ones finish their last requests.
         for generation in generations.recorded(directory)[:1]:
             generation.process.send(signal.SIGKILL)
         return []
@@ -99,7 +100,7 @@ def _take_over(path: Path) -> list[str]:
 
 
 def _flags(arguments: list[str]) -> list[str]:
-    """Serve's arguments without the file and what belongs to a hand-over."""
+    """Returns Serve's arguments without the file and those of a takeover."""
     kept: list[str] = []
     skipping = False
     for argument in arguments:

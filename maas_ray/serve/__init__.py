@@ -11,7 +11,7 @@ __all__ = ["build"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build":  # imported when it is asked for: most of this package needs no Ray
+    if name == "build":  # imported on first use: most of this package needs no Ray
         from maas_ray.serve.deploy.pool import build
 
         return build

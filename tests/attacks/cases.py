@@ -1,8 +1,8 @@
-"""What a hostile or broken client may send, and what must come back. Bytes and expectations; sends nothing.
+"""Attack table: requests of hostile or broken clients, and the expected responses. Sends nothing itself.
 
-Three fronts take this table: `protocol` (our protocol class: the product), `plain` (uvicorn's own with the ASGI app
-behind it: what the portable profile shows) and `haproxy` (the whole way). `status` holds for all of them; where another
-front is laxer, or refuses in its own way, that is written beside it. Nowhere is a status of 5xx right.
+Three fronts run this table: `protocol` (our protocol class: the product), `plain` (uvicorn's own with the ASGI app
+behind it: as in the portable profile) and `haproxy` (the whole path). `status` applies to all of them; if another front
+is laxer, or refuses differently, its own status is next to it. A 5xx status is never correct.
 """
 
 import gzip
@@ -20,9 +20,9 @@ INFER = b"/v2/models/linear/infer"
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 BODY = json.dumps(ROW).encode()
 OURS = b"attack"
-"""Request id of what a case asks openly."""
+"""Request id of a case's regular request."""
 HIDDEN = b"smuggled"
-"""Request id of what a case tries to slip in; no answer may carry it."""
+"""Request id that a case tries to smuggle; no response may have it."""
 
 Status = frozenset[int]
 NOTHING = 0
@@ -105,8 +105,8 @@ def bad_length(name: str, value: bytes, **more: Any) -> Case:
     return bad_head(f"Content-Length {name}", request(lines=[b"Content-Length: " + value], length=False) + BODY, **more)
 
 
-# HAProxy merges equal lengths and drops the length beside chunks, as RFC 9110 8.6 and RFC 9112 6.3 allow; what it passes
-# on says one thing only.
+# HAProxy merges equal lengths and drops the length beside chunks, as RFC 9110 8.6 and RFC 9112 6.3 allow; what it
+# passes on says one thing only.
 FRAMING = [
     bad_head(
         "length and chunks",

@@ -1,4 +1,4 @@
-"""The fronts that take the attacks: each one a real server on a real socket."""
+"""Fronts under attack: each one a real server on a real socket."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A client that sends bytes as they are and reads answers strictly. Knows no HTTP library, so that none mends anything."""
+"""Client that sends raw bytes and parses responses strictly. Uses no HTTP library, so that none repairs anything."""
 
 import select
 import socket
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 WAIT_S = 12.0
-"""An answer that is not there by now came from a timeout, not from a look at the bytes."""
+"""A response that arrives later than this was caused by a timeout, not by the bytes."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it came."""
+    """One response as received."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ class Answer:
 
 
 class Broken(AssertionError):
-    """What came is not an answer: a desynchronised stream, or bytes that no server should send."""
+    """The received bytes are not a response: a desynchronized stream, or bytes that no server should send."""
 
 
 class Talk:
@@ -73,7 +73,7 @@ class Talk:
         return True
 
     def end_sending(self) -> None:
-        """Half-closes: nothing more comes from here, answers are still read."""
+        """Half-closes: sends nothing more, but still reads responses."""
         self._sock.shutdown(socket.SHUT_WR)
 
     def read(self, *, is_head: bool = False, wait_s: float = WAIT_S) -> Answer | None:
@@ -94,7 +94,7 @@ class Talk:
             self.num_continues += 1
 
     def wait_for_continue(self) -> bool:
-        """Whether the next thing that comes is an interim answer."""
+        """Whether the next response is an interim one."""
         return (self._until(b"\r\n\r\n", time.monotonic() + WAIT_S) or b"").startswith(b"HTTP/1.1 100")
 
     def is_closed(self, wait_s: float = WAIT_S) -> bool:

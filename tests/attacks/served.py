@@ -1,4 +1,4 @@
-"""A server in a process of its own, whose memory can be measured: `python -m tests.attacks.served STORE FRONT`.
+"""Server in a separate process, whose memory can be measured: `python -m tests.attacks.served STORE FRONT`.
 
 Prints its port, and serves until its standard input ends.
 """

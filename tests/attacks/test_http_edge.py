@@ -1,4 +1,4 @@
-"""Every case of the table on every front: the right answer, never a 5xx, and no answer that is somebody else's."""
+"""Every case of the table on every front: the expected response, never a 5xx, and never another client's response."""
 
 import logging
 
@@ -116,7 +116,7 @@ def test_a_client_that_waits_for_100_continue_gets_it_before_its_body(front: Fro
         assert answer.status == 200
 
 
-def test_a_request_that_comes_byte_by_byte_is_the_same_request(front: Front) -> None:
+def test_a_request_sent_byte_by_byte_is_the_same_request(front: Front) -> None:
     data = request(body=BODY) + request(b"GET", LIVE, id=PROBE)
     with Talk(front.port) as talk:
         talk.send([data[index : index + 1] for index in range(len(data))], even_if_answered=True)

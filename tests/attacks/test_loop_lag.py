@@ -1,4 +1,4 @@
-"""Whatever comes in, the loop is not kept from the others for more than 20 ms of processor time."""
+"""No request blocks the loop for more than 20 ms of processor time."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Attacks on memory: after many of them the server holds what it held before, and never more than a few bodies."""
+"""Attacks on memory: after many of them the server uses as much as before, and never more than a few bodies."""
 
 import subprocess
 import sys

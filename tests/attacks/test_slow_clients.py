@@ -1,4 +1,4 @@
-"""Clients that trickle, rest or do not read: each is closed in time, and nobody else waits for them."""
+"""Clients that are slow, idle or do not read: each is closed in time, and no other client waits for them."""
 
 import json
 import select

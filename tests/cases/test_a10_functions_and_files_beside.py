@@ -1,5 +1,6 @@
-"""A10: a local function named as a contrib operator ran onnxruntime's native one, past the list of served operators; and
-a hard link beside a model was read as its external data. Both are refused before anything runs or is read.
+"""A10: a local function named like a contrib operator ran onnxruntime's native one, bypassing the list of served
+operators; and a hard link next to a model was read as its external data. Both are refused before anything runs or is
+read.
 """
 
 import os
@@ -80,7 +81,7 @@ def test_a_function_in_a_domain_of_the_runtime_is_refused(domain: str, name: str
         inspect(model_with([(domain, name, node("Identity"))], (domain, name)))
 
 
-def test_a_function_that_nobody_calls_is_refused_too() -> None:
+def test_an_unused_function_is_refused_too() -> None:
     model = model_with([("com.microsoft", "Gelu", node("Identity")), ("my", "f", node("Relu"))], ("my", "f"))
     with pytest.raises(BundleError, match="'com.microsoft::Gelu'"):
         inspect(model)
@@ -184,7 +185,7 @@ ODD = [hard_link, symbolic_link, link_within_the_folder, pipe, directory, device
 
 
 @pytest.mark.parametrize("make", ODD)
-def test_what_is_not_a_file_of_the_folder_alone_is_no_data_of_its_model(
+def test_only_files_of_its_own_folder_are_data_of_a_model(
     tmp_path: Path, file_store: ObstoreStore, make: Callable[[Path, Path], None]
 ) -> None:
     secret = tmp_path / "secret"
@@ -198,7 +199,7 @@ def test_what_is_not_a_file_of_the_folder_alone_is_no_data_of_its_model(
     assert list(file_store.scan("")) == [], "nothing was committed"
 
 
-def test_a_plain_file_beside_the_model_is_its_data(tmp_path: Path) -> None:
+def test_a_plain_file_next_to_the_model_is_its_data(tmp_path: Path) -> None:
     path = model_beside(tmp_path)
     (tmp_path / "weights.bin").write_bytes(SECRET)
     model = onnx.load_model_from_string(read_onnx(path).graph)
@@ -243,7 +244,7 @@ def test_a_model_file_is_regular_and_bounded(tmp_path: Path, make: Callable[[Pat
         read_onnx(place)
 
 
-def test_a_file_that_becomes_too_much_when_it_is_decoded_is_refused_in_a_child(
+def test_a_file_that_is_too_large_when_decoded_is_refused_in_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external, "BASE_MEMORY_BYTES", 64 << 20)

@@ -1,4 +1,4 @@
-"""A12: sealed documents without `parts` or `meta`, of wrong types or nested deep ended in KeyError, TypeError and
+"""A12: sealed documents without `parts` or `meta`, of wrong types or with deep nesting ended in KeyError, TypeError and
 RecursionError, and one foreign file in the log's directory made every model unresolvable."""
 
 import json
@@ -173,7 +173,7 @@ def test_deep_nesting_is_refused_by_name(memory_store: ObstoreStore, what: str, 
         read(memory_store)
 
 
-def test_fsck_reports_each_malformed_document_and_goes_on(file_store: ObstoreStore) -> None:
+def test_fsck_reports_each_malformed_document_and_continues(file_store: ObstoreStore) -> None:
     bundle = _fill(file_store)
     assert fsck(file_store, checks=all_checks()).problems == []
     keys = [template.format(*range(10), bundle=bundle) for template, _ in READERS.values()]
@@ -199,7 +199,7 @@ def test_fsck_reports_each_malformed_document_and_goes_on(file_store: ObstoreSto
 
 
 @pytest.mark.parametrize("damage", ["no parts", "no meta", "a list", "not JSON", "of another digest"])
-def test_fsck_goes_on_after_a_manifest_it_cannot_read(file_store: ObstoreStore, damage: str) -> None:
+def test_fsck_continues_after_an_unreadable_manifest(file_store: ObstoreStore, damage: str) -> None:
     bundle = _fill(file_store)
     key, other = f"bundles/{bundle}/manifest.json", f"{CHECKPOINTS}/0000000007/manifest.json"
     body = {name: value for name, value in unseal(key, file_store.get(key)).items() if name != "digest"}

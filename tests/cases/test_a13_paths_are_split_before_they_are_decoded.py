@@ -1,5 +1,5 @@
-"""A13: `/v2%2frepository/index`, `/v2/models/linear%2finfer`, `//v2/…` and trailing slashes were answered 200, so a path
-filter of a front proxy was passed. What is not exactly a route is 404, on every way in, below a base path too.
+"""A13: `/v2%2frepository/index`, `/v2/models/linear%2finfer`, `//v2/…` and trailing slashes were answered 200, which
+bypassed a path filter of a proxy. A path that is not exactly a route gets 404, in every front, below a base path too.
 """
 
 import json
@@ -128,7 +128,7 @@ def test_every_way_in_sees_the_same_route(route: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("path", NO_ROUTES)
-def test_what_is_not_exactly_a_route_leads_nowhere(path: str) -> None:
+def test_a_path_that_is_not_exactly_a_route_is_not_found(path: str) -> None:
     with pytest.raises(NotFound):
         find_route(path)
     for base in ("", "/pools/a"):
@@ -162,7 +162,7 @@ def test_an_absolute_target_leads_where_its_path_does() -> None:
         assert by_protocol_class(target) is by_asgi(target) is None
 
 
-def test_what_a_server_without_raw_paths_says_is_read_as_one_decoding() -> None:
+def test_a_path_of_a_server_without_raw_paths_is_decoded_once() -> None:
     assert find_route(sent_path(None, "/v2/models/linear/infer")).name == "infer"
     with pytest.raises(NotFound):
         find_route(sent_path(None, "/v2/models/lin%65ar/infer"))
@@ -203,7 +203,7 @@ def test_over_a_socket_the_routes_are_there(server: Server) -> None:
         assert statuses(server.port, "GET", f"http://a{path}") in (200, 405), path
 
 
-def test_an_app_below_a_base_path_answers_what_is_below_it(server: Server) -> None:
+def test_an_app_with_a_base_path_answers_only_paths_below_it(server: Server) -> None:
     """The scope of a server that mounts the app, as Serve's does: `path` and `raw_path` include `root_path`."""
     app = App(_handler(server), app_spec(server.store, "linear").limits)
 

@@ -1,4 +1,4 @@
-"""A15: the working directory was first on `sys.path` in every command: an `onnx.py` beside a downloaded model ran."""
+"""A15: the working directory was first on `sys.path` in every command: an `onnx.py` next to a downloaded model ran."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def _run(
     ],
     ids=["console script", "python -m", "an empty entry in PYTHONPATH"],
 )
-def test_a_folder_of_modules_beside_a_model_does_not_run(
+def test_a_folder_of_modules_next_to_a_model_does_not_run(
     tmp_path: Path, command: list[str], env: dict[str, str]
 ) -> None:
     directory = _trap(tmp_path / "downloaded")

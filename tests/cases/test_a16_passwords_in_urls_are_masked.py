@@ -88,7 +88,7 @@ def test_no_refused_spec_shows_a_password(tmp_path: Path, monkeypatch: pytest.Mo
             assert SECRET not in done.stdout + done.stderr + repr(done.exception)
 
 
-def test_what_nobody_answers_is_named_without_the_password(tmp_path: Path) -> None:
+def test_an_unreachable_endpoint_is_named_without_the_password(tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     rows.write_text("[{}]")
     done = CliRunner().invoke(app, ["predict", "m", "--input", str(rows), "--url", ENDPOINT])
@@ -164,7 +164,7 @@ AUTHORITY = st.text(st.characters(exclude_characters="/'\"<>", exclude_categorie
 
 @settings(max_examples=300, deadline=None)
 @given(AUTHORITY, st.sampled_from(["http", "https", "s3", "ray", "postgres+psycopg"]), AUTHORITY)
-def test_any_user_info_is_masked_wherever_it_stands(user: str, scheme: str, before: str) -> None:
+def test_any_user_info_is_masked_at_any_position(user: str, scheme: str, before: str) -> None:
     secret = f"{user}:{SECRET}{user}"
     url = f"{scheme}://{secret}@host:80/a/path@v1?q=a@b"
     for text in (url, f"{before} {url}", f"('{url}', \"{url}\")", json.dumps({"url": url}), f"a {url}\nb {url}\x1b[0m"):
@@ -193,7 +193,7 @@ def test_any_user_info_is_masked_wherever_it_stands(user: str, scheme: str, befo
         "git@github.com:a/b",
     ],
 )
-def test_what_is_no_user_info_stays(text: str) -> None:
+def test_text_without_user_info_is_unchanged(text: str) -> None:
     assert mask(text) == shown(text) == text
 
 

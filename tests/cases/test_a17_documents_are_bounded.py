@@ -1,5 +1,5 @@
-"""A17: YAML alias bombs (over 40 s), deep YAML, integers of 5,000 digits and values that hold themselves ended in untyped
-errors or had no bound; so did `--port 99999`. Each is a typed error, soon and in little memory.
+"""A17: YAML alias bombs (over 40 s), deep YAML, integers of 5,000 digits and values that contain themselves ended in
+untyped errors or had no limit; so did `--port 99999`. Each is a typed error, in little time and memory.
 """
 
 import os

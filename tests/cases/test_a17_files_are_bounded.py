@@ -1,5 +1,6 @@
-"""A17: `.npy` of 2^40, IDX of 255 dimensions, size bombs in npz, gz, csv and parquet (over 40 s) ended in untyped errors or
-had no bound. Each is a `DataError`, soon and within 1 GiB above what the imports take; what is legitimate is read.
+"""A17: `.npy` of 2^40, IDX of 255 dimensions, size bombs in npz, gz, csv and parquet (over 40 s) ended in untyped
+errors or had no limit. Each is a `DataError`, in little time and within 1 GiB above the imports; legitimate files are
+read.
 """
 
 import gzip
@@ -208,7 +209,7 @@ def test_a_hostile_header_is_a_typed_error(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("ending", ["csv.gz", "jsonl.gz", "parquet", "arrow", "npz"])
-def test_what_is_meant_is_read_once_the_bound_is_raised(tmp_path: Path, ending: str) -> None:
+def test_a_legitimate_file_is_read_once_the_limit_is_raised(tmp_path: Path, ending: str) -> None:
     """96 MiB of zeros: more than is read of a small file, unless the spec says that it is meant."""
     num_rows = 6 << 20
     table = {"x": np.zeros(num_rows), "target": np.zeros(num_rows)}

@@ -1,4 +1,4 @@
-"""A17: a file that made its native parser crash was read again without end, each time by another worker of the cluster."""
+"""A17: a file that crashed its native parser was read again endlessly, each time by another worker of the cluster."""
 
 import os
 import signal
@@ -52,6 +52,6 @@ def test_more_pieces_than_are_given_to_ray_at_a_time_all_come(tmp_path: Path, mo
     assert found == {number: number * number for number in range(50)}
 
 
-def test_what_a_function_refuses_arrives_as_it_was() -> None:
+def test_an_error_of_a_function_arrives_unchanged() -> None:
     with pytest.raises(DataError, match="^piece [0-7] is not a table$"):
         list(run_tasks(_refuse, 8, {}, "the survey", 60, _name))

@@ -1,4 +1,4 @@
-"""A17: a tokenizer.json that panics, aborts or runs over 40 s took the process with it. It is tried in a child process."""
+"""A17: a tokenizer.json that panics, aborts or runs over 40 s ended the process. It is tried in a child process."""
 
 import json
 import time

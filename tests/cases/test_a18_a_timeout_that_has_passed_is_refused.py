@@ -1,4 +1,4 @@
-"""A18: a timeout parameter of 1 µs was answered with 200: the loop's clock stands still while the loop is busy."""
+"""A18: a timeout parameter of 1 µs was answered with 200: the loop's clock does not advance while the loop is busy."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A18: malformed HTTP got HAProxy's HTML instead of the promised JSON."""
+"""A18: malformed HTTP got HAProxy's HTML instead of the documented JSON."""
 
 import json
 import re
@@ -45,7 +45,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "after a good one"])
-def test_what_is_not_http_is_refused_in_json(front: Front, data: bytes, is_first: bool) -> None:
+def test_bytes_that_are_not_http_are_refused_in_json(front: Front, data: bytes, is_first: bool) -> None:
     with socket.create_connection(("127.0.0.1", front.port), timeout=5) as sock:
         if not is_first:
             sock.sendall(b"GET /-/routes HTTP/1.1\r\nHost: a\r\n\r\n")

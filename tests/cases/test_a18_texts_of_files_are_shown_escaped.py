@@ -99,7 +99,7 @@ def test_tables_lines_bars_errors_and_logs_are_escaped(
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=30))
-def test_what_is_shown_is_printable_and_plain_text_stays(text: str) -> None:
+def test_shown_text_is_printable_and_plain_text_is_unchanged(text: str) -> None:
     import unicodedata
 
     kept = {"\n", "\t", "\u200c", "\u200d"}
@@ -131,7 +131,7 @@ def test_runs_show_the_newest_committed_step(file_store: ObstoreStore, event: di
     assert runs.get("r").step == 50
 
 
-def test_a_damaged_run_is_listed_beside_the_others(file_store: ObstoreStore) -> None:
+def test_a_damaged_run_is_listed_with_the_others(file_store: ObstoreStore) -> None:
     Runs(file_store).create(_spec(file_store), "d" * 64, None)
     file_store.put("runs/broken/manifest.json", b"{}")
     done = CliRunner().invoke(app, ["runs", "--store", file_store.uri, "--json"])

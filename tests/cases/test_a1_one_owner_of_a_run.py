@@ -1,4 +1,4 @@
-"""A1: two `train` of one run name at once both ended with 0, with each other's attempts in one log."""
+"""A1: two concurrent `train` commands of one run name both exited with 0, with each other's attempts in one log."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_a_lease_that_was_given_back_is_free_at_once_and_leaves_no_file_but_its_
     assert fsck(store).problems == []
 
 
-def test_a_living_owner_is_named_at_once_and_even_the_one_who_waits_does_not_wait_long(storage: StorageSpec) -> None:
+def test_a_living_owner_is_named_immediately_and_a_wait_for_it_is_short(storage: StorageSpec) -> None:
     owner, store = Process(storage), open_store(storage)
     try:
         for waits in (False, True):
@@ -173,7 +173,7 @@ def test_a_process_id_that_was_given_again_is_another_process() -> None:
     assert not is_dead(LeaseOwner(**{**me, "machine": ""}, process="1")), "nobody knows"
 
 
-def test_who_lost_the_lease_commits_nothing_and_leaves_nothing(file_store: ObstoreStore) -> None:
+def test_an_owner_that_lost_the_lease_commits_nothing_and_leaves_nothing(file_store: ObstoreStore) -> None:
     claim = _taken(file_store)
     checkpointer = AsyncCheckpointer(file_store, PREFIX, fence=partial(claim.check, file_store))
     try:

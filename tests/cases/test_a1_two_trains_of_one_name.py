@@ -1,4 +1,4 @@
-"""A1: two `train` of one run name at once both ended with 0, with each other's attempts in one log. On a real cluster."""
+"""A1: two concurrent `train` commands of one run name both exited with 0 and shared one log. On a real cluster."""
 
 import os
 import signal

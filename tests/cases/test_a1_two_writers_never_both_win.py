@@ -1,4 +1,5 @@
-"""A1: two writers of a commit without parts both succeeded, because `{} == {}`: a lost answer was told by equal parts."""
+"""A1: two writers of a commit without parts both succeeded: a lost response was recognized by equal parts, `{} ==
+{}`."""
 
 import threading
 
@@ -68,13 +69,13 @@ def test_a_commit_that_did_not_arrive_says_so_and_can_be_repeated(file_store: Ob
     assert writer.commit({"who": 1}).meta == {"who": 1}
 
 
-def test_a_lost_answer_to_somebody_elses_commit_is_not_taken_for_ours(file_store: ObstoreStore) -> None:
+def test_a_lost_response_to_another_writers_commit_is_not_taken_for_ours(file_store: ObstoreStore) -> None:
     CommitWriter(file_store, "runs/x", "run").commit({"who": 1})
     with pytest.raises(StoreUnavailable):
         CommitWriter(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run").commit({"who": 1})
 
 
-def test_manifests_of_before_without_an_attempt_are_read_and_belong_to_nobody(file_store: ObstoreStore) -> None:
+def test_older_manifests_without_an_attempt_are_read_and_have_no_owner(file_store: ObstoreStore) -> None:
     CommitWriter(file_store, "runs/x", "run").commit({"who": 1})
     body = unseal("runs/x/manifest.json", file_store.get("runs/x/manifest.json"))
     file_store.put("runs/x/manifest.json", seal({k: v for k, v in body.items() if k not in ("attempt", "digest")}))

@@ -1,7 +1,7 @@
-"""A2: a tree ensemble 20,000 deep makes onnxruntime overrun its stack; promoted, it took the pool down for good.
+"""A2: a tree ensemble 20,000 deep makes onnxruntime overrun its stack; promoted, it took the pool down permanently.
 
-Right: every first load happens in a child process. `import` refuses the file with the reason, with and without its check;
-a replica reports such a version, its old one serves on, and a pool comes up although one of its models is such.
+Required: every first load is in a child process. `import` refuses the file with the reason, with and without its check;
+a replica reports such a version, its previous one continues to serve, and a pool starts with one such model.
 """
 
 import signal
@@ -53,7 +53,7 @@ def test_import_makes_a_session_always(file_store: ObstoreStore, tmp_path: Path,
         import_onnx(file_store, path, is_checked=is_checked)
 
 
-def test_a_pool_comes_up_although_one_of_its_models_kills(server: Server) -> None:
+def test_a_pool_starts_although_one_of_its_models_kills(server: Server) -> None:
     assert requests.post(f"{server.url}/v2/models/linear/infer", json=ROW, timeout=60).status_code == 200
     ready = requests.get(f"{server.url}/v2/models/deep/ready", timeout=60)
     assert ready.status_code == 503
@@ -68,7 +68,7 @@ def test_a_pool_comes_up_although_one_of_its_models_kills(server: Server) -> Non
     assert "SIGSEGV" in line
 
 
-def test_who_does_not_answer_or_is_no_pool_has_no_unavailable_models(server: Server) -> None:
+def test_a_silent_server_or_another_application_has_no_unavailable_models(server: Server) -> None:
     assert unavailable(server.url, "/elsewhere", 60) == ()
     assert unavailable(f"http://127.0.0.1:{unused_port()}", "/", 60) == ()
 

@@ -1,7 +1,7 @@
-"""A3: 24 functions of which each calls the one before twice (1.5 KB) hung `import` and, promoted, both load threads.
+"""A3: 24 functions, each calling the previous one twice (1.5 KB), hung `import` and, promoted, both load threads.
 
-Right: nodes are counted with functions in place; loads run where they can be killed, and their time is bounded; a version
-that hangs is not ready, says so, and keeps no other model from being loaded.
+Required: nodes are counted with functions inlined; loads run in processes that can be killed, with a time limit; a
+version that hangs is not ready, reports it, and does not block the load of other models.
 """
 
 import time

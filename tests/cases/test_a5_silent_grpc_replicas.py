@@ -1,6 +1,6 @@
-"""A5 over gRPC: a call in a replica that was stopped or killed was lost, or held without an end if it had no deadline.
+"""A5 over gRPC: a call in a replica that was stopped or killed was lost, or hung forever if it had no deadline.
 
-HAProxy as Serve starts it, before two servers of grpc.aio.
+HAProxy as Serve starts it, in front of two servers of grpc.aio.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A5: requests in a stopped replica hung for 85 s, past the pool's limit of 20 s and the caller's of 2 s."""
+"""A5: requests in a stopped replica hung for 85 s, past the pool's limit of 20 s and the client's of 2 s."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
 """A6: two requests with a loop count of 2**62 blocked a replica's loop for 147 s.
 
-Right: a run for which nobody waits any more is ended, by its deadline or its caller's leaving, and gives its place back.
+Required: a run without waiting requests is stopped, at its deadline or when its client disconnects, and frees its slot.
 """
 
 import time
@@ -97,7 +97,7 @@ def stoppable_rig() -> tuple[Rig, Stoppable]:
     return rig, engine
 
 
-def test_a_run_goes_on_while_anybody_waits_for_it() -> None:
+def test_a_run_continues_while_any_request_waits_for_it() -> None:
     rig, engine = stoppable_rig()
     left, stays = rig.send("left", 1), rig.send("stays", 2)
     rig.loop.turn()

@@ -1,7 +1,8 @@
-"""A7: answers had no limit: a classification turned 172 bytes into 33.8 MB, Expand 154 bytes into 120 MB, on the loop.
+"""A7: responses had no limit: a classification turned 172 bytes into 33.8 MB, Expand 154 bytes into 120 MB, on the
+loop.
 
-Right: `limits.max_answer_bytes` is checked before an answer is written, rows times classes are capped, and what takes long
-to be written is written in a thread, piece by piece.
+Required: `limits.max_answer_bytes` is checked before a response is written, rows times classes are limited, and long
+writes are done in a thread, in pieces.
 """
 
 import time
@@ -74,7 +75,7 @@ def test_rows_times_classes_are_capped(server: Server) -> None:
 
     refused = classified(300, 1000)
     assert refused.status_code == 422
-    assert "300000 texts, the limit is 262144" in refused.json()["error"]
+    assert "300000 strings, the limit is 262144" in refused.json()["error"]
     found = classified(200, 5).json()["outputs"][0]
     assert found["shape"] == [200, 5]
     assert found["data"][:2] == ["1.000000:999", "0.997998:998"]
@@ -130,7 +131,7 @@ def test_strings_are_counted_while_they_are_written() -> None:
     assert pieces <= 1, "it went on beyond the limit"
 
 
-def test_writing_ends_once_nobody_waits() -> None:
+def test_writing_ends_once_it_is_cancelled() -> None:
     def gone() -> None:
         raise RunStopped("gone")
 

@@ -1,6 +1,6 @@
-"""A8: bodies were parsed on the loop (13.6 MB of nested lists: 4.3 s), and bodies on their way had no common budget.
+"""A8: bodies were parsed on the loop (13.6 MB of nested lists: 4.3 s), and incoming bodies had no common budget.
 
-Right: large bodies are read in a thread, piece by piece, kinds before numbers; those on their way count in
+Required: large bodies are parsed in a thread, in pieces, kinds before numbers; incoming bodies count against
 `batching.max_queued_bytes`.
 """
 
@@ -98,7 +98,7 @@ def test_a_large_body_that_is_right_is_answered(server: Server) -> None:
     assert (found[:3], found[-3:], len(found)) == ([2.0, 5.0, -6.0], [0.0, 0.0, 0.0], 3 * rows)
 
 
-def test_a_small_body_that_becomes_large_is_treated_as_one(server: Server) -> None:
+def test_a_small_body_that_decompresses_to_a_large_one_is_treated_as_large(server: Server) -> None:
     packed = gzip.compress(body([NESTED, 1], b"[" + b"[1]," * (NESTED - 1) + b"[true]]"), 9)
     assert len(packed) < 20_000
     answer, slowest_s = slowest_neighbor(server, lambda: ask(server, packed, **{"content-encoding": "gzip"}))
@@ -173,7 +173,7 @@ def test_a_body_that_arrives_alone_only_has_to_fit_and_a_small_one_finds_the_las
         budget.expect(1, 1)
     budget.arrived(100 * MIB)
     budget.expect(70 * MIB, 70 * MIB)
-    with pytest.raises(Overloaded, match="73400320 bytes of bodies are on their way"):
+    with pytest.raises(Overloaded, match="73400320 bytes of bodies are being received"):
         budget.expect(6 * MIB, 6 * MIB)
     with pytest.raises(Overloaded):
         budget.expect(6 * MIB, 6 * MIB + 1)
@@ -232,7 +232,7 @@ def random_request(dice: random.Random, datatype: str) -> bytes:
 
 @pytest.mark.parametrize("piece", [7, 40, 1 << 16])
 @pytest.mark.parametrize(("datatype", "nullable"), KINDS)
-def test_what_is_read_in_pieces_is_what_is_read_at_once(
+def test_reading_in_pieces_equals_reading_in_one_step(
     datatype: str, nullable: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maas_ray.serve.wire.large_json._PIECE", piece)
@@ -257,7 +257,7 @@ def test_what_is_read_in_pieces_is_what_is_read_at_once(
     assert min(outcomes) > 20, "both right and wrong requests were tried"
 
 
-def test_reading_ends_once_nobody_waits() -> None:
+def test_reading_ends_once_it_is_cancelled() -> None:
     def gone() -> None:
         raise RunStopped("gone")
 

@@ -1,4 +1,4 @@
-"""A9: a pool that sleeps took any body into the memory of Serve's proxy, woke for it, and refused it afterwards."""
+"""A9: for a pool scaled to zero, Serve's proxy read any body into memory, started a replica, and then refused it."""
 
 import socket
 import time

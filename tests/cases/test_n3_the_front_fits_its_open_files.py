@@ -1,4 +1,4 @@
-"""HAProxy is given as many connections as its process may open files for, and where that is too few it says so."""
+"""HAProxy gets as many connections as the open files of its process allow, and reports the reason if too few."""
 
 import resource
 import socket
@@ -82,7 +82,7 @@ def test_the_front_starts_where_few_files_may_be_open_and_says_how_many_callers_
     assert f"instead of {WANTED}, because it may have {open_files} open files" in printed
 
 
-def test_too_few_files_are_refused_at_once_with_the_reason_beside_the_configuration(tmp_path: Path) -> None:
+def test_too_few_files_are_refused_with_the_reason_next_to_the_configuration(tmp_path: Path) -> None:
     directory = tmp_path / "node"
     _config(directory, [unused_port()])
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""N4: both replicas of a pool landed on one node, another node had no front, and nothing moved when a node came back."""
+"""N4: both replicas of a pool ran on one node, another node had no front, and nothing moved when a node returned."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -88,7 +88,7 @@ def test_packed_replicas_share_a_node_and_single_ones_never_do(
     alone = {"strategy": "one_per_node", "labels": HERE}
     deploy(ray_cluster, store, replicas=2, placement=alone)
     assert spread("one") == {first: 1, second: 1}
-    with pytest.raises(ResourcesMissing, match="one per node, and 2 of them fit on its 2 nodes with the labels"):
+    with pytest.raises(ResourcesMissing, match="one per node, but only 2 fit on its 2 nodes with the labels"):
         deploy(ray_cluster, store, replicas=3, placement=alone)
     deploy(ray_cluster, store, replicas=2, placement=alone, server_name="changed")  # one at a time, each in its place
     assert spread("one") == {first: 1, second: 1}

@@ -1,5 +1,5 @@
-"""N6: 2,301 records of the registry cost 2,303 gets, paid by each publish, promote, listing and start of a replica; 300
-listed models without an alias cost 600 requests at each look."""
+"""N6: 2,301 records of the registry cost 2,303 gets for each publish, promote, listing and start of a replica; 300
+listed models without an alias cost 600 requests at each refresh."""
 
 import asyncio
 from collections.abc import Callable

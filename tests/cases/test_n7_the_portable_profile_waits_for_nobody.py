@@ -1,4 +1,4 @@
-"""Slow callers of a pool of the portable profile, over TLS: a real cluster, Serve's own proxy, real sockets."""
+"""Slow clients of a pool of the portable profile, over TLS: a real cluster, Serve's own proxy, real sockets."""
 
 import json
 import os

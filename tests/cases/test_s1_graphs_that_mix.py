@@ -1,7 +1,7 @@
-"""Graphs of 59 kinds that mix rows and of 69 that do not: no answer is another caller's, and what is harmless batches.
+"""Graphs of 59 kinds that mix rows and of 69 that do not: no response has another client's rows, and safe ones batch.
 
-The short form has one graph of each kind, the long one every datatype and rank and 100,000 answers in sum. With the analysis
-switched off the same check finds wrong answers, although the probes are still there.
+The short form has one graph of each kind, the long one every datatype and rank and 100,000 responses in total. With the
+analysis disabled the same check finds wrong responses, although the probes are still enabled.
 """
 
 import logging

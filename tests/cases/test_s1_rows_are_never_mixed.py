@@ -1,6 +1,7 @@
-"""One probe with blank integers decided whether requests share a run: a mean over the batch and a running sum mixed them.
+"""One probe with blank integers decided whether requests share a run: a mean over the batch and a running sum mixed
+them.
 
-Requests now share a run only along a batch dimension that is declared, in a graph that was found to keep rows apart.
+Requests now share a run only along a declared batch dimension, in a graph that was found to keep rows separate.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """S2: INT_MIN / -1 raised SIGFPE in onnxruntime; repeated on the next replica, one valid request ended the whole pool.
 
-Right: such a version runs in a process of its own. The request is repeated once, alone, and refused by a typed error;
-whoever shared its run is answered rightly, and everything else goes on.
+Required: such a version runs in a separate process. The request is repeated once, alone, and refused with a typed
+error; requests that shared its run get correct responses, and everything else continues.
 """
 
 import os
@@ -68,7 +68,7 @@ def test_a_request_that_kills_is_repeated_once_and_then_refused_by_name(server: 
     deaths = engine_of(server, "dividing").num_deaths
     answer = divide(server, DEADLY)
     assert answer.status_code == 422
-    assert "ended the process that runs model 'dividing' version 1 twice" in answer.json()["error"]
+    assert "ended the process of model 'dividing' version 1 twice" in answer.json()["error"]
     assert engine_of(server, "dividing").num_deaths == deaths + 2
     assert quotients(divide(server, (7, 1), (-9, 2))) == [3, -3]
     again = divide(server, DEADLY)
@@ -106,7 +106,7 @@ def test_innocent_requests_of_the_same_run_and_other_models_are_answered_rightly
     assert engine_of(server, "remaining").num_deaths >= deaths + 6
 
 
-def test_a_process_that_somebody_kills_costs_no_answer(server: Server) -> None:
+def test_a_killed_process_loses_no_response(server: Server) -> None:
     engine = engine_of(server, "dividing")
     assert engine._process is not None
     os.kill(engine._process.child.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
-"""S3: whether a run was made on the loop went by its rows alone, so a value or a length could freeze a whole replica.
+"""S3: the rows alone decided whether a run was executed on the loop, so a value or a length could block a whole
+replica.
 
-Right: nothing whose length is not known to be short runs on the loop, and a call's own deadline holds for its run.
+Required: only runs that are known to be short execute on the loop, and a call's own deadline applies to its run.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ def ask(server: Server, model: str, body: dict[str, Any], timeout_ms: int | None
     return requests.post(f"{server.url}/v2/models/{model}/infer", json=body, headers=headers, timeout=30)
 
 
-def test_a_run_whose_length_is_a_value_ends_at_its_callers_deadline_and_holds_up_nobody(server: Server) -> None:
+def test_a_run_whose_length_is_a_value_ends_at_its_deadline_and_delays_no_other(server: Server) -> None:
     for _ in range(10):
         assert ask(server, "looping", count(0)).status_code == 200
     slowest_s = 0.0

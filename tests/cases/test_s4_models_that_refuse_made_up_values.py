@@ -1,7 +1,8 @@
-"""S4: models that refuse blank values were neither imported nor served, and one of them kept its whole pool away.
+"""S4: models that refuse blank values were neither imported nor served, and one of them made its whole pool
+unavailable.
 
-Right: a refusal of values that somebody made up says nothing about a model: it is imported, served, and a note says that
-it had no warm-up. What onnxruntime cannot load is refused at import, also without the check.
+Required: a refusal of generated values proves nothing about a model: it is imported and served, and a note reports that
+it had no warm-up. A model that onnxruntime cannot load is refused at import, also without the check.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""S5: limits that contradicted each other were accepted, and one of them cut a request that the other allowed."""
+"""S5: contradictory limits were accepted, and one of them aborted a request that the other allowed."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def pool(**fields: object) -> ServingSpec:
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 30, 119, 270, MAX_ANSWER_S])
-def test_what_is_not_given_is_derived_so_that_an_allowed_request_is_never_cut(timeout_s: float) -> None:
+def test_missing_limits_are_derived_so_that_a_permitted_request_is_never_aborted(timeout_s: float) -> None:
     spec = pool(limits={"timeout_s": timeout_s})
     assert spec.stuck_run_s > timeout_s
     assert spec.limits.drain_s >= timeout_s

@@ -152,7 +152,7 @@ def test_an_address_is_taken_with_or_without_brackets(given: str, host: str) -> 
 
 
 @pytest.mark.parametrize("given", ["", "1.1.1.1:80\n bind *", "http://a", "a b", "-a"])
-def test_what_is_no_address_is_refused_before_anything_starts(given: str) -> None:
+def test_an_invalid_address_is_refused_before_anything_starts(given: str) -> None:
     with pytest.raises(SpecError, match="is not an address or a host name"):
         parse_spec(HttpSpec, {"host": given})
 

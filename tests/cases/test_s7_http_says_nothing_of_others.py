@@ -1,5 +1,6 @@
-"""S7: the 404 of a repository load listed the whole registry and the store's URI to anyone; a model may not be named as a
-word of the protocol's paths. What callers read names the models of their pool, and no store, host, path or key.
+"""S7: the 404 of a repository load listed the whole registry and the store's URI to any client; a model must not have
+the name of a path segment of the protocol. Errors for clients name the models of their pool, and no store, host, path
+or key.
 """
 
 import logging
@@ -68,7 +69,7 @@ def refuse_what_others_have(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), ASKED)
-def test_no_answer_names_what_is_not_the_callers(server: Server, method: str, path: str) -> None:
+def test_no_response_names_data_of_other_clients(server: Server, method: str, path: str) -> None:
     body = ROW if path.endswith("infer") else {}
     answer = requests.request(method, server.url + path, json=body if method == "POST" else None, timeout=30)
     refuse_what_others_have(answer.text + str(answer.headers), path)
@@ -76,7 +77,7 @@ def test_no_answer_names_what_is_not_the_callers(server: Server, method: str, pa
         assert answer.status_code == 404
 
 
-def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
+def test_no_grpc_response_names_data_of_other_clients(server: Server) -> None:
     asked = [
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="nobody")),
         ("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name="unpromoted")),
@@ -113,7 +114,7 @@ def test_no_grpc_answer_names_what_is_not_the_callers(server: Server) -> None:
         refuse_what_others_have(text, method)
 
 
-def test_whoever_starts_a_replica_reads_the_whole_reason(server: Server) -> None:
+def test_the_operator_who_starts_a_replica_sees_the_whole_reason(server: Server) -> None:
     manager = ModelManager(server.store, app_spec(server.store, "nobody"))
     with pytest.raises(NotFound, match="no model 'nobody' in file://.*; models: .*secret-salaries"):
         server.call(manager.start())
@@ -163,7 +164,7 @@ def test_every_word_of_a_route_is_such_a_word() -> None:
 
 @pytest.mark.parametrize("route", ["/v2", "/v2/models", "/metrics", "/a/v2", "/a/metrics/b"])
 def test_no_pool_takes_the_paths_of_another_ones_protocol(route: str) -> None:
-    with pytest.raises(ValidationError, match="would take paths of the protocol"):
+    with pytest.raises(ValidationError, match="would hide paths of the protocol"):
         PoolSpec(models=({"name": "linear"},), route_prefix=route)
     free = route.replace("v2", "v2x").replace("metrics", "my-metrics")
     assert PoolSpec(models=({"name": "linear"},), route_prefix=free).route_prefix == free

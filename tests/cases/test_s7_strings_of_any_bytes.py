@@ -1,4 +1,5 @@
-"""S7: strings that are not UTF-8 got 500 as outputs and were refused as inputs. Binary data carries them, JSON says it cannot."""
+"""S7: strings that are not UTF-8 got 500 as outputs and were refused as inputs. Binary data allows them, JSON does
+not."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_any_bytes_pass_through_a_graph() -> None:
     engine.close()
 
 
-def test_any_bytes_come_out_of_a_graph_beside_its_other_outputs() -> None:
+def test_a_graph_returns_any_bytes_together_with_its_other_outputs() -> None:
     engine = Engine(make_bundle(*names()))
     outputs = engine.run({"number": np.arange(len(TEXTS))})
     assert [encode(text) for text in outputs["out"].tolist()] == TEXTS

@@ -1,4 +1,5 @@
-"""S7: values that other servers' clients send (1.0 for an integer, null parameters, deep lists) got 500 or a refusal."""
+"""S7: values sent by clients of other servers (1.0 for an integer, null parameters, deep lists) got 500 or a
+refusal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ def test_floats_that_are_no_integer_of_the_datatype_are_refused(datatype: Dataty
         read_infer(body(datatype, [2], [0.0, value]), signature(datatype, [2]))
 
 
-def test_the_largest_integers_beside_floats_stay_exact() -> None:
+def test_the_largest_integers_among_floats_stay_exact() -> None:
     given = [2**64 - 1, 0.0, 1]
     assert read_infer(body("UINT64", [3], given), signature("UINT64", [3])).inputs["x"].tolist() == [2**64 - 1, 0, 1]
 

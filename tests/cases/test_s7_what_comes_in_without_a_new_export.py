@@ -1,4 +1,5 @@
-"""S7: classifiers with ZipMap, inputs with default values, tensors of unknown rank and quantized files could not come in."""
+"""S7: classifiers with ZipMap, inputs with default values, tensors of unknown rank and quantized files were not
+imported."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog", "eel"], [7, 8, 9]])
-def test_a_zip_map_at_the_end_becomes_the_tensor_it_was_made_of(
+def test_a_final_zip_map_is_replaced_by_its_input_tensor(
     file_store: ObstoreStore, tmp_path: Path, classes: list[Any]
 ) -> None:
     imported = import_onnx(file_store, save(zip_mapped(classes), tmp_path / "m.onnx"))
@@ -75,7 +76,7 @@ def test_a_zip_map_at_the_end_becomes_the_tensor_it_was_made_of(
     engine.close()
 
 
-def test_scikit_learns_default_classifier_comes_in(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_scikit_learns_default_classifier_is_imported(file_store: ObstoreStore, tmp_path: Path) -> None:
     from skl2onnx import to_onnx
     from sklearn.linear_model import LogisticRegression
 
@@ -303,7 +304,7 @@ def root_mean_square(width: int = 8) -> onnx.ModelProto:
     return model
 
 
-def test_a_graph_that_onnxruntime_has_optimized_comes_in(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_graph_optimized_by_onnxruntime_is_imported(file_store: ObstoreStore, tmp_path: Path) -> None:
     """Its fusions of Llama and T5 leave an operator without a domain that ONNX does not know."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -1,4 +1,5 @@
-"""S8: shared memory, trace and logging answered 404, a load refused every configuration, and unknown models had other words."""
+"""S8: shared memory, trace and logging got 404, a load refused every configuration, and the error of unknown models had
+other words."""
 
 import asyncio
 from collections.abc import Iterator
@@ -45,10 +46,10 @@ def client(server: Server) -> Iterator[triton.InferenceServerClient]:
         ("POST", "v2/logging"),
     ],
 )
-def test_what_is_not_offered_says_so_with_the_way_out(server: Server, method: str, path: str) -> None:
+def test_an_unsupported_extension_is_refused_with_the_alternative(server: Server, method: str, path: str) -> None:
     answer = requests.request(method, f"{server.url}/{path}", json={}, timeout=20)
     assert answer.status_code == 501
-    assert "not offered: " in answer.json()["error"]
+    assert "not supported: " in answer.json()["error"]
 
 
 def test_shared_memory_has_no_regions_to_list_or_to_remove(client: triton.InferenceServerClient) -> None:
@@ -56,13 +57,13 @@ def test_shared_memory_has_no_regions_to_list_or_to_remove(client: triton.Infere
     assert client.get_cuda_shared_memory_status() == []
     client.unregister_system_shared_memory()
     client.unregister_cuda_shared_memory("mine")
-    with pytest.raises(InferenceServerException, match="shared memory is not offered"):
+    with pytest.raises(InferenceServerException, match="shared memory is not supported"):
         client.register_system_shared_memory("a", "/a", 64)
 
 
 def test_sequences_are_not_offered(client: triton.InferenceServerClient) -> None:
     tensor = triton.InferInput("x", [1, 3], "FP32").set_data_from_numpy(np.ones((1, 3), np.float32))
-    with pytest.raises(InferenceServerException, match="sequences are not offered"):
+    with pytest.raises(InferenceServerException, match="sequences are not supported"):
         client.infer("linear", [tensor], sequence_id=5, sequence_start=True)
 
 
@@ -125,12 +126,12 @@ def test_a_load_that_fails_says_so_in_tritons_words(client: triton.InferenceServ
         ([], BadRequest),
     ],
 )
-def test_what_a_load_does_not_take_is_refused(parameters: Any, error: type[Exception]) -> None:
+def test_unsupported_load_parameters_are_refused(parameters: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         read_load("m", parameters)
 
 
-def test_what_a_configuration_repeats_is_no_override() -> None:
+def test_a_repeated_setting_of_a_configuration_is_no_override() -> None:
     assert read_load("m", {"config": '{"name":"m","backend":"onnxruntime","max_batch_size":8}'}).max_batch_size == 8
     assert read_load("m", {"config": "{}"}).max_batch_size is None
     assert read_load("m", None).max_batch_size is None

@@ -1,4 +1,4 @@
-"""S8: the generate extension, CORS and strict readiness were looked for by people who move over and not found."""
+"""S8: the generate extension, CORS and strict readiness, which users migrating from Triton need, were missing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -89,7 +89,7 @@ def test_a_model_without_text_can_be_asked_so_too(server: Server) -> None:
         ("text", {"text_input": "a", "number": {"a": 1}}, "is INT64"),
         ("text", {"text_input": "a", "number": 1, "more": {}}, "not a string, number or boolean"),
         ("text", {"text_input": "a", "number": 1, "parameters": []}, "not an object"),
-        ("text", {"text_input": "a", "number": 1, "sequence_id": 4}, "not offered"),
+        ("text", {"text_input": "a", "number": 1, "sequence_id": 4}, "not supported"),
         ("linear", {"x": [1, 2]}, "needs 3"),
         ("text", [], "not a JSON object"),
     ],
@@ -138,7 +138,7 @@ def test_origins_are_off_by_default_and_checked() -> None:
     assert LimitsSpec().cors_origins == ()
     assert parse_spec(LimitsSpec, {"cors_origins": ["*", "http://localhost:3000", "https://[::1]:8"]}).cors_origins
     for wrong in ("shop.example", "https://shop.example/", "https://Shop.example", "https://a b", ""):
-        with pytest.raises(SpecError, match="is no origin"):
+        with pytest.raises(SpecError, match="is not an origin"):
             parse_spec(LimitsSpec, {"cors_origins": [wrong]})
 
 

@@ -1,6 +1,7 @@
-"""S8: with several pools, a gRPC call without the metadata `application` was refused although one pool serves its model.
+"""S8: with several pools, a gRPC call without the metadata `application` was refused although one pool serves its
+model.
 
-Two pools with real models on real gRPC servers; only the way from one to the other is not Ray's.
+Two pools with real models on real gRPC servers; only the connection between them is not Ray's.
 """
 
 import asyncio
@@ -159,10 +160,10 @@ def test_questions_about_a_model_reach_its_pool(cluster: Cluster, model: str) ->
     assert [entry.name for entry in counts.model_stats] == [model]
 
 
-def test_a_refusal_of_the_other_pool_comes_back_as_it_is(cluster: Cluster) -> None:
+def test_a_refusal_of_the_other_pool_is_returned_unchanged(cluster: Cluster) -> None:
     code, details = refusal(cluster.stub.ModelInfer, request("there", 2), metadata=UNNAMED)
     assert code == CODES.INVALID_ARGUMENT
-    assert "does not fit" in details
+    assert "does not match" in details
 
 
 def test_a_model_of_several_pools_asks_for_the_metadata_and_names_no_pool(cluster: Cluster) -> None:
@@ -208,12 +209,12 @@ def test_each_request_of_a_stream_goes_to_the_pool_of_its_model(cluster: Cluster
     assert [(pool, method) for pool, method, *_ in cluster.pools.calls] == 2 * [("b", "ModelInfer")]
 
 
-def test_a_stream_goes_on_after_a_request_that_no_pool_or_several_could_answer(cluster: Cluster) -> None:
+def test_a_stream_continues_after_a_request_for_no_pool_or_several(cluster: Cluster) -> None:
     answers = stream(cluster, request("both"), request("none"), request("there", 2), request("there"))
     assert [bool(answer.error_message) for answer in answers] == [True, True, True, False]
     assert "metadata 'application'" in answers[0].error_message
     assert "unknown model" in answers[1].error_message
-    assert "does not fit" in answers[2].error_message
+    assert "does not match" in answers[2].error_message
     assert [answer.infer_response.id for answer in answers] == ["7"] * 4
 
 
@@ -221,7 +222,7 @@ def test_a_refusal_of_the_other_pool_ends_a_stream_that_asks_for_a_status(cluste
     with pytest.raises(grpc.RpcError) as caught:
         stream(cluster, request("there", 2), metadata=(*UNNAMED, ("triton_grpc_error", "true")))
     assert caught.value.code() == CODES.INVALID_ARGUMENT
-    assert "does not fit" in caught.value.details()
+    assert "does not match" in caught.value.details()
 
 
 def test_the_last_answer_of_another_pools_request_is_marked_as_final(cluster: Cluster) -> None:
@@ -231,7 +232,7 @@ def test_the_last_answer_of_another_pools_request_is_marked_as_final(cluster: Cl
     assert answer.infer_response.parameters["triton_final_response"].bool_param
 
 
-def test_loading_and_what_was_just_loaded_go_to_the_only_pool_that_takes_loads(cluster: Cluster) -> None:
+def test_loads_and_new_models_go_to_the_only_pool_that_accepts_loads(cluster: Cluster) -> None:
     cluster.pools.served.update(b=Served({"there", "both"}, True))
     for model in ("late", "there", "both"):
         message = service_pb2.RepositoryModelLoadRequest(model_name=model)

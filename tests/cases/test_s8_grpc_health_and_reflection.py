@@ -71,12 +71,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE, HEALTH])
-def test_a_probe_hears_that_a_known_service_is_there(server: Server, service: str) -> None:
+def test_a_probe_of_a_known_service_gets_its_status(server: Server, service: str) -> None:
     stub = health_pb2_grpc.HealthStub(server.channel)
     assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status == SERVING
 
 
-def test_a_probe_of_another_service_hears_that_there_is_none(server: Server) -> None:
+def test_a_probe_of_an_unknown_service_gets_not_found(server: Server) -> None:
     stub = health_pb2_grpc.HealthStub(server.channel)
     with pytest.raises(grpc.RpcError) as caught:
         stub.Check(health_pb2.HealthCheckRequest(service="nothing"), timeout=20)
@@ -86,7 +86,7 @@ def test_a_probe_of_another_service_hears_that_there_is_none(server: Server) -> 
     answers.cancel()
 
 
-def test_a_watcher_hears_each_change(server: Server) -> None:
+def test_a_watcher_receives_each_change(server: Server) -> None:
     answers = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
     assert next(answers).status == SERVING
     follower = server.manager._follower

@@ -1,6 +1,6 @@
-"""What Triton's client examples ask, asked of the models of its quick start; and ONNX's node tests, served.
+"""Calls of Triton's client examples to the models of its quick start; and ONNX's node tests, served.
 
-The examples themselves are not in any package, so their calls are repeated here. Not among them: shared memory,
+The examples themselves are not in any package, so their calls are repeated here, except those of shared memory,
 sequences and custom back ends.
 """
 

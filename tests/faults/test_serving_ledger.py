@@ -200,7 +200,7 @@ class Nemesis:
         self.publish(version, is_broken=is_broken)
         if is_broken:
             url = f"http://127.0.0.1:{self._cluster.http_port}{PATH}/ready"
-            told = f"version {version} does not load"
+            told = f"version {version} cannot be loaded"
             until(lambda: told in requests.get(url, timeout=30).text, f"word of broken version {version}")
             callers.wait(100)
         else:

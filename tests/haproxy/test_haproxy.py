@@ -1,4 +1,4 @@
-"""The hardened HAProxy: every edit of what Serve really renders, and the real program in front of servers that die."""
+"""Hardened HAProxy: every edit of the configuration that Serve writes, and the real program with servers that die."""
 
 import fcntl
 import hashlib
@@ -192,7 +192,7 @@ def test_grpc_calls_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_before_the_first_application_a_call_is_told_to_come_again(tmp_path: Path) -> None:
+def test_before_the_first_application_a_call_is_told_to_retry(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     starting = harden(render(tmp_path, [], grpc_options=grpc), Options())
     assert section(starting, "backend default_grpc_backend").count("grpc-status 14") == 2
@@ -368,7 +368,7 @@ def test_the_process_is_the_one_that_serve_started_and_knows(front: Front) -> No
     assert (front.directory / "haproxy.cfg").read_text().startswith(MARK)
 
 
-def test_nobody_else_reaches_the_admin_socket_and_the_statistics(front: Front) -> None:
+def test_other_users_cannot_reach_the_admin_socket_and_the_statistics(front: Front) -> None:
     assert stat.S_IMODE((front.directory / "admin.sock").stat().st_mode) == 0o600
     listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[3] for line in listening if f"pid={front.pid}," in line]
@@ -396,7 +396,7 @@ def test_a_request_whose_replica_died_is_answered_by_another_one(front: Front) -
         (b"POST /once/slow", b"400"),  # whoever has left cannot be told from this: inference for nobody ends
     ],
 )
-def test_a_client_that_ends_sending_gets_what_it_reads(front: Front, request_line: bytes, status: bytes) -> None:
+def test_a_half_closed_client_gets_the_responses_to_its_reads(front: Front, request_line: bytes, status: bytes) -> None:
     data = b"%b HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" % request_line
     assert front.raw(data, ends_sending=True).startswith(b"HTTP/1.1 %b " % status)
 
@@ -443,12 +443,12 @@ def test_a_request_that_must_not_or_cannot_be_repeated_gets_a_typed_refusal(fron
     answer = requests.post(front.url + path, data=b"1" * size, timeout=10)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.headers["content-type"] == "application/json"
-    assert "send it again" in answer.json()["error"]
+    assert "retry if that is safe" in answer.json()["error"]
     assert Server.seen.calls[path] == 1
 
 
 def test_where_the_connection_to_the_replica_was_used_before_the_refusal_is_a_closed_connection(front: Front) -> None:
-    """HAProxy's own choice, which no option changes: the client is to send again on a new connection (RFC 9112 9.3.1)."""
+    """HAProxy's own behavior, without an option: the client should retry on a new connection (RFC 9112 9.3.1)."""
     for _ in range(4):  # both servers
         assert requests.post(f"{front.url}/used/warm", data=b"1", timeout=10).status_code == 200
     with pytest.raises(requests.ConnectionError, match="without response"):
@@ -475,7 +475,7 @@ def test_a_long_computation_outlives_the_clients_timeout(front: Front) -> None:
 def test_a_path_of_no_pool_is_answered_in_json(front: Front) -> None:
     answer = requests.get(f"{front.url}/nobody", timeout=10)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
-    assert "nothing is served" in answer.json()["error"]
+    assert "no pool is served" in answer.json()["error"]
 
 
 def test_headers_that_serve_would_obey_do_not_pass(front: Front) -> None:
@@ -544,7 +544,7 @@ def test_a_configuration_that_is_not_understood_is_run_as_it_is_and_said_so(tmp_
     command = [launcher, "-c", "-f", str(tmp_path / "haproxy.cfg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
-    assert "is run as Ray Serve wrote it, with open ports: Unexpected" in done.stderr
+    assert "is used as Ray Serve wrote it, with open ports: Unexpected" in done.stderr
     assert "bind *:" in (tmp_path / REASON_FILE).read_text()
     assert not (tmp_path / "haproxy.cfg").read_text().startswith(MARK)
 
@@ -559,7 +559,7 @@ def test_what_haproxy_refuses_is_not_run(tmp_path: Path) -> None:
     config = render(tmp_path, POOLS)
     host = tmp_path / "host"
     host.write_text("no.such.host.invalid")
-    with pytest.raises(Unexpected, match="HAProxy refuses"):
+    with pytest.raises(Unexpected, match="HAProxy rejects"):
         apply(tmp_path / "haproxy.cfg", find_binary(), {HOST_FILE_VARIABLE: str(host)})
     assert (tmp_path / "haproxy.cfg").read_text() == config
 

@@ -26,8 +26,8 @@ def served(machines: Network) -> Network:
 def test_a_front_that_only_its_own_machine_reaches_is_refused(machines: Network):
     spec = write_spec(machines, host="127.0.0.1", name="loopback.yaml")
     said = on_head(machines, f"maas-ray serve {spec} 2>&1", check=False)
-    assert "is to listen on 127.0.0.1" in said
-    assert "give 0.0.0.0 as the host" in said
+    assert "are configured to listen on 127.0.0.1" in said
+    assert "use 0.0.0.0 as the host" in said
 
 
 def test_the_front_of_every_node_answers_wherever_the_replica_is(served: Network):

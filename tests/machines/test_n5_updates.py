@@ -1,4 +1,4 @@
-"""N5: on machines that hold a pool once, it is updated one replica at a time, or taken back with the reason."""
+"""N5: on machines that hold a pool once, it is updated one replica at a time, or rolled back with the reason."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def test_what_does_not_fit_twice_is_replaced_one_at_a_time(network: Network):
     with Asking(network.hosts) as asking:
         document = serve(network, write_spec(network, {**LARGE, "server_name": "new"}))
     assert asking.failures == []
-    assert any("one at a time: 1 of 2 replicas is away at a time" in line for line in document["done"]), document
+    assert any("one at a time: 1 of 2 replicas is unavailable at a time" in line for line in document["done"]), document
 
 
 def test_an_update_that_fails_is_taken_back_and_says_why(network: Network):
@@ -46,7 +46,7 @@ def test_an_update_that_fails_is_taken_back_and_says_why(network: Network):
         spec = write_spec(network, {**LARGE, "models": [{"name": "broken"}]})
         said = on_head(network, f"maas-ray serve {spec} 2>&1", check=False, timeout_s=400)
     assert "model.onnx has" in said
-    assert "it was taken back to what it was" in " ".join(said.split())
+    assert "it was rolled back to the previous version" in " ".join(said.split())
     assert asking.failures == []
     assert statuses(network.hosts) == [200] * 3
 

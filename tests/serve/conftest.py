@@ -1,4 +1,4 @@
-"""A whole replica without Ray: registry and bundles in a directory, the ASGI app behind uvicorn on a real socket."""
+"""Replica without Ray: registry and bundles in a directory, the ASGI app behind uvicorn on a real socket."""
 
 import asyncio
 import functools

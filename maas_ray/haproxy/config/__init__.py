@@ -1,1 +1,1 @@
-"""The configuration of HAProxy: text in, text out."""
+"""HAProxy configuration, edited as text."""

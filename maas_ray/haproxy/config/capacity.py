@@ -1,7 +1,7 @@
-"""How many connections HAProxy can hold with the open files of its process, and the file that says so. Text in, text out.
+"""Capacity: the number of connections that HAProxy can have with the open files of its process, and its record.
 
-HAProxy does not start if its limit of open files is below what its configuration may need, and Serve, which writes one
-number for all nodes, says nothing of the reason.
+HAProxy does not start if its limit of open files is below the requirements of its configuration, and Serve, which
+writes one number for all nodes, does not report the reason.
 """
 
 import json
@@ -13,61 +13,61 @@ from maas_ray.haproxy.names import CAPACITY_FILE
 from maas_ray.process.private_files import write_private
 
 MIN_CONNECTIONS = 100
-"""With fewer a front would turn callers away that its replicas could answer: better to say so at the start."""
+"""With fewer, a front would refuse clients that its replicas could serve: it is better to fail at the start."""
 MAX_PIPES = 128
-"""Bodies that are passed on without being copied at a time; further ones are copied. Linux lets all programs of a user
-without privileges have pipes of 64 MiB together, and gives them tiny ones past that: this is half of it."""
+"""Maximum number of bodies that are forwarded without a copy at a time; further ones are copied. Linux limits the pipes
+of all programs of an unprivileged user to 64 MiB, and creates tiny ones above that: this is half of it."""
 _FILES_PER_CONNECTION = 2
 _FILES_PER_PIPE = 2
 _CONNECTIONS_PER_PIPE = 8
 _OWN_FILES = 96
-"""Listeners, admin sockets, those of threads, and the sockets of the HAProxy that is replaced (measured: 37, four threads)."""
+"""Listeners, admin sockets, those of threads, and the sockets of the replaced HAProxy (measured: 37, four threads)."""
 
 
 class TooFewFiles(Unexpected):
-    """HAProxy could not hold enough connections to be of use."""
+    """HAProxy could not have enough connections to be useful."""
 
 
 class Capacity(NamedTuple):
-    """What one HAProxy can hold."""
+    """Capacity of one HAProxy."""
 
     max_connections: int
-    """Of callers, at a time."""
+    """Maximum concurrent connections of clients."""
     wanted_connections: int
-    """What the cluster's configuration asks for."""
+    """Number in the cluster's configuration."""
     open_files: int
-    """The limit from which it follows."""
+    """Limit of open files from which it follows."""
     max_pipes: int
 
     @property
     def is_reduced(self) -> bool:
-        """Whether it is less than the configuration asks for."""
+        """Whether it is below the configured number."""
         return self.max_connections < self.wanted_connections
 
     def __str__(self) -> str:
         return (
-            f"HAProxy takes {self.max_connections} connections instead of {self.wanted_connections}, because it may have "
-            f"{self.open_files} open files"
+            f"HAProxy accepts {self.max_connections} connections instead of {self.wanted_connections}, because it may "
+            f"have {self.open_files} open files"
         )
 
 
 def capacity(config: str, open_files: int) -> Capacity:
-    """What an HAProxy can hold.
+    """Returns the capacity of an HAProxy.
 
     Args:
-        config: Serve's, with the number of connections that is asked for and all servers.
+        config: Serve's configuration, with the wanted number of connections and all servers.
         open_files: limit of the process in which it will run.
 
     Raises:
-        TooFewFiles: it would be fewer connections than `MIN_CONNECTIONS`.
-        Unexpected: the configuration does not say how many connections are asked for.
+        TooFewFiles: it would have fewer than `MIN_CONNECTIONS` connections.
+        Unexpected: the configuration does not contain the wanted number of connections.
     """
     sections = split(config)
     lines = [line.split() for line in named(sections, "global")]
     wanted = next((int(words[1]) for words in lines if words[:1] == ["maxconn"] and words[1:2]), 0)
     if not wanted:
         raise Unexpected("no line 'maxconn' in the section 'global'")
-    # A server is checked over a connection of its own; twins, which harden.py adds, share the check of their server.
+    # A server is checked over a separate connection; twins, which harden.py adds, share the check of their server.
     num_servers = sum(line.split()[:1] == ["server"] for section in sections for line in section)
     fixed = _OWN_FILES + num_servers
     per_connection = _FILES_PER_CONNECTION + _FILES_PER_PIPE / _CONNECTIONS_PER_PIPE
@@ -85,18 +85,18 @@ def capacity(config: str, open_files: int) -> Capacity:
 
 
 def fit(section: Section, found: Capacity) -> None:
-    """Puts a capacity into the section `global`."""
+    """Writes a capacity into the section `global`."""
     replace(section, "maxconn ", lambda _: f"    maxconn {found.max_connections}")
     section[1:1] = [f"    maxpipes {found.max_pipes}"]
 
 
 def write_capacity(directory: Path, found: Capacity) -> None:
-    """Leaves a capacity beside the configuration, for `status` and `doctor`."""
+    """Writes a capacity next to the configuration, for `status` and `doctor`."""
     write_private(directory / CAPACITY_FILE, json.dumps(found._asdict()))
 
 
 def read_capacities(parent: Path) -> list[Capacity]:
-    """What the HAProxys below a directory can hold, one for each node of this machine; what is damaged is left out."""
+    """Returns the capacities below a directory, one for each node of this machine; damaged records are skipped."""
     found = []
     for file in sorted(parent.glob(f"*/{CAPACITY_FILE}")):
         try:

@@ -1,4 +1,4 @@
-"""gRPC: calls that name no pool reach one of ours that is awake; calls of one request are repeated as those of HTTP are."""
+"""gRPC: routes calls that name no pool to a running one of ours, and repeats unary calls like HTTP requests."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ _FALLBACK = "grpc_fallback_backend"
 _UNSET = re.compile(r"Application metadata not set\.")
 _GRPC = "backend grpc-"
 _REPEATABLE = "ModelInfer ModelReady ModelMetadata ModelConfig ModelStatistics RepositoryIndex ServerLive ServerReady ServerMetadata"
-"""Methods of one request and one response; loads and unloads are the caller's to repeat."""
+"""Unary methods that may be repeated; the client must repeat loads and unloads."""
 _WAY_OUT = "send the name of the pool as the metadata 'application'."
 
 
 def route_unnamed(frontend: Section, sections: list[Section]) -> None:
-    """Sends calls without the metadata `application` to the first pool of ours that is awake, with a mark.
+    """Sends calls without the metadata `application` to the first running pool of ours, with a mark.
 
-    Probes cannot send metadata, and other callers do not know that there are several pools. Where there is one
-    application, Serve's own rule sends everything there; another's application is never chosen. Where no pool is awake,
-    Serve's proxy chooses.
+    Probes cannot send metadata, and other clients do not know that there are several pools. If there is only one
+    application, Serve's own rule sends all calls to it; an application that is not ours is never chosen. If no pool is
+    running, Serve's proxy chooses.
 
     Args:
-        frontend: of gRPC.
-        sections: the whole configuration.
+        frontend: gRPC front end.
+        sections: whole configuration.
     """
     for section in sections:
         if section[0] == "backend default_grpc_backend":
@@ -46,15 +46,15 @@ def route_unnamed(frontend: Section, sections: list[Section]) -> None:
 
 
 def add_unary_twins(sections: list[Section], frontend: Section, limits: Mapping[str, PoolLimits]) -> None:
-    """Gives the back ends of pools twins for calls of one request, and the rules that lead there.
+    """Adds twins for unary calls to the back ends of pools, and the rules that route to them.
 
-    Such a call ends in the time of its pool, and is repeated where the pool is idempotent. Serve's own back ends suit
-    streams, which may be silent for long and are not held until their last request.
+    Such a call has the time limit of its pool, and is repeated if the pool is idempotent. Serve's own back ends are for
+    streams, which may be silent for long and are not buffered until their last request.
 
     Args:
-        sections: of the whole configuration.
-        frontend: of gRPC.
-        limits: by application.
+        sections: whole configuration.
+        frontend: gRPC front end.
+        limits: limits by application.
     """
     twins: dict[str, str] = {}
     for section in [section for section in sections if section[0].startswith(_GRPC) and has_servers(section)]:
@@ -63,8 +63,9 @@ def add_unary_twins(sections: list[Section], frontend: Section, limits: Mapping[
         if is_replayable(section):
             lines += replay()
         if lines:
-            # Calls share connections. One to a host that was cut off outlives the calls that are freed (haproxy/silent.py), and TCP
-            # repeats what is in it ever more rarely: calls that came after the host's return waited 4 s for a cut of 10 s.
+            # Calls share connections. A connection to a host that was cut off outlives the calls that are freed
+            # (haproxy/silent.py), and TCP retransmits its data ever more rarely: calls after the host's return waited 4
+            # s for a cut of 10 s.
             section[:] = [f"{line} {TCP_TIMEOUT}" if replicas_of([line]) else line for line in section]
             name = section[0].removeprefix("backend ")
             twins[name] = f"{UNARY}{name}"

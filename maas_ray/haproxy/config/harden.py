@@ -1,4 +1,4 @@
-"""What HAProxy should run instead of what Serve wrote. Text in, text out; each edit insists on the line that it changes."""
+"""Hardening: edits the HAProxy configuration that Serve wrote. Each edit requires the line that it changes to exist."""
 
 import re
 from collections.abc import Mapping
@@ -23,15 +23,16 @@ from maas_ray.haproxy.config.secret import HEADER
 from maas_ray.haproxy.config.sections import Section, Unexpected, join, named, replace, split, substitute
 
 MARK = "# hardened by maas-ray"
-"""First line of a configuration that was changed."""
+"""First line of a hardened configuration."""
 
 PIPE_BYTES = 256 << 10
-"""Of a body that no buffer holds, so much is passed on at once without being copied (Serve asks for kernel splicing).
-Measured with bodies of 602 KB: the kernel's 64 KiB cost HAProxy 273 microseconds of CPU for each of them, 256 KiB 231,
-and the replica is woken for larger pieces. Larger buffers (`tune.bufsize`) also help such bodies, but small requests, of
-which each takes its buffers, then pay 49 instead of 37 microseconds, and 20,000 connections four times the memory."""
+"""Bytes of a body, larger than any buffer, that are forwarded at once without a copy (Serve enables kernel splicing).
+Measured with bodies of 602 KB: with the kernel's 64 KiB each cost HAProxy 273 microseconds of CPU, with 256 KiB 231,
+and the replica is woken for larger pieces. Larger buffers (`tune.bufsize`) also help such bodies, but small requests,
+each of which needs its own buffers, then cost 49 instead of 37 microseconds, and 20,000 connections four times the
+memory."""
 MIN_HARD_STOP_S = 120
-"""Shortest time that an HAProxy which was replaced may take for its last requests; streams have no limit of a pool."""
+"""Minimum time that a replaced HAProxy has for its last requests; streams have no limit of a pool."""
 _HARD_STOP_MARGIN_S = 10
 
 _HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*|\*")
@@ -39,7 +40,7 @@ _GRPC_MESSAGE = re.compile(r'grpc-status 5 hdr grpc-message ".*"')
 _GRPC_STARTING = f'grpc-status 14 hdr grpc-message "{STARTING}"'
 _NO_ROUTES = "Route table is not populated yet."
 
-# Serve obeys these from any client: a caller could switch off the time limit, or the end of work that nobody awaits.
+# Serve obeys these from any client, who could disable the time limit, or the cancellation of unwanted work.
 _TRUSTED_HEADERS = (
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
@@ -49,34 +50,34 @@ _TRUSTED_HEADERS = (
 
 
 class Options(NamedTuple):
-    """What may differ between clusters."""
+    """Options that may differ between clusters."""
 
     host: str = ""
-    """Address to listen on; empty: the one that Serve was given."""
+    """Address to listen on; empty: Serve's."""
     access_log: bool = False
-    """One line per request."""
+    """Whether to log one line per request."""
     error_files: Mapping[int, Path] = {}
-    """By status, of `write_error_files`."""
+    """Error files by status, from `write_error_files`."""
     limits: Mapping[str, PoolLimits] = {}
-    """By application."""
+    """Limits by application."""
     secret: str = ""
-    """What replicas ask of the front; empty: nothing (`secret`)."""
+    """Secret that replicas require from the front; empty: none (`secret`)."""
     capacity: Capacity | None = None
-    """What HAProxy can hold; None: what Serve wrote."""
+    """Capacity of HAProxy; None: the number that Serve wrote."""
 
 
 def harden(config: str, options: Options) -> str:
-    """What HAProxy should run instead of what Serve wrote.
+    """Returns the hardened configuration.
 
     Args:
-        config: Serve's file.
+        config: Serve's configuration.
         options: see `Options`.
 
     Returns:
-        The new file; a file that was changed before is returned as it is.
+        The new configuration; a configuration that is already hardened is returned unchanged.
 
     Raises:
-        Unexpected: a line that is to be changed is not there, or the address is not one.
+        Unexpected: a line to be changed does not exist, or the address is not valid.
     """
     if config.startswith(MARK):
         return config
@@ -91,7 +92,7 @@ def harden(config: str, options: Options) -> str:
         replace(grpc[0], "mode http", lambda line: "\n".join([line, *_signed(options)]))
         route_unnamed(grpc[0], sections)
         add_unary_twins(sections, grpc[0], options.limits)
-    # No twins yet, which share the checks of their server.
+    # Without twins, which share the checks of their server.
     interval_ms = check_interval_ms(sum(line.startswith("    server ") for section in sections for line in section))
     for section in sections:
         if is_backend(section):
@@ -100,7 +101,7 @@ def harden(config: str, options: Options) -> str:
     is_starting = _NO_ROUTES in config
     _default_backend(named(sections, "backend default_backend"), is_starting)
     for section in sections if is_starting else ():
-        if section[0] == "backend default_grpc_backend":  # UNAVAILABLE, which callers repeat, instead of NOT_FOUND
+        if section[0] == "backend default_grpc_backend":  # UNAVAILABLE, after which clients retry, instead of NOT_FOUND
             section[:] = [_GRPC_MESSAGE.sub(_GRPC_STARTING, line) for line in section]
     if not options.access_log:
         for section in sections:
@@ -114,7 +115,7 @@ def is_backend(section: Section) -> bool:
 
 
 def _hard_stop_s(sections: list[Section], limits: Mapping[str, PoolLimits]) -> int | None:
-    """Time for the last requests of an HAProxy that was replaced; None where a pool's limits are not known."""
+    """Returns the time for the last requests of a replaced HAProxy; None if a pool's limits are unknown."""
     longest = float(MIN_HARD_STOP_S)
     for section in sections:
         application = application_of(section)
@@ -151,13 +152,13 @@ def _defaults(section: Section, options: Options) -> None:
 
 def _frontend(section: Section, options: Options) -> None:
     _listen_on(section, options.host)
-    # HTTP/2 is for gRPC, whose port is another one: here it would be a second door with limits of its own.
+    # HTTP/2 is for gRPC, which has another port: here it would be a second entrance with its own limits.
     section[2:2] = ["    option disable-h2-upgrade"]
     section[3:3] = [*(f"    http-request del-header {name}" for name in _TRUSTED_HEADERS), *_signed(options)]
 
 
 def _signed(options: Options) -> Section:
-    """What tells replicas that a request has come through here, whatever its caller sent."""
+    """Returns the line that proves to replicas that a request passed this front, whatever its client sent."""
     return [f"    http-request set-header {HEADER} {options.secret}"] if options.secret else []
 
 

@@ -1,6 +1,6 @@
-"""The limits of each pool, in a file beside HAProxy's directories. Written by replicas on each node, read by the launcher.
+"""Limits of each pool, in a file next to HAProxy's directories. Written by replicas on each node, read by the launcher.
 
-Serve tells HAProxy nothing of an application but its name, its path and its replicas.
+From Serve, HAProxy gets only the name, the path and the replicas of an application.
 """
 
 import json
@@ -13,23 +13,23 @@ from maas_ray.process.private_files import write_private
 
 
 class PoolLimits(NamedTuple):
-    """What HAProxy keeps of one pool."""
+    """Limits of one pool that HAProxy enforces."""
 
     timeout_s: float
-    """Longest time to an answer."""
+    """Maximum time until the response."""
     drain_s: float
-    """Longest time that a stopping replica answers."""
+    """Maximum time for which a stopping replica answers."""
     max_body_bytes: int
-    """Largest request body."""
+    """Maximum bytes of a request body."""
 
 
 def limits_file(config_path: Path) -> Path:
-    """Where the limits are: Serve keeps one directory for each node beside the place that it was given."""
+    """Returns the path of the limits: Serve creates one directory for each node next to its configured path."""
     return config_path.parent.parent / LIMITS_FILE
 
 
 def read_limits(path: Path) -> dict[str, PoolLimits]:
-    """Limits by application; empty if there is no such file or it holds something else."""
+    """Returns the limits by application; empty if the file does not exist or is not valid."""
     try:
         document = json.loads(path.read_text())
         return {
@@ -41,7 +41,7 @@ def read_limits(path: Path) -> dict[str, PoolLimits]:
 
 
 def write_limits(path: Path, limits: Mapping[str, PoolLimits]) -> None:
-    """Replaces the file, if it differs. Raises `OSError`."""
+    """Replaces the file, if the content differs. Raises `OSError`."""
     if dict(limits) != read_limits(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, json.dumps({name: entry._asdict() for name, entry in sorted(limits.items())}))

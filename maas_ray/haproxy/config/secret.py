@@ -1,11 +1,11 @@
-"""The secret by which replicas know requests of the front, on a cluster of several machines. Knows no configuration.
+"""Secret that proves to replicas that a request passed the front, on a cluster of several machines.
 
-On one machine everything behind the front listens on loopback. On several it listens on the node's address, where all
-of the network could reach it, past the front's limits and, with tenants, past whatever counts on the front. Every
-HAProxy of the cluster therefore adds a header that nobody else knows, and the first layer behind it asks for it. It is
-derived from the token that all nodes have already (HMAC-SHA256, RFC 2104), so there is nothing to hand out, and it does not give
-that token away to those who see it. Who can read the network between the nodes can read the requests as well; against
-that helps a private network, which Ray's own traffic needs anyway.
+On one machine everything behind the front listens on loopback. On several it listens on the node's address, reachable
+from the whole network, without the front's limits and, with tenants, without their quotas at the front. Therefore every
+HAProxy of the cluster adds a header with a secret, and the first layer behind it requires it. The secret is derived
+from the token that all nodes already have (HMAC-SHA256, RFC 2104), so nothing must be distributed, and it does not
+reveal that token. An attacker who can read the network between the nodes can read the requests as well; the protection
+against that is a private network, which Ray's own traffic needs anyway.
 """
 
 import hmac
@@ -19,18 +19,18 @@ _PURPOSE = b"maas-ray: from the front to a replica, 1"
 
 
 def is_one_machine(environ: Mapping[str, str]) -> bool:
-    """Whether the cluster is on this machine alone, and everything but its front listens on loopback."""
+    """Whether the cluster is only on this machine, and everything except its front listens on loopback."""
     return bool(environ.get(HOST_FILE_VARIABLE))
 
 
 def front_secret(environ: Mapping[str, str]) -> str:
-    """64 hexadecimal digits; empty on one machine, or where the cluster asks for no token.
+    """Returns 64 hexadecimal digits; empty on one machine, or if the cluster requires no token.
 
     Args:
-        environ: of a process of the cluster.
+        environ: environment of a process of the cluster.
 
     Raises:
-        OSError: the cluster asks for a token, and its file cannot be read.
+        OSError: the cluster requires a token, and its file cannot be read.
     """
     if is_one_machine(environ) or environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""

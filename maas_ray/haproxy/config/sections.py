@@ -1,4 +1,4 @@
-"""A HAProxy configuration as sections of lines, and edits that insist on the line that they change."""
+"""HAProxy configuration as sections of lines, with edits that fail unless the changed line exists exactly once."""
 
 import re
 from collections.abc import Callable
@@ -10,11 +10,11 @@ _HEADER = re.compile(r"(global|defaults|frontend|backend|listen)\b")
 
 
 class Unexpected(Exception):
-    """A line that is to be changed is not there once: this Serve writes another configuration."""
+    """A line to be changed does not exist exactly once: this version of Serve writes another configuration."""
 
 
 def split(config: str) -> list[Section]:
-    """Lines by section."""
+    """Splits a configuration into sections."""
     sections: list[Section] = []
     for line in config.splitlines():
         if _HEADER.match(line):
@@ -27,12 +27,12 @@ def split(config: str) -> list[Section]:
 
 
 def join(sections: list[Section]) -> str:
-    """The text of sections."""
+    """Joins sections to a configuration."""
     return "\n".join(line for section in sections for line in section) + "\n"
 
 
 def named(sections: list[Section], header: str) -> Section:
-    """The one section of this header."""
+    """Returns the only section with this header."""
     found = [section for section in sections if section[0] == header]
     if len(found) != 1:
         raise Unexpected(f"there are {len(found)} sections {header!r} instead of one")
@@ -40,7 +40,7 @@ def named(sections: list[Section], header: str) -> Section:
 
 
 def replace(section: Section, start: str, change: Callable[[str], str]) -> None:
-    """Changes the one line of a section that starts so; it may become several."""
+    """Changes the only line of a section with this beginning; the result may be several lines."""
     found = [index for index, line in enumerate(section) if line.strip().startswith(start)]
     if len(found) != 1:
         raise Unexpected(f"section {section[0]!r} has {len(found)} lines {start!r} instead of one")
@@ -48,7 +48,7 @@ def replace(section: Section, start: str, change: Callable[[str], str]) -> None:
 
 
 def substitute(line: str, old: str, new: str) -> str:
-    """Changes the one place of a line."""
+    """Changes the only occurrence in a line."""
     if line.count(old) != 1:
         raise Unexpected(f"{old!r} is not in {line!r}")
     return line.replace(old, new)

@@ -1,28 +1,28 @@
-"""A second back end on the servers of a first, for requests that need other options. The first one makes the health checks."""
+"""Twins: second back ends with the servers and health checks of a first, for requests that need other options."""
 
 from collections.abc import Mapping
 
 from maas_ray.haproxy.config.sections import Section
 
 READS = "reads-"
-"""Before the name of the twin for GET and HEAD; the names of Serve's own back ends begin with the protocol."""
+"""Prefix of the twin for GET and HEAD; the names of Serve's own back ends begin with the protocol."""
 UNARY = "unary-"
-"""Before the name of the twin for gRPC calls of one request and one response."""
+"""Prefix of the twin for unary gRPC calls."""
 _LEFT_OUT = ("default-server ", "option httpchk ", "http-check ", "option tcp-check", "tcp-check ", "#")
 TCP_TIMEOUT = "tcp-ut 3s"
-"""Option of a server: a connection ends when its host has acknowledged nothing for so long, the time that checks need."""
+"""Server option: a connection ends when its host has not acknowledged data for this time, the time that checks need."""
 _KEPT = ("backup", "proto h2", TCP_TIMEOUT)
-"""Options of a server that hold without checks of its own. What it observes itself would take it down for good: it comes up
-with the one that it tracks."""
+"""Server options that work without checks. A server that observes its own traffic would stay down permanently; this one
+goes up with the server that it tracks."""
 
 
 def twin_of(section: Section, prefix: str, lines: Section) -> Section:
-    """The same back end under another name.
+    """Returns the same back end under another name.
 
     Args:
-        section: the first one.
-        prefix: before its name.
-        lines: what is different; first, since the first `http-request` that applies counts.
+        section: first back end.
+        prefix: prefix of the name.
+        lines: additional lines; first, since the first matching `http-request` applies.
     """
     name = section[0].removeprefix("backend ")
     twin = [f"backend {prefix}{name}", *lines]
@@ -37,17 +37,17 @@ def twin_of(section: Section, prefix: str, lines: Section) -> Section:
 
 
 def first_of(backend: str) -> str:
-    """The back end that a twin belongs to; any other is its own."""
+    """Returns the first back end of a twin; any other back end unchanged."""
     return backend.removeprefix(READS).removeprefix(UNARY)
 
 
 def lead_to(twins: Mapping[str, str], frontend: Section, condition: str) -> None:
-    """Sends requests to twins.
+    """Adds rules that route requests to twins.
 
     Args:
-        twins: by the first one.
-        frontend: before each of its rules that chooses a first one comes one that chooses its twin.
-        condition: which requests the twins are for; asked first, so it should be cheap.
+        twins: names of twins, by the first back end.
+        frontend: front end; before each of its rules for a first back end, a rule for the twin is inserted.
+        condition: condition for the twins; evaluated first, so it should be cheap.
     """
     rules: Section = []
     for line in frontend:

@@ -1,1 +1,1 @@
-"""Dynamic batching: the queues of waiting requests, which of them the next run takes, and who runs it."""
+"""Dynamic batching: queues of waiting requests, selection of the next batch, and execution of the run."""

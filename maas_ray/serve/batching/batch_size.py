@@ -1,30 +1,30 @@
-"""How many rows a run may have so that deadlines are kept. Knows items and expected seconds; no queue and no tenant."""
+"""Batch size: how many rows a run may have so that every deadline is met. Independent of queues and tenants."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 HEADROOM = 1.25
-"""A run is planned to take so many times its estimate, where a deadline depends on it."""
+"""Where a deadline depends on a run, the run is planned to take this multiple of its estimate."""
 
 Estimate = Callable[[int], float]
-"""Expected seconds of a run by its rows."""
+"""Maps the number of rows to the expected seconds of a run."""
 
 
 class Timed(Protocol):
-    """What has to be run by a deadline."""
+    """A work item with a deadline."""
 
     num_rows: int
     deadline: float
 
 
 def is_too_much(items: Iterable[Timed], most: int, now: float, estimate_s: Estimate) -> bool:
-    """Whether one of these items would be late if they were run in full batches, the earliest deadline first.
+    """Returns whether an item would be late if all were run in full batches, earliest deadline first.
 
     Args:
-        items: each on time if it were run alone, now.
+        items: items that would each be on time if run alone, now.
         most: rows of a full batch.
-        now: time on the clock of the deadlines.
-        estimate_s: as `LatencyModel.estimate_s`.
+        now: current time, on the clock of the deadlines.
+        estimate_s: see `LatencyModel.estimate_s`.
     """
     full_s = HEADROOM * estimate_s(most)
     num_rows = 0
@@ -37,13 +37,13 @@ def is_too_much(items: Iterable[Timed], most: int, now: float, estimate_s: Estim
 
 
 def largest_on_time(items: Sequence[Timed], most: int, now: float, estimate_s: Estimate) -> tuple[int, float]:
-    """Rows of the largest run all of whose items are on time, and the earliest deadline that it keeps.
+    """Returns the rows of the largest run that has all its items on time, and the earliest deadline it meets.
 
     Args:
-        items: at least one, each on time if it were run alone, now.
+        items: at least one; each would be on time if run alone, now.
         most: rows of a full batch; one item may have more.
-        now: time on the clock of the deadlines.
-        estimate_s: as `LatencyModel.estimate_s`.
+        now: current time, on the clock of the deadlines.
+        estimate_s: see `LatencyModel.estimate_s`.
     """
     latest_first = sorted(items, key=lambda item: -item.deadline)
     num_rows, earliest = latest_first[0].num_rows, latest_first[0].deadline

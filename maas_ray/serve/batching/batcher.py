@@ -1,8 +1,9 @@
-"""Merges the rows of waiting requests into runs. Knows no HTTP, no model file and no Ray; a loop and a runner are given.
+"""Dynamic batcher: merges the rows of waiting requests into runs. Independent of HTTP, model files and Ray.
 
-A batch is closed when the engine is free: a lone request on an idle model does not wait (unless `max_delay_ms` asks for
-it), and while the engine is busy requests gather. What a batch holds is the queue's choice (request_queue.py). A batcher belongs to one model version, so versions never share a run, and answers
-are cut by what was parsed, not by what a caller declared.
+A batch is closed when the engine is free: a lone request on an idle model does not wait (unless `max_delay_ms` is set),
+and while the engine is busy, requests accumulate. The queue selects the requests of a batch (request_queue.py). A
+batcher belongs to one model version, so versions never share a run. Outputs are split by the number of rows that was
+parsed, not by the number that a caller declared. The loop and the runner are passed in.
 """
 
 import math
@@ -28,25 +29,26 @@ from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 log = get_logger(__name__)
 
 _SWEEP_EVERY_S = 0.005
-"""Expired requests are looked for at most so often: the search goes through the whole queue."""
+"""Minimum interval between searches for expired requests: each search scans the whole queue."""
 _NOTHING: Tensors = {}
 
 
 _VAIN = 0.5
-"""A request is refused if the wait takes more than this share of its time: the rest is for its own run, and for error.
-Measured at ten times the capacity of a model of 250 rows/s: with 0.7 about one answer in ten came after its deadline
-whenever the machine was slower than expected for a moment; with 0.5 hardly any, and the queue still held two runs."""
+"""A request is refused if the wait takes more than this share of its time; the rest is for its own run and for
+estimation errors. Measured at ten times the capacity of a model of 250 rows/s: with 0.7 about one response in ten was
+after its deadline whenever the machine was slower than expected for a moment; with 0.5 hardly any, and the queue still
+held two runs."""
 
 
 _MOST_LOOKED_AT = 32
-"""Groups of waiting requests whose time is summed; that of further ones is taken in proportion."""
+"""Groups of waiting requests whose run time is summed; the time of further groups is extrapolated."""
 _OVERDUE, _OVERDUE_S = 4.0, 0.25
-"""A run that lasts longer than so many times its estimate, and so many seconds, is ended as soon as one of its requests
-expires: something in it takes long, and the others are run again without it."""
+"""A run that takes longer than this multiple of its estimate, and longer than this many seconds, is stopped as soon as
+one of its requests expires: one of them is slow, and the others are run again without it."""
 
 
 class Loop(Protocol):
-    """The part of asyncio's loop that the batcher needs; tests drive it by hand."""
+    """The methods of asyncio's loop that the batcher uses; tests provide a manual one."""
 
     def time(self) -> float: ...
     def call_soon(self, callback: Callable[[], object], /) -> object: ...
@@ -54,65 +56,65 @@ class Loop(Protocol):
 
 
 class Finished(Protocol):
-    """Called once at the end of a run, on the loop: the outputs or the error, and the seconds it took."""
+    """Callback at the end of a run, called once, on the loop: the outputs or the error, and the run time in seconds."""
 
     def __call__(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None: ...
 
 
 class CancelToken(Protocol):
-    """Ends a run early."""
+    """Stops a run early."""
 
     def set(self) -> None:
-        """Nobody waits for it. It still ends by its `Finished`, perhaps with `RunStopped`."""
+        """Requests the stop. The run still ends by its `Finished`, possibly with `RunStopped`."""
         ...
 
 
 class Runner(Protocol):
-    """Runs merged rows: at once, or in a thread."""
+    """Runs merged rows, either immediately or in a thread."""
 
     @property
     def instances(self) -> int:
-        """Runs that may be started before the first of them has finished."""
+        """Maximum number of concurrent runs."""
         ...
 
     @property
     def form_of(self) -> Callable[[Tensors], Form] | None:
-        """Gives the sizes of a run beyond its rows, where they vary; None: its rows say how large it is."""
+        """Function that returns the variable sizes of a run other than its rows; None: only the rows vary."""
         ...
 
     def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> CancelToken | None:
-        """Starts a run; `finished` may be called before this returns. None: it cannot be ended early."""
+        """Starts a run; `finished` may be called before this returns. Returns None if the run cannot be stopped."""
         ...
 
     def estimate_s(self, num_rows: int, form: Form = (), /) -> float:
-        """Expected seconds of a run; infinity if unknown. The form counts only where more than the rows varies."""
+        """Returns the expected seconds of a run; infinity if unknown. `form`: sizes other than rows, if they vary."""
         ...
 
 
 class RunStats(Protocol):
-    """What is counted here; serve/telemetry/stats.py has it."""
+    """Receiver of the batcher's statistics; implemented by serve/telemetry/stats.py."""
 
     def waited(self, items: Sequence[Item], now_s: float) -> None:
-        """Requests left the queue for their run, at the time `now_s` of the finest clock."""
+        """Records that requests left the queue for their run, at time `now_s` of the finest clock."""
         ...
 
     def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
-        """A run ended well."""
+        """Records a run that succeeded."""
         ...
 
     def checked(self, difference: str) -> None:
-        """A merged request was run again alone; why merging has ended, if it differed."""
+        """Records that a merged request was run again alone; `difference` is the reason if merging has ended."""
         ...
 
 
 class BatchRun:
-    """Requests that are being run together.
+    """Requests in one run.
 
     Args:
-        batcher: is told the end.
-        items: whose rows are merged, in this order.
-        num_rows: sum of theirs.
-        started_s: time of the loop's clock.
+        batcher: receives the result.
+        items: requests whose rows are merged, in this order.
+        num_rows: sum of their rows.
+        started_s: start time on the loop's clock.
     """
 
     __slots__ = ("batcher", "items", "num_rows", "started_s", "stop")
@@ -125,12 +127,12 @@ class BatchRun:
         self.stop: CancelToken | None = None
 
     def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
-        """Cuts the outputs and answers; see `Finished`."""
+        """Splits the outputs and answers the requests; see `Finished`."""
         self.batcher._finished(self, outputs, error, run_s)
 
 
 class CheckRun(BatchRun):
-    """A request that was answered, run once more for the guard."""
+    """Repeated run of an answered request, for the merge guard."""
 
     __slots__ = ("sample",)
 
@@ -139,7 +141,7 @@ class CheckRun(BatchRun):
         self.sample = sample
 
     def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
-        """Compares; see `Finished`."""
+        """Compares the outputs; see `Finished`."""
         self.batcher._checked(self, outputs)
 
 
@@ -147,15 +149,15 @@ class Batcher:
     """Queue and runs of one model version.
 
     Args:
-        runner: what runs a batch.
-        spec: sizes, bounds and delay.
-        loop: asyncio's loop, or one driven by hand.
+        runner: executes the runs.
+        spec: sizes, limits and delay.
+        loop: asyncio's loop, or a manual one in tests.
         can_merge: whether requests may share a run.
-        padding: how requests of different sizes are made equal; None: they do not share a run.
-        optional: names of inputs that a request may leave out; one that has any runs alone.
-        budget: bytes shared with the other batchers of the replica.
-        name: of the model version, for messages.
-        stats: is told what waited and ran; None: nothing is counted.
+        padding: pads requests of different sizes to one size; None: requests of different sizes do not share a run.
+        optional: names of optional inputs; a request with any of them runs alone.
+        budget: byte budget shared with the other batchers of the replica.
+        name: name of the model version, for messages.
+        stats: receives statistics of waits and runs; None: no statistics.
     """
 
     def __init__(
@@ -192,14 +194,14 @@ class Batcher:
             self.retry_after_s,
         )
         self._retries: deque[list[Item]] = deque()
-        """Parts of a run that failed, to be run apart."""
+        """Parts of a failed run, to be run separately."""
         self._quarantine = Quarantine()
         self._is_guarded = False
-        """Something is in quarantine, so that each request is looked at."""
+        """Whether any request is in quarantine, so that every request must be checked."""
         self._runs: list[BatchRun] = []
         self._is_armed = False
         self._is_starting = False
-        """A run that ends meanwhile was made at once, on the loop."""
+        """True while a run is being started; a run that ends during that time ran inline, on the loop."""
         self._is_closed = False
         self._timer: Any = None
         self._timer_at = math.inf
@@ -208,31 +210,31 @@ class Batcher:
         self._when_idle: list[Callable[[], None]] = []
         self._guard = Guard(spec.check_share) if can_merge and spec.check_share else None
         self.problem = ""
-        """Why requests do not share runs any more, where they did."""
+        """Why requests no longer share runs; empty if they do, or never did."""
 
     @property
     def max_batch_size(self) -> int:
-        """Most rows of one run."""
+        """Maximum rows of one run."""
         return self._max_batch_size
 
     def resize(self, max_batch_size: int) -> None:
-        """Changes the most rows of one run, from the next one on."""
+        """Changes the maximum rows of one run, effective with the next run."""
         self._max_batch_size = max_batch_size
         self._queue.resize(max_batch_size)
 
     @property
     def num_queued(self) -> int:
-        """Requests that wait for a run."""
+        """Number of requests that wait for a run."""
         return len(self._queue)
 
     @property
     def num_ongoing(self) -> int:
-        """Requests that wait or run and still want an answer."""
+        """Number of waiting and running requests that have not been answered or cancelled."""
         return len(self._queue) + len(_live(self._apart()))
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the oldest run in progress started; 0 while the engine is free."""
+        """Seconds since the oldest current run started; 0 while the engine is idle."""
         return self._loop.time() - self._runs[0].started_s if self._runs else 0.0
 
     def submit(
@@ -249,32 +251,32 @@ class Batcher:
         """Queues one request.
 
         Args:
-            inputs: checked tensors, each with `num_rows` rows where rows are merged.
-            num_rows: rows as parsed.
-            num_bytes: what the request holds in memory, counted against the byte bound.
-            deadline: time of the loop's clock after which nobody waits for the answer.
+            inputs: validated tensors, each with `num_rows` rows if rows are merged.
+            num_rows: number of rows as parsed.
+            num_bytes: memory used by the request; counts against the byte limit.
+            deadline: time on the loop's clock after which the response is not wanted.
             done: called exactly once, unless the item is cancelled.
-            tenant: whose request it is; tenants share the engine in equal parts.
-            priority: among the requests of this tenant: 1 is the highest; 0 comes after all others.
+            tenant: owner of the request; tenants share the engine equally.
+            priority: priority among the requests of this tenant: 1 is the highest; 0 is lower than all others.
 
         Returns:
             The item, for `cancel`.
 
         Raises:
-            MaasError: as `put`.
+            MaasError: see `put`.
         """
         item = Item(inputs, num_rows, num_bytes, deadline, done, priority)
         self.put(item, tenant)
         return item
 
     def put(self, item: Item, tenant: str = DEFAULT_TENANT) -> None:
-        """Queues what the caller has made: `submit` for who has an item of his own.
+        """Queues an item; `submit` creates the item as well.
 
         Raises:
             Overloaded: the queue is full, or the version is being unloaded; nothing was queued.
-            DeadlineExceeded: the deadline has passed already.
-            RequestQuarantined: the same values have twice ended the engine's process.
-            BadRequest: a tensor has other than `num_rows` rows; merged, it would shift the rows of others.
+            DeadlineExceeded: the deadline has already passed.
+            RequestQuarantined: the same values have ended the engine's process twice.
+            BadRequest: a tensor does not have `num_rows` rows; merging it would shift the rows of other requests.
         """
         deadline = item.deadline
         if self._is_closed:
@@ -287,7 +289,7 @@ class Batcher:
             self._is_guarded = self._quarantine.check(inputs, now, self._name)
         key: Key = ()
         if self._optional and not self._optional.isdisjoint(inputs):
-            key = (item,)  # what it gives beside its rows holds for the whole run
+            key = (item,)  # optional inputs apply to the whole run
         elif self._padding is not None:
             self._put_padded(self._padding, item, tenant, now)
             return
@@ -295,7 +297,7 @@ class Batcher:
             for name, array in inputs.items():
                 shape = array.shape
                 if shape[0] != num_rows:
-                    raise BadRequest(f"input {name!r} has {shape[0]} rows and the request {num_rows}; send equal ones")
+                    raise BadRequest(f"input {name!r} has {shape[0]} rows, the request {num_rows}; send equal numbers")
                 key = key, name, array.dtype.num, shape[1:]  # by name: inputs may be optional
         if self._form_of is not None:
             key = self._form_of(inputs), key
@@ -304,7 +306,7 @@ class Batcher:
     def _put_padded(self, padding: Padding, item: Item, tenant: str, now: float) -> None:
         inputs, num_rows = item.inputs, item.num_rows
         if any(len(array) != num_rows for array in inputs.values()):
-            raise BadRequest(f"the inputs have other numbers of rows than the request, {num_rows}; send equal ones")
+            raise BadRequest(f"the inputs do not all have the request's {num_rows} rows; send equal numbers")
         kinds: Key = tuple(array.dtype.num for array in inputs.values())
         is_alike = self._can_merge and padding.agrees(inputs)
         self._enqueue(item, (padding.form(inputs), kinds if is_alike else item), tenant, now)
@@ -315,44 +317,44 @@ class Batcher:
         if deadline < self._timer_at:
             self._set_timer(deadline)
         if not self._is_armed and len(self._runs) < self._instances:
-            # Once per turn of the loop: all requests that arrived together share one run.
+            # Once per iteration of the loop: all requests that arrived together share one run.
             self._is_armed = True
             self._loop.call_soon(self._pump)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it takes no new request."""
+        """Whether new requests are refused."""
         return self._is_closed
 
     @property
     def is_behind(self) -> bool:
-        """Whether more waits than one run can take."""
+        """Whether more rows are waiting than one run can take."""
         return self._queue.num_rows > self._max_batch_size
 
     def admit(self, deadline: float) -> None:
-        """Refuses a request that would wait in vain, before it is worth parsing: an early no is of use to its caller.
+        """Refuses a request that could not be answered in time, before it is parsed: an early refusal helps the client.
 
-        For what has no priority and must wait for more than one full run (`is_behind`). Nobody is refused while several
-        tenants wait: the order between them is not that of arrival.
+        Only for requests without a priority that must wait for more than one full run (`is_behind`). Nothing is refused
+        while several tenants have requests waiting: those are not run in order of arrival.
 
         Args:
-            deadline: time of the loop's clock after which nobody waits.
+            deadline: time on the loop's clock after which the response is not wanted.
 
         Raises:
-            Overloaded: what waits already takes nearly as long as this request may wait.
+            Overloaded: the waiting requests take nearly as long as this request may wait.
         """
         if not self.is_behind or self._queue.num_tenants > 1:
             return
         wait_s, left_s = self._wait_s(), deadline - self._loop.time()
         if wait_s > _VAIN * left_s and math.isfinite(wait_s):
             raise Overloaded(
-                f"{self._name} is behind: what waits takes about {wait_s:.1f} s, and the request may wait for "
-                f"{max(0.0, left_s):.1f} s; send it again later, or allow more time",
+                f"{self._name} is overloaded: the waiting requests take about {wait_s:.1f} s, and this request's "
+                f"deadline is in {max(0.0, left_s):.1f} s; retry later, or allow more time",
                 max(1.0, wait_s),
             )
 
     def cancel(self, item: Item) -> None:
-        """Takes an item out; its `done` is not called any more. A run goes on without it, while anybody waits for it."""
+        """Removes an item without calling its `done`. Its run continues while any other request of it is wanted."""
         if item.done is not None:
             item.done = None
             if item.is_waiting:
@@ -363,12 +365,12 @@ class Batcher:
             self._check_idle()
 
     def retry_after_s(self) -> float:
-        """Seconds until what is queued now has been run, at the measured speed; at least 1."""
+        """Returns the seconds until the queued requests have been run, at the measured speed; at least 1."""
         wait_s = self._wait_s()
         return max(1.0, wait_s) if math.isfinite(wait_s) else 1.0
 
     def _wait_s(self) -> float:
-        """Expected seconds until what is queued now has been run; infinity if the speed is unknown."""
+        """Returns the expected seconds until the queued requests have been run; infinity if the speed is unknown."""
         queue, estimate_s, most = self._queue, self._runner.estimate_s, self._max_batch_size
         if not queue.num_items:
             return estimate_s(1) / self._instances
@@ -383,15 +385,15 @@ class Batcher:
         return wait_s * queue.num_items / num_seen / self._instances
 
     def close(self, when_idle: Callable[[], None] | None = None) -> None:
-        """Takes no new request; what waits is still answered. Calls `when_idle` once the last one is."""
+        """Refuses new requests; waiting ones are still answered. Calls `when_idle` after the last response."""
         self._is_closed = True
         if when_idle is not None:
             self._when_idle.append(when_idle)
-        self._arm()  # nobody comes any more to fill a delayed batch
+        self._arm()  # no further request will fill a delayed batch
         self._check_idle()
 
     def abort(self, error: MaasError) -> None:
-        """Closes, and answers everything that still waits or runs with `error`."""
+        """Closes the batcher and answers every waiting or running request with `error`."""
         self._is_closed = True
         waiting = list(self._queue)
         for item in waiting:
@@ -430,7 +432,7 @@ class Batcher:
             self._is_starting = True
             run.stop = self._runner.start(inputs, num_rows, run.finished)
             self._is_starting = False
-            if self._is_armed:  # it ran at once: the loop reads what has arrived meanwhile before the next one
+            if self._is_armed:  # it ran inline: the loop reads new requests before the next run
                 return
 
     def _next_batch(self, now: float) -> list[Item]:
@@ -462,18 +464,18 @@ class Batcher:
         self._runs.remove(run)
         batch = run.items
         if outputs is not None and self._queue.num_items and not self._is_starting and not self._is_closed:
-            # The engine has its next run while the loop writes the answers of this one.
+            # The engine starts its next run while the loop writes the responses of this one.
             self._pump()
         if outputs is None:
             if isinstance(error, EngineDied):
                 self._after_death(batch)
             elif isinstance(error, RunStopped):
-                # Alone, so that the one that took so long holds up no other; the earliest deadline first.
+                # Alone, so that the slow request delays no other; the earliest deadline first.
                 self._retries.extend([item] for item in sorted(_live(batch), key=lambda item: item.deadline))
             elif len(batch) == 1:
                 self._answer(batch[0], None, error)
             else:
-                # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered on the way.
+                # Halving finds one bad item among n in about 2 log2(n) runs; the others are answered in the process.
                 middle = len(batch) // 2
                 self._retries.extend((batch[:middle], batch[middle:]))
         else:
@@ -484,7 +486,7 @@ class Batcher:
             if len(batch) == 1:
                 self._answer(batch[0], outputs, None)
             elif any(len(array) != run.num_rows for array in outputs.values()):
-                self._stop_merging(f"a run of {run.num_rows} rows gave another number of rows")
+                self._stop_merging(f"a run of {run.num_rows} rows returned another number of rows")
                 self._retries.extend([item] for item in batch)
             else:
                 if self._guard is not None:
@@ -495,7 +497,7 @@ class Batcher:
         self._arm_for_more()
 
     def _arm_for_more(self) -> None:
-        """Goes on, if there is more to do than to wait for requests."""
+        """Schedules the next run if there is any work."""
         guard = self._guard
         if (
             self._queue.num_items
@@ -506,7 +508,7 @@ class Batcher:
             self._arm()
 
     def _check(self, guard: Guard, now: float) -> None:
-        """Runs a request again that was answered from a merged run; the engine is idle."""
+        """Repeats a request that was answered from a merged run; the engine is idle."""
         sample, guard.sample = guard.sample, None
         if sample is not None:
             inputs, num_rows = sample.feed()
@@ -516,7 +518,7 @@ class Batcher:
 
     def _checked(self, run: CheckRun, outputs: Tensors | None) -> None:
         self._runs.remove(run)
-        if outputs is not None and self._guard is not None:  # a run that failed has shown nothing
+        if outputs is not None and self._guard is not None:  # a failed run proves nothing
             difference = self._guard.compare(run.sample, outputs)
             if difference:
                 self._stop_merging(difference)
@@ -525,14 +527,14 @@ class Batcher:
         self._arm_for_more()
 
     def _stop_merging(self, reason: str) -> None:
-        """Requests run one by one from now on: answers must not depend on who asks at the same time."""
-        self.problem = f"{self._name} does not keep its rows apart: {reason}; its requests run one by one now"
+        """Runs each request alone from now on: a response must not depend on concurrent requests."""
+        self.problem = f"{self._name} mixes the rows of requests: {reason}; requests are no longer merged"
         log.error("%s", self.problem)
         self._can_merge = False
         self._guard = None
 
     def _after_death(self, batch: list[Item]) -> None:
-        """The engine's process died: each request is repeated once, alone; who was alone has done it."""
+        """Retries each request once, alone, after the process of the engine died; one that was alone was the cause."""
         for item in _live(batch):
             if not item.has_ended_process:
                 item.has_ended_process = True
@@ -548,14 +550,14 @@ class Batcher:
         return {name: np.concatenate([item.inputs[name] for item in batch]) for name in batch[0].inputs}
 
     def _cut(self, batch: list[Item], outputs: Tensors) -> None:
-        """Answers each item with its own rows: views, by what was parsed."""
+        """Answers each item with its own rows: views, split by the parsed number of rows."""
         padding = self._padding
         (first, first_array), *others = outputs.items()
         start = 0
         for item in batch:
             stop = start + item.num_rows
             done, item.done = item.done, None
-            if done is not None:  # as `_answer`, for the many
+            if done is not None:  # same as `_answer`, inlined for speed
                 inputs, item.inputs = item.inputs, _NOTHING
                 if padding is not None:
                     part = padding.own(inputs, outputs, start, stop)
@@ -566,23 +568,23 @@ class Batcher:
                 try:
                     done(part, None)
                 except Exception:
-                    log.exception("the answer of %s could not be delivered", self._name)
+                    log.exception("the response of %s could not be delivered", self._name)
             start = stop
 
     def _answer(self, item: Item, outputs: Tensors | None, error: MaasError | None) -> None:
         done, item.done = item.done, None
         if done is None:
             return
-        item.inputs = _NOTHING  # a line may hold the item itself a little longer
+        item.inputs = _NOTHING  # the queue may keep the item itself a little longer
         try:
             done(outputs, error)
-        except Exception:  # one caller's callback must not take the answers of the others with it
-            log.exception("the answer of %s could not be delivered", self._name)
+        except Exception:  # a failed callback must not lose the responses of other callers
+            log.exception("the response of %s could not be delivered", self._name)
 
     def _expire(self, item: Item) -> None:
         waiting = len(self._queue)
         text = f"{self._name} could not answer before the request's deadline; {waiting} other requests wait"
-        self._answer(item, None, DeadlineExceeded(f"{text}, allow more time or send fewer"))
+        self._answer(item, None, DeadlineExceeded(f"{text}; allow more time or send fewer requests"))
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
@@ -592,7 +594,7 @@ class Batcher:
         self._timer = self._loop.call_at(when, self._sweep) if math.isfinite(when) else None
 
     def _sweep(self) -> None:
-        """Answers whoever's deadline has passed, also while the engine is busy or stuck, and ends runs in vain."""
+        """Answers expired requests, also while the engine is busy or stuck, and stops runs nobody waits for."""
         self._swept_s = now = self._loop.time()
         for item in [*self._queue, *self._apart()]:
             if item.deadline <= now:
@@ -605,7 +607,7 @@ class Batcher:
         self._check_idle()
 
     def _stop_unwanted(self) -> None:
-        """Ends runs for which nobody waits, and those that go on for so long that one made others late."""
+        """Stops runs whose requests have all left, and overdue runs that made a request late."""
         for run in self._runs:
             live = _live(run.items)
             if run.stop is not None and len(live) < len(run.items) and (not live or self._is_overdue(run, live[0])):
@@ -618,7 +620,7 @@ class Batcher:
         return self._loop.time() - run.started_s > max(_OVERDUE * expected_s, _OVERDUE_S)
 
     def _apart(self) -> list[Item]:
-        """Items that are in a run, or wait to be run again."""
+        """Returns the items that are running, or wait to be run again."""
         running = (item for run in self._runs for item in run.items)
         return [*running, *(item for part in self._retries for item in part)]
 
@@ -633,7 +635,7 @@ class Batcher:
 
 
 def _form(key: Key) -> Form:
-    """The form that `put` has made a part of the key."""
+    """Returns the form that `put` stored in the key."""
     form: Form = key[0]  # type: ignore[assignment]
     return form
 

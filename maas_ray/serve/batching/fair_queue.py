@@ -1,11 +1,11 @@
-"""Waiting requests in the order in which they shall be run, whoever sent them and whatever they look like. Runs nothing.
+"""Fair queue: orders the waiting requests by tenant, priority and deadline, and selects the next batch.
 
-    whose turn   the tenant that has had least (fairness.py)
-    who of them  priority 1 before 2 before …, 0 last; within a priority the earliest deadline; then first come
-    with whom    requests of equal dtypes and sizes beyond the batch dimension, drawn in the same order
-    how many     as many rows as fit, unless such a run would end after the earliest deadline (batch_size.py)
+    tenant       the one that has received least (fairness.py)
+    request      priority 1 before 2 before …, 0 last; within a priority the earliest deadline; then order of arrival
+    batch        requests of equal dtypes and sizes beyond the batch dimension, taken in the same order
+    batch size   as many rows as fit, unless such a run would end after the earliest deadline (batch_size.py)
 
-A priority counts among the requests of one tenant: nobody overtakes another tenant by calling himself important.
+A priority counts only among the requests of one tenant, so no tenant can overtake another by raising its priorities.
 """
 
 import heapq
@@ -20,15 +20,15 @@ from maas_ray.serve.batching.priority_heap import PriorityHeap
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 Key = tuple[object, ...]
-"""What requests must have in common to share a run: dtypes, and sizes beyond the batch dimension."""
+"""Properties that requests must have in common to share a run: dtypes, and sizes beyond the batch dimension."""
 EstimateByKey = Callable[[int, Key], float]
-"""Expected seconds of a run by its rows, and by what its requests have in common; infinity if unknown."""
+"""Maps the rows of a run and the key of its requests to the expected seconds; infinity if unknown."""
 _TICK_S = 0.0005
-"""A loop's clock may tick in milliseconds: a wait that is this close to its end has ended."""
+"""A loop's clock may have a resolution of milliseconds: a wait that is this close to its end has ended."""
 
 
 class Group:
-    """Waiting items that may share a run: a line for each tenant that has some."""
+    """Waiting items that may share a run, in one lane per tenant."""
 
     __slots__ = ("go_at", "key", "lines", "num_rows")
 
@@ -37,14 +37,14 @@ class Group:
         self.lines: dict[Tenant, Lane] = {}
         self.num_rows = 0
         self.go_at = math.inf
-        """Time when it no longer waits to be filled; kept only where runs are delayed."""
+        """Time at which it stops waiting for more items; maintained only if runs are delayed."""
 
     def __iter__(self) -> Iterator[Item]:
         return (item for line in self.lines.values() for item in line)
 
 
 class Lane(PriorityHeap[Item]):
-    """The waiting items of one tenant that may share a run."""
+    """Waiting items of one tenant that may share a run."""
 
     __slots__ = ("group", "tenant")
 
@@ -55,20 +55,20 @@ class Lane(PriorityHeap[Item]):
 
 
 class FairQueue:
-    """Waiting items, by tenant and by what may share a run.
+    """Waiting items, by tenant and by key.
 
-    Adding and removing an item takes constant time if it arrives in order (with one priority and equal timeouts it
-    does), else logarithmic; a run's choice takes as long as there are tenants and items in the run, unless a deadline
-    is near.
+    Adding and removing an item takes constant time if items arrive in order (they do with one priority and equal
+    timeouts), otherwise logarithmic time. Selecting a run takes time proportional to the number of tenants plus the
+    items in the run, unless a deadline is near.
 
     Args:
-        spec: sizes and bounds.
-        budget: bytes shared with the other queues of the replica.
-        name: of the model version, for messages.
+        spec: sizes and limits.
+        budget: byte budget shared with the other queues of the replica.
+        name: name of the model version, for messages.
         estimate_s: expected seconds of a run; infinity if unknown.
-        drop: is given an item that had to leave for one of a tenant with less, and the reason.
-        retry_after_s: seconds after which a refused request may come again.
-        weights: of the tenants that do not weigh 1; rows run while several wait are in proportion.
+        drop: called with an item that was removed in favor of a tenant with fewer, and with the reason.
+        retry_after_s: returns the seconds after which a refused request may be retried.
+        weights: weights of tenants other than 1; rows run while several tenants wait are in proportion.
     """
 
     def __init__(
@@ -91,23 +91,23 @@ class FairQueue:
         self._delay_s = spec.max_delay_ms / 1000
         self._groups: dict[Key, Group] = {}
         self._tenants: dict[str, Tenant] = {}
-        # A tenant and a group that are alone stay when they become empty: lone requests come and go.
+        # The last tenant and the last group are kept when they become empty: single requests often follow each other.
         self._orders: dict[Tenant, PriorityHeap[Item]] | None = None
-        """Everything of each tenant over all groups; kept from the second group on until the queue is empty."""
+        """All items of each tenant over all groups; maintained from the second group on until the queue is empty."""
         self._shares = Shares(weights or {})
         self.earliest = math.inf
-        """No deadline in the queue is earlier."""
+        """Lower bound of the deadlines in the queue."""
         self._count = 0
         self.num_items = 0
         self.num_rows = 0
 
     def resize(self, max_rows: int) -> None:
-        """Changes the most rows of one batch."""
+        """Changes the maximum rows of one batch."""
         self._max_rows = max_rows
 
     @property
     def num_tenants(self) -> int:
-        """Tenants that have something waiting, or had it last."""
+        """Number of tenants with waiting items, including the last one if the queue is empty."""
         return len(self._tenants)
 
     def __len__(self) -> int:
@@ -117,19 +117,19 @@ class FairQueue:
         return (item for group in self._groups.values() for item in group)
 
     def by_key(self) -> Iterator[tuple[Key, int, int]]:
-        """What waits: a key, and the rows and requests that have it in common."""
+        """Yields each key with the waiting rows and requests that have it in common."""
         for group in self._groups.values():
             if group.num_rows:
                 yield group.key, group.num_rows, sum(line.num_waiting for line in group.lines.values())
 
     def add(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
-        """Adds an item, for which there must be room.
+        """Adds an item; there must be room for it.
 
         Args:
             item: not waiting yet.
-            key: of its group.
-            tenant_name: whose it is.
-            now: time of the loop's clock.
+            key: key of its group.
+            tenant_name: name of its tenant.
+            now: current time on the loop's clock.
         """
         group, tenant = self._groups.get(key), self._tenants.get(tenant_name)
         line = group.lines.get(tenant) if group is not None and tenant is not None else None
@@ -154,12 +154,12 @@ class FairQueue:
             group.go_at = min(group.go_at, self._must_go_at(item))
 
     def take(self, can_merge: bool, now: float, can_wait: bool = False) -> list[Item]:
-        """Removes and returns what the next run shall hold; nothing if nothing waits, or may wait for more.
+        """Removes and returns the items of the next run; empty if nothing waits, or all may wait for more.
 
         Args:
             can_merge: whether requests may share a run at all.
-            now: time of the loop's clock.
-            can_wait: whether a group may wait to be filled (`BatchSpec.max_delay_ms`).
+            now: current time on the loop's clock.
+            can_wait: whether a group may wait for more items (`BatchSpec.max_delay_ms`).
         """
         if not self.num_items:
             return []
@@ -185,11 +185,11 @@ class FairQueue:
         return batch
 
     def wake_at(self) -> float:
-        """Time when the first group no longer waits to be filled."""
+        """Returns the time at which the first group stops waiting for more items."""
         return min((group.go_at for group in self._groups.values()), default=math.inf)
 
     def remove(self, item: Item) -> None:
-        """Takes one item out, if it is still there; what it held is given back at once."""
+        """Removes an item if it is still waiting, and releases its bytes immediately."""
         if item.is_waiting:
             item.is_waiting = False
             self._forget(item.lane, 1, item.num_rows, item.num_bytes)
@@ -212,7 +212,7 @@ class FairQueue:
         return group, tenant, line
 
     def _forget(self, line: Lane, num_items: int, num_rows: int, num_bytes: int) -> None:
-        """Gives back what items of one line held that no longer wait."""
+        """Subtracts items of one lane that no longer wait from all counters."""
         group, tenant = line.group, line.tenant
         line.num_waiting -= num_items
         tenant.num_items -= num_items
@@ -250,7 +250,7 @@ class FairQueue:
         self._orders = None
 
     def _head(self, groups: list[Group] | None) -> Item:
-        """The item that must be in the next run: the first of the tenant whose turn it is."""
+        """Returns the item that must be in the next run: the first of the tenant whose turn it is."""
         if groups is not None:
             tenant = furthest_behind(tenant for group in groups for tenant in group.lines)
             return min((g.lines[tenant].first() for g in groups if tenant in g.lines), key=lambda item: item.rank)
@@ -262,12 +262,12 @@ class FairQueue:
         return group.lines[tenant].first()
 
     def _fit(self, head: Item, now: float) -> tuple[Mapping[Tenant, PriorityHeap[Item]], int, bool]:
-        """What a run that holds `head` may draw from, how many rows, and whether deadlines bound it further.
+        """Returns the lanes for a run that contains `head`, the maximum rows, and whether deadlines limit it further.
 
-        Nearly always: everything, since a full run ends long before the earliest deadline. Otherwise items that would be
-        late even alone stay behind, until they expire or nothing else waits. If what the tenant has waiting would be
-        late even in full runs, one after another, small runs for the sake of the earliest would lose still more: then
-        the run is the largest all of whose items are on time, and those before them stay behind as well.
+        Usually all lanes qualify, since a full run ends long before the earliest deadline. Otherwise items that would
+        be late even alone are skipped until they expire or nothing else waits. If the tenant's waiting items would be
+        late even in consecutive full runs, small runs for the earliest deadlines would make still more of them late:
+        then the run is the largest one with all items on time, and items with earlier deadlines are skipped as well.
         """
         lane: Lane = head.lane
         group, most = lane.group, self._max_rows
@@ -278,7 +278,7 @@ class FairQueue:
         run_s = HEADROOM * estimate_s(min(most, group.num_rows))
         if now + run_s <= self.earliest or math.isinf(run_s):
             return group.lines, most, False
-        self.earliest = min(item.deadline for item in self)  # the bound may have been that of an item that has left
+        self.earliest = min(item.deadline for item in self)  # the bound may be that of a removed item
         if now + run_s <= self.earliest:
             return group.lines, most, False
         able = {
@@ -294,7 +294,7 @@ class FairQueue:
         return {tenant: _heap_of(items) for tenant, items in able.items() if items}, most, True
 
     def _draw_in_order(self, lane: Lane) -> list[Item]:
-        """Removes and returns the first items of one tenant, as many rows as a run holds, but at least one item."""
+        """Removes and returns the first items of one tenant, up to the rows of a run, but at least one item."""
         batch: list[Item] = []
         most, num_rows, num_bytes = self._max_rows, 0, 0
         for item in lane.drain():
@@ -309,12 +309,12 @@ class FairQueue:
         return batch
 
     def _draw_in_turns(self, lines: Mapping[Tenant, PriorityHeap[Item]], most: int, now: float) -> list[Item]:
-        """Removes and returns items in the tenants' turns, as many rows as end before the earliest of their deadlines.
+        """Removes and returns items in the tenants' turns, as many rows as end before their earliest deadline.
 
         Args:
-            lines: what may be drawn.
-            most: rows at most, unless one item has more.
-            now: time when the run starts; minus infinity if no deadline is near.
+            lines: lanes to take from.
+            most: maximum rows, unless a single item has more.
+            now: start time of the run; minus infinity if no deadline is near.
         """
         batch: list[Item] = []
         num_rows, earliest = 0, math.inf
@@ -338,15 +338,15 @@ class FairQueue:
         return batch
 
     def _must_go_at(self, item: Item) -> float:
-        """When an item no longer waits for others: after the delay, or sooner if its deadline is near."""
+        """Returns when an item stops waiting for others: after the delay, or sooner if its deadline is near."""
         run_s = HEADROOM * self._estimate_s(self._max_rows, item.lane.group.key)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
 
     def make_room(self, item: Item, tenant_name: str) -> None:
-        """Lets a tenant with more than its share give way to one with less; for a queue that is full.
+        """Drops items of tenants above their share so that a tenant below its share has room; for a full queue.
 
         Raises:
-            Overloaded: nobody has more; nothing was dropped.
+            Overloaded: no tenant has more than its share; nothing was dropped.
         """
         budget = self._budget
         too_many = self.num_items >= self._max_items
@@ -356,7 +356,7 @@ class FairQueue:
         if too_many and most.num_items / most.weight <= (mine.num_items + 1) / mine.weight:
             raise Overloaded(
                 f"the queue of {self._name} is full: {self.num_items} requests wait, the limit is "
-                f"{self._max_items}; send the request again later",
+                f"{self._max_items}; retry later",
                 self._retry_after_s(),
             )
         largest = max(self._tenants.values(), key=lambda each: each.num_bytes / each.weight, default=mine)
@@ -365,18 +365,16 @@ class FairQueue:
             or budget.used - largest.num_bytes + item.num_bytes > budget.limit
         ):
             raise Overloaded(
-                f"the queue of this replica is full: {budget.used} bytes wait and this request has "
-                f"{item.num_bytes}, the limit is {budget.limit}; send it again later, or a smaller one",
+                f"the queue of this replica is full: {budget.used} bytes wait, this request has {item.num_bytes}, "
+                f"the limit is {budget.limit}; retry later, or send a smaller request",
                 self._retry_after_s(),
             )
         dropped = [self._remove_last(most)] if too_many else []
         while budget.used + item.num_bytes > budget.limit:
             dropped.append(self._remove_last(largest))
         for loser in dropped:
-            text = f"the queue of {self._name} is full and most of it is yours, so a request of another tenant"
-            self._drop(
-                loser, Overloaded(f"{text} took the place of this one; send it again later", self._retry_after_s())
-            )
+            text = f"the queue of {self._name} is full, mostly with your requests, so a request of another tenant"
+            self._drop(loser, Overloaded(f"{text} took the place of this one; retry later", self._retry_after_s()))
 
     def _remove_last(self, tenant: Tenant) -> Item:
         lines = [group.lines[tenant] for group in self._groups.values() if tenant in group.lines]

@@ -1,4 +1,4 @@
-"""One request as the queue and the batcher know it. Decides nothing."""
+"""Item: one request in the queue and in the batcher."""
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
@@ -9,19 +9,19 @@ from maas_ray.errors import MaasError
 
 Tensors = Mapping[str, Array]
 Done = Callable[[Tensors | None, MaasError | None], None]
-"""Called once with the outputs or with the error, on the loop."""
+"""Callback with the outputs or the error, called once, on the loop."""
 
 
 class Item:
     """One request. `done` is None once it has been answered or cancelled.
 
     Args:
-        inputs: checked tensors, each with `num_rows` rows.
-        num_rows: rows as parsed.
-        num_bytes: what the request holds in memory.
-        deadline: time of the loop's clock after which nobody waits for the answer.
-        done: gets the answer.
-        priority: 1 is the highest; 0 comes after all others.
+        inputs: validated tensors, each with `num_rows` rows.
+        num_rows: number of rows as parsed.
+        num_bytes: memory used by the request.
+        deadline: time on the loop's clock after which the response is not wanted.
+        done: receives the result.
+        priority: 1 is the highest; 0 is lower than all others.
     """
 
     __slots__ = (
@@ -30,13 +30,13 @@ class Item:
     )  # fmt: skip
 
     rank: tuple[float, float, int]
-    """Place among those of its tenant; this and the next two are set by the queue, for itself."""
+    """Rank among the items of its tenant; the queue sets this and the next two for its own use."""
     lane: Any
-    """Where it waits."""
+    """Lane in which it waits."""
     queued_at: float
-    """Time of the loop's clock when it was queued; kept only where runs are delayed."""
+    """Time on the loop's clock when it was queued; set only if runs are delayed."""
     arrived_s: float
-    """When it was read and ready to be queued, by the finest clock."""
+    """Time on the finest clock when it was parsed and ready to be queued."""
 
     def __init__(
         self, inputs: Tensors, num_rows: int, num_bytes: int, deadline: float, done: Done, priority: int = 0
@@ -49,8 +49,8 @@ class Item:
         self.priority = priority
         self.is_waiting = False
         self.has_ended_process = False
-        """A process died while it ran this request, alone or with others."""
+        """Whether a process died while it ran this request, alone or with others."""
         self.arrived_s = perf_counter()
         self.queue_s = self.run_s = 0.0
-        """How long it waited for its first run, and how long the run lasted that answered it; 0 until then, and where
-        no statistics are kept."""
+        """Seconds until its first run, and seconds of the run that answered it; 0 before that, and if no statistics
+        are collected."""

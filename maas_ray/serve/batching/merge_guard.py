@@ -1,7 +1,7 @@
-"""Looks whether answers of merged runs are those that their requests get alone. Runs nothing; the batcher does.
+"""Merge guard: checks that merged requests get the same outputs as alone. The batcher executes the runs.
 
-The analysis of the graph and the probes at load decide whether requests may share a run. This is what notices if both
-were wrong: of every so many merged requests one is run again while the engine is idle.
+Graph analysis and probes at load time decide whether requests may share a run. This guard detects an error of both:
+a share of the merged requests is run again alone while the engine is idle.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from maas_ray.bundle.engine.padding import Padding
 from maas_ray.serve.batching.item import Item, Tensors
 
 _RTOL = 1e-2
-"""Kernels for different numbers of rows round differently; what mixes rows is seldom that close."""
+"""Kernels for different numbers of rows round differently; mixed rows are seldom this close."""
 _MOST_FLIPS = 3
-"""So many requests in a row whose whole numbers differ, but not among copies of themselves, are no rounding."""
+"""This many consecutive requests with different integers, unless among copies of themselves, are not rounding."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Sample:
     inputs: Tensors
     num_rows: int
     start: int
-    """The place of its first row in the run."""
+    """Index of its first row in the run."""
     total: int
-    """Rows of the run."""
+    """Number of rows of the run."""
     answer: Mapping[str, Array]
     is_repeated: bool = False
-    """To be run among copies of itself, which shows whether the rows beside it made the difference."""
+    """To be run among copies of itself, which shows whether the other rows of the run caused the difference."""
 
     def feed(self) -> tuple[Tensors, int]:
-        """What is to be run, and its rows."""
+        """Returns the inputs to run, and their number of rows."""
         if not self.is_repeated:
             return self.inputs, self.num_rows
         places = (np.arange(self.total) - self.start) % self.num_rows
         return {name: array[places] for name, array in self.inputs.items()}, self.total
 
     def own(self, outputs: Tensors) -> Mapping[str, Array]:
-        """Its own rows of what was run."""
+        """Returns its own rows of the outputs."""
         if not self.is_repeated:
             return outputs
         return {name: array[self.start : self.start + self.num_rows] for name, array in outputs.items()}
@@ -52,7 +52,7 @@ class Guard:
     """Takes samples and compares them.
 
     Args:
-        share: of the merged requests that are looked at; above 0.
+        share: share of the merged requests that are sampled; above 0.
     """
 
     def __init__(self, share: float) -> None:
@@ -60,17 +60,17 @@ class Guard:
         self.left = self._every
         """Merged requests until the next sample."""
         self.sample: Sample | None = None
-        """Waits for the engine to be idle."""
+        """Sample that waits until the engine is idle."""
         self._num_taken = self._num_flips = 0
 
     def take(self, batch: list[Item], outputs: Tensors, padding: Padding | None = None) -> None:
-        """Takes one of the requests of a merged run, unless one is waiting still."""
+        """Samples one request of a merged run, unless a sample is already waiting."""
         self.left = self._every
         if self.sample is not None:
             return
         self._num_taken += 1
         chosen = batch[self._num_taken % len(batch)]
-        if chosen.done is None:  # it has left, and its inputs with it
+        if chosen.done is None:  # it was cancelled, and its inputs were released
             return
         start = 0
         for item in batch:
@@ -83,15 +83,15 @@ class Guard:
             answer = padding.own(chosen.inputs, outputs, start, stop)
         else:
             answer = {name: array[start:stop] for name, array in outputs.items()}
-        # A copy: a view would keep the answers of all others in memory.
+        # A copy: a view would keep the outputs of all other requests in memory.
         kept = {name: array.copy() for name, array in answer.items()}
         self.sample = Sample(chosen.inputs, chosen.num_rows, start, total, kept)
 
     def compare(self, sample: Sample, outputs: Tensors) -> str:
-        """What differs between the answer that was given and the one of the run made now; empty if nothing does.
+        """Returns the difference between the outputs that were sent and those of the repeated run; empty if equal.
 
-        Whole numbers that alone differ may be two scores that are nearly equal: the sample is then to be run once more,
-        among copies of itself, by the same kernels as before.
+        If only integers differ, the cause may be two nearly equal scores: the sample must then be run once more, among
+        copies of itself, by the same kernels as before.
         """
         found = sample.own(outputs)
         wrong = [name for name, array in sample.answer.items() if differs(array, found[name], _RTOL)]

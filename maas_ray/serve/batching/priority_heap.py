@@ -1,4 +1,4 @@
-"""A priority heap of waiting things, the lowest rank first. Knows no request, no model and no time."""
+"""Priority heap of waiting items, lowest rank first. Independent of requests, models and time."""
 
 import heapq
 from collections import deque
@@ -7,22 +7,22 @@ from typing import Any, Generic, Protocol, TypeVar
 
 
 class Ranked(Protocol):
-    """What a heap can hold."""
+    """Type of the items of a heap."""
 
     rank: tuple[Any, ...]
     """Position in the order; no two are equal."""
     is_waiting: bool
-    """False once it has left; the heap drops it when it comes across it."""
+    """False once it has been removed; the heap drops it when it reaches it."""
 
 
 T = TypeVar("T", bound=Ranked)
 
 
 class PriorityHeap(Generic[T]):
-    """Waiting things by rank. What arrives in order is appended and popped in constant time, the rest is a heap.
+    """Waiting items by rank. Items that arrive in order are appended and popped in constant time; the rest is a heap.
 
-    Things leave by `is_waiting = False` and `num_waiting -= 1`: also in constant time. What has left but is still
-    stored is never more than twice what waits, plus 64.
+    Remove an item with `is_waiting = False` and `num_waiting -= 1`, also in constant time. The removed items that
+    are still stored are never more than twice the waiting ones plus 64.
     """
 
     __slots__ = ("_heap", "_sorted", "num_waiting")
@@ -33,12 +33,12 @@ class PriorityHeap(Generic[T]):
         self.num_waiting = 0
 
     def __iter__(self) -> Iterator[T]:
-        """All that wait, in no particular order."""
+        """Iterates over all waiting items, in no particular order."""
         yield from (thing for thing in self._sorted if thing.is_waiting)
         yield from (thing for _, thing in self._heap if thing.is_waiting)
 
     def add(self, thing: T) -> None:
-        """Adds a thing that waits."""
+        """Adds a waiting item."""
         in_order = self._sorted
         if not in_order or in_order[-1].rank < thing.rank:
             in_order.append(thing)
@@ -51,7 +51,7 @@ class PriorityHeap(Generic[T]):
             heapq.heapify(self._heap)
 
     def first(self) -> T:
-        """The lowest rank of what waits.
+        """Returns the waiting item of lowest rank.
 
         Raises:
             IndexError: nothing waits.
@@ -66,7 +66,7 @@ class PriorityHeap(Generic[T]):
         return in_order[0]
 
     def drain(self) -> Iterator[T]:
-        """What waits, the lowest rank first; a thing must have left before the next one is asked for."""
+        """Yields the waiting items, lowest rank first; each must be removed before the next one is requested."""
         in_order, heap = self._sorted, self._heap
         while in_order or heap:
             if heap:
@@ -81,12 +81,12 @@ class PriorityHeap(Generic[T]):
                 in_order.popleft()
 
     def clear(self) -> None:
-        """Forgets everything; for a heap in which nothing waits any more."""
+        """Drops all entries; for a heap in which nothing waits any more."""
         self._sorted.clear()
         self._heap.clear()
 
     def last(self) -> T:
-        """The highest rank of what arrived in order; if nothing of that waits, any of the others.
+        """Returns the waiting item of highest rank among those that arrived in order; if there is none, any other.
 
         Raises:
             IndexError: nothing waits.

@@ -1,6 +1,6 @@
-"""Requests that have ended an engine's process twice, by a digest of their values, for a while. Knows no queue.
+"""Quarantine: refuses, for a limited time, requests whose values ended the engine's process twice.
 
-One per model version: the same values may be harmless to another version.
+There is one per model version: the same values may be harmless to another version. Values are stored as digests.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from maas_ray.bundle.strings import encode
 from maas_ray.errors import RequestQuarantined
 
 KEEP_S = 600.0
-"""How long the same values are refused."""
+"""Seconds for which the same values are refused."""
 MAX_ENTRIES = 1024
-"""Requests that are remembered; past it the oldest is forgotten, and costs two processes again."""
+"""Maximum number of remembered requests; above it the oldest is dropped, and can end two processes again."""
 
 
 class Quarantine:
-    """A bounded table; times are those of the caller's clock, in seconds."""
+    """A bounded table of digests; times are seconds on the caller's clock."""
 
     def __init__(self) -> None:
         self._until_s: dict[bytes, float] = {}
@@ -30,18 +30,18 @@ class Quarantine:
             del self._until_s[next(iter(self._until_s))]
 
     def check(self, inputs: Mapping[str, Array], now_s: float, name: str) -> bool:
-        """Looks at a request.
+        """Checks a request.
 
         Args:
-            inputs: its tensors.
-            now_s: the time.
-            name: of the model version, for the message.
+            inputs: tensors of the request.
+            now_s: current time.
+            name: name of the model version, for the message.
 
         Returns:
-            Whether further requests must be looked at: whether anything is in quarantine.
+            Whether anything is in quarantine, so that further requests must be checked.
 
         Raises:
-            RequestQuarantined: these very values are.
+            RequestQuarantined: these values are in quarantine.
         """
         self._until_s = {digest: until_s for digest, until_s in self._until_s.items() if until_s > now_s}
         if not self._until_s:
@@ -51,10 +51,10 @@ class Quarantine:
         return True
 
     def refusal(self, name: str) -> RequestQuarantined:
-        """What the sender of such values reads."""
+        """Returns the error for a sender of such values."""
         return RequestQuarantined(
-            f"these values ended the process that runs {name} twice, once while they ran alone; they are refused for "
-            f"{KEEP_S:.0f} s, send other values, or have the model repaired"
+            f"these values ended the process of {name} twice, once while they ran alone; they are refused for "
+            f"{KEEP_S:.0f} s; send other values, or have the model fixed"
         )
 
 

@@ -1,8 +1,8 @@
-"""The bounded queue of one model version: which requests wait, and which of them the next run shall hold. Runs nothing.
+"""Bounded queue of one model version: stores the waiting requests and selects those of the next run.
 
-Nearly always all that waits is of one tenant and of one form, and fits into one run before anybody's deadline. Then a
-request is appended to a list, and the list is the run. Everything else is sorted into a `FairQueue`, which knows turns,
-priorities and deadlines, and stays there until nothing waits.
+Usually all waiting requests belong to one tenant, have one form, and fit into one run before the earliest deadline.
+Then a request is appended to a list, and the list is the run. In all other cases the requests are sorted into a
+`FairQueue`, which orders tenants, priorities and deadlines, until nothing waits.
 """
 
 import math
@@ -18,7 +18,7 @@ DEFAULT_TENANT = "default"
 
 
 class Queue(FairQueue):
-    """Waiting items; see `FairQueue` for the arguments, and for the order where it matters."""
+    """Waiting items; see `FairQueue` for the arguments and for the order."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class Queue(FairQueue):
     ) -> None:
         super().__init__(spec, budget, name, estimate_s, drop, retry_after_s, weights)
         self._alike: list[Item] = []
-        """Everything that waits, as long as it is alike; then nothing waits in the fair queue."""
+        """All waiting items while they are alike; the fair queue is then empty."""
         self._tenant_name = ""
         self._key: Key | None = None
-        """Whose and of what form the last item was; None where runs are delayed, which needs each item's own time."""
+        """Key of the last item; None if runs are delayed, which requires the queueing time of each item."""
 
     def __iter__(self) -> Iterator[Item]:
         yield from self._alike
@@ -51,12 +51,12 @@ class Queue(FairQueue):
 
         Args:
             item: not waiting yet.
-            key: what it must have in common with others to share a run.
-            tenant_name: whose it is.
-            now: time of the loop's clock.
+            key: properties that it must have in common with others to share a run.
+            tenant_name: name of its tenant.
+            now: current time on the loop's clock.
 
         Raises:
-            Overloaded: a bound is reached; nothing was queued.
+            Overloaded: a limit is reached; nothing was queued.
         """
         budget, num_bytes = self._budget, item.num_bytes
         if self.num_items >= self._max_items or budget.used + num_bytes > budget.limit:
@@ -101,7 +101,7 @@ class Queue(FairQueue):
             super().remove(item)
 
     def _sort_in(self, now: float) -> None:
-        """From here on order matters, until nothing waits."""
+        """Moves all items to the fair queue, where they are ordered until nothing waits."""
         if not self._alike or self._key is None:
             return
         alike, self._alike = self._alike, []

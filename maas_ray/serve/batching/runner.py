@@ -1,4 +1,4 @@
-"""Runs an engine for a batcher: short runs at once on the loop, all others in the engine's own threads."""
+"""Runs an engine for a batcher: short runs inline on the loop, all others in the engine's own threads."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ from maas_ray.serve.batching.item import Tensors
 log = get_logger(__name__)
 
 Result = tuple[Tensors | None, MaasError | None, float]
-"""Outputs or the error, and the seconds that the run took."""
+"""Outputs or error, and the run time in seconds."""
 
 
 class _QueuedRun(NamedTuple):
@@ -27,17 +27,17 @@ class _QueuedRun(NamedTuple):
     inputs: Tensors
     num_rows: int
     finished: Finished | None
-    """None: it is made again only to see how long it takes."""
+    """None: the run is repeated only to measure its time."""
     stop: StopSignal
 
 
 class EngineRunner:
-    """A `Runner` on an engine; owns as many threads as the engine has instances, started by the first long run.
+    """A `Runner` for an engine; has one thread per instance of the engine, started with the first long run.
 
     Args:
-        engine: what runs.
-        loop: where `finished` is called.
-        inline_below_s: expected seconds below which a run is made on the loop itself.
+        engine: executes the runs.
+        loop: loop on which `finished` is called.
+        inline_below_s: expected seconds below which a run executes on the loop itself.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class EngineRunner:
         self._threads: list[threading.Thread] = []
 
     def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> StopSignal | None:
-        """Starts a run; see `Runner`. What is returned ends it early; a run made at once has ended already."""
+        """Starts a run; see `Runner`. The returned signal stops it early; None if it ran inline and has ended."""
         if self._rule.is_short(inputs, num_rows):
             outputs, error, run_s = self._run(inputs, num_rows)
             if run_s > self._rule.slow_s and self._rule.suspect():
@@ -66,14 +66,14 @@ class EngineRunner:
         return stop
 
     def close(self) -> None:
-        """Gives the threads back; a run in progress ends by itself."""
+        """Ends the threads; a current run ends by itself."""
         for _ in self._threads:
             self._jobs.put(None)
         self._threads = []
 
     def _put(self, job: _QueuedRun) -> None:
         if not self._threads:
-            # Daemons: a run that hangs in native code must not keep the process from ending.
+            # Daemons: a run that hangs in native code must not prevent the end of the process.
             self._threads = [
                 threading.Thread(target=self._work, name=f"engine-{number}", daemon=True)
                 for number in range(self.instances)
@@ -86,7 +86,7 @@ class EngineRunner:
         while (job := self._jobs.get()) is not None:
             finished = job.finished
             result, spent_s = self._run_measured(job)
-            del job  # this thread may now wait for long
+            del job  # this thread may now wait for a long time
             try:
                 if finished is None:
                     self._loop.call_soon_threadsafe(self._rule.judge, spent_s)
@@ -95,20 +95,20 @@ class EngineRunner:
                         self._loop.call_soon_threadsafe(self._rule.note_spent, spent_s)
                     self._loop.call_soon_threadsafe(finished, *result)
             except RuntimeError:
-                log.info("a run ended after its loop was closed; nobody waits for it")
+                log.info("a run ended after its loop was closed; its result is discarded")
             del result, finished
 
     def _run_measured(self, job: _QueuedRun) -> tuple[Result, float]:
-        """The result, and what the run took of the machine; 0 where nobody asks for that."""
+        """Returns the result, and the time that the run itself used; 0 if that is not needed."""
         if job.stop.is_set:
-            return (None, RunStopped("nobody waited for the run any more when it could begin"), 0.0), 0.0
+            return (None, RunStopped("the run was cancelled before it started"), 0.0), 0.0
         if job.finished is not None and not self._rule.is_off:
             return self._run(job.inputs, job.num_rows, job.stop), 0.0
         cpu_s = time.thread_time()
         result = self._run(job.inputs, job.num_rows, job.stop)
         if self._engine.providers[0] != CPU:
             return result, result[2]
-        # Of processor time, since on a busy machine any run can seem long; all threads of the run work alike.
+        # Processor time, since on a busy machine any run can seem long; all threads of the run do equal work.
         return result, min(result[2], (time.thread_time() - cpu_s) * self._engine.threads)
 
     def _run(self, inputs: Tensors, num_rows: int, stop: StopSignal | None = None) -> Result:
@@ -120,8 +120,8 @@ class EngineRunner:
         except MaasError as error:
             log.info("a run failed: %s", error.__cause__ or error)
             return None, error, time.perf_counter() - started_s
-        except Exception as error:  # whatever it is, the batcher must hear that the engine is free again
-            log.exception("a run failed in an unexpected way")
-            failure = EngineFailed("the model failed while it ran on these inputs; the replica's log has the cause")
+        except Exception as error:  # in any case the batcher must learn that the engine is free again
+            log.exception("a run failed unexpectedly")
+            failure = EngineFailed("the model failed on these inputs; the replica's log has the cause")
             failure.__cause__ = error
             return None, failure, time.perf_counter() - started_s

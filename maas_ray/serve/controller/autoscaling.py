@@ -1,8 +1,8 @@
-"""How many replicas a pool should have, from what its replicas count themselves. Knows no Ray: it is called with a context.
+"""Autoscaling: derives the number of replicas of a pool from the replicas' own statistics. Independent of Ray.
 
-Serve cannot count requests that are answered below its own wrapper, so each replica reports `Meter.read`, and Serve's
-controller calls a `Scaler` ten times a second. Growing asks that the need has lasted for a moment, shrinking that it
-was smaller all the while: a load that only trembles changes nothing.
+Serve cannot count requests that are answered before its own wrapper, so each replica reports `Meter.read`, and Serve's
+controller calls a `Scaler` ten times a second. Scaling up requires that the need lasted for some time, scaling down
+that it was lower during a whole period: small fluctuations of the load change nothing.
 """
 
 import math
@@ -16,41 +16,43 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from maas_ray.spec import Spec
 
 ONGOING, BUSY, RATE = "maas_ongoing", "maas_busy", "maas_rate"
-"""What `Meter.read` returns: requests in a replica, share of the time that its engine ran, requests ended per second."""
+"""Keys of `Meter.read`: requests in a replica, share of the time that its engine ran, requests completed per second."""
 
 METRICS_INTERVAL_S = 0.5
 """Seconds between two reports of a replica, in pools of up to 100 replicas; see `report_interval_s`."""
 MAX_REPORTS_PER_S = 200
-"""Of all replicas of a pool. Each takes Serve's controller, one process, some 1.1 ms (docs/clusters/scale.md)."""
+"""Maximum reports of all replicas of a pool. Each takes Serve's controller, one process, some 1.1 ms
+(docs/clusters/scale.md)."""
 
 
 def report_interval_s(max_replicas: int) -> float:
-    """Seconds between two reports of a replica of a pool that may have so many."""
+    """Returns the seconds between two reports of a replica in a pool of this size."""
     return max(METRICS_INTERVAL_S, max_replicas / MAX_REPORTS_PER_S)
 
 
 class AutoscalingSpec(Spec):
-    """When replicas are added and taken away, between the bounds of `replicas`."""
+    """When replicas are added and removed, between the limits in `replicas`."""
 
     preset: Literal["latency", "balanced", "throughput"] = "balanced"
-    """`latency`: many replicas with short queues. `throughput`: few, whose batches are full. The rest overrides it."""
+    """`latency`: many replicas with short queues. `throughput`: few replicas with full batches. Other fields override
+    it."""
     target_ongoing: PositiveFloat | None = None
-    """Requests in one replica, waiting or running, that are aimed at; None: from the preset and the largest batch."""
+    """Target number of waiting and running requests per replica; None: from the preset and the largest batch."""
     upscale_delay_s: NonNegativeFloat | None = None
-    """How long more replicas must have been needed before they are started; None: from the preset."""
+    """Time for which more replicas must have been needed before they are started; None: from the preset."""
     downscale_delay_s: NonNegativeFloat | None = None
-    """How long fewer must have been enough before some are stopped; None: from the preset."""
+    """Time for which fewer replicas must have sufficed before some are stopped; None: from the preset."""
     look_back_s: float | None = None
-    """Time over which reports are averaged, at least 1 s; None: from the preset."""
+    """Period over which reports are averaged, at least 1 s; None: from the preset."""
     scale_to_zero_after_s: NonNegativeFloat = 300.0
-    """With `replicas.min` 0: time without any request after which the last replica is stopped."""
+    """With `replicas.min` 0: time without a request after which the last replica is stopped."""
 
     def resolve(self, max_batch_size: int, capacity: int) -> "Resolved":
-        """Every number.
+        """Returns the spec without missing values.
 
         Args:
-            max_batch_size: most rows of one run.
-            capacity: requests that one replica can hold; a target beyond it would never be reached.
+            max_batch_size: maximum rows of one run.
+            capacity: maximum requests of one replica; a target above it would never be reached.
         """
         share, most, busy, up_s, down_s, look_back_s = _PRESETS[self.preset]
         return Resolved(
@@ -64,23 +66,23 @@ class AutoscalingSpec(Spec):
 
 
 class Resolved(Spec):
-    """An `AutoscalingSpec` with nothing left to derive."""
+    """An `AutoscalingSpec` without missing values."""
 
     target_ongoing: float
     target_busy: float
-    """Share of the time that an engine may run; 0: not looked at."""
+    """Target share of the time in which an engine runs; 0: not considered."""
     upscale_delay_s: float
     downscale_delay_s: float
     look_back_s: float
     scale_to_zero_after_s: float
 
     def scaler_options(self) -> dict[str, float]:
-        """The keyword arguments of `Scaler`."""
+        """Keyword arguments of `Scaler`."""
         return self.model_dump(exclude={"look_back_s"})
 
 
-# Requests in a replica as a share of its largest batch and at most, engine's share of the time, delays, look-back.
-# 1.4 batches: enough to fill one while another one runs.
+# Requests in a replica as a share of its largest batch, and their maximum, engine's share of the time, delays,
+# look-back. 1.4 batches: enough to fill one while another one runs.
 _PRESETS = {
     "latency": (0.25, 8.0, 0.6, 0.5, 120.0, 1.5),
     "balanced": (1.4, 22.4, 0.85, 0.5, 60.0, 2.0),
@@ -89,18 +91,18 @@ _PRESETS = {
 
 
 class Meter:
-    """Turns a replica's running totals into what happened since the last look."""
+    """Converts a replica's cumulative totals to the differences since the last call."""
 
     def __init__(self) -> None:
         self._last: tuple[float, int, float, float] | None = None
 
     def read(self, snapshot: Mapping[str, Any], num_ongoing: int, now_s: float | None = None) -> dict[str, float]:
-        """Figures of the time since the last call; what `record_autoscaling_stats` of a replica returns.
+        """Returns the metrics since the last call, for `record_autoscaling_stats` of a replica.
 
         Args:
-            snapshot: of `ReplicaStats`.
-            num_ongoing: requests that the replica holds now, waiting or running.
-            now_s: of a monotonic clock; None reads it.
+            snapshot: snapshot of `ReplicaStats`.
+            num_ongoing: number of waiting and running requests in the replica now.
+            now_s: time on a monotonic clock; None reads it.
         """
         now_s = time.monotonic() if now_s is None else now_s
         models = snapshot["models"]
@@ -112,31 +114,32 @@ class Meter:
             return {ONGOING: float(num_ongoing), BUSY: 0.0, RATE: 0.0}
         ended, spent, ran = (max(0.0, new - old) for new, old in zip(self._last[1:], last[1:], strict=True))
         span_s = now_s - last[0]
-        # A look falls between two runs, when the answers have just been sent and the next requests are not yet read:
-        # the time that ended requests have spent gives the mean of the whole interval (Little's law).
+        # A call happens between two runs, when the responses were just sent and the next requests are not yet read:
+        # the time spent by completed requests gives the mean of the whole interval (Little's law).
         return {ONGOING: max(float(num_ongoing), spent / span_s), BUSY: min(1.0, ran / span_s), RATE: ended / span_s}
 
 
 class Scaler:
-    """The policy that Serve's controller calls; it is sent there by value, so it uses the standard library only.
+    """Autoscaling policy called by Serve's controller; it is pickled by value, so it uses only the standard library.
 
     Args:
-        target_ongoing: requests in one replica that are aimed at.
-        target_busy: share of the time that an engine may run; 0: not looked at.
-        upscale_delay_s: how long more replicas must have been needed.
-        downscale_delay_s: how long fewer must have been enough.
-        scale_to_zero_after_s: time without a request after which the last replica goes, where the bounds allow it.
+        target_ongoing: target number of requests per replica.
+        target_busy: target share of the time in which an engine runs; 0: not considered.
+        upscale_delay_s: time for which more replicas must have been needed.
+        downscale_delay_s: time for which fewer must have sufficed.
+        scale_to_zero_after_s: time without a request after which the last replica is stopped, if the limits allow it.
     """
 
     TOLERANCE = 0.1
-    """A need that exceeds a whole number of replicas by less starts no further one."""
+    """If the need exceeds a whole number of replicas by less than this, no further replica is started."""
     SPARE = 1.15
-    """A replica is stopped only if the others have this much more than what is needed."""
+    """A replica is stopped only if the others have this factor of the capacity needed."""
     TICK_S = 0.1
-    """Time between two calls."""
+    """Seconds between two calls."""
     LOOK_S_PER_REPLICA = 0.001
-    """Time between two looks at the reports of all replicas, which take Serve 10 microseconds of each: up to 100 replicas
-    at each call, beyond that so that a look takes 1 % of a core, and no longer than `METRICS_INTERVAL_S`."""
+    """Seconds per replica between two evaluations of all reports, which take Serve 10 microseconds per replica: up to
+    100 replicas at each call, above that so that the evaluation takes 1 % of a core, but at least every
+    `METRICS_INTERVAL_S`."""
 
     def __init__(
         self,
@@ -155,11 +158,11 @@ class Scaler:
         self._active_s = 0.0
         self._seen = (0.0, False)
         self._look_s = 0.0
-        self._ups: deque[tuple[float, int]] = deque()  # (time, replicas needed at least)
-        self._downs: deque[tuple[float, int]] = deque()  # (whole second, most replicas needed with some to spare)
+        self._ups: deque[tuple[float, int]] = deque()  # (time, minimum replicas needed)
+        self._downs: deque[tuple[float, int]] = deque()  # (whole second, maximum replicas needed, with spare capacity)
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """Replicas wanted, and no state: Serve applies the bounds.
+        """Returns the wanted number of replicas, and an empty state; Serve applies the limits.
 
         Args:
             ctx: Serve's `AutoscalingContext`.
@@ -169,7 +172,7 @@ class Scaler:
         if self._start_s is None:
             self._start_s = self._active_s = now_s
         if ctx.current_num_replicas == 0:
-            # Nobody reports. Whatever waits at a proxy needs the first replica; one that is starting is not given up.
+            # No reports. A request waiting at a proxy needs the first replica; a replica that is starting is kept.
             self._ups.clear()
             self._downs.clear()
             self._start_s = self._active_s = now_s
@@ -193,24 +196,24 @@ class Scaler:
         return target, {}
 
     def _load(self, ctx: Any) -> tuple[float, bool]:
-        """Replicas' worth of work, and whether there is any at all."""
+        """Returns the load in replicas, and whether there is any."""
         metrics = ctx.aggregated_metrics or {}
         waiting = _waiting(ctx)
         if ONGOING not in metrics:
-            # A deployment that reports nothing: what Serve sees.
+            # A deployment without reports: Serve's own count.
             ongoing = float(ctx.total_num_requests)
             return ongoing / self._target_ongoing, ongoing > 0
         ongoing = sum(metrics[ONGOING].values()) + waiting
         load = ongoing / self._target_ongoing
         if self._target_busy > 0:
-            # More replicas than requests help nobody.
+            # More replicas than requests have no effect.
             busy = sum(metrics.get(BUSY, {}).values()) / self._target_busy
             load = max(load, min(busy, ongoing))
         return load, ongoing > 0 or sum(metrics.get(RATE, {}).values()) > 0
 
     def _remember(self, now_s: float, load: float, is_active: bool) -> None:
         self._ups.append((now_s, math.ceil(load - self.TOLERANCE)))
-        # One older than the window stays: it tells what was needed when the window began.
+        # One entry older than the window is kept: it is the need at the start of the window.
         while len(self._ups) > 1 and self._ups[1][0] <= now_s - self._upscale_delay_s:
             self._ups.popleft()
         second, need = float(int(now_s)), max(int(is_active), math.ceil(load * self.SPARE))
@@ -222,5 +225,5 @@ class Scaler:
 
 
 def _waiting(ctx: Any) -> float:
-    """Requests that wait at Serve's own proxies and handles."""
+    """Returns the number of requests that wait in Serve's own proxies and handles."""
     return float(ctx.total_queued_requests or 0.0)

@@ -1,25 +1,25 @@
-"""Arithmetic of an even spread: which node is next, and how many replicas would have to move. Knows no Ray."""
+"""Even spread of replicas: selects the next node, and counts the replicas that should move. Independent of Ray."""
 
 from collections.abc import Callable, Mapping
 
 
 def emptiest(held: Mapping[str, int], busy: Mapping[str, int], fits: Callable[[str], bool]) -> str | None:
-    """The node that gets the next replica; None where it fits on none.
+    """Returns the node for the next replica; None if it fits on none.
 
     Args:
-        held: replicas of the pool on each node that may have some.
-        busy: replicas of all pools on each node, which decide between equals.
-        fits: whether a node has room for one more.
+        held: replicas of the pool on each eligible node.
+        busy: replicas of all pools on each node, to break ties.
+        fits: returns whether a node has free resources for one more.
     """
     in_order = sorted(held, key=lambda node: (held[node], busy.get(node, 0), node))
-    return next(filter(fits, in_order), None)  # to see whether it fits takes longest, and the first one mostly does
+    return next(filter(fits, in_order), None)  # `fits` is the slowest part, and the first node usually fits
 
 
 def num_moves(held: Mapping[str, int], room: Mapping[str, int]) -> int:
-    """Replicas that have to move until no node has two more than another one that has room.
+    """Returns how many replicas must move until no node has two more than another one with free resources.
 
     Args:
-        held: replicas of the pool on each node that may have some.
+        held: replicas of the pool on each eligible node.
         room: how many more fit on each node now.
     """
     counts, left = dict(held), dict(room)
@@ -37,5 +37,5 @@ def num_moves(held: Mapping[str, int], room: Mapping[str, int]) -> int:
 
 
 def fullest(held: Mapping[str, int], head: str, busy: Mapping[str, int]) -> str:
-    """The node that loses a replica first: the one with most of the pool, the head last, then the least busy one."""
+    """Returns the node to stop a replica on: most replicas of the pool, the head last, then the least busy node."""
     return max(held, key=lambda node: (held[node], node != head, -busy.get(node, 0)))

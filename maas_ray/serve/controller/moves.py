@@ -1,6 +1,6 @@
-"""Moves replicas of a spread pool to nodes that came back: starts the new ones, then ends as many on the fullest nodes.
+"""Moves replicas of a spread pool to nodes that returned: starts new ones, then ends as many on the fullest nodes.
 
-A pool has more replicas than it asks for while it moves, and never fewer.
+A pool has more replicas than its wanted number while it moves, and never fewer.
 """
 
 import time
@@ -11,26 +11,26 @@ from typing import Any
 from maas_ray.ray_internals.serve_controller import DeploymentState
 
 SETTLE_S = 3.0
-"""How long a pool must have been uneven: a node that joins gets its resources and labels one after another."""
+"""Seconds for which a pool must have been uneven: a joining node registers its resources and labels in steps."""
 LOOK_S = 1.0
-"""Time between two looks at a pool that rests."""
+"""Seconds between two checks of a pool that does not move."""
 START_S = 300.0
-"""Longest time for replicas to start elsewhere; then the move is given up."""
+"""Maximum seconds for replicas to start elsewhere; then the move is aborted."""
 BACKOFF_S = (30.0, 120.0, 600.0)
 """Pauses after moves that left the pool as uneven as before."""
 
 
 @dataclass
 class Mover:
-    """Says how many replicas a pool is to have beyond its number. Knows no Serve.
+    """Computes the number of additional replicas of a pool during a move. Independent of Serve.
 
     Args:
-        clock: seconds, from any beginning; passed in by tests.
+        clock: returns seconds, from any origin; passed in by tests.
     """
 
     clock: Callable[[], float] = time.monotonic
     extra: int = 0
-    """Replicas beyond the pool's own number, right now."""
+    """Current number of replicas beyond the pool's wanted number."""
     _since: float | None = None
     _not_before: float = 0.0
     _deadline: float = 0.0
@@ -39,11 +39,11 @@ class Mover:
     _num_vain: int = 0
 
     def rest(self, version: Any, moves: Callable[[], int]) -> None:
-        """Looks at a pool all of whose replicas run; begins a move if it has been uneven for a while.
+        """Checks a pool whose replicas all run; starts a move if it has been uneven for some time.
 
         Args:
-            version: what the pool should be; a move ends when that changes.
-            moves: how many replicas should move.
+            version: wanted version of the pool; a move ends when it changes.
+            moves: returns how many replicas should move.
         """
         now = self.clock()
         if now < self._not_before:
@@ -64,14 +64,14 @@ class Mover:
             self._last_moves, self._since = wanted, None
 
     def follow(self, version: Any, num_running: int, num_wanted: int) -> None:
-        """Looks at a pool that moves; ends the move once the new replicas run, or something else is wanted."""
+        """Checks a moving pool; ends the move once the new replicas run, or the wanted state has changed."""
         arrived = num_running >= num_wanted + self.extra
         if self.extra and (arrived or version != self._version or self.clock() > self._deadline):
             self.extra = 0
 
 
 class PoolState(DeploymentState):  # type: ignore[misc]
-    """Serve's state of one deployment, with replicas that move."""
+    """Serve's state of one deployment, extended by moves."""
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         self._in_transition = True

@@ -1,7 +1,8 @@
-"""Serve's scheduler of replicas, which chooses the node itself where the pool is ours.
+"""Serve's scheduler of replicas, extended to select the node for replicas of our pools.
 
-Serve asks Ray for `SPREAD`, which is best effort: each raylet goes round by itself, so that two replicas of one pool
-land on one node although another one is empty. And of too many replicas Serve ends those of the emptiest node first.
+Serve requests `SPREAD` from Ray, which is best effort: each raylet uses its own round robin, so that two replicas of
+one pool can start on one node although another one is empty. And of surplus replicas Serve ends those of the emptiest
+node first.
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from maas_ray.serve.controller.balance import emptiest, fullest, num_moves
 
 
 class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
-    """Serve's scheduler, with the placement of our pools; applications of others are placed as Serve does it."""
+    """Serve's scheduler with the placement of our pools; other applications are placed as Serve does it."""
 
     def __init__(self, *parts: Any, **options: Any) -> None:
         super().__init__(*parts, **options)
@@ -30,7 +31,7 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
         self._strategies.pop(deployment_id, None)
 
     def moves_of(self, deployment_id: Any) -> int:
-        """Replicas of a pool that should move now for an even spread; 0 where it is none of ours or is not spread."""
+        """Returns how many replicas of a pool should move for an even spread; 0 if it is not ours or not spread."""
         if self._strategies.get(deployment_id) != "spread":
             return 0
         held = self._held(deployment_id)
@@ -44,7 +45,7 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
         return num_moves(held, room)
 
     def _schedule_with_spread_strategy(self) -> None:
-        # What is counted over all replicas and nodes is counted once and kept up to date: hundreds may be waiting.
+        # Counts over all replicas and nodes are computed once and then updated: hundreds of replicas may be waiting.
         available, busy = self._get_available_resources_per_node(), self._busy()
         for deployment_id, pending in self._pending_replicas.items():
             held = self._held(deployment_id) if pending and deployment_id in self._strategies else Counter[str]()
@@ -59,14 +60,14 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
     def _choose(
         self, deployment_id: Any, request: Any, available: dict[str, Any], held: Counter[str], busy: Counter[str]
     ) -> str | None:
-        """The node of a new replica; None leaves it to Ray, which waits for room where there is none."""
+        """Returns the node of a new replica; None leaves the decision to Ray, which waits for free resources."""
         needed = request.requested_resources
         match self._strategies.get(deployment_id):
             case None:
                 return None
             case "pack":
                 rooms = {node: available[node] for node in held if available[node].can_fit(needed)}
-                used = {node: range(number) for node, number in busy.items()}  # Serve asks which are empty
+                used = {node: range(number) for node, number in busy.items()}  # Serve checks which are empty
                 node: str | None = self._find_best_fit_node_for_pack(needed, rooms, used)
                 return node
             case _:
@@ -94,7 +95,7 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
         return set(chosen)
 
     def _held(self, deployment_id: Any) -> Counter[str]:
-        """Replicas of a deployment on each node that may have some: alive, not draining, with its labels."""
+        """Returns the replicas of a deployment on each eligible node: alive, not draining, with the required labels."""
         selector = self._deployments[deployment_id].label_selector or {}
         nodes = self._cluster_node_info_cache.get_active_node_ids()
         labels = {node: self._cluster_node_info_cache.get_node_labels(node) for node in nodes}
@@ -111,7 +112,7 @@ class PoolScheduler(DeploymentScheduler):  # type: ignore[misc]
 
     @staticmethod
     def _room(available: Any, needed: Any, limit: int) -> int:
-        """How many replicas fit on a node, counted up to `limit`."""
+        """Returns how many replicas fit on a node, up to `limit`."""
         num = 0
         while num < limit and available.can_fit(needed):
             available = available - needed

@@ -1,1 +1,1 @@
-"""Pools on a Ray cluster: what they are bound from, how they are deployed and watched, and the front before them."""
+"""Deployment of pools on a Ray cluster: Serve applications, plans, rollouts, status, and the front."""

@@ -1,4 +1,4 @@
-"""From the spec of a pool to a Serve application: the deployment's options, its version, its autoscaling."""
+"""Builds the Serve application of a pool: deployment options, version and autoscaling configuration."""
 
 import warnings
 from hashlib import sha256
@@ -16,14 +16,14 @@ from maas_ray.version import __version__
 
 
 def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
-    """The application of a pool, to be run under the pool's name and base path.
+    """Returns the application of a pool, to be run under the pool's name and base path.
 
     Args:
-        spec: the pool.
+        spec: spec of the pool.
         way: how Serve replaces replicas of another version.
     """
     options: dict[str, object] = {
-        # The same description gives the same version, so that deploying it again restarts nothing.
+        # Equal descriptions have equal versions, so that deploying one again restarts nothing.
         **version_options(version_of(spec)),
         "name": spec.deployment_name,
         "max_ongoing_requests": spec.max_ongoing_requests,
@@ -47,21 +47,21 @@ def bind(spec: ApplicationSpec, way: Way = FIRST_START) -> serve.Application:
 
 
 def autoscaling_config(wanted: Resolved, bounds: ReplicaRange) -> AutoscalingConfig:
-    """What Serve is told of a pool that is scaled between bounds."""
+    """Returns Serve's autoscaling configuration of a pool with a range of replicas."""
     interval_s = report_interval_s(bounds.max)
     policy = AutoscalingPolicy(
         policy_function=f"{Scaler.__module__}:{Scaler.__name__}", policy_kwargs=wanted.scaler_options()
     )
     with warnings.catch_warnings():
-        # Serve calls it deprecated, but the variables that are to replace it are read by nothing in 2.60.
+        # Serve calls it deprecated, but nothing in 2.60 reads the variables that are to replace it.
         warnings.filterwarnings("ignore", message="The `metrics_interval_s` field", category=DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=bounds.min,
             max_replicas=bounds.max,
             target_ongoing_requests=wanted.target_ongoing,
-            look_back_period_s=max(wanted.look_back_s, 1.2 * interval_s),  # Serve wants at least one report in it
+            look_back_period_s=max(wanted.look_back_s, 1.2 * interval_s),  # Serve requires at least one report in it
             metrics_interval_s=interval_s,
-            # Our policy has its own delays, which look at all that was needed meanwhile and not only at the last moment.
+            # Our policy has its own delays, which consider the load of the whole delay and not only of its last moment.
             upscale_delay_s=0.0,
             downscale_delay_s=0.0,
             policy=policy,
@@ -69,13 +69,13 @@ def autoscaling_config(wanted: Resolved, bounds: ReplicaRange) -> AutoscalingCon
 
 
 def application_spec(pool: PoolSpec, spec: ServeSpec) -> ApplicationSpec:
-    """A pool of a spec, whose store is absolute, as its replicas are started with it."""
+    """Returns the application spec of a pool, with an absolute store, as its replicas receive it."""
     shared = {name: getattr(pool, name) for name in ServingSpec.model_fields}
     return ApplicationSpec.model_validate({**shared, "storage": spec.storage, "cluster": spec.cluster})
 
 
 def version_of(args: ApplicationSpec) -> str:
-    """Stands for everything that a replica is started with; how many there are is not part of it."""
+    """Returns a digest of everything that a replica is started with, without the number of replicas."""
     content = args.model_dump(mode="json", exclude={"replicas", "autoscaling", "cluster"})
     return sha256(canonical_json({"spec": content, "code": __version__})).hexdigest()[:16]
 

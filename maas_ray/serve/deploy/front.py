@@ -1,4 +1,4 @@
-"""Serve's HTTP and gRPC front: started with the spec's addresses, and asked whether the pools answer through it."""
+"""Serve's HTTP and gRPC front: starts it at the spec's addresses, and checks that the pools answer through it."""
 
 import os
 import time
@@ -22,7 +22,7 @@ GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"
 
 
 def _environment(name: str) -> str:
-    """Runs on a node: what its processes were started with."""
+    """Returns an environment variable of the processes on a node; runs there."""
     return os.environ.get(name, "")
 
 
@@ -32,12 +32,12 @@ def _check_profile(spec: ServeSpec, deadline: float) -> None:
     try:
         has = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
     except ray.exceptions.GetTimeoutError as error:
-        raise ClusterError("the cluster did not run a small task in time; look at `ray status`") from error
+        raise ClusterError("the cluster did not run a small task in time; see `ray status`") from error
     if (has or "0") != wants:
         other = "portable" if spec.profile == "fast" else "fast"
         raise ClusterError(
-            f"the spec has profile {spec.profile!r}, the cluster was started with {other!r}: set profile: {other} in the "
-            f"spec, or start the cluster again with `maas-ray up --profile {spec.profile}`"
+            f"the spec has profile {spec.profile!r}, the cluster was started with {other!r}: set profile: {other} in "
+            f"the spec, or restart the cluster with `maas-ray up --profile {spec.profile}`"
         )
 
 
@@ -46,7 +46,7 @@ def _start_front(spec: ServeSpec) -> None:
     check_host(host)
     host_file = os.environ.get(HOST_FILE_VARIABLE) if spec.profile == "fast" else None
     if host_file:
-        # A cluster on this machine alone: only HAProxy listens outside. Serve's own option would open the replicas too.
+        # A cluster on one machine: only HAProxy listens outside. Serve's own option would expose the replicas too.
         _choose_host(Path(host_file), host)
         host = LOOPBACK
     http: dict[str, object] = {"host": host, "port": spec.http.port}
@@ -54,33 +54,33 @@ def _start_front(spec: ServeSpec) -> None:
         http |= {"ssl_certfile": spec.http.tls.certificate, "ssl_keyfile": spec.http.tls.key}
     grpc = None
     if spec.grpc is not None:
-        # Not Serve's reflection: it would describe the messages by names of ours; GRPC_METHODS brings one of its own.
+        # Not Serve's reflection: it would describe the messages by our own names; GRPC_METHODS has its own reflection.
         grpc = {"port": spec.grpc.port, "grpc_servicer_functions": [GRPC_METHODS], "enable_reflection": False}
     serve.start(proxy_location="EveryNode", http_options=http, grpc_options=grpc)
     found = http_config()
     if (found.host, found.port) != (host, spec.http.port):
         raise ClusterError(
-            f"Serve listens on {found.host}:{found.port} already, the spec says {host}:{spec.http.port}; "
+            f"Serve already listens on {found.host}:{found.port}, the spec says {host}:{spec.http.port}; "
             "use the same address, or run `serve shutdown` first"
         )
     _check_grpc(spec)
 
 
 def check_host(host: str) -> None:
-    """Raises `ClusterError` if fronts that listen on `host` could not all be reached, because there are several nodes."""
+    """Raises `ClusterError` if the fronts would not all be reachable at `host`, because there are several nodes."""
     nodes = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     several = len(nodes) > 1 or (has_autoscaler() and not any(map(is_loopback, nodes)))
     if several and reachable_host(host) == host:
-        reached = "from its own machine only" if is_loopback(host) else "on one machine at most"
+        reached = "from its own machine only" if is_loopback(host) else "on at most one machine"
         raise ClusterError(
-            f"the HTTP front of each of {len(nodes)} nodes is to listen on {host}, where it is reached {reached}; give "
-            "0.0.0.0 as the host (http.host of a spec, http_options.host of a Serve config): each node then answers "
-            "at its own address, and replicas only to the fronts"
+            f"the HTTP fronts of {len(nodes)} nodes are configured to listen on {host}, which is reachable {reached}; "
+            "use 0.0.0.0 as the host (http.host of a spec, http_options.host of a Serve config): each front is then "
+            "reachable at the address of its node, and replicas only for the fronts"
         )
 
 
 def check_configured_host() -> None:
-    """As `check_host`, for the host that the running Serve was given by a Serve config; nothing without one."""
+    """Calls `check_host` for the host in the running Serve's config; does nothing without a config."""
     client = running_client() if ray.is_initialized() else None
     if client is not None and not os.environ.get(HOST_FILE_VARIABLE):
         check_host(str(client.http_config.host))
@@ -93,7 +93,7 @@ def _check_grpc(spec: ServeSpec) -> None:
     if GRPC_METHODS not in found.grpc_servicer_functions or found.port != spec.grpc.port:
         listens = f"has gRPC on port {found.port}" if found.grpc_servicer_functions else "was started without gRPC"
         raise ClusterError(
-            f"Serve {listens} already, the spec says port {spec.grpc.port}; use the same, or run `serve shutdown` first"
+            f"Serve already {listens}, the spec says port {spec.grpc.port}; use the same, or run `serve shutdown` first"
         )
 
 
@@ -102,14 +102,14 @@ def _choose_host(path: Path, host: str) -> None:
         found = path.read_text().strip()
         if found != host:
             raise ClusterError(
-                f"Serve listens on {found} already, the spec says {host}; use the same address, or run `serve shutdown` first"
+                f"Serve already listens on {found}, the spec says {host}; use that address, or run `serve shutdown` first"
             )
         return
     path.write_text(host + "\n")
 
 
 def _answers(spec: ServeSpec) -> str:
-    """Empty once every pool is ready through the front of every node that has one; else names the one that fails."""
+    """Returns an empty string once every pool is ready through the front of every node; else names the problem."""
     proxies = serve.status().proxies
     waiting = sorted(f"{node}: {state.value}" for node, state in proxies.items() if state.value != "HEALTHY")
     if waiting or not proxies:
@@ -125,14 +125,14 @@ def _answers(spec: ServeSpec) -> str:
 
 
 def _front_urls(spec: ServeSpec) -> dict[str, str]:
-    """By the address of each living node that has a front."""
+    """Returns the URL of the front of each living node, by node address."""
     proxies = serve.status().proxies
     nodes = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in proxies]
     return front_urls(spec.http.host, spec.http.port, nodes)
 
 
 def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
-    """Models by pool that are not available, as the pool's own index says through a front."""
+    """Returns the unavailable models of each pool, from the pool's own index, read through a front."""
     urls = _front_urls(spec) if spec.http.tls is None else {}
     if not urls:
         return {}
@@ -140,6 +140,6 @@ def _unserved(spec: ServeSpec) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for pool in spec.pools:
         if isinstance(pool.replicas, ReplicaRange) and pool.replicas.min == 0:
-            continue  # it may sleep, and a question is no reason to wake it
+            continue  # it may be scaled to zero, and this request must not start it
         found[pool.name] = unavailable(front, pool.route_prefix, 30)
     return found

@@ -1,4 +1,4 @@
-"""Notes on pools in the cluster's own memory: why the last deployment of each did not get there, if it did not."""
+"""Notes on pools, stored in the cluster's own memory: why the last deployment of a pool failed."""
 
 from maas_ray.ray_internals import kv
 
@@ -6,7 +6,7 @@ _KEY = b"maas-ray:taken-back:"
 
 
 def note(pool: str, text: str) -> None:
-    """Keeps a note on a pool; an empty one removes it."""
+    """Stores a note on a pool; an empty one removes it."""
     if text:
         kv.put(_KEY + pool.encode(), text.encode())
     else:
@@ -14,6 +14,6 @@ def note(pool: str, text: str) -> None:
 
 
 def noted(pool: str) -> str:
-    """The note on a pool; empty if there is none."""
+    """Returns the note on a pool; empty if there is none."""
     found = kv.get(_KEY + pool.encode())
     return "" if found is None else bytes(found).decode()

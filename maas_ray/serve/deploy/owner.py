@@ -1,7 +1,7 @@
-"""The process that owns a deployment: it finishes it, or takes it back, whatever becomes of the command that asked for it.
+"""Owner of a deployment: a process that completes it or rolls it back even if the command that started it has ended.
 
-One actor of the cluster has this name, so one deployment is in progress at a time: two commands whose pools need the same
-room come one after the other, and neither waits for what the other one holds.
+It is one named actor of the cluster, so only one deployment is in progress at a time: two commands whose pools need
+the same resources run in sequence, and neither waits for what the other one holds.
 """
 
 import json
@@ -30,13 +30,13 @@ from maas_ray.store.objects import open_store
 NAME, NAMESPACE = "maas-ray-rollout", "maas-ray"
 POLL_S = 0.25
 KEEP_S = 60.0
-"""How long the outcome is kept for the command that asked."""
+"""Seconds for which the outcome is kept for the command."""
 COLLECT_S = 10.0
-"""After which it has not, and the next one may begin."""
+"""Seconds after which an uncollected outcome no longer blocks the next deployment."""
 BEGIN_S = 600.0
-"""After which an owner whose command has not told it to begin is removed: the command is gone."""
+"""Seconds after which an owner without `begin` is removed: its command has ended."""
 LOST_S = 120.0
-"""Longest time without an answer of the owner: it is started again when its process or node was lost."""
+"""Maximum seconds without a response of the owner: it is restarted if its process or node was lost."""
 _KEY = b"maas-ray:rollout:"
 _HEAD = {"node:__internal_head__": 0.001}
 
@@ -45,30 +45,30 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class DeploymentProgress:
-    """What an owner says of itself."""
+    """Progress report of an owner."""
 
     ticket: str
-    """Of the command that asked."""
+    """Ticket of the command."""
     pools: tuple[str, ...]
     lines: tuple[str, ...]
-    """What was done so far, for people."""
+    """Progress so far, in lines for people."""
     outcomes: tuple[PoolOutcome, ...] | None
-    """One for each pool; None: not yet."""
+    """One outcome for each pool; None: not finished."""
     error: str = ""
-    """Why there is no outcome, if there never will be."""
+    """Why there is no outcome and will be none."""
     ended_for_s: float = 0.0
-    """How long it has been over."""
+    """Seconds since the deployment ended."""
     waits_for_s: float = 0.0
-    """How long it has been waiting to begin."""
+    """Seconds that it has been waiting for `begin`."""
 
 
 class DeploymentOwner:
-    """The actor. Its arguments are all that it needs, so that it continues after its process was lost.
+    """Actor of a deployment. Its arguments contain everything it needs, so that it continues after a lost process.
 
-    It waits for `begin`: its process starts, and imports what it needs, while the command starts Serve.
+    It waits for `begin`: its process starts and imports its modules while the command starts Serve.
 
     Args:
-        ticket: of the command that asks.
+        ticket: ticket of the command.
         spec: a `ServeSpec` as plain values, with an absolute store.
         timeout_s: overrides `rollout.timeout_s` of each pool.
     """
@@ -86,7 +86,7 @@ class DeploymentOwner:
         self._started_s = time.monotonic()
         self._lock = threading.Lock()
         self._has_begun = False
-        if _standings_of(ticket) is not None:  # by a process of this actor that was lost
+        if _standings_of(ticket) is not None:  # begun by an earlier process of this actor
             self.begin()
 
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class DeploymentOwner:
         threading.Thread(target=self._run, name="rollout", daemon=True).start()
 
     def progress(self) -> DeploymentProgress:
-        """What is done so far."""
+        """Returns the current progress."""
         names = tuple(pool.name for pool in self._spec.pools)
         now_s = time.monotonic()
         over_s = 0.0 if self._ended_s is None else now_s - self._ended_s
@@ -109,7 +109,7 @@ class DeploymentOwner:
         try:
             for pool in self._spec.pools:
                 if said := noted(pool.name):
-                    self._say(f"pool {pool.name!r}, the deployment before this one: {said}")
+                    self._say(f"pool {pool.name!r}: the previous deployment failed: {said}")
             rollout = Rollout(self._spec, self._previous(), self._timeout_s, self._say, self._claim)
             outcomes = rollout.run()
             self._record([outcome.pool for outcome in outcomes if not outcome.reason])
@@ -118,7 +118,7 @@ class DeploymentOwner:
             self._outcomes = tuple(outcomes)
         except MaasError as error:
             self._error = str(error)
-        except Exception as error:  # the command must hear of whatever it is
+        except Exception as error:  # every error must be reported to the command
             log.exception("the deployment failed")
             self._error = f"{type(error).__name__}: {line(error)}"
         finally:
@@ -130,7 +130,7 @@ class DeploymentOwner:
         ray.kill(self._me, no_restart=True)
 
     def _previous(self) -> dict[str, Standing | None]:
-        """What the pools were before this deployment began; also if this process is not its first."""
+        """Returns the state of the pools before this deployment began, also if an earlier process began it."""
         known = _standings_of(self._ticket)
         if known is None:
             standings = read_standings()
@@ -156,7 +156,7 @@ class DeploymentOwner:
         try:
             record(open_store(self._spec.storage), self._spec, pools)
         except MaasError as error:
-            self._say(f"the store has no record of it, so --restore would bring back what was served before: {error}")
+            self._say(f"the store could not record it, so --restore would restore the previous pools: {error}")
 
 
 def _to_plain(standing: Standing) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _from_plain(plain: dict[str, Any]) -> Standing:
 
 
 def _standings_of(ticket: str) -> bytes | None:
-    """What a deployment that has begun wrote down of the pools before it; None: it has not begun, or it is over."""
+    """Returns the recorded state of the pools before a deployment; None: it has not begun, or has ended."""
     return kv.get(_KEY + ticket.encode())
 
 
@@ -186,17 +186,17 @@ def _forget(ticket: str) -> None:
 def owner_of(
     ticket: str, spec: ServeSpec, timeout_s: float | None, wait_s: float, say: Callable[[str], None]
 ) -> Iterator[Any]:
-    """An owner that has not begun; it is removed if the block fails before it has.
+    """Yields an owner that has not begun; removes it if the block fails before it has.
 
     Args:
         ticket: a random name of this deployment.
-        spec: the pools, with an absolute store.
+        spec: spec of the pools, with an absolute store.
         timeout_s: overrides `rollout.timeout_s` of each pool.
-        wait_s: longest wait for a deployment of somebody else.
-        say: called with what is being done.
+        wait_s: maximum wait for another deployment.
+        say: receives progress lines.
 
     Raises:
-        ClusterError: another one did not end in time.
+        ClusterError: another deployment did not end in time.
     """
     actor = _start(ticket, spec, timeout_s, time.monotonic() + wait_s, wait_s, say)
     try:
@@ -208,11 +208,11 @@ def owner_of(
 
 
 def follow(actor: Any, say: Callable[[str], None]) -> tuple[PoolOutcome, ...]:
-    """Has an owner begin, and follows it to its end.
+    """Starts the deployment of an owner, and follows it until it ends.
 
     Args:
-        actor: from `owner_of`.
-        say: called with what is being done.
+        actor: owner from `owner_of`.
+        say: receives progress lines.
 
     Raises:
         ClusterError: the owner was lost or failed.
@@ -221,13 +221,13 @@ def follow(actor: Any, say: Callable[[str], None]) -> tuple[PoolOutcome, ...]:
     while True:
         try:
             progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)
-            if progress.waits_for_s:  # also a new process of an owner that was lost at once
+            if progress.waits_for_s:  # also for a new process after an early loss
                 ray.get(actor.begin.remote(), timeout=LOST_S)
             heard = time.monotonic()
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             if time.monotonic() - heard > LOST_S:
                 raise ClusterError(
-                    f"the actor {NAME!r} that owns the deployment was lost and has not come back within {LOST_S:g} s: "
+                    f"the actor {NAME!r} that owns the deployment was lost and did not restart within {LOST_S:g} s: "
                     f"{line(error)}; see `maas-ray status`"
                 ) from error
             time.sleep(POLL_S)
@@ -265,19 +265,19 @@ def _start(
         except ValueError:  # the name is taken
             other = _other()
         if other is not None and not has_said:
-            say(f"waiting for another deployment, of pool {', '.join(other.pools)}")
+            say(f"waiting for another deployment to end; its pools: {', '.join(other.pools)}")
             has_said = True
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"another deployment did not end within {wait_s:g} s"
-                + (f"; it is of pool {', '.join(other.pools)}" if other is not None else "")
-                + ": wait for it, and deploy again"
+                + (f"; its pools: {', '.join(other.pools)}" if other is not None else "")
+                + "; wait until it ends, and deploy again"
             )
         time.sleep(POLL_S)
 
 
 def _other() -> DeploymentProgress | None:
-    """The deployment that is in progress; one that is over, and whose command is gone, is removed."""
+    """Returns the deployment in progress; removes one that has ended and whose command has gone."""
     try:
         actor = ray.get_actor(NAME, namespace=NAMESPACE)
         progress: DeploymentProgress = ray.get(actor.progress.remote(), timeout=LOST_S)

@@ -1,4 +1,4 @@
-"""Decides, before anything starts, how a pool is deployed: what it needs, what is free, and in which way it gets there."""
+"""Deployment plan of a pool, made before anything starts: required resources, free resources, and rollout steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange
 
 
 class NoRoomNow(ResourcesMissing):
-    """The cluster is large enough, but others hold the room."""
+    """The cluster is large enough, but other workloads use the resources."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class UpdatePlan:
 
     pool: str
     needed: str
-    """What the new replicas take, beside what runs."""
+    """Resources of the new replicas, in addition to those in use."""
     free: str
-    """What is free on the nodes that the pool may use."""
+    """Free resources of the nodes that the pool may use."""
     way: Way
     what: str
     """`first start`, `update`, `scaling`, or `nothing changes`."""
     num_new: int
-    """Replicas that start."""
+    """Number of replicas to start."""
     is_at_once: bool
-    """Whether all new replicas fit beside all that runs."""
+    """Whether all new replicas fit in addition to everything that runs."""
 
     def __str__(self) -> str:
         how = f": {self.way.describe()}" if self.what == "update" else ""
@@ -41,17 +41,17 @@ class UpdatePlan:
 def plan(
     pool: PoolSpec, spec: ApplicationSpec, standing: Standing | None, nodes: Sequence[Node], may_grow: bool = False
 ) -> UpdatePlan:
-    """The way of one pool.
+    """Returns the plan of one pool.
 
     Args:
-        pool: what it is to be.
-        spec: the same, as its replicas get it.
-        standing: what it is now; None: there is none.
-        nodes: the cluster's nodes, with what is free on each.
-        may_grow: whether an autoscaler may add nodes for all of it.
+        pool: wanted pool.
+        spec: the same pool, as its replicas receive it.
+        standing: current state of the pool; None: it does not exist.
+        nodes: nodes of the cluster with their free resources.
+        may_grow: whether an autoscaler may add nodes for the whole pool.
 
     Raises:
-        NoRoomNow: it would fit if others used less.
+        NoRoomNow: it would fit if other workloads used less.
         ResourcesMissing: it can never fit, or only with a downtime that the spec does not allow.
     """
     needs, nodes = needs_of(spec), [node for node in nodes if node.has_labels(spec.placement.labels)]
@@ -80,21 +80,21 @@ def plan(
         old_needs = needs_of(old_spec) if old_spec is not None else needs
         way = _way(room, old, old_needs, needs, num)
         if way is None:
-            raise NoRoomNow(_no_room(pool, needed, free, "even in the place of the old replicas; others hold the room"))
+            raise NoRoomNow(_no_room(pool, needed, free, "even if the old replicas end; other workloads use the rest"))
         if way.is_away and not pool.rollout.allow_downtime:
             raise ResourcesMissing(
-                f"pool {pool.name!r} cannot be updated without being away: {needed} do not fit beside the "
-                f"{len(old)} that run{'s' if len(old) == 1 else ''} (free: {free}), nor one after another; add room, "
+                f"pool {pool.name!r} cannot be updated without downtime: {needed} fit neither in addition to the "
+                f"{len(old)} running replica{'' if len(old) == 1 else 's'} (free: {free}) nor in steps; add nodes, "
                 "or accept the downtime with rollout.allow_downtime: true"
             )
         return found(way, False)
-    raise NoRoomNow(_no_room(pool, needed, free, "others hold the room (`ray status`)"))
+    raise NoRoomNow(_no_room(pool, needed, free, "other workloads use the rest (`ray status`)"))
 
 
 def _way(
     room: FreeResources, old: Sequence[str], old_needs: dict[str, float], needs: dict[str, float], num: int
 ) -> Way | None:
-    """The way that loses least; None where the new replicas do not fit even after all old ones have ended."""
+    """Returns the way that loses least capacity; None if the new replicas do not fit even without the old ones."""
     first = min(num - 1, room.copy().place(needs, num))
     if first > 0 and can_replace(room, old, old_needs, needs, num, first):
         return Way(first, num)
@@ -107,13 +107,13 @@ def _way(
 
 
 def _number(spec: ApplicationSpec, num_old: int) -> int:
-    """Replicas that Serve starts: of a range those that run already, within its bounds."""
+    """Returns the number of replicas that Serve starts: for a range the running ones, within its bounds."""
     wanted = spec.replicas
     return min(max(num_old, wanted.min), wanted.max) if isinstance(wanted, ReplicaRange) else wanted
 
 
 def _check_ever(pool: PoolSpec, spec: ApplicationSpec, nodes: Sequence[Node], num: int) -> None:
-    """Refuses what would not fit if nothing else ran."""
+    """Raises an error for a pool that would not fit even on an empty cluster."""
     needs = needs_of(spec)
     whole = FreeResources({node.id: dict(node.total) for node in nodes}, spec.placement.strategy == "one_per_node")
     fitted = whole.place(needs, num)
@@ -123,14 +123,14 @@ def _check_ever(pool: PoolSpec, spec: ApplicationSpec, nodes: Sequence[Node], nu
     total = say_free([Node(node.id, node.address, node.total, node.total, node.labels) for node in nodes], needs)
     rule = ", one per node" if spec.placement.strategy == "one_per_node" else ""
     raise ResourcesMissing(
-        f"pool {pool.name!r} can never run on this cluster: it needs {num} × {say_needs(needs)}{rule}, and {fitted} of "
-        f"them fit on its {len(nodes)} nodes{labels} even if nothing else ran (they have: {total}); lower replicas or "
-        "resources, change placement, or add nodes"
+        f"pool {pool.name!r} can never run on this cluster: it needs {num} × {say_needs(needs)}{rule}, but only "
+        f"{fitted} fit on its {len(nodes)} nodes{labels}, even without other workloads (total: {total}); lower "
+        "replicas or resources, change placement, or add nodes"
     )
 
 
 def _no_room(pool: PoolSpec, needed: str, free: str, why: str) -> str:
     return (
-        f"no room for pool {pool.name!r} now: it needs {needed}, free: {free}; {why}: wait, end something, add nodes, or "
-        "set rollout.preempt_training to have training runs give way"
+        f"not enough free resources for pool {pool.name!r}: it needs {needed}, free: {free}; {why}: wait, end other "
+        "workloads, add nodes, or set rollout.preempt_training to preempt training runs"
     )

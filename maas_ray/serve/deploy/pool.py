@@ -1,4 +1,4 @@
-"""Pools on a Ray cluster: deploy, look, undeploy, and the builder that `serve deploy` calls."""
+"""Pools on a Ray cluster: deploy, status, undeploy, and the application builder for `serve deploy`."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ __all__ = ["PoolStatus", "build", "deploy", "status", "undeploy"]
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application builder that a Serve config names as `maas_ray.serve:build`.
+    """Application builder that a Serve config names as `maas_ray.serve:build`.
 
     Args:
-        args: the `args` of the application in the config: an `ApplicationSpec`.
+        args: `args` of the application in the config: an `ApplicationSpec`.
 
     Raises:
         SpecError: the arguments are not valid; Serve shows the message as the application's.
-        ClusterError: the fronts of this cluster could not all be reached.
+        ClusterError: the fronts of this cluster would not all be reachable.
     """
     check_configured_host()
     return bind(parse_spec(ApplicationSpec, args, source="args"))

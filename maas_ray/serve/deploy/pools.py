@@ -1,4 +1,4 @@
-"""Deploys and removes pools. Every wait is bounded."""
+"""Deploys and removes pools. Every wait has a time limit."""
 
 import time
 import uuid
@@ -25,28 +25,28 @@ from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.suggestions import known_names
 
 FRONT_S = 180.0
-"""Longest wait for Serve to start, and again for the front to know the pools."""
+"""Maximum seconds until Serve has started, and again until the front has the routes of the pools."""
 QUEUE_S = 1800.0
-"""Longest wait for the deployment of somebody else."""
+"""Maximum seconds of waiting for another deployment."""
 
 
 def deploy(
     spec: ServeSpec, timeout_s: float | None = None, say: Callable[[str], None] = lambda text: None
 ) -> list[PoolStatus]:
-    """Deploys every pool of a spec and returns once each answers over HTTP. Pools of other specs are left alone.
+    """Deploys every pool of a spec and returns once each answers over HTTP. Pools of other specs are not changed.
 
     Deploying the same spec again changes nothing; deploying a changed one replaces replicas without a failed request. A
-    pool that does not get there is taken back to what it was; the others are deployed all the same.
+    pool whose deployment fails is rolled back; the others are deployed anyway.
 
     Args:
-        spec: the pools.
-        timeout_s: longest time without one more ready replica; None: `rollout.timeout_s` of each pool.
-        say: called with what is being done, line by line: what each pool needs, what is free, in which way it is updated.
+        spec: spec of the pools.
+        timeout_s: maximum time without an additional ready replica; None: `rollout.timeout_s` of each pool.
+        say: receives progress lines: required resources, free resources and rollout steps of each pool.
 
     Raises:
-        ClusterError: not connected to Ray, the cluster has another profile or port, or a pool did not get healthy in
-            time and was taken back; the message holds the replica's own reason.
-        ResourcesMissing: there is no room; says what is needed and what is free.
+        ClusterError: not connected to Ray, the cluster has another profile or port, or a pool did not become healthy in
+            time and was rolled back; the message contains the replica's own reason.
+        ResourcesMissing: not enough free resources; names the required and the free ones.
         NotFound: the registry has no such model, version or alias.
     """
     if not ray.is_initialized():
@@ -64,7 +64,7 @@ def deploy(
         raise _failure(outcomes)
     deadline = time.monotonic() + front_s
     answers = with_reasons(lambda: _answers(spec)) if spec.profile == "fast" else lambda: _answers(spec)
-    patiently(lambda: wait("the HTTP front", deadline, front_s, answers), front_s)
+    patiently(lambda: wait("the start of the HTTP front", deadline, front_s, answers), front_s)
     unserved = _unserved(spec)
     return [replace(pool, unserved=unserved.get(pool.name, ())) for pool in status([pool.name for pool in spec.pools])]
 
@@ -80,22 +80,22 @@ def _open_front(spec: ServeSpec, timeout_s: float) -> None:
 
 
 def _failure(outcomes: Iterable[PoolOutcome]) -> ClusterError:
-    """What to raise where not all pools are as the spec says."""
+    """Returns the error to raise if a pool is not as in the spec."""
     failed = [outcome for outcome in outcomes if outcome.reason]
     done = [outcome.pool for outcome in outcomes if not outcome.reason]
     texts = [f"{outcome.reason}; {outcome.what}" for outcome in failed]
     if done:
-        texts.append(f"deployed as described: {', '.join(done)}")
+        texts.append(f"deployed as specified: {', '.join(done)}")
     kind = ResourcesMissing if all(outcome.code == ResourcesMissing.code for outcome in failed) else ClusterError
     return kind("; ".join(texts))
 
 
 def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
-    """Drains and removes pools, also from the store's record of what is served.
+    """Drains and removes pools, also from the store's record of served pools.
 
     Raises:
         NotFound: there is no such pool; nothing was removed.
-        ClusterError: a pool was not gone in time.
+        ClusterError: a pool was not removed in time.
     """
     wanted = list(names)
     known = {pool.name for pool in status()}
@@ -108,15 +108,15 @@ def undeploy(names: Iterable[str], timeout_s: float = 120.0) -> None:
     for name in wanted:
         delete_without_waiting(name)
     for name in wanted:
-        wait(f"the end of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
+        wait(f"the removal of pool {name!r}", deadline, timeout_s, lambda name=name: is_gone(name))  # type: ignore[misc]
         note(name, "")
         if (spec := specs.get(name)) is not None:
             forget(open_store(spec.storage), spec.cluster, [name])
 
 
 def _check_models(spec: ServeSpec, store: ObstoreStore) -> None:
-    """A name that does not exist is reported here and now, instead of after three failed starts of a replica."""
-    # One that is a pattern may well match nothing yet.
+    """Raises an error for a missing model now, instead of after three failed starts of a replica."""
+    # A pattern may match nothing yet.
     listed = [model for pool in spec.pools for model in pool.models if not model.is_pattern]
     for found in Registry(store).resolve_all((model.name, model.ref) for model in listed):
         if isinstance(found, MaasError):

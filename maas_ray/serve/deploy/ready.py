@@ -1,4 +1,4 @@
-"""Whether one pool answers through the front of this node. The fronts of other nodes are no reason to take it back."""
+"""Readiness of a pool through the front of this node. Fronts of other nodes are no reason for a rollback."""
 
 import ray
 from ray import serve
@@ -8,7 +8,7 @@ from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
 
 
 def not_ready(spec: ServeSpec, pool: PoolSpec) -> str:
-    """Why a pool is not ready, as a caller on this node finds out; empty if it is, or this node has no front to ask."""
+    """Returns why a pool is not ready for clients on this node; empty if it is, or this node has no front."""
     if spec.http.tls is not None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
         return ""
     urls = front_urls(spec.http.host, spec.http.port, [ray.util.get_node_ip_address()])

@@ -1,8 +1,9 @@
-"""What a cluster serves, written down in the store: a cluster that was lost whole is served again from it.
+"""Record of the pools that a cluster serves, in the store: a lost cluster can be restored from it.
 
     served/<cluster>/log/…    {type: served, pools: [names], spec: a ServeSpec} and {type: ended, pools: [names]}
 
-Each record has the whole description of its pools; what is in force is a fold over them. Knows no Ray.
+Each record contains the whole description of its pools; a fold over the records gives the current state. Independent
+of Ray.
 """
 
 import re
@@ -17,7 +18,7 @@ from maas_ray.store.sequence import Record, Sequence
 
 PREFIX = "served"
 RECORDS = re.compile(rf"{PREFIX}/[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Prefixes of the records of all clusters of a store."""
+"""Prefixes of the records of all clusters in a store."""
 
 
 class Event(Document):
@@ -29,15 +30,15 @@ class Event(Document):
 
 
 def record(store: ObjectStore, spec: ServeSpec, pools: Iterable[str]) -> None:
-    """Writes down that pools of a spec are in force; each replaces an earlier one of its name.
+    """Records that pools of a spec are deployed; each replaces an earlier one of its name.
 
     Args:
-        store: of the spec.
-        spec: what was deployed.
-        pools: names of those of its pools that run as it says.
+        store: store of the spec.
+        spec: spec that was deployed.
+        pools: names of its pools that run as specified.
 
     Raises:
-        StoreError: it could not be written.
+        StoreError: the record could not be written.
     """
     names = sorted(pools)
     event = {"type": "served", "pools": names, "spec": spec.model_dump(mode="json")}
@@ -45,7 +46,7 @@ def record(store: ObjectStore, spec: ServeSpec, pools: Iterable[str]) -> None:
 
 
 def forget(store: ObjectStore, cluster: str, pools: Iterable[str]) -> None:
-    """Writes down that pools were ended; those that no record names do not matter."""
+    """Records that pools have ended; names without a record are ignored."""
     ended = set(pools)
     found = latest(store, cluster)
     if found is not None and ended.intersection(pool.name for pool in found.pools):
@@ -54,14 +55,14 @@ def forget(store: ObjectStore, cluster: str, pools: Iterable[str]) -> None:
 
 
 def latest(store: ObjectStore, cluster: str = "default") -> ServeSpec | None:
-    """What is in force: the pools of all records, with the addresses and the profile of the newest one.
+    """Returns the deployed pools: those of all records, with the addresses and the profile of the newest one.
 
     Returns:
-        None where nothing was ever served, or everything has ended.
+        None if nothing was ever served, or everything has ended.
 
     Raises:
-        ObjectCorrupt: a record is altered or malformed; names it.
-        SpecError: a record is of another version of this library, with fields that this one does not know.
+        ObjectCorrupt: a record was altered or is malformed; the message names it.
+        SpecError: a record was written by another version of this library, with fields unknown to this one.
     """
     pools: dict[str, Any] = {}
     newest: dict[str, Any] | None = None
@@ -79,7 +80,7 @@ def latest(store: ObjectStore, cluster: str = "default") -> ServeSpec | None:
 
 
 def read_event(found: Record) -> Event:
-    """What a record says. Raises `ObjectCorrupt`."""
+    """Parses a record. Raises `ObjectCorrupt`."""
     event: Event = read_document(Event, found.event, found.key)
     return event
 

@@ -1,4 +1,4 @@
-"""Why the HAProxy of a node does not start, where the launcher there has said so. Serve itself says nothing of it."""
+"""Reports why the HAProxy of a node does not start, as recorded by the launcher there; Serve does not report it."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from maas_ray.cluster.node.open_files import refusals
 from maas_ray.errors import ClusterError
 
 LOOK_S = 3.0
-"""Between two looks."""
+"""Seconds between two checks."""
 
 
 def refuse_without_front() -> None:
-    """Raises `ClusterError` with the reason of each node whose HAProxy cannot be started; a lost node has none."""
+    """Raises `ClusterError` with the reasons of all nodes whose HAProxy cannot be started; lost nodes have none."""
     try:
         found = refusals()
     except ray.exceptions.RayError:
@@ -23,7 +23,7 @@ def refuse_without_front() -> None:
 
 
 def with_reasons(is_done: Callable[[], str]) -> Callable[[], str]:
-    """A condition to wait for, whose wait ends with the reason if a front was refused: it would last to its end."""
+    """Wraps a condition to wait for, so that the wait ends with the reason if a front cannot start."""
     look_at = time.monotonic() + LOOK_S
 
     def look() -> str:

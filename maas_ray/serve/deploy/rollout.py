@@ -1,7 +1,7 @@
-"""Deploys the pools of a spec, watches each until it runs, and takes back those that do not get there.
+"""Rollout: deploys the pools of a spec, watches each until it runs, and rolls back those that fail.
 
-Pools that all fit beside what runs are deployed together. Otherwise they come one after another, each to its end, so that
-no two of them hold half of the room that both need.
+If all pools fit in addition to what runs, they are deployed together. Otherwise they are deployed in sequence, so that
+two pools never hold one half each of the resources that both need.
 """
 
 import time
@@ -28,9 +28,9 @@ from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ServeSpec
 
 POLL_S = 0.25
 ROOM_S = 15.0
-"""Time for room that something has just left to become free, and to be seen."""
+"""Seconds until resources that were just released are free and visible."""
 BACK_S = 180.0
-"""Longest wait for a pool that was taken back."""
+"""Maximum seconds of waiting for a pool that was rolled back."""
 
 log = get_logger(__name__)
 
@@ -41,9 +41,9 @@ class PoolOutcome:
 
     pool: str
     reason: str = ""
-    """Why it is not as the spec says; empty if it is."""
+    """Why it is not as specified; empty if it is."""
     what: str = ""
-    """What was done about it."""
+    """What was done then."""
     code: str = ClusterError.code
 
 
@@ -51,11 +51,11 @@ class Rollout:
     """One deployment of a spec.
 
     Args:
-        spec: the pools, with an absolute store.
-        previous: what each of them was before, by name; None: it was not there.
+        spec: spec of the pools, with an absolute store.
+        previous: state of each pool before the deployment, by name; None: it did not exist.
         timeout_s: overrides `rollout.timeout_s` of each pool.
-        say: called with what is being done, for people.
-        claim: called with a pool for which training runs are to give way; see cluster/capacity/claims.py.
+        say: receives progress lines.
+        claim: called with a pool that preempts training runs; see cluster/capacity/claims.py.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Rollout:
         self._applications = {pool.name: application_spec(pool, spec) for pool in spec.pools}
 
     def run(self) -> list[PoolOutcome]:
-        """Deploys all pools; every wait in it is bounded."""
+        """Deploys all pools; every wait has a time limit."""
         plans = self._together()
         if plans is not None:
             for found in plans.values():
@@ -85,14 +85,14 @@ class Rollout:
             try:
                 found = self._wait_for_room(pool)
             except MaasError as error:
-                outcomes.append(PoolOutcome(pool.name, str(error), "it was left as it is", error.code))
+                outcomes.append(PoolOutcome(pool.name, str(error), "it was not changed", error.code))
                 continue
             self._say(str(found))
             outcomes += self._deploy([pool], {pool.name: found})
         return outcomes
 
     def _together(self) -> dict[str, UpdatePlan] | None:
-        """The plans of all pools, if they all fit beside all that runs."""
+        """Returns the plans of all pools if they all fit in addition to everything that runs."""
         nodes, standings, plans = living_nodes(), read_standings(), {}
         for pool in self._spec.pools:
             try:
@@ -122,7 +122,7 @@ class Rollout:
                 if time.monotonic() > deadline:
                     raise
                 if pool.rollout.preempt_training and not has_claimed:
-                    self._say(f"pool {pool.name!r}: no room; training runs are asked to give way")
+                    self._say(f"pool {pool.name!r}: not enough free resources; preempting training runs")
                     self._claim(pool)
                     has_claimed = True
             time.sleep(2 * POLL_S)
@@ -144,7 +144,7 @@ class Rollout:
                     outcomes.append(PoolOutcome(watch.pool.name))
                 except ClusterError as error:
                     reason = f"{error}{self._missing(watch, standings.get(watch.pool.name))}"
-                    self._say(f"pool {watch.pool.name!r}: {reason}; it is being taken back")
+                    self._say(f"pool {watch.pool.name!r}: {reason}; rolling it back")
                     outcomes.append(
                         PoolOutcome(watch.pool.name, reason, self._take_back(watch.pool, plans[watch.pool.name].way))
                     )
@@ -161,34 +161,38 @@ class Rollout:
         patiently(lambda: serve.run_many(targets, **options), BACK_S)
 
     def _take_back(self, pool: PoolSpec, way: Way) -> str:
-        """Gives a pool the description that it had; returns what became of it."""
+        """Restores the previous description of a pool; returns the result as text."""
         previous = self._previous.get(pool.name)
         try:
             if previous is None:
                 delete_without_waiting(pool.name)
-                wait(f"the end of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_gone(pool.name))
-                return "it was new, and was removed again"
+                wait(
+                    f"the removal of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_gone(pool.name)
+                )
+                return "the new pool was removed"
             if previous.spec is None:
-                return "what it was before is not known, so it stays as it is: deploy a spec that works"
+                return "its previous spec is unknown, so it was not rolled back: deploy a working spec"
             num = max(1, len(previous.running))
             self._put([(previous, previous.spec, replace(way, num_first=min(way.num_first, num), num_replicas=num))])
-            wait(f"pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_running(pool.name))
+            wait(
+                f"the rollback of pool {pool.name!r}", time.monotonic() + BACK_S, BACK_S, lambda: is_running(pool.name)
+            )
         except MaasError as error:
-            return f"it was to be taken back to what it was, and that failed: {error}"
-        return "it was taken back to what it was"
+            return f"the rollback to the previous version failed: {error}"
+        return "it was rolled back to the previous version"
 
     def _missing(self, watch: "Watch", standing: Standing | None) -> str:
-        """What new replicas lack that have no node."""
+        """Returns the missing resources of new replicas that no node can run."""
         waiting = [one for one in standing.replicas if one.node is None and one.state == "STARTING"] if standing else []
         if not waiting:
             return ""
         spec = self._applications[watch.pool.name]
         needs = needs_of(spec)
         nodes = [node for node in living_nodes() if node.has_labels(spec.placement.labels)]
-        return f"; no room: {len(waiting)} × {say_needs(needs)} wait, free: {say_free(nodes, needs)}"
+        return f"; not enough free resources: {len(waiting)} × {say_needs(needs)} wait, free: {say_free(nodes, needs)}"
 
     def _missing_of(self, pool: PoolSpec) -> Callable[[], str]:
-        """What a pool lacks, first in Serve's eyes and then in those of a caller; empty if nothing."""
+        """Returns a function with the reason why a pool is not ready, from Serve and then from the front; or empty."""
         return lambda: is_running(pool.name) or not_ready(self._spec, pool)
 
     def _timeout_of(self, pool: PoolSpec) -> float:
@@ -196,13 +200,13 @@ class Rollout:
 
 
 class Watch:
-    """Follows one pool until it runs as described.
+    """Watches one pool until it runs as specified.
 
     Args:
         pool: the pool.
-        timeout_s: longest time without one more ready replica that was not there before.
+        timeout_s: maximum time without an additional ready replica.
         before: ids of the replicas that ran before.
-        missing: what the pool lacks; empty if nothing.
+        missing: returns why the pool is not ready; empty if it is.
     """
 
     def __init__(self, pool: PoolSpec, timeout_s: float, before: set[str], missing: Callable[[], str]) -> None:
@@ -214,7 +218,7 @@ class Watch:
         self._deadline = time.monotonic() + timeout_s
 
     def look(self, standing: Standing | None) -> bool:
-        """Whether the pool is there. Raises `ClusterError` if it failed, or nothing has happened for too long."""
+        """Whether the pool is ready. Raises `ClusterError` if it failed, or made no progress for too long."""
         missing = self._look()
         if not missing:
             return True
@@ -223,12 +227,12 @@ class Watch:
         if num_ready > self._num_ready:
             self._num_ready, self._deadline = num_ready, time.monotonic() + self._timeout_s
         if time.monotonic() > self._deadline:
-            raise ClusterError(f"pool {self.pool.name!r} was not there within {self._timeout_s:g} s: {missing}")
+            raise ClusterError(f"pool {self.pool.name!r} was not ready within {self._timeout_s:g} s: {missing}")
         return False
 
 
 def _without(nodes: Sequence[Node], spec: ApplicationSpec, num: int) -> list[Node]:
-    """The nodes with less free, as if new replicas ran there."""
+    """Returns the nodes with fewer free resources, as if new replicas ran there."""
     room = FreeResources({node.id: dict(node.free) for node in nodes if node.has_labels(spec.placement.labels)})
     room.place(needs_of(spec), num)
     return [replace(node, free=room.free.get(node.id, node.free)) for node in nodes]

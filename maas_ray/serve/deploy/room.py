@@ -1,4 +1,4 @@
-"""Room for replicas on nodes: where they fit, in which steps old ones can be replaced, and both in words. Knows no Serve."""
+"""Free resources on nodes: placement of replicas, replacement in steps, and texts for both. Independent of Serve."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,22 +11,22 @@ Needs = Mapping[str, float]
 
 
 def needs_of(spec: ServingSpec) -> dict[str, float]:
-    """What one replica takes, by Ray's names; zeros are left out."""
+    """Returns the resources of one replica by Ray's names, without zeros."""
     wanted: dict[str, float] = {"CPU": spec.resources.cpus, "GPU": spec.resources.gpus}
     wanted["memory"] = float(spec.resources.memory_bytes or 0)
     if spec.placement.accelerator is not None:
-        wanted[f"accelerator_type:{spec.placement.accelerator}"] = 0.001  # as Ray asks for it
+        wanted[f"accelerator_type:{spec.placement.accelerator}"] = 0.001  # the amount that Ray itself requests
     return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
 def say_needs(needs: Needs) -> str:
-    """`1.5 CPU, 1 GPU`."""
+    """Returns text such as `1.5 CPU, 1 GPU`."""
     said = [_say(name, amount) for name, amount in needs.items()]
     return ", ".join(said) or "nothing"
 
 
 def say_free(nodes: Sequence[Node], needs: Needs) -> str:
-    """What is free of what is needed, node by node."""
+    """Returns the free amounts of the required resources as text, node by node."""
     said = [
         f"{', '.join(_say(name, node.free.get(name, 0.0)) for name in needs)} on {node.address} (node {node.id[:6]})"
         for node in sorted(nodes, key=lambda node: -node.free.get("CPU", 0.0))
@@ -39,18 +39,18 @@ def _say(name: str, amount: float) -> str:
     if name == "memory":
         return f"{amount / (1 << 30):.1f} GiB of memory"
     if name.startswith("accelerator_type:"):
-        return f"{name.partition(':')[2]} {'there' if amount else 'not there'}"
+        return f"{name.partition(':')[2]} {'available' if amount else 'not available'}"
     return f"{round(amount, 3):g} {name}"
 
 
 @dataclass
 class FreeResources:
-    """Free resources of the nodes that a pool may use, to try placements on.
+    """Free resources of the nodes that a pool may use, for trial placements.
 
     Args:
-        free: by node.
-        one_per_node: whether a node holds one replica at most.
-        taken: nodes that hold a replica of the pool, each as often as it does.
+        free: free resources by node.
+        one_per_node: whether a node runs at most one replica.
+        taken: nodes that run replicas of the pool, once per replica.
     """
 
     free: dict[str, dict[str, float]]
@@ -58,11 +58,11 @@ class FreeResources:
     taken: list[str] = field(default_factory=list)
 
     def copy(self) -> "FreeResources":
-        """A copy that can be changed by itself."""
+        """Returns an independent copy."""
         return FreeResources({node: dict(has) for node, has in self.free.items()}, self.one_per_node, list(self.taken))
 
     def place(self, needs: Needs, limit: int) -> int:
-        """Places up to `limit` replicas, each on the node that has fewest of them; returns how many fitted."""
+        """Places up to `limit` replicas, each on the node with the fewest; returns the number placed."""
         for placed in range(limit):
             fitting = [node for node in self.free if self._fits(node, needs)]
             if not fitting:
@@ -73,7 +73,7 @@ class FreeResources:
         return limit
 
     def release(self, node: str, needs: Needs) -> None:
-        """Ends a replica."""
+        """Releases the resources of a replica."""
         if node in self.free:
             self._add(node, needs, 1)
         if node in self.taken:
@@ -82,7 +82,7 @@ class FreeResources:
     def _fits(self, node: str, needs: Needs) -> bool:
         if self.one_per_node and node in self.taken:
             return False
-        # The tolerance keeps 0.1 + 0.2 CPUs inside 0.3.
+        # The tolerance makes 0.1 + 0.2 CPUs fit in 0.3.
         return all(self.free[node].get(name, 0.0) + 1e-6 >= amount for name, amount in needs.items())
 
     def _add(self, node: str, needs: Needs, sign: int) -> None:
@@ -93,18 +93,18 @@ class FreeResources:
 def can_replace(
     room: FreeResources, old: Sequence[str], old_needs: Needs, needs: Needs, num: int, num_first: int
 ) -> bool:
-    """Whether replicas can be replaced in steps: `num_first` new ones start, then as many old ones end; 0: the reverse.
+    """Whether replicas can be replaced in steps: start `num_first` new ones, then end as many old ones; 0: reversed.
 
     Args:
-        room: free now, beside the old replicas.
-        old: the node of each old replica.
-        old_needs: what an old replica takes.
-        needs: what a new one takes.
-        num: new replicas wanted.
+        room: free resources, in addition to the old replicas.
+        old: node of each old replica.
+        old_needs: resources of an old replica.
+        needs: resources of a new replica.
+        num: number of new replicas.
         num_first: new replicas beyond the pool's number.
     """
     room, old, placed = room.copy(), list(old), 0
-    while len(old) > num:  # first the pool gets smaller
+    while len(old) > num:  # scale down first
         room.release(old.pop(), old_needs)
     while placed < num:
         if num_first == 0 and old and len(old) + placed >= num:

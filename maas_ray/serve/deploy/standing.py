@@ -1,4 +1,4 @@
-"""What Serve's controller holds of a pool: its description, as its replicas are started with it, and where they are."""
+"""State of a pool in Serve's controller: the description with which its replicas are started, and their nodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,33 +19,33 @@ class ReplicaState:
 
     id: str
     state: str
-    """Serve's word: `STARTING`, `RUNNING`, `STOPPING`, …"""
+    """Serve's name of the state: `STARTING`, `RUNNING`, `STOPPING`, …"""
     node: str | None
-    """None: it has no room yet."""
+    """None: it is not placed yet."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A pool that Serve knows."""
+    """A pool in Serve's controller."""
 
     name: str
     status: str
-    """Serve's word for the application: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, …"""
+    """Serve's status of the application: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, …"""
     route_prefix: str
     spec: ApplicationSpec | None
-    """What it is to be; None: it is none of ours."""
+    """Wanted state; None: the application is not a pool of this library."""
     version: str | None
-    """Stands for what its replicas are started with; see `binding.version_of`."""
+    """Digest of everything its replicas are started with; see `binding.version_of`."""
     replicas: Sequence[ReplicaState]
 
     @property
     def running(self) -> list[ReplicaState]:
-        """Replicas that answer."""
+        """Replicas that are running."""
         return [replica for replica in self.replicas if replica.state == "RUNNING"]
 
 
 def read_standings() -> dict[str, Standing]:
-    """All applications of the cluster by name; none where Serve does not run."""
+    """Returns all applications of the cluster by name; empty if Serve does not run."""
     client = running_client()
     if client is None:
         return {}
@@ -80,8 +80,8 @@ def _description(client: Any, name: str, deployment: str) -> tuple[ApplicationSp
     try:
         found = describe(client, deployment, name, CONTROLLER_TIMEOUT_S)
     except KeyError:
-        return None, None  # it goes away at this moment
+        return None, None  # it is being removed
     try:
         return parse_spec(ApplicationSpec, found.arguments[0], source=f"pool {name!r}"), found.version
     except SpecError:
-        return None, found.version  # a version of this library with other fields has deployed it
+        return None, found.version  # deployed by a version of this library with other fields

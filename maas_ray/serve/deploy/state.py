@@ -1,4 +1,4 @@
-"""Pools as Serve sees them, and waits for a state of theirs. Every wait is bounded."""
+"""Status of pools in Serve, and waits for a status. Every wait has a time limit."""
 
 import re
 import time
@@ -19,22 +19,22 @@ _REASON = re.compile(r"^(?:maas_ray\.errors\.\w+|[\w.]*(?:Error|Exception)): (.+
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """A pool as Serve sees it."""
+    """Status of a pool in Serve."""
 
     name: str
     status: str
-    """Serve's word: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, `UNHEALTHY`, `DELETING`, …"""
+    """Serve's status: `RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, `UNHEALTHY`, `DELETING`, …"""
     route_prefix: str
     num_running: int
-    """Replicas that answer."""
+    """Number of running replicas."""
     message: str
-    """Why it is not healthy, or why it is not as the last `maas-ray serve` said; empty if it is both."""
+    """Why it is not healthy, or differs from the last `maas-ray serve`; else empty."""
     unserved: tuple[str, ...] = ()
-    """Models that it cannot serve although it is healthy, each with the reason; filled by `deploy`."""
+    """Models that it cannot serve although it is healthy, each with the reason; set by `deploy`."""
 
 
 def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
-    """Pools by name, all of the cluster or those of `names` that exist."""
+    """Returns the status of all pools of the cluster, or of those in `names` that exist."""
     if not ray.is_initialized():
         raise ClusterError(
             "not connected to a Ray cluster; start one with `maas-ray up`, or call ray.init(address=...)"
@@ -56,15 +56,15 @@ def status(names: Iterable[str] | None = None) -> list[PoolStatus]:
 
 
 def wait(what: str, deadline: float, timeout_s: float, is_done: Callable[[], str]) -> None:
-    """Polls until `is_done` returns an empty string; what it returned last is the reason of a timeout."""
+    """Polls until `is_done` returns an empty string; the last text that it returned is the reason of a timeout."""
     while missing := is_done():
         if time.monotonic() > deadline:
-            raise ClusterError(f"{what} was not there within {timeout_s:g} s: {missing}")
+            raise ClusterError(f"{what} did not complete within {timeout_s:g} s: {missing}")
         time.sleep(POLL_S)
 
 
 def is_running(name: str) -> str:
-    """Empty once a pool runs, else what it lacks. Raises `ClusterError` once it cannot be deployed."""
+    """Returns an empty string once a pool runs, else the reason. Raises `ClusterError` if its deployment failed."""
     application = serve.status().applications.get(name)
     if application is None:
         return "Serve does not list it yet"
@@ -72,18 +72,18 @@ def is_running(name: str) -> str:
         return ""
     reason = _reason(application)
     if application.status == ApplicationStatus.DEPLOY_FAILED:
-        raise ClusterError(f"pool {name!r} cannot be deployed: {reason}")
-    return f"{application.status.value}: {reason or 'Serve gives no reason'}"
+        raise ClusterError(f"pool {name!r} could not be deployed: {reason}")
+    return f"{application.status.value}: {reason or 'Serve reports no reason'}"
 
 
 def is_gone(name: str) -> str:
-    """Empty once a pool is removed."""
+    """Returns an empty string once a pool is removed, else its status."""
     application = serve.status().applications.get(name)
-    return "" if application is None else f"it is {application.status.value}"
+    return "" if application is None else f"its status is {application.status.value}"
 
 
 def _reason(application: ApplicationStatusOverview) -> str:
-    """The replica's own words where there are any: the last error line of the traceback that Serve reports."""
+    """Returns the replica's own message if there is one: the last error line of the traceback that Serve reports."""
     texts = [application.message, *(item.message for item in application.deployments.values())]
     for text in reversed(texts):
         if found := _REASON.findall(text):

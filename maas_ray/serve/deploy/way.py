@@ -1,4 +1,4 @@
-"""The ways in which replicas of a new version take the place of old ones, as numbers for Serve. Knows no Ray."""
+"""Replacement of old replicas by a new version: step sizes in Serve's options. Independent of Ray."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Way:
     """How many replicas change at a time."""
 
     num_first: int
-    """New replicas that start before any old one ends; 0: an old one ends first."""
+    """New replicas that start before an old one ends; 0: an old one ends first."""
     num_replicas: int
-    """Of the pool."""
+    """Number of replicas of the pool."""
     is_away: bool = False
     """Whether all old replicas end before the first new one starts."""
 
@@ -21,22 +21,22 @@ class Way:
 
     @property
     def step(self) -> float:
-        """Serve's `rolling_update_percentage`: the share of replicas that end in one step, at least one."""
+        """Serve's `rolling_update_percentage`: share of the replicas that end in one step, at least one."""
         if self.is_away:
             return 1.0
-        # Serve rounds down, and then takes at least one: half of a replica is one at a time.
+        # Serve rounds down, and then uses at least one: half of a replica means one at a time.
         return min(1.0, max(0.5, self.num_first + 0.5) / self.num_replicas)
 
     def describe(self) -> str:
-        """What happens to the capacity meanwhile."""
+        """Returns the effect on the pool's capacity as text."""
         if self.is_away:
-            return "all old replicas end first: the pool is away until a new one is ready (rollout.allow_downtime)"
+            return "all old replicas end first: the pool is down until a new one is ready (rollout.allow_downtime)"
         if self.num_first >= self.num_replicas:
-            return "all new replicas start first; no capacity is lost"
+            return "all new replicas start first; no loss of capacity"
         if self.num_first:
-            return f"{self.num_first} at a time, the new one first; no capacity is lost"
-        return f"one at a time: 1 of {self.num_replicas} replicas is away at a time"
+            return f"{self.num_first} at a time, the new ones first; no loss of capacity"
+        return f"one at a time: 1 of {self.num_replicas} replicas is unavailable at a time"
 
 
 FIRST_START = Way(num_first=1, num_replicas=1)
-"""All new replicas first; what Serve is told where nothing is known of the room, and 100 percent of any number."""
+"""All new replicas first: the way if nothing is known of the free resources, and 100 percent of any number."""

@@ -1,1 +1,1 @@
-"""Between callers and replicas: Serve's proxy, HAProxy's limits, sleeping pools, and who may reach a replica."""
+"""Layer between clients and replicas: Serve's proxy, HAProxy's limits, pools scaled to zero, and access to replicas."""

@@ -1,7 +1,7 @@
-"""Tells the HAProxy of each node the limits of every pool: through Ray's key-value store, into a file beside its configuration.
+"""Publishes the limits of every pool to the HAProxy of each node, by Ray's key-value store and a file.
 
-Each replica publishes its own pool's before anything else; on each node one process that serves HTTP (a replica or a
-proxy) copies all of them, so that a front also knows the pools that have no replica on its node, or none at all.
+Each replica first publishes the limits of its own pool; on each node one process that serves HTTP (a replica or a
+proxy) copies all of them, so that a front also knows pools that have no replica on its node, or none at all.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from maas_ray.serve.spec.pools import LimitsSpec
 log = get_logger(__name__)
 
 FOLLOW_S = 2.0
-"""How often the limits of pools that start elsewhere are looked for; their models take longer to load."""
+"""Seconds between two reads of the limits of pools that start elsewhere; their models take longer to load."""
 _NAMESPACE = b"maas-ray"
 _PREFIX = b"limits/"
 _FILE_VARIABLE = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
@@ -30,7 +30,7 @@ _follower: threading.Thread | None = None
 
 
 def publish(application: str, limits: LimitsSpec) -> None:
-    """Makes the limits of a pool known to all nodes, and to this one at once. Nothing without HAProxy."""
+    """Publishes the limits of a pool to all nodes, and immediately to this one. Does nothing without HAProxy."""
     if not _has_haproxy():
         return
     entry = PoolLimits(limits.timeout_s, limits.drain_s, limits.max_body_bytes)
@@ -40,11 +40,11 @@ def publish(application: str, limits: LimitsSpec) -> None:
         path = _file()
         write_limits(path, {**read_limits(path), name: entry})
     except OSError as error:
-        log.warning("HAProxy of this node does not learn the limits of pool %s: %s", application, error)
+        log.warning("the limits of pool %s could not be passed to HAProxy of this node: %s", application, error)
 
 
 def follow() -> None:
-    """Keeps the file of this node up to date from now on, unless another process does. Nothing without HAProxy."""
+    """Keeps the file of this node up to date, unless another process does. Does nothing without HAProxy."""
     global _follower
     if _has_haproxy() and _follower is None:
         _follower = threading.Thread(target=_follow, name="front-limits", daemon=True)
@@ -52,7 +52,7 @@ def follow() -> None:
 
 
 def copy_all(path: Path) -> None:
-    """Writes down what every pool has published."""
+    """Writes the published limits of every pool."""
     found = {}
     for key in kv.keys(_PREFIX, _NAMESPACE):
         value = kv.get(key, _NAMESPACE)
@@ -70,9 +70,9 @@ def _follow() -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 copy_all(path)
             except BlockingIOError:
-                pass  # another process of this node does it
-            except Exception as error:  # whatever it is, a request must not suffer; the next look may succeed
-                log.debug("the limits of the pools were not read: %s", error)
+                pass  # another process of this node follows them
+            except Exception as error:  # in any case requests must not fail; the next attempt may succeed
+                log.debug("the limits of the pools could not be read: %s", error)
             pause.wait(FOLLOW_S)
 
 
@@ -85,5 +85,5 @@ def _file() -> Path:
 
 
 def _safe(name: str) -> str:
-    """As Serve writes the name of an application into HAProxy's configuration."""
+    """Returns the name of an application as Serve writes it in HAProxy's configuration."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("#", "-").replace("/", "."))

@@ -1,6 +1,6 @@
-"""Stands before Serve's own proxy: bounds what it takes into memory, and answers for pools that sleep without waking them.
+"""Middleware of Serve's own proxy: limits its memory for bodies, and answers for pools scaled to zero.
 
-Behind HAProxy that proxy gets the requests of pools without a replica; in the portable profile it gets all.
+Behind HAProxy that proxy receives the requests of pools without a replica; in the portable profile it receives all.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from maas_ray.store.objects import open_store
 log = get_logger(__name__)
 
 REMEMBER_S = 2.0
-"""How long what the controller said of a pool is taken to be true; a deployment that changed is seen after it."""
+"""Seconds for which the controller's information on a pool is cached; a changed deployment is seen after that."""
 ASK_S = 5.0
-"""Longest wait for the controller."""
+"""Maximum wait for the controller."""
 MAX_BYTES = 256 << 20
-"""Bytes of all bodies together that wait in this process."""
+"""Maximum bytes of all bodies that wait in this process."""
 SERVES_OWN = ("/-/healthz", "/-/routes")
 
 
 class _HasLeftError(Exception):
-    """The caller ended the connection in the middle of a body: nobody waits for an answer to a part of it."""
+    """The client closed the connection in the middle of a body: there is nobody to answer."""
 
 
 class Doorkeeper:
@@ -50,7 +50,7 @@ class Doorkeeper:
         self._router = proxy_router(app)
         self._pools: dict[Any, tuple[float, ApplicationSpec, Asleep]] = {}
         self._budget = ByteBudget(MAX_BYTES)
-        bound_handshakes(asyncio.get_running_loop())  # Serve makes its app in the loop in which the server will listen
+        bound_handshakes(asyncio.get_running_loop())  # Serve creates its app in the loop of the server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.pop(CONNECTION, None)  # Serve sends the scope to a replica
@@ -59,7 +59,7 @@ class Doorkeeper:
             return
         found = self._router.match_route(scope["path"])
         if found is None:
-            # Serve answers 404 in plain text, also before it has told this proxy what there is.
+            # Serve sends its 404 in plain text, also before this proxy has its routes.
             is_told, _ = self._router.ready_for_traffic(is_head=True)
             error: MaasError = NotFound(MISSING) if is_told else Overloaded(STARTING, 1.0)
             await _reply(send, scope["method"], error_reply(error))
@@ -89,14 +89,14 @@ class Doorkeeper:
             return
 
     async def _pass(self, scope: Scope, head: Head, receive: Receive, send: Send, spec: ApplicationSpec) -> None:
-        """Hands a request on with its whole body, which the proxy would otherwise take in without a bound."""
+        """Forwards a request with its whole body, which the proxy would otherwise read without a limit."""
         size = head.content_length or 0
         if head.method == "POST" and head.content_length is None:
             size = spec.limits.max_body_bytes
         if self._budget.used + size > self._budget.limit:
             raise Overloaded(
-                f"{self._budget.used} bytes wait in the proxy and this request may have {size}, the limit is "
-                f"{self._budget.limit}; send it again later"
+                f"{self._budget.used} bytes wait in the proxy, this request may have {size}, the limit is "
+                f"{self._budget.limit}; retry later"
             )
         self._budget.used += size
         try:
@@ -126,7 +126,7 @@ class Doorkeeper:
             ) from None
 
     async def _pool(self, identity: Any) -> tuple[ApplicationSpec, Asleep] | None:
-        """What an application serves; None if it is not one of ours, or the controller does not say."""
+        """Returns the spec of an application; None if it is not one of ours, or the controller does not answer."""
         if identity.name not in (REPLAYABLE, NOT_REPLAYABLE):
             return None
         known = self._pools.get(identity)
@@ -135,8 +135,8 @@ class Doorkeeper:
                 spec = await asyncio.wait_for(_spec_of(identity), ASK_S)
                 asleep = known[2] if known and known[1] == spec else await asyncio.to_thread(_asleep, spec, identity)
                 known = (time.monotonic() + REMEMBER_S, spec, asleep)
-            except Exception as error:  # whatever it is: what was true before, or Serve's own way
-                log.warning("the limits of pool %s are not known: %s", identity.app_name, type(error).__name__)
+            except Exception as error:  # in any case: the cached value, or Serve's own behavior
+                log.warning("the limits of pool %s are unknown: %s", identity.app_name, type(error).__name__)
                 if known is None:
                     return None
             self._pools = {key: value for key, value in self._pools.items() if key in self._router.handles}
@@ -158,7 +158,7 @@ def _can_sleep(spec: ApplicationSpec) -> bool:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was received, and then whatever comes: the caller's leaving."""
+    """Returns a `receive` that returns a received body, and then further messages, such as a disconnect."""
     is_given = False
 
     async def again() -> Message:

@@ -1,8 +1,8 @@
-"""The protocol class of Serve's own proxy: uvicorn's, with an end for every wait on a caller.
+"""Protocol class of Serve's own proxy: uvicorn's, with a time limit for every wait on a client.
 
-In the portable profile callers reach that proxy directly, and uvicorn waits without limit for the rest of a head, of a body
-and for a reader. Here each has the limits that a replica's own server has (`serve/http/protocol.py`): a head must be complete in time,
-bodies and readers must not trickle, a handshake of TLS ends, and what is refused is told so in JSON.
+In the portable profile clients connect to that proxy directly, and uvicorn waits without limit for the rest of a head,
+of a body and for a reader. This class has the limits of a replica's own server (`serve/http/protocol.py`): a head must
+be complete in time, bodies and readers have a minimum speed, a TLS handshake ends, and errors are sent as JSON.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ log = get_logger(__name__)
 
 SWEEP_S = 0.5
 CONNECTION = "maas_ray.connection"
-"""In the scope of a request: its connection, for who knows the limits of the pool that is asked. To be taken out there."""
+"""Key of a request's connection in its scope, for the middleware that has the pool's limits and must remove it."""
 _NEW, _IDLE, _HEAD, _BODY, _BUSY, _CLOSED = range(6)
 
 
 class Door:
-    """What all connections of one proxy share.
+    """State shared by all connections of one proxy.
 
     Args:
-        limits: of requests whose pool is not known yet.
-        max_connections: one more is answered 503 and closed.
+        limits: limits of requests whose pool is not known yet.
+        max_connections: maximum number of connections; further ones get status 503 and are closed.
     """
 
     def __init__(self, limits: LimitsSpec, max_connections: int) -> None:
@@ -47,7 +47,7 @@ class Door:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def opened(self, connection: "ProxyProtocol") -> None:
-        """Watches over a connection's times."""
+        """Monitors the time limits of a connection."""
         self.connections.add(connection)
         if self._sweeper is None:
             self._sweeper = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
@@ -57,9 +57,11 @@ class Door:
         for connection in list(self.connections):
             try:
                 connection.check_time(now)
-            except Exception as error:  # whatever it is, the others are looked at
+            except Exception as error:  # in any case the others are checked
                 log.warning(
-                    "a connection was ended because its times cannot be checked: %s: %s", type(error).__name__, error
+                    "a connection was closed because its time limits cannot be checked: %s: %s",
+                    type(error).__name__,
+                    error,
                 )
                 self.connections.discard(connection)
                 connection.transport.abort()
@@ -67,7 +69,7 @@ class Door:
 
 
 class ProxyProtocol(HttpToolsProtocol):
-    """One connection. uvicorn makes it; the door comes from the hook."""
+    """One connection. uvicorn creates it; the door comes from the server hook."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class ProxyProtocol(HttpToolsProtocol):
         door = self._door
         door.opened(self)
         if len(door.connections) > door.max_connections:
-            error = Overloaded(f"this proxy has {door.max_connections} connections, which is its limit", 1.0)
+            error = Overloaded(f"this proxy has reached its limit of {door.max_connections} connections; retry", 1.0)
             self._refuse(error.http_status, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,13 +112,13 @@ class ProxyProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def handle_websocket_upgrade(self) -> None:
-        self._door.connections.discard(self)  # from here on the connection is another protocol's
+        self._door.connections.discard(self)  # from here on another protocol owns the connection
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, MaasError("the request is not valid HTTP, or its head is too long"))
 
-    # What the parser calls
+    # Called by the parser
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -131,12 +133,12 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        if self._state == _HEAD:  # a trailer is no header: it must not change what the head has said
+        if self._state == _HEAD:  # a trailer is not a header: it must not change the head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if not is_sound(self.parser.get_http_version(), self.headers):
-            raise httptools.HttpParserError("the head is not sound")
+            raise httptools.HttpParserError("the head is not valid")
         self._enter(_BODY)
         super().on_headers_complete()
 
@@ -155,10 +157,10 @@ class ProxyProtocol(HttpToolsProtocol):
             self._enter(_IDLE)
         super().on_response_complete()
 
-    # What the door calls
+    # Called by the door
 
     def check_time(self, now: float) -> None:
-        """Closes a connection that keeps this process waiting for too long. Called twice a second."""
+        """Closes a connection that makes this process wait for too long. Called twice a second."""
         allowed_s, passed_s = self.limits.io_timeout_s, now - self._since
         if self._reader.is_stalled(now, allowed_s, self.limits.min_bytes_per_s):
             self.transport.abort()
@@ -169,12 +171,12 @@ class ProxyProtocol(HttpToolsProtocol):
         elif self._state == _NEW:
             self.transport.close()
         elif self._state == _HEAD and not self._is_answering():
-            self._refuse(408, MaasError(f"the head was not complete within {allowed_s:g} s; send it at once"))
+            self._refuse(408, MaasError(f"the head was not complete within {allowed_s:g} s; send it faster"))
         elif self._state == _BODY:
             self._check_speed(passed_s)
 
     def _check_end(self, now: float, allowed_s: float) -> None:
-        """Nothing more is written: the reader gets what is left, and TLS its last word."""
+        """Called when nothing more is written: flushes data to the reader, then the TLS closure alert."""
         if not self._closing_since or self._reader.is_waited_for:
             self._closing_since = now
         elif now - self._closing_since > allowed_s:
@@ -182,7 +184,8 @@ class ProxyProtocol(HttpToolsProtocol):
 
     def _check_speed(self, passed_s: float) -> None:
         received, least = self._received, self.limits.min_bytes_per_s
-        # By the speed since the last look, not since the start: who stops after a quick start is seen as well.
+        # By the speed since the last check, not since the start: a client that stops after a quick start is detected
+        # too.
         self._enter(_BODY)
         is_waited_for = not self.flow.read_paused and not self.cycle.waiting_for_100_continue
         if is_waited_for and received < passed_s * least:
@@ -201,8 +204,8 @@ class ProxyProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("the head is too long")
 
     def _refuse(self, status: int, error: MaasError) -> None:
-        """Ends the connection with a reply of its own, where none has begun."""
-        log.info("connection ended: %s", error)
+        """Closes the connection, with an error response if none has begun."""
+        log.info("connection closed: %s", error)
         is_answered = self._state == _BODY and not self._is_answering()
         self._enter(_CLOSED)
         cycle = self.cycle
@@ -210,7 +213,7 @@ class ProxyProtocol(HttpToolsProtocol):
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
                 return
-            cycle.disconnected = True  # whatever the application still says is not written
+            cycle.disconnected = True  # further output of the application is not written
             cycle.message_event.set()
         elif is_answered:
             self.transport.close()  # before its body was read
@@ -220,15 +223,15 @@ class ProxyProtocol(HttpToolsProtocol):
 
 
 def with_door(door: Door) -> Callable[..., ProxyProtocol]:
-    """What uvicorn is to use as its protocol class."""
+    """Returns the protocol class for uvicorn."""
     return functools.partial(ProxyProtocol, door=door)
 
 
 def bound_handshakes(loop: asyncio.AbstractEventLoop, timeout_s: float = HEADER_TIMEOUT_S) -> None:
-    """Gives handshakes of TLS an end on servers that this loop starts from now on; uvicorn leaves it at a minute.
+    """Sets a time limit for TLS handshakes on servers that this loop starts from now on; uvicorn's is a minute.
 
-    The end of a connection gets more time than the 30 s that it has by default: they include what its reader has not
-    received yet, whose speed is the protocol's business.
+    The TLS shutdown gets more than the default of 30 s, since it includes data that the reader has not received yet;
+    the protocol class checks the reader's speed.
     """
     create = loop.create_server
 

@@ -1,8 +1,8 @@
-"""Whether the reader of a connection takes what is written to it. Asks the kernel: over TLS, buffers hide each other.
+"""Reader speed: detects whether the client of a connection reads what is written to it, by the kernel's counters.
 
-What a server writes lies in the buffer of its TLS, then in that of its transport, then in the kernel's, and no event loop
-shows the sum. The kernel says what has been acknowledged, and what has not been yet, which is some whenever a buffer above
-it holds anything. Where it does not say (macOS), the buffer of the transport has to do.
+Written data is first in the server's TLS buffer, then in that of its transport, then in the kernel's, and no event loop
+knows the sum. The kernel reports acknowledged and unacknowledged bytes, and there are unacknowledged ones whenever a
+buffer above it contains data. On systems without these counters (macOS) the buffer of the transport is used.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 _INFO_BYTES = 136
 _ACKED_AT = 120
-"""Of `tcpi_bytes_acked` in `struct tcp_info` of Linux, whose fields never move."""
+"""Offset of `tcpi_bytes_acked` in `struct tcp_info` of Linux, whose fields never move."""
 
 
 class _Look(NamedTuple):
@@ -23,10 +23,10 @@ class _Look(NamedTuple):
 
 
 class ReaderSpeed:
-    """Looks at one connection from time to time.
+    """Checks one connection periodically.
 
     Args:
-        transport: of the connection, with or without TLS.
+        transport: transport of the connection, with or without TLS.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -35,19 +35,19 @@ class ReaderSpeed:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether something waited for the reader at the last look."""
+        """Whether data was waiting for the reader at the last check."""
         return self._last is not None
 
     def is_stalled(self, now: float, allowed_s: float, min_bytes_per_s: float) -> bool:
-        """Whether the reader took too little over the last `allowed_s`.
+        """Whether the reader read too little over the last `allowed_s`.
 
-        In that time it has to take what was written before, or as many bytes as the speed asks for: a stream of a few bytes
-        is never too slow.
+        In that time it has to read all data written before, or as many bytes as the minimum speed requires: a stream of
+        a few bytes is never too slow.
 
         Args:
-            now: time of the loop's clock.
-            allowed_s: over which the speed is taken.
-            min_bytes_per_s: that speed.
+            now: current time on the loop's clock.
+            allowed_s: period over which the speed is measured.
+            min_bytes_per_s: minimum speed.
         """
         waiting, acked = _look(self._transport)
         last = self._last
@@ -61,7 +61,7 @@ class ReaderSpeed:
 
 
 def _look(transport: asyncio.Transport) -> tuple[int, int]:
-    """Bytes that wait for the reader, at least, and bytes that it has acknowledged since some moment."""
+    """Returns a lower bound of the bytes that wait for the reader, and the bytes acknowledged since a fixed moment."""
     buffered = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
     if sys.platform == "linux" and sock is not None:
@@ -72,6 +72,6 @@ def _look(transport: asyncio.Transport) -> tuple[int, int]:
             (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
             return buffered + queued, int(struct.unpack_from("Q", info, _ACKED_AT)[0])
-        except (OSError, ValueError, struct.error):  # closed meanwhile, or no TCP
+        except (OSError, ValueError, struct.error):  # already closed, or not TCP
             pass
     return buffered, -buffered

@@ -1,8 +1,8 @@
-"""What lies between the front and the replicas: where their HTTP servers listen, and whom they answer.
+"""Access to replicas: the addresses on which their HTTP servers listen, and the check that requests passed the front.
 
-Serve gives every server the one address of its options. On several machines the front alone listens there; each replica
-and each proxy listens on the address that its node has in the cluster, for the fronts of all nodes, and answers those
-alone (`haproxy.config.secret`).
+Serve has one address for all servers. On several machines only the front listens on it; each replica and each proxy
+listens on the address of its node in the cluster, for the fronts of all nodes, and accepts only their requests
+(`haproxy.config.secret`).
 """
 
 import hmac
@@ -22,21 +22,21 @@ from maas_ray.serve.request.response import error_reply
 from maas_ray.serve.request.url_path import sent_path
 
 _HEALTH = "/-/healthz"
-"""Which HAProxy asks for, without headers of ours. It says nothing of what is served."""
+"""Path of HAProxy's health checks, which do not have our header. Its response does not depend on the models."""
 _NAME = HEADER.encode()
 
 
 def refusal() -> NotThroughFront:
-    """The error of a request that came from elsewhere."""
+    """Returns the error for a request that did not pass the front."""
     return NotThroughFront(
-        "this port is for the cluster's own HTTP front; send the request to the front, on any node, at the port of http.port"
+        "this port is only for the cluster's own HTTP front; send the request to the front, on any node, at http.port"
     )
 
 
 def front_check(environ: Mapping[str, str]) -> Callable[[Iterable[Header]], bool] | None:
-    """Tells by its headers (names in lower case) whether a request came through the front; None where nobody is asked.
+    """Returns a function that checks by headers (names in lower case) whether a request passed the front; or None.
 
-    In the profile `portable` Serve's proxy is the front, and replicas have no port.
+    None in the profile `portable`, in which Serve's proxy is the front and replicas have no port.
 
     Raises:
         OSError: the token of the cluster cannot be read.
@@ -48,10 +48,10 @@ def front_check(environ: Mapping[str, str]) -> Callable[[Iterable[Header]], bool
 
 
 class FrontOnly:
-    """ASGI middleware that refuses what has not come through the front, but for the question whether this is alive.
+    """ASGI middleware that refuses requests that did not pass the front, except health checks.
 
     Args:
-        app: what is inside.
+        app: wrapped application.
         is_from_front: see `front_check`.
     """
 
@@ -74,7 +74,7 @@ class FrontOnly:
 
 
 class NodeServer(uvicorn.Server):
-    """uvicorn's server, on the addresses of this node in place of those that it was given."""
+    """uvicorn's server, listening on the addresses of this node instead of the given ones."""
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         await super().serve(_on_node(sockets or []))
@@ -83,7 +83,7 @@ class NodeServer(uvicorn.Server):
 def listen_on_node() -> None:
     """Makes the HTTP servers of this process listen on the node's address and on loopback; called before Serve's start.
 
-    The HAProxy of the node itself is told loopback, those of the others the node's address.
+    The HAProxy of the node itself uses loopback, those of other nodes the node's address.
     """
     use_server(NodeServer)
 
@@ -94,7 +94,7 @@ def _on_node(sockets: list[socket.socket]) -> list[socket.socket]:
     for given in sockets:
         port = int(given.getsockname()[1])
         shares_port = bool(given.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-        given.close()  # Serve bound it to choose the port; nothing listened there
+        given.close()  # Serve bound it to reserve the port; nothing listened on it
         for address in dict.fromkeys((host, "::1" if ":" in host else "127.0.0.1")):
             found.append(_bound(address, port, shares_port))
     return found

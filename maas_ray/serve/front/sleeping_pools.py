@@ -1,6 +1,6 @@
-"""What a pool without a replica answers without waking: health, metrics, and what the registry and the store know.
+"""Responses for a pool scaled to zero that start no replica: health, metrics, and data of the registry and the store.
 
-Only inference and loading wake a pool. Knows neither Ray nor a socket.
+Only inference and loading start a replica. Independent of Ray and of sockets.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from maas_ray.store.objects import ObjectStore
 ANSWERED = frozenset(
     {"live", "ready", "server", "metrics", "models", "stats", "index", "model", "model_ready", "versions", "config"}
 )
-"""Routes that are answered here. Every other one is for a replica: inference, loading, and unloading, which the replicas
-of a pool agree on."""
-SLEEPS = "not in memory: the pool sleeps, its next request wakes it"
+"""Routes that are answered here. All others need a replica: inference, loading, and unloading, on which the replicas of
+a pool agree."""
+SLEEPS = "not in memory: the pool is scaled to zero, its next request starts a replica"
 
 
 class Asleep:
-    """The answers of one pool.
+    """Responses of one pool.
 
     Args:
-        store: of the registry and the bundles; read in this thread.
-        spec: what the pool serves.
-        pool: its name.
+        store: store of the registry and the bundles; read in this thread.
+        spec: spec of the pool.
+        pool: name of the pool.
     """
 
     def __init__(self, store: ObjectStore, spec: ServingSpec, pool: str) -> None:
@@ -45,7 +45,7 @@ class Asleep:
         self._desired_state = DesiredState(store, pool)
 
     def answer(self, head: Head, body: bytes = b"") -> Reply:
-        """The reply to every route that does not wake the pool.
+        """Returns the response of every route that starts no replica.
 
         Raises:
             NotFound: no such model or version in this pool.
@@ -101,10 +101,10 @@ class Asleep:
         return resolve_all(self._registry, self._spec.models, desired)
 
     def _find(self, route: Route) -> tuple[Version, list[int]]:
-        """The version that a route addresses, and all that the pool serves of its model."""
+        """Returns the version in a route, and all versions of its model in the pool."""
         references = [reference for reference in self._references() if reference.spec.name == route.model]
         if not references:
-            raise NotFound(f"this pool serves no model {route.model!r}; GET v2/models lists what it serves")
+            raise NotFound(f"this pool serves no model {route.model!r}; GET v2/models lists its models")
         named = [reference.names for reference in references if isinstance(reference.names, Version)]
         wanted = [version for version in named if route.version in (None, version.version)]
         if wanted:

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2 over gRPC: the same handler as over HTTP, another wire."""
+"""The Open Inference Protocol v2 over gRPC, with the same request handler as HTTP."""

@@ -1,4 +1,4 @@
-"""One `ModelInferRequest` between its bytes and its answer: the handler's way, with messages. Knows no server."""
+"""One `ModelInferRequest` from its bytes to its response: an inference call with messages. Independent of servers."""
 
 import asyncio
 from weakref import WeakKeyDictionary
@@ -14,11 +14,11 @@ from maas_ray.serve.request.offload import check
 from maas_ray.serve.wire.checks import InferRequest
 
 Result = tuple[list[Part], tuple[Header, ...]]
-"""A `ModelInferResponse` in parts, and the headers of the version that gave it."""
+"""Parts of a `ModelInferResponse`, and the headers of its model version."""
 
 
 class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
-    """A message, and the future that gets the answer or the error."""
+    """A message, and the future that receives the response or the error."""
 
     __slots__ = ()
 
@@ -27,7 +27,7 @@ class GrpcCall(Call[ModelInfer, asyncio.Future[Result], Result]):
 
     def read(self, loaded: Loaded) -> InferRequest:
         if self._message is None:
-            raise MaasError("the request has been read already")
+            raise MaasError("the request was already read")
         return _codec_of(loaded).read_message(self._message)
 
     def is_read_apart(self, loaded: Loaded) -> bool:

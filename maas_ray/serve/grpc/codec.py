@@ -1,8 +1,8 @@
-"""Messages of the v2 protocol to tensors and back, with every check against the signature. Knows no server.
+"""Codec of v2 protocol messages: conversion to and from tensors, validated against the signature.
 
-Large tensors are not copied: the raw contents of a request are read where they were received, and those of an answer
-are put behind the rest of its message. A message is the sequence of its fields, in any order, which makes both possible
-(protobuf.dev/programming-guides/encoding).
+Large tensors are not copied: the raw contents of a request are used where they were received, and those of a response
+are appended to the rest of its message. A message is the sequence of its fields, in any order, which makes both
+possible (protobuf.dev/programming-guides/encoding).
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +35,14 @@ from maas_ray.serve.wire.parameters import input_size, request_parameters
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, short
 
 MAX_TYPED_BYTES = 1 << 20
-"""Largest message without its raw contents: protobuf parses it in one go, 40 ns for each of up to half a million elements."""
+"""Maximum message size without raw contents: protobuf parses it in one step, 40 ns per element, up to half a
+million."""
 SPLIT_BYTES = 16 << 10
-"""From here on, finding the raw contents costs less than having protobuf copy them (3 µs for any size, measured)."""
+"""From this size on, finding the raw contents costs less than letting protobuf copy them (3 µs for any size,
+measured)."""
 
 ASKS_FOR_FINAL = "triton_enable_empty_final_response"
-"""Parameter of a streamed request: its last answer shall say that it is."""
+"""Parameter of a streamed request: marks its last response as the final one."""
 
 _CONTENTS: dict[Datatype, str] = {
     "BOOL": "bool_contents",
@@ -64,17 +66,17 @@ _RAW_OUTPUTS = bytes([6 << 3 | _LENGTH_DELIMITED])
 _INFER_RESPONSE = bytes([2 << 3 | _LENGTH_DELIMITED])
 _MAX_VARINT_BITS = 63
 _MAX_FIELDS = 1024
-"""Fields of a large message that are looked at one by one; each takes about half a microsecond."""
+"""Maximum number of fields that are scanned in a large message; each takes about half a microsecond."""
 
 Part = bytes | Array
-"""A piece of a message, as bytes or as an array whose buffer is those."""
+"""A piece of a message, as bytes or as an array whose buffer contains them."""
 
 
 def parse(kind: Any, body: bytes) -> Any:
-    """The message that a body holds.
+    """Parses a message.
 
     Raises:
-        BadRequest: it is not a serialized message of this kind.
+        BadRequest: not a serialized message of this kind.
     """
     try:
         return kind.FromString(body)
@@ -83,7 +85,7 @@ def parse(kind: Any, body: bytes) -> Any:
 
 
 def is_quickly_parsed(body: bytes) -> bool:
-    """Whether a message is small, or nearly all of it raw contents, which are not parsed."""
+    """Whether a message is small, or consists mostly of raw contents, which are not parsed."""
     if len(body) <= SPLIT_BYTES:
         return True
     parts = _split(body)
@@ -94,10 +96,10 @@ class ModelInfer:
     """A `ModelInferRequest` as received; its tensors are read once its model is known.
 
     Args:
-        body: the serialized message.
+        body: serialized message.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: not a serialized message.
     """
 
     __slots__ = ("asks_for_final", "id", "message", "num_bytes", "parameters", "raw")
@@ -119,13 +121,13 @@ class ModelInfer:
 
 
 class MessageCodec:
-    """Reads the requests of one model version from messages and writes its answers to messages.
+    """Parses the requests of one model version from messages and writes its responses to messages.
 
     Args:
-        model: its name.
-        version: its number.
-        info: its description.
-        max_answer_bytes: most bytes of an answer's tensors.
+        model: name of the model.
+        version: number of the version.
+        info: description of the version.
+        max_answer_bytes: maximum bytes of a response's tensors.
     """
 
     def __init__(self, model: str, version: int, info: BundleInfo, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
@@ -139,10 +141,10 @@ class MessageCodec:
         self._all_raw = wanted_outputs((), self._outputs, is_binary=True)
 
     def read_message(self, received: ModelInfer) -> InferRequest:
-        """The checked request.
+        """Returns the validated request.
 
         Raises:
-            BadRequest: malformed, or it does not fit the signature.
+            BadRequest: malformed, or it does not match the signature.
         """
         message, raw = received.message, received.raw
         parameters = request_parameters(received.parameters)
@@ -160,7 +162,7 @@ class MessageCodec:
             if not raw:
                 found[spec.name] = _read_typed(spec, shape, entry.contents)
             elif entry.HasField("contents") and entry.contents.ListFields():
-                raise BadRequest(f"input {spec.name!r} has contents beside raw_input_contents; send one of them")
+                raise BadRequest(f"input {spec.name!r} has both contents and raw_input_contents; send one of them")
             else:
                 found[spec.name] = read_binary(spec, shape, memoryview(raw[index]))
         inputs = complete_inputs(found, self._inputs)
@@ -174,22 +176,22 @@ class MessageCodec:
         )
 
     def write_message(self, request: InferRequest, outputs: Mapping[str, Array]) -> list[Part] | None:
-        """The `ModelInferResponse` to a request, in parts that follow each other.
+        """Returns the `ModelInferResponse` of a request, in consecutive parts.
 
         Args:
-            request: what was asked.
-            outputs: at least the wanted ones.
+            request: the request.
+            outputs: at least the requested ones.
 
         Returns:
             None if writing it takes so long that `write_large` must, in a thread.
 
         Raises:
-            AnswerTooLarge: it is over the limit.
+            AnswerTooLarge: it exceeds the limit.
         """
         return None if self._size.expected_s(request, outputs) > INLINE_S else self._write(request, outputs, _never)
 
     def write_large(self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause) -> list[Part]:
-        """As `write_message`, for a thread; `pause` is called between two pieces of the work. One part."""
+        """As `write_message`, for a thread; `pause` is called between two pieces of work. Returns one part."""
         self._size.expected_s(request, outputs)
         return [join(self._write(request, outputs, pause))]
 
@@ -216,14 +218,14 @@ class MessageCodec:
         return [message.SerializeToString(), *raw]
 
     def _wanted(self, entries: Sequence[Any], *, is_raw: bool) -> tuple[WantedOutput, ...]:
-        """Raw, as Triton's clients read it, unless typed contents are asked for as JSON is over HTTP.
+        """Outputs are raw, as Triton's clients read them, unless typed contents are requested like JSON over HTTP.
 
-        All outputs of an answer are raw, or none is; datatypes without typed contents are raw.
+        Either all outputs of a response are raw, or none is; datatypes without typed contents are raw.
         """
         if is_raw and not entries:
             return self._all_raw
         pairs = [(entry.name, plain_parameters(entry.parameters)) for entry in entries]
-        # As if nothing were typed first: a datatype without typed contents is no reason to refuse.
+        # First as if nothing were typed: a datatype without typed contents is no reason for a refusal.
         wanted = wanted_outputs(pairs, self._outputs, is_binary=True)
         if not is_raw:
             said = {name: (parameters or {}).get("binary_data") for name, parameters in pairs}
@@ -236,17 +238,17 @@ class MessageCodec:
 
 
 def as_stream_response(parts: Sequence[Part]) -> list[Part]:
-    """The `ModelStreamInferResponse` that holds a `ModelInferResponse`, both in parts."""
+    """Returns the `ModelStreamInferResponse` around a `ModelInferResponse`, both in parts."""
     return [_INFER_RESPONSE + _varint(sum(num_binary_bytes(part) for part in parts)), *parts]
 
 
 def join(parts: Sequence[Any]) -> bytes:
-    """The message that is in parts."""
+    """Joins the parts of a message."""
     return b"".join(parts)
 
 
 def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Parameters of any message by name, as JSON would give them; None where there are none."""
+    """Returns parameters of any message by name, as in JSON; None if there are none."""
     if not parameters:
         return None
     return {
@@ -255,7 +257,7 @@ def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _asks_for_typed(parameters: Mapping[str, Any] | None) -> bool:
-    """Whether the answer shall have typed contents: the parameter that asks for JSON over HTTP."""
+    """Whether the response must have typed contents: the parameter that requests JSON over HTTP."""
     given = None if parameters is None else parameters.get("binary_data_output")
     return given is not None and not given
 
@@ -286,7 +288,7 @@ def _read_typed(spec: TensorSpec, shape: tuple[int, ...], contents: Any) -> Arra
 
 
 def _from_iterable(values: Sequence[Any], dtype: Any) -> Any:
-    """Piece by piece, so that a thread that does it does not hold the interpreter for long."""
+    """Converts in pieces, so that a thread does not hold the interpreter for long."""
     count, rest = len(values), iter(values)
     sizes = [min(PIECE, count - start) for start in range(0, count, PIECE)]
     parts = [np.fromiter(islice(rest, size), dtype, size) for size in sizes]
@@ -308,11 +310,11 @@ def _write_typed(contents: Any, datatype: Datatype, array: Array, pause: Pause) 
 
 
 def _never() -> None:
-    """Somebody waits."""
+    """Pause of work that is never cancelled."""
 
 
 def _split(body: bytes) -> tuple[bytes, list[memoryview]] | None:
-    """A `ModelInferRequest` without its raw contents, and these; None where only protobuf can tell."""
+    """Splits a `ModelInferRequest` into the rest and its raw contents; None if only protobuf can parse it."""
     view = memoryview(body)
     rest: list[memoryview] = []
     raw: list[memoryview] = []
@@ -320,7 +322,7 @@ def _split(body: bytes) -> tuple[bytes, list[memoryview]] | None:
     try:
         while position < len(body):
             start, tag = position, body[position]
-            if tag & 0x80 or tag & 7 != _LENGTH_DELIMITED:  # no field of the message is like that
+            if tag & 0x80 or tag & 7 != _LENGTH_DELIMITED:  # no field of the message has this form
                 return None
             size = shift = 0
             while True:

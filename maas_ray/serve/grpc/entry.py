@@ -1,9 +1,9 @@
-"""Where Ray Serve comes in: the function that adds the service's methods to each gRPC server that Serve starts.
+"""Entry point for Ray Serve: the function that adds the service's methods to each gRPC server that Serve starts.
 
-In a replica that has a gRPC server of its own (profile fast) the methods run right on that server; measured, that takes
-half of the time of Serve's way, which wraps each request. On the server of a proxy (profile portable) they only have
-names: Serve routes each to the replica's method of the same name, which gives the same answers. A proxy imports this
-file and nothing behind it.
+In a replica with its own gRPC server (profile fast) the methods run directly on that server, which takes half the time
+of Serve's path, which wraps each request (measured). On the server of a proxy (profile portable) only their names are
+registered: Serve routes each to the replica's method of the same name, with the same responses. A proxy imports this
+file and nothing else of the package.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ UNARY = (
 )  # fmt: skip
 """Methods with one request and one response."""
 STREAM = "ModelStreamInfer"
-"""The one with a stream of each."""
+"""The method with a stream in both directions."""
 HEALTH = "grpc.health.v1.Health"
 HEALTH_UNARY, HEALTH_STREAM = "Check", "Watch"
-"""Methods of `HEALTH`; the second answers with a stream."""
+"""Methods of `HEALTH`; the second one has a response stream."""
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 Handlers = Mapping[str, grpc.GenericRpcHandler]
@@ -37,22 +37,22 @@ _here: list[tuple[Handlers, asyncio.AbstractEventLoop]] = []
 
 
 def register(handlers: Handlers, max_body_bytes: int) -> None:
-    """Says that this process is a replica of ours; called on its loop before Serve starts its servers.
+    """Marks this process as a replica of ours; called on its loop before Serve starts its servers.
 
     Args:
-        handlers: of each service.
-        max_body_bytes: the pool's limit.
+        handlers: handler of each service.
+        max_body_bytes: limit of the pool.
     """
     _here[:] = [(handlers, asyncio.get_running_loop())]
     limit_messages(max_body_bytes)
 
 
 def add_to_server(servicer: object, server: Any) -> None:
-    """What `grpc_servicer_functions` names.
+    """Function for `grpc_servicer_functions`.
 
     Args:
-        servicer: Serve's stand-in; not used.
-        server: Serve's server, which passes on to a replica whatever is not said to run here.
+        servicer: Serve's placeholder; not used.
+        server: Serve's server, which forwards every method that is not registered here to a replica.
     """
     if _here and _here[0][1] is asyncio.get_running_loop():
         _add(server, _here[0][0])
@@ -66,14 +66,14 @@ def add_to_server(servicer: object, server: Any) -> None:
         HEALTH_STREAM: grpc.unary_stream_rpc_method_handler(_nowhere),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, health),))
-    # Here, where it is asked: descriptors are the same everywhere, and no pool need be named for them.
+    # Answered in the proxy: descriptors are the same everywhere, and no pool need be named for them.
     from maas_ray.serve.grpc import reflection
 
     _add(server, {name: reflection.handlers(name) for name in REFLECTIONS})
 
 
 def _add(server: Any, handlers: Handlers) -> None:
-    """Makes services run right on a server of Serve's."""
+    """Registers services directly on a server of Serve's."""
     for name, handler in handlers.items():
         server.add_passthrough_service(name)
         server.add_generic_rpc_handlers((handler,))

@@ -1,7 +1,7 @@
-"""`grpc.health.v1`: what Kubernetes' probes and gRPC's own balancers ask. Knows no server.
+"""`grpc.health.v1`: health checks of Kubernetes probes and gRPC load balancers. Independent of servers.
 
-Source: github.com/grpc/grpc, doc/health-checking.md. Known services are the empty name (the whole server), the
-protocol's service and this one; all are ready as the pool is.
+Source: github.com/grpc/grpc, doc/health-checking.md. The known services are the empty name (the whole server), the
+protocol's service and this one; all are ready whenever the pool is.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from maas_ray.serve.grpc.entry import HEALTH, SERVICE
 from maas_ray.suggestions import known_names
 
 WATCH_EVERY_S = 1.0
-"""How often a watched status is looked at."""
+"""Seconds between two checks of a watched status."""
 _KNOWN = frozenset({"", SERVICE, HEALTH})
 
 
 class Health:
-    """Both methods.
+    """Both methods of the service.
 
     Args:
-        is_ready: whether the pool takes requests.
+        is_ready: returns whether the pool accepts requests.
     """
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
         self._is_ready = is_ready
 
     def check(self, body: bytes) -> bytes:
-        """The status of a service.
+        """Returns the status of a service.
 
         Raises:
-            BadRequest: not a message.
+            BadRequest: not a valid message.
             NotFound: no such service.
         """
         service = self._service(body)
@@ -44,10 +44,10 @@ class Health:
         return _response(self._status(service))
 
     async def watch(self, body: bytes) -> AsyncIterator[bytes]:
-        """The status now and whenever it changes, until the caller leaves.
+        """Yields the current status, and each change of it, until the client disconnects.
 
         Raises:
-            BadRequest: not a message.
+            BadRequest: not a valid message.
         """
         service = self._service(body)
         last = None

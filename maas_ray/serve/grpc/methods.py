@@ -1,4 +1,4 @@
-"""The service's methods as Ray Serve calls them in a replica, where a proxy has the gRPC server (profile portable)."""
+"""Methods of the service as Ray Serve calls them in a replica, if a proxy has the gRPC server (profile portable)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -8,18 +8,18 @@ from maas_ray.serve.grpc.server import Rpcs
 
 
 class Serialized:
-    """A message as Serve takes it from a replica: something that serializes itself."""
+    """A message in the form that Serve accepts from a replica: an object that serializes itself."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
 
     def SerializeToString(self) -> bytes:  # noqa: N802
-        """The message."""
+        """Returns the serialized message."""
         return self._body
 
 
 class GrpcMethods:
-    """Base of a deployment class: a method for each name of the service. Serve gives each the bytes and a context."""
+    """Base of a deployment class: one method per RPC of the service. Serve passes the bytes and a context."""
 
     rpcs: Rpcs
     """Set by the deployment class."""

@@ -1,4 +1,4 @@
-"""How a call ended in another pool. Knows no server."""
+"""Outcome of a call to another pool. Independent of servers."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ from maas_ray.errors import MaasError
 
 
 class CallOutcome(NamedTuple):
-    """The answer of another pool, or its status."""
+    """Response or status of another pool."""
 
     body: bytes
     code: int
-    """Of gRPC; 0: it succeeded."""
+    """gRPC status code; 0: success."""
     details: str
     trailing: tuple[tuple[str, str | bytes], ...]
 
@@ -19,7 +19,7 @@ class Refused(MaasError):
     """Another pool refused a call.
 
     Args:
-        outcome: with its status.
+        outcome: outcome with its status.
     """
 
     def __init__(self, outcome: CallOutcome) -> None:

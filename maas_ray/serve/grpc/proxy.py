@@ -1,4 +1,4 @@
-"""Serve's own gRPC proxy: calls that name no application reach a pool of ours, as HAProxy sends them. Knows no message."""
+"""Serve's own gRPC proxy: routes calls without an application name to a pool of ours, as HAProxy does."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from maas_ray.ray_internals.serve_servers import route_unnamed_calls
 
 
 def route_unnamed() -> None:
-    """Makes the proxy of this process send calls without the metadata `application` to a pool of ours that is awake.
+    """Makes the proxy of this process route calls without the metadata `application` to a running pool of ours.
 
-    Serve refuses them where there are several applications. Which pool it is does not matter: it passes them on.
+    Serve refuses them if there are several applications. Any pool will do: it forwards them.
     """
     route_unnamed_calls(_first)
 

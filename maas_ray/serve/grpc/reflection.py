@@ -1,8 +1,8 @@
-"""gRPC server reflection, v1 and v1alpha: what clients such as grpcurl ask for. Answers from descriptors alone.
+"""gRPC server reflection, v1 and v1alpha, for clients such as grpcurl. Answers from descriptors only.
 
-Source: github.com/grpc/grpc, src/proto/grpc/reflection/v1/reflection.proto. The protocol's messages have a package of
-their own here (inference.proto says why); callers are shown them in the package `inference`, in a pool of descriptors
-that nothing else looks into. Both versions of the protocol are the same on the wire.
+Source: github.com/grpc/grpc, src/proto/grpc/reflection/v1/reflection.proto. The protocol's messages have their own
+package here (for the reason in inference.proto); clients see them in the package `inference`, in a descriptor pool that
+is used only for this. Both versions of the protocol are the same on the wire.
 """
 
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ _MAX_DEPENDENCIES = 100
 
 
 def handlers(name: str) -> grpc.GenericRpcHandler:
-    """The service of one name of `REFLECTIONS`, for a server of grpc.aio."""
+    """Returns the service with a name of `REFLECTIONS`, for a server of grpc.aio."""
     method = grpc.stream_stream_rpc_method_handler(
         _answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
@@ -50,9 +50,9 @@ async def _answer(requests: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
                 descriptors().FindMessageTypeByName(request.all_extension_numbers_of_type)
                 response.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
             else:
-                _refuse(response, grpc.StatusCode.NOT_FOUND, "there are no extensions")
+                _refuse(response, grpc.StatusCode.NOT_FOUND, "this server has no extensions")
         except KeyError:
-            _refuse(response, grpc.StatusCode.NOT_FOUND, "this server knows no such name")
+            _refuse(response, grpc.StatusCode.NOT_FOUND, "this server has no such name")
         yield response
 
 
@@ -62,7 +62,7 @@ def _refuse(response: Any, code: grpc.StatusCode, message: str) -> None:
 
 
 def _add_file(response: Any, file: Any) -> None:
-    """A file and what it depends on, so that a caller need not ask again."""
+    """Adds a file and its dependencies, so that a client need not request those."""
     found = {file.name: file}
     waiting = [file]
     while waiting and len(found) < _MAX_DEPENDENCIES:
@@ -75,7 +75,7 @@ def _add_file(response: Any, file: Any) -> None:
 
 @cache
 def descriptors() -> descriptor_pool.DescriptorPool:
-    """What callers are shown."""
+    """Returns the descriptors that clients see."""
     pool = descriptor_pool.DescriptorPool()
     for file in (any_pb2, duration_pb2, health_pb2, reflection_pb2):
         pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
@@ -87,7 +87,7 @@ def descriptors() -> descriptor_pool.DescriptorPool:
     for name in (*UNARY, STREAM):
         request = "ModelInfer" if name == STREAM else name
         if request not in {message.name.removesuffix("Request") for message in protocol.message_type}:
-            for end in ("Request", "Response"):  # an extension whose messages are not read here
+            for end in ("Request", "Response"):  # an extension whose messages are not parsed here
                 protocol.message_type.add(name=f"{name}{end}")
         is_stream = name == STREAM
         service.method.add(
@@ -102,7 +102,7 @@ def descriptors() -> descriptor_pool.DescriptorPool:
 
 
 def _renamed(module: Any, file: str, package: str, new_package: str) -> Any:
-    """A file's descriptor in another package."""
+    """Returns a file's descriptor in another package."""
     text = descriptor_pb2.FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
     text.name, text.package = file, new_package
     messages = list(text.message_type)

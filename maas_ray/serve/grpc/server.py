@@ -1,4 +1,4 @@
-"""The service on a server of grpc.aio: contexts, statuses and metadata. Knows no Ray."""
+"""gRPC service on a server of grpc.aio: contexts, statuses and metadata. Independent of Ray."""
 
 import asyncio
 import math
@@ -24,13 +24,13 @@ log = get_logger(__name__)
 
 
 class Rpcs:
-    """The service as gRPC calls it: bytes and a context in; bytes, a status and trailing metadata out.
+    """RPC methods as gRPC calls them: from bytes and a context to bytes, a status and trailing metadata.
 
     Args:
-        service: the methods.
-        application: name of the pool; a caller who names another one is refused. Empty: nobody is.
-        unnamed: finds the pool for callers who name none; None: this one answers them all.
-        is_from_front: tells by a call's metadata whether it has come through the front; None: nobody is asked.
+        service: methods of the service.
+        application: name of the pool; calls that name another one are refused. Empty: none are.
+        unnamed: finds the pool for calls that name none; None: this pool answers them all.
+        is_from_front: checks by a call's metadata whether it has passed the front; None: no check.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Rpcs:
 
         Args:
             method: one of `UNARY`, or `HEALTH_UNARY`.
-            body: the serialized request.
-            context: of grpc.aio, or Ray Serve's likeness of one.
+            body: serialized request.
+            context: context of grpc.aio, or Ray Serve's equivalent.
         """
         caller = _caller(context)
         try:
@@ -62,18 +62,18 @@ class Rpcs:
             answer = await self._service.answer(method, body, caller)
         except Exception as error:
             _fail(context, error, caller)
-            return b""  # gRPC sends no message beside a status
+            return b""  # gRPC sends no message with an error status
         context.set_trailing_metadata(_metadata(caller, answer.headers))
         return answer.body
 
     async def carry(self, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float) -> CallOutcome:
-        """Answers a call that another pool has passed on to this one; it goes no further.
+        """Answers a call that another pool has forwarded to this one; it is not forwarded again.
 
         Args:
             method: one of `UNARY`.
-            body: the serialized request.
-            metadata: of the caller; names this pool.
-            timeout_s: what is left of the caller's time.
+            body: serialized request.
+            metadata: metadata of the client; names this pool.
+            timeout_s: remaining time of the client.
         """
         context = Carried(metadata, timeout_s)
         return context.outcome(await self.unary(method, body, context))
@@ -103,7 +103,7 @@ class Rpcs:
             _fail(context, error, caller)
 
     def services(self) -> dict[str, grpc.GenericRpcHandler]:
-        """Every service of a replica by its name, for `entry.register`."""
+        """Returns every service of a replica by its name, for `entry.register`."""
         check = grpc.unary_unary_rpc_method_handler(self._unary(HEALTH_UNARY))
         health = {HEALTH_UNARY: check, HEALTH_STREAM: grpc.unary_stream_rpc_method_handler(self.watch)}
         return {
@@ -113,7 +113,7 @@ class Rpcs:
         }
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The protocol's own, for `add_generic_rpc_handlers` of a server of grpc.aio. Messages stay bytes."""
+        """Returns the protocol's service, for `add_generic_rpc_handlers` of grpc.aio servers. Messages stay bytes."""
         methods = {name: grpc.unary_unary_rpc_method_handler(self._unary(name)) for name in UNARY}
         methods[STREAM] = grpc.stream_stream_rpc_method_handler(self.stream)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -125,17 +125,17 @@ class Rpcs:
         return answer
 
     def _check_application(self, context: Any) -> bool:
-        """Whether the caller had a choice of pools and named none; raises `NotFound` if he named another one."""
+        """Whether there are several pools and the client named none; raises `NotFound` if it named another one."""
         metadata = dict(context.invocation_metadata() or ())
         headers = ((name.encode(), _as_bytes(value)) for name, value in metadata.items())
         if self._is_from_front is not None and not isinstance(context, Carried) and not self._is_from_front(headers):
             raise refusal()
         wanted = metadata.get(APPLICATION)
         if wanted is None:
-            # HAProxy marks such calls. Serve's proxy, whose likeness of a context knows no time, cannot.
+            # HAProxy marks such calls. Serve's proxy, whose context has no deadline, cannot.
             return UNNAMED_HEADER in metadata or not hasattr(context, "time_remaining")
         if self._application and wanted != self._application:
-            raise NotFound(f"this is pool {self._application!r}, the metadata 'application' asks for {wanted[:100]!r}")
+            raise NotFound(f"this is pool {self._application!r}, the metadata 'application' is {wanted[:100]!r}")
         return False
 
 
@@ -147,7 +147,7 @@ def _caller(context: Any) -> Caller:
     metadata: dict[str, str] = dict(context.invocation_metadata() or ())
     given = metadata.get("x-request-id") or metadata.get("request_id") or ""
     is_usable = 0 < len(given) <= MAX_REQUEST_ID_CHARS and all("!" <= character <= "~" for character in given)
-    remaining = getattr(context, "time_remaining", None)  # Serve's likeness has none: its proxy keeps the time
+    remaining = getattr(context, "time_remaining", None)  # Serve's context has none: its proxy enforces the deadline
     remaining_s = remaining() if remaining is not None else None
     return Caller(
         request_id=given.encode() if is_usable else new_request_id(),
@@ -171,7 +171,7 @@ def _metadata(caller: Caller, headers: tuple[Header, ...]) -> list[tuple[str, st
 
 def _fail(context: Any, error: Exception, caller: Caller) -> None:
     if not isinstance(error, MaasError):
-        log.error("request %s failed in an unexpected way", caller.request_id.decode(), exc_info=error)
+        log.error("request %s failed unexpectedly", caller.request_id.decode(), exc_info=error)
         error = internal_error(caller.request_id)
     status = status_of(error)
     context.set_code(status.code)

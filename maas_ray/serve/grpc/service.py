@@ -1,7 +1,7 @@
-"""The methods of `inference.GRPCInferenceService`: a serialized message in, a serialized message out. Knows no server.
+"""Methods of `inference.GRPCInferenceService`: from a serialized message to a serialized message.
 
-Inference goes the way of every request (`handler.Call`). Everything else is asked as the HTTP route of the same meaning
-is, and its JSON becomes the message, whose fields have the same names: both protocols give the same answers.
+Inference uses the same life cycle as all requests (`request.call.Call`). Other methods call the HTTP route of the same
+meaning, and convert its JSON to the message, whose fields have the same names: both protocols send the same responses.
 """
 
 import asyncio
@@ -35,49 +35,49 @@ from maas_ray.serve.spec.pools import LimitsSpec
 from maas_ray.serve.wire.tensors import short
 
 MAX_CONTROL_BYTES = 64 << 10
-"""Largest message that is not an inference; it is parsed on the loop."""
+"""Maximum message that is not an inference; it is parsed on the loop."""
 MAX_PIPELINED = 64
-"""Requests of one stream that wait or run; one more is read once the oldest has been answered."""
+"""Maximum waiting and running requests of one stream; the next one is read once the oldest is answered."""
 
 _FINAL = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
 ).SerializeToString()
-"""A request has one answer here, so each answer is its request's last one."""
+"""A request has one response here, so each response is the final one."""
 
 
 class Caller(NamedTuple):
-    """What is known of who calls."""
+    """Metadata of a call."""
 
     request_id: bytes
-    """What the answer will carry."""
+    """Request id for the response."""
     deadline: float
-    """Time of the loop's clock after which nobody waits; infinity if that was not said."""
+    """Time on the loop's clock after which the response is not wanted; infinity if not set."""
     traceparent: bytes = b""
     wants_status: bool = False
-    """Whether an error inside a stream shall end it with a status (Triton: metadata `triton_grpc_error`)."""
+    """Whether an error inside a stream must end it with a status (Triton: metadata `triton_grpc_error`)."""
 
 
 PassOn = Callable[[bytes], Awaitable[CallOutcome | None]]
-"""Gives a serialized `ModelInferRequest` to the pool that serves its model; None if that is this pool."""
+"""Passes a serialized `ModelInferRequest` to the pool that serves its model; None if that is this pool."""
 
 
 class GrpcResponse(NamedTuple):
-    """A serialized message, and the headers of the model version that it is about."""
+    """A serialized message, and the headers of its model version."""
 
     body: bytes
     headers: tuple[Header, ...] = ()
 
 
 class _Question(NamedTuple):
-    """A method and the HTTP route that has its answer."""
+    """A method and the HTTP route with the same response."""
 
     request: Any
     response: Any
     route: Callable[[Any], Route]
     body: Callable[[Any], Any] = lambda request: None
-    """What the route takes as JSON."""
+    """Returns the JSON body for the route."""
     answer: Callable[[Any], Any] = lambda document: document
-    """The JSON of the response made of the JSON of the route."""
+    """Converts the JSON of the route to the JSON of the response."""
 
 
 def _about_model(name: str) -> Callable[[Any], Route]:
@@ -89,7 +89,7 @@ def _control(name: str) -> Callable[[Any], Route]:
 
 
 def _parameters(request: Any) -> Any:
-    # Those of loading are refused by name, whatever they hold, and files do not go into JSON.
+    # Parameters of a load are refused by name, whatever their value, and files do not fit into JSON.
     parameters = plain_parameters(request.parameters) or {}
     return {"parameters": {name: None if type(value) is bytes else value for name, value in parameters.items()}}
 
@@ -123,15 +123,15 @@ QUESTIONS: dict[str, _Question] = {
         pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, _control("unload"), body=_parameters
     ),
 }
-"""All methods but inference."""
+"""All methods except inference."""
 
 
 class Service:
-    """All methods for one replica.
+    """All methods of one replica.
 
     Args:
-        handler: the answers.
-        limits: of one request.
+        handler: request handler.
+        limits: limits of one request.
     """
 
     def __init__(self, handler: Handler, limits: LimitsSpec) -> None:
@@ -144,11 +144,11 @@ class Service:
 
         Args:
             method: one of `entry.UNARY`, or `entry.HEALTH_UNARY`.
-            body: the serialized request.
-            caller: who asks.
+            body: serialized request.
+            caller: metadata of the call.
 
         Raises:
-            MaasError: refused.
+            MaasError: the call is refused.
         """
         if method == "ModelInfer":
             pending = self._begin(body, caller)
@@ -163,7 +163,7 @@ class Service:
             extension, kind = unsupported_extensions.RPCS[method]
             if kind == "refused":
                 raise unsupported_extensions.refusal(extension)
-            return GrpcResponse(b"")  # no region, nothing removed: a message without fields
+            return GrpcResponse(b"")  # no regions, nothing to remove: a message without fields
         question = QUESTIONS[method]
         if len(body) > MAX_CONTROL_BYTES:
             raise too_large(len(body), MAX_CONTROL_BYTES)
@@ -173,24 +173,24 @@ class Service:
         except NotFound:
             if method != "ModelReady":
                 raise
-            document, headers = {"ready": False}, ()  # as Triton answers
+            document, headers = {"ready": False}, ()  # as Triton does
         message = ParseDict(question.answer(document), question.response(), ignore_unknown_fields=True)
         return GrpcResponse(message.SerializeToString(), headers)
 
     async def stream(
         self, bodies: AsyncIterator[bytes], caller: Caller, pass_on: PassOn | None = None
     ) -> AsyncIterator[bytes]:
-        """Answers the requests of a stream (`ModelStreamInfer`) in their order; several of them run at once.
+        """Answers the requests of a stream (`ModelStreamInfer`) in order; several of them run at once.
 
-        An error is an answer like any other, after which the stream goes on, as Triton's does.
+        An error is a response like any other, after which the stream continues, as in Triton.
 
         Args:
             bodies: serialized requests.
-            caller: who asks.
-            pass_on: for a stream whose requests may be for other pools; None: this one answers them all.
+            caller: metadata of the call.
+            pass_on: for a stream whose requests may be for other pools; None: this pool answers them all.
 
         Raises:
-            MaasError: refused, if the caller wants a status for it.
+            MaasError: a request is refused, if the client wants a status for it.
         """
         pipeline = _Pipeline()
 
@@ -216,7 +216,7 @@ class Service:
             if caller.wants_status:
                 raise
             refused = pb.ModelStreamInferResponse(error_message=error_text(error))
-            refused.infer_response.id = pending.id  # which of the requests it was
+            refused.infer_response.id = pending.id  # identifies the request
             return bytes(refused.SerializeToString())
         if pending.asks_for_final:
             parts = [*parts, _FINAL]
@@ -297,7 +297,7 @@ class Service:
             async with asyncio.timeout_at(deadline):
                 reply = await self._handler.answer(head, body, deadline)
         except TimeoutError:
-            raise DeadlineExceeded("the answer was not ready before the deadline; allow more time") from None
+            raise DeadlineExceeded("the response was not ready before the deadline; allow more time") from None
         return orjson.loads(reply.body), tuple(header for header in reply.headers if header[0].startswith(b"x-maas-"))
 
     def _deadline(self, caller: Caller) -> float:
@@ -309,7 +309,7 @@ class Service:
 
 
 class _Pending:
-    """An inference request that has begun; `result` gets what becomes of it."""
+    """An inference request in progress; `result` receives its outcome."""
 
     __slots__ = ("_loop", "_parsing", "_task", "asks_for_final", "call", "id", "result")
 
@@ -323,16 +323,16 @@ class _Pending:
         self._task: asyncio.Task[None] | None = None
 
     def follow(self, work: Coroutine[Any, Any, None]) -> None:
-        """Starts what will give the result."""
+        """Starts the task that sets the result."""
         self._task = self._loop.create_task(work)
 
     def parse_by(self, deadline: float, stop: StopSignal) -> None:
-        """Its message is being parsed in a thread, and is no longer of use after `deadline`."""
-        late = DeadlineExceeded("parsing the message took until the deadline; allow more time or send less")
+        """Sets a deadline for the parsing of its message, which is in progress in a thread."""
+        late = DeadlineExceeded("parsing the message exceeded the deadline; allow more time or send less data")
         self._parsing = stop, self._loop.call_at(deadline, self.refuse, late)
 
     def end_parsing(self) -> None:
-        """Nobody waits for the parsed message any more."""
+        """Ends the parsing of its message."""
         if self._parsing is not None:
             stop, timer = self._parsing
             stop.set()
@@ -346,19 +346,19 @@ class _Pending:
             self.result.set_exception(error)
 
     def cancel(self) -> None:
-        """Nobody waits any more. Does nothing if it has been answered."""
+        """Cancels the request. Does nothing if it has been answered."""
         self.end_parsing()
         if self._task is not None:
             self._task.cancel()
         if self.call is not None:
             self.call.cancel()
         if self.result.done() and not self.result.cancelled():
-            self.result.exception()  # an error that nobody asked for is no loss
+            self.result.exception()  # retrieves the error, so that asyncio does not report it
         self.result.cancel()
 
 
 class _Pipeline:
-    """Requests of one stream in their order, at most `MAX_PIPELINED`."""
+    """Requests of one stream in order, at most `MAX_PIPELINED`."""
 
     def __init__(self) -> None:
         self._requests: deque[_Pending] = deque()
@@ -376,7 +376,7 @@ class _Pipeline:
         self._changed.set()
 
     async def oldest(self) -> _Pending | None:
-        """Waits for a request; None once the caller has sent all of his and they have been answered."""
+        """Waits for a request; returns None once the client has sent all requests and they have been answered."""
         while not self._requests:
             if self._failure is not None:
                 raise self._failure
@@ -391,7 +391,7 @@ class _Pipeline:
         self._changed.set()
 
     def end(self, reader: "asyncio.Task[None]") -> None:
-        """There will be no more requests."""
+        """Marks the end of the requests."""
         self._failure = None if reader.cancelled() else reader.exception()
         self._has_ended = True
         self._changed.set()
@@ -402,7 +402,7 @@ class _Pipeline:
 
 
 def _version(text: str) -> int | None:
-    """A version as messages say it; the empty one means that of the model's alias."""
+    """Parses the version of a message; an empty one means the version of the model's alias."""
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) > 0):

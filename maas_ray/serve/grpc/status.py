@@ -1,4 +1,4 @@
-"""Errors as a gRPC caller sees them: status code, message, and when to come again. Knows no server and no model."""
+"""gRPC status of errors: status code, message, and retry delay. Independent of servers and models."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.outcome import Refused
 
 MAX_MESSAGE_BYTES = 1024
-"""Longest message: all trailers together may have 8 KiB, and a byte beyond ASCII becomes three there."""
+"""Maximum message size: all trailers together may have 8 KiB, and a non-ASCII byte becomes three there."""
 
 _BY_HTTP_STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -32,22 +32,22 @@ _RETRY_METADATA = ("grpc-retry-pushback-ms", "grpc-status-details-bin")
 
 
 class GrpcStatus(NamedTuple):
-    """How a call ended badly."""
+    """Error status of a call."""
 
     code: grpc.StatusCode
     message: str
     metadata: tuple[tuple[str, str | bytes], ...]
-    """Trailing metadata: when to come again, in the two forms that clients know."""
+    """Trailing metadata: the retry delay, in the two forms that clients support."""
 
 
 def status_of(error: MaasError) -> GrpcStatus:
-    """The status that an error becomes; its HTTP status decides, so that a new class of error needs nothing here."""
+    """Returns the status of an error, derived from its HTTP status, so that a new class of error needs no code here."""
     if isinstance(error, Refused):
         outcome = error.outcome
         trailing = tuple(item for item in outcome.trailing if item[0] in _RETRY_METADATA)
         return GrpcStatus(CODES[outcome.code], outcome.details, trailing)
     code = _BY_HTTP_STATUS.get(error.http_status, grpc.StatusCode.INTERNAL)
-    if isinstance(error, FilesRefused):  # what Triton's clients know this refusal by
+    if isinstance(error, FilesRefused):  # the status that Triton's clients expect for this refusal
         code = grpc.StatusCode.INTERNAL
     message = error_text(error)
     metadata = _retry_metadata(code, message, error.retry_after_s) if isinstance(error, Overloaded) else ()
@@ -55,7 +55,7 @@ def status_of(error: MaasError) -> GrpcStatus:
 
 
 def error_text(error: MaasError) -> str:
-    """The message of an error, bounded."""
+    """Returns the message of an error, with a limited length."""
     text = str(error).encode("utf-8", "replace")
     if len(text) <= MAX_MESSAGE_BYTES:
         return text.decode()
@@ -63,7 +63,7 @@ def error_text(error: MaasError) -> str:
 
 
 def _retry_metadata(code: grpc.StatusCode, message: str, retry_after_s: float) -> tuple[tuple[str, str | bytes], ...]:
-    """`grpc-retry-pushback-ms` (gRFC A6, obeyed by gRPC's own retries) and `google.rpc.RetryInfo` (for callers)."""
+    """Returns `grpc-retry-pushback-ms` (gRFC A6, for gRPC's own retries) and `google.rpc.RetryInfo` (for clients)."""
     details = pb.Status(code=code.value[0], message=message)
     details.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo").value = _retry_info(retry_after_s)
     pushback, status = _RETRY_METADATA

@@ -1,7 +1,7 @@
-"""Calls that name no pool where there are several: which pool serves their model, and the way there. Knows no Ray.
+"""Routing of calls that name no pool if there are several: finds the pool that serves their model. Independent of Ray.
 
-Any pool may receive such a call. It looks up who serves the model, and passes the call on, once, if that is another pool.
-Nothing here tells a caller which pools there are.
+Any pool may receive such a call. It looks up which pool serves the model, and forwards the call, once, to that pool.
+Nothing here reveals to a client which pools exist.
 """
 
 import asyncio
@@ -19,50 +19,50 @@ from maas_ray.serve.grpc.service import MAX_CONTROL_BYTES, QUESTIONS
 from maas_ray.serve.request.head import too_large
 
 APPLICATION = "application"
-"""Metadata by which a caller names a pool."""
+"""Metadata with the name of the pool."""
 MAX_WAIT_S = 300.0
-"""Longest wait for another pool where the caller has no deadline; one that sleeps takes its time to wake."""
+"""Maximum wait for another pool if the client has no deadline; a pool scaled to zero needs time to start."""
 MAX_NAME_BYTES = 4096
 _LOAD = "RepositoryModelLoad"
 _OF_A_POOL = frozenset({"RepositoryIndex", "ModelStatistics"})
-"""Methods that speak of a whole pool unless a model is named."""
+"""Methods that refer to a whole pool unless they name a model."""
 _OF_A_MODEL = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "RepositoryModelUnload", _LOAD})
 ROUTED = _OF_A_MODEL | _OF_A_POOL
-"""Methods whose answer depends on the pool. Every other one is the same in all of them."""
+"""Methods whose response depends on the pool. All others are the same in every pool."""
 _WAY_OUT = f"send the name of the pool as the metadata {APPLICATION!r}"
 _MAX_FIELDS = 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Served(NamedTuple):
-    """What a pool serves."""
+    """Models served by a pool."""
 
     names: Collection[str]
     """Models, in memory or not."""
     is_open: bool
-    """Whether callers may load models, any of the registry."""
+    """Whether clients may load any model of the registry."""
 
 
 class Neighbors(Protocol):
-    """The pools of the cluster."""
+    """Pools of the cluster."""
 
     async def pools(self) -> Mapping[str, Served]:
-        """What each pool serves, this one too. Raises `Overloaded` if that cannot be read now."""
+        """Returns the models of each pool, including this one. Raises `Overloaded` if they cannot be read now."""
         ...
 
     async def call(
         self, pool: str, method: str, body: bytes, metadata: Mapping[str, str], timeout_s: float
     ) -> CallOutcome:
-        """The answer of another pool; ends there when it is cancelled here. Raises `MaasError` if there is none."""
+        """Returns the response of another pool, or raises `MaasError`; a cancellation is passed on."""
         ...
 
 
 class Carried:
-    """The context of a call that another pool has passed on.
+    """Context of a call that another pool has forwarded.
 
     Args:
-        metadata: of the caller; names this pool.
-        timeout_s: what is left of the caller's time.
+        metadata: metadata of the client; names this pool.
+        timeout_s: remaining time of the client.
     """
 
     def __init__(self, metadata: Mapping[str, str], timeout_s: float) -> None:
@@ -72,27 +72,27 @@ class Carried:
         self._trailing: tuple[tuple[str, str | bytes], ...] = ()
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """What the caller sent."""
+        """Returns the client's metadata."""
         return self._metadata
 
     def time_remaining(self) -> float:
-        """Seconds that the caller waits."""
+        """Returns the client's remaining time in seconds."""
         return self._until_s - asyncio.get_running_loop().time()
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Keeps it for the pool that asked."""
+        """Stores it for the calling pool."""
         self._code = code
 
     def set_details(self, details: str) -> None:
-        """Keeps it for the pool that asked."""
+        """Stores it for the calling pool."""
         self._details = details
 
     def set_trailing_metadata(self, metadata: Any) -> None:
-        """Keeps it for the pool that asked."""
+        """Stores it for the calling pool."""
         self._trailing = tuple((key, value) for key, value in metadata)
 
     def outcome(self, body: bytes) -> CallOutcome:
-        """How the call ended."""
+        """Returns the outcome of the call."""
         return CallOutcome(bytes(body), int(self._code.value[0]), self._details, self._trailing)
 
 
@@ -100,8 +100,8 @@ class Unnamed:
     """Finds the pool for calls that name none.
 
     Args:
-        neighbors: the pools of the cluster.
-        here: name of this one.
+        neighbors: pools of the cluster.
+        here: name of this pool.
     """
 
     def __init__(self, neighbors: Neighbors, here: str) -> None:
@@ -109,18 +109,18 @@ class Unnamed:
         self._here = here
 
     async def pass_on(self, method: str, body: bytes, context: Any, request_id: bytes) -> CallOutcome | None:
-        """The answer of the only pool that serves the model; None if that is this pool.
+        """Returns the response of the only pool that serves the model; None if that is this pool.
 
         Args:
             method: one of `entry.UNARY`.
-            body: the serialized request.
-            context: of the call.
-            request_id: what the answer will carry.
+            body: serialized request.
+            context: context of the call.
+            request_id: request id for the response.
 
         Raises:
-            BadRequest: several pools serve the model, or none is named where the answer depends on the pool.
+            BadRequest: several pools serve the model, or no model is named and the response depends on the pool.
             NotFound: no pool serves the model.
-            MaasError: the other pool gave no answer.
+            MaasError: the other pool did not answer.
         """
         owner = await self.owner(method, body)
         if owner == self._here:
@@ -133,7 +133,7 @@ class Unnamed:
         return await self._neighbors.call(owner, method, body, sent, timeout_s)
 
     async def owner(self, method: str, body: bytes) -> str:
-        """The pool that answers a call; raises as `pass_on`."""
+        """Returns the pool for a call; raises as `pass_on`."""
         if method not in ROUTED:
             return self._here
         pools = await self._neighbors.pools()
@@ -141,27 +141,27 @@ class Unnamed:
             return self._here
         name = model_of(method, body)
         if not name and method in _OF_A_POOL:
-            raise BadRequest(f"there are several pools, each with an answer of its own; {_WAY_OUT}")
+            raise BadRequest(f"there are several pools with different responses; {_WAY_OUT}")
         serving = [pool for pool, served in pools.items() if name in served.names]
         is_open = [pool for pool, served in pools.items() if served.is_open]
         if method == _LOAD:
             found = [pool for pool in serving if pool in is_open] or is_open or serving
         else:
-            found = serving or is_open  # where somebody may have loaded it a moment ago
+            found = serving or is_open  # or pools in which a client may just have loaded it
         if len(found) > 1:
-            raise BadRequest(f"model {name[:100]!r} may be in more than one pool; {_WAY_OUT}")
+            raise BadRequest(f"model {name[:100]!r} may be in several pools; {_WAY_OUT}")
         if found:
             return found[0]
-        if method == "ModelReady":  # whose answer is "no"
+        if method == "ModelReady":  # which then answers "not ready"
             return self._here
-        # As Triton begins this error: its clients look for the words.
+        # The text begins like Triton's: its clients look for the words.
         raise NotFound(
             f"Request for unknown model: {name[:100]!r} is not found in any pool; {_WAY_OUT} if it is in one"
         )
 
 
 def model_of(method: str, body: bytes) -> str:
-    """Name of the model that a request is about; empty if it names none. Raises `BadRequest`."""
+    """Returns the name of the model in a request; empty if it has none. Raises `BadRequest`."""
     if method == "ModelInfer":
         return _first_field(body)
     if len(body) > MAX_CONTROL_BYTES:
@@ -171,7 +171,7 @@ def model_of(method: str, body: bytes) -> str:
 
 
 def _first_field(body: bytes) -> str:
-    """Field 1 of a message, which writers put first (protobuf.dev/programming-guides/encoding); the rest is not looked at."""
+    """Returns field 1 of a message, which is usually first (protobuf.dev/programming-guides/encoding)."""
     position = 0
     for _ in range(_MAX_FIELDS):
         if position >= len(body):
@@ -191,7 +191,7 @@ def _first_field(body: bytes) -> str:
                 break
             return body[position : position + length].decode("utf-8", "replace")
         position += length
-    raise BadRequest(f"the name of the model is not at the beginning of the message; put it there, or {_WAY_OUT}")
+    raise BadRequest(f"the model name is not the first field of the message; put it first, or {_WAY_OUT}")
 
 
 def _varint(body: bytes, position: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""The HTTP server of a replica: protocol class, ASGI app, and the handler behind both."""
+"""HTTP server of a replica: protocol class, ASGI app, and the request handler of both."""

@@ -1,6 +1,6 @@
-"""The one ASGI app of a replica: the whole HTTP surface, with the layers of `head.LAYERS`. Knows neither Ray nor a tensor.
+"""ASGI app of a replica: all HTTP routes, with the layers of `head.LAYERS`. Independent of Ray and of tensors.
 
-The protocol class answers inference before this app is asked; where there is none, this app gives the same answers.
+The protocol class answers inference before this app is called; without that class, this app sends the same responses.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 WATCH_AFTER_S = 0.02
-"""A request that has waited this long is watched for its client's leaving; most are answered before, and pay nothing."""
+"""Seconds after which a request is monitored for a disconnect; most are answered earlier, without that cost."""
 INLINE_INFLATE_BYTES = 512
-"""A longer compressed body is inflated in a thread."""
+"""A longer compressed body is decompressed in a thread."""
 MOST_INFLATION = 1032
-"""How many times as long a body can be after its inflation (zlib.net/zlib_tech.html)."""
+"""Maximum ratio of a body's decompressed to its compressed size (zlib.net/zlib_tech.html)."""
 MAX_CONTROL_BYTES = 64 << 10
-"""Largest body of a request that is not an inference; it is parsed on the loop."""
+"""Maximum body of a request that is not an inference; it is parsed on the loop."""
 
 
 class _ClientGone(Exception):
-    """Nobody waits for the reply."""
+    """The client has disconnected."""
 
 
 class App:
     """ASGI 3 application.
 
     Args:
-        handler: the answers.
-        limits: of one request.
-        sends_request_id: False where the server around this app appends `x-request-id` itself, as Ray Serve's does.
+        handler: request handler.
+        limits: limits of one request.
+        sends_request_id: False if the server around this app appends `x-request-id` itself, as Ray Serve's does.
     """
 
     def __init__(self, handler: Handler, limits: LimitsSpec, *, sends_request_id: bool = True) -> None:
@@ -73,7 +73,7 @@ class App:
         except MaasError as error:
             reply = error_reply(error, head.reply_headers)
         except Exception:
-            log.exception("request %s failed in an unexpected way", request_id.decode())
+            log.exception("request %s failed unexpectedly", request_id.decode())
             reply = error_reply(internal_error(request_id), head.reply_headers)
         if head.route.name not in INFERENCE:
             self._handler.manager.stats.answered(head.route.name or "none", reply.status)
@@ -96,7 +96,7 @@ class App:
             async with asyncio.timeout_at(deadline):
                 return await self._handler.answer(head, bytes(body), deadline)
         except TimeoutError:
-            raise DeadlineExceeded(f"the answer was not ready within {head.timeout_s:g} s; allow more time") from None
+            raise DeadlineExceeded(f"the response was not ready within {head.timeout_s:g} s; allow more time") from None
 
     async def _body(self, head: Head, receive: Receive, deadline: float) -> bytes | memoryview:
         limit = self._limits.max_body_bytes
@@ -137,7 +137,7 @@ class App:
             async with asyncio.timeout_at(deadline):
                 return await self._handler.workers.run(lambda stop: self._handler.inflate(head, body), num_bytes)
         except TimeoutError:
-            raise DeadlineExceeded("inflating the body took until the request's deadline; allow more time") from None
+            raise DeadlineExceeded("decompressing the body exceeded the request's deadline; allow more time") from None
 
     async def _infer(
         self, head: Head, request_id: bytes, body: bytes | memoryview, receive: Receive, deadline: float
@@ -161,7 +161,7 @@ class App:
         try:
             reply = await future
         finally:
-            # Also when this task is cancelled, which is how Serve tells that the client has gone.
+            # Also when this task is cancelled, which is how Serve signals that the client has disconnected.
             timer.cancel()
             call.cancel()
             for watcher in watchers:
@@ -187,5 +187,5 @@ class App:
 
 
 def _path(scope: Scope) -> str:
-    """The path below the pool's base path, as it was sent (ASGI: paths include `root_path`)."""
+    """Returns the path below the pool's base path, as it was sent (ASGI: paths include `root_path`)."""
     return below(str(scope.get("root_path", "")).rstrip("/"), sent_path(scope.get("raw_path"), str(scope["path"])))

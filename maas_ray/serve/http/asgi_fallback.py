@@ -1,4 +1,4 @@
-"""uvicorn's own protocol, for what the protocol class does not answer itself: everything but plain inference."""
+"""uvicorn's own protocol, for all requests that the protocol class does not answer: everything but plain inference."""
 
 import asyncio
 from typing import Any, Protocol
@@ -12,30 +12,30 @@ from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, is_sound
 
 
 class OwningConnection(Protocol):
-    """The connection that this protocol serves for a while."""
+    """The connection that this protocol serves temporarily."""
 
     loop: asyncio.AbstractEventLoop
 
     def cold_is_done(self) -> None:
-        """Nothing is open any more."""
+        """Called when no message is open any more."""
         ...
 
 
 class ColdProtocol(HttpToolsProtocol):
-    """Says when it has nothing open any more; its limits of size and soundness are those of the other way."""
+    """Reports when no message is open; has the same limits and validity checks as the protocol class."""
 
     def __init__(self, owner: OwningConnection, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
         super().__init__(config, state, app_state, owner.loop)
         self.owner = owner
         self.num_open = 0
-        """Messages that have begun and whose body or reply is not complete; each counts twice."""
+        """Messages that have begun and whose body or response is not complete; each counts twice."""
         self.num_head_bytes = 0
         self.is_head = False
         self.is_reading = False
 
     @property
     def only_reads(self) -> bool:
-        """Whether what is open is a complete GET or HEAD."""
+        """Whether every open message is a complete GET or HEAD."""
         return self.num_open > 0 and not self.is_reading and self.scope["method"] in ("GET", "HEAD")
 
     def on_message_begin(self) -> None:
@@ -46,19 +46,19 @@ class ColdProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
-        if b"#" in url:  # RFC 9112 3.2: a target has no fragment; who reads it differently sees another path
-            raise httptools.HttpParserError("the target holds a fragment")
+        if b"#" in url:  # RFC 9112 3.2: a target has no fragment; another parser could see another path
+            raise httptools.HttpParserError("the target has a fragment")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        if self.is_head:  # a trailer is no header: it must not change what the head has said
+        if self.is_head:  # a trailer is not a header: it must not change the head
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.is_head = False
         if not is_sound(self.parser.get_http_version(), self.headers):
-            raise httptools.HttpParserError("the head is not sound")
+            raise httptools.HttpParserError("the head is not valid")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -68,12 +68,12 @@ class ColdProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Times of idle connections are the owner's business.
+        # Time limits of idle connections are enforced by the owner.
         self._unset_keepalive_if_required()
         self._closed_one()
 
     def handle_websocket_upgrade(self) -> None:
-        self.send_400_response("Upgrades are not offered.")
+        self.send_400_response("Upgrades are not supported.")
 
     def _should_upgrade_to_ws(self) -> bool:
         return False

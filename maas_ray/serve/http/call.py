@@ -1,4 +1,4 @@
-"""One inference request of the v2 protocol over HTTP: bytes in, a reply out. Knows no socket."""
+"""One inference request of the v2 protocol over HTTP: request bytes to a response. Independent of sockets."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ Respond = Callable[[Reply], None]
 
 
 class HttpCall(Call[bytes | memoryview, Respond, InferResponse]):
-    """A body that is not compressed, as received, and who gets the reply."""
+    """An uncompressed body as received, and the receiver of the response."""
 
     __slots__ = ()
 
@@ -44,7 +44,7 @@ class HttpCall(Call[bytes | memoryview, Respond, InferResponse]):
         return loaded.codec.write_large(request, outputs, lambda: check(stop))
 
     def headers_of(self, loaded: Loaded) -> tuple[Header, ...]:
-        """Headers of an answer without binary tensors."""
+        """Returns the headers of a response without binary tensors."""
         return loaded.json_headers
 
     def size(self, answer: InferResponse) -> int:
@@ -57,7 +57,7 @@ class HttpCall(Call[bytes | memoryview, Respond, InferResponse]):
         else:
             length = (b"inference-header-content-length", b"%d" % header_length)
             headers = (BINARY, *loaded.headers, length)
-        reply = tuple.__new__(Reply, (200, headers, body))  # as Reply(...), which is a function of Python
+        reply = tuple.__new__(Reply, (200, headers, body))  # same as Reply(...), which is a Python function
         if self._head.accept_encoding and len(body) >= MIN_BYTES:
             _compress(reply, self._head.accept_encoding, self._respond, self._owner.workers)
         else:
@@ -68,7 +68,7 @@ class HttpCall(Call[bytes | memoryview, Respond, InferResponse]):
 
 
 def _compress(reply: Reply, accept_encoding: bytes, respond: Respond, workers: Workers) -> None:
-    """In a thread: deflating half a megabyte would keep the loop from everybody else for 15 ms."""
+    """Compresses in a thread: half a megabyte would block the loop for 15 ms."""
 
     def packed(result: tuple[bytes, bytes | None] | None, error: Exception | None) -> None:
         if result is None:

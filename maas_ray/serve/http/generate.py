@@ -1,6 +1,6 @@
-"""One request of the generate extension over HTTP: a flat JSON object in, one out, or one server-sent event.
+"""One request of the generate extension over HTTP: a flat JSON object, answered with one or with a server-sent event.
 
-A model here gives one answer to a request, so a stream has one event. Knows no socket.
+A model here sends one response per request, so a stream has one event. Independent of sockets.
 """
 
 from maas_ray.bundle.engine.stop import StopSignal
@@ -18,7 +18,7 @@ EVENTS: Header = (b"content-type", b"text/event-stream")
 
 
 class GenerateCall(HttpCall):
-    """As `HttpCall`, in the form of the extension."""
+    """As `HttpCall`, in the format of the extension."""
 
     __slots__ = ()
 

@@ -1,6 +1,6 @@
-"""Answers requests that have been read: a head and a body in, a reply out. Knows no ASGI, no socket and no Ray.
+"""Request handler: answers parsed requests, from head and body to response. Independent of ASGI, sockets and Ray.
 
-Inference answers by callback, so that a protocol class can ask without a task per request; everything else is awaited.
+Inference is answered by callback, so that a protocol class needs no task per request; everything else is awaited.
 """
 
 import asyncio
@@ -27,27 +27,27 @@ from maas_ray.serve.wire.compression import inflate
 from maas_ray.serve.wire.load_parameters import read_load, read_unload
 
 METRICS_EVERY_S = 1.0
-"""Counts are gathered from the pool's replicas at most this often."""
+"""Minimum seconds between two collections of statistics from the pool's replicas."""
 OBSERVER_TIMEOUT_S = 3.0
-"""Longest wait, at the end, for lines and spans to be written."""
+"""Maximum wait, at the end, until log lines and spans are written."""
 
 
 class Peers(Protocol):
-    """Asks all replicas of the pool, this one among them."""
+    """Calls all replicas of the pool, including this one."""
 
     async def ask(self, question: str, argument: str = "") -> Answers:
-        """The answers of `Handler.ask_here` in each replica, as plain JSON values."""
+        """Returns the results of `Handler.ask_here` of each replica, as plain JSON values."""
         ...
 
 
 class Handler:
-    """All answers of one replica.
+    """Request handler of one replica.
 
     Args:
-        manager: the models.
-        max_body_bytes: largest body, also after its inflation.
+        manager: models.
+        max_body_bytes: maximum body size, also after decompression.
         peers: the other replicas of the pool; None: there are none.
-        observers: who is told of each request that has ended.
+        observers: receive a record of each completed request.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Handler:
         self._gathering: asyncio.Task[Answers] | None = None
         self._gathered_until = 0.0
         self.workers = Workers(manager.budget)
-        """Reads large bodies and writes large answers."""
+        """Parse large bodies and write large responses."""
         self.num_ongoing = 0
-        """Inference requests that have been read and not answered; what autoscaling looks at."""
+        """Inference requests that were read and not answered; used for autoscaling."""
 
     def infer(
         self, head: Head, request_id: bytes, body: bytes | memoryview, deadline: float, done: Callable[[Reply], None]
@@ -76,11 +76,11 @@ class Handler:
         """Answers one inference request.
 
         Args:
-            head: taken through the layers; its route is one of `INFERENCE`.
-            request_id: what the reply will carry.
-            body: as received, not compressed.
-            deadline: time of the loop's clock after which nobody waits.
-            done: called once with the reply, possibly before this returns; not after `cancel`.
+            head: head that has passed the layers; its route is one of `INFERENCE`.
+            request_id: request id for the response.
+            body: body as received, not compressed.
+            deadline: time on the loop's clock after which the response is not wanted.
+            done: called once with the response, possibly before this returns; not after `cancel`.
 
         Returns:
             The call, for `cancel`.
@@ -91,11 +91,11 @@ class Handler:
         return call
 
     async def loaded(self, name: str, version: int | None, deadline: float) -> Loaded:
-        """The version that answers, once it is in memory.
+        """Returns the version for a request, once it is in memory.
 
         Raises:
             NotFound: the pool has no such model or version.
-            MaasError: it does not load, or not in time.
+            MaasError: it could not be loaded, or not in time.
         """
         found = self.manager.find(name, version)
         if found is not None:
@@ -108,7 +108,7 @@ class Handler:
             if loaded is not None:
                 future.set_result(loaded)
             else:
-                future.set_exception(error or MaasError(f"model {name!r} did not load"))
+                future.set_exception(error or MaasError(f"model {name!r} was not loaded"))
 
         waiting = self.manager.load_soon(name, version, deadline, ready)
         try:
@@ -117,11 +117,11 @@ class Handler:
             waiting.cancel()
 
     async def answer(self, head: Head, body: bytes, deadline: float) -> Reply:
-        """The reply to every route but `infer`.
+        """Returns the response of every route except `infer`.
 
         Raises:
             NotFound: no such model or version in this pool.
-            MaasError: refused, with its status.
+            MaasError: the request is refused.
         """
         route, manager = head.route, self.manager
         match route.name:
@@ -153,24 +153,24 @@ class Handler:
         return await self._about_model(route, deadline)
 
     def load(self) -> dict[str, float]:
-        """What the pool is scaled by."""
+        """Returns the metrics for autoscaling."""
         return self._meter.read(self.manager.stats.snapshot(), self.num_ongoing)
 
     async def close(self, drain_timeout_s: float) -> None:
-        """Answers what waits, for at most `drain_timeout_s`; then gives everything back."""
+        """Answers waiting requests, for at most `drain_timeout_s`; then releases everything."""
         await self.manager.close(drain_timeout_s)
         self.workers.close()
         for observer in self.observers:
             await asyncio.to_thread(observer.close, OBSERVER_TIMEOUT_S)
 
     async def ask(self, question: str, argument: str = "") -> Answers:
-        """What every replica of the pool answers to `ask_here`."""
+        """Returns the results of `ask_here` of every replica of the pool."""
         if self._peers is None:
             return Answers([await self.ask_here(question, argument)])
         return await self._peers.ask(question, argument)
 
     async def ask_here(self, question: str, argument: str = "") -> Any:
-        """What this replica knows, as plain JSON values: `stats`, `index`, or `refresh`, which also looks anew."""
+        """Returns this replica's `stats` or `index`, as plain JSON values, or the index after a `refresh`."""
         match question:
             case "stats":
                 return self.manager.stats.snapshot()
@@ -179,21 +179,21 @@ class Handler:
             case "refresh":
                 await self.manager.refresh()
                 return self.manager.index(ready_only=False)
-        raise BadRequest(f"no question {question[:40]!r}")
+        raise BadRequest(f"unknown call {question[:40]!r}")
 
     def inflate(self, head: Head, body: bytes) -> bytes:
-        """The body without its content encoding.
+        """Returns the body without its content encoding.
 
         Raises:
-            BodyTooLarge: it is larger than the pool's limit once it is inflated.
-            BadRequest: it is not what its encoding says.
+            BodyTooLarge: the decompressed body exceeds the pool's limit.
+            BadRequest: the body does not match its encoding.
         """
         if head.content_encoding == b"identity":
             return body
         return inflate(body, head.content_encoding, self.max_body_bytes)
 
     def model_headers(self, route: Route) -> tuple[Header, ...]:
-        """`x-maas-run` and `x-maas-version` of the version that a route addresses; empty if it is not in memory."""
+        """Returns `x-maas-run` and `x-maas-version` of the version in a route; empty if it is not in memory."""
         try:
             found = self.manager.find(route.model, route.version) if route.model else None
         except MaasError:
@@ -205,7 +205,8 @@ class Handler:
         if route.name == "model_ready":
             found = manager.find(route.model, route.version)
             problems = manager.problems(route.model)
-            # A model that is not in memory is loaded by its first request; it is ready unless that is known to fail.
+            # A model that is not in memory is loaded by its first request; it is ready unless its load is known to
+            # fail.
             is_ready = found is not None or not problems
             reported = {"problems": problems} if problems else {}
             headers = found.headers if found is not None else ()
@@ -229,7 +230,7 @@ class Handler:
         return _json(v2.model_metadata(route.model, versions, loaded.info, parameters), loaded.headers)
 
     async def _metrics(self, head: Head) -> Reply:
-        # One gathering for all who ask at once: otherwise any caller could keep every replica busy with it.
+        # One collection for all concurrent scrapes: otherwise any client could keep every replica busy.
         loop = asyncio.get_running_loop()
         if self._gathering is None or (self._gathering.done() and loop.time() > self._gathered_until):
             self._gathering = loop.create_task(self.ask("stats"))
@@ -255,7 +256,7 @@ class Handler:
         entries: dict[tuple[str, str], dict[str, Any]] = {}
         for replica in await self.ask("index", "ready" if ready_only else ""):
             for entry in replica:
-                # One replica that cannot serve it is what an operator must see.
+                # A replica that cannot serve it takes precedence, so that operators see it.
                 known = entries.get((entry["name"], entry["version"]))
                 if known is None or known["state"] == "READY":
                     entries[(entry["name"], entry["version"])] = entry
@@ -267,14 +268,14 @@ class Handler:
             try:
                 wanted = read_load(route.model, parameters)
                 await self.manager.load(route.model, max_batch_size=wanted.max_batch_size)
-            except MaasError as error:  # begins as Triton's: its clients look for the words
+            except MaasError as error:  # the text begins like Triton's: its clients look for the words
                 error.args = (f"failed to load {route.model!r}, {error}", *error.args[1:])
                 raise
         else:
             read_unload(parameters)
             await self.manager.unload(route.model)
         if num_silent := (await self.ask("refresh")).num_silent:
-            raise DeadlineExceeded(f"{num_silent} replicas of the pool did not confirm it in time; ask again")
+            raise DeadlineExceeded(f"{num_silent} replicas of the pool did not confirm the request in time; retry")
         return _json({})
 
 

@@ -1,4 +1,4 @@
-"""Answers of several replicas to one question; a silent one costs a bounded wait. Knows no Ray."""
+"""Results of one call to several replicas; waiting for a silent one has a time limit. Independent of Ray."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class Answers(list[Any]):
-    """What the replicas answered.
+    """Results of the replicas.
 
     Args:
-        answers: one of each replica that answered.
-        num_silent: replicas that did not answer in time; one that has ended is not among them.
+        answers: one result of each replica that answered.
+        num_silent: number of replicas that did not answer in time; one that has ended is not counted.
     """
 
     def __init__(self, answers: Iterable[Any] = (), num_silent: int = 0) -> None:
@@ -19,7 +19,7 @@ class Answers(list[Any]):
 
 
 async def collect(calls: Iterable[Awaitable[Any]], timeout_s: float) -> Answers:
-    """The results of those calls that end in time; one that fails has nothing to say."""
+    """Returns the results of the calls that end in time; a failed call has no result."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     if not tasks:
         return Answers()

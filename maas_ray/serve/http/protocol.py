@@ -1,12 +1,12 @@
-"""The protocol class of a replica's own HTTP server: inference is answered here, before an ASGI scope is even built.
+"""Protocol class of a replica's own HTTP server: answers inference here, before an ASGI scope is built.
 
-    bytes → head (remembered) → body → HttpCall → reply
-    anything else → uvicorn's own protocol (asgi_fallback.py) → the ASGI app, with the same layers and the same answers
+    bytes → head (cached) → body → HttpCall → response
+    anything else → uvicorn's own protocol (asgi_fallback.py) → the ASGI app, with the same layers and responses
 
-A head that was seen before costs one look-up: callers send the same few bytes again and again, so what the layers made
-of them is remembered by those bytes (server_state.py). What a server owes is paid here for both ways: limits of size and time
-for heads, bodies and readers, back-pressure in both directions, pipelined requests answered in order, 100-continue,
-keep-alive, a bound on connections, and a stop that answers what has begun.
+A head that was seen before costs one look-up: clients repeat the same few bytes, so parsed heads are cached by these
+bytes (server_state.py). For both paths this class enforces: size and time limits of heads, bodies and readers,
+back-pressure in both directions, pipelined requests answered in order, 100-continue, keep-alive, a connection limit,
+and a graceful stop that answers started requests.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from maas_ray.serve.wire.binary import body_buffer
 log = get_logger(__name__)
 
 MAX_PENDING_BYTES = 64 << 10
-"""Bytes of later requests that are kept while one is answered; then reading stops until it is."""
+"""Bytes of later requests that are buffered while one is answered; then reading pauses until it is."""
 LOW_WATER_BYTES = 256 << 10
-"""Bytes of a large body that must be there before its reader is woken: one call for four pipes of HAProxy. Measured for
-602 KB: 0.5 instead of 0.56 ms of CPU per request, and a quarter more requests."""
+"""Bytes of a large body that must be available before its reader is woken: one call for four pipes of HAProxy. Measured
+for 602 KB: 0.5 instead of 0.56 ms of CPU per request, and a quarter more requests."""
 
 _END = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -41,13 +41,13 @@ _IDLE, _BODY, _BUSY, _COLD, _CLOSED = range(5)
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
-    """One connection. uvicorn makes it; `HttpServerState` comes from whoever started the server.
+    """One connection. uvicorn creates it; `HttpServerState` comes from the code that started the server.
 
     Args:
-        shared: what all connections share.
-        config: uvicorn's.
-        server_state: uvicorn's; a stop asks every connection in it to end.
-        app_state: uvicorn's.
+        shared: state shared by all connections.
+        config: uvicorn's configuration.
+        server_state: uvicorn's state; a stop asks every connection in it to end.
+        app_state: uvicorn's application state.
     """
 
     __slots__ = (
@@ -115,13 +115,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._write_since = 0.0
         self._write_size = 0
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         shared = self._shared
         if len(shared.connections) >= shared.max_connections:
-            error = Overloaded(f"this replica has {len(shared.connections)} connections, which is its limit", 1.0)
+            error = Overloaded(
+                f"this replica has reached its limit of {len(shared.connections)} connections; retry", 1.0
+            )
             self._closing = True
             self._id = new_request_id()
             self._write(error_reply(error))
@@ -143,7 +145,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._pending = b""
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._body is not None:  # the kernel writes where the tensors will be read
+        if self._body is not None:  # the kernel writes directly to the tensors' memory
             return self._body[self._body_at :]
         return self._shared.buffer
 
@@ -176,14 +178,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self._pause_reading()
 
     def eof_received(self) -> bool:
-        """Whether the transport stays open although nothing more comes.
+        """Whether the transport stays open although no more data is received.
 
-        Who ends only the sending side cannot be told from who has left. Inference that nobody may be waiting for would
-        take the time of others, so it ends; a GET is over soon, and its answer finds out.
+        A client that closes only its sending side cannot be distinguished from one that has disconnected. Inference
+        that may be unwanted would take the time of others, so it is cancelled; a GET is short, and its write will tell.
         """
         cold = self._cold
         is_read = self._state == _COLD and cold is not None and cold.only_reads
-        is_between = self._state == _IDLE and bool(self._pending) and not self._head_since  # one that follows a read
+        is_between = self._state == _IDLE and bool(self._pending) and not self._head_since  # one after a read
         self._has_ended = is_read or is_between
         return self._has_ended
 
@@ -200,10 +202,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _IDLE and self._pending:
             self._go_on()
 
-    # What uvicorn's server and the shared state call
+    # Called by uvicorn's server and the shared state
 
     def shutdown(self) -> None:
-        """Ends the connection once what has begun is answered."""
+        """Closes the connection once started requests are answered."""
         self._closing = True
         if self._state == _IDLE:
             self.transport.close()
@@ -211,7 +213,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._cold.shutdown()
 
     def check_time(self, now: float) -> None:
-        """Closes a connection that trickles or rests for too long. Called twice a second."""
+        """Closes a connection that is too slow, or idle for too long. Called twice a second."""
         limits = self._shared.limits
         allowed_s = limits.io_timeout_s
         if self._write_since:
@@ -225,7 +227,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self.transport.close()
             elif self._head_since:
                 if now - self._head_since > allowed_s:
-                    self._refuse(408, f"the head was not complete within {allowed_s:g} s; send it at once")
+                    self._refuse(408, f"the head was not complete within {allowed_s:g} s; send it faster")
             elif now - self._since > limits.idle_timeout_s:
                 self.transport.close()
         elif self._state == _BODY and now > self._deadline:
@@ -236,9 +238,10 @@ class HttpProtocol(asyncio.BufferedProtocol):
             )
         elif self._is_reading() and now - self._since > allowed_s:
             if self._low_water > 1:
-                self._wake_at(1)  # what has come from a slow sender is counted, and looked at next time
+                self._wake_at(1)  # counts the bytes of a slow client, for the next check
                 return
-            # By the speed since the last look, not since the start: who stops after a quick start is seen as well.
+            # By the speed since the last check, not since the start: a client that stops after a quick start is
+            # detected too.
             num_new = self._received - self._received_before
             if num_new < allowed_s * limits.min_bytes_per_s:
                 self._refuse(
@@ -253,7 +256,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return self._state == _BODY or (self._state == _COLD and self._cold is not None and self._cold.is_reading)
 
     def cold_is_done(self) -> None:
-        """The message that uvicorn's protocol had is complete and answered."""
+        """Called when the message of uvicorn's protocol is complete and answered."""
         if self._state == _COLD:
             self._state = _IDLE
             self._since = self.loop.time()
@@ -264,27 +267,27 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 self.loop.call_soon(self._go_on)
             self._resume_reading()
 
-    # The way of a request
+    # Life cycle of a request
 
     def _go_on(self) -> None:
         while self._pending and self._state == _IDLE and not self.transport.is_closing():
             if self._write_since:
-                self._pause_reading()  # whoever does not read its answers gets no new ones
+                self._pause_reading()  # a client that does not read its responses gets no new ones
                 return
             data, self._pending = self._pending, b""
             size = len(data)
             self._begin(data)
             if self._state == _IDLE and len(self._pending) == size:
-                return  # nothing was complete
+                return  # no message was complete
 
     def _begin(self, data: bytes) -> None:
-        """The first bytes of a message; what does not belong to it becomes pending."""
+        """Reads the first bytes of a message; the bytes after its head become pending."""
         end = data.find(_END)
         if end < 0:
             if len(data) > MAX_HEAD_BYTES:
                 self._refuse(431, f"the head has more than {MAX_HEAD_BYTES} bytes; send fewer or shorter headers")
             elif b"\n\n" in data or (b"\n" in data.lstrip(b"\r\n") and not REQUEST_LINE.match(data)):
-                self._begin_cold(data, len(data))  # can never become a request; the parser says so at once
+                self._begin_cold(data, len(data))  # cannot become a request; the parser reports it immediately
             else:
                 self._pending = data
                 self._head_since = self._head_since or self.loop.time()
@@ -301,7 +304,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             elif REQUEST_LINE.match(data):
                 self._begin_cold(data, end)
             else:
-                self._refuse(400, "the first line is not that of a request in HTTP/1.1 or HTTP/1.0")
+                self._refuse(400, "the first line is not a request line of HTTP/1.1 or HTTP/1.0")
             return
         self._head = head
         size = head.content_length or 0
@@ -330,17 +333,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._wake_at(min(size - received, LOW_WATER_BYTES))
 
     def _forget_body(self) -> None:
-        """The body is complete, or will never be."""
+        """Called when the body is complete, or will never be."""
         self._body = None
         if self._expected:
             self._shared.handler.manager.budget.arrived(self._expected)
             self._expected = 0
 
     def _wake_at(self, num_bytes: int) -> None:
-        """Asks the kernel to report what has arrived only when it is so much; the end of the stream always is."""
+        """Tells the kernel to report data only from this size on; the end of the stream is always reported."""
         self._low_water = num_bytes
         sock = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, AttributeError):  # not a socket of the kernel's, or closed meanwhile
+        with contextlib.suppress(OSError, AttributeError):  # not a kernel socket, or already closed
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
 
     def _infer(self, body: bytes | memoryview, deadline: float) -> None:
@@ -383,12 +386,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str, error: MaasError | None = None) -> None:
-        """Ends the connection with a reply of its own; what the client sent cannot be answered otherwise."""
+        """Closes the connection with a separate response, for data that cannot be answered otherwise."""
         cold = self._cold if self._state == _COLD else None
         if cold is not None and cold.cycle is not None and cold.cycle.response_started:
             self.transport.abort()
             return
-        log.info("connection ended: %s", message)
+        log.info("connection closed: %s", message)
         self._closing = True
         self._id = new_request_id()
         self._write(error_reply(error or MaasError(message))._replace(status=status))
@@ -400,9 +403,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if cold is None:
             cold = self._cold = ColdProtocol(self, self._config, self.server_state, self._app_state)
             cold.connection_made(self.transport)
-            self.server_state.connections.discard(cold)  # this connection stands for both
+            self.server_state.connections.discard(cold)  # this connection represents both
         head = without_upgrade(data[:end])
-        if len(head) < end:  # the parser would take the body for bytes of the other protocol
+        if len(head) < end:  # the parser would treat the body as bytes of the other protocol
             data, end = head + data[end:], len(head)
         self._state = _COLD
         self._since = self.loop.time()
@@ -420,7 +423,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         cold.data_received(data)
         if cold.num_open == 0 and self._state == _COLD and not self.transport.is_closing():
-            # Nothing began: only blank lines.
+            # No message has begun: only blank lines.
             self._state = _IDLE
 
     def _pause_reading(self) -> None:

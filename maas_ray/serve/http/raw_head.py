@@ -1,6 +1,6 @@
-"""Heads as bytes: which of them the protocol class may answer itself, and what the parser does not look at.
+"""Raw request heads: selects those that the protocol class may answer itself, and checks what the parser does not.
 
-httptools parses; here stands what RFC 9112 asks beyond that. Knows no socket and no model.
+httptools parses; this module contains the additional requirements of RFC 9112. Independent of sockets and models.
 """
 
 import re
@@ -19,7 +19,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~%-]*|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 
 
 def parse_head(raw: bytes, base_path: str) -> Head | None:
-    """A head that may be answered here; None for everything that uvicorn's protocol shall see, or refuse."""
+    """Returns a head that may be answered here; None for everything that uvicorn's protocol must handle or refuse."""
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
     try:
@@ -41,7 +41,7 @@ def parse_head(raw: bytes, base_path: str) -> Head | None:
 
 
 def is_sound(version: str, headers: list[Header]) -> bool:
-    """What RFC 9112 3.2 and 6.1 ask of a head and the parser does not look at: one Host, and no chunks in HTTP/1.0."""
+    """Checks RFC 9112 3.2 and 6.1, which the parser does not: exactly one Host, and no chunks in HTTP/1.0."""
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1 or not all(map(_HOST.fullmatch, hosts)):
         return False
@@ -51,7 +51,7 @@ def is_sound(version: str, headers: list[Header]) -> bool:
 
 
 def declared_length(raw: bytes) -> int | None:
-    """Bytes of the body that follows a head, where that is beyond doubt."""
+    """Returns the bytes of the body after a head if they are unambiguous."""
     lower = raw.lower()
     if b"\r\ntransfer-encoding" in lower:
         return None
@@ -62,12 +62,12 @@ def declared_length(raw: bytes) -> int | None:
 
 
 def without_upgrade(raw: bytes) -> bytes:
-    """A head without its wish for another protocol, which is ignored as RFC 9110 7.8 allows."""
+    """Returns a head without its upgrade to another protocol, which is ignored as RFC 9110 7.8 allows."""
     return _UPGRADE.sub(b"", raw)
 
 
 class _Collector:
-    """Takes what httptools finds in a head."""
+    """Collects the fields that httptools finds in a head."""
 
     __slots__ = ("headers", "is_complete", "url")
 

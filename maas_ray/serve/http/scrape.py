@@ -1,4 +1,4 @@
-"""One answer to a scrape: the text that the scraper asks for, compressed if it accepts that. Runs in a thread."""
+"""Response of a scrape: the text in the requested format, compressed if the scraper accepts it. Runs in a thread."""
 
 import gzip
 from collections.abc import Iterable, Mapping
@@ -9,17 +9,17 @@ from maas_ray.serve.request.response import Reply
 from maas_ray.serve.telemetry.prometheus import CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE, exposition
 
 COMPRESS_BYTES = 1024
-"""A shorter text fits one packet either way."""
+"""A shorter text fits into one packet either way."""
 _LEVEL = 4
 
 
 def scrape(
     headers: Iterable[Header], replicas: Iterable[Mapping[str, Any]], *, pool: str, num_silent: int = 0
 ) -> Reply:
-    """The reply to `GET /metrics`.
+    """Returns the response of `GET /metrics`.
 
     Args:
-        headers: of the request; `accept` and `accept-encoding` count.
+        headers: headers of the request; uses `accept` and `accept-encoding`.
         replicas: see `exposition`.
         pool: see `exposition`.
         num_silent: see `exposition`.
@@ -35,7 +35,7 @@ def scrape(
 
 
 def accepts_gzip(headers: Iterable[Header]) -> bool:
-    """Whether `accept-encoding` allows gzip (RFC 9110 12.5.3): named, or by `*`, and not with a weight of zero."""
+    """Whether `accept-encoding` allows gzip (RFC 9110 12.5.3): by name or by `*`, and not with a weight of zero."""
     weights: dict[bytes, float] = {}
     for name, value in headers:
         for item in value.split(b",") if name == b"accept-encoding" else ():

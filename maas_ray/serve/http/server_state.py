@@ -1,4 +1,4 @@
-"""What all connections of one server share: the heads that were seen, the replies' first lines, and one timer."""
+"""State shared by all connections of one server: cached heads, first lines of responses, and one timer."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -13,31 +13,31 @@ from maas_ray.serve.request.head import Head, Header, read_head
 from maas_ray.serve.spec.pools import LimitsSpec
 
 MAX_REMEMBERED = 1024
-"""Heads that are remembered; past it all are forgotten, which costs each caller one parse."""
+"""Maximum number of cached heads; above it the cache is cleared, which costs each client one parse."""
 MAX_REMEMBERED_BYTES = 2048
 SWEEP_S = 0.5
-"""How often connections are looked at for their time limits."""
+"""Seconds between two checks of the time limits of connections."""
 BUFFER_BYTES = 256 << 10
 
 
 class Connection(Protocol):
-    """What the front asks of a connection."""
+    """Interface of a connection."""
 
     loop: asyncio.AbstractEventLoop
 
     def check_time(self, now: float) -> None:
-        """Ends itself if it trickles or rests for too long."""
+        """Closes the connection if it is too slow, or idle for too long."""
         ...
 
 
 class HttpServerState:
-    """What all connections of one server share.
+    """State shared by all connections of one server.
 
     Args:
-        handler: the answers.
-        limits: of one request and one connection.
-        base_path: gives the pool's base path, without a slash at the end; asked once for each new head.
-        max_connections: that this process can hold; None: as many as the limits say.
+        handler: request handler.
+        limits: limits of one request and one connection.
+        base_path: returns the pool's base path, without a trailing slash; called once for each new head.
+        max_connections: maximum number in this process; None: as in the limits.
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class HttpServerState:
         self.max_connections = limits.max_connections if max_connections is None else max_connections
         self.base_path = base_path
         self.is_from_front: Callable[[Iterable[Header]], bool] = lambda _: True
-        """Whether a head has come through the cluster's front; asked once for each new head."""
+        """Whether a head has passed the cluster's front; called once for each new head."""
         self.connections: set[Connection] = set()
         self.heads: dict[bytes, Head] = {}
-        """Heads that were seen before, by their bytes; for one that is not among them there is `head`."""
+        """Cached heads by their bytes; `head` parses others."""
         self.starts: dict[tuple[int, tuple[Header, ...]], bytes] = {}
-        """What replies begin with, up to the request's id; what is not among them, `start` makes."""
+        """Cached beginnings of responses, up to the request id; `start` creates others."""
         self.default_headers: list[Header] = []
-        """What uvicorn adds to each reply; a new list each second, in which the date has moved on."""
+        """Headers that uvicorn adds to each response; a new list each second, with the new date."""
         self._date = b""
         self.now = 0.0
-        """Time of the loop's clock as the sweep last saw it: fine enough for limits of seconds."""
+        """Time on the loop's clock at the last sweep: accurate enough for limits of seconds."""
         self._sweeper: asyncio.TimerHandle | None = None
-        # One buffer for all connections: what the kernel puts there is consumed before the next read.
+        # One buffer for all connections: received bytes are consumed before the next read.
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
 
     def head(self, raw: bytes) -> Head | None:
-        """The head of a request that is answered here; None if it is not, or if it is refused."""
+        """Returns the head of a request that is answered here; None if it is not, or if it is refused."""
         head = parse_head(raw, self.base_path())
         if head is None or not self.is_from_front(head.headers):
             return None
@@ -78,7 +78,7 @@ class HttpServerState:
             return None  # the ASGI app refuses it, with the same layers
         if head.route.name != "infer" or head.content_length is None or head.content_encoding != b"identity":
             return None
-        # An id or a trace makes a head that never comes again.
+        # A head with an id or a trace is never repeated.
         if not head.given_id and not head.traceparent and len(raw) <= MAX_REMEMBERED_BYTES:
             if len(self.heads) >= MAX_REMEMBERED:
                 self.heads.clear()
@@ -86,7 +86,7 @@ class HttpServerState:
         return head
 
     def start(self, status: int, headers: tuple[Header, ...]) -> bytes:
-        """The beginning of a reply, up to the request's id; remembered, since a model's replies begin alike."""
+        """Returns the beginning of a response, up to the request id; cached, since a model's responses begin alike."""
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), self._date, b"x-request-id: "]
         start = b"".join(lines)
         if len(self.starts) >= MAX_REMEMBERED:
@@ -95,13 +95,13 @@ class HttpServerState:
         return start
 
     def renew_date(self, default_headers: list[Header]) -> None:
-        """Takes the `date` header from uvicorn's list."""
+        """Copies the `date` header from uvicorn's list."""
         self.default_headers = default_headers
         self.starts.clear()
         self._date = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
 
     def connected(self, connection: Connection) -> None:
-        """Counts a connection and watches over its times."""
+        """Adds a connection, and monitors its time limits."""
         self.connections.add(connection)
         self.now = connection.loop.time()
         stats = self.handler.manager.stats
@@ -111,7 +111,7 @@ class HttpServerState:
             self._sweeper = connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
 
     def disconnected(self, connection: Connection) -> None:
-        """Forgets a connection."""
+        """Removes a connection."""
         if connection in self.connections:
             self.connections.remove(connection)
             self.handler.manager.stats.connections -= 1

@@ -1,1 +1,1 @@
-"""The model versions in a replica's memory: which are wanted, loading, evicting, and what callers are told."""
+"""Model versions in a replica's memory: desired state, loading, eviction, and the errors shown to clients."""

@@ -1,6 +1,6 @@
-"""The models in memory within their budget: bring one in, make idle ones give way, let old ones answer and go.
+"""Model cache: loads versions within the memory budget, evicts idle ones, and drains replaced ones.
 
-Knows no alias and no registry: who is served by what is the business of manager.py.
+Independent of aliases and the registry; manager.py decides which version serves which name.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from maas_ray.serve.telemetry.stats import ReplicaStats
 log = get_logger(__name__)
 
 LOOK_FOR_ROOM_S = 0.01
-"""Pause between two looks for an idle model, while all are in use."""
+"""Seconds between two searches for an idle model while all are in use."""
 
 
 class ModelCache:
-    """What is in memory.
+    """Model versions in memory.
 
     Args:
-        loader: loads and releases.
-        spec: the budget, and how many loads there are at the same time.
-        stats: where evictions are counted.
-        is_pinned: whether a model must not give way.
-        withdraw: makes requests for a model go elsewhere, and then calls `retire`.
+        loader: loads and releases versions.
+        spec: memory budget and number of concurrent loads.
+        stats: counts evictions.
+        is_pinned: returns whether a model must not be evicted.
+        withdraw: stops sending requests to a model, and then calls `retire`.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ModelCache:
         withdraw: Callable[[Loaded], None],
     ) -> None:
         self.loaded: dict[Key, Loaded] = {}
-        """Takes requests."""
+        """Versions that accept requests."""
         self.draining: set[Loaded] = set()
-        """Takes none any more, but still answers some."""
+        """Versions that accept no more requests but still have responses to send."""
         self._loader = loader
         self._stats = stats
         self._is_pinned = is_pinned
@@ -59,31 +59,31 @@ class ModelCache:
 
     @property
     def num_bytes(self) -> int:
-        """What counts against the budget now."""
+        """Bytes currently counted against the budget."""
         return self._memory.used
 
     async def bring(self, version: Version, load: Load, served: int | None) -> Loaded:
-        """The version, once it is in memory; two references to the same one share it.
+        """Returns the version once it is in memory; two references to the same version share it.
 
         Args:
-            version: what to bring.
-            load: on whose behalf.
-            served: the version of this model that it replaces; it stays until the new one is there.
+            version: version to load.
+            load: load that this call is part of.
+            served: number of the version that this one replaces; it serves until the new one is in memory.
 
         Raises:
-            ModelTooLarge: it never fits.
-            Overloaded: nobody wants it any more, or everything in memory stayed in use.
-            MaasError: it does not load.
+            ModelTooLarge: it can never fit.
+            Overloaded: no request waits for it any more, or all models in memory stayed in use.
+            MaasError: it cannot be loaded.
         """
         key = (version.model, version.version)
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:
             if key in self.loaded:
                 return self.loaded[key]
-            # A swap waits for no room, so it need not wait for those who do; the loader's threads are a bound as well.
+            # A swap does not wait for room, so it need not wait for loads that do; the loader's threads limit it too.
             async with self._parallel if served is None else nullcontext():
                 if not load.is_wanted:
-                    raise Overloaded(f"nobody waits for {name_of(version)} any more")
+                    raise Overloaded(f"no request waits for {name_of(version)} any more")
                 num_bytes = await self._make_room(version, load, served)
                 try:
                     loaded = await self._loader.load(version)
@@ -95,25 +95,25 @@ class ModelCache:
             return loaded
 
     def retire(self, key: Key) -> None:
-        """Lets a version answer what it has, and then releases it."""
+        """Lets a version answer its requests, and then releases it."""
         old = self.loaded.pop(key)
         self.draining.add(old)
         self._stats.evicted(*key)
         old.batcher.close(when_idle=lambda: self._release(old))
 
     def shrink(self) -> None:
-        """Makes idle models give way for what a swap has taken beyond the budget."""
+        """Evicts idle models to compensate for what a swap took beyond the budget."""
         self._evict(0, None)
 
     async def close(self, timeout_s: float) -> None:
-        """Answers what waits, for at most `timeout_s`, and releases everything."""
+        """Answers waiting requests, for at most `timeout_s`, and releases everything."""
         everything = [*self.loaded.values(), *self.draining]
         self.loaded.clear()
         await asyncio.gather(*(self._drain(loaded, timeout_s) for loaded in everything))
         self._loader.close()
 
     async def _make_room(self, version: Version, load: Load, served: int | None) -> int:
-        """Takes what a version needs from the budget; returns it in bytes."""
+        """Reserves the memory of a version in the budget; returns it in bytes."""
         if self._memory.limit is None:
             return 0
         num_bytes = await self._loader.size(version)
@@ -124,25 +124,25 @@ class ModelCache:
             pinned_bytes = sum(loaded.num_bytes for loaded in others if self._is_pinned(loaded))
             self._memory.check(name_of(version), num_bytes, pinned_bytes)
             self._evict(num_bytes, own)
-            # A swap may go over the budget until the old version is gone: waiting would not make it smaller.
+            # A swap may exceed the budget until the old version is released: waiting would not make it smaller.
             if self._memory.has(num_bytes) or own in self.loaded:
                 self._memory.used += num_bytes
                 return num_bytes
             if not load.is_wanted:
-                raise Overloaded(f"nobody waits for {name_of(version)} any more")
+                raise Overloaded(f"no request waits for {name_of(version)} any more")
             if monotonic() > until:
                 raise Overloaded(
-                    f"{name_of(version)} needs {num_bytes} bytes of the pool's memory budget of {self._memory.limit}, "
-                    "and every model in it is in use; send the request again later"
+                    f"{name_of(version)} needs {num_bytes} bytes, the pool's memory budget is {self._memory.limit}, "
+                    "and every model in memory is in use; retry later"
                 )
-            load.obstacle = "every model in the pool's memory budget is in use"
+            load.obstacle = "every model in memory is in use and the memory budget is full"
             await asyncio.sleep(LOOK_FOR_ROOM_S)
 
     def _evict(self, num_bytes: int, own: Key | None) -> None:
         candidates = [loaded for key, loaded in self.loaded.items() if key != own and not self._is_pinned(loaded)]
         leaving_bytes = sum(loaded.num_bytes for loaded in self.draining)
         for victim in self._memory.victims(num_bytes, leaving_bytes, candidates) or ():
-            log.info("%s is unloaded to make room", victim.name)
+            log.info("%s is evicted to free memory", victim.name)
             self._withdraw(victim)
 
     async def _drain(self, loaded: Loaded, timeout_s: float) -> None:
@@ -151,7 +151,7 @@ class ModelCache:
         try:
             await asyncio.wait_for(idle.wait(), timeout_s)
         except TimeoutError:
-            loaded.batcher.abort(Overloaded("the replica is being stopped; send the request again", 1.0))
+            loaded.batcher.abort(Overloaded("the replica is stopping; retry", 1.0))
         self._release(loaded)
 
     def _release(self, loaded: Loaded) -> None:

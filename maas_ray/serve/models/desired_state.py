@@ -1,8 +1,8 @@
-"""What callers have asked a pool to load and unload: an append-only sequence in the store, which all replicas follow.
+"""Desired state of a pool's models: a log of load and unload requests in the store, which all replicas follow.
 
     pools/<pool>/wanted/log/…    {type: load, model, version, alias, max_batch_size} and {type: unload, model}
 
-The last event of a model counts. Knows no replica.
+The last event of a model is in force. Independent of replicas.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ PREFIX = "pools"
 
 @dataclass(frozen=True)
 class DesiredModel:
-    """What was last asked for a model.
+    """Latest load or unload request for a model.
 
     Args:
-        number: of the event, from 1; a later one is higher.
-        is_load: load, else unload.
-        spec: the version or alias to load; None: what the pool's spec says, else the production alias.
-        max_batch_size: most rows of one run; None: what the pool's spec says.
+        number: number of the event, from 1; later events have higher numbers.
+        is_load: True: load; False: unload.
+        spec: version or alias to load; None: as the pool's spec says, else the production alias.
+        max_batch_size: maximum rows of one run; None: as the pool's spec says.
     """
 
     number: int
@@ -40,11 +40,11 @@ class DesiredModel:
 
 
 class DesiredState:
-    """The desired models of one pool. Reading is incremental.
+    """Desired models of one pool. Reads are incremental.
 
     Args:
-        store: where the log lies.
-        pool: the pool's name.
+        store: store of the log.
+        pool: name of the pool.
     """
 
     def __init__(self, store: ObjectStore, pool: str) -> None:
@@ -55,16 +55,16 @@ class DesiredState:
         self._events: dict[str, Mapping[str, Any]] = {}
 
     def models(self) -> dict[str, DesiredModel]:
-        """What was last desired of every model that was ever asked for, by name.
+        """Returns the latest request for every model that has one, by name.
 
         Raises:
-            ObjectCorrupt: a record is altered or malformed; names it.
+            ObjectCorrupt: a record was altered or is malformed; the message names it.
         """
         self._take(self._log.look())
         return dict(self._models)
 
     def load(self, name: str, spec: ServedModelSpec | None = None, max_batch_size: int | None = None) -> None:
-        """Asks for a model; asking again for the same adds nothing."""
+        """Requests a model; a repeated equal request adds no record."""
         event: dict[str, Any] = {"type": "load", "model": name}
         if spec is not None:
             event |= {"version": spec.version} if spec.version is not None else {"alias": spec.alias}
@@ -73,7 +73,7 @@ class DesiredState:
         self._append(event)
 
     def unload(self, name: str) -> None:
-        """Asks that a model be served no longer."""
+        """Requests that a model is no longer served."""
         self._append({"type": "unload", "model": name})
 
     def _append(self, event: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class DesiredState:
 
 
 class _Asked(Exception):
-    """There is nothing to append: it was the last that was asked for this model."""
+    """Raised if there is nothing to append: the latest request for this model is equal."""
 
 
 class _DesiredEvent(Document):
@@ -110,7 +110,7 @@ class _DesiredEvent(Document):
 
 
 def read_desired(record: Record) -> tuple[str, DesiredModel]:
-    """The model and what is asked of it, as a record says. Raises `ObjectCorrupt`."""
+    """Returns the model and the request in a record. Raises `ObjectCorrupt`."""
     what = f"the log record {record.key}"
     event = read_document(_DesiredEvent, record.event, what)
     reference = {key: value for key in ("version", "alias") if (value := getattr(event, key)) is not None}

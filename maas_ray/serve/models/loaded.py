@@ -1,4 +1,4 @@
-"""A model version in memory: what answers, what it weighs and when it was last asked for. Decides nothing."""
+"""A model version in memory: its batcher, its size, and the time of its last use."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.serve.wire.v2 import InferCodec
 
 GRAPH_FACTOR = 1.1
-"""Measured: a session of a graph of 100 MiB takes 101 to 104 MiB once the memory of loading it is given back."""
+"""Measured: a session of a graph of 100 MiB takes 101 to 104 MiB once the memory used for loading is returned."""
 SESSION_BYTES = 256 << 10
-"""Measured: a session of a graph of 164 bytes takes 115 KiB, its threads and its queue not counted."""
+"""Measured: a session of a graph of 164 bytes takes 115 KiB, without its threads and its queue."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Loaded:
-    """A model version in memory, ready to answer."""
+    """A model version in memory, ready to serve."""
 
     version: Version
     info: BundleInfo
@@ -30,19 +30,19 @@ class Loaded:
     engine: AnyEngine
     stats: ModelStats
     max_answer_bytes: int = MAX_ANSWER_BYTES
-    """Most bytes of an answer's tensors."""
+    """Maximum bytes of the tensors of one response."""
     num_bytes: int = 0
-    """What it counts against the memory budget."""
+    """Bytes counted against the memory budget."""
     used_s: float = field(default_factory=monotonic)
-    """When it was last asked for, by the monotonic clock."""
+    """Time of the last request, on the monotonic clock."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once it has answered everything and given its memory back."""
+    """Set once it has sent its last response and released its memory."""
     headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
-    """What leads an answer back to the run and the version it came from."""
+    """Response headers that name the run and the version of the model."""
     json_headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
-    """The same with the content type of a JSON answer: made once, since each answer needs it."""
+    """The same with the content type of a JSON response: built once, since every response needs them."""
     codec: InferCodec = field(init=False)
-    """Reads its requests and writes its answers."""
+    """Parses its requests and writes its responses."""
 
     def __post_init__(self) -> None:
         self.headers = (
@@ -54,20 +54,20 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return name_of(self.version)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody waits for an answer and nothing runs."""
+        """Whether no request is waiting or running."""
         return self.batcher.num_ongoing == 0 and self.batcher.busy_s == 0.0
 
 
 def name_of(version: Version) -> str:
-    """A version as messages name it."""
+    """Returns the name of a version for messages."""
     return f"model {version.model!r} version {version.version}"
 
 
 def memory_of(graph_bytes: int) -> int:
-    """Bytes that a model counts against the memory budget; buffers of its runs are not in it."""
+    """Returns the bytes that a model counts against the memory budget, without the buffers of its runs."""
     return int(graph_bytes * GRAPH_FACTOR) + SESSION_BYTES

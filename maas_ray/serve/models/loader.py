@@ -1,4 +1,4 @@
-"""From a version in the store to one in memory that answers, and back. Decides neither what is loaded nor what goes."""
+"""Model loader: loads a version from the store into memory, and releases it. manager.py and cache.py decide which."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -27,28 +27,28 @@ Key = tuple[str, int]
 _Read = tuple[BundleInfo, AnyEngine, int]
 
 TRIM_AFTER_BYTES = 16 << 20
-"""Memory is given back to the system after this much was freed: doing it takes up to 10 ms."""
+"""Bytes freed after which memory is returned to the system: doing so takes up to 10 ms."""
 TRIM_DELAY_S = 0.01
-"""Whoever unloads a model still refers to it."""
+"""Delay before that, since the caller that unloads a model still has a reference to it."""
 
 FIRST_LOAD_S = 60.0
 FIRST_LOAD_BYTES_PER_S = 4 << 20
-"""A version's first load, in its process, may take this long and a second for so many bytes; a session is made at some
-100 MB/s."""
+"""A version's first load, in its own process, may take `FIRST_LOAD_S` plus one second per this many bytes; a session is
+created at some 100 MB/s."""
 RETRY_REFUSED_S = 600.0
-"""A version whose load hung or killed its process is tried again after this time: each time takes a load's thread."""
+"""Seconds until a version whose load hung or killed its process is tried again: each try takes a loader thread."""
 MAX_REMEMBERED = 10_000
-"""Bundles whose first load is remembered."""
+"""Maximum number of bundles whose first load is remembered."""
 
 
 class ModelLoader:
-    """Threads that load; everything else happens on the loop. One load of a version at a time.
+    """Threads that load versions; all other work is on the loop. A version has one load at a time.
 
     Args:
-        store: where the bundles lie.
-        spec: how models are run and batched, and how long a load may take.
-        stats: where loads are counted.
-        budget: bytes that may wait, shared by all queues of the replica.
+        store: store of the bundles.
+        spec: run and batching options, and the time limit of a load.
+        stats: counts loads.
+        budget: limit of waiting bytes, shared by all queues of the replica.
     """
 
     def __init__(self, store: ObjectStore, spec: ServingSpec, stats: ReplicaStats, budget: ByteBudget) -> None:
@@ -60,13 +60,13 @@ class ModelLoader:
         self._sizes: dict[str, int] = {}
         self._reading: dict[Key, asyncio.Future[_Read]] = {}
         self._natures: dict[str, Nature] = {}
-        """What the first load of a bundle taught; it need not be loaded apart again."""
+        """Result of the first load of a bundle; later loads need no separate process."""
         self._refused: dict[str, tuple[BundleError, float]] = {}
         self._freed_bytes = 0
         self._is_closed = False
 
     async def size(self, version: Version) -> int:
-        """What a version will count against the memory budget; reads its description only.
+        """Returns the bytes that a version will count against the memory budget; reads only its description.
 
         Raises:
             MaasError: it cannot be read, or not in time.
@@ -84,8 +84,8 @@ class ModelLoader:
         """Loads and warms a version.
 
         Raises:
-            StoreUnavailable: not in time. The thread goes on; whoever asks next gets what it reads.
-            MaasError: it does not load.
+            StoreUnavailable: the time limit passed. The thread continues; the next caller gets its result.
+            MaasError: it cannot be loaded.
         """
         started_s = monotonic()
         key = (version.model, version.version)
@@ -98,7 +98,7 @@ class ModelLoader:
         return self._serve(version, info, engine, num_bytes, monotonic() - started_s)
 
     def release(self, loaded: Loaded) -> None:
-        """Gives back the threads and the memory of a version that answers nobody any more."""
+        """Releases the threads and the memory of a version that has no more requests."""
         loaded.runner.close()
         loaded.engine.close()
         self._freed_bytes += loaded.num_bytes
@@ -107,7 +107,7 @@ class ModelLoader:
             asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._trim)
 
     def close(self) -> None:
-        """Gives the threads back; what they are doing ends by itself."""
+        """Releases the loader threads; their current work ends by itself."""
         self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -116,15 +116,15 @@ class ModelLoader:
             bundle = load_bundle(self._store, bundle_id)
             num_bytes = len(bundle.graph)
             engine = self._engine(bundle)
-            # Bundles of older versions do not say which dimension is the batch; the engine has looked.
+            # Bundles of older versions do not name the batch dimension; the engine has determined it.
             info = bundle.info.model_copy(update={"signature": engine.signature})
             del bundle
         if num_bytes >= TRIM_AFTER_BYTES:
-            return_to_system()  # loading takes several times what stays
+            return_to_system()  # loading takes several times the final memory
         return info, engine, memory_of(num_bytes)
 
     def _engine(self, bundle: Bundle) -> AnyEngine:
-        """In a load's thread. A version that killed its process or hung is not tried again for a while."""
+        """Creates an engine, in a loader thread. A version that killed its process or hung is refused for some time."""
         refused, until_s = self._refused.get(bundle.id, (None, 0.0))
         if refused is not None and monotonic() < until_s:
             raise refused
@@ -141,7 +141,7 @@ class ModelLoader:
     def _forget(self, key: Key, done: asyncio.Future[_Read]) -> None:
         self._reading.pop(key, None)
         if not done.cancelled():
-            done.exception()  # whoever asked may have gone before hearing it
+            done.exception()  # the caller may have left before the failure
 
     def _serve(self, version: Version, info: BundleInfo, engine: AnyEngine, num_bytes: int, load_s: float) -> Loaded:
         loop = asyncio.get_running_loop()
@@ -169,15 +169,15 @@ class ModelLoader:
 
 
 async def within(what: str, timeout_s: float, pending: asyncio.Future[T]) -> T:
-    """Bounded wait for a thread; work that is late goes on there.
+    """Waits for a thread with a time limit; late work continues in the thread.
 
     Raises:
-        StoreUnavailable: it has not ended in time.
-        MaasError: it failed; an error of the store or the registry as callers may read it.
+        StoreUnavailable: the time limit passed.
+        MaasError: the work failed; errors of the store or the registry are converted for clients.
     """
     done, _ = await asyncio.wait({pending}, timeout=timeout_s)
     if not done:
-        raise StoreUnavailable(f"the store did not give {what} within {timeout_s:g} s")
+        raise StoreUnavailable(f"access to {what} in the store took longer than {timeout_s:g} s; retry later")
     try:
         return pending.result()
     except MaasError as error:

@@ -1,8 +1,9 @@
-"""Which model versions are in memory in this replica, and how the set follows the registry without failing a request.
+"""Model manager: keeps the model versions of a replica in memory, and follows the registry without failed requests.
 
-Load (every byte verified) → inspect → session → warm → swap → drain the old. A version that does not load leaves the
-one before it serving and says why. A store that is away changes nothing of what is loaded. With a memory budget, models
-that nobody has asked for longest are unloaded, and the next request for one waits for its load. Knows no HTTP, no Ray.
+Load (every byte verified) → inspect → session → warm → swap → drain the old. If a version cannot be loaded, the
+previous one continues to serve and the reason is reported. If the store is unavailable, loaded models stay. With a
+memory budget, the least recently used models are unloaded, and the next request for one waits for its load.
+Independent of HTTP and Ray.
 """
 
 import asyncio
@@ -41,18 +42,18 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 MAX_NAMES = 20
-"""Names that a message lists at most."""
+"""Maximum number of names in a message."""
 
 
 class ModelManager:
-    """The models of one replica. All methods are called on the loop.
+    """Models of one replica. All methods are called on the loop.
 
     Args:
-        store: where the registry and the bundles lie.
-        spec: the models, how they are batched, how the registry is followed and how much memory there is. The first
-            reference of a name is the one that a URL without a version means.
-        pool: the pool's name: replicas of one pool share what callers have asked to load and unload.
-        stats: where loads and evictions are counted.
+        store: store of the registry and the bundles.
+        spec: models, batching, refresh of the registry and memory budget. The first reference of a name serves URLs
+            without a version.
+        pool: name of the pool: replicas of one pool share the load and unload requests of clients.
+        stats: counts loads and evictions.
     """
 
     def __init__(
@@ -64,18 +65,18 @@ class ModelManager:
         self._desired_state = DesiredState(store, pool) if spec.model_control == "explicit" else None
         self.stats = stats or ReplicaStats(pool)
         self._seen: tuple[Mapping[str, Model], Mapping[str, DesiredModel], list[ResolvedReference]] | None = None
-        """What the references named at the last look; only for the thread. While nothing changes, a look resolves nothing."""
+        """Result of the last refresh; only for the thread. While nothing changes, a refresh resolves nothing."""
         self._references: dict[tuple[str, int | str], ModelReference] = {}
         self._by_name: dict[str, list[ModelReference]] = {}
         self._unloaded: set[str] = set()
         self._batch_sizes: dict[str, int] = {}
         self.budget = ByteBudget(spec.batching.max_queued_bytes)
-        """Bytes that wait in this replica, for whatever they wait."""
+        """Waiting bytes in this replica, of all kinds."""
         self._loader = ModelLoader(store, spec, self.stats, self.budget)
         self._cache = ModelCache(self._loader, spec, self.stats, self._is_pinned, self._withdraw)
         self._loaded = self._cache.loaded
         self._defaults: dict[str, Loaded] = {}
-        # One thread for everything that asks the registry, which is not meant for several.
+        # One thread for all reads of the registry, which is not thread-safe.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-manager")
         self._follower: asyncio.Task[None] | None = None
         self._late: asyncio.Future[Any] | None = None
@@ -88,9 +89,9 @@ class ModelManager:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken: everything that is loaded at start was loaded.
+        """Whether requests are accepted: all models to be loaded at start are loaded.
 
-        With `strict_readiness`, also whether every model that the spec lists serves what it names.
+        With `strict_readiness`, also whether every model in the spec serves the version that its reference names.
         """
         if self._follower is None:
             return False
@@ -101,17 +102,17 @@ class ModelManager:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the replica is being stopped."""
+        """Whether the replica is stopping."""
         return self._is_closed
 
     def find(self, name: str, version: int | None = None) -> Loaded | None:
-        """The version that answers a request; None if this pool has it, but not in memory: see `load_soon`.
+        """Returns the version for a request; None if the pool serves it but it is not in memory: see `load_soon`.
 
-        A request that is queued soon after (within 50 ms) is safe: the model is not unloaded under it.
+        The model is not unloaded before a request that is queued soon after (within 50 ms).
 
         Raises:
-            NotFound: the pool serves no such model or version; the message lists what it serves.
-            Overloaded: the replica is being stopped.
+            NotFound: the pool serves no such model or version; the message lists those it serves.
+            Overloaded: the replica is stopping.
         """
         found = self._defaults.get(name) if version is None else self._loaded.get((name, version))
         if found is not None:
@@ -123,22 +124,22 @@ class ModelManager:
     def load_soon(
         self, name: str, version: int | None, deadline: float, done: LoadDone, *, num_bytes: int = 0
     ) -> Waiter:
-        """Loads a model that `find` did not have in memory; requests for the same one share one load.
+        """Loads a model that `find` did not find in memory; requests for the same model share one load.
 
         Args:
-            name: of the model.
-            version: as in the URL.
-            deadline: time of the loop's clock after which nobody waits.
+            name: name of the model.
+            version: version in the URL, if any.
+            deadline: time on the loop's clock after which the model is not wanted.
             done: called once on the loop with the model or the error, never before this returns.
-            num_bytes: what the waiting request holds in memory, counted as if it were queued.
+            num_bytes: memory used by the waiting request, counted as if it were queued.
 
         Returns:
             The waiter, for `cancel`.
 
         Raises:
             NotFound: the pool serves no such model or version.
-            Overloaded: too many requests wait for this model already, or the replica is being stopped.
-            DeadlineExceeded: the deadline has passed already.
+            Overloaded: too many requests wait for this model already, or the replica is stopping.
+            DeadlineExceeded: the deadline has already passed.
         """
         reference = self._reference(name, version)
         load = reference.load or self._new_load(reference)
@@ -147,7 +148,7 @@ class ModelManager:
         return waiter
 
     def versions(self, name: str) -> list[int]:
-        """Served versions of a model, ascending; those not in memory too."""
+        """Returns the served versions of a model, ascending, including those not in memory."""
         numbers = {
             reference.serving or (reference.named.version if reference.named else None)
             for reference in self._by_name.get(name, ())
@@ -155,7 +156,7 @@ class ModelManager:
         return sorted(number for number in numbers if number is not None)
 
     def problems(self, name: str) -> list[str]:
-        """Why references of this model do not serve what the registry names, or not as they should; empty if they do."""
+        """Returns why references of this model do not serve the registry's version, or not as intended; else empty."""
         found = [reference.problem for reference in self._by_name.get(name, ()) if reference.problem]
         return found + [
             loaded.batcher.problem
@@ -164,18 +165,18 @@ class ModelManager:
         ]
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
-        """The index of the v2 model repository extension: name, version, state and reason of what the pool knows."""
+        """Returns the index of the v2 model repository extension: name, version, state and reason of each model."""
         return index(self._references.values(), self._loaded.values(), self._cache.draining, self._unloaded, ready_only)
 
     async def start(self) -> None:
-        """Loads what the spec lists, as far as the budget goes, then follows the registry; a second call does nothing.
+        """Loads the models in the spec, up to the budget, then follows the registry; a second call does nothing.
 
-        Pinned models come first, then the others in the order of the spec until one does not fit. What a pattern
-        matches is loaded by its first request.
+        Pinned models come first, then the others in the order of the spec until one does not fit. A model that only a
+        pattern matches is loaded by its first request.
 
         Raises:
-            MaasError: no model that the spec lists can be loaded. One that cannot beside others that can is reported by
-                `problems` and `index`: it must not keep the others from being served.
+            MaasError: no model in the spec can be loaded. If only some cannot be loaded, `problems` and `index` report
+                them, and the others are served.
         """
         if self._follower is not None:
             return
@@ -189,7 +190,7 @@ class ModelManager:
             )
         except BaseException as error:
             await self.close()
-            raise original(error)  # noqa: B904 -- for whoever starts the replica, not for a caller
+            raise original(error)  # noqa: B904 -- for the operator of the replica, not for clients
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     def _check_start(self, listed: list[tuple[ModelReference, Load]]) -> None:
@@ -200,7 +201,7 @@ class ModelManager:
             raise failed[0][1]
 
     async def refresh(self) -> None:
-        """Looks at the registry, and at what callers have asked for, and loads what has moved.
+        """Reads the registry and the requests of clients, and loads the versions that changed.
 
         Raises:
             StoreUnavailable: the registry could not be read in time.
@@ -216,19 +217,19 @@ class ModelManager:
         max_batch_size: int | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        """Asks the pool, all its replicas, to serve a model, and loads it here.
+        """Requests a model from all replicas of the pool, and loads it here.
 
         Args:
-            name: a model of the registry; the spec need not list it.
-            version: this version answers URLs without one; None: what `alias`, else the spec, else `production` names.
-            alias: as `version`, and followed.
-            max_batch_size: most rows of one run of this model, until it is loaded again; None: what the spec says.
-            timeout_s: longest wait; by default `refresh.load_timeout_s`.
+            name: name of a model in the registry; the spec need not contain it.
+            version: version for URLs without one; None: the version of `alias`, else of the spec, else of `production`.
+            alias: alias for URLs without a version; changes of it are followed.
+            max_batch_size: maximum rows of one run of this model, until the next load request; None: as in the spec.
+            timeout_s: maximum wait; by default `refresh.load_timeout_s`.
 
         Raises:
             BadRequest: the pool's spec does not allow it.
-            NotFound: the registry has no such model, version or alias; nothing was written down.
-            MaasError: what is named does not load; what served before goes on serving.
+            NotFound: the registry has no such model, version or alias; nothing was recorded.
+            MaasError: the version cannot be loaded; the previous one continues to serve.
             DeadlineExceeded: it is still being loaded.
         """
         desired_state = self._control(name)
@@ -252,22 +253,22 @@ class ModelManager:
             reference.try_again()
         loads = [self._begin_firm(reference) for reference in references]
         if not await self._wait(loads, until - monotonic()):
-            raise DeadlineExceeded(f"model {name!r} is still being loaded; look at the repository index")
+            raise DeadlineExceeded(f"model {name!r} is still being loaded; see the repository index for its state")
         for error in (*(load.error for load in loads), *(reference.error for reference in references)):
             if error is not None:
                 raise error
 
     async def unload(self, name: str, *, timeout_s: float | None = None) -> None:
-        """Asks the pool, all its replicas, to serve a model no longer, and waits until its last answers are out here.
+        """Requests that no replica of the pool serves a model, and waits for its last responses here.
 
         Args:
-            name: of the model.
-            timeout_s: longest wait; by default `limits.timeout_s`.
+            name: name of the model.
+            timeout_s: maximum wait; by default `limits.timeout_s`.
 
         Raises:
             BadRequest: the pool's spec does not allow it.
             NotFound: the pool serves no such model.
-            DeadlineExceeded: it takes no requests any more, but has not answered all it had.
+            DeadlineExceeded: it accepts no more requests, but has not answered all earlier ones.
         """
         desired_state = self._control(name)
         self._reference(name, None)
@@ -280,10 +281,10 @@ class ModelManager:
         try:
             await asyncio.wait_for(asyncio.gather(*leaving), max(0.0, until - monotonic()))
         except TimeoutError:
-            raise DeadlineExceeded(f"model {name!r} takes no requests any more, but still answers some") from None
+            raise DeadlineExceeded(f"model {name!r} accepts no more requests, but has some unanswered") from None
 
     def check_health(self) -> None:
-        """Raises `MaasError` if a run hangs or the follower of the registry has ended."""
+        """Raises `MaasError` if a run hangs or the task that follows the registry has ended."""
         for loaded in (*self._loaded.values(), *self._cache.draining):
             if loaded.batcher.busy_s > self.spec.stuck_run_s:
                 raise MaasError(
@@ -294,7 +295,7 @@ class ModelManager:
             raise MaasError("the replica no longer follows the registry and must be replaced")
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
-        """Stops following, answers what waits (for at most `drain_timeout_s`), then gives everything back."""
+        """Stops following, answers waiting requests (for at most `drain_timeout_s`), then releases everything."""
         self._is_closed = True
         if self._follower is not None:
             self._follower.cancel()
@@ -308,21 +309,21 @@ class ModelManager:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for load in loads:
-            load.finish(lambda _: Overloaded("the replica is being stopped; send the request again", 1.0))
+            load.finish(lambda _: Overloaded("the replica is stopping; retry", 1.0))
         self._defaults, self._references, self._by_name = {}, {}, {}
         await self._cache.close(max(0.0, until - monotonic()))
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    # What the pool knows
+    # References of the pool
 
     def _reference(self, name: str, version: int | None) -> ModelReference:
-        """The reference that answers for a name, or for one version of it; raises `NotFound`."""
+        """Returns the reference for a name, or for one version of it; raises `NotFound`."""
         if self._is_closed:
-            raise Overloaded("the replica is being stopped; send the request again", 1.0)
+            raise Overloaded("the replica is stopping; retry", 1.0)
         references = self._by_name.get(name)
         if not references:
             if name in self._unloaded:
-                raise NotFound(f"{_unknown(name)}; it was unloaded from this pool and must be loaded again first")
+                raise NotFound(f"{_unknown(name)}; it was unloaded from this pool; load it first")
             raise NotFound(f"{_unknown(name)}; this pool serves: {_listed(self._by_name) or 'none'}")
         if version is None:
             reference = default_of(references)
@@ -338,13 +339,13 @@ class ModelManager:
     async def _follow(self) -> None:
         usual_s = pause_s = self.spec.refresh.poll_interval_s
         while True:
-            # Jitter: replicas must not all ask the store in the same moment.
+            # Jitter: replicas must not all read the store at the same moment.
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
             try:
                 await self._look_and_begin()
             except Exception as error:
                 if pause_s <= usual_s:
-                    log.warning("the registry cannot be read, serving what is loaded: %s", original(error))
+                    log.warning("the registry cannot be read, serving the loaded models: %s", original(error))
                 pause_s = min(2 * pause_s, max(usual_s, self.spec.refresh.max_backoff_s))
             else:
                 if pause_s > usual_s:
@@ -352,9 +353,9 @@ class ModelManager:
                 pause_s = usual_s
 
     async def _look_and_begin(self) -> list[Load]:
-        """Looks once, and begins to load what should be in memory and is not."""
+        """Refreshes once, and starts the loads of models that should be in memory and are not."""
         if self._late is not None and not self._late.done():
-            raise StoreUnavailable("the store has not answered the question before this one")
+            raise StoreUnavailable("the previous read of the store has not finished")
         await self._look(self.spec.refresh.timeout_s)
         self._cache.shrink()
         now = asyncio.get_running_loop().time()
@@ -367,7 +368,7 @@ class ModelManager:
         ]
 
     async def _look(self, timeout_s: float) -> None:
-        """Reads the registry and the desired models; what is not referred to any more takes no requests from here on."""
+        """Reads the registry and the desired models; models without a reference accept no more requests from now on."""
 
         def read() -> tuple[list[ResolvedReference], Mapping[str, DesiredModel]]:
             desired = self._desired_state.models() if self._desired_state is not None else {}
@@ -404,7 +405,7 @@ class ModelManager:
                 self._settle(name)
 
     def _settle(self, name: str) -> None:
-        """Makes requests for a name go where its references say, and retires what none of them serves."""
+        """Updates the version that serves requests for a name, and retires versions without a reference."""
         references = self._by_name.get(name, [])
         default = default_of(references)
         if default is not None and default.serving is not None:
@@ -416,7 +417,7 @@ class ModelManager:
             self._cache.retire(key)
 
     def _resize(self, loaded: Loaded) -> None:
-        """Gives a model the batch size that a caller has asked for, or the pool's."""
+        """Sets a model's batch size to the one that a client requested, or to the pool's."""
         wanted = self._batch_sizes.get(loaded.version.model, self.spec.batching.max_batch_size)
         if loaded.batcher.max_batch_size != wanted:
             loaded.batcher.resize(wanted)
@@ -426,7 +427,7 @@ class ModelManager:
         return any(reference.spec.pinned and reference.serving == loaded.version.version for reference in references)
 
     def _withdraw(self, loaded: Loaded) -> None:
-        """Makes a model cold: its next request loads it."""
+        """Stops requests to a model in memory: the next request loads it again."""
         name = loaded.version.model
         for reference in self._by_name.get(name, ()):
             if reference.serving == loaded.version.version:
@@ -439,26 +440,26 @@ class ModelManager:
         return Load(f"model {reference.spec.name!r}", self.spec.batching, self.budget)
 
     def _begin(self, reference: ModelReference, load: Load) -> None:
-        """Begins a load, unless it is in progress."""
+        """Starts a load, unless it is in progress."""
         if reference.load is None:
             reference.load = load
             load.task = load.loop.create_task(self._run(reference, load))
 
     def _begin_firm(self, reference: ModelReference) -> Load:
-        """The load in progress of a reference, or a new one, which goes on although nobody waits for it."""
+        """Returns the current load of a reference, or a new one; it continues even if no request waits for it."""
         load = reference.load or self._new_load(reference)
         load.is_firm = True
         self._begin(reference, load)
         return load
 
     async def _run(self, reference: ModelReference, load: Load) -> None:
-        """One load from beginning to end: afterwards everybody who waited has an answer."""
+        """Executes one load from start to end; then all its waiters have a result."""
         try:
             await self._fill(reference, load)
         except MaasError as failure:
             load.error = failure
         except Exception:
-            log.exception("model %r could not be loaded for an unexpected reason", reference.spec.name)
+            log.exception("model %r could not be loaded because of an unexpected error", reference.spec.name)
             load.error = MaasError(
                 f"model {reference.spec.name!r} could not be loaded; the replica's log has the cause"
             )
@@ -470,16 +471,16 @@ class ModelManager:
                 loaded = self._loaded[reference.spec.name, reference.serving]
                 loaded.used_s = monotonic()
                 return loaded
-            moved = NotFound(f"this pool serves version {version} of model {reference.spec.name!r} no longer")
+            moved = NotFound(f"this pool no longer serves version {version} of model {reference.spec.name!r}")
             return load.error or reference.error or moved
 
         load.finish(answer)
 
     async def _fill(self, reference: ModelReference, load: Load) -> None:
-        """Brings what a reference names into memory; if that is broken, what its alias named before.
+        """Loads the version that a reference names; if it is broken, the previous version of its alias.
 
         Raises:
-            MaasError: nothing new is in memory; what was there still is.
+            MaasError: nothing new is in memory; the previous models still are.
         """
         wanted = reference.named
         if wanted is None or reference.serving == wanted.version:
@@ -490,12 +491,12 @@ class ModelManager:
             try:
                 await self._put(reference, wanted, load)
             except Overloaded:
-                raise  # says nothing about the version
+                raise  # not caused by the version
             except MaasError as failure:
                 error = failure
                 self.stats.load_failed(wanted.model, wanted.version)
                 reference.note_failure(wanted.version, error, load.loop.time(), self.spec.refresh)
-                what = f"model {reference.spec.name!r}: version {wanted.version} does not load"
+                what = f"model {reference.spec.name!r}: version {wanted.version} cannot be loaded"
                 log.error("%s: %s; serving version %s", what, original(error), reference.serving)
             else:
                 reference.note_success()
@@ -510,17 +511,17 @@ class ModelManager:
                 try:
                     await self._put(reference, version, load)
                 except MaasError as failure:
-                    log.error("%s does not load either: %s", name_of(version), original(failure))
+                    log.error("%s cannot be loaded either: %s", name_of(version), original(failure))
                 else:
                     reference.fallback = version
                     return
         raise error
 
     async def _put(self, reference: ModelReference, version: Version, load: Load) -> None:
-        """Loads a version and lets requests go to it."""
+        """Loads a version and directs requests to it."""
         load.version = version.version
         self._resize(await self._cache.bring(version, load, reference.serving))
-        # From here no await until the swap is complete: a request sees the old set or the new one.
+        # No await from here until the swap is complete: a request sees the old set or the new one.
         name = reference.spec.name
         is_current = self._references.get((name, reference.spec.ref)) is reference
         if is_current:
@@ -531,7 +532,7 @@ class ModelManager:
         log.info("model %r serves version %d", name, version.version)
 
     async def _choose_first(self) -> list[ModelReference]:
-        """What is loaded at start: everything pinned, then what the spec lists, until something does not fit."""
+        """Returns the references to load at start: all pinned ones, then those in the spec, until one does not fit."""
         for reference in self._references.values():
             if reference.is_listed and reference.named is None and reference.error is not None:
                 raise reference.error
@@ -550,7 +551,7 @@ class ModelManager:
             if reference.named is None:
                 continue
             num_bytes = await self._size(reference.named)
-            # One that is larger than the whole budget is tried all the same, so that the reason is heard now.
+            # A model larger than the whole budget is tried anyway, so that the reason is reported now.
             if left < num_bytes <= self.spec.memory_budget_bytes:
                 break
             chosen.append(reference)
@@ -558,7 +559,7 @@ class ModelManager:
         return chosen
 
     async def _size(self, version: Version) -> int:
-        """What a version takes; 0 where that cannot be read, which its load says then."""
+        """Returns the memory of a version; 0 if that cannot be read, which its load then reports."""
         try:
             return await self._loader.size(version)
         except StoreUnavailable:
@@ -566,10 +567,10 @@ class ModelManager:
         except MaasError:
             return 0
 
-    # Waiting, always with a bound
+    # Waits with a time limit
 
     async def _wait(self, loads: list[Load], timeout_s: float | None = None) -> bool:
-        """Waits until loads have ended, each bounded by its own time limits; False if some have not."""
+        """Waits until loads have ended, each within its own time limits; returns False if some have not."""
         tasks = [load.task for load in loads if load.task is not None]
         if not tasks:
             return True
@@ -577,7 +578,7 @@ class ModelManager:
         return not pending
 
     async def _in_thread(self, what: str, timeout_s: float, work: Callable[[], T]) -> T:
-        """Asks the registry in its thread."""
+        """Reads the registry in its thread."""
         pending: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await within(what, timeout_s, pending)
@@ -586,18 +587,18 @@ class ModelManager:
             raise
 
     def _control(self, name: str) -> DesiredState:
-        """The log of desired models, if the spec allows any."""
+        """Returns the log of desired models, if the spec allows load and unload."""
         check_name(name, "model")
         if self._desired_state is None:
             raise BadRequest(
-                "this pool does not take load and unload: its spec has model_control: none; set it to explicit, "
+                "this pool does not accept load and unload: its spec has model_control: none; set it to explicit, "
                 "or promote another version, which the pool follows"
             )
         return self._desired_state
 
 
 def _unknown(name: str, version: int | None = None) -> str:
-    """As Triton begins this error: its clients look for the words."""
+    """Returns the error text with Triton's beginning: its clients look for these words."""
     return f"Request for unknown model: {name!r} {'' if version is None else f'version {version} '}is not found"
 
 

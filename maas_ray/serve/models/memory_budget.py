@@ -1,4 +1,4 @@
-"""The memory budget of a replica's models: what is taken, and which idle model gives way. Unloads nothing itself."""
+"""Memory budget of a replica's models: counts the memory in use and selects idle models to evict."""
 
 from collections.abc import Iterable
 from time import monotonic
@@ -7,15 +7,15 @@ from maas_ray.errors import ModelTooLarge
 from maas_ray.serve.models.loaded import Loaded
 
 MIN_STAY_S = 0.05
-"""A model that was asked for so recently is not idle yet: between finding a model and queuing a request, the loop may
-turn a few times."""
+"""Seconds after its last request during which a model is not idle: between finding a model and queueing a request, the
+loop may run a few iterations."""
 
 
 class MemoryBudget:
-    """Counts bytes of models in memory, of those that are still answering, and of those that are being loaded.
+    """Counts the bytes of models in memory, of those being drained, and of those being loaded.
 
     Args:
-        limit: most bytes; None: no limit.
+        limit: maximum bytes; None: no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -23,34 +23,34 @@ class MemoryBudget:
         self.used = 0
 
     def has(self, num_bytes: int) -> bool:
-        """Whether so much is free."""
+        """Whether this many bytes are free."""
         return self.limit is None or self.used + num_bytes <= self.limit
 
     def check(self, what: str, num_bytes: int, pinned_bytes: int) -> None:
-        """Raises `ModelTooLarge` if a model could not be loaded even with everything else unloaded.
+        """Raises `ModelTooLarge` if a model could not be loaded even if all others were unloaded.
 
         Args:
-            what: the model, for the message.
-            num_bytes: what it needs.
-            pinned_bytes: what is never given back.
+            what: name of the model, for the message.
+            num_bytes: bytes that it needs.
+            pinned_bytes: bytes of models that are never unloaded.
         """
         if self.limit is not None and num_bytes + pinned_bytes > self.limit:
-            pinned = f", of which pinned models hold {pinned_bytes}" if pinned_bytes else ""
+            pinned = f", of which pinned models use {pinned_bytes}" if pinned_bytes else ""
             raise ModelTooLarge(
                 f"{what} needs {num_bytes} bytes of memory, the pool's budget is {self.limit}{pinned}; "
-                "raise memory_budget_bytes or serve it in a pool of its own"
+                "raise memory_budget_bytes, or serve it in its own pool"
             )
 
     def victims(self, num_bytes: int, leaving_bytes: int, candidates: Iterable[Loaded]) -> list[Loaded] | None:
-        """Which models to unload for `num_bytes`: the fewest idle ones, those not used for longest first.
+        """Selects the models to unload for `num_bytes`: the fewest idle ones, the least recently used first.
 
         Args:
-            num_bytes: what is needed.
-            leaving_bytes: what is being given back anyway.
+            num_bytes: bytes needed.
+            leaving_bytes: bytes that are already being released.
             candidates: models in memory that may be unloaded.
 
         Returns:
-            None if the idle ones do not suffice: nothing should be unloaded in vain.
+            None if the idle models do not suffice: then none should be unloaded.
         """
         chosen: list[Loaded] = []
         if self.limit is None:

@@ -1,4 +1,4 @@
-"""Requests that wait until a model is in memory: bounded in number, in bytes and in time. Loads nothing."""
+"""Requests that wait for the load of a model: limited in number, bytes and time."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from maas_ray.serve.models.loaded import Loaded
 log = get_logger(__name__)
 
 LoadDone = Callable[[Loaded | None, MaasError | None], None]
-"""Called once with the model or with the error, on the loop. A request that is queued before it returns is safe: the
-model is not unloaded under it."""
+"""Callback with the model or the error, called once, on the loop. The model is not unloaded before a request that the
+callback queues."""
 
 
 class Waiter:
-    """One request that waits for a load; `cancel` takes it out, and its callback is not called any more."""
+    """One request that waits for a load; after `cancel` its callback is not called."""
 
     __slots__ = ("_load", "_timer", "done", "num_bytes", "version")
 
@@ -28,37 +28,37 @@ class Waiter:
         self.done: LoadDone | None = done
 
     def cancel(self) -> None:
-        """Frees the place of a caller who has gone; harmless once it was answered."""
+        """Removes a request whose client has disconnected; has no effect once it was answered."""
         if self.done is not None:
             self.done = None
             self.leave()
 
     def leave(self) -> None:
-        """Gives back what waiting took."""
+        """Releases the bytes of the wait."""
         self._timer.cancel()
         self._load.remove(self)
 
 
 class Load:
-    """One load in progress and those who wait for it.
+    """One load in progress, and the requests that wait for it.
 
     Args:
-        what: of which model, for messages.
-        spec: how many requests may wait for one model.
-        budget: bytes that may wait, shared with the queues of the replica.
+        what: name of the model, for messages.
+        spec: maximum number of requests that may wait for one model.
+        budget: limit of waiting bytes, shared with the queues of the replica.
     """
 
     def __init__(self, what: str, spec: BatchSpec, budget: ByteBudget) -> None:
         self.loop = asyncio.get_running_loop()
         self.task: asyncio.Task[None] | None = None
         self.error: MaasError | None = None
-        """Why it has ended without what was asked for."""
+        """Why the load failed, if it did."""
         self.is_firm = False
-        """Goes on although nobody waits for it."""
+        """Whether it continues even if no request waits for it."""
         self.obstacle = ""
-        """What it is waiting for itself."""
+        """What blocks the load itself, if anything."""
         self.version: int | None = None
-        """What is being loaded, once that is known."""
+        """Version that is being loaded, once known."""
         self._what = what
         self._limit = spec.max_queued_requests
         self._budget = budget
@@ -66,32 +66,32 @@ class Load:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for it."""
+        """Number of requests that wait for it."""
         return len(self._waiters)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is still a reason to begin with it."""
+        """Whether there is still a reason to start it."""
         return self.is_firm or bool(self._waiters)
 
     def add(self, version: int | None, deadline: float, done: LoadDone, num_bytes: int) -> Waiter:
-        """Lets a request wait.
+        """Adds a waiting request.
 
         Raises:
             Overloaded: too many requests or bytes wait already.
-            DeadlineExceeded: the deadline has passed already.
+            DeadlineExceeded: the deadline has already passed.
         """
         if deadline <= self.loop.time():
-            raise DeadlineExceeded(f"the deadline passed before the request to {self._what} could wait for its load")
+            raise DeadlineExceeded(f"the deadline passed before the request could wait for {self._what} to be loaded")
         if len(self._waiters) >= self._limit:
             raise Overloaded(
                 f"{self._what} is being loaded and {len(self._waiters)} requests wait for it, the limit is "
-                f"{self._limit}; send the request again later"
+                f"{self._limit}; retry later"
             )
         if self._budget.used + num_bytes > self._budget.limit:
             raise Overloaded(
-                f"the queue of this replica is full: {self._budget.used} bytes wait and this request has {num_bytes}, "
-                f"the limit is {self._budget.limit}; send it again later, or a smaller one"
+                f"the queue of this replica is full: {self._budget.used} bytes wait, this request has {num_bytes}, "
+                f"the limit is {self._budget.limit}; retry later, or send a smaller request"
             )
         waiter = Waiter(self, version, num_bytes, deadline, done)
         self._waiters[waiter] = None
@@ -99,20 +99,20 @@ class Load:
         return waiter
 
     def remove(self, waiter: Waiter) -> None:
-        """Forgets a waiter."""
+        """Removes a waiter."""
         del self._waiters[waiter]
         self._budget.used -= waiter.num_bytes
 
     def expire(self, waiter: Waiter) -> None:
-        """Answers a waiter whose deadline has come; the load goes on for the others."""
+        """Answers a waiter whose deadline has passed; the load continues for the others."""
         why = f", since {self.obstacle}" if self.obstacle else ""
         text = f"{self._what} was not loaded before the request's deadline{why}; allow more time"
         _tell(waiter, DeadlineExceeded(text))
 
     def finish(self, answer: Callable[[int | None], Loaded | MaasError]) -> None:
-        """Answers all who wait, each for the version it asked for."""
+        """Answers all waiters, each for the version that it requested."""
         for waiter in list(self._waiters):
-            if waiter.done is not None:  # the callback of another one may have cancelled it
+            if waiter.done is not None:  # the callback of another waiter may have cancelled it
                 _tell(waiter, answer(waiter.version))
 
 
@@ -126,5 +126,5 @@ def _tell(waiter: Waiter, answer: Loaded | MaasError) -> None:
             done(answer, None)
         else:
             done(None, answer)
-    except Exception:  # one caller's callback must not take the answers of the others with it
-        log.exception("a request that waited for a model could not go on")
+    except Exception:  # a failed callback must not lose the responses of other callers
+        log.exception("a request that waited for a model could not continue")

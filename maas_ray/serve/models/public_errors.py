@@ -1,7 +1,7 @@
-"""What callers may read of errors of the store and the registry: those name other models, hosts, paths and keys.
+"""Error texts for clients: store and registry errors are replaced, since they name other models, hosts, paths and keys.
 
-At the border to both, an error becomes one for callers, of the same class; the original is its cause, which only the
-replica's log and whoever starts a replica get to see. Knows no model.
+An error of the store or the registry is converted to one for clients, of the same class; the original is its cause,
+which is visible only in the replica's log and to the operator who starts a replica.
 """
 
 from maas_ray.errors import MaasError, NotFound, ObjectCorrupt, StoreError
@@ -11,20 +11,20 @@ _LOG = "the replica's log has the cause"
 
 
 def for_callers(error: MaasError, what: str) -> MaasError:
-    """What callers are shown instead of an error of the store or the registry; any other error is shown as it is.
+    """Returns the error for clients in place of an error of the store or the registry; other errors are unchanged.
 
     Args:
-        error: what happened.
-        what: what was wanted, in words that the caller knows ("version 3 of model 'digits'").
+        error: original error.
+        what: requested object, in terms that the client knows ("version 3 of model 'digits'").
     """
     if hasattr(error, _MARK):
         return error
     if isinstance(error, NotFound):
         text = f"no {what}; {_LOG}"
     elif isinstance(error, ObjectCorrupt):
-        text = f"{what} cannot be read from the store: its bytes have not the sha256 or the form that was committed; {_LOG}"
+        text = f"{what} cannot be read from the store: its sha256 or format differs from the committed one; {_LOG}"
     elif isinstance(error, StoreError):
-        text = f"{what} cannot be read from the store ({error.code}); {'try again later' if error.retryable else _LOG}"
+        text = f"{what} cannot be read from the store ({error.code}); {'retry later' if error.retryable else _LOG}"
     else:
         return error
     shown = type(error)(text)
@@ -34,6 +34,6 @@ def for_callers(error: MaasError, what: str) -> MaasError:
 
 
 def original(error: BaseException) -> BaseException:
-    """The error itself, of one that `for_callers` returned; any other one as it is."""
+    """Returns the original of an error that `for_callers` returned; any other error unchanged."""
     cause = error.__cause__
     return cause if cause is not None and hasattr(error, _MARK) else error

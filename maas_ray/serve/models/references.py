@@ -1,7 +1,7 @@
-"""What a pool's model references name, and the memory of what did not load. Reads the registry; loads nothing.
+"""Model references of a pool: resolves them in the registry, and remembers failed loads.
 
-A reference comes from the spec (one model, or a pattern that stands for many) or from a caller who desires a model;
-a caller who unloads one takes its references away.
+A reference comes from the spec (one model, or a pattern for many) or from a client's load request; a client's unload
+request removes the references of a model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,49 +21,49 @@ log = get_logger(__name__)
 
 
 class ResolvedReference(NamedTuple):
-    """One reference as the registry has it now; no pattern any more."""
+    """One reference as resolved in the registry; never a pattern."""
 
     spec: ServedModelSpec
     is_listed: bool
-    """Whether the spec names this model itself, rather than by a pattern, or a caller by a request to load it."""
+    """Whether the spec names this model itself, rather than by a pattern, or a client requested to load it."""
     is_override: bool
-    """Whether a caller has asked for this very version or alias."""
+    """Whether a client requested this specific version or alias."""
     desired_number: int
-    """Number of the caller's request to load it; 0 if there is none."""
+    """Number of the client's load request; 0 if there is none."""
     names: Version | MaasError
-    """What it names, or why it names nothing."""
+    """Version that it names, or the error if there is none."""
 
 
 @dataclass(eq=False)
 class ModelReference:
-    """One model reference of the pool: what it names, what it serves, and why that is not the same."""
+    """One model reference of the pool: the version it names, the version it serves, and the reason if they differ."""
 
     spec: ServedModelSpec
     is_listed: bool = True
     is_override: bool = False
     desired_number: int = 0
     is_desired: bool = False
-    """A caller has asked for it, and it was not tried since."""
+    """Whether a client has requested it and it has not been tried since."""
     named: Version | None = None
-    """What the registry names; None while it names nothing."""
+    """Version in the registry; None if there is none."""
     serving: int | None = None
-    """The version in memory; None while there is none."""
+    """Version in memory; None if there is none."""
     has_served: bool = False
-    """A version of it has been in memory."""
+    """Whether a version of it has been in memory."""
     fallback: Version | None = None
-    """What its alias named before, and what serves because the version it names does not load."""
+    """Previous version of its alias, which serves because the current one cannot be loaded."""
     problem: str | None = None
-    """Why it does not serve what the registry names; None if it does, or would with its next request."""
+    """Why it does not serve the version in the registry; None if it does, or would with its next request."""
     error: MaasError | None = None
-    """What `problem` was made of."""
+    """Error behind `problem`."""
     load: Load | None = None
-    """The load in progress."""
+    """Load in progress."""
     _failed: int | None = None
     _retry_at: float = 0.0
     _pause_s: float = 0.0
 
     def note_reference(self, resolved: ResolvedReference) -> None:
-        """Takes over what the registry and the callers say now."""
+        """Updates it from the current state of the registry and the clients' requests."""
         if resolved.desired_number > self.desired_number:
             self.desired_number, self.is_desired, self._retry_at = resolved.desired_number, True, 0.0
         if isinstance(resolved.names, MaasError):
@@ -75,20 +75,20 @@ class ModelReference:
         if self.serving == self.named.version or self._failed != self.named.version:
             self.note_success()
         elif self.serving is None and self.error is not None and self.error.retryable:
-            self._retry_at = 0.0  # the registry could be read, so the store is there again
+            self._retry_at = 0.0  # the registry could be read, so the store is available again
 
     def is_due(self, version: int, now: float) -> bool:
-        """Whether a version should be loaded now: it is not served, and did not just fail."""
+        """Whether a version should be loaded now: it is not served, and did not fail recently."""
         return version != self.serving and (version != self._failed or now >= self._retry_at)
 
     def note_failure(self, version: int, error: MaasError, now: float, refresh: RefreshSpec) -> None:
-        """Remembers that a version does not load; it is tried again after a pause that doubles."""
+        """Records that a version cannot be loaded; it is retried after a pause that doubles."""
         self._pause_s = min(max(2 * self._pause_s, refresh.poll_interval_s), refresh.max_backoff_s)
         self._failed, self._retry_at = version, now + self._pause_s
-        self.error, self.problem = error, f"version {version} does not load: {error}"
+        self.error, self.problem = error, f"version {version} cannot be loaded: {error}"
 
     def note_success(self) -> None:
-        """Forgets earlier failures."""
+        """Clears earlier failures."""
         self.error, self.problem, self.fallback, self._failed, self._pause_s = None, None, None, None, 0.0
 
     def try_again(self) -> None:
@@ -99,10 +99,10 @@ class ModelReference:
 def resolve_all(
     registry: Registry, specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel] | None = None
 ) -> list[ResolvedReference]:
-    """All references of a pool as of now, each once; one look at the registry for all of them.
+    """Returns the current references of a pool, each once, from one read of the registry.
 
-    The first one of a name is what a URL without a version means: a version or alias that a caller has asked for, else
-    what the spec lists first, else what a pattern matches.
+    The first reference of a name serves URLs without a version: a version or alias that a client requested, else the
+    first one in the spec, else the match of a pattern.
     """
     return references_in(registry.models(), registry.uri, specs, desired or {})
 
@@ -110,7 +110,7 @@ def resolve_all(
 def references_in(
     models: Mapping[str, Model], uri: str, specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel]
 ) -> list[ResolvedReference]:
-    """As `resolve_all`, in a table that was read from the registry in the store `uri`."""
+    """As `resolve_all`, with a table that was read from the registry of the store `uri`."""
     found: dict[tuple[str, int | str], ResolvedReference] = {}
     for spec, is_listed, is_override in _expand(models, specs, desired):
         desired_model = desired.get(spec.name)
@@ -124,9 +124,9 @@ def references_in(
 
 
 def default_of(references: Sequence[ModelReference]) -> ModelReference | None:
-    """Which reference of a name a URL without a version means; None if none names anything.
+    """Returns the reference of a name that serves URLs without a version; None if there is none.
 
-    A version that a caller has asked for takes over once it has been in memory: if it is broken, nothing changes.
+    A version that a client requested takes over once it has been in memory: if it is broken, nothing changes.
     """
     named = [reference for reference in references if reference.named is not None]
     return next(
@@ -138,7 +138,7 @@ def default_of(references: Sequence[ModelReference]) -> ModelReference | None:
 def check_reference(
     registry: Registry, name: str, desired: ServedModelSpec | None, specs: Sequence[ServedModelSpec]
 ) -> None:
-    """Raises `NotFound` if a desired model would name nothing."""
+    """Raises `NotFound` if a desired model does not exist."""
     error: MaasError | None = None
     models = registry.models()
     for spec in [desired] if desired is not None else _referring(name, specs) or [ServedModelSpec(name=name)]:
@@ -153,7 +153,7 @@ def check_reference(
 
 
 def named_before(registry: Registry, spec: ServedModelSpec, version: Version) -> list[Version]:
-    """What the alias named before `version`, newest first, each once; nothing for a fixed version."""
+    """Returns the earlier versions of the alias, newest first, each once; empty for a fixed version."""
     if spec.version is not None:
         return []
     numbers = [
@@ -169,7 +169,7 @@ def named_before(registry: Registry, spec: ServedModelSpec, version: Version) ->
 def _expand(
     models: Mapping[str, Model], specs: Sequence[ServedModelSpec], desired: Mapping[str, DesiredModel]
 ) -> Iterator[tuple[ServedModelSpec, bool, bool]]:
-    """References to single models in the order of their rank, each with `is_listed` and `is_override`."""
+    """Yields references to single models in order of rank, each with `is_listed` and `is_override`."""
     for desired_model in desired.values():
         if desired_model.is_load and desired_model.spec is not None:
             yield desired_model.spec, False, True
@@ -182,7 +182,7 @@ def _expand(
                 if spec.alias in model.aliases and fnmatchcase(name, spec.name):
                     yield spec.model_copy(update={"name": name}), False, False
     for name, desired_model in desired.items():
-        # Last, so that it counts only where nothing else refers to the model.
+        # Last, so that it is used only if nothing else refers to the model.
         if desired_model.is_load and desired_model.spec is None and not _referring(name, specs):
             yield ServedModelSpec(name=name), False, False
 
@@ -199,7 +199,7 @@ def _resolve(models: Mapping[str, Model], uri: str, spec: ServedModelSpec) -> Ve
 
 
 def _named(models: Mapping[str, Model], name: str, ref: int | str) -> str:
-    """What a reference names, as far as the registry has it."""
+    """Returns the most specific part of a reference that the registry contains, for messages."""
     if name not in models:
         return f"model {name!r}"
     return f"version {ref} of model {name!r}" if isinstance(ref, int) else f"alias {ref!r} of model {name!r}"

@@ -1,1 +1,1 @@
-"""A replica inside Ray Serve: starts the servers, and reaches the other replicas and pools."""
+"""Replica inside Ray Serve: starts its servers, and calls other replicas and pools."""

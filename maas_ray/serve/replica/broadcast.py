@@ -1,4 +1,4 @@
-"""Asks all replicas of a pool one question, through a handle of the deployment to itself.
+"""Broadcast: calls all replicas of a pool, through a handle of the deployment to itself.
 
 Works with and without HTTP servers in the replicas.
 """
@@ -16,17 +16,17 @@ from maas_ray.serve.http.peers import Answers, collect
 log = get_logger(__name__)
 
 PEERS_TIMEOUT_S = 3.0
-"""Longest wait for the replicas of a pool; Prometheus itself waits 10 s for a scrape."""
+"""Maximum wait for the replicas of a pool; Prometheus itself waits 10 s for a scrape."""
 
 
 class Broadcast:
     """All replicas of a deployment.
 
     Args:
-        deployment: its name.
-        application: the application that it belongs to.
-        here: what this replica itself answers; the only answer while Serve offers no replica, as when the pool stops.
-        timeout_s: longest wait for the answers.
+        deployment: name of the deployment.
+        application: application of the deployment.
+        here: answers for this replica; used alone if Serve offers no replica, as when the pool stops.
+        timeout_s: maximum wait for the results.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Broadcast:
         self._handle: Any = None
 
     async def ask(self, question: str, argument: str = "") -> Answers:
-        """The answers of `ask_here` in each replica that answers in time."""
+        """Returns the results of `ask_here` of each replica that answers in time."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 calls = await self._calls(question, argument)
-        except Exception as error:  # Serve has errors of many kinds for a deployment that is about to have no replica
-            log.info("only this replica answers %r: %s", question, type(error).__name__)
+        except Exception as error:  # Serve raises many kinds of errors for a deployment that loses its last replica
+            log.info("only this replica answered %r: %s", question, type(error).__name__)
             return Answers([await self._here(question, argument)])
         answers = await collect((call.get_async() for call in calls), self._timeout_s)
-        # The question may have found only replicas that were ending.
+        # The call may have found only replicas that were stopping.
         return answers if answers or answers.num_silent else Answers([await self._here(question, argument)])
 
     async def _calls(self, question: str, argument: str) -> list[Any]:

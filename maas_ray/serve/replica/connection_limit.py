@@ -1,4 +1,4 @@
-"""How many connections a server of this process may have, by its open files as well as by its configuration."""
+"""Connection limit of a server in this process, from its configuration and from its limit of open files."""
 
 from maas_ray.display import get_logger
 from maas_ray.process.open_files import raise_limit
@@ -6,25 +6,24 @@ from maas_ray.process.open_files import raise_limit
 log = get_logger(__name__)
 
 RESERVED_FILES = 512
-"""Open files for all the rest: models, the store, Ray, other replicas and gRPC. Where the limit is low, half of it."""
+"""Open files reserved for other uses: models, the store, Ray, other replicas and gRPC. At most half of a low limit."""
 
 
 def allowed_connections(wanted: int, where: str) -> int:
-    """The number that is configured, or fewer; raises the soft limit of open files to the hard one first.
+    """Returns the configured number, or fewer; first raises the soft limit of open files to the hard one.
 
-    A server that accepts more has no file left for a model or the store, and fails in places that have nothing to do with
-    the caller.
+    A server that accepts more has no file left for a model or the store, and fails in places unrelated to the client.
 
     Args:
-        wanted: what the configuration says.
-        where: for the log, which says so if it becomes fewer.
+        wanted: configured number.
+        where: name of the server for the log message if the number is reduced.
     """
     files = raise_limit()
     possible = files - min(RESERVED_FILES, files // 2)
     if possible < wanted:
         log.warning(
-            "%s takes %d connections instead of %d, because its process may have %d open files; raise the hard limit of "
-            "`ray start` (ulimit -Hn) for more",
+            "%s accepts %d connections instead of %d, because its process may have %d open files; raise the hard limit "
+            "of `ray start` (ulimit -Hn) to allow more",
             where,
             possible,
             wanted,

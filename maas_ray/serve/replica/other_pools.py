@@ -1,7 +1,7 @@
-"""The pools of a cluster as a replica sees them: who serves which model, in Ray's key-value store. Looking wakes no pool.
+"""Pools of a cluster and the models they serve, from records in Ray's key-value store. Reading starts no replica.
 
-Each replica writes down what its pool serves. The record of a pool that sleeps stays; that of a pool which is no longer
-deployed is not looked at.
+Each replica records the models of its pool. The record of a pool that is scaled to zero is kept; that of a pool which
+is no longer deployed is ignored.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ log = get_logger(__name__)
 _NAMESPACE = b"maas-ray"
 _PREFIX = "pools/"
 KEEP_S = 2.0
-"""How long what was read is used, and how often the models of this pool are looked at."""
+"""Seconds for which read records are cached, and between two checks of this pool's models."""
 WRITE_EVERY_S = 30.0
-"""The record is written that often although it has not changed: replicas of two revisions may have taken turns."""
+"""The record is also written after this time without a change: replicas of two revisions may have alternated."""
 READ_TIMEOUT_S = 3.0
 
 
 class RayNeighbors:
-    """`Neighbors` through Ray.
+    """Implements `Neighbors` with Ray.
 
     Args:
-        pool: this one.
+        pool: name of this pool.
         deployment: name of its deployment.
-        manager: its models.
+        manager: models of this pool.
     """
 
     def __init__(self, pool: str, deployment: str, manager: ModelManager) -> None:
@@ -51,7 +51,7 @@ class RayNeighbors:
         self._handles: dict[str, Any] = {}
         self._read_s = float("-inf")
         self._lock = asyncio.Lock()
-        # One thread: however long Ray takes, no more than one question of ours waits for it.
+        # One thread: however long Ray takes, at most one of our calls waits for it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="neighbors")
 
     async def follow(self) -> None:
@@ -63,18 +63,18 @@ class RayNeighbors:
                 try:
                     await self._in_thread(_write, self._pool, self._deployment, names, self._is_open)
                     written, written_s = names, monotonic()
-                except Exception as error:  # the next look may succeed, and no request depends on it
-                    log.debug("what this pool serves was not written down: %s", error)
+                except Exception as error:  # the next attempt may succeed, and no request depends on it
+                    log.debug("the models of this pool could not be recorded: %s", error)
             await asyncio.sleep(KEEP_S)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def pools(self) -> Mapping[str, Served]:
         if monotonic() - self._read_s > KEEP_S:
             async with self._lock:
-                if monotonic() - self._read_s > KEEP_S:  # nobody has read while this call waited
+                if monotonic() - self._read_s > KEEP_S:  # no other call has read them while this one waited
                     await self._read()
         if self._others is None:
-            raise Overloaded("which pool serves the model cannot be looked up now; send the call again", KEEP_S)
+            raise Overloaded("the pool of the model cannot be determined now; retry", KEEP_S)
         return {**self._others, self._pool: Served(self._manager.names, self._is_open)}
 
     async def call(
@@ -85,10 +85,10 @@ class RayNeighbors:
                 handle = self._handles.get(pool) or await self._handle(pool)
                 return await _answer(handle.carry.remote(method, body, dict(metadata), timeout_s))
         except TimeoutError:
-            raise DeadlineExceeded("the answer was not ready before the deadline; allow more time") from None
-        except Exception as error:  # Serve has errors of many kinds for a pool that is away or a replica that died
-            log.warning("pool %s did not answer a call that was passed on: %s", pool, type(error).__name__)
-            raise Overloaded("the pool of this model did not answer; send the call again", 1.0) from error
+            raise DeadlineExceeded("the response was not ready before the deadline; allow more time") from None
+        except Exception as error:  # Serve raises many kinds of errors for an unavailable pool or a dead replica
+            log.warning("pool %s did not answer a forwarded call: %s", pool, type(error).__name__)
+            raise Overloaded("the pool of this model did not answer; retry", 1.0) from error
 
     async def _handle(self, pool: str) -> Any:
         handle = await self._in_thread(serve.get_deployment_handle, self._deployments[pool], pool)
@@ -104,7 +104,7 @@ class RayNeighbors:
                 del self._handles[pool]
             self._others = {pool: served for pool, (_, served) in found.items() if pool != self._pool}
         except Exception as error:
-            log.warning("what other pools serve was not read: %s", type(error).__name__)
+            log.warning("the models of other pools could not be read: %s", type(error).__name__)
         self._read_s = monotonic()
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
@@ -115,7 +115,7 @@ class RayNeighbors:
 async def _answer(response: Any) -> CallOutcome:
     try:
         return CallOutcome(*await response)
-    except asyncio.CancelledError:  # the caller has left, or its time is up: nobody waits for the other pool either
+    except asyncio.CancelledError:  # disconnect or deadline: the call to the other pool ends too
         response.cancel()
         raise
 
@@ -130,7 +130,7 @@ def _read() -> dict[str, tuple[str, Served]]:
     for pool in serve.status().applications:
         record = kv.get(f"{_PREFIX}{pool}".encode(), _NAMESPACE)
         if record is None:
-            continue  # another's application, or a pool that has not started
+            continue  # not a pool of this library, or a pool that has not started
         with contextlib.suppress(KeyError, TypeError, ValueError):
             document = orjson.loads(record)
             served = Served(frozenset(document["names"]), bool(document["is_open"]))

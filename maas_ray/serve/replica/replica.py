@@ -1,4 +1,4 @@
-"""A replica of a pool inside Ray Serve: the same model manager, handler and fronts as anywhere else. Never imports torch."""
+"""Replica of a pool inside Ray Serve, with the usual model manager, handler and fronts. Never imports torch."""
 
 import asyncio
 import gc
@@ -31,19 +31,19 @@ from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 
 SWITCH_INTERVAL_S = 0.0001
-"""Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would make
-requests wait that long."""
+"""By default Python lets a thread run for 5 ms before another one gets the interpreter; Ray's background threads would
+delay requests by that time."""
 GARBAGE_THRESHOLD = 10_000
-"""Python looks for cycles whenever 700 more objects were made than freed: with a hundred requests in flight that is every
-few batches, 5 to 9 % of the CPU time of a request of a tiny model (36 to 34 and 44 to 40 microseconds at 128 and 32
-connections). A request leaves no cycle behind."""
+"""By default Python searches for cycles whenever 700 more objects were created than freed: with a hundred concurrent
+requests that is every few batches, 5 to 9 % of the CPU time of a request of a tiny model (36 to 34 and 44 to 40
+microseconds at 128 and 32 connections). A request creates no cycles."""
 
 
 class Replica(GrpcMethods):
-    """The deployment class.
+    """Deployment class.
 
     Args:
-        spec: an `ApplicationSpec` as plain values; validated again, in this process.
+        spec: an `ApplicationSpec` as plain values; validated again in this process.
 
     Raises:
         MaasError: a model cannot be resolved or loaded; Serve shows the message as the reason of the failed start.
@@ -72,7 +72,7 @@ class Replica(GrpcMethods):
             peers=Broadcast(context.deployment, context.app_name, self.ask_here),
             observers=[observer for observer in (access_log, tracer) if observer is not None],
         )
-        # Serve's wrapper appends the request id; without it, we do.
+        # Serve's wrapper appends the request id; without it, our app does.
         num_connections = allowed_connections(limits.max_connections, f"replica {replica} of pool {context.app_name}")
         server_hook.register(
             App(self._handler, limits), HttpServerState(self._handler, limits, max_connections=num_connections)
@@ -88,29 +88,29 @@ class Replica(GrpcMethods):
         entry.register(self.rpcs.services(), limits.max_body_bytes)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.collect()
-        gc.freeze()  # what was imported stays: it need not be looked through again, for 0.1 s at a time
+        gc.freeze()  # imported objects are permanent: scanning them again would take 0.1 s at a time
         gc.set_threshold(GARBAGE_THRESHOLD)
 
     def __serve_build_asgi_app__(self) -> App:
-        # Its lifespan's end drains and closes the model manager.
+        # The end of its lifespan drains and closes the model manager.
         return App(self._handler, self._spec.limits, sends_request_id=False)
 
     async def ask_here(self, question: str, argument: str) -> Any:
-        """What this replica knows; asked by a replica for all."""
+        """Answers a call of `Broadcast` for this replica."""
         return await self._handler.ask_here(question, argument)
 
     async def carry(self, method: str, body: bytes, metadata: dict[str, str], timeout_s: float) -> Any:
-        """Answers a gRPC call that a replica of another pool has passed on, as the fields of a `CallOutcome`."""
+        """Answers a gRPC call that a replica of another pool has forwarded, with the fields of a `CallOutcome`."""
         return tuple(await self.rpcs.carry(method, body, metadata, timeout_s))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the pool is scaled by; Serve itself does not see requests that are answered before its wrapper."""
+        """Returns the autoscaling metrics; Serve itself does not see requests that are answered before its wrapper."""
         return self._handler.load()
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; raising makes it replace this replica."""
+        """Called by Serve every few seconds; if it raises, Serve replaces this replica."""
         self._handler.manager.check_health()
 
 
 Ingress: type[Replica] = serve.ingress()(Replica)
-"""What a deployment is made from; its options are the pool's business."""
+"""Class of the deployments; their options come from the pool."""

@@ -1,9 +1,9 @@
-"""The place where a replica takes over its own HTTP server, before Serve's per-request wrapper.
+"""Server hook: replaces the HTTP server of a replica by ours, before Serve's per-request wrapper.
 
-Serve calls `middlewares` in each process that starts an HTTP server (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names
-it), a replica of ours, a replica of somebody else, or a proxy. In a replica of ours it puts our protocol class into
-uvicorn and our ASGI app in front of Serve's, in a proxy one that bounds what callers may keep it waiting for, and the
-doorkeeper; in a replica of somebody else it changes nothing.
+Serve calls `middlewares` in each process that starts an HTTP server (named by
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`): a replica of ours, another application's replica, or a proxy. In a replica
+of ours it installs our protocol class in uvicorn and our ASGI app in front of Serve's; in a proxy, a protocol class
+that limits slow clients, and the doorkeeper; in another application's replica it changes nothing.
 """
 
 import functools
@@ -30,13 +30,13 @@ _registered: list[tuple[App, HttpServerState]] = []
 
 
 def register(app: App, shared: HttpServerState) -> None:
-    """Says that this process is a replica of ours; called once, before Serve starts the server."""
+    """Marks this process as a replica of ours; called once, before Serve starts the server."""
     _registered[:] = [(app, shared)]
-    open_no_internal_port()  # here too: in the portable profile Serve asks a replica for no middlewares
+    open_no_internal_port()  # here too: in the portable profile Serve does not call `middlewares` in replicas
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for; empty in replicas that are not ours."""
+    """Returns the middlewares for Serve; empty in replicas that are not ours."""
     listen_on_node()
     listen_on_node_only()
     open_no_internal_port()
@@ -53,16 +53,16 @@ def middlewares() -> list[Middleware]:
 
 
 def before_proxy() -> list[Middleware]:
-    """As `middlewares`, in the portable profile, where Serve asks in its proxies only."""
+    """As `middlewares`, in the portable profile, in which Serve calls it only in proxies."""
     listen_on_node_only()
     return _before_proxy()
 
 
 def _before_proxy() -> list[Middleware]:
-    """Our part of Serve's proxy; nothing in a replica of somebody else."""
+    """Returns the middlewares of Serve's proxy; empty in another application's replica."""
     if (ray.get_runtime_context().get_actor_name() or "").startswith("SERVE_REPLICA::"):
         return []
-    from maas_ray.serve.front.proxy_middleware import Doorkeeper  # only proxies need the registry's side of a pool
+    from maas_ray.serve.front.proxy_middleware import Doorkeeper  # only proxies need this module
     from maas_ray.serve.front.proxy_protocol import Door, with_door
 
     limits = LimitsSpec()
@@ -72,7 +72,7 @@ def _before_proxy() -> list[Middleware]:
 
 
 class _BeforeServe:
-    """Gives Serve's app its own paths (health, routes), and everything else to ours, whose 404 is the only one."""
+    """Routes Serve's own paths (health, routes) to Serve's app, and all others to ours, which sends the only 404."""
 
     def __init__(self, app: Any, ours: App, shared: HttpServerState) -> None:
         self._serves = app

@@ -1,1 +1,1 @@
-"""An inference request between a protocol and a model: its head, its life, and its response. No socket, no bytes."""
+"""Inference requests between protocol and model: request head, life cycle, and response. Independent of sockets."""

@@ -1,9 +1,9 @@
-"""One inference request between its last byte and its answer, whatever protocol it came by. Knows no bytes, no socket.
+"""Inference call: the life cycle of one request from its last byte to its response, in any protocol.
 
     find the model (or wait for its load) → read → queue → run → write → count → send
 
-Each step is a call on the loop; nothing is awaited, so a request costs no task and no future. Reading a large body and
-writing a large answer are done in a thread (offload.py), and end for the caller at the deadline.
+Each step is a call on the loop; nothing is awaited, so a request costs no task and no future. Large bodies are read and
+large responses are written in a thread (offload.py); the client gets an error if that exceeds its deadline.
 """
 
 import asyncio
@@ -33,33 +33,33 @@ T = TypeVar("T")
 _NOTHING: Tensors = {}
 
 INLINE_READ_BYTES = 32 << 10
-"""A longer request is read in a thread if its form can cost much; see `Call.is_read_apart`. The dearest 32 KiB of JSON (lists
-of one number, the last of them wrong) were measured to take 6 ms."""
+"""A longer request is read in a thread if its format can be expensive; see `Call.is_read_apart`. The most expensive
+32 KiB of JSON (lists of one number, the last of them invalid) were measured to take 6 ms."""
 
 
 class CallOwner(Protocol):
-    """What all calls of one replica share; the handler has it."""
+    """State shared by all calls of a replica; implemented by the handler."""
 
     manager: ModelManager
     observers: tuple[Observer, ...]
     workers: Workers
     num_ongoing: int
-    """Requests that have been received and not answered."""
+    """Number of requests that were received and not answered."""
 
 
 class Call(Item, Generic[MessageT, RespondT, AnswerT]):
-    """One inference request. It is itself what waits in the queue.
+    """One inference request, which is also the item in the queue.
 
-    A subclass reads the message, writes the answer and sends it; each of its methods is called at most once.
+    A subclass parses the message, writes the response and sends it; each of its methods is called at most once.
 
     Args:
-        owner: whose request it is.
-        head: where it leads.
-        request_id: what its answer will carry.
-        message: as received.
-        num_bytes: of the message.
-        deadline: time of the loop's clock after which nobody waits.
-        respond: who gets the answer; not after `cancel`.
+        owner: shared state of the replica.
+        head: parsed head of the request.
+        request_id: request id for the response.
+        message: message as received.
+        num_bytes: bytes of the message.
+        deadline: time on the loop's clock after which the response is not wanted.
+        respond: receives the response; not called after `cancel`.
     """
 
     __slots__ = ("_apart", "_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
@@ -68,7 +68,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self, owner: CallOwner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
         respond: RespondT,
     ) -> None:  # fmt: skip
-        # The fields of an `Item` are set here, not by its constructor: this is the path of every request.
+        # Sets the fields of an `Item` here, not by its constructor: every request uses this path.
         self.inputs = _NOTHING
         self.num_rows = 0
         self.num_bytes = num_bytes
@@ -90,15 +90,15 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._started = self._read_at = self.arrived_s = perf_counter()
 
     def has_priority(self) -> bool:
-        """Whether it may ask to be run before others; looked at before it is read."""
+        """Whether it may request a priority; evaluated before it is parsed."""
         raise NotImplementedError
 
     def read(self, loaded: Loaded) -> InferRequest:
-        """The request as tensors that fit the model's signature."""
+        """Returns the request as tensors that match the model's signature."""
         raise NotImplementedError
 
     def is_read_apart(self, loaded: Loaded) -> bool:
-        """Whether a message of more than `INLINE_READ_BYTES` may take long to be read, so that a thread does it."""
+        """Whether a message of more than `INLINE_READ_BYTES` may take long to parse, so that a thread does it."""
         raise NotImplementedError
 
     def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
@@ -106,7 +106,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         raise NotImplementedError
 
     def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT | None:
-        """The answer; None if it takes so long to be written that a thread does it."""
+        """Returns the response; None if writing it takes so long that a thread must do it."""
         raise NotImplementedError
 
     def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> AnswerT:
@@ -114,19 +114,19 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         raise NotImplementedError
 
     def size(self, answer: AnswerT) -> int:
-        """Bytes of an answer."""
+        """Returns the bytes of a response."""
         raise NotImplementedError
 
     def send(self, loaded: Loaded, answer: AnswerT) -> None:
-        """Sends what `write` has made."""
+        """Sends the response that `write` returned."""
         raise NotImplementedError
 
     def refuse(self, error: MaasError, headers: tuple[Header, ...]) -> None:
-        """Sends an error, with the headers of the version it concerns."""
+        """Sends an error, with the headers of its version."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Finds the model, or waits for it to be loaded."""
+        """Finds the model, or waits for its load."""
         owner, route = self._owner, self._head.route
         owner.num_ongoing += 1
         try:
@@ -141,7 +141,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             self._fail(error)
 
     def cancel(self) -> None:
-        """Nobody waits any more: nothing is sent, and the place in the queue is free."""
+        """Cancels the request: nothing is sent, and its place in the queue is freed."""
         if not self._is_open:
             return
         if self._loaded is not None:
@@ -156,7 +156,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._read_at = perf_counter()
         try:
             if loaded is None:
-                raise error or MaasError("the model did not load")
+                raise error or MaasError("the model was not loaded")
             self._queue_at(loaded)
         except Exception as refusal:
             self._fail(refusal)
@@ -172,12 +172,12 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
                     lambda stop: self.read_large(loaded, stop),
                     self.num_bytes,
                     lambda request, error: self._was_read(loaded, request, error),
-                    "reading it",
+                    "reading the request",
                 )
                 return
             request = self.read(loaded)
         self._request = request
-        self._message = None  # JSON has been read; binary tensors hold their own part of it
+        self._message = None  # JSON has been parsed; binary tensors reference their own part of it
         self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
         if request.timeout_us is not None:
             self._shorten(request.timeout_us / 1e6, loaded.name)
@@ -186,14 +186,14 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         batcher.put(self)
 
     def _shorten(self, timeout_s: float, name: str) -> None:
-        """Takes in the time that the caller allows, which counts from the arrival.
+        """Shortens the deadline to the client's parameter 'timeout', which counts from the arrival.
 
-        By the clock of performance: the loop's may stand still for as long as it is busy (uvloop's counts milliseconds).
+        Uses the performance counter: the loop's clock may not advance while it is busy (uvloop's counts milliseconds).
         """
         left_s = timeout_s - (perf_counter() - self._started)
         if left_s <= 0:
             raise DeadlineExceeded(
-                f"{name} could not begin within the {timeout_s * 1e6:.0f} microseconds of the parameter 'timeout'; "
+                f"{name} did not start within the {timeout_s * 1e6:.0f} microseconds of the parameter 'timeout'; "
                 "allow more time"
             )
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + left_s)
@@ -201,7 +201,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
     def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
         loaded, request = self._loaded, self._request
         if loaded is None or request is None or outputs is None:
-            self._fail(error or MaasError("the run gave no outputs"))
+            self._fail(error or MaasError("the run returned no outputs"))
             return
         began = perf_counter()
         try:
@@ -211,7 +211,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
                     lambda stop: self.write_large(loaded, request, outputs, stop),
                     min(loaded.max_answer_bytes, sum(array.nbytes for array in outputs.values())),
                     lambda answer, error: self._was_written(loaded, answer, error, began),
-                    "writing its answer",
+                    "writing the response",
                 )
                 return
         except Exception as failure:
@@ -230,13 +230,13 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self.send(loaded, answer)
 
     def _cannot_write(self, loaded: Loaded, failure: Exception) -> None:
-        """The caller must hear of it now, not at the deadline."""
+        """Reports the failure to the client now, not at the deadline."""
         if not isinstance(failure, MaasError):
-            log.error("an answer of %s cannot be written", loaded.name, exc_info=failure)
-            failure = MaasError("the answer cannot be written as it was asked for; ask for other outputs")
+            log.error("a response of %s cannot be written", loaded.name, exc_info=failure)
+            failure = MaasError("the response cannot be written in the requested format; request other outputs")
         self._fail(failure)
 
-    # What is done in a thread
+    # Work in threads
 
     def _do_apart(
         self,
@@ -249,7 +249,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self._apart = stop, asyncio.get_running_loop().call_at(self.deadline, self._is_late, what)
 
     def _is_late(self, what: str) -> None:
-        self._fail(DeadlineExceeded(f"{what} took until the request's deadline; allow more time or send less"))
+        self._fail(DeadlineExceeded(f"{what} exceeded the request's deadline; allow more time or send less data"))
 
     def _end_apart(self) -> None:
         if self._apart is not None:
@@ -263,12 +263,12 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             return
         self._end_apart()
         if request is None:
-            self._fail(error or MaasError("the request was not read"))
+            self._fail(error or MaasError("the request was not parsed"))
             return
         try:
             if loaded.batcher.is_closed:
                 self._owner.num_ongoing -= 1
-                self.start()  # another version has taken its place meanwhile, and may take other inputs
+                self.start()  # another version has replaced it, and may have other inputs
                 return
             self.num_bytes = max(self.num_bytes, sum(array.nbytes for array in request.inputs.values()))
             self._queue_at(loaded, request)
@@ -280,7 +280,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             return
         self._end_apart()
         if answer is None:
-            self._cannot_write(loaded, error or MaasError("the answer was not written"))
+            self._cannot_write(loaded, error or MaasError("the response was not written"))
         else:
             self._send(loaded, answer, began)
 
@@ -288,7 +288,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         if not self._is_open:
             return
         if not isinstance(error, MaasError):
-            log.error("request %s failed in an unexpected way", self._id.decode(), exc_info=error)
+            log.error("request %s failed unexpectedly", self._id.decode(), exc_info=error)
             error = internal_error(self._id)
         self._close(outcome_of(error), error.http_status)
         self.refuse(error, self._loaded.headers if self._loaded is not None else ())

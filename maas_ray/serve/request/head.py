@@ -1,7 +1,7 @@
-"""What the head of a request says, checked once and in one order, whichever front has received it.
+"""Request head: validates path and headers once, in one order, in every front.
 
-`LAYERS` is the order of the world. What a head asks for and does not get is refused here, before a byte of the body is
-read; then the front reads the body, and the handler answers. Knows no socket and no model.
+`LAYERS` is that order. A head with an invalid or unsupported option is refused here, before a byte of the body is read;
+then the front reads the body, and the handler answers. Independent of sockets and models.
 """
 
 import itertools
@@ -23,29 +23,29 @@ ENCODINGS = frozenset({b"identity", b"gzip", b"deflate"})
 _SINGLE = frozenset(
     {b"content-length", b"content-encoding", b"inference-header-content-length", b"x-request-timeout-ms", b"host"}
 )
-"""Headers that mean something here; said twice they could mean two things."""
+"""Headers with a meaning for this server; a repeated one would be ambiguous."""
 
 
 class Route(NamedTuple):
-    """Where a path leads."""
+    """Target of a path."""
 
     name: str
     """`live`, `ready`, `server`, `models`, `model`, `model_ready`, `config`, `versions`, `stats`, `metrics`, `infer`,
-    `index`, `load`, `unload`, `generate`, `generate_stream`, `preflight`, or `nothing` (of an extension that has nothing
-    here)."""
+    `index`, `load`, `unload`, `generate`, `generate_stream`, `preflight`, or `nothing` (for an extension that has an
+    empty response here)."""
     method: str
-    """The method it takes; HEAD is taken where GET is."""
+    """Its method; HEAD is also accepted if it is GET."""
     model: str = ""
     version: int | None = None
 
 
 class Head:
-    """The head of one request. A front that sees the same bytes again may use the same object again.
+    """Head of one request. A front that receives the same bytes again may reuse the object.
 
     Args:
-        method: in upper case.
-        path: below the pool's base path, percent-encoded as it was sent.
-        headers: names in lower case.
+        method: method in upper case.
+        path: path below the pool's base path, percent-encoded as it was sent.
+        headers: header names in lower case, and values.
     """
 
     __slots__ = (
@@ -71,24 +71,24 @@ class Head:
         self.path = path
         self.headers = list(headers)
         self.given_id = b""
-        """The caller's `x-request-id`, if it can be used."""
+        """The client's `x-request-id`, if it is valid."""
         self.route = Route("", "")
         self.timeout_s = 0.0
         self.content_length: int | None = None
-        """Bytes of the body as declared; None where they come in chunks or not at all."""
+        """Declared bytes of the body; None if it is chunked or there is none."""
         self.content_encoding = b"identity"
         self.accept_encoding = b""
         self.header_length: int | None = None
-        """Bytes of the JSON in front of binary tensors; None: the body is JSON alone."""
+        """Bytes of the JSON before binary tensors; None: the body is JSON only."""
         self.traceparent = b""
         self.closes = False
-        """Whether the connection ends after the reply."""
+        """Whether the connection is closed after the response."""
         self.expects_continue = False
-        """Whether the caller waits for a word before it sends the body."""
+        """Whether the client waits for status 100 before it sends the body."""
         self.reply_headers: tuple[Header, ...] = ()
-        """Headers that belong to a refusal."""
+        """Additional headers of an error response."""
         self.cors: tuple[Header, ...] = ()
-        """Headers that let the page of a browser read the reply."""
+        """Headers that allow the page of a browser to read the response."""
 
 
 INFERENCE = frozenset({"infer", "generate", "generate_stream"})
@@ -98,7 +98,7 @@ Layer = Callable[[Head, Mapping[bytes, bytes], LimitsSpec], None]
 
 
 def request_id(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """Takes the caller's `x-request-id`; one that cannot be used is replaced. Every reply carries it."""
+    """Reads the client's `x-request-id`; an invalid one is replaced. Every response has it."""
     given = headers.get(b"x-request-id", b"")
     if 0 < len(given) <= MAX_REQUEST_ID_CHARS and all(33 <= byte <= 126 for byte in given):
         head.given_id = given
@@ -107,7 +107,7 @@ def request_id(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -
 
 
 def cross_origin(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """Whether a page of another origin may read the reply; what a browser asks before it sends is a route of its own."""
+    """Sets the headers for allowed origins; a browser's preflight is a separate route."""
     if limits.cors_origins:
         head.cors = cors.headers_for(limits.cors_origins, headers.get(b"origin"))
         if head.cors and cors.is_preflight(head.method, headers):
@@ -115,7 +115,7 @@ def cross_origin(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec)
 
 
 def route(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """Finds where the path leads and whether it takes the method."""
+    """Finds the route of the path, and checks the method."""
     if head.route.name:
         return
     head.route = found = find_route(head.path)
@@ -125,25 +125,25 @@ def route(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> Non
 
 
 def single_headers(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """A header that decides how the rest is read is there once."""
+    """Refuses repeated headers that determine how the rest is read."""
     names = [name for name, _ in head.headers if name in _SINGLE]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise BadRequest(f"header {twice[0].decode()} is given more than once; send it once")
+        raise BadRequest(f"header {twice[0].decode()} occurs more than once; send it once")
 
 
 def deadline(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """`x-request-timeout-ms`, bounded by the pool's maximum; Serve's own timeout headers mean nothing here."""
+    """Reads `x-request-timeout-ms`, limited by the pool's maximum; Serve's own timeout headers are ignored."""
     head.timeout_s = limits.timeout_s
     given = headers.get(b"x-request-timeout-ms")
     if given is not None:
         if not (given.isdigit() and len(given) <= 12 and int(given) > 0):
-            raise BadRequest(f"x-request-timeout-ms {given[:40]!r} is not a positive integer; give milliseconds")
+            raise BadRequest(f"x-request-timeout-ms {given[:40]!r} is not a positive integer; send milliseconds")
         head.timeout_s = min(limits.timeout_s, int(given) / 1000)
 
 
 def body_limit(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """A declared length above the pool's limit is refused without reading."""
+    """Refuses a declared length above the pool's limit without reading the body."""
     declared = headers.get(b"content-length")
     if declared is None:
         return
@@ -155,10 +155,10 @@ def body_limit(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -
 
 
 def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
-    """How the body is packed: its encoding, and where its JSON ends and its binary tensors begin."""
+    """Reads the encoding of the body, and the length of the JSON before its binary tensors."""
     head.content_encoding = headers.get(b"content-encoding", b"identity").lower()
     if head.content_encoding not in ENCODINGS:
-        raise BadRequest(f"content-encoding {head.content_encoding[:40]!r} is not offered; use gzip, deflate or none")
+        raise BadRequest(f"content-encoding {head.content_encoding[:40]!r} is not supported; use gzip, deflate or none")
     head.accept_encoding = headers.get(b"accept-encoding", b"")
     length = headers.get(b"inference-header-content-length")
     if length is not None:
@@ -166,15 +166,15 @@ def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) ->
 
 
 LAYERS: tuple[Layer, ...] = (request_id, cross_origin, route, single_headers, deadline, body_limit, body_form)
-"""The order of the world. After them: the body (front), its inflation, its tensors, the queue (handler)."""
+"""Order of the checks. They are followed by the body (front), decompression, tensors and queue (handler)."""
 
 
 def read_head(head: Head, limits: LimitsSpec) -> None:
-    """Takes a head through the layers.
+    """Passes a head through the layers.
 
     Raises:
-        RequestError: refused; `head.reply_headers` belong to the reply.
-        NotFound: the path leads nowhere.
+        RequestError: refused; send `head.reply_headers` with the response.
+        NotFound: there is no such path.
     """
     headers = dict(head.headers)
     for layer in LAYERS:
@@ -182,16 +182,16 @@ def read_head(head: Head, limits: LimitsSpec) -> None:
 
 
 def find_route(path: str) -> Route:
-    """Where a path below the pool's base path leads.
+    """Returns the route of a path below the pool's base path.
 
-    The words of a route are compared as they were sent, so that a filter of paths in front sees what is seen here; only
-    the name of a model is decoded.
+    The segments of a route are compared as they were sent, so that a path filter in front sees the same path; only the
+    name of a model is decoded.
 
     Args:
-        path: percent-encoded, as it was sent.
+        path: path, percent-encoded as it was sent.
 
     Raises:
-        NotFound: nowhere.
+        NotFound: there is no such path.
         BadRequest: the version is not a positive integer.
     """
     match split_path(path):
@@ -215,11 +215,11 @@ def find_route(path: str) -> Route:
             return Route(what, "POST", model)
         case ["v2", "models", segment, *rest] if model := decode_name(segment):
             return _model_route(path, model, rest)
-    raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
+    raise NotFound(f"no path {_short(path)}; the protocol's paths begin with v2, those of models with v2/models")
 
 
 def too_large(size: int, limit: int) -> BodyTooLarge:
-    """The refusal of a body that has at least `size` bytes."""
+    """Returns the error for a body that has at least `size` bytes."""
     return BodyTooLarge(f"the body has at least {size} bytes, the limit is {limit}; send fewer rows per request")
 
 
@@ -228,14 +228,14 @@ _COUNT = itertools.count(int.from_bytes(os.urandom(3), "big"))
 
 
 def new_request_id() -> bytes:
-    """An id that no other replica gives: random digits of this process, and a count."""
+    """Returns an id that no other replica generates: random digits of this process, and a counter."""
     return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
 def _extension_route(path: str) -> Route:
     found = unsupported_extensions.find(path.strip("/"))
     if found is None:
-        raise NotFound(f"no path {_short(path)}; the protocol starts at v2, its models at v2/models")
+        raise NotFound(f"no path {_short(path)}; the protocol's paths begin with v2, those of models with v2/models")
     method, extension, kind = found
     if kind == "refused":
         raise unsupported_extensions.refusal(extension)
@@ -258,7 +258,7 @@ def _model_route(path: str, model: str, rest: list[str]) -> Route:
             return Route(what, "GET", model, version)
         case ["infer" | "generate" | "generate_stream" as what]:
             return Route(what, "POST", model, version)
-    raise NotFound(f"no path {_short(path)}; below a model there are versions, ready, config, stats and infer")
+    raise NotFound(f"no path {_short(path)}; the paths of a model are versions, ready, config, stats and infer")
 
 
 def _version(text: str) -> int:

@@ -1,4 +1,4 @@
-"""A few threads for work that would keep the loop from everybody: large bodies in, large answers out. Knows no request."""
+"""Thread pool for work that would block the loop: parsing large bodies and writing large responses."""
 
 import asyncio
 import threading
@@ -15,10 +15,10 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 NUM_THREADS = 2
-"""They share the interpreter with the loop, so more of them would only take more of it; two, so that one large body does
-not hold up all others."""
+"""The threads share the interpreter with the loop, so more of them would only take more of it; two, so that one large
+body does not block all others."""
 MAX_WAITING = 128
-"""Pieces of work that wait or are done; one more is refused."""
+"""Maximum number of waiting and running work items; further ones are refused."""
 
 
 class _WorkItem(NamedTuple):
@@ -30,10 +30,10 @@ class _WorkItem(NamedTuple):
 
 
 class Workers:
-    """Does work in threads, which the first piece of work starts.
+    """Executes work in threads, which the first work item starts.
 
     Args:
-        budget: bytes that may wait in the replica; what is worked on counts until its work has ended.
+        budget: limit of waiting bytes in the replica; the bytes of a work item count until it has ended.
     """
 
     def __init__(self, budget: ByteBudget) -> None:
@@ -41,36 +41,36 @@ class Workers:
         self._jobs: SimpleQueue[_WorkItem | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self.num_waiting = 0
-        """Pieces of work that wait or are done."""
+        """Number of waiting and running work items."""
 
     def submit(
         self, work: Callable[[StopSignal], T], num_bytes: int, done: Callable[[T | None, Exception | None], None]
     ) -> StopSignal:
-        """Does a piece of work; called on the loop.
+        """Submits a work item; called on the loop.
 
         Args:
-            work: called in a thread; where it takes long, it ends early once what it is given `is_set`.
-            num_bytes: what it holds in memory, besides what is counted elsewhere.
+            work: function to call in a thread; long work ends early once its argument `is_set`.
+            num_bytes: memory that it uses, in addition to bytes counted elsewhere.
             done: called once on the loop with the result or the error, also after a stop.
 
         Returns:
-            What ends the work early.
+            Signal that ends the work early.
 
         Raises:
-            Overloaded: too much waits already.
+            Overloaded: too many items or bytes wait already.
         """
         budget = self._budget
         if self.num_waiting >= MAX_WAITING:
             raise Overloaded(
-                f"{self.num_waiting} large bodies and answers wait for a thread of this replica, the limit is "
-                f"{MAX_WAITING}; send the request again later"
+                f"{self.num_waiting} large bodies and responses wait for a thread of this replica, the limit is "
+                f"{MAX_WAITING}; retry later"
             )
         if budget.used + num_bytes > budget.limit:
             raise Overloaded(
-                f"the queue of this replica is full: {budget.used} bytes wait and this request has {num_bytes}, the "
-                f"limit is {budget.limit}; send it again later, or a smaller one"
+                f"the queue of this replica is full: {budget.used} bytes wait, this request has {num_bytes}, the "
+                f"limit is {budget.limit}; retry later, or send a smaller request"
             )
-        if len(self._threads) <= min(self.num_waiting, NUM_THREADS - 1):  # each keeps some memory of its own
+        if len(self._threads) <= min(self.num_waiting, NUM_THREADS - 1):  # each uses some memory of its own
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -81,12 +81,12 @@ class Workers:
         return stop
 
     async def run(self, work: Callable[[StopSignal], T], num_bytes: int) -> T:
-        """As `submit`, for who waits; the work ends early once nobody does.
+        """Submits a work item and awaits its result; the work ends early if the caller is cancelled.
 
         Raises:
-            Overloaded: too much waits already.
+            Overloaded: too many items or bytes wait already.
         """
-        # In a list that is emptied: an error refers to this frame, which must not refer to the error by its future.
+        # In a list that is emptied: an error references this frame, which must not reference the error by its future.
         waiting: list[asyncio.Future[T]] = [asyncio.get_running_loop().create_future()]
 
         def done(result: T | None, error: Exception | None) -> None:
@@ -105,7 +105,7 @@ class Workers:
             waiting.clear()
 
     def close(self) -> None:
-        """Gives the threads back; work in progress ends by itself."""
+        """Ends the threads; work in progress ends by itself."""
         for _ in self._threads:
             self._jobs.put(None)
         self._threads = []
@@ -116,18 +116,18 @@ class Workers:
             error: Exception | None = None
             try:
                 if job.stop.is_set:
-                    raise RunStopped("nobody waited for it any more when it could begin")
+                    raise RunStopped("the work was cancelled before it started")
                 result = job.work(job.stop)
             except MaasError as refusal:
                 error = refusal
             except Exception as failure:
-                log.exception("work in a thread failed in an unexpected way")
+                log.exception("work in a thread failed unexpectedly")
                 error = failure
             try:
                 job.loop.call_soon_threadsafe(self._ended, job, result, error)
             except RuntimeError:
-                log.info("work in a thread ended after its loop was closed; nobody waits for it")
-            del job, result, error  # this thread may now wait for long
+                log.info("work in a thread ended after its loop was closed; its result is discarded")
+            del job, result, error  # this thread may now wait for a long time
 
     def _ended(self, job: _WorkItem, result: Any, error: Exception | None) -> None:
         self.num_waiting -= 1
@@ -136,6 +136,6 @@ class Workers:
 
 
 def check(stop: StopSignal) -> None:
-    """Raises `RunStopped` if nobody waits for the work any more; called between its pieces."""
+    """Raises `RunStopped` if the work was cancelled; called between its steps."""
     if stop.is_set:
-        raise RunStopped("the work was ended, since nobody waited for it any more")
+        raise RunStopped("the work was cancelled")

@@ -1,4 +1,4 @@
-"""What goes back over HTTP, and how an error looks there. Knows no model and no socket."""
+"""HTTP responses and the JSON form of errors. Independent of models and sockets."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ BINARY: Header = (b"content-type", b"application/octet-stream")
 
 
 class Reply(NamedTuple):
-    """What goes back: status, headers (lower case) and body."""
+    """HTTP response: status, headers (lower case) and body."""
 
     status: int
     headers: tuple[Header, ...]
@@ -19,17 +19,17 @@ class Reply(NamedTuple):
 
 
 def internal_error(request_id: bytes) -> MaasError:
-    """A failure that only the log may describe."""
+    """Returns the error for a failure that only the log may describe."""
     return MaasError(f"internal error; the replica's log has the cause under request id {request_id.decode()}")
 
 
 def error_reply(error: MaasError, headers: tuple[Header, ...] = ()) -> Reply:
-    """The protocol's form of an error: its class gives the status, `Overloaded` also the Retry-After header."""
+    """Returns the response of an error: its class determines the status, `Overloaded` adds the Retry-After header."""
     extra: tuple[Header, ...] = ()
     if isinstance(error, Overloaded):
         extra = ((b"retry-after", str(max(1, round(error.retry_after_s + 0.5))).encode()),)
     elif isinstance(error, DeadlineExceeded):
         extra = ((b"retry-after", b"1"),)
     elif isinstance(error, BodyTooLarge):
-        extra = ((b"connection", b"close"),)  # what is left of the body is not worth reading
+        extra = ((b"connection", b"close"),)  # the rest of the body is not read
     return Reply(error.http_status, (JSON, *headers, *extra), v2.write_error(str(error)))

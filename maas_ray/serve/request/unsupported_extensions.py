@@ -1,7 +1,7 @@
-"""Extensions of Triton's protocol that are not here: where clients ask for them, and what they hear. Knows no server.
+"""Triton extensions that are not supported: their paths, their RPCs, and the errors with alternatives.
 
-Sources: triton-inference-server/server, docs/protocol/extension_{shared_memory,trace,logging}.md. Clients ask for the
-regions of shared memory and remove all of them before they begin: there are none, which is a true answer to both.
+Sources: triton-inference-server/server, docs/protocol/extension_{shared_memory,trace,logging}.md. Clients request the
+list of shared memory regions, and remove all regions, before they begin: both succeed with an empty response.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import Literal
 from maas_ray.errors import NotOffered
 
 NOT_OFFERED = {
-    "shared_memory": "shared memory is not offered: send the tensors with the request, binary ones are read in place",
-    "trace": "the trace extension is not offered: set observability.tracing in the pool's spec, which sends spans to a collector",
-    "logging": "the logging extension is not offered: set observability.access_log in the pool's spec",
+    "shared_memory": "shared memory is not supported: send the tensors in the request; binary ones are read without a copy",
+    "trace": "the trace extension is not supported: set observability.tracing in the pool's spec to send spans to a collector",
+    "logging": "the logging extension is not supported: set observability.access_log in the pool's spec",
 }  # fmt: skip
-"""Why not, and the way out, by extension."""
+"""Error texts with the alternative, by extension."""
 
 Kind = Literal["nothing", "refused"]
 
@@ -36,11 +36,11 @@ RPCS: dict[str, tuple[str, Kind]] = {
     "TraceSetting": ("trace", "refused"),
     "LogSettings": ("logging", "refused"),
 }
-"""The same over gRPC, by method."""
+"""The same for gRPC, by method."""
 
 
 def find(path: str) -> tuple[str, str, Kind] | None:
-    """The method that a path takes (empty: any), its extension, and whether there is nothing to tell or to refuse."""
+    """Returns the method of a path (empty: any), its extension, and whether it is refused or has an empty response."""
     for pattern, method, extension, kind in _PATHS:
         if pattern.fullmatch(path):
             return method, extension, kind
@@ -48,5 +48,5 @@ def find(path: str) -> tuple[str, str, Kind] | None:
 
 
 def refusal(extension: str) -> NotOffered:
-    """The error of an extension."""
+    """Returns the error of an extension."""
     return NotOffered(NOT_OFFERED[extension])

@@ -1,1 +1,1 @@
-"""The specification of pools: validation only."""
+"""Specs of pools: fields, defaults and validation."""

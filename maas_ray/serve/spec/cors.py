@@ -1,6 +1,7 @@
-"""Cross-origin requests of browsers: who may read an answer, and what a preflight hears. Knows no socket and no model.
+"""Cross-origin requests of browsers: allowed origins, response headers and preflight responses.
 
-Source: the CORS protocol of fetch.spec.whatwg.org. Off unless a pool's spec lists origins.
+Source: the CORS protocol of fetch.spec.whatwg.org. Disabled unless a pool's spec lists origins. Independent of sockets
+and models.
 """
 
 import re
@@ -14,24 +15,24 @@ _NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%
 _EXPOSED = b"inference-header-content-length, retry-after, x-maas-run, x-maas-version, x-request-id"
 _METHODS = b"GET, HEAD, POST"
 _MAX_AGE_S = b"600"
-"""How long a browser may remember a preflight."""
+"""Seconds for which a browser may cache a preflight response."""
 
 
 def check_origin(origin: str) -> str:
-    """Returns an origin as browsers send it; raises `ValueError` for anything else."""
+    """Returns an origin as browsers send it; raises `ValueError` for any other string."""
     if origin != ANY and not _ORIGIN.fullmatch(origin):
         raise ValueError(
-            f"{origin!r} is no origin: give scheme://host or scheme://host:port in lower case, without a path, or '*'"
+            f"{origin!r} is not an origin: use scheme://host or scheme://host:port in lower case without a path, or '*'"
         )
     return origin
 
 
 def headers_for(origins: Sequence[str], given: bytes | None) -> tuple[Header, ...]:
-    """What a reply to a page of this origin carries; empty for origins that are not allowed, and for other callers.
+    """Returns the CORS headers of a response to this origin; empty if it is not allowed, or the client is no browser.
 
     Args:
-        origins: allowed ones.
-        given: the header `origin`.
+        origins: allowed origins.
+        given: value of the header `origin`.
     """
     if given is None:
         return ()
@@ -47,12 +48,12 @@ def headers_for(origins: Sequence[str], given: bytes | None) -> tuple[Header, ..
 
 
 def is_preflight(method: str, headers: Mapping[bytes, bytes]) -> bool:
-    """Whether a browser asks what it may send."""
+    """Whether the request is a preflight of a browser."""
     return method == "OPTIONS" and b"access-control-request-method" in headers and b"origin" in headers
 
 
 def preflight_headers(headers: Mapping[bytes, bytes]) -> tuple[Header, ...]:
-    """What an allowed page may send: any header, by the methods that the protocol has."""
+    """Returns the headers of a preflight response: any header is allowed, and the methods of the protocol."""
     wanted = headers.get(b"access-control-request-headers", b"").strip()
     named = ((b"access-control-allow-headers", wanted),) if _NAMES.fullmatch(wanted) else ()
     return ((b"access-control-allow-methods", _METHODS), *named, (b"access-control-max-age", _MAX_AGE_S))

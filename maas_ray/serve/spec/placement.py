@@ -1,6 +1,7 @@
-"""Where the replicas of a pool may run: what a spec says of it. Knows no Ray.
+"""Placement spec: the nodes on which the replicas of a pool may run.
 
-Serve's controller follows it (serve/controller), and the plan of an update counts room by it (serve/deploy/plan.py).
+Serve's controller applies it (serve/controller), and the plan of an update uses it to compute free resources
+(serve/deploy/plan.py). Independent of Ray.
 """
 
 import re
@@ -19,17 +20,17 @@ _VALUE = re.compile(rf"!?(?:{_WORD}|in\({_WORD}(?:,\s?{_WORD})*\))")
 
 
 class PlacementSpec(Spec):
-    """Which nodes may have replicas, and how many of them; `placement: pack` is short for `{strategy: pack}`."""
+    """Nodes that may run replicas, and how many replicas each; `placement: pack` is short for `{strategy: pack}`."""
 
     strategy: Strategy = "spread"
-    """`spread`: as evenly over the nodes as their room allows; when a node comes back or is added, replicas move there
-    within a minute, each one started before another one ends. `pack`: on as few nodes as possible, for clusters whose
-    autoscaler removes idle nodes. `one_per_node`: never two on a node, not even during an update."""
+    """`spread`: as evenly over the nodes as their free resources allow; when a node returns or is added, replicas move
+    to it within a minute, each started before another one ends. `pack`: on as few nodes as possible, for clusters whose
+    autoscaler removes idle nodes. `one_per_node`: at most one on each node, even during an update."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must have (`ray start --labels`), with Ray's operators: `A`, `!A`, `in(A,B)`, `!in(A,B)`. A
-    pool that fits on no such node is refused."""
+    """Required labels of a node (`ray start --labels`), with Ray's operators: `A`, `!A`, `in(A,B)`, `!in(A,B)`. A pool
+    that fits on no such node is refused."""
     accelerator: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Type of accelerator that a node must have, as Ray names it (`H100`, `L4`); None: any, or none."""
+    """Required accelerator type of a node, by Ray's name (`H100`, `L4`); None: no requirement."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,7 +47,7 @@ class PlacementSpec(Spec):
                 )
             if not _VALUE.fullmatch(wanted):
                 raise ValueError(
-                    f"label {key!r} is to be {wanted!r}; give one value ('a'), or '!a', 'in(a,b)', '!in(a,b)'"
+                    f"label {key!r} has the value {wanted!r}; use one value ('a'), or '!a', 'in(a,b)', '!in(a,b)'"
                 )
         return value
 

@@ -1,4 +1,4 @@
-"""What a deployment says: the store, the HTTP front and the pools. Validation only; starts nothing."""
+"""Serving spec: the store, the HTTP and gRPC fronts, and the pools, with their validation."""
 
 import re
 from collections import Counter
@@ -34,48 +34,49 @@ _HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NAME_OR_PATTERN = r"^[A-Za-z0-9*][A-Za-z0-9._*-]{0,99}$"
 _MODELS_OF_A_PATTERN = 256
-"""How many models a pattern is taken to stand for, where a bound is derived from the number of models."""
+"""Number of models assumed for a pattern where a limit is derived from the number of models."""
 
 
 class ServedModelSpec(Spec):
-    """One served model reference: whatever an alias names, or one fixed version."""
+    """One served model: the version that an alias names, or a fixed version."""
 
     name: str = Field(pattern=_NAME_OR_PATTERN)
-    """Model in the registry, and in the URL. With a `*` (`team-a-*`, or `*` for all) every model of the registry that
-    has the alias, also those published later; each is loaded by its first request."""
+    """Name of the model in the registry and in URLs. With a `*` (`team-a-*`, or `*` for all), every model of the
+    registry that has the alias, including those published later; each is loaded by its first request."""
     alias: str = PRODUCTION
-    """Followed by running replicas: promoting another version swaps it in."""
+    """Alias that running replicas follow: when it is promoted to another version, they load that version."""
     version: PositiveInt | None = None
-    """A fixed version instead of an alias."""
+    """Fixed version instead of an alias."""
     pinned: bool = False
-    """Loaded at start, and never unloaded to make room for another model."""
+    """Whether it is loaded at start and never evicted."""
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
         if self.version is not None and self.alias != PRODUCTION:
-            raise ValueError("give an alias or a version, not both")
+            raise ValueError("alias and version are both set; set only one")
         if self.version is not None and self.is_pattern:
-            raise ValueError("a name with '*' stands for many models; give an alias instead of a version")
+            raise ValueError("a name with '*' matches many models; set an alias instead of a version")
         return self
 
     @property
     def is_pattern(self) -> bool:
-        """Whether the name stands for every model that it matches."""
+        """Whether the name is a pattern for several models."""
         return "*" in self.name
 
     @property
     def ref(self) -> int | str:
-        """The version or the alias."""
+        """Version or alias."""
         return self.alias if self.version is None else self.version
 
 
 class ReplicaRange(Spec):
-    """Bounds of autoscaling."""
+    """Limits of autoscaling."""
 
     min: NonNegativeInt = 1
-    """Replicas that always run; with 0 the pool sleeps after `autoscaling.scale_to_zero_after_s`, and a request wakes it."""
+    """Minimum replicas; with 0 the pool scales to zero after `autoscaling.scale_to_zero_after_s`, and a request
+    restarts it."""
     max: PositiveInt
-    """Replicas at most."""
+    """Maximum replicas."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -85,51 +86,52 @@ class ReplicaRange(Spec):
 
 
 class ResourcesSpec(Spec):
-    """What one replica owns; also the number of onnxruntime's threads."""
+    """Resources of one replica; the CPUs also set the number of onnxruntime's threads."""
 
     cpus: PositiveFloat = 1.0
     """CPUs of one replica."""
     gpus: NonNegativeFloat = 0.0
     """GPUs of one replica."""
     memory_bytes: PositiveInt | None = None
-    """Memory that a node must have free for one replica; None: not counted."""
+    """Free memory that a node must have for one replica; None: not considered."""
 
 
 class LimitsSpec(Spec):
-    """What one request may take."""
+    """Limits of one request and of one connection."""
 
     max_body_bytes: PositiveInt = 16 << 20
-    """Largest request body; a larger one is answered 413 without being parsed."""
+    """Maximum bytes of a request body; a larger one gets status 413 without being parsed."""
     max_answer_bytes: PositiveInt = MAX_ANSWER_BYTES
-    """Most bytes of an answer's tensors; a larger answer is refused (422) before it is written. With a value of a request a
-    model may give far more than it was sent."""
+    """Maximum bytes of the tensors in a response; a larger response is refused with status 422 before it is written.
+    The size can depend on values of the request and be much larger than the request."""
     timeout_s: PositiveFloat = Field(default=30.0, le=MAX_ANSWER_S)
-    """Longest time to an answer; `x-request-timeout-ms` may ask for less, never for more."""
+    """Maximum time until the response; `x-request-timeout-ms` may shorten it, never extend it."""
     drain_timeout_s: PositiveFloat | None = None
-    """Time that a stopping replica has to answer what waits; None: as long as `timeout_s`. A shorter one would cut
+    """Time for which a stopping replica answers waiting requests; None: same as `timeout_s`. A shorter time would abort
     requests that may still run."""
     io_timeout_s: PositiveFloat = 8.0
-    """Time in which a head must be complete, and over which the speed of a body and of a reader is taken."""
+    """Time within which a request head must be complete, and over which the speed of reads and writes is measured."""
     min_bytes_per_s: PositiveInt = 16 << 10
-    """Speed below which a body or a reader trickles; its connection is closed."""
+    """Minimum speed of a request body, and of a client that reads a response; slower connections are closed."""
     idle_timeout_s: PositiveFloat = 120.0
-    """Time after which a connection without a request is closed; longer than what is in front of it keeps one."""
+    """Time after which a connection without a request is closed; must exceed the keep-alive time of the front."""
     cors_origins: tuple[str, ...] = ()
-    """Origins (`https://shop.example`) whose pages may call this pool from a browser, or `*` for all; none by default."""
+    """Origins (`https://shop.example`) whose pages may call this pool from a browser, or `*` for all; empty: none."""
     max_connections: PositiveInt = 10_000
-    """Connections of one replica, fewer where its process may not open so many files; one more is answered 503 and closed."""
+    """Maximum connections of one replica, fewer if its limit of open files is lower; more get status 503 and are
+    closed."""
 
     @property
     def drain_s(self) -> float:
-        """`drain_timeout_s`, derived where it is not given."""
+        """`drain_timeout_s`, or its derived value."""
         return self.timeout_s if self.drain_timeout_s is None else self.drain_timeout_s
 
     @model_validator(mode="after")
     def _drain_outlasts_a_request(self) -> Self:
         if self.drain_s < self.timeout_s:
             raise ValueError(
-                f"drain_timeout_s {self.drain_s:g} is below timeout_s {self.timeout_s:g}: a replica that stops would cut "
-                "requests that may still run; leave drain_timeout_s out, raise it, or lower timeout_s"
+                f"drain_timeout_s {self.drain_s:g} is below timeout_s {self.timeout_s:g}: a stopping replica would "
+                "abort requests that may still run; omit drain_timeout_s, raise it, or lower timeout_s"
             )
         return self
 
@@ -143,22 +145,22 @@ class RefreshSpec(Spec):
     """How running replicas follow the registry."""
 
     poll_interval_s: PositiveFloat = 2.0
-    """Seconds between two looks at the registry: how fast a promoted alias is picked up."""
+    """Seconds between two reads of the registry: the delay until a promoted version is loaded."""
     timeout_s: PositiveFloat = 20.0
-    """Longest wait for one look."""
+    """Maximum time of one read."""
     load_timeout_s: PositiveFloat = 300.0
-    """Longest wait for one version to be read, made into a session and warmed."""
+    """Maximum time to read one version, create its session and warm it."""
     max_backoff_s: PositiveFloat = 60.0
-    """Longest pause after failures."""
+    """Maximum pause after failures."""
     stuck_run_s: PositiveFloat | None = None
-    """A run that lasts longer makes the replica unhealthy, so that it is replaced; None: 30 s more than
-    `limits.timeout_s`, at least 120 s."""
+    """A longer run makes the replica unhealthy, so that it is replaced; None: `limits.timeout_s` plus 30 s, at least
+    120 s."""
     max_parallel_loads: PositiveInt = 2
-    """Versions that one replica loads at the same time; each takes about five times its file while it is loaded."""
+    """Concurrent loads in one replica; each uses about five times the size of its file while it loads."""
 
 
 class ObservabilitySpec(Spec):
-    """What a pool tells about its requests, beyond its metrics, which are always there."""
+    """Access log and tracing of a pool's requests; metrics are always enabled."""
 
     access_log: AccessLogSpec = AccessLogSpec()
     tracing: TracingSpec = TracingSpec()
@@ -168,30 +170,32 @@ class ServingSpec(Spec):
     """A set of models and the replicas that serve it."""
 
     models: tuple[ServedModelSpec, ...] = Field(min_length=1)
-    """What is served; where a model is listed twice, a URL without a version means the first."""
+    """Models to serve; if a name occurs twice, the first entry serves URLs without a version."""
     replicas: PositiveInt | ReplicaRange = 1
-    """A fixed number, or bounds."""
+    """Fixed number of replicas, or limits of autoscaling."""
     autoscaling: AutoscalingSpec = AutoscalingSpec()
-    """How the number moves between the bounds."""
+    """Autoscaling between the limits in `replicas`."""
     idempotent: bool = True
-    """Whether a request may be computed twice. Behind HAProxy it then is when its replica dies while it holds it."""
+    """Whether a request may be computed twice. If so, HAProxy repeats a request whose replica dies while it holds
+    it."""
     resources: ResourcesSpec = ResourcesSpec()
     placement: PlacementSpec = PlacementSpec()
-    """Which nodes have replicas, and how many of them."""
+    """Nodes that may run replicas, and how many replicas each."""
     batching: BatchSpec = BatchSpec()
     limits: LimitsSpec = LimitsSpec()
     refresh: RefreshSpec = RefreshSpec()
     observability: ObservabilitySpec = ObservabilitySpec()
     memory_budget_bytes: PositiveInt | None = None
-    """Memory for the models of one replica; beyond it the ones not used for longest are unloaded, and loaded again by
-    their next request. A model counts as 1.1 times its file and 256 KiB. None: every model stays, without a limit."""
+    """Maximum memory for the models of one replica; above it the least recently used models are unloaded, and loaded
+    again by their next request. A model counts as 1.1 times its file size plus 256 KiB. None: no limit."""
     strict_readiness: bool = False
-    """Whether the pool is ready only while every model that it lists serves what the registry names, as Triton's option
-    of this name. Otherwise one model that does not load leaves the pool ready for the others."""
+    """Whether the pool is ready only while every listed model serves the version in the registry, like Triton's option
+    of this name. If false, a model that cannot be loaded leaves the pool ready for the others."""
     server_name: str = Field(default="maas-ray", min_length=1, max_length=100)
-    """Name in the server's metadata. Some clients that were written for Triton insist on `triton`."""
+    """Name in the server metadata. Some clients that were written for Triton require `triton`."""
     model_control: Literal["none", "explicit"] = "none"
-    """`explicit`: callers may load and unload models with the v2 model repository extension. `none`: they are refused."""
+    """`explicit`: clients may load and unload models with the v2 model repository extension. `none`: such requests are
+    refused."""
 
     @model_validator(mode="after")
     def _models_are_unique(self) -> Self:
@@ -206,8 +210,8 @@ class ServingSpec(Spec):
         target = self.autoscaling.target_ongoing
         if target is not None and target >= self._capacity:
             raise ValueError(
-                f"autoscaling.target_ongoing {target:g} is never exceeded: a replica holds {self._capacity} requests of a "
-                "model at most; lower it, or raise batching.max_queued_requests"
+                f"autoscaling.target_ongoing {target:g} is never exceeded: a replica holds at most {self._capacity} "
+                "requests of a model; lower it, or raise batching.max_queued_requests"
             )
         return self
 
@@ -215,8 +219,8 @@ class ServingSpec(Spec):
     def _limits_agree(self) -> Self:
         if self.stuck_run_s < self.limits.timeout_s:
             raise ValueError(
-                f"refresh.stuck_run_s {self.stuck_run_s:g} is below limits.timeout_s {self.limits.timeout_s:g}: a replica "
-                "would be killed during a run that is allowed; leave stuck_run_s out, raise it, or lower timeout_s"
+                f"refresh.stuck_run_s {self.stuck_run_s:g} is below limits.timeout_s {self.limits.timeout_s:g}: a "
+                "replica would be replaced during a permitted run; omit stuck_run_s, raise it, or lower timeout_s"
             )
         if self.limits.max_body_bytes > self.batching.max_queued_bytes:
             raise ValueError(
@@ -227,25 +231,25 @@ class ServingSpec(Spec):
 
     @property
     def stuck_run_s(self) -> float:
-        """`refresh.stuck_run_s`, derived where it is not given."""
+        """`refresh.stuck_run_s`, or its derived value."""
         return (
             max(120.0, self.limits.timeout_s + 30.0) if self.refresh.stuck_run_s is None else self.refresh.stuck_run_s
         )
 
     @property
     def most_replicas(self) -> int:
-        """Replicas that may run at most."""
+        """Maximum number of replicas."""
         return self.replicas.max if isinstance(self.replicas, ReplicaRange) else self.replicas
 
     @property
     def max_ongoing_requests(self) -> int:
-        """Serve's own limit of one replica, set above what our queues hold: our 503 comes first, with its reason."""
+        """Serve's own limit of one replica, above the capacity of our queues: our 503, with its reason, is first."""
         num_models = sum(_MODELS_OF_A_PATTERN if model.is_pattern else 1 for model in self.models)
         return num_models * (self.batching.max_queued_requests + self.batching.max_batch_size) + 64
 
     @property
     def engine(self) -> EngineSpec:
-        """Threads and warm-up sizes of every model, from what a replica owns and the largest batch."""
+        """Threads and warm-up sizes of every model, derived from a replica's resources and the largest batch."""
         largest = self.batching.max_batch_size
         sizes = {1 << power for power in range(largest.bit_length())}
         return EngineSpec(
@@ -259,17 +263,17 @@ class ServingSpec(Spec):
 
     @property
     def scaling(self) -> Resolved:
-        """Every number of autoscaling."""
+        """Autoscaling parameters without missing values."""
         return self.autoscaling.resolve(self.batching.max_batch_size, self._capacity)
 
     @property
     def _capacity(self) -> int:
-        """Requests of one model version that wait or run in one replica, at most."""
+        """Maximum number of waiting and running requests of one model version in one replica."""
         return self.batching.max_queued_requests + self.batching.max_batch_size
 
     @property
     def deployment_name(self) -> str:
-        """Name of the Serve deployment, by which HAProxy's configuration tells what it may repeat."""
+        """Name of the Serve deployment, from which HAProxy's configuration derives whether requests may be repeated."""
         return REPLAYABLE if self.idempotent else NOT_REPLAYABLE
 
 
@@ -279,7 +283,7 @@ class PoolSpec(ServingSpec):
     name: str = Field(default="default", pattern=_NAME)
     """Name of the Serve application."""
     route_prefix: str = "/"
-    """Base path; the protocol is below it, as in `/pools/a/v2/models/...`."""
+    """Base path of the protocol's paths, as in `/pools/a/v2/models/...`."""
     rollout: RolloutSpec = RolloutSpec()
     """How `maas-ray serve` updates the pool."""
 
@@ -287,21 +291,21 @@ class PoolSpec(ServingSpec):
     @classmethod
     def _is_route(cls, value: str) -> str:
         if not _ROUTE.fullmatch(value):
-            raise ValueError("a route prefix is '/' or segments such as '/pools/a', without a slash at the end")
+            raise ValueError("a route prefix is '/' or segments such as '/pools/a', without a trailing slash")
         if taken := {"v2", "metrics"}.intersection(value.split("/")):
             raise ValueError(
-                f"a route prefix with {min(taken)!r} would take paths of the protocol; choose another word"
+                f"a route prefix with {min(taken)!r} would hide paths of the protocol; choose another word"
             )
         return value
 
 
 class ApplicationSpec(ServingSpec):
-    """A pool as the application builder takes it: Serve itself knows its name and base path."""
+    """Arguments of the application builder: a pool without its name and base path, which Serve has."""
 
     storage: StorageSpec
-    """The store of the registry and the bundles; a directory must be absolute and the same on every node."""
+    """Store of the registry and the bundles; a directory must be absolute and the same on every node."""
     cluster: str = Field(default="default", pattern=_NAME)
-    """Name of the cluster in the store's record of what is served, from which `maas-ray unserve` removes the pool."""
+    """Name of the cluster in the store's record of served pools, from which `maas-ray unserve` removes the pool."""
 
     @field_validator("storage")
     @classmethod
@@ -309,13 +313,13 @@ class ApplicationSpec(ServingSpec):
         path = value.uri.removeprefix("file://")
         if ("://" not in value.uri or value.uri.startswith("file://")) and not path.startswith("/"):
             raise ValueError(
-                f"the store {value.uri!r} is a relative directory, which each replica would read differently"
+                f"the store {value.uri!r} is a relative directory, which each replica would resolve differently"
             )
         return value
 
 
 class TlsSpec(Spec):
-    """TLS at Serve's own proxy."""
+    """TLS of Serve's own proxy."""
 
     certificate: str
     """Path of the PEM certificate chain, the same on every node."""
@@ -327,7 +331,7 @@ class HttpSpec(Spec):
     """The HTTP front of the cluster, shared by all pools."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; the default is reachable from this machine only."""
+    """Address to listen on; the default is reachable only from this machine."""
     port: int = Field(default=8000, ge=1, le=65535)
     tls: TlsSpec | None = None
 
@@ -336,7 +340,7 @@ class HttpSpec(Spec):
     def _is_address(cls, value: str) -> str:
         host = value.removeprefix("[").removesuffix("]")
         if not _HOST.fullmatch(host):
-            raise ValueError(f"{value!r} is not an address or a host name; give one such as 127.0.0.1 or ::1")
+            raise ValueError(f"{value!r} is not an address or a host name; use one such as 127.0.0.1 or ::1")
         return host
 
 
@@ -344,8 +348,9 @@ class GrpcSpec(Spec):
     """The gRPC front of the cluster (v2 protocol), shared by all pools. Plain text: gRPC through Serve has no TLS."""
 
     port: int = Field(default=9000, ge=1, le=65535)
-    """Profile `fast`: on `http.host`. Profile `portable`: on the address that the node has in the cluster. With several
-    pools, callers name theirs in the metadata `application`; a unary call without it reaches the only pool of its model."""
+    """Port. Profile `fast`: at `http.host`. Profile `portable`: at the address of the node in the cluster. With several
+    pools, clients send the pool's name as the metadata `application`; without it, a unary call is sent to the only pool
+    that serves its model."""
 
 
 class ServeSpec(Spec):
@@ -353,10 +358,10 @@ class ServeSpec(Spec):
 
     storage: StorageSpec = StorageSpec()
     cluster: str = Field(default="default", pattern=_NAME)
-    """Name under which the store records what is served, for `maas-ray serve --restore` after a cluster was lost whole.
-    Clusters that share a store need different ones."""
+    """Name under which the store records the served pools, for `maas-ray serve --restore` after the loss of a whole
+    cluster. Clusters that share a store need different names."""
     profile: Literal["fast", "portable"] = "fast"
-    """`fast`: HAProxy routes straight to replicas (Linux, no TLS). `portable`: Serve's Python proxy (everywhere, TLS)."""
+    """`fast`: HAProxy in front of the replicas (Linux, no TLS). `portable`: Serve's Python proxy (all systems, TLS)."""
     http: HttpSpec = HttpSpec()
     grpc: GrpcSpec | None = None
     """None: no gRPC."""
@@ -366,11 +371,11 @@ class ServeSpec(Spec):
     def _fits_together(self) -> Self:
         if self.profile == "fast" and self.http.tls is not None:
             raise ValueError(
-                "http.tls needs profile 'portable': behind HAProxy Serve's replicas never get healthy with TLS "
-                "(ray-project/ray#64260); or leave http.tls out and end TLS at a load balancer before it"
+                "http.tls needs profile 'portable': behind HAProxy Serve's replicas never become healthy with TLS "
+                "(ray-project/ray#64260); or omit http.tls and terminate TLS at a load balancer"
             )
         if self.grpc is not None and self.http.tls is not None:
-            raise ValueError("http.tls does not reach gRPC, which would stay plain text; leave out http.tls or grpc")
+            raise ValueError("http.tls does not apply to gRPC, which would stay plain text; omit http.tls or grpc")
         if self.grpc is not None and self.grpc.port == self.http.port:
             raise ValueError(f"http and grpc have the same port {self.http.port}; each needs its own")
         for what in ("name", "route_prefix"):

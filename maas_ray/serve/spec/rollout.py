@@ -1,4 +1,4 @@
-"""How the pools of a spec may be updated: what the spec says of it. Knows no Ray."""
+"""Rollout spec: how the pools of a spec are updated. Independent of Ray."""
 
 from pydantic import PositiveFloat
 
@@ -6,19 +6,20 @@ from maas_ray.spec import Spec
 
 
 class RolloutSpec(Spec):
-    """How replicas of a new version take the place of old ones.
+    """How replicas of a new version replace old ones.
 
-    Where both versions have room beside each other, the new replicas start first and no capacity is lost. Where they
-    have not, replicas are replaced one at a time, and `maas-ray serve` says so.
+    If there are free resources for both versions, the new replicas start first and no capacity is lost. If not,
+    replicas are replaced one at a time, and `maas-ray serve` reports it.
     """
 
     timeout_s: PositiveFloat = 180.0
-    """Longest time that an update may go without one more ready replica of the new version. Then it is taken back: the pool
-    gets the description that it had before, and a new pool is removed. Longer than a replica takes to start and to load
-    its models, and than `limits.drain_timeout_s`, for which a stopping replica may keep its room."""
+    """Maximum time of an update without an additional ready replica of the new version. After it the update is rolled
+    back: the pool gets its previous description, and a new pool is removed. It must exceed the time in which a replica
+    starts and loads its models, and `limits.drain_timeout_s`, for which a stopping replica may keep its resources."""
     allow_downtime: bool = False
-    """Whether a pool may be away during an update that has no other way: one replica that does not fit twice, or replicas
-    so much larger than before that several must end for each new one. Otherwise such an update is refused."""
+    """Whether a pool may be unavailable during an update that is otherwise impossible: one replica that does not fit
+    twice, or new replicas so much larger that several old ones must end for each. If false, such an update is
+    refused."""
     preempt_training: bool = False
-    """Whether training runs give way where an update or a new pool finds no room: they commit a checkpoint, end their
-    workers, and continue by themselves once there is room again."""
+    """Whether an update or a new pool without enough free resources preempts training runs: they commit a checkpoint,
+    end their workers, and continue automatically once there are free resources."""

@@ -1,1 +1,1 @@
-"""Counters, Prometheus text, access log and traces of inference requests."""
+"""Telemetry of inference requests: counters, Prometheus text, access log and traces."""

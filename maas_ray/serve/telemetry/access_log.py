@@ -1,5 +1,5 @@
-"""One JSON line per inference request, written by a thread. Off by default; without tensors, and with no header value
-but the request id.
+"""Access log: one JSON line per inference request, written by a thread. Disabled by default; contains no tensors, and
+no header value except the request id.
 
     {"time": "2026-01-31T12:00:00.123Z", "request_id": …, "tenant": …, "model": …, "version": …, "outcome": …,
      "status": …, "bytes_in": …, "bytes_out": …, "rows": …, "queue_ms": …, "compute_ms": …, "total_ms": …, "replica": …}
@@ -31,30 +31,30 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class AccessLogSpec(Spec):
-    """The log of inference requests."""
+    """Access log of inference requests."""
 
     enabled: bool = False
-    """Whether there is one."""
+    """Whether requests are logged."""
     sample: float = Field(default=1.0, ge=0, le=1)
-    """Share of the requests that are written; those that end with an error always are."""
+    """Share of the requests that are logged; those that end with an error always are."""
     path: str | None = None
-    """Absolute path of a file on the replica's node, appended to, and made again if it was moved away (logrotate);
-    None: the logger `maas_ray.access`, at INFO."""
+    """Absolute path of a file on the replica's node. Lines are appended; the file is created again if it was moved
+    (logrotate). None: the logger `maas_ray.access`, at INFO."""
     max_buffered_lines: PositiveInt = 10_000
-    """Lines that may wait to be written; one more is dropped and counted."""
+    """Maximum number of buffered lines; further ones are dropped and counted."""
     flush_every_s: PositiveFloat = 1.0
-    """Longest time until a line is written."""
+    """Maximum time until a line is written."""
 
     @field_validator("path")
     @classmethod
     def _is_absolute(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("/"):
-            raise ValueError("the path of the access log is absolute, such as /var/log/maas-ray/access.jsonl")
+            raise ValueError("the path of the access log must be absolute, such as /var/log/maas-ray/access.jsonl")
         return value
 
 
 def open_access_log(spec: AccessLogSpec, replica: str) -> "AccessLog | None":
-    """The log of one replica; None if it is off.
+    """Returns the access log of one replica; None if it is disabled.
 
     Raises:
         SpecError: its file cannot be written.
@@ -66,8 +66,8 @@ class AccessLog:
     """A bounded buffer and the thread that empties it.
 
     Args:
-        spec: what is written, and where.
-        replica: this replica's id.
+        spec: what to log, and where.
+        replica: id of this replica.
 
     Raises:
         SpecError: the file cannot be written.
@@ -80,7 +80,7 @@ class AccessLog:
         self._replica = replica
         self._lines: deque[tuple[float, RequestRecord]] = deque()
         self._num_dropped = 0
-        self._num_lost = 0  # counted apart: only the thread writes it
+        self._num_lost = 0  # a separate counter: only the thread writes it
         self._is_failing = False
         self._is_closed = False
         self._wake = threading.Event()
@@ -92,8 +92,8 @@ class AccessLog:
                 self._write([])
             except OSError as error:
                 raise SpecError(
-                    f"the access log {spec.path} cannot be written: {error.strerror}; give a path that the replica "
-                    "may write, or none"
+                    f"the access log {spec.path} cannot be written: {error.strerror}; use a path that the replica may "
+                    "write to, or omit it"
                 ) from error
         else:
             _make_audible()
@@ -102,7 +102,7 @@ class AccessLog:
 
     @property
     def num_dropped(self) -> int:
-        """Lines that were not written: the buffer was full, or the file failed."""
+        """Number of lines that were not written because the buffer was full or the file failed."""
         return self._num_dropped + self._num_lost
 
     def note(self, record: RequestRecord) -> None:
@@ -117,19 +117,19 @@ class AccessLog:
             self._wake.set()
 
     def close(self, timeout_s: float) -> None:
-        """Writes what is buffered, for at most `timeout_s`, and ends the thread; later requests are dropped."""
+        """Writes the buffered lines, for at most `timeout_s`, and ends the thread; later requests are dropped."""
         self._is_closed = True
         self._wake.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            log.warning("the access log was not written within %g s; %d lines are lost", timeout_s, len(self._lines))
+            log.warning("writing the access log took longer than %g s; %d lines are lost", timeout_s, len(self._lines))
 
     def _run(self) -> None:
         while not self._is_closed:
             self._wake.wait(self._every_s)
             self._wake.clear()
             self._flush()
-        self._flush()  # what came before `close`
+        self._flush()  # lines from before `close`
 
     def _flush(self) -> None:
         taken = [self._lines.popleft() for _ in range(len(self._lines))]  # only this thread takes any
@@ -138,10 +138,10 @@ class AccessLog:
         try:
             self._write([self._line(*line) for line in taken])
             self._is_failing = False
-        except Exception as error:  # whatever it is, the thread must go on, or the log ends for good
+        except Exception as error:  # in any case the thread must continue, or the log ends permanently
             self._num_lost += len(taken)
             if not self._is_failing:
-                log.warning("the access log cannot be written, lines are dropped until it can: %s", error)
+                log.warning("the access log cannot be written, dropping lines until it can: %s", error)
             self._is_failing = True
 
     def _line(self, time_s: float, record: RequestRecord) -> bytes:
@@ -171,7 +171,7 @@ def _write_to_logger(lines: list[bytes]) -> None:
 
 
 def _write_to_file(path: Path, lines: list[bytes]) -> None:
-    # Opened each time, so that a file that was moved away is made again. Whole lines in one append: several replicas
+    # Opened each time, so that a file that was moved is created again. Whole lines in one append: several replicas
     # of a node may share the file.
     descriptor = os.open(path, _FLAGS, 0o640)
     try:
@@ -183,7 +183,7 @@ def _write_to_file(path: Path, lines: list[bytes]) -> None:
 
 
 def _make_audible() -> None:
-    """Lets INFO through, to stderr where nobody has set up logging: whoever turns the log on wants to see it."""
+    """Enables INFO, on stderr if no logging is configured: an operator who enables the log wants to see it."""
     if not access.isEnabledFor(logging.INFO):
         access.setLevel(logging.INFO)
     if not access.hasHandlers():

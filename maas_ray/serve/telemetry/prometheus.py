@@ -1,9 +1,9 @@
-"""Prometheus' text of the counts of a pool's replicas. Knows snapshots of `serve.telemetry.stats`; collects nothing itself.
+"""Prometheus text of the statistics of a pool's replicas, from snapshots of `serve.telemetry.stats`.
 
-One scrape through any replica shows the whole pool: every series carries the replica that counted it, so a counter
-stays monotonic whichever replica answers. A histogram appears with the first thing that it counts; counters and gauges are
-there from the start. Label values are names of the registry, numbers, and words of our own code;
-nothing that a caller sends becomes a label.
+One scrape through any replica returns the whole pool: every series has the label of the replica that counted it, so a
+counter stays monotonic whichever replica answers. A histogram appears with its first observation; counters and gauges
+exist from the start. Label values are names from the registry, numbers, and constants of our own code; no part of a
+request becomes a label.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ OPENMETRICS_CONTENT_TYPE = b"application/openmetrics-text; version=1.0.0; charse
 
 
 class MetricFamily(NamedTuple):
-    """One metric: its name as Prometheus stores it, its kind and what it means."""
+    """One metric: its name as Prometheus stores it, its type and its help text."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram", "summary"]
@@ -26,30 +26,30 @@ class MetricFamily(NamedTuple):
 
 
 FAMILIES = (
-    MetricFamily("maas_requests_total", "counter", "Inference requests that ended, by outcome."),
-    MetricFamily("maas_inference_count_total", "counter", "Rows of requests that were answered well."),
-    MetricFamily("maas_execution_count_total", "counter", "Runs of the engine that ended well."),
-    MetricFamily("maas_execution_seconds_total", "counter", "Time of these runs; its rate is the share of time in the engine."),
-    MetricFamily("maas_batch_rows", "histogram", "Rows of one run; sum by count is the mean batch."),
-    MetricFamily("maas_merge_checks_total", "counter", "Requests of merged runs that were run again alone."),
-    MetricFamily("maas_merge_differences_total", "counter", "Those whose answer differed; the first one ends merging."),
-    MetricFamily("maas_request_seconds", "histogram", "End to end, of requests that were answered well."),
-    MetricFamily("maas_queue_seconds", "histogram", "Waiting for the first run, of one request."),
-    MetricFamily("maas_compute_seconds", "histogram", "The whole run that a request was part of, of one request."),
-    MetricFamily("maas_read_seconds", "summary", "Parsing one request."),
-    MetricFamily("maas_write_seconds", "summary", "Writing one answer."),
-    MetricFamily("maas_pending_requests", "gauge", "Requests that wait for a run."),
+    MetricFamily("maas_requests_total", "counter", "Completed inference requests, by outcome."),
+    MetricFamily("maas_inference_count_total", "counter", "Rows of successful requests."),
+    MetricFamily("maas_execution_count_total", "counter", "Successful runs of the engine."),
+    MetricFamily("maas_execution_seconds_total", "counter", "Time of these runs; its rate is engine utilization."),
+    MetricFamily("maas_batch_rows", "histogram", "Rows of one run; sum divided by count is the mean batch size."),
+    MetricFamily("maas_merge_checks_total", "counter", "Merged requests that were run again alone."),
+    MetricFamily("maas_merge_differences_total", "counter", "Merged requests whose outputs differed; the first one ends merging."),
+    MetricFamily("maas_request_seconds", "histogram", "End-to-end time of successful requests."),
+    MetricFamily("maas_queue_seconds", "histogram", "Time of a request in the queue, until its first run."),
+    MetricFamily("maas_compute_seconds", "histogram", "Time of the whole run that a request was part of, per request."),
+    MetricFamily("maas_read_seconds", "summary", "Time to parse a request."),
+    MetricFamily("maas_write_seconds", "summary", "Time to write a response."),
+    MetricFamily("maas_pending_requests", "gauge", "Requests in the queue."),
     MetricFamily("maas_model_loaded", "gauge", "1 if the version is in the replica's memory."),
-    MetricFamily("maas_model_loads_total", "counter", "Loads that ended well."),
-    MetricFamily("maas_model_load_failures_total", "counter", "Loads that failed."),
-    MetricFamily("maas_model_evictions_total", "counter", "Times the version left the replica's memory."),
-    MetricFamily("maas_model_load_seconds", "summary", "One load, from the first byte read to warm."),
-    MetricFamily("maas_http_responses_total", "counter", "Answers that belong to no model version, by route and status."),
+    MetricFamily("maas_model_loads_total", "counter", "Successful loads."),
+    MetricFamily("maas_model_load_failures_total", "counter", "Failed loads."),
+    MetricFamily("maas_model_evictions_total", "counter", "Times the version was removed from the replica's memory."),
+    MetricFamily("maas_model_load_seconds", "summary", "Time of a load, from the first byte read to the end of the warm-up."),
+    MetricFamily("maas_http_responses_total", "counter", "Responses without a model version, by route and status."),
     MetricFamily("maas_connections", "gauge", "Open connections."),
     MetricFamily("maas_connections_accepted_total", "counter", "Connections accepted."),
     MetricFamily("maas_access_log_dropped_total", "counter", "Lines of the access log dropped because its buffer was full."),
-    MetricFamily("maas_replicas_silent", "gauge", "Replicas that did not answer this scrape in time, and whose counts are missing from it."),
-    MetricFamily("maas_replica_start_time_seconds", "gauge", "When the replica started, in seconds since the epoch; its count is the number of replicas."),
+    MetricFamily("maas_replicas_silent", "gauge", "Replicas that did not answer this scrape in time; their counts are missing."),
+    MetricFamily("maas_replica_start_time_seconds", "gauge", "Start time of the replica, in seconds since the epoch; the count is the number of replicas."),
 )  # fmt: skip
 """All metrics, in the order of the text."""
 
@@ -61,12 +61,12 @@ _ROW_BUCKETS = [f',le="{bound}.0"}} ' for bound in _ROW_BOUNDS] + [',le="+Inf"} 
 def exposition(
     replicas: Iterable[Mapping[str, Any]], *, pool: str = "", num_silent: int = 0, openmetrics: bool = False
 ) -> bytes:
-    """The text of a scrape.
+    """Returns the text of a scrape.
 
     Args:
         replicas: snapshots of `ReplicaStats`, one of each replica that answered.
-        pool: whose replicas they are.
-        num_silent: replicas of the pool that did not answer.
+        pool: name of the pool.
+        num_silent: number of replicas of the pool that did not answer.
         openmetrics: OpenMetrics 1.0 instead of Prometheus' text format 0.0.4; see the two content types.
     """
     lines: defaultdict[str, list[str]] = defaultdict(list)
@@ -145,7 +145,7 @@ def _add_histogram(
 ) -> None:
     cumulative = list(accumulate(counts))
     if not cumulative[-1]:
-        return  # four fifths of all series are buckets, and of a pool's many models only a few are asked
+        return  # four fifths of all series are buckets, and only a few of a pool's many models get requests
     start = f"{name}_bucket{labels}"
     lines += [f"{start}{bucket}{count}" for bucket, count in zip(buckets, cumulative, strict=True)]
     lines += (f"{name}_sum{labels}}} {total}", f"{name}_count{labels}}} {cumulative[-1]}")

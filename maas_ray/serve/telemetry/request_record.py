@@ -1,5 +1,5 @@
-"""What is known of an inference request once it has ended, for those who write it down. Holds no tensor and no header
-but the request id and the trace's.
+"""Record of a completed inference request, for the access log and tracing. Contains no tensor, and no header except
+the request id and the trace's.
 """
 
 from typing import NamedTuple, Protocol
@@ -8,40 +8,40 @@ from maas_ray.serve.telemetry.stats import Outcome
 
 
 class RequestRecord(NamedTuple):
-    """One inference request. Times are seconds; a part that was not reached took 0."""
+    """One inference request. Times are seconds; 0 for a phase that was not reached."""
 
     outcome: Outcome
     status: int
-    """Of HTTP; 499 where the caller left."""
+    """HTTP status; 499 if the client disconnected."""
     request_id: str
-    """As sent back, so checked: printable ASCII of bounded length."""
+    """Request id as sent back, so validated: printable ASCII of bounded length."""
     total_s: float
-    """End to end."""
+    """End-to-end time."""
     tenant: str = "default"
     model: str = ""
-    """From the registry; empty where there is none of the name that was asked for."""
+    """Name from the registry; empty if the requested name does not exist."""
     version: int = 0
     run: str = ""
-    """The training run that the version came from."""
+    """Training run of the version."""
     bytes_in: int = 0
     bytes_out: int = 0
     num_rows: int = 0
     read_s: float = 0.0
-    """Parsing, before the queue."""
+    """Parsing time, before the queue."""
     queue_s: float = 0.0
     compute_s: float = 0.0
-    """The whole run that the request was part of."""
+    """Time of the whole run that the request was part of."""
     traceparent: bytes = b""
-    """The header of W3C Trace Context, unchecked; empty if there was none."""
+    """W3C Trace Context header, not validated; empty if there was none."""
 
 
 class Observer(Protocol):
-    """Who writes requests down: the access log, tracing."""
+    """Receiver of request records: the access log, tracing."""
 
     def note(self, record: RequestRecord) -> None:
         """Called on the loop, once for each request; never blocks and never raises."""
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Writes what is buffered, and ends the threads. Blocks for at most `timeout_s`: not for the loop."""
+        """Writes buffered records, and ends the threads. Blocks for at most `timeout_s`: do not call it on the loop."""
         ...

@@ -1,8 +1,8 @@
-"""Counts and times of one replica, kept per model version. Knows no Ray, no HTTP and no exposition format.
+"""Statistics of one replica: counts and times per model version. Independent of Ray, HTTP and exposition formats.
 
-Everything is called on the loop, so nothing is locked. A call costs a few hundred nanoseconds: a bisection and a few
-additions; formats are made of snapshots, when somebody asks. Times are seconds of a clock that resolves microseconds
-(`time.perf_counter`; uvloop's own clock resolves milliseconds).
+All calls are made on the loop, so nothing is locked. A call costs a few hundred nanoseconds: a bisection and a few
+additions; formats are produced from snapshots, on request. Times are seconds of a clock with a resolution of
+microseconds (`time.perf_counter`; uvloop's own clock has a resolution of milliseconds).
 """
 
 import time
@@ -15,20 +15,20 @@ from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 
 Outcome = Literal["ok", "bad_request", "overloaded", "expired", "cancelled", "failed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-"""How a request can end. `cancelled`: the caller left; `failed`: our fault."""
+"""Outcomes of a request. `cancelled`: the client disconnected; `failed`: a server error."""
 
 BOUNDS_S = (25e-6, 5e-5, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # fmt: skip
-"""Upper bounds of the histograms' buckets, inclusive; one more bucket is open."""
+"""Upper bounds of the histograms' buckets, inclusive; one more bucket is unbounded."""
 
 MAX_EXACT_ROWS = 256
-"""Runs with more rows are counted under the next power of two: callers choose those sizes, so they must be few."""
+"""Runs with more rows are counted under the next power of two: clients choose these sizes, so there must be few."""
 
 MAX_KEPT = 1000
-"""Versions out of memory whose counts are kept; beyond that the one idle for longest is forgotten."""
+"""Maximum number of unloaded versions with counts; above it those of the longest idle version are dropped."""
 
 
 def outcome_of(error: MaasError | None) -> Outcome:
-    """The outcome that an answer or an error counts as."""
+    """Returns the outcome of a response or an error."""
     if error is None:
         return "ok"
     if isinstance(error, Overloaded):
@@ -39,18 +39,18 @@ def outcome_of(error: MaasError | None) -> Outcome:
 
 
 class Waited(Protocol):
-    """What has waited."""
+    """Item that has waited."""
 
     arrived_s: float
     queue_s: float
 
 
 class ModelStats:
-    """One model version in one replica.
+    """Statistics of one model version in one replica.
 
     Args:
-        name: of the model.
-        version: its number.
+        name: name of the model.
+        version: number of the version.
     """
 
     __slots__ = ("_batches", "_checks", "_compute", "_compute_s", "_differences", "_e2e", "_fail_s", "_last_s", "_num_ok", "_num_rows", "_num_rows_run", "_ok_s", "_outcomes", "_queue", "_queue_s", "_read_s", "_write_s", "evictions", "is_loaded", "load_failures", "load_s", "loads", "mixes", "name", "pending", "version")  # fmt: skip
@@ -59,7 +59,7 @@ class ModelStats:
         self.name = name
         self.version = version
         self._outcomes: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
-        # Sums are floats, which is cheaper than ns and exact to 1 ns for 100 days of summed time.
+        # Sums are floats: cheaper than integer ns, and exact to 1 ns for 100 days of summed time.
         self._queue, self._queue_s = _buckets(), 0.0
         self._compute, self._compute_s = _buckets(), 0.0
         self._e2e, self._ok_s = _buckets(), 0.0
@@ -70,19 +70,19 @@ class ModelStats:
         self._last_s = 0.0
         self._checks = self._differences = 0
         self.mixes = ""
-        """Why requests must not share runs, where a check of merged ones has found a difference; outlives an unload."""
+        """Why requests must not share runs, if a check of merged ones found a difference; kept after an unload."""
         self.pending: Callable[[], int] | None = None
-        """Tells how many requests wait; None: nothing is in memory, so none do."""
+        """Returns the number of waiting requests; None: not in memory, so there are none."""
         self.is_loaded = False
         self.loads = self.load_failures = self.evictions = 0
         self.load_s = 0.0
 
     def waited(self, items: Sequence[Waited], now_s: float) -> None:
-        """Requests left the queue for their first run; sets how long each of them waited.
+        """Records that requests left the queue for their first run; sets the waiting time of each.
 
         Args:
             items: the requests.
-            now_s: time of the clock that has their `arrived_s`.
+            now_s: current time on the clock of their `arrived_s`.
         """
         counts, sum_s = self._queue, 0.0
         for item in items:
@@ -92,7 +92,7 @@ class ModelStats:
         self._queue_s += sum_s
 
     def ran(self, num_requests: int, num_rows: int, run_s: float) -> None:
-        """A run of the engine ended well. Each of its requests has spent `run_s` in it."""
+        """Records a successful run of the engine. Each of its requests has spent `run_s` in it."""
         self._compute[bisect_left(BOUNDS_S, run_s)] += num_requests
         self._compute_s += run_s * num_requests
         self._num_rows_run += num_rows
@@ -105,14 +105,14 @@ class ModelStats:
             batch[1] += run_s
 
     def checked(self, difference: str) -> None:
-        """A merged request was run again alone; why merging has ended, if it differed."""
+        """Records that a merged request was run again alone; `difference` is the reason if merging has ended."""
         self._checks += 1
         if difference:
             self._differences += 1
             self.mixes = difference
 
     def served(self, read_s: float, write_s: float, total_s: float, num_rows: int, now_s: float) -> None:
-        """A request was answered: parsed in `read_s`, its answer written in `write_s`; then as `finished`."""
+        """Records a successful request: parsed in `read_s`, its response written in `write_s`; then as `finished`."""
         self._num_ok += 1
         self._read_s += read_s
         self._write_s += write_s
@@ -122,25 +122,25 @@ class ModelStats:
         self._num_rows += num_rows
 
     def finished(self, outcome: Outcome, total_s: float, num_rows: int, now_s: float) -> None:
-        """A request has ended, `total_s` after its first byte; called exactly once for each that was not `served`.
+        """Records the end of a request, `total_s` after its first byte; called once for each that was not `served`.
 
         Args:
             outcome: one of `OUTCOMES`.
-            total_s: end to end.
-            num_rows: its rows, 0 if they are not known.
-            now_s: seconds since the epoch.
+            total_s: end-to-end time.
+            num_rows: number of its rows, 0 if unknown.
+            now_s: current time in seconds since the epoch.
         """
         self._outcomes[outcome] += 1
         self._last_s = now_s
         self._fail_s += total_s
 
     def snapshot(self) -> dict[str, Any]:
-        """All counts as plain JSON values; see `merge`.
+        """Returns all counts as plain JSON values; see `merge`.
 
-        Keys: model, version, outcomes (by name), rows (of requests that ended ok), rows_run (of runs that ended well),
-        queue, compute and request (histograms: `counts` by bucket of `BOUNDS_S` and the sum in `ns`; compute counts
-        requests, each with the whole time of its run; request counts those that ended ok), fail_ns, converted, read_ns,
-        write_ns, batches (rows, runs, ns; ascending), merge_checks, merge_differences, last_ms (since the epoch), pending,
+        Keys: model, version, outcomes (by name), rows (of successful requests), rows_run (of successful runs), queue,
+        compute and request (histograms: `counts` by bucket of `BOUNDS_S` and the sum in `ns`; compute counts requests,
+        each with the whole time of its run; request counts successful ones), fail_ns, converted, read_ns, write_ns,
+        batches (rows, runs, ns; ascending), merge_checks, merge_differences, last_ms (since the epoch), pending,
         loaded, loads, load_failures, evictions, load_ns.
         """
         return {
@@ -170,11 +170,11 @@ class ModelStats:
 
 
 class ReplicaStats:
-    """Everything that one replica counts.
+    """All statistics of one replica.
 
     Args:
-        pool: the pool's name.
-        replica: an id of this replica, unique in the pool.
+        pool: name of the pool.
+        replica: id of this replica, unique in the pool.
     """
 
     def __init__(self, pool: str = "default", replica: str = "0") -> None:
@@ -182,16 +182,16 @@ class ReplicaStats:
         self.replica = replica
         self.models: dict[tuple[str, int], ModelStats] = {}
         self.connections = 0
-        """Open connections now."""
+        """Connections that are open now."""
         self.connections_total = 0
-        """Connections ever accepted."""
+        """Total connections accepted."""
         self.log_drops: Callable[[], int] | None = None
-        """Tells how many lines of the access log were dropped; None: there is no log."""
+        """Returns the number of dropped lines of the access log; None: there is no log."""
         self._routes: defaultdict[tuple[str, int], int] = defaultdict(int)
         self._start_s = time.time()
 
     def model(self, name: str, version: int) -> ModelStats:
-        """The counts of one version, which outlive its time in memory. The name must come from the registry."""
+        """Returns the statistics of one version, kept after an unload. The name must come from the registry."""
         found = self.models.get((name, version))
         if found is None:
             found = self.models[name, version] = ModelStats(name, version)
@@ -199,13 +199,13 @@ class ReplicaStats:
         return found
 
     def loaded(self, name: str, version: int, load_s: float, pending: Callable[[], int] | None = None) -> ModelStats:
-        """A version came into memory.
+        """Records a version that was loaded.
 
         Args:
-            name: of the model.
-            version: its number.
-            load_s: from the first byte read to warm.
-            pending: tells how many requests wait for it.
+            name: name of the model.
+            version: number of the version.
+            load_s: time of the load, from the first byte read to the end of the warm-up.
+            pending: returns the number of requests that wait for it.
         """
         stats = self.model(name, version)
         stats.loads += 1
@@ -215,22 +215,22 @@ class ReplicaStats:
         return stats
 
     def load_failed(self, name: str, version: int) -> None:
-        """A version could not be loaded."""
+        """Records a version that could not be loaded."""
         self.model(name, version).load_failures += 1
 
     def evicted(self, name: str, version: int) -> None:
-        """A version left memory."""
+        """Records a version that was removed from memory."""
         stats = self.model(name, version)
         stats.evictions += 1
         stats.is_loaded = False
         stats.pending = None
 
     def answered(self, route: str, status: int) -> None:
-        """A request that belongs to no model version was answered: another route than infer, or a model not found.
+        """Records a response without a model version: of another route than infer, or for a model not found.
 
         Args:
             route: a name from our own code, never a path.
-            status: of the answer.
+            status: status of the response.
         """
         self._routes[route, status] += 1
 
@@ -257,10 +257,10 @@ def merge(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums snapshots of the same model version from several replicas; `last_ms` is the latest.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no snapshots.
     """
     if not snapshots:
-        raise ValueError("no snapshot to merge; a version without counts has an empty one")
+        raise ValueError("no snapshots to merge; a version without counts has an empty snapshot")
     merged: dict[str, Any] = {"model": snapshots[0]["model"], "version": snapshots[0]["version"]}
     for key, first in snapshots[0].items():
         values = [snapshot[key] for snapshot in snapshots]
@@ -283,7 +283,7 @@ def merge(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def merge_pool(replicas: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Merged counts of every model version, ascending, from the snapshots of a pool's replicas."""
+    """Returns the merged counts of every model version, ascending, from the snapshots of a pool's replicas."""
     found: defaultdict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
     for replica in replicas:
         for model in replica["models"]:
@@ -292,10 +292,10 @@ def merge_pool(replicas: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], d
 
 
 def triton_statistics(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of `model_stats` of the v2 statistics extension (Triton, docs/protocol/extension_statistics.md).
+    """Returns an entry of `model_stats` of the v2 statistics extension (Triton, docs/protocol/extension_statistics.md).
 
     Parsing counts as `compute_input`, writing as `compute_output`; there is no response cache. A run of more than
-    `MAX_EXACT_ROWS` rows stands under the next power of two in `batch_stats`.
+    `MAX_EXACT_ROWS` rows is listed under the next power of two in `batch_stats`.
     """
     outcomes = snapshot["outcomes"]
     num_ok = outcomes["ok"]

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans of inference requests. Off by default, and then nothing of OpenTelemetry is imported.
+"""OpenTelemetry spans of inference requests. Disabled by default; OpenTelemetry is then not imported.
 
-A request's spans (`infer`, with `queue` and `compute` below it) are made when it has ended, from the times that were
-taken anyway, so that a request which is not sampled costs one comparison. A valid W3C `traceparent` makes the request a
-part of its caller's trace, and then the caller's sampling flag decides; a bound per second holds for all.
+A request's spans (`infer`, with the children `queue` and `compute`) are created when it has ended, from times that are
+measured anyway, so that a request which is not sampled costs one comparison. A valid W3C `traceparent` makes the
+request part of its client's trace, and the client's sampling flag decides; a limit per second applies to all.
 """
 
 import re
@@ -35,27 +35,28 @@ class TracingSpec(Spec):
     """Tracing of inference requests with OpenTelemetry."""
 
     enabled: bool = False
-    """Whether there is any."""
+    """Whether requests are traced."""
     exporter: Literal["otlp", "console"] = "otlp"
     """`otlp`: to a collector over HTTP, which needs the package opentelemetry-exporter-otlp-proto-http. `console`: as
     JSON on stderr."""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
-    """Where the collector takes traces (`otlp` only)."""
+    """URL of the collector (`otlp` only)."""
     sample: float = Field(default=0.01, ge=0, le=1)
-    """Share of the requests without `traceparent` that are traced; with it, the caller's flag decides."""
+    """Share of the requests without `traceparent` that are traced; with it, the client's flag decides."""
     max_requests_per_s: PositiveInt = 200
-    """Most requests of one replica that are traced in a second, whoever asked for it: a traced one costs about 0.1 ms."""
+    """Maximum traced requests of one replica per second, including those with `traceparent`; each costs about 0.1
+    ms."""
 
     @field_validator("endpoint")
     @classmethod
     def _is_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError("the endpoint is a URL, such as http://127.0.0.1:4318/v1/traces")
+            raise ValueError("the endpoint must be a URL, such as http://127.0.0.1:4318/v1/traces")
         return value
 
 
 def open_tracer(spec: TracingSpec, pool: str, replica: str) -> "Tracer | None":
-    """Tracing of one replica; None if it is off.
+    """Returns the tracer of one replica; None if tracing is disabled.
 
     Raises:
         SpecError: the exporter's package is not installed.
@@ -64,13 +65,13 @@ def open_tracer(spec: TracingSpec, pool: str, replica: str) -> "Tracer | None":
 
 
 class Tracer:
-    """Turns ended requests into spans, which a thread of the SDK sends in batches.
+    """Converts completed requests to spans, which a thread of the SDK sends in batches.
 
     Args:
-        spec: what is sampled.
-        exporter: of the SDK; closed with this.
-        pool: its name.
-        replica: this replica's id.
+        spec: sampling options.
+        exporter: exporter of the SDK; closed together with the tracer.
+        pool: name of the pool.
+        replica: id of this replica.
     """
 
     def __init__(self, spec: TracingSpec, exporter: "SpanExporter", pool: str, replica: str) -> None:
@@ -84,9 +85,9 @@ class Tracer:
         self._second = 0
         self._num_in_second = 0
         resource = {"service.name": "maas-ray", "service.namespace": pool, "service.instance.id": replica}
-        # The sampling is done before; the SDK's atexit hook would wait for up to 30 s.
+        # Sampling happens before; the SDK's atexit hook would wait for up to 30 s.
         self._provider = TracerProvider(ALWAYS_ON, Resource.create(resource), shutdown_on_exit=False)
-        # Numbers of our own: the SDK would take them from environment variables.
+        # Explicit numbers: the SDK would otherwise read them from environment variables.
         self._provider.add_span_processor(
             BatchSpanProcessor(
                 exporter,
@@ -98,7 +99,7 @@ class Tracer:
         self._tracer = self._provider.get_tracer("maas_ray")
 
     def note(self, record: RequestRecord) -> None:
-        """Makes the spans of a request, if it is sampled."""
+        """Creates the spans of a request, if it is sampled."""
         parent = _TRACEPARENT.fullmatch(record.traceparent) if record.traceparent else None
         if parent is not None and parent[1] == b"00" and parent[5] is not None:
             parent = None
@@ -115,17 +116,17 @@ class Tracer:
             return
         try:
             self._make_spans(record, None if parent is None else _context(parent[2], parent[3]), now_ns)
-        except Exception:  # a request that was answered must not fail by being watched
-            log.exception("the spans of a request cannot be made")
+        except Exception:  # tracing must not fail a request that was answered
+            log.exception("the spans of a request could not be created")
 
     def close(self, timeout_s: float) -> None:
-        """Sends what is buffered, for at most `timeout_s`."""
-        # The SDK waits 30 s for an exporter that hangs, so it is the SDK that is waited for.
+        """Sends buffered spans, for at most `timeout_s`."""
+        # The SDK waits 30 s for an exporter that hangs, so its shutdown runs in a thread with a time limit.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(timeout_s)
         if closing.is_alive():
-            log.warning("the last spans were not sent within %g s and are lost", timeout_s)
+            log.warning("sending the last spans took longer than %g s; they are lost", timeout_s)
 
     def _make_spans(self, record: RequestRecord, parent: "Context | None", end_ns: int) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
@@ -172,7 +173,7 @@ def _exporter(spec: TracingSpec) -> "SpanExporter":
     except ImportError as error:
         raise SpecError(
             f"observability.tracing with exporter 'otlp' needs a package that is not installed ({error}); run "
-            f"pip install {OTLP_PACKAGE} on every node, or take exporter 'console'"
+            f"pip install {OTLP_PACKAGE} on every node, or use exporter 'console'"
         ) from None
     exporter: SpanExporter = OTLPSpanExporter(endpoint=spec.endpoint, timeout=5)
     return exporter

@@ -1,1 +1,1 @@
-"""Wire formats: bytes to tensors and back. Know no model, no batcher and no HTTP server."""
+"""Wire formats: conversion between bytes and tensors. Independent of models, batchers and HTTP servers."""

@@ -1,6 +1,6 @@
-"""Answers of the Open Inference Protocol v2: tensors to bytes. Everything that the version decides is written once.
+"""Responses of the Open Inference Protocol v2: converts tensors to bytes. Constant parts are built once per version.
 
-NaN and infinity have no literal in JSON (RFC 8259) and become null there; binary data carries them as they are.
+NaN and infinity have no literal in JSON (RFC 8259) and become null there; binary data contains them unchanged.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,21 @@ from maas_ray.serve.wire.classification import classify
 from maas_ray.serve.wire.tensors import write_json
 
 _MAX_SHAPES = 256
-"""Shapes of an output whose JSON is kept; a model with a free length would otherwise collect all of them."""
+"""Number of shapes of an output whose JSON is cached; a model with a free length would otherwise collect all of
+them."""
 
 
 class InferResponse(NamedTuple):
-    """The body of an answer."""
+    """Body of a response."""
 
     body: bytes
     header_length: int | None
     """Bytes of JSON before the binary tensors, to be sent as `inference-header-content-length` with the content type
-    application/octet-stream; None for JSON alone."""
+    application/octet-stream; None if the body is JSON only."""
 
 
 class AnswerWriter:
-    """Writes the answers of one model version."""
+    """Writes the responses of one model version."""
 
     def __init__(self, model: str, version: int, info: BundleInfo, max_bytes: int = MAX_ANSWER_BYTES) -> None:
         names = orjson.dumps({"model_name": model, "model_version": str(version)})
@@ -41,17 +42,17 @@ class AnswerWriter:
         self._labels = info.labels
         self._outputs = {tensor.name: _OutputWriter(tensor) for tensor in info.signature.outputs}
         self._wholes: dict[tuple[WantedOutput, tuple[int, ...]], bytes] = {}
-        """Everything before the data of an answer with one JSON tensor and no id: what most ask for."""
+        """Everything before the data of a response with one JSON tensor and no id, the most frequent case."""
 
     def write(self, request: InferRequest, outputs: Mapping[str, Array]) -> InferResponse | None:
-        """The answer to a request; None if writing it takes so long that `write_large` must, in a thread.
+        """Returns the response of a request; None if writing it takes so long that `write_large` must, in a thread.
 
         Args:
-            request: what was asked.
+            request: the request.
             outputs: at least the wanted ones; float, integer and bool arrays, BF16 as uint16 bits, BYTES as `str`.
 
         Raises:
-            AnswerTooLarge: it is over the limit.
+            AnswerTooLarge: it exceeds the limit.
         """
         if request.id is None and len(request.outputs) == 1:
             (wanted,) = request.outputs
@@ -59,7 +60,7 @@ class AnswerWriter:
             whole = self._wholes.get((wanted, array.shape))
             if whole is not None:
                 data = orjson.dumps(array.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)
-                # As InferResponse(...), which is a function of Python.
+                # Same as InferResponse(...), which is a Python function.
                 return tuple.__new__(InferResponse, (b"%b%b}]}" % (whole, data), None))
         if self._size.expected_s(request, outputs) > INLINE_S:
             return None
@@ -71,15 +72,15 @@ class AnswerWriter:
         return InferResponse(b"".join([header, *tail]), len(header))
 
     def write_large(self, request: InferRequest, outputs: Mapping[str, Array], pause: Pause) -> InferResponse:
-        """As `write`, piece by piece, for a thread: no piece holds the interpreter for long.
+        """As `write`, in pieces, for a thread: no piece holds the interpreter for long.
 
         Args:
-            request: what was asked.
+            request: the request.
             outputs: as for `write`.
             pause: called between two pieces.
 
         Raises:
-            AnswerTooLarge: it is over the limit.
+            AnswerTooLarge: it exceeds the limit.
         """
         self._size.expected_s(request, outputs)
         parts, tail = self._write(request, outputs, pause)
@@ -131,17 +132,17 @@ class AnswerWriter:
             parts += (b'"data":', self.large_json_data(wanted.name, array, pause), b"}")
 
     def large_json_data(self, name: str, array: Array, pause: Pause) -> bytes:
-        """As `json_data`, piece by piece.
+        """As `json_data`, in pieces.
 
         Raises:
-            AnswerTooLarge: it is over the limit.
+            AnswerTooLarge: it exceeds the limit.
             BadRequest: as `json_data`.
         """
         data = (json_data(name, piece)[1:-1] for piece in pieces(array))
         return b"[%b]" % b",".join(self._size.bounded(data, pause))
 
     def expected_s(self, request: InferRequest, outputs: Mapping[str, Array]) -> float:
-        """As `AnswerSize.expected_s`, for answers in another form."""
+        """As `AnswerSize.expected_s`, for responses in another format."""
         return self._size.expected_s(request, outputs)
 
     def _binary(self, array: Array, pause: Pause | None) -> bytes | Array:
@@ -151,21 +152,21 @@ class AnswerWriter:
 
 
 def json_data(name: str, array: Array) -> bytes:
-    """The flat values of an output as a JSON list.
+    """Returns the flat values of an output as a JSON list.
 
     Raises:
-        BadRequest: strings that are not UTF-8.
+        BadRequest: a string is not UTF-8.
     """
     try:
         return orjson.dumps(write_json(array), option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:
         raise BadRequest(
-            f"output {name!r} holds strings that are not UTF-8, which JSON cannot carry; ask for it with binary_data"
+            f"output {name!r} has strings that are not UTF-8, which JSON cannot contain; request binary_data for it"
         ) from None
 
 
 class _OutputWriter:
-    """Name, datatype and shape of one output as JSON, kept by shape."""
+    """Name, datatype and shape of one output as JSON, cached by shape."""
 
     __slots__ = ("_name", "_starts", "datatype")
 

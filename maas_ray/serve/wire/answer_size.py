@@ -1,4 +1,4 @@
-"""How large an answer is at least and how long writing it takes, before a byte of it is made. Writes nothing."""
+"""Size of a response and time to write it, estimated before any of it is written."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,11 +11,11 @@ from maas_ray.serve.wire.checks import InferRequest, WantedOutput
 MAX_ANSWER_BYTES = 32 << 20
 """Default of `limits.max_answer_bytes`."""
 MAX_CLASSES = 1 << 18
-"""Rows times classes of one classified output: about a microsecond and 20 bytes each."""
+"""Maximum rows times classes of one classified output: about a microsecond and 20 bytes each."""
 INLINE_S = 1e-3
-"""Answers that are expected to take longer to be written are written in a thread."""
+"""Responses that are expected to take longer to write are written in a thread."""
 PIECE = 1 << 14
-"""Elements that are written at once: about 0.5 ms, in which nobody else has the interpreter."""
+"""Elements that are written at once: about 0.5 ms, in which no other thread has the interpreter."""
 
 _MANY_STRINGS = 4096
 _LEAST = {"f": 4, "b": 5, "u": 2, "i": 2}
@@ -23,14 +23,14 @@ _LEAST = {"f": 4, "b": 5, "u": 2, "i": 2}
 _SECONDS = {"f": 50e-9, "b": 10e-9, "u": 15e-9, "i": 15e-9}
 
 Pause = Callable[[], None]
-"""Called between two pieces of work in a thread; raises where nobody waits any more."""
+"""Called between two pieces of work in a thread; raises if the work was cancelled."""
 
 
 class AnswerSize:
-    """Holds answers against their limit.
+    """Compares responses with their limit.
 
     Args:
-        max_bytes: most bytes of an answer's tensors.
+        max_bytes: maximum bytes of a response's tensors.
         is_batched: whether the first dimension of an output counts rows.
     """
 
@@ -41,10 +41,10 @@ class AnswerSize:
         self._is_batched = is_batched
 
     def expected_s(self, request: InferRequest, outputs: Mapping[str, Array]) -> float:
-        """Expected seconds of writing an answer.
+        """Returns the expected seconds of writing a response.
 
         Raises:
-            AnswerTooLarge: it is over the limit in any case.
+            AnswerTooLarge: it exceeds the limit in any case.
         """
         least, seconds = 0, 0.0
         for wanted in request.outputs:
@@ -55,7 +55,7 @@ class AnswerSize:
                 least += 14 * num_rows * num_classes
                 seconds += 30e-6 * num_rows + 2e-6 * num_rows * num_classes + 10e-9 * size
             elif kind == "O":
-                if size > _MANY_STRINGS:  # counting them takes its time as well
+                if size > _MANY_STRINGS:  # counting them also takes time
                     seconds += 1.0
                     continue
                 least += sum(map(len, array.ravel().tolist())) + 3 * size
@@ -71,32 +71,32 @@ class AnswerSize:
         return seconds
 
     def classes(self, wanted: WantedOutput, array: Array) -> tuple[int, int]:
-        """Rows of a classified output, and classes of each.
+        """Returns the rows of a classified output, and the classes of each.
 
         Raises:
-            AnswerTooLarge: together they are too many.
+            AnswerTooLarge: their product is too large.
         """
         num_rows = array.shape[0] if self._is_batched else 1
         num_classes = min(wanted.classes, array.size // max(1, num_rows))
         if num_rows * num_classes > MAX_CLASSES:
             raise AnswerTooLarge(
-                f"output {wanted.name!r}: {num_classes} classes of {num_rows} rows are {num_rows * num_classes} texts, the "
-                f"limit is {MAX_CLASSES}; ask for a smaller classification, for fewer rows, or for the tensor itself"
+                f"output {wanted.name!r}: {num_classes} classes of {num_rows} rows are {num_rows * num_classes} "
+                f"strings, the limit is {MAX_CLASSES}; request fewer classes or fewer rows, or the tensor itself"
             )
         return num_rows, num_classes
 
     def too_large(self, least: int) -> AnswerTooLarge:
-        """The refusal of an answer that has at least so many bytes."""
+        """Returns the error for a response that has at least this many bytes."""
         return AnswerTooLarge(
-            f"the answer has at least {least} bytes, the limit is {self._max_bytes} (limits.max_answer_bytes); send fewer "
-            "rows, or ask for fewer outputs or for binary data"
+            f"the response has at least {least} bytes, the limit is {self._max_bytes} (limits.max_answer_bytes); send "
+            "fewer rows, or request fewer outputs or binary data"
         )
 
     def bounded(self, parts: Iterator[bytes], pause: Pause) -> Iterator[bytes]:
-        """The same parts, as long as they are within the limit together.
+        """Yields the same parts while their total is within the limit.
 
         Raises:
-            AnswerTooLarge: they are not.
+            AnswerTooLarge: the total exceeds the limit.
         """
         total = 0
         for part in parts:
@@ -108,7 +108,7 @@ class AnswerSize:
 
 
 def pieces(array: Array) -> Iterator[Array]:
-    """An array's elements in row-major order, some at a time."""
+    """Yields an array's elements in row-major order, in pieces."""
     flat = np.ascontiguousarray(array).ravel() if array.dtype != object else array.ravel()
     for start in range(0, flat.size, PIECE):
         yield flat[start : start + PIECE]

@@ -1,6 +1,6 @@
-"""What a request must fulfil whatever the wire: its names, its datatypes, its rows and its id. Reads no bytes.
+"""Validation of requests in any wire format: names, datatypes, rows and ids.
 
-The names of a signature come as tables by name, so that whoever reads many requests makes them once.
+Signatures are passed as tables by name, so that a reader of many requests builds them once.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,42 +18,42 @@ MAX_ID_CHARS = 256
 
 
 class WantedOutput(NamedTuple):
-    """One output that the caller asked for."""
+    """One requested output."""
 
     name: str
     is_binary: bool
     classes: int = 0
-    """How many classes of each row are wanted instead of the tensor; 0 for the tensor."""
+    """Number of classes of each row that are requested instead of the tensor; 0 for the tensor."""
 
 
-@dataclass(slots=True)  # not frozen: that makes each request a microsecond dearer
+@dataclass(slots=True)  # not frozen: that would add a microsecond per request
 class InferRequest:
-    """A checked request: tensors fit the signature."""
+    """A validated request: its tensors match the signature."""
 
     id: str | None
     inputs: dict[str, Array]
-    """In the signature's order, so that requests can be merged."""
+    """Inputs in the signature's order, so that requests can be merged."""
     outputs: tuple[WantedOutput, ...]
-    """In the order in which they are answered."""
+    """Requested outputs, in the order of the response."""
     num_rows: int
     """Size of the batch dimension as parsed; 1 for a model without one."""
     timeout_us: int | None = None
-    """Time that the caller allows, in microseconds; None if he does not say."""
+    """Timeout set by the client, in microseconds; None if not set."""
     priority: int = 0
-    """1 is the highest; 0 is the default one."""
+    """1 is the highest; 0 is the default."""
 
 
 def known_input(name: Any, specs: Mapping[str, TensorSpec], found: Mapping[str, Array]) -> TensorSpec:
-    """The input of that name.
+    """Returns the input of this name.
 
     Raises:
-        BadRequest: there is none, or it was found already.
+        BadRequest: there is none, or it was already found.
     """
     spec = specs.get(name) if type(name) is str else None
     if spec is None:
-        raise BadRequest(f"unknown input {short(name)}; the model takes {', '.join(map(repr, specs))}")
+        raise BadRequest(f"unknown input {short(name)}; the model's inputs are {', '.join(map(repr, specs))}")
     if name in found:
-        raise BadRequest(f"input {name!r} is given twice; send each input once")
+        raise BadRequest(f"input {name!r} occurs twice; send each input once")
     return spec
 
 
@@ -64,25 +64,25 @@ def check_datatype(spec: TensorSpec, datatype: Any) -> None:
 
 
 def complete_inputs(found: dict[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
-    """The inputs in one order, so that requests can be merged.
+    """Returns the inputs in the signature's order, so that requests can be merged.
 
     Raises:
-        BadRequest: one is missing.
+        BadRequest: an input is missing.
     """
     if len(found) != len(specs):
         absent = [name for name in specs if name not in found]
         if missing := [name for name in absent if not specs[name].optional]:
             shown = ", ".join(map(repr, missing))
-            raise BadRequest(f"missing input {shown}; the model takes {', '.join(map(repr, specs))}")
+            raise BadRequest(f"missing input {shown}; the model's inputs are {', '.join(map(repr, specs))}")
         return {name: found[name] for name in specs if name in found}
     return found if len(found) == 1 else {name: found[name] for name in specs}
 
 
 def num_rows(tensors: Mapping[str, Array], signature: Signature) -> int:
-    """Rows of a request as parsed, in the inputs that every request has; 1 for a model without a batch dimension.
+    """Returns the rows of a request as parsed, from its mandatory inputs; 1 for a model without a batch dimension.
 
     Raises:
-        BadRequest: the inputs differ, or have none.
+        BadRequest: the inputs have different numbers of rows, or none.
     """
     if not signature.is_batched:
         return 1
@@ -90,11 +90,11 @@ def num_rows(tensors: Mapping[str, Array], signature: Signature) -> int:
 
 
 def count_rows(tensors: Mapping[str, Array]) -> int:
-    """Size of the first dimension of every tensor; raises as `num_rows`."""
+    """Returns the size of the first dimension of all tensors; raises as `num_rows`."""
     counts = {array.shape[0] for array in tensors.values()}
     if len(counts) != 1:
         shown = ", ".join(f"{name!r} has {array.shape[0]}" for name, array in tensors.items())
-        raise BadRequest(f"the inputs differ in their number of rows: {shown}; send the same number in each")
+        raise BadRequest(f"the inputs have different numbers of rows: {shown}; send the same number in each")
     count = counts.pop()
     if count == 0:
         raise BadRequest(f"input {next(iter(tensors))!r} has no rows; send at least one")
@@ -102,7 +102,7 @@ def count_rows(tensors: Mapping[str, Array]) -> int:
 
 
 def check_id(given: Any) -> str | None:
-    """The id of a request, if it has one.
+    """Returns the id of a request, if it has one.
 
     Raises:
         BadRequest: not a string, or too long to be sent back.
@@ -115,33 +115,33 @@ def check_id(given: Any) -> str | None:
 def wanted_outputs(
     entries: Iterable[tuple[Any, Any]], specs: Mapping[str, TensorSpec], *, is_binary: bool
 ) -> tuple[WantedOutput, ...]:
-    """What is to be answered: every output, unless some are named.
+    """Returns the outputs of the response: all outputs, unless some are requested by name.
 
     Args:
-        entries: name and parameters of each output that was asked for.
-        specs: the outputs of the model.
-        is_binary: the form of outputs that say nothing else.
+        entries: name and parameters of each requested output.
+        specs: outputs of the model.
+        is_binary: default format of the outputs.
 
     Raises:
-        BadRequest: an output that the model does not have or that is asked for twice, parameters that are not
-            offered, classes of something that has none, or a datatype without a JSON form.
+        BadRequest: an output that the model does not have or that is requested twice, unsupported parameters,
+            classes of an output without classes, or a datatype without a JSON form.
     """
     wanted: dict[str, WantedOutput] = {}
     for name, parameters in entries:
         spec = specs.get(name) if type(name) is str else None
         if spec is None:
-            raise BadRequest(f"unknown output {short(name)}; the model gives {', '.join(map(repr, specs))}")
+            raise BadRequest(f"unknown output {short(name)}; the model's outputs are {', '.join(map(repr, specs))}")
         if name in wanted:
-            raise BadRequest(f"output {name!r} is asked for twice; ask for each output once")
+            raise BadRequest(f"output {name!r} is requested twice; request each output once")
         form, classes = output_parameters(parameters, name, is_binary)
         if classes and not can_classify(spec.datatype):
-            raise BadRequest(f"output {name!r} is {spec.datatype}, which has no classes; leave out classification")
+            raise BadRequest(f"output {name!r} is {spec.datatype}, which has no classes; omit classification")
         wanted[name] = WantedOutput(name, form, classes)
     outputs = tuple(wanted.values()) or tuple(WantedOutput(name, is_binary) for name in specs)
     for output in outputs:
         datatype = specs[output.name].datatype
         if datatype in BINARY_ONLY and not (output.is_binary or output.classes):
             raise BadRequest(
-                f"output {output.name!r} is {datatype}, which has no JSON form; ask for it with binary_data, or for others"
+                f"output {output.name!r} is {datatype}, which has no JSON form; request binary_data or other outputs"
             )
     return outputs

@@ -1,6 +1,6 @@
-"""The best classes of each row as strings "value:index[:label]", as the classification extension defines them.
+"""Classification extension: the best classes of each row as strings "value:index[:label]".
 
-Source: triton-inference-server/server, docs/protocol/extension_classification.md; the form of the value (six decimals
+Source: triton-inference-server/server, docs/protocol/extension_classification.md; the format of the value (six decimals
 for floats, as C++ `std::to_string`), the shape and the order are those of src/classification.cc and http_server.cc.
 """
 
@@ -14,7 +14,7 @@ from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Datatype
 
 REFUSED = frozenset({"BOOL", "BYTES", "BF16"})
-"""Datatypes without an order that would mean anything; Triton refuses FP16 as well, which numpy can compare."""
+"""Datatypes without a meaningful order; Triton refuses FP16 as well, which numpy can compare."""
 
 
 def classify(
@@ -25,12 +25,12 @@ def classify(
     is_batched: bool,
     pause: Callable[[], None] | None = None,
 ) -> Array:
-    """The highest scores of each row, best first; of equal ones the lower index first, NaN last.
+    """Returns the highest scores of each row, best first; of equal ones the lower index first, NaN last.
 
     Args:
         scores: an output of the model.
-        num_classes: how many are wanted; fewer where the output has fewer.
-        labels: names by index; left out unless there is one for every score of a row.
+        num_classes: maximum number of classes; fewer if the output has fewer.
+        labels: names by index; omitted unless there is one for every score of a row.
         is_batched: whether the first dimension counts rows; otherwise the whole output is one row.
         pause: called after each row; may raise.
 
@@ -58,11 +58,11 @@ def can_classify(datatype: Datatype) -> bool:
 def _best(values: Array, kept: int) -> npt.NDArray[np.intp]:
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), -np.inf, values)
-    limit = np.partition(values, -kept)[-kept]  # linear, where sorting a large output would take long
+    limit = np.partition(values, -kept)[-kept]  # linear time; sorting a large output would take long
     above = np.nonzero(values > limit)[0]
-    equal = np.nonzero(values == limit)[0][: kept - len(above)]  # there may be as many as values
+    equal = np.nonzero(values == limit)[0][: kept - len(above)]  # there may be as many as there are values
     candidates = np.sort(np.concatenate([above, equal]))
-    # Ascending and stable from the back, read from the back: equal values keep the lower index first.
+    # Ascending and stable from the back, read from the back: of equal values the lower index comes first.
     return candidates[::-1][np.argsort(values[candidates[::-1]], kind="stable")][::-1]
 
 

@@ -1,7 +1,8 @@
-"""Compressed bodies: inflation that ends at a limit, and compression of answers. Knows no HTTP beyond two headers.
+"""Compressed bodies: decompression with a limit, and compression of responses. Uses two HTTP headers, nothing else of
+HTTP.
 
 `gzip` is RFC 1952 with one member. `deflate` is the zlib format (RFC 1950), as RFC 9110 says; the raw stream
-(RFC 1951), which some clients send under that name, is taken as well.
+(RFC 1951), which some clients send under that name, is accepted as well.
 """
 
 import zlib
@@ -9,9 +10,9 @@ import zlib
 from maas_ray.errors import BadRequest, BodyTooLarge
 
 MIN_BYTES = 1024
-"""Smaller answers go out as they are: they fit into one packet anyway."""
+"""Smaller responses are not compressed: they fit into one packet anyway."""
 LEVEL = 1
-"""Tensors hardly compress, so the cheapest level; the time is the caller's and that of everybody behind him."""
+"""Tensors hardly compress, so the cheapest level: its time delays this client and all that wait after it."""
 
 _STEP = 1 << 15
 _GZIP, _ZLIB, _RAW = 31, 15, -15
@@ -19,21 +20,21 @@ _NAMES = {b"gzip": b"gzip", b"x-gzip": b"gzip", b"deflate": b"deflate", b"identi
 
 
 def inflate(body: bytes | memoryview, encoding: bytes, max_bytes: int) -> bytes:
-    """The body without its content encoding.
+    """Returns the body without its content encoding.
 
     Args:
-        body: as received.
+        body: body as received.
         encoding: value of the header `content-encoding`.
-        max_bytes: the most that the inflated body may have; not much more is ever allocated.
+        max_bytes: maximum size of the decompressed body; not much more is ever allocated.
 
     Raises:
-        BadRequest: an encoding that is not offered or more than one, damaged or truncated data, or something behind it.
-        BodyTooLarge: more than `max_bytes` would come out.
+        BadRequest: an unsupported encoding or more than one, damaged or truncated data, or trailing bytes.
+        BodyTooLarge: the decompressed body would exceed `max_bytes`.
     """
     name = _NAMES.get(encoding.strip().lower())
     if name is None:
         shown = encoding[:40].decode("latin-1")
-        reason = "one encoding at most is taken" if b"," in encoding else "it is not offered"
+        reason = "only one encoding is supported" if b"," in encoding else "it is not supported"
         raise BadRequest(f"content-encoding {shown!r}: {reason}; send gzip, deflate or identity")
     if name == b"identity":
         if len(body) > max_bytes:
@@ -52,29 +53,29 @@ def inflate(body: bytes | memoryview, encoding: bytes, max_bytes: int) -> bytes:
             part = stream.decompress(waiting, _STEP)
         except zlib.error as error:
             raise BadRequest(f"the body is not {name.decode()}: {_reason(error)}") from None
-        if not part and not waiting:  # all was read, and all that it held has come out
-            raise BadRequest(f"the {name.decode()} data of the body ends before its end mark: it is truncated")
+        if not part and not waiting:  # all input was read and all output was returned
+            raise BadRequest(f"the {name.decode()} data of the body is truncated: it has no end mark")
         total += len(part)
         if total > max_bytes:
             raise BodyTooLarge(
-                f"the body inflates to more than {max_bytes} bytes, which is the limit; send fewer rows per request"
+                f"the decompressed body exceeds the limit of {max_bytes} bytes; send fewer rows per request"
             )
         parts.append(part)
         waiting = stream.unconsumed_tail
     if stream.unused_data or offset < len(view):
-        raise BadRequest(f"bytes follow the end of the {name.decode()} data; send one member and nothing behind it")
+        raise BadRequest(f"bytes follow the end of the {name.decode()} data; send one member and nothing after it")
     return b"".join(parts)
 
 
 def deflate(body: bytes, accept_encoding: bytes) -> tuple[bytes, bytes | None]:
-    """The body as the client wants it.
+    """Returns the body in an encoding that the client accepts.
 
     Args:
-        body: an answer.
-        accept_encoding: value of the header `accept-encoding`; gzip is taken before deflate at the same quality.
+        body: body of a response.
+        accept_encoding: value of the header `accept-encoding`; at equal quality gzip is preferred to deflate.
 
     Returns:
-        The body and the name of its encoding, or None where it goes out as it is.
+        The body and the name of its encoding, or None if it is not encoded.
     """
     if len(body) < MIN_BYTES:
         return body, None
@@ -86,7 +87,7 @@ def deflate(body: bytes, accept_encoding: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _is_zlib(view: memoryview) -> bool:
-    """Whether the two bytes of a zlib header are there (RFC 1950, 2.2); a raw stream that has them by chance is rare."""
+    """Whether there is a zlib header of two bytes (RFC 1950, 2.2); a raw stream rarely starts with it by chance."""
     return len(view) >= 2 and view[0] & 0x0F == 8 and (view[0] << 8 | view[1]) % 31 == 0
 
 
@@ -98,7 +99,7 @@ def _choose(accept_encoding: bytes) -> bytes | None:
     anything = qualities.get(b"*", 0.0)
     best = max((b"gzip", b"deflate"), key=lambda name: qualities.get(name, anything))
     quality = qualities.get(best, anything)
-    # RFC 9110, 12.5.3: identity is acceptable unless it is excluded, and preferred only where it says so.
+    # RFC 9110, 12.5.3: identity is acceptable unless it is excluded, and preferred only if the header says so.
     return best if quality > 0 and quality >= qualities.get(b"identity", 0.0) else None
 
 
@@ -115,5 +116,5 @@ def _quality(parameters: bytes) -> float:
 
 
 def _reason(error: zlib.error) -> str:
-    """Without the number and the words that zlib puts before each."""
+    """Returns the error text without the number and the words that zlib puts before it."""
     return str(error).rsplit(": ", 1)[-1]

@@ -1,7 +1,7 @@
-"""The generate extension: a flat JSON object in, a flat JSON object out, for one row. Knows no HTTP.
+"""Generate extension: a flat JSON object as the request and the response of one row. Independent of HTTP.
 
-Source: triton-inference-server/server, docs/protocol/extension_generate.md. A key that names an input is that input;
-`parameters` and all other keys are parameters of the request. An output is a value, or a list where it has several.
+Source: triton-inference-server/server, docs/protocol/extension_generate.md. A key with the name of an input is that
+input; `parameters` and all other keys are parameters of the request. An output is a value, or a list of several.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,22 +19,22 @@ from maas_ray.serve.wire.parameters import request_parameters
 from maas_ray.serve.wire.tensors import read_json, short
 
 MAX_BYTES = 256 << 10
-"""Largest body: it is parsed at once."""
+"""Maximum body size: it is parsed in one step."""
 
 
 def read_generate(body: bytes | memoryview, signature: Signature) -> InferRequest:
-    """Reads a request of one row.
+    """Parses a request of one row.
 
     Args:
         body: JSON in UTF-8.
-        signature: what the addressed model version takes and gives.
+        signature: inputs and outputs of the addressed model version.
 
     Raises:
-        BodyTooLarge: more than one row should ever need.
-        BadRequest: malformed, or it does not fit the signature.
+        BodyTooLarge: larger than one row should ever need.
+        BadRequest: malformed, or it does not match the signature.
     """
     if len(body) > MAX_BYTES:
-        raise BodyTooLarge(f"the body has {len(body)} bytes, a request to generate at most {MAX_BYTES}; use infer")
+        raise BodyTooLarge(f"the body has {len(body)} bytes, the limit of generate is {MAX_BYTES}; use infer")
     document = _load(bytes(body))
     specs = {tensor.name: tensor for tensor in signature.inputs}
     found: dict[str, Array] = {}
@@ -70,10 +70,10 @@ def write_generate(
     outputs: Mapping[str, Array],
     to_json: Callable[[str, Array], bytes] = json_data,
 ) -> bytes:
-    """The JSON of an answer; `to_json` gives the values of an output by its name.
+    """Returns the JSON of a response; `to_json` returns the values of an output by its name.
 
     Raises:
-        BadRequest: an output that JSON cannot carry.
+        BadRequest: an output that JSON cannot represent.
     """
     names: dict[str, Any] = {"model_name": model, "model_version": str(version)}
     if request.id is not None:
@@ -87,7 +87,7 @@ def write_generate(
 
 
 def as_event(document: bytes) -> bytes:
-    """A JSON document as a server-sent event."""
+    """Returns a JSON document as a server-sent event."""
     return b"data: %b\n\n" % document
 
 
@@ -107,7 +107,7 @@ def _read(spec: TensorSpec, value: Any, is_batched: bool) -> Array:
 
 
 def _shape(spec: TensorSpec, count: int, is_batched: bool) -> tuple[int, ...]:
-    """One row; at most one other size that varies, which follows from the number of values."""
+    """Returns the shape of one row; at most one other variable size, derived from the number of values."""
     sizes = (1, *spec.shape[1:]) if is_batched else spec.shape
     free = sizes.count(-1)
     if free == 0:
@@ -115,8 +115,8 @@ def _shape(spec: TensorSpec, count: int, is_batched: bool) -> tuple[int, ...]:
     fixed = prod(size for size in sizes if size != -1)
     if free > 1 and count != 1:
         raise BadRequest(
-            f"input {spec.name!r}: {short(count)} values do not say the {free} variable sizes of {list(spec.shape)}; "
-            "use infer, which takes a shape"
+            f"input {spec.name!r}: {short(count)} values do not define the {free} variable sizes of "
+            f"{list(spec.shape)}; use infer, whose requests have a shape"
         )
     rest = count // fixed if fixed else 0
     return tuple((rest if free == 1 else 1) if size == -1 else size for size in sizes)

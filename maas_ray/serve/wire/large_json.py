@@ -1,10 +1,10 @@
-"""Large JSON piece by piece, for a thread: no piece holds the interpreter for more than a few milliseconds.
+"""Large JSON bodies, parsed in pieces for a thread: no piece holds the interpreter for more than a few milliseconds.
 
-    text → skeleton (everything but the `data` of inputs) + a `Span` for each data
-    span → tokens (its brackets and commas, and what is no number) → kinds and counts are checked → values, in pieces
+    text → skeleton (everything except the `data` of inputs) + a `Span` for each data
+    span → tokens (brackets, commas, and non-numbers) → kinds and counts are validated → values, in pieces
 
-A parser would hold the interpreter until it has read the whole text: 2 s for 14 MB of lists of one number each. Knows no
-request: what it gives in the place of data is read by whoever knows what belongs there.
+A parser would hold the interpreter until it has read the whole text: 2 s for 14 MB of lists of one number each.
+Independent of requests: the caller, who knows the signature, reads the spans in place of the data.
 """
 
 import re
@@ -23,7 +23,7 @@ from maas_ray.serve.wire.json_numbers import Numbers
 from maas_ray.serve.wire.tensors import BINARY_ONLY, MAX_STRINGS, read_json, short
 
 MAX_SKELETON_BYTES = 64 << 10
-"""Most JSON of a large request besides the data of its inputs; it is parsed at once."""
+"""Maximum JSON of a large request without the data of its inputs; it is parsed in one step."""
 
 _PIECE = 64 << 10
 _KEY = b'"data"'
@@ -32,7 +32,7 @@ _STRING = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
 _NUMBER = b"0123456789+-.eE \t\r\n"
 _SPACE = b" \t\r\n"
 _STANDS = b"s"
-"""Stands for a string among the tokens."""
+"""Represents a string among the tokens."""
 _MARK = uuid4().hex
 _CLOSED: Any = np.zeros(256, np.int32)
 _CLOSED[ord("[")], _CLOSED[ord("]")] = 1, -1
@@ -41,10 +41,10 @@ Pause = Callable[[], None]
 
 
 class Span:
-    """The data of one input: read, but not converted yet.
+    """Data of one input, tokenized but not yet converted.
 
     Args:
-        pause: called between two pieces; raises where nobody waits any more.
+        pause: called between two pieces; raises if the work was cancelled.
     """
 
     __slots__ = ("_num_strings", "_pause", "_pieces", "_tokens")
@@ -53,11 +53,11 @@ class Span:
         self._pause = pause
         self._pieces: list[bytes] = []
         self._tokens: list[bytes] = []
-        """Of each piece."""
+        """Tokens of each piece."""
         self._num_strings = 0
 
     def take(self, text: bytes, start: int) -> int:
-        """Takes over the array that begins at `start`, and gives the place behind it.
+        """Reads the array that begins at `start`, and returns the position after it.
 
         Raises:
             BadRequest: it does not end, or has too many strings or an element that is too long.
@@ -78,7 +78,7 @@ class Span:
             if not cut:
                 if len(tokens) > MAX_SKELETON_BYTES:
                     raise BadRequest(f"the data of an input has an element of more than {MAX_SKELETON_BYTES} bytes")
-                size *= 2  # one string is longer than the piece
+                size *= 2  # a string is longer than the piece
                 continue
             end = start + _place_of(parts, cut)
             self._add(text[start:end], tokens[:cut])
@@ -87,18 +87,18 @@ class Span:
             depth, start, size = int(depths[cut - 1]), end, _PIECE
 
     def array(self, spec: TensorSpec, shape: tuple[int, ...], numbers: Numbers | None) -> Array:
-        """The tensor.
+        """Returns the tensor.
 
         Args:
-            spec: of the input.
-            shape: declared and checked.
-            numbers: reads its JSON numbers; None where it has none.
+            spec: spec of the input.
+            shape: declared and validated shape.
+            numbers: reader of its JSON numbers; None if it has none.
 
         Raises:
             BadRequest: as `read_json`.
         """
         if spec.datatype in BINARY_ONLY:
-            read_json(spec, shape, [])  # refuses it
+            read_json(spec, shape, [])  # raises the error
         is_text = spec.datatype == "BYTES"
         tokens = b"".join(self._tokens)
         self._check_structure(spec, shape, tokens, is_text)
@@ -116,10 +116,10 @@ class Span:
         return (np.concatenate(found) if found else read_json(spec, (0,), [])).reshape(shape)
 
     def check(self) -> None:
-        """Raises `BadRequest` unless this is JSON, and not much of it: no input's data, that is."""
+        """Raises `BadRequest` unless this is short JSON that is not the data of an input."""
         text = b"".join(self._pieces)
         if len(text) > MAX_SKELETON_BYTES:
-            raise BadRequest(f"a list of {len(text)} bytes under the key 'data' belongs to no input; leave it out")
+            raise BadRequest(f"a list of {len(text)} bytes under the key 'data' belongs to no input; omit it")
         _load(text)
 
     def _add(self, piece: bytes, tokens: bytes) -> None:
@@ -130,7 +130,7 @@ class Span:
         self._tokens.append(tokens.translate(None, _NUMBER))
 
     def _check_structure(self, spec: TensorSpec, shape: tuple[int, ...], tokens: bytes, is_text: bool) -> None:
-        """Kinds first, then counts and nesting: all before any value is converted."""
+        """Validates kinds, then counts and nesting, before any value is converted."""
         allowed = b"[],s" if is_text else b"[],truefalsn" if spec.datatype == "BOOL" else b"[],"
         if spec.nullable:
             allowed += b"nul"
@@ -144,18 +144,16 @@ class Span:
         count = prod(shape)
         if not brackets.startswith(b"[[") or len(shape) < 2:
             if brackets.count(b"[") > 1:
-                raise BadRequest(
-                    f"input {spec.name!r}: data is nested in one place, shape {list(shape)} does not say so"
-                )
-            num_elements = brackets.count(b",") + 1  # or none, which is counted when they are read
+                raise BadRequest(f"input {spec.name!r}: data is nested in one place, shape {list(shape)} is not")
+            num_elements = brackets.count(b",") + 1  # or none, which is detected when they are read
             if num_elements != count and (count or num_elements > 1):
                 raise BadRequest(
                     f"input {spec.name!r}: data has {num_elements} elements, shape {list(shape)} needs {short(count)}"
                 )
         elif len(brackets) != _num_tokens(shape) or brackets != _nested(shape):
             raise BadRequest(
-                f"input {spec.name!r}: the nesting of data does not fit the declared shape {list(shape)}; send a flat "
-                "list, or one nested exactly as the shape says"
+                f"input {spec.name!r}: the nesting of data does not match the declared shape {list(shape)}; send "
+                "a flat list, or one nested exactly as the shape"
             )
 
 
@@ -165,20 +163,20 @@ _KINDS = {
     b"n": "null",
     _STANDS: "a string",
     b"{": "an object",
-    b"N": "NaN, which JSON lacks",
+    b"N": "NaN, which JSON does not have",
 }
 
 
 def split(text: bytes, max_spans: int, pause: Pause) -> dict[str, Any]:
-    """The document, with a `Span` in the place of the data of each input.
+    """Returns the document, with a `Span` in place of the data of each input.
 
     Args:
         text: JSON.
-        max_spans: most inputs.
-        pause: called between two pieces; raises where nobody waits any more.
+        max_spans: maximum number of inputs.
+        pause: called between two pieces; raises if the work was cancelled.
 
     Raises:
-        BadRequest: it is not JSON, no object, or has too much besides the data of its inputs.
+        BadRequest: not JSON, not an object, or too much JSON besides the data of its inputs.
     """
     if text[:_PIECE].lstrip(_SPACE)[:1] != b"{":
         raise BadRequest("the body is not JSON that begins with an object; send {'inputs': [{name, shape, …}, ...]}")
@@ -208,7 +206,7 @@ def split(text: bytes, max_spans: int, pause: Pause) -> dict[str, Any]:
         given = entry.get("data") if type(entry) is dict else None
         if type(given) is str and given in spans:
             entry["data"] = spans.pop(given)
-    for span in spans.values():  # below keys that nobody knows
+    for span in spans.values():  # under unknown keys
         span.check()
     return document
 
@@ -221,7 +219,7 @@ def _load(text: bytes) -> Any:
 
 
 def _read_flat(spec: TensorSpec, flat: bytes, first: int, numbers: Numbers | None) -> Array:
-    """Elements with commas between them."""
+    """Reads elements separated by commas."""
     text = b"[%b]" % flat
     array = numbers.from_flat_text(text) if numbers is not None else None
     if array is not None:
@@ -230,7 +228,7 @@ def _read_flat(spec: TensorSpec, flat: bytes, first: int, numbers: Numbers | Non
         data = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRequest(
-            f"the body is not JSON: {error.msg}, in the data of input {spec.name!r} behind element {first}"
+            f"the body is not JSON: {error.msg}, in the data of input {spec.name!r} after element {first}"
         ) from None
     try:
         return read_json(spec, (len(data),), data)
@@ -239,7 +237,7 @@ def _read_flat(spec: TensorSpec, flat: bytes, first: int, numbers: Numbers | Non
 
 
 def _around_strings(piece: bytes) -> list[bytes]:
-    """What is outside of strings and what is inside, in turns; escapes inside are masked. The last string may not end."""
+    """Splits text at strings: outside, inside, outside, …; escapes inside are masked. The last string may be open."""
     if b"\\" in piece:
         piece = piece.replace(b"\\\\", b"__").replace(b'\\"', b"__")
     return piece.split(b'"')
@@ -256,7 +254,7 @@ def _without_brackets(piece: bytes) -> bytes:
 
 
 def _place_of(parts: list[bytes], num_tokens: int) -> int:
-    """Where in a piece so many of its tokens end; a string is one."""
+    """Returns the position in a piece at which this many of its tokens end; a string is one token."""
     place = 0
     for number, part in enumerate(parts):
         is_string = number % 2 == 1
@@ -277,7 +275,7 @@ def _num_tokens(shape: tuple[int, ...]) -> int:
 
 
 def _nested(shape: tuple[int, ...]) -> bytes:
-    """Brackets and commas of a tensor that is nested as its shape says."""
+    """Returns the brackets and commas of a tensor that is nested as its shape."""
     inner = b""
     for size in reversed(shape):
         inner = b"[%b]" % (b"%b," % inner * (size - 1) + inner if size else b"")

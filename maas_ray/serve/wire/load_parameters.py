@@ -1,7 +1,8 @@
-"""What the parameters of a request to load or unload a model may say. Knows no model.
+"""Parameters of a request to load or unload a model. Independent of models.
 
 Source: triton-inference-server/server, docs/protocol/extension_model_repository.md. A load there may override the
-model's configuration and bring its files; here models come from the registry, and `max_batch_size` can be overridden.
+model's configuration and contain its files; here models come from the registry, and only `max_batch_size` can be
+overridden.
 """
 
 from typing import Any, NamedTuple
@@ -15,21 +16,21 @@ from maas_ray.serve.wire.tensors import short
 _MAX_BATCH_SIZE = 1 << 20
 _FILE = "file:"
 _HERE = {"platform": PLATFORM, "backend": BACKEND}
-"""What a configuration may say because it is so."""
+"""Entries that a configuration may contain because they are correct here."""
 
 
 class LoadParameters(NamedTuple):
-    """What a load asks for beside the model."""
+    """Options of a load request."""
 
     max_batch_size: int | None = None
-    """Most rows of one run; None: what the pool's spec says."""
+    """Maximum rows of one run; None: as in the pool's spec."""
 
 
 def read_load(model: str, parameters: Any) -> LoadParameters:
-    """Reads the parameters of a load.
+    """Parses the parameters of a load request.
 
     Raises:
-        FilesRefused: it brings files.
+        FilesRefused: it contains files.
         NotOffered: it overrides more than the batch size.
         BadRequest: it is malformed.
     """
@@ -43,15 +44,15 @@ def read_load(model: str, parameters: Any) -> LoadParameters:
             "them (maas-ray import) and load the model by its name"
         )
     if others := sorted(set(parameters) - {"config"}):
-        raise NotOffered(f"parameter {short(others[0])} is not offered; a load takes config")
+        raise NotOffered(f"parameter {short(others[0])} is not supported; the only parameter of a load is config")
     text = parameters.get("config")
     return LoadParameters() if text is None else _read_config(model, text)
 
 
 def read_unload(parameters: Any) -> None:
-    """Raises `BadRequest` for parameters that an unload does not take."""
+    """Raises `BadRequest` for unsupported parameters of an unload request."""
     if parameters is not None and (type(parameters) is not dict or set(parameters) - {"unload_dependents"}):
-        raise BadRequest("an unload takes no parameters but unload_dependents")
+        raise BadRequest("the only parameter of an unload is unload_dependents")
 
 
 def _read_config(model: str, text: Any) -> LoadParameters:
@@ -67,8 +68,8 @@ def _read_config(model: str, text: Any) -> LoadParameters:
     size = config.pop("max_batch_size", None)
     if config:
         raise NotOffered(
-            f"config cannot override {short(next(iter(config)))}, only max_batch_size; the rest is in the pool's spec "
-            "and in the registry"
+            f"config cannot override {short(next(iter(config)))}, only max_batch_size; other settings are in the "
+            "pool's spec and in the registry"
         )
     if size is None:
         return LoadParameters()

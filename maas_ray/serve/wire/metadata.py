@@ -1,4 +1,4 @@
-"""What a server and a model say of themselves in the Open Inference Protocol v2, as plain JSON values.
+"""Server and model metadata of the Open Inference Protocol v2, as plain JSON values.
 
 Sources: inference_rest.md of the protocol, and triton-inference-server's model_config.proto for the configuration.
 """
@@ -23,18 +23,18 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-"""Names as Triton has them; only what is really there."""
+"""Names used by Triton; only extensions that are supported here."""
 
 
 def server_metadata(name: str = "maas-ray") -> dict[str, Any]:
-    """Answer to `GET v2`."""
+    """Returns the response of `GET v2`."""
     return {"name": name, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(
     name: str, versions: Sequence[int], info: BundleInfo, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Answer to `GET v2/models/{name}`; `parameters` is our addition and carries what the protocol has no place for."""
+    """Returns the response of `GET v2/models/{name}`; `parameters` is our addition to the protocol."""
     labels = {"labels": info.labels} if info.labels is not None else {}
     return {
         "name": name,
@@ -49,13 +49,13 @@ def model_metadata(
 def model_config(
     name: str, versions: Sequence[int], info: BundleInfo, *, max_batch_size: int, max_delay_us: int = 0
 ) -> dict[str, Any]:
-    """Answer to `GET v2/models/{name}/config`: Triton's ModelConfig message, as far as it has a meaning here.
+    """Returns the response of `GET v2/models/{name}/config`: the parts of Triton's ModelConfig that apply here.
 
     Args:
-        name: of the model.
-        versions: those that are served.
-        info: of the version.
-        max_batch_size: most rows of one run; 0 is answered for a model without a batch dimension.
+        name: name of the model.
+        versions: served versions.
+        info: description of the version.
+        max_batch_size: maximum rows of one run; 0 is sent for a model without a batch dimension.
         max_delay_us: how long a run waits for more rows, in microseconds.
     """
     is_batched = info.signature.is_batched
@@ -91,7 +91,7 @@ def _configure(tensor: TensorSpec, is_batched: bool) -> dict[str, Any]:
 
 
 def _format(tensor: TensorSpec, is_batched: bool) -> str:
-    """Where the channels of an image are; Triton's image clients ask for it."""
+    """Returns the position of an image's channels; Triton's image clients read it."""
     dims = tensor.shape[1:] if is_batched else tensor.shape
     if len(dims) == 3 and dims[0] in _CHANNELS:
         return "FORMAT_NCHW"
@@ -99,5 +99,5 @@ def _format(tensor: TensorSpec, is_batched: bool) -> str:
 
 
 def _config_type(datatype: Datatype) -> str:
-    """The name in model_config.proto."""
+    """Returns the name in model_config.proto."""
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

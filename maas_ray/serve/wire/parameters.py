@@ -1,4 +1,4 @@
-"""What the `parameters` of a request may say: the reserved ones are obeyed or refused with the reason. Reads no tensor.
+"""Request parameters: reserved ones are applied, or refused with the reason.
 
 Sources: triton-inference-server/server, docs/protocol/extension_{parameters,schedule_policy,classification,
 binary_data,sequence,shared_memory}.md. Any other string, number or boolean is accepted and has no effect.
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from maas_ray.errors import BadRequest, NotOffered
 from maas_ray.serve.wire.tensors import short
 
-_NO_SEQUENCES = "stateful sequences are not offered here"
-_NO_SHARED_MEMORY = "the shared memory extension is not offered here; send the data with the request"
+_NO_SEQUENCES = "stateful sequences are not supported"
+_NO_SHARED_MEMORY = "the shared memory extension is not supported; send the data in the request"
 _NOT_OFFERED = {
     "sequence_id": _NO_SEQUENCES,
     "sequence_start": _NO_SEQUENCES,
@@ -23,31 +23,31 @@ _MAX_INT = (1 << 63) - 1
 
 
 class RequestParameters(NamedTuple):
-    """Those of the whole request."""
+    """Parameters of the whole request."""
 
     priority: int = 0
-    """1 is the highest; 0 is the default one."""
+    """1 is the highest; 0 is the default."""
     timeout_us: int | None = None
     is_binary: bool = False
-    """Whether outputs that say nothing else are answered as binary data."""
+    """Whether binary data is the default format of the outputs."""
 
 
 class OutputParameters(NamedTuple):
-    """Those of one wanted output."""
+    """Parameters of one requested output."""
 
     is_binary: bool
     classes: int = 0
-    """How many classes of each row are wanted; 0 for the tensor itself."""
+    """Number of classes of each row; 0 for the tensor itself."""
 
 
 _PLAIN = RequestParameters()
 
 
 def request_parameters(parameters: Any) -> RequestParameters:
-    """Reads those of the request.
+    """Parses the parameters of the request.
 
     Raises:
-        BadRequest: not an object, a value of the wrong type, or a parameter that asks for what is not offered.
+        BadRequest: not an object, a value of the wrong type, or a parameter that is not supported.
     """
     if parameters is None:
         return _PLAIN
@@ -61,7 +61,7 @@ def request_parameters(parameters: Any) -> RequestParameters:
 
 
 def input_size(parameters: Any, name: str) -> int | None:
-    """`binary_data_size` of an input, or None where its data is JSON.
+    """Returns `binary_data_size` of an input, or None if its data is JSON.
 
     Raises:
         BadRequest: as `request_parameters`.
@@ -74,7 +74,7 @@ def input_size(parameters: Any, name: str) -> int | None:
 
 
 def output_parameters(parameters: Any, name: str, is_binary: bool) -> OutputParameters:
-    """Reads those of a wanted output; `is_binary` is the request's default.
+    """Parses the parameters of a requested output; `is_binary` is the request's default.
 
     Raises:
         BadRequest: as `request_parameters`.
@@ -90,11 +90,11 @@ def output_parameters(parameters: Any, name: str, is_binary: bool) -> OutputPara
 
 
 def check_parameters(parameters: Any, where: str) -> None:
-    """Refuses what is not an object of plain values, and what asks for something that is not offered.
+    """Refuses parameters that are not an object of plain values, and those that are not supported.
 
     Raises:
         BadRequest: not such an object, or a reserved name.
-        NotOffered: it asks for a sequence or for shared memory.
+        NotOffered: a parameter of sequences or of shared memory.
     """
     if type(parameters) is not dict:
         raise BadRequest(f"parameters of {where} is not an object")
@@ -107,13 +107,13 @@ def check_parameters(parameters: Any, where: str) -> None:
             raise NotOffered(f"parameter {short(name)} of {where}: {_NOT_OFFERED[name]}")
         if name == "headers" or name.startswith("triton_"):
             raise BadRequest(
-                f"parameter {short(name)} of {where}: the name is reserved by the protocol; use another one"
+                f"parameter {short(name)} of {where}: the name is reserved by the protocol; use another name"
             )
 
 
 def _integer(parameters: dict[str, Any], name: str, where: str) -> int:
     value = parameters.get(name)
-    if value is None:  # as if it were not there: some clients send every parameter that they know
+    if value is None:  # treated as missing: some clients send every parameter that they know
         return 0
     if type(value) is float and value.is_integer() and value <= _MAX_INT:
         value = int(value)

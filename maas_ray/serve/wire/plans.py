@@ -1,8 +1,8 @@
-"""Requests that differ only in their numbers and ids are recognized by the bytes around these, and parsed only there.
+"""Plans: cached parses of requests that differ only in their numbers and ids; only these are parsed again.
 
-A client repeats itself: the same names, shapes and outputs, request after request. The text before the data of a JSON
-request, or the whole JSON before binary tensors, is looked up as it stands. What is found was read from that very text
-by `RequestReader`, so that nothing is checked less; what is not found gives None and is read by it as always.
+A client repeats the same names, shapes and outputs, request after request. The text before the data of a JSON request,
+or the whole JSON before binary tensors, is looked up verbatim. A cached plan was parsed from exactly that text by
+`RequestReader`, so that no check is skipped; a miss returns None, and `RequestReader` parses the request as usual.
 """
 
 import re
@@ -21,11 +21,11 @@ from maas_ray.serve.wire.json_numbers import FixedNumbers, Numbers
 
 MAX_PLANS = 64
 MAX_HEAD_BYTES = 1024
-"""Both bound what the clients of one model can make a replica remember."""
+"""This and `MAX_PLANS` limit the memory that the clients of one model can occupy in a replica."""
 
 _MAX_SEEN = 1024
 _DATA, _ID = f"data-{uuid4().hex}", uuid4().hex
-"""Put in the place of the data and of the id, to see where they end up; no request can hold them by chance."""
+"""Replace the data and the id, to find their positions; no request can contain them by chance."""
 _LEADING_ID = re.compile(rb'\{"id": ?"([0-9A-Za-z_-]{1,256})"')
 """Clients that send ids put them first; one that would need escapes is left to the parser."""
 _ID_FIRST = b'{"id"'
@@ -34,7 +34,7 @@ _CHECKED = frozenset({"BYTES", "BOOL"})
 
 
 class _Text(NamedTuple):
-    """A JSON request with one input, around its data."""
+    """A JSON request with one input, without its data."""
 
     head: bytes
     tail: bytes
@@ -51,7 +51,7 @@ class _BinaryTensor(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """A request with nothing but binary tensors."""
+    """A request with only binary tensors."""
 
     parts: tuple[_BinaryTensor, ...]
     num_bytes: int
@@ -59,11 +59,11 @@ class _Parts(NamedTuple):
 
 
 class Plans:
-    """What the clients of one model version repeat.
+    """Plans of one model version.
 
     Args:
-        inputs: of the signature, by name.
-        numbers: those inputs that can be JSON numbers.
+        inputs: inputs of the signature, by name.
+        numbers: readers of the inputs that can be JSON numbers.
     """
 
     def __init__(self, inputs: Mapping[str, TensorSpec], numbers: Mapping[str, Numbers]) -> None:
@@ -72,12 +72,12 @@ class Plans:
         self._numbers = numbers.get(self._name) if len(inputs) == 1 else None
         self._texts: dict[bytes, _Text] = {}
         self._last: _Text | None = None
-        """What the last request without an id was like; the next one often is."""
+        """Plan of the last request without an id; the next request often has the same."""
         self._parts: dict[bytes, _Parts] = {}
         self._seen: set[int] = set()
 
     def read_json(self, body: bytes) -> InferRequest | None:
-        """A request whose text before and after the data is known."""
+        """Returns a request whose text before and after the data is cached."""
         if self._numbers is None:
             return None
         plan, request_id = self._last, None
@@ -103,7 +103,7 @@ class Plans:
         )  # fmt: skip
 
     def read_parts(self, body: bytes | memoryview, header_length: int) -> InferRequest | None:
-        """A request whose JSON is known."""
+        """Returns a request whose JSON is cached."""
         text, request_id = _split_id(bytes(body[:header_length]))
         plan = self._parts.get(text)
         if plan is None or len(body) - header_length != plan.num_bytes:
@@ -122,7 +122,7 @@ class Plans:
         return _renew(plan.request, request_id, {name: found[name] for name in self._inputs if name in found})
 
     def learn_json(self, body: bytes, request: InferRequest) -> None:
-        """Remembers a request that has been read, the second time that its text comes."""
+        """Caches a request that has been parsed, when its text occurs the second time."""
         if self._numbers is None or not (0 < (start := body.find(b"[", body.find(b'"data"'))) <= MAX_HEAD_BYTES):
             return
         head, request_id = _split_id(body[:start])
@@ -130,12 +130,12 @@ class Plans:
             return
         tail = body[_end(body, start) :]
         document = _try(b'%b"%b"%b' % (_join_id(head, request_id), _DATA.encode(), tail), request_id)
-        # Any JSON value in the place of this string is the data of the only input, and all else stays what it is.
+        # Any JSON value in place of this string is the data of the only input, and everything else stays the same.
         if document is not None and document["inputs"][0].get("data") == _DATA and len(tail) <= MAX_HEAD_BYTES:
             _keep(self._texts, head, _Text(head, tail, self._numbers.fixed(request.inputs[self._name].shape), request))
 
     def learn_parts(self, body: bytes | memoryview, header_length: int, request: InferRequest) -> None:
-        """Remembers a request that has been read, the second time that its JSON comes."""
+        """Caches a request that has been parsed, when its JSON occurs the second time."""
         if header_length > MAX_HEAD_BYTES:
             return
         text, request_id = _split_id(bytes(body[:header_length]))
@@ -154,7 +154,7 @@ class Plans:
         _keep(self._parts, text, _Parts(tuple(parts), sum(part.num_bytes for part in parts), request))
 
     def _is_repeated(self, head: bytes) -> bool:
-        """Whether this text came before: one that comes once, such as with an id in another place, is not kept."""
+        """Whether this text has occurred before: unique ones, such as with an id in another place, are not cached."""
         key = hash(head)
         if key in self._seen:
             return True
@@ -176,7 +176,7 @@ def _renew(known: InferRequest, request_id: str | None, inputs: dict[str, Array]
 
 
 def _split_id(text: bytes) -> tuple[bytes, str | None]:
-    """The text without the id that it begins with, and that; what is left then begins with a comma, not a brace."""
+    """Returns the text without the id at its start, and the id; the text then begins with a comma, not a brace."""
     if not text.startswith(_ID_FIRST):
         return text, None
     match = _LEADING_ID.match(text)
@@ -188,7 +188,7 @@ def _join_id(rest: bytes, request_id: str | None) -> bytes:
 
 
 def _end(body: bytes, start: int) -> int:
-    """Behind the bracket that closes the one at `start`; only numbers lie between, so no bracket is in a string."""
+    """Returns the position after the bracket that closes the one at `start`; only numbers are between, no strings."""
     depth = 0
     for match in _BRACKET.finditer(body, start):
         depth += 1 if match[0] == b"[" else -1
@@ -198,7 +198,7 @@ def _end(body: bytes, start: int) -> int:
 
 
 def _try(text: bytes, request_id: str | None) -> dict[str, Any] | None:
-    """The document, if it has inputs, and its id is the one in front."""
+    """Returns the document, if it has inputs, and its id is the one at its start."""
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -212,5 +212,5 @@ def _try(text: bytes, request_id: str | None) -> dict[str, Any] | None:
 def _keep(plans: dict[bytes, Any], head: bytes, plan: Any) -> None:
     if len(plans) >= MAX_PLANS:
         plans.clear()
-    # Of the request that was read only the rest is of use; its tensors are not held.
+    # Only the rest of the request is needed; its tensors are not kept.
     plans[head] = plan._replace(request=_renew(plan.request, None, {}))

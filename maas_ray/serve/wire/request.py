@@ -1,7 +1,7 @@
-"""Requests of the Open Inference Protocol v2 over HTTP: bytes to tensors. Knows no HTTP.
+"""Requests of the Open Inference Protocol v2: converts bodies to tensors. Independent of HTTP.
 
 Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, and the extensions named in
-`binary` and `parameters`. Of a key that a JSON object holds twice, the last one counts.
+`binary` and `parameters`. If a JSON object has a key twice, the last one counts.
 """
 
 from typing import Any
@@ -30,20 +30,20 @@ from maas_ray.serve.wire.plans import Plans
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json
 
 MAX_DEPTH = 100
-"""Deepest nesting of a request's JSON, as Triton's."""
+"""Maximum nesting of a request's JSON, the same as Triton's."""
 
 _SMALL_BYTES = 2048
-"""Up to here orjson and one packing of its numbers are faster than simdjson's proxies (measured)."""
+"""Up to this size orjson and one packing of its numbers are faster than simdjson's proxies (measured)."""
 _KEYS = frozenset({"id", "inputs", "outputs", "parameters"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 
 
 class RequestReader:
-    """Reads the requests of one model version.
+    """Parses the requests of one model version.
 
     Args:
-        signature: what it takes and gives.
+        signature: inputs and outputs of the version.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -61,14 +61,14 @@ class RequestReader:
         self._all_json = wanted_outputs((), self._outputs, is_binary=False) if has_json_form else None
 
     def read(self, body: bytes | memoryview, header_length: int | None = None) -> InferRequest:
-        """Reads an inference request.
+        """Parses an inference request.
 
         Args:
             body: JSON in UTF-8, then the binary tensors.
-            header_length: bytes of JSON; None if there is nothing else, 0 for a raw request.
+            header_length: bytes of JSON; None if the body is JSON only, 0 for a raw request.
 
         Raises:
-            BadRequest: malformed, or it does not fit the signature.
+            BadRequest: malformed, or it does not match the signature.
         """
         if header_length is None:
             text = body if type(body) is bytes else bytes(body)
@@ -88,7 +88,7 @@ class RequestReader:
         return request
 
     def read_large(self, body: bytes | memoryview, header_length: int | None, pause: Pause) -> InferRequest:
-        """As `read`, piece by piece, for a thread: no piece holds the interpreter for long, and nothing is remembered.
+        """As `read`, in pieces, for a thread: no piece holds the interpreter for long, and nothing is cached.
 
         Args:
             body: as for `read`.
@@ -99,7 +99,7 @@ class RequestReader:
             BadRequest: as `read`.
         """
         if header_length is not None and not 0 <= header_length <= len(body):
-            return self.read(body, header_length)  # refuses it
+            return self.read(body, header_length)  # raises the error
         if header_length == 0:
             return self._read_raw(memoryview(body))
         if header_length is None:
@@ -155,13 +155,13 @@ class RequestReader:
         return read_json(spec, shape, data, may_hold_bool=may_hold_bool) if array is None else array
 
     def _read_large(self, text: bytes) -> InferRequest | None:
-        """The same without a Python object per number; None for everything that is not plainly right."""
+        """As `_read_text`, without a Python object per number; None for everything that is not clearly valid."""
         if text[:1] != b"{":  # simdjson would skip a byte order mark
             return None
         try:
             return self._read_proxies(text, json_numbers.parse(text))
         except BadRequest:
-            return None  # the other way names what is wrong, in its own order
+            return None  # the other path reports the error, in its own order
 
     def _read_proxies(self, text: bytes, document: Any) -> InferRequest | None:
         fields = json_numbers.fields(document, _KEYS)
@@ -184,7 +184,7 @@ class RequestReader:
                 return None
             found[spec.name] = array
             num_lists += 1 + json_numbers.num_lists(data, shape)
-        if not json_numbers.has_lists(text, num_lists):  # a list where a number belongs, or a bracket in a string
+        if not json_numbers.has_lists(text, num_lists):  # a list in place of a number, or a bracket in a string
             return None
         rest = {key: json_numbers.plain(value) for key, value in fields.items()}
         return self._finish(rest, found, request_parameters(rest.get("parameters")))
@@ -192,7 +192,7 @@ class RequestReader:
     def _read_raw(self, view: memoryview) -> InferRequest:
         if len(self._required) != 1:
             raise BadRequest(
-                f"a raw request (inference-header-content-length 0) needs a model with one input, this one takes "
+                f"a raw request (inference-header-content-length 0) needs a model with one input, this model has "
                 f"{', '.join(map(repr, self._required))}; send a request with a JSON header"
             )
         (spec,) = self._required.values()
@@ -209,7 +209,7 @@ class RequestReader:
         return spec, shape
 
     def _finish(self, document: dict[str, Any], found: dict[str, Array], parameters: RequestParameters) -> InferRequest:
-        """What is left once the tensors are read."""
+        """Completes the request after its tensors were read."""
         inputs = complete_inputs(found, self._inputs)
         num_rows = 1
         if self._is_batched:
@@ -237,8 +237,8 @@ def _load(text: bytes) -> dict[str, Any]:
         rest = error.doc[error.pos :].lstrip("-")
         if rest.startswith(("NaN", "Infinity", "inf", "nan")):
             raise BadRequest(
-                f"the body holds {rest[:8].split(',')[0].rstrip('] }')!r} at character {error.pos}, which JSON does not "
-                "have; send null for a missing value where the model's metadata says nullable"
+                f"the body contains {rest[:8].split(',')[0].rstrip('] }')!r} at character {error.pos}, which is "
+                "not valid JSON; send null for a missing value where the model's metadata says nullable"
             ) from None
         raise BadRequest(f"the body is not JSON in UTF-8: {error.msg} at character {error.pos}") from None
     if type(document) is not dict:
@@ -247,7 +247,7 @@ def _load(text: bytes) -> dict[str, Any]:
 
 
 def _check_depth(document: dict[str, Any]) -> None:
-    """Refuses what is nested too deep below keys that nobody knows; those that we know say how deep they may go."""
+    """Refuses deep nesting under unknown keys; known keys have their own limits."""
     level: list[Any] = [document]
     for _ in range(MAX_DEPTH):
         level = [
@@ -258,7 +258,7 @@ def _check_depth(document: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise BadRequest(f"the body's JSON is nested more than {MAX_DEPTH} deep")
+    raise BadRequest(f"the body's JSON is nested more than {MAX_DEPTH} levels deep")
 
 
 def _may_hold_bool(text: bytes) -> bool:
@@ -266,7 +266,7 @@ def _may_hold_bool(text: bytes) -> bool:
 
 
 def _take(spec: TensorSpec, entry: dict[str, Any], size: int, tail: memoryview | None, offset: int) -> memoryview:
-    """The next `size` bytes of the binary data."""
+    """Returns the next `size` bytes of the binary data."""
     if tail is None:
         raise BadRequest(
             f"input {spec.name!r} has binary_data_size {size}, but the request has no inference-header-content-length"

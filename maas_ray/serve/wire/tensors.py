@@ -1,8 +1,8 @@
-"""JSON values to tensors and back, as the Open Inference Protocol v2 defines them. Knows no model and no request.
+"""JSON tensors: conversion to and from arrays, as defined by the Open Inference Protocol v2. Independent of models.
 
-Every check comes before the allocation that it guards, and names the input, the value, the limit and the way out.
-NaN and infinity have no literal in JSON (RFC 8259): a null stands for a missing value where the signature says so,
-and a NaN or an infinity in an answer is written as null.
+Every check comes before the allocation that it protects, and names the input, the value, the limit and the way out.
+NaN and infinity have no literal in JSON (RFC 8259): a null represents a missing value if the signature allows it,
+and a NaN or an infinity in a response is written as null.
 """
 
 import reprlib
@@ -20,19 +20,19 @@ BINARY_ONLY = frozenset({"FP16", "BF16"})
 """Datatypes without a JSON form in the protocol."""
 
 MAX_STRINGS = 1 << 20
-"""Most elements of an input of BYTES: each takes about 0.5 microseconds and 60 bytes, however short it is."""
+"""Maximum elements of a BYTES input: each takes about 0.5 microseconds and 60 bytes, however short it is."""
 _FLOATS = frozenset({"FP32", "FP64"})
 
 
 def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
-    """The declared shape, once it is one that this input can have.
+    """Returns the declared shape if it is valid for this input.
 
     Raises:
         BadRequest: not a list of non-negative integers, or its rank or a size is not the signature's.
     """
     if type(shape) is list and len(shape) != len(spec.shape):
         raise BadRequest(
-            f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)}: it has "
+            f"input {spec.name!r}: shape {short(shape)} does not match the model's {list(spec.shape)}: it has "
             f"{len(shape)} dimensions instead of {len(spec.shape)}"
         )
     if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
@@ -41,7 +41,7 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
         want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
     ):
         raise BadRequest(
-            f"input {spec.name!r}: shape {short(shape)} does not fit the model's {list(spec.shape)} (-1 is variable)"
+            f"input {spec.name!r}: shape {short(shape)} does not match the model's {list(spec.shape)} (-1 is variable)"
         )
     if spec.datatype == "BYTES" and prod(shape) > MAX_STRINGS:
         raise BadRequest(
@@ -51,13 +51,13 @@ def check_shape(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
 
 
 def read_json(spec: TensorSpec, shape: tuple[int, ...], data: Any, *, may_hold_bool: bool = True) -> Array:
-    """A tensor from the `data` of a request, flat or nested, in row-major order.
+    """Returns a tensor from the `data` of a request, flat or nested, in row-major order.
 
     Args:
-        spec: the input of the signature.
-        shape: the declared and checked shape.
-        data: what the JSON held.
-        may_hold_bool: whether a true or false can be among the numbers; saves looking at each.
+        spec: input of the signature.
+        shape: declared and validated shape.
+        data: parsed JSON.
+        may_hold_bool: whether the numbers may contain true or false; False skips a check of each.
 
     Returns:
         Array of `shape` and the signature's dtype; BYTES as objects of `str`.
@@ -89,7 +89,7 @@ def read_json(spec: TensorSpec, shape: tuple[int, ...], data: Any, *, may_hold_b
 
 
 def write_json(array: Array) -> Any:
-    """The flat row-major `data` of an answer, as something that orjson can write; NaN and infinity become null."""
+    """Returns the flat row-major `data` of a response, as orjson can write it; NaN and infinity become null."""
     if array.dtype == object:
         return array.ravel().tolist()
     return array.ravel()
@@ -98,12 +98,12 @@ def write_json(array: Array) -> Any:
 def _flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any, depth: int = 0) -> Iterator[Any]:
     if type(data) is not list:
         raise BadRequest(
-            f"input {spec.name!r}: data is nested {depth} deep in one place, shape {list(shape)} says {len(shape)}"
+            f"input {spec.name!r}: data is nested {depth} levels deep somewhere, shape {list(shape)} has {len(shape)}"
         )
     if depth >= len(shape) or len(data) != shape[depth]:
         raise BadRequest(
-            f"input {spec.name!r}: a list of {len(data)} elements at nesting depth {depth} does not fit the declared "
-            f"shape {list(shape)}; send a flat list, or one nested exactly as the shape says"
+            f"input {spec.name!r}: a list of {len(data)} elements at nesting depth {depth} does not match the declared "
+            f"shape {list(shape)}; send a flat list, or one nested exactly as the shape"
         )
     if depth == len(shape) - 1:
         yield from data
@@ -125,7 +125,7 @@ def _read_strings(spec: TensorSpec, data: list[Any]) -> Array:
 
 
 def _read_bools(spec: TensorSpec, data: list[Any]) -> Array:
-    # Some clients have one type for all numbers: 1, 1.0, 0 and 0.0 mean what they do everywhere.
+    # Some clients have one type for all numbers: 1, 1.0, 0 and 0.0 have their usual meaning.
     if set(map(type, data)) - {bool} and not all(map(_is_bool, data)):
         raise _misfit(spec, data, lambda value: not _is_bool(value), "true or false")
     return np.array(data, dtype=np.bool_)
@@ -143,8 +143,8 @@ def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Arr
     try:
         raw = np.array(data)
     except (ValueError, OverflowError):
-        raw = np.empty(0, dtype=object)  # a list among the numbers: found and named below
-    if raw.ndim != 1:  # numbers that are lists of equal lengths
+        raw = np.empty(0, dtype=object)  # a list among the numbers: reported below
+    if raw.ndim != 1:  # lists of equal lengths in place of numbers
         raise _misfit(spec, data, lambda value: type(value) is list, "a number")
     is_float = spec.datatype in _FLOATS
     if raw.dtype.kind not in ("iuf" if is_float else "iu"):
@@ -153,7 +153,7 @@ def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Arr
 
 
 def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
-    """Everything that numpy does not take for numbers at once: nulls, integers beyond 64 bits, wrong values."""
+    """Reads what numpy does not convert to numbers in one step: nulls, integers beyond 64 bits, wrong values."""
     if spec.datatype not in _FLOATS:
         if None in data and spec.nullable:
             raise BadRequest(
@@ -161,7 +161,7 @@ def _read_odd_numbers(spec: TensorSpec, data: list[Any]) -> Array:
             )
         if set(map(type, data)) - {int} and not all(map(_is_integer, data)):
             raise _misfit(spec, data, lambda value: not _is_integer(value), "an integer")
-        # Integers that share no 64-bit type, such as 0 and 2**64 - 1: numpy has taken them for floats or objects.
+        # Integers without a common 64-bit type, such as 0 and 2**64 - 1: numpy has converted them to floats or objects.
         return _fit(spec, data, np.array([int(value) for value in data], dtype=object)).astype(NUMPY[spec.datatype])
     allowed = {int, float, type(None)} if spec.nullable else {int, float}
     if set(map(type, data)) - allowed:
@@ -177,11 +177,11 @@ def _is_integer(value: Any) -> bool:
 
 
 def _fit(spec: TensorSpec, data: list[Any], raw: Array) -> Array:
-    """To the signature's dtype, refusing what it cannot hold."""
+    """Converts values to the signature's dtype, and refuses those out of its range."""
     dtype = NUMPY[spec.datatype]
     if spec.datatype in _FLOATS:
         with np.errstate(over="ignore"):
-            # Integers go through FP64 as well, as they do on the fast way: the last bit must not depend on the way.
+            # Integers are converted by FP64 as well, as on the fast path: the last bit must not depend on the path.
             array = raw.astype(np.float64).astype(dtype)
         fits = np.isfinite(array)
     else:
@@ -209,5 +209,5 @@ _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 2, 8, 60, 60
 
 
 def short(value: Any) -> str:
-    """A value of a request as an error message may show it; bounded in work as well as in length."""
+    """Returns a value of a request for an error message, limited in work and length."""
     return _REPR.repr(value)

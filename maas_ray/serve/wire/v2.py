@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2 over HTTP: what the rest of the server needs of it. Knows no HTTP, queue or engine.
+"""Open Inference Protocol v2: the codec of a model version. Independent of HTTP, queues and engines.
 
-Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. `InferCodec` is made once
-per model version and holds what does not change between its requests.
+Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. `InferCodec` is created
+once per model version and contains everything that is constant between its requests.
 """
 
 import orjson
@@ -16,13 +16,13 @@ __all__ = ["InferCodec", "model_config", "model_metadata", "server_metadata", "w
 
 
 class InferCodec:
-    """Reads the requests of one model version and writes its answers.
+    """Parses the requests of one model version and writes its responses.
 
     Args:
-        model: its name.
-        version: its number.
-        info: its description.
-        max_answer_bytes: most bytes of an answer's tensors.
+        model: name of the model.
+        version: number of the version.
+        info: description of the version.
+        max_answer_bytes: maximum bytes of a response's tensors.
     """
 
     __slots__ = ("has_strings", "read", "read_large", "write", "write_large", "writer")
@@ -34,10 +34,10 @@ class InferCodec:
         self.read = reader.read
         self.read_large = reader.read_large
         self.has_strings = any(tensor.datatype == "BYTES" for tensor in info.signature.inputs)
-        """Whether an input is BYTES, whose elements are read one by one in any form."""
+        """Whether an input is BYTES, whose elements are parsed one at a time in any format."""
         self.write, self.write_large = writer.write, writer.write_large
 
 
 def write_error(message: str) -> bytes:
-    """The protocol's only form of an error."""
+    """Returns the JSON document of an error, the protocol's only form."""
     return orjson.dumps({"error": message})

@@ -26,8 +26,8 @@ def test_each_node_says_what_its_processes_may_open(ray_cluster: RayCluster) -> 
     [
         ([], [], True, "no HAProxy has been started"),
         ([FULL], [], True, "up to 20000"),
-        ([HALF], [], True, "takes 9823 connections instead of 20000, because it may have 20000 open files"),
-        ([FEW], [], False, "takes 412 connections"),
+        ([HALF], [], True, "accepts 9823 connections instead of 20000, because it may have 20000 open files"),
+        ([FEW], [], False, "accepts 412 connections"),
         ([FULL], ["HAProxy may have 200 open files"], False, "HAProxy may have 200 open files"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The batcher: what shares a run, what fails alone, its bounds, its deadlines and its end."""
+"""Batcher: shared runs, isolated failures, limits, deadlines and shutdown."""
 
 import asyncio
 import random
@@ -60,7 +60,7 @@ def test_the_engine_has_its_next_run_before_the_answers_of_the_last_are_written(
     assert rig.answers == {"next": [4.0]}
 
 
-def test_rows_are_cut_by_what_was_parsed() -> None:
+def test_rows_are_split_by_the_parsed_numbers() -> None:
     rig = Rig()
     rig.send("two", 1, 2)
     rig.send("one", 3)
@@ -194,7 +194,7 @@ def test_the_queue_is_bounded_by_bytes_over_all_models_of_a_replica() -> None:
         rig.send("running", 1, num_bytes=30)
         rig.loop.turn()
         rig.send("waiting", 2, num_bytes=40)
-    with pytest.raises(Overloaded, match="80 bytes wait and this request has 40, the limit is 100"):
+    with pytest.raises(Overloaded, match="80 bytes wait, this request has 40, the limit is 100"):
         two.send("too much", 3, num_bytes=40)
     one.finish_all()
     two.send("fits now", 4, num_bytes=40)

@@ -1,4 +1,4 @@
-"""The batcher against the simplest model of it: a list, searched from end to end. Schedules are drawn by hypothesis."""
+"""Batcher compared with its simplest model: a list, scanned from start to end. hypothesis generates the schedules."""
 
 import math
 from dataclasses import dataclass, field
@@ -233,7 +233,7 @@ def test_every_schedule_keeps_order_bounds_and_answers() -> None:
     run_state_machine_as_test(Schedules, settings=SETTINGS)
 
 
-def test_every_schedule_with_near_deadlines_makes_nobody_late() -> None:
+def test_no_schedule_with_near_deadlines_makes_a_request_late() -> None:
     class Near(Schedules):
         estimate_s = 0.05
 

@@ -1,4 +1,4 @@
-"""The guard of merged runs: a graph that mixes its rows, past the analysis, is noticed while it serves."""
+"""Merge guard: a graph that mixes its rows, undetected by the analysis, is detected while it serves."""
 
 import logging
 
@@ -41,7 +41,7 @@ def test_a_graph_that_mixes_its_rows_is_noticed_and_no_longer_merged(caplog: pyt
     assert not any(wrong[20:]), "the third round comes after the check, at the twentieth request"
     assert counted.runs == [10, 10, *[1] * 10]
     assert [bool(found) for found in counted.checks] == [True]
-    assert "does not keep its rows apart" in counted.problem
+    assert "mixes the rows of requests" in counted.problem
     assert counted.problem in caplog.text
     assert caplog.records[-1].levelno == logging.ERROR
 
@@ -94,7 +94,7 @@ def test_whole_numbers_that_flip_again_and_again_are_a_difference() -> None:
     assert [bool(each) for each in found] == [False, False, True]
 
 
-def test_what_a_check_found_outlives_the_version_in_memory() -> None:
+def test_the_result_of_a_check_is_kept_after_an_unload() -> None:
     stats = ModelStats("m", 1)
     stats.checked("")
     stats.checked("it mixes")

@@ -1,6 +1,6 @@
-"""Four tenants' marked rows through a real engine: whatever is cancelled, lies or is poison, nobody gets another's rows.
+"""Marked rows of four tenants through a real engine: with cancelled, false and poisoned requests, no rows are mixed up.
 
-The checker knows nothing of the batcher: it is given what was asked and what was answered.
+The checker is independent of the batcher: it compares requests with responses.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Which requests the next run holds: priorities and deadlines, shares of tenants, runs that end in time, delay, instances."""
+"""Requests of the next run: priorities and deadlines, tenant shares, runs that end in time, delay, instances."""
 
 import random
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ def test_a_full_queue_makes_room_for_a_tenant_with_less_than_its_share() -> None
         rig.send("flood too many", 9, tenant="flood")
     displaced = [name for name, answer in rig.answers.items() if isinstance(answer, Overloaded)]
     assert displaced == [f"flood {number}" for number in (9, 8, 7, 6, 5)], "the last of those who have most"
-    assert "most of it is yours" in str(rig.answers["flood 9"])
+    assert "mostly with your requests" in str(rig.answers["flood 9"])
     assert len(rig.batcher._queue) == 10
     assert budget.used == 100
     rig.finish_all()
@@ -120,7 +120,7 @@ def test_room_is_made_by_bytes_as_well_but_never_in_vain() -> None:
     rig.send("calm", 9, tenant="calm", num_bytes=35)
     assert isinstance(rig.answers["flood 2"], Overloaded)
     assert budget.used == 95
-    with pytest.raises(Overloaded, match="95 bytes wait and this request has 80"):
+    with pytest.raises(Overloaded, match="95 bytes wait, this request has 80"):
         rig.send("too large", 9, tenant="third", num_bytes=80)
     assert budget.used == 95
     assert "flood 1" not in rig.answers
@@ -143,14 +143,14 @@ def test_a_run_takes_no_more_rows_than_end_before_its_earliest_deadline() -> Non
     assert len(rig.engine.runs[2]) == 30, "the rest has time"
 
 
-def test_a_prediction_alone_refuses_nobody() -> None:
+def test_an_estimate_alone_refuses_no_request() -> None:
     rig = Rig(seconds=lambda num_rows: 1000.0)
     rig.send("hopeless", 1, timeout_s=2)
     rig.finish_all()
     assert rig.answers == {"hopeless": [2.0]}
 
 
-def test_one_that_would_be_late_even_alone_holds_nobody_back() -> None:
+def test_a_request_that_would_be_late_even_alone_delays_no_other() -> None:
     rig = Rig(max_batch_size=8, seconds=affine)
     hold(rig)
     rig.send("hopeless", 1, timeout_s=5)
@@ -248,7 +248,7 @@ def test_closing_waits_for_no_one_to_fill_a_batch() -> None:
     assert (rig.answers, closed) == ({"a": [2.0]}, [True])
 
 
-def test_as_many_runs_as_there_are_streams_go_on_at_the_same_time() -> None:
+def test_there_are_as_many_concurrent_runs_as_streams() -> None:
     rig = Rig(instances=2)
     for number in range(10):
         rig.send(str(number), number)
@@ -315,7 +315,7 @@ def test_tenants_that_come_and_go_take_no_memory() -> None:
     assert len(shares._away) <= 1024
 
 
-def test_statistics_are_told_each_wait_and_each_run() -> None:
+def test_statistics_receive_each_wait_and_each_run() -> None:
     told: list[tuple[object, ...]] = []
 
     class Stats:
@@ -342,7 +342,7 @@ def test_a_request_that_would_wait_in_vain_is_refused_at_once_and_no_other() -> 
         rig.loop.turn()
     assert rig.batcher.num_queued == 8, "four runs, 12 s"
     now = rig.loop.now
-    with pytest.raises(Overloaded, match=r"takes about 12.0 s, and the request may wait for 15.0 s"):
+    with pytest.raises(Overloaded, match=r"take about 12.0 s, and this request.s deadline is in 15.0 s"):
         rig.batcher.admit(now + 15.0)
     rig.batcher.admit(now + 25.0)
     while rig.batcher.is_behind:

@@ -1,4 +1,4 @@
-"""Requests of different lengths share a run where the model takes a mask, and each gets what it gets alone."""
+"""Requests of different lengths share a run if the model accepts a mask, with the same outputs as alone."""
 
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def test_nothing_is_padded_where_nothing_is_stated(file_store: ObstoreStore, tmp
         ("seq=mask", {"words": 1.0}, "does not have the dimension"),
     ],
 )
-def test_what_cannot_be_padded_is_refused(
+def test_inputs_that_cannot_be_padded_are_refused(
     file_store: ObstoreStore, tmp_path: Path, pad: str, values: dict[str, float | str], message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):

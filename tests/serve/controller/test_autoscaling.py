@@ -1,4 +1,4 @@
-"""The policy inside Serve's own wrapper and context, under simulated loads; and what a replica reports."""
+"""Autoscaling policy inside Serve's own wrapper and context, under simulated loads; and the reports of a replica."""
 
 import math
 import random
@@ -107,7 +107,7 @@ def test_a_spike_that_is_over_at_once_starts_nothing() -> None:
     assert simulate(lambda time_s: 40 if 10 <= time_s < 10.6 else 1, 40) == []
 
 
-def test_replicas_go_one_delay_after_the_load_and_not_earlier() -> None:
+def test_replicas_end_one_delay_after_the_load_and_not_earlier() -> None:
     spec = AutoscalingSpec(downscale_delay_s=20)
     changes = simulate(lambda time_s: 60 if time_s < 30 else 5, 80, spec=spec)
     assert [size for _, size in changes] == [3, 1]

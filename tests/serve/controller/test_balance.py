@@ -1,4 +1,4 @@
-"""Which node gets or loses a replica, how many have to move, and when a move begins, ends and is given up."""
+"""Balance: the node that gets or loses a replica, the number of moves, and the start, end and abort of a move."""
 
 from collections import Counter
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Serve's scheduler with our placement in it: where replicas land, and that many at once cost no more than one by one."""
+"""Serve's scheduler with our placement: nodes of replicas, and the cost of placing many at once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How a pool is deployed, from what its nodes have free: ways, words and refusals. No cluster."""
+"""Deployment plans from the free resources of nodes: rollout steps, texts and refusals. No cluster."""
 
 from typing import Any
 
@@ -49,9 +49,9 @@ NEW = {"server_name": "new"}
     [
         (TWO, 1.0, "nothing changes", 100, ""),
         ({**TWO, "replicas": 1}, 1.0, "nothing changes", 100, ""),
-        ({**TWO, **NEW}, 3.0, "update", 100, "all new replicas start first; no capacity is lost"),
-        ({**TWO, **NEW}, 1.5, "update", 50, "1 at a time, the new one first; no capacity is lost"),
-        ({**TWO, **NEW}, 1.0, "update", 0, "one at a time: 1 of 2 replicas is away at a time"),
+        ({**TWO, **NEW}, 3.0, "update", 100, "all new replicas start first; no loss of capacity"),
+        ({**TWO, **NEW}, 1.5, "update", 50, "1 at a time, the new ones first; no loss of capacity"),
+        ({**TWO, **NEW}, 1.0, "update", 0, "one at a time: 1 of 2 replicas is unavailable at a time"),
         ({**TWO, "replicas": 3}, 1.5, "scaling", 100, ""),
     ],
 )
@@ -63,7 +63,7 @@ def test_the_way_loses_as_little_as_the_room_allows(
     assert str(found).endswith(says)
 
 
-def test_a_plan_says_what_is_needed_and_what_is_free_on_each_node() -> None:
+def test_a_plan_names_the_needed_and_the_free_resources_of_each_node() -> None:
     found = planned(
         described(**TWO, placement={"accelerator": "L4"}),
         None,
@@ -71,8 +71,8 @@ def test_a_plan_says_what_is_needed_and_what_is_free_on_each_node() -> None:
         node("b", 2.0),
     )
     assert str(found) == (
-        "pool 'p': first start, needs 2 × 1.5 CPU, L4 there, free: 4 CPU, L4 there on 10.0.0.97 (node a); "
-        "2 CPU, L4 not there on 10.0.0.98 (node b)"
+        "pool 'p': first start, needs 2 × 1.5 CPU, L4 available, free: 4 CPU, L4 available on 10.0.0.97 (node a); "
+        "2 CPU, L4 not available on 10.0.0.98 (node b)"
     )
 
 
@@ -81,11 +81,11 @@ def test_a_plan_says_what_is_needed_and_what_is_free_on_each_node() -> None:
     [
         (
             {"replicas": 3, "resources": {"cpus": 2.5}},
-            "can never run .* needs 3 × 2.5 CPU, and 2 of them fit on its 2 nodes",
+            "can never run .* needs 3 × 2.5 CPU, but only 2 fit on its 2 nodes",
         ),
-        ({"placement": {"labels": {"zone": "x"}}}, r"0 of them fit on its 0 nodes with the labels \{'zone': 'x'\}"),
-        ({"replicas": 3, "placement": "one_per_node"}, "one per node, and 2 of them fit"),
-        ({"resources": {"gpus": 1}}, "needs 1 × 1 CPU, 1 GPU, and 0 of them fit"),
+        ({"placement": {"labels": {"zone": "x"}}}, r"only 0 fit on its 0 nodes with the labels \{'zone': 'x'\}"),
+        ({"replicas": 3, "placement": "one_per_node"}, "one per node, but only 2 fit"),
+        ({"resources": {"gpus": 1}}, "needs 1 × 1 CPU, 1 GPU, but only 0 fit"),
         ({"replicas": {"min": 0, "max": 3}, "resources": {"cpus": 9}}, "needs 1 × 9 CPU"),  # it could never wake
     ],
 )
@@ -97,7 +97,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(pool: dict[str, Any], sa
 
 def test_what_others_hold_may_become_free() -> None:
     spec = described(**TWO)
-    with pytest.raises(NoRoomNow, match="needs 2 × 1.5 CPU, free: 2 CPU on .*; others hold the room"):
+    with pytest.raises(NoRoomNow, match="needs 2 × 1.5 CPU, free: 2 CPU on .*; other workloads use the rest"):
         planned(spec, None, node("a", 2.0))
     assert planned(spec, None, node("a", 2.0), may_grow=True).way.surge_percent == 100  # an autoscaler adds nodes
 
@@ -105,7 +105,7 @@ def test_what_others_hold_may_become_free() -> None:
 def test_a_downtime_must_be_allowed() -> None:
     old, one = described(replicas=1, resources={"cpus": 3}), {"replicas": 1, "resources": {"cpus": 3}, **NEW}
     with pytest.raises(
-        ResourcesMissing, match=r"without being away: 1 × 3 CPU .* 1 that runs .*rollout\.allow_downtime"
+        ResourcesMissing, match=r"without downtime: 1 × 3 CPU .* 1 running replica .*rollout\.allow_downtime"
     ):
         planned(described(**one), running(old, "a"), node("a", 1.0))
     found = planned(described(**one, rollout={"allow_downtime": True}), running(old, "a"), node("a", 1.0))
@@ -123,7 +123,7 @@ def test_larger_replicas_come_in_steps_that_each_have_room() -> None:
     assert planned(larger, halves, node("a", 0.0, 3.0), node("b", 3.0, 3.0)).way == Way(0, 2)
 
 
-def test_one_per_node_is_replaced_in_its_place_even_with_room_beside() -> None:
+def test_one_per_node_is_replaced_in_its_place_even_with_other_free_nodes() -> None:
     alone = {"replicas": 2, "placement": "one_per_node"}
     standing = running(described(**alone), "a", "b")
     assert planned(described(**alone, **NEW), standing, node("a", 9.0), node("b", 9.0)).way == Way(0, 2)

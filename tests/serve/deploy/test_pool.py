@@ -1,4 +1,4 @@
-"""Pools on a real Ray cluster behind HAProxy: what cannot start, what is refused, and a file for `serve deploy`."""
+"""Pools on a real Ray cluster behind HAProxy: failed starts, refusals, and a file for `serve deploy`."""
 
 import os
 import subprocess
@@ -122,7 +122,7 @@ def test_a_pool_that_cannot_start_says_why_in_the_replicas_words(
         pool.deploy(serve_spec(ray_cluster, pool_store, models=[{"name": "broken"}]), timeout_s=90)
 
 
-def test_what_cannot_be_deployed_is_refused_before_anything_starts(
+def test_an_invalid_deployment_is_refused_before_anything_starts(
     ray_cluster: RayCluster, pool_store: ObstoreStore
 ) -> None:
     from maas_ray.serve.deploy import pool

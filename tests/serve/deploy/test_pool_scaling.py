@@ -1,4 +1,4 @@
-"""A pool on the real cluster grows with a step in load, shrinks after it, sleeps, wakes, and loses no request."""
+"""A pool on the real cluster scales up with a step in load, down after it, to zero and back, and loses no request."""
 
 import time
 from collections.abc import Iterator

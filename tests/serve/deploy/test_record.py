@@ -1,4 +1,4 @@
-"""What a cluster serves, in the store: the newest description of each pool, until it is ended."""
+"""Record of the served pools in the store: the newest description of each pool, until it is ended."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The protocol class of Serve's proxy in a real uvicorn, over sockets, plain and with TLS, in Ray's own event loop."""
+"""Protocol class of Serve's proxy in a real uvicorn, over sockets, plain and with TLS, in Ray's own event loop."""
 
 import asyncio
 import json
@@ -203,7 +203,7 @@ def test_a_reader_that_stalls_is_closed(proxy: Proxy) -> None:
             assert len(until_closed(sock)) < BIG
 
 
-def test_a_reader_that_goes_on_reading_gets_everything(proxy: Proxy) -> None:
+def test_a_reader_that_continues_to_read_gets_everything(proxy: Proxy) -> None:
     with proxy.connect() as sock:
         sock.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         received, began = 0, time.monotonic()
@@ -232,7 +232,7 @@ def test_an_answer_that_takes_long_is_waited_for_also_with_half_a_head_behind_it
         assert "the head" in refusal(until_closed(sock))
 
 
-def test_a_body_that_nobody_reads_any_more_is_not_waited_for(proxy: Proxy) -> None:
+def test_a_body_that_is_no_longer_read_is_not_awaited(proxy: Proxy) -> None:
     with proxy.connect() as sock:
         sock.sendall(HEAD.replace(b"/x", b"/early") + b"12")
         answer = until_closed(sock)
@@ -248,7 +248,7 @@ def test_a_handshake_that_stops_is_ended(proxy: Proxy) -> None:
         assert until_closed(sock) == b""
 
 
-def test_one_connection_more_than_the_limit_is_told_so(proxy: Proxy) -> None:
+def test_a_connection_above_the_limit_gets_an_error(proxy: Proxy) -> None:
     until_gone(proxy)
     held = [proxy.connect() for _ in range(MAX_CONNECTIONS)]
     try:
@@ -273,7 +273,7 @@ def test_one_connection_more_than_the_limit_is_told_so(proxy: Proxy) -> None:
     [b"GET /x HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"hello\r\n\r\n"],
     ids=["long head", "no host", "not HTTP"],
 )
-def test_what_is_no_request_is_answered_in_json(proxy: Proxy, sent: bytes) -> None:
+def test_invalid_requests_are_answered_in_json(proxy: Proxy, sent: bytes) -> None:
     with proxy.connect() as sock:
         with suppress(ConnectionError, ssl.SSLError):
             sock.sendall(sent)

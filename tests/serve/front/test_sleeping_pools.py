@@ -1,4 +1,4 @@
-"""A pool without a replica: what it answers, and what Serve's proxy takes in for it."""
+"""A pool scaled to zero: its responses, and the requests that Serve's proxy accepts for it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The v2 protocol over gRPC: messages and tensors; the service on a real gRPC server, asked by Triton's own client."""
+"""The v2 protocol over gRPC: messages and tensors; the service on a real gRPC server, called by Triton's own client."""
 
 import asyncio
 import math
@@ -124,7 +124,7 @@ def test_our_enum_of_datatypes_is_tritons() -> None:
 @pytest.mark.parametrize(
     ("datatype", "is_raw"), [*((name, True) for name in VALUES), *((name, False) for name in FIELDS)]
 )
-def test_what_is_written_is_what_was_read_in_every_datatype_and_form(datatype: Datatype, is_raw: bool) -> None:
+def test_every_datatype_and_form_is_written_as_it_was_read(datatype: Datatype, is_raw: bool) -> None:
     array = VALUES[datatype]
     reader = codec(datatype)
     asked = {} if is_raw else {"binary_data_output": Value(bool_param=False)}
@@ -230,15 +230,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"raw": []}, "fp32_contents has 0 elements"),
     ({"raw": [b"12345"]}, "5 bytes of binary data"),
     ({"raw": [b"1" * 12, b"2" * 12]}, "1 inputs and 2 raw_input_contents"),
-    ({"contents": Contents(fp32_contents=[1, 2, 3])}, "contents beside raw_input_contents"),
+    ({"contents": Contents(fp32_contents=[1, 2, 3])}, "both contents and raw_input_contents"),
     ({"is_raw": False, "contents": Contents(fp32_contents=[1])}, "has 4 elements"),
     ({"is_raw": False, "contents": Contents(int_contents=[1])}, "send fp32_contents instead of int_contents"),
     ({"outputs": ["nothing"]}, "unknown output 'nothing'"),
-    ({"outputs": ["y", "y"]}, "asked for twice"),
+    ({"outputs": ["y", "y"]}, "requested twice"),
     ({"parameters": {"timeout": Value(int64_param=-1)}}, "'timeout'"),
     ({"parameters": {"timeout": Value(string_param="soon")}}, "'timeout'"),
     ({"parameters": {"priority": Value(double_param=0.5)}}, "'priority'"),
-    ({"parameters": {"sequence_id": Value(int64_param=5)}}, "sequences are not offered"),
+    ({"parameters": {"sequence_id": Value(int64_param=5)}}, "sequences are not supported"),
     ({"tensor_parameters": {"shared_memory_region": Value(string_param="r")}}, "shared memory"),
     ({"id": "i" * 300}, "256 characters"),
 ]
@@ -322,7 +322,7 @@ def test_bytes_that_are_not_utf8_are_kept(is_raw: bool) -> None:
     assert sent == b"\xff"
 
 
-def test_raw_contents_may_lie_beside_empty_typed_ones_and_are_answered_raw() -> None:
+def test_raw_contents_with_empty_typed_ones_are_answered_raw() -> None:
     request = message("FP32", VALUES["FP32"], is_raw=True)
     request.inputs[0].contents.SetInParent()
     assert [output.is_binary for output in read(request, codec("FP32")).outputs] == [True]
@@ -558,7 +558,7 @@ def test_tritons_client_reads_health_metadata_and_configuration(client: triton.I
     ]
 
 
-def test_statistics_count_what_was_asked_over_grpc(client: triton.InferenceServerClient) -> None:
+def test_statistics_count_grpc_requests(client: triton.InferenceServerClient) -> None:
     def counts() -> tuple[int, int]:
         (found,) = client.get_inference_statistics("lookup").model_stats
         return found.inference_count, found.inference_stats.success.count
@@ -604,8 +604,8 @@ FAILURES: list[tuple[str, dict[str, Any], str]] = [
     ("NOT_FOUND", {"model_name": "nothing"}, "Request for unknown model: 'nothing' is not found"),
     ("NOT_FOUND", {"model_version": "9"}, "'linear' version 9 is not found"),
     ("INVALID_ARGUMENT", {"model_version": "latest"}, "not a positive integer"),
-    ("INVALID_ARGUMENT", {"inputs": [tensor(np.zeros((1, 4), np.float32))]}, "shape [1, 4] does not fit"),
-    ("UNIMPLEMENTED", {"sequence_id": 5}, "sequences are not offered"),
+    ("INVALID_ARGUMENT", {"inputs": [tensor(np.zeros((1, 4), np.float32))]}, "shape [1, 4] does not match"),
+    ("UNIMPLEMENTED", {"sequence_id": 5}, "sequences are not supported"),
 ]
 
 
@@ -619,7 +619,7 @@ def test_a_refusal_has_its_exact_status_and_its_reason(
     assert reason in caught.value.message()
 
 
-def test_what_is_late_when_it_arrives_is_not_run(server: Server) -> None:
+def test_a_request_that_is_late_on_arrival_is_not_run(server: Server) -> None:
     request = changed()
     request.model_name = "linear"
 
@@ -632,7 +632,7 @@ def test_what_is_late_when_it_arrives_is_not_run(server: Server) -> None:
         server.call(ask(0.0))
 
 
-def test_what_a_model_fails_at_is_an_error_of_that_request_alone(client: triton.InferenceServerClient) -> None:
+def test_a_failure_of_the_model_is_an_error_of_that_request_alone(client: triton.InferenceServerClient) -> None:
     good, poison = tensor(np.array([[1]]), "index", "INT64"), tensor(np.array([[99]]), "index", "INT64")
 
     def ask(kind: triton.InferInput) -> Any:
@@ -679,7 +679,7 @@ def test_methods_that_are_not_offered_are_unimplemented(channel: grpc.Channel, m
     assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_caller_of_another_pool_is_told_so(channel: grpc.Channel) -> None:
+def test_a_call_to_another_pool_is_refused_with_the_pools_name(channel: grpc.Channel) -> None:
     call(channel, "ServerLive", metadata=[("application", "pool")])
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, "ServerLive", metadata=[("application", "other")])
@@ -705,7 +705,7 @@ def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: tri
     for index in range(num_requests):
         result, error = answers.get(timeout=20)
         if index % 10 == 3:
-            assert "does not fit" in error.message()
+            assert "does not match" in error.message()
             continue
         assert error is None
         response = result.get_response()
@@ -715,7 +715,7 @@ def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: tri
     client.stop_stream()
 
 
-def test_a_stream_of_a_caller_who_wants_statuses_ends_with_the_first_error(channel: grpc.Channel) -> None:
+def test_a_stream_with_statuses_ends_with_the_first_error(channel: grpc.Channel) -> None:
     good = changed()
     good.model_name = "linear"
     bodies = [good.SerializeToString(), b"\x0a\xff", good.SerializeToString()]
@@ -737,7 +737,7 @@ async def settled(server: Server) -> int:
     return server.handler.num_ongoing
 
 
-def test_callers_who_leave_and_deadlines_that_pass_leave_nothing_behind(server: Server, channel: grpc.Channel) -> None:
+def test_disconnects_and_expired_deadlines_leave_nothing_behind(server: Server, channel: grpc.Channel) -> None:
     request = changed()
     request.model_name = "linear"
     body = request.SerializeToString()

@@ -1,4 +1,4 @@
-"""The HTTP surface over a real socket, asked by other people's clients and by hand-made bytes."""
+"""HTTP routes over a real socket, called by third-party clients and with handwritten bytes."""
 
 import asyncio
 import json
@@ -122,7 +122,7 @@ def test_every_get_answers_and_its_head_says_the_same_without_a_body(
         ("POST", "/v2/health/live", 405, "use GET"),
     ],
 )
-def test_what_is_not_there_is_said_in_the_protocols_form(
+def test_missing_resources_get_errors_in_the_protocols_form(
     shared_server: Server, method: str, path: str, status: int, message: str
 ) -> None:
     answer = requests.request(method, shared_server.url + path, timeout=30)
@@ -166,7 +166,7 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
-        ({"content-encoding": "br"}, "content-encoding b'br' is not offered"),
+        ({"content-encoding": "br"}, "content-encoding b'br' is not supported"),
         ({"content-encoding": "gzip"}, "gzip"),
         ({"inference-header-content-length": "ten"}, "is not a non-negative integer"),
         ({"inference-header-content-length": "100000"}, "100000"),
@@ -175,9 +175,7 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
         ({"x-request-timeout-ms": "0"}, "not a positive integer"),
     ],
 )
-def test_headers_that_ask_for_what_is_not_offered_are_refused(
-    shared_server: Server, headers: dict[str, str], message: str
-) -> None:
+def test_unsupported_headers_are_refused(shared_server: Server, headers: dict[str, str], message: str) -> None:
     answer = infer(shared_server, headers=headers)
     assert answer.status_code == 400
     assert message in answer.json()["error"]
@@ -345,7 +343,7 @@ def test_the_aio_client_works_too(shared_server: Server) -> None:
         np.testing.assert_array_equal(array, np.arange(6, dtype=np.float32).reshape(2, 3) * 2)
 
 
-def test_statistics_and_metrics_count_what_was_asked(server: Server) -> None:
+def test_statistics_and_metrics_count_the_requests(server: Server) -> None:
     rows = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}]}
     for _ in range(3):
         assert infer(server, rows).status_code == 200

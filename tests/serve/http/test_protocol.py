@@ -1,4 +1,4 @@
-"""The protocol class on real sockets: order, limits of time and number, and a stop that answers what has begun."""
+"""Protocol class on real sockets: order, limits of time and number, and a stop that answers started requests."""
 
 import json
 import socket
@@ -99,7 +99,7 @@ def test_a_caller_that_waits_for_100_continue_gets_it(strict: Server) -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-def test_a_caller_that_has_ended_sending_gets_the_answers_to_what_it_reads(strict: Server, method: bytes) -> None:
+def test_a_half_closed_client_gets_the_responses_to_its_reads(strict: Server, method: bytes) -> None:
     ready = method + b" /v2/health/ready HTTP/1.1\r\nhost: a\r\n\r\n"
     with connect(strict) as sock:
         sock.sendall(ready * 3)
@@ -134,7 +134,7 @@ def test_one_connection_too_many_is_a_503(strict: Server) -> None:
         with connect(strict) as sock:
             status, body = read_answers(sock, 1)[0]
         assert status == 503
-        assert "4 connections, which is its limit" in json.loads(body)["error"]
+        assert "limit of 4 connections" in json.loads(body)["error"]
     finally:
         for sock in held:
             sock.close()
@@ -158,7 +158,7 @@ def test_a_connection_that_trickles_or_rests_is_ended_with_its_reason(strict: Se
             assert sock.recv(100) == b"", "closed"
 
 
-def test_a_large_body_that_comes_slowly_but_steadily_is_read_and_one_that_stops_is_refused(strict: Server) -> None:
+def test_a_large_slow_but_steady_body_is_read_and_one_that_stops_is_refused(strict: Server) -> None:
     head, _, body = request().partition(b"\r\n\r\n")
     body += b" " * (300_000 - len(body))
     whole = head.rpartition(b" ")[0] + b" %d\r\n\r\n" % len(body) + body

@@ -1,4 +1,4 @@
-"""What a scrape gets: its encoding, and the counts of the replicas that answer when one does not."""
+"""Response of a scrape: its encoding, and the counts of the replicas that answer if one does not."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""Loading and unloading by callers: written down once for all replicas, and never at the cost of what serves."""
+"""Load and unload requests of clients: recorded once for all replicas, without harm to the models that serve."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -115,7 +115,7 @@ def test_an_unloaded_model_is_gone_until_it_is_loaded_again(file_store: ObstoreS
     play(scene, manager)
 
 
-def test_unloading_waits_for_the_last_answer_but_not_for_ever(file_store: ObstoreStore) -> None:
+def test_unloading_waits_for_the_last_answer_with_a_time_limit(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
     manager = explicit(file_store, "a")
 
@@ -128,7 +128,7 @@ def test_unloading_waits_for_the_last_answer_but_not_for_ever(file_store: Obstor
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *args: answers.append(args))
         while not held:
             await asyncio.sleep(0)
-        with pytest.raises(DeadlineExceeded, match="still answers some"):
+        with pytest.raises(DeadlineExceeded, match="has some unanswered"):
             await manager.unload("a", timeout_s=0.05)
         assert states(manager) == {("a", "1"): "UNLOADING", ("a", ""): "UNAVAILABLE"}
         start(*held[0])
@@ -155,7 +155,7 @@ def test_a_version_that_a_caller_asks_for_answers_urls_without_one(file_store: O
     play(scene, manager)
 
 
-def test_a_broken_version_is_refused_and_what_served_goes_on(file_store: ObstoreStore) -> None:
+def test_a_broken_version_is_refused_and_the_previous_one_continues(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a")
     registry = Registry(file_store)
     bundle = commit_bundle(file_store, lookup(), LINEAR)
@@ -245,12 +245,14 @@ def test_a_replica_that_starts_later_knows_the_desired_models(file_store: Obstor
 
     async def scene() -> None:
         assert in_memory(manager) == ["a", "b"]
-        assert "does not load" in manager.problems("broken")[0], "a desired model does not stop a replica from starting"
+        assert "cannot be loaded" in manager.problems("broken")[0], (
+            "a desired model does not stop a replica from starting"
+        )
 
     play(scene, manager)
 
 
-def test_a_request_that_waits_for_a_model_that_is_being_unloaded_is_told(file_store: ObstoreStore) -> None:
+def test_a_request_that_waits_for_a_model_being_unloaded_gets_an_error(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b")
     manager = explicit(file_store, models=[{"name": "*"}])
 

@@ -1,4 +1,4 @@
-"""Following the registry: swap without a failed request, and what happens when a new version is broken."""
+"""Following the registry: version swaps without a failed request, and broken new versions."""
 
 import asyncio
 import threading
@@ -74,7 +74,7 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
             scales[version] = scale
             registry.promote("linear", version)
             if turn % 2:
-                wait_for(lambda: f"version {version} does not load" in str(server.manager.problems("linear")))
+                wait_for(lambda: f"version {version} cannot be loaded" in str(server.manager.problems("linear")))
             else:
                 wait_for(lambda: seen[str(version)] > 0)
     finally:
@@ -94,7 +94,7 @@ def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server
     assert version_of(server.url) == "1"
     ready = requests.get(f"{server.url}/v2/models/linear/ready", timeout=30).json()
     assert ready["ready"] is True
-    assert "version 2 does not load" in ready["problems"][0]
+    assert "version 2 cannot be loaded" in ready["problems"][0]
     assert "sha256" in ready["problems"][0]
     metadata = requests.get(f"{server.url}/v2/models/linear", timeout=30).json()
     assert metadata["parameters"]["version"] == "1"
@@ -110,7 +110,7 @@ def test_a_version_whose_graph_is_not_its_signature_is_never_swapped_in(server: 
     assert version_of(server.url) == "1"
 
 
-def test_a_store_that_is_away_changes_nothing_of_what_is_loaded(server: Server) -> None:
+def test_an_unavailable_store_does_not_affect_loaded_models(server: Server) -> None:
     root = Path(server.store.uri.removeprefix("file://"))
     hidden = root.with_name("hidden")
     root.rename(hidden)
@@ -176,7 +176,7 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
 
     def check() -> None:
         assert resident(manager, "linear").version.version == 1
-        assert "version 2 does not load" in manager.problems("linear")[0]
+        assert "version 2 cannot be loaded" in manager.problems("linear")[0]
 
     run(manager, check)
 

@@ -1,4 +1,4 @@
-"""More models than memory: requests that wait for a load, who gives way, and what nobody may wait for without a bound."""
+"""More models than memory: requests that wait for a load, eviction, and the limits of every wait."""
 
 import asyncio
 import random
@@ -246,7 +246,7 @@ def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
     play(manager, scene)
 
 
-def test_while_every_model_is_in_use_a_cold_one_waits_and_is_told_why(file_store: ObstoreStore) -> None:
+def test_while_every_model_is_in_use_a_cold_one_waits_and_gets_the_reason(file_store: ObstoreStore) -> None:
     publish_many(file_store, "busy", "cold")
     manager = manager_of(file_store, "busy", "*", room_for=1)
 
@@ -257,7 +257,7 @@ def test_while_every_model_is_in_use_a_cold_one_waits_and_is_told_why(file_store
         deadline = asyncio.get_running_loop().time() + 20
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *_: None)
         await until(lambda: held)
-        with pytest.raises(DeadlineExceeded, match="every model in the pool's memory budget is in use"):
+        with pytest.raises(DeadlineExceeded, match="every model in memory is in use"):
             await loaded(manager, "cold", timeout_s=0.1)
         waiting = asyncio.ensure_future(loaded(manager, "cold"))
         await asyncio.sleep(0.05)
@@ -290,7 +290,7 @@ def test_what_pinned_models_hold_is_not_there_for_others(file_store: ObstoreStor
     manager = manager_of(file_store, room_for=1, models=models)
 
     async def scene() -> None:
-        with pytest.raises(ModelTooLarge, match=f"pinned models hold {SIZE}"):
+        with pytest.raises(ModelTooLarge, match=f"pinned models use {SIZE}"):
             await loaded(manager, "a")
 
     play(manager, scene)
@@ -366,7 +366,7 @@ def test_waiters_are_bounded_in_number_and_bytes(file_store: ObstoreStore, slow:
         waiters = [wait("a") for _ in range(3)]
         with pytest.raises(Overloaded, match="3 requests wait for it, the limit is 3"):
             wait("a")
-        with pytest.raises(Overloaded, match="30 bytes wait and this request has 71, the limit is 100"):
+        with pytest.raises(Overloaded, match="30 bytes wait, this request has 71, the limit is 100"):
             wait("b", 71)
         waiters[0].cancel()
         waiters[0].cancel()
@@ -403,7 +403,7 @@ def test_a_waiter_that_leaves_or_whose_time_is_up_does_not_stop_the_others(
     play(manager, scene)
 
 
-def test_a_load_that_nobody_waits_for_any_more_is_not_begun(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
+def test_a_load_without_waiting_requests_is_not_started(file_store: ObstoreStore, slow: type[SlowEngine]) -> None:
     publish_many(file_store, "a", "b", "c")
     manager = manager_of(file_store, "*", refresh={**SLOW, "max_parallel_loads": 1})
 
@@ -438,7 +438,7 @@ def test_a_callback_that_fails_takes_no_other_answer_with_it(file_store: Obstore
     play(manager, scene)
 
 
-def test_a_replica_that_stops_answers_those_who_wait_for_a_load(
+def test_a_stopping_replica_answers_requests_that_wait_for_a_load(
     file_store: ObstoreStore, slow: type[SlowEngine]
 ) -> None:
     publish_many(file_store, "a", "b")
@@ -449,11 +449,11 @@ def test_a_replica_that_stops_answers_those_who_wait_for_a_load(
         first, second = (asyncio.ensure_future(ask(manager, name)) for name in ("a", "b"))
         await until(lambda: slow.begun)
         closing = asyncio.ensure_future(manager.close(0.05))
-        with pytest.raises(Overloaded, match="is being stopped"):
+        with pytest.raises(Overloaded, match="is stopping"):
             await second
-        with pytest.raises(Overloaded, match="is being stopped"):
+        with pytest.raises(Overloaded, match="is stopping"):
             await first
-        with pytest.raises(Overloaded, match="is being stopped"):
+        with pytest.raises(Overloaded, match="is stopping"):
             manager.find("a")
         slow.gate.set()
         await closing
@@ -485,7 +485,7 @@ def test_a_load_that_is_late_is_not_begun_twice(file_store: ObstoreStore, slow: 
     manager = manager_of(file_store, "*", refresh={**SLOW, "load_timeout_s": 1.0})
 
     async def scene() -> None:
-        with pytest.raises(MaasError, match=r"did not give model 'a' version 1 within 1 s"):
+        with pytest.raises(MaasError, match=r"access to model 'a' version 1 in the store took longer than 1 s"):
             await loaded(manager, "a")
         reference = manager._by_name["a"][0]
         reference.try_again()
@@ -525,7 +525,7 @@ def test_a_broken_version_of_a_cold_model_is_answered_by_the_one_before_it(file_
     async def scene() -> None:
         for _ in range(3):
             assert (await ask(manager, "b")).tolist() == [[2.0, 2.0, 2.0]]
-            assert "version 2 does not load" in manager.problems("b")[0]
+            assert "version 2 cannot be loaded" in manager.problems("b")[0]
             await ask(manager, "a")
         states = {(row["version"], row["state"]) for row in manager.index() if row["name"] == "b"}
         assert states == {("2", "UNAVAILABLE")}

@@ -1,4 +1,4 @@
-"""Memory that a model took is the system's again after it is unloaded: seen from outside, in a process of its own."""
+"""A model's memory is returned to the system after it is unloaded: measured from outside, in a separate process."""
 
 import json
 import subprocess

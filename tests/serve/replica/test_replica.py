@@ -1,4 +1,4 @@
-"""What a replica's process must not hold."""
+"""Modules that a replica's process must not import."""
 
 import subprocess
 import sys

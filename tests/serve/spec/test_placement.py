@@ -1,4 +1,4 @@
-"""What a spec may say of placement and roll-out, and how it reaches Serve."""
+"""Placement and rollout specs, and how they are passed to Serve."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ def test_a_word_is_short_for_a_strategy() -> None:
         ({"placement": "sprad"}, "placement.strategy.*'spread', 'pack' or 'one_per_node'"),
         ({"placement": {"label": {}}}, "unknown key 'pools.0.placement.label'; did you mean 'labels'"),
         ({"placement": {"labels": {"a b": "c"}}}, "'a b' is not the name of a node label"),
-        ({"placement": {"labels": {"zone": "in(a"}}}, r"label 'zone' is to be 'in\(a'; give one value"),
+        ({"placement": {"labels": {"zone": "in(a"}}}, r"label 'zone' has the value 'in\(a'; use one value"),
         ({"placement": {"accelerator": "L4;"}}, "accelerator"),
         ({"rollout": {"timeout_s": 0}}, "timeout_s"),
         ({"rollout": {"surge": 1}}, "unknown key 'pools.0.rollout.surge'"),
     ],
 )
-def test_what_is_wrong_is_named(pool: dict[str, Any], says: str) -> None:
+def test_an_invalid_placement_is_named(pool: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         described(**pool)
 

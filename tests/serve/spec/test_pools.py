@@ -1,4 +1,4 @@
-"""What a ServeSpec refuses, and what it derives."""
+"""Refusals and derived values of a ServeSpec."""
 
 from typing import Any
 
@@ -34,9 +34,9 @@ def test_the_smallest_spec_has_safe_defaults() -> None:
         ({"pools": [{**POOL, "route_prefix": "a"}]}, "a route prefix is '/' or segments"),
         ({"pools": [{**POOL, "route_prefix": "/a/"}]}, "a route prefix is '/' or segments"),
         ({"pools": [{"models": [{"name": "m"}, {"name": "m"}]}]}, r"lists m \(production\) more than once"),
-        ({"pools": [{"models": [{"name": "m", "alias": "a", "version": 1}]}]}, "an alias or a version, not both"),
+        ({"pools": [{"models": [{"name": "m", "alias": "a", "version": 1}]}]}, "alias and version are both set"),
         ({"pools": [{"models": [{"name": "../m"}]}]}, "pattern"),
-        ({"pools": [{"models": [{"name": "team-*", "version": 1}]}]}, "stands for many models"),
+        ({"pools": [{"models": [{"name": "team-*", "version": 1}]}]}, "matches many models"),
         ({"pools": [{**POOL, "memory_budget_bytes": 0}]}, "greater than 0"),
         ({"pools": [{**POOL, "model_control": "poll"}]}, "'none' or 'explicit'"),
         ({"pools": [{**POOL, "replicas": {"min": 3, "max": 2}}]}, "max 2 is below min 3"),

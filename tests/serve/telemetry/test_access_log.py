@@ -1,4 +1,4 @@
-"""The access log: real files, the real logger, its own thread."""
+"""Access log: real files, the real logger, its own thread."""
 
 import json
 import logging
@@ -137,7 +137,7 @@ class Stuck(logging.Handler):
         self.records.append(record.getMessage())
 
 
-def test_a_writer_that_hangs_costs_lines_but_blocks_nobody(make: Callable[..., AccessLog]) -> None:
+def test_a_writer_that_hangs_loses_lines_but_blocks_no_request(make: Callable[..., AccessLog]) -> None:
     handler = Stuck()
     access.addHandler(handler)
     try:
@@ -171,7 +171,7 @@ def test_a_file_that_was_moved_away_is_made_again(make: Callable[..., AccessLog]
     assert [line["request_id"] for line in lines(path)] == ["after"]
 
 
-def test_a_directory_that_goes_and_comes_back_costs_the_lines_between(
+def test_a_directory_that_is_removed_and_restored_loses_the_lines_between(
     make: Callable[..., AccessLog], tmp_path: Path
 ) -> None:
     path = tmp_path / "logs" / "access.jsonl"

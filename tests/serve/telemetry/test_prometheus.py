@@ -1,4 +1,4 @@
-"""The metrics text, read by the parsers of Prometheus' own client; the dashboard shows only what is in it."""
+"""Metrics text, read by the parsers of Prometheus' own client; the dashboard uses only metrics in it."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The counts of a replica, held against a ledger that is kept apart."""
+"""Statistics of a replica, compared with an independent ledger."""
 
 import asyncio
 import json
@@ -149,7 +149,7 @@ def test_a_wrong_count_is_caught(kind: type[ModelStats]) -> None:
         ledger.check(stats.snapshot())
 
 
-def test_each_request_waits_once_and_runs_once_even_beside_poison() -> None:
+def test_each_request_waits_once_and_runs_once_even_with_poison() -> None:
     stats = ModelStats("m", 1)
     num_requests, num_poison = 120, 3
 

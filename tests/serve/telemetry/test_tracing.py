@@ -1,4 +1,4 @@
-"""Spans, made by the SDK of OpenTelemetry and kept by its exporter in memory."""
+"""Spans, created by the SDK of OpenTelemetry and kept by its in-memory exporter."""
 
 import subprocess
 import sys
@@ -147,7 +147,7 @@ class Hanging(InMemorySpanExporter):
         return super().export(spans)
 
 
-def test_a_collector_that_hangs_holds_up_nobody() -> None:
+def test_a_collector_that_hangs_delays_no_request() -> None:
     exporter = Hanging()
     tracer = Tracer(TracingSpec(enabled=True, sample=1.0), exporter, "pool", "r1")
     tracer.note(OK)

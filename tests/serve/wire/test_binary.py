@@ -1,4 +1,4 @@
-"""The binary tensor extension: what is read without a copy, and every way in which lengths can lie."""
+"""Binary tensor extension: reads without a copy, and every kind of wrong length."""
 
 import json
 import struct
@@ -131,9 +131,9 @@ def test_a_raw_body_is_the_only_input_as_one_row(
     [
         (LINEAR, bytes(11), r"11 bytes of binary data, shape \[1, 3\] of FP32 needs 12"),
         (LINEAR, b"", "needs 12"),
-        (MIXED, bytes(8), "needs a model with one input, this one takes 'color', 'age'"),
-        (signature("FP32", (-1, -1, -1)), bytes(8), "cannot say the 2 variable sizes"),
-        (signature("FP32", (-1, -1, 3)), bytes(16), "no multiple of the 12"),
+        (MIXED, bytes(8), "needs a model with one input, this model has 'color', 'age'"),
+        (signature("FP32", (-1, -1, -1)), bytes(8), "cannot define the 2 variable sizes"),
+        (signature("FP32", (-1, -1, 3)), bytes(16), "not a multiple of the 12"),
         (signature("BYTES", (-1, 2)), b"ab", "one element of BYTES"),
     ],
 )
@@ -185,7 +185,7 @@ def test_lengths_that_begin_to_lie_later_are_refused_as_well(tail: bytes, messag
     [
         ("BYTES", bytes(7), "7 bytes of binary data are too few for the 2 elements"),
         ("BYTES", text(b"abcd") + b"\0\0", "ends within the length of element 1"),
-        ("BYTES", text(b"a") + b"\xff\xff\xff\xff", "element 1 claims 4294967295 bytes, but 0 are left"),
+        ("BYTES", text(b"a") + b"\xff\xff\xff\xff", "element 1 has a length of 4294967295 bytes, but only 0 bytes"),
         ("BYTES", text(b"a", b"b") + b"c", "1 bytes are left over after the 2 elements"),
         ("BOOL", b"\1\2", "element 1 of BOOL is the byte 2"),
         ("FP16", bytes(3), r"3 bytes of binary data, shape \[1, 2\] of FP16 needs 4"),

@@ -1,5 +1,5 @@
-"""What must hold for any tensor and any bytes: other people's client reads back what it sent, and no way through the
-reader differs from the plain one in a value or in a word of an error."""
+"""Properties for any tensor and any bytes: third-party clients read back the values they sent, and all parsing paths
+agree with the plain one in every value and every error text."""
 
 import json
 from typing import Any
@@ -52,7 +52,7 @@ def bits(array: Any) -> Any:
 
 @pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("datatype", NUMPY)
-def test_tritons_client_gets_back_what_it_sent(datatype: str, is_binary: bool) -> None:
+def test_tritons_client_gets_the_values_it_sent(datatype: str, is_binary: bool) -> None:
     if datatype in BINARY_ONLY and not is_binary:
         pytest.skip("has no JSON form")
 

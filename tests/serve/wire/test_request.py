@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over JSON: what is read, what is refused and with which words, what is written."""
+"""Open Inference Protocol v2 over JSON: accepted requests, refused requests with their messages, and responses."""
 
 import json
 import math
@@ -106,7 +106,7 @@ def test_outputs_can_be_chosen_and_come_in_the_order_asked_for() -> None:
 
 
 @pytest.mark.parametrize("parameters", [{"note": "x", "size": 1.5, "flag": False, "sequence_id": 0}, {}, None])
-def test_parameters_that_nobody_knows_or_that_ask_for_nothing_are_accepted(parameters: Any) -> None:
+def test_unknown_parameters_and_parameters_without_effect_are_accepted(parameters: Any) -> None:
     body = request(parameters=parameters, outputs=[{"name": "y", "parameters": parameters}])
     assert read_infer(body, LINEAR).outputs == (WantedOutput("y", is_binary=False),)
 
@@ -140,7 +140,7 @@ def test_the_form_of_an_output_is_its_own_or_the_requests(parameters: Any, outpu
     assert read.outputs == (WantedOutput("y", is_binary),)
 
 
-def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
+def test_of_a_repeated_key_the_last_one_counts() -> None:
     for padding in ("", " " * 3000):  # both ways through the reader
         first = '{"inputs": 1, "inputs": [{"name": "z", "name": "x", "shape": [1, 3], "datatype": "FP32", '
         body = f'{first}"data": [9, 9, 9], "data": [1, 2, 3]}}]{padding}}}'.encode()
@@ -156,7 +156,7 @@ def test_nesting_is_limited_wherever_it_is(is_known: bool) -> None:
         if fits:
             assert codec.read(body).num_rows == 1
         else:
-            with pytest.raises(BadRequest, match="not a string" if is_known else "nested more than 100 deep"):
+            with pytest.raises(BadRequest, match="not a string" if is_known else "nested more than 100 levels deep"):
                 codec.read(body)
 
 
@@ -215,8 +215,8 @@ BAD_BODIES: list[tuple[bytes, str]] = [
     (request(id="i" * 300), "at most 256"),
     (request(parameters=[]), "not an object"),
     (request(parameters={"a": [1]}), "not a string, number or boolean"),
-    (request(parameters={"sequence_id": 3}), "stateful sequences are not offered"),
-    (request(outputs=[{"name": "z"}]), "unknown output 'z'; the model gives 'y'"),
+    (request(parameters={"sequence_id": 3}), "stateful sequences are not supported"),
+    (request(outputs=[{"name": "z"}]), "unknown output 'z'; the model's outputs are 'y'"),
     (request(outputs=[{"name": "y"}, {"name": "y"}]), "twice"),
     (request(outputs=[{"name": "y", "parameters": {"classification": -2}}]), "-2, not a non-negative integer"),
     (request(outputs=[{"name": "y", "parameters": {"classification": 2**80}}]), "not a non-negative integer"),
@@ -247,19 +247,19 @@ def entry(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([entry(name="z")], "unknown input 'z'; the model takes 'x'"),
+        ([entry(name="z")], "unknown input 'z'; the model's inputs are 'x'"),
         ([entry(name=None)], "unknown input None"),
         ([entry(name=["x"])], "unknown input"),
-        ([entry(), entry()], "given twice"),
+        ([entry(), entry()], "occurs twice"),
         ([entry(datatype="FP64")], "'FP64' is not the model's FP32"),
         ([entry(datatype=None)], "None is not the model's FP32"),
         ([entry(shape=None)], "not a list of non-negative integers"),
         ([entry(shape=[1, -3])], "not a list of non-negative integers"),
         ([entry(shape=[1, 3.0])], "not a list of non-negative integers"),
         ([entry(shape=[True, 3])], "not a list of non-negative integers"),
-        ([entry(shape=[3])], r"does not fit the model's \[-1, 3\]"),
-        ([entry(shape=[1, 1, 3])], "does not fit"),
-        ([entry(shape=[1, 4])], "does not fit"),
+        ([entry(shape=[3])], r"does not match the model's \[-1, 3\]"),
+        ([entry(shape=[1, 1, 3])], "does not match"),
+        ([entry(shape=[1, 4])], "does not match"),
         ([entry(shape=[10**9, 3])], "data has 3 elements, shape .* needs 3000000000"),
         ([entry(shape=[2**62, 3])], "needs 13835058055282163712"),
         ([entry(shape=[10**30, 3])], "not a list of non-negative integers"),
@@ -267,8 +267,8 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(data=None)], "data is missing"),
         ([entry(data="abc")], "not a list"),
         ([entry(data=[1, 2])], "data has 2 elements"),
-        ([entry(data=[[1, 2]])], "does not fit the declared"),
-        ([entry(data=[[1, 2, 3], [4, 5, 6]])], "does not fit the declared"),
+        ([entry(data=[[1, 2]])], "does not match the declared"),
+        ([entry(data=[[1, 2, 3], [4, 5, 6]])], "does not match the declared"),
         ([entry(data=[[1, 2, [3]]])], "element 2 is \\[3\\], not a number"),
         ([entry(data=[1, 2, [3]])], "element 2 is \\[3\\], not a number"),
         ([entry(shape=[2, 3], data=[[1, 2, 3], 4])], "nested"),
@@ -279,7 +279,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         ([entry(data=[1, {}, 3])], "element 1 is {}, not a number"),
         ([entry(data=[1, 1e39, 3])], "element 1 is 1e\\+39, out of range for FP32"),
         ([entry(parameters={"binary_data_size": 12}, data=None)], "no inference-header-content-length"),
-        ([entry(parameters={"shared_memory_region": "r"})], "shared memory extension is not offered"),
+        ([entry(parameters={"shared_memory_region": "r"})], "shared memory extension is not supported"),
     ],
 )
 def test_an_input_that_does_not_fit_is_named_with_value_limit_and_way_out(inputs: Any, message: str) -> None:
@@ -322,7 +322,7 @@ def test_inputs_that_differ_in_rows_are_refused() -> None:
             {"name": "color", "shape": [1, 1], "datatype": "BYTES", "data": ["red"]},
         ]
     }
-    with pytest.raises(BadRequest, match="differ in their number of rows: 'color' has 1, 'age' has 2"):
+    with pytest.raises(BadRequest, match="have different numbers of rows: 'color' has 1, 'age' has 2"):
         read_infer(json.dumps(body).encode(), MIXED)
 
 
