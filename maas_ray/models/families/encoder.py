@@ -171,7 +171,9 @@ def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
         ModelError: the rows hold no tokens, or too many.
     """
     head: dict[str, nn.Module] = {
-        "pool": SequencePool(spec.pool, row.pad is not None),  # before the normalization, which would hide what is padding
+        "pool": SequencePool(
+            spec.pool, row.pad is not None
+        ),  # before the normalization, which would hide what is padding
         "norm": nn.LayerNorm(spec.num_values),
         "head": nn.Linear(spec.num_values, num_outputs),
     }

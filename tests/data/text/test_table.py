@@ -103,8 +103,8 @@ def test_a_model_with_logits_per_token_is_not_exported(store: ObstoreStore, tmp_
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"features": ["other"]}, "a text stands alone"),
-        ({"cleaning": {"drop": ["x"]}}, "not cleaned"),
+        ({"features": ["other"]}, "a text must be the only feature"),
+        ({"cleaning": {"drop": ["x"]}}, "no effect on a text"),
         ({"text": {"seq_len": 6, "stride": 2}}, r"text\.stride cannot be used"),
     ],
 )
