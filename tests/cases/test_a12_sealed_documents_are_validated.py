@@ -294,7 +294,7 @@ def test_files_that_can_be_no_objects_are_passed_over_and_reported(file_store: O
 def test_what_takes_the_name_of_the_next_record_is_named(file_store: ObstoreStore, make: Callable[[str], None]) -> None:
     _fill(file_store)
     make(f"{file_store.root}/registry/log/{3:020d}.json")
-    with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json; move it away"):
+    with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json exists but is not an object; move it away"):
         Registry(file_store).promote("digits", 1, "canary")
 
 

@@ -304,7 +304,7 @@ def test_labels_that_fit_no_output_are_refused(
 
 
 def test_two_kinds_of_labels_are_one_too_many(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="not both"):
+    with pytest.raises(SpecError, match="exclude each other"):
         read_labels("a", tmp_path)
     with pytest.raises(SpecError, match="cannot be read"):
         read_labels(None, tmp_path / "none")

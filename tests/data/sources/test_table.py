@@ -190,7 +190,7 @@ def test_features_are_read_in_the_order_in_which_they_are_named(tmp_path: Path) 
         (ROWS.encode(), {"format": "arrow"}, "as an Arrow file"),
         (ROWS.encode(), {"format": "idx"}, "labels_uri"),
         (ROWS.encode(), {"format": "numpy"}, "labels_uri"),
-        (ROWS.encode(), {"format": "numpy", "labels_uri": "{path}"}, "not a NumPy file"),
+        (ROWS.encode(), {"format": "numpy", "labels_uri": "{path}"}, "as a NumPy file"),
         (ROWS.encode(), {"format": "sklearn"}, "names no scikit-learn data set"),
     ],
 )
@@ -251,7 +251,7 @@ def test_files_that_are_not_there_or_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": np.array([{"a": 1}, None], dtype=object), "label": np.array([0, 1])}, "cannot be read"),
+        ({"x": np.array([{"a": 1}, None], dtype=object), "label": np.array([0, 1])}, "cannot read array"),
         ({"x": np.array([1, 2, 3]), "label": np.array([0, 1])}, "different numbers of rows"),
         ({"x": np.float32(3), "label": np.array([0, 1])}, "expected numbers or text per row"),
         ({"x": np.zeros((2, 0)), "label": np.array([0, 1])}, "must hold numbers"),
