@@ -205,7 +205,7 @@ def unranked() -> onnx.ModelProto:
 
 def test_a_tensor_of_unknown_rank_is_given_its_shape_at_import(file_store: ObstoreStore, tmp_path: Path) -> None:
     path = save(unranked(), tmp_path / "m.onnx")
-    with pytest.raises(BundleError, match=r"input 'x' has no shape in the graph; give it one \(--shape x=-1,3\)"):
+    with pytest.raises(BundleError, match=r"input 'x' has no shape in the graph; set it \(--shape x=-1,3\)"):
         import_onnx(file_store, path)
     imported = import_onnx(file_store, path, shapes=read_shapes(["x=-1,3"]))
     assert [tensor.shape for tensor in (*imported.info.signature.inputs, *imported.info.signature.outputs)] == [

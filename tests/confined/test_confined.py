@@ -78,7 +78,7 @@ def test_a_child_that_uses_too_much_cpu_is_ended() -> None:
 
 def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not() -> None:
     limits = Limits(memory_bytes=64 << 20)
-    with pytest.raises(ConfinedOutOfMemory, match=f"more memory than the {64 << 20} bytes"):
+    with pytest.raises(ConfinedOutOfMemory, match=f"more memory than its limit of {64 << 20} bytes"):
         confined.call(f"{JOBS}:eat", {"bytes": 128 << 20}, limits=limits)
     assert confined.call(f"{JOBS}:eat", {"bytes": 32 << 20}, limits=limits).payload == {"taken": 32 << 20}
 

@@ -49,5 +49,7 @@ def test_classes_may_change_places_only_where_the_tolerance_of_their_scores_lets
         comparison.check(changed, 1)
         assert comparison.report()["top1_agreement"] == 0.5
     else:
-        with pytest.raises(GateError, match="output 'class', batch size 1, real row 0: onnxruntime returns 1, torch returns 0"):
+        with pytest.raises(
+            GateError, match="output 'class', batch size 1, real row 0: onnxruntime returns 1, torch returns 0"
+        ):
             comparison.check(changed, 1)
