@@ -1,4 +1,4 @@
-"""What one preprocessed row is, as models see it. Knows neither where rows come from nor torch."""
+"""The shape and type of one preprocessed row, the input of models. Independent of data sources and torch."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ class Row:
     shape: tuple[int, ...]
     """Sizes without the batch dimension."""
     vocab_size: int | None = None
-    """Number of token ids; None: the row holds values."""
+    """Number of token ids; None: the row consists of values."""
     pad: int | None = None
-    """Id of tokens that only fill a row up: no model may look at them. None: every token counts."""
+    """Id of padding tokens, which models must ignore. None: rows have no padding."""
 
     @property
     def is_tokens(self) -> bool:

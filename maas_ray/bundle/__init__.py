@@ -1,1 +1,1 @@
-"""What is served: a graph with its signature, labels, proofs and lineage, committed as one thing."""
+"""Bundles: a graph with its signature, labels, parity report and lineage, committed together for serving."""

@@ -1,4 +1,4 @@
-"""Datatypes of the Open Inference Protocol v2 beside those of numpy and ONNX. One table; knows no tensor."""
+"""The table of datatypes of the Open Inference Protocol v2, NumPy and ONNX."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,7 +6,7 @@ import numpy.typing as npt
 from maas_ray.bundle.format import Datatype
 
 Array = npt.NDArray[np.generic] | npt.NDArray[np.object_]
-"""A tensor in memory; BYTES are object arrays of `str`; bytes other than UTF-8 are surrogate escapes there."""
+"""A tensor in memory; BYTES are object arrays of `str`, in which bytes other than UTF-8 are surrogate escapes."""
 
 NUMPY: dict[Datatype, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),
@@ -24,7 +24,7 @@ NUMPY: dict[Datatype, np.dtype[np.generic]] = {
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(object),
 }
-"""BF16, which numpy does not have, as its bits."""
+"""NumPy types; BF16, which NumPy does not support, is represented by its bits."""
 
 ONNX: dict[int, Datatype] = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",

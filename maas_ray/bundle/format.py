@@ -2,9 +2,9 @@
 
     bundles/<id>/manifest.json                 the description, and the digest of the graph
     bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside
-    bundles/<id>/parts-<attempt>/sample.json   values that the graph takes, for its first runs; where there are some
+    bundles/<id>/parts-<attempt>/sample.json   valid input values, for its first runs; optional
 
-`id` is taken of the content, so that committing the same bundle twice is harmless.
+`id` is derived from the content, so committing the same bundle twice is harmless.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ PREFIX = "bundles"
 KIND = "bundle"
 GRAPH = "model.onnx"
 MAX_GRAPH_BYTES = (1 << 31) - 1
-"""The largest message of protocol buffers, which a graph with its weights inside is."""
+"""Maximum size of a protocol buffers message, which contains the graph with its weights."""
 SAMPLE = "sample.json"
 
 Datatype = Literal[
@@ -42,58 +42,58 @@ class TensorSpec(Spec):
     datatype: Datatype
     """Datatype of the Open Inference Protocol v2."""
     shape: tuple[int, ...]
-    """Sizes; -1 is variable, and the batch dimension where it comes first."""
+    """Sizes; -1 is a variable size, and as the first size the batch dimension."""
     nullable: bool = False
-    """A JSON null is a missing value, which the preprocessing inside the graph fills in (NaN or an empty string)."""
+    """Whether a JSON null is valid: a missing value (NaN or an empty string), which the graph's preprocessing fills."""
     optional: bool = Field(default=False, exclude_if=lambda value: not value)
-    """An input with a default value in the graph: a request may leave it out."""
+    """Whether the input has a default value in the graph, so that a request may omit it."""
 
 
 class BatchAxis(Spec):
-    """Which dimension counts the rows of a request: the first one of every input and output, or none."""
+    """The dimension that counts the rows of a request: the first one of every input and output, or none."""
 
     name: str | None
-    """Its name in the graph, `first` where it has none; None: there is no batch dimension, a request is one whole."""
+    """Its name in the graph, `first` if it has none; None: there is no batch dimension; requests cannot be split."""
     origin: Literal["exporter", "graph", "user"]
-    """Who says so: our exporter, the names and operators of an imported graph, or the user at import."""
+    """Source of the statement: our exporter, the names and operators of an imported graph, or the user at import."""
 
 
 class PaddedAxis(Spec):
-    """A variable dimension beyond the rows in which requests of different sizes may share a run: shorter ones are padded,
-    a mask says so to the model, and their answers are cut back.
+    """A variable dimension other than the rows, in which requests of different sizes may share a run: shorter ones are
+    padded, a mask marks the padding, and their results are cut.
     """
 
     name: str
     """Its name in the graph."""
     mask: str
-    """The input that is the mask: 1 where there is something, padded with 0."""
+    """The input that is the mask: 1 for elements, 0 for padding."""
     inputs: dict[str, int]
-    """The place of the dimension in each input that has it."""
+    """The axis of the dimension in each input that has it."""
     outputs: dict[str, int]
-    """Its place in each output that has it."""
+    """The axis of the dimension in each output that has it."""
     values: dict[str, float | str] = Field(default_factory=dict)
-    """What an input is padded with, where that is not 0 or the empty string."""
+    """Padding values of inputs, other than 0 and the empty string."""
 
 
 class Signature(Spec):
-    """What the graph takes and gives, in order."""
+    """The graph's inputs and outputs, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch: BatchAxis | None = Field(default=None, exclude_if=lambda value: value is None)
-    """The batch dimension; None where nothing was stated, as in bundles of older versions: whoever loads the graph then
-    judges by its names and operators."""
+    """The batch dimension; None if it is not stated, as in bundles of older versions: each load then determines it from
+    the graph's names and operators."""
     padded: PaddedAxis | None = Field(default=None, exclude_if=lambda value: value is None)
-    """None: requests share a run only if their sizes beyond the rows are equal."""
+    """None: requests share a run only if their sizes other than rows are equal."""
 
     @property
     def required(self) -> tuple[TensorSpec, ...]:
-        """Inputs that every request must have."""
+        """Inputs that every request must contain."""
         return tuple(tensor for tensor in self.inputs if not tensor.optional)
 
     @property
     def is_batched(self) -> bool:
-        """Whether the first dimension of every tensor counts rows; says nothing on whether rows may be merged."""
+        """Whether the first dimension of every tensor counts rows; independent of whether rows may be merged."""
         if self.batch is not None:
             return self.batch.name is not None
         tensors = (*self.required, *self.outputs)
@@ -106,13 +106,13 @@ class Imported(Spec):
     file: str
     """Its name, without the directory."""
     sha256: str
-    """Hex digest of the file; of the file and all files of its external data, where it has some."""
+    """Hex digest of the file, including all files of its external data."""
     producer: str
-    """The program that wrote it, as the file says; empty if it does not."""
+    """The program that wrote it, according to the file; empty if unknown."""
 
 
 class Lineage(Spec):
-    """Where a bundle comes from; enough to find and repeat every step."""
+    """The origin of a bundle, sufficient to find and repeat every step."""
 
     run: str
     """Id of the training run, also sent in the response header `x-maas-run`."""
@@ -121,15 +121,15 @@ class Lineage(Spec):
     checkpoint_digest: str
     """Digest of the checkpoint's manifest."""
     data_digest: str
-    """Digest of the prepared data set that the run was trained on."""
+    """Digest of the prepared data set of the run."""
     spec_digest: str
     """Digest of the TrainSpec."""
     git_commit: str | None = None
-    """Commit of the code, where the run was started inside a git repository."""
+    """Commit of the code, if the run was started inside a git repository."""
     weights: Literal["ema"] | None = Field(default=None, exclude_if=lambda value: value is None)
-    """`ema` where the moving average of the weights was exported, not the weights themselves."""
+    """`ema` if the moving average of the weights was exported instead of the weights."""
     imported: Imported | None = Field(default=None, exclude_if=lambda value: value is None)
-    """The file, where the bundle does not come from a run. Then `run` is `import-` and the begin of the file's digest,
+    """The imported file, if the bundle is not from a run. Then `run` is `import-` and a prefix of the file's digest,
     `step` is 0, and the digests of checkpoint, data and spec are empty."""
 
 
@@ -139,11 +139,11 @@ class BundleInfo(Spec):
     signature: Signature
     task: Literal["classification", "binary", "regression", "other"]
     labels: tuple[str, ...] | None = None
-    """Class names in the order of the scores; None where the model does not classify."""
+    """Class names in the order of the scores; None if the model is not a classifier."""
     parity: dict[str, Any]
-    """The report of the gate that compared this graph with the trained model."""
+    """The report of the parity gate, which compared this graph with the trained model."""
     metrics: dict[str, float]
-    """Metrics of this very checkpoint on held-out data; empty if nothing was held out."""
+    """Metrics of the exported checkpoint on held-out data; empty if no data was held out."""
     lineage: Lineage
 
 
@@ -155,7 +155,7 @@ class Bundle:
     info: BundleInfo
     graph: bytes
     sample: bytes | None = None
-    """Values that the graph takes, as sample.py writes them; None where none were recorded."""
+    """Valid input values in the format of sample.py; None if none were recorded."""
 
 
 def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: bytes | None = None) -> str:
@@ -169,7 +169,7 @@ def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: byte
     try:
         writer.commit(meta)
     except Conflict:
-        load_bundle(store, bundle_id)  # the same content is there already: make sure that it is whole
+        load_bundle(store, bundle_id)  # the same content is already committed: verifies it
     return bundle_id
 
 
@@ -178,8 +178,8 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
 
     Raises:
         NotFound: there is no such bundle.
-        ObjectCorrupt: a part is missing, truncated or altered; the description is not one that this version understands,
-            or the content is not the one that the id was taken of.
+        ObjectCorrupt: a part is missing, truncated or altered; this version cannot read the description; or the content
+            does not match the id.
     """
     committed = _open(store, bundle_id)
     sample = committed.read(SAMPLE) if SAMPLE in committed.parts else None
@@ -187,17 +187,17 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
 
 
 def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
-    """The description alone, without reading the graph."""
+    """Loads only the description, without the graph."""
     return _info(_open(store, bundle_id))
 
 
 def graph_size(store: ObjectStore, bundle_id: str) -> int:
-    """Bytes of the graph, without reading it. Raises `NotFound`."""
+    """Size of the graph in bytes, without reading it. Raises `NotFound`."""
     return _open(store, bundle_id).parts[GRAPH].size
 
 
 def check_bundle(committed: Committed) -> Iterator[MaasError]:
-    """What is wrong with a bundle whose parts are whole; for `fsck`."""
+    """The errors in a bundle whose parts are intact; for `fsck`."""
     try:
         _check_id(committed)
         _info(committed)
@@ -215,18 +215,18 @@ def _open(store: ObjectStore, bundle_id: str) -> Committed:
 
 
 def _identify(meta: Mapping[str, Any], graph_sha256: bytes, sample_sha256: bytes = b"") -> str:
-    """The id of a bundle; a digest is empty where there is no such part."""
+    """The id of a bundle; the digest of a missing part is empty."""
     return sha256(canonical_json(meta) + graph_sha256 + sample_sha256).hexdigest()[:32]
 
 
 def _check_id(committed: Committed) -> None:
-    """Whoever can write to the store can seal another graph or description; under this id it is refused.
+    """Checks that the content matches the id: any writer of the store could seal another graph or description.
 
-    The digests of the parts are the manifest's, which every reader of a part compares with its bytes.
+    The digests of the parts are those in the manifest, which every reader of a part compares with its bytes.
     """
     graph, sample = committed.parts.get(GRAPH), committed.parts.get(SAMPLE)
     if graph is None or graph.pieces or (sample is not None and sample.pieces):
-        raise ObjectCorrupt(f"the manifest of {committed.prefix} names no {GRAPH} with one digest; not used")
+        raise ObjectCorrupt(f"the manifest of {committed.prefix} lists no {GRAPH} with one digest; not used")
     try:
         digests = [bytes.fromhex(part.sha256) if part is not None else b"" for part in (graph, sample)]
         found = _identify(committed.meta, *digests)
@@ -234,7 +234,7 @@ def _check_id(committed: Committed) -> None:
         found = "none"
     if found != committed.prefix.rpartition("/")[2]:
         raise ObjectCorrupt(
-            f"{committed.prefix} holds a bundle whose content has the id {found}: it was changed after it was committed; "
+            f"{committed.prefix} contains a bundle whose content has the id {found}: it was changed after its commit; "
             "not used"
         )
 

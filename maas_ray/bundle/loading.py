@@ -1,13 +1,13 @@
-"""From a bundle to an engine: loaded in a process with limits first, kept there unless its graph is known to be harmless.
+"""Loads a bundle into an engine: first in a process with limits, and in the replica only if its graph is harmless.
 
-**Where the line is.** A version runs inside the replica only if all operators of its graph are on the list of those that
-no value makes crash (graph/operators.py), no value decides a size or a time, and memory grows in proportion to the request:
-nothing but the number of rows is free, and rows are independent. Every other version runs in a process of its own.
+**Criterion.** A version runs inside the replica only if all operators of its graph are listed as safe from crashes
+(graph/operators.py), no value decides a size or a time, and memory grows proportionally to the request: only the number
+of rows is free, and rows are independent. Every other version runs in a separate process.
 
-Passing a run on costs 135 microseconds at best (1 row of 3 floats: 16 inside, 150 apart; 30,000 rows: 40 and 250; two busy
-cores) and 100 microseconds of the replica's processor time, so a tiny model would lose most of its speed, and one whose
-run takes 3 ms less than 5 %. A version's first load in a process takes 0.11 s for a tiny graph, of which 4 ms remain where
-the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2 s.
+A run in another process costs at least 135 microseconds more (1 row of 3 floats: 16 inside, 150 apart; 30,000 rows: 40
+and 250; two busy cores) and 100 microseconds of the replica's CPU time, so a tiny model would lose most of its speed,
+and a model whose run takes 3 ms less than 5 %. A version's first load in a process takes 0.11 s for a tiny graph, and
+4 ms if the same bundle was loaded before; a process that died is replaced in 0.1 to 0.2 s.
 """
 
 from maas_ray.bundle.apart.engine import ApartEngine
@@ -25,17 +25,17 @@ def load_engine(
     """Loads a bundle, first in a process with limits of time, CPU and memory.
 
     Args:
-        bundle: verified bytes of anybody's graph.
-        spec: of the engine.
+        bundle: verified bytes of an untrusted graph.
+        spec: spec of the engine.
         wall_s: longest time of the load in the process.
-        known: what an earlier load in this process learned of the same bundle; a harmless version is then loaded here
-            at once.
+        known: result of an earlier load of the same bundle in this process; a harmless version is then loaded here at
+            once.
 
     Returns:
-        The engine, and what is to be remembered.
+        The engine, and the result of the load for later loads.
 
     Raises:
-        BundleError: it is not servable, or loading it kills or hangs the process or takes too much memory.
+        BundleError: it is not servable, or loading it crashes, hangs or takes too much memory.
     """
     if known is not None and not reasons_apart(known):
         return Engine(bundle, spec, known=known), known
@@ -47,7 +47,7 @@ def load_engine(
 
 
 def reasons_apart(nature: Nature) -> tuple[str, ...]:
-    """Why a version must not run inside the replica; empty if it may."""
+    """The reasons why a version must not run inside the replica; empty if it may."""
     hazards = nature.hazards
     found: list[str] = []
     if nature.killed_by:

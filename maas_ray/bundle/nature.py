@@ -1,4 +1,4 @@
-"""What the first load of a version taught: a second load of the same bytes need not find it out again. Runs nothing."""
+"""The result of a version's first load, so that later loads of the same bytes need not determine it again."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from maas_ray.bundle.graph.hazards import Hazards
 
 @dataclass(frozen=True)
 class Nature:
-    """What was learned of a version by loading it."""
+    """Properties of a version that were determined by loading it."""
 
     hazards: Hazards
     not_merged_because: str
-    """Why rows of different requests do not share a run; empty where they do."""
+    """Reason why rows of different requests do not share a run; empty if they do."""
     providers: tuple[str, ...]
     signature: Signature
     warmed_with: str
-    """Name of the values of its warm-up; empty: it refuses all that were tried."""
+    """Name of the values of its warm-up; empty: it rejects all tried values."""
     not_padded_because: str = ""
-    """Why requests of different sizes do not, where the signature states a dimension for it."""
+    """Reason why requests of different sizes do not share a run, if the signature states a padded dimension."""
     killed_by: tuple[str, ...] = ()
-    """Names of made-up values that killed the process."""
+    """Names of synthetic values that killed the process."""

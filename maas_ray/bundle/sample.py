@@ -1,9 +1,9 @@
-"""Values that a graph takes, kept with it for its first runs: written as JSON, read back as tensors. Runs nothing.
+"""Reads and writes a bundle's sample: valid input values for its first runs, stored as JSON.
 
     {"version": 1, "inputs": [{"name": "x", "shape": [1, 3], "data": [0.5, 1.0, 2.0]}]}
 
-The values are whoever exported or imported the graph's choice; a bundle is read by all who may call the model, so they
-must not be somebody's data.
+The exporter or importer of the graph chooses the values; every caller of the model may read a bundle, so they must not
+be personal data.
 """
 
 import json
@@ -18,16 +18,16 @@ from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BundleError, SpecError
 
 MAX_BYTES = 8 << 20
-"""Largest recorded sample; a few rows are enough."""
+"""Maximum size of a recorded sample; a few rows are enough."""
 VERSION = 1
 
 
 def write_sample(values: dict[str, Array], signature: Signature) -> bytes:
-    """Values as they are kept; the same values give the same bytes.
+    """Serializes a sample; the same values give the same bytes.
 
     Args:
-        values: every input of the signature, of its datatype and shape.
-        signature: of the graph.
+        values: every input of the signature, with its datatype and shape.
+        signature: signature of the graph.
     """
     inputs = [
         {"name": t.name, "shape": list(values[t.name].shape), "data": _plain(values[t.name], t)}
@@ -38,22 +38,22 @@ def write_sample(values: dict[str, Array], signature: Signature) -> bytes:
 
 
 def read_sample(data: bytes, signature: Signature) -> dict[str, Array]:
-    """The values that were kept with a graph.
+    """Reads the sample of a graph.
 
     Raises:
-        BundleError: they are not what `write_sample` writes for this signature.
+        BundleError: it is not in the format of `write_sample` for this signature.
     """
     try:
         document = json.loads(data) if len(data) <= MAX_BYTES else None
         if not isinstance(document, dict) or document.get("version") != VERSION:
-            raise SpecError("it is not a sample that this version reads")
+            raise SpecError("this version cannot read its format")
         return from_document(document, signature)
     except (ValueError, RecursionError, SpecError) as error:
-        raise BundleError(f"the values recorded for the warm-up cannot be used: {error}") from error
+        raise BundleError(f"cannot use the recorded sample: {error}; export the model again") from error
 
 
 def from_document(document: dict[str, Any], signature: Signature) -> dict[str, Array]:
-    """Values as a request of the Open Inference Protocol v2 has them in JSON.
+    """Reads values from a JSON request of the Open Inference Protocol v2.
 
     Raises:
         SpecError: they do not fit the signature; the message names the input.
@@ -64,7 +64,7 @@ def from_document(document: dict[str, Any], signature: Signature) -> dict[str, A
     for entry in entries if isinstance(entries, list) else []:
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or name not in specs:
-            raise SpecError(f"the sample has an input {str(name)[:100]!r}; the model has {sorted(specs)}")
+            raise SpecError(f"the sample has the input {str(name)[:100]!r}; the model's inputs are {sorted(specs)}")
         try:
             found[name] = _array(specs[name], [int(size) for size in entry["shape"]], entry["data"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -78,7 +78,7 @@ def checked(values: dict[str, Array], signature: Signature) -> dict[str, Array]:
     """The values in the signature's order and datatypes.
 
     Raises:
-        SpecError: an input is missing or has another shape than the signature says.
+        SpecError: an input is missing or its shape differs from the signature.
     """
     result: dict[str, Array] = {}
     num_rows: int | None = None
@@ -87,17 +87,17 @@ def checked(values: dict[str, Array], signature: Signature) -> dict[str, Array]:
         if array is None and tensor.optional:
             continue
         if array is None:
-            raise SpecError(f"the sample has no input {tensor.name!r}; it needs every input of the model")
+            raise SpecError(f"the sample does not contain the input {tensor.name!r}; give every input of the model")
         sizes = list(array.shape)
         if len(sizes) != len(tensor.shape) or any(a not in (-1, b) for a, b in zip(tensor.shape, sizes, strict=True)):
-            raise SpecError(f"input {tensor.name!r} of the sample has the shape {sizes}, not {list(tensor.shape)}")
+            raise SpecError(f"input {tensor.name!r} of the sample has the shape {sizes}; expected {list(tensor.shape)}")
         if signature.is_batched and not tensor.optional:
             if num_rows not in (None, sizes[0]) or not sizes[0]:
                 raise SpecError(f"input {tensor.name!r} of the sample has {sizes[0]} rows, others {num_rows}")
             num_rows = sizes[0]
         wanted = NUMPY[tensor.datatype]
         if array.dtype != wanted:
-            raise SpecError(f"input {tensor.name!r} of the sample is {array.dtype}, the model takes {tensor.datatype}")
+            raise SpecError(f"input {tensor.name!r} of the sample is {array.dtype}; expected {tensor.datatype}")
         result[tensor.name] = array
     return result
 

@@ -1,8 +1,8 @@
-"""String tensors that hold bytes other than UTF-8, as `str` with surrogate escapes (PEP 383). Knows no request.
+"""Runs graphs with string tensors whose bytes are not UTF-8, as `str` with surrogate escapes (PEP 383).
 
-onnxruntime's Python interface converts strings to and from UTF-8 and fails on anything else, although the graph itself
-only sees bytes. A run that failed so is repeated here with values that its interface does not convert: strings enter as
-the constant of a small graph, and leave by a look into the `std::string` objects of the output.
+onnxruntime's Python interface converts strings to and from UTF-8 and fails on other bytes, although the graph itself
+processes bytes. A run that failed for this reason is repeated here without this conversion: input strings are the
+constant of a small graph, and output strings are read from the `std::string` objects in memory.
 """
 
 import ctypes
@@ -19,25 +19,25 @@ from maas_ray.bundle.sessions import cpu_session
 from maas_ray.errors import BadRequest
 
 _RECORD_BYTES = 32
-"""`std::string` of libstdc++: pointer, length, and 16 bytes that hold a short text themselves."""
+"""`std::string` of libstdc++: pointer, length, and 16 bytes that contain a short string themselves."""
 _IR_VERSION, _OPSET = 8, 13
 
 
 def decode(data: bytes | memoryview) -> str:
-    """The element of a tensor that some bytes are, whatever they hold."""
+    """Decodes any bytes to an element of a tensor."""
     return str(data, "utf-8", "surrogateescape")
 
 
 def encode(element: object) -> bytes:
-    """The bytes of an element."""
+    """Encodes an element as bytes."""
     return element.encode("utf-8", "surrogateescape") if isinstance(element, str) else bytes(element)  # type: ignore[call-overload]
 
 
 def run(session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Runs a graph once; strings of any bytes on both sides.
+    """Runs a graph once; input and output strings may contain any bytes.
 
     Raises:
-        BadRequest: an output is not UTF-8 and this build of onnxruntime keeps strings in an unknown form.
+        BadRequest: an output is not UTF-8 and this build of onnxruntime stores strings in an unknown layout.
     """
     feed = {
         name: _to_value(array)
@@ -68,8 +68,8 @@ def _from_value(name: str, value: ort.OrtValue) -> Array:
         pass
     if not _has_known_layout():
         raise BadRequest(
-            f"output {name!r} holds strings that are not UTF-8, which this build of onnxruntime cannot give; ask for "
-            "other outputs"
+            f"output {name!r} contains strings that are not UTF-8, which this build of onnxruntime cannot return; "
+            "request other outputs"
         )
     array = np.empty(prod(value.shape()), dtype=object)
     array[:] = [decode(data) for data in _read(value)]
@@ -83,10 +83,10 @@ def _read(value: ort.OrtValue) -> list[bytes]:
 
 @cache
 def _has_known_layout() -> bool:
-    """Whether strings lie in memory as `_read` takes them to: no pointer is followed before that is seen."""
+    """Whether strings have the memory layout that `_read` expects: checked before any pointer is followed."""
     known = [b"short", b"\xff" * 100]
     value = _to_value(np.array([decode(text) for text in known], dtype=object))
     start = value.data_ptr()
     short = (ctypes.c_uint64 * 4).from_address(start)
-    # A short text lies behind its own pointer and length.
+    # A short string is stored after its own pointer and length.
     return short[0] == start + 16 and short[1] == len(known[0]) and _read(value) == known

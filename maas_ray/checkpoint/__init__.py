@@ -1,1 +1,1 @@
-"""Training state in the store: sharded, verified, committed or not there at all. Knows no training loop and no Ray."""
+"""Sharded, verified checkpoints of training state, committed atomically. Independent of training loops and Ray."""

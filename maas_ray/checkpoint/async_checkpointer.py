@@ -1,4 +1,4 @@
-"""Saves in the background: a step waits for a copy in memory, not for the store. Knows no training loop."""
+"""Saves checkpoints in the background: a training step waits for a copy in memory, not for the store."""
 
 import contextlib
 import copy
@@ -28,28 +28,28 @@ log = get_logger(__name__)
 class AsyncCheckpointer:
     """Saves one state at a time in the background of training.
 
-    `save` waits for the save before it (bounded), copies what this rank writes to buffers that are kept for the next
-    one, and returns; a thread hashes, uploads, agrees with the other ranks and commits. All ranks call the same
-    methods in the same order and learn the same outcome.
+    `save` waits for the previous save (bounded), copies this rank's tensors to buffers that are reused, and returns; a
+    thread hashes, uploads, agrees with the other ranks and commits. All ranks call the same methods in the same order
+    and get the same outcome.
 
-    What stays as it is until the next update of the weights, which are most tensors, needs not even be copied before
-    `save` returns (Mohan et al. 2021, CheckFreq): the thread copies it while the next gradients are computed, and
+    Tensors that do not change until the next update of the weights, which are most tensors, need not be copied before
+    `save` returns (Mohan et al. 2021, CheckFreq): the thread copies them while the next gradients are computed, and
     `staged` waits for that copy before the update.
 
-    A save that fails, fails on every rank and leaves nothing committed; it is logged and training goes on. After
-    `max_failures` failures in a row, or at once if it is no fault of the store (the run is not repeatable), the next
-    `save` or `wait` raises it.
+    A failed save fails on every rank and commits nothing; it is logged and training continues. After `max_failures`
+    consecutive failures, or at once if the store is not the cause (the run is not repeatable), the next `save` or
+    `wait` raises the failure.
 
     Args:
         store: where to write.
-        prefix: the place of the run's checkpoints; each is committed at `<prefix>/<step>`.
-        group: the ranks, in a group of their own that nothing else uses, see `saving_group`; None: one process.
+        prefix: prefix of the run's checkpoints; each is committed at `<prefix>/<step>`.
+        group: the ranks, in a group that nothing else uses, see `saving_group`; None: one process.
         timeout_s: longest time for writing the parts of one checkpoint.
-        keep: what retention keeps; None: everything.
-        max_failures: saves in a row that may fail.
+        keep: retention rules; None: keep everything.
+        max_failures: maximum number of consecutive failures.
         late: rank 0's metrics by step that become known after the commit, for retention.
         on_commit: called on rank 0 with each committed checkpoint, in the background; its errors are logged.
-        fence: called on rank 0 around each commit; raises `Conflict` once this process must not commit any more.
+        fence: called on rank 0 around each commit; raises `Conflict` once this process must not commit.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class AsyncCheckpointer:
         """The newest step that this checkpointer committed."""
 
     def save(self, snapshot: Snapshot, *, steady: Collection[str] = ()) -> None:
-        """Begins to save a state; the tensors may change as soon as this returns, but `steady` ones not before `staged`.
+        """Starts saving a state; the tensors may change once this returns, but `steady` ones only after `staged`.
 
         Args:
             snapshot: this rank's part of the state.
-            steady: names of tensors that nothing changes before `staged` is called. Those that were found to change all
-                the same, the first save looks for them, are copied at once.
+            steady: names of tensors that do not change before `staged` is called. The first save detects those that
+                change nevertheless; they are copied at once.
 
         Raises:
-            MaasError: an earlier save, or this one, was one failure too many.
+            MaasError: an earlier save, or this one, exceeded the maximum number of failures.
         """
         self.wait()
         try:
@@ -109,9 +109,9 @@ class AsyncCheckpointer:
         source: UploadSource = self._staging
         try:
             self._staging.fill(attempt, copied.later)
-        except Exception as error:  # no memory for the copy: this rank is late already, the others wait in `finish`
-            source = _Failed(f"no copy in memory: {error}")
-        # What is not a tensor is copied too: the loop goes on appending to its history. Nothing keeps the tensors alive.
+        except Exception as error:  # no memory for the copy: this rank is late, the others wait in `finish`
+            source = _Failed(f"cannot copy the state in memory: {error}")
+        # Other values are copied too, because the loop keeps appending to its history. Nothing keeps the tensors alive.
         kept = Snapshot(snapshot.step, snapshot.cursor, {}, copy.deepcopy(dict(snapshot.meta)), list(snapshot.history))
         planned = replace(attempt, pieces={})
         self._flight = (snapshot.step, self._thread.submit(self._finish, planned, kept, source, copied))
@@ -120,7 +120,7 @@ class AsyncCheckpointer:
         """Waits until the copy of the save in flight is complete; all of its tensors may then change.
 
         Raises:
-            SaveFailed: the copy does not end; the tensors must not change.
+            SaveFailed: the copy does not end in time; the tensors must not change.
         """
         if self._copy is not None:
             self._steady = self._copy.wait(self._timeout_s)
@@ -130,23 +130,23 @@ class AsyncCheckpointer:
         """Waits for the save in flight; returns the newest step that this checkpointer committed.
 
         Args:
-            is_strict: raise the failure of the last save even if it was the first one, for a state that must be there.
+            is_strict: raise the failure of the last save even if it was the first one, for a state that must be saved.
 
         Raises:
-            MaasError: the last save was one failure too many.
+            MaasError: the last save exceeded the maximum number of failures.
         """
         self.staged()
         if self._flight is not None:
             step, future = self._flight
             self._flight = None
             try:
-                # Its own waits are bounded: parts, three messages, the store's retries. This bound is for the rest.
+                # The save's own waits are bounded: parts, three messages, the store's retries. This bounds the rest.
                 future.result(timeout=6 * self._timeout_s + 300)
             except MaasError as error:
                 self._note(step, error)
             except TimeoutError:
                 self._note(
-                    step, SaveFailed(f"rank {self._collectives.rank}: saving step {step} does not end; given up")
+                    step, SaveFailed(f"rank {self._collectives.rank}: saving step {step} did not end in time; aborted")
                 )
             else:
                 self.failure, self._num_failures, self.committed_step = None, 0, step
@@ -156,7 +156,7 @@ class AsyncCheckpointer:
         return self.committed_step
 
     def close(self) -> None:
-        """Waits for the save in flight and gives the thread and the buffers back; raises nothing (see `failure`)."""
+        """Waits for the save in flight and releases the thread and the buffers; raises nothing (see `failure`)."""
         with contextlib.suppress(MaasError):
             self.wait()
         self._thread.shutdown(wait=False)
@@ -165,7 +165,7 @@ class AsyncCheckpointer:
     def _finish(self, attempt: SaveAttempt, snapshot: Snapshot, source: UploadSource, copied: "_Copy") -> None:
         try:
             copied.run(self._staging)
-        except Exception as error:  # the others must hear of it
+        except Exception as error:  # the other ranks must receive it
             source = _Failed(str(error))
         finish(
             self._store, self._prefix, self._collectives, attempt, snapshot, source, self._timeout_s, fence=self._fence
@@ -175,13 +175,13 @@ class AsyncCheckpointer:
                 self._on_commit(open_committed(self._store, place(self._prefix, snapshot.step), KIND))
             if self._retention is not None:
                 self._retention.apply()
-        except Exception:  # what is committed is committed: the next save tries again
-            log.warning("step %d is committed, but not all that follows was done", snapshot.step, exc_info=True)
+        except Exception:  # the checkpoint is committed: the next save tries again
+            log.warning("step %d is committed, but retention or a callback failed", snapshot.step, exc_info=True)
 
     def _note(self, step: int, error: MaasError) -> None:
         self.failure = error
         self._num_failures += 1
-        log.warning("step %d was not saved (%d in a row): %s", step, self._num_failures, error)
+        log.warning("step %d was not saved (failure %d in a row): %s", step, self._num_failures, error)
 
     def _raise_if_too_many(self) -> None:
         if self.failure is not None and (self._num_failures >= self._max_failures or not self.failure.retryable):
@@ -189,14 +189,14 @@ class AsyncCheckpointer:
 
 
 class _Copy:
-    """The part of a copy that is made while gradients are computed.
+    """The part of the copy that is made while gradients are computed.
 
-    Whether a tensor changes meanwhile is seen by autograd's count of its changes in place.
+    Autograd's counter of in-place changes shows whether a tensor changes meanwhile.
 
     Args:
-        attempt: what is saved.
-        steady: the tensors that are said to stay as they are, by name.
-        known: those that did so after the save before this one; None: nothing is known yet.
+        attempt: the attempt to save.
+        steady: tensors that are declared not to change, by name.
+        known: those that did not change after the previous save; None: not known yet.
     """
 
     def __init__(self, attempt: SaveAttempt, steady: Mapping[str, Tensor], known: frozenset[str] | None) -> None:
@@ -207,19 +207,19 @@ class _Copy:
         self.later = {name: attempt.pieces[name] for name in known or () if name in self._tensors}
 
     def run(self, staging: Staging) -> None:
-        """Raises `SaveFailed` if a tensor has changed, so that the copy is of no state that ever was."""
+        """Raises `SaveFailed` if a tensor has changed, so that the copy is not a consistent state."""
         try:
             if self.later:
                 staging.fill_later(self._attempt, self.later)
             if changed := self.later.keys() - self._unchanged():
-                raise SaveFailed(f"{min(changed)} was changed while it was copied; the next save copies it at once")
+                raise SaveFailed(f"{min(changed)} changed while it was being copied; the next save copies it at once")
         finally:
             self._is_copied.set()
 
     def wait(self, timeout_s: float) -> frozenset[str]:
         """Waits for the copy; returns the names of the tensors that have not changed since the save began."""
         if not self._is_copied.wait(timeout_s):
-            raise SaveFailed(f"the copy of the state at step {self._attempt.step} does not end within {timeout_s:g} s")
+            raise SaveFailed(f"the copy of the state at step {self._attempt.step} did not end within {timeout_s:g} s")
         return self._unchanged()
 
     def _unchanged(self) -> frozenset[str]:
@@ -227,7 +227,7 @@ class _Copy:
 
 
 class _Failed:
-    """A source that has nothing."""
+    """A source without data, which raises."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

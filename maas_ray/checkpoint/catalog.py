@@ -1,8 +1,8 @@
-"""The checkpoints of one place: which are committed, what is in them, whether they are whole, which are pinned.
+"""The committed checkpoints under one prefix: listing, opening, verification and pins.
 
 <prefix>/<step>/manifest.json                        step, cursor, state, the index of all tiles, digests
 <prefix>/<step>/parts-<attempt>/<rank>-<n>.safetensors     tiles; plain safetensors files
-<prefix>/<step>/parts-<attempt>/history.json         what was logged so far
+<prefix>/<step>/parts-<attempt>/history.json         the training history so far
 <prefix>/../pins/log/…                               steps that retention never removes
 """
 
@@ -31,20 +31,20 @@ PINS = re.compile(r"(.+/)?pins")
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside tensors."""
+    """The content of a checkpoint except for tensors."""
 
     step: int
     """Optimizer steps done."""
     cursor: int
     """Global sample position of the next batch."""
     meta: Mapping[str, Any]
-    """What the trainer put there: schedule, seeds, layout, metrics."""
+    """The trainer's state: schedule, seeds, layout, metrics."""
     history: list[dict[str, Any]]
-    """What was logged so far, oldest first."""
+    """The training history so far, oldest first."""
 
 
 def place(prefix: str, step: int) -> str:
-    """Where a step is committed."""
+    """The prefix under which a step is committed."""
     return f"{prefix}/{step:010d}"
 
 
@@ -58,7 +58,7 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
     """Opens a committed checkpoint without reading its parts; the newest by default.
 
     Raises:
-        NotFound: there is no such checkpoint; names those that there are.
+        NotFound: there is no such checkpoint; the message names the existing ones.
         ObjectCorrupt: its manifest is altered or malformed.
     """
     wanted = newest_checkpoint(store, prefix) if step is None else step
@@ -66,10 +66,10 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
         try:
             return open_step(store, prefix, wanted)
         except NotFound:
-            pass  # said below, with those that there are
+            pass  # reported below, with the existing ones
     steps = list_checkpoints(store, prefix)
     if step is None and steps:
-        return open_step(store, prefix, steps[-1])  # retention was just removing the one before
+        return open_step(store, prefix, steps[-1])  # retention has just removed the previous one
     if not steps:
         raise NotFound(f"{prefix} has no committed checkpoint yet")
     there = known_names("", list(map(str, steps)), "steps", "maas-ray checkpoints list")
@@ -77,7 +77,7 @@ def open_checkpoint(store: ObjectStore, prefix: str, step: int | None = None) ->
 
 
 def newest_checkpoint(store: ObjectStore, prefix: str) -> int | None:
-    """The step of the newest committed checkpoint; None: there is none. Two listings, however many there are."""
+    """The step of the newest committed checkpoint; None: there is none. Needs two listings for any number of steps."""
     for name in sorted(filter(_STEP.fullmatch, store.children(prefix)), key=int, reverse=True):
         if is_committed(store, f"{prefix}/{name}"):
             return int(name)
@@ -89,7 +89,7 @@ def open_step(store: ObjectStore, prefix: str, step: int) -> Committed:
     committed = open_committed(store, place(prefix, step), KIND)
     said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
     if said.step != step:
-        raise ObjectCorrupt(f"{committed.prefix} says that it is of step {said.step}; not used")
+        raise ObjectCorrupt(f"{committed.prefix} contains step {said.step}, not the step in its name; not used")
     return committed
 
 
@@ -97,7 +97,7 @@ def read_saved(committed: Committed) -> Saved:
     """Everything but the tensors, verified.
 
     Raises:
-        ObjectCorrupt: it is altered, or written by an incompatible version.
+        ObjectCorrupt: it is altered, or was written by an incompatible version.
     """
     what = f"the history of {committed.prefix}"
     said = read_document(_CheckpointMeta, committed.meta, f"{committed.prefix}/{manifest.NAME}")
@@ -109,7 +109,7 @@ def read_saved(committed: Committed) -> Saved:
 
 
 def verify(committed: Committed) -> list[MaasError]:
-    """Reads every part and checks it against its digests; returns what is wrong (empty: all is well)."""
+    """Reads every part and checks it against its digests; returns the errors (empty: the checkpoint is sound)."""
     from maas_ray.checkpoint.index import read_index
 
     problems = manifest.verify(committed)
@@ -123,7 +123,7 @@ def verify(committed: Committed) -> list[MaasError]:
 
 
 def describe(store: ObjectStore, prefix: str) -> list[dict[str, Any]]:
-    """What each committed checkpoint is, oldest first, without reading its parts; one that is damaged says how."""
+    """Describes each committed checkpoint, oldest first, without reading its parts; includes errors of damaged ones."""
     pins = pinned(store, prefix)
     steps = list_checkpoints(store, prefix)
     found = in_parallel(lambda step: _describe(store, prefix, step), steps)
@@ -134,7 +134,7 @@ def describe(store: ObjectStore, prefix: str) -> list[dict[str, Any]]:
 
 
 def _describe(store: ObjectStore, prefix: str, step: int) -> tuple[dict[str, Any], str | None]:
-    """What one checkpoint is, and what is wrong with it."""
+    """The description of one checkpoint, and its error."""
     about: dict[str, Any] = dict.fromkeys(
         ("committed_s", "num_bytes", "num_tensors", "num_parts", "num_ranks", "layout", "metrics"), 0
     )
@@ -158,19 +158,19 @@ def _describe(store: ObjectStore, prefix: str, step: int) -> tuple[dict[str, Any
 
 
 def pin(store: ObjectStore, prefix: str, step: int, reason: str) -> None:
-    """Keeps a checkpoint from retention for good, for instance because a version was published from it.
+    """Excludes a checkpoint from retention permanently, for instance because a version was published from it.
 
     Raises:
-        NotFound: there is no such checkpoint, or retention was removing it just now.
+        NotFound: there is no such checkpoint, or retention has just removed it.
     """
     open_checkpoint(store, prefix, step)
-    if step not in pinned(store, prefix):  # a repeat finds its own
+    if step not in pinned(store, prefix):  # a retry finds its own record
         Sequence(store, _pins(prefix)).append(lambda _: {"step": step, "reason": reason})
     open_checkpoint(store, prefix, step)
 
 
 def pinned(store: ObjectStore, prefix: str) -> set[int]:
-    """The steps that are pinned."""
+    """The pinned steps."""
     return {read_pin(record).step for record in Sequence(store, _pins(prefix)).read()}
 
 
@@ -182,12 +182,12 @@ class Pin(Document):
 
 
 def read_pin(record: Record) -> Pin:
-    """What a record of the pins says. Raises `ObjectCorrupt`."""
+    """The pin in a record. Raises `ObjectCorrupt`."""
     return read_document(Pin, record.event, f"the log record {record.key}")
 
 
 def check_checkpoint(committed: Committed) -> Iterator[MaasError]:
-    """What is wrong with a checkpoint whose parts are whole; for `fsck`."""
+    """The errors in a checkpoint whose parts are intact; for `fsck`."""
     from maas_ray.checkpoint.index import read_index
 
     for check in (read_saved, read_index):

@@ -1,4 +1,4 @@
-"""The ranks that save one checkpoint: what they tell each other, each wait with a bound. Knows no tensor."""
+"""Communication of the ranks that save one checkpoint, with bounded waits. Independent of tensors."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def saving_group(timeout_s: float = TIMEOUT_S) -> dist.ProcessGroup | None:
-    """A gloo group of all ranks for nothing but saving; None in a single process. Every rank must call it.
+    """A gloo group of all ranks, only for saving; None in a single process. Every rank must call it.
 
-    Saving goes on in the background, so it must not share a group with training: two threads would mix their
-    messages. `torch.distributed.destroy_process_group` gives it back, with or without naming it.
+    Saving runs in the background, so it must not share a group with training: two threads would mix their
+    messages. `torch.distributed.destroy_process_group` releases it, with or without the group as argument.
 
     Args:
-        timeout_s: longest time for writing, as `save` and `AsyncCheckpointer` get it. Another rank is waited for twice as long, so
-            that one whose store hangs can still say so, and the group stays of use.
+        timeout_s: longest time for writing, as for `save` and `AsyncCheckpointer`. The wait for another rank is twice
+            as long, so that a rank whose store hangs can still report it, and the group remains usable.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
@@ -29,10 +29,10 @@ def saving_group(timeout_s: float = TIMEOUT_S) -> dist.ProcessGroup | None:
 
 
 class Collectives:
-    """The ranks of a group; rank 0 decides and commits. A message is any object that pickles, from our own ranks only.
+    """The ranks of a group; rank 0 decides and commits. A message is any picklable object, from the run's ranks only.
 
     Args:
-        group: with a CPU backend (gloo) and a timeout; None: this process alone.
+        group: group with a CPU backend (gloo) and a timeout; None: this process alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -42,7 +42,7 @@ class Collectives:
         self._broken: SaveFailed | None = None
 
     def gather_all(self, message: T) -> list[T]:
-        """Every rank's message on every rank. Raises `SaveFailed` if a rank does not come in time."""
+        """Every rank's message on every rank. Raises `SaveFailed` if a rank does not respond in time."""
         if self._group is None:
             return [message]
         found: list[Any] = [None] * self.world
@@ -50,7 +50,7 @@ class Collectives:
         return found
 
     def gather(self, message: T) -> list[T]:
-        """Every rank's message on rank 0; an empty list elsewhere. Raises as `gather_all`."""
+        """Every rank's message on rank 0; an empty list on others. Raises as `gather_all`."""
         if self._group is None:
             return [message]
         found: list[Any] | None = [None] * self.world if self.rank == 0 else None
@@ -58,7 +58,7 @@ class Collectives:
         return found or []
 
     def scatter(self, messages: list[T]) -> T:
-        """Each rank's own of rank 0's messages. Raises as `gather_all`."""
+        """The element of rank 0's messages for this rank. Raises as `gather_all`."""
         if self._group is None:
             return messages[0]
         found: list[Any] = [None]
@@ -79,10 +79,10 @@ class Collectives:
             raise self._broken
         try:
             collective()
-        except (RuntimeError, ValueError) as error:  # what torch raises for a lost or late rank, and for a closed group
+        except (RuntimeError, ValueError) as error:  # torch's errors for a lost or late rank, and for a closed group
             reason = str(error).splitlines()[0]
             self._broken = SaveFailed(
-                f"rank {self.rank} lost another rank while saving (died, or later than the group's timeout): {reason}; "
-                "no more checkpoints can be saved by these processes"
+                f"rank {self.rank} lost another rank while saving (it died or exceeded the group's timeout): {reason}; "
+                "these processes cannot save further checkpoints; restart them"
             )
             raise self._broken from error

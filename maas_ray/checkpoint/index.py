@@ -1,4 +1,4 @@
-"""The index of a checkpoint: which tile of which tensor lies where, as JSON in the sealed manifest and back."""
+"""The index of a checkpoint: the location of every tile of every tensor, as JSON in the sealed manifest."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Tile:
-    """One stored tile: the rectangle, the part and place where its bytes lie, their `piece_digest` in hex."""
+    """One stored tile: its rectangle, the part and offset of its bytes, and their `piece_digest` in hex."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -49,7 +49,7 @@ class Stored:
 
 
 def metadata(index: Mapping[str, Stored]) -> Metadata:
-    """What torch's load planner asks for; chunk i is tile i."""
+    """The metadata for torch's load planner; chunk i is tile i."""
     return Metadata(
         {
             name: TensorStorageMetadata(
@@ -63,7 +63,7 @@ def metadata(index: Mapping[str, Stored]) -> Metadata:
 
 
 def write_index(index: Mapping[str, Stored], parts: Sequence[str]) -> dict[str, Any]:
-    """Plain JSON; parts are named by their place in `parts`."""
+    """The index as plain JSON; parts are identified by their index in `parts`."""
     numbers = {name: number for number, name in enumerate(parts)}
     return {
         "parts": list(parts),
@@ -84,12 +84,12 @@ def read_index(committed: Committed) -> dict[str, Stored]:
     """The tensors of a checkpoint.
 
     Raises:
-        ObjectCorrupt: another format, or an index that does not describe whole tensors inside its parts.
+        ObjectCorrupt: the format is unknown, or the index does not describe whole tensors inside its parts.
     """
     meta = committed.meta
     if meta.get("format") != FORMAT:
         raise ObjectCorrupt(
-            f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}"
+            f"{committed.prefix} has format {str(meta.get('format'))[:20]}; this version reads {FORMAT}; not used"
         )
     try:
         names = meta["index"]["parts"]
@@ -97,14 +97,12 @@ def read_index(committed: Committed) -> dict[str, Stored]:
         for name, tensor in index.items():
             _check(committed, name, tensor)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise ObjectCorrupt(
-            f"the index of {committed.prefix} is not readable ({str(error)[:200]}); not used"
-        ) from error
+        raise ObjectCorrupt(f"cannot read the index of {committed.prefix} ({str(error)[:200]}); not used") from error
     return index
 
 
 def tensors_digest(index: Mapping[str, Stored]) -> str:
-    """Hex sha256 of all names, shapes, types and values, wherever they lie: equal for equal tensors in equal tiles."""
+    """Hex sha256 of names, shapes, types and values, independent of parts: equal for equal tensors in equal tiles."""
     tiles: Iterable[list[Any]] = (
         [
             name,
@@ -124,15 +122,15 @@ def _tensor(raw: Mapping[str, Any], parts: Sequence[str]) -> Stored:
     for offsets, sizes, part, start, digest in raw["tiles"]:
         _check_counts([*offsets, *sizes, part, start])
         if type(digest) is not str:
-            raise TypeError("a tile's digest is no text")
+            raise TypeError("a tile's digest is not a string")
         tiles.append(Tile(tuple(offsets), tuple(sizes), parts[part], start, math.prod(sizes) * dtype.itemsize, digest))
     return Stored(dtype, tuple(raw["shape"]), tuple(tiles))
 
 
 def _check_counts(values: Any) -> None:
-    """Exact integers: a float or a truth value would pass for one in most places, and fail in the last."""
+    """Requires exact integers: a float or a boolean would be accepted in most places and fail later."""
     if type(values) is not list or any(type(value) is not int or not -1 < value < 1 << 63 for value in values):
-        raise ValueError("a size or a place is no count")
+        raise ValueError("a size or an offset is not a non-negative integer")
 
 
 def _check(committed: Committed, name: str, tensor: Stored) -> None:
@@ -141,9 +139,9 @@ def _check(committed: Committed, name: str, tensor: Stored) -> None:
         is_inside = tile.start >= 0 and tile.start + tile.size <= part.size and all(size >= 0 for size in tile.sizes)
         spans = zip(tile.offsets, tile.sizes, tensor.shape, strict=True)
         if not is_inside or any(offset < 0 or offset + size > whole for offset, size, whole in spans):
-            raise ValueError(f"a tile of {name} lies outside of it or of its part")
+            raise ValueError(f"a tile of {name} is outside the tensor or its part")
         if not part.key.startswith(f"{committed.prefix}/"):
-            raise ValueError(f"the part {part.key} belongs to something else")
-    # Overlaps were refused by torch's planner when this was written, so equal volume means complete.
+            raise ValueError(f"the part {part.key} belongs to another commit")
+    # torch's planner rejected overlaps when this was written, so equal volume means complete.
     if sum(tile.size for tile in tensor.tiles) != tensor.nbytes:
         raise ValueError(f"{name} is not complete")

@@ -1,6 +1,6 @@
-"""Loads tensors into any layout: each rank reads only the tiles that it needs, and verifies each before it uses it.
+"""Loads tensors into any layout: each rank reads and verifies only the tiles that it needs.
 
-Every rank loads for itself; nothing is agreed and nothing is executed: there is no pickle anywhere.
+Every rank loads independently, without communication. Nothing is executed: no data is pickled.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ IN_FLIGHT = 4
 
 @dataclass(frozen=True)
 class _TileRead:
-    """Neighbouring tiles of one part, and where their values go."""
+    """Adjacent tiles of one part, and the targets of their values."""
 
     part: str
     tiles: tuple[Tile, ...]
@@ -37,19 +37,19 @@ class _TileRead:
 
 
 def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
-    """Fills tensors in place; names that the checkpoint has beside them are left alone.
+    """Fills tensors in place; ignores other names in the checkpoint.
 
     Args:
         committed: an open checkpoint.
         tensors: by the names under which they were saved; torch Tensors are filled whole, of a DTensor this rank's
-            part, whatever layout it was saved in.
+            part, independent of the layout in which it was saved.
 
     Returns:
         Bytes read from parts.
 
     Raises:
-        ModelError: a name is missing in the checkpoint, or has another shape or type there; nothing is filled.
-        ObjectCorrupt: a part is missing, truncated or altered; tensors may be filled in part: do not use them.
+        ModelError: a name is missing in the checkpoint, or has another shape or type; nothing is filled.
+        ObjectCorrupt: a part is missing, truncated or altered; tensors may be partially filled: do not use them.
     """
     index = read_index(committed)
     _check_fit(committed, index, tensors)
@@ -84,11 +84,11 @@ def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
 
 
 def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tensor]:
-    """Whole tensors in this process's memory, for export and evaluation.
+    """Reads whole tensors into this process's memory, for export and evaluation.
 
     Args:
         committed: an open checkpoint.
-        prefix: which ones; the result's names are without it.
+        prefix: prefix of the names to read; it is removed from the result's names.
 
     Raises:
         ObjectCorrupt: a part is missing, truncated or altered.
@@ -109,21 +109,22 @@ def _check_fit(committed: Committed, index: Mapping[str, Stored], tensors: Mappi
     missing = sorted(name for name in tensors if name not in index)
     if missing:
         raise ModelError(
-            f"{committed.prefix} holds no {missing[0]!r} ({len(missing)} missing of {len(tensors)} asked for)"
+            f"{committed.prefix} does not contain {missing[0]!r} ({len(missing)} of {len(tensors)} requested tensors "
+            "are missing); load it with the model that was saved"
         )
     for name, tensor in tensors.items():
         there = index[name]
         if (tuple(tensor.shape), tensor.dtype) != (there.shape, there.dtype):
             raise ModelError(
-                f"{committed.prefix} holds {name!r} as {there.dtype} of shape {list(there.shape)}; "
-                f"asked for {tensor.dtype} of shape {list(tensor.shape)}"
+                f"{committed.prefix} contains {name!r} as {there.dtype} of shape {list(there.shape)}; "
+                f"requested {tensor.dtype} of shape {list(tensor.shape)}; load it with the model that was saved"
             )
         if tensor.is_meta:
             raise ModelError(f"{name!r} has no memory to load into (device meta); materialize it first")
 
 
 def _check_sizes(committed: Committed, parts: set[str]) -> None:
-    """One listing tells truncated, grown and missing parts before a byte is read."""
+    """Detects truncated, grown and missing parts with one listing, before a byte is read."""
     there = {info.key: info.size for info in committed.store.scan(committed.prefix)}
     for name in sorted(parts):
         part = committed.parts[name]

@@ -1,4 +1,4 @@
-"""Parts: safetensors files of at most some megabytes, made of tiles that are hashed one by one. Knows no other rank."""
+"""Parts: safetensors files of limited size that consist of separately hashed tiles. Independent of other ranks."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,14 +17,14 @@ from maas_ray.store.manifest import Part, piece_digest
 PART_BYTES = 64 << 20
 MAX_PART_BYTES = 256 << 20
 PARTS_PER_RANK = 128
-"""Parts grow with what a rank writes, so that there are about this many, within the two limits above."""
+"""Target number of parts: their size grows with the bytes of a rank, within the two limits above."""
 
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class TileSlot:
-    """The place of one tile in a part."""
+    """The position of one tile in a part."""
 
     tensor: str
     offsets: tuple[int, ...]
@@ -34,13 +34,13 @@ class TileSlot:
     size: int
 
     def values(self, buffer: Tensor) -> Tensor:
-        """The tile's values inside of its part's bytes."""
+        """The tile's values inside its part's bytes."""
         return buffer[self.start : self.start + self.size].view(self.dtype).view(self.sizes)
 
 
 @dataclass(frozen=True)
 class PartLayout:
-    """A part before it has values: a safetensors header and the places of its tiles, without gaps."""
+    """The layout of a part: a safetensors header and the positions of its tiles, without gaps."""
 
     name: str
     header: bytes
@@ -49,17 +49,17 @@ class PartLayout:
 
     @property
     def pieces(self) -> tuple[int, ...]:
-        """Sizes of what is hashed one by one: the header and every tile."""
+        """Sizes of the separately hashed pieces: the header and every tile."""
         return (len(self.header), *(slot.size for slot in self.slots))
 
 
 def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None) -> list[PartLayout]:
-    """Packs the tiles that a rank writes into parts; tiles of one tensor stay side by side, for readers of many.
+    """Packs the tiles that a rank writes into parts; tiles of one tensor are adjacent, for readers of many tiles.
 
     Args:
-        items: what torch's planner gave to this rank.
-        rank: numbers the parts.
-        part_bytes: largest part; only a tile that is larger makes a larger one.
+        items: write items that torch's planner assigned to this rank.
+        rank: rank, for the names of the parts.
+        part_bytes: maximum size of a part; only a larger tile makes a larger part.
     """
     limit = part_bytes or min(max(sum(map(_nbytes, items)) // PARTS_PER_RANK, PART_BYTES), MAX_PART_BYTES)
     groups: list[list[WriteItem]] = []
@@ -75,7 +75,7 @@ def lay_out(items: Sequence[WriteItem], rank: int, part_bytes: int | None = None
 
 
 def lay_out_part(name: str, items: Sequence[WriteItem]) -> PartLayout:
-    """One part: those with large elements come first, so that every element lies at a multiple of its size."""
+    """Lays out one part: tiles with large elements first, so that every element is aligned to its size."""
     header: dict[str, object] = {}
     places = []
     end = 0
@@ -91,7 +91,7 @@ def lay_out_part(name: str, items: Sequence[WriteItem]) -> PartLayout:
         places.append((item.index.fqn, offsets, sizes, data.properties.dtype, end, size))
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)  # the format allows spaces here; values then lie aligned
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)  # the format allows spaces here; they align the values
     head = len(text).to_bytes(8, "little") + text
     slots = tuple(
         TileSlot(tensor, offsets, sizes, dtype, len(head) + start, size)
@@ -112,14 +112,14 @@ def fill_tiles(
     copy: Callable[[Tensor, Tensor], None],
     without: Collection[str] = (),
 ) -> None:
-    """Copies tiles into a part's buffer, but for those of some tensors; from a GPU without waiting for the copies."""
+    """Copies tiles into a part's buffer, except those of some tensors; asynchronously from a GPU."""
     for slot in layout.slots:
         if slot.size and slot.tensor not in without:
             copy(slot.values(buffer), pieces[slot.tensor].tile(slot.offsets, slot.sizes))
 
 
 def seal_part(layout: PartLayout, key: str, data: memoryview) -> tuple[Part, list[str]]:
-    """The part as the manifest names it, and the `piece_digest` of each of its tiles in hex; every byte is hashed once."""
+    """The part's manifest entry, and the `piece_digest` of each of its tiles in hex; hashes every byte once."""
     digests = [piece_digest(data[slot.start : slot.start + slot.size]) for slot in layout.slots]
     joined = b"".join([piece_digest(layout.header), *digests])
     return Part(key, layout.size, sha256(joined).hexdigest(), layout.pieces), [each.hex() for each in digests]

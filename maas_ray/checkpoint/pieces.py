@@ -1,4 +1,4 @@
-"""One rank's piece of a tensor, described to torch's save planner as tiles. Knows no store."""
+"""One rank's piece of a tensor, described to torch's save planner as tiles. Independent of stores."""
 
 import math
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from maas_ray.checkpoint.tiles import Box, cut, grid
 
 @dataclass(frozen=True)
 class TensorPiece:
-    """What this rank holds of a tensor.
+    """This rank's piece of a tensor.
 
-    Speaks the protocol by which torch's planners (`torch.distributed.checkpoint`) ask a tensor-like object for its
-    chunks, so that they find the writer of each tile and remove what several ranks hold.
+    Implements the protocol by which torch's planners (`torch.distributed.checkpoint`) request the chunks of a
+    tensor-like object, so that they select the writer of each tile and deduplicate tiles that several ranks have.
 
     Attributes:
-        shape: of the whole tensor.
-        box: where this rank's part lies in it.
-        local: the values, of the box's size, on any device.
-        is_tiled: False: one chunk, however large.
-        total_bytes: of the whole checkpoint.
+        shape: shape of the whole tensor.
+        box: position of this rank's part in it.
+        local: values with the box's size, on any device.
+        is_tiled: False: one chunk of any size.
+        total_bytes: bytes of the whole checkpoint.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class TensorPiece:
         return self.local.numel() * self.local.element_size()
 
     def tile(self, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        """The view of one tile; `offsets` count from the whole tensor's corner."""
+        """The view of one tile; `offsets` are relative to the whole tensor."""
         found = self.local
         for dim, (offset, size, origin) in enumerate(zip(offsets, sizes, self.box[0], strict=True)):
             found = found.narrow(dim, offset - origin, size)
@@ -52,9 +52,9 @@ class TensorPiece:
 
     def _boxes(self) -> list[Box]:
         if math.prod(self.shape) == 0:
-            return [((0,) * len(self.shape), self.shape)]  # nothing to store, but a name to keep
+            return [((0,) * len(self.shape), self.shape)]  # no values to store, only a name
         if math.prod(self.box[1]) == 0:
-            return []  # a rank that has no part of an unevenly sharded tensor
+            return []  # a rank without a part of an unevenly sharded tensor
         if not self.is_tiled:
             return [self.box]
         return list(cut(self.box, grid(self.shape, self.local.element_size(), self.total_bytes)))
@@ -69,7 +69,7 @@ class TensorPiece:
 
 
 def piece_of(name: str, tensor: Tensor) -> TensorPiece | None:
-    """What this rank holds of a tensor; None if a DTensor's mesh does not include this rank.
+    """This rank's piece of a tensor; None if a DTensor's mesh does not include this rank.
 
     Raises:
         ModelError: its type cannot be stored.
@@ -87,5 +87,5 @@ def piece_of(name: str, tensor: Tensor) -> TensorPiece | None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without pending conjugation or negation, whose bits are not the values."""
+    """The tensor without lazy conjugation or negation, whose bits are not the values."""
     return tensor.detach().resolve_conj().resolve_neg()

@@ -1,4 +1,4 @@
-"""Who writes which tile: torch's own save planner, asked once per layout. Knows no store."""
+"""Plans which rank writes which tile, with torch's save planner, once per layout. Independent of stores."""
 
 import uuid
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class SaveAttempt:
 
     Attributes:
         step: optimizer steps done.
-        name: 32 hex digits that no other attempt has.
-        pieces: what this rank holds.
-        layouts: the parts that this rank writes; each tile that several ranks hold is written by one.
+        name: 32 unique hex digits.
+        pieces: this rank's pieces of tensors.
+        layouts: the parts that this rank writes; a tile that several ranks have is written by one of them.
         shapes: type and shape of every tensor; on rank 0.
     """
 
@@ -45,7 +45,7 @@ class _Hello:
 
 
 class Planner:
-    """Plans saves of one group of ranks; remembers the plan as long as no rank's tensors change their layout.
+    """Plans saves of one group of ranks; reuses the plan as long as no rank's tensors change their layout.
 
     Args:
         collectives: the ranks.
@@ -58,18 +58,18 @@ class Planner:
         self._shapes: Metadata | None = None
 
     def prepare(self, step: int, tensors: Mapping[str, Tensor]) -> SaveAttempt:
-        """Agrees on an attempt; every rank calls it, with the tensors that it holds.
+        """Agrees on an attempt; every rank calls it with its tensors.
 
         Raises:
             SaveFailed: on every rank: a rank's tensors cannot be stored, do not fit those of the others, belong to
-                another step, or a rank did not come.
+                another step, or a rank did not respond.
         """
         pieces: dict[str, TensorPiece] = {}
         failure = None
         try:
             found = {name: piece_of(name, tensor) for name, tensor in tensors.items()}
             pieces = {name: piece for name, piece in found.items() if piece is not None}
-        except Exception as error:  # such as a Partial placement: the others must hear of it whatever it is
+        except Exception as error:  # such as a Partial placement: the other ranks must receive every error
             failure = f"rank {self._collectives.rank}: {error}"
         signature = [(name, piece.shape, piece.box, piece.local.dtype) for name, piece in pieces.items()]
         nbytes = sum(piece.nbytes for piece in pieces.values())
@@ -106,7 +106,7 @@ class Planner:
                 answers = [(plan, None) for plan in plans]
             except SaveFailed as error:
                 answers = [(plan, str(error)) for plan in plans]
-            except Exception as error:  # torch says with a ValueError that tiles overlap or are missing
+            except Exception as error:  # torch raises a ValueError if tiles overlap or are missing
                 answers = [(plan, f"rank 0, planning: {error}") for plan in plans]
         plan, failure = self._collectives.scatter(answers)
         refuse([failure])
@@ -114,11 +114,11 @@ class Planner:
 
 
 def refuse(failures: Any) -> None:
-    """Raises `SaveFailed` with the reasons that are there, if any."""
+    """Raises `SaveFailed` with the reasons, if there are any."""
     reasons = [failure for failure in failures if failure is not None]
     if reasons:
         more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-        raise SaveFailed(f"the checkpoint was given up, nothing is committed: {'; '.join(reasons[:3])}{more}")
+        raise SaveFailed(f"the checkpoint was aborted, nothing is committed: {'; '.join(reasons[:3])}{more}")
 
 
 def _same_tensors(plans: list[SavePlan]) -> None:

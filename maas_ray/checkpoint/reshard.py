@@ -1,4 +1,4 @@
-"""Writes a committed checkpoint anew in one process: whole tensors, in parts that any safetensors reader takes."""
+"""Rewrites a committed checkpoint in one process as whole tensors, in parts that any safetensors reader accepts."""
 
 import itertools
 import math
@@ -28,24 +28,24 @@ TIMEOUT_S = 24 * 3600.0
 
 
 def reshard(committed: Committed, store: ObjectStore, prefix: str, num_parts: int | None = None) -> Committed:
-    """Commits the same state at `<prefix>/<step>` of another place, with every tensor in one piece.
+    """Commits the same state at `<prefix>/<step>` under another prefix, with every tensor in one piece.
 
-    One part is in memory at a time. The values, the state and the history stay as they are.
+    One part is in memory at a time. The values, the state and the history are unchanged.
 
     Args:
-        committed: what to read; every byte is verified.
+        committed: the checkpoint to read; every byte is verified.
         store: where to write.
-        prefix: the place for it; not the one that it is read from.
-        num_parts: at most so many parts of about equal size; by default as many as parts of 1 GiB need.
+        prefix: prefix for the result; not the one of the source.
+        num_parts: maximum number of parts of about equal size; by default as many as parts of 1 GiB need.
 
     Raises:
-        Conflict: this step is committed there already.
+        Conflict: this step is already committed under the prefix.
         ObjectCorrupt: a part is missing, truncated or altered.
         SaveFailed: the store failed; nothing is committed.
     """
     saved = read_saved(committed)
     if saved.step in list_checkpoints(store, prefix):
-        raise Conflict(f"{store.uri} has step {saved.step} at {prefix} already; choose another place")
+        raise Conflict(f"step {saved.step} is already committed at {prefix} in {store.uri}; choose another prefix")
     index = read_index(committed)
     total = sum(stored.nbytes for stored in index.values())
     layouts = _layouts(index, num_parts or max(1, math.ceil(total / PART_BYTES)))

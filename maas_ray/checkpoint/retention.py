@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: the newest, the best, every n-th and the pinned ones. Counts committed ones only."""
+"""Retention of committed checkpoints: keeps the newest, the best, every n-th and the pinned ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from maas_ray.store.objects import ObjectStore
 
 @dataclass(frozen=True)
 class Keep:
-    """What retention keeps; whatever one of the rules keeps stays. Pinned ones and the newest always do.
+    """The retention rules; a checkpoint is kept if any rule selects it. Pinned ones and the newest are always kept.
 
     Attributes:
-        last: so many of the newest.
-        best: so many of the best by `metric`.
+        last: number of newest checkpoints to keep.
+        best: number of best checkpoints by `metric` to keep.
         metric: name of a number in the state's `metrics`.
-        mode: whether a smaller or a larger one is better.
-        every_steps: those of steps that this number divides.
+        mode: whether a smaller or a larger value is better.
+        every_steps: keeps checkpoints whose step this number divides.
     """
 
     last: int = 3
@@ -30,13 +30,13 @@ class Keep:
 
 
 class Retention:
-    """Removes what nobody needs any more.
+    """Removes checkpoints that no rule keeps.
 
     Args:
-        store: where the checkpoints lie.
-        prefix: their place, such as `runs/<run>/checkpoints`.
+        store: store with the checkpoints.
+        prefix: their prefix, such as `runs/<run>/checkpoints`.
         keep: the rules.
-        late: metrics by step that became known after the commit; may grow from call to call.
+        late: metrics by step that became known after the commit; may grow between calls.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Retention:
     def apply(self) -> list[int]:
         """Removes checkpoints, each with its manifest first; returns their steps.
 
-        A step whose manifest cannot be read keeps nothing else from being kept and is left for whoever looks into it,
-        so neither a crash nor damage pushes a good checkpoint out.
+        A step whose manifest cannot be read does not count toward the rules and is left for inspection, so neither a
+        crash nor damage displaces a good checkpoint.
         """
         steps = list_checkpoints(self._store, self._prefix)
         whole = [step for step, is_whole in zip(steps, in_parallel(self._is_whole, steps), strict=True) if is_whole]
         chosen = self._chosen(whole)
         going = [step for step in whole if step not in chosen]
         if going:
-            kept = pinned(self._store, self._prefix)  # read last: a pin may have been set meanwhile
+            kept = pinned(self._store, self._prefix)  # read last: a pin may have been added meanwhile
             going = [step for step in going if step not in kept]
         for step in going:
             open_step(self._store, self._prefix, step).delete()
@@ -91,6 +91,6 @@ class Retention:
             except ObjectCorrupt:
                 return False
             score = meta["state"].get("metrics", {}).get(self._keep.metric)
-            is_number = isinstance(score, int | float) and score == score  # NaN is no score
+            is_number = isinstance(score, int | float) and score == score  # NaN is not a score
             self._scores[step] = float(score) if is_number else None
         return True

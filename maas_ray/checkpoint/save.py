@@ -1,4 +1,4 @@
-"""Saves a state from all ranks: parts first, agreement, then one manifest. Knows no thread of its own between saves."""
+"""Saves a state from all ranks: parts first, agreement, then one manifest. Keeps no threads between saves."""
 
 import contextlib
 import json
@@ -27,16 +27,16 @@ Fence = Callable[[], None]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that the next step depends on.
+    """The complete state that the next step depends on.
 
     Attributes:
         step: optimizer steps done.
         cursor: global sample position of the next batch.
-        tensors: by flat names, such as `model.<name>` and `optimizer.<name>.<moment>`: torch Tensors that are the same
-            on every rank that names them, or DTensors. Ranks may name different ones (pipeline stages).
-        meta: JSON; rank 0's counts. `metrics` (name to number) is what retention ranks by; `layout` says how the run
-            is spread over ranks, see `save`.
-        history: JSON; what was logged so far, rank 0's counts.
+        tensors: by flat names, such as `model.<name>` and `optimizer.<name>.<moment>`: torch Tensors that are equal on
+            all ranks with that name, or DTensors. Ranks may have different names (pipeline stages).
+        meta: JSON; rank 0's is stored. Retention ranks by `metrics` (name to number); `layout` describes how the run is
+            distributed over ranks, see `save`.
+        history: JSON; the training history so far; rank 0's is stored.
     """
 
     step: int
@@ -53,23 +53,23 @@ def save(
     group: dist.ProcessGroup | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Committed:
-    """Commits a state at `<prefix>/<step>`; every rank of the group calls it and gets the same answer.
+    """Commits a state at `<prefix>/<step>`; every rank of the group calls it and gets the same result.
 
-    A step that is committed already, by an attempt that was then lost, is kept if it holds the same values.
+    A step that is already committed, by an attempt that was then lost, is kept if it contains the same values.
 
     Args:
         store: where to write.
-        prefix: the place of the run's checkpoints.
+        prefix: prefix of the run's checkpoints.
         snapshot: this rank's part of the state.
-        group: the ranks that hold it, see `saving_group`; None: this process holds all of it.
-        timeout_s: longest time for writing the parts. A rank that does not come is waited for as long as the group's
-            own timeout says.
+        group: the ranks that have the state, see `saving_group`; None: this process has all of it.
+        timeout_s: longest time for writing the parts. The longest wait for another rank is the group's own timeout.
 
     Raises:
-        SaveFailed: a rank could not write, or did not come; no rank takes it for committed. Names rank and object.
+        SaveFailed: a rank could not write, or did not respond; no rank treats the state as committed. The message names
+            the rank and the object.
         ObjectCorrupt: the step is committed with other values although `meta["layout"]` and the number of ranks are the
             same, so this is not the same run. (Other layouts add in another order and differ in the last bits: then
-            what is there is kept.)
+            the committed state is kept.)
     """
     collectives = Collectives(group)
     attempt = Planner(collectives).prepare(snapshot.step, snapshot.tensors)
@@ -88,16 +88,16 @@ def finish(
     in_flight: int | None = None,
     fence: Fence | None = None,
 ) -> None:
-    """Writes this rank's parts and agrees with the others on the end of an attempt.
+    """Writes this rank's parts and agrees with the other ranks on the outcome of an attempt.
 
-    Raises as `save`, and `Conflict` if the fence says that another process has taken over.
+    Raises as `save`, and `Conflict` if the fence detects that another process has taken over.
     """
     where = place(prefix, attempt.step)
     written: list[Written] = []
     failure = None
     try:
         written = upload(store, where, attempt, source, timeout_s, in_flight)
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # the other ranks must receive every error
         failure = f"rank {collectives.rank}: {error}"
     everybody = collectives.gather((written, failure))
     outcome = _Outcome()
@@ -115,7 +115,7 @@ def finish(
 class _Outcome:
     error: MaasError | None = None
     may_be_committed: bool = False
-    """The manifest was sent and no answer came: its parts must stay."""
+    """Whether the manifest was sent without a response: its parts must be kept."""
 
 
 def _decide(
@@ -133,7 +133,7 @@ def _decide(
         writer = CommitWriter(store, where, KIND, attempt.name)
         for each in written:
             writer.add(each.layout.name, each.part)
-        state = json.loads(canonical_json(snapshot.meta))  # refused here, while nothing is committed
+        state = json.loads(canonical_json(snapshot.meta))  # rejected here, while nothing is committed
         writer.put(HISTORY, canonical_json(snapshot.history))
         meta = {
             "format": FORMAT,
@@ -147,9 +147,9 @@ def _decide(
         }
     except SaveFailed as error:
         return _Outcome(error)
-    except Exception as error:  # the others wait for an answer, whatever happens here
+    except Exception as error:  # the other ranks wait for a response in any case
         _remove(store, [part_key(where, attempt.name, HISTORY)])
-        return _Outcome(SaveFailed(f"the checkpoint was given up, nothing is committed: rank 0, {where}: {error}"))
+        return _Outcome(SaveFailed(f"the checkpoint was aborted, nothing is committed: rank 0, {where}: {error}"))
     if fence is None:
         return _commit(store, where, writer, meta)
     return _commit_fenced(store, where, writer, meta, fence)
@@ -158,13 +158,13 @@ def _decide(
 def _commit_fenced(
     store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[str, Any], fence: Fence
 ) -> _Outcome:
-    """Looks before the commit, and after it: a put may take longer than it takes another process to take over."""
+    """Checks the fence before and after the commit: another process may take over during a slow put."""
     try:
         fence()
     except Exception as error:
         _remove(store, [part_key(where, writer.attempt, HISTORY)])
         refused = (
-            error if isinstance(error, Conflict) else SaveFailed(f"rank 0 could not look whose run it is: {error}")
+            error if isinstance(error, Conflict) else SaveFailed(f"rank 0 could not check the run's owner: {error}")
         )
         return _Outcome(refused)
     outcome = _commit(store, where, writer, meta)
@@ -177,7 +177,7 @@ def _commit_fenced(
                     there.delete()
             return _Outcome(error)
         except MaasError:
-            pass  # it was ours a moment ago, and the store does not say more
+            pass  # this process was the owner just before, and the store cannot be read
     return outcome
 
 
@@ -190,18 +190,18 @@ def _commit(store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[
         with contextlib.suppress(MaasError):
             there = open_committed(store, where, KIND)
             if there.meta["tensors_sha256"] == meta["tensors_sha256"]:
-                return _Outcome()  # it arrived, only the answer was lost
-        reason = f"rank 0 does not know whether {where} was committed, its parts are left: {error}"
+                return _Outcome()  # it was written, only the response was lost
+        reason = f"rank 0 does not know whether {where} was committed, its parts are kept: {error}"
         return _Outcome(SaveFailed(reason), may_be_committed=True)
     return _Outcome()
 
 
 def _compare(store: ObjectStore, where: str, meta: Mapping[str, Any]) -> MaasError | None:
-    """Whether what another attempt committed is the same state; our own parts are removed by then."""
+    """Compares the state that another attempt committed with ours, whose parts are removed by then."""
     try:
         there = open_committed(store, where, KIND).meta
     except MaasError as error:
-        return SaveFailed(f"rank 0 cannot read what another attempt committed at {where}: {error}")
+        return SaveFailed(f"rank 0 cannot read the checkpoint that another attempt committed at {where}: {error}")
     if there.get("tensors_sha256") == meta["tensors_sha256"]:
         return None
     if (there.get("num_ranks"), there.get("state", {}).get("layout")) != (
@@ -210,13 +210,13 @@ def _compare(store: ObjectStore, where: str, meta: Mapping[str, Any]) -> MaasErr
     ):
         return None
     return ObjectCorrupt(
-        f"{where} is committed with other weights than this attempt computed; "
+        f"{where} is already committed with weights that differ from those of this attempt; "
         "the run is not repeatable on this machine (other hardware or library versions?)"
     )
 
 
 def _index(attempt: SaveAttempt, written: list[Written]) -> dict[str, Stored]:
-    """All tensors with their tiles; rank 0 has heard of every part by now."""
+    """All tensors with their tiles; rank 0 has the description of every part by now."""
     tiles: dict[str, list[Tile]] = {}
     for each in written:
         for slot, digest in zip(each.layout.slots, each.digests, strict=True):
@@ -229,13 +229,13 @@ def _index(attempt: SaveAttempt, written: list[Written]) -> dict[str, Stored]:
         for name, data in attempt.shapes.state_dict_metadata.items()
         if isinstance(data, TensorStorageMetadata)
     }
-    for name, stored in index.items():  # torch's planner looks only where there are several ranks
+    for name, stored in index.items():  # torch's planner checks this only for several ranks
         if sum(tile.size for tile in stored.tiles) != stored.nbytes:
-            raise SaveFailed(f"the ranks of this group do not hold all of {name}; nothing is committed")
+            raise SaveFailed(f"the ranks of this group do not have all of {name}; nothing is committed")
     return index
 
 
 def _remove(store: ObjectStore, keys: list[str]) -> None:
-    """As far as the store lets us; what stays is an orphan that fsck collects."""
+    """Removes objects if the store is available; others are orphans that fsck collects."""
     with contextlib.suppress(MaasError):
         store.delete(keys)

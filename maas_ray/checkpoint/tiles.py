@@ -1,4 +1,4 @@
-"""Cuts tensors into tiles: rectangles that a reader under another layout fetches without the rest. Plain numbers."""
+"""Cuts tensors into tiles: rectangles that a reader with another layout fetches separately. Plain arithmetic."""
 
 import itertools
 import math
@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 MIN_TILE_BYTES = 64 << 10
 TILE_BYTES = 1 << 20
 MAX_TILES = 1 << 16
-"""Tiles of a whole checkpoint, about: what keeps the manifest of a very large model at some megabytes."""
+"""Approximate maximum number of tiles of a checkpoint; limits the manifest of a very large model to a few megabytes."""
 
-_MIN_RUN_BYTES = 256  # a tile's rows are copied one by one: shorter runs would cost more than they save
+_MIN_RUN_BYTES = 256  # a tile's rows are copied one by one: shorter rows would cost more than they save
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """(offsets, sizes) of a rectangle inside a tensor."""
 
 
 def grid(shape: Sequence[int], itemsize: int, total_bytes: int = 0) -> list[list[int]]:
-    """Where a tensor is cut, for each dimension: ascending positions from 0 to its size.
+    """The positions at which each dimension of a tensor is cut, ascending from 0 to its size.
 
     The cuts belong to the whole tensor, not to a layout, so that the tiles of all layouts fit into each other. Rows
     and columns are halved in turn, the way `torch.chunk` cuts for 2, 4, 8 … ranks (multiples of ceil(n / ranks)),
@@ -24,9 +24,9 @@ def grid(shape: Sequence[int], itemsize: int, total_bytes: int = 0) -> list[list
     of at least `MIN_TILE_BYTES`, larger ones up to 64 of at least `TILE_BYTES`.
 
     Args:
-        shape: of the whole tensor.
+        shape: shape of the whole tensor.
         itemsize: bytes of an element.
-        total_bytes: of the whole checkpoint; tiles grow with it.
+        total_bytes: bytes of the whole checkpoint; tiles grow with it.
     """
     nbytes = math.prod(shape) * itemsize
     wanted = max(nbytes // 16, MIN_TILE_BYTES) if nbytes <= 16 * TILE_BYTES else max(nbytes // 64, TILE_BYTES)
@@ -41,7 +41,7 @@ def grid(shape: Sequence[int], itemsize: int, total_bytes: int = 0) -> list[list
         levels[dim] += 1
         extents[dim] = -(-shape[dim] // 2 ** levels[dim])
     edges = [_edges(size, level) for size, level in zip(shape, levels, strict=True)]
-    if edges:  # rows that tensor parallelism has cut are cut once more by FSDP: other rows where sizes do not divide
+    if edges:  # FSDP cuts rows that tensor parallelism has cut: at other rows if sizes do not divide evenly
         edges[0] = sorted({*edges[0], *_halves(0, shape[0], levels[0])})
     return edges
 
@@ -63,7 +63,7 @@ def _can_halve(dim: int, extents: Sequence[int], itemsize: int) -> bool:
 
 
 def _halves(start: int, size: int, level: int) -> Iterator[int]:
-    """Where a dimension is cut whose pieces are halved again and again."""
+    """The cuts of a dimension whose pieces are halved repeatedly."""
     if level and size > 1:
         half = -(-size // 2)
         yield start + half

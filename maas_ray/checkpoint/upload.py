@@ -1,4 +1,4 @@
-"""Writes one rank's parts: one is copied while another one is written and hashed. Knows no other rank."""
+"""Writes one rank's parts: one part is copied while another is written and hashed. Independent of other ranks."""
 
 import threading
 import time
@@ -19,14 +19,14 @@ from maas_ray.store.manifest import Part, part_key
 from maas_ray.store.objects import ObjectStore
 
 IN_FLIGHT = 2
-"""Parts on their way at a time: one is copied, or waits for the disk, while another one is written."""
+"""Parts in flight at a time: one is copied, or waits for the disk, while another is written."""
 
 _GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Written:
-    """A part that is in the store."""
+    """A part that was written to the store."""
 
     layout: PartLayout
     part: Part
@@ -35,10 +35,10 @@ class Written:
 
 
 class UploadSource(Protocol):
-    """Where the bytes of parts come from."""
+    """A source of the bytes of parts."""
 
     def lend(self, number: int, layout: PartLayout) -> AbstractContextManager[Tensor]:
-        """The bytes (uint8) of one part, for as long as the context lasts. Called by several threads."""
+        """The bytes (uint8) of one part, valid within the context. Called by several threads."""
         ...
 
 
@@ -46,7 +46,7 @@ class Filled:
     """Fills a few buffers in turn from the live tensors, which must not change meanwhile.
 
     Args:
-        pieces: what this rank holds.
+        pieces: this rank's pieces of tensors.
     """
 
     def __init__(self, pieces: Mapping[str, TensorPiece]) -> None:
@@ -70,16 +70,16 @@ class Filled:
 
 
 class Staging:
-    """Copies of a rank's parts in memory that is used again; pinned where tensors lie on a GPU (not run on one)."""
+    """Copies of a rank's parts in reused memory; pinned if tensors are on a GPU (not tested on one)."""
 
     def __init__(self) -> None:
         self._layouts: tuple[PartLayout, ...] = ()
         self._buffers: list[Tensor] = []
 
     def fill(self, attempt: SaveAttempt, later: Collection[str] = ()) -> None:
-        """Copies what this rank writes, but for the tensors named in `later`; the others may then change again."""
+        """Copies this rank's tensors except those named in `later`; the copied ones may then change."""
         if attempt.layouts is not self._layouts:
-            self._buffers = []  # given back before new ones are taken
+            self._buffers = []  # released before new ones are allocated
             is_pinned = any(piece.local.is_cuda for piece in attempt.pieces.values())
             self._buffers = [new_buffer(layout.size, is_pinned=is_pinned) for layout in attempt.layouts]
             self._layouts = attempt.layouts
@@ -89,7 +89,7 @@ class Staging:
         wait_for_copies(piece.local for piece in attempt.pieces.values())
 
     def fill_later(self, attempt: SaveAttempt, later: Mapping[str, TensorPiece]) -> None:
-        """Copies what `fill` left out; in a thread beside the one that computes."""
+        """Copies the tensors that `fill` omitted, in a thread other than the computing one."""
         with beside_computing(piece.local.device for piece in later.values()):
             for layout, buffer in zip(attempt.layouts, self._buffers, strict=True):
                 fill_tiles(layout, buffer, later, copy_bits, without=attempt.pieces.keys() - later.keys())
@@ -111,14 +111,14 @@ def upload(
 
     Args:
         store: where to write.
-        where: the place of the checkpoint.
-        attempt: what to write.
-        source: where the bytes come from.
+        where: prefix of the checkpoint.
+        attempt: the attempt to write.
+        source: source of the bytes.
         timeout_s: longest time for all parts.
-        in_flight: parts at a time; None: `IN_FLIGHT`.
+        in_flight: parts in flight at a time; None: `IN_FLIGHT`.
 
     Raises:
-        SaveFailed: a part could not be written, or not in time; names it. Parts that are on their way may still land.
+        SaveFailed: a part could not be written, or not in time; the message names it. Parts in flight may still arrive.
     """
     deadline = time.monotonic() + timeout_s
 
@@ -126,11 +126,11 @@ def upload(
         key = part_key(where, attempt.name, layout.name)
         with source.lend(number, layout) as buffer:
             data = memoryview(buffer.numpy())  # type: ignore[arg-type]
-            sealed = hashing.submit(seal_part, layout, key, data)  # while it is written: both only read
+            sealed = hashing.submit(seal_part, layout, key, data)  # concurrently with writing: both only read
             try:
                 store.put(key, data)
             finally:
-                part, digests = sealed.result()  # before the buffer goes back
+                part, digests = sealed.result()  # before the buffer is released
         return Written(layout, part, digests)
 
     hashing = ThreadPoolExecutor(in_flight or IN_FLIGHT, thread_name_prefix="checkpoint-hash")
@@ -143,7 +143,7 @@ def upload(
             for future, layout in zip(futures, attempt.layouts, strict=True)
         ]
     except BaseException:
-        # Those that have begun end soon, so that what they write can be removed; a store that hangs is not waited for.
+        # Parts in flight end soon and can then be removed; does not wait for a store that hangs.
         pool.shutdown(wait=False, cancel_futures=True)
         wait(futures, timeout=max(0.0, min(_GRACE_S, deadline - time.monotonic())))
         raise
@@ -157,7 +157,7 @@ def _result(future: Future[Written], key: str, deadline: float, timeout_s: float
         return future.result(timeout=max(0.0, deadline - time.monotonic()))
     except TimeoutError as error:
         raise SaveFailed(
-            f"{key} was not written within {timeout_s:g} s; raise the timeout or look at the store"
+            f"{key} was not written within {timeout_s:g} s; raise the timeout, or check the store"
         ) from error
     except Exception as error:
         reason = str(error)

@@ -1,4 +1,4 @@
-"""Starts confined children, waits for them, and kills them. Parent side; what happens in the child is in `server.py`."""
+"""Starts confined children, waits for them, and kills them: the parent's side; the child's side is `server.py`."""
 
 import os
 import select
@@ -17,30 +17,30 @@ from maas_ray.confined.server import ENDED, STARTED
 from maas_ray.errors import ConfinedError, ConfinedKilled, ConfinedOutOfMemory, ConfinedTimeout, MaasError
 
 _START_TIMEOUT_S = 60.0
-"""A fresh interpreter with the imports of the first function takes about 0.5 s on an idle machine."""
+"""Time limit for starting a child. A new interpreter with the first function's imports takes 0.5 s when idle."""
 _END_TIMEOUT_S = 10.0
 _OUT_OF_MEMORY = (b"bad_alloc", b"MemoryError", b"memory allocation of", b"Cannot allocate memory")
-"""How C++, Python, Rust and the C library say on standard error that memory ran out."""
+"""Messages of C++, Python, Rust and the C library on standard error when memory is exhausted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a child may take."""
+    """Limits of a child."""
 
     wall_s: float = 60.0
-    """Seconds from the call to the answer; the child is killed then."""
+    """Seconds from the call to the result; then the child is killed."""
     cpu_s: float | None = None
-    """Seconds of CPU of all its threads, rounded up; None: `wall_s` is the only limit."""
+    """CPU seconds of all its threads, rounded up; None: `wall_s` is the only limit."""
     memory_bytes: int | None = 2 << 30
-    """Memory beyond the interpreter, what is imported, and what was sent to it; None: no limit."""
+    """Memory in addition to the interpreter, its imports and the data sent to it; None: no limit."""
     file_bytes: int | None = 64 << 10
-    """Largest file that it may write; nothing that is confined has a reason to write any."""
+    """Maximum size of a file that it writes; confined functions have no reason to write files."""
     answer_bytes: int = 1 << 30
-    """Largest answer that is read from it."""
+    """Maximum size of its result."""
 
 
 class Result(NamedTuple):
-    """What the function returned."""
+    """The function's result."""
 
     payload: dict[str, Any]
     blobs: list[bytearray]
@@ -54,20 +54,20 @@ def call(
     *,
     what: str = "a confined call",
 ) -> Result:
-    """Calls a function in a child process and waits for what it returns.
+    """Calls a function in a child process and waits for its result.
 
     Args:
         function: `package.module:name`; takes a dictionary and a list of buffers and returns a pair of the same.
         payload: plain values (JSON).
         blobs: buffers, which are copied into the child.
-        limits: of the child.
-        what: what is worked on, for the messages of errors ("the tokenizer 'x.json'").
+        limits: limits of the child.
+        what: name of the processed object, for error messages ("the tokenizer 'x.json'").
 
     Raises:
         ConfinedTimeout: it took longer than `wall_s` or `cpu_s`.
         ConfinedOutOfMemory: it needed more than `memory_bytes`.
-        ConfinedKilled: it died of a signal, or of an exception that is none of ours.
-        MaasError: what the function itself raised, as the same class.
+        ConfinedKilled: it died of a signal, or of an exception other than `MaasError`.
+        MaasError: raised by the function itself, as the same class.
     """
     with start(function, limits, what=what) as child:
         child.send(payload, blobs)
@@ -82,14 +82,14 @@ def start(
     is_service: bool = False,
     descriptors: Sequence[int] = (),
 ) -> "Child":
-    """Starts a child that waits for what it is to work on; `Child.abort` ends it from any thread.
+    """Starts a child that waits for its input; `Child.abort` ends it from any thread.
 
     Args:
-        function: as for `call`; for a service it takes the socket and the descriptors instead, and speaks for itself.
-        limits: of the child.
+        function: as for `call`; for a service it takes the socket and the descriptors instead.
+        limits: limits of the child.
         what: as for `call`.
-        is_service: whether the function serves a conversation on `Child.socket` instead of one question.
-        descriptors: copies of these are given to a service.
+        is_service: whether the function serves several requests on `Child.socket` instead of one call.
+        descriptors: descriptors that are duplicated for a service.
 
     Raises:
         ConfinedError: no child can be started.
@@ -109,12 +109,12 @@ def start(
     except (OSError, EOFError) as error:
         for end in (ours, status, log):
             end.close()
-        raise ConfinedError(f"no process can be started for {what}; look at the machine's memory and limits") from error
+        raise ConfinedError(f"cannot start a process for {what}; check the machine's memory and limits") from error
     return Child(ours, status, log, STARTED.unpack(data)[0], handles[0] if handles else None, limits, what)
 
 
 class Child:
-    """One child process; a context manager, which kills what still runs at its end."""
+    """One child process; a context manager that kills the process at its end if it still runs."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Child:
         self._is_open = True
 
     def send(self, payload: Mapping[str, Any], blobs: Sequence[Buffer] = ()) -> None:
-        """Sends what the function is called with; a child that is dead already is `result`'s news."""
+        """Sends the function's arguments; `result` reports a child that is already dead."""
         self.socket.settimeout(self._limits.wall_s)
         try:
             send_frame(self.socket, payload, blobs)
@@ -148,7 +148,7 @@ class Child:
             return
 
     def result(self, on_stage: Callable[[str], None] = lambda stage: None) -> Result:
-        """Waits for the answer; a service may tell the stages of its start before. Raises what `call` raises."""
+        """Waits for the result; a service may first report the stages of its start. Raises as `call`."""
         try:
             answer, blobs = receive_frame(self.socket, self._limits.answer_bytes, self._deadline_s)
             while "stage" in answer:
@@ -160,7 +160,7 @@ class Child:
             raise self.why_it_died() from error
         except BadFrame as error:
             self.abort()
-            raise ConfinedKilled(f"{self._what}: the process that worked on it answered {error}") from error
+            raise ConfinedKilled(f"the process for {self._what} returned an invalid message: {error}") from error
         if "error" in answer:
             raise error_of(answer["error"], answer.get("args", []))
         if "memory" in answer:
@@ -168,7 +168,7 @@ class Child:
         return Result(answer["value"], blobs)
 
     def abort(self) -> None:
-        """Kills the child, from any thread; harmless if it has ended."""
+        """Kills the child, from any thread; does nothing if it has ended."""
         with self._lock:
             if not self._is_open:
                 return
@@ -181,17 +181,17 @@ class Child:
                 return
 
     def has_ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         with self._lock:
             if not self._is_open:
                 return True
-            # Not `select`, which takes no number above 1,023: a replica has more open than that.
+            # Not `select`, which supports no descriptor above 1,023: a replica has more.
             watched = select.poll()
             watched.register(self._status, select.POLLIN)
             return bool(watched.poll(0))
 
     def why_it_died(self) -> MaasError:
-        """The reason of the end of a child that has ended or is about to; kills it if it does not end."""
+        """The reason why a child has ended or is about to end; kills it if it does not end."""
         try:
             self._status.settimeout(_END_TIMEOUT_S)
             data = self._status.recv(ENDED.size)
@@ -199,21 +199,23 @@ class Child:
             self.abort()
             data = b""
         if not self._is_open:
-            return ConfinedKilled(f"the process that worked on {self._what} was ended")
+            return ConfinedKilled(f"the process for {self._what} was stopped")
         code = os.waitstatus_to_exitcode(ENDED.unpack(data)[0]) if len(data) == ENDED.size else -signal.SIGKILL
         if code == -signal.SIGXCPU:
-            return ConfinedTimeout(f"{self._what} needed more than {self._limits.cpu_s:g} s of CPU and was ended")
+            return ConfinedTimeout(
+                f"{self._what} exceeded the limit of {self._limits.cpu_s:g} s of CPU time and was stopped"
+            )
         words = self._last_words()
         if any(word in words for word in _OUT_OF_MEMORY):
             return self._out_of_memory()
         if code < 0:
             name = signal.Signals(-code).name
-            return ConfinedKilled(f"{self._what} made the process that worked on it die of {name}", -code)
+            return ConfinedKilled(f"{self._what} crashed its process with {name}", -code)
         text = words.decode(errors="replace").strip().splitlines()[-1:]
-        return ConfinedKilled(f"{self._what} made the process that worked on it end: {' '.join(text)[:500]}")
+        return ConfinedKilled(f"{self._what} ended its process: {' '.join(text)[:500]}")
 
     def close(self) -> None:
-        """Kills the child if it still runs, and gives everything back."""
+        """Kills the child if it still runs, and releases all resources."""
         self.abort()
         with self._lock:
             self._is_open = False
@@ -231,11 +233,11 @@ class Child:
 
     def _give_up(self) -> NoReturn:
         self.abort()
-        raise ConfinedTimeout(f"{self._what} took longer than {self._limits.wall_s:g} s and was ended")
+        raise ConfinedTimeout(f"{self._what} exceeded the limit of {self._limits.wall_s:g} s and was stopped")
 
     def _out_of_memory(self) -> ConfinedOutOfMemory:
         limit = self._limits.memory_bytes
-        allowed = "the machine has" if limit is None else f"the {limit} bytes that it may take"
+        allowed = "the machine has" if limit is None else f"its limit of {limit} bytes"
         return ConfinedOutOfMemory(f"{self._what} needs more memory than {allowed}")
 
     def _last_words(self) -> bytes:
@@ -244,7 +246,7 @@ class Child:
 
 
 def error_of(code: str, args: Sequence[Any]) -> MaasError:
-    """The error of ours that a child raised, by its code; of the same class where its arguments fit."""
+    """The `MaasError` that a child raised, by its code; the same class if its arguments fit."""
     kinds: list[type[MaasError]] = [MaasError]
     for kind in kinds:
         if kind.__dict__.get("code") == code:

@@ -1,4 +1,4 @@
-"""Messages between a process and its children: plain values as JSON, then buffers, each with its length in front."""
+"""Messages between a process and its children: plain values as JSON, then buffers, each with a length prefix."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class BadFrame(Exception):
-    """What arrived is not a message, or is larger than the receiver accepts."""
+    """The received data is not a message, or is larger than the receiver accepts."""
 
 
 def send_frame(sock: socket.socket, payload: Mapping[str, Any], blobs: Sequence[Buffer] = ()) -> None:
@@ -35,13 +35,13 @@ def receive_frame(
 
     Args:
         sock: a stream socket.
-        max_bytes: most bytes of the message; None: as many as the sender has.
-        deadline_s: time of the monotonic clock at which to give up.
+        max_bytes: maximum bytes of the message; None: no limit.
+        deadline_s: monotonic time at which to stop waiting.
 
     Raises:
-        EOFError: the other side has gone.
+        EOFError: the other side has closed the socket.
         TimeoutError: the deadline has passed.
-        BadFrame: not a message, or one that is too large.
+        BadFrame: the data is not a message, or the message is too large.
     """
     length, num_blobs = _HEAD.unpack(_exactly(sock, _HEAD.size, deadline_s))
     if num_blobs > MAX_BLOBS:
@@ -49,7 +49,7 @@ def receive_frame(
     sizes = [size for (size,) in _LENGTH.iter_unpack(_exactly(sock, num_blobs * _LENGTH.size, deadline_s))]
     total = length + sum(sizes)
     if max_bytes is not None and total > max_bytes:
-        raise BadFrame(f"a message of {total} bytes; at most {max_bytes} are accepted")
+        raise BadFrame(f"a message of {total} bytes; the limit is {max_bytes}")
     try:
         payload = json.loads(_exactly(sock, length, deadline_s))
     except (ValueError, RecursionError) as error:

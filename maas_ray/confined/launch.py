@@ -1,4 +1,4 @@
-"""Keeps one fork server per process: started by the first question, and again after it has ended."""
+"""Manages one fork server per process: started on the first call, and restarted after it has ended."""
 
 import atexit
 import json
@@ -15,7 +15,7 @@ from maas_ray.confined.server import HEAD
 
 _MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from maas_ray.confined.server import main; main()"
 _KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_LIBRARY_PATH", "CUDA", "NVIDIA")
-"""Begins of the variables that children may see: what parses a hostile file needs no key of the object store."""
+"""Prefixes of the variables that children receive: the parser of a hostile file must not get store credentials."""
 _END_TIMEOUT_S = 5.0
 
 
@@ -29,20 +29,23 @@ class Server:
         self._control: socket.socket | None = None
 
     def ask(self, job: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-        """Has the server start a child for a job.
+        """Requests the server to start a child for a job.
 
         Args:
-            job: what `server.py` reads.
-            descriptors: copies of these go to the child.
+            job: the job, as `server.py` reads it.
+            descriptors: descriptors that are duplicated for the child.
 
         Raises:
-            OSError: no server can be started.
+            OSError: the server cannot be started.
         """
         text = json.dumps(job).encode()
         with self._lock:
             try:
                 _send(self._running(), text, descriptors)
-            except (BrokenPipeError, ConnectionResetError):  # it had been idle and ended in this moment, or was killed
+            except (
+                BrokenPipeError,
+                ConnectionResetError,
+            ):  # it ended at this moment after its idle time, or was killed
                 self.close()
                 _send(self._running(), text, descriptors)
 
@@ -71,7 +74,7 @@ class Server:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=_environment(),
-                start_new_session=True,  # a Ctrl-C in the terminal is the parent's business
+                start_new_session=True,  # the parent handles a Ctrl-C in the terminal
             )
         self._control, self._owner = ours, os.getpid()
         return ours
@@ -83,7 +86,7 @@ def _send(control: socket.socket, text: bytes, descriptors: Sequence[int]) -> No
 
 
 def _search_path() -> list[str]:
-    """Where this process finds modules, without its working directory; and where this package is."""
+    """The module search path of this process without its working directory, plus the location of this package."""
     here = os.getcwd()
     found = [path for path in sys.path if os.path.isabs(path) and os.path.realpath(path) != here]
     return [*found, str(Path(__file__).parents[2])]
@@ -91,7 +94,7 @@ def _search_path() -> list[str]:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
-    # One thread in the server, so that forking it is safe; the sessions of children take threads of their own.
+    # One thread in the server, so that forking it is safe; the sessions of children start their own threads.
     return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 

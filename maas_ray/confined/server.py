@@ -1,8 +1,8 @@
-"""The process that forks the children: it has one thread, so that forking it is safe, and keeps imported what they need.
+"""The fork server of confined children: it has one thread, so that forking is safe, and keeps their modules imported.
 
-Started as a fresh interpreter by `child.py`; it imports a function's module before the first fork for it, and calls the
-module's `prepare`, where it has one, so that a later child starts in milliseconds. It ends when its parent has gone, or when nothing was asked of it for a while; its
-children end with it. Whatever a file makes a library do happens in the children.
+`child.py` starts it as a new interpreter; it imports a function's module before the first fork for it, and calls the
+module's `prepare`, if it has one, so that a later child starts in milliseconds. It ends when its parent has ended, or
+after some idle time; its children end with it. Files are only processed in the children.
 """
 
 import ctypes
@@ -33,14 +33,14 @@ _LOOK_FOR_PARENT_S = 1.0
 
 _libc = ctypes.CDLL(None)
 _prepared: set[str] = set()
-"""Modules whose `prepare` was called; it must start no thread and look at nothing that is not ours."""
+"""Modules whose `prepare` was called; it must not start threads or process untrusted data."""
 
 
 def serve(control: socket.socket) -> None:
-    """Forks a child for each job that arrives, and reports how each one ended, until the other side has gone.
+    """Forks a child for each job, and reports the exit status of each, until the other side closes the socket.
 
     Args:
-        control: carries jobs: a length, a JSON text, and with the length the descriptors of the job.
+        control: socket for jobs: a length, a JSON text, and with the length the descriptors of the job.
     """
     parent = os.getppid()
     children: dict[int, socket.socket] = {}
@@ -87,7 +87,7 @@ def _reap(children: dict[int, socket.socket]) -> None:
             try:
                 report.send(ENDED.pack(status))
             except OSError:
-                continue  # whoever asked has gone
+                continue  # the caller has ended
 
 
 def _fork(job: dict[str, Any], descriptors: list[int]) -> tuple[int, socket.socket]:
@@ -96,9 +96,9 @@ def _fork(job: dict[str, Any], descriptors: list[int]) -> tuple[int, socket.sock
     failure: BaseException | None = None
     try:
         function = _find(job["function"])
-    except BaseException as error:  # the child says so
+    except BaseException as error:  # the child reports it
         failure = error
-    gc.freeze()  # the children's collector must not write to pages that they share
+    gc.freeze()  # the children's garbage collector must not write to shared pages
     server = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -116,7 +116,7 @@ def _fork(job: dict[str, Any], descriptors: list[int]) -> tuple[int, socket.sock
     try:
         socket.send_fds(report, [STARTED.pack(pid)], handles)
     except OSError:
-        os.kill(pid, signal.SIGKILL)  # whoever asked has gone
+        os.kill(pid, signal.SIGKILL)  # the caller has ended
     for handle in handles:
         os.close(handle)
     return pid, report
@@ -145,7 +145,7 @@ def _become_child(server: int, data: int, errors: int, kept: set[int]) -> None:
     os.dup2(null, 0)
     os.dup2(errors, 1)
     os.dup2(errors, 2)
-    # A child has its own descriptors and no others: a sibling must be seen to end when its last copy is closed.
+    # A child has only its own descriptors: the end of a sibling is detected when the last copy of its socket is closed.
     for name in os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"):
         descriptor = int(name)
         if descriptor > 2 and descriptor not in kept:
@@ -161,7 +161,7 @@ def _run(function: Callable[..., Any], job: dict[str, Any], data: socket.socket,
         function(data, extra)
         os._exit(0)
     payload, blobs = receive_frame(data)
-    _limit(job)  # only now: what was sent does not count
+    _limit(job)  # only now, so that the sent data does not count
     try:
         found, buffers = function(payload, blobs)
     except MaasError as error:
@@ -195,7 +195,7 @@ def _data_bytes() -> int:
 
 
 def main() -> NoReturn:
-    """Entry point of the fresh interpreter; descriptor 0 is the control socket."""
+    """Entry point of the new interpreter; descriptor 0 is the control socket."""
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:

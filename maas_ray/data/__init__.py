@@ -1,1 +1,1 @@
-"""From files to fixed, verified training data: sources, cleaning, order and loading."""
+"""Data sets: reading sources, splitting, cleaning, storing and loading them in a reproducible order."""

@@ -1,7 +1,7 @@
-"""From a DataSpec to a committed data set: read, cast, split, clean, fit, encode the target, commit. A reader's start.
+"""Prepares a data set from a DataSpec: read, cast, split, clean, fit, encode the target, commit. Start reading here.
 
-Statistics are fitted on the training split alone. A small table is held in memory here; a large one goes through
-Ray tasks and comes out as shards (large/prepare.py), with the same rows, features and report.
+Statistics are fitted on the training split alone. A small table is prepared in memory here; a large one is prepared in
+Ray tasks and stored as shards (large/prepare.py), with the same rows, features and report.
 """
 
 import numpy as np
@@ -32,15 +32,15 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     """Prepares a data set, or opens it if the same content was prepared before.
 
     The report counts `rows_read`, `rows_dropped` (`target_missing`, `value_missing` by `drop_row`), and per column
-    `missing` (as read) and `unconvertible` values (missing as well, from then on).
+    `missing` (as read) and `unconvertible` values (treated as missing from then on).
 
     Args:
         spec: what to read and how to clean it.
         store: where to commit.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster, if the data need tasks.
+        cpu_timeout_s: longest wait for a free CPU of the Ray cluster, if the data needs tasks.
 
     Raises:
-        DataError: the data cannot be read, cleaned or split as the spec says.
+        DataError: the data cannot be read, cleaned or split according to the spec.
         ClusterError: Ray is not connected, or no CPU of the cluster became free in time.
     """
     if spec.text is not None:

@@ -1,1 +1,1 @@
-"""Reading files that somebody else wrote: bounded, opened once, judged by what was opened."""
+"""Reads untrusted files within limits."""

@@ -1,7 +1,7 @@
-"""Reading YAML and JSON that somebody else wrote: bounded in depth, in nodes after aliases, and in the digits of a number.
+"""Reads untrusted YAML and JSON with limits on depth, on nodes after alias expansion, and on the digits of numbers.
 
-A few bytes of YAML can stand for any number of values (aliases of aliases), for a value that holds itself, or for a
-number that takes minutes to convert. Knows no spec.
+A few bytes of YAML can represent any number of values (aliases of aliases), a value that contains itself, or a number
+that takes minutes to convert. Independent of specs.
 """
 
 import json
@@ -15,21 +15,21 @@ from yaml.resolver import Resolver
 
 MAX_DEPTH = 64
 MAX_NODES = 100_000
-"""Values and keys, each alias counted as what it stands for."""
+"""Maximum number of values and keys, with every alias expanded."""
 MAX_NUMBER_CHARS = 4000
-"""Python itself converts no integer of more than 4,300 digits."""
+"""Maximum digits of a number. Python itself converts no integer of more than 4,300 digits."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Malformed(ValueError):
-    """A text that is no document, or a larger one than is read; the message continues a sentence about it."""
+    """A text that is not a document or exceeds a limit; the message continues a sentence that begins with its name."""
 
 
 def read_yaml(text: str) -> Any:
-    """The one document in a text, made of plain values.
+    """Reads the one document in a text as plain values.
 
     Raises:
-        Malformed: not YAML, or beyond a bound.
+        Malformed: the text is not YAML, or exceeds a limit.
     """
     loader = _Loader(text)
     try:
@@ -39,16 +39,16 @@ def read_yaml(text: str) -> Any:
     except Malformed:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise Malformed("is not YAML: a value is not what its form or its tag says") from error
+        raise Malformed("is not YAML: a value does not fit its syntax or its tag") from error
     finally:
         loader.dispose()
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value that a JSON text holds.
+    """Reads the value of a JSON text.
 
     Raises:
-        Malformed: not JSON in UTF-8, nested too deep, or with a number of too many digits.
+        Malformed: the text is not JSON in UTF-8, is nested too deeply, or contains a number with too many digits.
     """
     try:
         return json.loads(text)
@@ -59,25 +59,25 @@ def read_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise Malformed("is nested too deep") from error
     except ValueError as error:
-        raise Malformed(f"holds a number of more than {MAX_NUMBER_CHARS} digits") from error
+        raise Malformed(f"contains a number of more than {MAX_NUMBER_CHARS} digits") from error
 
 
 def plain_copy(value: Any) -> Any:
-    """A private copy of a document as JSON holds it: keys are texts, and so are dates.
+    """A copy of a document with JSON types: keys and dates become strings.
 
     Raises:
-        Malformed: it holds itself, is nested too deep, or has a key that is no plain value.
+        Malformed: it contains itself, is nested too deeply, or has a key that is not a plain value.
     """
     try:
         return json.loads(json.dumps(value, default=str))
     except RecursionError as error:
         raise Malformed("is nested too deep") from error
     except (TypeError, ValueError) as error:
-        raise Malformed(f"holds what a document cannot: {error}") from error
+        raise Malformed(f"contains an unsupported value: {error}") from error
 
 
 class _Loader(Composer, CParser, SafeConstructor, Resolver):
-    """libyaml's events, composed here, where they can be counted, and constructed as `yaml.safe_load` does."""
+    """Composes libyaml's events here, where they can be counted, and constructs values as `yaml.safe_load` does."""
 
     def __init__(self, text: str) -> None:
         CParser.__init__(self, text)
@@ -87,18 +87,18 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
         self._num_nodes = 0
         self._depth = 0
         self._height = 0
-        """Levels below the node that is being composed, as far as they are known."""
+        """Known levels below the node that is being composed."""
         self._open: set[str] = set()
         self._known: dict[str, tuple[int, int]] = {}
-        """Nodes and levels of what an anchor stands for."""
+        """Nodes and levels of each anchor's value."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node and all below it, counted."""
+        """Composes one node and all nodes below it, and counts them."""
         event: Any = self.peek_event()
         anchor = event.anchor
         if self.check_event(yaml.AliasEvent):
             if anchor in self._open:
-                raise Malformed(f"has a value &{anchor} that holds itself")
+                raise Malformed(f"has a value &{anchor} that contains itself")
             nodes, levels = self._known.get(anchor, (0, 0))
             self._count(nodes, levels)
             self._height = max(self._height, levels)
@@ -116,12 +116,12 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
             self._open.discard(anchor)
             self._known[anchor] = (self._num_nodes - before + 1, levels)
         if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER_CHARS:
-            raise Malformed(f"holds a number of {len(node.value)} digits; the limit is {MAX_NUMBER_CHARS}")
+            raise Malformed(f"contains a number of {len(node.value)} digits; the limit is {MAX_NUMBER_CHARS}")
         return node
 
     def _count(self, nodes: int, levels: int) -> None:
         self._num_nodes += nodes
         if self._num_nodes > MAX_NODES:
-            raise Malformed(f"holds more than {MAX_NODES} values, aliases included")
+            raise Malformed(f"contains more than {MAX_NODES} values, aliases included")
         if self._depth + levels > MAX_DEPTH:
             raise Malformed(f"is nested more than {MAX_DEPTH} levels deep")

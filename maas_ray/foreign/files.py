@@ -1,6 +1,6 @@
-"""Reading files that somebody else wrote: regular ones, within a size, opened once and judged by what was opened.
+"""Opens untrusted files: regular files of limited size, checked by their descriptor after opening once.
 
-Knows no format. Callers turn `Unreadable` into their own error, with the file's name in front.
+Independent of formats. Callers convert `Unreadable` to their own error, prefixed with the file's name.
 """
 
 import os
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""A named pipe or a device is opened without waiting, and refused."""
+"""Opens a named pipe or a device without blocking, so that it can be rejected."""
 _CHUNK_BYTES = 1 << 20
 
 
 class Unreadable(Exception):
-    """A file that is not read; the text continues a sentence that begins with its name."""
+    """A file that cannot be read; the message continues a sentence that begins with its name."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A regular file that is open.
+    """An open regular file.
 
     Attributes:
-        size: bytes, when it was opened.
+        size: size in bytes when it was opened.
     """
 
     descriptor: int
     size: int
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`; fewer where the file ends."""
+        """The bytes in [`start`, `stop`); fewer at the end of the file."""
         parts = []
         while start < stop and (part := os.pread(self.descriptor, min(stop - start, 1 << 30), start)):
             parts.append(part)
@@ -60,16 +60,16 @@ def open_folder(path: Path) -> Iterator[int]:
 
 @contextmanager
 def open_file(path: str | Path, max_bytes: int, *, folder: int | None = None) -> Iterator[Opened]:
-    """Opens a file that the user has named; links are followed.
+    """Opens a file given by the user; follows links.
 
     Args:
-        path: of the file.
-        max_bytes: largest size.
-        folder: descriptor that a relative path starts from; None: the working directory.
+        path: path of the file.
+        max_bytes: maximum size.
+        folder: descriptor of the directory for a relative path; None: the working directory.
 
     Raises:
-        FileNotFoundError: there is none.
-        Unreadable: it is no regular file, too large, or the system refuses to open it.
+        FileNotFoundError: the file does not exist.
+        Unreadable: it is not a regular file, is too large, or the system denies access.
     """
     with _open(path, _FLAGS, folder) as (descriptor, status):
         yield Opened(descriptor, _size(status, max_bytes))
@@ -77,29 +77,29 @@ def open_file(path: str | Path, max_bytes: int, *, folder: int | None = None) ->
 
 @contextmanager
 def open_beside(folder: int, name: str, max_bytes: int) -> Iterator[Opened]:
-    """Opens a file that another file has named, which must lie in the same folder and have no other name.
+    """Opens a file that another file names; it must be in the same folder and have no other name.
 
-    A link, symbolic or hard, would let whoever wrote the folder name a file that the reader alone may see.
+    A symbolic or hard link would allow the author of the folder to name a file that only the reader can access.
 
     Args:
         folder: descriptor of the directory.
         name: a plain file name.
-        max_bytes: largest size.
+        max_bytes: maximum size.
 
     Raises:
-        FileNotFoundError: there is none.
-        Unreadable: it is no plain file of this folder alone, or too large.
+        FileNotFoundError: the file does not exist.
+        Unreadable: it is not a regular file in this folder alone, or is too large.
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise Unreadable("is no plain file name")
+        raise Unreadable("is not a plain file name")
     with _open(name, _FLAGS | os.O_NOFOLLOW, folder) as (descriptor, status):
         if status.st_nlink != 1:
-            raise Unreadable(f"has {status.st_nlink} names (hard links); replace it by a copy of its own")
+            raise Unreadable(f"has {status.st_nlink} names (hard links); replace it by a separate copy")
         yield Opened(descriptor, _size(status, max_bytes))
 
 
 def read_file(path: str | Path, max_bytes: int) -> bytes:
-    """The bytes of a file that the user has named; see `open_file`."""
+    """Reads a file given by the user; see `open_file`."""
     with open_file(path, max_bytes) as opened:
         return opened.read(0, opened.size)
 
@@ -124,7 +124,7 @@ def _open(path: str | Path, flags: int, folder: int | None) -> Iterator[tuple[in
 
 def _size(status: os.stat_result, max_bytes: int) -> int:
     if status.st_size > max_bytes:
-        raise Unreadable(f"has {status.st_size} bytes; the limit is {max_bytes}")
+        raise Unreadable(f"has {status.st_size} bytes; the limit is {max_bytes} bytes")
     return status.st_size
 
 
@@ -136,4 +136,4 @@ def _is_link(path: str | Path, folder: int | None) -> bool:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or "its name holds a zero byte"
+    return (error.strerror if isinstance(error, OSError) else None) or "its name contains a zero byte"

@@ -1,1 +1,1 @@
-"""Model families by name, and any nn.Module by import path."""
+"""Models: built-in families by name, and any nn.Module by import path."""

@@ -1,4 +1,4 @@
-"""From a model's name and parameters to a module that fits the data. Knows nothing of training or export."""
+"""Builds a module from a model spec and checks that it fits the data. Independent of training and export."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ _PROBE_ROWS = 2
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """A model known by name: how it is built from its parameters, which stand in `PARAMS`."""
+    """A built-in model: the functions that build it from its parameters, which are declared in `PARAMS`."""
 
     per_row: Callable[[Any, Row, int], nn.Module] | None = None
-    """From the parameters, the row and the number of outputs to a module with logits per row; None: it gives none."""
+    """Builds a module with logits per row from parameters, row and number of outputs; None: not supported."""
     per_token: Callable[[Any, Row, int], nn.Module] | None = None
-    """The same with logits per token."""
+    """As `per_row`, with logits per token."""
 
 
 FAMILIES: dict[str, ModelFamily] = {
@@ -44,27 +44,27 @@ FAMILIES: dict[str, ModelFamily] = {
 
 
 def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool = False) -> nn.Module:
-    """Builds and initializes a model, and proves with a run on zeros that it fits the data.
+    """Builds and initializes a model, and checks with a forward pass on zeros that it fits the data.
 
-    All random draws come from torch's global generator: the same seed before the call gives the same weights.
+    All random numbers come from torch's global generator: the same seed before the call gives the same weights.
 
     Args:
         spec: the model.
         row: one preprocessed row.
         num_outputs: logits per row, or per token.
-        per_token: whether each token of a row has logits of its own.
+        per_token: whether the model returns logits for each token.
 
     Returns:
         A module in training mode, from [N, *row.shape] (float32 values, or int64 token ids) to float32
         [N, num_outputs], or [N, T, num_outputs] per token.
 
     Raises:
-        ModelError: the family has no such logits, the class cannot be imported or built, cannot be fed with such rows,
-            or gives another shape.
+        ModelError: the family does not return such logits, the class cannot be imported or built, does not accept such
+            rows, or returns another shape.
     """
     if spec.is_classical:
         raise ModelError(
-            f"{spec.name} is trained by scikit-learn and is no torch module; here one of {', '.join(FAMILIES)}"
+            f"{spec.name} is trained by scikit-learn and is not a torch module; use one of {', '.join(FAMILIES)}"
         )
     if spec.name in FAMILIES:
         model = _build_family(spec, row, num_outputs, per_token)
@@ -74,7 +74,7 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
     else:
         model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token)
     _check_output(spec.name, model, row, num_outputs, per_token)
-    initialize(model, spec.initialization)  # after the run, which materializes lazy layers
+    initialize(model, spec.initialization)  # after the forward pass, which materializes lazy layers
     return model.train()
 
 
@@ -85,13 +85,14 @@ def _build_family(spec: ModelSpec, row: Row, num_outputs: int, per_token: bool) 
         each = "token" if per_token else "row"
         able = [name for name, other in FAMILIES.items() if (other.per_token if per_token else other.per_row)]
         raise ModelError(
-            f"{spec.name} gives no logits per {each}, which this task needs; use one of the models {', '.join(able)}"
+            f"{spec.name} does not return logits per {each}, which this task needs; use one of the models "
+            f"{', '.join(able)}"
         )
     return build(parse_spec(PARAMS[spec.name], spec.params, source=f"model {spec.name}"), row, num_outputs)
 
 
 def import_model(spec: ModelSpec) -> None:
-    """Imports what building a model would import.
+    """Imports the module that building a model would import.
 
     Raises:
         ModelError: there is no such class.
@@ -103,12 +104,12 @@ def import_model(spec: ModelSpec) -> None:
 
 
 def is_read(spec: ModelSpec) -> bool:
-    """Whether weights come from a folder instead of being drawn."""
+    """Whether the weights are read from a folder instead of initialized randomly."""
     return spec.name.startswith(PREFIX) and spec.params.get("path") is not None
 
 
 def example_rows(row: Row, count: int = _PROBE_ROWS, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros [count, *row.shape] that a model for such rows takes: int64 token ids, else values of `dtype`."""
+    """Zeros [count, *row.shape] as example input: int64 token ids, else values of `dtype`."""
     return torch.zeros(count, *row.shape, dtype=torch.int64 if row.is_tokens else dtype)
 
 
@@ -121,12 +122,12 @@ def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_t
     except Exception as error:  # the user's code may raise anything
         rows = f"rows of {row.vocab_size} token ids" if row.is_tokens else "float32 rows"
         raise ModelError(
-            f"the model {name} cannot be fed with {rows} of the shape {list(row.shape)}: {type(error).__name__}: {error}"
+            f"the model {name} fails on {rows} of the shape {list(row.shape)}: {type(error).__name__}: {error}"
         ) from error
     each = "token" if per_token else "row"
     if not isinstance(logits, Tensor):
         raise ModelError(
-            f"the model {name} gives a {type(logits).__name__}; it has to give one tensor of logits, "
+            f"the model {name} returns a {type(logits).__name__}; it must return one tensor of logits, "
             f"{'[N, T, K]' if per_token else '[N, K]'}"
         )
     if list(logits.shape) != wanted:
@@ -134,4 +135,4 @@ def _check_output(name: str, model: nn.Module, row: Row, num_outputs: int, per_t
             f"the model {name} maps {fed} to {list(logits.shape)}; the data needs {wanted}: {num_outputs} logit(s) per {each}"
         )
     if logits.dtype != torch.float32:
-        raise ModelError(f"the model {name} gives logits of {logits.dtype}; they have to be torch.float32")
+        raise ModelError(f"the model {name} returns logits of {logits.dtype}; they must be torch.float32")

@@ -1,6 +1,6 @@
-"""Any nn.Module by import path, and any Keras model on torch.
+"""Builds any nn.Module by import path, and any Keras model on torch.
 
-Runs the user's code, and turns what goes wrong in it into one clear error.
+Runs the user's code, and converts every exception in it into one clear error.
 """
 
 import importlib
@@ -26,8 +26,8 @@ def build_imported(
     Args:
         path: `package.module:Class`.
         params: arguments of the constructor.
-        row: its shape is passed as `input_shape` if the constructor names it and `params` does not give it, and so is
-            `vocab_size`, which is None for rows of values.
+        row: its shape is passed as `input_shape` if the constructor has this parameter and `params` does not set it;
+            likewise its `vocab_size`, which is None for rows of values.
         num_outputs: passed as `num_outputs` likewise.
         per_token: passed as `per_token` likewise.
 
@@ -50,7 +50,7 @@ def build_imported(
         _refuse_unknown(path, set(params), named)
     required = {name for name in named if accepted[name].default is inspect.Parameter.empty}
     if missing := sorted(required - arguments.keys()):
-        raise ModelError(f"the model {path} needs the parameters {', '.join(missing)}; give them under model.params")
+        raise ModelError(f"the model {path} needs the parameters {', '.join(missing)}; set them in model.params")
     try:
         return build_keras(kind, arguments, row) if is_keras(kind) else kind(**arguments)
     except Exception as error:  # the user's code may raise anything
@@ -64,7 +64,7 @@ def import_class(path: str) -> type[nn.Module]:
     """The class at `package.module:Class`.
 
     Raises:
-        ModelError: it cannot be imported, or is no nn.Module.
+        ModelError: it cannot be imported, or is not an nn.Module.
     """
     os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras reads it once, and its own default is TensorFlow
     module_name, _, class_name = path.partition(":")
@@ -72,9 +72,9 @@ def import_class(path: str) -> type[nn.Module]:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
-            f"the model {path} cannot be imported: {type(error).__name__}: {error}; the package has to be installed, or "
-            "be in the working directory (or in `maas-ray --app-dir DIR`, or sent with a job), on every node; this was "
-            f"{platform.node()}"
+            f"the model {path} cannot be imported on {platform.node()}: {type(error).__name__}: {error}; install the "
+            "package on every node, or have it in the working directory (or in `maas-ray --app-dir DIR`, or send it "
+            "with a job)"
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
@@ -83,7 +83,8 @@ def import_class(path: str) -> type[nn.Module]:
         raise ModelError(f"the model {path} cannot be imported: {module_name} has no {class_name!r}; {hint}")
     if not _is_module_class(found):
         raise ModelError(
-            f"the model {path} is not a subclass of torch.nn.Module but {found!r} (a Keras model is one with KERAS_BACKEND=torch)"
+            f"the model {path} is {found!r}, not a subclass of torch.nn.Module (Keras models are with "
+            "KERAS_BACKEND=torch)"
         )
     kind: type[nn.Module] = found
     return kind
@@ -95,5 +96,5 @@ def _is_module_class(value: object) -> bool:
 
 def _refuse_unknown(path: str, given: set[str], named: set[str]) -> None:
     for name in sorted(given - named):
-        hint = did_you_mean(name, sorted(named), f"it takes: {', '.join(sorted(named)) or 'none'}")
-        raise ModelError(f"the model {path} takes no parameter {name!r}; {hint}")
+        hint = did_you_mean(name, sorted(named), f"its parameters: {', '.join(sorted(named)) or 'none'}")
+        raise ModelError(f"the model {path} has no parameter {name!r}; {hint}")

@@ -1,7 +1,7 @@
-"""A Keras 3 model on its torch backend as a torch module that owns its weights. Imports Keras only if the user has.
+"""Wraps a Keras 3 model on the torch backend as a torch module that owns its weights. Imports Keras only if used.
 
-Keras names variables by counters of the process and draws them from generators of its own. Here the model is only a
-function (Keras' `stateless_call`) of weights that a module holds in order, as checkpoints, replicas and copies need it.
+Keras names variables by per-process counters and initializes them from its own generators. Here the model is only a
+function (Keras' `stateless_call`) of weights that the module stores in order, as checkpoints, replicas and copies need.
 """
 
 import sys
@@ -17,13 +17,13 @@ from maas_ray.row import Row
 class KerasNet(nn.Module):
     """Calls a built Keras model with this module's own weights.
 
-    Layers that draw random numbers (such as Keras' Dropout) take them, if they are given a seed, from a state that
-    counts calls and is saved and restored like a weight, else from torch's generator; either way they depend on the
-    number of workers, other than torch's dropout here. Only replicas divide such a model: it can be neither sharded nor
-    cut into stages. It was not run on a GPU.
+    Layers that draw random numbers (such as Keras' Dropout) take them, if they have a seed, from a state that counts
+    calls and is saved and restored like a weight, else from torch's generator; either way they depend on the number of
+    workers, unlike torch's dropout here. Such a model can only be replicated: it can be neither sharded nor split into
+    stages. It was not tested on a GPU.
 
     Args:
-        model: with all variables made.
+        model: a model with all variables created.
     """
 
     def __init__(self, model: Any) -> None:
@@ -35,7 +35,7 @@ class KerasNet(nn.Module):
             self.register_buffer(name, _own(variable))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """From rows [N, ...] to what the model gives."""
+        """From rows [N, ...] to the model's output."""
         state = [getattr(self, name) for name in self._state_names]
         logits: Tensor
         logits, after = self._function.model.stateless_call(list(self.weights), state, rows, training=self.training)
@@ -53,7 +53,7 @@ def is_keras(kind: type) -> bool:
 
 
 def build_keras(kind: type, arguments: Mapping[str, Any], row: Row) -> KerasNet:
-    """Constructs a Keras model. The same state of torch's global generator before gives the same weights."""
+    """Constructs a Keras model. The same state of torch's global generator gives the same weights."""
     import keras
 
     seed = int(torch.randint(2**31, ()))
@@ -65,7 +65,7 @@ def build_keras(kind: type, arguments: Mapping[str, Any], row: Row) -> KerasNet:
 
 
 class _Shared:
-    """Keeps a Keras model out of a module's tree; copies of the module share it, since it is a mere function."""
+    """Hides a Keras model from the module tree; copies of the module share it, because it is only a function."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

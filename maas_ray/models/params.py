@@ -1,4 +1,4 @@
-"""What each family of models takes: the parameters by which it is built. Knows no torch, so that a spec is read without it."""
+"""The parameters of each model family. Independent of torch, so that a spec is read without it."""
 
 from typing import Any, Literal, Self
 
@@ -9,8 +9,8 @@ from maas_ray.spec import Spec
 Activation = Literal["relu", "gelu", "tanh", "silu", "leaky_relu", "elu"]
 Norm2d = Literal["none", "group", "batch"]
 ImageLayout = Literal["auto", "channels_first", "channels_last"]
-"""Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` takes the latter if only the last size is a number of
-color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
+"""Order of a three-dimensional row: [C, H, W] or [H, W, C]. `auto` selects the latter if only the last size can be a
+number of color channels (at most 4). Rows of two dimensions are [H, W] with one channel."""
 Initialization = Literal[
     "default", "xavier_uniform", "xavier_normal", "he_uniform", "he_normal", "orthogonal", "normal"
 ]  # fmt: skip
@@ -22,17 +22,17 @@ PREFIX = "hf:"
 
 
 class MlpSpec(Spec):
-    """Parameters of `mlp`. The one dial is `size`: so many hidden layers, each `64 * size` wide."""
+    """Parameters of `mlp`. The main parameter is `size`: `size` hidden layers with a width of `64 * size`."""
 
     size: int = Field(default=2, ge=1, le=64)
     """Number of hidden layers; their width is 64 times this number."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of hidden values zeroed in training, after each activation."""
+    """Fraction of hidden values zeroed in training, after each activation."""
     activation: Activation = "relu"
     """Nonlinearity after each hidden layer."""
     norm: Literal["none", "layer", "batch"] = "none"
-    """Normalization before each activation. `batch` takes its statistics of one worker's micro-batch, which therefore
-    needs two rows or more, and makes the result depend on the number of workers; `layer` has neither property."""
+    """Normalization before each activation. `batch` computes its statistics over one worker's micro-batch, which
+    therefore needs at least two rows, and makes the result depend on the number of workers; `layer` does neither."""
 
     @property
     def width(self) -> int:
@@ -41,15 +41,15 @@ class MlpSpec(Spec):
 
 
 class ConvnetSpec(Spec):
-    """Parameters of `convnet`. The one dial is `size`: so many stages; the first has `16 * size` channels.
+    """Parameters of `convnet`. The main parameter is `size`: `size` stages, the first with `16 * size` channels.
 
     Each stage is two 3x3 convolutions, each followed by a normalization and an activation, and a 2x2 max pooling that
-    is left out once an image side is a single pixel; the channels double from stage to stage. The mean over the
-    remaining pixels feeds one linear layer, so that any image size is accepted.
+    is omitted once an image side is a single pixel; the channels double from stage to stage. The mean over the
+    remaining pixels is the input of one linear layer, so any image size is accepted.
     """
 
     size: int = Field(default=2, ge=1, le=8)
-    """Number of stages; the first has 16 times this number of channels, each further one twice as many."""
+    """Number of stages; the first has 16 times this number of channels, each further one twice as many as before."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the pooled values zeroed in training, before the linear layer."""
     activation: Activation = "relu"
@@ -68,12 +68,12 @@ class ConvnetSpec(Spec):
 
 
 class ResnetSpec(Spec):
-    """Parameters of `resnet`. The one dial is `depth`."""
+    """Parameters of `resnet`. The main parameter is `depth`."""
 
     depth: Literal[18, 34, 50] = 18
-    """Layers with weights: 18 and 34 of pairs of 3x3 convolutions, 50 of bottlenecks."""
+    """Number of layers with weights: 18 and 34 have blocks of two 3x3 convolutions, 50 has bottleneck blocks."""
     width: int = Field(default=64, ge=8, le=512)
-    """Channels of the first stage; each of the three further ones has twice as many."""
+    """Channels of the first stage; each of the three further stages has twice as many as the previous."""
     norm: Literal["group", "batch"] = "group"
     """Normalization after each convolution. `batch` takes its statistics of one worker's micro-batch, which makes the
     result depend on the number of workers; `group` does not (Wu & He 2018)."""
@@ -85,24 +85,25 @@ class ResnetSpec(Spec):
 
 
 class TransformerSpec(Spec):
-    """Sizes of a transformer. The one dial is `size`: so many layers and heads, `64 * size` wide."""
+    """Parameters of a transformer. The main parameter is `size`: `size` layers and heads, a width of `64 * size`."""
 
     size: int = Field(default=4, ge=1, le=128)
-    """Layers and heads that are not given themselves; the width is 64 times this number."""
+    """Default number of layers and heads; the default width is 64 times this number."""
     layers: int | None = Field(default=None, ge=1, le=1024)
-    """Blocks; None: `size`."""
+    """Number of blocks; None: `size`."""
     width: int | None = Field(default=None, ge=1)
     """Values per token between the blocks; None: 64 times `size`."""
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads, which divide the width; None: `size`."""
+    """Number of attention heads, which must divide the width; None: `size`."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest sequence in tokens; None: that of the training rows."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of values zeroed in training, of the embedding and of what each attention and feed-forward layer adds."""
+    """Fraction of values zeroed in training, in the embedding and in the output of each attention and feed-forward
+    layer."""
 
     @property
     def num_layers(self) -> int:
-        """Blocks."""
+        """Number of blocks."""
         return self.layers or self.size
 
     @property
@@ -112,52 +113,52 @@ class TransformerSpec(Spec):
 
     @property
     def num_heads(self) -> int:
-        """Attention heads."""
+        """Number of attention heads."""
         return self.heads or self.size
 
 
 def refuse_heads(width: int, heads: int) -> None:
-    """Raises ValueError if a width is not the same number of values for each head."""
+    """Raises ValueError if the number of heads does not divide the width."""
     if width % heads:
         near = max(count for count in range(1, heads) if width % count == 0)
-        raise ValueError(f"width is {width} and heads is {heads}, which does not divide it; use {near} heads")
+        raise ValueError(f"heads {heads} does not divide width {width}; use {near} heads")
 
 
 class DecoderSpec(TransformerSpec):
-    """Parameters of `decoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
+    """Parameters of `decoder`. The main parameter is `size`: `size` layers and heads, with a width of `64 * size`.
 
     Size 12 is the shape of GPT-2 small: 12 layers, 12 heads, 768 wide.
     """
 
     kv_heads: int | None = Field(default=None, ge=1)
-    """Heads of keys and values, each shared by the same number of query heads; None: as many as `heads`."""
+    """Number of key-value heads, each shared by the same number of query heads; None: as many as `heads`."""
     mlp_width: int | None = Field(default=None, ge=1)
     """Values inside the SwiGLU layer; None: 8/3 of the width, rounded up to a multiple of 64."""
     rope_theta: float = Field(default=10_000.0, gt=1.0)
     """Base of the rotary embedding's wavelengths."""
     norm_eps: float = Field(default=1e-6, gt=0.0)
-    """Added to the mean square in RMSNorm."""
+    """Constant added to the mean square in RMSNorm."""
     tied: bool = False
-    """The output layer shares the weights of the token embedding (Press & Wolf 2017)."""
+    """Whether the output layer shares the weights of the token embedding (Press & Wolf 2017)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         refuse_heads(self.num_values, self.num_heads)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"heads is {self.num_heads} and kv_heads is {self.num_kv_heads}, which does not divide it; "
-                "each head of keys and values serves the same number of query heads"
+                f"kv_heads {self.num_kv_heads} does not divide heads {self.num_heads}; "
+                "each key-value head must serve the same number of query heads"
             )
         if self.num_values // self.num_heads % 2:
             raise ValueError(
-                f"a head has width / heads = {self.num_values // self.num_heads} values; the rotary embedding turns pairs: "
-                "it has to be even"
+                f"a head has width / heads = {self.num_values // self.num_heads} values; the number must be even, "
+                "because the rotary embedding rotates pairs; change width or heads"
             )
         return self
 
     @property
     def num_kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key-value heads."""
         return self.kv_heads or self.num_heads
 
     @property
@@ -167,7 +168,7 @@ class DecoderSpec(TransformerSpec):
 
 
 class EncoderSpec(TransformerSpec):
-    """Parameters of `encoder`. The one dial is `size`: so many layers and heads, `64 * size` wide.
+    """Parameters of `encoder`. The main parameter is `size`: `size` layers and heads, with a width of `64 * size`.
 
     Size 12 is the shape of BERT base: 12 layers, 12 heads, 768 wide.
     """
@@ -175,7 +176,7 @@ class EncoderSpec(TransformerSpec):
     mlp_width: int | None = Field(default=None, ge=1)
     """Values inside the feed-forward layer; None: four times the width."""
     pool: Literal["mean", "first"] = "mean"
-    """Classification: what of the tokens is scored, the mean of all or the first one."""
+    """Classification: the pooling of tokens before the classifier, the mean of all tokens or the first token."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -189,20 +190,23 @@ class EncoderSpec(TransformerSpec):
 
 
 class HuggingFaceSpec(Spec):
-    """Parameters of `hf:<Class>`: sizes by `config`, or a local folder by `path`."""
+    """Parameters of `hf:<Class>`: a configuration by `config`, or a local folder by `path`."""
 
     config: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the class's configuration; what is left out has the package's default. `vocab_size`, `num_labels`,
-    `num_channels` and `image_size` come from the data."""
+    """Fields of the class's configuration; other fields have the package's defaults. `vocab_size`, `num_labels`,
+    `num_channels` and `image_size` are taken from the data."""
     path: str | None = None
-    """A local folder with config.json and safetensors whose weights training starts from; it has to be there wherever the
-    model is built. Weights in pickles are not read."""
+    """A local folder with config.json and safetensors, from whose weights training starts; it must exist on every node
+    that builds the model. Pickled weights are not read."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention. Where the configuration has an attention dropout, training computes attention step by
-    step with either one, so that the mask follows the sample: that takes memory for the weights of all pairs of tokens."""
+    """Implementation of attention. If the configuration has an attention dropout, training uses an explicit
+    implementation instead, so that the dropout mask depends on the sample; it needs memory for the attention weights of
+    all pairs of tokens."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.path is not None and self.config:
-            raise ValueError("give either config or path: the folder has a config.json of its own")
+            raise ValueError(
+                "config and path exclude each other: the folder has its own config.json; remove one of them"
+            )
         return self

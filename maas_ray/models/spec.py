@@ -1,4 +1,4 @@
-"""Which model a run trains, by name and parameters. Knows no torch: models/build.py builds it."""
+"""The specification of a model by name and parameters. Independent of torch; models/build.py builds the model."""
 
 import re
 from typing import Any, Self
@@ -29,22 +29,22 @@ PARAMS: dict[str, type[Spec]] = {
     "encoder": EncoderSpec,
     "decoder": DecoderSpec,
 }
-"""The parameters of each family that is known by name."""
+"""The parameter spec of each built-in family."""
 
 
 class ModelSpec(Spec):
-    """Which model, with which parameters."""
+    """A model by name, with its parameters."""
 
     name: str
-    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a model of scikit-learn's (`decision_tree`,
+    """A family (`mlp`, `convnet`, `resnet`, `encoder`, `decoder`), a scikit-learn model (`decision_tree`,
     `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
-    import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape] to [N, num_outputs];
-    int64 token ids [N, T] where the rows are tokens, and then, if the task is per token, to [N, T, num_outputs]. It is given
-    `input_shape`, `num_outputs`, `vocab_size` and `per_token` if its constructor names them."""
+    import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape], or int64 token ids
+    [N, T] if the rows are tokens, to [N, num_outputs], or to [N, T, num_outputs] if the task is per token. Its
+    constructor receives those of `input_shape`, `num_outputs`, `vocab_size` and `per_token` that it declares."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
     initialization: Initialization = "default"
-    """How the weights are drawn; `default` leaves them as the layers draw them."""
+    """Initialization of the weights; `default` keeps that of each layer."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -60,11 +60,11 @@ class ModelSpec(Spec):
                 raise ValueError(str(error)) from None
         elif not _IMPORT_PATH.fullmatch(self.name):
             near = nearest(self.name, CLASSICAL, cutoff=0.7) or nearest(self.name, PARAMS)
-            hint = f"did you mean {near!r}?" if near else f"families: {', '.join([*PARAMS, *CLASSICAL])}"
+            hint = f"did you mean {near!r}?" if near else f"models: {', '.join([*PARAMS, *CLASSICAL])}"
             raise ValueError(f"unknown model {self.name!r}; {hint} (or an import path 'package.module:Class')")
         return self
 
     @property
     def is_classical(self) -> bool:
-        """Whether scikit-learn trains it, see `models/classical.py`; it is then no torch module."""
+        """Whether scikit-learn trains it, see `models/classical.py`; it is then not a torch module."""
         return self.name in CLASSICAL

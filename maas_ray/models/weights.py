@@ -1,4 +1,4 @@
-"""Which parameters are weights, and how they are initialized by name. Knows no model and no optimizer."""
+"""Selects the weights among a module's parameters, and initializes them by name. Independent of optimizers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,8 +27,8 @@ _NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 def weights(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that multiply features: two dimensions or more, and not the gain of a normalization.
 
-    The rest, biases and gains, is neither penalized nor decayed nor drawn anew: it does not make a model more
-    complex, and pulling it to zero only moves the output.
+    The other parameters, biases and gains, are neither penalized nor decayed nor reinitialized: they do not make a
+    model more complex, and pulling them to zero only shifts the output.
     """
     gains = {
         id(parameter)
@@ -40,17 +40,17 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def initialize(module: nn.Module, name: Initialization) -> None:
-    """Draws all weights anew from torch's global generator and zeroes the biases of the layers that own them.
+    """Reinitializes all weights from torch's global generator and zeroes the biases of their layers.
 
-    `default` leaves everything as its layer has drawn it. Embeddings are drawn only by `normal`: the others scale by
-    the number of inputs, and a look-up has none.
+    `default` keeps the initialization of each layer. Embeddings are reinitialized only by `normal`: the others scale by
+    the number of inputs, and a lookup has none.
 
     Args:
         module: any module, with all parameters materialized.
         name: one of `INITIALIZATIONS`, or `default`.
 
     Raises:
-        ModelError: the module has no weight to draw, or computes its weights from others (such as weight_norm).
+        ModelError: the module has no weights, or computes its weights from other parameters (such as weight_norm).
     """
     if name == "default":
         return
@@ -73,6 +73,4 @@ def initialize(module: nn.Module, name: Initialization) -> None:
                 init.zeros_(parameter)
         num_drawn += len(drawn)
     if not num_drawn:
-        raise ModelError(
-            f"the initialization {name!r} found no weight to draw in {type(module).__name__}; use 'default'"
-        )
+        raise ModelError(f"the initialization {name!r} found no weights in {type(module).__name__}; use 'default'")

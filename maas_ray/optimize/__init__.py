@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: export and the gate that proves it."""
+"""Exports checkpoints to bundles, and verifies the exports."""

@@ -1,4 +1,4 @@
-"""Two sets of outputs for the same rows: how far apart, and whether that is within tolerance. Runs nothing."""
+"""Compares two sets of outputs for the same rows: errors, and tolerance. Runs nothing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +19,15 @@ class _Errors:
 
 
 class Comparison:
-    """Outputs of the graph at one batch size after the other against those of the trained model.
+    """Compares outputs of the graph, at several batch sizes, with those of the trained model.
 
     Args:
-        signature: the outputs; the first holds the scores, one of datatype INT64 the classes.
+        signature: the outputs; the first contains the scores, one of datatype INT64 the classes.
         reference: the model's outputs by name, each [N, ...].
-        num_real: so many of the rows are real, the others random.
+        num_real: number of real rows; the others are random.
         atol: absolute tolerance in the unit of the output; see ParitySpec.
         rtol: relative tolerance.
-        source: what computed the reference, for messages.
+        source: library that computed the reference, for messages.
     """
 
     def __init__(
@@ -48,13 +48,14 @@ class Comparison:
         self._agreement = 1.0
 
     def check(self, outputs: dict[str, Array], batch_size: int) -> None:
-        """Raises GateError if an output is beyond the tolerance."""
+        """Raises GateError if an output exceeds the tolerance."""
         for name, values in outputs.items():
             expected = self._reference[name]
             if values.dtype != expected.dtype or values.shape != expected.shape:
                 raise GateError(
-                    f"output {name!r} at batch size {batch_size}: onnxruntime gives {values.dtype}{list(values.shape)}, "
-                    f"{self._source} {expected.dtype}{list(expected.shape)} for all rows"
+                    f"output {name!r} at batch size {batch_size}: onnxruntime returns "
+                    f"{values.dtype}{list(values.shape)}, {self._source} returns "
+                    f"{expected.dtype}{list(expected.shape)} for all rows"
                 )
             if name == self._classes:
                 self._check_classes(name, values, expected, batch_size)
@@ -98,7 +99,7 @@ class Comparison:
     def _check_classes(self, name: str, values: Array, expected: Array, batch_size: int) -> None:
         same = values == expected
         self._agreement = min(self._agreement, float(same.mean()))
-        # Two classes may change places only where the tolerance on their scores lets them.
+        # Two classes may be swapped only if their scores are within the tolerance.
         scores = self._reference[self._scores].astype(np.float64)
         if scores.shape[1] == 1:
             margin = np.abs(2 * scores[:, 0] - 1)
@@ -114,7 +115,7 @@ class Comparison:
         if self._classes:
             return self._atol
         expected = self._reference[self._scores].astype(np.float64)
-        # Of the real rows where there are any: the extremes among the random ones would widen the tolerance.
+        # From the real rows if there are any: extreme random rows would widen the tolerance.
         expected = expected[: self._num_real] if self._num_real else expected
         finite = expected[np.isfinite(expected)]
         return self._atol * float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
@@ -136,9 +137,10 @@ class Comparison:
             f"the difference {abs(float(got) - float(wanted)):.3g} is above the limit {limit:.3g} "
             f"(atol {self._atol:g}, rtol {self._rtol:g})"
             if limit is not None
-            else "these have to agree"
+            else "these must be equal"
         )
         raise GateError(
-            f"output {name!r}, batch size {batch_size}, {kind} row {number}{element}: onnxruntime gives {got:.9g}, "
-            f"{self._source} {wanted:.9g}; {bound}. The graph does not compute what was trained; it must not be published"
+            f"output {name!r}, batch size {batch_size}, {kind} row {number}{element}: onnxruntime returns {got:.9g}, "
+            f"{self._source} returns {wanted:.9g}; {bound}. The graph differs from the trained model; it must not be "
+            "published"
         )

@@ -1,4 +1,4 @@
-"""From a trained module to one ONNX graph that takes raw columns. Knows no run, no store and no runtime."""
+"""Exports a trained module to one ONNX graph that takes raw columns. Independent of runs, stores and runtimes."""
 
 import copy
 import logging
@@ -17,9 +17,9 @@ from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
 
 OPSET = 18
-"""The opset in which torch's translations are written: no version conversion takes part."""
+"""The opset of torch's translations: no version conversion is involved."""
 TRACED_ROWS = 2
-"""Rows of the example; fewer than two would be taken for a constant."""
+"""Rows of the example; fewer than two would be treated as a constant."""
 
 _OUTPUTS: dict[str, tuple[tuple[str, Datatype], ...]] = {
     "classification": (("probabilities", "FP32"), ("class", "INT64")),
@@ -29,11 +29,11 @@ _OUTPUTS: dict[str, tuple[tuple[str, Datatype], ...]] = {
 
 
 class ServedModel(nn.Module):
-    """Preprocessing, trained net and the task's head: what the exported graph computes after encoding categories.
+    """Preprocessing, trained net and the task's head: the exported graph's computation after encoding categories.
 
     Args:
-        net: from float32 [N, *features.row.shape] to logits [N, features.num_outputs].
-        features: what cleaning has learned.
+        net: module from float32 [N, *features.row.shape] to logits [N, features.num_outputs].
+        features: the fitted features.
     """
 
     def __init__(self, net: nn.Module, features: Features) -> None:
@@ -63,26 +63,26 @@ class ServedModel(nn.Module):
 
 
 def build_served(net: nn.Module, features: Features) -> ServedModel:
-    """A ServedModel around a copy of the net, in evaluation mode on the CPU; the net itself is left as it is."""
+    """A ServedModel with a copy of the net, in evaluation mode on the CPU; the net itself is unchanged."""
     return ServedModel(copy.deepcopy(net).cpu(), features).eval()
 
 
 def build_signature(features: Features) -> Signature:
     """The graph's inputs (the raw columns by their names) and outputs.
 
-    An output whose name is also a column's is called `predicted_<name>`, since a graph has one space of names.
+    An output with the name of a column is called `predicted_<name>`, because a graph has one namespace.
 
     Raises:
-        BundleError: a column has an empty name, or two have the same; or the task gives logits per token.
+        BundleError: a column has an empty name, two have the same name, or the task has logits per token.
     """
     if features.is_per_token:
         raise BundleError(
-            f"a model of the task {features.task} cannot be exported to a bundle yet, because there is no signature for "
+            f"a model of the task {features.task} cannot be exported to a bundle, because there is no signature for "
             "logits per token; export it in the Hugging Face format instead"
         )
     names = [column.name for column in features.columns]
     if "" in names or len(set(names)) < len(names):
-        raise BundleError(f"the columns need names that differ and are not empty, as inputs of a graph; got {names}")
+        raise BundleError(f"the columns, as inputs of a graph, need distinct names that are not empty; got {names}")
     inputs = tuple(
         TensorSpec(
             name=column.name,
@@ -104,33 +104,35 @@ def build_signature(features: Features) -> Signature:
 def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
     """Exports preprocessing, net and head as one ONNX graph over raw columns, with any number of rows.
 
-    The same weights and features give the same bytes, and the bytes tell nothing of the machine. Prints nothing.
+    The same weights and features give the same bytes, without traces of the machine. Prints nothing.
 
     Args:
         net: the trained module, on any device, in any mode; it is not changed.
-        features: what cleaning has learned.
+        features: the fitted features.
 
     Returns:
         The serialized ONNX model with its weights inside, and the signature of its inputs and outputs.
 
     Raises:
-        BundleError: the net cannot be exported, is tied to a number of rows, or is larger than a graph may be.
+        BundleError: the net cannot be exported, has a fixed number of rows, or is larger than a graph may be.
     """
     signature = build_signature(features)
     size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
     if size > MAX_GRAPH_BYTES:
-        raise BundleError(f"the model has {size} bytes of weights; an ONNX graph holds at most {MAX_GRAPH_BYTES}")
+        raise BundleError(
+            f"the model has {size} bytes of weights; the limit for an ONNX graph is {MAX_GRAPH_BYTES} bytes"
+        )
     model = trace(build_served(net, features), type(net).__name__, features)
     return seal_graph(model, signature, features), signature
 
 
 def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
-    """A module over encoded columns as ONNX, with the exporter's own names, for any number of rows.
+    """Exports a module over encoded columns to ONNX, with the exporter's own names, for any number of rows.
 
     Args:
-        module: takes what `Preprocess` takes; on the CPU, in evaluation mode.
-        name: what to call it in an error.
-        features: what cleaning has learned.
+        module: module with the inputs of `Preprocess`, on the CPU, in evaluation mode.
+        name: name of the module for errors.
+        features: the fitted features.
 
     Raises:
         BundleError: it cannot be exported.
@@ -145,26 +147,26 @@ def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, optimize=True, verbose=False
             )
-    except Exception as error:  # torch.export raises what its many parts raise
+    except Exception as error:  # torch.export raises exceptions of many components
         raise BundleError(
-            f"{name} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; every operation of its "
-            "forward has to be traceable by torch.export for any number of rows"
+            f"{name} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; torch.export must "
+            "be able to trace every operation of its forward for any number of rows"
         ) from error
     if exported is None:
-        raise BundleError(f"torch.onnx.export gave no graph for {name}")
+        raise BundleError(f"torch.onnx.export returned no graph for {name}")
     return exported.model_proto
 
 
 def seal_graph(model: ModelProto, signature: Signature, features: Features) -> bytes:
-    """A graph over encoded columns as the bytes of one over raw columns, with the names of the signature.
+    """Converts a graph over encoded columns to the bytes of one over raw columns, with the names of the signature.
 
     Args:
         model: changed in place.
         signature: its inputs and outputs, in the graph's order.
-        features: what cleaning has learned.
+        features: the fitted features.
 
     Raises:
-        BundleError: the graph is tied to a number of rows, or is not valid ONNX.
+        BundleError: the graph has a fixed number of rows, or is not valid ONNX.
     """
     rename_values(model.graph, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
     name_batch(model.graph)
@@ -179,7 +181,7 @@ def _shape(column: Column) -> tuple[int, ...]:
 
 
 def _is_nullable(column: Column) -> bool:
-    """Whether the datatype on the wire can say "missing" (NaN, an empty string) and there is a fill for it."""
+    """Whether the datatype on the wire can represent "missing" (NaN, an empty string) and there is a fill for it."""
     if column.kind == "tokens":
         return False
     datatype = "FP32" if column.kind == "numeric" else column.datatype
@@ -195,13 +197,13 @@ def _example(column: Column) -> Tensor:
 
 
 def _first_paragraph(error: Exception) -> str:
-    """What torch says before its advice on debugging, on one line."""
+    """Torch's message before its advice on debugging, on one line."""
     return " ".join(str(error).strip().partition("\n\n")[0].split())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences remarks of the exporter that no user can act on (packages it could use, its own deprecations)."""
+    """Suppresses messages of the exporter that users cannot act on (optional packages, its own deprecations)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

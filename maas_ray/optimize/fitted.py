@@ -1,4 +1,4 @@
-"""A fitted classical model as a bundle's graph: preprocessing joined with it, and proven. Knows no run and no store."""
+"""Joins a fitted classical model's graph with its preprocessing, and verifies the result. Independent of stores."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from maas_ray.train.classical.state import FittedState
 
 
 class _Flat(nn.Module):
-    """Preprocessing to one vector per row, which is what classical models take."""
+    """Preprocessing to one vector per row, the input of classical models."""
 
     def __init__(self, features: Features) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class _Flat(nn.Module):
 def export_fitted(
     fitted: FittedState, features: Features, parity: ParitySpec | None = None
 ) -> tuple[bytes, Signature, dict[str, Any]]:
-    """Puts the preprocessing before a fitted model's graph, and compares the whole with what scikit-learn has said.
+    """Puts the preprocessing before a fitted model's graph, and compares the result with scikit-learn's outputs.
 
     Args:
-        fitted: a committed result; its proof was made at training.
-        features: what cleaning has learned.
-        parity: the gate's tolerances and batch sizes; the rows are those of the proof.
+        fitted: a committed result, with reference outputs computed at training.
+        features: the fitted features.
+        parity: the gate's tolerances and batch sizes; the rows are those of the reference outputs.
 
     Returns:
         The serialized graph over raw columns, its signature, and the gate's report (see `check_parity`).
 
     Raises:
-        GateError: the graph does not compute what the estimator did.
-        BundleError: the columns' names cannot be those of a graph's inputs.
+        GateError: the graph's results differ from the estimator's.
+        BundleError: the columns' names are not valid as names of a graph's inputs.
     """
     signature = build_signature(features)
     graph = seal_graph(_join(fitted.graph, features), signature, features)
@@ -52,7 +52,7 @@ def export_fitted(
 
 def _join(graph: bytes, features: Features) -> onnx.ModelProto:
     before, after = trace(_Flat(features).eval(), "the preprocessing", features), onnx.load_from_string(graph)
-    after.ir_version = before.ir_version  # the newer one; nothing that skl2onnx writes has changed since its own
+    after.ir_version = before.ir_version  # the newer one; it changes nothing that skl2onnx writes
     rows = before.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*after.graph.input, *after.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = rows

@@ -1,4 +1,4 @@
-"""Edits of ONNX graphs: plain names, raw categorical inputs, no trace of the machine. Knows nothing of torch."""
+"""Edits ONNX graphs: stable names, raw categorical inputs, no traces of the machine. Independent of torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,13 +13,13 @@ BATCH = "batch"
 """Name of the variable first dimension of every input and output."""
 
 _ML_DOMAIN = "ai.onnx.ml"
-_ML_OPSET = 3  # holds LabelEncoder in its version 2: one typed list of keys and one of values
+_ML_OPSET = 3  # contains version 2 of LabelEncoder: one typed list of keys and one of values
 
 
 def rename_values(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Names inputs and outputs as given, weights as in the model, and everything between by number.
+    """Names inputs and outputs as given, weights as in the model, and all other values by number.
 
-    The exporter's own names depend on counters of the process and could meet the name of a column.
+    The exporter's own names depend on counters of the process and could equal the name of a column.
 
     Args:
         graph: changed in place.
@@ -41,7 +41,7 @@ def rename_values(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[st
 
     for part in _graphs(graph):
         for tensor in part.initializer:
-            # Weights keep the model's name for them, so that a reader of the graph finds them again.
+            # Weights keep their names in the model, so that a reader of the graph can identify them.
             tensor.name = rename(tensor.name, tensor.name)
         for value in (*part.input, *part.output):
             value.name = rename(value.name, f"value_{len(names)}")
@@ -55,7 +55,7 @@ def rename_values(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[st
 def encode_inputs(graph: GraphProto, columns: Iterable[CategoricalColumn]) -> None:
     """Puts a LabelEncoder before each categorical input, which then takes raw strings or integers.
 
-    A category becomes its code, a missing value (an empty string) the code of the fill, anything else `UNKNOWN`.
+    A category becomes its code, a missing value (an empty string) the code of the fill, any other value `UNKNOWN`.
     """
     values = {value.name: value for value in graph.input}
     encoders = []
@@ -75,7 +75,7 @@ def name_batch(graph: GraphProto) -> None:
     """Names the first dimension of all inputs and outputs.
 
     Raises:
-        BundleError: one is a fixed number, or another variable than that of the first input.
+        BundleError: one is a fixed number, or differs from that of the first input.
     """
     found = set()
     for value in (*graph.input, *graph.output):
@@ -83,8 +83,8 @@ def name_batch(graph: GraphProto) -> None:
         if not sizes or not sizes[0].dim_param:
             shape = [size.dim_param or size.dim_value for size in sizes]
             raise BundleError(
-                f"the exported graph has a fixed number of rows: {value.name!r} has the shape {shape}; remove from the "
-                "model what depends on the number of rows"
+                f"the exported graph has a fixed number of rows: {value.name!r} has the shape {shape}; remove "
+                "operations that depend on the number of rows from the model"
             )
         found.add(sizes[0].dim_param)
         sizes[0].dim_param = BATCH
@@ -93,7 +93,7 @@ def name_batch(graph: GraphProto) -> None:
 
 
 def finish(model: ModelProto) -> bytes:
-    """Strips what tells of the machine or the moment, checks the model and serializes it deterministically.
+    """Removes traces of the machine and the time, checks the model and serializes it deterministically.
 
     Raises:
         BundleError: the model is not valid ONNX.

@@ -1,4 +1,4 @@
-"""The gate: an exported graph has to compute what the trained model computes. Knows no run and no store."""
+"""The parity gate: checks that an exported graph computes the trained model's outputs. Independent of stores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ _ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tenso
 
 
 class ParitySpec(Spec):
-    """How far the graph may be from the module, and on what rows this is checked.
+    """The tolerances between the graph and the module, and the rows on which they are compared.
 
     A value passes if `|graph - module| <= atol * unit + rtol * |module|`. The unit is 1 for probabilities, and the
-    root mean square of the module's own values for a regression, whose target has any scale. The defaults leave room
-    for another order of float32 sums, and for nothing else.
+    root mean square of the module's own values for a regression, whose target has any scale. The defaults allow
+    only for another order of float32 sums.
     """
 
     atol: float = Field(default=1e-5, ge=0.0)
@@ -39,19 +39,19 @@ class ParitySpec(Spec):
     rtol: float = Field(default=1e-4, ge=0.0)
     """Tolerance relative to the module's value."""
     batch_sizes: tuple[int, ...] = Field(default=(1, 3, 17, 64), min_length=1)
-    """Rows per run of the graph; all rows run at each size. None may be the size of the traced example (2)."""
+    """Rows per run of the graph; all rows are run at each size. The size of the traced example (2) is not allowed."""
     num_random: int = Field(default=128, ge=2)
-    """Random rows, drawn from the description of the features; more if a column has many categories."""
+    """Number of random rows, drawn from the description of the features; more if a column has many categories."""
     num_real: int = Field(default=256, ge=0)
-    """Real rows at most, evenly spread over those given."""
+    """Maximum number of real rows, evenly spread over the given rows."""
     seed: int = 0
-    """Of the random rows."""
+    """Seed of the random rows."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.batch_sizes) < 1 or TRACED_ROWS in self.batch_sizes:
             raise ValueError(
-                f"batch_sizes have to be positive and other than {TRACED_ROWS}, at which the graph was traced; "
+                f"batch_sizes must be positive and must not contain {TRACED_ROWS}, the size of the traced example; "
                 f"got {list(self.batch_sizes)}"
             )
         return self
@@ -59,14 +59,14 @@ class ParitySpec(Spec):
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What a trained model says to some rows; the graph has to say the same."""
+    """A trained model's outputs for some rows, which the graph must reproduce."""
 
     source: str
-    """What computed it (`torch`, `scikit-learn`), for messages."""
+    """Library that computed them (`torch`, `scikit-learn`), for messages."""
     rows: Sequence[Array]
     """Raw columns in the order of the features."""
     num_real: int
-    """So many of the rows, the first ones, are real, the others random."""
+    """Number of real rows, which are the first ones; the others are random."""
     outputs: dict[str, Array]
     """By the names of the signature, each [N, ...] in the graph's type."""
 
@@ -78,20 +78,20 @@ def check_parity(
 
     Args:
         net: the trained module; it is not changed.
-        features: what cleaning has learned.
+        features: the fitted features.
         graph: the serialized ONNX model.
-        rows: real raw columns in the order of the features, as `Dataset.read` gives them; they may have no rows.
+        rows: real raw columns in the order of the features, as `Dataset.read` returns them; may have no rows.
         spec: tolerances and rows; the defaults of ParitySpec if None.
 
     Returns:
-        A report that JSON can hold: `passed` (true), `max_abs_error`, `max_rel_error` (relative to the value, or to
-        the absolute tolerance where that is larger), `top1_agreement` (share of rows with the same class; None for a
+        A JSON-able report: `passed` (true), `max_abs_error`, `max_rel_error` (relative to the value, or to the
+        absolute tolerance if that is larger), `top1_agreement` (fraction of rows with the same class; None for a
         regression), `outputs` (both errors of each), `batch_sizes`, `num_rows`, `num_real`, `num_random`,
         `tolerance`, `versions`.
 
     Raises:
-        GateError: the graph cannot be loaded or run, has other inputs or outputs than the signature says, is tied to
-            a number of rows, or is beyond the tolerance; the message names output, batch size, row, value and limit.
+        GateError: the graph cannot be loaded or run, its inputs or outputs differ from the signature, it has a fixed
+            number of rows, or it exceeds the tolerance; the message names output, batch size, row, value and limit.
     """
     spec = spec or ParitySpec()
     real = spread_rows(rows, spec.num_real)
@@ -105,11 +105,11 @@ def check_parity(
 def check_reference(
     reference: ReferenceOutputs, features: Features, graph: bytes, spec: ParitySpec | None = None
 ) -> dict[str, Any]:
-    """Compares the graph in onnxruntime with what the trained model has said to the same raw rows.
+    """Compares the graph in onnxruntime with the trained model's outputs for the same raw rows.
 
     Args:
         reference: rows and outputs of the trained model.
-        features: what cleaning has learned.
+        features: the fitted features.
         graph: the serialized ONNX model.
         spec: tolerances and batch sizes; the defaults of ParitySpec if None.
 
@@ -155,9 +155,11 @@ def _check_interface(session: onnxruntime.InferenceSession, signature: Signature
         wanted = [(value.name, _ORT_TYPES[value.datatype], list(value.shape)) for value in expected]
         for name, _, shape in got:
             if shape and shape[0] != -1:
-                raise GateError(f"the graph is tied to {shape[0]} row(s): {name!r} of its {kind} has the shape {shape}")
+                raise GateError(
+                    f"the graph has a fixed number of {shape[0]} row(s): {name!r} of its {kind} has the shape {shape}"
+                )
         if got != wanted:
-            raise GateError(f"the {kind} of the graph are {got}; the signature says {wanted}")
+            raise GateError(f"the {kind} of the graph are {got}; the signature declares {wanted}")
 
 
 def _run_module(net: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
@@ -174,7 +176,7 @@ def _run_module(net: nn.Module, features: Features, raw: Sequence[Array], batch_
 def _run_graph(
     session: onnxruntime.InferenceSession, signature: Signature, raw: Sequence[Array], batch_size: int
 ) -> dict[str, Array]:
-    """All rows in runs of exactly `batch_size`; the last run is filled up with the first rows."""
+    """Runs all rows in batches of exactly `batch_size`; the last batch is filled with the first rows."""
     num_rows, names = len(raw[0]), [output.name for output in signature.outputs]
     places = np.arange(ceil(num_rows / batch_size) * batch_size) % num_rows
     parts = []
@@ -188,8 +190,8 @@ def _run_graph(
         for name, values in zip(names, parts[-1], strict=True):
             if len(values) != batch_size:
                 raise GateError(
-                    f"output {name!r}, batch size {batch_size}: onnxruntime gives {len(values)} row(s); the graph is tied "
-                    "to a number of rows"
+                    f"output {name!r}, batch size {batch_size}: onnxruntime returns {len(values)} row(s); the graph "
+                    "has a fixed number of rows"
                 )
     return {
         name: np.concatenate(values)[:num_rows] for name, values in zip(names, zip(*parts, strict=True), strict=True)

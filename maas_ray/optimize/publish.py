@@ -1,4 +1,4 @@
-"""From a run to a bundle: load a checkpoint, export it, prove the export, evaluate what was exported, commit it."""
+"""Exports a run to a bundle: loads a checkpoint, exports it, verifies the export, evaluates and commits it."""
 
 from dataclasses import dataclass
 
@@ -34,21 +34,21 @@ def export_run(
 ) -> Exported:
     """Exports a checkpoint of a run behind the parity gate and commits the bundle.
 
-    The checkpoint is pinned first, so that retention never drops what a version was made from. (A classical model has
-    but one result, which nothing drops.)
+    The checkpoint is pinned first, so that retention never removes the source of a version. (A classical model has
+    only one result, which is never removed.)
 
     Args:
-        store: where the run is and the bundle goes.
+        store: store of the run and the bundle.
         run: the run's id.
-        step: of the checkpoint, `newest` or `best`; by default what the spec says in `checkpoint.use`.
+        step: step of the checkpoint, `newest` or `best`; by default `checkpoint.use` of the spec.
         parity: the gate's tolerances.
-        weights: which ones; by default the moving average if the run keeps one.
+        weights: the weights to export; by default the moving average if the run has one.
 
     Raises:
         NotFound: no such run or checkpoint.
-        SpecError: the run keeps no moving average.
+        SpecError: the run has no moving average.
         ObjectCorrupt: a part of the checkpoint or the data is damaged.
-        GateError: the graph does not compute what the trained model does; nothing is committed.
+        GateError: the graph's outputs differ from the trained model's; nothing is committed.
     """
     trained = load_trained(store, run, step, weights=weights)
     features = trained.dataset.features
@@ -73,7 +73,7 @@ def export_run(
 
 
 def _held_out(dataset: Dataset) -> str | None:
-    """The split that training has not seen; None if nothing was held out."""
+    """The held-out split; None if nothing was held out."""
     return next((name for name in ("test", "validation") if dataset.num_rows.get(name)), None)
 
 

@@ -1,7 +1,7 @@
-"""Rows for a bundle's first runs, made from what cleaning has learned. Sees no data, so that no bundle holds a real row.
+"""Generates rows for a bundle's first runs from the fitted features, so that no bundle contains real data.
 
-A row of the training data would be as good for the warm-up, but whoever may read a bundle could read it. These values
-say no more than the graph does, which holds the same statistics and categories. They depend on the features alone: the
+A row of the training data would be as suitable for the warm-up, but all readers of a bundle could read it. These values
+reveal no more than the graph, which contains the same statistics and categories. They depend on the features alone: the
 same run gives the same bytes.
 """
 
@@ -16,20 +16,20 @@ from maas_ray.bundle.sample import checked, write_sample
 from maas_ray.data.spec.features import Column, Features, NumericColumn, TensorColumn
 
 NUM_ROWS = 2
-"""Rows that differ in each column, where it has two values."""
+"""Number of rows; they differ in each column that has two values."""
 MAX_ELEMENTS = 1 << 14
-"""Most elements of a row. Larger ones are images, of which zeros are taken as well, and JSON is not their format."""
+"""Maximum elements of a row. Larger rows are images, which also accept zeros and would be inefficient in JSON."""
 
 
 def representative_sample(features: Features, signature: Signature) -> bytes | None:
-    """Raw rows as callers send them, in the form in which bundles keep them.
+    """Raw rows as callers send them, in the bundle's sample format.
 
     Args:
-        features: what cleaning has learned.
-        signature: of the graph that was exported; its inputs are the columns of `features`.
+        features: the fitted features.
+        signature: signature of the exported graph; its inputs are the columns of `features`.
 
     Returns:
-        See bundle/sample.py. None where a row has more than MAX_ELEMENTS elements.
+        See bundle/sample.py. None if a row has more than MAX_ELEMENTS elements.
     """
     if sum(prod(tensor.shape[1:]) for tensor in signature.inputs) > MAX_ELEMENTS:
         return None
@@ -42,7 +42,7 @@ def _rows(column: Column, tensor: TensorSpec) -> Array:
     shape, dtype = (NUM_ROWS, *tensor.shape[1:]), NUMPY[tensor.datatype]
     rows: Array
     if column.kind == "categorical":
-        first = column.fill or 0  # the most frequent one, where cleaning has looked for it
+        first = column.fill or 0  # the most frequent category, if the cleaning policy computes it
         codes = [(first + row) % len(column.categories) for row in range(NUM_ROWS)]
         rows = np.array([column.categories[code] for code in codes], dtype)
     elif column.kind == "tokens":
@@ -53,7 +53,7 @@ def _rows(column: Column, tensor: TensorSpec) -> Array:
 
 
 def _numbers(column: NumericColumn | TensorColumn, num_elements: int, dtype: np.dtype[Any]) -> Array:
-    """The center, then a spread beside it: of the whole column, or of each element of a tensor."""
+    """The center, then the center plus the scale: of the whole column, or of each element of a tensor."""
     shift, scale = (np.atleast_1d(np.array(each, np.float64)) for each in (column.shift, column.scale))
     rows = np.stack([shift + row * scale for row in range(NUM_ROWS)])
     if dtype.kind == "u":

@@ -1,1 +1,1 @@
-"""Which version of a model is which bundle, and which version an alias names: a fold over an append-only log."""
+"""The model registry: versions with their bundles, and aliases, as a fold over an append-only log."""

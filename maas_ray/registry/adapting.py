@@ -1,7 +1,7 @@
-"""Makes an ONNX file servable where that changes none of its numbers: shapes, and ZipMap at its end. Runs no node.
+"""Adapts an ONNX file for serving without changing its results: sets shapes, and removes ZipMap. Runs no node.
 
-ZipMap (ai.onnx.ml) puts a classifier's tensor of probabilities into a sequence of maps, which the protocol cannot carry;
-scikit-learn's and onnxmltools' converters add it by default. The tensor itself becomes the output here.
+ZipMap (ai.onnx.ml) converts a classifier's tensor of probabilities to a sequence of maps, which the protocol cannot
+represent; scikit-learn's and onnxmltools' converters add it by default. Here the tensor itself becomes the output.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,31 +15,31 @@ from maas_ray.errors import SpecError
 from maas_ray.suggestions import known_names
 
 Sizes = tuple[int | str, ...]
-"""Sizes of a tensor; a word names a variable one, and -1 is variable without a name."""
+"""Sizes of a tensor; a string names a variable size, and -1 is a variable size without a name."""
 
 _ML = "ai.onnx.ml"
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A file that was made servable."""
+    """An adapted file."""
 
     file: OnnxFile
     labels: tuple[str, ...] | None
-    """Class names that the file has; None where it has none."""
+    """Class names in the file; None: it has none."""
     changes: tuple[str, ...]
-    """What was changed, for people; empty if nothing was."""
+    """Descriptions of the changes; empty: no changes."""
 
 
 def adapt(file: OnnxFile, shapes: Mapping[str, Sizes] | None = None) -> Adapted:
-    """Removes ZipMap, sets the shapes that the user gives and infers those of outputs.
+    """Removes ZipMap, sets the given shapes and infers those of outputs.
 
     Args:
-        file: as read.
-        shapes: by input or output; only sizes that the graph leaves open can be given.
+        file: the file that was read.
+        shapes: by input or output; only sizes that the graph does not define can be set.
 
     Raises:
-        SpecError: a shape for a tensor that is not there, or against the graph.
+        SpecError: a shape is for a tensor that does not exist, or contradicts the graph.
     """
     model = onnx.load_model_from_string(file.graph)
     labels, changes = None, []
@@ -47,13 +47,13 @@ def adapt(file: OnnxFile, shapes: Mapping[str, Sizes] | None = None) -> Adapted:
         labels = _remove(model, node, output)
         changes.append(f"output {output.name!r} is the tensor of probabilities; its ZipMap was removed")
     outputs = {value.name for value in model.graph.output}
-    # Inputs first: what follows from them for an output is then known, and a shape against it is refused.
+    # Inputs first: they determine shapes of outputs, so that a contradicting output shape is rejected.
     ordered = sorted((shapes or {}).items(), key=lambda given: given[0] in outputs)
     for name, sizes in ordered:
         if name in outputs:
             _infer(model)
         _set_shape(model.graph, name, sizes)
-        changes.append(f"{name!r} has the shape {list(sizes)} as given")
+        changes.append(f"the shape of {name!r} was set to {list(sizes)}")
     if changes or any(not _has_shape(output) for output in model.graph.output):
         _infer(model)
         file = OnnxFile(model.SerializeToString(), file.sha256, file.producer)
@@ -61,10 +61,10 @@ def adapt(file: OnnxFile, shapes: Mapping[str, Sizes] | None = None) -> Adapted:
 
 
 def read_shapes(texts: list[str]) -> dict[str, Sizes]:
-    """Shapes as a command gives them: `name=-1,3`, `ids=batch,seq`, `scalar=`.
+    """Parses shapes of the command line: `name=-1,3`, `ids=batch,seq`, `scalar=`.
 
     Raises:
-        SpecError: another form.
+        SpecError: a shape has another form.
     """
     shapes: dict[str, Sizes] = {}
     for text in texts:
@@ -74,7 +74,7 @@ def read_shapes(texts: list[str]) -> dict[str, Sizes]:
         except ValueError:
             is_given = ""
         if not is_given or not name:
-            raise SpecError(f"shape {text[:120]!r} is not NAME=SIZES, such as x=-1,3 or ids=batch,seq")
+            raise SpecError(f"shape {text[:120]!r} is not of the form NAME=SIZES, such as x=-1,3 or ids=batch,seq")
     return shapes
 
 
@@ -98,7 +98,7 @@ def _zip_maps(graph: GraphProto) -> Iterator[tuple[NodeProto, ValueInfoProto]]:
 
 
 def _remove(model: ModelProto, node: NodeProto, output: ValueInfoProto) -> tuple[str, ...] | None:
-    """Puts the tensor in the place of the maps; returns the class names that they had as keys."""
+    """Replaces the maps by the tensor; returns the class names that were their keys."""
     names: tuple[str, ...] | None = None
     for attribute in node.attribute:
         if attribute.name == "classlabels_strings" and attribute.strings:
@@ -120,14 +120,18 @@ def _set_shape(graph: GraphProto, name: str, sizes: Sizes) -> None:
     tensors = {value.name: value for value in (*graph.input, *graph.output)}
     value = tensors.get(name)
     if value is None or value.type.WhichOneof("value") != "tensor_type":
-        raise SpecError(f"no input or output {name!r} to give a shape; {known_names(name, list(tensors), 'tensors')}")
+        raise SpecError(
+            f"cannot set the shape of {name!r}: no such input or output; {known_names(name, list(tensors), 'tensors')}"
+        )
     known = value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else None
     if known is not None and (
         len(known) != len(sizes)
         or any(dim.dim_value and dim.dim_value != size for dim, size in zip(known, sizes, strict=True))
     ):
         shown = [dim.dim_value or dim.dim_param or "?" for dim in known]
-        raise SpecError(f"the shape {list(sizes)} of {name!r} contradicts the graph, which says {shown}")
+        raise SpecError(
+            f"the shape {list(sizes)} of {name!r} contradicts the shape {shown} in the graph; change or omit it"
+        )
     dims = [
         TensorShapeProto.Dimension(dim_value=size)
         if isinstance(size, int) and size >= 0
@@ -144,10 +148,10 @@ def _has_shape(value: ValueInfoProto) -> bool:
 
 
 def _infer(model: ModelProto) -> None:
-    """Infers the shapes of outputs that have none, which older exporters leave out and the checker insists on."""
+    """Infers missing shapes of outputs, which older exporters omit and the checker requires."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # native code with its own classes; the inspection says what is missing
+    except Exception:  # native code with its own exception classes; the inspection reports missing shapes
         return
     for output, found in zip(model.graph.output, inferred.graph.output, strict=True):
         if not _has_shape(output):

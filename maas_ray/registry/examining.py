@@ -1,6 +1,6 @@
-"""What an ONNX file does when it is looked at, loaded and run: all of it in child processes with limits. Commits nothing.
+"""Inspects, loads and runs an ONNX file in child processes with limits. Commits nothing.
 
-The checker, the inference of shapes and the runtime are native code that reads a stranger's bytes.
+The checker, the shape inference and the runtime are native code that reads untrusted bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ log = get_logger(__name__)
 
 WALL_S = 120.0
 BYTES_PER_S = 1 << 20
-"""A file may take this long, and a second for so many of its bytes."""
+"""The time limit is a constant plus a second per this many bytes of the file."""
 NUM_ROWS = 3
-"""Rows of the run that proves a graph, where it has a batch dimension."""
+"""Rows of the test run, for a graph with a batch dimension."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A file that can be served as far as its graph says."""
+    """A file whose graph can be served."""
 
     adapted: Adapted
     signature: Signature
@@ -50,19 +50,19 @@ def examine(
     pad: str | None = None,
     pad_values: Mapping[str, float | str] | None = None,
 ) -> Examined:
-    """Makes a graph servable and inspects it; nothing of it is run.
+    """Adapts a graph for serving and inspects it; does not run it.
 
     Args:
-        file: as read.
+        file: the file that was read.
         shapes: as for `adapt`.
-        name: of the file, for messages.
+        name: name of the file, for messages.
         batch_axis: as for `judge`.
-        pad: as for `padded_axis`; None: nothing is padded.
-        pad_values: what inputs are padded with.
+        pad: as for `padded_axis`; None: no padding.
+        pad_values: padding values of inputs.
 
     Raises:
-        BundleError: it is not servable, or kills or hangs what looks at it.
-        SpecError: a shape does not fit, or the batch dimension is not that of the inputs.
+        BundleError: the graph is not servable, or its inspection crashes or hangs.
+        SpecError: a shape does not fit, or the inputs do not have the batch dimension.
     """
     payload = {
         "shapes": {key: list(sizes) for key, sizes in (shapes or {}).items()},
@@ -82,10 +82,10 @@ def examine(
 
 
 def load(bundle: Bundle) -> Nature:
-    """Loads a bundle once, as a replica will.
+    """Loads a bundle once, as a replica does.
 
     Raises:
-        BundleError: it does not load, or loading it kills, hangs or takes too much memory.
+        BundleError: it cannot be loaded, or loading it crashes, hangs or takes too much memory.
     """
     process = start_process(bundle, EngineSpec(), wall_s_of(len(bundle.graph)))
     process.close()
@@ -93,10 +93,10 @@ def load(bundle: Bundle) -> Nature:
 
 
 def prove(bundle: Bundle, nature: Nature) -> dict[str, Any]:
-    """Runs two sessions of the same bytes, one of them twice; returns what the parity report says of it.
+    """Runs two sessions of the same bytes, one of them twice; returns the entries for the parity report.
 
     Raises:
-        GateError: they differ, or give values that are not finite.
+        GateError: the results differ or are not finite.
         BundleError: the runs hang or take too much memory.
     """
     payload = {
@@ -110,7 +110,7 @@ def prove(bundle: Bundle, nature: Nature) -> dict[str, Any]:
         return _call("compare", payload, blobs, len(bundle.graph), f"the graph of {bundle.id}").payload
     except BundleError as error:
         if isinstance(error.__cause__, ConfinedKilled) and error.__cause__.signal:
-            log.warning("%s: %s; it is served in a process of its own", bundle.id, error.__cause__)
+            log.warning("%s: %s; it is served in a separate process", bundle.id, error.__cause__)
             return {
                 "run": "random values end its process",
                 **merging(nature.not_merged_because, nature.not_padded_because),
@@ -119,13 +119,13 @@ def prove(bundle: Bundle, nature: Nature) -> dict[str, Any]:
 
 
 def merging(reason: str, not_padded_because: str) -> dict[str, Any]:
-    """Whether requests share a run, as the report has it; each load judges again."""
+    """The report's entries on whether requests share a run; each load determines it again."""
     unpadded = {"not_padded_because": not_padded_because} if not_padded_because else {}
     return {"can_merge": False, "not_merged_because": reason, **unpadded} if reason else {"can_merge": True, **unpadded}
 
 
 def wall_s_of(num_bytes: int) -> float:
-    """Longest time that a graph of this size may take."""
+    """Time limit for a graph of this size."""
     return WALL_S + num_bytes / BYTES_PER_S
 
 
@@ -135,7 +135,7 @@ def _call(function: str, payload: dict[str, Any], blobs: Sequence[bytes], num_by
     try:
         return confined.call(f"{__name__}:{function}", payload, blobs, limits, what=what)
     except ConfinedError as error:
-        raise BundleError(f"{error}; it cannot be served, export the model again") from error
+        raise BundleError(f"{error}; the graph cannot be served; export the model again") from error
 
 
 # In the children
@@ -182,25 +182,25 @@ def _compared(bundle: Bundle, skip: Sequence[str]) -> dict[str, Any]:
         inputs = {tensor.name: _random(tensor, num_rows, random) for tensor in signature.required}
         what = "random inputs between 0 and 1"
     results: list[Mapping[str, Array]] = []
-    for num_runs in (2, 1):  # onnxruntime's random numbers begin alike in each session
+    for num_runs in (2, 1):  # onnxruntime's random numbers start equally in each session
         engine = Engine(bundle, skip=skip)
         report = merging(engine.not_merged_because, engine.not_padded_because)
         try:
             results += [engine.run(inputs) for _ in range(num_runs)]
-        except MaasError:  # says nothing about the graph: the values are made up
+        except MaasError:  # not an error of the graph: the values are random
             return {"run": "random values are refused", **report}
         finally:
             engine.close()
     for output, array in results[0].items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise GateError(
-                f"output {output!r} of {name} is not finite for {what}; if that is meant, import it without the run "
-                "(--no-check)"
+                f"output {output!r} of {name} is not finite for {what}; if that is intended, import it without the "
+                "test run (--no-check)"
             )
         if not all(np.array_equal(array, other[output]) for other in results[1:]):
             raise GateError(
-                f"output {output!r} of {name} differs between two runs on the same values: the graph draws random "
-                "numbers, export it for inference; if that is meant, import it without the run (--no-check)"
+                f"output {output!r} of {name} differs between two runs on the same values, so the graph draws random "
+                "numbers; export it for inference, or, if that is intended, import it without the test run (--no-check)"
             )
     return {"run": "passed", "rows": num_rows, **report}
 
@@ -210,5 +210,5 @@ def _random(tensor: TensorSpec, num_rows: int, random: np.random.Generator) -> A
     if tensor.datatype == "BYTES":
         return np.full(shape, "", dtype=object)
     dtype = NUMPY[tensor.datatype]
-    # 0 and 1 are in every table that has two entries, and both values of a mask.
+    # 0 and 1 are valid indices of every table with two entries, and both values of a mask.
     return random.random(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 2, shape).astype(dtype)

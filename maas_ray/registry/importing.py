@@ -1,4 +1,4 @@
-"""From any ONNX file to a published version: read, inspected, loaded and run twice on random values, committed. Trains nothing."""
+"""Imports any ONNX file as a bundle: reads, inspects and loads it, runs it twice on random values, and commits it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ log = get_logger(__name__)
 
 Task = Literal["classification", "binary", "regression", "other"]
 MAX_LABELS_BYTES = 16 << 20
-"""Largest file of class names."""
+"""Maximum size of a file of class names."""
 NUM_ROWS = 3
-"""Rows of the run that proves a graph, where it has a batch dimension."""
+"""Rows of the test run, for a graph with a batch dimension."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,35 @@ def import_onnx(
     pad: str | None = None,
     pad_values: Mapping[str, float | str] | None = None,
 ) -> ImportedModel:
-    """Makes a bundle of an ONNX file and commits it; `Registry.publish` makes it a version.
+    """Converts an ONNX file to a bundle and commits it; `Registry.publish` makes it a version.
 
-    The graph is loaded and run in child processes with limits, so that one that crashes, hangs or takes all memory is
-    refused. It is run in two sessions on the same random values, which must give the same finite ones. A graph that refuses
-    such values (an index outside its table) is imported all the same, and its parity report says so.
+    The graph is loaded and run in child processes with limits, so that a graph that crashes, hangs or exhausts the
+    memory is rejected. It is run in two sessions on the same random values, which must give the same finite results. A
+    graph that rejects such values (an index outside its table) is imported nevertheless, with a note in its parity
+    report.
 
     Args:
-        store: where the bundle goes.
-        path: the file; external data beside it is put inside.
-        task: what the outputs mean.
-        labels: class names in the order of the scores; by default those that the file has.
-        shapes: of inputs and outputs whose shapes the file leaves open.
-        sample: a file with values that the graph takes, .npz or a v2 request as .json; kept in the bundle and used for
-            first runs, so they must not be somebody's data.
-        is_checked: False leaves out the comparison of runs, for a graph that gives infinite values where it should. It
-            is loaded all the same.
-        batch_axis: the name of the dimension that counts the rows of a request, which is then the first one of every
-            input; `first` for one without a name, `none` where there is none. By default what its name says.
-        pad: `DIMENSION=MASK`: a dimension in which requests of different sizes share a run, shorter ones padded, and the
-            input that is the mask.
-        pad_values: what inputs are padded with, where that is not 0 or the empty string.
+        store: where to commit the bundle.
+        path: the file; its external data in the same folder is included.
+        task: meaning of the outputs.
+        labels: class names in the order of the scores; by default those in the file.
+        shapes: shapes of inputs and outputs whose shapes the file does not define.
+        sample: a file with valid input values, .npz or a v2 request as .json; stored in the bundle and used for first
+            runs, so it must not contain personal data.
+        is_checked: False skips the comparison of runs, for a graph with intentionally infinite results. It is loaded
+            nevertheless.
+        batch_axis: name of the dimension that counts the rows of a request, which is then the first one of every
+            input; `first` for a dimension without a name, `none` if there is none. By default inferred from its name.
+        pad: `DIMENSION=MASK`: the dimension in which requests of different sizes share a run by padding, and the input
+            that is the mask.
+        pad_values: padding values of inputs, other than 0 and the empty string.
 
     Raises:
         NotFound: there is no such file.
-        BundleError: not a graph that can be served; the message names the node, tensor or file and the reason.
-        SpecError: the labels do not fit any output, the sample does not fit the inputs, or the batch dimension is not
-            theirs.
-        GateError: two loads of the graph differ, or give values that are not finite.
+        BundleError: the graph cannot be served; the message names the node, tensor or file and the reason.
+        SpecError: the labels do not fit any output, the sample does not fit the inputs, or the inputs do not have the
+            batch dimension.
+        GateError: the results of two loads of the graph differ or are not finite.
     """
     path = Path(path)
     examined = examine(read_onnx(path), shapes, path.name, batch_axis, pad, pad_values)
@@ -109,20 +110,20 @@ def import_onnx(
 
 
 def read_labels(names: str | None, file: Path | None) -> tuple[str, ...] | None:
-    """Class names as a command gives them: separated by commas, or one per line of a file; None if neither is given.
+    """Class names of the command line: separated by commas, or one per line of a file; None if neither is given.
 
     Raises:
         SpecError: both are given, or the file cannot be read.
     """
     if names is not None and file is not None:
-        raise SpecError("give the labels or a file of labels, not both")
+        raise SpecError("labels and a label file exclude each other; give only one of them")
     if file is not None:
         try:
             lines = read_file(file, MAX_LABELS_BYTES).decode("utf-8").splitlines()
         except FileNotFoundError as error:
-            raise SpecError(f"the file of labels {file} cannot be read: it does not exist") from error
+            raise SpecError(f"the label file {file} does not exist") from error
         except (Unreadable, UnicodeDecodeError) as error:
-            raise SpecError(f"the file of labels {file} {_reason(error)}") from error
+            raise SpecError(f"the label file {file} {_reason(error)}") from error
         return tuple(line.strip() for line in lines if line.strip())
     return None if names is None else tuple(name.strip() for name in names.split(","))
 
@@ -135,7 +136,9 @@ def _check_labels(signature: Signature, labels: tuple[str, ...] | None) -> None:
     if labels is None:
         return
     if not labels or len(set(labels)) != len(labels) or not all(labels):
-        raise SpecError(f"the {len(labels)} labels are not distinct names; give each class one")
+        raise SpecError(f"the {len(labels)} labels contain empty or repeated names; give each class a distinct name")
     sizes = {output.name: output.shape[-1] for output in signature.outputs if output.shape}
     if len(labels) not in sizes.values() and -1 not in sizes.values():
-        raise SpecError(f"there are {len(labels)} labels, but the last sizes of the outputs are {sizes}")
+        raise SpecError(
+            f"there are {len(labels)} labels, but the last sizes of the outputs are {sizes}; give one label per class"
+        )

@@ -1,10 +1,10 @@
-"""Models, versions and aliases. The log in the store is the truth; everything here is a fold over it.
+"""Models, versions and aliases: a fold over the log in the store, which is the source of truth.
 
 Publishing appends `{type: publish, model, version, bundle, run, token}`; promoting appends `{type: alias, model, alias,
-version}`. The version is decided upon the whole log before it, so two publishers at once get different ones.
+version}`. The version number depends on the whole log before it, so concurrent publishers get different versions.
 
-A publish whose answer was lost can be repeated, by whomever and whenever: the token says which publish it was, and a
-repeat finds its own version. By default it is derived from model, bundle and run, so a bundle is one version of a model.
+A publish whose response was lost can be retried by any process at any time: the token identifies the publish, and a
+retry finds its own version. By default it is derived from model, bundle and run, so a bundle is one version of a model.
 """
 
 import re
@@ -26,7 +26,7 @@ from maas_ray.suggestions import known_names
 PREFIX = "registry"
 PRODUCTION = "production"
 MAX_NAMES = 50
-"""Names that a message lists at most."""
+"""Maximum number of names that a message lists."""
 K = TypeVar("K")
 V = TypeVar("V")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -36,7 +36,7 @@ ROUTES = frozenset(
         "ready", "repository", "stats", "trace", "unload", "v2", "versions",
     }
 )  # fmt: skip
-"""Words of the protocol's paths: `v2/models/stats` is the statistics of all models, so no model has such a name."""
+"""Words of the protocol's paths, which are no model names: `v2/models/stats` is the statistics of all models."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Version:
     bundle: str
     """Id of the bundle that is served."""
     run: str
-    """Id of the run it was trained by."""
+    """Id of the run that trained it."""
     published_s: float
     """Seconds since 1970."""
     token: str = ""
-    """Of the publish; see `Registry.publish`."""
+    """Token of the publish; see `Registry.publish`."""
 
 
 @dataclass
@@ -65,27 +65,28 @@ class Model:
 
 
 class Registry:
-    """The registry of one store. Reading is incremental: what was read once is not read again.
+    """The registry of one store. Reads incrementally: no record is read twice.
 
-    A look costs one request while nothing changes; the first one a few, however long the log is (store/log/snapshot.py).
+    A read costs one request while nothing changes; the first one a few, for any length of the log
+    (store/log/snapshot.py).
 
     Args:
-        store: where the log lies.
+        store: store with the log.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self.uri = store.uri
-        """Of the store, for messages."""
+        """URI of the store, for messages."""
         self._log = Follower(Sequence(store, PREFIX))
         self._models: dict[str, Model] = {}
         self._events: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
 
     def models(self) -> dict[str, Model]:
-        """All models by name, as of now; not to be changed. The same table as before if nothing has changed.
+        """All current models by name; must not be modified. The same object as before if nothing has changed.
 
         Raises:
-            ObjectCorrupt: a record is altered or malformed; names it.
+            ObjectCorrupt: a record is altered or malformed; the message names it.
         """
         self._take(self._log.look())
         return self._models
@@ -96,23 +97,23 @@ class Registry:
         return list(self._events[name])
 
     def model(self, name: str) -> Model:
-        """One model. Raises `NotFound`, naming the models that exist."""
+        """One model. Raises `NotFound`; the message names existing models."""
         return find_model(self.models(), name, self._store.uri)
 
     def resolve(self, name: str, ref: int | str = PRODUCTION) -> Version:
-        """The version that a number or an alias names.
+        """The version with a number or an alias.
 
         Args:
             name: the model.
             ref: a version (`3` or `"3"`) or an alias (`"production"`).
 
         Raises:
-            NotFound: no such model, version or alias; the message lists those that exist.
+            NotFound: no such model, version or alias; the message lists existing ones.
         """
         return find_version(self.models(), name, ref, self._store.uri)
 
     def resolve_all(self, references: Iterable[tuple[str, int | str]]) -> list[Version | NotFound]:
-        """As `resolve` for each pair of a model and a reference, with one look for all of them."""
+        """As `resolve` for each pair of a model and a reference, with one read for all of them."""
         models = self.models()
         found: list[Version | NotFound] = []
         for name, ref in references:
@@ -123,18 +124,18 @@ class Registry:
         return found
 
     def publish(self, name: str, bundle: str, *, token: str | None = None) -> Version:
-        """Makes a committed bundle the next version of a model; the same publish again returns the version that it made.
+        """Publishes a committed bundle as the next version of a model; a retry returns the version of the first call.
 
         Args:
             name: the model.
             bundle: the bundle's id.
-            token: says which publish this is; a repeat gives the same one. By default the same model and bundle are the
-                same publish; to make a bundle that is published already another version, choose a token.
+            token: identifies the publish; a retry passes the same token. By default the same model and bundle are the
+                same publish; to publish a bundle again as another version, pass another token.
 
         Raises:
             NotFound: there is no such bundle.
-            SpecError: the name is not a valid model name, or the token is of another publish.
-            StoreUnavailable: the store did not say whether the version was written; repeat to find or to make it.
+            SpecError: the name is not a valid model name, or the token belongs to another publish.
+            StoreUnavailable: it is unknown whether the version was written; retry to find or to write it.
         """
         check_name(name, "model")
         run = load_info(self._store, bundle).lineage.run
@@ -156,7 +157,7 @@ class Registry:
         return self._models[name].versions[int(record.event["version"])]
 
     def promote(self, name: str, version: int, alias: str = PRODUCTION) -> Version:
-        """Points an alias at a version; running pools follow it. One that points there already is left alone.
+        """Points an alias at a version; running pools follow it. Does nothing if it already points at it.
 
         Raises:
             NotFound: no such model or version.
@@ -164,7 +165,7 @@ class Registry:
         """
         check_name(alias, "alias")
         if alias.isdigit():
-            raise SpecError(f"alias {alias!r} is a number, which names a version; choose a word such as {PRODUCTION!r}")
+            raise SpecError(f"alias {alias!r} is a number, which is a version; choose a word such as {PRODUCTION!r}")
 
         def point() -> Mapping[str, Any]:
             model = find_model(self._models, name, self._store.uri)
@@ -184,7 +185,7 @@ class Registry:
         return load_info(self._store, version.bundle)
 
     def _append(self, make_event: Callable[[], Mapping[str, Any]]) -> Record:
-        """Appends an event that is decided upon `_models` as of now."""
+        """Appends an event that depends on the current `_models`."""
 
         def decide(new: list[Record]) -> Mapping[str, Any]:
             self._take(new)
@@ -195,7 +196,7 @@ class Registry:
         return record
 
     def _take(self, new: list[Record]) -> None:
-        """Adds records to the table; a new one: somebody may still hold the last one."""
+        """Replaces the table by one with the new records: callers may still use the old one."""
         if not new:
             return
         events = [(record, event) for record in new if (event := self._read(record)) is not None]
@@ -212,12 +213,15 @@ class Registry:
 
 
 def check_name(name: str, what: str) -> None:
-    """Raises `SpecError` unless `name` can stand in a URL and in a store's key; a model's is no word of a route either."""
+    """Raises `SpecError` unless `name` is valid in URLs and store keys; a model must not be a word of a route."""
     if not _NAME.fullmatch(name):
-        raise SpecError(f"{what} {name!r} is not a valid name: up to 100 letters, digits, '.', '_' and '-', none first")
+        raise SpecError(
+            f"{what} {name!r} is not a valid name; use up to 100 letters, digits, '.', '_' and '-', beginning with a "
+            "letter or digit"
+        )
     if what == "model" and name in ROUTES:
         raise SpecError(
-            f"a model cannot be named {name!r}, which is a word of the protocol's paths; choose another name"
+            f"a model cannot be named {name!r}, which is reserved for the protocol's paths; choose another name"
         )
 
 
@@ -243,10 +247,10 @@ _EVENT: TypeAdapter[_Publish | _Alias] = TypeAdapter(Annotated[_Publish | _Alias
 
 
 def read_event(record: Record) -> Event:
-    """What a record of the registry says.
+    """The event in a record of the registry.
 
     Raises:
-        ObjectCorrupt: a field is missing or of another type; names the record.
+        ObjectCorrupt: a field is missing or has another type; the message names the record.
     """
     kind = record.event.get("type")
     if isinstance(kind, str) and kind not in ("publish", "alias"):
@@ -262,7 +266,7 @@ def read_event(record: Record) -> Event:
 
 
 class _Made(Exception):
-    """There is nothing to append: it is there."""
+    """Raised instead of appending an event whose effect already exists."""
 
     def __init__(self, version: Version) -> None:
         super().__init__(version)
@@ -275,7 +279,7 @@ def _token(name: str, bundle: str, run: str) -> str:
 
 
 def _published(model: Model, bundle: str, token: str, *, by_content: bool) -> Version | None:
-    """The version that this very publish made, if it did. Records before tokens are known by their bundle."""
+    """The version that this publish already created, if any. Records without tokens are identified by their bundle."""
     for version in reversed(model.versions.values()):
         if version.token == token:
             if version.bundle != bundle:
@@ -290,7 +294,7 @@ def _published(model: Model, bundle: str, token: str, *, by_content: bool) -> Ve
 
 
 def _folded(before: Mapping[str, Model], events: Iterable[tuple[Record, _Publish | _Alias]]) -> dict[str, Model]:
-    """The table after more events; models that they do not change are the same objects."""
+    """The table after more events; unchanged models are the same objects."""
     models = dict(before)
     own: set[str] = set()
     for record, event in events:
@@ -308,12 +312,12 @@ def _folded(before: Mapping[str, Model], events: Iterable[tuple[Record, _Publish
 
 
 def find_model(models: Mapping[str, Model], name: str, uri: str) -> Model:
-    """One model of a table that was read. Raises `NotFound`, naming models that exist."""
+    """One model of a table that was read. Raises `NotFound`; the message names existing models."""
     return _find(models, name, "model", f"in {uri}", "maas-ray models")
 
 
 def find_version(models: Mapping[str, Model], name: str, ref: int | str, uri: str) -> Version:
-    """What a reference names in a table that was read: nothing is asked of the store. See `Registry.resolve`."""
+    """The version with a reference in a table that was read; does not access the store. See `Registry.resolve`."""
     model = find_model(models, name, uri)
     is_alias = isinstance(ref, str) and not ref.isdigit()
     number = (

@@ -1,4 +1,4 @@
-"""Reads the values that a user gives for a model's first runs, from a file of any origin. Knows no graph."""
+"""Reads the sample values for a model's first runs from an untrusted file. Independent of graphs."""
 
 import io
 import json
@@ -20,11 +20,11 @@ _LIMITS = Limits(wall_s=30.0, cpu_s=30.0, memory_bytes=512 << 20)
 
 
 def read_sample_file(path: Path, signature: Signature) -> dict[str, Array]:
-    """The values in a file, in a child process with limits.
+    """Reads the values of a file in a child process with limits.
 
     Args:
         path: `.npz` with one array per input, or `.json` with a request of the Open Inference Protocol v2.
-        signature: of the graph.
+        signature: signature of the graph.
 
     Raises:
         SpecError: it cannot be read, or does not fit the signature.
@@ -39,12 +39,12 @@ def read_sample_file(path: Path, signature: Signature) -> dict[str, Array]:
     try:
         found = confined.call(f"{__name__}:parse", payload, [data], _LIMITS, what=f"the sample {path.name}")
     except ConfinedError as error:
-        raise SpecError(f"the sample {path} cannot be read: {error}") from error
+        raise SpecError(f"cannot read the sample {path}: {error}") from error
     return read_sample(bytes(found.blobs[0]), signature)
 
 
 def parse(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[str, Any], list[bytes]]:
-    """In the child: from a file's bytes to a sample as bundles keep it."""
+    """The child's side: converts a file's bytes to a sample in the bundle's format."""
     signature = Signature.model_validate(payload["signature"])
     values = _from_npz(bytes(blobs[0]), signature) if payload["is_npz"] else _from_json(bytes(blobs[0]), signature)
     return {}, [write_sample(values, signature)]
@@ -54,7 +54,7 @@ def _from_json(data: bytes, signature: Signature) -> dict[str, Array]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SpecError("the sample is not JSON; give a request such as the v2 protocol's, or an .npz file") from error
+        raise SpecError("the sample is not JSON; give a request of the v2 protocol, or an .npz file") from error
     if not isinstance(document, dict):
         raise SpecError("the sample is not a request of the v2 protocol: it has no list of inputs")
     return from_document(document, signature)
@@ -67,10 +67,12 @@ def _from_npz(data: bytes, signature: Signature) -> dict[str, Array]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             for name in arrays.files:
                 if name not in kinds:
-                    raise SpecError(f"the sample has an array {name[:100]!r}; the model's inputs are {sorted(kinds)}")
+                    raise SpecError(
+                        f"the sample contains the array {name[:100]!r}; the model's inputs are {sorted(kinds)}"
+                    )
                 array = arrays[name]
                 is_text = kinds[name] == "BYTES"
                 found[name] = array.astype(str).astype(object) if is_text else array.astype(NUMPY[kinds[name]])
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise SpecError("the sample is not an .npz file with one array of numbers or texts per input") from error
+        raise SpecError("the sample is not an .npz file with one array of numbers or strings per input") from error
     return checked(found, signature)

@@ -1,8 +1,8 @@
-"""Writes and removes objects in a local directory so that they survive a power cut. Knows no commit and no reading.
+"""Writes and removes objects in a local directory such that they survive a power cut. Independent of commits.
 
-A name is only as safe as the directories above it: POSIX promises a file's bytes after `fsync` of the file, its name
-after `fsync` of its directory, that directory's name after `fsync` of the one above it. obstore's own writes sync
-nothing, and show a name before its bytes are safe: after a power cut a committed manifest could be an empty file.
+A name is only as durable as its parent directories: POSIX guarantees a file's bytes after `fsync` of the file, its name
+after `fsync` of its directory, and that directory's name after `fsync` of its parent. obstore's own writes do not sync,
+and make a name visible before its bytes are durable: after a power cut a committed manifest could be an empty file.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 STAGED = re.compile(r"#\d+$")
-"""Names of objects that are not there yet; obstore's listings leave them out."""
+"""Names of objects that are still being created; obstore's listings omit them."""
 
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 WRITE_BYTES = 8 << 20
 DIRECT_BYTES = 1 << 20
-"""Smaller objects go through the page cache: they are read again soon."""
+"""Smaller objects are written through the page cache, because they are read again soon."""
 
 BLOCK_BYTES = 4096
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-_ATTEMPTS = 16  # at opening a file in a directory that others remove whenever it is empty
+_ATTEMPTS = 16  # attempts to open a file in a directory that other processes remove when it is empty
 
 
 class Directory:
     """The files of a store.
 
     Args:
-        root: the directory; is made, with those above it, if it is missing.
+        root: the directory; created with its parents if it does not exist.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,13 +40,13 @@ class Directory:
         _make(root)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Writes an object; bytes and names are on the disk when it returns, and half of it is there if it is killed."""
+        """Writes an object; bytes and names are on the disk when it returns. A killed write leaves a partial object."""
         path = self._path(key)
         self._write(path, data)
         _sync(path.parent)
 
     def create(self, key: str, data: bytes) -> None:
-        """Creates an object atomically: its name appears when its bytes, and all names above it, are on the disk.
+        """Creates an object atomically: its name appears once its bytes and all parent names are on the disk.
 
         Raises:
             FileExistsError: it exists.
@@ -55,7 +55,7 @@ class Directory:
         staged = path.with_name(f"{path.name}#{uuid.uuid4().int}")
         self._write(staged, data)
         try:
-            # Also what other processes put into these directories, such as the parts of a commit, has a name from here.
+            # Also makes the names of other processes' files in these directories durable, such as a commit's parts.
             for above in path.parents:
                 _sync(above)
                 if above == self.root:
@@ -66,19 +66,19 @@ class Directory:
         _sync(path.parent)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects and the directories that this leaves empty; on the disk when it returns."""
+        """Removes objects and the directories that become empty; durable when it returns."""
         paths = [self._path(key) for key in keys]
         for path in paths:
             path.unlink(missing_ok=True)
         for directory in {self._drop_empty(path.parent) for path in paths}:
-            with contextlib.suppress(FileNotFoundError):  # another one removed it, and synced what is above it
+            with contextlib.suppress(FileNotFoundError):  # another process removed it, and synced its parent
                 _sync(directory)
 
     def scan(self, prefix: str, after: str | None) -> Iterator[tuple[str, int, float]]:
-        """Key, size and time of the last write of all objects below a prefix, sorted; what is no object is passed over.
+        """Key, size and modification time of all objects below a prefix, sorted; skips entries that are not objects.
 
-        obstore's own listing ends at the first name that cannot be a key, and at a link that leads to a directory above:
-        one foreign file would hide everything beside it. What an object is like is looked up when it is asked for.
+        obstore's own listing ends at the first name that cannot be a key, and at a link to a parent directory: one
+        foreign file would hide all others. Size and time are read when an entry is consumed.
         """
         found = [
             (key, entry)
@@ -86,7 +86,7 @@ class Directory:
             if key is not None and (after is None or key > after) and not STAGED.search(key)
         ]
         for key, entry in sorted(found, key=lambda pair: pair[0]):
-            with contextlib.suppress(FileNotFoundError):  # removed just now
+            with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 if _leads_to(entry.is_file):
                     stat = entry.stat()
                     yield key, stat.st_size, stat.st_mtime
@@ -99,7 +99,7 @@ class Directory:
         return []
 
     def odd(self) -> Iterator[str]:
-        """What no listing shows because it can be no object: names without a key, links to nowhere, pipes and so on."""
+        """Entries that cannot be objects and that no listing contains: invalid names, broken links, pipes and so on."""
         for key, entry in self._walk(""):
             is_directory = _leads_to(entry.is_dir)
             if key is None or not (is_directory or _leads_to(entry.is_file)):
@@ -108,11 +108,11 @@ class Directory:
                 yield key
 
     def is_object(self, key: str) -> bool:
-        """Whether there is a regular file: a pipe would be waited for."""
+        """Whether the key is a regular file: reading a pipe would block."""
         return (self.root / key).is_file()
 
     def _walk(self, prefix: str) -> Iterator[tuple[str | None, os.DirEntry[str]]]:
-        """Everything below a prefix with its key; None: its name can be none. Follows links, but not into a circle."""
+        """All entries below a prefix with their keys; None: the name is not a valid key. Follows links, not cycles."""
         pending = [(prefix, frozenset[tuple[int, int]]())]
         while pending:
             place, above = pending.pop()
@@ -133,13 +133,15 @@ class Directory:
                     pending.append((key, above | {identity}))
 
     def staged(self) -> Iterator[Path]:
-        """What interrupted calls of `create` left behind."""
+        """Temporary files of interrupted calls of `create`."""
         return (path for path in self.root.rglob("*#*") if STAGED.search(path.name) and path.is_file())
 
     def _path(self, key: str) -> Path:
         segments = key.split("/")
         if any(segment in ("", ".", "..") or "\0" in segment for segment in segments) or STAGED.search(key):
-            raise ValueError(f"a key is names with slashes between them, the last one without # and digits: {key!r}")
+            raise ValueError(
+                f"invalid key {key!r}: a key is names separated by slashes, and does not end in # and digits"
+            )
         return self.root / key
 
     def _write(self, path: Path, data: bytes | memoryview) -> None:
@@ -151,7 +153,7 @@ class Directory:
                 view = view[os.write(descriptor, view[:WRITE_BYTES]) :]
             os.fsync(descriptor)
         except BaseException:
-            path.unlink(missing_ok=True)  # half of it would only take space
+            path.unlink(missing_ok=True)  # a partial file would only take space
             raise
         finally:
             os.close(descriptor)
@@ -165,20 +167,20 @@ class Directory:
         return os.open(path, _FLAGS, 0o666)
 
     def _drop_empty(self, directory: Path) -> Path:
-        """Removes empty directories from here upwards; returns the first one that stays."""
+        """Removes empty directories from here upward; returns the first directory that is not empty."""
         while directory != self.root:
             try:
                 directory.rmdir()
             except FileNotFoundError:
                 pass
             except OSError:
-                break  # not empty, or another writer put something there
+                break  # not empty, or another writer has created a file in it
             directory = directory.parent
         return directory
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
-    """`entry.is_file` or `entry.is_dir`; a link that leads to itself is neither."""
+    """`entry.is_file` or `entry.is_dir`; false for a link to itself."""
     try:
         return kind()
     except OSError as error:
@@ -193,12 +195,12 @@ def _is_name(name: str) -> bool:
 
 
 def _write_blocks(descriptor: int, view: memoryview) -> int:
-    """Writes whole blocks from memory to the disk without a copy in the page cache, which nobody would read soon.
+    """Writes whole blocks from memory to the disk without a copy in the page cache, which would not be read soon.
 
-    It takes a fifth of the processor time of other writes, and training has the rest.
+    It takes a fifth of the CPU time of other writes, which leaves the rest to training.
 
     Returns:
-        The bytes written; 0 where the system or the filesystem cannot do it, or the memory does not begin with a page.
+        The bytes written; 0 if the system or the filesystem does not support it, or the memory is not page-aligned.
     """
     direct = getattr(os, "O_DIRECT", 0)
     done, end = 0, len(view) // BLOCK_BYTES * BLOCK_BYTES
@@ -218,11 +220,11 @@ def _write_blocks(descriptor: int, view: memoryview) -> int:
 
 
 def _make(directory: Path) -> None:
-    """Makes a directory and those above it; their names are on the disk when it returns."""
+    """Creates a directory and its parents; their names are on the disk when it returns."""
     if directory.is_dir():
         return
     _make(directory.parent)
-    with contextlib.suppress(FileExistsError):  # made by another one just now
+    with contextlib.suppress(FileExistsError):  # created by another process in the meantime
         directory.mkdir()
     _sync(directory.parent)
 

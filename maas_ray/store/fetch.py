@@ -1,4 +1,4 @@
-"""Many objects at a time: a few requests in flight, so that a hundred objects do not take a hundred times as long."""
+"""Reads many objects with a few requests in flight, so that a hundred objects do not take a hundred times as long."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,17 +8,17 @@ from maas_ray.errors import MaasError, NotFound
 from maas_ray.store.objects import ObjectStore
 
 MAX_PARALLEL = 16
-"""Requests in flight at most."""
+"""Maximum number of requests in flight."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def get_each(store: ObjectStore, keys: Iterable[str]) -> list[bytes | NotFound]:
-    """The bytes of every key in the order of the keys, or that there is no such object.
+    """The bytes of every key in the order of the keys, or the `NotFound` error if there is no such object.
 
     Raises:
-        StoreError: the store failed in another way for at least one of them.
+        StoreError: the store failed otherwise for at least one of them.
     """
 
     def get(key: str) -> bytes | NotFound:
@@ -31,7 +31,7 @@ def get_each(store: ObjectStore, keys: Iterable[str]) -> list[bytes | NotFound]:
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """`work` of each item, in order, at most `MAX_PARALLEL` at a time; the first error is raised."""
+    """Applies `work` to each item, at most `MAX_PARALLEL` at a time; results are in order; raises the first error."""
     todo = list(items)
     if len(todo) < 2:
         return [work(item) for item in todo]
@@ -46,9 +46,9 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 
 def attempt(work: Callable[[T], R]) -> Callable[[T], R | MaasError]:
-    """`work`, with what is wrong with one item as its result, for lists whose other items count.
+    """Wraps `work` to return the error of one item as its result, for lists whose other items must be processed.
 
-    An error that a retry may mend is raised all the same: the store is away, which says nothing about the item.
+    An error that a retry may fix is raised nevertheless: the store is unavailable, which does not concern the item.
     """
 
     def attempted(item: T) -> R | MaasError:

@@ -1,4 +1,4 @@
-"""Checks every committed object of a store against its digest, and finds what interrupted writes left behind."""
+"""Checks every committed object of a store against its digest, and finds leftovers of interrupted writes."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,33 +16,33 @@ GRACE = timedelta(hours=24)
 """An orphan younger than this may belong to a commit in progress; it is never collected."""
 
 LOGS = ("tensorboard", "ray", "")
-"""Places that other programs write to as they go: TensorBoard's event files, Ray Train's notes and the empty
-directory markers that its S3 client leaves. They are no part of any commit."""
+"""Prefixes that other programs write to: TensorBoard's event files, Ray Train's state and the empty directory markers
+of its S3 client. They are not part of any commit."""
 
 CommitCheck = Callable[[manifest.Committed], Iterator[MaasError]]
-"""Gives what is wrong with the meaning of a commit, which its owner knows."""
+"""Yields the errors in the content of a commit, as defined by the module that owns its kind."""
 RecordCheck = Callable[[Record], object]
-"""Raises a `MaasError` if the event of a record says nothing that its owner understands."""
+"""Raises a `MaasError` if the event of a record is not valid for the module that owns the log."""
 
 _POINTERS = f"{manifest.POINTERS}/"
 _PART = re.compile(r"/parts-[0-9a-f]{32}/")
 _BEAT = re.compile(r"/owners/beat-[0-9a-f]{32}$")
-"""Signs of life of the owner of a lease; see `store/lease.py`."""
+"""Heartbeats of the owner of a lease; see `store/lease.py`."""
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the owners of commits and logs know of them, beside their digests; each owner's module has its own."""
+    """Checks of the content of commits and logs, in addition to their digests; each owning module provides its own."""
 
     commits: dict[str, CommitCheck] = field(default_factory=dict)
     """By kind."""
     records: Sequence[tuple[re.Pattern[str], RecordCheck]] = ()
-    """By the whole prefix of the log."""
+    """By a pattern for the whole prefix of the log."""
 
 
 @dataclass
 class Report:
-    """What was found. A store is sound if `problems` is empty; orphans only take space."""
+    """The result of a check. A store is sound if `problems` is empty; orphans only take space."""
 
     num_objects: int = 0
     num_commits: int = 0
@@ -51,7 +51,7 @@ class Report:
     orphans: list[str] = field(default_factory=list)
     collected: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Objects that this library did not write; never touched."""
+    """Objects that this library did not write; never modified."""
 
 
 def fsck(
@@ -62,15 +62,15 @@ def fsck(
     now: datetime | None = None,
     checks: Checks | None = None,
 ) -> Report:
-    """Verifies every manifest, part, log record and snapshot; one that is damaged is reported, and the next is read.
+    """Verifies every manifest, part, log record and snapshot; reports each damaged one and continues.
 
     Args:
-        store: what to check.
+        store: the store to check.
         collect: also remove orphans older than `grace`: parts that no manifest names, interrupted local
-            writes, probe objects. Nothing that a manifest names is ever removed, nor a file of another program.
+            writes, probe objects. Objects that a manifest names and files of other programs are never removed.
         grace: the age below which an orphan may be a commit in progress.
-        now: the time to judge ages by.
-        checks: what is known of the meaning of commits and records.
+        now: the time from which ages are computed.
+        checks: checks of the content of commits and records.
     """
     checks = checks or Checks()
     report = Report()
@@ -93,7 +93,7 @@ def fsck(
     ours = [info for info in loose if _is_ours(info.key)]
     foreign = [*(info.key for info in loose if info not in ours), *store.odd()]
     report.foreign = sorted(key for key in foreign if key.split("/")[0] not in LOGS)
-    # A sign of life is no leftover while its owner writes it.
+    # A heartbeat is not an orphan while its owner writes it.
     now = now or datetime.now(UTC)
     ours = [info for info in ours if not (_BEAT.search(info.key) and now - info.modified < grace)]
     staged = list(store.staged())
@@ -118,7 +118,7 @@ def _check_commit(store: ObjectStore, key: str, report: Report, checks: Checks) 
         committed = manifest.parse_manifest(store, prefix, None, sealed.unseal(key, store.get(key)))
     except MaasError as error:
         report.problems.append(str(error))
-        # Its parts may still be good: keep them for whoever repairs the manifest.
+        # Its parts may still be valid: keep them for a repair of the manifest.
         return {info.key for info in store.scan(prefix)}
     report.num_commits += 1
     found = manifest.verify(committed)

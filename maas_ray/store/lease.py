@@ -1,12 +1,13 @@
-"""Leases: one owner at a time of what a prefix names, known to all by an append-only sequence. Knows no run.
+"""Leases: exclusive ownership of a prefix, recorded in an append-only sequence. Independent of runs.
 
     <prefix>/owners/log/…          {type: take, owner, host, pid, machine, since_s} and {type: release, owner}
-    <prefix>/owners/beat-<owner>   the owner's counter, written every few seconds; removed with the lease
+    <prefix>/owners/beat-<owner>   the owner's heartbeat counter, written every few seconds; removed with the lease
 
-A lease is taken by appending to the sequence, so of two takers one wins. Clocks of machines differ, so nobody compares
-them: whoever wants a lease that is held watches its counter, and takes it over after it has not moved for the bound, or
-at once if the owner ran on this machine and is dead. An owner that was only slow finds out before it commits: a
-later record in the sequence means that its lease is over (Gray and Cheriton 1989, with fencing by number).
+A process takes a lease by appending to the sequence, so only one of two processes succeeds. Clocks of machines differ,
+so they are never compared: a process that wants a held lease watches its counter, and takes the lease over once the
+counter has not changed for the bound, or at once if the owner ran on this machine and is dead. An owner that was only
+slow detects this before it commits: a later record in the sequence ends its lease (Gray and Cheriton 1989, with fencing
+by number).
 """
 
 import json
@@ -30,25 +31,25 @@ from maas_ray.store.sealed import Count, Document, Time, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
 
 BEAT_S = 4.0
-"""Time between two signs of life."""
+"""Interval between heartbeats."""
 BOUND_S = 30.0
-"""An owner of whom no sign of life was seen for so long has lost its lease to whoever asks next."""
+"""Time without a heartbeat after which another process may take over the lease."""
 _LOOK_S = 0.5
 
 log = get_logger(__name__)
 
 
 class LeaseOwner(Document):
-    """Who holds a lease, as the sequence says."""
+    """The owner of a lease, as recorded in the sequence."""
 
     type: Literal["take", "release"]
     owner: str
     host: str = ""
     pid: Count = 0
     machine: str = ""
-    """Of one start of one machine, or container: process ids compare only within."""
+    """Id of one boot of one machine or container: process ids are comparable only within it."""
     process: str = ""
-    """When the process began, in the machine's own count: a process id is given again some day."""
+    """Start time of the process in the machine's clock ticks, because process ids are reused."""
     since_s: Time = 0.0
 
     def __str__(self) -> str:
@@ -57,18 +58,18 @@ class LeaseOwner(Document):
 
 
 def read_owner(record: Record) -> LeaseOwner:
-    """What a record of a lease says. Raises `ObjectCorrupt`."""
+    """The owner in a lease record. Raises `ObjectCorrupt`."""
     return read_document(LeaseOwner, record.event, f"the log record {record.key}")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A lease that was taken, for every process that commits in its owner's name. Plain values: it is sent to others.
+    """A lease that was taken, for all processes that commit on behalf of its owner. Consists of plain values.
 
     Args:
-        prefix: what it is a lease of.
-        number: of the record with which it was taken; any later record ends it.
-        what: for messages: `run 'digits'`.
+        prefix: prefix that is leased.
+        number: number of the record with which it was taken; any later record ends the lease.
+        what: name of the leased object for messages: `run 'digits'`.
     """
 
     prefix: str
@@ -76,34 +77,34 @@ class Claim:
     what: str
 
     def check(self, store: ObjectStore) -> None:
-        """To be called before a commit.
+        """Checks that the lease is still valid; must be called before a commit.
 
         Raises:
-            Conflict: the lease is over; says who has it.
+            Conflict: the lease has ended; the message names the new owner.
         """
         log_prefix = f"{self.prefix}/owners/log"
         found = store.scan(log_prefix, after=f"{log_prefix}/{self.number:020d}.json")
         if not any(RECORD.fullmatch(info.key) for info in found):
             return
         holder = _holder(list(Sequence(store, f"{self.prefix}/owners").read()))
-        by = f"was taken over by {holder}" if holder is not None else "is over"
-        raise Conflict(f"the lease of {self.what} {by}; this process commits nothing more")
+        by = f"was taken over by {holder}" if holder is not None else "has ended"
+        raise Conflict(f"the lease of {self.what} {by}; this process stops committing")
 
 
 class Lease:
-    """A lease that this process holds, with the thread that shows that it lives. `close` it, or use it as a context.
+    """A lease held by this process, with its heartbeat thread. `close` it, or use it as a context manager.
 
     Args:
-        store: where.
-        claim: what was taken.
-        owner: the id that was written down.
-        beat_s: time between two signs of life.
+        store: store with the lease.
+        claim: the claim that was taken.
+        owner: id of the owner in the record.
+        beat_s: interval between heartbeats.
     """
 
     def __init__(self, store: ObjectStore, claim: Claim, owner: str, beat_s: float = BEAT_S) -> None:
         self.claim = claim
         self.lost: Conflict | None = None
-        """Why it is over, once this process has found out; it has then to end what it does."""
+        """Why the lease has ended, once this process has detected it; the process must then stop its work."""
         self._store = store
         self._owner = owner
         self._beat_s = beat_s
@@ -120,11 +121,11 @@ class Lease:
         self.close()
 
     def check(self) -> None:
-        """Raises `Conflict` if the lease is over."""
+        """Raises `Conflict` if the lease has ended."""
         self.claim.check(self._store)
 
     def close(self) -> None:
-        """Gives the lease back. A store that is away is left alone: the next owner waits for the bound."""
+        """Releases the lease. Ignores an unavailable store: the next owner then waits for the bound."""
         if self._ended.is_set():
             return
         self._ended.set()
@@ -134,7 +135,7 @@ class Lease:
 
             def release(records: list[Record]) -> Mapping[str, Any]:
                 if records[-1].seq != self.claim.number:
-                    raise Conflict(f"the lease of {self.claim.what} is over")
+                    raise Conflict(f"the lease of {self.claim.what} has ended")
                 return {"type": "release", "owner": self._owner}
 
             sequence.append(release)
@@ -152,8 +153,8 @@ class Lease:
                 with suppress(MaasError):
                     self._store.delete([key])
                 return
-            except MaasError as error:  # a store that is away: others cannot see it either
-                log.warning("no sign of life for the lease of %s: %s", self.claim.what, error)
+            except MaasError as error:  # an unavailable store: other processes cannot read it either
+                log.warning("cannot write the heartbeat for the lease of %s: %s", self.claim.what, error)
             number += 1
             if self._ended.wait(self._beat_s):
                 return
@@ -170,21 +171,21 @@ def take(
     beat_s: float = BEAT_S,
     on_wait: Callable[[str], None] | None = None,
 ) -> Lease:
-    """Takes the lease of what a prefix names.
+    """Takes the lease of a prefix.
 
     Args:
-        store: where.
-        prefix: what.
-        what: the same for people: `run 'digits'`.
-        waits: whether to watch an owner that may be dead, for up to `bound_s`, and to take over from one that shows no
-            sign of life. Without it a lease that is held is refused at once, unless its owner is known to be dead.
+        store: store with the lease.
+        prefix: prefix to lease.
+        what: name of the leased object for messages: `run 'digits'`.
+        waits: whether to watch an owner that may be dead for up to `bound_s`, and to take over from one without
+            heartbeats. If false, a held lease raises at once, unless its owner is known to be dead.
         hint: the way out, for the message.
-        bound_s: see `BOUND_S`; the same for all who take leases of one thing.
+        bound_s: see `BOUND_S`; must be the same for all processes that take leases of one prefix.
         beat_s: see `BEAT_S`.
-        on_wait: called with what is waited for, if anything is.
+        on_wait: called with a message before waiting.
 
     Raises:
-        Conflict: another process has it and lives; the message says which.
+        Conflict: another live process holds the lease; the message names it.
     """
     sequence = Sequence(store, f"{prefix}/owners")
     mine = LeaseOwner(
@@ -202,7 +203,7 @@ def take(
         if not waits:
             raise _taken(what, holder, hint)
         if on_wait is not None:
-            on_wait(f"{what} is held by {holder}; waiting up to {bound_s:g} s for a sign of life")
+            on_wait(f"{what} is held by {holder}; waiting up to {bound_s:g} s for a heartbeat")
         _watch(store, sequence, prefix, what, holder, bound_s, hint)
 
     def claim(now: list[Record]) -> Mapping[str, Any]:
@@ -219,19 +220,19 @@ def take(
 
 
 def holder_of(store: ObjectStore, prefix: str) -> LeaseOwner | None:
-    """Who has the lease of what a prefix names, dead or alive; None: nobody."""
+    """The owner of the lease of a prefix, dead or alive; None: no owner."""
     return _holder(list(Sequence(store, f"{prefix}/owners").read()))
 
 
 def is_dead(owner: LeaseOwner) -> bool:
-    """Whether an owner is known to be dead: it ran on this machine and does not any more. False: nobody knows."""
+    """Whether an owner is known to be dead: it ran on this machine and no longer does. False: unknown."""
     if not owner.machine or not owner.process or owner.machine != machine_id():
         return False
     return _process(owner.pid) != owner.process
 
 
 def machine_id() -> str:
-    """Of this start of this machine, and of this container's process ids; empty where the system does not say."""
+    """Id of this boot of this machine and of this container's process namespace; empty if the system has none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -240,7 +241,7 @@ def machine_id() -> str:
 
 
 def _process(pid: int) -> str | None:
-    """When a process began, in clock ticks since the machine did; None: there is none, or it is dead and not reaped."""
+    """Start time of a process in clock ticks since boot; None: there is no such process, or it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -251,16 +252,16 @@ def _process(pid: int) -> str | None:
 def _watch(
     store: ObjectStore, sequence: Sequence, prefix: str, what: str, holder: LeaseOwner, bound_s: float, hint: str
 ) -> None:
-    """Returns once an owner was without a sign of life for the bound, or is gone. Raises `Conflict` at a sign."""
+    """Returns once an owner has had no heartbeat for the bound, or is gone. Raises `Conflict` at a heartbeat."""
     first, looked, watched_s = _look(store, prefix, holder), time.monotonic(), 0.0
     while watched_s < bound_s and not is_dead(holder):
         time.sleep(_LOOK_S)
         if _look(store, prefix, holder) != first:
             now = _holder(list(sequence.read()))
             if now is None:
-                return  # it was given back just now
+                return  # released in the meantime
             raise _taken(what, now, hint)
-        # Not more than was watched: a machine that slept has stopped both, and must not find the other one late.
+        # Counts only watched time: while a machine sleeps both processes stop, and the other one must not appear late.
         now_s = time.monotonic()
         watched_s, looked = watched_s + min(now_s - looked, 4 * _LOOK_S), now_s
 
@@ -271,9 +272,9 @@ def _look(store: ObjectStore, prefix: str, holder: LeaseOwner) -> bytes | None:
     except NotFound:
         return None
     except StoreUnavailable:
-        raise  # nobody can be seen then, alive or not
+        raise  # no heartbeat can be read then
     except StoreError:
-        return b""  # a local file is being written in this moment, which is a sign of life as well
+        return b""  # a local file is being written at this moment, which counts as a heartbeat
 
 
 def _holder(records: list[Record]) -> LeaseOwner | None:

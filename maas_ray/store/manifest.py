@@ -1,9 +1,9 @@
-"""Commits: parts first, each with its sha256, then one manifest by create-only put. Without a manifest nothing is there.
+"""Commits: parts first, each with its sha256, then one manifest by create-only put, which makes the commit visible.
 
     <prefix>/parts-<attempt>/<name>     parts of one attempt; no other attempt writes there
-    <prefix>/manifest.json              names every part with size and sha256, and carries its own digest
+    <prefix>/manifest.json              lists every part with size and sha256, and contains its own digest
 
-A reader that finds no manifest sees nothing; one that finds it can verify everything. Nothing is ever overwritten.
+A reader that finds no manifest finds no commit; one that finds it can verify every part. Nothing is ever overwritten.
 """
 
 import uuid
@@ -23,23 +23,23 @@ from maas_ray.store.sealed import Count, Document, read_document, seal, unseal
 FORMAT = 1
 NAME = "manifest.json"
 POINTERS = "index/newest"
-"""Empty objects below this have the prefix of a committed thing as the rest of their key, so that one listing finds it."""
+"""Prefix of empty objects whose remaining key is the prefix of a committed object, so that one listing finds it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One committed part: where it lies, its size in bytes and its digest, see `part_digest`."""
+    """One committed part: its key, its size in bytes and its digest, see `part_digest`."""
 
     key: str
     size: int
     sha256: str
     pieces: tuple[int, ...] = ()
-    """Sizes of the pieces that were hashed one by one, in order; none: the part was hashed whole."""
+    """Sizes of the pieces that were hashed separately, in order; empty: the part was hashed as a whole."""
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed thing; every read of a part is verified against the manifest."""
+    """A committed object; every read of a part is verified against the manifest."""
 
     store: ObjectStore
     prefix: str
@@ -47,22 +47,22 @@ class Committed:
     parts: Mapping[str, Part]
     meta: Mapping[str, Any]
     digest: str
-    """Hex sha256 of the manifest: stands for everything in it."""
+    """Hex sha256 of the manifest, which identifies the entire content."""
     attempt: str = ""
-    """Of the writer that committed it: no other commit has the same. Empty: written before manifests carried it."""
+    """Id of the attempt that committed it, unique to this commit. Empty: written before manifests contained it."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one part.
 
         Raises:
-            NotFound: the manifest names no such part.
+            NotFound: the manifest lists no such part.
             ObjectCorrupt: the part is missing, truncated or altered.
         """
         part = self.parts.get(name)
         if part is None:
-            raise NotFound(f"{self.prefix} has no part {name!r}; it has {', '.join(sorted(self.parts))}")
+            raise NotFound(f"{self.prefix} has no part {name!r}; its parts are {', '.join(sorted(self.parts))}")
         if not self._owns(part):
-            raise ObjectCorrupt(f"{self.prefix}/{NAME} names {part.key}, which belongs to something else; not used")
+            raise ObjectCorrupt(f"{self.prefix}/{NAME} lists {part.key}, which belongs to another commit; not used")
         try:
             data = self.store.get(part.key)
         except NotFound as error:
@@ -81,12 +81,12 @@ class Committed:
         return data
 
     def delete(self) -> None:
-        """Removes the manifest first, then the parts: a reader never sees a manifest whose parts are going."""
+        """Removes the manifest first, then the parts: a reader never sees a manifest without its parts."""
         self.store.delete([f"{self.prefix}/{NAME}"])
         self.store.delete(part.key for part in self.parts.values() if self._owns(part))
 
     def _owns(self, part: Part) -> bool:
-        """Else one manifest could make another's objects its own, and remove them when it is removed."""
+        """Whether a part belongs to this commit; otherwise one manifest could list, and remove, another's objects."""
         return part.key.startswith(f"{self.prefix}/") and ".." not in part.key.split("/")
 
 
@@ -95,9 +95,9 @@ class CommitWriter:
 
     Args:
         store: where to write.
-        prefix: the place of the committed thing, without a slash at the end.
-        kind: what it is (`checkpoint`, `bundle`, …); checked when it is opened.
-        attempt: 32 hex digits that no other commit has, where several processes write the parts of one.
+        prefix: prefix of the committed object, without a trailing slash.
+        kind: kind of the object (`checkpoint`, `bundle`, …); checked when it is opened.
+        attempt: 32 unique hex digits, given if several processes write the parts of one commit.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, kind: str, attempt: str | None = None) -> None:
@@ -109,29 +109,29 @@ class CommitWriter:
 
     @property
     def attempt(self) -> str:
-        """The id of this commit; no other one has it."""
+        """The unique id of this commit."""
         return self._attempt
 
     def put(self, name: str, data: bytes) -> Part:
-        """Writes one part; `name` may hold slashes."""
+        """Writes one part; `name` may contain slashes."""
         key = part_key(self._prefix, self._attempt, name)
         self._store.put(key, data)
         return self.add(name, Part(key, len(data), sha256(data).hexdigest()))
 
     def add(self, name: str, part: Part) -> Part:
-        """Names a part that another process has written at `part_key`."""
+        """Adds a part that another process has written at `part_key`."""
         self._parts[name] = part
         return part
 
     def commit(self, meta: Mapping[str, Any]) -> Committed:
-        """Puts the manifest. After this the whole thing is there, before it nothing was.
+        """Writes the manifest, which makes the whole commit visible atomically.
 
-        A put whose answer was lost is recognized by this attempt's id in the manifest, never by equal contents: two
-        writers may well write the same.
+        A put whose response was lost is recognized by this attempt's id in the manifest, never by equal contents: two
+        writers may write the same contents.
 
         Raises:
-            Conflict: another attempt committed this prefix first; our parts are removed again.
-            StoreUnavailable: the store did not say whether the manifest is there; calling this again settles it.
+            Conflict: another attempt committed this prefix first; this attempt's parts are removed.
+            StoreUnavailable: it is unknown whether the manifest was written; calling this again resolves it.
         """
         key = f"{self._prefix}/{NAME}"
         data = seal(
@@ -151,7 +151,7 @@ class CommitWriter:
                 self.abandon()
                 raise Conflict(f"{self._prefix} was committed by another writer") from error
             if winner.digest != unseal(key, data)["digest"]:
-                raise Conflict(f"{self._prefix} was committed by this very attempt, with other contents") from error
+                raise Conflict(f"{self._prefix} was already committed by this attempt, with other contents") from error
             return winner
         except StoreUnavailable:
             try:
@@ -164,21 +164,20 @@ class CommitWriter:
         return open_committed(self._store, self._prefix, self._kind)
 
     def abandon(self) -> None:
-        """Removes what this attempt wrote. Harmless if it is never called: fsck collects orphans."""
+        """Removes the parts of this attempt. Optional: fsck collects orphans."""
         self._store.delete(part.key for part in self._parts.values())
         self._parts = {}
 
 
 def part_key(prefix: str, attempt: str, name: str) -> str:
-    """Where an attempt writes one part."""
+    """The key under which an attempt writes one part."""
     return f"{prefix}/parts-{attempt}/{name}"
 
 
 def part_digest(data: bytes | memoryview, pieces: Sequence[int] = ()) -> str:
-    """Hex sha256 of a part; of one written in pieces, that of its pieces' digests one after the other.
+    """Hex sha256 of a part; for a part in pieces, the sha256 of the concatenated digests of its pieces.
 
-    Who reads one piece of a large part can then verify it, and who wrote it has hashed every byte only once.
-    See `piece_digest`.
+    A reader can then verify one piece of a large part, and the writer hashes every byte only once. See `piece_digest`.
     """
     if not pieces:
         return sha256(data).hexdigest()
@@ -191,15 +190,15 @@ def part_digest(data: bytes | memoryview, pieces: Sequence[int] = ()) -> str:
 
 
 def piece_digest(data: bytes | memoryview) -> bytes:
-    """The BLAKE3 digest of one piece, 32 bytes: as strong as sha256 and several times as fast, for what is gigabytes."""
+    """The BLAKE3 digest of one piece, 32 bytes: as strong as sha256 and several times as fast, for large parts."""
     return blake3(data).digest()
 
 
 def open_committed(store: ObjectStore, prefix: str, kind: str) -> Committed:
-    """Opens a committed thing; its parts are verified when they are read.
+    """Opens a committed object; its parts are verified when they are read.
 
     Raises:
-        NotFound: nothing is committed there.
+        NotFound: nothing is committed under the prefix.
         ObjectCorrupt: the manifest is altered, malformed, of another kind or of an unknown format.
     """
     key = f"{prefix}/{NAME}"
@@ -207,12 +206,12 @@ def open_committed(store: ObjectStore, prefix: str, kind: str) -> Committed:
 
 
 def parse_manifest(store: ObjectStore, prefix: str, kind: str | None, body: Mapping[str, Any]) -> Committed:
-    """A committed thing from its unsealed manifest; see `open_committed`. Without a `kind`, one of any kind."""
+    """Parses a committed object from its unsealed manifest; see `open_committed`. `kind` None: any kind."""
     key = f"{prefix}/{NAME}"
     if body.get("format") != FORMAT or (kind is not None and body.get("kind") != kind):
         raise ObjectCorrupt(
             f"{key} is a {str(body.get('kind'))[:100]!r} of format {str(body.get('format'))[:20]}; "
-            f"expected a {kind or 'thing'!r} of format {FORMAT}"
+            f"expected {f'a {kind!r}' if kind else 'any kind'} of format {FORMAT}; not used"
         )
     manifest = read_document(_Manifest, body, key)
     parts = {name: Part(part.key, part.size, part.sha256, tuple(part.pieces)) for name, part in manifest.parts.items()}
@@ -220,21 +219,21 @@ def parse_manifest(store: ObjectStore, prefix: str, kind: str | None, body: Mapp
 
 
 def list_committed(store: ObjectStore, prefix: str) -> list[str]:
-    """Names directly below `prefix/` that are committed, sorted. Partial attempts are not listed."""
+    """Committed names directly below `prefix/`, sorted. Partial attempts are not listed."""
     depth = len(prefix.split("/"))
     keys = (info.key.split("/") for info in store.scan(prefix))
     return sorted(segments[depth] for segments in keys if len(segments) == depth + 2 and segments[-1] == NAME)
 
 
 def is_committed(store: ObjectStore, prefix: str) -> bool:
-    """Whether something is committed at a prefix; one listing, however many parts it has."""
+    """Whether a commit exists under a prefix; one listing for any number of parts."""
     key = f"{prefix}/{NAME}"
-    # Before its parts in any listing, since `manifest` sorts before `parts`.
+    # Listed before its parts, because `manifest` sorts before `parts`.
     return next((info.key == key for info in store.scan(prefix) if info.key >= key), False)
 
 
 def verify(committed: Committed) -> list[MaasError]:
-    """Reads every part; returns what is wrong (empty: all is well)."""
+    """Reads every part; returns the errors (empty: the commit is sound)."""
     problems: list[MaasError] = []
     for name in committed.parts:
         try:

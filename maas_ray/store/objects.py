@@ -1,4 +1,4 @@
-"""The object store: keys to bytes on a local directory or any S3-compatible service. Knows no commit and no format."""
+"""The object store: keys and bytes in a local directory or any S3-compatible service. Independent of commits."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from maas_ray.store.directory import STAGED, Directory
 
 SCHEMES = ("file", "s3", "gs", "az")
 
-# Bounded: a dead store is reported after about half a minute instead of hanging a run.
+# Bounded: an unreachable store is reported after about half a minute instead of blocking a run.
 _CLIENT = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
 _RETRY = {
     "max_retries": 4,
@@ -28,15 +28,15 @@ _RETRY = {
 }
 
 _PAGE = 1000
-"""Objects that S3 lists at a time."""
+"""Number of objects that S3 lists per request."""
 
 T = TypeVar("T")
 
 
 class StorageSpec(Spec):
-    """Where runs, checkpoints, bundles and the registry live.
+    """The object store of runs, checkpoints, bundles and the registry.
 
-    Credentials never stand in a spec: they come from the environment of each process
+    Credentials are never part of a spec: they come from the environment of each process
     (`AWS_ACCESS_KEY_ID`, … or the machine's role).
     """
 
@@ -45,12 +45,12 @@ class StorageSpec(Spec):
     endpoint: str | None = None
     """URL of an S3-compatible service other than AWS, such as `http://127.0.0.1:9000`."""
     region: str | None = None
-    """S3 region; by default what the environment says, else `us-east-1`."""
+    """S3 region; by default that of the environment, else `us-east-1`."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object: its key, size in bytes and time of its last write."""
+    """One stored object: its key, its size in bytes and the time of its last write."""
 
     key: str
     size: int
@@ -58,7 +58,7 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """The whole surface that commits and sequences are built on; a fault-injecting test store implements it too."""
+    """The interface on which commits and sequences are built; a fault-injecting test store implements it too."""
 
     uri: str
     """Shown in messages; holds no secret."""
@@ -66,11 +66,11 @@ class ObjectStore(Protocol):
     """The directory of a local store; None for a service, and where files must not be read past this surface."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Creates `key` atomically. Raises `Conflict` if it exists: the one primitive that everything rests on."""
+        """Creates `key` atomically. Raises `Conflict` if it exists: the primitive on which everything is built."""
         ...
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Writes a key that nobody else can name (it holds a random id); on the disk, or up in parts, when it returns."""
+        """Writes a key that is unique (it contains a random id); durable, or uploaded in parts, when it returns."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -78,16 +78,16 @@ class ObjectStore(Protocol):
         ...
 
     def get_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of `key` from `start` up to before `stop`, for each range; nothing between them is fetched.
+        """The bytes of `key` in [`start`, `stop`) for each range; nothing between the ranges is fetched.
 
-        Less than asked for, or `StoreError`, where a range reaches beyond the object's end. Raises `NotFound`.
+        For a range beyond the object's end, returns fewer bytes or raises `StoreError`. Raises `NotFound`.
         """
         ...
 
     def scan(self, prefix: str, after: str | None = None) -> Iterator[ObjectInfo]:
-        """All objects below `prefix/`, sorted by key, those above the key `after` only.
+        """All objects below `prefix/` with keys above `after`, sorted by key.
 
-        Listed as they are asked for, up to a thousand at a time: who needs the first one only pays for one listing.
+        Listed lazily, up to a thousand at a time, so that reading only the first object costs one listing.
         """
         ...
 
@@ -96,11 +96,11 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes keys; a key that is already gone is fine."""
+        """Removes keys; ignores keys that do not exist."""
         ...
 
     def staged(self) -> Iterator[ObjectInfo]:
-        """What interrupted writes left behind that no listing shows (a local directory's temporary files)."""
+        """Leftovers of interrupted writes that no listing contains (temporary files of a local directory)."""
         ...
 
     def delete_staged(self, info: ObjectInfo) -> None:
@@ -113,13 +113,13 @@ class ObjectStore(Protocol):
 
 
 class ObstoreStore:
-    """An `ObjectStore` on the `obstore` library (object_store from Rust); a local one writes by `Directory`.
+    """An `ObjectStore` on the `obstore` library (Rust's object_store); a local one writes with `Directory`.
 
     Args:
-        uri: shown in messages; holds no secret.
+        uri: shown in messages; contains no secret.
         backend: the obstore object.
-        directory: what a local store writes with.
-        spec: what another process opens the same store with.
+        directory: writer of a local store.
+        spec: spec with which another process opens the same store.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ObstoreStore:
                 yield ObjectInfo(key, size, datetime.fromtimestamp(at, UTC))
             return
         pages = obstore.list(self._backend, prefix or None, offset=after, chunk_size=_PAGE)
-        # S3, GCS and Azure list in the order of keys; a marker of a directory is one place off, without its slash.
+        # S3, GCS and Azure list in key order; a directory marker, without its slash, is out of order by one.
         while (page := self._call(prefix, partial(next, pages, None))) is not None:
             for meta in sorted(page, key=lambda meta: meta["path"]):
                 yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
@@ -182,13 +182,13 @@ class ObstoreStore:
 
     def staged(self) -> Iterator[ObjectInfo]:
         for path in self._directory.staged() if self._directory is not None else ():
-            with contextlib.suppress(FileNotFoundError):  # just now it became an object
+            with contextlib.suppress(FileNotFoundError):  # it became an object in the meantime
                 stat = path.stat()
                 key = str(path.relative_to(self._directory.root))  # type: ignore[union-attr]
                 yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def odd(self) -> list[str]:
-        """Files of a local directory that can be no objects, which no listing shows."""
+        """Files of a local directory that cannot be objects and that no listing contains."""
         return sorted(self._call("", lambda: list(self._directory.odd() if self._directory is not None else ())))
 
     def delete_staged(self, info: ObjectInfo) -> None:
@@ -203,7 +203,7 @@ class ObstoreStore:
         except FileNotFoundError as error:
             raise NotFound(f"no object {where}") from error
         except (AlreadyExistsError, FileExistsError) as error:
-            raise Conflict(f"the object {where} exists already") from error
+            raise Conflict(f"the object {where} already exists") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise StoreDenied(
                 f"the store refused access to {where}; check the credentials in the environment and their permissions"
@@ -212,21 +212,21 @@ class ObstoreStore:
             raise self._classify(where, error) from error
 
     def _classify(self, where: str, error: Exception) -> StoreError:
-        # obstore reports most transport faults as GenericError; only the first line is for people.
+        # obstore reports most transport faults as GenericError; only the first line is readable.
         text = str(error).splitlines()[0]
         if "Access Denied" in text or "InvalidAccessKeyId" in str(error) or "SignatureDoesNotMatch" in str(error):
             return StoreDenied(f"the store refused access to {where}; check the credentials in the environment")
         if "No space left" in str(error) or "quota exceeded" in str(error):
-            return StoreError(f"no space is left for {where}; free some, or choose another directory")
+            return StoreError(f"no space is left for {where}; free space, or choose another directory")
         if isinstance(error, ValueError):
             return StoreError(f"{where} is not a valid object key: {text}")
         if self.root is not None:
             return StoreDenied(f"cannot use {where}: {text}; choose a directory that this user can write")
-        return StoreUnavailable(f"the store did not serve {where} within the bounded retries: {text}")
+        return StoreUnavailable(f"the store did not respond for {where} within the retry limit: {text}")
 
 
 def open_store(spec: StorageSpec | str) -> ObstoreStore:
-    """Opens the store that a spec or a bare URI names; touches nothing yet except creating a local directory.
+    """Opens the store that a spec or a bare URI names; at most creates a local directory.
 
     Raises:
         SpecError: the URI's scheme is unknown.

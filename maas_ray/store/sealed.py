@@ -1,7 +1,7 @@
-"""Sealed documents: canonical JSON that carries its own sha256, and the border where one becomes values to rely on.
+"""Sealed documents: canonical JSON that contains its own sha256, and the validation of its content.
 
-A digest says only that a document is as it was written. Whoever can write to the store can seal anything, so what a
-document says is validated once, here, and never again. Knows no key and no meaning.
+A digest proves only that a document is unchanged since it was written. Any process that can write to the store can seal
+anything, so the content of a document is validated once, here, and not again. Independent of keys and meaning.
 """
 
 import json
@@ -15,11 +15,11 @@ from maas_ray.errors import ObjectCorrupt
 from maas_ray.spec import canonical_json
 
 MAX_DEPTH = 64
-"""Levels of nesting; the deepest document of this library has about ten. Python's parsers end at about 1,000."""
+"""Levels of nesting; the deepest document of this library has about ten. Python's parsers fail at about 1,000."""
 
 MAX_COUNT = (1 << 63) - 1
 MAX_TIME_S = 253_402_300_799.0
-"""The end of the year 9999, which is the last one that Python's dates know."""
+"""The end of the year 9999, the last year of Python's dates."""
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 """A number or a size in bytes."""
@@ -28,7 +28,7 @@ Time = Annotated[float, Field(ge=0, le=MAX_TIME_S)]
 
 
 class Document(BaseModel):
-    """Base of what is read from sealed documents: exact types, finite numbers; fields of later versions are ignored."""
+    """Base of models of sealed documents: exact types, finite numbers; fields of later versions are ignored."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -44,15 +44,15 @@ D = TypeVar("D", bound=BaseModel)
 
 
 def read_document(kind: type[D], value: Any, what: str) -> D:
-    """Validates what a sealed document says.
+    """Validates the content of a sealed document.
 
     Args:
         kind: its model.
         value: the parsed JSON.
-        what: names the document in the error.
+        what: name of the document for the error.
 
     Raises:
-        ObjectCorrupt: a field is missing or of another type; names the document and the first such field.
+        ObjectCorrupt: a field is missing or has another type; the message names the document and the first such field.
     """
     try:
         return kind.model_validate(value)
@@ -61,7 +61,7 @@ def read_document(kind: type[D], value: Any, what: str) -> D:
 
 
 def malformed(what: str, error: ValidationError) -> ObjectCorrupt:
-    """What to raise for a sealed document that does not say what its kind has to."""
+    """The error for a sealed document whose content does not fit its model."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:100] for part in first["loc"]) or "the document"
     return ObjectCorrupt(f"{what} is malformed: {where}: {first['msg'][:200]}; not used")
@@ -76,7 +76,7 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
     """The inverse of `seal`; the result keeps `digest`.
 
     Raises:
-        ObjectCorrupt: not JSON, the digest does not match, or nested too deep.
+        ObjectCorrupt: the data is not JSON, its digest does not match, or it is nested too deeply.
     """
     try:
         body = json.loads(data)
@@ -92,15 +92,15 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, what: str) -> Any:
-    """The JSON of a verified part.
+    """Parses the JSON of a verified part.
 
     Raises:
-        ObjectCorrupt: not JSON, or nested too deep.
+        ObjectCorrupt: the data is not JSON, or nested too deeply.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ObjectCorrupt(f"{what} is not JSON that this library reads; not used") from error
+        raise ObjectCorrupt(f"{what} is not valid JSON; not used") from error
     if not is_shallow(value):
         raise ObjectCorrupt(f"{what} is nested more than {MAX_DEPTH} levels deep; not used")
     return value

@@ -1,10 +1,10 @@
-"""Append-only sequences: the next number by create-only put is all that ever moves. Knows no event's meaning.
+"""Append-only sequences, whose only mutation is the create-only put of the next record. Independent of events.
 
     <prefix>/log/00000000000000000001.json    {seq, previous: digest of the record before, token, event, digest}
     <prefix>/log/-99999999999999999991.jsonl  many records in one object, see log/snapshot.py
 
 On a store with create-only puts this gives a linearizable log without a lock: two writers race for the next
-number, one wins, the other reads what was appended and tries again. Other files in the directory are nobody's records.
+number, one wins, the other reads the new records and tries again. Other files in the directory are not records.
 """
 
 import time
@@ -25,14 +25,14 @@ __all__ = ["RECORD", "SNAPSHOT", "Follower", "Record", "Sequence"]
 
 MAX_ATTEMPTS = 64
 REPEATS = 2
-"""Times that a put is repeated of which the store did not say whether it arrived."""
+"""Retries of a put whose outcome is unknown."""
 REPEAT_S = 10.0
-"""A put that took longer than this is not repeated: the store is away, and its own bounded retries were used up."""
+"""A put that took longer is not repeated: the store is unavailable, and its own bounded retries are exhausted."""
 
 MIN_GRACE_S = 3600.0
-"""Retention removes no record whose newest snapshot is younger than this."""
+"""Retention keeps records whose newest snapshot is younger than this."""
 FRESH_S = MIN_GRACE_S / 2
-"""Who has looked within this time has missed nothing that was removed since, and may ask for the next record directly."""
+"""A process that has read the log within this time has missed no removal, and may request the next record directly."""
 
 log = get_logger(__name__)
 
@@ -41,9 +41,9 @@ class Sequence:
     """The records below one prefix.
 
     Args:
-        store: where they are stored.
-        prefix: their place, without a slash at the end.
-        clock: seconds since 1970; passed in by tests.
+        store: store with the records.
+        prefix: prefix of the sequence, without a trailing slash.
+        clock: returns seconds since 1970; replaced in tests.
     """
 
     def __init__(self, store: ObjectStore, prefix: str, clock: Callable[[], float] = time.time) -> None:
@@ -63,19 +63,19 @@ class Sequence:
     def append(
         self, make_event: Callable[[list[Record]], Mapping[str, Any]], known: list[Record] | None = None
     ) -> Record:
-        """Appends one event, decided upon everything that was appended before it.
+        """Appends one event that depends on all records before it.
 
-        A put whose answer was lost is recognized by the token in the record. Where the store does not say whether one
-        arrived, the same number is tried again with the same token, so that the event is never there twice.
+        A put whose response was lost is recognized by the token in the record. If the outcome of a put is unknown, the
+        same number is tried again with the same token, so that the event is never appended twice.
 
         Args:
-            make_event: given all records so far, returns the event (or raises to give up). Called again
-                each time another writer was faster.
+            make_event: returns the event from all records so far (or raises to abort). Called again each time another
+                writer was faster.
             known: records that the caller has already read, to save reading them again.
 
         Raises:
-            StoreUnavailable: other writers won the race `MAX_ATTEMPTS` times; or the store did not say whether the
-                record is there, see `Registry.publish` for how a repeat finds it.
+            StoreUnavailable: other writers won the race `MAX_ATTEMPTS` times; or it is unknown whether the record was
+                written, see `Registry.publish` for how a retry finds it.
         """
         records = list(known or ())
 
@@ -86,12 +86,12 @@ class Sequence:
         return Follower(self, records[-1] if records else None).append(decide)
 
     def note(self, event: Mapping[str, Any]) -> Record:
-        """Appends an event that depends on nothing before it; reads the newest record only. Raises as `append`."""
+        """Appends an event that does not depend on other records; reads only the newest record. Raises as `append`."""
         looked = _now()
         return Follower(self, self.reader.last(), looked).append(lambda _: event)
 
     def put(self, last: Record | None, event: Mapping[str, Any], token: str) -> Record | None:
-        """Makes an event the record after `last`; None: another writer was faster."""
+        """Writes an event as the record after `last`; None: another writer was faster."""
         seq = last.seq + 1 if last is not None else 1
         data = seal(
             {
@@ -109,24 +109,24 @@ class Sequence:
         return parse_record(self.place, seq, data)[0]
 
     def withdraw(self, record: Record) -> None:
-        """Removes a record that was put where the log had been longer already, see `Follower.append`."""
+        """Removes a record that was written at a number that the log had already passed, see `Follower.append`."""
         self.reader.forget(record.seq)
         self._store.delete([record.key])
 
     def write_snapshots(self, seq: int) -> None:
-        """Writes the snapshots that are due once a log has `seq` records. One that fails is left to the next writer."""
+        """Writes the snapshots that are due once a log has `seq` records. The next writer retries a failed one."""
         due = [end for end in chain(seq // UNIT * UNIT) if end > self.reader.end]
         for end in reversed(due):
             try:
                 self.write_snapshot(end)
-            except MaasError as error:  # nothing is lost but time
+            except MaasError as error:  # costs only time
                 log.warning("no snapshot of %s up to record %d: %s", self.place, end, error)
                 return
             self.reader.end = end
         self.reader.is_behind = False
 
     def write_snapshot(self, end: int) -> None:
-        """Writes the snapshot that ends with a record, if there is none.
+        """Writes the snapshot that ends with a record, if it does not exist.
 
         Raises:
             ObjectCorrupt: a record is damaged or missing.
@@ -135,14 +135,14 @@ class Sequence:
         lines = self.reader.lines(first, end)
         ends = [parse_record(self.place, seq, line) for seq, line in ((first, lines[0]), (end, lines[-1]))]
         data = encode(self.place, first, end, ends[0][1], ends[-1][0].digest, lines)
-        decode(self.place, end, data)  # never written if it could not be read
+        decode(self.place, end, data)  # never writes a snapshot that cannot be read
         try:
             self._store.create(snapshot_key(self.place, end), data)
         except Conflict:
             log.debug("another writer has made the snapshot of %s up to record %d", self.place, end)
 
     def _put(self, seq: int, data: bytes, token: str) -> bool:
-        """Whether the record with this number is ours; another writer's, if not."""
+        """Writes a record; returns whether the record with this number is ours or another writer's."""
         key = record_key(self.place, seq)
         began = time.monotonic()
         for remaining in reversed(range(1 + REPEATS)):
@@ -150,12 +150,12 @@ class Sequence:
                 self._store.create(key, data)
                 return True
             except Conflict:
-                # Ours, if a put succeeded and only its answer was lost; else another writer's.
+                # Ours, if a put succeeded and only its response was lost; else another writer's.
                 try:
                     return unseal(key, self._store.get(key)).get("token") == token
                 except NotFound as error:
                     raise ObjectCorrupt(
-                        f"the log cannot go on: something that is no object has the name {key}; move it away"
+                        f"cannot append to the log: {key} exists but is not an object; move it away"
                     ) from error
             except StoreUnavailable:
                 if not remaining or time.monotonic() - began > REPEAT_S:
@@ -164,12 +164,12 @@ class Sequence:
 
 
 class Follower:
-    """Follows one sequence, and appends to it: what was read once is not read again. For one thread.
+    """Follows one sequence and appends to it, without reading records twice. For one thread.
 
     Args:
-        sequence: which.
-        last: the newest record that is known; None: none is.
-        looked: when `last` was found to be the newest one, by two clocks; None: long ago.
+        sequence: the sequence.
+        last: newest known record; None: no record is known.
+        looked: time, by two clocks, at which `last` was the newest record; None: long ago.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Follower:
         self._looked = looked
 
     def look(self) -> list[Record]:
-        """What was appended since the last look; one request if that is nothing and was not long ago.
+        """The records appended since the last call; one request if there are none and the last call was recent.
 
         Raises:
             ObjectCorrupt: a record is altered, malformed, missing, or does not follow the one before it.
@@ -192,11 +192,11 @@ class Follower:
         return new
 
     def append(self, make_event: Callable[[list[Record]], Mapping[str, Any]]) -> Record:
-        """Appends one event, decided upon everything that was appended before it; see `Sequence.append`.
+        """Appends one event that depends on all records before it; see `Sequence.append`.
 
         Args:
-            make_event: given what was appended since the last look, returns the event (or raises to give up). Called
-                again each time another writer was faster, with what that one wrote.
+            make_event: returns the event from the records appended since the last call (or raises to abort). Called
+                again each time another writer was faster, with that writer's records.
         """
         token = uuid.uuid4().hex
         for _ in range(MAX_ATTEMPTS):
@@ -218,15 +218,15 @@ class Follower:
     def _is_in_place(self, record: Record) -> bool:
         """Whether a record is part of the log.
 
-        A writer that was suspended between its look and its put, for so long that retention has removed the record that
-        was there, has put another one in its place. Readers read the snapshot's.
+        A writer that was suspended between its read and its put, for so long that retention has removed the record with
+        this number, has written another record in its place. Readers read the snapshot's record.
         """
         found = self._sequence.reader.after_number(record.seq - 1)
         return bool(found) and found[0].digest == record.digest
 
 
 def _now() -> tuple[float, float]:
-    """By the clock that is never set, and by the one that also runs while the machine sleeps."""
+    """The time of the monotonic clock, and of the clock that also runs while the machine sleeps."""
     return time.monotonic(), time.time()
 
 

@@ -294,7 +294,7 @@ def test_files_that_can_be_no_objects_are_passed_over_and_reported(file_store: O
 def test_what_takes_the_name_of_the_next_record_is_named(file_store: ObstoreStore, make: Callable[[str], None]) -> None:
     _fill(file_store)
     make(f"{file_store.root}/registry/log/{3:020d}.json")
-    with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json; move it away"):
+    with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json exists but is not an object; move it away"):
         Registry(file_store).promote("digits", 1, "canary")
 
 
@@ -303,7 +303,7 @@ def test_a_checkpoint_directory_of_another_name_is_no_checkpoint(file_store: Obs
     manifest = file_store.get(f"{CHECKPOINTS}/0000000007/manifest.json")
     for name in ("latest", "8", "-000000001", "0000000008"):
         file_store.put(f"{CHECKPOINTS}/{name}/manifest.json", manifest)
-    with pytest.raises(ObjectCorrupt, match="0000000008 says that it is of step 7"):
+    with pytest.raises(ObjectCorrupt, match="0000000008 contains step 7"):
         open_checkpoint(file_store, CHECKPOINTS)
     assert read_saved(open_checkpoint(file_store, CHECKPOINTS, 7)).step == 7
     assert [about["error"] is None for about in describe(file_store, CHECKPOINTS)] == [True, False]
@@ -340,7 +340,7 @@ def test_a_manifest_that_names_another_s_objects_neither_reads_nor_removes_them(
     body["parts"]["history.json"] = vars(theirs.parts["history.json"]) | {"pieces": []}
     _reseal(file_store, key, body)
     ours = open_checkpoint(file_store, CHECKPOINTS, 8)
-    with pytest.raises(MaasError, match="belongs to something else"):
+    with pytest.raises(MaasError, match="belongs to another commit"):
         ours.read("history.json")
     ours.delete()
     assert verify(open_checkpoint(file_store, CHECKPOINTS, 7)) == []

@@ -86,7 +86,7 @@ def test_the_texts_that_it_is_for_are_tried_too(tmp_path: Path) -> None:
     fields = {"uri": str(tmp_path / "a.txt"), "task": "language_modeling", "text": text}
     spec = parse_spec(DataSpec, fields)
     assert spec.text is not None
-    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer\.json that can be used"):
+    with pytest.raises(DataError, match=r"tokenizer\.json as a tokenizer\.json"):
         find_tokenizer(spec, spec.text, lambda: [("train", "The letter Ω.")], [])
     assert find_tokenizer(spec, spec.text, lambda: [("train", "No such letter.")], []).vocab_size == 95
 

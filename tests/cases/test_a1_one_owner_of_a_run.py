@@ -121,7 +121,7 @@ def test_a_frozen_owner_is_followed_after_the_bound_and_then_ends(file_store: Ob
         with take(file_store, RUN, "run 'r'", waits=True, bound_s=2, on_wait=said.append):
             owner.popen.send_signal(signal.SIGCONT)
             assert f"was taken over by process {os.getpid()} on " in str(owner.said()["lost"])
-        assert "waiting up to 2 s for a sign of life" in said[0]
+        assert "waiting up to 2 s for a heartbeat" in said[0]
     finally:
         owner.end()
 
@@ -178,7 +178,7 @@ def test_an_owner_that_lost_the_lease_commits_nothing_and_leaves_nothing(file_st
     checkpointer = AsyncCheckpointer(file_store, PREFIX, fence=partial(claim.check, file_store))
     try:
         checkpointer.save(snapshot(10))
-        with pytest.raises(Conflict, match="the lease of run 'r' is over; this process commits nothing more"):
+        with pytest.raises(Conflict, match="the lease of run 'r' has ended; this process stops committing"):
             checkpointer.wait()
     finally:
         checkpointer.close()

@@ -55,7 +55,7 @@ def test_a_commit_whose_answer_was_lost_finds_itself(file_store: ObstoreStore, p
         writer.put(name, data)
     assert writer.commit({"who": 1}).meta == {"who": 1}
     assert writer.commit({"who": 1}).meta == {"who": 1}, "and again when it is repeated"
-    with pytest.raises(Conflict, match="by this very attempt, with other contents"):
+    with pytest.raises(Conflict, match="already committed by this attempt, with other contents"):
         writer.commit({"who": 2})
     assert all(open_committed(file_store, "runs/x", "run").read(name) == data for name, data in parts.items())
 

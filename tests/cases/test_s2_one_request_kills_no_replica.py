@@ -125,7 +125,7 @@ def test_memory_that_a_request_asks_for_is_refused_by_the_process_and_not_taken_
         return requests.post(f"{server.url}/v2/models/swelling/infer", json={"inputs": inputs}, timeout=60)
 
     assert expand(2**40).status_code in (400, 422, 500)
-    assert expand(2**31).status_code in (400, 422, 500), "8 GiB are more than its process may take"
+    assert expand(2**31).status_code in (400, 422, 500), "8 GiB are more than the limit of its process"
     assert expand(3).json()["outputs"][0]["data"] == [1, 1, 1]
 
 

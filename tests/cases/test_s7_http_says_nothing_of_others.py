@@ -148,7 +148,7 @@ def test_an_error_of_the_store_keeps_its_class_and_hides_its_words(error: MaasEr
 
 @pytest.mark.parametrize("name", sorted(ROUTES))
 def test_no_model_is_named_as_a_word_of_the_paths(server: Server, name: str) -> None:
-    with pytest.raises(SpecError, match="word of the protocol's paths"):
+    with pytest.raises(SpecError, match="reserved for the protocol's paths"):
         Registry(server.store).publish(name, "some-bundle")
 
 

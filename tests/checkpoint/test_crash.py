@@ -165,7 +165,7 @@ class _Silent(FaultyStore):
 
 
 def test_the_parts_of_a_manifest_that_may_have_arrived_are_left(file_store: ObstoreStore) -> None:
-    with pytest.raises(SaveFailed, match="does not know whether .* was committed, its parts are left"):
+    with pytest.raises(SaveFailed, match="does not know whether .* was committed, its parts are kept"):
         save(_Silent(file_store, "timeout after success", 1, where="manifest"), PREFIX, snapshot(3))
     committed = open_checkpoint(file_store, PREFIX)
     assert verify(committed) == []

@@ -220,5 +220,5 @@ def test_a_sealed_index_that_makes_no_sense_is_refused(
 ) -> None:
     save(file_store, PREFIX, snapshot(STEP))
     _resealed(file_store, change)
-    with pytest.raises(ObjectCorrupt, match="the index of .* is not readable"):
+    with pytest.raises(ObjectCorrupt, match="cannot read the index of"):
         read_tensors(open_checkpoint(file_store, PREFIX))

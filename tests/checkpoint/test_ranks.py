@@ -132,7 +132,7 @@ def test_the_next_save_works(ran: tuple[Path, list[dict[str, str]]]) -> None:
 def test_a_saver_goes_on_after_a_failure_of_one_rank(ran: tuple[Path, list[dict[str, str]]]) -> None:
     directory, results = ran
     for found in results:
-        assert found["checkpointer"].startswith("the checkpoint was given up, nothing is committed: rank 1")
+        assert found["checkpointer"].startswith("the checkpoint was aborted, nothing is committed: rank 1")
         assert found["checkpointer, next"] == "2"
     assert list_checkpoints(open_store(str(directory)), "checkpointer") == [2]
 

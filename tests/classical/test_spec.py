@@ -51,10 +51,10 @@ def test_fields_that_would_do_nothing_are_refused(fields: dict[str, Any], named:
     ("task", "model", "message"),
     [
         ("regression", {"name": "random_forest", "params": {"class_weight": "balanced"}}, "the task is regression"),
-        ("binary", {"name": "svm", "params": {"epsilon": 0.2}}, "epsilon 0.2 is the width of a regression"),
+        ("binary", {"name": "svm", "params": {"epsilon": 0.2}}, "epsilon 0.2 is only for regression"),
         ("binary", {"name": "gradient_boosting", "params": {"max_bins": 256}}, "max_bins.* less than or equal to 255"),
         ("binary", {"name": "svm", "params": {"gama": 1}}, "unknown key 'gama'; did you mean 'gamma'"),
-        ("binary", {"name": "decision_tree", "params": {"max_depth": 3}}, "max_depth is called size here: size: 3"),
+        ("binary", {"name": "decision_tree", "params": {"max_depth": 3}}, "max_depth is called size here; use size: 3"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(task: str, model: dict[str, Any], message: str) -> None:
@@ -63,5 +63,5 @@ def test_parameters_that_do_not_fit_are_refused(task: str, model: dict[str, Any]
 
 
 def test_a_classical_model_is_no_torch_module() -> None:
-    with pytest.raises(ModelError, match="svm is trained by scikit-learn and is no torch module"):
+    with pytest.raises(ModelError, match="svm is trained by scikit-learn and is not a torch module"):
         build_model(ModelSpec(name="svm"), Row((4,)), 3)

@@ -41,7 +41,7 @@ def test_an_error_of_ours_arrives_as_the_same_class_with_its_arguments() -> None
 
 
 def test_a_foreign_exception_is_a_death_that_names_it() -> None:
-    with pytest.raises(ConfinedKilled, match="the file made the process .* end: KeyError"):
+    with pytest.raises(ConfinedKilled, match="the file ended its process: KeyError"):
         confined.call(f"{JOBS}:fail", {"kind": "foreign"}, what="the file")
 
 
@@ -53,7 +53,7 @@ def test_a_function_that_does_not_exist_is_said(function: str) -> None:
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGFPE", "SIGABRT", "SIGKILL"])
 def test_the_signal_that_killed_a_child_is_named(name: str) -> None:
-    with pytest.raises(ConfinedKilled, match=f"the graph made .* die of {name}") as caught:
+    with pytest.raises(ConfinedKilled, match=f"the graph crashed its process with {name}") as caught:
         confined.call(f"{JOBS}:die", {"signal": name}, what="the graph")
     assert caught.value.signal == getattr(signal, name)
 
@@ -66,19 +66,19 @@ def test_a_native_crash_stays_in_the_child() -> None:
 
 def test_a_child_that_takes_too_long_is_killed() -> None:
     started = time.monotonic()
-    with pytest.raises(ConfinedTimeout, match=r"longer than 0\.3 s"):
+    with pytest.raises(ConfinedTimeout, match=r"the limit of 0\.3 s"):
         confined.call(f"{JOBS}:sleep", {"seconds": 60}, limits=Limits(wall_s=0.3))
     assert time.monotonic() - started < 20
 
 
 def test_a_child_that_uses_too_much_cpu_is_ended() -> None:
-    with pytest.raises(ConfinedTimeout, match="more than 1 s of CPU"):
+    with pytest.raises(ConfinedTimeout, match="the limit of 1 s of CPU"):
         confined.call(f"{JOBS}:spin", {}, limits=Limits(cpu_s=1))
 
 
 def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not() -> None:
     limits = Limits(memory_bytes=64 << 20)
-    with pytest.raises(ConfinedOutOfMemory, match=f"more memory than the {64 << 20} bytes"):
+    with pytest.raises(ConfinedOutOfMemory, match=f"more memory than its limit of {64 << 20} bytes"):
         confined.call(f"{JOBS}:eat", {"bytes": 128 << 20}, limits=limits)
     assert confined.call(f"{JOBS}:eat", {"bytes": 32 << 20}, limits=limits).payload == {"taken": 32 << 20}
 
@@ -97,7 +97,7 @@ def test_a_child_writes_no_large_file(tmp_path: Path) -> None:
 
 
 def test_an_answer_beyond_its_limit_is_not_read() -> None:
-    with pytest.raises(ConfinedKilled, match="at most 1000"):
+    with pytest.raises(ConfinedKilled, match="the limit is 1000"):
         confined.call(f"{JOBS}:answer", {"bytes": 2000}, limits=Limits(answer_bytes=1000))
 
 

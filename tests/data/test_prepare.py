@@ -211,7 +211,11 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
 @pytest.mark.parametrize(
     ("change", "fields", "says"),
     [
-        (lambda text: text, {"cleaning": {}}, "column 'age' has 1 missing values of 10; set cleaning.numeric.missing"),
+        (
+            lambda text: text,
+            {"cleaning": {}},
+            "column 'age' has 1 missing values in 10 rows; set cleaning.numeric.missing",
+        ),
         (lambda text: text, {"cleaning": {"drop": ["age", "height"]}}, "column 'city' has 1 missing"),
         (lambda text: _blank(text, 0), {}, "column 'age' has no value in any of 10 rows"),
         (lambda text: _blank(text, 1), {}, "column 'city' has no value in any of 10 rows"),
@@ -222,7 +226,7 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
             "'city' has no value in any of 10 rows, 9 could not be converted",
         ),
         (lambda text: text.replace("yes", "no"), {}, "single class 'no'"),
-        (lambda text: text.replace("60,Lima,,false,yes", "60,Lima,,false,maybe"), {}, "task: binary takes two"),
+        (lambda text: text.replace("60,Lima,,false,yes", "60,Lima,,false,maybe"), {}, "task: binary needs exactly two"),
         (lambda text: "\n".join(text.splitlines()[:3]), {}, "2 rows are too few"),
         (
             lambda text: text,
@@ -254,7 +258,7 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
             {"cleaning": {**FILL, "max_categories": 2}},
             "column 'city' has 3 categories, the limit is 2",
         ),
-        (lambda text: text, {"task": "regression"}, "10 hold something that is not a number"),
+        (lambda text: text, {"task": "regression"}, "10 rows contain a value that is not a number"),
     ],
 )
 def test_data_that_cannot_be_cleaned_says_why(
@@ -279,7 +283,7 @@ def test_a_class_that_only_a_held_out_split_has_is_refused(file_store: ObstoreSt
     header, *lines = ROWS.splitlines()
     lines[held_out] = lines[held_out].rsplit(",", 1)[0] + ",rare"
     path = write(tmp_path / "rows.csv", "\n".join([header, *lines]))
-    with pytest.raises(DataError, match="test split holds classes .* 'rare'"):
+    with pytest.raises(DataError, match="test split contains classes .* 'rare'"):
         prepare(_spec(path, task="classification"), file_store)
 
 
@@ -290,7 +294,7 @@ def test_a_class_that_only_a_held_out_split_has_is_refused(file_store: ObstoreSt
         ({"features": ["age", "age"]}, "names age more than once"),
         ({"features": []}, "features is empty"),
         ({"features": ["label"]}, "'label' cannot be a feature"),
-        ({"split": {"column": "label"}}, "both the target and the column"),
+        ({"split": {"column": "label"}}, "both the target and the split column"),
         ({"cleaning": {"numeric": {"missing": "constant"}}}, "belong together"),
         ({"cleaning": {"categorical": {"constant": "x"}}}, "belong together"),
         ({"cleaning": {"columns": {"age": {"mising": "mean"}}}}, "did you mean 'missing'"),

@@ -162,7 +162,7 @@ def test_lazy_layers_are_materialized_before_they_are_initialized() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("no_such_package.models:Net", {}, "cannot be imported: ModuleNotFoundError.*working directory"),
+        ("no_such_package.models:Net", {}, "cannot be imported on .*: ModuleNotFoundError.*working directory"),
         (f"{HERE}:Affin", {}, "did you mean 'Affine'"),
         (f"{HERE}:not_a_class", {}, "not a subclass of torch.nn.Module"),
         ("fractions:Fraction", {}, "not a subclass of torch.nn.Module"),
@@ -171,11 +171,11 @@ def test_lazy_layers_are_materialized_before_they_are_initialized() -> None:
         (
             "torch.nn:Linear",
             {"in_features": 5, "out_features": 3},
-            r"cannot be fed with float32 rows of the shape \[6\]",
+            r"fails on float32 rows of the shape \[6\]",
         ),
         (f"{HERE}:Picky", {"rate": 2.0}, "could not be built with rate=2.0: ValueError: rate 2.0 is not allowed"),
         (f"{HERE}:Wide", {}, r"maps \[2, 6\] to \[2, 4\]; the data needs \[2, 3\]"),
-        (f"{HERE}:Pair", {}, "gives a tuple"),
+        (f"{HERE}:Pair", {}, "returns a tuple"),
         (f"{HERE}:Double", {}, "torch.float64"),
     ],
 )
@@ -188,13 +188,13 @@ def test_a_class_that_does_not_fit_is_refused_with_the_reason(name: str, params:
     ("document", "message"),
     [
         ({"name": "mpl"}, "unknown model 'mpl'; did you mean 'mlp'"),
-        ({"name": "transformer"}, "families: mlp, convnet, "),
+        ({"name": "transformer"}, "models: mlp, convnet, "),
         ({"name": "package.Net"}, "import path 'package.module:Class'"),
         ({"name": "mlp", "params": {"activaton": "relu"}}, "unknown key 'activaton'; did you mean 'activation'"),
         ({"name": "mlp", "params": {"size": 0}}, "size"),
         ({"name": "random_forst"}, "did you mean 'random_forest'"),
         ({"name": "svm", "params": {"kernal": "rbf"}}, "unknown key 'kernal'; did you mean 'kernel'"),
-        ({"name": "random_forest", "params": {"n_estimators": 5}}, "n_estimators is called size here: size: 5"),
+        ({"name": "random_forest", "params": {"n_estimators": 5}}, "n_estimators is called size here; use size: 5"),
         ({"name": "convnet", "params": {"norm": "layer"}}, "norm"),
         ({"name": "mlp", "initialization": "xavier"}, "xavier_uniform"),
     ],

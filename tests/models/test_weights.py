@@ -79,7 +79,7 @@ def test_embeddings_are_drawn_by_normal_only() -> None:
     ("model", "message"),
     [
         (nn.Sequential(weight_norm(nn.Linear(3, 3))), "cannot be applied to 0"),
-        (nn.LayerNorm(3), "found no weight to draw in LayerNorm"),
+        (nn.LayerNorm(3), "found no weights in LayerNorm"),
     ],
 )
 def test_a_model_whose_weights_cannot_be_drawn_is_refused(model: nn.Module, message: str) -> None:

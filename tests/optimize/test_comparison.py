@@ -22,9 +22,9 @@ def test_what_is_no_number_agrees_with_itself_only(value: float) -> None:
     assert compare([1.0, value], [1.0, value])["max_abs_error"] == 0.0
     for other in (1.0, np.nan, np.inf, -np.inf):
         if not (value == other or (np.isnan(value) and np.isnan(other))):
-            with pytest.raises(GateError, match="batch size 3, random row 0, element .0.: onnxruntime gives .*torch"):
+            with pytest.raises(GateError, match="batch size 3, random row 0, element .0.: onnxruntime returns .*torch"):
                 compare([1.0, value], [1.0, other])
-            with pytest.raises(GateError, match="these have to agree"):
+            with pytest.raises(GateError, match="these must be equal"):
                 compare([1.0, other], [1.0, value])
 
 
@@ -49,5 +49,7 @@ def test_classes_may_change_places_only_where_the_tolerance_of_their_scores_lets
         comparison.check(changed, 1)
         assert comparison.report()["top1_agreement"] == 0.5
     else:
-        with pytest.raises(GateError, match="output 'class', batch size 1, real row 0: onnxruntime gives 1, torch 0"):
+        with pytest.raises(
+            GateError, match="output 'class', batch size 1, real row 0: onnxruntime returns 1, torch returns 0"
+        ):
             comparison.check(changed, 1)

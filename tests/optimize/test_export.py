@@ -197,14 +197,14 @@ def test_a_net_that_cannot_be_traced_for_any_number_of_rows_is_refused(net: nn.M
 
 def test_a_model_larger_than_a_graph_may_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "MAX_GRAPH_BYTES", 7)
-    with pytest.raises(BundleError, match="8 bytes of weights; an ONNX graph holds at most 7"):
+    with pytest.raises(BundleError, match="8 bytes of weights; the limit for an ONNX graph is 7 bytes"):
         export(nn.Linear(1, 1), ONE_NUMBER)
 
 
 @pytest.mark.parametrize("names", [("x", "x"), ("x", "")])
 def test_columns_that_cannot_be_told_apart_are_refused(names: tuple[str, str]) -> None:
     features = Features(columns=tuple(NumericColumn(name=name) for name in names), task="regression", target="y")
-    with pytest.raises(BundleError, match="names that differ and are not empty"):
+    with pytest.raises(BundleError, match="distinct names that are not empty"):
         build_signature(features)
 
 

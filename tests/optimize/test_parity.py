@@ -130,7 +130,7 @@ FAULTS = {
         "output 'probabilities'",
     ),
     "the code of unknown categories": ("mixed", retype_encoder_default, "random row"),
-    "the class": ("digits", smallest_argmax, "output 'class', batch size 1, real row 0: .*have to agree"),
+    "the class": ("digits", smallest_argmax, "output 'class', batch size 1, real row 0: .*must be equal"),
     "an output's name": ("digits", rename_output, "the outputs of the graph are .*'scores'"),
     "an output's type": ("digits", widen_output, r"tensor\(double\)"),
 }
@@ -155,7 +155,7 @@ def test_a_tolerance_lets_pass_what_is_within_it_and_the_report_tells_how_far_it
 def test_the_gate_catches_not_a_number_on_one_side(cases: Cases) -> None:
     case = cases("mixed")
     graph = edited(case.graph, add_to_tensor(".fill", 0, float("nan")))
-    with pytest.raises(GateError, match=r"onnxruntime gives nan"):
+    with pytest.raises(GateError, match=r"onnxruntime returns nan"):
         check_parity(case.net, case.features, graph, case.rows)
 
 
@@ -177,7 +177,7 @@ def test_the_gate_refuses_a_graph_that_is_tied_to_a_number_of_rows(cases: Cases)
         model.graph.node.insert(place, helper.make_node("Reshape", [scores, "fixed"], ["folded"]))
 
     case = cases("digits")
-    with pytest.raises(GateError, match=r"tied to 2 row\(s\): 'image'"):
+    with pytest.raises(GateError, match=r"a fixed number of 2 row\(s\): 'image'"):
         check_parity(case.net, case.features, edited(case.graph, declare), case.rows)
     with pytest.raises(GateError, match=r"cannot be run with 1 row\(s\)"):
         check_parity(case.net, case.features, edited(case.graph, reshape), case.rows)

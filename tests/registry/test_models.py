@@ -102,5 +102,5 @@ def test_names_that_cannot_stand_in_a_url_are_refused(file_store: ObstoreStore, 
 def test_an_alias_cannot_look_like_a_version(file_store: ObstoreStore) -> None:
     registry = Registry(file_store)
     registry.publish("digits", save_toy_bundle(file_store))
-    with pytest.raises(SpecError, match="is a number, which names a version"):
+    with pytest.raises(SpecError, match="is a number, which is a version"):
         registry.promote("digits", 1, alias="2")

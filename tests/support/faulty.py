@@ -101,8 +101,8 @@ FAULTS: dict[str, tuple[bool, Callable[[str], StoreError]]] = {
     # name: (whether the operation takes place, what the store says)
     "I/O error": (False, lambda key: StoreDenied(f"cannot use {key}: Input/output error")),
     "no space": (False, lambda key: StoreError(f"no space is left for {key}")),
-    "503": (False, lambda key: StoreUnavailable(f"the store did not serve {key} within the bounded retries: 503")),
-    "timeout after success": (True, lambda key: StoreUnavailable(f"the store did not serve {key}: timed out")),
+    "503": (False, lambda key: StoreUnavailable(f"the store did not respond for {key} within the retry limit: 503")),
+    "timeout after success": (True, lambda key: StoreUnavailable(f"the store did not respond for {key}: timed out")),
 }
 
 

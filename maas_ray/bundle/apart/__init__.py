@@ -1,1 +1,1 @@
-"""Versions that run in a process of their own: what crashes, hangs or takes too much memory there leaves the replica be."""
+"""Runs versions in a separate process, so that crashes, hangs and memory exhaustion do not affect the replica."""

@@ -1,7 +1,7 @@
-"""An engine whose runs are made in a process of its own: `Engine`'s interface, so that nothing above knows which it is.
+"""An engine that runs its graph in a separate process, with the interface of `Engine`.
 
-A process that dies during a run is replaced for the next one. Afterwards runs are made one at a time for a while, so that
-each death is the work of one run, and a request that is repeated can be judged by itself.
+A process that dies during a run is replaced for the next one. Afterward, runs are executed one at a time for a while,
+so that each death is caused by one run, and a repeated request can be judged separately.
 """
 
 import threading
@@ -26,23 +26,23 @@ from maas_ray.errors import EngineDied, EngineFailed, MaasError, RunStopped
 log = get_logger(__name__)
 
 ALONE_S = 30.0
-"""Runs are made one at a time for so long after a death."""
+"""Seconds after a death in which runs are executed one at a time."""
 MAX_PAUSE_S = 30.0
-"""Longest pause after a process could not be started again."""
+"""Longest pause after a process could not be restarted."""
 
 
 class ApartEngine:
-    """Runs a bundle in a process of its own; as `Engine`, `run` may be called from as many threads as it has instances.
+    """Runs a bundle in a separate process; as for `Engine`, as many threads as instances may call `run`.
 
     Args:
-        bundle: is kept, to start the process again.
-        spec: of the engine in the process.
-        process: has loaded the bundle.
+        bundle: the bundle, kept to restart the process.
+        spec: spec of the engine in the process.
+        process: process that has loaded the bundle.
         wall_s: longest time to load it again.
     """
 
     is_bounded = False
-    """Runs are never made on the loop."""
+    """Runs are never executed on the event loop."""
 
     def __init__(self, bundle: Bundle, spec: EngineSpec, process: EngineProcess, wall_s: float) -> None:
         self.nature: Nature = process.nature
@@ -56,7 +56,7 @@ class ApartEngine:
         self.instances = spec.instances
         self.threads = max(1, spec.threads)
         self.num_deaths = 0
-        """Processes that have died during a run."""
+        """Number of processes that died during a run."""
         self._bundle = bundle
         self._spec = spec
         self._wall_s = wall_s
@@ -80,11 +80,11 @@ class ApartEngine:
     def timed_run(
         self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None
     ) -> tuple[dict[str, Array], float]:
-        """As `Engine.timed_run`; blocks until the process has answered.
+        """As `Engine.timed_run`; blocks until the process responds.
 
         Raises:
-            EngineDied: the process died during this run, or during another one beside it.
-            RunStopped: `stop` was set; a run that did not end by itself was ended with the process.
+            EngineDied: the process died during this run or a concurrent one.
+            RunStopped: `stop` was set; a run that did not end by itself was stopped with its process.
             MaasError: as `Engine.run`.
         """
         with self._turn():
@@ -94,7 +94,7 @@ class ApartEngine:
                 outputs, _ = channel.run(inputs, num_rows, stop)
             except StopIgnored:
                 self._end(process)
-                raise RunStopped("the run did not end when nobody waited for it; its process was ended") from None
+                raise RunStopped("the run was canceled but did not end; its process was stopped") from None
             except (EOFError, OSError):
                 raise self._died(process) from None
             finally:
@@ -114,7 +114,7 @@ class ApartEngine:
             process.child.abort()
 
     def close(self) -> None:
-        """Ends the process; a run in progress fails."""
+        """Stops the process; a run in progress fails."""
         with self._lock:
             self._is_closed = True
             self._retire()
@@ -125,7 +125,7 @@ class ApartEngine:
     def _take(self) -> tuple[EngineProcess, RunChannel]:
         with self._lock:
             if self._process is not None and self._process.has_ended():
-                self._retire()  # while nobody asked anything of it
+                self._retire()  # it ended while it was idle
             if self._process is None:
                 self._start()
             process = self._process
@@ -144,14 +144,14 @@ class ApartEngine:
         if self._is_closed:
             raise EngineFailed("the model was unloaded")
         if time.monotonic() < self._retry_at_s:
-            raise EngineFailed("the process that runs the model could not be started again; it is tried again soon")
+            raise EngineFailed("the process of the model could not be restarted; the replica will retry soon")
         try:
             process = start_process(self._bundle, self._spec, self._wall_s)
         except MaasError as error:
             self._pause_s = min(MAX_PAUSE_S, max(1.0, 2 * self._pause_s))
             self._retry_at_s = time.monotonic() + self._pause_s
-            log.error("the process of bundle %s could not be started again: %s", self._bundle.id, error)
-            raise EngineFailed("the process that runs the model could not be started again") from error
+            log.error("the process of bundle %s could not be restarted: %s", self._bundle.id, error)
+            raise EngineFailed("the process of the model could not be restarted; see the replica's log") from error
         self._pause_s = 0.0
         self._process, self._free = process, list(process.channels)
 
@@ -163,7 +163,7 @@ class ApartEngine:
                 self.num_deaths += 1
                 log.warning("the process of bundle %s died during a run: %s", self._bundle.id, reason)
                 self._retire()
-        failure = EngineDied("the process that ran the model died during this run; the replica lives on")
+        failure = EngineDied("the process of the model died during this run; the replica is not affected")
         failure.__cause__ = reason
         return failure
 
@@ -180,7 +180,7 @@ class ApartEngine:
             channel.close()
 
     def _measure(self) -> None:
-        """Seeds the latency by runs from here: passing tensors on is a part of it."""
+        """Seeds the latency model by runs from this process, which include the transfer of tensors."""
         if not self.warmed_with:
             return
         known = (

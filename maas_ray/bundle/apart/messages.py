@@ -1,4 +1,4 @@
-"""Short messages between a replica and an engine's process: JSON with a length in front. Knows no tensor."""
+"""Short messages between a replica and an engine's process: JSON with a length prefix, without tensors."""
 
 import socket
 import struct
@@ -11,17 +11,17 @@ _READ_BYTES = 1 << 16
 
 
 def send(sock: socket.socket, message: object) -> None:
-    """Sends a message. Raises `OSError` if the other side has gone."""
+    """Sends a message. Raises `OSError` if the other side has closed the socket."""
     text = orjson.dumps(message)
     sock.sendall(_LENGTH.pack(len(text)) + text)
 
 
 def receive(sock: socket.socket) -> Any:
-    """Receives the next message; only one is on its way at a time.
+    """Receives the next message; only one is in transit at a time.
 
     Raises:
-        EOFError: the other side has gone.
-        TimeoutError: nothing has begun to arrive within the socket's timeout.
+        EOFError: the other side has closed the socket.
+        TimeoutError: no message has started to arrive within the socket's timeout.
     """
     data = sock.recv(_READ_BYTES)
     if not data:

@@ -1,7 +1,7 @@
-"""One engine's process: started with limits, watched while it loads, asked over its channels. Decides nothing.
+"""One engine's process: started with limits, monitored while it loads, used over its channels.
 
-The first load of a version happens here whether or not it is to stay here: what a file makes onnxruntime do (crash,
-hang, take all memory) is known when it happens again, since the same library does the same with the same bytes.
+The first load of a version happens here, even if the version then runs in the replica: a file that makes onnxruntime
+crash, hang or exhaust the memory does so in this process, because the same library repeats it for the same bytes.
 """
 
 import math
@@ -33,28 +33,28 @@ from maas_ray.errors import (
 
 BASE_MEMORY_BYTES = 2 << 30
 FILE_FACTOR = 6
-"""Memory that a process may use: a base plus a multiple of the file. Loading uses about five times the file."""
+"""Memory limit of a process: a base plus this multiple of the file's size. Loading uses about five times the file."""
 MAX_DEATHS = 4
-"""Kinds of made-up warm-up values that may kill the process before the version counts as one that kills."""
+"""Kinds of synthetic warm-up values that may kill the process before the version is rejected."""
 
 
 LOOK_S = 0.1
-"""Whoever waits for a run looks so often whether it is to end."""
+"""Interval at which a thread that waits for a run checks whether the run must be stopped."""
 STOP_GRACE_S = 1.0
-"""A run that was told to end and has not is ended with its process."""
+"""Time after which a run that ignores a stop signal is stopped with its process."""
 
 
 class StopIgnored(Exception):
-    """A run does not end although it was told to: one node of its graph takes long."""
+    """A run ignores its stop signal, because one node of its graph takes long."""
 
 
 class EngineProcess:
-    """A process that has loaded a bundle. Made by `start_process`.
+    """A process that has loaded a bundle; created by `start_process`.
 
     Args:
         child: the process.
-        channels: one for each run at a time.
-        nature: what the version is like.
+        channels: one per concurrent run.
+        nature: properties of the version.
     """
 
     def __init__(self, child: confined.Child, channels: "list[RunChannel]", nature: Nature) -> None:
@@ -63,18 +63,18 @@ class EngineProcess:
         self.nature = nature
 
     def has_ended(self) -> bool:
-        """Whether the process is gone although nobody ended it."""
+        """Whether the process has ended without being stopped."""
         return self.child.has_ended()
 
     def close(self) -> None:
-        """Kills the process and gives everything back; a run in progress fails."""
+        """Kills the process and releases all resources; a run in progress fails."""
         self.child.close()
         for channel in self.channels:
             channel.close()
 
 
 class RunChannel:
-    """One run at a time: a socket, the region of the inputs and the region of the outputs."""
+    """The channel of one run at a time: a socket, the region of the inputs and the region of the outputs."""
 
     def __init__(self, place: int) -> None:
         self.socket, self._theirs = socket.socketpair()
@@ -85,14 +85,14 @@ class RunChannel:
         self.inputs, self.outputs = Region.create(), Region.create()
 
     def descriptors(self) -> list[int]:
-        """What the process needs copies of."""
+        """The descriptors to duplicate for the process."""
         return [self._theirs.fileno(), self.inputs.fileno(), self.outputs.fileno()]
 
     def handed_over(self, control: socket.socket) -> None:
-        """The process has its copies: only its end now keeps its side of the socket open.
+        """Closes this process's copies: from now on only the engine's process keeps its side of the socket open.
 
         Args:
-            control: over which it is told to stop a run.
+            control: socket over which stop signals are sent.
         """
         self._theirs.close()
         self._control = control
@@ -104,13 +104,13 @@ class RunChannel:
 
         Args:
             inputs: as for the engine.
-            num_rows: their rows.
-            stop: ends the run early.
+            num_rows: number of rows.
+            stop: signal to stop the run early.
 
         Raises:
-            StopIgnored: the run was to end and has not; only killing the process ends it.
+            StopIgnored: the run ignored the stop signal; only killing the process ends it.
             EOFError, OSError: the process has died.
-            MaasError: what the engine raised.
+            MaasError: raised by the engine.
         """
         self._number += 1
         word = STOP.pack(self._place, self._number)
@@ -143,7 +143,7 @@ class RunChannel:
         try:
             self._control.send(word)
         except OSError:
-            return  # the process has gone, which is what was wanted
+            return  # the process has already ended
 
     def close(self) -> None:
         self.socket.close()
@@ -155,17 +155,17 @@ class RunChannel:
 def start_process(bundle: Bundle, spec: EngineSpec, wall_s: float) -> EngineProcess:
     """Loads a bundle in a new process.
 
-    Values that are made up for the warm-up and kill the process are left out, and the process is started again: they
-    say that some values are dangerous, not that all are.
+    Synthetic warm-up values that kill the process are skipped, and the process is restarted: they show that some values
+    are dangerous, not that all are.
 
     Args:
-        bundle: whose graph may be anything.
-        spec: of the engine.
-        wall_s: longest time of the load; the process is killed then.
+        bundle: bundle with an untrusted graph.
+        spec: spec of the engine.
+        wall_s: longest time of the load; then the process is killed.
 
     Raises:
-        BundleError: it does not load, or loading it kills, hangs or takes too much memory; the message says which.
-        ConfinedError: no process can be started.
+        BundleError: it cannot be loaded, or loading it crashes, hangs or takes too much memory; the message says which.
+        ConfinedError: the process cannot be started.
     """
     killed_by: list[str] = []
     while True:
@@ -190,7 +190,7 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
         wall_s=wall_s,
         cpu_s=wall_s * max(1, spec.threads),
         memory_bytes=None if spec.gpus > 0 else memory_bytes,
-        file_bytes=None,  # it makes the region of the outputs as large as they are
+        file_bytes=None,  # it grows the region of the outputs to their size
     )
     channels = [RunChannel(place) for place in range(spec.instances)]
     descriptors = [descriptor for channel in channels for descriptor in channel.descriptors()]
@@ -233,14 +233,14 @@ def _start(bundle: Bundle, spec: EngineSpec, wall_s: float, skip: list[str], on_
 
 
 def _defect(bundle: Bundle, stages: list[str], error: ConfinedError) -> BundleError:
-    doing = "is made into a session" if not stages else "is run for the first time"
+    doing = "is loaded into a session" if not stages else "is run for the first time"
     if stages and stages[-1] not in ("session", "recorded values"):
         doing += f" (on {stages[-1]})"
     why = {
         ConfinedTimeout: "did not end in time and was stopped",
-        ConfinedOutOfMemory: "took more memory than it may",
+        ConfinedOutOfMemory: "exceeded its memory limit",
     }.get(type(error), "died")
     return BundleError(
-        f"bundle {bundle.id} cannot be served: the process in which it {doing} {why} ({error}); nothing else was "
-        "affected, export the model again or leave out what it cannot be served with"
+        f"bundle {bundle.id} cannot be served: the process in which it {doing} {why} ({error}); other models are not "
+        "affected; export the model again, without the operators that cause this"
     )

@@ -1,4 +1,4 @@
-"""Tensors in memory that two processes share: numbers as they lie, strings with their lengths in front. Knows no run."""
+"""Tensors in memory shared by two processes: numbers as raw bytes, strings with length prefixes."""
 
 import mmap
 import os
@@ -15,12 +15,12 @@ from maas_ray.errors import EngineFailed
 ALIGNMENT = 64
 START_BYTES = 1 << 16
 MAX_BYTES = 4 << 30
-"""Most bytes of the tensors of one side of a run."""
+"""Maximum bytes of the tensors of one side of a run."""
 KEPT_BYTES = 16 << 20
-"""What a region keeps between two runs; the system gets back what lies above it."""
+"""Bytes that a region keeps between two runs; memory beyond it is returned to the system."""
 _STRINGS = "s"
 _KINDS = "?bBhHiIlLqQefd"
-"""Type characters of numpy that may be in a region."""
+"""NumPy type characters that are allowed in a region."""
 
 Place = tuple[str, str, Sequence[int], int, int]
 """Name, type, shape, offset and number of bytes."""
@@ -30,7 +30,7 @@ class Region:
     """One side's tensors; the other process maps the same file.
 
     Args:
-        descriptor: of a memory file, which this object owns from now on.
+        descriptor: descriptor of a memory file, which this object owns from now on.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -47,7 +47,7 @@ class Region:
         return self._descriptor
 
     def write(self, arrays: Mapping[str, Array]) -> list[Place]:
-        """Puts tensors into the region; what was in it before is gone.
+        """Writes tensors into the region; overwrites its previous content.
 
         Raises:
             EngineFailed: they are too large.
@@ -72,11 +72,11 @@ class Region:
         return places
 
     def read(self, places: Sequence[Place], *, is_copied: bool) -> dict[str, Array]:
-        """The tensors at some places.
+        """Reads the tensors at the given places.
 
         Args:
             places: as `write` returned them in the other process.
-            is_copied: whether they are to outlive the next `write` of the other side.
+            is_copied: whether to copy them, so that they outlive the next `write` of the other side.
 
         Raises:
             EngineFailed: the places are not inside the region.
@@ -85,25 +85,25 @@ class Region:
         arrays: dict[str, Array] = {}
         for name, kind, shape, start, num_bytes in places:
             if start < 0 or num_bytes < 0 or start + num_bytes > size:
-                raise EngineFailed("the engine's process answered with tensors that are not there")
+                raise EngineFailed("the engine's process returned tensors outside its memory region")
             memory = self._at_least(start + num_bytes)
             if kind == _STRINGS:
                 arrays[name] = _split(memory[start : start + num_bytes], shape)
                 continue
             if len(kind) != 1 or kind not in _KINDS or prod(shape) * np.dtype(kind).itemsize != num_bytes:
-                raise EngineFailed("the engine's process answered with tensors that are none")
+                raise EngineFailed("the engine's process returned invalid tensors")
             view = np.ndarray(tuple(shape), np.dtype(kind), memory, start) if num_bytes else np.zeros(shape, kind)
             arrays[name] = view.copy() if is_copied else view
         return arrays
 
     def shrink(self) -> None:
-        """Gives the system back what a large run took; the size stays, so that neither side looks past its end."""
+        """Returns the memory of a large run to the system; keeps the size, so that neither side reads past the end."""
         if self._map is not None and self._size > KEPT_BYTES:
             self._map.madvise(mmap.MADV_REMOVE, KEPT_BYTES, self._size - KEPT_BYTES)
 
     def close(self) -> None:
-        """Gives the memory back."""
-        self._map = None  # unmapped once the last view of it has gone
+        """Releases the memory."""
+        self._map = None  # unmapped once its last view is released
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -111,7 +111,7 @@ class Region:
     def _at_least(self, num_bytes: int) -> mmap.mmap:
         if self._map is None or num_bytes > self._size:
             if num_bytes > MAX_BYTES:
-                raise EngineFailed(f"the tensors of a run have {num_bytes} bytes; at most {MAX_BYTES} are passed on")
+                raise EngineFailed(f"the tensors of a run have {num_bytes} bytes; the limit is {MAX_BYTES} bytes")
             size = max(START_BYTES, 1 << (num_bytes - 1).bit_length())
             if os.fstat(self._descriptor).st_size < size:
                 os.ftruncate(self._descriptor, size)

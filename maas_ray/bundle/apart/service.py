@@ -1,6 +1,6 @@
-"""What runs in an engine's process: makes the engine, says what it is like, then runs what each channel sends it.
+"""The engine's process: creates the engine, reports its properties, then runs the requests of each channel.
 
-The engine's stages are told before they begin, so that whoever started the process knows what killed it.
+The engine's stages are reported before they begin, so that the parent knows the stage in which the process died.
 """
 
 import os
@@ -21,13 +21,13 @@ from maas_ray.confined.frames import receive_frame, send_frame
 from maas_ray.errors import EngineFailed, MaasError
 
 STOP = struct.Struct("<BI")
-"""Which channel's run is to end: the channel's place and the run's number."""
+"""A stop message: the index of the channel and the number of the run."""
 
 
 def prepare() -> None:
-    """In the server that starts the processes, before the first one: what each would do again for tens of milliseconds.
+    """Runs once in the fork server before the first child: work that would take each child tens of milliseconds.
 
-    The runtime and the checker register their operators when they are first used. The graph is ours, and has no threads.
+    The runtime and the checker register their operators on first use. The graph is ours; its session has no threads.
     """
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 1])
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 1])
@@ -49,8 +49,8 @@ def serve(sock: socket.socket, descriptors: list[int]) -> None:
     """Entry point of the process.
 
     Args:
-        sock: takes the bundle, gives stages and what the engine is like; its end is the end of the process.
-        descriptors: for each channel its socket, the region that it reads and the one that it writes.
+        sock: receives the bundle, and sends stages and the engine's properties; the process ends when it is closed.
+        descriptors: for each channel its socket, the region that it reads and the region that it writes.
     """
     request, blobs = receive_frame(sock)
     bundle = Bundle(
@@ -101,7 +101,7 @@ def serve(sock: socket.socket, descriptors: list[int]) -> None:
 
 
 class _ChannelServer:
-    """Runs what arrives on one socket, one run at a time."""
+    """Runs the requests of one socket, one at a time."""
 
     def __init__(self, engine: Engine, descriptor: int, inputs: int, outputs: int) -> None:
         self._engine = engine
@@ -121,7 +121,7 @@ class _ChannelServer:
             messages.send(self._socket, self._answer(request, self._stop))
 
     def stop(self, number: int) -> None:
-        """Ends a run, unless it has ended: the next one is somebody else's."""
+        """Stops a run, unless it has ended: the next run belongs to another request."""
         stop = self._stop
         if number == self._number:
             stop.set()
@@ -134,6 +134,8 @@ class _ChannelServer:
         except MaasError as error:
             return {"error": error.code, "args": error.args, "cause": str(error.__cause__ or "")[:1000]}
         except MemoryError as error:
-            failure = EngineFailed("the model needs more memory for these inputs than its process may take")
+            failure = EngineFailed(
+                "the model needs more memory for these inputs than the limit of its process; send fewer rows"
+            )
             return {"error": failure.code, "args": failure.args, "cause": str(error)[:1000]}
         return {"outputs": places, "run_s": run_s}

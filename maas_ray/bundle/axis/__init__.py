@@ -1,1 +1,1 @@
-"""Which dimension of a graph counts the rows of its callers, and whether the graph keeps those rows apart."""
+"""Determines the batch dimension of a graph, and whether the graph computes each row independently of the others."""

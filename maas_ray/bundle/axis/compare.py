@@ -1,4 +1,4 @@
-"""Whether two answers to one row are the same but for rounding. Knows no graph."""
+"""Compares two results for one row, except for rounding. Independent of graphs."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ _HALF = 4e-3
 
 
 def differs(first: Array, second: Array, rtol: float) -> bool:
-    """Compares relative to the larger of two values, and to the largest of both answers for what cancels out.
+    """Compares relative to the larger of two values, and to the largest value of both results, for cancellation.
 
     Args:
-        first: an answer, or several of the same row.
-        second: of the same datatype.
+        first: a result, or several results for the same row.
+        second: a result of the same datatype.
         rtol: relative tolerance of floats; whole numbers, booleans and strings are compared exactly.
     """
     if first.shape != second.shape:

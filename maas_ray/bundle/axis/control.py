@@ -1,4 +1,4 @@
-"""If, Loop and Scan: what holds for every branch, and for every turn."""
+"""Rules for If, Loop and Scan: properties that hold for every branch and every iteration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from maas_ray.bundle.axis.sizes import Size, Unknown
 from maas_ray.bundle.axis.values import Known, Mixed, Refusal, Value, held, join, unsure
 
 _TURNS = 6
-"""Turns of a body after which what it carries must no longer change its form."""
+"""Iterations after which the shapes of loop-carried tensors must no longer change."""
 _BOOL, _INT64 = 9, 7
 
 
@@ -20,7 +20,7 @@ class Control:
     Args:
         op: If, Loop or Scan.
         opset: version of the standard operators.
-        inputs: as known; None for one that is left out.
+        inputs: the known inputs; None for an omitted one.
         attributes: by name; those with graphs as they are.
         body: the outputs of a subgraph with these inputs; the last argument tells the subgraphs of a node apart.
         path: unique in the model, from which unknown sizes are named.
@@ -43,13 +43,13 @@ class Control:
 
 
 def _same(value: Known | None, what: str) -> None:
-    """Refuses a condition or a count that comes from a row, or from the number of rows."""
+    """Rejects a condition or a count that depends on a row, or on the number of rows."""
     if value is None:
         return
     if isinstance(value, Mixed):
-        raise Refusal(f"takes its {what} from what mixes rows")
+        raise Refusal(f"computes its {what} from values that mix rows")
     if value.axis is not None:
-        raise Refusal(f"takes its {what} from a row, which would hold for all of them")
+        raise Refusal(f"takes its {what} from a row, which would apply to all rows")
     if value.by_rows:
         raise Refusal(f"takes its {what} from the number of rows")
 
@@ -70,7 +70,7 @@ def choose(node: Control) -> list[Known]:
 def _settled(
     node: Control, carried: list[Known], turn: Callable[[list[Known]], tuple[list[Known], list[Known]]]
 ) -> tuple[list[Known], list[Known]]:
-    """Repeats a turn until what it carries keeps its form; returns that, and what each turn gives besides."""
+    """Repeats an iteration until the carried tensors keep their shapes; returns them and the other outputs."""
     for _ in range(_TURNS):
         after, given = turn(carried)
         joined = [
@@ -80,11 +80,11 @@ def _settled(
         if joined == carried:
             return carried, given
         carried = joined
-    raise unsure("carries tensors from turn to turn whose form does not settle")
+    raise unsure("has loop-carried tensors whose shapes do not converge")
 
 
 def _stacked(value: Known, count: Size, axis: int = 0) -> Known:
-    """One more dimension, in which the turns are."""
+    """Adds the dimension of the iterations."""
     if isinstance(value, Mixed):
         return value
     if value.shape is None:
@@ -96,9 +96,9 @@ def _stacked(value: Known, count: Size, axis: int = 0) -> Known:
 
 
 def loop(node: Control) -> list[Known]:
-    """Loop: as often for all, by a count and a condition that are the same for all."""
+    """Loop: the count and the condition must be the same for all rows."""
     count, condition = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
-    _same(count, "number of turns")
+    _same(count, "number of iterations")
     _same(condition, "condition")
     number = held((), [Unknown.SAME], _INT64)
 
@@ -114,21 +114,21 @@ def loop(node: Control) -> list[Known]:
 
 
 def scan(node: Control) -> list[Known]:
-    """Scan: the rows may not be in the dimension that is gone through."""
+    """Scan: the rows must not be in the scanned dimension."""
     inputs, attributes = node.inputs, node.attributes
     if node.opset < 9:
-        raise unsure("scans by the rule of an operator set before 9")
+        raise unsure("uses the Scan semantics of an operator set before 9")
     num_scanned = attributes["num_scan_inputs"].i
     num_carried = len(inputs) - num_scanned
     axes = list(attributes["scan_input_axes"].ints) if "scan_input_axes" in attributes else [0] * num_scanned
     slices: list[Known] = []
     for value, axis in zip(inputs[num_carried:], axes, strict=True):
         if value is None or isinstance(value, Mixed):
-            slices.append(value or Mixed("is left out", False))
+            slices.append(value or Mixed("is omitted", False))
             continue
         axis = axis + value.rank if axis < 0 else axis
         if value.axis == axis:
-            raise Refusal(f"goes through dimension {axis}, across the rows")
+            raise Refusal(f"iterates over dimension {axis}, across the rows")
         if value.by_rows:
             raise Refusal("uses the number of rows as a value")
         place = value.axis if value.axis is None or value.axis < axis else value.axis - 1

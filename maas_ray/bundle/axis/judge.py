@@ -1,4 +1,4 @@
-"""Which dimension is the batch, and whether requests may share a run: by its name or a statement, and by the graph."""
+"""Determines the batch dimension, by name, statement or graph, and whether requests may share a run."""
 
 import re
 from collections.abc import Iterable
@@ -13,25 +13,25 @@ from maas_ray.bundle.datatypes import ONNX
 from maas_ray.bundle.format import BatchAxis, Signature, TensorSpec
 
 _BATCH = re.compile(r".*batch.*|bs|bsz|b", re.IGNORECASE)
-"""Names that say that the dimension is the batch."""
+"""Names that identify the batch dimension."""
 _COUNT = re.compile(r"n|(num_|n_)?(rows|samples|examples|instances|records|items|inputs)", re.IGNORECASE)
-"""Names of a number of things, which may or may not be the rows of a batch: the graph decides."""
+"""Names of counts that may or may not be the rows of a batch: the graph decides."""
 _GENERATED = re.compile(
     r"|\?|-1|None|unk__\d+|unknown_?\d*|sym\d*|s\d+|dim_?\d+|.*_dim_0|.*dynamic_axes_\d+|.*DynamicDimension\.\d+|.*__0"
 )
-"""What exporters write when nobody has named the dimension, which decides as little."""
+"""Default names of exporters for unnamed dimensions: the graph decides."""
 
 _TYPES = {datatype: kind for kind, datatype in ONNX.items()}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the analysis of a graph has found."""
+    """The result of a graph's analysis."""
 
     reason: str = ""
-    """Why rows of several requests must not share a run; empty if they may."""
+    """Reason why rows of several requests must not share a run; empty if they may."""
     is_across: bool = False
-    """Whether the graph is known to compute across the rows; otherwise it is not known to keep them apart."""
+    """Whether the graph is known to compute across rows; otherwise it is not known to compute rows independently."""
 
     @property
     def keeps_apart(self) -> bool:
@@ -43,8 +43,8 @@ def analyze(model: ModelProto, signature: Signature) -> Verdict:
     """Follows the first dimension of all inputs through a graph.
 
     Args:
-        model: inspected before.
-        signature: whose inputs and outputs all begin with a variable size.
+        model: a model that was inspected.
+        signature: a signature whose inputs and outputs all begin with a variable size.
     """
     declared = {value.name: value for value in model.graph.input}
     names = _first_names(model, signature.required)
@@ -60,25 +60,27 @@ def analyze(model: ModelProto, signature: Signature) -> Verdict:
         if isinstance(found, Mixed):
             return Verdict(found.reason, found.is_across)
         if found.is_position or found.by_place:
-            return Verdict(f"output {tensor.name!r} holds the place of a row in the run", is_across=True)
+            return Verdict(f"output {tensor.name!r} contains the index of a row in the run", is_across=True)
         if found.axis != 0 or found.inner != ONE or found.sizes[0] != BATCH:
-            return Verdict(f"output {tensor.name!r} does not begin with one entry for each row", is_across=True)
+            return Verdict(
+                f"output {tensor.name!r} does not have one entry per row in its first dimension", is_across=True
+            )
     return Verdict()
 
 
 def judge(signature: Signature, model: ModelProto, batch_axis: str | None = None) -> tuple[Signature, Verdict]:
-    """Says which dimension is the batch, where that is not said yet, and analyzes the graph along it.
+    """Determines the batch dimension, if the signature does not state it, and analyzes the graph along it.
 
     Args:
-        signature: of the graph; what it states already is kept.
-        model: inspected before.
+        signature: signature of the graph; an existing statement is kept.
+        model: a model that was inspected.
         batch_axis: the user's statement: `none`, the name of a dimension, or `first` for one without a name.
 
     Returns:
         The signature with its statement, and whether requests may share a run.
 
     Raises:
-        ValueError: the stated dimension is not the first one of every input; the message says what they are.
+        ValueError: the stated dimension is not the first one of every input; the message lists the first dimensions.
     """
     tensors = (*signature.required, *signature.outputs)
     fixed = next((tensor for tensor in tensors if not tensor.shape or tensor.shape[0] != -1), None)
@@ -108,13 +110,13 @@ def _by_name(signature: Signature, model: ModelProto) -> tuple[Signature, Verdic
     foreign = [name for name in given if not _BATCH.fullmatch(name) and not _COUNT.fullmatch(name)]
     if foreign:
         return _stated(signature, none), Verdict(
-            f"the first dimension is named {foreign[0]!r}, which is not a name of a batch; if it is one, import with "
-            f"--batch-axis {foreign[0]}"
+            f"the first dimension is named {foreign[0]!r}, which does not identify a batch; if it is the batch "
+            f"dimension, import with --batch-axis {foreign[0]}"
         )
     if len(given) > 1:
         return _stated(signature, none), Verdict(f"the inputs begin with different dimensions ({', '.join(given)})")
     verdict = analyze(model, signature)
-    # A name alone is believed only if it says "batch"; else a graph that computes across its rows has none.
+    # A name alone is sufficient only if it says "batch"; otherwise a graph that computes across rows has no batch.
     is_named = bool(given) and _BATCH.fullmatch(given[0]) is not None
     is_batch = is_named or verdict.keeps_apart or not verdict.is_across
     name = (given or ["first"])[0] if is_batch else None
@@ -135,13 +137,13 @@ def _check_stated(name: str, signature: Signature, model: ModelProto, fixed: Ten
         )
     if name != "first" and found != {name}:
         raise ValueError(
-            f"the inputs begin with the dimensions {shown}, not with {name!r}; give that name, or 'first' for a dimension "
-            "without a name"
+            f"the inputs begin with the dimensions {shown}, not with {name!r}; give one of these names, or 'first' for "
+            "a dimension without a name"
         )
 
 
 def _first_names(model: ModelProto, inputs: Iterable[TensorSpec]) -> set[str]:
-    """The names of the first dimensions; empty where there is none."""
+    """The names of the first dimensions; an empty name for a dimension without one."""
     values = {value.name: value for value in model.graph.input}
     return {_first_name(values[tensor.name]) for tensor in inputs}
 

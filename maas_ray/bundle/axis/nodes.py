@@ -1,4 +1,4 @@
-"""One node as the rules see it: its inputs as values, its attributes, and checks that most rules begin with."""
+"""A node for the rules: its inputs as values, its attributes, and the checks that most rules need."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +12,11 @@ class GraphNode:
     """An application of an operator.
 
     Args:
-        op: its name.
+        op: name of the operator.
         opset: version of its domain's operators.
-        inputs: in order; None for one that is left out.
+        inputs: in order; None for an omitted one.
         attributes: by name.
-        num_outputs: how many it has.
+        num_outputs: number of outputs.
         path: unique in the model, from which unknown sizes are named.
     """
 
@@ -45,7 +45,7 @@ class GraphNode:
         return int(self.attributes.get(name, default))
 
     def ints(self, name: str) -> list[int] | None:
-        """An attribute; None if it is left out."""
+        """An attribute; None if it is omitted."""
         found = self.attributes.get(name)
         return None if found is None else [int(each) for each in found]
 
@@ -62,48 +62,48 @@ class GraphNode:
         """An input.
 
         Raises:
-            Refusal: it is left out.
+            Refusal: it is omitted.
         """
         found = self.maybe(index)
         if found is None:
-            raise unsure(f"has no input number {index}")
+            raise unsure(f"has no input {index}")
         return found
 
     def data(self, index: int = 0) -> Value:
-        """An input as numbers to compute with, not as sizes.
+        """An input as data, not as sizes.
 
         Raises:
-            Refusal: its elements depend on the number of rows, or on the place of a row.
+            Refusal: its elements depend on the number of rows, or on the index of a row.
         """
         found = self.input(index)
         if found.by_rows:
             raise Refusal("uses the number of rows as a value")
         if found.is_position or found.by_place or any(found.parts):
-            raise Refusal("uses the place of a row in the run as a value")
+            raise Refusal("uses the index of a row in the run as a value")
         return found
 
     def common(self, *indices: int) -> None:
-        """Refuses rows, and what depends on their number, in these inputs where they are given."""
+        """Rejects rows, and values that depend on their number, in these inputs if they are given."""
         for index in indices:
             found = self.maybe(index)
             if found is not None and not found.is_common:
-                raise unsure(f"takes rows as input number {index}, for which no rule is known")
+                raise unsure(f"takes rows as input {index}, for which there is no rule")
 
     def numbers(self, index: int) -> tuple[Number, ...] | None:
-        """The elements of an input that says sizes, axes or the like; None if it is left out or they are not known.
+        """The elements of an input with sizes, axes or the like; None if it is omitted or they are unknown.
 
         Raises:
-            Refusal: it holds rows.
+            Refusal: it contains rows.
         """
         found = self.maybe(index)
         if found is None:
             return None
         if found.axis is not None:
-            raise Refusal("takes a size or a place from a row, which would hold for all of them")
+            raise Refusal("takes a size or an index from a row, which would apply to all rows")
         return found.numbers
 
     def known(self, index: int) -> list[int] | None:
-        """As `numbers`, where all of them are plain integers; None if the input is left out.
+        """As `numbers`, if all of them are plain integers; None if the input is omitted.
 
         Raises:
             Refusal: they are not.
@@ -113,47 +113,47 @@ class GraphNode:
         numbers = self.numbers(index)
         found = None if numbers is None else [whole(number) for number in numbers]
         if found is None or any(each is None for each in found):
-            raise unsure(f"computes its axes or places (input number {index}) while it runs")
+            raise unsure(f"computes its axes or indices (input {index}) at run time")
         return [each for each in found if each is not None]
 
     def size(self, number: Number, key: str) -> Size:
         """An element of a shape as a size.
 
         Raises:
-            Refusal: it depends on the number of rows in a way that is not known.
+            Refusal: it depends on the number of rows in an unknown way.
         """
         if isinstance(number, Size):
             return number
         if number is Unknown.BY_ROWS:
-            raise Refusal("makes a size out of the number of rows")
+            raise Refusal("computes a size from the number of rows")
         return self.name(key)
 
     def apart(self, value: Value, axis: int) -> int:
-        """Normalizes an axis that is worked along.
+        """Normalizes an axis that the operator works along.
 
         Raises:
             Refusal: the rows are in that dimension.
         """
         axis = axis + value.rank if axis < 0 else axis
         if axis == value.axis:
-            raise Refusal(f"works along dimension {axis}, across the rows")
+            raise Refusal(f"operates along dimension {axis}, across the rows")
         return axis
 
     def before(self, value: Value, axis: int) -> int:
-        """Normalizes an axis from which on all dimensions are worked along.
+        """Normalizes an axis, from which on the operator works along all dimensions.
 
         Raises:
-            Refusal: the rows are in one of those.
+            Refusal: the rows are in one of those dimensions.
         """
         axis = axis + value.rank if axis < 0 else axis
         if value.axis is not None and value.axis >= axis:
-            raise Refusal(f"works along the dimensions from {axis} on, across the rows")
+            raise Refusal(f"operates along the dimensions from {axis} on, across the rows")
         return axis
 
     def leading(self, value: Value) -> Value:
-        """Refuses rows that are not in the first dimension of a value."""
+        """Rejects rows that are not in the first dimension of a value."""
         if value.axis not in (None, 0):
-            raise Refusal(f"works along dimension {value.axis}, across the rows")
+            raise Refusal(f"operates along dimension {value.axis}, across the rows")
         return value
 
     def broadcast(self, *values: Value) -> Value:
@@ -161,23 +161,23 @@ class GraphNode:
         return broadcast(values, self.name)
 
     def refuse_sized(self, numbers: Sequence[Number]) -> None:
-        """Refuses numbers that depend on how many rows there are."""
+        """Rejects numbers that depend on the number of rows."""
         if any(map(depends_on_rows, numbers)):
             raise Refusal("uses the number of rows as a value")
 
 
 def resized(value: Value, sizes: Sequence[Size], *, axis: int | None = None) -> Value:
-    """The same rows in another shape; `axis` where they are in another dimension than before."""
+    """The same rows in another shape; `axis`: their new dimension, if it differs."""
     return replace(value, shape=tuple(sizes), axis=value.axis if axis is None else axis, content=None, parts=())
 
 
 def typed(value: Value, dtype: int) -> Value:
-    """The same with another datatype."""
+    """The same value with another datatype."""
     return replace(value, dtype=dtype)
 
 
 def plain(value: Value) -> Value:
-    """The same sizes and rows, without what is known of the elements."""
+    """The same sizes and rows, without known elements."""
     return replace(value, content=None, parts=(), is_position=False)
 
 
@@ -187,4 +187,4 @@ def cut(sizes: Sizes, axis: int) -> list[Size]:
 
 
 Rule = Callable[[GraphNode], list[Value]]
-"""What is known of the outputs of a node; raises `Refusal` where its rows are not known to be kept apart."""
+"""Derives the properties of a node's outputs; raises `Refusal` if its rows are not known to be independent."""

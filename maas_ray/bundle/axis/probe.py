@@ -1,6 +1,6 @@
-"""Runs a graph on rows together, alone and repeated, and compares: a second check that knows nothing of operators.
+"""Runs a graph on rows together, alone and repeated, and compares the results: a check independent of operators.
 
-What it can see, it may veto; where all rows give the same, or the graph refuses the values, it has shown nothing.
+A difference is a veto; if all rows give the same result, or the graph rejects the values, the check shows nothing.
 """
 
 import time
@@ -16,39 +16,39 @@ from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Signature, TensorSpec
 
 Run = Callable[[Mapping[str, Array], int], Mapping[str, Array]]
-"""Runs a number of rows; raises any exception for values that the graph refuses."""
+"""Runs a number of rows; raises any exception for values that the graph rejects."""
 
 FREE_SIZES = (3, 1, 8, 32, 64, 224)
-"""Sizes that are tried for variable dimensions until the graph takes one."""
+"""Sizes that are tried for variable dimensions until the graph accepts one."""
 BUDGET_S = 2.0
-"""No further probe is begun after this time; the first one is always made."""
+"""No further probe starts after this time; the first one always runs."""
 _COUNTS = (3, 2, 5, 4)
 _ALONE_RTOL = 1e-2
-"""Kernels for different numbers of rows round differently; what mixes rows is seldom that close."""
+"""Kernels for different numbers of rows round differently; mixed rows are rarely that close."""
 _REPEATED_RTOL = 1e-4
-"""The same kernels on the same numbers of rows: a row's place and value are the same, only the others differ."""
+"""The same kernels on the same numbers of rows: a row's index and value are the same, only the other rows differ."""
 _LARGEST = 127
-"""Every datatype of integers holds it."""
+"""Every integer datatype can represent it."""
 _WORDS = ("a", "red", "Zebra 7", "", "12", "0.5", "true", "the quick brown fox", "ü", "x,y")
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes have shown."""
+    """The result of the probes."""
 
     told_apart: int = 0
-    """Probes whose rows gave different answers, none of which changed with the rows beside it."""
+    """Number of probes whose rows gave different results, none of which changed with the other rows."""
     difference: str = ""
-    """What changed, where something did."""
+    """Description of a changed result; empty: no change."""
 
 
 def probe(run: Run, signature: Signature, seed: int = 0) -> Probed:
     """Compares rows run together with the same rows alone, and among copies of themselves.
 
     Args:
-        run: of the graph.
-        signature: whose inputs all begin with the batch dimension.
-        seed: of the values.
+        run: runs the graph.
+        signature: a signature whose inputs all begin with the batch dimension.
+        seed: seed of the values.
     """
     until = time.perf_counter() + BUDGET_S
     told_apart, suspicions = 0, 0
@@ -61,7 +61,7 @@ def probe(run: Run, signature: Signature, seed: int = 0) -> Probed:
         found = _look(run, signature, inputs)
         told_apart += found.told_apart
         if found.difference:
-            # Whole numbers may flip where two scores are nearly equal, but not twice.
+            # Integers may flip if two scores are nearly equal, but not twice.
             suspicions += 1
             if suspicions > 1 or not found.difference.startswith(_FLIP):
                 return Probed(told_apart, found.difference.removeprefix(_FLIP))
@@ -69,7 +69,7 @@ def probe(run: Run, signature: Signature, seed: int = 0) -> Probed:
 
 
 _FLIP = "?"
-"""Begins a difference that rounding could explain."""
+"""Prefix of a difference that rounding could explain."""
 
 
 def _look(run: Run, signature: Signature, inputs: Mapping[str, Array]) -> Probed:
@@ -81,7 +81,7 @@ def _look(run: Run, signature: Signature, inputs: Mapping[str, Array]) -> Probed
     flip = ""
     for name, array in together.items():
         if array.shape[:1] != (count,) or any(alone[name].shape != (1, *array.shape[1:]) for alone in rows):
-            return Probed(0, f"output {name!r} has other sizes for {count} rows than for each alone")
+            return Probed(0, f"output {name!r} has other sizes for {count} rows than for each row alone")
         for row, alone in enumerate(rows):
             if differs(array[row : row + 1], alone[name], _ALONE_RTOL):
                 text = f"output {name!r} of a row differs between {count} rows and the row alone"
@@ -96,7 +96,7 @@ def _look(run: Run, signature: Signature, inputs: Mapping[str, Array]) -> Probed
             if copies[name].shape != array.shape or differs(
                 array[row : row + 1], copies[name][row : row + 1], _REPEATED_RTOL
             ):
-                return Probed(0, f"output {name!r} of a row changes with the rows beside it")
+                return Probed(0, f"output {name!r} of a row changes with the other rows")
     is_told = any(
         any(differs(array[:1], array[row : row + 1], 0.0) for row in range(1, count))
         for array in together.values()
@@ -113,7 +113,7 @@ Draw = Callable[[TensorSpec, tuple[int, ...]], Array]
 
 
 def _accepted(run: Run, draw: tuple[Signature, Draw], count: int) -> dict[str, Array] | None:
-    """Values of sizes that the graph takes; None if it takes none of those tried."""
+    """Values with sizes that the graph accepts; None if it accepts none of the tried sizes."""
     signature, values = draw
     has_free = any(-1 in tensor.shape[1:] for tensor in signature.required)
     for free in FREE_SIZES if has_free else (1,):
@@ -121,7 +121,7 @@ def _accepted(run: Run, draw: tuple[Signature, Draw], count: int) -> dict[str, A
             tensor.name: values(tensor, (count, *(free if size == -1 else size for size in tensor.shape[1:])))
             for tensor in signature.required
         }
-        with suppress(Exception):  # a refusal of these values says nothing about others
+        with suppress(Exception):  # the graph may accept other values
             run(inputs, count)
             run({name: array[:1] for name, array in inputs.items()}, 1)
             return inputs
@@ -129,7 +129,7 @@ def _accepted(run: Run, draw: tuple[Signature, Draw], count: int) -> dict[str, A
 
 
 def value_kinds(signature: Signature, seed: int) -> Iterator[tuple[Signature, Draw]]:
-    """Ways to draw values, from those that most graphs take to those that show most."""
+    """Kinds of random values, from those that most graphs accept to those that are most informative."""
     random = np.random.default_rng(seed)
     for scale, low, high in ((1.0, 1, 4), (-3.0, 0, 2), (100.0, 2, 100), (1e-3, 1, 127), (1e4, 1, 10)):
 
@@ -144,7 +144,7 @@ def value_kinds(signature: Signature, seed: int) -> Iterator[tuple[Signature, Dr
                 return bfloat16.from_float32((random.random(shape) * scale).astype(np.float32))
             dtype = NUMPY[tensor.datatype]
             if dtype.kind == "f":
-                # The first kind lies between 0 and 1, as probabilities and pixels do.
+                # The first kind is between 0 and 1, as are probabilities and pixels.
                 drawn = random.random(shape) if scale == 1.0 else random.standard_normal(shape)
                 return (drawn * scale).astype(dtype)
             return random.integers(low, min(high, _LARGEST), shape).astype(dtype)

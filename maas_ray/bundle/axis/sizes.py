@@ -1,8 +1,8 @@
-"""Sizes that are known, named or a product of both, and what a small tensor of such sizes holds. Knows no operator.
+"""Symbolic sizes: known numbers, names or products of both, and elements of small tensors. Independent of operators.
 
-A size is a monomial: a whole number times named unknowns, one of which is the number of rows, `ROWS`. Products, and
-quotients that come out even, are exact; everything else about a size is unknown but for one thing: whether it depends
-on the number of rows.
+A size is a monomial: an integer times named unknowns, one of which is the number of rows, `ROWS`. Products, and
+quotients without remainder, are exact; of every other result only one property is known: whether it depends on the
+number of rows.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 ROWS = "#rows"
-"""The name of the number of rows; no name in a graph begins like this."""
+"""The name of the number of rows; no name in a graph has this prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Size:
 
     @property
     def is_number(self) -> bool:
-        """Whether nothing about it is unknown."""
+        """Whether it is a known number."""
         return not self.names
 
     @property
     def num_rows(self) -> int:
-        """The power of the number of rows in it."""
+        """The exponent of the number of rows."""
         return self.names.count(ROWS)
 
     def times(self, other: "Size") -> "Size":
@@ -36,7 +36,7 @@ class Size:
         return product((self, other))
 
     def over(self, other: "Size") -> "Size | None":
-        """The quotient, if it is a size; None where it does not come out even, or by names that are not in it."""
+        """The quotient, if it is a size; None if there is a remainder, or the divisor has other names."""
         if not other.number or self.number % other.number:
             return None
         rest = Counter(self.names)
@@ -51,7 +51,7 @@ BATCH = Size(1, (ROWS,))
 
 
 def product(sizes: Iterable[Size]) -> Size:
-    """The product of all; 1 of none."""
+    """The product of all sizes; 1 for no sizes."""
     number = 1
     names: list[str] = []
     for size in sizes:
@@ -64,7 +64,7 @@ class Unknown(Enum):
     """A number that is not known."""
 
     SAME = "same"
-    """It is the same whatever the number of rows."""
+    """It does not depend on the number of rows."""
     BY_ROWS = "by rows"
     """It may depend on the number of rows."""
 
@@ -74,12 +74,12 @@ Number = Size | float | Unknown
 
 
 def depends_on_rows(number: Number) -> bool:
-    """Whether it may differ with the number of rows."""
+    """Whether it may depend on the number of rows."""
     return number is Unknown.BY_ROWS or (isinstance(number, Size) and number.num_rows > 0)
 
 
 def unknown(*numbers: Number) -> Unknown:
-    """What is known of a number that was computed of these in a way that keeps nothing else."""
+    """The unknown result of a computation with these numbers."""
     return Unknown.BY_ROWS if any(map(depends_on_rows, numbers)) else Unknown.SAME
 
 

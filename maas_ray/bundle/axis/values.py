@@ -1,4 +1,4 @@
-"""What the analysis knows of a tensor: its sizes, and where in it the rows of the callers are. Knows no operator."""
+"""Abstract values of tensors in the analysis: sizes, and the dimension of the rows. Independent of operators."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,15 +8,15 @@ from maas_ray.bundle.axis.sizes import BATCH, ONE, Number, Size, Unknown, depend
 
 Sizes = tuple[Size, ...]
 MAX_KNOWN = 64
-"""Elements of the largest tensor whose numbers are followed: sizes, axes, pads and scales are that small."""
+"""Maximum elements of a tensor whose numbers are tracked: sizes, axes, pads and scales are that small."""
 
 
 class Refusal(Exception):
     """An operator is not known to keep rows apart.
 
     Args:
-        text: what it does, as the end of a sentence that begins with the node.
-        is_across: whether it is known to compute across the rows; otherwise nothing is known.
+        text: description, as the end of a sentence that begins with the node.
+        is_across: whether it is known to compute across rows; otherwise nothing is known.
     """
 
     def __init__(self, text: str, *, is_across: bool = True) -> None:
@@ -26,35 +26,35 @@ class Refusal(Exception):
 
 
 def unsure(text: str) -> Refusal:
-    """A refusal for want of knowledge."""
+    """A refusal because of missing knowledge."""
     return Refusal(text, is_across=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that is the same for every caller, or holds rows, or depends on the number of rows.
+    """A tensor that is the same for every caller, or contains rows, or depends on the number of rows.
 
-    Where it holds rows, element number `i` of dimension `axis` belongs to row `(i // inner) % ROWS`, and depends on no
-    other row. Sizes without the number of rows are the same for requests that share a run.
+    If it contains rows, element `i` of dimension `axis` belongs to row `(i // inner) % ROWS`, and depends on no other
+    row. Sizes without the number of rows are the same for requests that share a run.
     """
 
     shape: Sizes | None = None
-    """None: not even the rank is known."""
+    """None: even the rank is unknown."""
     axis: int | None = None
-    """The dimension that holds the rows; None: no row is in it."""
+    """The dimension of the rows; None: it contains no rows."""
     inner: Size = ONE
     content: tuple[Number, ...] | None = None
     """The elements of a small tensor without rows, in order."""
     by_rows: bool = False
-    """It holds no row, but its elements may depend on the number of rows: fit for sizes, not for data."""
+    """It contains no rows, but its elements may depend on the number of rows: valid as sizes, not as data."""
     dtype: int = 0
     """`TensorProto.DataType`; 0 is unknown."""
     is_position: bool = False
-    """Each row holds its own number, counted from 0: fit to take rows by, not for data."""
+    """Each row contains its own index, counted from 0: valid for gathering rows, not as data."""
     by_place: bool = False
-    """Its elements were computed from the places of rows: its shape is of use, its elements are not."""
+    """Its elements were computed from the indices of rows: its shape is valid, its elements are not."""
     parts: tuple[bool, ...] = ()
-    """Of indices, by component: whether it is the row's own number."""
+    """For indices, by component: whether it is the row's own index."""
 
     @property
     def is_common(self) -> bool:
@@ -83,7 +83,7 @@ class Value:
 
     @property
     def numbers(self) -> tuple[Number, ...] | None:
-        """The elements of a small tensor without rows; None where not even their count is known."""
+        """The elements of a small tensor without rows; None if even their count is unknown."""
         if self.content is not None or self.axis is not None or self.shape is None:
             return self.content
         count = 1
@@ -113,7 +113,7 @@ def held(shape: Sequence[Size], content: Sequence[Number] | None, dtype: int = 0
 
 
 def spread(shape: Sequence[Size], dtype: int = 0) -> Value:
-    """A tensor filled with one number; where its shape contains the number of rows, each row has its part.
+    """A tensor filled with one number; if its shape contains the number of rows, each row has its part.
 
     Raises:
         Refusal: the number of rows is in it more than once.
@@ -123,19 +123,19 @@ def spread(shape: Sequence[Size], dtype: int = 0) -> Value:
         return Value(tuple(shape), dtype=dtype)
     inner = shape[axes[0]].over(BATCH)
     if len(axes) > 1 or inner is None or inner.num_rows:
-        raise Refusal("makes a tensor whose size grows with the square of the number of rows")
+        raise Refusal("creates a tensor whose size grows with the square of the number of rows")
     return Value(tuple(shape), axes[0], inner, dtype=dtype)
 
 
 Namer = Callable[[str], Size]
-"""Gives an unknown size of a node its name: the same for the same key."""
+"""Names an unknown size of a node: the same name for the same key."""
 
 
 def broadcast(values: Sequence[Value], name: Namer) -> Value:
-    """The sizes and rows of elementwise results, by numpy's rule.
+    """The sizes and rows of elementwise results, with NumPy's broadcasting.
 
     Raises:
-        Refusal: an element of the result would depend on several rows, or on the place of a row in the run.
+        Refusal: an element of the result would depend on several rows, or on the index of a row in the run.
     """
     with_rows = [value for value in values if value.axis is not None]
     if any(value.shape is None for value in values):
@@ -156,15 +156,17 @@ def broadcast(values: Sequence[Value], name: Namer) -> Value:
             sizes.discard(ONE)
             if len(sizes) > 1:
                 shown = ", ".join(str(size.number) for size in sizes if size.is_number)
-                raise Refusal(f"spreads a tensor {f'of {shown} entries ' if shown else ''}over the rows by their place")
+                raise Refusal(
+                    f"broadcasts a tensor {f'of {shown} entries ' if shown else ''}over the rows by their index"
+                )
             shape.append(sizes.pop())
         else:
             shape.append(_joint(sizes, partial(name, f"broadcast {place}")))
     if not with_rows:
         return Value(tuple(shape))
-    # A row may be alone in its run, so no size of 1 is mistaken for the dimension of the rows.
+    # A run may have one row, so a size of 1 must not be confused with the dimension of the rows.
     if any(value.axis is None and _reaches(value, rank, places) for value in values):
-        raise Refusal("spreads a tensor over the rows by their place")
+        raise Refusal("broadcasts a tensor over the rows by their index")
     inner = {value.inner for value in with_rows}
     if len(inner) > 1:
         raise Refusal("combines rows that are laid out differently")
@@ -172,7 +174,7 @@ def broadcast(values: Sequence[Value], name: Namer) -> Value:
 
 
 def _reaches(value: Value, rank: int, places: set[int]) -> bool:
-    """Whether a tensor without rows has more than one entry where the rows are."""
+    """Whether a tensor without rows has more than one entry in the dimension of the rows."""
     return any(place >= rank - value.rank and value.sizes[place - rank + value.rank] != ONE for place in places)
 
 
@@ -187,14 +189,14 @@ def _joint(sizes: set[Size], other: Callable[[], Size]) -> Size:
 
 
 def join(first: Known, second: Known, name: Namer) -> Known:
-    """What holds for either of two tensors: the results of two branches, or of two turns of a loop."""
+    """The common properties of two tensors: the results of two branches, or of two iterations of a loop."""
     if isinstance(first, Mixed) or first == second:
         return first
     if isinstance(second, Mixed):
         return second
     marks = [(value.axis, value.inner, value.is_position, value.by_place) for value in (first, second)]
     if marks[0] != marks[1]:
-        return Mixed("holds rows in one case and not, or elsewhere, in another", is_across=False)
+        return Mixed("contains rows in one case, but not, or in another dimension, in another case", is_across=False)
     by_rows = first.by_rows or second.by_rows
     if first.shape is None or second.shape is None or first.rank != second.rank:
         if first.axis is not None:

@@ -1,4 +1,4 @@
-"""Walks a graph, its subgraphs and local functions node by node, and says of each tensor where its rows are."""
+"""Walks a graph, its subgraphs and local functions node by node, and derives each tensor's dimension of the rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -26,13 +26,13 @@ from maas_ray.bundle.axis.values import MAX_KNOWN, Known, Mixed, Refusal, Value,
 Env = dict[str, Known]
 
 MAX_STEPS = 200_000
-"""Most nodes visited, counting the bodies of loops and functions at each visit; a larger graph is not analyzed."""
+"""Maximum visited nodes, counting the bodies of loops and functions at each visit; larger graphs are not analyzed."""
 MAX_DEPTH = 24
 """Nesting of subgraphs and functions."""
 
 
 def read_tensor(tensor: TensorProto) -> Value:
-    """What is known of a constant: all of it where it is small."""
+    """The abstract value of a constant, with its elements if it is small."""
     shape = [Size(size) for size in tensor.dims]
     count = int(np.prod(tensor.dims, dtype=np.int64)) if tensor.dims else 1
     if count > MAX_KNOWN or len(shape) > 1 or tensor.data_type in (TensorProto.STRING, TensorProto.BFLOAT16):
@@ -40,7 +40,7 @@ def read_tensor(tensor: TensorProto) -> Value:
     try:
         array = numpy_helper.to_array(tensor)
         numbers = [float(each) for each in array.ravel().tolist()]
-    except Exception:  # a datatype of a few bits, or bytes that do not fit; the inspection has looked at those
+    except Exception:  # a datatype of a few bits, or bytes that do not fit, which the inspection reports
         return Value(tuple(shape), dtype=tensor.data_type)
     is_whole = array.dtype.kind in "iub"
     exact = array.ravel().tolist() if is_whole else numbers
@@ -60,8 +60,8 @@ class Walk:
         """The outputs of the main graph.
 
         Args:
-            graph: its nodes in an order in which they can be run.
-            inputs: by name; other inputs have defaults, which callers may replace.
+            graph: graph with its nodes in execution order.
+            inputs: by name; other inputs have defaults, which callers may override.
         """
         env: Env = dict(inputs)
         defaults = {value.name for value in graph.input}
@@ -95,11 +95,11 @@ class Walk:
                 results = self._node(proto, env, opsets, given, f"{path}{index}.", depth)
             except Refusal as refusal:
                 results = [Mixed(f"{title} {refusal.text}", refusal.is_across)] * len(proto.output)
-            except Exception as error:  # a form that the rule does not know: nothing is known of the result
+            except Exception as error:  # a form that the rule does not support: nothing is known about the result
                 results = [Mixed(f"{title} has a form that cannot be analyzed ({type(error).__name__})", False)] * len(
                     proto.output
                 )
-            results += [Mixed(f"{title} has more outputs than are known of it", False)] * (
+            results += [Mixed(f"{title} has more outputs than its rule defines", False)] * (
                 len(proto.output) - len(results)
             )
             for name, result in zip(proto.output, results, strict=False):
@@ -158,7 +158,7 @@ class Walk:
         except Exception:
             if has_rows:
                 raise
-            # Whatever it computes of what is the same for all is the same for all.
+            # A result that is computed only from values that are the same for all rows is the same for all rows.
             by_rows = any(value.by_rows for value in given)
             return [Value(by_rows=by_rows)] * node.num_outputs
 
@@ -180,13 +180,13 @@ class Walk:
     def _body(
         self, graph: GraphProto, inputs: Sequence[Known], env: Env, opsets: Mapping[str, int], path: str, depth: int
     ) -> list[Known]:
-        """The outputs of a subgraph, which also sees the tensors around it."""
+        """The outputs of a subgraph, which can also use the tensors of the enclosing graph."""
         inner = {**env, **{value.name: known for value, known in zip(graph.input, inputs, strict=False)}}
         return self._graph(graph, inner, opsets, path, depth + 1)
 
 
 def _missing(name: str) -> Mixed:
-    return Mixed(f"tensor {name!r} is not made before it is used", False)
+    return Mixed(f"tensor {name!r} is not defined before it is used", False)
 
 
 def _constant(node: GraphNode) -> Value:

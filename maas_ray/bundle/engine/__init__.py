@@ -1,1 +1,1 @@
-"""Running a graph with onnxruntime, and knowing how long a run takes."""
+"""Runs graphs with onnxruntime, and estimates how long a run takes."""

@@ -1,11 +1,11 @@
-"""Runs of fixed sizes in fixed buffers, which is what CUDA graphs need. Knows no queue and no warm-up.
+"""Runs with fixed sizes in fixed buffers, as CUDA graphs need them. Independent of queues and warm-up.
 
-A CUDA graph repeats the same kernels on the same addresses: the kernels' launches, which are most of a small model's
-time on a GPU, become one. So a batch is padded to the next bucket, copied into that bucket's device buffers, run by
-I/O binding under the bucket's graph id, and cut again.
+A CUDA graph repeats the same kernels on the same addresses: the kernel launches, which take most of a small model's
+time on a GPU, become one. So a batch is padded to the next bucket, copied into that bucket's device buffers, run with
+I/O binding under the bucket's graph id, and its padding is removed.
 
-**Not run on a GPU by this project's tests.** They run everything here on CPU buffers (padding, cutting, that no row
-leaks, reuse of buffers); that onnxruntime captures and replays is taken from its documentation
+**Not tested on a GPU.** The tests run this module on CPU buffers (padding, removal of padding, isolation of rows, reuse
+of buffers); that onnxruntime captures and replays graphs is taken from its documentation
 (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html, "Using CUDA Graphs").
 """
 
@@ -19,11 +19,11 @@ from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Signature
 
 GRAPH_ID = "gpu_graph_id"
-"""Run option: runs of one id share a captured graph; -1 captures nothing."""
+"""Run option: runs with one id share a captured graph; -1 disables capturing."""
 
 
 def can_be_fixed(signature: Signature) -> bool:
-    """Whether nothing but the number of rows varies, and every tensor can lie on a device."""
+    """Whether only the number of rows varies, and every tensor can be on a device."""
     tensors = (*signature.inputs, *signature.outputs)
     has_optional = len(signature.required) < len(signature.inputs)
     return (
@@ -37,8 +37,8 @@ class Buckets:
     """The buckets of one session; one run at a time.
 
     Args:
-        session: of a graph for which `can_be_fixed` holds.
-        signature: of the graph.
+        session: session of a graph for which `can_be_fixed` is true.
+        signature: signature of the graph.
         sizes: numbers of rows.
         device: `cuda`, or `cpu` in tests.
     """
@@ -53,26 +53,26 @@ class Buckets:
         self._buffers: dict[int, _BoundBuffers] = {}
 
     def size_for(self, num_rows: int) -> int | None:
-        """The smallest bucket that holds so many rows; None if none does."""
+        """The smallest bucket for `num_rows` rows; None: there are more rows than in the largest bucket."""
         place = bisect_left(self.sizes, num_rows)
         return self.sizes[place] if place < len(self.sizes) else None
 
     def run(self, inputs: Mapping[str, Array], num_rows: int) -> dict[str, Array]:
-        """Runs in the smallest bucket; the first run of a bucket takes its buffers (and, on a GPU, captures).
+        """Runs in the smallest bucket; the first run of a bucket allocates its buffers (and, on a GPU, captures).
 
         Args:
             inputs: every input of the signature, `num_rows` rows each.
-            num_rows: not more than the largest bucket.
+            num_rows: at most the largest bucket.
 
         Returns:
-            Every output, `num_rows` rows each, in memory of its own.
+            Every output, `num_rows` rows each, as copies.
 
         Raises:
-            ValueError: more rows than the largest bucket holds.
+            ValueError: there are more rows than in the largest bucket.
         """
         size = self.size_for(num_rows)
         if size is None:
-            raise ValueError(f"{num_rows} rows are more than the largest bucket {self.sizes[-1]}")
+            raise ValueError(f"{num_rows} rows exceed the largest bucket, {self.sizes[-1]}")
         buffers = self._buffers.get(size)
         if buffers is None:
             graph_id = 1 + self.sizes.index(size)
@@ -109,7 +109,7 @@ class _BoundBuffers:
     def run(self, inputs: Mapping[str, Array], num_rows: int) -> dict[str, Array]:
         for name, staging in self._staging.items():
             staging[:num_rows] = inputs[name]
-            staging[num_rows:] = 0  # never the rows of an earlier caller: they could fail this one's run
+            staging[num_rows:] = 0  # never rows of an earlier caller: they could make this run fail
             self._inputs[name].update_inplace(staging)
         self._binding.synchronize_inputs()
         self._session.run_with_iobinding(self._binding, self._options)

@@ -1,4 +1,4 @@
-"""Runs a bundle's graph with onnxruntime, and knows how long a run takes. Knows no queue, no loop and no protocol."""
+"""Runs a bundle's graph with onnxruntime, and estimates run times. Independent of queues, event loops and protocols."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,37 +33,38 @@ log = get_logger(__name__)
 
 _REFUSED = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 PROBE = "probe"
-"""The stage of a load in which rows are run together and alone."""
+"""Name of the load stage in which rows are run together and alone."""
 _NODE_FAILED = "returned while running"
-"""How onnxruntime begins when a node refuses what it is given: other sizes than it can combine, an impossible shape."""
+"""Prefix of onnxruntime's message when a node rejects its inputs: incompatible sizes, an impossible shape."""
 _OURS = ("alloc", "out of memory", "CUDA", "CUDNN", "CUBLAS", "TensorRT", "terminate flag")
-"""Words in the message of a node that failed for want of something that the machine has to give."""
+"""Words in the message of a node that failed because of missing resources of the machine."""
 
 
 class EngineSpec(Spec):
-    """How one model version uses the machine."""
+    """Resources of one model version."""
 
     threads: int = 1
-    """Threads of one run; by default the replica's CPUs. More than the replica owns makes every run slower."""
+    """Threads per run; by default the replica's CPUs. More threads than the replica's CPUs make every run slower."""
     instances: PositiveInt = 1
-    """Runs at the same time; they share the threads."""
+    """Number of concurrent runs; they share the threads."""
     gpus: float = 0.0
-    """GPUs that the replica owns; without any, only the CPU provider is tried."""
+    """GPUs of the replica; without GPUs, only the CPU provider is used."""
     warmup_rows: tuple[int, ...] = (1, 8)
-    """Numbers of rows that are run before the version is ready, for a graph with a batch dimension."""
+    """Numbers of rows of the warm-up runs, for a graph with a batch dimension."""
     warmup_runs: int = 3
-    """Runs of each number of rows; the fastest seeds the latency estimate."""
+    """Warm-up runs per number of rows; the fastest seeds the latency estimate."""
     warmup_budget_s: float = 5.0
-    """No further number of rows is begun after this time; larger ones are then estimated in proportion."""
+    """Time after which no further number of rows is started; larger numbers are then estimated proportionally."""
     cuda_graph_rows: tuple[PositiveInt, ...] = ()
-    """Numbers of rows to which batches are padded and captured as CUDA graphs; empty: none. See buckets.py, also for
-    what has not been run on a GPU."""
+    """Numbers of rows to which batches are padded and captured as CUDA graphs; empty: no CUDA graphs. Not tested on a
+    GPU, see buckets.py."""
 
     @model_validator(mode="after")
     def _one_stream_of_graphs(self) -> Self:
         if self.cuda_graph_rows and self.instances > 1:
             raise ValueError(
-                f"cuda_graph_rows with {self.instances} instances: a captured graph has one set of buffers, use 1 stream"
+                f"cuda_graph_rows needs 1 instance, because a captured graph has one set of buffers; there are "
+                f"{self.instances} instances: set instances to 1, or remove cuda_graph_rows"
             )
         return self
 
@@ -74,13 +75,13 @@ class Engine:
     Args:
         bundle: a verified bundle; its graph is inspected before onnxruntime sees it.
         spec: threads, GPUs and warm-up.
-        skip: names of warm-up values that are not tried, and `probe` where rows are not probed.
-        known: what an earlier load of the same bundle found: the graph is not analyzed and probed again.
-        on_stage: is told `session` once there is one, then the name of each kind of warm-up values, then `probe`.
+        skip: names of warm-up values to skip, and `probe` to skip probing rows.
+        known: result of an earlier load of the same bundle, so that the graph is not analyzed and probed again.
+        on_stage: called with `session` once it exists, then the name of each kind of warm-up values, then `probe`.
 
     Raises:
-        BundleError: the graph is not servable, cannot be made into a session, or refuses the values that were recorded
-            with it. A refusal of values that are made up is no error: there is no warm-up then.
+        BundleError: the graph is not servable, cannot be loaded into a session, or rejects its recorded values. A
+            rejection of synthetic values is not an error: there is then no warm-up.
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class Engine:
         spec = spec or EngineSpec()
         self.signature: Signature
         self.not_merged_because: str
-        """Why rows of different requests do not share a run; empty where they do."""
+        """Reason why rows of different requests do not share a run; empty if they do."""
         self.not_padded_because: str = ""
-        """Why requests of different sizes do not, where the signature states a dimension for it."""
+        """Reason why requests of different sizes do not share a run, if the signature states a padded dimension."""
         if known is None:
             self.signature, self.not_merged_because, self.hazards = _analyzed(bundle)
         else:
@@ -108,9 +109,9 @@ class Engine:
             )
             self.not_padded_because = known.not_padded_because
         self.has_free_sizes = has_free_sizes(self.signature)
-        """Whether rows alone do not say how large a run is."""
+        """Whether the size of a run depends on more than the number of rows."""
         self.is_bounded = self.hazards.is_value_bounded and not self.hazards.has_loops
-        """Whether the sizes of a run decide how long it takes, not its values."""
+        """Whether the duration of a run depends on its sizes only, not on its values."""
         self.latency = self._new_latency()
         self.instances = spec.instances
         self.threads = max(1, spec.threads)
@@ -123,14 +124,14 @@ class Engine:
         if spec.cuda_graph_rows:
             self._use_buckets(bundle.id, spec)
         self.warmed_with = ""
-        """Which values the first runs were made with; empty: the graph refuses all that were tried."""
+        """Name of the values of the first runs; empty: the graph rejects all tried values."""
         on_stage("session")
         self._warm_up(bundle, spec, skip, on_stage, known)
         if known is None:
             self._probe(bundle.id, PROBE not in skip and not self.hazards.can_trap, on_stage)
         padded = self.signature.padded
         self.padding: Padding | None = None if padded is None or self.not_padded_because else Padding(padded)
-        """How requests of different sizes may share a run; None: they do not."""
+        """Padding by which requests of different sizes share a run; None: they do not."""
 
     @property
     def can_merge(self) -> bool:
@@ -141,13 +142,13 @@ class Engine:
         """Runs the graph once.
 
         Args:
-            inputs: every input of the signature, of its dtype; BYTES as object arrays of `str`.
+            inputs: every input of the signature, with its dtype; BYTES as object arrays of `str`.
 
         Returns:
             Every output by name; freshly allocated, so that the caller may keep or change it.
 
         Raises:
-            BadRequest: the graph refuses these values (for instance an index outside its table).
+            BadRequest: the graph rejects these values (for instance an index outside its table).
             EngineFailed: the run failed for another reason; the cause is chained.
         """
         return self.timed_run(inputs, _num_rows(inputs))[0]
@@ -155,12 +156,12 @@ class Engine:
     def timed_run(
         self, inputs: Mapping[str, Array], num_rows: int, stop: StopSignal | None = None
     ) -> tuple[dict[str, Array], float]:
-        """As `run`, for who knows the number of rows and wants the seconds that it took.
+        """As `run`, for a known number of rows; also returns the seconds of the run.
 
         Args:
             inputs: as for `run`.
-            num_rows: their rows.
-            stop: ends the run early, at the next node of the graph; None: nothing does.
+            num_rows: number of rows.
+            stop: signal to stop the run early, at the next node of the graph; None: no signal.
 
         Raises:
             RunStopped: `stop` was set.
@@ -177,18 +178,18 @@ class Engine:
                 run_s = time.perf_counter() - started
                 if run_s > self.latency.estimate_s(num_rows, form):  # it would have taken at least as long
                     self.latency.record(num_rows, run_s, form)
-                raise RunStopped("the run was ended, since nobody waited for it any more") from error
+                raise RunStopped("the run was canceled") from error
             if _is_refusal(error):
                 raise BadRequest(self._refusal(inputs)) from error
             raise EngineFailed(
-                "the model failed while it ran on these inputs; the replica's log has the cause"
+                "the model failed while it ran on these inputs; see the replica's log for the cause"
             ) from error
         run_s = time.perf_counter() - started
         self.latency.record(num_rows, run_s, form)
         return outputs, run_s
 
     def form_of(self, inputs: Mapping[str, Array]) -> Form:
-        """The sizes of a run beyond its rows; nothing where no size is free."""
+        """The sizes of a run other than its rows; empty if no size is free."""
         return form_of(inputs, has_rows=self.signature.is_batched) if self.has_free_sizes else ()
 
     def _new_latency(self) -> LatencyModel | FormLatencies:
@@ -205,29 +206,29 @@ class Engine:
         feed = inputs if type(inputs) is dict else dict(inputs)
         try:
             results: Sequence[Array] = self._session.run(self._outputs, feed, options)
-        except UnicodeError:  # strings that are no UTF-8, given or computed
+        except UnicodeError:  # input or output strings that are not UTF-8
             return strings.run(self._session, self._outputs, feed)
         return dict(zip(self._outputs, results, strict=True))
 
     def _refusal(self, inputs: Mapping[str, Array]) -> str:
-        """Names the inputs that disagree on a size which they share by its name in the graph."""
+        """Names inputs that differ in a size that the graph declares equal by name."""
         declared = {node.name: node.shape for node in self._session.get_inputs()}
         if clash := disagreement(declared, inputs):
-            return f"the model refuses these values: {clash}; send equal sizes"
-        return "the model refuses these values; compare shapes and values with the model's metadata"
+            return f"the model rejects these values: {clash}; send equal sizes"
+        return "the model rejects these values; compare shapes and values with the model's metadata"
 
     def _use_buckets(self, bundle_id: str, spec: EngineSpec) -> None:
         if self.providers[0] != CUDA:
-            log.warning("bundle %s: no CUDA graphs, the graph runs on %s", bundle_id, self.providers[0])
+            log.warning("bundle %s: no CUDA graphs, because the graph runs on %s", bundle_id, self.providers[0])
         elif not can_be_fixed(self.signature):
-            log.warning("bundle %s: no CUDA graphs, more than the number of rows varies, or it has strings", bundle_id)
+            log.warning("bundle %s: no CUDA graphs, because it has free sizes other than rows, or strings", bundle_id)
         else:
             self._buckets = Buckets(self._session, self.signature, spec.cuda_graph_rows)
         self._options = ort.RunOptions()
         self._options.add_run_config_entry(GRAPH_ID, "-1")
 
     def close(self) -> None:
-        """Gives the session and its memory back, whoever still refers to this object; a run in progress ends first."""
+        """Releases the session and its memory, even if this object is still referenced; waits for a run in progress."""
         self._session = None
 
     def _warm_up(
@@ -238,7 +239,7 @@ class Engine:
         on_stage: Callable[[str], None],
         known: Nature | None,
     ) -> None:
-        """First runs allocate and choose kernels; nobody should wait for them. A graph may refuse all values."""
+        """Executes the first runs before requests: they allocate and select kernels. A graph may reject all values."""
         until = time.perf_counter() + spec.warmup_budget_s
         recorded = (
             [] if bundle.sample is None else [repeated(read_sample(bundle.sample, self.signature), self.signature)]
@@ -248,20 +249,22 @@ class Engine:
                 continue
             on_stage(guess.name)
             try:
-                self.latency = self._first_runs(guess, spec, until)  # forgets the cold runs
+                self.latency = self._first_runs(guess, spec, until)  # discards the cold runs
             except MaasError as error:
                 if guess in recorded:
                     raise BundleError(
-                        f"bundle {bundle.id} fails its warm-up run with the values that were recorded with it; give "
-                        "others, or export it again"
+                        f"bundle {bundle.id} fails its warm-up run with its recorded values; give another sample, or "
+                        "export it again"
                     ) from error
-                log.info("bundle %s refuses %s: %s", bundle.id, guess.name, error.__cause__ or error)
+                log.info("bundle %s rejects %s: %s", bundle.id, guess.name, error.__cause__ or error)
                 if time.perf_counter() > until:
                     break
             else:
                 self.warmed_with = guess.name
                 return
-        log.warning("bundle %s: no warm-up, it refuses all values that were made up; give it a sample", bundle.id)
+        log.warning(
+            "bundle %s: no warm-up, because it rejects all synthetic values; import it with a sample", bundle.id
+        )
 
     def _first_runs(self, guess: Guess, spec: EngineSpec, until: float) -> LatencyModel | FormLatencies:
         measured = self._new_latency()
@@ -289,18 +292,18 @@ class Engine:
         if not self.can_merge:
             self.not_padded_because = self.not_merged_because
         elif not can_run:
-            self.not_padded_because = "values of ours could end the process, so it cannot be proven"
+            self.not_padded_because = "it cannot be verified, because synthetic values could crash the process"
         else:
             _, self.not_padded_because = prove(self._run, self.signature)
         if self.not_padded_because:
             log.warning("bundle %s: requests are not padded: %s", bundle_id, self.not_padded_because)
 
     def _probed(self, bundle_id: str) -> str:
-        """What speaks against merging although the graph was found to keep its rows apart; normally nothing."""
+        """A measured difference that prevents merging although the analysis found independent rows; normally empty."""
         difference = probe(self._run, self.signature).difference
         if difference:
             log.error(
-                "bundle %s: %s, although no operator is known to mix rows; please report it", bundle_id, difference
+                "bundle %s: %s, although no operator is known to mix rows; please report this", bundle_id, difference
             )
         return difference
 
@@ -313,7 +316,7 @@ def _analyzed(bundle: Bundle) -> tuple[Signature, str, Hazards]:
 
 def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.InferenceSession:
     options = session_options(max(1, spec.threads))
-    # Spinning threads take the CPU away from the loop that feeds them.
+    # Spinning threads would take CPU time from the event loop that feeds them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen = choose_providers(
         spec.gpus,
@@ -326,16 +329,18 @@ def _session(bundle: Bundle, signature: Signature, spec: EngineSpec) -> ort.Infe
         session = ort.InferenceSession(bundle.graph, options, providers=chosen)
     except Exception as error:
         raise BundleError(
-            f"onnxruntime cannot make a session of bundle {bundle.id}: {str(error).splitlines()[0]}"
+            f"onnxruntime cannot load bundle {bundle.id}: {str(error).splitlines()[0]}; export it again"
         ) from error
     if missing := [name for name, _ in chosen if name not in session.get_providers()]:
-        log.warning("bundle %s: %s cannot be used on this machine; its libraries are missing", bundle.id, missing)
-    session._model_bytes = None  # kept only to make the session again on other providers; doubles what a model takes
+        log.warning(
+            "bundle %s: %s cannot be used on this machine, because its libraries are missing", bundle.id, missing
+        )
+    session._model_bytes = None  # kept only to recreate the session on other providers; doubles a model's memory
     return session
 
 
 def _stoppable(stop: StopSignal, has_graphs: bool) -> ort.RunOptions:
-    """Options of one run, which alone they may end: one that has just ended must not take the next one with it."""
+    """Options of one run, so that a late stop signal cannot stop the next run."""
     options = ort.RunOptions()
     if has_graphs:
         options.add_run_config_entry(GRAPH_ID, "-1")
@@ -344,7 +349,7 @@ def _stoppable(stop: StopSignal, has_graphs: bool) -> ort.RunOptions:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether it was the values: the nodes have run before, on blank rows, so one that fails now does not like these."""
+    """Whether the values caused the error: the nodes have run before on other values, so these values made one fail."""
     if isinstance(error, _REFUSED):
         return True
     text = str(error)

@@ -1,8 +1,8 @@
-"""How long runs take where more than the number of rows varies: one curve per form. Knows no engine and no queue.
+"""Estimates run times of graphs with free sizes other than rows: one latency curve per form. Independent of engines.
 
-The *form* of a run is what its sizes are beyond its rows. The time of a graph with free sizes may grow with any power of
-them (attention: with the square of a length), so a form that was measured counts for itself, and one that was not is
-estimated from its two neighbors by size, along the power that lies between them.
+The *form* of a run is its sizes other than its rows. The time of a graph with free sizes may grow with any power of
+them (attention: with the square of a length), so a measured form has its own curve, and any other form is estimated
+from its two neighbors by size, along the power law through them.
 """
 
 import math
@@ -15,16 +15,16 @@ from maas_ray.bundle.engine.latency import LatencyModel
 from maas_ray.bundle.format import Signature
 
 Form = tuple[object, ...]
-"""Equal for runs whose sizes are equal but for their rows."""
+"""Equal for runs whose sizes other than rows are equal."""
 
 MAX_FORMS = 256
-"""Forms that are remembered; callers choose them. Past it the oldest is forgotten."""
+"""Maximum number of stored forms, which callers choose. Beyond it the oldest is removed."""
 _STEEPEST = 2.0
-"""Highest power of the size with which an unknown form is expected to take longer than its neighbors."""
+"""Maximum exponent of the power law for an unknown form."""
 
 
 def has_free_sizes(signature: Signature) -> bool:
-    """Whether the sizes of an input are not known once its number of rows is."""
+    """Whether an input has a free size other than its number of rows."""
     first = 1 if signature.is_batched else 0
     return any(-1 in tensor.shape[first:] for tensor in signature.inputs)
 
@@ -34,7 +34,7 @@ def form_of(inputs: Mapping[str, Array], *, has_rows: bool) -> Form:
 
     Args:
         inputs: every input.
-        has_rows: whether the first dimension counts rows, which are no part of the form.
+        has_rows: whether the first dimension counts rows, which are not part of the form.
     """
     if has_rows:
         return tuple([array.shape[1:] for array in inputs.values()])
@@ -42,15 +42,15 @@ def form_of(inputs: Mapping[str, Array], *, has_rows: bool) -> Form:
 
 
 class FormLatencies:
-    """Seconds per run by form and number of rows; the methods of a `LatencyModel`, with the form as one more argument.
+    """Seconds per run by form and number of rows; the methods of `LatencyModel`, with the form as additional argument.
 
-    `record` may be called from the engine's threads while the loop reads: a lost update is one run less.
+    The engine's threads may call `record` while the event loop reads: a lost update only loses one run.
     """
 
     def __init__(self) -> None:
         self._curves: dict[Form, LatencyModel] = {}
         self._by_size: list[tuple[int, Form]] = []
-        """Elements per row and form, ascending; replaced, never changed: another thread may be reading it."""
+        """Elements per row and form, ascending; replaced, never modified, because another thread may be reading it."""
 
     def record(self, num_rows: int, seconds: float, form: Form = ()) -> None:
         """Adds one measured run."""
@@ -70,7 +70,7 @@ class FormLatencies:
         return curve is not None and curve.has_measured(num_rows)
 
     def estimate_s(self, num_rows: int, form: Form = ()) -> float:
-        """Expected seconds of a run; infinity while nothing was measured."""
+        """Expected seconds of a run; infinity before the first measurement."""
         curve = self._curves.get(form)
         if curve is not None:
             return curve.estimate_s(num_rows)
@@ -84,7 +84,7 @@ class FormLatencies:
 
 
 def _neighbors(by_size: list[tuple[int, Form]], size: int) -> list[tuple[int, Form]]:
-    """The nearest form of each side, or the two nearest of one side; ascending."""
+    """The nearest form on each side, or the two nearest on one side; ascending."""
     place = bisect_left(by_size, size, key=lambda entry: entry[0])
     first = max(0, min(place - 1, len(by_size) - 2))
     return by_size[first : first + 2]

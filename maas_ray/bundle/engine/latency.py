@@ -1,4 +1,4 @@
-"""How long a run of n rows takes, learned from the runs that were made. Knows no engine, no clock and no deadline."""
+"""Estimates the time of a run of n rows from measured runs. Independent of engines, clocks and deadlines."""
 
 import math
 from bisect import bisect_left
@@ -6,13 +6,13 @@ from operator import attrgetter
 
 _SMOOTHING = 0.1
 _MOST_PER_RUN = 2.0
-"""A run counts as at most so many times its estimate: a hiccup moves it by a tenth, a lasting change in 25 runs."""
+"""A run counts as at most this many times its estimate: outliers change it by a tenth, lasting changes 25 runs."""
 _MOST_PER_ROW = 1.25
-"""Twice the rows are believed to take at most 2.5 times as long: two runs would do, but caches have ends."""
+"""Twice the rows are estimated to take at most 2.5 times as long: two runs take twice as long; caches are limited."""
 _NEWS = 0.1
-"""Relative change of a size's mean that is worth a new curve."""
+"""Relative change of a size's mean that triggers a new curve."""
 _MAX_READ = 4096
-"""Most points of a curve that are remembered: numbers of rows are the callers' choice."""
+"""Maximum number of cached points of a curve, because callers choose the numbers of rows."""
 
 
 class _Size:
@@ -28,12 +28,12 @@ class _Size:
 class LatencyModel:
     """Seconds per run by number of rows, t(n): a curve through the moving means of each power of two.
 
-    The curve does not fall with n, and does not rise much faster than in proportion. Where means contradict that, the
-    more recently measured one wins: what was learned of a size that is no longer run is kept as far as it fits what
-    is. Below the smallest size measured the curve is level (a run has a fixed cost); above the largest it goes on in
-    proportion, which is as long as more runs would take.
+    The curve does not decrease with n, and does not rise much faster than proportionally. If means contradict this, the
+    more recent measurement wins: measurements of sizes that are no longer run are kept as far as they fit recent ones.
+    Below the smallest measured size the curve is constant (a run has a fixed cost); above the largest it continues
+    proportionally, as several runs would.
 
-    `record` may be called from the engine's threads while the loop reads: a lost update is one run less.
+    The engine's threads may call `record` while the event loop reads: a lost update only loses one run.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class LatencyModel:
         self._num_runs = 0
 
     def record(self, num_rows: int, seconds: float, form: object = ()) -> None:
-        """Adds one measured run. Of a model with one curve all runs have the same `form`; see forms.py."""
+        """Adds one measured run. All runs of a model with one curve have the same `form`; see forms.py."""
         self._num_runs += 1
         bucket = num_rows.bit_length()
         size = self._sizes.get(bucket)
@@ -50,7 +50,7 @@ class LatencyModel:
             seconds = min(seconds, _MOST_PER_RUN * self.estimate_s(num_rows))
             size = _Size()
             size.rows, size.seconds = num_rows, seconds
-            self._sizes = {**self._sizes, bucket: size}  # a new table: another thread may be walking the old one
+            self._sizes = {**self._sizes, bucket: size}  # a new dict: another thread may be iterating over the old one
         else:
             share = max(_SMOOTHING, 1.0 / (size.num_runs + 1))
             size.rows += share * (num_rows - size.rows)
@@ -66,10 +66,10 @@ class LatencyModel:
         return num_rows.bit_length() in self._sizes
 
     def estimate_s(self, num_rows: int, form: object = ()) -> float:
-        """Expected seconds of a run; infinity while nothing was measured."""
+        """Expected seconds of a run; infinity before the first measurement."""
         known = self._curve.get(num_rows)
         if known is None:
-            curve = self._curve  # before the means are read: what changes them meanwhile starts another one
+            curve = self._curve  # read before the means: a concurrent change of them starts another curve
             if len(curve) >= _MAX_READ:
                 curve.clear()
             known = curve[num_rows] = _read(_knots(self._sizes), num_rows)
@@ -77,7 +77,7 @@ class LatencyModel:
 
 
 def _knots(sizes: dict[int, _Size]) -> list[tuple[float, float]]:
-    """Points (rows, seconds) of the curve, the most recently measured first in their say."""
+    """Points (rows, seconds) of the curve; the most recent measurements take precedence."""
     knots: list[tuple[float, float]] = []
     for size in sorted(sizes.values(), key=attrgetter("seen"), reverse=True):
         rows, seconds = size.rows, size.seconds

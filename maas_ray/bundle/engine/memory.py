@@ -1,9 +1,9 @@
-"""Memory that was freed goes back to the operating system, which the C library does not do by itself. Knows no model.
+"""Returns freed memory to the operating system, which the C library does not do by itself. Independent of models.
 
-glibc serves blocks below a limit from heaps of its own, one per thread, raises that limit up to 32 MiB whenever a large
-block is freed, and cannot shrink the heap of a thread other than the first one. Measured: ten loads and unloads of a
-model of 100 MiB leave 366 MiB behind, and 17 MiB if `malloc_trim` is called; six of one of 24 MiB leave 165 MiB in
-spite of that call, more with each turn, and 17 MiB if its large blocks are kept out of the heaps as well.
+glibc allocates blocks below a limit from per-thread heaps, raises that limit up to 32 MiB whenever a large block is
+freed, and cannot shrink the heap of a thread other than the first one. Measured: ten loads and unloads of a model of
+100 MiB leave 366 MiB allocated, and 17 MiB if `malloc_trim` is called; six of a model of 24 MiB leave 165 MiB despite
+that call, more with each cycle, and 17 MiB if its large blocks are also kept out of the heaps.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE_BYTES = 1 << 20
-"""Blocks of this size get a mapping of their own while a model is loaded: Linux allows a process 65,530 of them."""
+"""Blocks of this size get a separate mapping while a model is loaded: Linux allows a process 65,530 mappings."""
 USUAL_BYTES = 32 << 20
-"""What glibc itself ends at: buffers of requests and runs come from the heaps, without a page fault for each page."""
+"""glibc's own maximum: buffers of requests and runs come from the heaps, without a page fault for each page."""
 
 _lock = threading.Lock()
 _num_inside = 0
@@ -33,7 +33,7 @@ _malloc_trim, _mallopt = _find("malloc_trim"), _find("mallopt")
 
 
 def return_to_system() -> None:
-    """Gives back what was freed; does nothing where the C library has no such function (only glibc has).
+    """Returns freed memory; does nothing if the C library has no such function (only glibc has it).
 
     It takes up to 10 ms, with the interpreter's lock released: call it in a thread.
     """
@@ -43,9 +43,9 @@ def return_to_system() -> None:
 
 @contextmanager
 def large_blocks_apart() -> Iterator[None]:
-    """Large blocks that are taken inside go back to the system in the moment in which they are freed, whenever that is.
+    """Large blocks that are allocated inside are returned to the system as soon as they are freed, at any time.
 
-    The setting is the whole process's: what other threads take meanwhile costs them a few microseconds more.
+    The setting affects the whole process: allocations of other threads meanwhile take a few microseconds longer.
     """
     if _malloc_trim is None or _mallopt is None:  # another library's mallopt may mean something else
         yield

@@ -1,7 +1,7 @@
-"""Requests of different sizes in one run: each padded to the longest, its answer cut back. Knows no queue and no graph.
+"""Pads requests of different sizes to share a run, and removes the padding from their results. Independent of queues.
 
-The model takes a mask that says what is padding, and its signature says which dimension that is. Whether the answers
-stay the same is proven at each load, by `prove`.
+The model takes a mask that marks padding, and its signature states the padded dimension. Each load verifies with
+`prove` that padding does not change the results.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +14,20 @@ from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import PaddedAxis, Signature
 
 _LENGTHS = (3, 7, 5)
-"""Sizes of the dimension in the proof; the other variable dimensions are 4."""
+"""Sizes of the dimension in the verification; other variable dimensions are 4."""
 _FREE = 4
 _RTOL = 1e-2
-"""Sums over more elements round differently; what does not look at the mask is seldom that close."""
+"""Sums over more elements round differently; results that ignore the mask are rarely that close."""
 _NUM_PROOFS = 3
 
 Tensors = Mapping[str, Array]
 
 
 class Padding:
-    """How requests of a model are padded.
+    """The padding of a model's requests.
 
     Args:
-        spec: the dimension, as the signature states it.
+        spec: the padded dimension in the signature.
     """
 
     def __init__(self, spec: PaddedAxis) -> None:
@@ -42,9 +42,9 @@ class Padding:
         return int(inputs[self._mask].shape[self._mask_axis])
 
     def form(self, inputs: Tensors) -> tuple[tuple[int, ...], ...]:
-        """Sizes beyond the rows that requests need to have in common: the dimension counts as the next power of two.
+        """Sizes other than rows that requests must have in common: the dimension counts as the next power of two.
 
-        So a run is at most twice as long as the request that waits for it.
+        So a run is at most twice as long as each of its requests.
         """
         bound = 1 << max(0, self.length(inputs) - 1).bit_length()
         found = []
@@ -54,12 +54,12 @@ class Padding:
         return tuple(found)
 
     def agrees(self, inputs: Tensors) -> bool:
-        """Whether the dimension is as long in every input that has it."""
+        """Whether the dimension has the same size in every input that has it."""
         length = self.length(inputs)
         return all(inputs[name].shape[axis] == length for name, axis in self._inputs.items())
 
     def merge(self, requests: Sequence[Tensors]) -> dict[str, Array]:
-        """The rows of all requests, padded to the longest."""
+        """Concatenates the rows of all requests, padded to the longest."""
         longest = max(map(self.length, requests))
         merged: dict[str, Array] = {}
         for name in requests[0]:
@@ -72,11 +72,11 @@ class Padding:
         return merged
 
     def own(self, inputs: Tensors, outputs: Tensors, start: int, stop: int) -> dict[str, Array]:
-        """The answer to one request: its rows, each as long as it was sent.
+        """The result of one request: its rows, without padding.
 
         Args:
-            inputs: of the request.
-            outputs: of the run.
+            inputs: inputs of the request.
+            outputs: outputs of the run.
             start: its first row in the run.
             stop: the row after its last one.
         """
@@ -93,11 +93,11 @@ def prove(run: Run, signature: Signature) -> tuple[Padding | None, str]:
     """Compares padded rows with the same rows alone.
 
     Args:
-        run: of the graph, whose rows were found to be kept apart.
-        signature: with or without a dimension that may be padded.
+        run: runs the graph, whose rows were found to be independent.
+        signature: signature with or without a padded dimension.
 
     Returns:
-        How requests may be padded, or None and the reason; no reason where nothing is stated.
+        The padding, or None and the reason; an empty reason if the signature states no padded dimension.
     """
     if signature.padded is None:
         return None, ""
@@ -107,7 +107,7 @@ def prove(run: Run, signature: Signature) -> tuple[Padding | None, str]:
         try:
             alone = [run(request, 1) for request in requests]
             together = run(padding.merge(requests), len(requests))
-        except Exception as error:  # other values may be taken
+        except Exception as error:  # the graph may accept other values
             refusal = str(error).splitlines()[0] if str(error) else type(error).__name__
             continue
         for place, (request, right) in enumerate(zip(requests, alone, strict=True)):
@@ -124,7 +124,7 @@ def prove(run: Run, signature: Signature) -> tuple[Padding | None, str]:
         if num_shown == _NUM_PROOFS:
             return padding, ""
     if not num_shown:
-        return None, f"the graph refuses the rows with which padding would be proven ({refusal})"
+        return None, f"the graph rejects the rows for the verification of padding ({refusal})"
     return padding, ""
 
 

@@ -1,12 +1,12 @@
-"""A word to a run in progress that nobody waits for it any more. Knows no engine: whoever runs says what ends the run."""
+"""A signal to stop a run in progress that is no longer needed. The runner registers the action that stops it."""
 
 from collections.abc import Callable
 
 
 class StopSignal:
-    """Said by one thread (`set`), heard by the one that runs (`tell`).
+    """Set by one thread (`set`), received by the thread that runs (`tell`).
 
-    Each side writes its own field before it reads the other's, so under the interpreter's lock none misses the other.
+    Each side writes its own field before it reads the other's, so under the GIL neither side misses the other.
     """
 
     __slots__ = ("_end", "is_set")
@@ -16,14 +16,14 @@ class StopSignal:
         self._end: Callable[[], None] | None = None
 
     def set(self) -> None:
-        """Nobody waits for the run. It ends at the next node of its graph, or before it has begun."""
+        """Stops the run at the next node of its graph, or before it has started."""
         self.is_set = True
         end = self._end
         if end is not None:
             end()
 
     def tell(self, end: Callable[[], None]) -> None:
-        """Says what ends the run; called at once if that is wanted already.
+        """Registers the action that stops the run; calls it at once if the signal is already set.
 
         Args:
             end: may be called from another thread, and more than once.

@@ -1,7 +1,7 @@
-"""Values for a version's first runs: those that were recorded with it, else such as many graphs take. Runs nothing.
+"""Values for a version's first runs: recorded values, else synthetic values that many graphs accept. Runs nothing.
 
-A graph may refuse any values that somebody makes up (an index outside its table, a size that it cannot resize to), so
-a refusal says nothing about the graph.
+A graph may reject any synthetic values (an index outside its table, a size that it cannot resize to), so a rejection is
+not an error of the graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,24 +15,24 @@ from maas_ray.bundle.datatypes import NUMPY, Array
 from maas_ray.bundle.format import Signature, TensorSpec
 
 FREE_SIZES = (1, 8, 32, 224)
-"""Tried for sizes other than the number of rows that are not fixed; an image model refuses an image of one pixel."""
+"""Tried for free sizes other than the number of rows; an image model rejects an image of one pixel."""
 MAX_ELEMENTS = 4 << 20
-"""Most elements of an input that is made up."""
+"""Maximum elements of a synthetic input."""
 
 Values = dict[str, Array]
 
 
 class Guess(NamedTuple):
-    """One kind of values."""
+    """One kind of input values."""
 
     name: str
-    """For people."""
+    """Name of the kind, for messages."""
     values: Callable[[int], Values]
-    """The inputs of a run of so many rows."""
+    """Returns the inputs of a run with the given number of rows."""
 
 
 def guesses(signature: Signature) -> Iterator[Guess]:
-    """Kinds of values to try in turn, the most harmless first, until the graph takes one."""
+    """Kinds of values to try in order, the most harmless first, until the graph accepts one."""
     is_batched = signature.is_batched
     is_free = any(-1 in (t.shape[1:] if is_batched else t.shape) for t in signature.required)
     for size in FREE_SIZES if is_free else (1,):
@@ -48,7 +48,7 @@ def guesses(signature: Signature) -> Iterator[Guess]:
 
 
 def repeated(sample: Values, signature: Signature) -> Guess:
-    """Values that were recorded; their rows are repeated for runs of more."""
+    """Recorded values; their rows are repeated for larger runs."""
 
     def make(num_rows: int) -> Values:
         if not signature.is_batched:
@@ -73,7 +73,7 @@ def _zeros(tensor: TensorSpec, shape: tuple[int, ...]) -> Array:
 
 def _ones(tensor: TensorSpec, shape: tuple[int, ...]) -> Array:
     if tensor.datatype == "BYTES":
-        return np.full(shape, "1", dtype=object)  # reads as a number as well
+        return np.full(shape, "1", dtype=object)  # also valid as a number
     if tensor.datatype == "BF16":
         return bfloat16.from_float32(np.ones(shape, np.float32))
     return np.ones(shape, dtype=NUMPY[tensor.datatype])

@@ -1,1 +1,1 @@
-"""An ONNX graph before anything runs it: inspection, hazards, external data, local functions."""
+"""Static checks of ONNX graphs: inspection, hazards, external data, local functions."""

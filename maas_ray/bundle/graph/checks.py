@@ -1,7 +1,7 @@
-"""Checks an ONNX graph before any session is made of it: a bundle is data from elsewhere. Runs no node.
+"""Checks an ONNX graph before a session is created from it, because a bundle is untrusted data. Runs no node.
 
-Refused: what the onnx checker refuses, weights outside the file, operators of other domains (they may be native
-code), tensors whose bytes are not what their shape says, and a graph that is not what the signature declares.
+Rejected: graphs that the onnx checker rejects, weights outside the file, operators of other domains (they may be native
+code), tensors whose bytes do not match their shape, and graphs that do not match the signature.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,20 +30,20 @@ _KINDS = {
 
 
 def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
-    """Checks that a graph is safe to load and is what its signature declares.
+    """Checks that a graph is safe to load and matches its signature.
 
     Args:
         graph: the serialized `ModelProto`.
-        signature: what the bundle's description promises to callers.
+        signature: signature in the bundle's description.
 
     Returns:
-        The model, for further looks.
+        The model, for further checks.
 
     Raises:
-        BundleError: the first thing that is wrong, with the name of the node, tensor or input.
+        BundleError: the first error, with the name of the node, tensor or input.
     """
     if not graph or len(graph) > MAX_GRAPH_BYTES:
-        raise BundleError(f"the graph has {len(graph)} bytes; a servable one has 1 to {MAX_GRAPH_BYTES}")
+        raise BundleError(f"the graph has {len(graph)} bytes; a servable graph has 1 to {MAX_GRAPH_BYTES} bytes")
     try:
         model = onnx.load_model_from_string(graph)
     except Exception as error:  # protobuf's classes differ between its implementations
@@ -57,19 +57,21 @@ def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
         if not is_known and function_of(node) not in local:
             raise BundleError(
                 f"node {node.name!r} is {node.domain}::{node.op_type}; only operators of the domains ai.onnx and "
-                "ai.onnx.ml and a list of com.microsoft's are served, export the model without that operator"
+                "ai.onnx.ml and some of com.microsoft are supported; export the model without this operator"
             )
     for tensor in tensors_of(model):
         _check_tensor(tensor)
-    # Only now: the checker would follow the paths of external data.
+    # Only after the checks above: the checker would follow the paths of external data.
     with _undomained_apart(model):
         try:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as error:
-            raise BundleError(f"the onnx checker refuses the graph: {str(error).splitlines()[0]}") from error
+            raise BundleError(
+                f"the onnx checker rejects the graph: {str(error).splitlines()[0]}; export the model again"
+            ) from error
     defaults = _defaults(model)
     if wrong := [tensor.name for tensor in signature.inputs if tensor.optional and tensor.name not in defaults]:
-        raise BundleError(f"input {wrong[0]!r} is declared optional, but has no default value in the graph")
+        raise BundleError(f"input {wrong[0]!r} is declared optional but has no default value in the graph")
     declared = {tensor.name for tensor in signature.inputs}
     # Bundles of earlier versions do not declare inputs with default values.
     given = [value for value in model.graph.input if value.name in declared or value.name not in defaults]
@@ -79,17 +81,17 @@ def inspect_graph(graph: bytes, signature: Signature) -> ModelProto:
 
 
 def signature_of(graph: bytes) -> Signature:
-    """The signature as the graph itself states it; sizes that are variable or unknown are -1.
+    """The signature that the graph itself declares; variable or unknown sizes are -1.
 
     Raises:
-        BundleError: an input or output is not a tensor of a datatype that can be served, or has no shape.
+        BundleError: an input or output is not a tensor of a supported datatype, or has no shape.
     """
     try:
         model = onnx.load_model_from_string(graph)
     except Exception as error:
         raise BundleError("the graph is not an ONNX model: its bytes cannot be decoded") from error
     defaults = _defaults(model)
-    # Before IR version 4 every constant had to be an input, and onnxruntime lets nobody replace it.
+    # Before IR version 4 every constant had to be an input, which onnxruntime does not allow to be overridden.
     hidden = defaults if model.ir_version < _FIRST_IR_WITH_DEFAULTS else frozenset()
     inputs = [value for value in model.graph.input if value.name not in hidden]
     return Signature(
@@ -109,13 +111,13 @@ def _spec(value: ValueInfoProto, what: str, *, is_optional: bool = False) -> Ten
     if (kind_of_value := value.type.WhichOneof("value")) != "tensor_type":
         raise BundleError(
             f"{what} {value.name!r} is a {_KINDS.get(kind_of_value or '', 'value of an unknown type')}; the protocol "
-            f"carries tensors only: export the model so that this {what} is one"
+            f"supports only tensors; export the model so that this {what} is a tensor"
             + (" (for the classifiers of scikit-learn and onnxmltools: zipmap=False)" if what == "output" else "")
         )
     shape = _shape(value)
     if shape is None:
         raise BundleError(
-            f"{what} {value.name!r} has no shape in the graph; give it one (--shape {value.name}=-1,3), or export the "
+            f"{what} {value.name!r} has no shape in the graph; set it (--shape {value.name}=-1,3), or export the "
             "model with shapes"
         )
     kind = ONNX.get(value.type.tensor_type.elem_type)
@@ -129,20 +131,22 @@ def _compare(what: str, declared: Iterable[TensorSpec], found: Iterable[ValueInf
     specs = {spec.name: spec for spec in declared}
     values = {value.name: value for value in found}
     if specs.keys() != values.keys():
-        raise BundleError(f"the signature declares the {what}s {sorted(specs)}, the graph has {sorted(values)}")
+        raise BundleError(f"the signature declares the {what}s {sorted(specs)}; the graph has {sorted(values)}")
     for name, value in values.items():
         spec = specs[name]
         kind = ONNX.get(value.type.tensor_type.elem_type)
         if not value.type.HasField("tensor_type") or kind not in NUMPY:
-            raise BundleError(f"{what} {name!r} is not a tensor of a datatype that can be served; export it as FP32")
+            raise BundleError(f"{what} {name!r} is not a tensor of a supported datatype; export it as FP32")
         if kind != spec.datatype:
-            raise BundleError(f"{what} {name!r} is declared {spec.datatype}, in the graph it is {kind}")
+            raise BundleError(f"{what} {name!r} is declared as {spec.datatype}, but is {kind} in the graph")
         shape = _shape(value)
         fits = shape is None or (
             len(shape) == len(spec.shape) and all(a is None or a == b for a, b in zip(shape, spec.shape, strict=True))
         )
         if not fits:
-            raise BundleError(f"{what} {name!r} is declared {list(spec.shape)}, in the graph it is {shape}")
+            raise BundleError(
+                f"{what} {name!r} is declared with the shape {list(spec.shape)}, but has {shape} in the graph"
+            )
 
 
 def _shape(value: ValueInfoProto) -> list[int | None] | None:
@@ -166,13 +170,13 @@ def _check_tensor(tensor: TensorProto) -> None:
         size = 2 if kind == "BF16" else NUMPY[kind].itemsize
         if len(tensor.raw_data) != prod(tensor.dims) * size:
             raise BundleError(
-                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and datatype {kind} holds "
+                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and datatype {kind} has "
                 f"{len(tensor.raw_data)} bytes instead of {prod(tensor.dims) * size}"
             )
 
 
 def _graphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
-    """The bodies of loops and conditions, however deep."""
+    """The bodies of loops and conditions at any depth."""
     for node in nodes:
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.type == AttributeProto.GRAPH else list(attribute.graphs)
@@ -183,7 +187,7 @@ def _graphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
 
 @contextmanager
 def _undomained_apart(model: ModelProto) -> Iterator[None]:
-    """Moves onnxruntime's operators without a domain to its own one meanwhile, which ONNX's checker does not look into."""
+    """Temporarily moves onnxruntime's operators without a domain to its own domain, which ONNX's checker ignores."""
     found = [
         (node, node.domain)
         for node in _nodes(model)
@@ -215,7 +219,7 @@ def _nodes(model: ModelProto) -> Iterator[NodeProto]:
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor with bytes of its own: weights and attributes, in bodies and functions too."""
+    """Every tensor with data: weights and attributes, also in bodies and functions."""
     inner = [graph for function in model.functions for graph in _graphs(function.node)]
     for graph in (model.graph, *_graphs(model.graph.node), *inner):
         yield from graph.initializer

@@ -1,9 +1,9 @@
-"""The operators of onnxruntime's own domain `com.microsoft` that may be in a graph. A list with its rule; runs nothing.
+"""The supported operators of onnxruntime's own domain `com.microsoft`.
 
-On it: what onnxruntime's quantization tools and its optimizers write, and what computes tensors from tensors alone, by
-kernels that every build of onnxruntime has. Not on it: operators that open files or hold compiled code of a device
-(EPContext, Snpe, NchwC layouts), generators with subgraphs (BeamSearch, GreedySearch, Sampling), and those of training.
-None of them counts as safe from crashes (`operators.SAFE`): their kernels check less than those of ONNX itself.
+Included: operators that onnxruntime's quantization tools and optimizers write, and operators that compute tensors from
+tensors alone, with kernels in every build of onnxruntime. Excluded: operators that open files or contain compiled code
+for a device (EPContext, Snpe, NchwC layouts), generators with subgraphs (BeamSearch, GreedySearch, Sampling), and
+training operators. None of them counts as safe from crashes (`operators.SAFE`): their kernels check less than ONNX's.
 """
 
 DOMAIN = "com.microsoft"

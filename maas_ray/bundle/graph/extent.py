@@ -1,7 +1,7 @@
-"""How large a graph is once its functions are put in place, counted without doing that. Runs nothing.
+"""Computes the size of a graph with all functions inlined, without inlining them.
 
-onnxruntime puts the body of a function where each call is. Functions that call each other twice double the graph at each
-level, so 1.5 KB of them can stand for 16 million nodes.
+onnxruntime inlines the body of a function at each call. Functions that call each other twice double the graph at each
+level, so 1.5 KB of them can expand to 16 million nodes.
 """
 
 from collections.abc import Iterable
@@ -12,36 +12,36 @@ from maas_ray.bundle.graph.functions import function_of
 from maas_ray.errors import BundleError
 
 MAX_NODES = 100_000
-"""Nodes with all functions in place. onnxruntime makes a session of so many in some 10 s; a model of 100 layers has some
-thousands."""
+"""Maximum nodes with all functions inlined. onnxruntime creates a session with this many in about 10 s; a model of 100
+layers has a few thousand."""
 MAX_ENDS = 4096
-"""Inputs and outputs together; onnxruntime's time for them grows faster than their number."""
+"""Maximum number of inputs and outputs together; onnxruntime's time for them grows faster than their number."""
 
 
 def check_extent(model: ModelProto) -> None:
-    """Checks that a session can be made of a graph in reasonable time.
+    """Checks that a session can be created from a graph in reasonable time.
 
     Args:
-        model: whose functions do not call themselves (`check_functions`).
+        model: a model without recursive functions (`check_functions`).
 
     Raises:
-        BundleError: it has too many nodes, inputs or outputs; the message says how many.
+        BundleError: it has too many nodes, inputs or outputs; the message contains the number.
     """
     num_ends = len(model.graph.input) + len(model.graph.output)
     if num_ends > MAX_ENDS:
         raise BundleError(
-            f"the graph has {num_ends} inputs and outputs, at most {MAX_ENDS} are served; put columns into one tensor"
+            f"the graph has {num_ends} inputs and outputs; the limit is {MAX_ENDS}; combine columns into one tensor"
         )
     num_nodes = _count(model)
     if num_nodes > MAX_NODES:
         raise BundleError(
-            f"the graph has {num_nodes} nodes once its functions are put in place, at most {MAX_NODES} are served; "
+            f"the graph has {num_nodes} nodes with its functions inlined; the limit is {MAX_NODES}; "
             "export it with loops or with fewer layers"
         )
 
 
 def _count(model: ModelProto) -> int:
-    """Nodes of the main graph with all functions in place."""
+    """Number of nodes of the main graph with all functions inlined."""
     bodies = {(f.domain, f.name, f.overload): f.node for f in model.functions}
     own: dict[tuple[str, str, str], int] = {}
     calls: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}
@@ -50,7 +50,7 @@ def _count(model: ModelProto) -> int:
         calls[key] = [function_of(node) for node in flat if function_of(node) in bodies]
         own[key] = len(flat) - len(calls[key])
     known: dict[tuple[str, str, str], int] = {}
-    for start in bodies:  # callees first, without recursion of our own: a chain of functions may be long
+    for start in bodies:  # callees first, without recursion here: a chain of functions may be long
         waiting = [start]
         while waiting:
             key = waiting[-1]

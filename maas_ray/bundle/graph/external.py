@@ -1,10 +1,10 @@
-"""Reads an ONNX file and puts the weights that lie beside it inside. Runs nothing, and follows no path out of the folder.
+"""Reads an ONNX file and inlines its external data. Runs nothing, and follows no path outside the folder.
 
-This process only moves bytes: the model is decoded in child processes with limits, since a few bytes of a message may
-become very many in memory.
+This process only copies bytes: the model is decoded in child processes with limits, because a few bytes of a message
+may expand to very many in memory.
 
 External data is a file name, an offset and a length inside the model (onnx.proto3, `TensorProto.external_data`): all
-three come from whoever wrote the file, so they are checked before a byte is read.
+three are untrusted, so they are checked before a byte is read.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ from maas_ray.foreign.files import Unreadable, open_beside, open_file, open_fold
 
 WALL_S = 120.0
 BYTES_PER_S = 1 << 20
-"""Decoding may take `WALL_S`, and a second for so many bytes of the file."""
+"""The time limit for decoding is `WALL_S` plus a second per this many bytes of the file."""
 BASE_MEMORY_BYTES = 1 << 30
 FILE_FACTOR = 8
-"""Memory for decoding, and so many times the bytes of the file."""
+"""The memory limit for decoding is a constant plus this multiple of the file's bytes."""
 MAX_EXTERNAL = 50_000
-"""Tensors whose data lies beside the model."""
+"""Maximum number of tensors with external data."""
 MAX_OUTLINE_BYTES = 1 << 26
 _SPARE_BYTES = 1 << 16
 
@@ -45,12 +45,12 @@ class OnnxFile:
     sha256: str
     """Hex digest of the file followed by the files of its external data in the order of their names."""
     producer: str
-    """The program that wrote it, as the file says."""
+    """The program that wrote it, according to the file."""
 
 
 @dataclass(frozen=True)
 class _External:
-    """What a model says of a tensor whose data lies beside it."""
+    """The description of a tensor with external data."""
 
     name: str
     dims: tuple[int, ...]
@@ -62,12 +62,12 @@ def read_onnx(path: Path) -> OnnxFile:
     """Reads a model with its external data.
 
     Args:
-        path: the file; external data must lie in the same folder, as plain files and not as links.
+        path: the file; external data must be in the same folder, as plain files and not as links.
 
     Raises:
         NotFound: there is no such file.
-        BundleError: not an ONNX model, or its external data is not where or what it may be; the message names the
-            tensor and the reason.
+        BundleError: the file is not an ONNX model, or its external data is not valid; the message names the tensor and
+            the reason.
     """
     try:
         with open_folder(path.parent) as folder:
@@ -75,7 +75,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFound(f"there is no file {path}") from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read(path: Path, folder: int) -> OnnxFile:
@@ -102,11 +102,11 @@ def _call(function: str, blobs: Sequence[bytes], answer_bytes: int, what: str) -
     try:
         return confined.call(f"{__name__}:{function}", {"what": what}, blobs, limits, what=f"decoding {what}")
     except ConfinedError as error:
-        raise BundleError(f"{what} is not an ONNX model that can be decoded: {error}") from error
+        raise BundleError(f"cannot decode {what} as an ONNX model: {error}") from error
 
 
 def _read_beside(folder: int, tensors: Sequence[_External], left: int, seen: Callable[[bytes], object]) -> list[bytes]:
-    """The data of tensors, in their order, from files beside the model; `left` bytes at most."""
+    """Reads the data of tensors, in order, from external files; at most `left` bytes."""
     by_file: dict[str, list[int]] = {}
     for place, tensor in enumerate(tensors):
         by_file.setdefault(_location(tensor), []).append(place)
@@ -121,9 +121,9 @@ def _read_beside(folder: int, tensors: Sequence[_External], left: int, seen: Cal
 def _read_file(
     folder: int, name: str, tensors: list[_External], left: int, seen: Callable[[bytes], object]
 ) -> tuple[list[bytes], int]:
-    """Reads the data of tensors from a file beside the model; returns it, and how many bytes may still follow.
+    """Reads the data of tensors from an external file; returns it, and the remaining byte limit.
 
-    `seen` gets every byte of the file.
+    `seen` receives every byte of the file.
     """
     where = f"the file {name!r} with the data of tensor {tensors[0].name!r}"
     values = []
@@ -134,14 +134,14 @@ def _read_file(
                 left -= stop - start
                 if left < 0:
                     raise Unreadable(
-                        f"makes the model larger than {MAX_GRAPH_BYTES} bytes, the largest message of protocol "
+                        f"makes the model larger than {MAX_GRAPH_BYTES} bytes, the limit for a message of protocol "
                         "buffers; export the model in half precision or in parts"
                     )
                 values.append(opened.read(start, stop))
             for chunk in opened.chunks():
                 seen(chunk)
     except FileNotFoundError as error:
-        raise BundleError(f"{where} is missing; it must lie beside the model") from error
+        raise BundleError(f"{where} does not exist; it must be in the folder of the model") from error
     except Unreadable as error:
         raise BundleError(f"{where} {error}") from error
     return values, left
@@ -151,8 +151,8 @@ def _location(tensor: _External) -> str:
     name = tensor.entries.get("location", "")
     if not name or name in (".", "..") or any(character in name for character in "/\\:\0"):
         raise BundleError(
-            f"the data of tensor {tensor.name!r} is said to lie at {name[:120]!r}; only a plain file name in the "
-            "model's own folder is read, save the model again with all its data in one file beside it"
+            f"tensor {tensor.name!r} has its data at {name[:120]!r}; only plain file names in the model's own folder "
+            "are read; save the model again with all its data in one file next to it"
         )
     return name
 
@@ -164,18 +164,18 @@ def _part(tensor: _External, size: int) -> tuple[int, int]:
         raise BundleError(f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}")
     kind = ONNX.get(tensor.data_type)
     if kind == "BYTES":
-        raise BundleError(f"tensor {tensor.name!r} holds strings, which cannot lie in another file")
+        raise BundleError(f"tensor {tensor.name!r} contains strings, which cannot be external data")
     if kind is not None:
         expected = prod(tensor.dims) * (2 if kind == "BF16" else NUMPY[kind].itemsize)
         if length not in (None, expected):
             raise BundleError(
-                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and datatype {kind} is said to have {length} "
+                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and datatype {kind} declares {length} "
                 f"bytes of external data instead of {expected}"
             )
         length = expected
     stop = size if length is None else offset + length
     if offset > size or stop > size:
-        raise BundleError(f"the data of tensor {tensor.name!r} is said to end at byte {stop} of a file that has {size}")
+        raise BundleError(f"the data of tensor {tensor.name!r} ends at byte {stop}, but its file has {size} bytes")
     return offset, stop
 
 
@@ -184,7 +184,7 @@ def _number(tensor: _External, key: str) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BundleError(f"the external data of tensor {tensor.name!r} has the {key} {text[:40]!r}, which is no size")
+        raise BundleError(f"the external data of tensor {tensor.name!r} has an invalid {key}: {text[:40]!r}")
     return int(text)
 
 
@@ -192,7 +192,7 @@ def _number(tensor: _External, key: str) -> int | None:
 
 
 def outline(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[str, Any], list[bytes]]:
-    """The producer of a model, and what it says of the tensors whose data lies beside it."""
+    """The producer of a model, and the descriptions of its tensors with external data."""
     model = _decode(payload["what"], blobs[0])
     found = []
     for tensor in tensors_of(model):
@@ -201,13 +201,14 @@ def outline(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[str, 
             found.append((tensor.name, list(tensor.dims), tensor.data_type, entries))
         if len(found) > MAX_EXTERNAL:
             raise BundleError(
-                f"{payload['what']} has more than {MAX_EXTERNAL} tensors whose data lies beside it; save it in one piece"
+                f"{payload['what']} has more than {MAX_EXTERNAL} tensors with external data, the limit; save it in one "
+                "file"
             )
     return {"producer": f"{model.producer_name} {model.producer_version}".strip(), "external": found}, []
 
 
 def put_inside(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[str, Any], list[bytes]]:
-    """The model with the data of those tensors inside."""
+    """The model with the data of these tensors inlined."""
     model = _decode(payload["what"], blobs[0])
     tensors = [tensor for tensor in tensors_of(model) if _is_external(tensor)]
     for tensor, value in zip(tensors, blobs[1:], strict=True):
@@ -220,9 +221,9 @@ def put_inside(payload: dict[str, Any], blobs: list[bytearray]) -> tuple[dict[st
 def _decode(what: str, data: bytearray) -> ModelProto:
     try:
         return onnx.load_model_from_string(bytes(data))
-    except Exception as error:  # protobuf's classes differ between its implementations; none says that memory ran out
+    except Exception as error:  # protobuf's classes differ between implementations; none identifies a lack of memory
         raise BundleError(
-            f"{what} is not an ONNX model: its bytes cannot be decoded, or become too much in memory"
+            f"{what} is not an ONNX model: its bytes cannot be decoded, or exceed the memory limit"
         ) from error
 
 

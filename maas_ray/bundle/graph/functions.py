@@ -1,7 +1,7 @@
-"""The local functions of an ONNX graph: only in domains that no runtime owns, each defined once, none recursive.
+"""Checks the local functions of an ONNX graph: only in domains that no runtime owns, defined once, not recursive.
 
-onnxruntime runs its own kernel for a node that has the name of one of its operators, whatever a local function of that
-name says. So a function there would be a way around the list of operators that are served.
+onnxruntime runs its own kernel for a node with the name of one of its operators, and ignores a local function of that
+name. So a function in such a domain could bypass the list of supported operators.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +11,8 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto
 from maas_ray.errors import BundleError
 
 RUNTIME_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch.aten", "com.intel.ai", "com.xilinx", "com.amd")
-"""Domains of ONNX and onnxruntime (its constants `k*Domain`), each with all domains below it; the empty one is theirs
-too. A name that is free there today may be an operator of the next version."""
+"""Domains of ONNX and onnxruntime (its constants `k*Domain`), each with all subdomains; the empty domain belongs to
+them too. A name that is unused there today may be an operator of the next version."""
 
 Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
@@ -22,13 +22,13 @@ def check_functions(model: ModelProto) -> frozenset[Key]:
     """Checks the local functions of a model.
 
     Args:
-        model: decoded, not checked yet.
+        model: the decoded, unchecked model.
 
     Returns:
-        What nodes may call.
+        The functions that nodes may call.
 
     Raises:
-        BundleError: a function in a runtime's domain, two of one name, or one that calls itself.
+        BundleError: a function is in a runtime's domain, is defined twice, or is recursive.
     """
     functions: dict[Key, FunctionProto] = {}
     for function in model.functions:
@@ -36,7 +36,7 @@ def check_functions(model: ModelProto) -> frozenset[Key]:
         if is_of_runtime(function.domain):
             raise BundleError(
                 f"the graph defines the function {_shown(key)} in a domain of ONNX or onnxruntime, where it could hide "
-                "an operator; export it in a domain of your own"
+                "an operator; export it in another domain"
             )
         if key in functions:
             raise BundleError(f"the graph defines the function {_shown(key)} twice; export it again")
@@ -46,18 +46,18 @@ def check_functions(model: ModelProto) -> frozenset[Key]:
 
 
 def is_of_runtime(domain: str) -> bool:
-    """Whether ONNX or onnxruntime defines, or may come to define, operators in a domain."""
+    """Whether ONNX or onnxruntime defines, or may define in the future, operators in a domain."""
     name = domain.lower()
     return not name or any(name == owned or name.startswith(f"{owned}.") for owned in RUNTIME_DOMAINS)
 
 
 def function_of(node: NodeProto) -> Key:
-    """The function that a node calls, if there is one of that name."""
+    """The key of the function that a node calls, if it exists."""
     return (node.domain, node.op_type, node.overload)
 
 
 def _calls(nodes: Iterable[NodeProto], functions: Mapping[Key, FunctionProto]) -> Iterator[Key]:
-    """Functions that nodes call, in the bodies of loops and conditions too."""
+    """Functions that nodes call, also in the bodies of loops and conditions."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -69,14 +69,14 @@ def _calls(nodes: Iterable[NodeProto], functions: Mapping[Key, FunctionProto]) -
 
 
 def _refuse_recursion(calls: Mapping[Key, list[Key]]) -> None:
-    # Functions whose callees are all done, again and again (Kahn's order): no recursion of our own, however deep.
+    # Repeatedly takes functions whose callees are all done (Kahn's algorithm): no recursion here at any depth.
     callers: dict[Key, list[Key]] = {key: [] for key in calls}
     num_open = {key: len(callees) for key, callees in calls.items()}
     for key, callees in calls.items():
         for callee in callees:
             callers[callee].append(key)
     done = [key for key, count in num_open.items() if not count]
-    for key in done:  # grows while it is read
+    for key in done:  # grows during the iteration
         for caller in callers[key]:
             num_open[caller] -= 1
             if not num_open[caller]:

@@ -1,8 +1,8 @@
-"""What a graph's operators can do to the process that runs them, read from the graph alone. Runs nothing.
+"""Determines from a graph alone how its operators can harm the process that runs them. Runs nothing.
 
-A graph is judged by allow-lists: an operator of which nothing is known is one that can crash, and one that is sized by
-its values. Bodies and functions are looked at as well; a function once for each kind of arguments, so that functions
-that call each other twice cost nothing.
+A graph is judged by allow-lists: an unknown operator is assumed to be able to crash, and to have value-dependent sizes.
+Bodies and functions are checked too; a function once for each kind of arguments, so that functions that call each other
+twice cost nothing.
 """
 
 from collections import ChainMap
@@ -34,27 +34,27 @@ _MAX_DIVISORS = 1 << 20
 
 @dataclass(frozen=True)
 class Hazards:
-    """What a run of the graph can do, for some values of some request."""
+    """The possible effects of a run of the graph, for some values of some request."""
 
     has_loops: bool
-    """It has Loop, Scan or If somewhere, in bodies and functions too."""
+    """It contains Loop, Scan or If, also in bodies and functions."""
     is_value_bounded: bool
     """Time and sizes depend on the shapes of the inputs only, not on their values."""
     can_trap: bool
-    """It has an operator of which it is not known that no value makes it crash the process."""
+    """It contains an operator that is not known to be safe from crashes for all values."""
     reasons: tuple[str, ...] = ()
-    """Which nodes say so, for people; the first few."""
+    """Descriptions of the first few responsible nodes."""
 
 
 class _Fact(NamedTuple):
-    """What is known of a value before the graph runs."""
+    """Known properties of a value before the graph runs."""
 
     kind: int = 0
     """Its `TensorProto.DataType`; 0: unknown."""
     is_static: bool = False
-    """The same for all requests of the same shapes."""
+    """It is the same for all requests of the same shapes."""
     is_divisor: bool = False
-    """A constant without 0 and -1."""
+    """It is a constant without 0 and -1."""
 
 
 _UNKNOWN = _Fact()
@@ -65,10 +65,10 @@ def hazards_of(model: ModelProto) -> Hazards:
     """Judges a graph.
 
     Args:
-        model: as parsed; its weights are not looked at, except integers that something is divided by.
+        model: the parsed model; its weights are ignored, except integer divisors.
 
     Returns:
-        What it can do. A graph that is nested too deep to be judged can do everything.
+        The hazards. A graph that is nested too deeply to be judged has all of them.
     """
     return _Judge(model).judge()
 
@@ -102,7 +102,7 @@ class _Judge:
             facts[value.name] = _Fact(value.type.tensor_type.elem_type)
         inputs = {value.name for value in graph.input}
         for tensor in graph.initializer:
-            if tensor.name not in inputs:  # a caller may replace the others
+            if tensor.name not in inputs:  # a caller may override the others
                 facts[tensor.name] = _constant(tensor)
         self._nodes(graph.node, facts, depth)
 
@@ -163,7 +163,7 @@ class _Judge:
 
 
 def _conclude(node: NodeProto, key: tuple[str, str], given: Sequence[_Fact | None], facts: _Facts) -> None:
-    """Notes what is known of a node's outputs."""
+    """Records the known properties of a node's outputs."""
     is_random = key[1] in RANDOM
     is_static = key in {("", "Shape"), ("", "Size")} or (
         not is_random and key not in CONTROL and all(fact is None or fact.is_static for fact in given)
@@ -189,7 +189,7 @@ def _kind(node: NodeProto, key: tuple[str, str], given: Sequence[_Fact | None]) 
 
 
 def _constant_of(node: NodeProto) -> _Fact:
-    """A constant that is written as an attribute of another kind than a tensor."""
+    """A constant in an attribute that is not a tensor."""
     for attribute in node.attribute:
         if attribute.name in ("value_float", "value_floats"):
             return _Fact(TensorProto.FLOAT, is_static=True)
@@ -206,7 +206,7 @@ def _constant(tensor: TensorProto) -> _Fact:
         if 0 < count <= _MAX_DIVISORS:
             try:
                 values = numpy_helper.to_array(tensor)
-            except Exception:  # a malformed tensor is the inspection's news
+            except Exception:  # the inspection reports malformed tensors
                 values = np.zeros(1)
             is_divisor = bool(values.dtype.kind in "iu" and not np.isin(values, (0, -1)).any())
     return _Fact(tensor.data_type, is_static=True, is_divisor=is_divisor)
@@ -225,7 +225,7 @@ def _are_static(given: Sequence[_Fact | None], places: Iterable[int]) -> bool:
 
 
 def _is_forest(node: NodeProto) -> bool:
-    """Whether every child comes after its parent in its tree, so that no walk through it runs in a circle."""
+    """Whether every child comes after its parent in its tree, so that the tree has no cycles."""
     lists = {attribute.name: attribute.ints for attribute in node.attribute}
     names = ("nodes_nodeids", "nodes_truenodeids", "nodes_falsenodeids")
     if any(name not in lists for name in names):

@@ -1,4 +1,4 @@
-"""Sizes that inputs share by a name in the graph, looked at once a run was refused. Decides nothing: names are hints."""
+"""Compares sizes that inputs share by name in the graph, for messages of failed runs: names are only hints."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,11 +6,11 @@ from maas_ray.bundle.datatypes import Array
 
 
 def disagreement(declared: Mapping[str, Sequence[int | str | None]], inputs: Mapping[str, Array]) -> str:
-    """What the inputs disagree on; empty where they do not.
+    """Describes the named size in which the inputs differ; empty if there is none.
 
     Args:
-        declared: shapes as the graph has them, variable sizes by their names.
-        inputs: the tensors of a run, which may leave out optional ones.
+        declared: shapes in the graph, with variable sizes by name.
+        inputs: the tensors of a run, without omitted optional ones.
 
     Returns:
         For instance `inputs 'ids' (axis 1) and 'mask' (axis 1) share the size 'seq', but have 4 and 3`.

@@ -1,8 +1,8 @@
-"""What is known of ONNX operators: which cannot crash, which are sized by values, what type they give. Tables only.
+"""Tables of properties of ONNX operators: safety from crashes, value-dependent sizes, output types.
 
-An operator that is not listed as safe counts as one that can crash the process. The list of safe ones was tried with
-the extreme values of every datatype and with other shapes (tests/faults/test_safe_operators.py), which is how GRU came off
-it: initial states of another size than the weights' corrupt its memory.
+An operator that is not listed as safe counts as one that can crash the process. The safe operators were tested with the
+extreme values of every datatype and with other shapes (tests/faults/test_safe_operators.py), which removed GRU from the
+list: initial states whose size differs from that of the weights corrupt its memory.
 """
 
 from onnx import TensorProto
@@ -34,7 +34,7 @@ _PRODUCTS = _words(
     "Upsample ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear",
 )
 _BODIES = _words("If Loop Scan")
-"""What they run is looked at by itself."""
+"""Their bodies are checked separately."""
 _CLASSICAL = _words(
     "ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder Normalizer Scaler TreeEnsembleClassifier",
     "TreeEnsembleRegressor",
@@ -43,13 +43,13 @@ SAFE = frozenset(
     [("", name) for name in (*_BY_ELEMENT, *_ALONG_AN_AXIS, *_PLACES, *_PRODUCTS, *_BODIES)]
     + [(ML, name) for name in _CLASSICAL]
 )
-"""Operators that no value and no shape makes crash, by domain and name."""
+"""Operators that do not crash for any value or shape, by domain and name."""
 
 SAFE_IF_STATIC = {("", "Resize"): (1, 2, 3), ("", "Upsample"): (1,)}
-"""Safe operators whose safety needs these inputs to be the same for all requests of a shape."""
+"""Operators that are safe only if these inputs are the same for all requests of a shape."""
 
 DIVISIONS = frozenset({("", "Div"), ("", "Mod")})
-"""The processor itself raises a signal for integers: INT_MIN / -1, and where the library does not look, x / 0."""
+"""The processor raises a signal for integers: INT_MIN / -1, and, if the library does not check, x / 0."""
 
 CONTROL = frozenset({("", "Loop"), ("", "Scan"), ("", "If")})
 
@@ -73,7 +73,7 @@ SIZED_BY: dict[tuple[str, str], tuple[int, ...]] = {
     )
     for name in names.split()
 }
-"""Inputs whose values decide how much is computed, by their places."""
+"""Indices of inputs whose values decide the amount of computation."""
 
 SIZED_BY_DATA = frozenset(
     ("", name)
@@ -84,7 +84,7 @@ SIZED_BY_DATA = frozenset(
         "SequenceLength SequenceMap Loop If",
     )
 )  # fmt: skip
-"""Operators whose results have another size, or that take another time, for other values of the same shape."""
+"""Operators whose output sizes or run times depend on values, not only on shapes."""
 
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -107,7 +107,7 @@ GIVES: dict[tuple[str, str], int] = {
         "Binarizer FeatureVectorizer Normalizer Scaler TreeEnsembleRegressor",
     )
 }
-"""The type of the first output, whatever the inputs are."""
+"""The type of the first output, for any inputs."""
 
 KEEPS = {
     ("", name): place
@@ -130,4 +130,4 @@ KEEPS = {
     )
     for name in names.split()
 }
-"""Operators whose first output has the type of the input at this place."""
+"""Operators whose first output has the type of the input with this index."""

@@ -1,4 +1,4 @@
-"""The rows of one unit, cast, split and cleaned: what both the statistics and the shards are made of."""
+"""Reads, casts, splits and cleans the rows of one unit, for the statistics and for the shards."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from maas_ray.errors import DataError
 
 @dataclass(frozen=True)
 class CleaningJob:
-    """What every task on the rows needs to know."""
+    """The parameters that every task on the rows needs."""
 
     source: UnitSource
     kinds: Kinds
@@ -32,28 +32,28 @@ class CleaningJob:
 
 @dataclass(frozen=True)
 class CleanBlock:
-    """Some rows."""
+    """A block of rows."""
 
     table: pa.Table
     """The cast features."""
     target: Target
     columns: list[CastColumn]
     kept: NDArray[np.bool_]
-    """[N]: rows that stay."""
+    """[N]: whether each row is kept."""
     assigned: NDArray[np.int8]
-    """[N]: the place of each row's split in `SPLITS`."""
+    """[N]: the index of each row's split in `SPLITS`."""
     report: Mapping[str, Any]
 
     def rows(self, split: str) -> pa.Array:
-        """Which rows stay in a split, ascending."""
+        """The kept rows of a split, ascending."""
         return pa.array(np.flatnonzero(self.kept & (self.assigned == SPLITS.index(split))))
 
 
 def read_clean(job: CleaningJob, number: int) -> Iterator[CleanBlock]:
-    """The rows of a unit in their order.
+    """The rows of a unit in order.
 
     Raises:
-        DataError: a file cannot be read, its values cannot be cast, or it has not the rows that were counted.
+        DataError: a file cannot be read, its values cannot be cast, or its number of rows has changed.
     """
     source, spec = job.source, job.source.spec
     counts = source.num_rows or ()
@@ -75,4 +75,4 @@ def read_clean(job: CleaningJob, number: int) -> Iterator[CleanBlock]:
 
 
 def _changed(source: UnitSource) -> DataError:
-    return DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
+    return DataError(f"{source.spec.uri} changed while it was being read; prepare it again once its files are complete")

@@ -1,7 +1,7 @@
-"""What parquet and Arrow files say of themselves, without their rows: parsed in a child process with limits.
+"""Reads the schemas and row groups of parquet and Arrow files, parsed in a child process with limits.
 
-This process reads a few bytes of each file and parses none of them: a crafted footer may crash a native parser, or have it
-reserve any memory. Many files share a child; if it dies, they are parsed one by one, so that the file is named.
+This process reads a few bytes of each file and parses none of them: a crafted footer may crash a native parser, or make
+it reserve any amount of memory. Many files share a child; if it dies, they are parsed one by one to identify the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,44 +23,44 @@ MAX_FOOTER_BYTES = 64 << 20
 """Largest footer or schema that is parsed."""
 _TOGETHER_BYTES = 16 << 20
 _TOGETHER_FILES = 16
-"""Files and bytes that one child parses; so many files are read at a time."""
+"""Maximum number of files that one child parses and that are read at a time."""
 _MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1\0\0"
 _SPARE_BYTES = 1 << 29
 _FACTOR = 64
-"""Memory that a footer may take, parsed, in multiples of its bytes."""
+"""Memory that a parsed footer may take, as a multiple of its bytes."""
 
 Payload = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Footer:
-    """One file without its rows."""
+    """The schema and the row groups of one file."""
 
     schema: pa.Schema
     groups: tuple[tuple[int, int], ...]
-    """Rows and bytes of each row group; empty for Arrow files, which do not say."""
+    """Rows and bytes of each row group; empty for Arrow files, which do not contain them."""
 
 
 def read_footers(spec: DataSpec, system: Any, files: Sequence[File], kind: str) -> list[Footer | None]:
     """Parses the footers of all files.
 
     Args:
-        spec: says how much a file may become.
-        system: where the files lie.
-        files: none is empty.
+        spec: contains the limit on a file's expanded size.
+        system: filesystem of the files.
+        files: files with at least one byte each.
         kind: `parquet` or `arrow`.
 
     Returns:
-        In the order of the files; None: an Arrow file of the first version of Feather, or no Arrow file at all.
+        In the order of the files; None for a Feather file of version 1, or a file that is not an Arrow file.
 
     Raises:
-        DataError: a file cannot be read, is not of its format, or becomes too much; or its parser crashes.
+        DataError: a file cannot be read, is not in its format, or expands to too many bytes; or its parser crashes.
     """
     read = _parquet_bytes if kind == "parquet" else _arrow_bytes
     found: list[Footer | None] = []
     with ThreadPoolExecutor(_TOGETHER_FILES) as pool:
-        for start in range(0, len(files), _TOGETHER_FILES):  # this process never holds the footers of more
+        for start in range(0, len(files), _TOGETHER_FILES):  # bounds the footers in this process's memory
             paths = [file.path for file in files[start : start + _TOGETHER_FILES]]
             footers = list(pool.map(lambda path: read(system, path), paths))
             for batch in _batches(footers):
@@ -74,12 +74,12 @@ def read_footers(spec: DataSpec, system: Any, files: Sequence[File], kind: str) 
 
 
 def parse(payload: Payload, blobs: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
-    """The child's side: for each file its row groups, or None, and its schema in Arrow's own form.
+    """The child's side: for each file its row groups, or None, and its schema in Arrow's serialized form.
 
     Raises:
-        DataError: a file is not of its format.
+        DataError: a file is not in its format.
     """
-    pa.set_memory_pool(pa.system_memory_pool())  # the others reserve memory that the limit would count
+    pa.set_memory_pool(pa.system_memory_pool())  # other pools reserve memory that counts toward the limit
     groups: list[list[tuple[int, int]] | None] = []
     schemas: list[Any] = []
     for path, blob in zip(payload["paths"], blobs, strict=True):
@@ -145,7 +145,7 @@ def _batches(footers: Sequence[bytes]) -> Iterator[list[int]]:
 
 
 def _parquet_bytes(system: Any, path: str) -> bytes:
-    """A parquet file of no data: https://parquet.apache.org/docs/file-format (magic, data, footer, its length, magic)."""
+    """The file without its data: https://parquet.apache.org/docs/file-format (magic, data, footer, length, magic)."""
     try:
         with system.open_input_file(path) as opened:
             size = opened.size()
@@ -166,7 +166,7 @@ def _parquet_bytes(system: Any, path: str) -> bytes:
 
 
 def _arrow_bytes(system: Any, path: str) -> bytes:
-    """The schema, with which both forms begin: https://arrow.apache.org/docs/format/Columnar.html (encapsulated message)."""
+    """The schema at the file's start: https://arrow.apache.org/docs/format/Columnar.html (encapsulated message)."""
     try:
         with system.open_input_stream(path) as opened:
             start = bytes(opened.read(8))
@@ -181,4 +181,4 @@ def _arrow_bytes(system: Any, path: str) -> bytes:
 
 
 def _unreadable(kind: str, path: str, why: object) -> DataError:
-    return DataError(f"{path} is not {NAMES[kind]} that can be read: {why}")
+    return DataError(f"cannot read {path} as {NAMES[kind]}: {why}")

@@ -1,7 +1,7 @@
-"""What has to be known of all rows before the first is written: counts, statistics, classes, digests of the values.
+"""Gathers counts, statistics, classes and digests of all rows, which are needed before the first row is written.
 
-Every partial is a count, an exact sum, an extreme, a set or the digest of one unit, so that the whole depends neither on
-the order in which tasks end nor on how often one of them ran.
+Every partial result is a count, an exact sum, an extreme, a set or the digest of one unit, so that the total depends
+neither on the order in which tasks end nor on how often a task ran.
 """
 
 from collections import Counter, defaultdict
@@ -34,32 +34,32 @@ from maas_ray.data.table.target import refuse_classes, require_target
 from maas_ray.errors import DataError
 
 MAX_VALUES = 1 << 20
-"""Distinct values of one column that are kept in memory."""
+"""Maximum number of distinct values of one column in memory."""
 HELD_OUT = SPLITS[1:]
 Low = defaultdict[tuple[str, int], Counter[int]]
-"""By column and bucket: see `count_low`."""
+"""Counts by column and bucket: see `count_low`."""
 
 
 @dataclass
 class Gathered:
-    """Of all rows."""
+    """Results over all rows."""
 
     statistics: dict[str, Statistics]
-    """Of the training split, by column."""
+    """Statistics of the training split, by column."""
     report: dict[str, Any] = field(default_factory=dict)
-    """As `prepare` describes it."""
+    """See `prepare`."""
     num_rows: dict[str, int] = field(default_factory=dict)
-    """Rows that stay, by split."""
+    """Kept rows, by split."""
     classes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By split."""
+    """Classes, by split."""
     values: dict[str, set[Any]] = field(default_factory=lambda: defaultdict(set))
-    """By categorical column: what the held-out splits hold."""
+    """By categorical column: the values in the held-out splits."""
     content: dict[str, str] = field(default_factory=dict)
     """Hex sha256 of the values, by split."""
 
 
 def gather(job: CleaningJob, cpu_timeout_s: float) -> Gathered:
-    """Reads all rows, once or, where a median is wanted, twice.
+    """Reads all rows once, or twice if a median is needed.
 
     Raises:
         DataError: the rows do not fit the spec.
@@ -89,7 +89,7 @@ def gather(job: CleaningJob, cpu_timeout_s: float) -> Gathered:
 
 
 def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
-    """All of one unit, summed up: as much as one block would give, however many the unit has."""
+    """Summarizes one unit; the result is as small as that of one block."""
     contents = {split: Content() for split in SPLITS}
     statistics = {plan.name: Statistics() for plan in job.plans}
     high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
@@ -125,7 +125,7 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
 
 
 def count_unit(number: int, job: CleaningJob, buckets: Mapping[str, list[int]]) -> dict[str, list[Any]]:
-    """The second pass of the medians over one unit: by column the buckets, each with its counts."""
+    """The second pass of the medians over one unit: by column, the counts of each bucket."""
     low: Low = defaultdict(Counter)
     for block in read_clean(job, number):
         table = block.table.take(block.rows("train"))
@@ -135,19 +135,19 @@ def count_unit(number: int, job: CleaningJob, buckets: Mapping[str, list[int]]) 
 
 
 class Content:
-    """The digest of values, whatever the blocks in which they come and their Arrow encoding."""
+    """The digest of values, independent of their blocks and their Arrow encoding."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = defaultdict(sha256)
 
     def add(self, table: pa.Table, target: pa.Array) -> None:
-        """More rows."""
+        """Adds rows."""
         for name in table.column_names:
             self._add(f"column {name}", table.column(name).combine_chunks())
         self._add("target", target)
 
     def hexdigest(self) -> str:
-        """Of all rows so far."""
+        """Hex digest of all rows so far."""
         parts = sorted((name, one.hexdigest()) for name, one in self._sums.items())
         return sha256(repr(parts).encode()).hexdigest()
 
@@ -180,7 +180,7 @@ def _count(job: CleaningJob, block: CleanBlock) -> dict[str, Any]:
 
 
 def _check(job: CleaningJob, counts: Mapping[str, Any]) -> None:
-    """What `prepare` refuses."""
+    """Rejects the data that `prepare` rejects."""
     spec, report = job.source.spec, counts["report"]
     num_rows = report["rows_read"]
     target = report["target"]
@@ -201,13 +201,16 @@ def _take_statistics(job: CleaningJob, found: Gathered, answer: Mapping[str, Any
     for name, values in answer["values"].items():
         found.values[name].update(values)
         if len(found.values[name]) > MAX_VALUES:
-            raise DataError(f"column {name!r} has more than {MAX_VALUES} categories in held-out rows; leave it out")
+            raise DataError(
+                f"column {name!r} has more than {MAX_VALUES} categories in the held-out rows; leave it out with "
+                "cleaning.drop"
+            )
 
 
 def _merge(job: CleaningJob, into: Mapping[str, Statistics], partial: Mapping[str, Any]) -> None:
     for plan in job.plans:
         merge(into[plan.name], partial[plan.name])
-        # Early: an identifier that is taken for a category would fill the memory.
+        # Checked early: an identifier that is used as a category would fill the memory.
         _refuse_many(job, plan.name, plan.kind, len(into[plan.name].counts))
 
 
@@ -216,7 +219,7 @@ def _refuse_many(job: CleaningJob, name: str, kind: str, num_values: int) -> Non
         refuse_categories(name, num_values, job.source.spec.cleaning.max_categories)
     elif num_values > MAX_VALUES:
         raise DataError(
-            f"column {name!r} has more than {MAX_VALUES} different numbers, too many to find the most frequent; set "
+            f"column {name!r} has more than {MAX_VALUES} distinct numbers, the limit for missing: most_frequent; set "
             f"cleaning.columns.{name}.missing to median or mean"
         )
 

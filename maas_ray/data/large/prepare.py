@@ -1,8 +1,8 @@
-"""From many files to a data set in shards, in tasks of Ray: survey, statistics, shards, manifest last.
+"""Prepares a data set in shards from many files, in Ray tasks: survey, statistics, shards, manifest last.
 
-This process sees no row: what the tasks send back are counts, sums and names. A task holds one block of one unit and
-the shard that it fills, so memory does not grow with the data. The result depends on the files alone: not on the number
-of CPUs, nor on the order in which tasks end, nor on tasks that were lost and run again.
+This process reads no rows: the tasks return counts, sums and names. A task keeps one block of one unit and the shard
+that it fills in memory, so memory does not grow with the data. The result depends on the files alone: not on the number
+of CPUs, the order in which tasks end, or tasks that were lost and run again.
 """
 
 import uuid
@@ -36,15 +36,15 @@ from maas_ray.store.objects import ObjectStore, ObstoreStore
 from maas_ray.version import __version__
 
 LARGE_BYTES = 1 << 27
-"""Of files; with less, reading them here is faster than starting the first task."""
+"""Total bytes of the files; below this, reading them here is faster than starting the first task."""
 MANY_IMAGES = 2000
-"""As many are decoded in the time in which the first task starts."""
+"""Images that are decoded in the time in which the first task starts."""
 SEEN = "prepared"
-"""Kind and prefix of the notes on which files, unchanged since, became which data set."""
+"""Kind and prefix of the records that map unchanged files to the data set prepared from them."""
 
 
 def is_large(files: Sequence[File], kind: Format) -> bool:
-    """Whether the files are prepared here; a format that is no table, or lies in one file, is not."""
+    """Whether the files are prepared here; formats without tables, and formats of a single file, are not."""
     is_many = kind == "images" and len(files) > MANY_IMAGES
     return kind in FORMATS and (is_many or sum(file.size for file in files) > LARGE_BYTES)
 
@@ -57,12 +57,12 @@ def prepare_large(
     Args:
         spec: what to read and how to clean it.
         store: where to commit; the tasks open it again.
-        files: what the spec's URI names.
-        kind: their format.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster.
+        files: the files that the spec's URI names.
+        kind: format of the files.
+        cpu_timeout_s: longest wait for a free CPU of the Ray cluster.
 
     Raises:
-        DataError: the data cannot be read, cleaned or split as the spec says, or changed meanwhile.
+        DataError: the data cannot be read, cleaned or split according to the spec, or changed meanwhile.
         ClusterError: Ray is not connected, no CPU became free in time, or a task failed.
     """
     seen = _seen_prefix(spec, files)
@@ -114,7 +114,10 @@ def _write(
     cpu_timeout_s: float,
 ) -> Dataset:
     if not isinstance(store, ObstoreStore):
-        raise StoreError(f"{store.uri} cannot be opened by other processes, and a large table is written by several")
+        raise StoreError(
+            f"{store.uri} cannot be opened by other processes, but a large table is written by several; use a "
+            "directory or S3"
+        )
     source = writing.job.source
     units: dict[int, list[dict[str, Any]]] = {}
     writer = begin_dataset(store, writing.digest, writing.attempt)
@@ -125,13 +128,15 @@ def _write(
         for one in answer:
             writer.add(one["name"], Part(**one["part"]))
     shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-    for number in sorted(units):  # not by their names: those of the thousandth shard of a unit have a digit more
+    for number in sorted(units):  # not by name: the name of a unit's thousandth shard has one more digit
         for one in units[number]:
             shards[one["split"]].append(Shard(name=one["name"], num_rows=one["num_rows"]))
     written = {split: sum(shard.num_rows for shard in shards[split]) for split in SPLITS}
     if written != found.num_rows or list_files(source.spec) != list(files):
         writer.abandon()
-        raise DataError(f"{source.spec.uri} changed while it was read; prepare it again when nobody writes to it")
+        raise DataError(
+            f"{source.spec.uri} changed while it was being read; prepare it again once its files are complete"
+        )
     layout = ShardLayout(shards={split: tuple(shards[split]) for split in SPLITS}, dictionaries=writing.dictionaries)
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
     return end_dataset(
@@ -140,7 +145,7 @@ def _write(
 
 
 def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
-    """Where it is noted what these files became: reading gigabytes again to find the same digest takes minutes."""
+    """Key of the record for these files: reading gigabytes again to compute the same digest takes minutes."""
     of_files = [[file.path, file.size, file.modified_ns] for file in files]
     content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": __version__}
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"

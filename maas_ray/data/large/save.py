@@ -1,4 +1,4 @@
-"""A table that is in memory, committed in shards: who trains from it maps them instead of having a copy per rank."""
+"""Commits an in-memory table in shards, so that ranks map them instead of copying them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -72,7 +72,7 @@ def save_shards(
 
 
 def build_dictionaries(features: Features, held_out: Mapping[str, set[Any]]) -> dict[str, tuple[Any, ...]]:
-    """Codes for every raw value: the training split's first, so that these are what the model gets."""
+    """Codes of every raw value: the training split's first, so that these equal the model's codes."""
     result = {}
     for column in features.columns:
         if isinstance(column, CategoricalColumn):

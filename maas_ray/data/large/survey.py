@@ -1,4 +1,4 @@
-"""The first look at a large table: how many rows each unit has, and what the kinds of its columns hang on."""
+"""Surveys a large table: the rows of each unit, and the properties that decide the kinds of its columns."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,16 +15,16 @@ from maas_ray.errors import DataError
 
 @dataclass(frozen=True)
 class Kinds:
-    """How every column is cast."""
+    """The cast of every column."""
 
     columns: Mapping[str, Cast]
-    """The features, in their order."""
+    """The features, in order."""
     is_whole_target: bool
     """Classes that are floating-point numbers are written without a fraction."""
 
 
 def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource, Kinds]:
-    """Reads what has to be read before anything can be cast; nothing, if all files are parquet with numbers alone.
+    """Reads the data that decide the casts; reads nothing if all files are parquet with only numeric columns.
 
     Raises:
         DataError: the files cannot be read or do not fit together.
@@ -62,12 +62,12 @@ def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource,
 
 
 def feature_names(source: UnitSource) -> list[str]:
-    """The columns to predict from."""
+    """The feature columns."""
     return [name for name in source.names if name not in (source.spec.target, source.spec.split.column)]
 
 
 def read_schema(number: int, source: UnitSource) -> str | None:
-    """The columns and types of one unit, in hexadecimal; None: it has no rows."""
+    """The columns and types of one unit, as hexadecimal text; None: it has no rows."""
     schemas = [block.schema for block in read_blocks(source, number)]
     if not schemas:
         return None
@@ -76,7 +76,7 @@ def read_schema(number: int, source: UnitSource) -> str | None:
 
 
 def survey_unit(number: int, source: UnitSource) -> dict[str, Any]:
-    """Rows of one unit and the surveys of its columns."""
+    """The number of rows of one unit and the surveys of its columns."""
     merged = {name: Survey() for name in source.names if _is_open(source, name)}
     num_rows = 0
     for block in read_blocks(source, number):
@@ -87,7 +87,7 @@ def survey_unit(number: int, source: UnitSource) -> dict[str, Any]:
 
 
 def _is_open(source: UnitSource, name: str) -> bool:
-    """Whether how the column is cast hangs on its values."""
+    """Whether the column's cast depends on its values."""
     if name == source.spec.target:
         kind = source.field(name).type
         return source.spec.task != "regression" and (pa.types.is_floating(kind) or pa.types.is_dictionary(kind))

@@ -1,7 +1,7 @@
-"""A function over numbered pieces of work, in tasks of Ray; the results are small. Knows no data.
+"""Runs a function over numbered pieces of work in Ray tasks with small results. Independent of data.
 
-A task that is lost is run again by Ray, so a function must give the same result, and leave the same bytes, every time. Not
-without end, as by Ray Data: a file that makes its native parser crash would end one worker after the other.
+Ray runs a lost task again, so a function must return the same result, and write the same bytes, every time. Retries are
+limited, unlike Ray Data's: a file that crashes its native parser would otherwise end one worker after another.
 """
 
 import json
@@ -15,11 +15,11 @@ from maas_ray.data.table.column_statistics import require_cpu
 from maas_ray.errors import ClusterError, MaasError
 
 NO_PROGRESS_TIMEOUT_S = 1800.0
-"""Longest time in which no task ends, before the work is given up."""
+"""Longest time in which no task ends before the work fails."""
 MAX_RETRIES = 3
-"""How often a task is run again whose process was lost: with its node, for lack of memory, or by a crash."""
+"""Retries of a task whose process was lost: with its node, because of too little memory, or by a crash."""
 _MIN_WINDOW = 16
-"""Tasks that are given to Ray at a time: twice the CPUs of the cluster, or so many."""
+"""Minimum number of tasks submitted at a time; otherwise twice the CPUs of the cluster."""
 
 
 def run_tasks(
@@ -30,26 +30,26 @@ def run_tasks(
     cpu_timeout_s: float,
     name_of: Callable[[int], str] = "piece {}".format,
 ) -> Generator[tuple[int, Any]]:
-    """Calls `function(number, **arguments)` for every number below `count`; whoever closes it ends the tasks.
+    """Calls `function(number, **arguments)` for every number below `count`; closing the generator cancels the tasks.
 
     Args:
-        function: importable by the workers; what it returns goes through JSON.
-        count: pieces of work.
-        arguments: the same for all.
-        what: for messages: `the statistics`.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster.
-        name_of: what a piece is called in messages.
+        function: importable by the workers; its result is passed as JSON.
+        count: number of pieces of work.
+        arguments: arguments of every call.
+        what: name of the work for messages: `the statistics`.
+        cpu_timeout_s: longest wait for a free CPU of the Ray cluster.
+        name_of: name of a piece in messages.
 
     Yields:
         The number and the result, in the order in which tasks end.
 
     Raises:
-        MaasError: what the function has raised.
+        MaasError: the function raised it.
         ClusterError: Ray is not connected, no CPU became free in time, no task ended for too long, or one was lost too
             often.
     """
     require_cpu(cpu_timeout_s)
-    # Not in the placement group of who asks, whose CPUs belong to others.
+    # Not in the caller's placement group, whose CPUs are reserved for others.
     task = ray.remote(_answer).options(
         name=function.__name__, num_cpus=1, max_retries=MAX_RETRIES, scheduling_strategy="DEFAULT"
     )
@@ -66,7 +66,7 @@ def run_tasks(
             if not done:
                 raise ClusterError(
                     f"{what} could not be computed: no task ended within {NO_PROGRESS_TIMEOUT_S:g} s; `ray list tasks` "
-                    "and the workers' logs say what they wait for"
+                    "and the workers' logs show the cause"
                 )
             number = running.pop(done[0])
             yield number, _result(done[0], f"{what} could not be computed: {name_of(number)}")
@@ -80,8 +80,8 @@ def _result(reference: Any, failed: str) -> Any:
         answer = json.loads(ray.get(reference))
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise ClusterError(
-            f"{failed} ended its process {MAX_RETRIES + 1} times ({type(error).__name__}); a damaged file can make its "
-            "parser crash or take all memory: check that file, or leave it out"
+            f"{failed} ended its process {MAX_RETRIES + 1} times ({type(error).__name__}); a damaged file can crash "
+            "its parser or exhaust the memory: check that file, or leave it out"
         ) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"{failed}: {error}") from error
@@ -94,5 +94,5 @@ def _answer(number: int, shared: tuple[Callable[..., Any], Mapping[str, Any]]) -
     function, arguments = shared
     try:
         return json.dumps({"result": function(number, **arguments)})
-    except MaasError as error:  # Ray would print its trace, and wrap it
+    except MaasError as error:  # Ray would print its traceback and wrap it
         return json.dumps({"error": type(error).__name__, "message": str(error)})

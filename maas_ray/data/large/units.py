@@ -1,7 +1,7 @@
-"""Many files in units of work, and the rows of one unit block by block. Knows no cleaning and no Ray.
+"""Divides many files into units of work, and reads the rows of a unit in blocks. Independent of cleaning and Ray.
 
-A unit is a stretch of the rows in their order: row groups of parquet files, images, or whole files of other formats. How the
-files are cut hangs on the files alone.
+A unit is a range of consecutive rows: row groups of parquet files, images, or whole files of other formats. The units
+depend on the files alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,15 +31,15 @@ from maas_ray.errors import DataError
 
 FORMATS = ("parquet", "csv", "arrow", "jsonl", "images")
 UNIT_BYTES = 1 << 27
-"""Uncompressed bytes of a unit at least, if there are so many; a single row group or file may be larger."""
+"""Minimum uncompressed bytes of a unit, if the files have that many; a single row group or file may be larger."""
 BLOCK_BYTES = 1 << 25
-"""Raw bytes that a task looks at together."""
+"""Raw bytes that a task processes at once."""
 MAX_BLOCK_ROWS = 1 << 16
 MAX_WHOLE_BYTES = 1 << 30
 """Largest file of a format that can only be read as a whole."""
-_TEXT_BYTES = 32  # a guess for the width of a text
+_TEXT_BYTES = 32  # estimated width of a text
 _PATH = b"path"
-"""Where the schemas of the first look say which file they are of."""
+"""Metadata key of a surveyed schema for the path of its file."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,25 @@ class TablePiece:
 
 @dataclass(frozen=True)
 class UnitSource:
-    """What is read, by whichever process."""
+    """The source to read; any process can read it."""
 
     spec: DataSpec
     kind: Format
     names: tuple[str, ...]
-    """The columns that the spec uses, in their order."""
+    """The columns that the spec uses, in order."""
     schema: pa.Schema | None
-    """Of all files together; None: not known yet."""
+    """Schema of all files; None: not known yet."""
     units: tuple[tuple[TablePiece, ...], ...]
     num_rows: tuple[int, ...] | None
-    """Of each unit; None: not known yet."""
+    """Rows of each unit; None: not known yet."""
 
     @property
     def is_typed(self) -> bool:
-        """Whether the format has types; csv has none, and its columns are all text."""
+        """Whether the format has types; csv has none, and all its columns are text."""
         return self.kind != "csv"
 
     def name_of(self, unit: int) -> str:
-        """What a unit is called in messages: its file, or the first and the last of its files."""
+        """Name of a unit in messages: its file, or the first and the last of its files."""
         paths = list(dict.fromkeys(piece.path for piece in self.units[unit]))
         return repr(paths[0]) if len(paths) == 1 else f"{paths[0]!r} to {paths[-1]!r}"
 
@@ -89,19 +89,19 @@ class UnitSource:
 
 @dataclass
 class _Head:
-    """What the first or last bytes of a file say."""
+    """The information in the header or footer of a file."""
 
     names: list[str]
     schema: pa.Schema | None = None
     chunks: list[tuple[int | None, int]] = field(default_factory=list)
-    """Rows (None: not known) and bytes of what can be read by itself."""
+    """Rows (None: not known) and bytes of each piece that can be read by itself."""
 
 
 def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSource:
-    """Looks at the files without reading their rows.
+    """Opens the files without reading their rows.
 
     Raises:
-        DataError: a file is empty or not of its format, the files do not fit together, or a column does not exist.
+        DataError: a file is empty or not in its format, the files do not fit together, or a column does not exist.
     """
     system, _ = filesystem(spec, spec.uri)
     if kind == "csv":  # the other files' headers are read with their rows
@@ -135,14 +135,14 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSour
 
 
 def with_types(source: UnitSource, schemas: Sequence[pa.Schema]) -> UnitSource:
-    """The source with the columns and types that all of its units have, in their order."""
+    """The source with the columns and types of all of its units, in order."""
     ordered = in_order(schemas)
     united = unite_schemas(source.spec, ordered).remove_metadata()
     return replace(source, names=tuple(ordered[0].names), schema=united)
 
 
 def in_order(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
-    """Schemas of the first look, with their columns in the order of the first.
+    """Surveyed schemas, with their columns in the order of the first schema.
 
     Raises:
         DataError: they do not have the same columns.
@@ -155,7 +155,7 @@ def in_order(schemas: Sequence[pa.Schema]) -> list[pa.Schema]:
 
 
 def unite_schemas(spec: DataSpec, schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The types that hold the values of all files.
+    """The schema whose types can represent the values of all files.
 
     Raises:
         DataError: a column has types that do not fit together.
@@ -167,10 +167,10 @@ def unite_schemas(spec: DataSpec, schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def read_blocks(source: UnitSource, unit: int) -> Iterator[pa.Table]:
-    """The rows of a unit in their order, as many at a time as fit into `BLOCK_BYTES`.
+    """The rows of a unit in order, as many at a time as fit into `BLOCK_BYTES`.
 
     Raises:
-        DataError: a file cannot be read, or does not fit to the others.
+        DataError: a file cannot be read, or does not fit the others.
     """
     system, _ = filesystem(source.spec, source.spec.uri)
     rows = _block_rows(source.schema)
@@ -201,7 +201,7 @@ def _read_piece(source: UnitSource, system: Any, piece: TablePiece, rows: int) -
 def _fit_types(source: UnitSource, piece: TablePiece, table: pa.Table) -> pa.Table:
     names = choose_columns(source.spec, table.column_names, piece.path)
     if not source.names:
-        # The first look: the types of all files are not known.
+        # Survey: the types of all files are not known yet.
         return table.select(names).replace_schema_metadata({_PATH: piece.path})
     refuse_other_columns(names, piece.path, source.names, source.units[0][0].path)
     table = table.select(list(source.names))
@@ -210,7 +210,7 @@ def _fit_types(source: UnitSource, piece: TablePiece, table: pa.Table) -> pa.Tab
     try:
         return pa.concat_tables([source.schema.empty_table(), table], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{piece.path} does not fit to the other files of {source.spec.uri}: {error}") from error
+        raise DataError(f"{piece.path} does not fit the other files of {source.spec.uri}: {error}") from error
 
 
 def _read_row_groups(source: UnitSource, system: Any, piece: TablePiece, rows: int) -> Iterator[pa.Table]:
@@ -226,7 +226,7 @@ def _read_row_groups(source: UnitSource, system: Any, piece: TablePiece, rows: i
                     raise too_much(source.spec, piece.path, size)
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{piece.path} is not a parquet file that can be read: {error}") from error
+        raise DataError(f"cannot read {piece.path} as a parquet file: {error}") from error
 
 
 def _read_csv(source: UnitSource, system: Any, path: str) -> Iterator[pa.Table]:
@@ -253,18 +253,18 @@ def _read_batches(source: UnitSource, system: Any, path: str) -> Iterator[pa.Tab
                 for batch in reader:
                     yield _validated(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
+        raise DataError(f"cannot read {path} as an Arrow file: {error}") from error
     if reader is None:
         yield read_arrow(source.spec, system, path)
 
 
 def _validated(batch: pa.RecordBatch) -> pa.Table:
-    batch.validate(full=True)  # pyarrow believes the offsets of a file, and would follow them anywhere
+    batch.validate(full=True)  # pyarrow trusts the offsets in a file, wherever they point
     return pa.Table.from_batches([batch])
 
 
 def _open_arrow(opened: Any) -> Any:
-    """A reader of one batch after the other: of Arrow's file form or its streaming one; None: the file is neither."""
+    """A reader of the batches of an Arrow file or an Arrow stream; None: the file is neither."""
     for form in (pa.ipc.open_file, pa.ipc.open_stream):
         try:
             return form(opened)
@@ -278,7 +278,7 @@ def _native_heads(spec: DataSpec, system: Any, files: Sequence[File], kind: Form
         refuse_empty(file.path, file.size)
     heads = []
     for file, footer in zip(files, read_footers(spec, system, files, kind), strict=True):
-        # None: the first version of Feather, or damaged.
+        # None: Feather version 1, or damaged.
         schema = footer.schema if footer is not None else read_arrow(spec, system, _small(file).path).schema
         chunks: list[tuple[int | None, int]] = [(None, file.size)]
         if kind == "parquet" and footer is not None:
@@ -302,7 +302,7 @@ def _csv_head(spec: DataSpec, system: Any, file: File, *, is_first: bool) -> _He
 
 
 def _image_heads(spec: DataSpec, system: Any, files: Sequence[File]) -> list[_Head]:
-    """Every image is a row; only the first one is looked at."""
+    """Every image is a row; only the first image is read."""
     shape = image_shape(spec, system, files[0].path)
     schema = read_images(spec, system, [], shape).schema
     first = _Head(schema.names, schema, [(1, prod(shape))])
@@ -317,14 +317,14 @@ def _whole_head(file: File) -> _Head:
 def _small(file: File) -> File:
     if file.size > MAX_WHOLE_BYTES:
         raise DataError(
-            f"{file.path} has {file.size} bytes, and a file of this format is read as a whole; the limit is "
-            f"{MAX_WHOLE_BYTES}: cut it into several, or convert it to parquet"
+            f"{file.path} has {file.size} bytes; the limit for this format, which is read as a whole, is "
+            f"{MAX_WHOLE_BYTES} bytes; split it into several files, or convert it to parquet"
         )
     return file
 
 
 def _cut(files: Sequence[File], heads: Sequence[_Head]) -> tuple[list[tuple[TablePiece, ...]], list[int | None]]:
-    """Units and their rows."""
+    """The units and their rows."""
     units: list[tuple[TablePiece, ...]] = []
     counts: list[int | None] = []
     pieces: list[TablePiece] = []
@@ -362,7 +362,7 @@ def _block_rows(schema: pa.Schema | None) -> int:
 
 
 def _width(field: pa.Field) -> int:
-    """Bytes of a value, about."""
+    """Approximate bytes of a value."""
     if tensor_shape(field) is not None:
         return int(field.type.list_size * field.type.value_type.bit_width // 8)
     try:

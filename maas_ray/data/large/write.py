@@ -1,4 +1,4 @@
-"""The shards of one unit, written to the store by whoever runs the task. The same unit gives the same bytes each time."""
+"""Writes the shards of one unit to the store, inside its task. The same unit gives the same bytes every time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ from maas_ray.store.objects import ObjectStore, StorageSpec, open_store
 
 @dataclass(frozen=True)
 class Writing:
-    """What a task writes, and where."""
+    """The content and the location of the shards that a task writes."""
 
     job: CleaningJob
     features: Features
     dictionaries: Dictionaries
     digest: str
-    """The data set's."""
+    """Digest of the data set."""
     attempt: str
     """See `CommitWriter`."""
 
 
 def write_unit(number: int, writing: Writing, storage: StorageSpec) -> list[dict[str, Any]]:
-    """Writes the shards of one unit; returns what the manifest says of each, and its rows."""
+    """Writes the shards of one unit; returns the manifest entry and the rows of each."""
     return write_shards(number, writing, open_store(storage))
 
 
 def write_shards(number: int, writing: Writing, store: ObjectStore) -> list[dict[str, Any]]:
-    """As `write_unit`, to a store that is open."""
+    """As `write_unit`, to an open store."""
     limit = max(1, MAX_PART_BYTES // row_bytes(writing.features))
     waiting: dict[str, list[Block]] = {split: [] for split in SPLITS}
     written: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def write_shards(number: int, writing: Writing, store: ObjectStore) -> list[dict
                 whole = len(joined) // limit * limit
                 for start in range(0, whole, limit):
                     write(split, joined.slice(start, start + limit))
-                # A copy of the rest, so that the rows that are written are freed.
+                # Copies the remaining rows, so that the written rows are freed.
                 rest = np.arange(whole, len(joined), dtype=np.int64)
                 waiting[split] = [joined.take(rest)] if len(rest) else []
     for split in SPLITS:
@@ -80,12 +80,12 @@ def _encode(writing: Writing, block: CleanBlock, split: str) -> Block:
 
 
 def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table, target: NDArray[Any]) -> Block:
-    """Cast columns to rows of a shard.
+    """Encodes cast columns as rows of a shard.
 
     Args:
-        features: what the columns are.
+        features: description of the columns.
         dictionaries: by categorical column, see `ShardLayout`.
-        table: has the columns.
+        table: the cast columns.
         target: [N], encoded.
     """
     columns = features.columns
@@ -111,7 +111,9 @@ def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table,
 def _codes(column: CategoricalColumn, dictionary: Sequence[Any], values: pa.ChunkedArray) -> NDArray[np.int32]:
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
     found = pc.index_in(values, value_set=pa.array(dictionary, kind))
-    if found.null_count:  # the statistics were of other values
-        raise DataError(f"column {column.name!r} changed while it was read; prepare it again when nobody writes to it")
+    if found.null_count:  # the statistics were computed from other values
+        raise DataError(
+            f"column {column.name!r} changed while it was being read; prepare it again once its files are complete"
+        )
     codes: NDArray[np.int32] = found.to_numpy().astype(np.int32)
     return codes

@@ -1,1 +1,1 @@
-"""From a prepared data set to the batches of one rank, in a reproducible order."""
+"""Loads the batches of one rank from a prepared data set, in a reproducible order."""

@@ -1,4 +1,4 @@
-"""Categories to integer codes, for training and evaluation; the exported graph does the same for the endpoint."""
+"""Encodes categories as integer codes for training and evaluation; the exported graph does so for the endpoint."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from maas_ray.errors import DataError
 
 
 def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
-    """Raw columns to those that `Preprocess` takes.
+    """Encodes raw columns as the columns that `Preprocess` takes.
 
     Args:
-        features: what cleaning has learned.
-        columns: raw columns in the order of the features, as `Dataset.read` gives them.
+        features: the fitted features.
+        columns: raw columns in the order of the features, as `Dataset.read` returns them.
 
     Returns:
-        Categorical columns as int64 codes [N, 1]: a missing value (an empty string) gets the code of the fill, a
-        category that training did not contain `UNKNOWN`. All other columns unchanged.
+        Categorical columns as int64 codes [N, 1]: a missing value (an empty string) becomes the code of the fill, and
+        a category that the training split does not contain becomes `UNKNOWN`. All other columns unchanged.
 
     Raises:
-        DataError: another number of columns, or a missing value where the column has no fill.
+        DataError: the number of columns differs, or a column without a fill has a missing value.
     """
     if len(columns) != len(features.columns):
-        raise DataError(f"got {len(columns)} columns; the features are {len(features.columns)}")
+        raise DataError(f"got {len(columns)} columns; expected {len(features.columns)}, one per feature")
     return [
         encode_column(column, values) if column.kind == "categorical" else values
         for column, values in zip(features.columns, columns, strict=True)
@@ -35,7 +35,7 @@ def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
 
 
 def encode_column(column: CategoricalColumn, values: Array) -> Array:
-    """One categorical column, see `encode_columns`."""
+    """Encodes one categorical column; see `encode_columns`."""
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
     found = pc.index_in(pa.array(values.reshape(-1), kind), value_set=pa.array(column.categories, kind))
     codes: NDArray[np.int64] = pc.fill_null(found, UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -44,7 +44,7 @@ def encode_column(column: CategoricalColumn, values: Array) -> Array:
         if missing.any():
             if column.fill is None:
                 raise DataError(
-                    f"column {column.name!r} has {int(missing.sum())} missing values and no fill for them; "
+                    f"column {column.name!r} has {int(missing.sum())} missing values and no replacement for them; "
                     f"set cleaning.columns.{column.name}.missing"
                 )
             codes[missing] = column.fill

@@ -1,4 +1,4 @@
-"""Micro-batches of one rank for any stretch of the global sample order. Knows no epoch, step or process group."""
+"""Micro-batches of one rank for any range of the global sample order. Independent of epochs and process groups."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -13,25 +13,25 @@ from maas_ray.errors import DataError
 __all__ = ["Batch", "Loader"]
 
 _CHUNK = 4096
-"""Positions whose ids are computed at once: one permutation of many costs little more than one of few."""
+"""Positions whose sample ids are computed at once: a long permutation costs little more than a short one."""
 
 
 class Loader:
-    """Gives each rank its share of every global batch; the state is one integer, the cursor.
+    """Loads one rank's share of every global batch; the only state is the cursor, an integer.
 
     The rows of a global batch and their order depend on (seed, cursor, global_batch) alone, not on the number of ranks.
 
     Args:
         columns: encoded columns [N, …].
         target: [N].
-        seed: of the sample order.
-        global_batch: rows of one optimizer step over all ranks.
+        seed: seed of the sample order.
+        global_batch: rows per optimizer step over all ranks.
         rank: this process, in [0, world).
         world: number of processes.
         accumulation_steps: micro-batches per optimizer step and rank.
 
     Raises:
-        DataError: no rows, columns of different lengths, or a number out of its range.
+        DataError: no rows, columns of different lengths, or an argument out of range.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loader:
     def over(
         cls, rows: Rows, *, seed: int, global_batch: int, rank: int, world: int, accumulation_steps: int = 1
     ) -> Self:
-        """A loader of rows that need not lie in memory; everything else as in the constructor."""
+        """A loader of rows that need not be in memory; otherwise as the constructor."""
         loader = cls.__new__(cls)
         loader._set_up(rows, seed, global_batch, rank, world, accumulation_steps)
         return loader
@@ -72,23 +72,23 @@ class Loader:
         self._chunk: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def load(self, cursor: int, stop: int) -> list[Batch]:
-        """This rank's micro-batches for global positions [cursor, min(cursor + global_batch, stop)).
+        """Loads this rank's micro-batches for global positions [cursor, min(cursor + global_batch, stop)).
 
-        Position p belongs to the rank (p - cursor) % world.
+        Position p belongs to rank (p - cursor) % world.
 
         Args:
             cursor: first global position.
-            stop: position at which the stretch ends although the global batch is not full (the end of an epoch).
+            stop: position at which the range ends even if the global batch is not full (the end of an epoch).
 
         Returns:
             Exactly `accumulation_steps` micro-batches, whose sizes differ by at most one row; some may be empty.
 
         Raises:
-            DataError: the stretch is empty or negative.
+            DataError: the range is empty or negative.
         """
         end = min(cursor + self._global_batch, stop)
         if not 0 <= cursor < end:
-            raise DataError(f"no positions to load from {cursor} to {stop}")
+            raise DataError(f"the range of positions from {cursor} to {stop} is empty or negative")
         own = self._ids(cursor, end)[self._rank :: self._world]
         positions = np.arange(cursor + self._rank, end, self._world, dtype=np.int64)
         pieces = zip(

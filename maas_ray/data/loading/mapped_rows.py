@@ -1,7 +1,7 @@
-"""Rows of a large table, read at random from mapped shards: the ranks of a machine share the pages, none has a copy.
+"""Random access to the rows of a large table in memory-mapped shards, whose pages all ranks of a machine share.
 
-A shard is mapped, and every byte of it verified, before its first row is used. Pages that were read are given back now
-and then (they stay in the system's cache), so that the memory of a rank is small and flat whatever the set's size.
+A shard is mapped, and every byte of it verified, before its first row is used. Pages that were read are released
+regularly (they stay in the system's page cache), so a rank's memory is small and constant for a data set of any size.
 """
 
 import mmap
@@ -21,24 +21,24 @@ from maas_ray.errors import DataError, ObjectCorrupt
 from maas_ray.store.manifest import Committed
 
 MAX_MAPPED_BYTES = 1 << 26
-"""Mapped memory that a rank keeps, by the estimate below; up to four times as much was seen."""
+"""Mapped memory that a rank keeps, by the estimate below; up to four times as much was measured."""
 _NO_VALUE = "\0"
 _FAULT_BYTES = 1 << 16
-"""What one read at random makes resident: Linux maps the 16 pages around it."""
+"""Bytes that one random read makes resident: Linux maps the 16 pages around it."""
 
 
 class ShardRows:
     """All rows of a split.
 
     Args:
-        committed: the data set's parts.
-        layout: how they lie.
-        features: what the columns are.
-        split: which rows.
+        committed: the committed data set with the shards.
+        layout: index of the shards.
+        features: description of the columns.
+        split: name of the split.
 
     Raises:
         ObjectCorrupt: a shard is missing or truncated.
-        DataError: the store is not a directory, and the split is larger than the cache of this machine.
+        DataError: the store is not a local directory, and the split is larger than the cache of this machine.
     """
 
     def __init__(self, committed: Committed, layout: ShardLayout, features: Features, split: str) -> None:
@@ -74,7 +74,7 @@ class ShardRows:
         return Batch(columns, torch.from_numpy(rows.target), torch.from_numpy(positions))
 
     def _gather(self, ids: NDArray[np.int64]) -> Block:
-        """Copies of the rows, each from its shard."""
+        """Copies the rows from their shards."""
         if not len(ids):
             return _empty_like(self._open(0), 0)
         where = np.searchsorted(self._starts, ids, side="right") - 1
@@ -92,12 +92,12 @@ class ShardRows:
             name = self._shards[number].name
             mapped = mmap_cache.map_bytes(self._committed, name)
             mapped.madvise(mmap.MADV_RANDOM)
-            mapped.madvise(mmap.MADV_DONTNEED)  # verifying has read all of it
+            mapped.madvise(mmap.MADV_DONTNEED)  # verification has read all pages
             block = self._blocks[number] = unpack(self._features, mapped)
             if len(block) != self._shards[number].num_rows:
                 raise ObjectCorrupt(
-                    f"{self._committed.parts[name].key} has {len(block)} rows; the manifest says "
-                    f"{self._shards[number].num_rows}"
+                    f"{self._committed.parts[name].key} contains {len(block)} rows; its manifest lists "
+                    f"{self._shards[number].num_rows}; restore it from a backup"
                 )
             self._maps.append(mapped)
         return block
@@ -119,23 +119,24 @@ class ShardRows:
             path = mmap_cache.local_path(self._committed, shard.name)
             if path is not None and not (path.is_file() and path.stat().st_size == part.size):
                 raise ObjectCorrupt(
-                    f"the committed object {part.key} is missing or has not {part.size} bytes; not used"
+                    f"the committed object {part.key} is missing or is not {part.size} bytes long; restore it from a "
+                    "backup"
                 )
         if size > mmap_cache.MAX_CACHE_BYTES and mmap_cache.local_path(self._committed, self._shards[0].name) is None:
             raise DataError(
-                f"the split has {size} bytes, and a machine keeps {mmap_cache.MAX_CACHE_BYTES} of a remote store at most; "
-                f"copy the data set to a directory that all machines share"
+                f"the split has {size} bytes; the limit for caching a remote store on a machine is "
+                f"{mmap_cache.MAX_CACHE_BYTES}; copy the data set to a directory that all machines share"
             )
 
 
 def _model_codes(features: Features, layout: ShardLayout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What the model gets for the codes of all categorical columns one after the other, and where each begins."""
+    """The model's codes for the stored codes of all categorical columns, concatenated, and each column's offset."""
     columns = [column for column in features.columns if isinstance(column, CategoricalColumn)]
     tables = []
     for column in columns:
         kind = object if column.datatype == "BYTES" else np.int64
         values = np.array(layout.dictionaries[column.name], dtype=kind).reshape(-1, 1)
-        if column.fill is None and column.datatype == "BYTES":  # cleaning has left no missing value: no code for it
+        if column.fill is None and column.datatype == "BYTES":  # no missing value is left, so it has no code
             values[values == ""] = _NO_VALUE
         tables.append(encode_column(column, values).reshape(-1))
     offsets = np.array([0, *accumulate(len(table) for table in tables)][:-1], dtype=np.int64)

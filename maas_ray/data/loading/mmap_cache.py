@@ -1,7 +1,7 @@
-"""Parts of committed things as mapped memory: verified, and shared by all processes of a machine.
+"""Memory-maps the parts of committed objects: verified, and shared by all processes of a machine.
 
-A store in a local directory is mapped where it lies. From any other store a part is downloaded once per machine, to
-`$MAAS_RAY_HOME/parts` (or `~/.maas-ray/parts`), whose oldest files go when it grows beyond its limit.
+The parts of a store in a local directory are mapped in place. From any other store a part is downloaded once per
+machine to `$MAAS_RAY_HOME/parts` (or `~/.maas-ray/parts`), whose oldest files are deleted when it exceeds its limit.
 """
 
 import mmap
@@ -27,13 +27,13 @@ def map_part(committed: Committed, name: str, datatype: DTypeLike) -> NDArray[An
     """Maps one part read-only; every byte is verified first.
 
     Args:
-        committed: whose part it is.
-        name: of the part.
-        datatype: of the values, whose bytes the part is.
+        committed: the committed object with the part.
+        name: name of the part.
+        datatype: datatype of the values, whose bytes are the part.
 
     Raises:
         ObjectCorrupt: the part is missing, truncated or altered.
-        DataError: there is no room for it, or another process holds the folder for too long.
+        DataError: the disk is full, or another process locks the folder for too long.
     """
     mapped = map_bytes(committed, name)
     try:
@@ -43,7 +43,7 @@ def map_part(committed: Committed, name: str, datatype: DTypeLike) -> NDArray[An
 
 
 def map_bytes(committed: Committed, name: str) -> mmap.mmap:
-    """As `map_part`, for a part that has a form of its own."""
+    """As `map_part`, for a part in a format of its own."""
     part = committed.parts[name]
     path = local_path(committed, name) or _fetch(committed, name)
     try:
@@ -53,13 +53,14 @@ def map_bytes(committed: Committed, name: str) -> mmap.mmap:
         raise ObjectCorrupt(f"the committed object {part.key} cannot be mapped from {path}: {error}") from error
     if not _is_right(mapped, part):
         raise ObjectCorrupt(
-            f"the committed object {part.key}, read from {path}, is not what its manifest says; not used"
+            f"the committed object {part.key}, read from {path}, does not match the digest in its manifest; restore it "
+            "from a backup"
         )
     return mapped
 
 
 def local_path(committed: Committed, name: str) -> Path | None:
-    """Where a part lies if its store is a directory of this machine; else None."""
+    """The path of a part if its store is a directory of this machine, else None."""
     store = committed.store
     return store.root / committed.parts[name].key if store.root else None
 
@@ -69,7 +70,7 @@ def _is_right(content: mmap.mmap | bytes, part: Part) -> bool:
 
 
 def _fetch(committed: Committed, name: str) -> Path:
-    """The part's file on this machine. A file whose content is wrong is fetched again."""
+    """The part's file on this machine. A file whose content is wrong is downloaded again."""
     part = committed.parts[name]
     folder = state_directory() / "parts"
     path = folder / part.sha256
@@ -88,18 +89,21 @@ def _fetch(committed: Committed, name: str) -> Path:
                 partial.unlink(missing_ok=True)
             _trim(folder, keep=path)
     except Timeout as error:
-        raise DataError(f"another process holds {folder} for more than {_LOCK_TIMEOUT_S:.0f} s") from error
+        raise DataError(
+            f"another process has locked {folder} for more than {_LOCK_TIMEOUT_S:.0f} s; wait for its download or stop "
+            "it"
+        ) from error
     except OSError as error:
         raise DataError(
-            f"cannot keep {part.size} bytes in {folder}: {error}; set MAAS_RAY_HOME to a folder with room"
+            f"cannot store {part.size} bytes in {folder}: {error}; set MAAS_RAY_HOME to a folder with enough free space"
         ) from error
     return path
 
 
 def _trim(folder: Path, keep: Path) -> None:
-    """Removes the files that were asked for longest ago; a process that has mapped one keeps its bytes."""
+    """Removes the least recently used files; a process that has mapped one keeps its bytes."""
     files = [path for path in folder.iterdir() if path not in (keep, folder / ".lock")]
-    # Whoever holds the lock is the only writer: other files with a dot are what a killed one left.
+    # The process with the lock is the only writer: other files with a dot are leftovers of killed processes.
     files.sort(key=lambda path: (not path.name.startswith("."), path.stat().st_mtime))
     excess = keep.stat().st_size + sum(path.stat().st_size for path in files) - MAX_CACHE_BYTES
     for path in files:

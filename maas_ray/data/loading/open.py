@@ -1,4 +1,4 @@
-"""The rows of a split as a loader takes them, whatever the data set holds. Knows no model and no process group."""
+"""Opens the rows of a split for a loader, for every kind of data set. Independent of models and process groups."""
 
 from maas_ray.data.loading.encode import encode_columns
 from maas_ray.data.loading.mapped_rows import ShardRows
@@ -10,14 +10,14 @@ from maas_ray.data.stored.token_layout import DATATYPES
 
 
 def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
-    """Opens one split: a small table is read into memory, a large one and a stream of tokens are mapped.
+    """Opens one split: a small table is read into memory, a large one or a token stream is memory-mapped.
 
     Every byte is verified before it is used.
 
     Args:
         dataset: a prepared data set.
         split: `train`, `validation` or `test`.
-        seed: of what is random about a row (the masks of masked language modeling).
+        seed: seed of everything random about a row (the masks of masked language modeling).
 
     Raises:
         DataError: there is no such split, or it has no rows.

@@ -1,8 +1,8 @@
-"""The order of samples: a stateless permutation of [0, n) for every (seed, epoch). Knows neither data nor ranks.
+"""The order of samples: a stateless permutation of [0, n) for every (seed, epoch). Independent of data and ranks.
 
 Each position is mapped by a Feistel network on the smallest power of two that holds n, and mapped again while the
 result is not below n (cycle walking: Black & Rogaway, "Ciphers with arbitrary finite domains", 2002). Integer
-arithmetic only, so that the order is the same on every machine and for ever; a cursor is one integer.
+arithmetic only, so that the order is the same on every machine and in every release; a cursor is one integer.
 """
 
 from functools import lru_cache
@@ -15,9 +15,9 @@ from maas_ray.errors import DataError
 
 MAX_SAMPLES = 1 << 40
 SPLITMIX64_STEP = 0x9E3779B97F4A7C15
-"""What SplitMix64 (Steele, Lea & Flood 2014) adds for each number."""
+"""The increment of SplitMix64 (Steele, Lea & Flood 2014)."""
 SPLITMIX64_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-"""Of its finalizer."""
+"""The factors of its finalizer."""
 _ROUNDS = 12  # many, because the halves of a small data set have only a few bits
 _TAG = b"maas-ray sample order 1"
 
@@ -41,14 +41,14 @@ def permute(seed: int, epoch: int, n: int, positions: NDArray[np.int64]) -> NDAr
 
 
 def find_positions(seed: int, epoch: int, n: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The inverse of `permute`: at which positions of the epoch the samples `ids` stand."""
+    """The inverse of `permute`: the positions of the samples `ids` in the epoch."""
     return _whole_epoch(seed, epoch, n, ids, range(_ROUNDS)[::-1])
 
 
 def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
     """The ids at global positions [start, start + count) of the endless stream of epochs.
 
-    Position p lies in epoch p // n, so each epoch holds every sample exactly once.
+    Position p is in epoch p // n, so each epoch contains every sample exactly once.
 
     Args:
         seed: in [0, 2**64).
@@ -64,7 +64,7 @@ def sample_ids(seed: int, n: int, start: int, count: int) -> NDArray[np.int64]:
     """
     _check(seed, n)
     if start < 0 or count < 0:
-        raise DataError(f"positions from {start}, {count} of them: both must not be negative")
+        raise DataError(f"start {start} and count {count} must not be negative")
     if not count:
         return np.empty(0, dtype=np.int64)
     first_epoch, offset = divmod(start, n)
@@ -86,7 +86,7 @@ def _whole_epoch(seed: int, epoch: int, n: int, values: NDArray[np.int64], round
 
 def _check(seed: int, n: int) -> None:
     if not 1 <= n <= MAX_SAMPLES:
-        raise DataError(f"{n} samples cannot be ordered; the number must be in [1, {MAX_SAMPLES}]")
+        raise DataError(f"cannot order {n} samples; the number of samples must be in [1, {MAX_SAMPLES}]")
     if not 0 <= seed < 1 << 64:
         raise DataError(f"seed {seed} is not in [0, 2**64)")
 
@@ -122,9 +122,9 @@ def _feistel(values: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uint64]
 
     Args:
         values: uint64 [K].
-        num_bits: of the domain.
+        num_bits: bits of the domain.
         keys: uint64 [rounds, K], or [rounds, 1] for one key for all values.
-        rounds: in their order; in reverse it is the inverse, because each round is its own one.
+        rounds: the rounds in order; the reverse order gives the inverse, because each round is its own inverse.
     """
     num_low = (num_bits + 1) // 2
     low_mask = np.uint64((1 << num_low) - 1)

@@ -1,7 +1,7 @@
-"""Reads the rows of coming steps in a thread, in their order. Knows no order of its own, no step and no model.
+"""Reads the rows of the next steps in a background thread. Independent of steps and models.
 
-torch's DataLoader would read them in processes of its own, which cost seconds to start and a copy of every row to pass
-on. Here a thread calls the loader: gathering rows is done by torch and Arrow, which let other threads run meanwhile.
+torch's DataLoader would read them in separate processes, which take seconds to start and copy every row to hand it
+over. Here a thread calls the loader: torch and Arrow gather the rows and release the GIL meanwhile.
 """
 
 import queue
@@ -16,19 +16,19 @@ from maas_ray.data.loading.rows import Batch
 from maas_ray.errors import DataError
 
 _LOOK_S = 0.2
-"""Seconds after which a waiting thread looks whether the other one is still there."""
+"""Interval at which a waiting thread checks that the other thread is still alive."""
 
 
 class Prefetcher:
-    """Gives what a loader gives, read ahead. To be closed; a context manager.
+    """Returns a loader's batches, read ahead. A context manager; must be closed.
 
     Args:
-        loader: read by this object's thread alone from now on.
+        loader: from now on read by this object's thread alone.
         cursor: first global position.
         stop: position at which the run ends.
         stride: positions from one call to the next: the global batch.
-        depth: most steps that lie ready.
-        pin: whether their tensors are copied to pinned memory, from which a GPU reads by itself.
+        depth: maximum number of steps that are read ahead.
+        pin: whether their tensors are copied to pinned memory, from which a GPU copies asynchronously.
         timeout_s: longest wait for one step's rows.
     """
 
@@ -45,15 +45,15 @@ class Prefetcher:
         self._thread.start()
 
     def load(self, cursor: int, stop: int) -> list[Batch]:
-        """What `Loader.load` gives for these positions, which have to be the next ones.
+        """Returns the result of `Loader.load` for these positions, which must be the next ones.
 
         Raises:
-            DataError: they are not, or reading took too long.
-            Exception: whatever reading them raised.
+            DataError: they are not the next ones, or reading took too long.
+            Exception: any exception that reading them raised.
         """
         waited_s = 0.0
         while True:
-            is_reading = self._thread.is_alive()  # asked before the look: it may end in between
+            is_reading = self._thread.is_alive()  # checked before the queue: the thread may end in between
             try:
                 position, found = self._ready.get(timeout=_LOOK_S)
                 break
@@ -61,17 +61,20 @@ class Prefetcher:
                 waited_s += _LOOK_S
                 if waited_s >= self._timeout_s or not is_reading:
                     raise DataError(
-                        f"the rows from position {cursor} on were not read within {self._timeout_s:.0f} s; look at the "
+                        f"the rows from position {cursor} on were not read within {self._timeout_s:.0f} s; check the "
                         "store's health, or raise workers.timeout_s"
                     ) from None
         if isinstance(found, Exception):
             raise found
         if (position, self._stop) != (cursor, stop):
-            raise DataError(f"rows were read ahead from position {position} to {self._stop}, not {cursor} to {stop}")
+            raise DataError(
+                f"requested the rows from position {cursor} to {stop}; the rows read ahead are from {position} to "
+                f"{self._stop}"
+            )
         return found
 
     def close(self) -> None:
-        """Ends the thread; what it has read is forgotten."""
+        """Stops the thread and discards the rows that it has read."""
         self._closing.set()
         self._thread.join(timeout=self._timeout_s)
 
@@ -90,7 +93,7 @@ class Prefetcher:
                 found = self._loader.load(cursor, self._stop)
                 if self._pin:
                     found = [_pinned(batch) for batch in found]
-            except Exception as error:  # raised where it is asked for
+            except Exception as error:  # raised by `load`
                 found = error
             while not self._closing.is_set():
                 try:

@@ -1,6 +1,6 @@
-"""Encoded columns to the model's input, as a torch module. It is part of training and of the exported graph alike.
+"""The torch module that turns encoded columns into the model's input, in training and in the exported graph.
 
-The formulas stand in `spec/features.py`; everything fitted comes from there, nothing is learned here.
+The formulas are documented in `spec/features.py`; every fitted value comes from there, nothing is learned here.
 """
 
 import torch
@@ -11,13 +11,12 @@ from maas_ray.errors import DataError
 
 
 class Preprocess(nn.Module):
-    """Fills, scales and encodes all columns and joins them in their order.
+    """Fills, scales and encodes all columns and concatenates them in order.
 
-    Columns of one kind are computed together and then put into order: a step with dozens of columns costs a few
-    operations.
+    Columns of one kind are computed together and then reordered, so that dozens of columns cost a few operations.
 
     Args:
-        features: what cleaning has learned.
+        features: the fitted features.
     """
 
     order: Tensor
@@ -46,10 +45,10 @@ class Preprocess(nn.Module):
             float32 [N, *features.row.shape], or the tokens as int64 [N, T].
 
         Raises:
-            DataError: another number of columns than there are features.
+            DataError: the number of columns is not the number of features.
         """
         if len(columns) != self._num_columns:
-            raise DataError(f"got {len(columns)} columns; the features are {self._num_columns}")
+            raise DataError(f"got {len(columns)} columns; expected {self._num_columns}, one per feature")
         parts = []
         for places, group in zip(self._members, self.groups, strict=True):
             part = group(*[columns[i] for i in places])
@@ -59,7 +58,7 @@ class Preprocess(nn.Module):
 
 
 def _order(features: Features, members: list[list[int]]) -> list[int]:
-    """For each output element in the order of the columns its place after the groups are joined."""
+    """For each output element, in the order of the columns, its index after the groups are concatenated."""
     starts = {}
     position = 0
     for i in (i for places in members for i in places):
@@ -129,12 +128,12 @@ class _Tokens(nn.Module):
 def _group(column: Column) -> str:
     if column.kind == "categorical":
         return column.encoding
-    # Tensors differ in shape, so each one is a group of its own.
+    # Tensors differ in shape, so each one is a separate group.
     return column.kind if column.kind == "numeric" else f"{column.kind} {column.name}"
 
 
 def _build(columns: list[Column]) -> nn.Module:
-    """The module of neighbouring columns of one group."""
+    """The module for the columns of one group."""
     if columns[0].kind == "tensor":
         return _Image(columns[0])
     if columns[0].kind == "tokens":
@@ -156,5 +155,5 @@ def _spread(values: tuple[float, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def _buffer(module: nn.Module, name: str, value: Tensor) -> None:
-    # Not persistent: the features stand beside the weights as JSON, and checkpoints hold what training learned.
+    # Not persistent: the features are stored as JSON next to the weights, and checkpoints contain only learned state.
     module.register_buffer(name, value, persistent=False)

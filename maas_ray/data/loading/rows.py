@@ -1,4 +1,4 @@
-"""Rows that are read by their number, whatever holds them: a table in memory here, token windows elsewhere."""
+"""The interface for reading rows by index, and its implementation for a table in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Batch:
     columns: list[Tensor]
     """Encoded columns in the order of the features, each [B, …]."""
     target: Tensor
-    """[B]: int64 class codes, or float32; or int64 [B, T] token ids, -100 where one does not count."""
+    """[B]: int64 class codes, or float32; or int64 [B, T] token ids, -100 where a token is ignored."""
     positions: Tensor
-    """int64 [B]: place of each row in the endless stream of epochs, which no rank, world size or batch size changes."""
+    """int64 [B]: position of each row in the endless stream of epochs, independent of rank, world and batch size."""
 
     @property
     def num_rows(self) -> int:
@@ -30,12 +30,12 @@ class Batch:
 
 
 class Rows(Protocol):
-    """All rows of a split. Many ranks may hold the same ones; what is read does not depend on who reads it."""
+    """All rows of a split. Several ranks may read the same rows; the content does not depend on the reader."""
 
     def __len__(self) -> int: ...
 
     def take(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Batch:
-        """The rows `ids` [B], at `positions` [B] of the endless stream (what is random about a row hangs on those)."""
+        """The rows `ids` [B], at `positions` [B] of the endless stream; a row's randomness depends on its position."""
         ...
 
 
@@ -56,7 +56,8 @@ class Table:
         lengths = {len(values) for values in (*columns, target)}
         if len(lengths) > 1 or not columns:
             raise DataError(
-                f"{len(columns)} columns and the target have {sorted(lengths)} rows; all must have the same"
+                f"{len(columns)} columns and the target have {sorted(lengths)} rows; at least one column is needed, "
+                "and all must have the same number of rows"
             )
         self._target = torch.from_numpy(_writable(target))
         self._stacks, self._is_joined, self._places = _stack(columns)
@@ -79,10 +80,10 @@ class Table:
 
 
 def _stack(columns: Sequence[NDArray[Any]]) -> tuple[list[Tensor], list[bool], list[tuple[int, int]]]:
-    """Joins all columns [N, 1] of one dtype into one tensor, so that a batch is gathered once per dtype.
+    """Concatenates all columns [N, 1] of one dtype into one tensor, so that a batch is gathered once per dtype.
 
     Returns:
-        The tensors, whether each is joined of columns, and per column its tensor and its place in it.
+        The tensors, whether each is concatenated from columns, and per column the index of its tensor and in it.
     """
     groups: dict[Any, list[int]] = {}
     for i, values in enumerate(columns):
@@ -100,5 +101,5 @@ def _stack(columns: Sequence[NDArray[Any]]) -> tuple[list[Tensor], list[bool], l
 
 
 def _writable(values: NDArray[Any]) -> NDArray[Any]:
-    """Contiguous and writable, which torch wants even of what it only reads; copies only if it must."""
+    """A contiguous and writable array, which torch requires even for reading; copies only if necessary."""
     return np.require(values, requirements=["C", "W"])

@@ -1,4 +1,4 @@
-"""Which tokens masked language modeling hides: a function of (seed, position, place), of no rank and no batch."""
+"""The masks of masked language modeling: a function of seed, row position and token index, not of rank or batch."""
 
 from hashlib import shake_128
 
@@ -16,19 +16,19 @@ _STEP = np.uint64(SPLITMIX64_STEP)
 def mask_tokens(
     layout: MaskLayout, vocab_size: int, seed: int, positions: NDArray[np.int64], token_ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hides tokens as BERT does: of those chosen 80 % become the mask, 10 % a random token, 10 % stay.
+    """Masks tokens as BERT does: of the chosen tokens 80 % become the mask, 10 % a random token, 10 % are unchanged.
 
     Integer arithmetic only, so that the masks are the same on every machine.
 
     Args:
-        layout: what is hidden.
-        vocab_size: random tokens are below it.
+        layout: the mask token and the fraction of tokens to predict.
+        vocab_size: random token ids are below it.
         seed: in [0, 2**64).
-        positions: int64 [B]: of the rows in the endless stream.
+        positions: int64 [B], positions of the rows in the endless stream.
         token_ids: int64 [B, T].
 
     Returns:
-        What the model sees, and the target: int64 [B, T], -100 where nothing is to be predicted.
+        The model's input and the target, both int64 [B, T]; the target is -100 where nothing is predicted.
     """
     key = np.frombuffer(shake_128(_TAG + seed.to_bytes(8, "little")).digest(8), dtype="<u8").astype(np.uint64)
     rows = mix(positions.astype(np.uint64), key)

@@ -1,4 +1,4 @@
-"""Rows of tokens as windows on a stream that is mapped, not read: a row costs its own bytes, a rank none of its own."""
+"""Rows of token ids as windows on a memory-mapped token stream, so that ranks need no copy of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from maas_ray.errors import ObjectCorrupt
 
 
 class Windows:
-    """Row i is the tokens from place i * stride on: `length` of them, and the same shifted by one as the target.
+    """Row i is the `length` tokens from index i * stride on; the target is the same tokens shifted by one.
 
     Args:
-        parts: the stream, each part but the last of `layout.part_tokens` tokens; memory that is mapped stays so.
-        layout: how the stream is cut.
-        split: decides the stride.
+        parts: the stream, each part but the last of `layout.part_tokens` tokens; mapped memory stays mapped.
+        layout: layout of the stream.
+        split: name of the split, which decides the stride.
         vocab_size: token ids are below it.
-        seed: of the masks.
+        seed: seed of the masks.
 
     Raises:
-        ObjectCorrupt: the parts do not have the tokens of the layout.
+        ObjectCorrupt: the parts do not contain the number of tokens in the layout.
     """
 
     def __init__(
@@ -33,7 +33,8 @@ class Windows:
         self._parts = [np.asarray(part) for part in parts]  # a plain array's slices cost a third of a memmap's
         if (found := sum(map(len, self._parts))) != layout.num_tokens[split]:
             raise ObjectCorrupt(
-                f"the parts of {split} hold {found} tokens; their manifest says {layout.num_tokens[split]}"
+                f"the parts of {split} contain {found} tokens; their manifest lists {layout.num_tokens[split]}; "
+                "restore the data set from a backup"
             )
         self._layout = layout
         self._stride = layout.strides[split]
@@ -60,7 +61,7 @@ class Windows:
         )
 
     def _copy(self, first: int, row: NDArray[np.int64]) -> None:
-        """Fills `row` with the tokens from place `first` on, which may lie in several parts."""
+        """Fills `row` with the tokens from index `first` on, which may be in several parts."""
         done = 0
         while done < len(row):
             part, place = divmod(first + done, self._layout.part_tokens)

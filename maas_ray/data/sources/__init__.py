@@ -1,1 +1,1 @@
-"""Reading what a data URI names: files, arrays, images and tables, within limits."""
+"""Reading the files, arrays, images and tables that a data URI names, within limits."""

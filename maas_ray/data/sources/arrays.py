@@ -1,4 +1,4 @@
-"""Data sets made of arrays: NumPy files, IDX images and scikit-learn's packaged sets, as Arrow tables."""
+"""Reads NumPy files, IDX images and scikit-learn's bundled data sets as Arrow tables."""
 
 import importlib.util
 import io
@@ -25,7 +25,7 @@ _SKLEARN = ("digits", "breast_cancer", "diabetes", "wine", "iris")
 
 
 def tensor_field(name: str, values: NDArray[Any]) -> tuple[pa.Field, pa.Array]:
-    """Tensors [N, *shape] as a fixed-size list; the field's metadata carries the shape."""
+    """Tensors [N, *shape] as a fixed-size list; the field's metadata contains the shape."""
     shape = values.shape[1:]
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     array = pa.FixedSizeListArray.from_arrays(flat, math.prod(shape))
@@ -33,7 +33,7 @@ def tensor_field(name: str, values: NDArray[Any]) -> tuple[pa.Field, pa.Array]:
 
 
 def tensor_shape(field: pa.Field) -> tuple[int, ...] | None:
-    """The shape that `tensor_field` noted, that of a plain fixed-size list, or None for any other field."""
+    """The shape stored by `tensor_field`, that of a plain fixed-size list, or None for any other field."""
     if not pa.types.is_fixed_size_list(field.type):
         return None
     noted = (field.metadata or {}).get(_SHAPE)
@@ -52,13 +52,13 @@ def read_numpy(spec: DataSpec) -> pa.Table:
     """`.npz` with named arrays, or a `.npy` array (column `x`) and a `.npy` target (`labels_uri`).
 
     Raises:
-        DataError: not such files, Python objects inside, or arrays of different lengths.
+        DataError: the files are not NumPy files, contain Python objects, or contain arrays of different lengths.
     """
     data = read_bytes(spec, spec.uri)
     if zipfile.is_zipfile(io.BytesIO(data)):
         return _table(spec.uri, read_npz(spec.uri, data, allowed_bytes(spec, len(data))))
     if spec.labels_uri is None:
-        raise DataError(f"{spec.uri} holds one array; name the file of the target with data.labels_uri")
+        raise DataError(f"{spec.uri} contains a single array; set data.labels_uri to the file of the target")
     target = read_npy(spec.labels_uri, read_bytes(spec, spec.labels_uri))
     return _table(spec.uri, {"x": read_npy(spec.uri, data), spec.target: target})
 
@@ -73,12 +73,13 @@ def read_idx(spec: DataSpec) -> pa.Table:
     """
     labels_uri = spec.labels_uri or spec.uri.replace("images-idx3", "labels-idx1")
     if labels_uri == spec.uri:
-        raise DataError(f"{spec.uri}: the name does not contain images-idx3; name the labels with data.labels_uri")
+        raise DataError(f"{spec.uri}: the name does not contain images-idx3; set data.labels_uri to the labels' file")
     images = _parse_idx(spec.uri, read_bytes(spec, spec.uri))
     labels = _parse_idx(labels_uri, read_bytes(spec, labels_uri))
     if images.ndim < 2 or labels.ndim != 1:
         raise DataError(
-            f"{spec.uri} has {images.ndim} and {labels_uri} {labels.ndim} dimensions; expected images and a row of labels"
+            f"{spec.uri} has {images.ndim} dimensions and {labels_uri} has {labels.ndim}; expected at least 2 for the "
+            "images and 1 for the labels"
         )
     return _table(spec.uri, {"image": images[:, None] if images.ndim == 3 else images, spec.target: labels})
 
@@ -87,10 +88,10 @@ def read_sklearn(name: str, target: str) -> pa.Table:
     """A data set that scikit-learn ships: digits as images [1, 8, 8], the others as numeric columns.
 
     Raises:
-        DataError: there is no such set.
+        DataError: there is no such data set.
     """
     if name not in _SKLEARN:
-        raise DataError(f"sklearn:{name} is unknown; there are {', '.join(_SKLEARN)}")
+        raise DataError(f"sklearn:{name} is unknown; use one of {', '.join(_SKLEARN)}")
     if name == "digits" and (path := _digits_path()) is not None:
         values = np.loadtxt(path, delimiter=",")
         images = values[:, :-1].reshape(-1, 1, 8, 8).astype(np.float32)
@@ -108,7 +109,7 @@ def read_sklearn(name: str, target: str) -> pa.Table:
 
 
 def _digits_path() -> Path | None:
-    """The file behind `load_digits`, which every example begins with: importing scikit-learn to read it takes 2 s."""
+    """The file behind `load_digits`, which the examples use: importing scikit-learn to read it takes 2 s."""
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if package else None
     return path if path is not None and path.is_file() else None
@@ -124,7 +125,9 @@ def _parse_idx(uri: str, data: bytes) -> NDArray[Any]:
     body = memoryview(data)[4 + 4 * data[3] :]
     expected = math.prod(shape) * dtype.itemsize
     if len(body) != expected or not expected:
-        raise DataError(f"{uri} holds {len(body)} bytes of values; its header {shape} says {expected}")
+        raise DataError(
+            f"{uri} contains {len(body)} bytes of values; expected {expected} for the shape {shape} in its header"
+        )
     return np.frombuffer(body, dtype=dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 

@@ -1,4 +1,4 @@
-"""How much a file may become: a few bytes, compressed or encoded, can stand for more than any memory. Opens nothing."""
+"""Limits on the decompressed size of files: a few compressed bytes can expand beyond any memory."""
 
 import io
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 
 SMALL_BYTES = 1 << 26
-"""Whatever the file, it may become this much."""
+"""Size to which every file may expand."""
 MAX_COLUMNS = 10_000
-"""More are one column of vectors: a fixed-size list, or an array in a NumPy file."""
+"""More columns belong in one column of vectors: a fixed-size list, or an array in a NumPy file."""
 
 
 def allowed_bytes(spec: DataSpec, size: int) -> int:
-    """Bytes that a file of `size` bytes may become in memory."""
+    """Bytes in memory to which a file of `size` bytes may expand."""
     return max(SMALL_BYTES, int(spec.max_expansion * size))
 
 
 def too_much(spec: DataSpec, path: str, size: int) -> DataError:
-    """The refusal of a file that becomes more."""
+    """The error for a file that expands beyond its limit."""
     return DataError(
-        f"{path} has {size} bytes and becomes more than {allowed_bytes(spec, size)} when it is read, more than "
-        f"{spec.max_expansion:g} times as many; raise data.max_expansion if that is meant"
+        f"{path} has {size} bytes and expands to more than {allowed_bytes(spec, size)} bytes when it is read; the "
+        f"limit is {spec.max_expansion:g} times its size; raise data.max_expansion if you trust the file"
     )
 
 
@@ -33,7 +33,7 @@ def refuse_many_columns(names: Sequence[str], where: str) -> None:
 
 
 def too_many_columns(where: str, number: str) -> DataError:
-    """The refusal of a table with so many columns."""
+    """The error for a table with too many columns."""
     return DataError(
         f"{where} has {number} columns; the limit is {MAX_COLUMNS}: store them as one column of vectors (a fixed-size list "
         "in parquet, an array in a NumPy file)"
@@ -41,12 +41,12 @@ def too_many_columns(where: str, number: str) -> DataError:
 
 
 class BoundedStream(io.RawIOBase):
-    """A decompressed stream that ends with an error once it has given more than its file may become.
+    """A decompressed stream that raises an error once it has returned more bytes than its file may expand to.
 
     Args:
-        stream: pyarrow's.
-        spec: names the bound.
-        path: of the file, for the message.
+        stream: pyarrow's stream.
+        spec: contains the limit.
+        path: path of the file, for the message.
         size: bytes of the file.
     """
 
@@ -60,7 +60,7 @@ class BoundedStream(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; all that is left where it is negative."""
+        """At most `size` bytes, or all remaining bytes if `size` is negative."""
         wanted = self._left + 1 if size < 0 else min(size, self._left + 1)
         data: bytes = self._stream.read(wanted)
         self._left -= len(data)
@@ -69,7 +69,7 @@ class BoundedStream(io.RawIOBase):
         return data
 
     def close(self) -> None:
-        """Closes the stream behind it too."""
+        """Closes the underlying stream too."""
         if not self.closed:
             self._stream.close()
         super().close()

@@ -1,8 +1,8 @@
-"""Columns as they were read to the three kinds that the library knows. Decides no cleaning and fits nothing.
+"""Casts raw columns to the three column kinds: numeric, categorical and tensor.
 
 A cast table has numeric columns as float32 (NaN is missing), categories as text ("" is missing) or, where every value
 is an integer and none is missing, int64, and tensors as fixed-size lists of float32 or uint8. It has no nulls.
-The kind hangs on the whole column, which need not be in memory: each stretch is surveyed, and the surveys merge.
+The kind depends on the whole column, which need not be in memory: each chunk is surveyed, and the surveys are merged.
 """
 
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class CastColumn:
     field: pa.Field
     values: pa.Array
     missing: NDArray[np.bool_]
-    """[N]; includes what could not be converted. A tensor is missing if any of its elements is."""
+    """[N]; includes values that could not be converted. A tensor is missing if any of its elements is."""
     num_missing: int
-    """Missing as it was read."""
+    """Values that were missing in the source."""
     num_unconvertible: int
     """Present, but not convertible; elements, for a tensor."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a stretch of a column holds, as far as the kind of the whole column hangs on it."""
+    """The properties of a chunk of a column that decide the kind of the whole column."""
 
     has_values: bool = False
     is_numbers: bool = True
@@ -48,7 +48,7 @@ class Survey:
     """No value is missing, and each is an integer written in the usual way (`007` is text)."""
 
     def merged(self, other: "Survey") -> "Survey":
-        """Of both stretches together."""
+        """The survey of both chunks together."""
         return Survey(
             self.has_values or other.has_values,
             self.is_numbers and other.is_numbers,
@@ -59,7 +59,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Cast:
-    """What a column is cast to."""
+    """The target type of a column."""
 
     kind: Kind
     is_whole: bool = True
@@ -69,24 +69,24 @@ class Cast:
 
 
 def cast_column(field: pa.Field, column: pa.ChunkedArray, to: str | None, is_typed: bool) -> CastColumn:
-    """Casts one feature column that is there as a whole.
+    """Casts one complete feature column.
 
     Args:
-        field: its name, type and, for a tensor, shape.
-        column: as it was read.
+        field: name, type and, for a tensor, shape.
+        column: raw values.
         to: `number`, `category` or None: numbers and booleans are numbers, text is a category.
         is_typed: False: the file format has no types (csv), so that text is a number if every present value reads
             as one.
 
     Raises:
-        DataError: a type that no kind fits, or a cast that makes no sense.
+        DataError: no kind fits the type, or the cast is impossible.
     """
     survey = survey_column(field, column, to) if needs_survey(field, to) else Survey()
     return apply_cast(field, column, choose_cast(field, survey, to, is_typed))
 
 
 def needs_survey(field: pa.Field, to: str | None) -> bool:
-    """Whether the kind hangs on the values, and not on the type alone."""
+    """Whether the kind depends on the values and not on the type alone."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     is_settled = is_number or pa.types.is_boolean(kind) or tensor_shape(field) is not None
@@ -94,13 +94,13 @@ def needs_survey(field: pa.Field, to: str | None) -> bool:
 
 
 def survey_column(field: pa.Field, column: pa.ChunkedArray, to: str | None) -> Survey:
-    """Looks at a stretch of a column.
+    """Surveys a chunk of a column.
 
     Raises:
-        DataError: a type that no kind fits.
+        DataError: no kind fits the type.
     """
     if tensor_shape(field) is not None:
-        return Survey()  # what is wrong with the cast is said by `choose_cast`
+        return Survey()  # `choose_cast` reports a wrong cast
     column = decode_column(field.name, column)
     is_text = pa.types.is_string(column.type)
     is_numbers = not (is_text and to is None) or to_numbers(column)[1] == 0
@@ -114,11 +114,14 @@ def choose_cast(field: pa.Field, survey: Survey, to: str | None, is_typed: bool)
     """The kind of a column, from the survey of all of it.
 
     Raises:
-        DataError: a cast that makes no sense.
+        DataError: the cast is impossible.
     """
     if tensor_shape(field) is not None:
         if to is not None:
-            raise DataError(f"column {field.name!r} is a tensor and cannot be cast to {to}")
+            raise DataError(
+                f"column {field.name!r} is a tensor and cannot be cast to {to}; remove "
+                f"cleaning.columns.{field.name}.cast"
+            )
         return Cast("tensor")
     is_text = needs_survey(field, None)
     looks_like_numbers = not is_typed and survey.is_numbers and survey.has_values
@@ -128,10 +131,10 @@ def choose_cast(field: pa.Field, survey: Survey, to: str | None, is_typed: bool)
 
 
 def apply_cast(field: pa.Field, column: pa.ChunkedArray, cast: Cast) -> CastColumn:
-    """Casts a stretch of a column.
+    """Casts a chunk of a column.
 
     Raises:
-        DataError: a type that no kind fits, or a tensor that is missing as a whole.
+        DataError: no kind fits the type, or a whole tensor is missing.
     """
     if cast.kind == "tensor":
         return _tensor(field, column)
@@ -146,9 +149,9 @@ def apply_cast(field: pa.Field, column: pa.ChunkedArray, cast: Cast) -> CastColu
 
 
 def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
-    """Numbers, booleans or text to float32 [N], NaN where missing or not convertible, and how many were not.
+    """Converts numbers, booleans or text to float32 [N]; returns it and the number of values that are not convertible.
 
-    A number beyond float32 and an infinity are not convertible.
+    Missing and not convertible values become NaN. A number beyond float32 and an infinity are not convertible.
     """
     if pa.types.is_string(column.type):
         doubles, num_failed = _parse(column)
@@ -162,11 +165,11 @@ def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
 
 
 def to_text(name: str, column: pa.ChunkedArray, is_whole: bool | None = None) -> pa.Array:
-    """Any scalar column to text, "" where missing; whole numbers are written without a fraction.
+    """Converts any scalar column to text, "" where missing; whole numbers are written without a fraction.
 
     Args:
-        name: of the column.
-        column: its values.
+        name: name of the column.
+        column: values of the column.
         is_whole: whether all numbers of the whole column are whole; None: `column` is the whole column.
     """
     column = decode_column(name, column)
@@ -185,7 +188,7 @@ def are_whole(column: pa.ChunkedArray) -> bool:
 
 
 def decode_column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionaries, decimals and the variants of text to plain ones; refuses what is neither number nor text."""
+    """Converts dictionaries, decimals and the variants of text to plain types; rejects other types."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
@@ -233,7 +236,7 @@ def _category(name: str, column: pa.ChunkedArray, cast: Cast) -> CastColumn:
 
 
 def _integers(text: pa.Array) -> pa.Array | None:
-    """The integers that all of `text` writes in the usual way, or None (`007` is text)."""
+    """The integers in `text` if each is written in the usual way, else None (`007` is text)."""
     try:
         integers = text.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -259,11 +262,11 @@ def _tensor(field: pa.Field, column: pa.ChunkedArray) -> CastColumn:
 
 
 def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """What is beyond float32 becomes an infinity, which the callers treat as not convertible."""
+    """Values beyond float32 become infinities, which the callers treat as not convertible."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
 
 
 def _has_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """[N], of tensors [N, *shape]."""
+    """Whether each of the tensors [N, *shape] contains a NaN: [N]."""
     return np.asarray(np.isnan(values).any(axis=tuple(range(1, values.ndim))))

@@ -1,4 +1,4 @@
-"""Finding and opening the files that a data URI names, locally or on S3, through pyarrow. Knows no format's content."""
+"""Finds and opens the files that a data URI names, locally or on S3, with pyarrow. Independent of file contents."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,7 +35,7 @@ _EXTENSIONS: dict[str, Format] = {
     "-ubyte.gz": "idx",
 }
 _CODECS = (".gz", ".bz2", ".lz4", ".zst")
-"""Extensions by which pyarrow decompresses."""
+"""Extensions of files that pyarrow decompresses."""
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = {"connect_timeout": 5, "request_timeout": 60}
 
@@ -69,14 +69,14 @@ class File:
     size: int
     """Bytes."""
     modified_ns: int = 0
-    """When it was last written, in nanoseconds since 1970."""
+    """Time of the last modification, in nanoseconds since 1970."""
 
 
 def list_files(spec: DataSpec) -> list[File]:
     """All files that the URI names, sorted by path.
 
     Raises:
-        DataError: nothing there, or not accessible.
+        DataError: the URI names no file, or cannot be accessed.
     """
     files, path = filesystem(spec, spec.uri)
     try:
@@ -94,17 +94,19 @@ def list_files(spec: DataSpec) -> list[File]:
     except OSError as error:
         raise DataError(f"cannot list {spec.uri}: {_first_line(error)}") from error
     if not found:
-        raise DataError(f"{spec.uri} names no file; give a file, a directory that holds files, or a glob that matches")
+        raise DataError(
+            f"{spec.uri} names no file; set data.uri to a file, a directory with files, or a glob that matches files"
+        )
     return sorted(
         (File(entry.path, entry.size or 0, entry.mtime_ns or 0) for entry in found), key=lambda file: file.path
     )
 
 
 def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
-    """A stream of one file, decompressed if its name ends in .gz or as another codec's does.
+    """A stream of one file, decompressed if its name ends in .gz or another codec's extension.
 
     Raises:
-        DataError: while it is read: it becomes more than `data.max_expansion` allows.
+        DataError: while it is read: it expands to more than `data.max_expansion` allows.
         OSError: it cannot be opened.
     """
     stream = files.open_input_stream(path)
@@ -114,12 +116,12 @@ def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
 
 
 def check_expansion(spec: DataSpec, files: Any, path: str) -> None:
-    """Decompresses a file once to see that it does not become too much; does nothing for one that is not compressed.
+    """Decompresses a file once to check its expanded size; does nothing for a file that is not compressed.
 
-    For parsers that read ahead in threads of their own, where a stream that ends with an error is not safe.
+    For parsers that read ahead in their own threads, where a stream that raises an error is not safe.
 
     Raises:
-        DataError: it becomes more than `data.max_expansion` allows.
+        DataError: it expands to more than `data.max_expansion` allows.
         OSError: it cannot be read.
     """
     if path.endswith(_CODECS):
@@ -132,7 +134,7 @@ def read_bytes(spec: DataSpec, uri: str) -> bytes:
     """The bytes of one file, decompressed as by `open_stream`.
 
     Raises:
-        DataError: it does not exist, is empty or cannot be read, or becomes too much.
+        DataError: it does not exist, is empty, cannot be read, or expands to too many bytes.
     """
     files, path = filesystem(spec, uri)
     try:
@@ -148,10 +150,10 @@ def read_bytes(spec: DataSpec, uri: str) -> bytes:
 
 
 def format_of(spec: DataSpec, paths: list[str]) -> Format:
-    """The format that the spec names, or that all files' extensions agree on.
+    """The format in the spec, or the one format of all files' extensions.
 
     Raises:
-        DataError: an unknown extension, or several formats.
+        DataError: an extension is unknown, or the files have several formats.
     """
     if spec.format != "auto":
         return spec.format
@@ -161,11 +163,12 @@ def format_of(spec: DataSpec, paths: list[str]) -> Format:
             (end for end in sorted(_EXTENSIONS, key=len, reverse=True) if path.lower().endswith(end)), None
         )
         if extension is None:
-            raise DataError(f"{path}: the extension names no known format ({', '.join(_EXTENSIONS)}); set data.format")
+            raise DataError(f"{path}: unknown extension; expected one of {', '.join(_EXTENSIONS)}, or set data.format")
         formats.setdefault(_EXTENSIONS[extension], path)
     if len(formats) > 1:
         raise DataError(
-            f"{spec.uri} holds files of several formats ({', '.join(formats.values())}); narrow it with a glob"
+            f"{spec.uri} contains files of several formats ({', '.join(formats.values())}); select one format with a "
+            "glob"
         )
     return next(iter(formats))
 
@@ -174,7 +177,7 @@ def _match(files: Any, pattern: str) -> list[Any]:
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
     selector = fs.FileSelector("/".join(parts[:first]) or "/", recursive=first < len(parts) - 1)
-    # fnmatch's star also matches a slash; equal depth keeps each star within its own directory.
+    # fnmatch's star also matches a slash; requiring equal depth keeps each star within one directory.
     return [
         entry
         for entry in files.get_file_info(selector)
@@ -183,7 +186,7 @@ def _match(files: Any, pattern: str) -> list[Any]:
 
 
 def _is_data(entry: Any) -> bool:
-    """Files whose name starts with a dot or underscore are by convention not data (`_SUCCESS`)."""
+    """False for files whose name starts with a dot or underscore; by convention they are not data (`_SUCCESS`)."""
     return entry.type == fs.FileType.File and not entry.base_name.startswith((".", "_"))
 
 

@@ -1,6 +1,6 @@
-"""Images in folders, one folder per class, as rows of a table: uint8 [channels, height, width] and the folder's name.
+"""Reads images in one folder per class as table rows: uint8 [channels, height, width] and the folder's name.
 
-Decoding is native code, and runs in a child process with limits (pixels.py).
+Images are decoded by native code, in a child process with limits (pixels.py).
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ _LIMITS = confined.Limits(wall_s=600, cpu_s=300, memory_bytes=1 << 30)
 
 
 def image_shape(spec: DataSpec, system: Any, path: str) -> tuple[int, int, int]:
-    """Channels, height and width of every row: what the spec says, the rest as in the image at `path`.
+    """Channels, height and width of every row: from the spec, the others from the image at `path`.
 
     Raises:
-        DataError: it is not an image that can be read.
+        DataError: it cannot be read as an image.
     """
     own = spec.image
     if own.channels and own.height and own.width:
@@ -39,22 +39,22 @@ def image_shape(spec: DataSpec, system: Any, path: str) -> tuple[int, int, int]:
 
 
 def read_images(spec: DataSpec, system: Any, paths: Sequence[str], shape: tuple[int, ...]) -> pa.Table:
-    """Decodes images; one of another size is scaled (bilinear), one of other colours converted.
+    """Decodes images; scales those of other sizes (bilinear) and converts those with other channels.
 
     Args:
-        spec: names the target.
+        spec: contains the name of the target.
         system: pyarrow's filesystem.
-        paths: files, each in the folder of its class.
+        paths: paths of the files, each in the folder of its class.
         shape: channels, height and width.
 
     Raises:
-        DataError: a file is not an image that can be read, or all together are too large.
+        DataError: a file cannot be read as an image, or all images together are too large.
     """
     row_bytes = int(np.prod(shape))
     if row_bytes * len(paths) > MAX_TABLE_BYTES:
         raise DataError(
-            f"{len(paths)} images of {shape[1]} x {shape[2]} pixels have more than {MAX_TABLE_BYTES} bytes together; set "
-            "data.image.height and data.image.width to a smaller size"
+            f"{len(paths)} images of {shape[1]} x {shape[2]} pixels take more than the limit of {MAX_TABLE_BYTES} "
+            "bytes; set data.image.height and data.image.width to a smaller size"
         )
     rows = np.empty((len(paths), *shape), dtype=np.uint8)
     at_once = max(1, min(_AT_ONCE, _AT_ONCE_BYTES // max(1, row_bytes)))
@@ -74,7 +74,7 @@ def _decode(paths: Sequence[str], files: Sequence[bytes], shape: tuple[int, ...]
     except ConfinedError as error:
         if len(paths) == 1:
             raise _unreadable(paths[0], error) from error
-        # One of them did it; each by itself tells which.
+        # One of the images failed; decoding each by itself shows which one.
         return [_decode([path], [file], shape)[0] for path, file in zip(paths, files, strict=True)]
     return np.frombuffer(pixels, dtype=np.uint8).reshape(len(paths), *shape)
 
@@ -90,7 +90,8 @@ def _content(system: Any, path: str) -> bytes:
         with system.open_input_file(path) as file:
             if file.size() > MAX_FILE_BYTES:
                 raise DataError(
-                    f"{path} has {file.size()} bytes; the limit for an image is {MAX_FILE_BYTES}; remove it"
+                    f"{path} has {file.size()} bytes; the limit for an image is {MAX_FILE_BYTES} bytes; remove or "
+                    "shrink it"
                 )
             content: bytes = file.read()
     except OSError as error:
@@ -99,4 +100,4 @@ def _content(system: Any, path: str) -> bytes:
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
-    return DataError(f"{path} is not an image that can be read: {error}; remove it")
+    return DataError(f"cannot read {path} as an image: {error}; remove it")

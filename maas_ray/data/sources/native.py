@@ -1,7 +1,7 @@
-"""Tables in formats whose parsers are native code, read in a child process with limits.
+"""Reads tables in formats with native parsers in a child process with limits.
 
-A file from elsewhere may crash such a parser, keep it busy for ever, or become more than any memory. What the child gives
-back is a table that it has validated in full and written anew, so that no offset of the file reaches this process.
+An untrusted file may crash such a parser, keep it busy forever, or expand beyond any memory. The child returns a table
+that it has fully validated and rewritten, so that no offset of the file reaches this process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,9 @@ from maas_ray.errors import ConfinedError, ConfinedOutOfMemory, DataError
 MAX_JSON_ROW_BYTES = 1 << 24
 WALL_S = 600.0
 CPU_S = 6.0
-"""For a file that becomes 64 MiB; for larger ones in proportion."""
+"""CPU time for a file that expands to 64 MiB; proportionally more for larger files."""
 _SPARE_BYTES = 1 << 29
-"""What the parsers take beside the table and its copy."""
+"""Memory of the parsers in addition to the table and its copy."""
 
 NAMES = {"parquet": "a parquet file", "arrow": "an Arrow file", "jsonl": "a file of JSON lines"}
 
@@ -31,13 +31,13 @@ def read_native(spec: DataSpec, path: str, kind: str, data: bytes) -> pa.Table:
     """Reads one file.
 
     Args:
-        spec: says how much it may become.
-        path: of the file, for messages.
+        spec: contains the limit on its expanded size.
+        path: path of the file, for messages.
         kind: `parquet`, `arrow` or `jsonl`.
-        data: the file.
+        data: content of the file.
 
     Raises:
-        DataError: it cannot be read, becomes too much, or its parser crashes or takes too long.
+        DataError: it cannot be read, expands to too many bytes, or its parser crashes or takes too long.
     """
     allowed = allowed_bytes(spec, len(data))
     limits = confined.Limits(
@@ -52,19 +52,19 @@ def read_native(spec: DataSpec, path: str, kind: str, data: bytes) -> pa.Table:
     except ConfinedOutOfMemory as error:
         raise too_much(spec, path, len(data)) from error
     except ConfinedError as error:
-        raise DataError(f"{path} is not {NAMES[kind]} that can be read: {error}") from error
+        raise DataError(f"cannot read {path} as {NAMES[kind]}: {error}") from error
     if answer.payload["is_too_large"]:
         raise too_much(spec, path, len(data))
     return pa.ipc.open_stream(pa.py_buffer(answer.blobs[0])).read_all()
 
 
 def parse(payload: Payload, blobs: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:
-    """The child's side: the table as Arrow's stream, or that it is too large.
+    """The child's side: returns the table as an Arrow stream, or reports that it is too large.
 
     Raises:
         DataError: the file cannot be read.
     """
-    pa.set_memory_pool(pa.system_memory_pool())  # the others reserve memory that the limit would count
+    pa.set_memory_pool(pa.system_memory_pool())  # other pools reserve memory that counts toward the limit
     read: dict[str, Callable[[Any, int], pa.Table | None]] = {"parquet": _parquet, "arrow": _arrow, "jsonl": _jsonl}
     try:
         table = read[payload["kind"]](pa.BufferReader(pa.py_buffer(blobs[0])), payload["allowed"])
@@ -80,11 +80,11 @@ def parse(payload: Payload, blobs: Sequence[Any]) -> tuple[dict[str, Any], list[
             return {"is_too_large": True}, []
         text = (str(error).splitlines() or [type(error).__name__])[0]
         name = NAMES[payload["kind"]]
-        raise DataError(f"{payload['path']} is not {name} that can be read: {text[:500]}") from error
+        raise DataError(f"cannot read {payload['path']} as {name}: {text[:500]}") from error
 
 
 def parquet_bytes(num_rows: int, schema: pa.Schema) -> int:
-    """What the values of fixed width in a parquet file take in memory, by its footer alone: a lower bound."""
+    """Memory of the fixed-width values in a parquet file, computed from its footer alone: a lower bound."""
     width = sum(_width(field.type) for field in schema)
     return int(num_rows * width)
 
@@ -114,7 +114,7 @@ def _arrow(source: Any, allowed: int) -> pa.Table | None:
         return feather.read_table(source)
     except pa.ArrowInvalid:
         source.seek(0)
-        return pa.ipc.open_stream(source).read_all()  # the streaming form of the same format
+        return pa.ipc.open_stream(source).read_all()  # the streaming variant of the same format
 
 
 def _jsonl(source: Any, allowed: int) -> pa.Table | None:

@@ -1,4 +1,4 @@
-"""Decodes images with Pillow; runs in a child process, since its decoders are native code. Knows no data set."""
+"""Decodes images with Pillow; runs in a child process, because its decoders are native code."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ from PIL import Image
 from maas_ray.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-"""What folders of images hold; Pillow knows formats that start other programs."""
+"""The image formats that are decoded; some other formats of Pillow start external programs."""
 MAX_PIXELS = 1 << 26
-"""Of one image before it is scaled: 192 MiB in colour."""
+"""Pixels of one image before it is scaled: 192 MiB in color."""
 _MODES = {1: "L", 3: "RGB"}
 _ERRORS = (
     OSError,
@@ -31,7 +31,7 @@ def look(payload: Mapping[str, Any], blobs: Sequence[Any]) -> tuple[dict[str, An
     """The channels, height and width of one image.
 
     Raises:
-        DataError: it is not an image that can be read.
+        DataError: it cannot be read as an image.
     """
     with _opened(payload["paths"][0], blobs[0]) as image:
         channels = 1 if image.mode in ("1", "L", "I;16") else 3
@@ -42,7 +42,7 @@ def decode(payload: Mapping[str, Any], blobs: Sequence[Any]) -> tuple[dict[str, 
     """The pixels of images, uint8 [N, channels, height, width].
 
     Raises:
-        DataError: one is not an image that can be read.
+        DataError: one cannot be read as an image.
     """
     channels, height, width = payload["shape"]
     rows = np.empty((len(blobs), channels, height, width), dtype=np.uint8)
@@ -57,13 +57,14 @@ def decode(payload: Mapping[str, Any], blobs: Sequence[Any]) -> tuple[dict[str, 
 
 @contextmanager
 def _opened(path: str, blob: Any) -> Iterator[Image.Image]:
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow itself warns above it, and refuses twice as many
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow itself warns above it, and rejects twice as many
     try:
         with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
-                    f"{path} is an image of {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}: scale it down"
+                    f"{path} is an image of {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}; scale it "
+                    "down"
                 )
             yield image
     except _ERRORS as error:
-        raise DataError(f"{path} is not an image that can be read: {error}; remove it") from error
+        raise DataError(f"cannot read {path} as an image: {error}; remove it") from error

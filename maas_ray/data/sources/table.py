@@ -1,7 +1,7 @@
-"""Reading a data set, whatever its format, into one Arrow table as it stands. Cleans and converts nothing.
+"""Reads a data set of any format into one Arrow table, without cleaning or conversion.
 
-csv columns come as text (types are decided over the whole column, not over the first rows); a tensor per row is a
-fixed-size list whose field carries the shape, see `arrays.tensor_field`.
+csv columns are read as text (types are decided over the whole column, not over the first rows); a tensor per row is a
+fixed-size list whose field contains the shape, see `arrays.tensor_field`.
 """
 
 from collections import Counter
@@ -24,40 +24,40 @@ from maas_ray.suggestions import did_you_mean
 SKLEARN = "sklearn:"
 MAX_CSV_ROW_BYTES = 1 << 24
 MAX_LISTED = 50
-"""Names that a message lists."""
+"""Maximum number of names that a message lists."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """What was read: the features in their order, the target, then the column that names the split."""
+    """A table of the features in order, the target, then the split column."""
 
     table: pa.Table
     is_typed: bool
-    """Whether the format has types; csv has none, and its columns are all text."""
+    """Whether the format has types; csv has none, and all its columns are text."""
 
 
 def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
-    """All rows of the features, the target and the split column, in the order of the files and of the rows in them.
+    """All rows of the features, the target and the split column, in the order of the files and their rows.
 
     Args:
-        spec: what to read.
+        spec: the data specification.
         paths: the files that its URI names, if they are known.
 
     Raises:
-        DataError: a file is missing, empty, not of its format or not UTF-8; files do not fit together; a column that
-            the spec names does not exist (the message names the nearest right one).
+        DataError: a file is missing, empty, not in its format or not UTF-8; files do not fit together; a column in
+            the spec does not exist (the message names the nearest existing one).
     """
     if spec.uri.startswith(SKLEARN):
         return RawTable(_select(spec, read_sklearn(spec.uri.removeprefix(SKLEARN), spec.target), spec.uri), True)
     paths = paths if paths is not None else [file.path for file in list_files(spec)]
     kind = format_of(spec, paths)
     if kind == "sklearn":
-        raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; write sklearn:digits")
+        raise DataError(f"data.uri {spec.uri!r} names no scikit-learn data set; use for example sklearn:digits")
     if kind == "text":
-        raise DataError(f"{spec.uri} is plain text, which has no columns; the task {spec.task} takes a table")
+        raise DataError(f"{spec.uri} is plain text without columns; the task {spec.task} needs a table")
     if kind in ("numpy", "idx"):
         if len(paths) > 1:
-            raise DataError(f"{spec.uri} names {len(paths)} files; format {kind} takes one (and labels_uri)")
+            raise DataError(f"{spec.uri} names {len(paths)} files; the format {kind} takes one file (and labels_uri)")
         table = read_numpy(spec) if kind == "numpy" else read_idx(spec)
         return RawTable(_select(spec, table, spec.uri), True)
     files, _ = filesystem(spec, spec.uri)
@@ -83,10 +83,10 @@ def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
 
 
 def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
-    """The columns that the spec uses: features in their order, the target, the column that names the split.
+    """The columns that the spec uses: the features in order, the target, the split column.
 
     Raises:
-        DataError: a column that the spec names does not exist, or several have one name.
+        DataError: a column in the spec does not exist, or several columns have the same name.
     """
     refuse_many_columns(names, where)
     if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
@@ -107,10 +107,10 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
 
 
 def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[str], first: str) -> None:
-    """Refuses a file that has other columns than the first one.
+    """Rejects a file whose columns differ from those of the first one.
 
     Raises:
-        DataError: with the columns that only one of them has.
+        DataError: the columns differ; the message lists the columns that only one file has.
     """
     if different := set(names) ^ set(first_names):
         raise DataError(
@@ -120,10 +120,10 @@ def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[
 
 
 def require_column(name: Any, names: Iterable[str], where: str) -> None:
-    """Refuses a column that does not exist.
+    """Rejects a column that does not exist.
 
     Raises:
-        DataError: with the nearest right name, or with all names if none is near.
+        DataError: there is no such column; the message contains the nearest name, or all names if none is near.
     """
     known = list(names)
     if name in known:
@@ -153,7 +153,7 @@ def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
 def csv_options(
     spec: DataSpec, files: Any, path: str
 ) -> tuple[list[str], tuple[csv.ReadOptions, csv.ParseOptions, csv.ConvertOptions]]:
-    """The columns of a csv file, and how it is read: every column as text.
+    """The columns of a csv file, and the options that read every column as text.
 
     Raises:
         DataError: the file is not in UTF-8.
@@ -165,7 +165,7 @@ def csv_options(
         _refuse_wide_header(stream, parse.delimiter.encode(), path)
     with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
         names = head.schema.names
-    if any("\0" in name for name in names):  # the bytes of UTF-16, read as UTF-8
+    if any("\0" in name for name in names):  # UTF-16 read as UTF-8
         raise csv_error(path, "UTF8: the header holds zero bytes")
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
@@ -177,7 +177,7 @@ def csv_options(
 
 
 def _refuse_wide_header(stream: Any, delimiter: bytes, path: str) -> None:
-    """Raises `DataError` before the parser makes a column of each of a million names."""
+    """Raises `DataError` before the parser creates a column for each of a million names."""
     num_read = num_found = 0
     while num_read < MAX_CSV_ROW_BYTES and (block := stream.read(1 << 16)):
         line, end, _ = block.partition(b"\n")
@@ -189,12 +189,12 @@ def _refuse_wide_header(stream: Any, delimiter: bytes, path: str) -> None:
 
 
 def csv_error(path: str, text: str) -> DataError:
-    """What pyarrow's message about a csv file means."""
+    """Translates pyarrow's message about a csv file."""
     if "Empty CSV" in text:
         return DataError(f"{path} is empty")
     if "UTF8" in text or "utf-8" in text or "\0" in text:
         return DataError(f"{path} is not text in UTF-8 ({text}); convert it, for instance with iconv -t UTF-8")
-    return DataError(f"{path} is not a csv file that can be read: {text}")
+    return DataError(f"cannot read {path} as a csv file: {text}")
 
 
 def _read_native(kind: str) -> Callable[[DataSpec, Any, str], pa.Table]:
@@ -211,12 +211,12 @@ def _read_native(kind: str) -> Callable[[DataSpec, Any, str], pa.Table]:
 
 
 read_arrow = _read_native("arrow")
-"""One file of either form of Arrow's format, or of Feather. Raises `DataError`."""
+"""Reads one file in either variant of Arrow's format, or in Feather. Raises `DataError`."""
 read_jsonl = _read_native("jsonl")
-"""One file of JSON lines. Raises `DataError`."""
+"""Reads one file of JSON lines. Raises `DataError`."""
 
 
 def refuse_empty(path: str, size: int) -> None:
-    """Raises `DataError` for a file without a byte."""
+    """Raises `DataError` for an empty file."""
     if not size:
         raise DataError(f"{path} is empty")

@@ -1,1 +1,1 @@
-"""The specification of a data set, and what preparation learned about its columns."""
+"""The data specification, and the fitted description of the columns."""

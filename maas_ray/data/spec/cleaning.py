@@ -1,4 +1,4 @@
-"""How columns are cleaned, as the user says it: missing values, conversion, scaling, encoding. Computes nothing."""
+"""The user's cleaning policies: missing values, conversion, scaling, encoding. Specification only."""
 
 from typing import Literal, Self
 
@@ -12,7 +12,7 @@ Encoding = Literal["one_hot", "ordinal"]
 
 
 class _MissingPolicy(Spec):
-    """What all policies share."""
+    """The fields and checks that all policies share."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -23,49 +23,49 @@ class _MissingPolicy(Spec):
 
 
 class NumericPolicy(_MissingPolicy):
-    """Default for columns of numbers."""
+    """Default for numeric columns."""
 
     missing: Missing = "error"
-    """What a missing value becomes. Fitted on the training split; `drop_row` leaves the whole row out of every split,
-    `error` refuses the data. Unless it is `error` or `drop_row`, the endpoint accepts a null as well."""
+    """The replacement for a missing value, fitted on the training split. `drop_row` drops the whole row from its split,
+    `error` rejects the data. With any other policy the endpoint accepts a null as well."""
     constant: float | None = None
     """The value for `missing: constant`."""
     scaling: Scaling = "standard"
     """`standard`: (x - mean) / standard deviation; `min_max`: (x - min) / (max - min), so that training values
-    lie in [0, 1]. Fitted after missing values are filled, as in a scikit-learn pipeline."""
+    are in [0, 1]. Fitted after missing values are filled, as in a scikit-learn pipeline."""
 
 
 class CategoricalPolicy(_MissingPolicy):
-    """Default for columns of categories."""
+    """Default for categorical columns."""
 
     missing: Literal["error", "most_frequent", "constant", "drop_row"] = "error"
-    """As for numbers; a constant that training does not contain becomes a category of its own."""
+    """As for numbers; a constant that the training split does not contain becomes a category of its own."""
     constant: str | None = None
     """The value for `missing: constant`."""
     encoding: Encoding = "one_hot"
-    """`one_hot`: one feature per category of the training split, all zeros for an unknown one; `ordinal`: the
-    category's place in sorted order as one feature, -1 for an unknown one."""
+    """`one_hot`: one feature per category of the training split, all zeros for an unknown category; `ordinal`: one
+    feature, the category's index in sorted order, -1 for an unknown category."""
 
 
 class TensorPolicy(_MissingPolicy):
     """Default for tensor columns, such as images."""
 
     missing: Literal["error", "mean", "constant", "drop_row"] = "error"
-    """What a NaN inside a tensor becomes; `mean` is taken over all elements of all tensors."""
+    """The replacement for a NaN inside a tensor; `mean` is taken over all elements of all tensors."""
     constant: float | None = None
     """The value for `missing: constant`."""
     scaling: Scaling = "standard"
-    """As for numbers. A vector is scaled element by element; from two dimensions on (an image) all elements
-    share one shift and one scale."""
+    """As for numbers. A vector is scaled element by element; in a tensor of two or more dimensions (an image) all
+    elements share one shift and one scale."""
 
 
 class ColumnPolicy(_MissingPolicy):
-    """What is different for one column; a field that is not given keeps the default of the column's kind."""
+    """Exceptions for one column; a field that is not set keeps the default for the column's kind."""
 
     cast: Literal["number", "category"] | None = None
-    """Converts the column; what cannot be converted is counted in the report and then is a missing value."""
+    """Converts the column; a value that cannot be converted is counted in the report and treated as missing."""
     missing: Missing | None = None
-    """See the default of the column's kind."""
+    """See the default for the column's kind."""
     constant: float | str | None = None
     """The value for `missing: constant`."""
     scaling: Scaling | None = None
@@ -86,6 +86,6 @@ class CleaningSpec(Spec):
     columns: dict[str, ColumnPolicy] = Field(default_factory=dict)
     """Exceptions by column name."""
     drop: tuple[str, ...] = ()
-    """Columns that are not used."""
+    """Columns to leave out."""
     max_categories: int = Field(default=1000, ge=2, le=1_000_000)
-    """A column with more categories is refused: it is an identifier or free text rather than a category."""
+    """A column with more categories is rejected: it is an identifier or free text rather than a category."""

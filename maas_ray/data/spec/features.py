@@ -1,7 +1,7 @@
-"""What cleaning has learned from the training split, as plain JSON. Knows neither where data comes from nor torch.
+"""The fitted description of the feature columns and the target, as plain JSON. Independent of sources and torch.
 
 The same description drives the torch preprocessing module, the encoder of the training loader and the exported
-graph, which is why an endpoint that takes raw values cannot disagree with training.
+graph, so an endpoint that takes raw values cannot disagree with training.
 """
 
 from math import prod
@@ -17,7 +17,7 @@ TOKEN_TASKS: tuple[Task, ...] = ("language_modeling", "masked_language_modeling"
 """The tasks with a target per token instead of one per row."""
 
 UNKNOWN = -1
-"""Code of a category that the training split did not contain: one-hot gives all zeros."""
+"""Code of a category that the training split does not contain; its one-hot encoding is all zeros."""
 
 
 class NumericColumn(Spec):
@@ -26,13 +26,13 @@ class NumericColumn(Spec):
     kind: Literal["numeric"] = "numeric"
     name: str
     fill: float | None = None
-    """Replaces a missing value; None: the column has none and a null is refused."""
+    """Replaces a missing value; None: the column has no missing values and a null is rejected."""
     shift: float = 0.0
     scale: float = 1.0
 
 
 class CategoricalColumn(Spec):
-    """A category per row, coded by its place in `categories`; on the wire it is a string or an integer."""
+    """A category per row, coded by its index in `categories`; on the wire it is a string or an integer."""
 
     kind: Literal["categorical"] = "categorical"
     name: str
@@ -40,7 +40,7 @@ class CategoricalColumn(Spec):
     categories: tuple[str, ...] | tuple[int, ...]
     """Distinct values of the training split, sorted."""
     fill: int | None = None
-    """Code given to a missing value (an empty string); None: the column has none and a null is refused."""
+    """Code of a missing value (an empty string); None: the column has no missing values and a null is rejected."""
     encoding: Literal["one_hot", "ordinal"] = "one_hot"
     """`one_hot`: one feature per category; `ordinal`: the code itself as one feature."""
 
@@ -61,7 +61,7 @@ class TensorColumn(Spec):
 
 
 class TokensColumn(Spec):
-    """A row of token ids; it stands alone, and the model takes it as it is."""
+    """A row of token ids; always the only column, and passed to the model unchanged."""
 
     kind: Literal["tokens"] = "tokens"
     name: str
@@ -71,9 +71,9 @@ class TokensColumn(Spec):
     vocab_size: int
     """Token ids are in [0, vocab_size)."""
     pad: int | None = None
-    """Token id that fills rows of shorter texts; None: every row is full."""
+    """Token id that pads the rows of shorter texts; None: every row is full."""
     tokenizer: str
-    """Hex sha256 of the tokenizer's JSON file, which is a part of the data set."""
+    """Hex sha256 of the tokenizer's JSON file, which is stored as a part of the data set."""
 
 
 Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")]
@@ -92,23 +92,28 @@ class Features(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.tokens is None and (self.is_per_token or any(column.kind == "tokens" for column in self.columns)):
-            raise ValueError(f"a column of tokens stands alone, and the task {self.task} needs one or takes none")
+            raise ValueError(
+                f"the columns do not fit the task {self.task}: a token column must be the only column, and the tasks "
+                f"{' and '.join(TOKEN_TASKS)} need one"
+            )
         return self
 
     @property
     def tokens(self) -> TokensColumn | None:
-        """The column of tokens, if rows are tokens."""
+        """The token column, if rows are tokens."""
         only = self.columns[0] if len(self.columns) == 1 else None
         return only if only is not None and only.kind == "tokens" else None
 
     @property
     def is_per_token(self) -> bool:
-        """Whether the model gives logits for every token, and the target is int64 [N, T] (-100: not counted)."""
+        """Whether the model returns logits for every token, and the target is int64 [N, T] (-100: ignored)."""
         return self.task in TOKEN_TASKS
 
     @property
     def row(self) -> Row:
-        """One preprocessed row: a lone tensor or row of tokens keeps its shape, everything else is concatenated flat."""
+        """One preprocessed row: a single tensor or token column keeps its shape; other columns are flattened and
+        concatenated.
+        """
         if self.tokens is not None:
             return Row((self.tokens.length,), self.tokens.vocab_size, self.tokens.pad)
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
@@ -117,9 +122,9 @@ class Features(Spec):
 
     @property
     def num_outputs(self) -> int:
-        """Logits that a model has to give per row, or per token for the token tasks.
+        """Logits that a model must return per row, or per token for the token tasks.
 
-        One per class or token id, or one for binary and regression.
+        One per class or token id; one for binary and regression.
         """
         if self.is_per_token and self.tokens is not None:
             return self.tokens.vocab_size
@@ -127,7 +132,7 @@ class Features(Spec):
 
 
 def column_width(column: Column) -> int:
-    """How many elements of the preprocessed row come from this column."""
+    """Elements of the preprocessed row that come from this column."""
     if column.kind == "tensor":
         return prod(column.shape)
     if column.kind == "tokens":

@@ -1,1 +1,1 @@
-"""The format of prepared data sets in the store."""
+"""The stored format of prepared data sets."""

@@ -1,12 +1,12 @@
-"""A prepared data set in the store: its format, reading and writing. Knows no source and no cleaning.
+"""The format of a prepared data set in the store, and how it is read and written. Independent of sources and cleaning.
 
-    datasets/<digest>/manifest.json                     features, report, counts, where it came from
+    datasets/<digest>/manifest.json                     features, report, counts, source
     datasets/<digest>/parts-<attempt>/<split>/00000.arrow     Arrow IPC: raw columns in order, then the encoded target
-    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the tasks on tokens, ids as raw integers
+    datasets/<digest>/parts-<attempt>/<split>/00000.tokens    or, for the token tasks, token ids as raw integers
     datasets/<digest>/parts-<attempt>/<split>/000000-000.shard    or, for large tables, rows to be mapped: shard.py
-    datasets/<digest>/parts-<attempt>/tokenizer.json          where there are tokens
+    datasets/<digest>/parts-<attempt>/tokenizer.json          if rows are tokens
 
-`digest` is taken of the content, so preparing the same data twice gives the same data set.
+`digest` is the digest of the content, so preparing the same data twice gives the same data set.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,14 +38,14 @@ from maas_ray.suggestions import known_names
 PREFIX = "datasets"
 KIND = "dataset"
 MAX_NAMES = 50
-"""Names that a message lists at most."""
+"""Maximum number of names that a message lists."""
 PLAIN, SHARDED = FORMATS = (1, 2)
-"""What a manifest says; SHARDED: a table in shards."""
+"""Format numbers in a manifest; SHARDED: a table in shards."""
 MAX_PART_BYTES = 1 << 26
 TARGET = "\0target"
-"""The target's column in a part: a name that no feature can have."""
+"""Name of the target's column in a part; no feature can have this name."""
 TOKENIZER = "tokenizer.json"
-"""The part that holds the tokenizer."""
+"""Name of the part with the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,19 @@ class Dataset:
     """Hex sha256 of the content: its id in the store."""
     features: Features
     report: Mapping[str, Any]
-    """What was read, dropped and could not be converted; see `prepare`."""
+    """Counts of rows and values that were read, dropped or not convertible; see `prepare`."""
     num_rows: Mapping[str, int]
-    """Rows of `train`, `validation` and `test`; a split that was not asked for has 0."""
+    """Rows of `train`, `validation` and `test`; 0 for a split that the spec does not have."""
     source: Mapping[str, Any]
-    """URI and spec digest of whoever prepared it first."""
+    """URI and digest of the spec from which it was first prepared."""
     committed: Committed
     tokens: TokenLayout | None = None
-    """How the streams of tokens lie; None: the rows are a table."""
+    """Layout of the token streams; None: the rows are a table."""
     shards: ShardLayout | None = None
-    """How the shards of a large table lie; None: a table that is read into memory."""
+    """Layout of the shards of a large table; None: a table that is read into memory."""
 
     def tokenizer(self) -> bytes:
-        """The tokenizer.json that made the tokens.
+        """The tokenizer.json that produced the tokens.
 
         Raises:
             DataError: the rows are not tokens.
@@ -93,7 +93,7 @@ class Dataset:
         return self.committed.read(TOKENIZER)
 
     def require_rows(self, split: str) -> None:
-        """Refuses a split that is not there.
+        """Rejects a split without rows.
 
         Raises:
             DataError: there is no such split, or it has no rows.
@@ -101,35 +101,36 @@ class Dataset:
         if not self.num_rows.get(split):
             known = [name for name, num in self.num_rows.items() if num]
             raise DataError(
-                f"the data set {self.digest[:12]} has no rows in split {split!r}; it has {', '.join(known)}"
+                f"the data set {self.digest[:12]} has no rows in the split {split!r}; use one of {', '.join(known)}"
             )
 
     def read(self, split: str) -> Split:
         """Reads one split into memory; every byte is verified.
 
         Raises:
-            DataError: there is no such split, it has no rows, or they are windows on a stream of tokens.
+            DataError: there is no such split, it has no rows, or the rows are windows on a token stream.
             ObjectCorrupt: a part is missing, truncated or altered.
         """
         self.require_rows(split)
         if self.tokens is not None:
-            raise DataError(f"the data set {self.digest[:12]} is a stream of tokens, which has no table of rows")
+            raise DataError(f"the data set {self.digest[:12]} is a token stream and cannot be read as a table of rows")
         if self.shards is not None:
             return self._read_shards(self.shards, split, None)
         names = sorted(name for name in self.committed.parts if name.startswith(f"{split}/"))
         table = pa.concat_tables([pa.ipc.open_file(self.committed.read(name)).read_all() for name in names])
         if table.num_rows != self.num_rows[split]:
             raise ObjectCorrupt(
-                f"{self.committed.prefix} has {table.num_rows} rows in {split}; its manifest says {self.num_rows[split]}"
+                f"{self.committed.prefix} contains {table.num_rows} rows in {split}; its manifest lists "
+                f"{self.num_rows[split]}; restore it from a backup"
             )
         columns = [_to_numpy(table.schema.field(i), table.column(i)) for i in range(table.num_columns - 1)]
-        # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
+        # Writable, because torch.from_numpy warns about read-only arrays, and Arrow's memory is read-only.
         arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, table.column(TARGET).to_numpy())]
         return Split(arrays[:-1], arrays[-1])
 
     def spread(self, split: str, num_rows: int) -> list[Array]:
-        """Raw columns of at most `num_rows` rows of a split, evenly spread over it; of a large table only their shards
-        are read.
+        """Raw columns of at most `num_rows` rows of a split, evenly spread over it; of a large table, only the shards
+        with these rows are read.
 
         Raises:
             As `read`.
@@ -159,15 +160,15 @@ def save_dataset(
     source: Mapping[str, Any],
     tokenizer: bytes | None = None,
 ) -> Dataset:
-    """Commits a data set, or opens it if the same content is there already.
+    """Commits a data set, or opens it if the same content is already committed.
 
     Args:
-        store: where to.
+        store: where to commit.
         tables: by split, the cast columns in order and then the encoded target as `TARGET`.
-        features: what cleaning has learned.
+        features: the fitted features.
         report: JSON-able.
         source: JSON-able; not part of the digest.
-        tokenizer: its JSON file, where a column holds tokens.
+        tokenizer: its JSON file, if a column contains tokens.
     """
     content = {split: _fingerprint(tables[split]) for split in SPLITS}
     num_rows = {split: tables[split].num_rows for split in SPLITS}
@@ -189,13 +190,13 @@ def commit_dataset(
     source: Mapping[str, Any],
     parts: Iterable[tuple[str, bytes]],
 ) -> Dataset:
-    """Commits parts as a data set, or opens it if the same content is there already; the parts are then not asked for.
+    """Commits parts as a data set, or opens it if the same content is already committed; then `parts` is not consumed.
 
     Args:
-        store: where to.
-        meta: JSON-able: `num_rows`, `report`, and `tokens` for streams of tokens.
-        features: what cleaning has learned.
-        content: hex sha256 of each split's values, however they are cut into parts.
+        store: where to commit.
+        meta: JSON-able: `num_rows`, `report`, and `tokens` for token streams.
+        features: the fitted features.
+        content: hex sha256 of each split's values, independent of the parts.
         source: JSON-able; not part of the digest.
         parts: names and bytes.
     """
@@ -212,23 +213,23 @@ def commit_dataset(
 
 
 def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
-    """The id of a data set: hex sha256 of what it says about itself and of the values in its splits."""
+    """The id of a data set: hex sha256 of its description and of the values in its splits."""
     return sha256(canonical_json({**body, "content": dict(content)})).hexdigest()
 
 
 def begin_dataset(store: ObjectStore, digest: str, attempt: str | None = None) -> CommitWriter:
-    """A commit in progress, for parts that are written here or by others (see `CommitWriter`)."""
+    """Begins a commit; this or other processes write its parts (see `CommitWriter`)."""
     return CommitWriter(store, f"{PREFIX}/{digest}", KIND, attempt)
 
 
 def dataset_part_key(digest: str, attempt: str, name: str) -> str:
-    """Where an attempt writes one part of a data set."""
+    """The key under which an attempt writes one part of a data set."""
     return part_key(f"{PREFIX}/{digest}", attempt, name)
 
 
 def end_dataset(store: ObjectStore, writer: CommitWriter, digest: str, meta: Mapping[str, Any]) -> Dataset:
-    """Commits what `begin_dataset` began."""
-    # On a conflict somebody else prepared the same content at the same time; theirs is as good as ours.
+    """Completes the commit that `begin_dataset` began."""
+    # On a conflict, another process has prepared the same content at the same time; its data set is equal to this one.
     with suppress(Conflict):
         writer.commit(meta)
     return open_dataset(store, digest)
@@ -239,7 +240,7 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
 
     Raises:
         NotFound: there is no such data set.
-        ObjectCorrupt: the manifest is altered or not understood.
+        ObjectCorrupt: the manifest is altered or has an unknown format.
     """
     try:
         committed = open_committed(store, f"{PREFIX}/{digest}", KIND)
@@ -250,7 +251,8 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
     try:
         if meta["format"] not in FORMATS:
             raise ObjectCorrupt(
-                f"the data set {digest} has format {str(meta['format'])[:20]}; this version reads {' and '.join(map(str, FORMATS))}"
+                f"the data set {digest} has format {str(meta['format'])[:20]}; this version reads "
+                f"{' and '.join(map(str, FORMATS))}; read it with the version that wrote it, or prepare it again"
             )
         features = Features.model_validate(meta["features"])
         num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
@@ -260,7 +262,7 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
     except ValidationError as error:
         raise malformed(f"the manifest of data set {digest}", error) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ObjectCorrupt(f"the manifest of data set {digest} is malformed; not used") from error
+        raise ObjectCorrupt(f"the manifest of the data set {digest} is malformed; restore it from a backup") from error
 
 
 def _parts(table: pa.Table) -> list[bytes]:
@@ -275,7 +277,7 @@ def _parts(table: pa.Table) -> list[bytes]:
 
 
 def _fingerprint(table: pa.Table) -> str:
-    """Hex sha256 of the values, not of their Arrow encoding, which may differ between releases of Arrow."""
+    """Hex sha256 of the values, not of their Arrow encoding, which may differ between Arrow releases."""
     total = sha256()
     for i, name in enumerate(table.column_names):
         values = _to_numpy(table.schema.field(i), table.column(i))

@@ -1,4 +1,4 @@
-"""Raw rows for proofs: some of those there are, and random ones from the features. Knows no model and no data set."""
+"""Raw rows for parity checks: sampled from given rows, or drawn from the features. Independent of models."""
 
 from collections.abc import Sequence
 
@@ -9,38 +9,38 @@ from maas_ray.arrays import Array
 from maas_ray.data.spec.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn
 
 MAX_COVERED = 4096
-"""Categories of one column that are each drawn at least once."""
+"""Maximum number of categories of one column that are each drawn at least once."""
 
-_EXTREME = 10.0  # in units of the column's scale: far outside of the data, and still a number to calculate with
-_SHARE = 0.15  # of each kind of special value in the second half
+_EXTREME = 10.0  # in units of the column's scale: far outside the data, but still safe to compute with
+_SHARE = 0.15  # fraction of each kind of special value in the second half
 _INT64 = np.iinfo(np.int64)
 
 
 def spread_rows(columns: Sequence[Array], num_rows: int) -> list[Array]:
-    """At most `num_rows` rows of the columns, evenly spread over them; fewer if there are fewer."""
+    """Selects at most `num_rows` rows of the columns, evenly spread over them; fewer if there are fewer."""
     chosen = spread_ids(len(columns[0]), num_rows)
     return [column[chosen] for column in columns]
 
 
 def spread_ids(available: int, num_rows: int) -> NDArray[np.int64]:
-    """Which rows `spread_rows` gives: int64, ascending, each in [0, available)."""
+    """The indices of the rows that `spread_rows` selects: int64, ascending, each in [0, available)."""
     return np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
 
 
 def draw_rows(features: Features, num_rows: int, seed: int) -> list[Array]:
-    """Rows as a client could send them.
+    """Draws random rows that a client could send.
 
-    The first half is ordinary, and goes through all categories of each column; it grows beyond `num_rows` for columns
-    with many. The second half adds missing values (where the column has a fill), categories that training did not
-    contain, and extreme numbers.
+    The first half is ordinary, and contains all categories of each column; with many categories it is larger than
+    `num_rows`. The second half adds missing values (if the column has a fill), categories that the training split does
+    not contain, and extreme numbers.
 
     Args:
-        features: what cleaning has learned.
+        features: the fitted features.
         num_rows: number of rows, at least 2; more are drawn if a column has more categories than half of it.
         seed: the same seed gives the same rows.
 
     Returns:
-        Raw columns in the order of the features, as `Dataset.read` gives them.
+        Raw columns in the order of the features, as `Dataset.read` returns them.
     """
     generator = np.random.default_rng(seed)
     num_categories = [len(column.categories) for column in features.columns if column.kind == "categorical"]
@@ -105,7 +105,7 @@ def _draw_categories(
 
 
 def _unknown(column: CategoricalColumn) -> list[str] | list[int]:
-    """Values that are no category: odd text and near misses, or the ends of int64 and neighbours."""
+    """Values that are not categories: unusual text and near misses, or the limits of int64 and neighboring integers."""
     known = set(column.categories)
     if column.datatype == "BYTES":
         first = str(column.categories[0])

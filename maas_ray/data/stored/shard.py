@@ -1,11 +1,11 @@
-"""One shard: rows side by side, so that a row is read at random from a few places. Knows no store and no split.
+"""The format of one shard: a few arrays with one entry per row, for random access. Independent of stores and splits.
 
     numbers     float32 [K] per row: the numeric columns, raw; NaN is missing
-    codes       int32 [C] per row: the categorical columns as places in their dictionaries (`shard_layout.py`)
+    codes       int32 [C] per row: the categorical columns as indices into their dictionaries (`shard_layout.py`)
     tensor <i>  float32 or uint8 per row: the tensor at column i, flat
     target      int64 class code, or float32
 
-It is an Arrow IPC file with one record batch, whose bytes are the arrays: whoever maps it copies nothing.
+A shard is an Arrow IPC file with one record batch, whose buffers are the arrays: mapping it copies nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Dictionaries = Mapping[str, Sequence[str] | Sequence[int]]
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a shard, or of several."""
+    """Rows of one or several shards."""
 
     numbers: NDArray[np.float32]
     """[N, K]"""
@@ -46,7 +46,7 @@ class Block:
         return sum(values.nbytes for values in self._all())
 
     def take(self, ids: NDArray[np.int64]) -> "Block":
-        """Copies of some rows."""
+        """Copies the rows `ids`."""
         return Block(*_regroup([values[ids] for values in self._all()]))
 
     def slice(self, start: int, stop: int) -> "Block":
@@ -63,14 +63,14 @@ class Block:
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """The rows of all blocks in their order."""
+    """Concatenates the rows of all blocks."""
     if len(blocks) == 1:
         return blocks[0]
     return Block(*_regroup([np.concatenate(group) for group in zip(*(block._all() for block in blocks), strict=True)]))
 
 
 def pack(block: Block) -> pa.Buffer:
-    """A shard's bytes; the same rows give the same bytes."""
+    """Serializes a shard; the same rows give the same bytes."""
     named = {"numbers": block.numbers, "codes": block.codes}
     named |= {f"tensor {i}": values.reshape(len(values), -1) for i, values in enumerate(block.tensors)}
     arrays: dict[str, pa.Array] = {
@@ -90,11 +90,11 @@ def unpack(features: Features, content: Any) -> Block:
     """The inverse of `pack`, without a copy: the arrays are read-only views of `content`.
 
     Args:
-        features: whose columns the shard has.
-        content: anything with the bytes of one: bytes, or mapped memory.
+        features: features with the columns of the shard.
+        content: the shard as bytes or mapped memory.
 
     Raises:
-        ObjectCorrupt: not a shard with these columns.
+        ObjectCorrupt: the content is not a shard with these columns.
     """
     try:
         batch = pa.ipc.open_file(pa.py_buffer(content)).get_batch(0)
@@ -117,7 +117,7 @@ def unpack(features: Features, content: Any) -> Block:
 
 
 def raw_columns(features: Features, dictionaries: Dictionaries, blocks: Sequence[Block]) -> tuple[list[Array], Array]:
-    """Columns as `Split` has them, and the target; copies."""
+    """Copies of the columns, as in `Split`, and of the target."""
     rows = join(blocks)
     numbers, codes, tensors = iter(rows.numbers.T), iter(rows.codes.T), iter(rows.tensors)
     columns: list[Array] = []

@@ -1,1 +1,1 @@
-"""Preparing a table: kinds, cleaning, statistics, target, split and report."""
+"""Prepares tables: column kinds, cleaning, statistics, target, split and report."""

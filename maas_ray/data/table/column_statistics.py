@@ -1,8 +1,8 @@
-"""Statistics of the training split, block by block in Ray Data tasks, merged exactly. Knows no policy's meaning.
+"""Computes statistics of the training split block by block in Ray Data tasks, and merges them exactly.
 
-A table of one block is summed up in this process: a task for it would wait 4 s for a worker to start and import Ray
-Data, and the computation takes less than one. Every partial is a count, an exact sum (an integer) or an extreme, so the merged result depends neither on the number
-of blocks nor on their order. Partials travel as JSON text.
+A table of one block is summarized in this process: a task for it would wait 4 s for a worker to start and import Ray
+Data, and the computation takes less than 1 s. Every partial result is a count, an exact sum (an integer) or an extreme,
+so the merged result depends neither on the number of blocks nor on their order. Partial results are sent as JSON text.
 """
 
 import json
@@ -28,17 +28,17 @@ Places = dict[str, list[tuple[int, int]]]
 
 MAX_BLOCK_ROWS = 1 << 16
 MAX_BLOCK_BYTES = 1 << 26
-"""What one task holds. A result never depends on it."""
+"""Maximum bytes of a task's block. Results never depend on it."""
 CPU_TIMEOUT_S = 300.0
-"""Longest wait for a free CPU of the cluster, where there are several blocks."""
+"""Longest wait for a free CPU of the cluster, if there are several blocks."""
 
 
 @dataclass
 class Statistics:
-    """Of one column over the whole training split; a field is filled only if the column's plan needs it."""
+    """Statistics of one column over the whole training split; a field is set only if the column's plan needs it."""
 
     num_present: int = 0
-    """Values that are not missing; elements, for a tensor."""
+    """Values that are not missing; for a tensor, elements."""
     num_missing: int = 0
     sums: list[int] = field(default_factory=list)
     """Exact sums in the units of `exact_stats.power_sums`: one, or one per element of a vector."""
@@ -53,7 +53,7 @@ class Statistics:
     median: float | None = None
 
     def partial(self) -> dict[str, Any]:
-        """What was merged so far as JSON for `merge`."""
+        """The statistics merged so far, as JSON for `merge`."""
         return {
             "num_present": self.num_present,
             "num_missing": self.num_missing,
@@ -72,13 +72,13 @@ def gather_statistics(
     block_rows: int | None = None,
     cpu_timeout_s: float = CPU_TIMEOUT_S,
 ) -> dict[str, Statistics]:
-    """Statistics of a cast table's columns.
+    """Computes the statistics of a cast table's columns.
 
     Args:
         table: the training split.
         plans: one per column.
         block_rows: rows per Ray Data block; by default as many as `MAX_BLOCK_ROWS` and `MAX_BLOCK_BYTES` allow.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster, if there is more than one block.
+        cpu_timeout_s: longest wait for a free CPU of the Ray cluster, if there is more than one block.
 
     Raises:
         ClusterError: there are several blocks, and Ray is not connected, no CPU became free in time or a task failed.
@@ -101,13 +101,13 @@ def require_ray() -> None:
     """Raises `ClusterError` unless Ray is connected."""
     if not ray.is_initialized():
         raise ClusterError(
-            "Ray is not connected, and cleaning runs on it; call ray.init(), start a cluster with `maas-ray up`, "
-            "or submit with `ray job submit`"
+            "Ray is not connected, but cleaning runs on Ray; call ray.init(), start a cluster with `maas-ray up`, "
+            "or submit the job with `ray job submit`"
         )
 
 
 def require_cpu(cpu_timeout_s: float) -> None:
-    """Makes sure that tasks can run: Ray Data itself would wait for a CPU without end.
+    """Checks that tasks can run: Ray Data itself would wait for a CPU forever.
 
     Raises:
         ClusterError: Ray is not connected, or no CPU became free in time.
@@ -121,14 +121,14 @@ def require_cpu(cpu_timeout_s: float) -> None:
         total, free = (resources.get("CPU", 0.0) for resources in (ray.cluster_resources(), ray.available_resources()))
         raise ClusterError(
             f"no CPU of the Ray cluster became free within {cpu_timeout_s:g} s ({free:g} of {total:g} are free); "
-            f"stop what holds them, or add a node"
+            f"stop the tasks or actors that use them, or add a node"
         ) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the Ray cluster could not run a task: {error}") from error
 
 
 def _probe() -> None:
-    """Needs a CPU and does nothing."""
+    """Does nothing, but needs a CPU."""
 
 
 def _over_blocks(
@@ -137,7 +137,7 @@ def _over_blocks(
     blocks = [table.slice(start, block_rows) for start in range(0, table.num_rows, block_rows)]
     if len(blocks) <= 1:
         return [json.loads(text) for block in blocks for text in function(block, **arguments)["partial"].to_pylist()]
-    import ray.data  # late: it takes 0.9 s, with pandas
+    import ray.data  # imported late: it takes 0.9 s, with pandas
 
     dataset = ray.data.from_arrow(blocks)
     dataset.context.enable_progress_bars = False
@@ -153,7 +153,7 @@ def _over_blocks(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ray Data prints four lines per execution, and a warning that its progress bars are off; real warnings stay."""
+    """Hides the four lines that Ray Data prints per execution and its warning about progress bars; keeps others."""
     levels = {LOGGER: logging.WARNING, PROGRESS_LOGGER: logging.ERROR}
     before = {name: logging.getLogger(name).level for name in levels}
     try:
@@ -174,7 +174,7 @@ def _summarize(block: pa.Table, plans: list[ColumnPlan]) -> pa.Table:
 
 
 def summarize(block: pa.Table, plans: Sequence[ColumnPlan]) -> dict[str, Any]:
-    """Everything but the medians, of one block with at least one row: JSON for `merge`."""
+    """Summarizes one block with at least one row, except for medians: JSON for `merge`."""
     return {plan.name: _summarize_column(plan, block.column(plan.name)) for plan in plans}
 
 
@@ -206,14 +206,14 @@ def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, An
 
 
 def _floats(plan: ColumnPlan, column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """[N], or [N, elements] of a tensor."""
+    """The values [N], or [N, elements] for a tensor."""
     chunks = [chunk.flatten() if plan.kind == "tensor" else chunk for chunk in column.chunks]
     flat = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks]).astype(np.float32)
     return flat.reshape(len(column), -1) if plan.kind == "tensor" else flat
 
 
 def merge(into: Statistics, partial: Mapping[str, Any]) -> None:
-    """Adds what `summarize` found in one more block."""
+    """Merges the result of `summarize` for one more block."""
     into.num_present += partial["num_present"]
     into.num_missing += partial["num_missing"]
     for name in ("present", "sums", "squares"):
@@ -225,7 +225,7 @@ def merge(into: Statistics, partial: Mapping[str, Any]) -> None:
 
 
 def _combine(into: list[Any], values: Sequence[Any], operation: Callable[[Any, Any], Any]) -> None:
-    """Element by element; None stands for a block without a value."""
+    """Combines element by element; None represents a block without a value."""
     if not into:
         into.extend(values)
         return
@@ -251,7 +251,7 @@ def _fill_medians(table: pa.Table, names: list[str], merged: dict[str, Statistic
 
 
 def median_places(high: Mapping[str, Counter[int]], merged: Mapping[str, Statistics]) -> Places:
-    """By column: the bucket and the rank in it of both values whose mean is the median; from `count_high`."""
+    """By column: bucket, and rank in it, of the two values whose mean is the median; from `count_high`."""
     return {
         name: [exact_stats.locate(counts, rank) for rank in exact_stats.median_ranks(merged[name].num_present)]
         for name, counts in high.items()
@@ -259,12 +259,12 @@ def median_places(high: Mapping[str, Counter[int]], merged: Mapping[str, Statist
 
 
 def median_buckets(places: Places) -> dict[str, list[int]]:
-    """By column: the buckets that `count_low` has to look at."""
+    """By column: the buckets that `count_low` must count."""
     return {name: sorted({bucket for bucket, _ in found}) for name, found in places.items()}
 
 
 def set_medians(places: Places, low: Mapping[tuple[str, int], Counter[int]], merged: Mapping[str, Statistics]) -> None:
-    """The medians, from `count_low` of all blocks."""
+    """Sets the medians, from `count_low` of all blocks."""
     for name, found in places.items():
         pair = [exact_stats.value_of(bucket, exact_stats.locate(low[name, bucket], rank)[0]) for bucket, rank in found]
         merged[name].median = (pair[0] + pair[1]) / 2
@@ -280,7 +280,7 @@ def _count_high(block: pa.Table, names: list[str]) -> pa.Table:
 
 
 def count_high(block: pa.Table, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """The first pass of medians over one block: JSON for counters of upper bits."""
+    """The first pass of medians over one block: the counts of upper bits as JSON."""
     return {name: list(exact_stats.high_counts(_present(block, name)).items()) for name in names}
 
 
@@ -289,7 +289,7 @@ def _count_low(block: pa.Table, buckets: dict[str, list[int]]) -> pa.Table:
 
 
 def count_low(block: pa.Table, buckets: Mapping[str, Sequence[int]]) -> dict[str, list[tuple[int, Any]]]:
-    """The second pass: lower bits of the values in the buckets that matter."""
+    """The second pass of medians: the counts of lower bits of the values in `buckets`."""
     return {
         name: [
             (bucket, list(exact_stats.low_counts(_present(block, name), bucket).items())) for bucket in buckets[name]

@@ -1,7 +1,7 @@
-"""Statistics of float32 values without any rounding, so that parts merge to the same result in every order.
+"""Exact statistics of float32 values, so that partial results merge to the same result in every order.
 
-A float32 is an integer times a power of two; sums of such integers are exact in Python, whatever their number
-and order. Medians are found by counting bit patterns, in two passes of bounded memory.
+A float32 is an integer times a power of two; sums of such integers are exact in Python for any number and order of
+summands. Medians are found by counting bit patterns, in two passes of bounded memory.
 """
 
 from fractions import Fraction
@@ -14,13 +14,13 @@ _MANTISSA = 24
 _LOWEST = -148  # numpy.frexp's exponent of the smallest float32 above zero, 2**-149
 _UNIT = _MANTISSA - _LOWEST
 _MAX_VALUES = 1 << 24
-"""Values summed at once: up to 2**28 the float64 sums of 24-bit integers below stay under 2**53 and are exact."""
+"""Values summed at once: up to 2**28, the float64 sums of 24-bit integers below are less than 2**53 and exact."""
 
 Floats = NDArray[np.float32]
 
 
 def power_sums(values: Floats) -> tuple[int, int]:
-    """The exact sum and sum of squares of finite values [N].
+    """Computes the exact sum and sum of squares of finite values [N].
 
     Returns:
         The sum in units of 2**-172 and the sum of squares in units of 2**-344; see `mean_and_variance`.
@@ -35,7 +35,7 @@ def power_sums(values: Floats) -> tuple[int, int]:
 def _power_sums(values: Floats) -> tuple[int, int]:
     mantissas, exponents = np.frexp(values.astype(np.float64))
     integers = np.ldexp(mantissas, _MANTISSA)
-    places = (exponents - _LOWEST).clip(min=0)  # zero has exponent 0, which is as good as any
+    places = (exponents - _LOWEST).clip(min=0)  # zero has exponent 0; any exponent would do
     squares = integers * integers
     high = np.floor(squares / (1 << _MANTISSA))
     low = squares - high * (1 << _MANTISSA)
@@ -49,14 +49,14 @@ def _gather(places: NDArray[Any], weights: NDArray[np.float64], power: int) -> i
 
 
 def mean_and_variance(count: int, total: int, squares: int, num_filled: int, fill: float) -> tuple[float, float]:
-    """The mean and population variance of `count` summed values and `num_filled` times the value `fill`, rounded once.
+    """The mean and population variance of `count` summed values and `num_filled` copies of `fill`, rounded once.
 
     Args:
-        count: how many values were summed.
-        total: their sum as `power_sums` gives it.
-        squares: their sum of squares as `power_sums` gives it.
-        num_filled: how many missing values were filled.
-        fill: with what; not used if `num_filled` is 0.
+        count: number of summed values.
+        total: their sum, from `power_sums`.
+        squares: their sum of squares, from `power_sums`.
+        num_filled: number of filled missing values.
+        fill: the replacement; not used if `num_filled` is 0.
     """
     n = count + num_filled
     extra = Fraction(fill) if num_filled else Fraction(0)
@@ -66,23 +66,23 @@ def mean_and_variance(count: int, total: int, squares: int, num_filled: int, fil
 
 
 def high_counts(values: Floats) -> dict[int, int]:
-    """How many values [N] have which upper 16 bits of their order-preserving key (the first pass of a median)."""
+    """Counts values [N] by the upper 16 bits of their order-preserving key (the first pass of a median)."""
     return _counts(_keys(values) >> np.uint32(16))
 
 
 def low_counts(values: Floats, high: int) -> dict[int, int]:
-    """How many of the values with upper bits `high` have which lower 16 bits (the second pass of a median)."""
+    """Counts the values with upper bits `high` by their lower 16 bits (the second pass of a median)."""
     keys = _keys(values)
     return _counts(keys[(keys >> np.uint32(16)) == high] & np.uint32(0xFFFF))
 
 
 def locate(counts: dict[int, int], rank: int) -> tuple[int, int]:
-    """The bucket that holds the value of this rank (from 0), and its rank inside the bucket."""
+    """The bucket that contains the value of this rank (from 0), and its rank inside the bucket."""
     for bucket in sorted(counts):
         if rank < counts[bucket]:
             return bucket, rank
         rank -= counts[bucket]
-    raise ValueError(f"rank {rank} is beyond the counted values")
+    raise ValueError(f"rank {rank} is not below the number of counted values")
 
 
 def median_ranks(count: int) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def value_of(high: int, low: int) -> float:
 
 
 def _keys(values: Floats) -> NDArray[np.uint32]:
-    """uint32 keys in the order of the values: the sign bit flipped, and all bits of a negative number."""
+    """Order-preserving uint32 keys: the sign bit is flipped, or all bits of a negative number."""
     bits = (values + np.float32(0.0)).astype(np.float32).view(np.uint32)  # + 0.0 makes -0.0 the same as 0.0
     sign = np.uint32(0x80000000)
     return np.where(bits & sign, ~bits, bits | sign)

@@ -1,4 +1,4 @@
-"""The training split's statistics to the description of each column (`spec/features.py`)."""
+"""Fits the description of each column (`spec/features.py`) to the training split's statistics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ def fit_columns(
     Args:
         train: the cast columns of the training split.
         plans: one per column, in order.
-        max_categories: a column with more is refused.
+        max_categories: a column with more categories is rejected.
         block_rows: see `gather_statistics`; the result does not depend on it.
         cpu_timeout_s: see `gather_statistics`.
 
     Raises:
-        DataError: a column without a value in the training split, or with too many categories.
+        DataError: a column has no value in the training split, or too many categories.
         ClusterError: a task could not run, see `gather_statistics`.
     """
     return fit_statistics(gather_statistics(train, plans, block_rows, cpu_timeout_s), plans, max_categories)
@@ -42,7 +42,7 @@ def fit_statistics(
     """As `fit_columns`, from the statistics of the training split.
 
     Raises:
-        DataError: a column without a value in the training split, or with too many categories.
+        DataError: a column has no value in the training split, or too many categories.
     """
     return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
 
@@ -51,7 +51,7 @@ def _fit(plan: ColumnPlan, found: Statistics, max_categories: int) -> Column:
     if not found.num_present:
         raise DataError(
             f"column {plan.name!r} has no value in the training split ({found.num_missing} missing); "
-            f"leave it out with cleaning.drop, or choose another split"
+            f"leave it out with cleaning.drop, or change data.split"
         )
     if plan.kind == "categorical":
         return _fit_categorical(plan, found, max_categories)
@@ -72,7 +72,7 @@ def _fit(plan: ColumnPlan, found: Statistics, max_categories: int) -> Column:
 
 
 def _fill(plan: ColumnPlan, found: Statistics) -> float | None:
-    """As a float32, which is what the graph computes with."""
+    """The fill as a float32, because the graph computes in float32."""
     if plan.missing in ("error", "drop_row"):
         return None
     value: float
@@ -88,7 +88,7 @@ def _fill(plan: ColumnPlan, found: Statistics) -> float | None:
 
 
 def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) -> tuple[float, float]:
-    """Shift and scale of one series of values (an element of a vector, else everything), missing ones filled."""
+    """Shift and scale of one series of values (an element of a vector, else all), after missing values are filled."""
     if plan.scaling == "none":
         return 0.0, 1.0
     num_series = len(found.present)
@@ -109,7 +109,7 @@ def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) ->
 
 
 def _divisor(width: float) -> float:
-    """1 for a constant column, which is then only shifted; the graph divides by the float32 of this value."""
+    """The divisor: 1 for a constant column, which is then only shifted; the graph divides by its float32 value."""
     return width if float(np.float32(width)) > 0 else 1.0
 
 
@@ -123,7 +123,7 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
         categories |= set() if plan.is_integer else {fill_value}
     refuse_categories(plan.name, len(categories), max_categories)
     ordered = tuple(sorted(categories))
-    # An integer on the wire has no value that could mean missing, so such a column needs no fill.
+    # An integer on the wire has no value that represents missing, so such a column needs no fill.
     fill = None if plan.is_integer or fill_value is None else ordered.index(fill_value)
     return CategoricalColumn(
         name=plan.name,
@@ -138,6 +138,6 @@ def refuse_categories(name: str, num_categories: int, max_categories: int) -> No
     """Raises `DataError` for a column with too many categories."""
     if num_categories > max_categories:
         raise DataError(
-            f"column {name!r} has {num_categories} categories, the limit is {max_categories}; leave it out with "
+            f"column {name!r} has {num_categories} categories; the limit is {max_categories}; leave it out with "
             f"cleaning.drop, cast it to number, or raise cleaning.max_categories"
         )

@@ -1,4 +1,4 @@
-"""What is done with each column: the user's policies, resolved for the kinds that the columns have. Fits nothing."""
+"""Resolves the user's cleaning policies into a plan for each column, according to its kind."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ _ALLOWED: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ColumnPlan:
-    """All decisions for one column; fields that its kind does not use keep their defaults."""
+    """The resolved policy of one column; fields that its kind does not use keep their defaults."""
 
     name: str
     kind: Kind
@@ -37,11 +37,11 @@ class ColumnPlan:
     scaling: Scaling = "none"
     encoding: Encoding = "one_hot"
     is_integer: bool = False
-    """A category that is an integer on the wire."""
+    """Whether the categories are integers on the wire."""
     is_bytes: bool = False
-    """A tensor of uint8."""
+    """Whether the tensor is uint8."""
     shape: tuple[int, ...] = ()
-    """Of a tensor."""
+    """Shape of a tensor."""
 
     @property
     def is_per_element(self) -> bool:
@@ -54,11 +54,11 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
 
     Args:
         spec: the user's policies.
-        kind: of the column after the cast.
-        field: of the column after the cast.
+        kind: kind of the column after the cast.
+        field: field of the column after the cast.
 
     Raises:
-        DataError: a policy that the column's kind does not have.
+        DataError: the column's kind does not have the policy.
     """
     name = field.name
     defaults: dict[Kind, NumericPolicy | CategoricalPolicy | TensorPolicy]
@@ -72,7 +72,7 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
         raise DataError(f"{where}.missing: {missing!r} does not fit a {kind} column; use {', '.join(_ALLOWED[kind])}")
     if own.scaling if kind == "categorical" else own.encoding:
         unused = "scaling" if kind == "categorical" else "encoding"
-        raise DataError(f"{where}.{unused} does not fit a {kind} column")
+        raise DataError(f"{where}.{unused} does not fit a {kind} column; remove it")
     if missing == "constant":
         constant = _constant(where, kind, constant)
     shape = tensor_shape(field) or ()

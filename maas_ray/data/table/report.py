@@ -1,4 +1,4 @@
-"""What cleaning did to rows: which stay, and the counts of a data set's report. Counts of stretches of rows add up."""
+"""Selects the rows to keep and counts the data set's report. The counts of blocks of rows can be added."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from maas_ray.errors import DataError
 def drop_rows(
     columns: Sequence[CastColumn], plans: Sequence[ColumnPlan], target: Target, num_rows: int
 ) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-    """Which rows stay, and the report."""
+    """The rows to keep, and the report."""
     kept = ~target.missing
     for column, plan in zip(columns, plans, strict=True):
         if plan.missing == "drop_row":
@@ -61,28 +61,28 @@ def refuse_without_value(name: str, num_rows: int, num_unconvertible: int) -> No
 
 
 def refuse_missing(plan: ColumnPlan, num_missing: int, num_kept: int) -> None:
-    """Refuses missing values for which the user has named no policy.
+    """Rejects missing values without a policy.
 
     Raises:
-        DataError: there are some.
+        DataError: there are missing values without a policy.
     """
     if plan.missing == "error" and num_missing:
         raise DataError(
-            f"column {plan.name!r} has {num_missing} missing values of {num_kept}; set "
+            f"column {plan.name!r} has {num_missing} missing values in {num_kept} rows; set "
             f"cleaning.{plan.kind}.missing or cleaning.columns.{plan.name}.missing, or leave it out "
             f"with cleaning.drop"
         )
 
 
 def refuse_empty(spec: DataSpec, num_before: Mapping[str, int], num_kept: Mapping[str, int]) -> None:
-    """Refuses a split that cleaning has left without rows.
+    """Rejects a split without rows after cleaning.
 
     Raises:
-        DataError: there is one.
+        DataError: a split has no rows left.
     """
     for split in SPLITS:
         if not num_kept[split] and (num_before[split] or split == "train"):
             raise DataError(
                 f"the {split} split of {spec.uri} has no rows left ({num_before[split]} before rows with missing values "
-                f"were dropped); give more rows, or change data.split"
+                f"were dropped); add rows, or change data.split"
             )

@@ -1,4 +1,4 @@
-"""Which row belongs to which split. Knows row numbers and an optional column, nothing else of the data."""
+"""Assigns each row to a split, by its index or by a column."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,22 +10,22 @@ from maas_ray.data.spec.data import SPLITS, SplitSpec
 from maas_ray.errors import DataError
 
 _EPOCH = (1 << 64) - 1
-"""The permutation that splits is one that no training reaches, so the two are unrelated even with one seed."""
+"""The split uses a permutation that no training run reaches, so the two are unrelated even with the same seed."""
 
 
 def assign_rows(spec: SplitSpec, num_rows: int, column: pa.ChunkedArray | None = None) -> NDArray[np.int8]:
-    """The split of every row.
+    """Assigns a split to every row.
 
     Args:
         spec: the fractions and the seed, or the column's name.
-        num_rows: rows as they were read, before any is dropped: a row that cleaning drops moves no other one.
-        column: the values of the column that names the split.
+        num_rows: rows before any is dropped, so that a dropped row does not change the split of others.
+        column: values of the split column.
 
     Returns:
-        int8 [num_rows]: the place of the row's split in `SPLITS`.
+        int8 [num_rows]: the index of the row's split in `SPLITS`.
 
     Raises:
-        DataError: too few rows for a split, or a value in the column that names none.
+        DataError: there are too few rows for a split, or a value in the split column is not a split.
     """
     if column is not None:
         return _by_column(str(spec.column), column)
@@ -40,7 +40,7 @@ def assign_rows(spec: SplitSpec, num_rows: int, column: pa.ChunkedArray | None =
 def assign_range(
     spec: SplitSpec, num_rows: int, start: int, stop: int, column: pa.ChunkedArray | None = None
 ) -> NDArray[np.int8]:
-    """The split of the rows [start, stop) of `num_rows`, as `assign_rows` gives it; `column` has these rows alone."""
+    """As `assign_rows`, for the rows [start, stop) of `num_rows`; `column` contains these rows alone."""
     if column is not None:
         return _by_column(str(spec.column), column)
     num_test, num_validation = count_held_out(spec, num_rows)
@@ -53,16 +53,19 @@ def count_held_out(spec: SplitSpec, num_rows: int) -> tuple[int, int]:
     """Rows of the test and of the validation split.
 
     Raises:
-        DataError: too few rows for a split.
+        DataError: there are too few rows for a split.
     """
     num_test, num_validation = (round(num_rows * fraction) for fraction in (spec.test, spec.validation))
     for name, fraction, num in (("test", spec.test, num_test), ("validation", spec.validation, num_validation)):
         if fraction and not num:
             raise DataError(
-                f"{num_rows} rows are too few for a {name} split of {fraction}; give more rows, or set split.{name}"
+                f"{num_rows} rows are too few for a {name} split of {fraction}; add rows, or change data.split.{name}"
             )
     if num_rows - num_test - num_validation < 1:
-        raise DataError(f"{num_rows} rows are too few: none is left for training after {num_test} + {num_validation}")
+        raise DataError(
+            f"{num_rows} rows are too few: none is left for training after {num_test} test and {num_validation} "
+            "validation rows; add rows, or change data.split"
+        )
     return num_test, num_validation
 
 
@@ -71,8 +74,7 @@ def _by_column(name: str, column: pa.ChunkedArray) -> NDArray[np.int8]:
     unknown = sorted({str(value) for value in text} - set(SPLITS))
     if unknown:
         raise DataError(
-            f"the column {name!r} that names the split holds {', '.join(map(repr, unknown[:10]))}; "
-            f"expected {', '.join(SPLITS)}"
+            f"the split column {name!r} contains {', '.join(map(repr, unknown[:10]))}; expected {', '.join(SPLITS)}"
         )
     result = np.zeros(len(text), dtype=np.int8)
     for code, split in enumerate(SPLITS):

@@ -1,4 +1,4 @@
-"""The target column: casting, class names, class codes. Knows no features."""
+"""Casts the target column, and derives class names and class codes from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ class Target:
     values: pa.Array
     """Class names as text, or float32."""
     missing: NDArray[np.bool_]
-    """[N]; such rows are left out."""
+    """[N]; rows with a missing target are dropped."""
     num_unconvertible: int
 
 
 def cast_target(name: str, column: pa.ChunkedArray, task: str) -> Target:
-    """Casts a target that is there as a whole: to text for classes, to a number for regression.
+    """Casts a complete target column: to text for classes, to a number for regression.
 
     Raises:
-        DataError: no row has a target, or classes that are fractions.
+        DataError: no row has a target, or classes are fractions.
     """
     target = cast_part_of_target(name, column, task)
     require_target(name, len(target.missing), int(target.missing.sum()), target.num_unconvertible, task)
@@ -36,24 +36,24 @@ def cast_target(name: str, column: pa.ChunkedArray, task: str) -> Target:
 
 
 def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole: bool | None = None) -> Target:
-    """Casts a stretch of the target.
+    """Casts a chunk of the target column.
 
     Args:
-        name: of the column.
-        column: its values.
-        task: of the data.
+        name: name of the column.
+        column: values of the column.
+        task: task of the data spec.
         is_whole: see `to_text`.
 
     Raises:
-        DataError: classes that are fractions, or a list per row.
+        DataError: classes are fractions, or each row contains a list.
     """
     if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-        raise DataError(f"the target {name!r} is a list per row; expected one value")
+        raise DataError(f"the target {name!r} is a list per row; expected one value per row")
     column = decode_column(name, column)
     if pa.types.is_floating(column.type) and task != "regression":
         present = pc.if_else(pc.is_nan(column), None, column)
         if pc.any(pc.not_equal(present, pc.floor(present))).as_py():
-            raise DataError(f"the target {name!r} holds fractions, which name no classes; set task: regression")
+            raise DataError(f"the target {name!r} contains fractions, which cannot be classes; set task: regression")
     if task == "regression":
         numbers, num_unconvertible = to_numbers(column)
         return Target(pa.array(numbers), np.isnan(numbers), num_unconvertible)
@@ -62,24 +62,24 @@ def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole:
 
 
 def require_target(name: str, num_rows: int, num_missing: int, num_unconvertible: int, task: str) -> None:
-    """Refuses data of which no row has a target.
+    """Rejects data without any target value.
 
     Raises:
-        DataError: so it is.
+        DataError: no row has a target.
     """
     if num_missing == num_rows:
         kind = "number" if task == "regression" else "class"
         raise DataError(
             f"no row of {num_rows} has a {kind} in the target {name!r}, "
-            f"{num_unconvertible} hold something that is not a number; check data.target and task"
+            f"{num_unconvertible} rows contain a value that is not a number; check data.target and data.task"
         )
 
 
 def class_names(name: str, train: pa.Array, task: str) -> tuple[str, ...]:
-    """The classes of the training split in the order of their codes: by number if all are whole numbers, else by text.
+    """The classes of the training split in the order of their codes: numeric if all are whole numbers, else by text.
 
     Raises:
-        DataError: a single class, or other than two for a binary task.
+        DataError: there is a single class, or not exactly two for a binary task.
     """
     return order_classes(name, [str(label) for label in pc.unique(train).to_pylist()], task)
 
@@ -89,12 +89,12 @@ def order_classes(name: str, found: Sequence[str], task: str) -> tuple[str, ...]
     if len(found) < 2:
         raise DataError(
             f"the target {name!r} has the single class {found[0]!r} in the training split; "
-            f"a classifier needs at least two"
+            f"a classifier needs at least two; check data.target and data.split"
         )
     if task == "binary" and len(found) > 2:
         raise DataError(
             f"the target {name!r} has {len(found)} classes ({', '.join(sorted(found)[:10])}); "
-            f"task: binary takes two, use classification"
+            f"task: binary needs exactly two; set task: classification"
         )
     try:
         return tuple(sorted(found, key=int))
@@ -106,7 +106,7 @@ def encode_target(name: str, values: pa.Array, labels: tuple[str, ...] | None, s
     """Class codes as int64 [N], or the numbers themselves as float32 [N].
 
     Raises:
-        DataError: a class that the training split does not have.
+        DataError: a class is not in the training split.
     """
     if labels is None:
         numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False).astype(np.float32)
@@ -118,13 +118,13 @@ def encode_target(name: str, values: pa.Array, labels: tuple[str, ...] | None, s
 
 
 def refuse_classes(name: str, unknown: Sequence[str], split: str) -> None:
-    """Refuses a split with classes that the training split does not have.
+    """Rejects a split with classes that the training split does not contain.
 
     Raises:
         DataError: there is such a class.
     """
     if unknown:
         raise DataError(
-            f"the {split} split holds classes of the target {name!r} that the training split does not: "
-            f"{', '.join(map(repr, unknown[:10]))}; remove or merge rare classes, or choose another split"
+            f"the {split} split contains classes of the target {name!r} that the training split does not contain: "
+            f"{', '.join(map(repr, unknown[:10]))}; remove or merge rare classes, or change data.split"
         )

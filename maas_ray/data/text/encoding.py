@@ -1,7 +1,7 @@
-"""Texts to token ids in Ray tasks, which come back in the order of the texts. Knows no data set.
+"""Tokenizes texts in Ray tasks; the results are in the order of the texts. Independent of data sets.
 
-The library encodes with all threads of one machine by itself; tasks use those of all machines, and leave the process that
-reads and writes alone.
+The tokenizers library itself uses all CPUs of one machine; tasks use those of all machines, and do not slow down the
+process that reads and writes.
 """
 
 import os
@@ -19,9 +19,9 @@ from maas_ray.errors import ClusterError
 
 TASK_TIMEOUT_S = 1800.0
 _TEXTS_AT_ONCE = 64
-"""Pieces of one task: about 4 MB, so that starting it costs nothing beside it."""
+"""Texts per task: about 4 MB, so that the cost of starting a task is negligible."""
 _WAITING = 2
-"""Tasks per CPU that are under way or wait to be fetched: what bounds the memory."""
+"""Tasks per CPU that are running or waiting to be fetched; bounds the memory."""
 
 
 def encode_in_tasks(
@@ -30,9 +30,9 @@ def encode_in_tasks(
     """The token ids of each text, without special tokens.
 
     Args:
-        texts: read as tasks become free.
-        tokenizer: goes to each process once, as its file.
-        datatype: of the token ids.
+        texts: texts, consumed as tasks become free.
+        tokenizer: tokenizer, sent to each process once as a file.
+        datatype: datatype of the token ids.
         timeout_s: longest wait for one task.
 
     Raises:
@@ -61,14 +61,17 @@ def _fetch(task: ray.ObjectRef, timeout_s: float) -> tuple[NDArray[np.generic], 
     try:
         found: tuple[NDArray[np.generic], NDArray[np.int64]] = ray.get(task, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise ClusterError(f"no CPU of the Ray cluster encoded a stretch of text within {timeout_s:g} s") from error
+        raise ClusterError(
+            f"no CPU of the Ray cluster encoded a batch of texts within {timeout_s:g} s; free CPUs of the cluster, or "
+            "add a node"
+        ) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the texts could not be encoded: {error}") from error
     return found
 
 
 def _encode(content: bytes, texts: Sequence[str], datatype: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
-    """Token ids of all texts one after the other, and how many each has."""
+    """The concatenated token ids of all texts, and the number of token ids of each."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU
     token_ids = [one.astype(datatype) for one in _tokenizer(content).encode(texts)]
     return np.concatenate(token_ids), np.array([len(one) for one in token_ids], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: the file that the spec names, or one that is learned from the training split alone."""
+"""Reads the tokenizer that the spec names, or learns one from the training split alone."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,13 +16,13 @@ def find_tokenizer(
     """Reads or learns the tokenizer.
 
     Args:
-        spec: where a given file is looked for.
-        text: which tokenizer.
-        texts: gives all (split, text), as often as it is called.
-        special: tokens that a learned vocabulary gets beside those of the texts.
+        spec: data specification with the access options for a given file.
+        text: text specification with the tokenizer.
+        texts: returns all (split, text) pairs on each call.
+        special: special tokens to add to a learned vocabulary.
 
     Raises:
-        DataError: the file cannot be read, or is no tokenizer.
+        DataError: the file cannot be read, or is not a tokenizer.
     """
     own = text.tokenizer
     if own.uri is not None:

@@ -1,7 +1,7 @@
-"""From texts to a committed data set of packed tokens: survey, learn the tokenizer, encode, commit.
+"""Prepares a data set of packed token ids from texts: survey, learn the tokenizer, encode, commit.
 
-The texts are read three times, in pieces, so that memory does not grow with them; the token ids go through a file. Much text
-is encoded in Ray tasks, if Ray is connected; the token ids are the same.
+The texts are read three times, in pieces, so that memory does not grow with them; the token ids are buffered in a file.
+Large texts are encoded in Ray tasks, if Ray is connected; the token ids are the same.
 """
 
 import tempfile
@@ -33,33 +33,33 @@ from maas_ray.store.objects import ObjectStore
 
 COLUMN = "tokens"
 TASKS_FROM = 1 << 25
-"""Characters from which on tasks encode; fewer are done before the first of them has started."""
+"""Minimum characters for encoding in tasks; fewer are encoded before the first task has started."""
 _PIECES_AT_ONCE = 16
-"""Pieces that are encoded together, by all CPUs; the library takes about a hundred bytes per token meanwhile."""
+"""Pieces that are encoded together, by all CPUs; the library needs about a hundred bytes per token for this."""
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the texts hold, and where each split lies."""
+    """Size of the texts, and position of each split in them."""
 
     num_documents: int
     num_characters: int
     ends: tuple[int, ...]
-    """By place: the character at which each split ends."""
+    """Split by position: the character at which each split ends."""
     of_document: NDArray[np.int8] | None
-    """By document: the place of its split in `SPLITS`."""
+    """Split by document: the index of each document's split in `SPLITS`."""
 
 
 def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout_s: float = CPU_TIMEOUT_S) -> Dataset:
-    """Prepares the data of a task on tokens, or opens it if the same content was prepared before.
+    """Prepares the data set of a token task, or opens it if the same content was prepared before.
 
     The report counts `documents`, and per split `characters` and `tokens`.
 
     Args:
-        spec: what to read.
-        text: how it becomes rows.
+        spec: data specification.
+        text: text specification.
         store: where to commit.
-        cpu_timeout_s: how long to wait for a free CPU of the Ray cluster, if tasks encode.
+        cpu_timeout_s: longest wait for a free CPU of the Ray cluster, if tasks encode.
 
     Raises:
         DataError: the texts cannot be read, are too few for a row of each split, or do not fit the tokenizer.
@@ -76,7 +76,10 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
                 require_cpu(cpu_timeout_s)
             _encode(_split_pieces(spec, text, survey), tokenizer, end, streams, in_tasks)
         except OSError as error:
-            raise DataError(f"cannot keep the tokens in {tempfile.gettempdir()}: {error}; set TMPDIR") from error
+            raise DataError(
+                f"cannot store the tokens in {tempfile.gettempdir()}: {error}; set TMPDIR to a folder with enough free "
+                "space"
+            ) from error
         layout = _layout(spec, text, tokenizer, end, {split: stream.num_tokens for split, stream in streams.items()})
         _refuse_short(spec, layout)
         column = TokensColumn(
@@ -124,7 +127,7 @@ class _Stream:
         self.num_characters += len(text)
 
     def parts(self, part_tokens: int) -> Iterator[bytes]:
-        """The whole stream, in parts of so many tokens."""
+        """The whole stream, in parts of `part_tokens` tokens."""
         self._file.seek(0)
         while part := self._file.read(part_tokens * self.datatype.itemsize):
             yield part
@@ -164,7 +167,7 @@ def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
         num_documents += piece.ends_document
         num_characters += len(piece.text)
     if not num_characters:
-        raise DataError(f"{spec.uri} holds no text")
+        raise DataError(f"{spec.uri} contains no text; check data.uri and data.text.field")
     of_document = assign_rows(spec.split, num_documents) if text.split_by == "document" else None
     # nanoGPT's rule: the training split ends at int(n * 0.9).
     ends = (
@@ -176,11 +179,11 @@ def _survey(spec: DataSpec, text: TextSpec) -> _Survey:
 
 
 def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[tuple[str, TextPiece]]:
-    """Every piece with its split; one that lies over a border is cut there."""
+    """Every piece with its split; a piece that crosses a split boundary is cut there."""
     document, place = 0, 0
     for piece in read_pieces(spec, text):
         if place + len(piece.text) > survey.num_characters or document >= survey.num_documents:
-            raise DataError(f"{spec.uri} grew while it was read; prepare it again when nobody writes to it")
+            raise DataError(f"{spec.uri} grew while it was being read; prepare it again once its files are complete")
         if survey.of_document is not None:
             yield SPLITS[survey.of_document[document]], piece
         else:
@@ -196,7 +199,7 @@ def _split_pieces(spec: DataSpec, text: TextSpec, survey: _Survey) -> Iterator[t
         place += len(piece.text)
         document += piece.ends_document
     if (document, place) != (survey.num_documents, survey.num_characters):
-        raise DataError(f"{spec.uri} shrank while it was read; prepare it again when nobody writes to it")
+        raise DataError(f"{spec.uri} shrank while it was being read; prepare it again once its files are complete")
 
 
 def _tokenizer(spec: DataSpec, text: TextSpec, survey: _Survey) -> Tokenizer:
@@ -238,8 +241,8 @@ def _refuse_short(spec: DataSpec, layout: TokenLayout) -> None:
     for split, share in wanted.items():
         if share and not layout.num_rows(split):
             raise DataError(
-                f"the {split} split of {spec.uri} has {layout.num_tokens[split]} tokens, and a row takes {layout.width}; "
-                f"give more text, or lower data.text.seq_len, or set data.split"
+                f"the {split} split of {spec.uri} has {layout.num_tokens[split]} tokens; a row needs {layout.width}; "
+                f"add text, lower data.text.seq_len, or change data.split"
             )
 
 

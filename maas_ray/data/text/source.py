@@ -1,7 +1,7 @@
-"""The documents that a data URI names, in pieces that fit into memory whatever their size. Knows no tokens.
+"""Reads the documents that a data URI names in pieces that fit into memory. Independent of tokenizers.
 
-A piece ends with its document, or where GPT-2's pattern cuts too: after a single line end, before the next word. So
-the pieces of a document have the tokens of the whole document, unless it has no such place for a long stretch.
+A piece ends with its document, or where GPT-2's pattern splits too: after a single newline, before the next word. So
+the pieces of a document have the tokens of the whole document, unless a long range of it has no such position.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from maas_ray.errors import DataError
 from maas_ray.foreign.documents import Malformed, read_json
 
 PIECE = 1 << 16
-"""Characters of a piece at most."""
+"""Maximum characters of a piece."""
 _BLOCK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 28
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
@@ -30,17 +30,17 @@ _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A stretch of a document."""
+    """Consecutive characters of a document."""
 
     text: str
     ends_document: bool
 
 
 def read_pieces(spec: DataSpec, text: TextSpec) -> Iterator[TextPiece]:
-    """All documents of all files, in the order of the files; documents without a character are left out.
+    """All documents of all files, in the order of the files; empty documents are dropped.
 
     Raises:
-        DataError: a file is missing or not UTF-8, has no such field, or the format has no texts.
+        DataError: a file is missing or not UTF-8, does not have the field, or its format contains no texts.
     """
     paths = [file.path for file in list_files(spec)]
     kind = format_of(spec, paths)
@@ -77,7 +77,7 @@ def _characters(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
 
 
 def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[TextPiece]:
-    """Pieces of the documents in a stream of characters. The last piece of a document may be empty."""
+    """Cuts the documents in a stream of characters into pieces. The last piece of a document may be empty."""
     width = len(separator or "")
     waiting, has_begun = "", False
     for block in blocks:
@@ -88,7 +88,7 @@ def _cut_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Tex
                 if has_begun or place > start:
                     yield TextPiece(waiting[start:place], ends_document=True)
                 start, has_begun = place + width, False
-            elif len(waiting) - start > PIECE + width + 1:  # a separator that has only begun is not cut
+            elif len(waiting) - start > PIECE + width + 1:  # does not cut a separator that is incomplete so far
                 cut = _last_cut(waiting, start)
                 yield TextPiece(waiting[start:cut], ends_document=False)
                 start, has_begun = cut, True
@@ -119,7 +119,7 @@ def _json_texts(spec: DataSpec, files: Any, path: str, field: str) -> Iterator[s
             raise DataError(f"{path}, line {number} is a {type(record).__name__}; expected an object with {field!r}")
         require_column(field, record, f"{path}, line {number}")
         if not isinstance(record[field], str):
-            raise DataError(f"{path}, line {number}: {field!r} is {record[field]!r:.40}; expected a text")
+            raise DataError(f"{path}, line {number}: {field!r} is {record[field]!r:.40}; expected a string")
         yield record[field]
 
 
@@ -130,7 +130,7 @@ def _lines(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
         yield from whole
         if len(waiting) > _MAX_LINE_BYTES:
             raise DataError(
-                f"{path} has a line of more than {_MAX_LINE_BYTES} characters; it is not a file of JSON lines"
+                f"{path} has a line of more than {_MAX_LINE_BYTES} characters, the limit for JSON lines; split the line"
             )
     yield waiting
 
@@ -138,7 +138,7 @@ def _lines(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
 def _parquet_texts(spec: DataSpec, files: Any, path: str, text: TextSpec) -> Iterator[str]:
     with files.open_input_file(path) as source:
         size = source.size()
-        # Repeated texts stay references to a dictionary: a batch of them, written out, could be of any size.
+        # Repeated texts remain references to a dictionary: an expanded batch of them could have any size.
         table = parquet.ParquetFile(source, read_dictionary=[text.field])
         require_column(text.field, table.schema_arrow.names, path)
         left = allowed_bytes(spec, size)
@@ -146,7 +146,7 @@ def _parquet_texts(spec: DataSpec, files: Any, path: str, text: TextSpec) -> Ite
             for scalar in batch.column(0):
                 value = scalar.as_py()
                 if value is not None and not isinstance(value, str):
-                    raise DataError(f"{path}: {text.field!r} holds {value!r:.40}; expected texts")
+                    raise DataError(f"{path}: {text.field!r} contains {value!r:.40}; expected strings")
                 if value:
                     left -= len(value)
                     if left < 0:

@@ -1,6 +1,6 @@
-"""From a table with a text per row and a target to a committed data set of token rows. Needs no Ray.
+"""Prepares a data set of token rows from a table with a text and a target per row. Independent of Ray.
 
-A text becomes one row: its first tokens, filled up with the pad token.
+A text becomes one row: its first tokens, padded with the pad token.
 """
 
 from hashlib import sha256
@@ -44,7 +44,9 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
     for split in SPLITS:
         if not len(rows[split]) and (split == "train" or (assigned == SPLITS.index(split)).any()):
-            raise DataError(f"the {split} split of {spec.uri} has no row with a text and a target; change data.split")
+            raise DataError(
+                f"the {split} split of {spec.uri} has no row with a text and a target; add rows, or change data.split"
+            )
     by_split = {split: texts.take(pa.array(rows[split])).to_pylist() for split in SPLITS}
     own = text.tokenizer
     tokenizer = find_tokenizer(
@@ -84,7 +86,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], length: int, pad: int) -> tuple[NDArray[np.int32], int]:
-    """Token ids [N, length], and how many texts are longer than that."""
+    """Token ids [N, length], and the number of texts that are longer."""
     rows = np.full((len(texts), length), pad, dtype=np.int32)
     num_longer = 0
     for first in range(0, len(texts), _TEXTS_AT_ONCE):

@@ -1,6 +1,7 @@
-"""Text to token ids and back, with the `tokenizers` library. A tokenizer is its JSON file; knows no data set.
+"""Encodes text as token ids and decodes them, with the `tokenizers` library. Independent of data sets.
 
-Text is always text: a special token that stands in it letter by letter is encoded as the letters.
+A tokenizer is represented by its JSON file. Text is always plain text: a special token that is spelled out in it is
+encoded as its letters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from maas_ray.data.text.words import Words, is_by_words
 from maas_ray.errors import ConfinedError, DataError
 
 UNKNOWN = "<|unknown|>"
-"""The token of a character that the training split does not have; only where held-out text holds such a character."""
+"""The token for characters that only the held-out splits contain; part of the vocabulary only if there are any."""
 _VOCAB_SIZE = 8192
 MAX_VOCAB_SIZE = 1 << 22
 MAX_FILE_BYTES = 1 << 28
@@ -27,7 +28,7 @@ PROBES = (
     "", " ", "a", "The quick brown fox\njumps over 13 lazy dogs.", "a" * 2000 + "!", "1" * 500, " " * 500 + "x", "\n" * 100,
     "".join(map(chr, range(32, 127))), "ä ß é ñ 漢字 かな 한국 עברית العربية हिन्दी", "👍🏽👩‍👩‍👧 e\u0301 \u200b\ufeff\ufffd", "\x00\x01\x7f",
 )  # fmt: skip
-"""What tokenizers were seen to fail at, beside the texts that they are for."""
+"""Texts at which some tokenizers fail; tested in addition to the data's own texts."""
 
 Lookup = Callable[[str], NDArray[np.int64]]
 
@@ -36,18 +37,18 @@ class Tokenizer:
     """A tokenizer, read from its JSON file.
 
     Args:
-        content: the file.
-        lookup: text to token ids, equal to what the file says but faster; None: the library encodes.
+        content: content of the file.
+        lookup: faster function from text to token ids that gives the tokenizer's results; None: the library encodes.
 
     Raises:
-        DataError: not the JSON of a tokenizer.
+        DataError: the content is not a tokenizer's JSON.
     """
 
     def __init__(self, content: bytes, lookup: Lookup | None = None) -> None:
         try:
             self._engine = Engine.from_str(content.decode())
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"not a tokenizer.json that can be read: {error}") from error
+            raise DataError(f"cannot read it as a tokenizer.json: {error}") from error
         self._engine.encode_special_tokens = True
         self._engine.no_padding()
         self._engine.no_truncation()
@@ -61,7 +62,7 @@ class Tokenizer:
             )
         self._words = Words(self._engine) if lookup is None and is_by_words(content) else None
         self.is_fast = lookup is not None
-        """Whether encoding costs no more than reading."""
+        """Whether encoding is about as fast as reading."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """The token ids of each text, without special tokens."""
@@ -81,7 +82,7 @@ class Tokenizer:
         """The id of a special token.
 
         Args:
-            token: as it stands in the vocabulary.
+            token: the token as spelled in the vocabulary.
             field: the field of TokenizerSpec that names it.
 
         Raises:
@@ -90,45 +91,45 @@ class Tokenizer:
         token_id = self._engine.token_to_id(token)
         if token_id is None:
             raise DataError(
-                f"the tokenizer has no token {token!r}; name the right one with data.text.tokenizer.{field}, or add it"
+                f"the tokenizer has no token {token!r}; set data.text.tokenizer.{field} to one of its tokens, or add it"
             )
         return int(token_id)
 
 
 def read_tokenizer(where: str, content: bytes, sample: Sequence[str]) -> Tokenizer:
-    """A tokenizer that somebody else wrote, once it has encoded a sample in a child process.
+    """Reads an untrusted tokenizer after it has encoded a sample in a child process.
 
-    The library is native code that panics, aborts or runs for ever on some files, at the first text or before it.
+    The library is native code that panics, aborts or runs forever on some files, at the first text or before it.
 
     Args:
-        where: names the file in messages.
-        content: the file.
-        sample: some of the texts that it is for.
+        where: name of the file for messages.
+        content: content of the file.
+        sample: some of the data's texts.
 
     Raises:
-        DataError: not the JSON of a tokenizer, or one that cannot be used.
+        DataError: the content is not a tokenizer's JSON, or the tokenizer cannot be used.
     """
     if len(content) > MAX_FILE_BYTES:
-        raise DataError(f"{where} has {len(content)} bytes; the limit for a tokenizer is {MAX_FILE_BYTES}")
+        raise DataError(f"{where} has {len(content)} bytes; the limit for a tokenizer is {MAX_FILE_BYTES} bytes")
     try:
         confined.call(f"{__name__}:try_out", {"texts": [*PROBES, *sample]}, [content], LIMITS, what=where)
     except ConfinedError as error:
-        raise DataError(f"{where} is not a tokenizer.json that can be used: {error}") from error
+        raise DataError(f"cannot use {where} as a tokenizer.json: {error}") from error
     return Tokenizer(content)
 
 
 def try_out(payload: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-    """The child's side: reads the tokenizer, encodes the texts one by one, and decodes what comes out.
+    """The child's side: reads the tokenizer, encodes the texts one by one, and decodes the results.
 
     Raises:
-        DataError: not the JSON of a tokenizer.
+        DataError: the content is not a tokenizer's JSON, or the tokenizer gives too many token ids.
     """
     tokenizer = Tokenizer(bytes(blobs[0]))
     for text in payload["texts"]:
         (token_ids,) = tokenizer.encode([text])
         if len(token_ids) > MAX_IDS_PER_CHARACTER * max(1, len(text)):
             raise DataError(
-                f"the tokenizer makes {len(token_ids)} token ids of {len(text)} characters; it is of no use"
+                f"the tokenizer encodes {len(text)} characters as {len(token_ids)} token ids, which is too many"
             )
         tokenizer.decode(token_ids[:1024])
     return {}, []
@@ -138,9 +139,9 @@ def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence
     """Builds a vocabulary; the same texts give the same file.
 
     Args:
-        spec: which kind; `file` is not learned.
-        texts: the training split's.
-        special: tokens that no text gives, appended in this order.
+        spec: kind of the tokenizer, other than `file`.
+        texts: texts of the training split.
+        special: special tokens, appended in this order.
     """
     lookup: Lookup | None = None
     if spec.kind == "characters":
@@ -155,7 +156,7 @@ def learn_tokenizer(spec: TokenizerSpec, texts: Iterable[str], special: Sequence
 
 
 def _characters(characters: list[str], has_unknown: bool) -> Engine:
-    # A model of byte pairs without a merge: much faster here than one of words that are single characters.
+    # A byte-pair model without merges: much faster here than a word model whose words are single characters.
     vocabulary = {character: token_id for token_id, character in enumerate(characters)}
     if has_unknown:
         vocabulary[UNKNOWN] = len(vocabulary)
@@ -173,7 +174,8 @@ def _character_lookup(characters: list[str], has_unknown: bool) -> Lookup:
         found: NDArray[np.int64] = token_ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
         if not has_unknown and (found < 0).any():
             raise DataError(
-                f"the text holds {text[int(found.argmin())]!r}, a character that the tokenizer does not know"
+                f"the text contains {text[int(found.argmin())]!r}, a character that is not in the tokenizer's "
+                "vocabulary"
             )
         return found
 
@@ -185,7 +187,7 @@ def _utf8(text: str) -> NDArray[np.int64]:
 
 
 def _bytes() -> Engine:
-    """Each byte is its own id; the model holds bytes as GPT-2 writes them (every one a printable character)."""
+    """A tokenizer whose token ids are the bytes; its model represents bytes as GPT-2 does, as printable characters."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,8 +1,9 @@
-"""Byte-level byte pairs word by word: a word that was seen is looked up. Gives the token ids that the library gives.
+"""Byte-level byte-pair encoding with a cache of words; returns the same token ids as the `tokenizers` library.
 
-The library encodes about 1 MB/s per CPU, nearly all of it for words that it has seen: its own memory holds 10,000 words.
-Such a tokenizer cuts text into words before it merges bytes, so the token ids of a text are those of its words. The pattern
-that cuts is GPT-2's; its classes of characters are the same in Python for ASCII alone, so other lines go to the library.
+The library encodes about 1 MB/s per CPU, and spends nearly all of this time on words that it has already encoded: its
+own cache contains 10,000 words. Such a tokenizer splits text into words before it merges bytes, so the token ids of a
+text are those of its words. The pattern that splits is GPT-2's; its character classes are the same in Python only for
+ASCII, so the library encodes all other lines.
 """
 
 import json
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Engine
 
 MAX_WORDS = 1 << 18
-"""Words that are kept, about 300 bytes each; with more, all are forgotten."""
+"""Maximum number of cached words, about 300 bytes each; beyond it, the cache is cleared."""
 MAX_WORD = 1 << 10
-"""Characters of a word that is kept."""
+"""Maximum characters of a cached word."""
 _WORD = re.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+",
     re.ASCII,
@@ -25,7 +26,7 @@ _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 def is_by_words(content: bytes) -> bool:
-    """Whether a tokenizer.json is one whose token ids hang on each of GPT-2's words alone."""
+    """Whether the token ids of a tokenizer.json depend on each of GPT-2's words alone."""
     body = json.loads(content)
     model, cut = body.get("model") or {}, body.get("pre_tokenizer") or {}
     return (
@@ -40,7 +41,7 @@ class Words:
     """Encodes text.
 
     Args:
-        engine: the library's tokenizer, of which `is_by_words` is true and which takes special tokens for text.
+        engine: the library's tokenizer, for which `is_by_words` is true and which treats special tokens as text.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -51,7 +52,7 @@ class Words:
         """The token ids of a text, without special tokens."""
         if text.isascii():
             return self._look_up(text)
-        # After a line end before a word the pattern cuts too, so lines are encoded by themselves.
+        # The pattern also splits after a newline before a word, so lines are encoded separately.
         stretches = ("".join(lines) for _, lines in groupby(_CUT.split(text), str.isascii))
         parts = [self._look_up(one) if one.isascii() else self._ask(one) for one in stretches]
         return np.concatenate(parts)

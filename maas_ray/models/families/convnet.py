@@ -1,4 +1,4 @@
-"""The family `convnet`: a small image classifier of convolution stages. Knows nothing of data, tasks or training."""
+"""The family `convnet`: a small convolutional image classifier. Independent of data, tasks and training."""
 
 from collections import OrderedDict
 
@@ -11,7 +11,7 @@ from maas_ray.row import Row
 
 
 def build_convnet(spec: ConvnetSpec, row: Row, num_outputs: int) -> nn.Sequential:
-    """`layout`, `stage_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to logits [N, num_outputs].
+    """Builds `layout`, `stage_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to logits [N, num_outputs].
 
     Raises:
         ModelError: the rows are not images.

@@ -1,4 +1,4 @@
-"""The family `decoder`: a causal language model in Llama's shape. Knows nothing of data, tasks or training.
+"""The family `decoder`: a causal language model with Llama's architecture. Independent of data, tasks and training.
 
 Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU),
 Ainslie et al. 2023 (grouped-query attention).
@@ -21,9 +21,10 @@ from maas_ray.row import Row
 
 
 class RotaryAttention(nn.Module):
-    """Causal grouped-query attention; positions enter by turning queries and keys.
+    """Causal grouped-query attention with rotary position embedding of queries and keys.
 
-    Heads are counted from the width of what the projections give, so that ranks of tensor parallelism hold whole heads.
+    The number of heads is derived from the width of the projections' outputs, so that each rank of tensor parallelism
+    has whole heads.
 
     Args:
         spec: the parameters.
@@ -50,7 +51,7 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From [N, T, width] to [N, T, width]."""
-        query = self.query(x)  # x may be a piece of the sequence, which this layer then makes whole
+        query = self.query(x)  # x may be a shard of the sequence, which this layer then gathers
         n, length, _ = query.shape
         shape = (n, length, -1, self.head_width)
         query = self._turned(query.view(shape).transpose(1, 2))
@@ -63,13 +64,13 @@ class RotaryAttention(nn.Module):
         return result
 
     def _turned(self, x: Tensor) -> Tensor:
-        """Turns the pairs (x[i], x[i + half]) of each head by the angle of their position; x is [N, heads, T, head_width]."""
+        """Rotates the pairs (x[i], x[i + half]) of each head in x [N, heads, T, head_width] by the position's angle."""
         cos, sin = (table[: x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))
         return torch.addcmul(x * cos, x.roll(self.head_width // 2, -1), sin)
 
 
 class SwiGLU(nn.Module):
-    """`down(silu(gate(x)) * up(x))` on each token.
+    """`down(silu(gate(x)) * up(x))` for each token.
 
     Args:
         spec: the parameters.
@@ -89,7 +90,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention, then SwiGLU, each on the normalized stream and added to it.
+    """Attention, then SwiGLU, each applied to the normalized residual stream and added to it.
 
     Args:
         spec: the parameters.
@@ -127,22 +128,22 @@ class Decoder(nn.Sequential):
         "norm": "sequence_parallel",
         "head": "colwise_gather_output",
     }
-    """How tensor parallelism cuts the layers; `embedding` and `head` are left out where ranks could not share them equally."""
+    """How tensor parallelism splits the layers; without `embedding` and `head` if ranks cannot split them equally."""
     tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
-    """What else the number of ranks has to divide."""
+    """Other sizes that the number of ranks must divide."""
 
 
 def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
-    """A module from token ids [N, T] to logits of the token that follows each, [N, T, num_outputs].
+    """Builds a module from token ids [N, T] to logits of each next token, [N, T, num_outputs].
 
     Raises:
-        ModelError: the rows hold no tokens or too many, or tied weights do not fit the number of outputs.
+        ModelError: the rows are not tokens or have too many, or tied weights do not fit the number of outputs.
     """
     max_length = sequence_length("decoder", row, spec.max_length)
     vocab_size = row.vocab_size or 0
     if spec.tied and num_outputs != vocab_size:
         raise ModelError(
-            f"decoder: tied weights need as many logits as token ids; there are {num_outputs} logits and {vocab_size} "
+            f"decoder: tied weights need one logit per token id; there are {num_outputs} logits and {vocab_size} "
             "token ids; set tied to false"
         )
     embedding = nn.Embedding(vocab_size, spec.num_values)
@@ -161,7 +162,7 @@ def build_decoder(spec: DecoderSpec, row: Row, num_outputs: int) -> Decoder:
     net.tp_plan = shareable_plan(net, net.tp_plan, spec.num_kv_heads)
     if spec.tied:
         head.weight = embedding.weight
-        # Cutting both would make two parameters of one.
+        # Splitting both would turn one parameter into two.
         net.tp_plan = {name: style for name, style in net.tp_plan.items() if name not in ("embedding", "head")}
     return net
 

@@ -1,11 +1,10 @@
-"""The family `encoder`: a transformer that reads both ways, in BERT's shape. Knows nothing of data, tasks or training.
+"""The family `encoder`: a bidirectional transformer with BERT's architecture. Independent of data, tasks and training.
 
-Devlin et al. 2019 (BERT), with the normalization before each layer and not after it (Xiong et al. 2020): so it trains
-without a warm-up at any depth, which BERT's own order does not.
+Devlin et al. 2019 (BERT), with the normalization before each layer and not after it (Xiong et al. 2020), so that it
+trains without a warm-up at any depth; with BERT's own order it does not.
 
-Layers pass on one tensor, the stream [N, T, width]. Where rows are padded, the stream of a padding token is all zeros
-from the embedding to the end, which is how every layer tells padding without being told: nothing attends to it, and no
-pooling counts it.
+Layers pass one tensor, the residual stream [N, T, width]. In padded rows the stream of a padding token is all zeros
+from the embedding to the end, by which every layer recognizes padding: no token attends to it, and pooling ignores it.
 """
 
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from maas_ray.row import Row
 
 
 class TokenEmbedding(nn.Module):
-    """The sum of what is learned for a token's id and for its position; zeros for padding.
+    """The sum of the learned embeddings of token id and position; zeros for padding.
 
     Args:
         spec: the parameters.
@@ -49,7 +48,8 @@ class TokenEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of every token to every token.
 
-    Heads are counted from the width of what the projections give, so that ranks of tensor parallelism hold whole heads.
+    The number of heads is derived from the width of the projections' outputs, so that each rank of tensor parallelism
+    has whole heads.
 
     Args:
         spec: the parameters.
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor, attended: Tensor | None = None) -> Tensor:
-        """From [N, T, width] to the same; `attended` is bool [N, 1, 1, T], None: every token is."""
+        """From [N, T, width] to the same; `attended` is bool [N, 1, 1, T]; None: every token is attended to."""
         n, length, _ = x.shape
         shape = (n, length, -1, self.head_width)
         query, key, value = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a GELU between them, on each token.
+    """Two linear layers with a GELU between them, for each token.
 
     Args:
         spec: the parameters.
@@ -94,7 +94,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then the feed-forward layer, each on the normalized stream and added to it.
+    """Attention, then the feed-forward layer, each applied to the normalized residual stream and added to it.
 
     Args:
         spec: the parameters.
@@ -117,7 +117,7 @@ class EncoderBlock(nn.Module):
             stream = x + self.mlp(self.mlp_norm(x))
             return stream
         is_token = _is_token(x)
-        # A row of padding only attends to itself: a softmax over nothing is not a number.
+        # A row of only padding attends to itself: a softmax over an empty set is NaN.
         attended = is_token | ~is_token.any(dim=1, keepdim=True)
         x = x + self.attention(self.attention_norm(x), attended[:, None, None, :, 0])
         stream = (x + self.mlp(self.mlp_norm(x))) * is_token
@@ -158,22 +158,20 @@ class Encoder(nn.Sequential):
         "*.mlp.up": "colwise",
         "*.mlp.down": "rowwise",
     }
-    """How tensor parallelism cuts the layers; `embedding.tokens` and `head` are left out where ranks could not share them
-    equally. The sequence is not cut: positions and padding are those of whole rows."""
+    """How tensor parallelism splits the layers; without `embedding.tokens` and `head` if ranks cannot split them
+    equally. The sequence is not split: positions and padding are those of whole rows."""
     tp_sizes: dict[str, int] = {}  # noqa: RUF012  # replaced, never changed
-    """What else the number of ranks has to divide."""
+    """Other sizes that the number of ranks must divide."""
 
 
 def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
-    """A module from token ids [N, T] to logits per row, [N, num_outputs].
+    """Builds a module from token ids [N, T] to logits per row, [N, num_outputs].
 
     Raises:
-        ModelError: the rows hold no tokens, or too many.
+        ModelError: the rows are not tokens, or have too many.
     """
     head: dict[str, nn.Module] = {
-        "pool": SequencePool(
-            spec.pool, row.pad is not None
-        ),  # before the normalization, which would hide what is padding
+        "pool": SequencePool(spec.pool, row.pad is not None),  # before the normalization, which would hide padding
         "norm": nn.LayerNorm(spec.num_values),
         "head": nn.Linear(spec.num_values, num_outputs),
     }
@@ -181,10 +179,10 @@ def build_classifier(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
 
 
 def build_masked(spec: EncoderSpec, row: Row, num_outputs: int) -> Encoder:
-    """A module from token ids [N, T] to logits per token, [N, T, num_outputs], for masked language modeling.
+    """Builds a module from token ids [N, T] to logits per token, [N, T, num_outputs], for masked language modeling.
 
     Raises:
-        ModelError: the rows hold no tokens, or too many.
+        ModelError: the rows are not tokens, or have too many.
     """
     transform = OrderedDict[str, nn.Module](
         linear=nn.Linear(spec.num_values, spec.num_values),
@@ -212,5 +210,5 @@ def _build(spec: EncoderSpec, row: Row, head: dict[str, nn.Module]) -> Encoder:
 
 
 def _is_token(x: Tensor) -> Tensor:
-    """Which tokens are not padding, bool [N, T, 1]."""
+    """Whether each token is not padding, bool [N, T, 1]."""
     return (x != 0).any(dim=-1, keepdim=True)

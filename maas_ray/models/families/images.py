@@ -1,4 +1,4 @@
-"""Rows that are images: their layout and sizes. Knows no model."""
+"""Layers and checks for image rows: layout, sizes, and pixel mean. Independent of model families."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ MAX_COLOR_CHANNELS = 4
 
 
 class ChannelsFirst(nn.Module):
-    """From images in the layout of their rows to [N, C, H, W].
+    """Converts images from the layout of their rows to [N, C, H, W].
 
     Args:
         order: `no_channels`, `channels_first` or `channels_last`.
@@ -31,7 +31,7 @@ class ChannelsFirst(nn.Module):
 
 
 class PixelMean(nn.Module):
-    """The mean over all pixels: any image size gives one vector."""
+    """The mean over all pixels: one vector per image of any size."""
 
     def forward(self, images: Tensor) -> Tensor:
         """From [N, C, H, W] to [N, C]."""
@@ -39,11 +39,11 @@ class PixelMean(nn.Module):
 
 
 def image_layout(name: str, layout: ImageLayout, row: Row) -> tuple[ChannelsFirst, tuple[int, int, int]]:
-    """The layer that turns rows into [N, C, H, W], and the sizes C, H and W.
+    """The layer that converts rows to [N, C, H, W], and the sizes C, H and W.
 
     Args:
-        name: of the model, for the message.
-        layout: as the spec says.
+        name: name of the model, for the message.
+        layout: layout in the spec.
         row: one preprocessed row.
 
     Raises:
@@ -55,7 +55,7 @@ def image_layout(name: str, layout: ImageLayout, row: Row) -> tuple[ChannelsFirs
     if len(shape) != 3:
         raise ModelError(
             f"{name} needs images, rows of the shape [C, H, W] or [H, W]; these rows have the shape {list(shape)}; "
-            f"use the model {'encoder' if row.is_tokens else 'mlp'!r}, or a data source that gives images"
+            f"use the model {'encoder' if row.is_tokens else 'mlp'!r}, or a data source with images"
         )
     is_last = shape[2] <= MAX_COLOR_CHANNELS < shape[0]
     if layout == "channels_last" or (layout == "auto" and is_last):

@@ -1,4 +1,4 @@
-"""Activations and normalizations by name. Knows no model."""
+"""Activations and normalizations by name. Independent of model families."""
 
 from collections.abc import Callable
 
@@ -28,4 +28,4 @@ NORMS_2D: dict[Norm2d, Callable[[int], nn.GroupNorm | nn.BatchNorm2d]] = {
     "group": group_norm,
     "batch": nn.BatchNorm2d,
 }
-"""From a number of channels to the normalization of images of so many."""
+"""Functions from the number of channels to the normalization layer for images."""

@@ -1,4 +1,4 @@
-"""The family `mlp`: fully connected layers on the flattened row. Knows nothing of data, tasks or training."""
+"""The family `mlp`: fully connected layers on the flattened row. Independent of data, tasks and training."""
 
 from collections import OrderedDict
 from math import prod
@@ -15,17 +15,17 @@ class Mlp(nn.Sequential):
     """`flatten`, `hidden_0` …, `head`: from [N, *shape] to logits [N, num_outputs]."""
 
     tp_plan: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
-    """How tensor parallelism cuts the layers."""
+    """How tensor parallelism splits the layers."""
 
 
 def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> Mlp:
-    """A module from [N, *row.shape] to [N, num_outputs].
+    """Builds a module from [N, *row.shape] to [N, num_outputs].
 
     Raises:
         ModelError: the rows are tokens.
     """
     if row.is_tokens:
-        raise ModelError("mlp needs values, and these rows are token ids; use the model 'encoder' or 'decoder'")
+        raise ModelError("mlp needs values, but these rows are token ids; use the model 'encoder' or 'decoder'")
     hidden: dict[str, nn.Module] = {}
     width = prod(row.shape)
     for i in range(spec.size):
@@ -42,9 +42,9 @@ def build_mlp(spec: MlpSpec, row: Row, num_outputs: int) -> Mlp:
 
 
 def _tp_plan(spec: MlpSpec) -> dict[str, str]:
-    """Pairs of linear layers, the first cut by outputs and the second by inputs: one sum over ranks for each pair.
+    """Pairs of linear layers, the first split by outputs and the second by inputs: one all-reduce for each pair.
 
-    A normalization sees all values of its layer, so that with one between them each layer gathers what it gives.
+    A normalization needs all values of its layer, so with normalizations each layer gathers its outputs.
     """
     names = [*(f"hidden_{i}.linear" for i in range(spec.size)), "head"]
     if spec.norm != "none":

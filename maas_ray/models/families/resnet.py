@@ -1,7 +1,8 @@
-"""The family `resnet`: residual image classifiers. Knows nothing of data, tasks or training.
+"""The family `resnet`: residual image classifiers. Independent of data, tasks and training.
 
-He et al. 2016, with the stride of a bottleneck in its 3x3 convolution, as most others build it. Gains begin at one and
-not at zero: that helps runs of a hundred epochs (Goyal et al. 2017, section 5.1), and costs the first hundred steps.
+He et al. 2016, with the stride of a bottleneck in its 3x3 convolution, as in most implementations. Normalization gains
+are initialized with one, not zero: zero helps runs of a hundred epochs (Goyal et al. 2017, section 5.1), but costs the
+first hundred steps.
 """
 
 from collections import OrderedDict
@@ -18,17 +19,17 @@ BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3
 BOTTLENECK_DEPTH, BOTTLENECK_FACTOR = 50, 4
 """From this depth a block is 1x1, 3x3, 1x1, and gives four times the channels of its 3x3."""
 SMALL_IMAGE = 64
-"""Pixels: up to this side the stem keeps the resolution, as He et al. did for CIFAR."""
+"""Pixels: for images up to this side length the stem keeps the resolution, as He et al. did for CIFAR."""
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions whose result is added to their input, which is projected where its shape differs.
+    """Convolutions whose result is added to their input, which is projected if its shape differs.
 
     Args:
         spec: the parameters.
         num_in: channels of the input.
         width: channels of the 3x3 convolutions.
-        stride: of the first 3x3 convolution.
+        stride: stride of the first 3x3 convolution.
     """
 
     def __init__(self, spec: ResnetSpec, num_in: int, width: int, stride: int) -> None:
@@ -53,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 def build_resnet(spec: ResnetSpec, row: Row, num_outputs: int) -> nn.Sequential:
-    """`layout`, `stem`, `stage_0_block_0` …, `pool`, `dropout`, `head`: from [N, *row.shape] to [N, num_outputs].
+    """Builds `layout`, `stem`, `stage_0_block_0` …, `pool`, `dropout`, `head`: [N, *row.shape] to [N, num_outputs].
 
     Raises:
         ModelError: the rows are not images.

@@ -1,4 +1,4 @@
-"""What the families `decoder` and `encoder` share: their dial, and how weights are drawn. Knows neither of them."""
+"""Shared functions of the families `decoder` and `encoder`: sequence length, tensor parallel plan, initialization."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -9,14 +9,14 @@ from maas_ray.errors import ModelError
 from maas_ray.row import Row
 
 WEIGHT_STD = 0.02
-"""Deviation of drawn weights, as GPT-2, BERT and Llama."""
+"""Standard deviation of initial weights, as in GPT-2, BERT and Llama."""
 
 
 def sequence_length(name: str, row: Row, max_length: int | None) -> int:
-    """The longest sequence that a model has to accept.
+    """The longest sequence that a model must accept.
 
     Raises:
-        ModelError: the rows hold no tokens, or more of them than `max_length`.
+        ModelError: the rows are not tokens, or have more than `max_length`.
     """
     if not row.is_tokens or len(row.shape) != 1:
         raise ModelError(
@@ -26,18 +26,19 @@ def sequence_length(name: str, row: Row, max_length: int | None) -> int:
     length = row.shape[0]
     if max_length is not None and length > max_length:
         raise ModelError(
-            f"{name} was given max_length {max_length} and the rows have {length} tokens; raise max_length, or cut the rows"
+            f"{name} has max_length {max_length}, but the rows have {length} tokens; raise max_length, or lower "
+            "data.text.seq_len"
         )
     return max_length or length
 
 
 def shareable_plan(net: nn.Module, plan: Mapping[str, str], num_heads: int) -> dict[str, str]:
-    """A plan without the layers over token ids that ranks could not share equally; each rank then has them whole.
+    """A plan without the layers over token ids that ranks cannot split equally; each rank then has a full copy of them.
 
     Args:
         net: the model.
-        plan: layer name pattern to style of tensor parallelism.
-        num_heads: what every possible number of ranks divides.
+        plan: styles of tensor parallelism by layer name pattern.
+        num_heads: a number that every possible number of ranks divides.
     """
 
     def is_shared(name: str, style: str) -> bool:
@@ -49,10 +50,10 @@ def shareable_plan(net: nn.Module, plan: Mapping[str, str], num_heads: int) -> d
 
 
 def draw_weights(net: nn.Module, num_layers: int) -> None:
-    """Draws linear and embedding weights from a normal distribution, and zeroes biases.
+    """Initializes linear and embedding weights from a normal distribution, and biases with zero.
 
-    The layers called `output` and `down`, which add to the residual stream, are drawn smaller by sqrt(2 * layers), so that the
-    stream does not grow with the depth (Radford et al. 2019, GPT-2, section 2.3).
+    The layers named `output` and `down`, which add to the residual stream, are smaller by a factor of sqrt(2 * layers),
+    so that the stream does not grow with the depth (Radford et al. 2019, GPT-2, section 2.3).
     """
     for name, layer in net.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):

@@ -1,7 +1,7 @@
-"""Weights of a folder in Hugging Face's format, in any store, read in slices. Knows no model and no process group.
+"""Reads slices of weights from a folder in Hugging Face's format in any store. Independent of process groups.
 
-Each file of weights begins with its length and its JSON header (https://huggingface.co/docs/safetensors), so that a rank
-fetches the rows that it needs and nothing else. Nothing is unpickled.
+Each weight file begins with the length of its JSON header and the header (https://huggingface.co/docs/safetensors), so
+a rank fetches only the rows that it needs. Nothing is unpickled.
 """
 
 import math
@@ -37,13 +37,13 @@ REQUEST_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Weight:
-    """Where one tensor lies."""
+    """The location of one tensor in a file."""
 
     file: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Place of its first byte in the file."""
+    """Offset of its first byte in the file."""
 
     @property
     def nbytes(self) -> int:
@@ -52,14 +52,14 @@ class Weight:
 
 
 class HfFolder:
-    """A folder with config.json and files of weights.
+    """A folder with config.json and weight files.
 
     Args:
-        uri: a directory, or what a `StorageSpec` takes.
-        endpoint: of an S3-compatible service.
+        uri: a directory, or a URI as in `StorageSpec`.
+        endpoint: URL of an S3-compatible service.
 
     Raises:
-        ModelError: there is no such folder, or a file of it cannot be read; when it is asked for.
+        ModelError: there is no such folder, or, on access, a file in it cannot be read.
     """
 
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
@@ -67,20 +67,20 @@ class HfFolder:
         path = Path(uri.removeprefix("file://")).expanduser()
         if "://" not in uri or uri.startswith("file://"):
             if not path.is_dir():
-                raise ModelError(f"there is no directory {uri}; give a folder in Hugging Face's format")
+                raise ModelError(f"the directory {uri} does not exist; give a folder in Hugging Face's format")
             check_folder(path)
         self._store: ObjectStore = open_store(StorageSpec(uri=uri, endpoint=endpoint if "s3://" in uri else None))
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """What config.json says."""
+        """The content of config.json."""
         if CONFIG not in self._sizes:
-            raise ModelError(f"{self.uri}/{CONFIG} cannot be read: it does not exist; give a folder that has one")
+            raise ModelError(f"{self.uri}/{CONFIG} does not exist; give a folder that contains it")
         return self._object(CONFIG)
 
     @cached_property
     def _sizes(self) -> Mapping[str, int]:
-        """Bytes of each file, by name; those of folders in the folder are none of it."""
+        """Bytes of each file, by name; without files in subfolders."""
         return {info.key: info.size for info in self._store.scan("") if "/" not in info.key}
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -91,25 +91,25 @@ class HfFolder:
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """Every tensor, by name: of model.safetensors, else of the files that the index names, else of all *.safetensors.
+        """Every tensor by name: in model.safetensors, else in the files in the index, else in all *.safetensors.
 
-        In this order transformers looks too, so that what lies beside (an adapter, the maker's own format) is none of it.
+        transformers has the same order, so other files in the folder (an adapter, another format) are ignored.
         """
         found: dict[str, Weight] = {}
         for name, size in self._files():
             try:
                 for key, weight in self._header(name, size):
                     if key in found:
-                        raise ValueError(f"{key} is in {found[key].file} already")
+                        raise ValueError(f"{key} is already in {found[key].file}")
                     found[key] = weight
             except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MaasError) as error:
                 raise ModelError(
-                    f"{self.uri}/{name} cannot be read as safetensors: {error}; copy the whole folder again"
+                    f"cannot read {self.uri}/{name} as safetensors: {error}; copy the whole folder again"
                 ) from error
         return found
 
     def read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-        """A box of a tensor, in the type that the file has; the rows that it lies in are fetched."""
+        """Reads a slice of a tensor in the datatype of the file; fetches the rows that contain the slice."""
         weight = self.weights[name]
         rows = slice(offsets[0], offsets[0] + sizes[0]) if weight.shape else slice(0, 1)
         row_bytes = weight.nbytes // weight.shape[0] if weight.shape and weight.shape[0] else weight.nbytes
@@ -126,7 +126,7 @@ class HfFolder:
         return values
 
     def digest(self) -> str:
-        """Hex sha256 of config.json and of all weights, byte by byte: what a run began from."""
+        """Hex sha256 of config.json and of all weights: identifies the weights that a run started from."""
         whole = sha256(canonical_json(self.config))
         for name, size in self._files():
             whole.update(f"{name} {size}\n".encode())
@@ -138,8 +138,8 @@ class HfFolder:
         found = [(name, size) for name, size in self._sizes.items() if name.endswith(".safetensors")]
         if not found:
             raise ModelError(
-                f"{self.uri} has no *.safetensors; weights in pickles (pytorch_model.bin) are not read: convert them with "
-                "save_pretrained"
+                f"{self.uri} contains no *.safetensors; pickled weights (pytorch_model.bin) are not read; convert them "
+                "with save_pretrained"
             )
         listed = self._listed({name for name, _ in found})
         return [(name, size) for name, size in found if name in listed]
@@ -151,25 +151,27 @@ class HfFolder:
             return names
         listed = files_of_index(self._object(INDEX), f"{self.uri}/{INDEX}")
         if absent := sorted(listed - names):
-            raise ModelError(f"{self.uri} has no {absent[0]}, which its {INDEX} names; copy the whole folder again")
+            raise ModelError(
+                f"{self.uri} does not contain {absent[0]}, which its {INDEX} names; copy the whole folder again"
+            )
         return listed
 
     def _header(self, name: str, size: int) -> Iterator[tuple[str, Weight]]:
         length = int.from_bytes(self._range(name, 0, min(8, size)), "little")
         begin = 8 + length
         if size < 8 or length > MAX_JSON_BYTES or begin > size:
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
+            raise ValueError(f"its header has {length} bytes, but the file has {size}")
         num_bytes = 0
         for key, about in read_json(self._range(name, 8, begin)).items():
             if key == "__metadata__":
                 continue
             (start, stop), shape = about["data_offsets"], tuple(about["shape"])
             if not _are_sizes((start, stop, *shape)) or len(shape) > MAX_DIMS:
-                raise ValueError(f"{key} has a shape or offsets that no tensor has")
+                raise ValueError(f"{key} has an invalid shape or invalid offsets")
             weight = Weight(name, DTYPES[about["dtype"]], shape, begin + start)
             num_bytes += weight.nbytes
             if begin + stop > size or stop - start != weight.nbytes or num_bytes > size - begin:
-                raise ValueError(f"{key} lies outside of the file or has not the bytes of its shape")
+                raise ValueError(f"{key} is outside the file, or its size does not match its shape")
             yield key, weight
 
     def _range(self, name: str, start: int, stop: int) -> bytes:

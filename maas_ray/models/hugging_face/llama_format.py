@@ -1,7 +1,8 @@
-"""The family `decoder` as a folder in Hugging Face's Llama format and back. Knows no transformers; reads no store.
+"""Converts the family `decoder` to and from Hugging Face's Llama format. Independent of transformers and stores.
 
-A folder holds config.json and model.safetensors, or several files and their index where it is large, as `transformers.LlamaForCausalLM.from_pretrained` reads them. Both
-turn the same halves of each head by the same angles, so that weights only change their names.
+A folder contains config.json and model.safetensors, or several files and their index if it is large, as
+`transformers.LlamaForCausalLM.from_pretrained` reads them. Both implementations rotate the same halves of each head by
+the same angles, so only the names of the weights differ.
 """
 
 import json
@@ -19,7 +20,7 @@ from maas_ray.models.params import DecoderSpec
 from maas_ray.spec import parse_spec
 
 SHARD_BYTES = 5_000_000_000
-"""Largest file of weights, as transformers has it."""
+"""Maximum size of a weight file, as in transformers."""
 
 _BLOCK_NAMES = {
     "attention_norm": "input_layernorm",
@@ -33,7 +34,7 @@ _BLOCK_NAMES = {
     "mlp.down": "mlp.down_proj",
 }
 _NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-# Fields that change what the model computes in a way that `decoder` does not: refused unless they have this value.
+# Fields that change the computation in ways that `decoder` does not support: rejected unless they have this value.
 _FIXED: dict[str, Any] = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -44,28 +45,30 @@ _FIXED: dict[str, Any] = {
 
 
 def to_hf(net: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes a decoder's weights and sizes in Llama's format.
+    """Writes a decoder's weights and configuration in Llama's format.
 
     Args:
         net: a model of the family `decoder`, on any device; its floating-point type is kept.
-        directory: is made if it is missing.
-        shard_bytes: largest file of weights; where more are needed, model.safetensors.index.json names them.
+        directory: target directory; created if it does not exist.
+        shard_bytes: maximum size of a weight file; several files are listed in model.safetensors.index.json.
 
     Raises:
         ModelError: the model is not of this family.
     """
     if not isinstance(net, Decoder):
-        raise ModelError(f"only a model of the family 'decoder' has Llama's format, and this is a {type(net).__name__}")
+        raise ModelError(
+            f"cannot write a {type(net).__name__} in Llama's format; only models of the family 'decoder' are supported"
+        )
     config = _config(net)
     state = net.state_dict()
     if config["tie_word_embeddings"]:
         del state["head.weight"]
     names = _names(config["num_hidden_layers"])
-    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    # Copies: safetensors rejects tensors that share memory or are not contiguous.
     weights = {
         f"{names[key.removesuffix('.weight')]}.weight": value.detach().cpu().clone() for key, value in state.items()
     }
-    from huggingface_hub import save_torch_state_dict  # comes with transformers; late, since it takes long
+    from huggingface_hub import save_torch_state_dict  # a dependency of transformers; imported late because it is slow
 
     directory.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, directory, max_shard_size=shard_bytes)
@@ -73,41 +76,49 @@ def to_hf(net: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> No
 
 
 def untied(source: str) -> ModelError:
-    """Of a folder that has two different weights for what its configuration says is one."""
+    """The error for a folder with two different weights that its configuration declares to be tied."""
     return ModelError(
-        f"{source}: {CONFIG} says tie_word_embeddings, and lm_head.weight is another one than model.embed_tokens.weight; set "
-        "it to false to have both, or remove lm_head.weight"
+        f"{source}: {CONFIG} sets tie_word_embeddings, but lm_head.weight differs from model.embed_tokens.weight; set "
+        "tie_word_embeddings to false to use both, or remove lm_head.weight"
     )
 
 
 def is_table_of_angles(weight: str) -> bool:
-    """Whether a name in Llama's format is of a table that older checkpoints hold, and that is computed here."""
+    """Whether a name in Llama's format is the rotary table of older checkpoints, which is computed here."""
     return weight.endswith("rotary_emb.inv_freq")
 
 
 def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec, int]:
-    """The parameters of `decoder`, and the number of token ids, that a configuration of Llama's describes.
+    """The parameters of `decoder` and the number of token ids that a Llama configuration describes.
 
     Args:
-        config: what config.json holds.
-        source: names it in messages.
+        config: content of config.json.
+        source: name of the file for messages.
 
     Raises:
-        ModelError: it is damaged, or describes a model that `decoder` cannot be.
+        ModelError: it is damaged, or describes a model that `decoder` does not support.
     """
     for key, wanted in _FIXED.items():
         found = config.get(key, wanted)
         if found != wanted:
-            raise ModelError(f"{source} says {key} {found!r}; a decoder has {wanted!r}: use the model 'hf:…'")
+            raise ModelError(
+                f"{source} sets {key} to {found!r}; decoder supports only {wanted!r}; use the model 'hf:…'"
+            )
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
-        raise ModelError(f"{source} is no configuration of a Llama model: rope_parameters is no object")
+        raise ModelError(f"{source} is not a configuration of a Llama model: rope_parameters is not an object")
     if rope.get("rope_type", "default") != "default":
-        raise ModelError(f"{source} scales its rotary embedding ({rope['rope_type']}); use the model 'hf:…'")
+        raise ModelError(
+            f"{source} scales its rotary embedding ({rope['rope_type']}), which decoder does not support; use the "
+            "model 'hf:…'"
+        )
     try:
         width, heads = config["hidden_size"], config["num_attention_heads"]
         if config.get("head_dim") not in (None, width // heads):
-            raise ModelError(f"{source} says head_dim {config['head_dim']}; a decoder has width / heads")
+            raise ModelError(
+                f"{source} sets head_dim to {config['head_dim']}; decoder supports only width / heads; use the model "
+                "'hf:…'"
+            )
         params = {
             "layers": config["num_hidden_layers"],
             "width": width,
@@ -121,7 +132,7 @@ def decoder_spec_of(config: Mapping[str, Any], source: str) -> tuple[DecoderSpec
         }
         return parse_spec(DecoderSpec, params, source=source), int(config["vocab_size"])
     except (KeyError, TypeError, ValueError, ArithmeticError, SpecError) as error:
-        raise ModelError(f"{source} is no configuration of a Llama model: {error}") from error
+        raise ModelError(f"{source} is not a configuration of a Llama model: {error}") from error
 
 
 def _config(net: Decoder) -> dict[str, Any]:
@@ -130,10 +141,10 @@ def _config(net: Decoder) -> dict[str, Any]:
     embedding, head = net.get_parameter("embedding.weight"), net.get_parameter("head.weight")
     norm = net.get_submodule("norm")
     if not (isinstance(attention, RotaryAttention) and isinstance(mlp, SwiGLU) and isinstance(norm, nn.RMSNorm)):
-        raise ModelError("the decoder's layers have been replaced by others; Llama's format has no place for them")
+        raise ModelError("the decoder's layers were replaced by other layers, which Llama's format cannot represent")
     if head.shape != embedding.shape:
         raise ModelError(
-            f"the decoder gives {len(head)} logits for {len(embedding)} token ids; Llama's format has one number"
+            f"the decoder returns {len(head)} logits for {len(embedding)} token ids; Llama's format needs equal numbers"
         )
     width = attention.head_width
     return {
@@ -149,10 +160,10 @@ def _config(net: Decoder) -> dict[str, Any]:
         "max_position_embeddings": len(attention.cos),
         "rms_norm_eps": norm.eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
-        "rope_theta": attention.rope_theta,  # where transformers before 5 looks
+        "rope_theta": attention.rope_theta,  # read by transformers before 5
         "tie_word_embeddings": head is embedding,
         "dtype": str(embedding.dtype).removeprefix("torch."),
-        # A decoder's rows are whole texts: which token ends one is the tokenizer's to say.
+        # A decoder's rows are whole texts: the tokenizer defines the token that ends a text.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
@@ -160,7 +171,7 @@ def _config(net: Decoder) -> dict[str, Any]:
 
 
 def _names(num_layers: int) -> dict[str, str]:
-    """Names of layers, ours to theirs."""
+    """Names of layers, from ours to Llama's."""
     names = dict(_NAMES)
     for i in range(num_layers):
         names |= {f"block_{i}.{ours}": f"model.layers.{i}.{theirs}" for ours, theirs in _BLOCK_NAMES.items()}

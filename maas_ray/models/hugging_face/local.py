@@ -1,7 +1,7 @@
-"""What is read of a folder in Hugging Face's format: its own regular files, JSON of bounded size and depth. Loads no weights.
+"""Checks the files of a local folder in Hugging Face's format and reads its JSON with limits. Loads no weights.
 
-Such a folder is often somebody else's. What reads the weights (ours, safetensors, transformers) opens files by name, and the
-names are the folder's own.
+Such a folder is often untrusted. The readers of weights (ours, safetensors, transformers) open files by names that are
+listed in the folder itself.
 """
 
 import os
@@ -15,21 +15,21 @@ from maas_ray.foreign.files import Unreadable, read_file
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 16 << 20
-"""Of a JSON file, and of the header of a file of weights: room for 100,000 tensors in one file."""
+"""Maximum size of a JSON file and of a weight file's header: enough for 100,000 tensors in one file."""
 _READ = (CONFIG, "generation_config.json", "adapter_config.json")
 _CACHE = ("snapshots", "blobs")
-"""Hugging Face's cache: a revision is a folder of links to files beside all revisions, named by their content."""
+"""Folders of Hugging Face's cache: a revision consists of links to shared files, which are named by their content."""
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder before anything of it is loaded.
+    """Checks a folder before anything in it is loaded.
 
     Args:
         folder: an existing directory.
 
     Raises:
-        ModelError: a file of weights or of the configuration is a link that leads out of the folder or no regular file,
-            or JSON is malformed or too large, or an index names a file of another folder.
+        ModelError: a weight or configuration file is a link to a file outside the folder or not a regular file, JSON
+            is malformed or too large, or an index names a file in another folder.
     """
     root = folder.resolve()
     roots = [root]
@@ -48,17 +48,17 @@ def check_folder(folder: Path) -> None:
 
 
 def read_object_file(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises `ModelError`: there is none, or it is too large."""
+    """Reads the object in a JSON file. Raises `ModelError`: the file does not exist, is malformed or too large."""
     try:
         return read_object(read_file(path, MAX_JSON_BYTES), str(path))
     except FileNotFoundError as error:
-        raise ModelError(f"{path} cannot be read: it does not exist; give a folder that has one") from error
+        raise ModelError(f"{path} does not exist; give a folder that contains it") from error
     except Unreadable as error:
         raise ModelError(f"{path} cannot be read: it {error}") from error
 
 
 def read_object(data: bytes, source: str) -> dict[str, Any]:
-    """The object that a JSON text holds; `source` names it in messages. Raises `ModelError`."""
+    """Parses the object in a JSON text; `source` is its name in messages. Raises `ModelError`."""
     if len(data) > MAX_JSON_BYTES:
         raise too_large(source, len(data))
     try:
@@ -66,36 +66,38 @@ def read_object(data: bytes, source: str) -> dict[str, Any]:
     except Malformed as error:
         raise ModelError(f"{source} cannot be read: it {error}; copy the whole folder again") from error
     if not isinstance(document, dict):
-        raise ModelError(f"{source} holds a {type(document).__name__} and no object")
+        raise ModelError(f"{source} contains a {type(document).__name__}; expected an object")
     return document
 
 
 def files_of_index(document: dict[str, Any], source: str) -> set[str]:
-    """The files of weights that an index names. Raises `ModelError`: it names none, or one of another folder."""
+    """The weight files that an index names. Raises `ModelError`: it names none, or one in another folder."""
     by_weight = document.get("weight_map")
     if not isinstance(by_weight, dict) or not all(isinstance(name, str) for name in by_weight.values()):
         raise ModelError(
-            f"{source} cannot be read: it has no weight_map from weights to files; copy the whole folder again"
+            f"cannot read {source}: it has no weight_map from weights to files; copy the whole folder again"
         )
     names = set(by_weight.values())
     for name in sorted(names):
         if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
-            raise ModelError(f"{source} names the file {name[:120]!r}; only files of the same folder are read")
+            raise ModelError(f"{source} names the file {name[:120]!r}; only files in the same folder are read")
     return names
 
 
 def too_large(source: str, size: int) -> ModelError:
-    """Of a JSON text with more bytes than are read."""
-    return ModelError(f"{source} has {size} bytes; the limit is {MAX_JSON_BYTES}")
+    """The error for a JSON text that is too large."""
+    return ModelError(f"{source} has {size} bytes; the limit is {MAX_JSON_BYTES} bytes")
 
 
 def _refuse_outside(path: Path, roots: list[Path], shown: str) -> None:
     try:
         found = path.resolve(strict=True)
         status = found.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ModelError(f"{shown} cannot be read: it is a link that leads nowhere") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
+        raise ModelError(f"{shown} is a broken link; copy the file itself into the folder (cp -L)") from error
     if not any(found.is_relative_to(root) for root in roots):
-        raise ModelError(f"{shown} is a link that leads out of the folder; put the file itself there (cp -L)")
+        raise ModelError(
+            f"{shown} is a link to a file outside the folder; copy the file itself into the folder (cp -L)"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise ModelError(f"{shown} is not a regular file")

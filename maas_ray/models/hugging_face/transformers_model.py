@@ -1,6 +1,6 @@
-"""Any model of the package transformers, by the name of its class. Downloads nothing and executes no code of a folder.
+"""Models of the package transformers, by class name. Downloads nothing and executes no code from a folder.
 
-The package is imported when such a model is built, since that takes seconds.
+The package is imported only when such a model is built, because importing it takes seconds.
 """
 
 import inspect
@@ -27,12 +27,12 @@ _SUFFIXES = (*_TOKEN_SUFFIXES, *_ROW_SUFFIXES, *_IMAGE_SUFFIXES)
 
 
 class HuggingFaceModel(nn.Module):
-    """From rows to logits by a model of transformers.
+    """Wraps a model of transformers as a module from rows to logits.
 
     Args:
         model: the model.
-        layout: from rows to [N, C, H, W], for images.
-        pad: id of tokens that are not attended to.
+        layout: layer from rows to [N, C, H, W], for images.
+        pad: id of padding tokens, which are not attended to.
     """
 
     def __init__(self, model: Any, layout: nn.Module | None, pad: int | None) -> None:
@@ -44,9 +44,9 @@ class HuggingFaceModel(nn.Module):
         config = model.config.get_text_config()
         heads: int = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None) or 1
         self.tp_plan: dict[str, str] = shareable_plan(self, plan, heads)
-        """How tensor parallelism cuts the layers: the package's own plan."""
+        """How tensor parallelism splits the layers: the package's own plan."""
         self.tp_sizes: dict[str, int] = {"heads of keys and values": heads} if plan else {}
-        """What else the number of ranks has to divide."""
+        """Other sizes that the number of ranks must divide."""
 
     def forward(self, rows: Tensor) -> Tensor:
         """From [N, *row.shape] to logits [N, num_outputs], or [N, T, num_outputs] per token."""
@@ -61,7 +61,7 @@ class HuggingFaceModel(nn.Module):
 def build_hugging_face(
     name: str, spec: HuggingFaceSpec, row: Row, num_outputs: int, *, per_token: bool = False
 ) -> HuggingFaceModel:
-    """Builds a model by its class.
+    """Builds a model by class name.
 
     Args:
         name: `hf:` and the name of a class for causal or masked language modeling, or for the classification of
@@ -69,21 +69,21 @@ def build_hugging_face(
         spec: its parameters.
         row: one preprocessed row.
         num_outputs: logits per row, or per token.
-        per_token: whether each token has logits of its own.
+        per_token: whether the model returns logits for each token.
 
     Raises:
-        ModelError: there is no such class, it does not do what the task needs, the configuration does not fit it, or
-            the folder does not hold all of its weights as safetensors.
+        ModelError: there is no such class, it does not fit the task, the configuration does not fit it, or the folder
+            does not contain all of its weights as safetensors.
     """
     kind = find_class(name)
     is_image = kind.__name__.endswith(_IMAGE_SUFFIXES)
     if per_token != kind.__name__.endswith(_TOKEN_SUFFIXES):
         able = ", ".join(f"…{suffix}" for suffix in (_TOKEN_SUFFIXES if per_token else _ROW_SUFFIXES + _IMAGE_SUFFIXES))
         each = "token" if per_token else "row"
-        raise ModelError(f"{name} gives no logits per {each}, which this task needs; use a class called {able}")
+        raise ModelError(f"{name} does not return logits per {each}, which this task needs; use a class named {able}")
     if row.is_tokens == is_image:
         takes, given = ("images", "tokens") if is_image else ("tokens", "values")
-        raise ModelError(f"{name} takes {takes}, and these rows are {given}")
+        raise ModelError(f"{name} takes {takes}, but these rows are {given}; use another class")
     layout = None
     sizes: dict[str, Any] = {"num_labels": num_outputs} if not per_token else {}
     if is_image:
@@ -93,18 +93,18 @@ def build_hugging_face(
         sizes |= {"vocab_size": row.vocab_size, "pad_token_id": row.pad}
     with _quiet():
         if spec.path is not None:
-            kept = {key: sizes.get(key) for key in ("num_labels", "pad_token_id")}  # the rest is the folder's to say
+            kept = {key: sizes.get(key) for key in ("num_labels", "pad_token_id")}  # the folder sets the others
             model = _load(name, kind, spec, {key: value for key, value in kept.items() if value is not None})
         else:
             model = _create(name, kind, spec, sizes)
     known = getattr(model.config.get_text_config(), "vocab_size", None)
     if row.vocab_size is not None and not per_token and known is not None and known < row.vocab_size:
-        # Logits per token would have another shape; here an id too large would only be noticed when a row has it.
+        # Logits per token would have another shape; here an id that is too large would fail only in a row with it.
         raise ModelError(
-            f"{name} knows {known} token ids, and the data's tokenizer makes {row.vocab_size}; take the tokenizer that "
-            "the model was made with, or leave vocab_size out of model.params.config"
+            f"{name} has {known} token ids, but the data's tokenizer has {row.vocab_size}; use the tokenizer that the "
+            "model was trained with, or remove vocab_size from model.params.config"
         )
-    model.config.use_cache = False  # a cache of keys and values is for generating
+    model.config.use_cache = False  # a key-value cache is only useful for generation
     return HuggingFaceModel(model, layout, row.pad)
 
 
@@ -112,7 +112,7 @@ def find_class(name: str) -> Any:
     """The class of transformers that `hf:…` names.
 
     Raises:
-        ModelError: there is none that can be trained.
+        ModelError: there is no such class that can be trained.
     """
     import transformers  # takes seconds
 
@@ -133,13 +133,13 @@ def _create(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any
         "self"
     }
     for key in spec.config:
-        if key not in fields:  # the package would keep it and never look at it
-            hint = did_you_mean(key, sorted(fields), f"it has: {', '.join(sorted(fields))}")
+        if key not in fields:  # the package would store it and ignore it
+            hint = did_you_mean(key, sorted(fields), f"its fields: {', '.join(sorted(fields))}")
             raise ModelError(f"{name}: {config_class.__name__} has no field {key!r}; {hint}")
     fitting = {key: value for key, value in sizes.items() if key in fields}
     try:
         return kind(config_class(**fitting | spec.config, attn_implementation=spec.attention)).to(torch.float32)
-    except Exception as error:  # whatever the package raises about its configuration
+    except Exception as error:  # the package may raise anything about its configuration
         raise ModelError(f"{name} cannot be built: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -148,7 +148,7 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{name}: {spec.path} is not a local folder with config.json and *.safetensors; nothing is downloaded, and "
-            "weights in pickles (pytorch_model.bin) are not read: convert them with save_pretrained"
+            "pickled weights (pytorch_model.bin) are not read; convert them with save_pretrained"
         )
     check_folder(folder)
     try:
@@ -162,7 +162,7 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
             output_loading_info=True,
             **sizes,
         )
-    except Exception as error:  # whatever the package raises about a folder
+    except Exception as error:  # the package may raise anything about a folder
         raise ModelError(
             f"{name} cannot be loaded from {spec.path}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
@@ -170,20 +170,20 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
     absent = [
         key
         for key in sorted(report["missing_keys"])
-        # A classifier on another model's body: its own last layers are new.
+        # A classifier on the body of another model: its last layers are new.
         if not is_classifier or (key.startswith(f"{kind.base_model_prefix}.") and ".pooler." not in key)
     ]
     if absent:
         raise ModelError(
-            f"{name}: {spec.path} lacks {len(absent)} of the model's weights, such as {absent[0]}: it holds another model; "
-            "see `architectures` in its config.json"
+            f"{name}: {spec.path} lacks {len(absent)} of the model's weights, such as {absent[0]}; it contains another "
+            "model: see `architectures` in its config.json"
         )
     return model
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no table of weights that are new on purpose."""
+    """Suppresses progress bars and the table of weights that are intentionally new."""
     from transformers.utils import logging
 
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

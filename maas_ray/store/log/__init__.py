@@ -1,1 +1,1 @@
-"""The records of append-only sequences: their form, their snapshots, how they are read, checked and kept short."""
+"""The records of append-only sequences: format, snapshots, reading, checks and retention."""

@@ -1,4 +1,4 @@
-"""Checks one append-only sequence: each record, the chain of their digests, and that snapshots say what the log says."""
+"""Checks one append-only sequence: each record, the chain of digests, and that snapshots match the log."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,13 @@ from maas_ray.store.log.snapshot import decode, snapshot_key
 from maas_ray.store.objects import ObjectStore
 
 _TOGETHER = 64
-"""Records that are read at a time."""
+"""Number of records that are read at a time."""
 
 
 def check_log(store: ObjectStore, prefix: str) -> Iterator[ObjectCorrupt | Record]:
-    """Each record, or what is wrong with it or with a snapshot, going on after each problem; for `fsck`.
+    """Yields each record, or the error in it or in a snapshot, and continues after each error; for `fsck`.
 
-    A record that retention has removed is taken from a snapshot; one that is neither there nor in one is missing.
+    A record that retention has removed is read from a snapshot; one that is in neither place is missing.
     """
     place = f"{prefix}/log"
     ends, numbers = LogReader(store, place).listed()
@@ -45,7 +45,7 @@ def _there(data: bytes | NotFound) -> bytes:
 def _check_snapshot(
     store: ObjectStore, place: str, end: int, singles: dict[int, Pair], held: dict[int, tuple[Pair, str]]
 ) -> Iterator[ObjectCorrupt]:
-    """What is wrong with one snapshot; adds the records that only snapshots hold to `held`, with the first one's key."""
+    """The errors in one snapshot; adds the records that only snapshots contain to `held`, with the first one's key."""
     key = snapshot_key(place, end)
     try:
         pairs, _ = decode(place, end, _there(get_each(store, [key])[0]))
@@ -56,7 +56,7 @@ def _check_snapshot(
         seq = pair[0].seq
         known, where = (singles[seq], pair[0].key) if seq in singles else held.setdefault(seq, (pair, key))
         if known[0].digest != pair[0].digest:
-            yield ObjectCorrupt(f"the snapshot {key} holds another record {seq} than {where}; not used")
+            yield ObjectCorrupt(f"the snapshot {key} contains another record {seq} than {where}; not used")
             return
 
 

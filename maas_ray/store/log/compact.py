@@ -1,7 +1,7 @@
-"""Retention of append-only sequences: writes the snapshots that are missing, and removes what others hold twice over.
+"""Retention of append-only sequences: writes missing snapshots, and removes records that two other objects contain.
 
-After it every record is in at least two objects that were read and verified: the newest snapshots, and a second set of
-snapshots and single records that shares no object with the first. The chain of digests is verified through either.
+Afterward every record is in at least two objects that were read and verified: the newest snapshots, and a second set of
+snapshots and single records that shares no object with the first. The chain of digests is verified through either set.
 """
 
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ from maas_ray.store.objects import ObjectInfo, ObjectStore
 from maas_ray.store.sequence import MIN_GRACE_S, Sequence
 
 GRACE = timedelta(hours=24)
-"""What is younger may be read in this moment by somebody who has found it a while ago."""
+"""Minimum age for removal: a process that has listed a younger object may still be reading it."""
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """What was done to one log."""
+    """The changes to one log."""
 
     log: str
     num_records: int
     written: tuple[str, ...] = ()
-    """Snapshots that were missing or damaged."""
+    """Snapshots that were missing or damaged and are now written."""
     removed: tuple[str, ...] = ()
-    """Records and snapshots that two others hold."""
+    """Removed records and snapshots, whose content is in two other objects."""
 
 
 def compact(
@@ -40,14 +40,14 @@ def compact(
     grace: timedelta = GRACE,
     now: datetime | None = None,
 ) -> Compacted:
-    """Writes the snapshots that are due, and removes what is not needed any more.
+    """Writes the snapshots that are due, and removes objects that are no longer needed.
 
     Args:
-        store: where the log is.
-        prefix: the log's.
-        remove: whether to remove anything; versions of this library before snapshots cannot read the log then.
-        grace: what is younger stays; at least an hour, so that nobody follows the log from a record that is gone.
-        now: the time to judge ages by.
+        store: store with the log.
+        prefix: prefix of the log.
+        remove: whether to remove anything; versions of this library before snapshots then cannot read the log.
+        grace: minimum age for removal, at least an hour, so that no process follows the log from a removed record.
+        now: the time from which ages are computed.
 
     Raises:
         SpecError: the grace is too short.
@@ -55,7 +55,7 @@ def compact(
     """
     if grace.total_seconds() < MIN_GRACE_S:
         raise SpecError(
-            f"grace {grace} is too short: who follows a log may miss what was removed; give at least an hour"
+            f"grace {grace} is too short: processes that follow a log could miss removed records; set at least an hour"
         )
     sequence = Sequence(store, prefix)
     place = sequence.place
@@ -83,7 +83,7 @@ def _digests(store: ObjectStore, place: str, end: int) -> dict[int, str]:
 
 
 def _make_whole(sequence: Sequence, store: ObjectStore, end: int) -> bool:
-    """Writes a snapshot that is missing or damaged; whether it was."""
+    """Writes a snapshot if it is missing or damaged; returns whether it was."""
     key = snapshot_key(sequence.place, end)
     try:
         _digests(store, sequence.place, end)
@@ -91,14 +91,14 @@ def _make_whole(sequence: Sequence, store: ObjectStore, end: int) -> bool:
     except NotFound:
         pass
     except ObjectCorrupt:
-        sequence.reader.lines(first_of(end), end)  # not before its records are known to be elsewhere
+        sequence.reader.lines(first_of(end), end)  # checks first that its records are also elsewhere
         store.delete([key])
     sequence.write_snapshot(end)
     return True
 
 
 def _second(store: ObjectStore, place: str, newest: int, ends: set[int], numbers: set[int]) -> set[str]:
-    """Keys of a second set of objects that holds every record up to `newest`; each was read and compared."""
+    """Keys of a second set of objects that contains every record up to `newest`; each was read and compared."""
     first: dict[int, str] = {}
     for end in chain(newest):
         first |= _digests(store, place, end)
@@ -111,14 +111,14 @@ def _second(store: ObjectStore, place: str, newest: int, ends: set[int], numbers
         others -= bad
     if missing := sorted(set(singles) - numbers):
         raise ObjectCorrupt(
-            f"the log {place} has record {missing[0]} in one snapshot only; nothing was removed from it: let it grow, and "
-            "run maas-ray compact again"
+            f"the log {place} has record {missing[0]} in only one snapshot; nothing was removed; append more records, "
+            "then run maas-ray compact again"
         )
     keys = [record_key(place, seq) for seq in singles]
     for seq, data in zip(singles, get_each(store, keys), strict=True):
         if isinstance(data, NotFound) or parse_record(place, seq, data)[0].digest != first[seq]:
             raise ObjectCorrupt(
-                f"the log {place} has two records {seq}; nothing was removed from it: run maas-ray fsck"
+                f"the log {place} has two different records {seq}; nothing was removed; run maas-ray fsck"
             )
     return {*keys, *(snapshot_key(place, end) for end in by_snapshot)}
 

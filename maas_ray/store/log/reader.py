@@ -1,7 +1,7 @@
-"""Reads an append-only sequence with few requests: the newest snapshots and the records after them, all at a time.
+"""Reads an append-only sequence with few requests: the newest snapshots and the records after them, in parallel.
 
-A snapshot that is damaged or missing costs time, never an answer: the snapshots before it and the single records hold the
-same records. Everything that is returned was verified, and follows what is before it.
+A snapshot that is damaged or missing costs time, but no data: the earlier snapshots and the single records contain the
+same records. Every returned record is verified, and follows the record before it.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ from maas_ray.store.objects import ObjectInfo, ObjectStore
 from maas_ray.store.sealed import seal, unseal
 
 ATTEMPTS = 3
-"""Looks at a log whose objects are being removed by retention in this very moment."""
+"""Attempts to read a log whose objects are being removed by retention at the same time."""
 
 log = get_logger(__name__)
 
 Pair = tuple[Record, str]
-"""A record, and the digest of the one that it follows."""
+"""A record, and the digest of the record before it."""
 
 
 class LogReader:
-    """The records in one place.
+    """Reads the records of one log.
 
     Args:
         store: where they are stored.
@@ -36,17 +36,17 @@ class LogReader:
         self._store = store
         self._place = place
         self._recent: dict[int, bytes] = {}
-        """Bytes of the newest records that were read or written here: what the next snapshot is made of."""
+        """Bytes of the newest records that were read or written here, for the next snapshot."""
         self.end = 0
-        """Last record of the newest snapshot that was seen."""
+        """Last record of the newest known snapshot."""
         self.is_behind = False
-        """At the last listing one was missing: a writer has died, or is of a version before snapshots."""
+        """Whether a snapshot was missing in the last listing: its writer died, or is of a version before snapshots."""
 
     def after(self, last: Record | None) -> list[Record]:
-        """All records after one that is known, in order; with one or two listings, however many there are.
+        """All records after a known one, in order; needs one or two listings for any number of records.
 
         Raises:
-            NotFound: the known one is not there any more: the store is not what it was.
+            NotFound: the known record no longer exists: the store was changed.
             ObjectCorrupt: a record is altered, malformed, missing, or does not follow the one before it.
         """
         if last is None:
@@ -56,7 +56,7 @@ class LogReader:
         return records[1:]
 
     def after_number(self, seq: int) -> list[Record]:
-        """As `after`, of a record that is known by its number only; 0: all. Raises `NotFound` if there is no such one."""
+        """As `after`, for a record known only by its number; 0: all records. Raises `NotFound`: no such record."""
         if seq == 0:
             return self.after(None)
         records = self._linked(self._pairs(seq), None)
@@ -65,10 +65,10 @@ class LogReader:
         return records[1:]
 
     def newer(self, last: Record | None) -> list[Record]:
-        """As `after`, without a listing: two requests if there is nothing new, one if the log is empty.
+        """As `after`, without a listing: two requests if there are no new records, one if the log is empty.
 
-        Only for who has looked not long ago, see `sequence.FRESH_S`: what retention has removed meanwhile looks as if it
-        had never been there.
+        Only for callers that have read the log recently, see `sequence.FRESH_S`: records that retention has removed
+        meanwhile appear as if they had never existed.
         """
         known, found = last, list[Record]()
         width = 1
@@ -77,7 +77,7 @@ class LogReader:
             numbers = range(start, start + width)
             for seq, data in zip(numbers, get_each(self._store, map(self._key, numbers)), strict=True):
                 if isinstance(data, NotFound):
-                    # A store that was taken away must not look like one without news. What is new follows the known one.
+                    # A removed store must not appear as one without new records. New records follow the known one.
                     return found if found or known is None else self._none_after(known)
                 (last,) = self._linked([self._parse(seq, data)], last.digest if last is not None else "")
                 found.append(last)
@@ -86,7 +86,7 @@ class LogReader:
             width *= 2
 
     def _none_after(self, known: Record) -> list[Record]:
-        """Nothing, once the known record is found where it was."""
+        """Returns no records, after checking that the known record still exists."""
         try:
             data = self._store.get(known.key)
         except NotFound:
@@ -95,7 +95,7 @@ class LogReader:
         return []
 
     def last(self) -> Record | None:
-        """The newest record alone; None: there is none."""
+        """The newest record; None: the log is empty."""
         for _ in range(ATTEMPTS):
             end, numbers = self._look(1)
             newest = numbers[-1] if numbers else end
@@ -103,13 +103,13 @@ class LogReader:
                 return None
             try:
                 return self._parse(newest, self._store.get(self._key(newest)))[0]
-            except NotFound:  # retention has left the snapshot only
+            except NotFound:  # retention has kept only the snapshot
                 if (pairs := self._fetch(newest, end, [])) is not None:
                     return pairs[-1][0]
         raise self._vanished()
 
     def lines(self, first: int, last: int) -> list[bytes]:
-        """The bytes of the records `first` … `last`, for a snapshot; from those before it, as far as there are any."""
+        """The bytes of the records `first` … `last`, for a snapshot; read from earlier snapshots where possible."""
         lines: dict[int, bytes] = {}
         ends = set(range(UNIT, last, UNIT))
         if self._fetch(first, last, [], ends=ends, lines=lines) is None:
@@ -117,13 +117,13 @@ class LogReader:
         return [lines[seq] for seq in range(first, last + 1)]
 
     def remember(self, seq: int, data: bytes) -> None:
-        """Keeps the bytes of a record that was just written."""
+        """Stores the bytes of a record that was just written."""
         self._recent[seq] = data
         while len(self._recent) > 2 * UNIT:
             del self._recent[min(self._recent)]
 
     def forget(self, seq: int) -> None:
-        """Takes `remember` back."""
+        """Reverts `remember`."""
         self._recent.pop(seq, None)
 
     def listed(self) -> tuple[list[int], list[int]]:
@@ -144,13 +144,13 @@ class LogReader:
         raise self._vanished()
 
     def _look(self, first: int) -> tuple[int, list[int]]:
-        """The newest snapshot's last record, and the numbers of the records after it; of those from `first` on only."""
+        """The newest snapshot's last record, and the numbers of the records after it, only from `first` on."""
         end, numbers = 0, []
         for info in self._store.scan(self._place):
             if (found := end_of(info.key, self._place)) is not None:
                 end = found
                 break
-            if (number := self._number(info)) is not None:  # there is no snapshot: the listing is that of all records
+            if (number := self._number(info)) is not None:  # there is no snapshot: the listing contains all records
                 numbers.append(number)
         start = max(end, first - 1)
         if end:
@@ -176,17 +176,17 @@ class LogReader:
         ends: set[int] | None = None,
         lines: dict[int, bytes] | None = None,
     ) -> list[Pair] | None:
-        """The records from `first` on: those up to `end` by snapshots, then the single ones with these numbers.
+        """Fetches the records from `first` on: those up to `end` from snapshots, then the single records `numbers`.
 
         Args:
-            first: the first one wanted.
-            end: the last one that snapshots hold.
-            numbers: of those after it.
-            ends: the snapshots to use; None: those that have to be there, see `snapshot.chain`.
-            lines: gets the bytes of each record, if they are wanted.
+            first: number of the first record.
+            end: number of the last record in snapshots.
+            numbers: numbers of the records after it.
+            ends: snapshots to use; None: those that must exist, see `snapshot.chain`.
+            lines: receives the bytes of each record, if not None.
 
         Returns:
-            None: something was removed meanwhile.
+            None if an object was removed meanwhile.
         """
         ends = set(chain(end)) if ends is None else ends
         wanted = [number for number in numbers if number >= first]
@@ -198,7 +198,7 @@ class LogReader:
         while True:
             by_snapshot, singles = plan(first, end, ends)
             singles = sorted(singles) + wanted
-            # With the last record of each: what the log says there is what the snapshot has to end with.
+            # With the last record of each snapshot: the snapshot must end with the log's own record.
             keys = [
                 *(snapshot_key(self._place, each) for each in by_snapshot),
                 *map(self._key, [*by_snapshot, *singles]),
@@ -228,23 +228,23 @@ class LogReader:
     def _decoded(
         self, end: int, data: bytes | NotFound, last: bytes | NotFound
     ) -> tuple[list[Pair], list[bytes]] | None:
-        """A snapshot, if it is there, whole, and ends with the log's own record (where retention has left that)."""
+        """Decodes a snapshot if it exists, is intact, and ends with the log's own record (if retention has kept it)."""
         if isinstance(data, NotFound):
             return None
         try:
             return verified(self._place, end, data, last)
         except ObjectCorrupt as error:
-            _warn(f"{error}; its records are read elsewhere")
+            _warn(f"{error}; its records are read from other objects")
             return None
 
     def _ends(self) -> set[int]:
-        """Last records of all snapshots that there are."""
+        """Last records of all existing snapshots."""
         ends = set()
         for info in self._store.scan(self._place):
             if (end := end_of(info.key, self._place)) is not None:
                 ends.add(end)
             elif self._number(info) is not None:
-                break  # snapshots come first
+                break  # snapshots are listed first
         return ends
 
     def _parse(self, seq: int, data: bytes | NotFound) -> Pair:
@@ -255,7 +255,7 @@ class LogReader:
         return pair
 
     def _linked(self, pairs: Iterable[Pair], previous: str | None) -> list[Record]:
-        """The records, once each is found to follow the one before it; None: whatever the first one follows."""
+        """The records, after checking that each follows the one before it; `previous` None: not for the first."""
         records = []
         for record, follows in pairs:
             if previous is not None and follows != previous:
@@ -266,12 +266,12 @@ class LogReader:
 
     def _check_known(self, last: Record, now: Record | None) -> None:
         if now is None:
-            raise NotFound(f"the log record {last.key}, which was read before, is not there any more")
+            raise NotFound(f"the log record {last.key}, which was read before, no longer exists")
         if now.digest != last.digest:
-            raise ObjectCorrupt(f"the log record {last.key} is another one than was read before; not used")
+            raise ObjectCorrupt(f"the log record {last.key} differs from the record that was read before; not used")
 
     def _vanished(self) -> ObjectCorrupt:
-        """What to raise where a record is missing; looks at everything, to name it and what could have held it."""
+        """The error for a missing record; lists the whole log to name the record and damaged snapshots."""
         ends, numbers = self.listed()
         held, damaged = set(numbers), []
         for end in ends:
@@ -282,7 +282,9 @@ class LogReader:
                 damaged.append(key)
         gap = next((seq for seq in range(1, max([*ends, *numbers, 0]) + 1) if seq not in held), None)
         if gap is None:
-            return ObjectCorrupt(f"objects of the log {self._place} went away while it was read; read it again")
+            return ObjectCorrupt(
+                f"objects of the log {self._place} were removed while it was being read; read it again"
+            )
         where = f"; damaged snapshots: {', '.join(damaged[:5])}" if damaged else ""
         return ObjectCorrupt(f"the log {self._place} cannot be read: record {gap} is missing{where}")
 
@@ -295,18 +297,18 @@ class LogReader:
 
 
 def verified(place: str, end: int, data: bytes, last: bytes | NotFound) -> tuple[list[Pair], list[bytes]]:
-    """The records of a snapshot and their bytes, as `decode`, compared with the log's own last one of them.
+    """The records of a snapshot and their bytes, as `decode`, compared with the log's own last record of them.
 
-    Since each record names the digest of the one before it, that one stands for all.
+    Because each record contains the digest of the one before it, comparing the last record is sufficient.
 
     Args:
-        place: the log's.
-        end: the last record of the snapshot.
-        data: its bytes.
-        last: the bytes of that record, or that retention has removed it.
+        place: place of the log.
+        end: last record of the snapshot.
+        data: bytes of the snapshot.
+        last: bytes of that record, or `NotFound` if retention has removed it.
 
     Raises:
-        ObjectCorrupt: it is damaged, or says something else than the log.
+        ObjectCorrupt: the snapshot is damaged, or differs from the log.
     """
     found = decode(place, end, data)
     if not isinstance(last, NotFound):
@@ -319,7 +321,7 @@ def verified(place: str, end: int, data: bytes, last: bytes | NotFound) -> tuple
 
 
 def _line(key: str, data: bytes | NotFound) -> bytes:
-    """A record in one line, whatever it was written by."""
+    """A record in one line, in whatever layout it was written."""
     if isinstance(data, NotFound):
         raise data
     body = unseal(key, data)
@@ -328,5 +330,5 @@ def _line(key: str, data: bytes | NotFound) -> bytes:
 
 @lru_cache(256)
 def _warn(message: str) -> None:
-    """Says it once in a process."""
+    """Logs the warning once per process."""
     log.warning("%s", message)

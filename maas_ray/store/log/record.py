@@ -1,4 +1,4 @@
-"""One record of an append-only sequence: its form, its key, and the check of its digest. Knows no store."""
+"""The format, the key and the digest check of one record of an append-only sequence. Independent of stores."""
 
 import json
 import re
@@ -20,14 +20,14 @@ RECORD = re.compile(r"(.+)/log/(\d{20})\.json")
 
 @dataclass(frozen=True)
 class Record:
-    """One record: its number (from 1), the event and the time it was written (seconds since 1970)."""
+    """One record: its number (from 1), its event and the time at which it was written (seconds since 1970)."""
 
     seq: int
     event: Mapping[str, Any]
     time_s: float
     digest: str
     key: str = ""
-    """Where it is stored, for messages about its event."""
+    """Its key, for messages about its event."""
 
 
 class _LogRecord(Document):
@@ -44,7 +44,7 @@ _RECORDS: TypeAdapter[list[_LogRecord]] = TypeAdapter(list[_LogRecord])
 
 
 def record_key(log: str, seq: int) -> str:
-    """Where a record is stored.
+    """The key of a record.
 
     Args:
         log: the sequence's place, `<prefix>/log`.
@@ -54,10 +54,10 @@ def record_key(log: str, seq: int) -> str:
 
 
 def parse_record(log: str, seq: int, data: bytes) -> tuple[Record, str]:
-    """A record, and the digest of the one that it follows.
+    """Parses a record; returns it and the digest of the record before it.
 
     Raises:
-        ObjectCorrupt: it is altered, malformed or of another number.
+        ObjectCorrupt: it is altered, malformed or has another number.
     """
     key = record_key(log, seq)
     said = read_document(_LogRecord, unseal(key, data), f"the log record {key}")
@@ -65,29 +65,29 @@ def parse_record(log: str, seq: int, data: bytes) -> tuple[Record, str]:
 
 
 def parse_records(log: str, first: int, lines: Sequence[bytes], what: str) -> list[tuple[Record, str]]:
-    """Many records at once, each checked as `parse_record` does.
+    """Parses many records at once, each checked as by `parse_record`.
 
     Args:
         log: the sequence's place.
-        first: number of the first one; the others follow it without a gap.
-        lines: the bytes of each, as `seal` writes them.
-        what: names the object that holds them in errors.
+        first: number of the first record; the others follow it without a gap.
+        lines: bytes of each record, as `seal` writes them.
+        what: name of the object with the records, for errors.
 
     Raises:
-        ObjectCorrupt: one is altered, malformed or of another number.
+        ObjectCorrupt: a record is altered, malformed or has another number.
     """
     try:
         values = json.loads(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError) as error:
-        raise ObjectCorrupt(f"{what} does not hold one record in each line; not used") from error
+        raise ObjectCorrupt(f"{what} does not contain one record in each line; not used") from error
     if len(values) != len(lines):
-        raise ObjectCorrupt(f"{what} does not hold one record in each line; not used")
+        raise ObjectCorrupt(f"{what} does not contain one record in each line; not used")
     for number, (line, value) in enumerate(zip(lines, values, strict=True), start=first):
         if not isinstance(value, dict) or not _has_digest(line, value):
-            raise ObjectCorrupt(f"{what} holds record {number} with another digest than its own; not used")
-        # Nothing is deeper than it has brackets, which are counted faster.
+            raise ObjectCorrupt(f"{what} contains record {number}, whose digest does not match; not used")
+        # The number of brackets bounds the depth and is counted faster.
         if line.count(b"{") + line.count(b"[") > MAX_DEPTH and not is_shallow(value):
-            raise ObjectCorrupt(f"{what} holds record {number}, nested more than {MAX_DEPTH} levels deep; not used")
+            raise ObjectCorrupt(f"{what} contains record {number}, nested more than {MAX_DEPTH} levels deep; not used")
     try:
         said = _RECORDS.validate_python(values)
     except ValidationError as error:
@@ -96,10 +96,10 @@ def parse_records(log: str, first: int, lines: Sequence[bytes], what: str) -> li
 
 
 def _has_digest(line: bytes, value: dict[str, Any]) -> bool:
-    """Whether a record's digest is right.
+    """Whether a record's digest is correct.
 
-    `seal` writes the digest first, since no other field's name sorts before it. Taking it out of the bytes is many
-    times as fast as writing the other fields again, which counts when thousands of records are read.
+    `seal` writes the digest first, because no other field's name sorts before it. Cutting it out of the bytes is many
+    times faster than serializing the other fields again, which matters for thousands of records.
     """
     digest = value.get("digest")
     if not isinstance(digest, str):
@@ -114,8 +114,8 @@ def _has_digest(line: bytes, value: dict[str, Any]) -> bool:
 def _checked(log: str, seq: int, said: _LogRecord, what: str) -> tuple[Record, str]:
     if said.format != FORMAT or said.seq != seq:
         raise ObjectCorrupt(
-            f"{what} has a record of format {_short(said.format)} that says it is number {_short(said.seq)} in place of "
-            f"number {seq}; not used"
+            f"{what} contains a record of format {_short(said.format)} with number {_short(said.seq)}; expected format "
+            f"{FORMAT} and number {seq}; not used"
         )
     return Record(said.seq, said.event, said.time_s, said.digest, record_key(log, seq)), said.previous
 

@@ -1,20 +1,21 @@
 r"""Snapshots of append-only sequences: many records in one object, so that a long log is read with few requests.
 
-    <prefix>/log/-<10^20 - 1 - last>.jsonl    a sealed header, then the records first … last, a line each, as they are stored
+    <prefix>/log/-<10^20 - 1 - last>.jsonl    a sealed header, then the stored records first … last, one per line
 
-A snapshot adds nothing to the log: any writer makes the same bytes from the same records, puts them by create-only put,
-and a reader that finds one missing or damaged reads something else. Its key sorts before all records, the newest first.
+A snapshot adds no information to the log: every writer makes the same bytes from the same records and writes them by
+create-only put, and a reader that finds one missing or damaged reads other objects. Its key sorts before all records,
+the newest first.
 
-There is one after every 8th record. Which records it holds follows from the number of its last one:
+There is one after every 8th record. The number of its last record determines which records it contains:
 
-    last is a multiple of    it holds everything since the last multiple of
+    last is a multiple of    it contains all records since the last multiple of
              8                                  128
            128                                2,048
          2,048                               32,768
         32,768                               32,768, the one before
 
-so three of them, each ending where the next one begins, cover a log of up to 32,768 records but for the last seven, and
-there is one more for each further 32,768. Each record is written about 25 times in all.
+so three snapshots, each ending where the next one begins, cover a log of up to 32,768 records except for the last
+seven, and there is one more for each further 32,768. Each record is written about 25 times in total.
 """
 
 import re
@@ -30,10 +31,10 @@ KIND = "snapshot"
 UNIT = 8
 FACTOR = 16
 MAX_SPAN = UNIT * FACTOR**3
-"""Records of the largest snapshot: some 16 MB."""
+"""Records of the largest snapshot: about 16 MB."""
 _MAX = 10**20 - 1
 SNAPSHOT = re.compile(r"(.+)/log/-(\d{20})\.jsonl")
-"""Keys of snapshots: the sequence's prefix, and what the number of the last record is counted back from."""
+"""Keys of snapshots: the sequence's prefix, and 10^20 - 1 minus the number of the last record."""
 
 
 class _Header(Document):
@@ -43,20 +44,20 @@ class _Header(Document):
     first: Count
     last: Count
     previous: str
-    """Digest of the record before the first one; empty: there is none."""
+    """Digest of the record before the first one; empty: there is no such record."""
     head: str
     """Digest of the last record."""
     sha256: str
-    """Of all bytes after the header's line."""
+    """Sha256 of all bytes after the header's line."""
 
 
 def snapshot_key(log: str, last: int) -> str:
-    """Where the snapshot is stored that ends with a record."""
+    """The key of the snapshot that ends with a record."""
     return f"{log}/-{_MAX - last:020d}.jsonl"
 
 
 def end_of(key: str, log: str) -> int | None:
-    """The last record of the snapshot with this key; None: it is none of this log."""
+    """The last record of the snapshot with this key; None: it is not a snapshot of this log."""
     match = SNAPSHOT.fullmatch(key)
     return _MAX - int(match[2]) if match is not None and f"{match[1]}/log" == log else None
 
@@ -70,14 +71,14 @@ def first_of(last: int) -> int:
 
 
 def chain(last: int) -> Iterator[int]:
-    """The ends of the snapshots that hold all records up to `last`, a multiple of `UNIT`; the newest first."""
+    """The ends of the snapshots that contain all records up to `last`, a multiple of `UNIT`; the newest first."""
     while last > 0:
         yield last
         last = first_of(last) - 1
 
 
 def plan(first: int, last: int, ends: Collection[int]) -> tuple[list[int], list[int]]:
-    """How to read the records `first` … `last`: which snapshots, by their ends, and which single records."""
+    """The snapshots, by their ends, and the single records from which to read the records `first` … `last`."""
     snapshots, singles = [], []
     while last >= first:
         if last in ends:
@@ -109,10 +110,10 @@ def encode(log: str, first: int, last: int, previous: str, head: str, lines: lis
 
 
 def decode(log: str, last: int, data: bytes) -> tuple[list[tuple[Record, str]], list[bytes]]:
-    """The records of a snapshot, each with the digest of the one it follows, and their bytes; everything is verified.
+    """The records of a snapshot, each with the digest of the one before it, and their bytes; everything is verified.
 
     Raises:
-        ObjectCorrupt: it is altered or malformed, is of another log, or a record is missing, altered or out of order.
+        ObjectCorrupt: it is altered, malformed or of another log, or a record is missing, altered or out of order.
     """
     key = snapshot_key(log, last)
     head, _, body = data.partition(b"\n")
@@ -120,14 +121,14 @@ def decode(log: str, last: int, data: bytes) -> tuple[list[tuple[Record, str]], 
     first = first_of(last)
     if (said.format, said.kind, said.log, said.first, said.last) != (FORMAT, KIND, log, first, last):
         raise ObjectCorrupt(
-            f"the snapshot {key} is a {said.kind[:100]!r} of format {said.format} of the records {said.first} to "
-            f"{said.last} of {said.log[:200]}; expected a {KIND!r} of format {FORMAT} of {first} to {last}; not used"
+            f"the snapshot {key} is a {said.kind[:100]!r} of format {said.format} with the records {said.first} to "
+            f"{said.last} of {said.log[:200]}; expected a {KIND!r} of format {FORMAT} with {first} to {last}; not used"
         )
     if sha256(body).hexdigest() != said.sha256:
-        raise ObjectCorrupt(f"the records in the snapshot {key} have another sha256 than its header says; not used")
+        raise ObjectCorrupt(f"the records in the snapshot {key} do not match the sha256 in its header; not used")
     lines = body.split(b"\n")
     if lines.pop() != b"" or len(lines) != last - first + 1:
-        raise ObjectCorrupt(f"the snapshot {key} holds {len(lines)} records instead of {last - first + 1}; not used")
+        raise ObjectCorrupt(f"the snapshot {key} contains {len(lines)} records instead of {last - first + 1}; not used")
     records = parse_records(log, first, lines, f"the snapshot {key}")
     expected = said.previous
     for record, follows in records:
@@ -135,5 +136,5 @@ def decode(log: str, last: int, data: bytes) -> tuple[list[tuple[Record, str]], 
             raise ObjectCorrupt(f"the snapshot {key}: record {record.seq} does not follow the one before it; not used")
         expected = record.digest
     if expected != said.head:
-        raise ObjectCorrupt(f"the snapshot {key} ends with another record than its header says; not used")
+        raise ObjectCorrupt(f"the last record of the snapshot {key} does not match its header; not used")
     return records, lines

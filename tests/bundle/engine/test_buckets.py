@@ -43,7 +43,7 @@ def test_padding_is_never_the_rows_of_an_earlier_run() -> None:
 
 
 def test_more_rows_than_the_largest_bucket_are_refused() -> None:
-    with pytest.raises(ValueError, match="9 rows are more than the largest bucket 8"):
+    with pytest.raises(ValueError, match="9 rows exceed the largest bucket, 8"):
         Buckets(session(linear()), LINEAR, (8,), device="cpu").run({"x": np.ones((9, 3), np.float32)}, 9)
 
 

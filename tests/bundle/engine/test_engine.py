@@ -41,7 +41,7 @@ def test_strings_and_missing_numbers_are_handled_inside_the_graph() -> None:
 
 def test_values_that_the_graph_refuses_are_the_callers_fault() -> None:
     engine = Engine(make_bundle(lookup(), LOOKUP))
-    with pytest.raises(BadRequest, match="refuses these values"):
+    with pytest.raises(BadRequest, match="rejects these values"):
         engine.run({"index": np.array([[99]], np.int64)})
     assert engine.run({"index": np.array([[4]], np.int64)})["y"].tolist() == [[40.0]]
 
@@ -105,7 +105,7 @@ def test_sizes_that_do_not_fit_together_are_the_callers_fault() -> None:
         outputs=(TensorSpec(name="y", datatype="FP32", shape=shape),),
     )
     engine = Engine(make_bundle(graph.SerializeToString(), signature))
-    with pytest.raises(BadRequest, match="refuses these values"):
+    with pytest.raises(BadRequest, match="rejects these values"):
         engine.run({"x": np.ones((2, 3), np.float32), "z": np.ones((2, 4), np.float32)})
     assert engine.run({"x": np.ones((2, 3), np.float32), "z": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)
 
@@ -125,7 +125,7 @@ def test_what_the_machine_has_to_give_is_not_the_callers_fault(message: str) -> 
 
     engine = Engine(make_bundle())
     engine._session = Broken()
-    with pytest.raises(EngineFailed, match="the replica's log has the cause") as failed:
+    with pytest.raises(EngineFailed, match="see the replica's log for the cause") as failed:
         engine.run({"x": np.ones((1, 3), np.float32)})
     assert str(failed.value.__cause__) == message
 
@@ -157,13 +157,13 @@ def test_bfloat16_is_passed_as_its_bits() -> None:
 
 
 def test_graphs_and_streams_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="use 1 stream"):
+    with pytest.raises(ValueError, match="set instances to 1"):
         EngineSpec(cuda_graph_rows=(4,), instances=2)
 
 
 def test_without_a_gpu_the_option_of_cuda_graphs_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(make_bundle(), EngineSpec(cuda_graph_rows=(4,)))
-    assert "no CUDA graphs, the graph runs on CPUExecutionProvider" in caplog.text
+    assert "no CUDA graphs, because the graph runs on CPUExecutionProvider" in caplog.text
     np.testing.assert_array_equal(engine.run({"x": np.ones((3, 3), np.float32)})["y"], np.full((3, 3), 2, np.float32))
 
 
@@ -173,8 +173,8 @@ ALL = (TENSORRT, CUDA, CPU)
 @pytest.mark.parametrize(
     ("gpus", "available", "signature", "use_cuda_graph", "expected", "reason"),
     [
-        (0.0, ALL, LINEAR, False, [CPU], "the replica owns no GPU"),
-        (1.0, ALL, LINEAR, False, [TENSORRT, CUDA, CPU], "owns 1 GPUs"),
+        (0.0, ALL, LINEAR, False, [CPU], "the replica has no GPU"),
+        (1.0, ALL, LINEAR, False, [TENSORRT, CUDA, CPU], "has 1 GPUs"),
         (0.5, (CUDA, CPU), LINEAR, False, [CUDA, CPU], "this build does not have it"),
         (1.0, (CPU,), LINEAR, False, [CPU], "this build does not have it"),
         (1.0, ALL, LINEAR, True, [CUDA, CPU], "captured as CUDA graphs"),

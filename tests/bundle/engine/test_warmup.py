@@ -101,7 +101,7 @@ def test_recorded_values_are_kept_with_the_bundle_and_used_first(file_store: Obj
 
 def test_recorded_values_that_the_graph_refuses_are_a_defect() -> None:
     sample = write_sample({"index": np.array([[99]])}, LOOKUP)
-    with pytest.raises(BundleError, match="values that were recorded with it"):
+    with pytest.raises(BundleError, match="its recorded values"):
         Engine(replace(make_bundle(lookup(), LOOKUP), sample=sample))
 
 
@@ -115,8 +115,8 @@ def test_samples_survive_being_written() -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ([], "no input 'x'"),
-        ([{"name": "z", "shape": [1], "data": [1]}], "has an input 'z'"),
+        ([], "does not contain the input 'x'"),
+        ([{"name": "z", "shape": [1], "data": [1]}], "has the input 'z'"),
         ([{"name": "x", "shape": [1, 4], "data": [1, 2, 3, 4]}], "has the shape"),
         ([{"name": "x", "shape": [1, 3], "data": [1, 2]}], "2 values"),
         ([{"name": "x", "shape": [1, 3], "data": ["a", "b", "c"]}], "not a number"),
@@ -132,7 +132,7 @@ def test_a_sample_that_does_not_fit_names_the_input(inputs: list[object], says: 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"version": 2}', b"[" * 100_000])
 def test_a_sample_that_is_none_is_a_broken_bundle(data: bytes) -> None:
-    with pytest.raises(BundleError, match="recorded for the warm-up"):
+    with pytest.raises(BundleError, match="the recorded sample"):
         Engine(replace(make_bundle(linear()), sample=data))
 
 

@@ -324,7 +324,7 @@ def test_files_that_are_written_to_meanwhile_are_refused(
     lines = (path := tmp_path / "files" / "001.csv").read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, lines[-1]] if change == "grew" else lines[:-1]))
     assert len(job.source.units) == 1
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         gather.gather_unit(0, job)
 
 
@@ -354,7 +354,7 @@ def _here(function: Any, count: int, arguments: Any, *_: Any) -> Any:
         ({"cleaning": {**CLEANING, "max_categories": 3}}, "column 'city' has 4 categories, the limit is 3"),
         ({"target": "lable"}, "did you mean 'label'"),
         ({"task": "regression"}, "no row of 600 has a number in the target 'label'"),
-        ({"split": {"column": "city"}}, "that names the split holds"),
+        ({"split": {"column": "city"}}, "the split column 'city' contains"),
         ({"split": {"test": 0.0001}}, "600 rows are too few for a test split of 0.0001"),
         ({"cleaning": {**CLEANING, "columns": {"image": {"cast": "number"}}}}, "is a tensor and cannot be cast"),
     ],
@@ -425,7 +425,7 @@ def test_a_fault_in_a_task_comes_back_as_what_it_is(
     content = bytearray(broken.read_bytes())
     content[4:2000] = bytes(1996)  # the footer, which is looked at first, stays
     broken.write_bytes(content)
-    with pytest.raises(DataError, match=f"{broken} is not a parquet file that can be read"):
+    with pytest.raises(DataError, match=f"{broken} as a parquet file"):
         prepare(_spec(uri), file_store)
     assert list_committed(file_store, "datasets") == []
 
@@ -460,7 +460,7 @@ def test_images_in_folders_are_rows_with_the_class_of_their_folder(
     )
     assert grey.read("train").columns[0].shape == (30, 1, 2, 2)
     (tmp_path / "images" / "dog" / "001.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="001.png is not an image that can be read"):
+    with pytest.raises(DataError, match="001.png as an image"):
         prepare(_spec(str(tmp_path / "images"), **fields), file_store)
 
 

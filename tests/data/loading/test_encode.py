@@ -39,5 +39,5 @@ def test_a_missing_category_without_a_fill_is_refused() -> None:
 
 
 def test_another_number_of_columns_is_refused() -> None:
-    with pytest.raises(DataError, match="got 0 columns; the features are 1"):
+    with pytest.raises(DataError, match="got 0 columns; expected 1"):
         encode_columns(_features(NumericColumn(name="a")), [])

@@ -134,5 +134,5 @@ def test_what_cannot_be_loaded_is_refused(change: dict, says: str) -> None:
 
 @pytest.mark.parametrize(("cursor", "stop"), [(-1, 5), (5, 5), (6, 5)])
 def test_an_empty_stretch_is_refused(cursor: int, stop: int) -> None:
-    with pytest.raises(DataError, match="no positions"):
+    with pytest.raises(DataError, match="range of positions"):
         _loader().load(cursor, stop)

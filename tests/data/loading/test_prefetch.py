@@ -59,7 +59,10 @@ def test_an_error_arrives_where_its_rows_are_asked_for() -> None:
 
 
 def test_rows_of_another_position_are_never_given() -> None:
-    with _ahead(_loader()) as ahead, pytest.raises(DataError, match="from position 0 to 100, not 12"):
+    with (
+        _ahead(_loader()) as ahead,
+        pytest.raises(DataError, match="from position 12 to 100; the rows read ahead are from 0"),
+    ):
         ahead.load(STRIDE, STOP)
     with _ahead(_loader()) as ahead:
         for cursor in range(0, STOP, STRIDE):

@@ -115,7 +115,7 @@ def test_nothing_is_learned_and_nothing_is_saved_with_the_weights() -> None:
 
 
 def test_another_number_of_columns_is_refused() -> None:
-    with pytest.raises(DataError, match="got 1 columns; the features are 2"):
+    with pytest.raises(DataError, match="got 1 columns; expected 2"):
         Preprocess(_features((AGE, FARE)))(torch.zeros(2, 1))
 
 

@@ -1,4 +1,4 @@
-"""Which kind a column gets, what counts as missing, and the count of what could not be converted."""
+"""Tests of the column kinds, of missing values, and of the count of values that could not be converted."""
 
 from datetime import date
 from decimal import Decimal

@@ -186,11 +186,11 @@ def test_features_are_read_in_the_order_in_which_they_are_named(tmp_path: Path) 
         (ROWS.encode(), {"cleaning": {"columns": {"agee": {}}}}, "did you mean 'age'"),
         (ROWS.encode(), {"cleaning": {"columns": {"label": {}}}}, "no column 'label'"),
         (ROWS.encode(), {"features": ("age",), "cleaning": {"drop": ("age",)}}, "no column left"),
-        (ROWS.encode(), {"format": "parquet"}, "not a parquet file"),
-        (ROWS.encode(), {"format": "arrow"}, "not an Arrow file"),
+        (ROWS.encode(), {"format": "parquet"}, "as a parquet file"),
+        (ROWS.encode(), {"format": "arrow"}, "as an Arrow file"),
         (ROWS.encode(), {"format": "idx"}, "labels_uri"),
         (ROWS.encode(), {"format": "numpy"}, "labels_uri"),
-        (ROWS.encode(), {"format": "numpy", "labels_uri": "{path}"}, "not a NumPy file"),
+        (ROWS.encode(), {"format": "numpy", "labels_uri": "{path}"}, "as a NumPy file"),
         (ROWS.encode(), {"format": "sklearn"}, "names no scikit-learn data set"),
     ],
 )
@@ -214,20 +214,20 @@ def _folder(path: Path, files: dict[str, bytes]) -> Path:
         ({}, "", "names no file"),
         ({"a.csv": b"a,label\n1,2\n"}, "*.parquet", "names no file"),
         ({"a.dat": b"x"}, "a.dat", "set data.format"),
-        ({"a.txt": b"x"}, "a.txt", "plain text, which has no columns"),
-        ({"a.jsonl": b"{"}, "a.jsonl", "not a file of JSON lines"),
+        ({"a.txt": b"x"}, "a.txt", "plain text without columns"),
+        ({"a.jsonl": b"{"}, "a.jsonl", "as a file of JSON lines"),
         ({"a.csv": b"a,label\n1,2\n", "b.parquet": b"x"}, "", "several formats"),
         ({"a.csv": b"a,label\n1,2\n", "b.csv": b"b,label\n1,2\n"}, "", "same columns: only one of them has a, b"),
         ({"a.npz": b"x", "b.npz": b"x"}, "", "takes one"),
         ({"a.parquet": b""}, "a.parquet", "is empty"),
-        ({"a.parquet": b"PAR1"}, "a.parquet", "not a parquet file"),
+        ({"a.parquet": b"PAR1"}, "a.parquet", "as a parquet file"),
         ({"a.arrow": b""}, "a.arrow", "is empty"),
         ({"a.npy": b""}, "a.npy", "is empty"),
         ({"x-images-idx3-ubyte": _idx(np.zeros((2, 3, 3)))}, "x-images-idx3-ubyte", "labels-idx1-ubyte does not exist"),
         (
             {"x-images-idx3-ubyte": _idx(np.zeros((2, 3, 3)))[:-1], "x-labels-idx1-ubyte": _idx(np.zeros(2))},
             "x-images-idx3-ubyte",
-            "holds 17 bytes",
+            "contains 17 bytes",
         ),
         (
             {"x-images-idx3-ubyte": b"\x89PNG....", "x-labels-idx1-ubyte": _idx(np.zeros(2))},
@@ -251,7 +251,7 @@ def test_files_that_are_not_there_or_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": np.array([{"a": 1}, None], dtype=object), "label": np.array([0, 1])}, "cannot be read"),
+        ({"x": np.array([{"a": 1}, None], dtype=object), "label": np.array([0, 1])}, "cannot read array"),
         ({"x": np.array([1, 2, 3]), "label": np.array([0, 1])}, "different numbers of rows"),
         ({"x": np.float32(3), "label": np.array([0, 1])}, "expected numbers or text per row"),
         ({"x": np.zeros((2, 0)), "label": np.array([0, 1])}, "must hold numbers"),
@@ -271,7 +271,7 @@ def test_arrays_that_are_no_table_are_refused_and_python_objects_are_not_unpickl
 def test_an_unknown_scheme_or_packaged_set_is_refused() -> None:
     with pytest.raises(DataError, match="unknown scheme 'ftp'"):
         read_table(_spec("ftp://host/a.csv"))
-    with pytest.raises(DataError, match="there are digits"):
+    with pytest.raises(DataError, match="use one of digits"):
         read_table(_spec("sklearn:faces"))
 
 

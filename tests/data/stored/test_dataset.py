@@ -154,5 +154,5 @@ def test_what_does_not_exist_is_named_with_what_does(file_store: ObstoreStore) -
     with pytest.raises(NotFound, match=dataset.digest):
         open_dataset(file_store, "abc")
     for split in ("validation", "training"):
-        with pytest.raises(DataError, match="it has train, test"):
+        with pytest.raises(DataError, match="use one of train, test"):
             dataset.read(split)

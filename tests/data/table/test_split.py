@@ -60,5 +60,5 @@ def test_a_column_can_name_the_split() -> None:
 
 @pytest.mark.parametrize("value", ["val", "", None, "Train"])
 def test_another_word_in_the_split_column_is_refused(value: str | None) -> None:
-    with pytest.raises(DataError, match="'part' that names the split holds"):
+    with pytest.raises(DataError, match="the split column 'part' contains"):
         assign_rows(SplitSpec(column="part"), 2, pa.chunked_array([["train", value]]))

@@ -49,7 +49,7 @@ def test_a_number_that_cannot_be_read_is_a_missing_target() -> None:
     ("values", "task", "kind", "says"),
     [
         ([None, None], "classification", pa.string(), "no row of 2 has a class"),
-        (["a", "b"], "regression", None, "no row of 2 has a number in the target 'y', 2 hold"),
+        (["a", "b"], "regression", None, "no row of 2 has a number in the target 'y', 2 rows contain"),
         ([0.5, 1.0], "classification", None, "fractions"),
         ([[1], [2]], "classification", None, "a list per row"),
     ],
@@ -68,5 +68,5 @@ def test_a_single_class_or_too_many_for_binary_are_refused() -> None:
 
 
 def test_a_class_that_training_does_not_have_is_refused() -> None:
-    with pytest.raises(DataError, match="test split holds classes of the target 'y' .* 'c'"):
+    with pytest.raises(DataError, match="test split contains classes of the target 'y' .* 'c'"):
         encode_target("y", pa.array(["a", "c"]), ("a", "b"), "test")

@@ -253,8 +253,8 @@ def test_parts_of_a_remote_store_are_fetched_once_and_again_if_their_copy_is_alt
 @pytest.mark.parametrize(
     ("text", "content", "says"),
     [
-        ({}, "", "holds no text"),
-        ({}, "too short", "the train split of .* has 8 tokens, and a row takes 17"),
+        ({}, "", "contains no text"),
+        ({}, "too short", "the train split of .* has 8 tokens; a row needs 17"),
         ({"seq_len": 100}, TEXT[:500], "the validation split"),
         ({"split_by": "document"}, TEXT, "1 rows are too few"),
         ({"tokenizer": {"kind": "file", "uri": "nowhere.json"}}, TEXT, "does not exist"),
@@ -274,7 +274,10 @@ def test_texts_that_do_not_fit_are_refused(
         ({"format": "csv"}, "not csv"),
         ({"features": ["a"]}, "features cannot be used"),
         ({"split": {"column": "a"}}, r"split\.column cannot be used"),
-        ({"text": {"seq_len": 4, "tokenizer": {"kind": "bytes", "vocab_size": 400}}}, "vocab_size is for byte_bpe"),
+        (
+            {"text": {"seq_len": 4, "tokenizer": {"kind": "bytes", "vocab_size": 400}}},
+            "vocab_size is only for byte_bpe",
+        ),
         ({"text": {"seq_len": 4, "tokenizer": {"kind": "file"}}}, "belong together"),
         ({"task": "classification", "format": "text"}, "has no target"),
     ],
@@ -303,7 +306,7 @@ def test_a_stream_with_fewer_tokens_than_its_manifest_says_is_refused(store: Obs
     dataset = prepare(_spec(tmp_path / "a.txt"), store)
     tokens = dataset.tokens
     more = tokens.model_copy(update={"num_tokens": {name: num + 1 for name, num in tokens.num_tokens.items()}})
-    with pytest.raises(ObjectCorrupt, match="the parts of train hold .* tokens; their manifest says"):
+    with pytest.raises(ObjectCorrupt, match="the parts of train contain .* tokens; their manifest lists"):
         open_rows(replace(dataset, tokens=more), "train")
 
 

@@ -85,7 +85,7 @@ def test_every_format_gives_its_documents_in_the_order_of_the_files(tmp_path: Pa
         ("a.csv", b"a,b\n1,2\n", "is csv"),
         ("a.jsonl", b'{"text": "a"}\nno\n', "line 2 is not JSON"),
         ("a.jsonl", b'{"texts": "a"}', "did you mean 'texts'"),
-        ("a.jsonl", b'{"text": 3}', "expected a text"),
+        ("a.jsonl", b'{"text": 3}', "expected a string"),
         ("a.jsonl", b"[1]", "expected an object"),
         ("a.parquet", b"no", "cannot read"),
     ],

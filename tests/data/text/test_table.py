@@ -96,15 +96,15 @@ def test_a_model_with_logits_per_token_is_not_exported(store: ObstoreStore, tmp_
     (tmp_path / "a.txt").write_text("abc " * 50)
     fields = {"task": "language_modeling", "text": {"seq_len": 4}}
     dataset = prepare(parse_spec(DataSpec, {"uri": str(tmp_path / "a.txt"), **fields}), store)
-    with pytest.raises(BundleError, match="language_modeling cannot be exported to a bundle yet"):
+    with pytest.raises(BundleError, match="language_modeling cannot be exported to a bundle"):
         export(nn.Embedding(300, 300), dataset.features)
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"features": ["other"]}, "a text stands alone"),
-        ({"cleaning": {"drop": ["x"]}}, "not cleaned"),
+        ({"features": ["other"]}, "a text must be the only feature"),
+        ({"cleaning": {"drop": ["x"]}}, "no effect on a text"),
         ({"text": {"seq_len": 6, "stride": 2}}, r"text\.stride cannot be used"),
     ],
 )

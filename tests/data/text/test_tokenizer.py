@@ -70,9 +70,9 @@ def test_a_vocabulary_is_no_larger_than_asked() -> None:
 
 
 def test_what_is_no_tokenizer_or_lacks_a_token_is_refused() -> None:
-    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+    with pytest.raises(DataError, match=r"as a tokenizer\.json"):
         Tokenizer(b"{}")
-    with pytest.raises(DataError, match="'x', a character that the tokenizer does not know"):
+    with pytest.raises(DataError, match="'x', a character that is not in the tokenizer"):
         learn_tokenizer(TokenizerSpec(kind="characters"), ["ab"], [END]).encode(["axb"])
     with pytest.raises(DataError, match=r"data\.text\.tokenizer\.mask"):
         learn_tokenizer(TokenizerSpec(kind="bytes"), [], []).token_id("[MASK]", "mask")

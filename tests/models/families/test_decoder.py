@@ -120,14 +120,14 @@ def test_a_slice_of_layers_keeps_names_and_plan() -> None:
     ("row", "num_outputs", "per_token", "params", "message"),
     [
         (Row((8,)), 4, True, {}, "decoder needs tokens, .* values of the shape"),
-        (Row((8,), 12), 12, True, {"max_length": 4}, "max_length 4 and the rows have 8 tokens"),
+        (Row((8,), 12), 12, True, {"max_length": 4}, "max_length 4, but the rows have 8 tokens"),
         (Row((8,), 12), 3, True, {"tied": True}, "3 logits and 12 token ids"),
         (
             Row((8,), 12),
             3,
             False,
             {},
-            "decoder gives no logits per row, .* use one of the models mlp, convnet, resnet",
+            "decoder does not return logits per row, .* use one of the models mlp, convnet, resnet",
         ),
     ],
 )
@@ -141,9 +141,9 @@ def test_what_does_not_fit_the_data_is_refused(
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"width": 30, "heads": 4}, "width is 30 and heads is 4, which does not divide it; use 3 heads"),
-        ({"heads": 4, "kv_heads": 3}, "kv_heads is 3, which does not divide"),
-        ({"width": 9, "heads": 3}, "3 values; the rotary embedding turns pairs"),
+        ({"width": 30, "heads": 4}, "heads 4 does not divide width 30; use 3 heads"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads 3 does not divide"),
+        ({"width": 9, "heads": 3}, "3 values; the number must be even"),
         ({"rope": 1.0}, "unknown key 'rope'"),
     ],
 )

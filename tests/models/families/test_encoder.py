@@ -130,7 +130,7 @@ def test_names_of_layers_are_stable() -> None:
     ("row", "params", "message"),
     [
         (Row((8, 8)), {}, "encoder needs tokens"),
-        (Row((8,), 12), {"max_length": 4}, "max_length 4 and the rows have 8"),
+        (Row((8,), 12), {"max_length": 4}, "max_length 4, but the rows have 8"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(row: Row, params: dict, message: str) -> None:

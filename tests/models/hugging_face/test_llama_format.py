@@ -75,19 +75,19 @@ def test_a_decoder_comes_back_bit_by_bit(params: dict, tmp_path: Path) -> None:
 
 
 def test_another_model_has_no_such_format(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="'decoder' has Llama's format, and this is a Linear"):
+    with pytest.raises(ModelError, match="cannot write a Linear in Llama's format"):
         to_hf(nn.Linear(1, 1), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type 'mistral'; a decoder has 'llama'"),
-        ({"attention_bias": True}, "attention_bias True"),
+        ({"model_type": "mistral"}, "model_type to 'mistral'; decoder supports only 'llama'"),
+        ({"attention_bias": True}, "attention_bias to True"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "scales its rotary embedding"),
-        ({"head_dim": 16}, "head_dim 16"),
-        ({"hidden_size": 33}, "no configuration of a Llama model: .*does not divide"),
-        ({"vocab_size": None}, "no configuration of a Llama model"),
+        ({"head_dim": 16}, "head_dim to 16"),
+        ({"hidden_size": 33}, "not a configuration of a Llama model: .*does not divide"),
+        ({"vocab_size": None}, "not a configuration of a Llama model"),
         ({"hidden_size": 64, "head_dim": None}, r"is \[64, 64\] here and \[32, 32\] there"),
         ({"num_hidden_layers": 3}, r"it has no block_2\.attention\.key\.weight; .* \(and 6 more\)"),
     ],
@@ -101,13 +101,13 @@ def test_a_folder_that_describes_another_model_is_refused(changes: dict, message
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="config.json does not exist"):
         decoder_from(tmp_path)
     to_hf(decoder(), tmp_path)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+    with pytest.raises(ModelError, match="as safetensors"):
         decoder_from(tmp_path)
     weights.write_bytes(whole)
     state = load_file(weights)
@@ -116,5 +116,5 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"it has no norm\.weight; give"):
         decoder_from(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match="holds a list and no object"):
+    with pytest.raises(ModelError, match="contains a list; expected an object"):
         decoder_from(tmp_path)

@@ -75,12 +75,12 @@ def _index(document: Any) -> Callable[[Path], None]:
         (_large, "the limit is"),
         (_long_number, "digits"),
         (_pipe, "not a regular file"),
-        (_link, "leads out of the folder"),
-        (_broken_link, "leads nowhere"),
-        (_blobs_elsewhere, "leads out of the folder"),
-        (_index({"weight_map": {"w": "../../x.safetensors"}}), "only files of the same folder"),
+        (_link, "outside the folder"),
+        (_broken_link, "is a broken link"),
+        (_blobs_elsewhere, "outside the folder"),
+        (_index({"weight_map": {"w": "../../x.safetensors"}}), "only files in the same folder"),
         (_index({"weight_map": {"w": ["x"]}}), "no weight_map"),
-        (_index([]), "holds a list and no object"),
+        (_index([]), "contains a list; expected an object"),
     ],
 )
 def test_a_folder_that_leads_astray_is_refused(folder: Path, change: Callable[[Path], None], message: str) -> None:
@@ -126,7 +126,7 @@ def _header(folder: Path, header: bytes, size: int = 64) -> None:
 )
 def test_a_header_that_describes_no_file_is_refused(folder: Path, about: str) -> None:
     _header(folder, b'{"w":%b}' % about.encode())
-    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+    with pytest.raises(ModelError, match="as safetensors"):
         _ = HfFolder(str(folder)).weights
 
 
@@ -134,5 +134,5 @@ def test_a_header_is_read_only_up_to_its_limit(folder: Path) -> None:
     with (folder / "model.safetensors").open("wb") as file:
         file.write((MAX_JSON_BYTES + 1).to_bytes(8, "little"))
         file.truncate(MAX_JSON_BYTES * 2)
-    with pytest.raises(ModelError, match="a header of"):
+    with pytest.raises(ModelError, match="its header has"):
         _ = HfFolder(str(folder)).weights

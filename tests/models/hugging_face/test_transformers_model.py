@@ -75,13 +75,13 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
     classifier = hugging_face("BertForSequenceClassification", {"path": str(tmp_path)})
     body = {key: value for key, value in first.model.bert.state_dict().items() if "pooler" not in key}
     assert all(torch.equal(value, classifier.model.bert.state_dict()[key]) for key, value in body.items())
-    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, such as .*it holds another model"):
+    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, such as .*it contains another model"):
         hugging_face("DistilBertForMaskedLM", {"path": str(tmp_path)}, per_token=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "model.safetensors").unlink()
     torch.save(first.model.state_dict(), tmp_path / "pytorch_model.bin")
     assert config["model_type"] == "bert"
-    with pytest.raises(ModelError, match="weights in pickles"):
+    with pytest.raises(ModelError, match="pickled weights"):
         hugging_face("BertForMaskedLM", {"path": str(tmp_path)}, per_token=True)
 
 
@@ -90,10 +90,10 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
     [
         ("LamaForCausalLM", {}, TOKENS, True, "has no model 'LamaForCausalLM' .* did you mean 'hf:LlamaForCausalLM'"),
         ("os", {}, TOKENS, True, "classes end with ForCausalLM"),
-        ("LlamaForCausalLM", {}, TOKENS, False, "gives no logits per row"),
-        ("BertForSequenceClassification", {}, TOKENS, True, "gives no logits per token"),
-        ("ViTForImageClassification", {}, TOKENS, False, "takes images, and these rows are tokens"),
-        ("BertForSequenceClassification", {}, IMAGES, False, "takes tokens, and these rows are values"),
+        ("LlamaForCausalLM", {}, TOKENS, False, "does not return logits per row"),
+        ("BertForSequenceClassification", {}, TOKENS, True, "does not return logits per token"),
+        ("ViTForImageClassification", {}, TOKENS, False, "takes images, but these rows are tokens"),
+        ("BertForSequenceClassification", {}, IMAGES, False, "takes tokens, but these rows are values"),
         ("LlamaForCausalLM", {"config": {"hidden_sise": 3}}, TOKENS, True, "did you mean 'hidden_size'"),
         (
             "LlamaForCausalLM",
@@ -107,7 +107,7 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
             {"config": BERT | {"vocab_size": 5}},
             TOKENS,
             False,
-            "knows 5 token ids, and the data's tokenizer makes 12",
+            "has 5 token ids, but the data's tokenizer has 12",
         ),
         ("LlamaForCausalLM", {"config": LLAMA | {"vocab_size": 5}}, TOKENS, True, r"the data needs \[2, 6, 12\]"),
         (
@@ -129,5 +129,5 @@ def test_what_does_not_fit_is_refused_with_the_reason(
 def test_parameters_are_checked_when_the_spec_is_read() -> None:
     with pytest.raises(SpecError, match="unknown key 'confg'; did you mean 'config'"):
         parse_spec(ModelSpec, {"name": "hf:LlamaForCausalLM", "params": {"confg": {}}})
-    with pytest.raises(SpecError, match="either config or path"):
+    with pytest.raises(SpecError, match="config and path exclude each other"):
         parse_spec(ModelSpec, {"name": "hf:LlamaForCausalLM", "params": {"config": LLAMA, "path": "x"}})

@@ -118,10 +118,10 @@ def test_nothing_is_padded_where_nothing_is_stated(file_store: ObstoreStore, tmp
 @pytest.mark.parametrize(
     ("pad", "values", "message"),
     [
-        ("seq", {}, "not DIMENSION=MASK"),
+        ("seq", {}, "not of the form DIMENSION=MASK"),
         ("length=mask", {}, "not an input with the dimension 'length'"),
         ("batch=mask", {}, "not an input with the dimension 'batch'"),
-        ("seq=table", {}, "those are 'ids', 'mask'"),
+        ("seq=table", {}, "inputs with it: 'ids', 'mask'"),
         ("seq=mask", {"words": 1.0}, "does not have the dimension"),
     ],
 )

@@ -159,7 +159,7 @@ def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(
     body = {"inputs": [{"name": "index", "shape": [1, 1], "datatype": "INT64", "data": [99]}]}
     answer = infer(shared_server, body, "lookup")
     assert answer.status_code == 400
-    assert "refuses these values" in answer.json()["error"]
+    assert "rejects these values" in answer.json()["error"]
     assert "Gather" not in answer.text
 
 

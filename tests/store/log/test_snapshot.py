@@ -85,7 +85,7 @@ def test_a_store_that_was_taken_away_does_not_look_like_one_without_news(file_st
     follower = Follower(Sequence(file_store, "log"))
     follower.look()
     file_store.delete([info.key for info in file_store.scan(LOG)])
-    with pytest.raises(Exception, match="no record 2|not there any more"):
+    with pytest.raises(Exception, match="no record 2|no longer exists"):
         follower.look()
 
 

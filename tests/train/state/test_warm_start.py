@@ -312,7 +312,9 @@ def test_files_beside_those_that_the_index_names_are_none_of_the_model(
     expected = load_trained(file_store, "r").net.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     shard.unlink()
-    with pytest.raises(ModelError, match=rf"has no {shard.name}, which its model.safetensors.index.json names"):
+    with pytest.raises(
+        ModelError, match=rf"does not contain {shard.name}, which its model.safetensors.index.json names"
+    ):
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, weights)
 
 
@@ -347,13 +349,13 @@ def _cut(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("truncated", "lies outside of the file"),
-        ("huge header", "a header of .* bytes in a file of"),
-        ("no weights", "has no .*safetensors"),
-        ("pickle", "weights in pickles .* are not read"),
-        ("no config", "config.json cannot be read"),
+        ("truncated", "is outside the file"),
+        ("huge header", "its header has .* bytes, but the file has"),
+        ("no weights", "contains no .*safetensors"),
+        ("pickle", "pickled weights .* are not read"),
+        ("no config", "config.json does not exist"),
         ("missing weight", "cannot start from .*: it has no"),
-        ("not there", "there is no directory"),
+        ("not there", "the directory .* does not exist"),
     ],
 )
 def test_a_folder_that_is_damaged_is_refused(
@@ -379,7 +381,7 @@ def test_the_output_layer_of_tied_weights_is_the_embedding(file_store: ObstoreSt
     save_file({**whole, "lm_head.weight": whole["model.embed_tokens.weight"].clone()}, file)
     open_start(InitSpec(hf=str(tmp_path / "hf")), file_store, spec.storage).load(found)
     save_file({**whole, "lm_head.weight": whole["model.embed_tokens.weight"] + 1}, file)
-    with pytest.raises(ModelError, match=r"says tie_word_embeddings, and lm_head.weight is another one"):
+    with pytest.raises(ModelError, match=r"sets tie_word_embeddings, but lm_head.weight differs"):
         open_start(InitSpec(hf=str(tmp_path / "hf")), file_store, spec.storage).load(found)
 
 

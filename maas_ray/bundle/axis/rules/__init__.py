@@ -1,4 +1,4 @@
-"""The reviewed table: what is known of each operator. One that is not in it is not known to keep rows apart."""
+"""The reviewed table of operators and their rules. An operator outside it is not known to keep rows apart."""
 
 from collections.abc import Mapping
 
@@ -32,25 +32,25 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "ai.onnx.ml": classical.RULES,
     "com.microsoft": {**_STANDARD, **attention.ONNXRUNTIME},
 }
-"""By domain. Where onnxruntime's own domain has an operator of a standard name, it follows the standard's newest form."""
+"""Rules by domain. Operators of onnxruntime's domain with a standard name follow the newest version of the standard."""
 
 ACROSS: Mapping[str, str] = {
-    "NonZero": "gives places of elements, counted through all rows",
+    "NonZero": "returns indices of elements, counted over all rows",
     "Unique": "compares all elements with each other",
-    "NonMaxSuppression": "gives places of boxes, counted through all rows",
-    "MaxUnpool": "takes places of elements, counted through all rows",
-    "EyeLike": "makes a tensor by the place of a row",
-    "StringSplit": "makes as many columns as the longest row needs",
-    "StringNormalizer": "takes the rows for the words of one row",
+    "NonMaxSuppression": "returns indices of boxes, counted over all rows",
+    "MaxUnpool": "takes indices of elements, counted over all rows",
+    "EyeLike": "creates a tensor from the index of a row",
+    "StringSplit": "returns as many columns as the longest row needs",
+    "StringNormalizer": "treats the rows as the words of one row",
 }
-"""Operators that no rule can save when they meet rows, and what they do."""
+"""Operators that always compute across rows, with descriptions."""
 BY_RANGE: Mapping[str, str] = {
-    "DynamicQuantizeLinear": "takes its scale from the smallest and largest value of all rows",
-    "DynamicQuantizeMatMul": "takes its scale from the smallest and largest value of all rows",
-    "DynamicQuantizeLSTM": "takes its scale from the smallest and largest value of all rows",
+    "DynamicQuantizeLinear": "computes its scale from the smallest and largest value of all rows",
+    "DynamicQuantizeMatMul": "computes its scale from the smallest and largest value of all rows",
+    "DynamicQuantizeLSTM": "computes its scale from the smallest and largest value of all rows",
 }
-"""As `ACROSS`, but the rows are rows all the same."""
+"""As `ACROSS`, but their outputs still have one entry per row."""
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
-"""Operators that draw random numbers: an answer then depends on the requests before it."""
+"""Operators that draw random numbers: a result then depends on earlier requests."""

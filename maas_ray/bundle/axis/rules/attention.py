@@ -1,4 +1,4 @@
-"""Attention and embeddings as one operator, of the standard and of onnxruntime: every tensor has its rows first."""
+"""Rules for attention and embedding operators of the standard and of onnxruntime: rows are in the first dimension."""
 
 from maas_ray.bundle.axis.nodes import GraphNode, plain, resized, typed
 from maas_ray.bundle.axis.rules.linear import product_of
@@ -10,7 +10,7 @@ def _first(node: GraphNode, index: int) -> Value:
     """An input with exactly one row per entry of its first dimension."""
     value = node.data(index)
     if value.axis != 0 or value.inner != ONE or value.sizes[0] != BATCH:
-        raise unsure(f"has an input (number {index}) that does not begin with the rows")
+        raise unsure(f"has an input ({index}) whose first dimension is not the rows")
     return value
 
 
@@ -21,16 +21,16 @@ def _given(node: GraphNode, *indices: int) -> None:
 
 
 def _aligned(node: GraphNode, index: int, rank: int) -> None:
-    """A mask or bias: the same for all rows, or one for each, where it meets scores of so many dimensions."""
+    """Checks a mask or bias: the same for all rows, or one per row, aligned with scores of `rank` dimensions."""
     value = node.maybe(index)
     if value is None:
         return
     if value.axis is not None:
         _first(node, index)
         if value.rank != rank:
-            raise Refusal("aligns its mask with another dimension than the rows")
+            raise Refusal("aligns its mask with a dimension other than the rows")
     elif value.by_rows or value.rank > rank or (value.rank == rank and value.sizes[0] != ONE):
-        raise Refusal("spreads a mask over the rows by their place")
+        raise Refusal("broadcasts a mask over the rows by their index")
 
 
 def attention(node: GraphNode) -> list[Value]:
@@ -47,7 +47,7 @@ def attention(node: GraphNode) -> list[Value]:
 
 
 def rotary(node: GraphNode) -> list[Value]:
-    """RotaryEmbedding of the standard: angles by position, or tables for each row."""
+    """RotaryEmbedding of the standard: angles by position, or tables per row."""
     value = _first(node, 0)
     if node.maybe(3) is None:
         _given(node, 1, 2)
@@ -68,12 +68,12 @@ def skip_norm(node: GraphNode) -> list[Value]:
 
 
 def embed_norm(node: GraphNode) -> list[Value]:
-    """EmbedLayerNormalization: words, places and segments to normalized vectors."""
+    """EmbedLayerNormalization: words, positions and segments to normalized vectors."""
     ids = _first(node, 0)
     _given(node, 1, 7)
     node.common(2, 3, 4, 5, 6)
     if node.maybe(8) is not None:
-        raise unsure("takes places of words as an input, for which no rule is known")
+        raise unsure("takes positions of words as an input, for which there is no rule")
     vectors = resized(ids, (*ids.sizes, node.name("hidden")))
     return [typed(vectors, 1), resized(ids, (BATCH,)), typed(vectors, 1)]
 
@@ -84,13 +84,13 @@ def fused_attention(node: GraphNode) -> list[Value]:
     node.common(1, 2)
     mask = node.maybe(3)
     if mask is not None and (mask.rank < 2 or mask.axis != 0):
-        raise unsure("takes a mask that does not begin with the rows")
+        raise unsure("takes a mask whose first dimension is not the rows")
     _given(node, 3)
     if node.maybe(4) is not None:
-        raise unsure("keeps a cache whose rows are in its second dimension")
+        raise unsure("has a cache whose rows are in its second dimension")
     _aligned(node, 5, 4)
     if node.num_outputs > 1:
-        raise unsure("keeps a cache whose rows are in its second dimension")
+        raise unsure("has a cache whose rows are in its second dimension")
     return [resized(value, (*value.sizes[:2], node.name("hidden")))]
 
 
@@ -101,7 +101,7 @@ def multi_head(node: GraphNode) -> list[Value]:
     node.common(3)
     mask = node.maybe(4)
     if mask is not None and mask.rank < 2:
-        raise unsure("takes a mask that does not begin with the rows")
+        raise unsure("takes a mask whose first dimension is not the rows")
     _given(node, 4)
     _aligned(node, 5, 4)
     if value.rank != 3:
@@ -117,7 +117,7 @@ def biased(node: GraphNode) -> list[Value]:
 
 
 def weight_only(node: GraphNode) -> list[Value]:
-    """MatMulNBits: the weights are packed, everything but the first factor is the same for all."""
+    """MatMulNBits: the weights are packed; all inputs but the first factor are the same for all rows."""
     value = node.data(0)
     node.common(*range(1, len(node.inputs)))
     node.apart(value, -1)
@@ -130,7 +130,7 @@ def scaled_matmul(node: GraphNode) -> list[Value]:
     for index in (2, 4):
         scale = node.maybe(index)
         if scale is not None and scale.shape not in ((), (ONE,)):
-            raise unsure("scales the rows of a factor one by one")
+            raise unsure("scales the rows of a factor separately")
     return [typed(product_of(node, node.data(0), node.data(1)), 1)]
 
 

@@ -1,4 +1,4 @@
-"""Operators of ai.onnx.ml: one row of features at a time, if the rows are in the first of two dimensions."""
+"""Rules for operators of ai.onnx.ml, which process rows separately if these are in the first of two dimensions."""
 
 from maas_ray.bundle.axis.nodes import GraphNode, plain, resized, typed
 from maas_ray.bundle.axis.sizes import Size
@@ -8,7 +8,7 @@ _FLOAT, _INT64 = 1, 7
 
 
 def table(node: GraphNode) -> list[Value]:
-    """LabelEncoder, CategoryMapper, Binarizer: each element by itself."""
+    """LabelEncoder, CategoryMapper, Binarizer: elementwise."""
     value = node.data(0)
     return [typed(plain(value), 0)]
 
@@ -18,7 +18,7 @@ def _rows(node: GraphNode, index: int = 0) -> Value:
     if value.axis is None:
         return value
     if value.rank != 2 or value.axis != 0:
-        raise Refusal("takes the rows for the features of one row")
+        raise Refusal("treats the rows as the features of one row")
     return value
 
 
@@ -28,32 +28,32 @@ def features(node: GraphNode) -> list[Value]:
 
 
 def classifier(node: GraphNode) -> list[Value]:
-    """Classifiers: a label and scores for each row."""
+    """Classifiers: a label and scores per row."""
     value = _rows(node)
     labels, scores = resized(value, value.sizes[:1]), resized(value, (value.sizes[0], node.name("classes")))
     return [typed(labels, _INT64), typed(scores, _FLOAT)]
 
 
 def regressor(node: GraphNode) -> list[Value]:
-    """Regressors: targets for each row."""
+    """Regressors: targets per row."""
     value = _rows(node)
     targets = node.attributes.get("n_targets", node.attributes.get("targets", 1))
     return [typed(resized(value, (value.sizes[0], Size(int(targets)))), _FLOAT)]
 
 
 def one_hot(node: GraphNode) -> list[Value]:
-    """OneHotEncoder: a dimension more."""
+    """OneHotEncoder: adds a dimension."""
     value = node.data(0)
     count = len(node.attributes.get("cats_int64s") or node.attributes.get("cats_strings") or ())
     return [typed(resized(value, (*value.sizes, Size(count))), _FLOAT)]
 
 
 def vectorizer(node: GraphNode) -> list[Value]:
-    """FeatureVectorizer: features of several inputs beside each other."""
+    """FeatureVectorizer: concatenates features of several inputs."""
     values = [_rows(node, index) for index in range(len(node.inputs))]
     places = {(value.axis, value.inner, value.sizes[0]) for value in values}
     if len(places) > 1:
-        raise Refusal("combines rows by their place")
+        raise Refusal("combines rows by their index")
     return [typed(resized(values[0], (values[0].sizes[0], node.name("features"))), _FLOAT)]
 
 
@@ -68,7 +68,7 @@ def extractor(node: GraphNode) -> list[Value]:
 
 
 def words(node: GraphNode) -> list[Value]:
-    """TfIdfVectorizer: counts for each row."""
+    """TfIdfVectorizer: counts per row."""
     value = _rows(node)
     return [typed(resized(value, (value.sizes[0], node.name("words"))), _FLOAT)]
 

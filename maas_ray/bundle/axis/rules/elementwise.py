@@ -1,4 +1,4 @@
-"""Operators that compute each element of the result from the elements at its place: rows stay where they are."""
+"""Rules for elementwise operators: rows stay in their dimension."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,14 +80,14 @@ BINARY = [
 ]
 COMPARISONS = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsInf", "IsNaN"]
 _NUMPY_RULE = 7
-"""Operator set since which binary operators broadcast by numpy's rule, without attributes."""
+"""Operator set since which binary operators broadcast as NumPy does, without attributes."""
 
 
 def elementwise(node: GraphNode) -> list[Value]:
-    """Any number of inputs, broadcast."""
+    """Elementwise operators with any number of broadcast inputs."""
     values = [value for value in node.inputs if value is not None]
     if (node.attributes.get("broadcast") or node.attributes.get("axis")) and node.opset < _NUMPY_RULE:
-        raise unsure("broadcasts by the rule of an operator set before 7")
+        raise unsure("uses the broadcasting of an operator set before 7")
     number = _content(node, values)
     if number is not None:
         return [number]
@@ -101,7 +101,7 @@ def elementwise(node: GraphNode) -> list[Value]:
 
 
 def where(node: GraphNode) -> list[Value]:
-    """Chooses between two tensors."""
+    """Where: selects from two tensors."""
     values = [node.input(0), node.input(1), node.input(2)]
     number = _content(node, values)
     if number is not None:
@@ -112,7 +112,7 @@ def where(node: GraphNode) -> list[Value]:
 
 
 def cast(node: GraphNode) -> list[Value]:
-    """Another datatype; what is known of small integers stays known."""
+    """Cast: another datatype; small integers remain known."""
     value = node.input(0)
     dtype = node.whole("to", 0) if node.op != "CastLike" else node.input(1).dtype
     if node.op == "BitCast":
@@ -124,7 +124,7 @@ def cast(node: GraphNode) -> list[Value]:
 
 
 def quantize(node: GraphNode) -> list[Value]:
-    """QuantizeLinear and DequantizeLinear: scales and zero points for all, for an axis, or for blocks of one."""
+    """QuantizeLinear and DequantizeLinear: scales and zero points per tensor, per axis, or per block of an axis."""
     value = node.data(0)
     node.common(1, 2)
     scale = node.input(1)
@@ -133,14 +133,14 @@ def quantize(node: GraphNode) -> list[Value]:
     elif scale.rank > 1:
         node.apart(value, node.whole("axis", 1))
         if value.axis is not None and scale.rank == value.rank and scale.sizes[value.axis].number != 1:
-            raise Refusal("scales each row by its place")
+            raise Refusal("scales each row by its index")
     zero = node.maybe(2)
     dtype = scale.dtype if node.op == "DequantizeLinear" else (zero.dtype if zero else 2)
     return [typed(plain(value), dtype)]
 
 
 def dropout(node: GraphNode) -> list[Value]:
-    """Nothing at inference."""
+    """Dropout: no effect at inference."""
     value = node.data(0)
     training = node.numbers(2)
     if training is not None and (not training or training[0] != Size(0)):
@@ -151,7 +151,7 @@ def dropout(node: GraphNode) -> list[Value]:
 
 
 def _content(node: GraphNode, values: list[Value]) -> Value | None:
-    """The result by its elements, where all inputs are small, without rows, and at most vectors."""
+    """The result's elements, if all inputs are small, without rows, and at most vectors."""
     if any(value.axis is not None or value.shape is None or len(value.shape) > 1 for value in values):
         return None
     numbers = [value.numbers for value in values]
@@ -212,7 +212,7 @@ def _multiply(first: Number, second: Number) -> Number | None:
 
 def _divide(first: Number, second: Number) -> Number | None:
     if isinstance(first, Size) and isinstance(second, Size):
-        return first.over(second)  # what does not come out even depends on the datatype
+        return first.over(second)  # a remainder depends on the datatype
     return _both(lambda a, b: a / b)(first, second)
 
 
@@ -236,7 +236,7 @@ def _equal(first: Number, second: Number) -> Number | None:
     known = [_plain(first), _plain(second)]
     if None not in known:
         return Size(int(known[0] == known[1]))
-    # A size is not negative; whether it is any other number is not known.
+    # A size is not negative; whether it equals any other number is unknown.
     return Size(0) if any(each is not None and each < 0 for each in known) else None
 
 

@@ -1,4 +1,4 @@
-"""Products of matrices: rows may be in either factor, but not in the dimension that is summed over."""
+"""Rules for matrix products: rows may be in either factor, but not in the dimension of the sum."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ _SUMMED = "sums over the rows"
 
 
 def product_of(node: GraphNode, first: Value, second: Value) -> Value:
-    """A matrix product by numpy's rule."""
+    """A matrix product with NumPy's broadcasting."""
     ranks = first.rank, second.rank
     if min(ranks) == 0:
         raise unsure("multiplies a scalar as a matrix")
@@ -20,7 +20,7 @@ def product_of(node: GraphNode, first: Value, second: Value) -> Value:
     right = second if ranks[1] > 1 else _with_one(second, 1)
     if left.axis == left.rank - 1 or right.axis == right.rank - 2:
         raise Refusal(_SUMMED)
-    # The other factor is the same for all of a matrix, so its own dimensions there count as 1.
+    # The other factor is the same for a whole matrix, so its own dimensions there count as 1.
     frames = [_frame(left, right.rank, is_left=True), _frame(right, left.rank, is_left=False)]
     result = node.broadcast(*frames)
     sizes = [*result.sizes[:-2], left.sizes[-2], right.sizes[-1]]
@@ -41,7 +41,7 @@ def _with_one(value: Value, place: int) -> Value:
 
 
 def _frame(value: Value, other_rank: int, *, is_left: bool) -> Value:
-    """A factor with 1 where the result takes its size from the other one."""
+    """A factor with 1 in dimensions whose size in the result comes from the other factor."""
     sizes = list(value.sizes)
     sizes[-1 if is_left else -2] = ONE
     missing = max(0, other_rank - len(sizes))
@@ -55,12 +55,12 @@ def matmul(node: GraphNode) -> list[Value]:
 
 
 def _quantized(node: GraphNode, first: int, *others: int) -> None:
-    """Refuses scales and zero points of rows, and those with an entry for each row of the first factor."""
+    """Rejects scales and zero points that contain rows, and those with an entry per row of the first factor."""
     node.common(first, *others)
     for index in (first, *others):
         value = node.maybe(index)
         if value is not None and value.shape != () and value.shape != (ONE,) and index == first:
-            raise unsure("scales the rows of a factor one by one")
+            raise unsure("scales the rows of a factor separately")
 
 
 def integer_matmul(node: GraphNode) -> list[Value]:
@@ -91,7 +91,7 @@ def gemm(node: GraphNode) -> list[Value]:
     first = _transposed(node.data(0), is_turned=bool(node.whole("transA", 0)))
     second = _transposed(node.data(1), is_turned=bool(node.whole("transB", 0)))
     if first.rank != 2 or second.rank != 2:
-        raise unsure("multiplies what are not matrices")
+        raise unsure("multiplies tensors that are not matrices")
     result = product_of(node, first, second)
     return [node.broadcast(result, node.data(2)) if node.maybe(2) is not None else result]
 
@@ -106,7 +106,7 @@ def fused_matmul(node: GraphNode) -> list[Value]:
 
 
 def einsum(node: GraphNode) -> list[Value]:
-    """Einsum: the letter of the rows must be in the result and in no factor that is the same for all."""
+    """Einsum: the letter of the rows must be in the result and in no factor that is the same for all rows."""
     values = [node.data(index) for index in range(len(node.inputs))]
     terms, result = _letters(node.text("equation"), values)
     letters = {term[value.axis] for term, value in zip(terms, values, strict=True) if value.axis is not None}
@@ -126,16 +126,16 @@ def einsum(node: GraphNode) -> list[Value]:
     inner = {value.inner for value in values if value.axis is not None}
     for term, value in zip(terms, values, strict=True):
         if term.count(rows) > 1 or (value.axis is None and rows in term) or len(inner) > 1:
-            raise Refusal("combines rows by their place")
+            raise Refusal("combines rows by their index")
     return [Value(shape, result.index(rows), inner.pop(), dtype=values[0].dtype)]
 
 
 def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
-    """The subscripts of the factors and of the result, an ellipsis written out in upper case Greek letters."""
+    """The subscripts of the factors and of the result, with an ellipsis replaced by uppercase Greek letters."""
     left, _, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(values):
-        raise unsure("has an equation of another number of factors")
+        raise unsure("has an equation with another number of factors")
     widest = 0
     for index, (term, value) in enumerate(zip(terms, values, strict=True)):
         if "..." in term:
@@ -144,7 +144,7 @@ def _letters(equation: str, values: Sequence[Value]) -> tuple[list[str], str]:
             dots = "".join(chr(0x391 + 20 - width + each) for each in range(width))
             terms[index] = term.replace("...", dots)
         if len(terms[index]) != value.rank:
-            raise unsure("has an equation of other ranks than its factors")
+            raise unsure("has an equation whose ranks differ from those of its factors")
     if "->" not in equation:
         letters = "".join(terms)
         right = ("..." if widest else "") + "".join(

@@ -1,4 +1,4 @@
-"""Operators that take, join, cut and scatter parts of tensors."""
+"""Rules for operators that gather, concatenate, slice, split and scatter tensors."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from maas_ray.bundle.axis.sizes import ONE, Number, Size, whole
 from maas_ray.bundle.axis.values import Refusal, Value, held, unsure
 
 _TO_THE_END = (1 << 31) - 1
-"""Exporters write at least this number for "to the end"."""
+"""Exporters use at least this number for "to the end"."""
 
 
 def gather(node: GraphNode) -> list[Value]:
@@ -23,7 +23,7 @@ def gather(node: GraphNode) -> list[Value]:
             return [held(indices.sizes, [numbers[each or 0] for each in chosen], value.dtype)]
     value, indices = node.data(0), node.data(1)
     if value.axis is not None and indices.axis is not None:
-        raise unsure("takes rows out of rows")
+        raise unsure("gathers rows from rows")
     node.apart(value, axis)
     sizes = [*value.sizes[:axis], *indices.sizes, *value.sizes[axis + 1 :]]
     if indices.axis is not None:
@@ -33,13 +33,13 @@ def gather(node: GraphNode) -> list[Value]:
 
 
 def gather_elements(node: GraphNode) -> list[Value]:
-    """GatherElements: single elements along one axis, at the same place in all others."""
+    """GatherElements: single elements along one axis, at the same index in all other axes."""
     value, indices = node.data(0), node.data(1)
     axis = node.whole("axis", 0)
     axis = axis + value.rank if axis < 0 else axis
     if value.axis is None and indices.axis is not None:
         if indices.axis != axis:
-            raise Refusal("takes elements by the place of a row")
+            raise Refusal("gathers elements by the index of a row")
         return [replace(plain(indices), dtype=value.dtype)]
     node.apart(value, axis)
     _same_rows(value, indices)
@@ -47,15 +47,15 @@ def gather_elements(node: GraphNode) -> list[Value]:
 
 
 def gather_nd(node: GraphNode) -> list[Value]:
-    """GatherND, with the rows among its batch dimensions, or taken by each row's own number."""
+    """GatherND, with the rows among its batch dimensions, or gathered by each row's own index."""
     value, indices = node.input(0), node.input(1)
     dims = node.whole("batch_dims", 0)
     depth = whole(indices.sizes[-1])
     if depth is None:
-        raise unsure("takes elements by indices of unknown depth")
+        raise unsure("gathers elements by indices of unknown depth")
     if dims == 0 and value.axis == 0 and value.inner == ONE and indices.parts[:1] == (True,):
         if any(indices.parts[1:]) or indices.by_place or value.is_position or value.by_place or value.by_rows:
-            raise Refusal("takes elements by the place of a row")
+            raise Refusal("gathers elements by the index of a row")
         sizes = [*indices.sizes[:-1], *value.sizes[depth:]]
         return [Value(tuple(sizes), indices.axis, indices.inner, dtype=value.dtype)]
     value, indices = node.data(0), node.data(1)
@@ -64,17 +64,17 @@ def gather_nd(node: GraphNode) -> list[Value]:
         return [Value(tuple(sizes), indices.axis, indices.inner, dtype=value.dtype)]
     _same_rows(value, indices)
     if value.axis is None or value.axis >= dims:
-        raise Refusal("takes elements across the rows")
+        raise Refusal("gathers elements across the rows")
     return [resized(value, sizes)]
 
 
 def _same_rows(*values: Value) -> None:
-    """Refuses tensors unless the rows of all are in the same dimension in the same way."""
+    """Rejects tensors unless the rows of all are in the same dimension in the same way."""
     places = {
         (value.axis, value.inner, value.sizes[value.axis or 0] if value.axis is not None else None) for value in values
     }
     if len(places) > 1:
-        raise Refusal("combines rows by their place")
+        raise Refusal("combines rows by their index")
 
 
 def scatter(node: GraphNode) -> list[Value]:
@@ -87,7 +87,7 @@ def scatter(node: GraphNode) -> list[Value]:
 
 
 def scatter_nd(node: GraphNode) -> list[Value]:
-    """ScatterND at each row's own number."""
+    """ScatterND at each row's own index."""
     value, indices, updates = node.data(0), node.input(1), node.data(2)
     if all(each.is_common for each in (value, indices, updates)):
         return [plain(value)]
@@ -99,12 +99,12 @@ def scatter_nd(node: GraphNode) -> list[Value]:
         or updates.axis != indices.axis
         or updates.inner != indices.inner
     ):
-        raise Refusal("writes elements by the place of a row")
+        raise Refusal("scatters elements by the index of a row")
     return [plain(value)]
 
 
 def slice_of(node: GraphNode) -> list[Value]:
-    """Slice: all of the rows, or it takes some by their place."""
+    """Slice: must keep all rows."""
     value = node.input(0)
     starts: Sequence[Number]
     ends: Sequence[Number]
@@ -115,7 +115,7 @@ def slice_of(node: GraphNode) -> list[Value]:
     else:
         found = [node.numbers(index) for index in (1, 2, 4)]
         if found[0] is None or found[1] is None or (found[2] is None and node.maybe(4) is not None):
-            raise unsure("computes where it cuts while it runs")
+            raise unsure("computes its slice at run time")
         starts, ends, steps = (list(each or ()) for each in found)
         axes = node.known(3)
     axes = list(range(len(starts))) if axes is None else axes
@@ -139,7 +139,7 @@ def slice_of(node: GraphNode) -> list[Value]:
 
 
 def concat(node: GraphNode) -> list[Value]:
-    """Concat, along another dimension than that of the rows."""
+    """Concat, along a dimension other than that of the rows."""
     values = [value for value in node.inputs if value is not None]
     axis = node.whole("axis", 1 if node.opset < 4 else 0)
     if all(value.axis is None for value in values):
@@ -151,7 +151,7 @@ def concat(node: GraphNode) -> list[Value]:
         values = [node.data(index) for index in range(len(values))]
     for value in values:
         if value.axis is None and value.rank == first.rank:
-            raise Refusal("joins each row with what belongs to a fixed number of rows")
+            raise Refusal("concatenates each row with a tensor of a fixed number of rows")
     _same_rows(*values)
     sizes = list(first.sizes)
     lengths = [value.sizes[axis] for value in values]
@@ -161,11 +161,11 @@ def concat(node: GraphNode) -> list[Value]:
 
 
 def _parts(values: Sequence[Value], axis: int) -> tuple[bool, ...]:
-    """Which components of joined indices are a row's own number; nothing if none is."""
+    """The components of concatenated indices that are a row's own index; empty if there are none."""
     if not any(value.is_position for value in values) or axis != values[0].rank - 1:
         return ()
     if any(value.sizes[-1] != ONE or value.parts or value.by_rows or value.by_place for value in values):
-        raise Refusal("uses the place of a row in the run as a value")
+        raise Refusal("uses the index of a row in the run as a value")
     return tuple(value.is_position for value in values)
 
 
@@ -186,7 +186,7 @@ def _joined_numbers(node: GraphNode, values: Sequence[Value], axis: int) -> Valu
 
 
 def split(node: GraphNode) -> list[Value]:
-    """Split, along another dimension than that of the rows."""
+    """Split, along a dimension other than that of the rows."""
     value = node.input(0)
     axis = node.apart(value, node.whole("axis", 0))
     given = [Size(each) for each in node.ints("split") or []] or node.numbers(1)
@@ -209,7 +209,7 @@ def split(node: GraphNode) -> list[Value]:
 
 
 def compress(node: GraphNode) -> list[Value]:
-    """Compress along an axis, by conditions that are the same for all."""
+    """Compress along an axis, by conditions that are the same for all rows."""
     value = node.data(0)
     node.common(1)
     if "axis" not in node.attributes:
@@ -222,7 +222,7 @@ def compress(node: GraphNode) -> list[Value]:
 
 
 def one_hot(node: GraphNode) -> list[Value]:
-    """OneHot: a dimension more."""
+    """OneHot: adds a dimension."""
     indices = node.data(0)
     node.common(2)
     depth = (node.numbers(1) or (None,))[0]
@@ -230,7 +230,7 @@ def one_hot(node: GraphNode) -> list[Value]:
     axis = axis + indices.rank + 1 if axis < 0 else axis
     size = node.name("depth") if depth is None else node.size(depth, "depth")
     if size.num_rows:
-        raise Refusal("makes a size out of the number of rows")
+        raise Refusal("computes a size from the number of rows")
     sizes = [*indices.sizes[:axis], size, *indices.sizes[axis:]]
     place = indices.axis
     place = place if place is None or place < axis else place + 1
@@ -238,7 +238,7 @@ def one_hot(node: GraphNode) -> list[Value]:
 
 
 def reverse_sequence(node: GraphNode) -> list[Value]:
-    """ReverseSequence: each row by its own length."""
+    """ReverseSequence: each row with its own length."""
     value, lengths = node.data(0), node.data(1)
     node.apart(value, node.whole("time_axis", 0))
     if value.axis != node.whole("batch_axis", 1) or lengths.axis != 0 or value.inner != ONE or lengths.inner != ONE:

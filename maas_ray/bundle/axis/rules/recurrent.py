@@ -1,4 +1,4 @@
-"""Recurrent networks: the sequence is worked along, the rows are in the other dimension."""
+"""Rules for recurrent operators, which work along the sequence; the rows are in another dimension."""
 
 from maas_ray.bundle.axis.nodes import GraphNode, resized
 from maas_ray.bundle.axis.sizes import BATCH, ONE, Size
@@ -14,9 +14,9 @@ def recurrent(node: GraphNode) -> list[Value]:
     is_first = bool(node.whole("layout", 0))
     place = 0 if is_first else 1
     if value.axis is None:
-        raise unsure("starts from a sequence that is the same for all")
+        raise unsure("starts from a sequence that is equal for all rows")
     if value.axis != place:
-        raise Refusal("works along the rows as along a sequence")
+        raise Refusal("processes the rows as a sequence")
     _check(node.maybe(4), 0)
     for index in _STATES[node.op]:
         _check(node.maybe(index), place)
@@ -32,11 +32,11 @@ def recurrent(node: GraphNode) -> list[Value]:
 
 
 def _check(value: Value | None, place: int) -> None:
-    """Refuses states and lengths that are not one for each row."""
+    """Rejects states and lengths that do not have one entry per row."""
     if value is not None and (
         value.axis != place or value.inner != ONE or value.by_rows or value.is_position or value.by_place
     ):
-        raise Refusal("takes states or lengths by the place of a row")
+        raise Refusal("takes states or lengths by the index of a row")
 
 
 RULES = dict.fromkeys(_STATES, recurrent)

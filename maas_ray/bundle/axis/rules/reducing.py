@@ -1,4 +1,4 @@
-"""Operators that work along dimensions: reductions, softmax, sorting, sums and norms."""
+"""Rules for operators that work along dimensions: reductions, softmax, sorting, sums and norms."""
 
 from maas_ray.bundle.axis.nodes import GraphNode, Rule, plain, resized, typed
 from maas_ray.bundle.axis.sizes import ONE, Size, product, unknown
@@ -11,7 +11,7 @@ REDUCTIONS = [
 
 
 def reduce(node: GraphNode) -> list[Value]:
-    """Reduce*: without axes over everything."""
+    """Reduce*: over all dimensions if no axes are given."""
     value = node.input(0)
     if value.axis is None and value.rank == 1 and value.numbers is not None:
         numbers = value.numbers
@@ -44,7 +44,7 @@ def arg(node: GraphNode) -> list[Value]:
 
 
 def softmax(node: GraphNode) -> list[Value]:
-    """Softmax, LogSoftmax and Hardmax; before operator set 13 over everything from the axis on."""
+    """Softmax, LogSoftmax and Hardmax; before operator set 13 over all dimensions from the axis on."""
     value = node.data(0)
     if node.opset < 13:
         node.before(value, node.whole("axis", 1))
@@ -54,7 +54,7 @@ def softmax(node: GraphNode) -> list[Value]:
 
 
 def along(default: int) -> Rule:
-    """Operators that keep the shape and work along the attribute `axis`."""
+    """The rule for operators that keep the shape and work along the attribute `axis`."""
 
     def rule(node: GraphNode) -> list[Value]:
         value = node.data(0)
@@ -69,7 +69,7 @@ def running(node: GraphNode) -> list[Value]:
     value = node.data(0)
     axes = node.known(1)
     if not axes:
-        raise unsure("computes its axis while it runs")
+        raise unsure("computes its axis at run time")
     node.apart(value, axes[0])
     return [plain(value)]
 
@@ -81,7 +81,7 @@ def top_k(node: GraphNode) -> list[Value]:
     numbers = node.numbers(1) if node.opset >= 10 else (Size(node.whole("k", 1)),)
     size = node.name("k") if not numbers else node.size(numbers[0], "k")
     if size.num_rows:
-        raise Refusal("makes a size out of the number of rows")
+        raise Refusal("computes a size from the number of rows")
     sizes = list(value.sizes)
     sizes[axis] = size
     found = resized(value, sizes)
@@ -102,13 +102,13 @@ def batch_norm(node: GraphNode) -> list[Value]:
     """BatchNormalization with fixed statistics."""
     value = node.leading(node.data(0))
     if node.whole("training_mode", 0) or (node.opset < 14 and node.num_outputs > 1):
-        raise unsure("takes the mean of the whole batch, as in training")
+        raise unsure("computes the mean of the whole batch, as in training")
     node.common(1, 2, 3, 4)
     return [plain(value)]
 
 
 def per_image(node: GraphNode) -> list[Value]:
-    """Normalizes each row by itself or by fixed numbers: the rows come first, then the channels."""
+    """Operators that normalize each row by itself or by fixed numbers: rows first, then channels."""
     value = node.leading(node.data(0))
     node.common(*range(1, len(node.inputs)))
     return [plain(value)]
@@ -130,13 +130,13 @@ def det(node: GraphNode) -> list[Value]:
 
 
 def loss(node: GraphNode) -> list[Value]:
-    """NegativeLogLikelihoodLoss and SoftmaxCrossEntropyLoss, one for each row."""
+    """NegativeLogLikelihoodLoss and SoftmaxCrossEntropyLoss, one loss per row."""
     scores, labels = node.leading(node.data(0)), node.leading(node.data(1))
     node.common(2)
     if node.text("reduction", "mean") != "none":
-        raise Refusal("takes the mean or the sum over the rows")
+        raise Refusal("computes the mean or the sum over the rows")
     if scores.sizes[0] != labels.sizes[0]:
-        raise unsure("compares rows with what is the same for all")
+        raise unsure("compares rows with a tensor that is equal for all rows")
     return [typed(plain(labels), scores.dtype), plain(scores)]
 
 

@@ -1,4 +1,4 @@
-"""Operators that only rearrange elements or make tensors of a shape: where the rows are afterwards."""
+"""Rules for operators that rearrange elements or create tensors of a shape: the new dimension of the rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ _INT64 = 7
 
 
 def reshaped(value: Value, shape: Sequence[Size]) -> Value:
-    """A value in another shape with as many elements: their order stays, so the rows are found again by their stride.
+    """A value in another shape with as many elements: their order is unchanged, so the rows are found by their stride.
 
     Raises:
-        Refusal: the rows are not in one dimension afterwards, or the sizes do not tell.
+        Refusal: the rows are not in one dimension afterward, or the sizes are insufficient to decide it.
     """
     content = value.numbers if len(shape) <= 1 else None
     if value.axis is None:
         if any(size.num_rows for size in shape):
-            raise Refusal("cuts a tensor by the number of rows")
+            raise Refusal("reshapes a tensor by the number of rows")
         return replace(value, shape=tuple(shape), content=content, parts=())
     stride = product((value.inner, *value.sizes[value.axis + 1 :]))
     for axis, size in enumerate(shape):
@@ -31,15 +31,15 @@ def reshaped(value: Value, shape: Sequence[Size]) -> Value:
         if inner is None or size.over(product((BATCH, inner))) is None:
             continue
         return replace(resized(value, shape, axis=axis), inner=inner)
-    raise Refusal("cuts the rows in other places than between them")
+    raise Refusal("reshapes across the boundaries of rows")
 
 
 def reshape(node: GraphNode) -> list[Value]:
-    """Reshape: 0 copies a size, -1 takes what is left."""
+    """Reshape: 0 copies a size, -1 is inferred."""
     value = node.input(0)
     wanted = node.numbers(1) if len(node.inputs) > 1 else tuple(Size(each) for each in node.ints("shape") or [])
     if wanted is None:
-        raise unsure("computes its shape while it runs")
+        raise unsure("computes its shape at run time")
     copies = not node.whole("allowzero", 0)
     sizes: list[Size | None] = []
     for axis, number in enumerate(wanted):
@@ -54,20 +54,20 @@ def reshape(node: GraphNode) -> list[Value]:
 
 
 def _filled(node: GraphNode, value: Value, sizes: Sequence[Size | None]) -> Sizes:
-    """The sizes with the one that is left open."""
+    """The sizes with the inferred one."""
     known = product(size for size in sizes if size is not None)
     if None not in sizes:
         return tuple(size for size in sizes if size is not None)
     rest = None if value.shape is None else product(value.shape).over(known)
     if rest is None:
         if value.axis is not None and not known.num_rows:
-            raise Refusal("cuts the rows in other places than between them")
+            raise Refusal("reshapes across the boundaries of rows")
         rest = node.name("rest")
     return tuple(rest if size is None else size for size in sizes)
 
 
 def flatten(node: GraphNode) -> list[Value]:
-    """Flatten: two dimensions of what is before and from an axis."""
+    """Flatten: the dimensions before an axis and from it on become two dimensions."""
     value = node.input(0)
     axis = node.whole("axis", 1)
     axis = axis + value.rank if axis < 0 else axis
@@ -92,12 +92,12 @@ def _axes(node: GraphNode) -> list[int] | None:
 
 
 def squeeze(node: GraphNode) -> list[Value]:
-    """Squeeze: without axes it drops whatever is 1, and there may be one row."""
+    """Squeeze: without axes it removes all dimensions of size 1, and there may be one row."""
     value = node.input(0)
     axes = _axes(node)
     if axes is None:
         if value.axis is not None or not all(size.is_number for size in value.sizes):
-            raise Refusal("drops every dimension of size 1, which the rows are in when there is one")
+            raise Refusal("removes every dimension of size 1, which includes the rows if there is only one")
         axes = [axis for axis, size in enumerate(value.sizes) if size == ONE]
     dropped = {node.apart(value, axis) for axis in axes}
     sizes = [size for axis, size in enumerate(value.sizes) if axis not in dropped]
@@ -111,7 +111,7 @@ def unsqueeze(node: GraphNode) -> list[Value]:
     value = node.input(0)
     axes = _axes(node)
     if axes is None:
-        raise unsure("computes its axes while it runs")
+        raise unsure("computes its axes at run time")
     rank = value.rank + len(axes)
     added = {axis + rank if axis < 0 else axis for axis in axes}
     rest = iter(value.sizes)
@@ -123,7 +123,7 @@ def unsqueeze(node: GraphNode) -> list[Value]:
 
 
 def shape_of(node: GraphNode) -> list[Value]:
-    """Shape: the number of rows may be in it."""
+    """Shape: may contain the number of rows."""
     sizes = node.input(0).sizes
     rank = len(sizes)
     start, end = node.whole("start", 0), node.whole("end", rank)
@@ -137,11 +137,11 @@ def size_of(node: GraphNode) -> list[Value]:
 
 
 def expand(node: GraphNode) -> list[Value]:
-    """Expand: a tensor without rows gets them where its size of 1 becomes their number."""
+    """Expand: a tensor without rows has rows in a dimension whose size of 1 becomes the number of rows."""
     value = node.input(0)
     numbers = node.numbers(1)
     if numbers is None:
-        raise unsure("computes its shape while it runs")
+        raise unsure("computes its shape at run time")
     wanted = [node.size(number, f"shape {axis}") for axis, number in enumerate(numbers)]
     if value.axis is None and any(size.num_rows for size in wanted):
         return [_given_rows(node, value, wanted)]
@@ -151,7 +151,7 @@ def expand(node: GraphNode) -> list[Value]:
 
 
 def _same_place(value: Value, wanted: Sequence[Size]) -> tuple[int | None, Size]:
-    """Where a wanted shape has the number of rows, if it does."""
+    """The dimension of a target shape that is the number of rows, if there is one."""
     places = [axis for axis, size in enumerate(wanted) if size.num_rows]
     if len(places) > 1 or (places and wanted[places[0]] != value.sizes[value.axis or 0]):
         raise Refusal("repeats its rows by the number of rows")
@@ -164,7 +164,7 @@ def _given_rows(node: GraphNode, value: Value, wanted: Sequence[Size]) -> Value:
     made = spread(wanted, value.dtype)
     place = (made.axis or 0) - len(wanted) + value.rank
     if place >= 0 and value.sizes[place] != ONE:
-        raise Refusal("spreads a tensor over the rows by their place")
+        raise Refusal("broadcasts a tensor over the rows by their index")
     sizes = list(made.sizes)
     if value.rank > len(wanted):
         sizes = [*value.sizes[: value.rank - len(wanted)], *sizes]
@@ -176,11 +176,11 @@ def _given_rows(node: GraphNode, value: Value, wanted: Sequence[Size]) -> Value:
 
 
 def tile(node: GraphNode) -> list[Value]:
-    """Tile: repeats each dimension; a tensor without rows gets them where it is repeated as often as there are rows."""
+    """Tile: repeats each dimension; a tensor without rows has rows in a dimension that is repeated once per row."""
     value = node.input(0)
     numbers = node.numbers(1)
     if numbers is None or len(numbers) != value.rank:
-        raise unsure("computes its repeats while it runs")
+        raise unsure("computes its repeats at run time")
     repeats = [node.size(number, f"repeat {axis}") for axis, number in enumerate(numbers)]
     sizes = [size.times(times) for size, times in zip(value.sizes, repeats, strict=True)]
     places = [axis for axis, times in enumerate(repeats) if times.num_rows]
@@ -195,7 +195,7 @@ def constant_of_shape(node: GraphNode) -> list[Value]:
     """ConstantOfShape."""
     numbers = node.numbers(0)
     if numbers is None:
-        raise unsure("computes its shape while it runs")
+        raise unsure("computes its shape at run time")
     sizes = [node.size(number, f"shape {axis}") for axis, number in enumerate(numbers)]
     given = node.attributes.get("value")
     filled = given if isinstance(given, Value) else None
@@ -218,7 +218,7 @@ def pad(node: GraphNode) -> list[Value]:
         pads = node.numbers(1)
     axes = node.known(3) or list(range(value.rank))
     if pads is None or len(pads) != 2 * len(axes):
-        raise unsure("computes its padding while it runs")
+        raise unsure("computes its padding at run time")
     sizes = list(value.sizes)
     for place, axis in enumerate(axes):
         before, after = pads[place], pads[place + len(axes)]
@@ -232,10 +232,10 @@ def pad(node: GraphNode) -> list[Value]:
 
 
 def range_of(node: GraphNode) -> list[Value]:
-    """Range: from 0 to the number of rows it is the place of each row."""
+    """Range: from 0 to the number of rows it is the index of each row."""
     numbers = [node.numbers(index) for index in range(3)]
     if any(each is None or len(each) != 1 for each in numbers):
-        raise unsure("computes its limits while it runs")
+        raise unsure("computes its limits at run time")
     start, limit, delta = (each[0] for each in numbers if each is not None)
     dtype = node.input(0).dtype
     if (start, limit, delta) == (Size(0), BATCH, ONE):

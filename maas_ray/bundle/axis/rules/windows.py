@@ -1,4 +1,4 @@
-"""Convolutions, pooling and resizing: images one by one, the rows in the first dimension."""
+"""Rules for convolutions, pooling and resizing: images are processed separately, rows are in the first dimension."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from maas_ray.bundle.axis.values import Refusal, Value, unsure
 
 
 def _sides(node: GraphNode, value: Value, kernel: Sequence[int | None] | None) -> list[Size]:
-    """Heights and widths after windows have moved over them; named where they are not known."""
+    """Heights and widths after sliding windows; named sizes if unknown."""
     sides = value.sizes[2:]
     count = len(sides)
     strides = node.ints("strides") or [1] * count
@@ -77,7 +77,7 @@ def fused_conv(node: GraphNode) -> list[Value]:
     result = resized(value, (value.sizes[0], _channels(node, weights), *_sides(node, value, _kernel(node, weights))))
     other = node.maybe(3)
     if other is not None and (other.axis, other.inner) != (result.axis, result.inner):
-        raise Refusal("combines rows by their place")
+        raise Refusal("combines rows by their index")
     return [result]
 
 
@@ -96,11 +96,11 @@ def transposed_conv(node: GraphNode) -> list[Value]:
 
 
 def pool(node: GraphNode) -> list[Value]:
-    """MaxPool, AveragePool and LpPool; the places that MaxPool can give count through the whole batch."""
+    """MaxPool, AveragePool and LpPool; MaxPool's indices are counted over the whole batch."""
     value = node.leading(node.data(0))
     found = resized(value, (*value.sizes[:2], *_sides(node, value, _kernel(node, None))))
     if node.num_outputs > 1:
-        raise Refusal("gives places of elements, counted through all rows")
+        raise Refusal("returns indices of elements, counted over all rows")
     return [found]
 
 
@@ -111,31 +111,31 @@ def global_pool(node: GraphNode) -> list[Value]:
 
 
 def deform_conv(node: GraphNode) -> list[Value]:
-    """DeformConv: each row has offsets of its own."""
+    """DeformConv: each row has its own offsets."""
     value, offset, mask = node.leading(node.data(0)), node.leading(node.data(2)), node.maybe(4)
     node.common(1, 3)
     for each in (offset, mask):
         if each is not None and (each.axis, each.inner, each.sizes[0]) != (value.axis, value.inner, value.sizes[0]):
-            raise Refusal("combines rows by their place")
+            raise Refusal("combines rows by their index")
     return [resized(value, (value.sizes[0], _channels(node, node.input(1)), *offset.sizes[2:]))]
 
 
 def grid_sample(node: GraphNode) -> list[Value]:
-    """GridSample: each image by its own grid."""
+    """GridSample: each image with its own grid."""
     value, grid = node.leading(node.data(0)), node.leading(node.data(1))
     if (value.axis, value.inner, value.sizes[0]) != (grid.axis, grid.inner, grid.sizes[0]):
-        raise Refusal("combines rows by their place")
+        raise Refusal("combines rows by their index")
     return [resized(value, (*value.sizes[:2], *grid.sizes[1:-1]))]
 
 
 def affine_grid(node: GraphNode) -> list[Value]:
-    """AffineGrid: one for each row."""
+    """AffineGrid: one grid per row."""
     theta, numbers = node.leading(node.data(0)), node.numbers(1)
     if numbers is None:
-        raise unsure("computes its size while it runs")
+        raise unsure("computes its size at run time")
     sizes = [node.size(number, f"size {axis}") for axis, number in enumerate(numbers)]
     if sizes[0] != theta.sizes[0]:
-        raise Refusal("combines rows by their place")
+        raise Refusal("combines rows by their index")
     return [resized(theta, (sizes[0], *sizes[2:], Size(len(sizes) - 2)))]
 
 
@@ -145,7 +145,7 @@ def columns(node: GraphNode) -> list[Value]:
     node.common(1, 2)
     sides = node.numbers(1)
     if sides is None:
-        raise unsure("computes its size while it runs")
+        raise unsure("computes its size at run time")
     return [
         resized(
             value, (value.sizes[0], node.name("channels"), *(node.size(n, f"side {i}") for i, n in enumerate(sides)))
@@ -154,21 +154,21 @@ def columns(node: GraphNode) -> list[Value]:
 
 
 def resize(node: GraphNode) -> list[Value]:
-    """Resize and Upsample: the rows must keep their number."""
+    """Resize and Upsample: the number of rows must not change."""
     value = node.data(0)
     axes = node.ints("axes") or list(range(value.rank))
     axes = [axis + value.rank if axis < 0 else axis for axis in axes]
     if node.text("coordinate_transformation_mode") == "tf_crop_and_resize" and value.axis in axes:
         raise unsure("crops by a region that may cut the rows")
     if node.text("keep_aspect_ratio_policy", "stretch") != "stretch" and value.axis in axes:
-        raise unsure("scales all dimensions alike")
+        raise unsure("scales all dimensions equally")
     is_new = node.op == "Resize" and node.opset >= 11
     scales = node.attributes.get("scales") or node.numbers(2 if is_new else 1) or ()
     wanted = (node.numbers(3) or ()) if is_new else ()
     sizes = list(value.sizes)
     given = wanted or scales
     if not given:
-        raise unsure("computes its scales while it runs")
+        raise unsure("computes its scales at run time")
     for place, axis in enumerate(axes):
         number = given[place]
         if wanted:
