@@ -3,13 +3,14 @@
 Imports ray.serve. Read in Ray 2.60.0: `ray.serve.context`, the client that it keeps, the controller's own methods.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_LOGGER_NAME, SERVE_NAMESPACE
 from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.generated.serve_pb2 import DeploymentRoute
@@ -21,6 +22,11 @@ class Description:
 
     arguments: Sequence[Any]
     version: str | None
+
+
+def log_only_warnings() -> None:
+    """Suppresses the INFO lines of Serve's logger in this process. The import of ray.serve sets its level to INFO."""
+    logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
 
 
 def running_client() -> Any:
