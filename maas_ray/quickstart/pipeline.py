@@ -46,7 +46,7 @@ RUN: dict[str, Any] = {
 
 
 def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> dict[str, Any]:
-    """Runs data, training, evaluation, export, publication, serving and prediction; returns the metrics of each step."""
+    """Runs all steps, from data and training to serving and prediction; returns the metrics of each step."""
     maas_ray.connect(state_dir=state_dir)
     # Imported late: Ray's libraries read the cluster's environment at import.
     from maas_ray.bundle.engine.engine import Engine

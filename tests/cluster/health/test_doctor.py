@@ -65,11 +65,11 @@ def test_without_a_cluster_only_the_machine_is_checked(tmp_path):
 
 def test_changes_of_another_ray_are_reported_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maas_ray.cluster.health.doctor.version", lambda package: "2.61.0")
-    broken = [Broken(f"ray._private.part{number}", "is not there", "placing replicas") for number in range(7)]
+    broken = [Broken(f"ray._private.part{number}", "does not exist", "placing replicas") for number in range(7)]
     found = judge_internals(broken)
     assert not found.ok
     assert f"Ray 2.61.0 is installed, and its private API differs from {READ_IN}" in found.detail
-    assert "ray._private.part0 is not there (for placing replicas)" in found.detail
+    assert "ray._private.part0 does not exist (for placing replicas)" in found.detail
     assert found.detail.endswith("and 2 more")
     assert f"=={READ_IN}" in found.fix
 
