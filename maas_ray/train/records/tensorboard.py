@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: TensorBoard scalars and histograms, and the losses kept in its checkpoints."""
+"""Writes TensorBoard scalars and histograms of a run, and collects the history for its checkpoints."""
 
 import tempfile
 import time
@@ -11,22 +11,22 @@ from maas_ray.train.loop.progress import Progress
 from maas_ray.train.spec.metrics import finite
 
 if TYPE_CHECKING:
-    from torch import Tensor  # whoever reads a spec needs no torch
+    from torch import Tensor  # readers of a spec need no torch
 
 PREFIX = "tensorboard"
 
 
 class Journal:
-    """Writes one run's scalars. Only rank 0 has one; `close` it.
+    """Writes the scalars of one run. Only rank 0 has one; `close` it.
 
-    A local store is written to directly, so that TensorBoard shows a run while it goes on. For an object store
-    the event files are kept in a temporary directory and uploaded by `publish`.
+    A local store is written directly, so that TensorBoard shows a run while it trains. For an object store
+    the event files are in a temporary directory until `publish` uploads them.
 
     Args:
-        store: where they end up, below `tensorboard/<run>/`.
-        run: the run's id.
-        first_step: steps that are done already; what a lost attempt wrote after them is hidden.
-        history: what was logged before `first_step`: `{step, loss, lr}` and `{step, validation}`, oldest first.
+        store: target store; the files are below `tensorboard/<run>/`.
+        run: id of the run.
+        first_step: number of completed steps; later entries of a failed attempt are hidden.
+        history: history before `first_step`: `{step, loss, lr}` and `{step, validation}`, oldest first.
     """
 
     def __init__(self, store: ObjectStore, run: str, first_step: int, history: list[dict[str, Any]]) -> None:
@@ -42,7 +42,9 @@ class Journal:
         """Adds one report: `train/loss`, `train/lr`, `train/samples_per_s`, `validation/…`."""
         now = time.time()
         if self._writer is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # late: its 0.4 s need not delay the first step
+            from torch.utils.tensorboard.writer import (
+                SummaryWriter,
+            )  # late: its import takes 0.4 s, which must not delay the first step
 
             self._writer = SummaryWriter(str(self._directory), purge_step=self._first_step + 1, flush_secs=5)
         scalars = {
@@ -67,10 +69,10 @@ class Journal:
             self.history.append({"step": validated, "validation": finite(progress.metrics)})
 
     def write_histograms(self, step: int, values: Iterable[tuple[str, "Tensor"]]) -> None:
-        """Adds the distribution of each tensor's finite values; after `write` for the same step.
+        """Writes histograms of each tensor's finite values, after `write` of the same step.
 
         Args:
-            step: optimizer steps done.
+            step: number of completed optimizer steps.
             values: names, such as `weights/<name>`, and tensors of any shape on any device.
         """
         for name, value in values:
@@ -80,7 +82,7 @@ class Journal:
                 self._writer.add_histogram(name, finite_values.cpu().numpy(), step)
 
     def publish(self) -> None:
-        """Makes what was written so far visible in an object store; with a local store it is already."""
+        """Uploads the files to an object store; in a local store they are already visible."""
         if self._writer is None:
             return
         self._writer.flush()
@@ -89,7 +91,7 @@ class Journal:
                 self._store.put(f"{PREFIX}/{self._run}/{path.name}", path.read_bytes())
 
     def close(self) -> None:
-        """Flushes, publishes and gives the temporary directory back."""
+        """Flushes, publishes and removes the temporary directory."""
         self.publish()
         if self._writer is not None:
             self._writer.close()
@@ -98,5 +100,5 @@ class Journal:
 
 
 def location(store: ObjectStore, run: str) -> str:
-    """What to give `tensorboard --logdir`."""
+    """The value of `tensorboard --logdir`."""
     return str(store.root / PREFIX / run) if store.root else f"{store.uri.rstrip('/')}/{PREFIX}/{run}"
