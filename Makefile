@@ -1,4 +1,4 @@
-# Two commands are enough: `make quickstart` shows the whole path, `make test` is what CI runs.
+# The two main targets: `make quickstart` runs the complete pipeline, `make test` runs the tests of CI.
 # Needs Python 3.11 or newer with venv and pip; `make docs` needs npm as well.
 
 SHELL := /bin/bash
@@ -8,23 +8,23 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# The one script of the documentation site that no Python package contains.
+# The only script of the documentation site that no Python package contains.
 MERMAID_VERSION := 11.17.2
 MERMAID := build/mermaid/mermaid-$(MERMAID_VERSION).js
-# make test PYTEST_ARGS="tests/store -x" runs a part of the suite
+# make test PYTEST_ARGS="tests/store -x" runs part of the suite
 PYTEST_ARGS ?=
-# Two processes: one has all tests of the shared Ray cluster (tests/conftest.py), the other one the rest.
+# Two processes: one runs all tests on the shared Ray cluster (tests/conftest.py), the other one the rest.
 WORKERS ?= -n 2 --dist loadgroup
 
 .PHONY: help
-help:  ## this list
+help:  ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-.venv: $(STAMP)  ## the virtual environment with everything installed
+.venv: $(STAMP)  ## create the virtual environment and install everything
 
-# Bytecode is compiled on all cores, pip would use one; what few programs import is compiled when one does.
+# Bytecode is compiled on all cores, where pip would use one; rarely imported modules are compiled at their first import.
 RARE := /tests?/|/transformers/models/|/moto/|/(pip|setuptools|mypy|mypyc|rllib)/|/pygments/lexers/|/torch/testing/|/sympy/physics/
-# pip takes whatever torch it resolves: the CPU build, or the CUDA build where the package index offers that.
+# pip resolves the build of torch: for CPUs, or for CUDA if the package index offers that.
 $(STAMP): pyproject.toml
 	@echo "installing into .venv (once; a few minutes)" >&2
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,40 +33,40 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 .PHONY: quickstart
-quickstart: $(STAMP)  ## data, training, ONNX, registry, HTTP on this machine; KEEP=1 leaves it serving
+quickstart: $(STAMP)  ## run data, training, ONNX, registry and HTTP on this machine; KEEP=1 keeps it serving
 	@$(BIN)/maas-ray quickstart $(if $(KEEP),--keep)
 
 .PHONY: lint
-lint: $(STAMP)  ## formatting, lint, types, direction of imports
+lint: $(STAMP)  ## check formatting, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary maas_ray
 	@found=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$found" >&2; exit 1; }
 
 .PHONY: test
-test: lint  ## lint, then all tests of CI
+test: lint  ## run lint, then all tests of CI
 	@$(call pytest,-m 'not fault and not machines and not soak and not bench')
 
 .PHONY: test-fault
-test-fault: $(STAMP)  ## the long fault-injection suites
+test-fault: $(STAMP)  ## run the long fault-injection suites
 	@$(call pytest,-m 'fault and not machines')
 
 .PHONY: test-cluster
-test-cluster: $(STAMP)  ## clusters of up to four hosts in network namespaces: needs root and iproute2, about an hour
+test-cluster: $(STAMP)  ## test clusters of up to four hosts in network namespaces: needs root and iproute2, about an hour
 	@$(call pytest,-m 'machines and not fault' -n 0)
 
 .PHONY: test-cluster-fault
-test-cluster-fault: $(STAMP)  ## what a cluster of three hosts loses under load, NEMESIS_TIMES (20) times each: hours
+test-cluster-fault: $(STAMP)  ## measure the losses of three hosts under load, NEMESIS_TIMES (20) times each: hours
 	@$(call pytest,-m 'machines and fault' -n 0)
 
 .PHONY: docs
-docs: docs-pages $(MERMAID) .venv/.docs-installed  ## the documentation site, in build/site; needs npm for the script of the pictures
+docs: docs-pages $(MERMAID) .venv/.docs-installed  ## build the documentation site in build/site; needs npm for the diagrams
 	@$(BIN)/zensical build --clean --strict
 	@cp $(MERMAID) build/site/assets/javascripts/mermaid.tiny.js
-	@! grep -rE '<(script|link)[^>]+(src|href)="https?:' build/site --include=*.html  # a page that needs the network
+	@! grep -rE '<(script|link)[^>]+(src|href)="https?:' build/site --include=*.html  # no page may need the network
 
 .PHONY: docs-pages
-docs-pages: $(STAMP)  ## writes the pages of docs/ that are generated from the code
+docs-pages: $(STAMP)  ## write the pages of docs/ that are generated from the code
 	@$(BIN)/python docs/generate.py
 
 .venv/.docs-installed: $(STAMP)
@@ -80,15 +80,15 @@ $(MERMAID):
 	@mv $@.part $@
 
 .PHONY: bench-serving
-bench-serving: $(STAMP)  ## measures serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
+bench-serving: $(STAMP)  ## measure serving against Triton and others; BENCH_ARGS="--quick --workloads tiny --peers triton"
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
 .PHONY: bench-training
-bench-training: $(STAMP)  ## measures training against plain PyTorch; BENCH_ARGS="--sections text --text input.txt"
+bench-training: $(STAMP)  ## measure training against plain PyTorch; BENCH_ARGS="--sections text --text input.txt"
 	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
 
-# All temporary files go below one directory, which is removed however the tests end, after the cluster that killed
-# tests may have left running. Its name is short: Ray's Unix sockets lie below it, whose paths hold 107 bytes.
+# All temporary files are in one directory. It is removed however the tests end, after the clusters that killed tests
+# may have left running. Its name is short: it contains Ray's Unix sockets, whose paths have at most 107 bytes.
 define pytest
 	temp=$$(mktemp -d /tmp/mt-XXXXXX); \
 	finish() { \
@@ -102,6 +102,6 @@ define pytest
 endef
 
 .PHONY: clean
-clean:  ## removes the environment and all caches, not the data
+clean:  ## remove the environment and all caches, but no data
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ TIMEOUT_S = 3600
 
 
 def evaluate(storage: StorageSpec, run: str, split: str, step: int | None) -> dict[str, Any]:
-    """The metrics, as plain values: the driver needs no torch."""
+    """Returns the metrics as plain values, so that the driver needs no torch."""
     from maas_ray.train.validation.load_model import evaluate_run
 
     return asdict(evaluate_run(open_store(storage), run, split, step))
@@ -32,16 +32,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="URI of the store")
     parser.add_argument("--endpoint", help="URL of an S3-compatible service other than AWS")
-    parser.add_argument("--run", required=True)
+    parser.add_argument("--run", required=True, help="id of the run")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--step", type=int, help="the checkpoint; by default what the spec says in checkpoint.use")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the spec's checkpoint.use")
     arguments = parser.parse_args()
     leaves("nothing was changed; submit the job again")
     try:
         connect()
         storage = StorageSpec(uri=arguments.store, endpoint=arguments.endpoint)
         storage = storage.model_copy(update={"uri": open_store(storage).uri})
-        # A task, not this driver: on a cluster the driver runs on the head, which has no CPUs to give.
+        # In a task, not in this driver: the driver of a job runs on the head node, which offers no CPUs.
         task = ray.remote(num_cpus=1)(evaluate)
         evaluation = ray.get(task.remote(storage, arguments.run, arguments.split, arguments.step), timeout=TIMEOUT_S)
     except MaasError as error:

@@ -1,4 +1,4 @@
-"""The whole path on one machine, from data to predictions over HTTP; the code is maas_ray/quickstart/pipeline.py.
+"""Runs the complete pipeline on one machine, from data to predictions over HTTP (maas_ray/quickstart/pipeline.py).
 
 python jobs/pipeline.py --keep
 """

@@ -1,4 +1,4 @@
-"""Exports a run's checkpoint behind the parity gate and publishes it as the next version of a model.
+"""Exports a run's checkpoint, compares both in the parity gate and publishes the next version of a model.
 
 ray job submit --working-dir . -- python jobs/publish.py --store s3://bucket/maas --run digits --name digits --promote
 """
@@ -22,7 +22,7 @@ TIMEOUT_S = 3600
 
 
 def export(storage: StorageSpec, run: str, step: int | None) -> tuple[str, dict[str, Any]]:
-    """The bundle's id, its parity report and metrics, as plain values: the driver needs no torch."""
+    """Returns the bundle's id, its parity report and metrics as plain values, so that the driver needs no torch."""
     from maas_ray.optimize.publish import export_run
 
     exported = export_run(open_store(storage), run, step)
@@ -34,11 +34,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", required=True, help="URI of the store")
     parser.add_argument("--endpoint", help="URL of an S3-compatible service other than AWS")
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--name", required=True, help="the model to publish a version of")
-    parser.add_argument("--step", type=int, help="the checkpoint; by default what the spec says in checkpoint.use")
-    parser.add_argument("--token", help="which publish this is; by default derived from model, bundle and run")
-    parser.add_argument("--promote", nargs="?", const=PRODUCTION, metavar="ALIAS", help="also point an alias at it")
+    parser.add_argument("--run", required=True, help="id of the run")
+    parser.add_argument("--name", required=True, help="name of the model that gets the new version")
+    parser.add_argument("--step", type=int, help="step of the checkpoint; default: the spec's checkpoint.use")
+    parser.add_argument("--token", help="idempotency token; default: derived from model, bundle and run")
+    parser.add_argument(
+        "--promote", nargs="?", const=PRODUCTION, metavar="ALIAS", help="also point an alias at the new version"
+    )
     arguments = parser.parse_args()
     leaves("nothing was published; submit the job again")
     try:
@@ -49,7 +51,7 @@ def main() -> int:
         task = ray.remote(num_cpus=1)(export)
         bundle, proof = ray.get(task.remote(storage, arguments.run, arguments.step), timeout=TIMEOUT_S)
         registry = Registry(store)
-        with held():  # what was published is said
+        with held():  # a published version is always reported
             version = registry.publish(arguments.name, bundle, token=arguments.token)
             leaves(published(arguments.name, version.version, arguments.promote))
         if arguments.promote:

@@ -12,8 +12,8 @@ from maas_ray.spec import load_spec
 
 
 def train(asked: Asked) -> tuple[dict[str, Any], int]:
-    """The result, see `RunResult`."""
-    # Only now: Ray reads the cluster's environment when its libraries are imported.
+    """Returns the fields of `RunResult`."""
+    # Imported late: Ray's libraries read the cluster's environment at import.
     from maas_ray.train.run import run_training
     from maas_ray.train.spec.train import TrainSpec
 

@@ -1,4 +1,4 @@
-"""Searches for the best values of some fields of a training spec; the answer holds them as `best_spec`.
+"""Searches for the best values of fields of a training spec; the result contains them as `best_spec`.
 
 ray job submit --working-dir . -- python jobs/tune.py --spec jobs/specs/digits-search.yaml \
     --set base.storage.uri=s3://bucket/maas
@@ -12,8 +12,8 @@ from maas_ray.console.job import Asked, answer_job, run_job
 
 
 def tune(asked: Asked) -> tuple[dict[str, Any], int]:
-    """The result, see `SearchResult`; the exit code is 1 if the search is not over, or none of its trials has a metric."""
-    # Only now: Ray reads the cluster's environment when its libraries are imported.
+    """Returns the fields of `SearchResult`, and exit code 1 if trials are unfinished or none of them has a metric."""
+    # Imported late: Ray's libraries read the cluster's environment at import.
     from maas_ray.train.search.run import describe, run_search
     from maas_ray.train.search.spec import load_tune_spec
 

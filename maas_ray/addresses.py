@@ -1,4 +1,4 @@
-"""Hosts, ports and URLs: brackets of IPv6, what is loopback, and what never goes through a proxy. Opens no connection."""
+"""Hosts, ports and URLs: IPv6 brackets, loopback, exemptions from proxies. Opens no connection."""
 
 from collections.abc import Iterable, MutableMapping
 from ipaddress import ip_address
@@ -9,17 +9,17 @@ _NO_PROXY = ("no_proxy", "NO_PROXY")
 
 
 def http_url(host: str, port: int) -> str:
-    """`http://host:port`, with the brackets that an IPv6 address needs."""
+    """`http://host:port`, with brackets around an IPv6 address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def reachable_host(host: str) -> str:
-    """The address at which this machine reaches a server that listens on `host`, which may stand for all addresses."""
+    """The address for this machine to reach a server that listens on `host`, which may stand for all addresses."""
     return {"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine seen from itself."""
+    """Whether `host` is a loopback address or name."""
     if host.rstrip(".").lower() == "localhost" or host.lower().endswith(".localhost"):
         return True
     try:
@@ -37,14 +37,14 @@ def host_of(url: str) -> str:
 
 
 def exempt_from_proxies(environ: MutableMapping[str, str], hosts: Iterable[str] = ()) -> None:
-    """Adds loopback and `hosts` to the exceptions from HTTP_PROXY and its like, keeping those that are there.
+    """Adds loopback and `hosts` to the exemptions from HTTP_PROXY and similar variables; existing ones remain.
 
-    Clients differ in which spelling they read (requests and curl: `no_proxy` first; Go and Rust: either), so both are
-    set to the same list.
+    Clients read different spellings (requests and curl: `no_proxy` first; Go and Rust: either), so both get the same
+    list.
 
     Args:
         environ: an environment, changed in place.
-        hosts: further names and addresses, such as those of the cluster.
+        hosts: further names and addresses, such as the cluster's.
     """
     known = [entry.strip() for name in _NO_PROXY for entry in environ.get(name, "").split(",")]
     value = ",".join(dict.fromkeys(entry for entry in (*known, *LOOPBACK_HOSTS, *hosts) if entry))

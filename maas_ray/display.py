@@ -1,7 +1,7 @@
-"""Text of files and of other people, made safe to show: control characters visible, passwords in URLs hidden.
+"""Makes foreign text safe to display: escapes control characters and hides passwords in URLs.
 
-Error messages pass through `shown` when they are made, log records when they are written, tables and lines when the
-command prints them. Knows no error and no terminal.
+Error messages pass through `shown` when they are created, log records when they are written, tables and lines when a
+command prints them. Independent of errors and terminals.
 """
 
 import logging
@@ -11,29 +11,29 @@ from typing import Any
 
 HIDDEN = "***"
 
-# `user:password@` of a URL: up to the last @ before the path, since a password may hold @, ? and # that nobody encoded.
+# `user:password@` of a URL: up to the last @ before the path, since a password may contain unencoded @, ? and #.
 _USER_INFO = re.compile(r"(?<=://)[^\s/'\"<>]*@")
 _KEPT = frozenset("\n\t\u200c\u200d")
-"""Of the characters that are not printed: line ends, and the joiners that scripts and emoji are written with."""
+"""Unprintable characters that are not escaped: line ends, tabs, and the joiners of scripts and emoji."""
 _ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's control characters (ESC and C1 among them), format characters (which turn the direction of text), lone
-surrogates, and line ends that no terminal counts."""
+"""Unicode categories: control characters (including ESC and C1), format characters (which change the direction of
+text), lone surrogates, and line and paragraph separators, which terminals do not count as line ends."""
 
 
 def shown(text: str) -> str:
-    """A text as people may see it; most are returned as they are."""
+    """Returns a text that is safe to display; most texts are unchanged."""
     if text.isprintable():
         return mask(text) if "@" in text else text
     return mask("".join(map(_escaped, text)))
 
 
 def mask(text: str) -> str:
-    """Without the user info of URLs in it: `http://user:secret@host` becomes `http://***@host`."""
+    """Hides the user info of URLs: `http://user:secret@host` becomes `http://***@host`."""
     return _USER_INFO.sub(f"{HIDDEN}@", text) if "@" in text and "://" in text else text
 
 
 def masked(value: Any) -> Any:
-    """Plain values (of JSON) in which every text is masked; for what is written down and shown later."""
+    """Masks every text in plain JSON values, for documents that are stored and shown later."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
@@ -46,7 +46,7 @@ def masked(value: Any) -> Any:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module, whose records are safe to show."""
+    """The logger of a module, whose records are safe to display."""
     logger = logging.getLogger(name)
     if not any(isinstance(each, _Shown) for each in logger.filters):
         logger.addFilter(_Shown())

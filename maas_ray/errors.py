@@ -1,48 +1,48 @@
-"""Every error that leaves the library, in one tree.
+"""Every error of the public API, in one tree.
 
     MaasError
-    ├── SpecError              a spec (YAML, --set, arguments) is not valid
-    ├── NotFound               a run, model, version, alias, checkpoint or data set that does not exist
-    ├── Conflict               the name is taken, or another writer won
-    ├── DataError              the user's data cannot be read, cleaned or split as the spec says
-    ├── ModelError             a model class cannot be imported, built or fed
+    ├── SpecError              a spec (YAML, --set, arguments) is invalid
+    ├── NotFound               a run, model, version, alias, checkpoint or data set does not exist
+    ├── Conflict               the name is in use, or another writer committed first
+    ├── DataError              the data cannot be read, cleaned or split as specified
+    ├── ModelError             a model class cannot be imported, built or called
     ├── StoreError             the object store failed
-    │   ├── StoreUnavailable   unreachable or timed out after bounded retries
-    │   ├── StoreDenied        credentials are wrong or lack a permission
+    │   ├── StoreUnavailable   unreachable, or timed out after a limited number of retries
+    │   ├── StoreDenied        the credentials are wrong or lack a permission
     │   ├── StoreUnsafe        the store ignores create-only puts: commits could be lost
-    │   ├── SaveFailed         a checkpoint was given up on every rank; nothing of it is committed
+    │   ├── SaveFailed         a checkpoint was aborted on every rank; nothing was committed
     │   └── ObjectCorrupt      a committed object is missing, truncated or altered
-    ├── TrainingFailed         a training run ended with an error
-    │   ├── RanksMissing       some ranks did not come where the others waited, or fell silent
-    │   └── Preempted          it was asked to end, and has committed what it had: resume it
+    ├── TrainingFailed         a training run failed
+    │   ├── RanksMissing       some ranks did not reach a barrier, or their heartbeat stopped
+    │   └── Preempted          the run was asked to end and committed a checkpoint: resume it
     ├── ClusterError           the Ray cluster is missing, misconfigured or too small
-    │   └── ResourcesMissing   the cluster can never hold what the spec asks for
-    ├── GateError              a proof failed: what was exported is not what was trained
+    │   └── ResourcesMissing   the cluster can never provide the resources of the spec
+    ├── GateError              the exported model differs from the trained model
     ├── BundleError            a bundle's graph or description is not servable
-    ├── EngineFailed           a run failed for a reason that does not lie in the request
-    │   └── EngineDied         the process that ran the model died during a run
+    ├── EngineFailed           an inference failed for a reason other than the request
+    │   └── EngineDied         the process that ran the model died during an inference
     ├── ModelTooLarge          a model does not fit into its pool's memory budget
-    ├── ConfinedError          work in a child process with limits did not end well
-    │   ├── ConfinedTimeout    it took more time than it may, and was ended
-    │   ├── ConfinedOutOfMemory  it needed more memory than it may take
-    │   └── ConfinedKilled     it died of a signal, or ended without an answer
+    ├── ConfinedError          work in a child process with limits failed
+    │   ├── ConfinedTimeout    the child exceeded its time limit and was ended
+    │   ├── ConfinedOutOfMemory  the child exceeded its memory limit
+    │   └── ConfinedKilled     the child was killed by a signal, or ended without a result
     └── RequestError           a serving request is refused
-        ├── BadRequest         malformed, or does not fit the model's signature
-        ├── NotThroughFront    it reached a port behind the front by another way
+        ├── BadRequest         malformed, or does not match the model's signature
+        ├── NotThroughFront    reached a port behind the front without the front
         ├── MethodNotAllowed   the path exists, the method does not
-        ├── NotOffered         an extension of the protocol that this server does not have
-        ├── FilesRefused       a load that brings the model's files with it
-        ├── BodyTooLarge       the body is over the pool's limit
-        ├── AnswerTooLarge     the answer is over the pool's limit
-        ├── RequestQuarantined  it ended the process that ran it twice; it is not run for a while
-        ├── DeadlineExceeded   the answer could not be ready in time; it was not computed
-        │   └── RunStopped     a run was ended before it was done
+        ├── NotOffered         a protocol extension that this server does not support
+        ├── FilesRefused       a load request that contains the model's files
+        ├── BodyTooLarge       the body exceeds the pool's limit
+        ├── AnswerTooLarge     the response exceeds the pool's limit
+        ├── RequestQuarantined  killed its process twice; not run again for a while
+        ├── DeadlineExceeded   no response was possible before the deadline; not computed
+        │   └── RunStopped     an inference was stopped before its end
         └── Overloaded         the queue is full; nothing was queued
 
-A class carries what its border needs: `code` (stable, for machines), `http_status`, `retryable`.
-A message says what happened, the value, the limit and the way out; never a secret, never another
-tenant's data. All arguments reach `Exception.__init__`, so that pickling between processes keeps them. What a message quotes of
-files and URLs is made safe to show when the error is made, see `display.shown`: it ends up in terminals, logs and answers.
+Each class has `code` (stable, for programs), `http_status` and `retryable`. A message contains the fact, the value, the
+limit and the fix, but no secret and no data of another tenant. All arguments reach `Exception.__init__`, so that
+pickling between processes keeps them. Quoted text of files and URLs is escaped when the error is created (see
+`display.shown`), because messages reach terminals, logs and responses.
 """
 
 from maas_ray.display import shown
@@ -56,56 +56,56 @@ class MaasError(Exception):
     retryable = False
 
     def __init__(self, *args: object) -> None:
-        # Nearly always one plain message, and under overload thousands a second.
+        # Almost always one plain message; under overload, thousands per second.
         first = args[0] if args else None
         safe = (shown(first), *args[1:]) if isinstance(first, str) else args
         super().__init__(*safe)
 
 
 class SpecError(MaasError):
-    """A spec is not valid; the message names the field and the nearest right name or value."""
+    """A spec is invalid; the message contains the field and the nearest valid name or value."""
 
     code, http_status = "spec_invalid", 400
 
 
 class NotFound(MaasError):
-    """A named thing does not exist; the message lists the names that do."""
+    """The named object does not exist; the message lists existing names."""
 
     code, http_status = "not_found", 404
 
 
 class Conflict(MaasError):
-    """The name is taken, or another writer committed first."""
+    """The name is in use, or another writer committed first."""
 
     code, http_status = "conflict", 409
 
 
 class DataError(MaasError):
-    """The user's data cannot be read, cleaned or split as the spec says."""
+    """The data cannot be read, cleaned or split as the spec requires."""
 
     code, http_status = "data_invalid", 400
 
 
 class ModelError(MaasError):
-    """A model class cannot be imported, built with its parameters, or fed with the data."""
+    """A model class cannot be imported, built with its parameters, or called with the data."""
 
     code, http_status = "model_invalid", 400
 
 
 class StoreError(MaasError):
-    """The object store failed in a way that no retry mends."""
+    """The object store failed, and a retry does not help."""
 
     code = "store_failed"
 
 
 class StoreUnavailable(StoreError):
-    """The object store did not answer within the bounded retries."""
+    """The object store did not answer within the limited number of retries."""
 
     code, http_status, retryable = "store_unavailable", 503, True
 
 
 class StoreDenied(StoreError):
-    """The object store refused our credentials, or the path is not writable."""
+    """The object store rejected the credentials, or the path is not writable."""
 
     code, http_status = "store_denied", 403
 
@@ -117,7 +117,7 @@ class StoreUnsafe(StoreError):
 
 
 class SaveFailed(StoreError):
-    """A checkpoint was given up on every rank, because of one; the message names the rank and the object."""
+    """A checkpoint was aborted on every rank because one failed; the message contains the rank and the object."""
 
     code, http_status, retryable = "save_failed", 503, True
 
@@ -129,19 +129,19 @@ class ObjectCorrupt(StoreError):
 
 
 class TrainingFailed(MaasError):
-    """A training run ended with an error; the message names the rank and the cause."""
+    """A training run failed; the message contains the rank and the cause."""
 
     code = "training_failed"
 
 
 class RanksMissing(TrainingFailed):
-    """Ranks did not come where the others waited for them, or fell silent; the message names them."""
+    """Ranks did not reach a barrier, or their heartbeat stopped; the message lists them."""
 
     code, retryable = "ranks_missing", True
 
 
 class Preempted(TrainingFailed):
-    """A run was asked to end, and has committed what it had; resume it."""
+    """A run was asked to end and committed a checkpoint; resume it."""
 
     code, http_status, retryable = "preempted", 503, True
 
@@ -153,13 +153,13 @@ class ClusterError(MaasError):
 
 
 class ResourcesMissing(ClusterError):
-    """The cluster can never hold what the spec asks for."""
+    """The cluster can never provide the resources that the spec requires."""
 
     code = "resources_missing"
 
 
 class GateError(MaasError):
-    """A proof failed: the exported model does not compute what the trained one does."""
+    """The parity gate failed: the exported model does not compute the same as the trained model."""
 
     code, http_status = "gate_failed", 422
 
@@ -171,47 +171,47 @@ class BundleError(MaasError):
 
 
 class EngineFailed(MaasError):
-    """A run of the model failed for a reason that does not lie in the request."""
+    """An inference failed for a reason other than the request."""
 
     code = "engine_failed"
 
 
 class EngineDied(EngineFailed):
-    """The process that ran the model died during the run; the replica lives on and has started another one."""
+    """The process that ran the model died during an inference; the replica continues with a new process."""
 
     code = "engine_died"
 
 
 class ModelTooLarge(MaasError):
-    """A model needs more memory than its pool's budget leaves for it; waiting does not help."""
+    """A model needs more memory than its pool's budget has left; waiting does not help."""
 
     code, http_status = "model_too_large", 503
 
 
 class ConfinedError(MaasError):
-    """Work on something foreign, in a child process with limits, did not end well; nothing else was affected."""
+    """Work on untrusted input, in a child process with limits, failed; nothing else was affected."""
 
     code, http_status = "confined_failed", 422
 
 
 class ConfinedTimeout(ConfinedError):
-    """The child took more wall time or CPU time than it may, and was ended."""
+    """The child process exceeded its limit of wall time or CPU time and was ended."""
 
     code = "confined_timeout"
 
 
 class ConfinedOutOfMemory(ConfinedError):
-    """The child needed more memory than it may take."""
+    """The child process exceeded its memory limit."""
 
     code = "confined_out_of_memory"
 
 
 class ConfinedKilled(ConfinedError):
-    """The child died of a signal, or ended without an answer.
+    """The child process was killed by a signal, or ended without a result.
 
     Args:
-        message: what it worked on, and what ended it.
-        signal: its number; 0 where it was none.
+        message: the work and the cause.
+        signal: number of the signal; 0 without one.
     """
 
     code = "confined_killed"
@@ -231,13 +231,13 @@ class RequestError(MaasError):
 
 
 class BadRequest(RequestError):
-    """The request is malformed, or does not fit the model's signature."""
+    """The request is malformed, or does not match the model's signature."""
 
     code = "bad_request"
 
 
 class NotThroughFront(RequestError):
-    """A request reached a port behind the front without having come through it."""
+    """A request reached a port behind the front without passing through the front."""
 
     code, http_status = "not_through_front", 403
 
@@ -249,13 +249,13 @@ class MethodNotAllowed(RequestError):
 
 
 class NotOffered(RequestError):
-    """The request asks for an extension of the protocol that this server does not have."""
+    """The request uses a protocol extension that this server does not support."""
 
     code, http_status = "not_offered", 501
 
 
 class FilesRefused(RequestError):
-    """A request to load a model brings its files; models come from the registry alone."""
+    """A load request contains the model's files; models come only from the registry."""
 
     code = "files_refused"
 
@@ -267,25 +267,25 @@ class BodyTooLarge(RequestError):
 
 
 class AnswerTooLarge(RequestError):
-    """The answer would be larger than the pool sends; it was not written."""
+    """The response would exceed the pool's limit; it was not sent."""
 
     code, http_status = "answer_too_large", 422
 
 
 class RequestQuarantined(RequestError):
-    """The same values have twice ended the process that ran the model; they are not run again for a while."""
+    """The same values have killed the model's process twice; they are not run again for a while."""
 
     code, http_status = "request_quarantined", 422
 
 
 class DeadlineExceeded(RequestError):
-    """The answer could not be ready before the request's deadline; expired work is not run."""
+    """No response was possible before the request's deadline; expired work is not run."""
 
     code, http_status, retryable = "deadline_exceeded", 504, True
 
 
 class RunStopped(DeadlineExceeded):
-    """A run was ended before it was done, since nobody waited for it any more, or it kept others from their deadlines."""
+    """An inference was stopped: no client waited for it, or it would have made others miss their deadlines."""
 
     code = "run_stopped"
 
@@ -294,7 +294,7 @@ class Overloaded(RequestError):
     """The replica's queue is full; nothing was queued.
 
     Args:
-        message: what is full, its fill and its limit.
+        message: the queue, its length and its limit.
         retry_after_s: seconds after which a retry is likely to be accepted (the Retry-After header).
     """
 

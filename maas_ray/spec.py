@@ -1,4 +1,4 @@
-"""Reading YAML into the pydantic specs that live beside their owners. Knows no spec by name."""
+"""Reads YAML into pydantic specs. Independent of any particular spec."""
 
 import inspect
 import json
@@ -19,15 +19,15 @@ from maas_ray.suggestions import did_you_mean
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_SHOWN = 20
-"""Errors of one spec that a message lists."""
+"""Largest number of errors of one spec that a message lists."""
 MAX_SHOWN_CHARS = 200
-"""Characters of a value or a name that a message repeats."""
+"""Largest number of characters of a value or a name in a message."""
 
 
 class Spec(BaseModel):
-    """Base of every spec: frozen, unknown keys refused, field docstrings become JSON Schema descriptions."""
+    """Base class of specs: frozen, refuses unknown keys; field docstrings become JSON Schema descriptions."""
 
-    # A value may hold a password (in a URL), and errors and representations end up in logs.
+    # A value may contain a password (in a URL), and errors and representations reach logs.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -41,7 +41,7 @@ class Spec(BaseModel):
             yield name, value if isinstance(value, BaseModel) else masked(value)
 
     def digest(self) -> str:
-        """Hex sha256 of the canonical JSON of all fields, defaults included."""
+        """Hex sha256 of the canonical JSON of all fields, including defaults."""
         return sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
 
@@ -49,7 +49,7 @@ S = TypeVar("S", bound=Spec)
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes, which is what digests are taken of.
+    """JSON with sorted keys and no spaces: equal values have equal bytes, from which digests are computed.
 
     Raises:
         ValueError: a float is NaN or infinite (JSON has no such value).
@@ -58,21 +58,21 @@ def canonical_json(value: Any) -> bytes:
 
 
 def load_spec(kind: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
-    """Reads a YAML file, applies `a.b=c` overrides and validates.
+    """Reads a YAML file, applies `a.b=c` overrides and validates the result.
 
     Args:
         kind: the spec class.
         path: the YAML file.
-        overrides: assignments such as `optimizer.lr=0.1`; the value is read as YAML.
+        overrides: assignments such as `optimizer.lr=0.1`; the value is parsed as YAML.
 
     Raises:
-        SpecError: unreadable file, malformed YAML, unknown key (with the nearest right name) or bad value.
+        SpecError: unreadable file, malformed YAML, unknown key (with the nearest valid key) or invalid value.
     """
     return parse_spec(kind, read_document(path), overrides, source=str(path))
 
 
 def read_document(path: str | Path) -> Any:
-    """What a YAML file holds, not validated. Raises `SpecError`: unreadable, too large or malformed."""
+    """The parsed content of a YAML file, not validated. Raises `SpecError`: unreadable, too large or malformed."""
     try:
         return read_yaml(read_file(path, MAX_SPEC_BYTES).decode())
     except FileNotFoundError as error:
@@ -80,13 +80,13 @@ def read_document(path: str | Path) -> Any:
     except Unreadable as error:
         raise SpecError(f"the spec {path} {error}") from error
     except UnicodeDecodeError as error:
-        raise SpecError(f"the spec {path} is not YAML in UTF-8: {error}") from error
+        raise SpecError(f"the spec {path} is not UTF-8: {error}") from error
     except Malformed as error:
         raise SpecError(f"the spec {path} {error}") from error
 
 
 def parse_spec(kind: type[S], document: Any, overrides: Iterable[str] = (), source: str = "spec") -> S:
-    """Validates an already parsed document; see `load_spec`."""
+    """Validates a parsed document; see `load_spec`."""
     if not isinstance(document, Mapping):
         raise SpecError(f"{source}: expected a mapping of fields of {kind.__name__}, got {type(document).__name__}")
     try:
@@ -101,14 +101,14 @@ def parse_spec(kind: type[S], document: Any, overrides: Iterable[str] = (), sour
         found = error.errors()
         lines = [_explain(kind, source, detail) for detail in found[:MAX_SHOWN]]
         if len(found) > MAX_SHOWN:
-            lines.append(f"{source}: and {len(found) - MAX_SHOWN} more")
+            lines.append(f"{source}: {len(found) - MAX_SHOWN} more errors")
         raise SpecError("\n".join(lines)) from None
 
 
 def _assign(fields: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     if not separator or not path:
-        raise SpecError(f"--set {_short(override)} is not an assignment; write --set optimizer.lr=0.1")
+        raise SpecError(f"--set {_short(override)} is not an assignment such as --set optimizer.lr=0.1")
     try:
         assign(fields, path, read_yaml(value))
     except Malformed as error:
@@ -116,14 +116,14 @@ def _assign(fields: dict[str, Any], override: str) -> None:
 
 
 def assign(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Sets the value at `a.b.c` of a document; an item of a list is `a.0.c` or, by its `name`, `a.main.c`.
+    """Sets the value at `a.b.c` in a document; an item of a list is `a.0.c` or, by its `name`, `a.main.c`.
 
     Raises:
-        SpecError: a parent is a value, or a list has no such item.
+        SpecError: a parent is a scalar value, or a list has no such item.
     """
     *parents, last = path.split(".")
     if len(parents) >= MAX_DEPTH:
-        raise SpecError(f"cannot set {_short(path)}: it has more than {MAX_DEPTH} parts")
+        raise SpecError(f"cannot set {_short(path)}: the path has more than {MAX_DEPTH} parts")
     place: Any = fields
     for parent in parents:
         if isinstance(place, list):
@@ -139,13 +139,13 @@ def assign(fields: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _item(items: list[Any], part: str, path: str) -> int:
-    """The index of the item of a list that one part of a path names."""
+    """The index of the list item that `part` of a path selects."""
     if part.isdecimal() and int(part) < len(items):
         return int(part)
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if part in names:
         return names.index(part)
-    known = ", ".join(map(str, [*range(len(items)), *filter(None, names)][:MAX_SHOWN])) or "none: the list is empty"
+    known = ", ".join(map(str, [*range(len(items)), *filter(None, names)][:MAX_SHOWN])) or "none, the list is empty"
     raise SpecError(f"cannot set {_short(path)}: no item {_short(part)} in the list; items: {known}")
 
 
@@ -167,7 +167,7 @@ def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
 
 
 def _names_beside(kind: type[Spec], location: list[str]) -> set[str]:
-    """The field names allowed at the place of an unknown key; union branches and list items are looked through."""
+    """The valid keys at the position of an unknown key, including those of union branches and list items."""
     kinds = {kind}
     for part in location[:-1]:
         found = {

@@ -1,39 +1,39 @@
-"""The nearest right name, for messages about a name that nobody knows. Knows no error."""
+"""Suggests the nearest existing names for messages about an unknown name. Independent of error classes."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
-"""Names that a message lists; of more it says how many there are."""
+"""Largest number of names that a message lists; beyond it only their number is given."""
 MAX_COMPARED = 1000
-"""Names that are compared with a wrong one: with 10,000 that would take a second."""
+"""Largest number of names that are compared with an unknown one: 10,000 would take a second."""
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The known name that `name` was most likely meant to be; None if none is near.
+    """The known name that is most similar to `name`; None if none is similar enough.
 
     Args:
-        name: as it was given.
-        known: the right ones.
-        cutoff: how alike they have to be, from 0 to 1.
+        name: the unknown name.
+        known: the existing names.
+        cutoff: smallest similarity, from 0 to 1.
     """
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A hint: the nearest known name, or `otherwise` if none is near."""
+    """A hint with the nearest known name, or `otherwise` if none is similar."""
     near = nearest(name, known)
     return otherwise if near is None else f"did you mean {near!r}?"
 
 
 def known_names(name: str, known: Sequence[str], kinds: str, command: str = "") -> str:
-    """The end of a message about a name that does not exist: the nearest names, and which or how many there are.
+    """The end of a message about an unknown name: the nearest names, and the list or the number of all names.
 
     Args:
-        name: as it was given.
-        known: the right ones, in the order in which they are listed.
-        kinds: what they are, in the plural.
-        command: that lists all of them.
+        name: the unknown name.
+        known: the existing names, in the order of the list.
+        kinds: their kind, in the plural, such as `models`.
+        command: command that lists all of them.
     """
     if not known:
         return f"there are no {kinds} yet"

@@ -30,7 +30,7 @@ def test_a_retry_time_survives_pickling() -> None:
     assert (str(copy), copy.retry_after_s) == ("the queue is full", 2.5)
 
 
-def test_codes_are_unique_so_that_machines_can_tell_errors_apart() -> None:
+def test_codes_are_unique() -> None:
     codes = [kind.__dict__.get("code") for kind in CLASSES]
     assert None not in codes
     assert len(set(codes)) == len(codes)

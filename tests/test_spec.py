@@ -40,19 +40,19 @@ class Car(Spec):
         (None, "expected a mapping of fields of Car, got NoneType"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_way_out(document: object, message: str) -> None:
+def test_errors_are_reported_with_a_fix(document: object, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(Car, document)
     assert message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(Car, {"nam": "a", "doors": 0})
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_overrides_are_read_as_yaml_and_reach_into_sections(tmp_path: Path) -> None:
+def test_overrides_are_parsed_as_yaml_and_set_nested_fields(tmp_path: Path) -> None:
     path = tmp_path / "car.yaml"
     path.write_text("name: a\nengine: {radius: 3}\n")
     car = load_spec(Car, path, ["engine.radius=0.5", "doors=2", "name=b c"])
@@ -79,13 +79,13 @@ def test_a_bad_override_is_refused(override: str, message: str) -> None:
     ("content", "message"),
     [
         (b"name: [", "is not YAML"),
-        (b"\xff\xfe", "is not YAML in UTF-8"),
+        (b"\xff\xfe", "is not UTF-8"),
         (b"a: !!python/object/apply:os.system ['true']", "is not YAML"),
         (b"#" * (MAX_SPEC_BYTES + 1), f"the limit is {MAX_SPEC_BYTES}"),
         (b"", "expected a mapping"),
     ],
 )
-def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_a_spec_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "car.yaml"
     path.write_bytes(content)
     with pytest.raises(SpecError) as caught:
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, content: bytes, messa
     assert message in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot read the spec .*nowhere.yaml: No such file"):
         load_spec(Car, tmp_path / "nowhere.yaml")
 
@@ -130,7 +130,7 @@ class Pools(Spec):
         ("pools.1={name: third, timeout_s: 7}", [1.0, 7.0]),
     ],
 )
-def test_an_override_reaches_into_lists_by_index_or_name(override: str, expected: list[float]) -> None:
+def test_an_override_sets_list_items_by_index_or_name(override: str, expected: list[float]) -> None:
     document = {"pools": [{"name": "first"}, {"name": "second"}]}
     assert [pool.timeout_s for pool in parse_spec(Pools, document, [override]).pools] == expected
 
@@ -143,6 +143,6 @@ def test_an_override_reaches_into_lists_by_index_or_name(override: str, expected
         ("pools.0.name.x=1", "'name' is a value, not a section"),
     ],
 )
-def test_an_override_of_an_item_that_does_not_exist_names_those_that_do(override: str, message: str) -> None:
+def test_an_override_of_an_unknown_item_lists_existing_items(override: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(Pools, {"pools": [{"name": "first"}, {"name": "second"}]}, [override])

@@ -1,4 +1,4 @@
-"""What a message says of a name that does not exist: near names, and which or how many there are."""
+"""The hint of a message about an unknown name: near names, and the list or the number of all names."""
 
 import pytest
 

@@ -1,1 +1,1 @@
-"""The Python API: what `import maas_ray` offers. Each function does what the command of its name does."""
+"""The Python API of `import maas_ray`. Each function does the same as the command of its name."""

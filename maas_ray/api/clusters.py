@@ -1,4 +1,4 @@
-"""The cluster that calls of this process use."""
+"""Connects this process to a cluster, which all further calls use."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ def connect(
     timeout_s: float = 30.0,
     log_to_driver: bool = False,
 ) -> str:
-    """Connects this process to a Ray cluster; a process that is connected already stays where it is.
+    """Connects this process to a Ray cluster; a connected process keeps its connection.
 
     Args:
-        address: `host:port` of a head; None: $RAY_ADDRESS, else the cluster that `maas-ray up` started on this machine.
-        state_dir: where that cluster is recorded; None: $MAAS_RAY_HOME, else `~/.maas-ray`.
-        timeout_s: longest wait for the head.
-        log_to_driver: whether the output of workers is shown in this process.
+        address: `host:port` of the head node; None: $RAY_ADDRESS, else the cluster of `maas-ray up` on this machine.
+        state_dir: directory of the local cluster's record; None: $MAAS_RAY_HOME, else `~/.maas-ray`.
+        timeout_s: timeout for the head node.
+        log_to_driver: whether this process prints the output of workers.
 
     Returns:
-        The address.
+        The address of the cluster.
 
     Raises:
-        ClusterError: there is no cluster, it does not answer, or it refuses the token.
+        ClusterError: no cluster exists, it does not answer, or it rejects the token.
     """
     from maas_ray import cluster
 
@@ -30,7 +30,7 @@ def connect(
 
 
 def disconnect() -> None:
-    """Leaves the cluster; the cluster and what it serves continue."""
+    """Disconnects this process; the cluster and its pools continue to run."""
     from maas_ray import cluster
 
     cluster.disconnect()
@@ -42,4 +42,4 @@ def require_connection() -> None:
     from maas_ray.errors import ClusterError
 
     if connected_to() is None:
-        raise ClusterError("this process is not connected to a cluster: call maas_ray.connect() first")
+        raise ClusterError("this process is not connected to a cluster; call maas_ray.connect() first")

@@ -1,4 +1,4 @@
-"""Versions of models from Python: promotion and import."""
+"""Models and their versions from Python: list, promote, import."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def list_models(*, store: ObjectStore | str | None = None) -> "dict[str, Model]":
-    """The models of a store by name, with their versions and aliases."""
+    """Lists the models of a store by name, with their versions and aliases."""
     from maas_ray.registry.models import Registry
 
     return Registry(opened(store)).models()
@@ -46,23 +46,23 @@ def import_onnx(
     token: str | None = None,
     store: ObjectStore | str | None = None,
 ) -> "Version":
-    """Publishes an ONNX file as the next version of a model: inspected, loaded and run in child processes with limits.
+    """Publishes an ONNX file as the next version of a model, after inspection and test runs in limited child processes.
 
     Args:
-        file: the graph; external data beside it is put inside.
-        model: its name.
-        task: what the outputs mean.
+        file: the ONNX file; external data is embedded.
+        model: name of the model.
+        task: meaning of the outputs.
         labels: class names in the order of the logits.
-        shapes: sizes of inputs by name, where the file leaves them open.
-        sample: a file of values for the first runs.
+        shapes: sizes of inputs by name, for sizes that the file leaves open.
+        sample: file of input values for the test run and the warm-up.
         is_checked: whether the graph is run on random values.
         batch_axis: name of the batch dimension, or `none`.
-        alias: also promotes the version, such as `production`.
-        token: names this publish; a repeat with the same token finds its version.
+        alias: alias to point at the version, such as `production`.
+        token: idempotency token; a repeated publish with the same token returns the version of the first one.
         store: an open store, its URI, or None for the default one.
 
     Raises:
-        BundleError: the graph is not servable; the message names the node and the reason.
+        BundleError: the graph is not servable; the message contains the node and the reason.
     """
     from maas_ray.registry.importing import import_onnx as import_file
     from maas_ray.registry.models import Registry, check_name

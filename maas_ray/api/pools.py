@@ -1,4 +1,4 @@
-"""Pools of replicas from Python: deploying them, and a handle of each."""
+"""Pools of replicas from Python: functions that deploy them, and the handle of a pool."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ class Pool:
     """A deployed pool.
 
     Attributes:
-        name: of the pool.
-        url: its base URL, as reachable from this machine.
-        unserved: models that it cannot serve although it is healthy, each with the reason, when it was deployed.
+        name: name of the pool.
+        url: base URL of the pool, reachable from this machine.
+        unserved: models that the pool could not load at its deployment, each with the reason.
     """
 
     def __init__(self, name: str, url: str, unserved: tuple[str, ...] = ()) -> None:
@@ -33,10 +33,10 @@ class Pool:
 
     @property
     def status(self) -> "PoolStatus":
-        """The pool as Ray Serve sees it now.
+        """The current state of the pool in Ray Serve.
 
         Raises:
-            NotFound: it is no longer deployed.
+            NotFound: the pool is no longer deployed.
         """
         from maas_ray.serve.deploy.pool import status
 
@@ -47,13 +47,13 @@ class Pool:
         return found[0]
 
     def client(self, **options: Any) -> "Client":
-        """A client of this pool; options are those of `Client`."""
+        """Returns a client of this pool; `options` are those of `Client`."""
         from maas_ray.client import Client
 
         return Client(self.url, **options)
 
     def async_client(self, **options: Any) -> "AsyncClient":
-        """An asyncio client of this pool; options are those of `AsyncClient`."""
+        """Returns an asyncio client of this pool; `options` are those of `AsyncClient`."""
         from maas_ray.client import AsyncClient
 
         return AsyncClient(self.url, **options)
@@ -73,17 +73,17 @@ def serve(
     timeout_s: float | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Pool:
-    """Deploys a spec with one pool and returns once it answers over HTTP; see `serve_all`.
+    """Deploys a spec with one pool and returns once the pool answers over HTTP; see `serve_all`.
 
     Raises:
-        SpecError: the spec is not valid, or has several pools.
+        SpecError: the spec is invalid, or has several pools.
     """
     from maas_ray.serve.spec.pools import ServeSpec
 
     loaded = read_spec(ServeSpec, spec, overrides)
     if len(loaded.pools) != 1:
         names = ", ".join(pool.name for pool in loaded.pools)
-        raise SpecError(f"serve deploys one pool; the spec has {len(loaded.pools)} ({names}): use serve_all")
+        raise SpecError(f"serve deploys one pool, but the spec has {len(loaded.pools)} ({names}); use serve_all")
     (pool,) = serve_all(loaded, timeout_s=timeout_s, on_progress=on_progress)
     return pool
 
@@ -98,17 +98,17 @@ def serve_all(
     """Deploys every pool of a spec on the connected cluster and returns once each answers over HTTP.
 
     Args:
-        spec: a `ServeSpec`, a mapping of its fields, or the path of a YAML file. Without `http.port` the port is that of
-            the local cluster.
+        spec: a `ServeSpec`, a mapping of its fields, or the path of a YAML file. The default of `http.port` is the port
+            of the local cluster.
         overrides: values by field path, such as `{"http.port": 8001}`.
-        timeout_s: longest time without one more ready replica; None: `rollout.timeout_s` of each pool.
+        timeout_s: timeout without a further ready replica; None: `rollout.timeout_s` of each pool.
         on_progress: called with each line of progress.
 
     Raises:
-        SpecError: the spec is not valid.
+        SpecError: the spec is invalid.
         ClusterError: this process is not connected, or a pool did not become healthy and was rolled back.
-        ResourcesMissing: the cluster has no room for a pool.
-        NotFound: the registry has no such model, version or alias.
+        ResourcesMissing: the cluster's resources are insufficient for a pool.
+        NotFound: the registry does not contain the model, version or alias.
     """
     from maas_ray.addresses import http_url, reachable_host
     from maas_ray.cluster.node.state import load_state

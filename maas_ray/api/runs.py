@@ -1,4 +1,4 @@
-"""Training runs from Python: `train`, and the handle of a run."""
+"""Training runs from Python: functions that train, evaluate and publish, and the handle of a run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from maas_ray.train.validation.load_model import Evaluation
 
 Checkpoint = int | Literal["newest", "best"] | None
-"""A step, or one of two words; None: what the run's spec says in `checkpoint.use`."""
+"""A step, `newest` or `best`; None: `checkpoint.use` of the run's spec."""
 Weights = Literal["ema", "raw"] | None
-"""The moving average of the weights or the weights themselves; None: the average if the run keeps one."""
+"""`ema`: the moving average of the weights; `raw`: the weights; None: the average if the run keeps it."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class SavedCheckpoint:
     num_bytes: int
     metrics: Mapping[str, float]
     is_pinned: bool
-    """Whether retention keeps it, because a version was made from it or a user pinned it."""
+    """Whether retention keeps it: a version was exported from it, or a user pinned it."""
 
 
 class Run:
-    """A training run in a store. Every property reads the store anew, so a run can be watched while it trains.
+    """A training run in a store. Every property reads the store, so that a run can be watched while it trains.
 
     Args:
-        id: of the run.
+        id: id of the run.
         store: an open store, its URI, or None for the default one.
 
     Raises:
@@ -71,12 +71,12 @@ class Run:
 
     @property
     def error(self) -> str | None:
-        """Why it failed."""
+        """The error of a failed run, or None."""
         return self._runs.get(self.id).error
 
     @property
     def step(self) -> int | None:
-        """Optimizer steps of the newest committed checkpoint; None: there is none yet."""
+        """Optimizer step of the newest committed checkpoint, or None."""
         return self._runs.get(self.id).step
 
     @property
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What was logged up to the newest committed checkpoint, oldest first: `{step, loss, lr}` and `{step, validation}`."""
+        """Metrics up to the newest committed checkpoint, oldest first: `{step, loss, lr}` and `{step, validation}`."""
         from maas_ray.checkpoint.catalog import newest_checkpoint, open_checkpoint, read_saved
         from maas_ray.train.records.runs import checkpoints_prefix
 
@@ -110,16 +110,16 @@ class Run:
 
     @property
     def tensorboard(self) -> str:
-        """The argument of `tensorboard --logdir`."""
+        """The value of `tensorboard --logdir`."""
         from maas_ray.train.callbacks.tensorboard import location
 
         return location(self.store, self.id)
 
     def load_model(self, checkpoint: Checkpoint = None, *, weights: Weights = None) -> "nn.Module":
-        """The trained module at a checkpoint, in evaluation mode on the CPU. It takes preprocessed rows.
+        """Loads the trained module of a checkpoint on the CPU, in evaluation mode. Its input is preprocessed rows.
 
         Raises:
-            NotFound: no such checkpoint.
+            NotFound: the checkpoint does not exist.
             ObjectCorrupt: a part is missing, truncated or altered.
         """
         from maas_ray.train.validation.load_model import load_trained
@@ -147,17 +147,17 @@ class Run:
         alias: str | None = None,
         token: str | None = None,
     ) -> "Version":
-        """Exports a checkpoint to ONNX behind the parity gate and publishes it as the next version of a model.
+        """Exports a checkpoint to ONNX, compares both in the parity gate and publishes the next version of a model.
 
         Args:
-            model: its name.
-            checkpoint: a step, `newest` or `best`.
-            weights: which ones.
-            alias: also promotes the version, such as `production`.
-            token: names this publish; a repeat with the same token finds its version.
+            model: name of the model.
+            checkpoint: a step, `newest` or `best`; None: `checkpoint.use` of the spec.
+            weights: `ema` or `raw`; None: the moving average if the run keeps it.
+            alias: alias to point at the version, such as `production`.
+            token: idempotency token; a repeated publish with the same token returns the version of the first one.
 
         Raises:
-            GateError: the exported graph does not compute what the trained model does; nothing is published.
+            GateError: the exported graph differs from the trained model; nothing is published.
         """
         from maas_ray.optimize.publish import export_run
         from maas_ray.registry.models import Registry, check_name
@@ -176,19 +176,19 @@ def train(
     resume: bool = False,
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> Run:
-    """Trains a run on the connected cluster and returns once it has ended; see `connect`.
+    """Trains a run on the connected cluster and returns once the run has ended; see `connect`.
 
     Args:
         spec: a `TrainSpec`, a mapping of its fields, or the path of a YAML file.
         overrides: values by field path, such as `{"optimizer.lr": 0.1}`.
-        resume: continue a run that exists from its newest committed checkpoint.
-        on_progress: called in a thread of this process with the newest report of the run.
+        resume: continue an existing run from its newest committed checkpoint.
+        on_progress: called with the latest progress report, in a thread of this process.
 
     Raises:
-        SpecError: the spec is not valid.
-        Conflict: the run exists and `resume` is false, or another process trains it.
+        SpecError: the spec is invalid.
+        Conflict: the run exists and `resume` is False, or another process is training it.
         ClusterError: this process is not connected to a cluster.
-        TrainingFailed: workers failed more often in a row than `workers.max_restarts`.
+        TrainingFailed: workers failed more than `workers.max_restarts` times in a row.
     """
     from maas_ray.api.clusters import require_connection
     from maas_ray.train.run import run_training
@@ -203,7 +203,7 @@ def train(
 
 
 def list_runs(*, store: ObjectStore | str | None = None) -> "list[Summary]":
-    """The runs of a store, newest first; those whose records are damaged are left out (see `maas-ray fsck`)."""
+    """Lists the runs of a store, newest first, without those with a damaged record (see `maas-ray fsck`)."""
     from maas_ray.train.records.runs import Runs
 
     return Runs(opened(store)).all()

@@ -1,4 +1,4 @@
-"""Specs as callers give them: a spec, a mapping of fields, or the path of a YAML file, with overrides."""
+"""Reads the spec arguments of the API: a spec, a mapping of fields, or the path of a YAML file, with overrides."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +13,12 @@ def read_spec(kind: type[S], given: Any, overrides: Mapping[str, Any] | None) ->
     """Validates a spec.
 
     Args:
-        kind: of spec.
+        kind: class of the spec.
         given: a spec of this kind, a mapping of its fields, or the path of a YAML file.
         overrides: values by field path, such as `{"optimizer.lr": 0.1}`.
 
     Raises:
-        SpecError: unreadable file, unknown key (with the nearest right name) or bad value.
+        SpecError: unreadable file, unknown key (with the nearest valid key) or invalid value.
     """
     source = "spec"
     if isinstance(given, kind):

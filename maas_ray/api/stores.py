@@ -1,4 +1,4 @@
-"""The store that a call means."""
+"""Opens the store of an API call."""
 
 import os
 
@@ -25,5 +25,5 @@ def open_store(uri: str | None = None, *, endpoint: str | None = None) -> Object
 
 
 def opened(store: ObjectStore | str | None) -> ObjectStore:
-    """A store that is open already, or the one that a URI or the environment names."""
+    """Returns an open store unchanged; else opens the one of a URI, or of the environment."""
     return open_store(store) if store is None or isinstance(store, str) else store

@@ -1,11 +1,11 @@
-"""The command `maas-ray`: parses, calls the library, prints. Every command has --json, for machines, and --debug."""
+"""The command line `maas-ray`: parses options, calls the library, prints. Every command has --json and --debug."""
 
 _TYPERS_CODE = 130
-"""Typer's own for an interruption outside of a command, which it does not let through."""
+"""Typer's exit code for an interruption outside of a command; Typer does not re-raise the exception."""
 
 
 def main() -> None:
-    """The entry point of the command."""
+    """Runs the command line."""
     from maas_ray.process.search_path import leave_out_working_directory
 
     leave_out_working_directory()

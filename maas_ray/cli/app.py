@@ -1,4 +1,4 @@
-"""All commands in one list. Importing this starts nothing and needs neither torch nor Ray."""
+"""The commands of `maas-ray`, in groups. Importing this module starts nothing and needs neither torch nor Ray."""
 
 import os
 from collections.abc import Callable
@@ -25,30 +25,30 @@ def find_modules(
         Path,
         typer.Option(
             envvar=APP_DIR_VARIABLE,
-            help="Where modules lie that specs name by import path (`model: {name: my_nets:Net}`).",
+            help="Directory of the modules that specs name by import path (`model: {name: my_nets:Net}`).",
             show_default="the working directory",
             exists=True,
             file_okay=False,
         ),
     ] = Path("."),
 ) -> None:
-    """Model as a Service on Ray: from data to a served HTTP endpoint, each step proven."""
+    """Model as a Service on Ray: from data to a served HTTP endpoint; every step is verified."""
     exempt_from_proxies(os.environ)
-    # Looked into by the commands that need it alone, and last: see `uses_modules`.
+    # Only the commands that need it search it, after every other directory: see `uses_modules`.
     os.environ[APP_DIR_VARIABLE] = str(app_dir.resolve())
 
 
 PANELS: dict[str, tuple[Callable[..., CommandResult], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
-    "Make": (training.train, training.runs, training.evaluate, training.publish, store.import_),
-    "Tune": (tuning.tune, tuning.lr_range),
-    "Serve": (store.promote, store.models, serving.serve, serving.unserve, serving.predict),
-    "Care": (parallel.verify_parallel, store.fsck, store.compact, store.schema),
+    "Train": (training.train, tuning.tune, tuning.lr_range, training.runs, training.evaluate),
+    "Publish": (training.publish, store.import_, store.promote, store.models),
+    "Serve": (serving.serve, serving.unserve, serving.predict),
+    "Verify": (parallel.verify_parallel, store.fsck, store.compact, store.schema),
 }
 
-app.command(rich_help_panel="Start here")(cluster.quickstart)
+app.command(rich_help_panel="Cluster")(cluster.quickstart)
 for panel, commands in PANELS.items():
     for command in commands:
-        name = command.__name__.rstrip("_").replace("_", "-")  # `import_`: the word itself belongs to Python
+        name = command.__name__.rstrip("_").replace("_", "-")  # `import_`: `import` is a Python keyword
         app.command(name, rich_help_panel=panel)(reported(command))
-app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Care")
+app.add_typer(checkpoints.app, name="checkpoints", rich_help_panel="Train")

@@ -1,4 +1,4 @@
-"""checkpoints list, verify, reshard, export: the states of a run. Needs nothing but a store."""
+"""The commands `checkpoints list`, `verify`, `reshard` and `export`, which need a store but no cluster."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -13,9 +13,9 @@ from maas_ray.console.leaving import leaves
 from maas_ray.console.output import facts, say, table
 
 Run = Annotated[str, typer.Argument(help="Id of the run.")]
-Step = Annotated[int | None, typer.Option(help="Checkpoint.", show_default="newest")]
+Step = Annotated[int | None, typer.Option(help="Step of the checkpoint.", show_default="newest")]
 
-app = typer.Typer(help="Lists, verifies, re-writes and exports the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="Lists, verifies, reshards and exports the checkpoints of a run.", no_args_is_help=True)
 
 
 def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResult:
@@ -42,7 +42,7 @@ def list_(run: Run, store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> 
 
 def verify(
     run: Run,
-    step: Annotated[int | None, typer.Option(help="Checkpoint.", show_default="all")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint.", show_default="all")] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
@@ -54,7 +54,7 @@ def verify(
     opened = open_store(store, endpoint)
     steps = list_checkpoints(opened, _prefix(run)) if step is None else [step]
     if not steps:
-        open_checkpoint(opened, _prefix(run))  # says what is missing
+        open_checkpoint(opened, _prefix(run))  # raises the exact error
     problems: dict[int, list[str]] = {}
     with say.status("verifying"):
         for each in steps:
@@ -64,25 +64,25 @@ def verify(
                 problems[each] = [str(error)]
     damaged = {each: found for each, found in problems.items() if found}
     document = {"run": run, "verified": sorted(problems), "problems": damaged}
-    shown = facts("damaged" if damaged else "whole", {"verified": len(problems), "damaged": len(damaged)})
+    shown = facts("damaged" if damaged else "intact", {"verified": len(problems), "damaged": len(damaged)})
     lines = [f"[red]step {each}[/] {escape(line)}" for each, found in damaged.items() for line in found]
     return CommandResult(document, Group(shown, *lines), int(bool(damaged)))
 
 
 def reshard(
     run: Run,
-    to: Annotated[str, typer.Option(help="Store that gets it: a directory or URI, at the same place in it.")],
+    to: Annotated[str, typer.Option(help="Target store: a directory or URI; the checkpoint keeps its path.")],
     step: Step = None,
     parts: Annotated[
-        int | None, typer.Option(help="At most so many files of tensors.", show_default="of 1 GiB each", min=1)
+        int | None, typer.Option(help="Largest number of tensor files.", show_default="files of 1 GiB", min=1)
     ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Re-writes a checkpoint with every tensor in one piece, as safetensors files that other programs read."""
+    """Rewrites a checkpoint with every tensor unsharded, as safetensors files that other programs can read."""
     from maas_ray.checkpoint.catalog import HISTORY, open_checkpoint
 
-    leaves(f"{to} has no whole copy of the checkpoint; run the command again")
+    leaves(f"{to} contains no complete copy of the checkpoint; run the command again")
     with say.status("writing"):
         committed = open_checkpoint(open_store(store, endpoint), _prefix(run), step)
         from maas_ray.checkpoint.reshard import reshard as write
@@ -99,21 +99,21 @@ def reshard(
 @uses_modules
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="Folder that gets it: a directory or URI.")],
+    to: Annotated[str, typer.Option(help="Target folder: a directory or URI.")],
     checkpoint: Checkpoint = None,
     weights: Weights = None,
     format_: Annotated[
-        Literal["hf"], typer.Option("--format", help="hf: config.json, safetensors and tokenizer, for transformers.")
+        Literal["hf"], typer.Option("--format", help="hf: config.json, safetensors and tokenizer for Transformers.")
     ] = "hf",
-    shard_mb: Annotated[int, typer.Option(help="Largest file of weights, in MB.", min=1)] = 5000,
+    shard_mb: Annotated[int, typer.Option(help="Largest size of a weight file, in MB.", min=1)] = 5000,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Writes a model for other programs: as transformers' `from_pretrained` reads it.
+    """Exports the model of a checkpoint for other programs: `from_pretrained` of Transformers can read it.
 
-    Which checkpoint and which weights are as in `maas-ray publish`.
+    --checkpoint and --weights select the same as in `maas-ray publish`.
     """
-    leaves(f"{to} may hold a part of the model; run the command again to write it from the start")
+    leaves(f"{to} may contain an incomplete model; run the command again to rewrite it")
     with say.status("writing"):
         from maas_ray.train.records.checkpoint_selector import parse_which
         from maas_ray.train.validation.hf_export import export_hf

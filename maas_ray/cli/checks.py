@@ -1,4 +1,4 @@
-"""What `maas-ray fsck` knows of the meaning of commits and logs: each owner's own reader. Knows no store."""
+"""The content checks of `maas-ray fsck`: the reader of each kind of commit and log. Independent of any store."""
 
 import re
 
@@ -6,7 +6,7 @@ from maas_ray.store.fsck import Checks
 
 
 def all_checks() -> Checks:
-    """Those of everything that this version writes; late imports, since only `fsck` needs all of it."""
+    """The checks for everything that this version writes; imported late, since only `fsck` needs all of them."""
     from maas_ray.bundle import format as bundles
     from maas_ray.checkpoint import catalog
     from maas_ray.registry import models as registry

@@ -1,4 +1,4 @@
-"""up, down, status, doctor, quickstart."""
+"""The commands up, down, status, doctor and quickstart."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,50 +12,57 @@ from maas_ray.console.leaving import leaves
 from maas_ray.console.output import facts, say, table
 
 NOT_RUNNING = 3
-"""Exit code of `status` without a cluster, as that of `systemctl status`."""
+"""Exit code of `status` without a running cluster, the same as that of `systemctl status`."""
 
 
 def up(
-    num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs.", show_default="what the machine has")] = None,
-    num_gpus: Annotated[int | None, typer.Option(help="Logical GPUs.", show_default="what Ray detects")] = None,
+    num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs.", show_default="the machine's")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="Logical GPUs.", show_default="detected by Ray")] = None,
     profile: Annotated[
         Literal["fast", "portable"] | None,
-        typer.Option(help="fast: HAProxy, Linux. portable: Serve's Python proxy.", show_default="fast on Linux"),
+        typer.Option(
+            help="fast: HAProxy, Linux only. portable: Ray Serve's Python proxy.", show_default="fast on Linux"
+        ),
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(help="Address of this machine at which others join.", show_default="loopback: this machine alone"),
+        typer.Option(
+            help="Address of this machine for worker nodes to join.", show_default="loopback: no other machine can join"
+        ),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a head on another machine: joins its cluster.", show_default=False)
+        str | None, typer.Option(help="Join the cluster whose head node is at HOST:PORT.", show_default=False)
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token of the cluster to join.", show_default=False)
+        Path | None, typer.Option(help="File that contains the token of the cluster to join.", show_default=False)
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of a node that joins, for placement.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Label of the joining node as NAME=VALUE, for placement; repeatable.", show_default=False),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port for predictions; 0: any.", show_default="8000, else any")
+        int | None,
+        typer.Option(help="HTTP port for predictions; 0: any free port.", show_default="8000, else any free port"),
     ] = None,
     dashboard_port: Annotated[
-        int | None, typer.Option(help="Port of the Ray dashboard; 0: any.", show_default="8265, else any")
+        int | None,
+        typer.Option(help="Port of the Ray dashboard; 0: any free port.", show_default="8265, else any free port"),
     ] = None,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Starts a Ray cluster on this machine with the environment that maas-ray needs, or joins one with --address.
+    """Starts a Ray cluster on this machine with the environment that maas-ray needs; --address: joins one instead.
 
-    Refuses within seconds where open files, memory, shared memory or the disk are too small for Ray. Interrupted (Ctrl-C,
-    SIGTERM), it ends every process that it has started.
+    Fails within seconds if the limit of open files, the memory, the shared memory or the disk is too small for Ray.
+    If interrupted (Ctrl-C, SIGTERM), it ends every process that it started.
     """
     from maas_ray import cluster
     from maas_ray.cluster.node.environment import LOOPBACK
 
     leaves(
         lambda: (
-            "a cluster was left; end it with `maas-ray down`"
+            "a cluster is still running; end it with `maas-ray down`"
             if _has_record(state_dir)
-            else "every process that was started has ended; run `maas-ray up` again"
+            else "all started processes have ended; run `maas-ray up` again"
         )
     )
     if address is not None:
@@ -83,14 +90,14 @@ def up(
     shown = {
         "Ray": state.address,
         "profile": state.profile,
-        "dashboard": f"{state.dashboard_url} (it asks for the token in {state.token_path})",
-        "predictions": f"{state.http_url} (once something is served)",
+        "dashboard": f"{state.dashboard_url} (log in with the token in {state.token_path})",
+        "predictions": f"{state.http_url} (after `maas-ray serve`)",
         "for ray and serve commands": f". {script}",
         "to stop": "maas-ray down",
     }
     if host is not None:
-        shown["to join from another machine"] = f"maas-ray up --address {state.address} --token-file FILE"
-        shown["the token to copy there"] = state.token_path
+        shown["join from another machine"] = f"maas-ray up --address {state.address} --token-file FILE"
+        shown["token to copy there"] = state.token_path
     return CommandResult(document, facts("the cluster is running", shown))
 
 
@@ -108,14 +115,14 @@ def _join(
     from maas_ray.errors import SpecError
 
     if token_file is None:
-        raise SpecError("--address needs --token-file: a copy of the file `token` of the head's state directory")
+        raise SpecError("--address needs --token-file: a copy of the file `token` in the head node's state directory")
     pairs = [label.partition("=") for label in labels]
     if wrong := [label for label, (name, equals, _) in zip(labels, pairs, strict=True) if not name or not equals]:
-        raise SpecError(f"--label {wrong[0]!r} is not NAME=VALUE")
+        raise SpecError(f"--label must be NAME=VALUE, not {wrong[0]!r}")
     try:
         token = token_file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"the token cannot be read from {token_file}: {error}") from error
+        raise SpecError(f"cannot read the token file {token_file}: {error}") from error
     if not token:
         raise SpecError(f"the token file {token_file} is empty")
     with say.status(f"joining {address}"):
@@ -139,30 +146,32 @@ def _refuse_without(address: str | None, token_file: Path | None, label: list[st
 
     for name, value in (("--token-file", token_file), ("--label", label)):
         if address is None and value:
-            raise SpecError(f"{name} is for a machine that joins; give --address HOST:PORT of the head too")
+            raise SpecError(f"{name} needs --address HOST:PORT of the head node: it applies to a machine that joins")
 
 
 def down(
-    drain_timeout_s: Annotated[float, typer.Option(help="Longest wait for requests in progress; 0: none.")] = 60.0,
+    drain_timeout_s: Annotated[
+        float, typer.Option(help="Timeout for requests in progress, in seconds; 0: no wait.")
+    ] = 60.0,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Ends the cluster that `up` started: requests in progress are answered, then all its processes end.
+    """Ends the cluster that `up` started: requests in progress are answered, then all processes end.
 
-    On a machine that has joined, its node leaves the cluster: what runs on it goes on elsewhere first. Ctrl-C (or SIGTERM)
-    ends that wait, a second one kills what is left; no process is left either way.
+    On a worker node, its node leaves the cluster after its work has moved to other nodes. Ctrl-C (or SIGTERM) ends
+    that wait; a second one kills the remaining processes. No process remains in either case.
     """
     from maas_ray import cluster
 
     leaves(
         lambda: (
-            "processes of the cluster are left; run `maas-ray down` again"
+            "processes of the cluster remain; run `maas-ray down` again"
             if _has_record(state_dir)
-            else "no process of the cluster is left; requests in progress may have been cut off"
+            else "no process of the cluster remains; requests in progress may have been cut off"
         )
     )
     with say.status("stopping"):
         was_running = cluster.down(state_dir=state_dir, drain_timeout_s=drain_timeout_s)
-    return CommandResult({"stopped": was_running}, "stopped" if was_running else "there was no cluster to stop")
+    return CommandResult({"stopped": was_running}, "stopped" if was_running else "no cluster to stop")
 
 
 def _has_record(state_dir: Path | None) -> bool:
@@ -172,7 +181,7 @@ def _has_record(state_dir: Path | None) -> bool:
 
 
 def status(state_dir: StateDir = None) -> CommandResult:
-    """Shows the cluster that `up` started; exit code 3 if there is none."""
+    """Shows the cluster that `up` started; exit code 3 if none is running."""
     from maas_ray import cluster
 
     found = cluster.status(state_dir=state_dir)
@@ -200,30 +209,30 @@ def status(state_dir: StateDir = None) -> CommandResult:
 
 def doctor(
     store: Annotated[
-        str | None, typer.Option(help="Also probe this store (writes and removes one object).", envvar="MAAS_RAY_STORE")
+        str | None, typer.Option(help="Also test this store: write and remove one object.", envvar="MAAS_RAY_STORE")
     ] = None,
     endpoint: Endpoint = None,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Checks versions, ports, HAProxy, disk, the cluster's environment and the store; exit code 1 if one fails."""
+    """Checks versions, ports, HAProxy, disk, the cluster's environment and the store; exit code 1 if a check fails."""
     from maas_ray import cluster
     from maas_ray.store.objects import StorageSpec
 
     storage = StorageSpec(uri=store, endpoint=endpoint) if store else None
-    with say.status("looking"):
+    with say.status("checking"):
         checks = cluster.doctor(state_dir=state_dir, storage=storage)
     failed = [check for check in checks if not check.ok]
     rows = [("[green]ok[/]" if check.ok else "[red]FAILED[/]", check.name, check.detail, check.fix) for check in checks]
     title = f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
     document = {"ok": not failed, "checks": [asdict(check) for check in checks]}
-    return CommandResult(document, table(title, ("", "check", "found", "what to do"), rows), int(bool(failed)))
+    return CommandResult(document, table(title, ("", "check", "found", "fix"), rows), int(bool(failed)))
 
 
 def quickstart(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the model served.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the cluster running and the model served.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON line.")] = False,
 ) -> None:
-    """Runs the whole path on this machine: data, training, ONNX, registry, HTTP predictions."""
+    """Runs the complete pipeline on this machine: data, training, ONNX, registry, HTTP predictions."""
     from maas_ray.console.job import run_job
     from maas_ray.quickstart.pipeline import quickstart as run
 

@@ -7,7 +7,7 @@ import typer
 
 StateDir = Annotated[
     Path | None,
-    typer.Option(help="Where the local cluster is recorded.", envvar="MAAS_RAY_HOME", show_default="~/.maas-ray"),
+    typer.Option(help="Directory of the local cluster's state.", envvar="MAAS_RAY_HOME", show_default="~/.maas-ray"),
 ]
 Store = Annotated[
     str,
@@ -18,33 +18,39 @@ Endpoint = Annotated[
     typer.Option(help="URL of an S3-compatible service other than AWS.", envvar="MAAS_RAY_ENDPOINT"),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Overrides one field of the spec; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one field of the spec; repeatable.")
 ]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
-        "--checkpoint", "--step", metavar="newest|best|STEP", help="Which.", show_default="the spec's checkpoint.use"
+        "--checkpoint",
+        "--step",
+        metavar="newest|best|STEP",
+        help="Checkpoint to use.",
+        show_default="the spec's checkpoint.use",
     ),
 ]
 Weights = Annotated[
     Literal["ema", "raw"] | None,
-    typer.Option(help="The moving average of the weights, or themselves.", show_default="ema if the run keeps one"),
+    typer.Option(
+        help="ema: the moving average of the weights; raw: the weights.", show_default="ema if the run keeps it"
+    ),
 ]
 Token = Annotated[
     str | None,
     typer.Option(
-        help="Says which publish this is: a repeat with the same token finds its version.",
+        help="Idempotency token: a repeated publish with the same token returns the version of the first one.",
         show_default="derived from model, bundle and run, so a bundle is one version of a model",
     ),
 ]
 DEFAULT_STORE = ".maas-ray/store"
-"""That of `StorageSpec`, which is imported late: `maas-ray --help` must not wait for it."""
+"""Equal to the default of `StorageSpec`, whose import would slow down `maas-ray --help`."""
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
-"""That of cluster/connection.py, likewise."""
+"""Equal to the constant in cluster/connection.py, repeated here for the same reason."""
 
 
 def open_store(store: str, endpoint: str | None) -> Any:
-    """Opens the store that --store and --endpoint name."""
+    """Opens the store of --store and --endpoint."""
     from maas_ray.store import objects
 
     return objects.open_store(objects.StorageSpec(uri=store, endpoint=endpoint))

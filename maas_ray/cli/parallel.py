@@ -1,4 +1,4 @@
-"""verify-parallel: whether a model trains the same on every layout."""
+"""The command verify-parallel, which tests whether a model trains the same on every layout."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,19 +17,19 @@ def verify_parallel(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec.")],
     overrides: Set = None,
     max_ranks: Annotated[
-        int, typer.Option(min=2, max=64, help="Most processes of a layout; they share this machine's CPUs.")
+        int, typer.Option(min=2, max=64, help="Largest number of ranks of a layout; they share this machine's CPUs.")
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that are compared.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimizer steps to compare.")] = 4,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Trains a spec's model for a few steps in one process and on every layout, in float64; exit code 1 if they differ.
+    """Trains a few steps in float64, in one process and on every layout, and compares; exit code 1 if they differ.
 
-    Losses, norms of the gradient and all weights are compared; a difference above 1e-8 is a mistake, not rounding.
+    It compares losses, gradient norms and all weights; a difference above 1e-8 is an error, not rounding.
     """
     from maas_ray import cluster
     from maas_ray.spec import load_spec
 
-    leaves("no run was made; run the command again")
+    leaves("no run was created; run the command again")
     with say.status("preparing the data"):
         from maas_ray.data.prepare import prepare
         from maas_ray.store.objects import open_store
@@ -45,7 +45,7 @@ def verify_parallel(
         layouts = layouts_for(loaded, dataset, max_ranks)
 
     def show(one: Compared) -> None:
-        outcome = f"refused: {one.refused}" if one.refused else "equal" if one.is_equal else "DIFFERS"
+        outcome = f"not supported: {one.refused}" if one.refused else "equal" if one.is_equal else "DIFFERS"
         say.print(f"{one.layout}: {outcome}")
 
     with say.status(f"comparing {len(layouts)} layouts"):
@@ -65,7 +65,7 @@ def verify_parallel(
         "layouts": [{**asdict(one), "is_equal": one.is_equal} for one in compared],
         "num_different": len(wrong),
     }
-    title = f"{loaded.model.name}, {steps} steps in float64: largest differences from one process"
+    title = f"{loaded.model.name}, {steps} steps in float64: largest differences from the training in one process"
     return CommandResult(
         document, table(title, ("layout", "loss", "gradient norm", "weights", ""), rows), int(bool(wrong))
     )

@@ -1,4 +1,4 @@
-"""Publishing a version of a model, and what an interruption of it leaves. For `publish` and `import`."""
+"""Publishes a version of a model for `publish` and `import`, and reports the state after an interruption."""
 
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 def begin_publishing(name: str) -> None:
-    """Refuses a name that no model can have, and says what an interruption leaves before anything is published."""
+    """Checks the model name and sets the line that an interruption prints before anything is published."""
     from maas_ray.registry.models import check_name
 
-    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes what was half written)")
+    leaves("nothing was published; run the command again (`maas-ray fsck --gc` removes partly written objects)")
     check_name(name, "model")
 
 
 def publish_version(store: "ObjectStore", name: str, bundle: str, *, token: str | None, alias: str | None) -> "Version":
-    """Publishes a bundle as the next version of a model, and points an alias at it if one is asked for."""
+    """Publishes a bundle as the next version of a model; `alias`, if given, is pointed at it."""
     from maas_ray.registry.models import Registry
 
     registry = Registry(store)
-    with held():  # what was published is said
+    with held():  # a published version is always reported
         version = registry.publish(name, bundle, token=token)
         leaves(published(name, version.version, alias))
     if alias:

@@ -1,4 +1,4 @@
-"""How every command answers: one JSON document or something readable on stdout, and errors as one line on stderr."""
+"""The output of every command: a JSON document or readable text on stdout, and each error as one line on stderr."""
 
 import contextlib
 import functools
@@ -29,31 +29,31 @@ class _Output(SafeConsole):
         raise BrokenPipeError
 
 
-_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, for machines.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command found out."""
+    """The result of a command."""
 
     document: Any
-    """For --json."""
+    """Printed with --json."""
     view: RenderableType
-    """For people."""
+    """Printed without --json."""
     exit_code: int = 0
     holds_data: bool = False
-    """The document holds values of the user's data, in which nothing is masked."""
+    """Whether the document contains values of the user's data, in which nothing is masked."""
 
 
 def uses_modules(command: F) -> F:
-    """Marks a command that builds models, which specs may name by import path: it looks into --app-dir, last."""
+    """Marks a command that builds models, which specs may name by import path: it also searches --app-dir, last."""
     command.uses_modules = True  # type: ignore[attr-defined]
     return command
 
 
 def reported(command: Callable[..., CommandResult]) -> Callable[..., None]:
-    """Makes a function that returns an `CommandResult` a command, with the options --json and --debug."""
+    """Makes a command of a function that returns a `CommandResult`: adds the options --json and --debug."""
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, debug: bool, **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ def reported(command: Callable[..., CommandResult]) -> Callable[..., None]:
             if getattr(command, "uses_modules", False):
                 search_path.append(os.environ.get(APP_DIR_VARIABLE) or os.getcwd())
             else:
-                os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command have no use for it either
+                os.environ.pop(APP_DIR_VARIABLE, None)  # workers of this command do not need it either
             with _stdout_is_kept() if as_json else contextlib.nullcontext():
                 result = command(*args, **kwargs)
         except KeyboardInterrupt:
@@ -104,7 +104,7 @@ def _print(result: CommandResult, as_json: bool) -> int:
 def _fail(error: Exception, as_json: bool) -> None:
     code = error.code if isinstance(error, MaasError) else "internal"
     message = shown(str(error) if isinstance(error, MaasError) else f"{type(error).__name__}: {error}")
-    hint = "" if isinstance(error, MaasError) else " (--debug shows where)"
+    hint = "" if isinstance(error, MaasError) else " (--debug shows the traceback)"
     if as_json:
         typer.echo(json.dumps({"error": {"code": code, "message": message}}))
     typer.echo(f"error[{code}]: {message}{hint}", err=True)
@@ -115,6 +115,6 @@ def _fail(error: Exception, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _stdout_is_kept() -> Iterator[None]:
-    """Sends what libraries print to stderr: stdout is for the one document."""
+    """Redirects the output of libraries to stderr: stdout contains the JSON document alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

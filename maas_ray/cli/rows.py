@@ -1,4 +1,4 @@
-"""Reads raw rows for `maas-ray predict` from csv, json or npy, typed by the model's metadata."""
+"""Reads raw rows for `maas-ray predict` from csv, json or npy; the model's metadata determines their types."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
-    """Reads rows that a model can take; columns that it does not know are left out.
+    """Reads the input rows of a model; columns that are no inputs of it are ignored.
 
     Args:
         path: `.csv` with a header (an empty numeric cell is a missing value), `.json` with a list of objects, or `.npy`
@@ -26,24 +26,26 @@ def read_rows(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
         inputs: the model's inputs.
 
     Raises:
-        DataError: the file cannot be read, lacks a column of the model, or holds a value of another type.
+        DataError: the file cannot be read, lacks an input column, or contains a value of the wrong type.
     """
     readers = {".csv": _read_csv, ".json": _read_json, ".npy": _read_npy}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use .csv, .json or .npy")
+        raise DataError(f"{path}: unsupported suffix {path.suffix!r}; use .csv, .json or .npy")
     try:
         rows = reader(path, inputs)
     except Unreadable as error:
         raise DataError(f"{path} {error}") from error
     except csv.Error as error:
-        raise DataError(f"{path} is not a csv file that can be read: {error}") from error
+        raise DataError(f"{path} is not a valid csv file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start}; convert it first") from error
+        raise DataError(
+            f"{path} is not UTF-8: invalid byte at offset {error.start}; convert the file to UTF-8"
+        ) from error
     if not rows:
-        raise DataError(f"{path} holds no rows")
+        raise DataError(f"{path} contains no rows")
     return rows
 
 
@@ -55,7 +57,9 @@ def _read_csv(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
     records = csv.DictReader(io.StringIO(_content(path).decode("utf-8-sig"), newline=""))
     _check_columns(path, records.fieldnames or (), inputs)
     if wide := [tensor.name for tensor in inputs if not tensor.is_scalar]:
-        raise DataError(f"the inputs {', '.join(wide)} have several values per row; use .json or .npy")
+        raise DataError(
+            f"csv cannot represent inputs with several values per row: {', '.join(wide)}; use .json or .npy"
+        )
     return [
         {tensor.name: _parse(path, number, tensor, record[tensor.name]) for tensor in inputs}
         for number, record in enumerate(records, start=2)
@@ -86,26 +90,25 @@ def _read_json(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
 
 
 def _read_npy(path: Path, inputs: Sequence[Tensor]) -> list[Row]:
-    from maas_ray.foreign.npy import read_npy  # late: numpy takes its time
+    from maas_ray.foreign.npy import read_npy  # late: importing numpy is slow
 
     if len(inputs) != 1:
         names = ", ".join(tensor.name for tensor in inputs)
-        raise DataError(f"{path}: an array fits a model with one input; this one has {len(inputs)}: {names}")
+        raise DataError(f"{path}: .npy needs a model with one input; this model has {len(inputs)}: {names}; use .json")
     (tensor,) = inputs
     try:
         array = read_npy("it", _content(path))
     except DataError as error:
-        raise DataError(f"{path} is not an .npy file with plain numbers: {error}") from error
+        raise DataError(f"{path} is not an .npy file of plain numbers: {error}") from error
     if array.ndim == 0 or array[0].size != prod(tensor.shape):
-        raise DataError(
-            f"{path} has shape {list(array.shape)}; {tensor.name} needs [rows, {', '.join(map(str, tensor.shape))}]"
-        )
+        needed = ", ".join(map(str, tensor.shape))
+        raise DataError(f"{path} has shape {list(array.shape)}; input {tensor.name} needs [rows, {needed}]")
     return [{tensor.name: row.ravel().tolist()} for row in array]
 
 
 def _check_columns(path: Path, names: Any, inputs: Sequence[Tensor]) -> None:
     if missing := [tensor.name for tensor in inputs if tensor.name not in names]:
-        raise DataError(f"{path} lacks {', '.join(missing)}, which the model needs; it has: {_listed(names)}")
+        raise DataError(f"{path} lacks {', '.join(missing)}, required by the model; columns found: {_listed(names)}")
 
 
 def _listed(names: Any) -> str:

@@ -1,4 +1,4 @@
-"""serve, unserve, predict."""
+"""The commands serve, unserve and predict."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
 
 NOTHING_RECORDED = 3
-"""Exit code of `serve --restore` where no pool is recorded: there is nothing to do, and trying again does not help."""
+"""Exit code of `serve --restore` if no pool is recorded: a retry does not help."""
 
 
 def serve(
@@ -27,25 +27,25 @@ def serve(
     timeout_s: Annotated[
         float | None,
         typer.Option(
-            help="Longest time without one more ready replica; then a pool is taken back.",
+            help="Timeout without a further ready replica, in seconds; the pool is then rolled back.",
             show_default="rollout.timeout_s of each pool",
         ),
     ] = None,
     restore: Annotated[
-        bool, typer.Option("--restore", help="Deploys what the record in --store says instead of a file.")
+        bool, typer.Option("--restore", help="Deploy the pools recorded in --store instead of a spec file.")
     ] = False,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
     cluster_name: Annotated[
-        str, typer.Option("--cluster", help="With --restore: `cluster` of the specs that were deployed.")
+        str, typer.Option("--cluster", help="With --restore: the field `cluster` of the recorded specs.")
     ] = "default",
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Deploys the pools of a spec and returns once each answers over HTTP. Deploying it again changes nothing.
+    """Deploys the pools of a spec and returns once each answers over HTTP; repeating it changes nothing.
 
-    Says first what each pool needs, what is free and in which way it is updated. An update that fails, or gets no
-    further, is taken back by itself, also if this command is ended. A model that cannot be loaded beside others that can
-    is named, and the exit code is 1; its pool serves the others.
+    First prints the resources that each pool needs, the free resources and the kind of update. The cluster rolls back
+    an update that fails or stalls, even if this command has ended. If some models of a pool cannot be loaded, the pool
+    serves the others, the command lists the failed ones, and the exit code is 1.
     """
     from maas_ray import cluster
     from maas_ray.addresses import http_url, reachable_host
@@ -53,7 +53,7 @@ def serve(
     from maas_ray.spec import load_spec
 
     if (spec is None) != restore:
-        raise SpecError("give either a file with a ServeSpec or --restore")
+        raise SpecError("give exactly one of: a ServeSpec file, --restore")
     lines: list[str] = []
 
     def tell(line: str) -> None:
@@ -68,10 +68,13 @@ def serve(
             _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())
         )
         if loaded is None:
-            text = f"nothing to restore: {store} has no record of pools that cluster {cluster_name!r} serves"
+            text = f"nothing to restore: {store} contains no record of pools of cluster {cluster_name!r}"
             return CommandResult({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
         cluster.connect(state_dir=state_dir)
+        from maas_ray.ray_internals.serve import log_only_warnings
         from maas_ray.serve.deploy.pool import deploy
+
+        log_only_warnings()
 
         state = cluster.load_state(state_dir)
         if state is not None and (restore or "port" not in loaded.http.model_fields_set):
@@ -79,8 +82,8 @@ def serve(
             loaded = loaded.model_copy(update={"http": http})
         names = " ".join(pool.name for pool in loaded.pools)
         leaves(
-            f"the cluster still deploys {names}, or takes back what does not get ready: `maas-ray status` shows it, and the "
-            "same command waits for it"
+            f"the cluster continues to deploy {names}, and rolls back what does not become ready: `maas-ray status` "
+            "shows it, and the same command waits for it"
         )
         pools = deploy(loaded, timeout_s, tell)
     url = http_url(reachable_host(loaded.http.host), loaded.http.port)
@@ -102,8 +105,8 @@ def _recorded(store: str, endpoint: str | None, cluster_name: str) -> Any:
 
 
 def unserve(
-    pools: Annotated[list[str] | None, typer.Argument(help="Pools to end.", show_default="all")] = None,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait until they are gone.")] = 120.0,
+    pools: Annotated[list[str] | None, typer.Argument(help="Names of the pools.", show_default="all")] = None,
+    timeout_s: Annotated[float, typer.Option(help="Timeout until the pools have ended, in seconds.")] = 120.0,
     state_dir: StateDir = None,
 ) -> CommandResult:
     """Ends pools; requests in progress are answered first."""
@@ -111,11 +114,14 @@ def unserve(
 
     with say.status("ending"):
         cluster.connect(state_dir=state_dir)
+        from maas_ray.ray_internals.serve import log_only_warnings
         from maas_ray.serve.deploy.pool import status, undeploy
+
+        log_only_warnings()
 
         names = pools or [pool.name for pool in status()]
         leaves(
-            f"Ray Serve still ends {' '.join(names)} once their requests are answered; `maas-ray status` shows what is left"
+            f"Ray Serve ends {' '.join(names)} once their requests are answered; `maas-ray status` shows what remains"
         )
         undeploy(names, timeout_s=timeout_s)
     return CommandResult({"ended": names}, f"ended {', '.join(names)}" if names else "nothing was served")
@@ -123,16 +129,20 @@ def unserve(
 
 def predict(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    input: Annotated[Path, typer.Option(help="Raw rows: .csv with a header, .json list of objects, or .npy array.")],
+    input: Annotated[
+        Path, typer.Option(help="File of raw rows: .csv with a header, .json list of objects, or .npy array.")
+    ],
     url: Annotated[
         str | None, typer.Option(help="URL of the pool.", show_default="the local cluster's", envvar="MAAS_RAY_URL")
     ] = None,
-    version: Annotated[int | None, typer.Option(help="A version instead of the pool's own choice.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Version of the model.", show_default="chosen by the pool")
+    ] = None,
     batch_rows: Annotated[int, typer.Option(help="Rows per request.", min=1)] = 64,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait for one request.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(help="Timeout of one request, in seconds.")] = 30.0,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints what it predicts."""
+    """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints the predictions."""
     from maas_ray.cli.rows import read_rows
     from maas_ray.client import Client
     from maas_ray.cluster.health.front import front_url

@@ -1,4 +1,4 @@
-"""import, promote, models, fsck, schema: what needs nothing but a store."""
+"""The commands import, promote, models, fsck, compact and schema, which need at most a store."""
 
 import json
 from collections.abc import Mapping
@@ -20,35 +20,42 @@ from maas_ray.process.interrupts import held
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="ONNX file; weights beside it are put inside.")],
-    name: Annotated[str, typer.Option(help="Model to publish a version of.")],
-    alias: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
+    file: Annotated[Path, typer.Argument(help="ONNX file; external weights are embedded.")],
+    name: Annotated[str, typer.Option(help="Name of the model that gets the new version.")],
+    alias: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="Also point this alias at the new version.")
+    ] = None,
     task: Annotated[
-        Literal["classification", "binary", "regression", "other"], typer.Option(help="What the outputs mean.")
+        Literal["classification", "binary", "regression", "other"], typer.Option(help="Meaning of the outputs.")
     ] = "other",
-    labels: Annotated[str | None, typer.Option(metavar="A,B,C", help="Class names in the order of the scores.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Class names, in the order of the scores.")
+    ] = None,
     labels_file: Annotated[Path | None, typer.Option(help="File with one class name per line.")] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=SIZES", help="Shape that the file leaves open: x=-1,3 or ids=batch,seq; repeatable."
+            metavar="NAME=SIZES",
+            help="Shape of an input that the file leaves open: x=-1,3 or ids=batch,seq; repeatable.",
         ),
     ] = None,
     sample: Annotated[
         Path | None,
         typer.Option(
-            help="Values that the model takes, for its first runs: .npz, or a v2 request as .json. They are kept."
+            help="Valid input values for the test run and the warm-up: .npz, or a v2 request as .json. Stored in the "
+            "bundle."
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Compare runs on random values; without it the model is loaded all the same.")
+        bool, typer.Option(help="Compare several runs on random values; --no-check: only load the model.")
     ] = True,
     batch_axis: Annotated[
         str | None,
         typer.Option(
             metavar="none|NAME",
-            help="Dimension that counts the rows of a request, the first one of every input: its name in the graph, 'first' "
-            "if it has none, 'none' if there is no such dimension. By default what its name in the graph says.",
+            help="Batch dimension, the first one of every input: its name in the graph, 'first' if it has no name, "
+            "'none' if the model has no batch dimension.",
+            show_default="derived from the dimension's name in the graph",
         ),
     ] = None,
     token: Token = None,
@@ -56,18 +63,18 @@ def import_(
         str | None,
         typer.Option(
             metavar="DIMENSION=MASK",
-            help="Requests of different sizes in this dimension share a run: shorter ones are padded, with 0 in the input "
-            "that is the mask. Proven at each load.",
+            help="Batch requests of different sizes in this dimension: shorter ones are padded, and the input MASK is "
+            "0 there. Verified at each load.",
         ),
     ] = None,
     pad_value: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="What an input is padded with, if not 0 or ''; repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Padding value of an input; repeatable.", show_default="0 or ''"),
     ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Publishes any ONNX file as the next version of a model: inspected, made one piece, and run on random values."""
+    """Publishes an ONNX file as the next version of a model, after an inspection and a run on random values."""
     from maas_ray.registry.models import PRODUCTION
 
     begin_publishing(name)
@@ -97,14 +104,14 @@ def import_(
         "bundle": version.bundle,
         "run": version.run,
         "sha256 of the file": origin.sha256 if origin else "",
-        "written by": (origin.producer if origin else "") or "a program that does not say",
+        "written by": (origin.producer if origin else "") or "unknown",
         **{f"input {tensor.name}": _shown(tensor) for tensor in imported.info.signature.inputs},
         **{f"output {tensor.name}": _shown(tensor) for tensor in imported.info.signature.outputs},
         **{f"change {number}": text for number, text in enumerate(imported.info.parity.get("changes", ()), 1)},
         "run on random values": imported.info.parity["run"],
-        "first runs with": imported.info.parity["warm_up"],
+        "warm-up input": imported.info.parity["warm_up"],
         "runs in the process": imported.info.parity["process"],
-        "rows of several requests": _merged(imported.info.parity),
+        "batching of requests": _merged(imported.info.parity),
         "alias": alias or f"none yet: maas-ray promote {name} {version.version} --alias {PRODUCTION}",
     }
     return CommandResult(document, facts(f"imported {name} version {version.version}", shown))
@@ -112,7 +119,7 @@ def import_(
 
 def promote(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    version: Annotated[int, typer.Argument(help="Version to point at.", min=1)],
+    version: Annotated[int, typer.Argument(help="Version that the alias points at.", min=1)],
     alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
@@ -123,12 +130,14 @@ def promote(
     registry = Registry(open_store(store, endpoint))
     with held():
         promoted = registry.promote(model, version, alias)
-        leaves(f"{alias} of {model} is version {version}; nothing is left to do")
+        leaves(f"{alias} of {model} is version {version}; no further step is needed")
     return CommandResult({"alias": alias, **asdict(promoted)}, f"{alias} of {model} is version {version}")
 
 
 def models(
-    model: Annotated[str | None, typer.Argument(help="One model, with its versions.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model whose versions are listed.", show_default="all models")
+    ] = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
@@ -156,17 +165,17 @@ def models(
 
 
 def fsck(
-    gc: Annotated[bool, typer.Option("--gc", help="Remove old leftovers of interrupted writes.")] = False,
-    grace_hours: Annotated[float, typer.Option(help="Leftovers younger than this may still be in use.", min=0)] = 24.0,
+    gc: Annotated[bool, typer.Option("--gc", help="Remove objects of interrupted writes.")] = False,
+    grace_hours: Annotated[float, typer.Option(help="Age below which --gc removes nothing, in hours.", min=0)] = 24.0,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Verifies every committed object, its digest and what it says; exit code 1 if one is damaged or malformed."""
+    """Verifies the digest and the content of every committed object; exit code 1 if one is damaged or malformed."""
     from maas_ray.cli.checks import all_checks
     from maas_ray.store.fsck import fsck as check
 
     if gc:
-        leaves("some of the old leftovers may have been removed, nothing else was changed; run the command again")
+        leaves("some objects of interrupted writes may have been removed, nothing else; run the command again")
     report = check(open_store(store, endpoint), collect=gc, grace=timedelta(hours=grace_hours), checks=all_checks())
     shown = facts(
         "damaged" if report.problems else "sound",
@@ -190,18 +199,20 @@ def compact(
         bool,
         typer.Option(
             "--remove",
-            help="Also remove records and snapshots that two other whole objects hold. Versions of maas-ray that know no "
-            "snapshots cannot read these logs then.",
+            help="Also remove records and snapshots whose content two other intact objects contain. Versions of "
+            "maas-ray without snapshots can then no longer read these logs.",
         ),
     ] = False,
-    grace_hours: Annotated[float, typer.Option(help="What is younger is not removed.", min=1)] = 24.0,
+    grace_hours: Annotated[
+        float, typer.Option(help="Age below which --remove removes nothing, in hours.", min=1)
+    ] = 24.0,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Makes long lists quick to read: writes missing or damaged snapshots of logs, and brings the index of runs up to date.
+    """Speeds up long lists: writes missing or damaged snapshots of logs, and updates the index of runs.
 
-    The logs are those of the registry, of the index of runs and of what callers have asked pools to load. Every writer
-    does the same for its own log as it goes; this is for stores of earlier versions, and for damage that `fsck` has found.
+    The logs are those of the registry, of the index of runs and of the load requests for pools. Every writer already
+    does this for its own log; use this command for stores of earlier versions, or after `fsck` found damage.
     """
     from maas_ray.registry import models as registry
     from maas_ray.serve.models import desired_state
@@ -218,14 +229,16 @@ def compact(
     rows = [(each.log, each.num_records, len(each.written), len(each.removed)) for each in found if each.num_records]
     document = {"reindexed_runs": reindexed, "logs": [asdict(each) for each in found if each.num_records]}
     columns = ("log", "records", "snapshots written", "objects removed")
-    view = Group(table(store, columns, rows), f"{reindexed} runs were added to the index, or were not as it said")
+    view = Group(table(store, columns, rows), f"{reindexed} runs were added to the index or corrected in it")
     return CommandResult(document, view)
 
 
 def schema(
-    spec: Annotated[Literal["train", "tune", "serve"] | None, typer.Argument(help="One kind of spec.")] = None,
+    spec: Annotated[
+        Literal["train", "tune", "serve"] | None, typer.Argument(help="Kind of spec.", show_default="all")
+    ] = None,
 ) -> CommandResult:
-    """Prints the JSON Schema of specs, from which editors complete and check them."""
+    """Prints the JSON Schema of specs, for completion and validation in editors."""
     from maas_ray.serve.spec.pools import ServeSpec
     from maas_ray.train.search.spec import TuneSpec
     from maas_ray.train.spec.train import TrainSpec
@@ -239,9 +252,9 @@ def schema(
 def _merged(parity: Mapping[str, Any]) -> str:
     reason = parity.get("not_merged_because")
     if reason:
-        return f"do not share a run: {reason}"
+        return f"not batched: {reason}"
     unpadded = parity.get("not_padded_because")
-    return f"share a run; those of different sizes do not: {unpadded}" if unpadded else "share a run"
+    return f"batched; requests of different sizes are not: {unpadded}" if unpadded else "batched"
 
 
 def _shown(tensor: Any) -> str:

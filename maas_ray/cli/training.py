@@ -1,4 +1,4 @@
-"""train, runs, evaluate, publish."""
+"""The commands train, runs, evaluate and publish."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,24 +20,24 @@ from maas_ray.console.training_bar import training_bar
 def train(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec; see `maas-ray schema train`.")],
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that exists.")] = False,
-    wait_nodes: Annotated[int, typer.Option(help="First wait until so many nodes have joined.")] = 1,
-    wait_timeout_s: Annotated[float, typer.Option(help="Longest wait for nodes.")] = 300.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run.")] = False,
+    wait_nodes: Annotated[int, typer.Option(help="Number of nodes to wait for before training.")] = 1,
+    wait_timeout_s: Annotated[float, typer.Option(help="Timeout of --wait-nodes, in seconds.")] = 300.0,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Trains a run on the cluster: the local one, or that of $RAY_ADDRESS."""
+    """Trains a run on the local cluster, or on the cluster of $RAY_ADDRESS."""
     from maas_ray import cluster
     from maas_ray.errors import ClusterError
     from maas_ray.spec import load_spec
 
-    leaves("no run was begun; run the command again")
+    leaves("no run was started; run the command again")
     with say.status("joining the cluster"):
         try:
             cluster.connect(state_dir=state_dir)
         except ClusterError:
             from maas_ray.train.spec.train import TrainSpec
 
-            load_spec(TrainSpec, spec, overrides or ())  # what is wrong with the spec is said first
+            load_spec(TrainSpec, spec, overrides or ())  # errors of the spec are reported first
             raise
         from maas_ray.train.ranks.run_actor import start_run_actor
 
@@ -48,7 +48,8 @@ def train(
         loaded = load_spec(TrainSpec, spec, overrides or ())
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
     leaves(
-        f"what run {loaded.run} has committed is kept: go on with --resume; if `maas-ray runs` does not list it, without"
+        f"committed checkpoints of run {loaded.run} are kept: continue with --resume, or without it if `maas-ray runs` "
+        "does not list the run"
     )
     with training_bar(loaded.run) as show:
         result = run_training(loaded, resume=resume, on_progress=show, actor=actor)
@@ -59,9 +60,9 @@ def train(
         "checkpoint": f"step {result.checkpoint_step}",
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
         **result.report,
-        **{f"no validation of step {step}": why for step, why in result.unvalidated.items()},
+        **{f"step {step} not validated": why for step, why in result.unvalidated.items()},
     }
-    return CommandResult(asdict(result), facts(f"run {result.run} is finished", shown))
+    return CommandResult(asdict(result), facts(f"run {result.run} finished", shown))
 
 
 def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResult:
@@ -101,24 +102,24 @@ def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResu
 
 
 def _trouble(error: str | None, unvalidated: Mapping[int, str]) -> str | None:
-    """Why a run failed; else why some of its checkpoints have no validation metrics."""
+    """The error of a failed run, or the reason why some of its checkpoints have no validation metrics."""
     if error or not unvalidated:
         return error
     step, why = max(unvalidated.items())
-    more = f", nor were {len(unvalidated) - 1} others" if len(unvalidated) > 1 else ""
+    more = f" (nor {len(unvalidated) - 1} more)" if len(unvalidated) > 1 else ""
     return f"step {step} was not validated{more}: {why}"
 
 
 @uses_modules
 def evaluate(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which data.")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Split to evaluate on.")] = "test",
     checkpoint: Checkpoint = None,
     weights: Weights = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Evaluates a run's checkpoint on held-out data, in this process."""
+    """Evaluates a run's checkpoint on one split of its data, in this process."""
     with say.status("evaluating"):
         from maas_ray.train.records.checkpoint_selector import parse_which
         from maas_ray.train.validation.load_model import evaluate_run
@@ -132,15 +133,17 @@ def evaluate(
 @uses_modules
 def publish(
     run: Annotated[str, typer.Argument(help="Id of the run.")],
-    name: Annotated[str, typer.Option(help="Model to publish a version of.")],
+    name: Annotated[str, typer.Option(help="Name of the model that gets the new version.")],
     checkpoint: Checkpoint = None,
     weights: Weights = None,
-    promote: Annotated[str | None, typer.Option(metavar="ALIAS", help="Also point this alias at it.")] = None,
+    promote: Annotated[
+        str | None, typer.Option(metavar="ALIAS", help="Also point this alias at the new version.")
+    ] = None,
     token: Token = None,
     store: Store = DEFAULT_STORE,
     endpoint: Endpoint = None,
 ) -> CommandResult:
-    """Exports a run's checkpoint to ONNX behind the parity gate and publishes it as the next version of a model."""
+    """Exports a run's checkpoint to ONNX, compares both in the parity gate, publishes the next version of a model."""
     begin_publishing(name)
     opened = open_store(store, endpoint)
     with say.status("exporting"):

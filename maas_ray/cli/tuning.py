@@ -1,4 +1,4 @@
-"""tune, lr-range: finding the values of a spec's fields."""
+"""The commands tune and lr-range, which find values for fields of a spec."""
 
 import json
 from dataclasses import asdict
@@ -17,21 +17,21 @@ from maas_ray.errors import SpecError
 from maas_ray.process.interrupts import exit_code, last
 
 _ROWS = 20
-"""About so many steps of a range test are shown."""
+"""Approximate number of steps of a range test that are shown."""
 
 
 @uses_modules
 def tune(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TuneSpec; see `maas-ray schema tune`.")],
     overrides: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that exists.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an existing search.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write the best spec, for `maas-ray train`.", show_default="<search>-best.yaml"),
+        typer.Option(help="File for the best spec, for `maas-ray train`.", show_default="<search>-best.yaml"),
     ] = None,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Searches for the best values of some fields of a training spec; each trial is a run, trained on the cluster."""
+    """Searches for the best values of fields of a training spec; each trial is a run that the cluster trains."""
     from maas_ray import cluster
     from maas_ray.train.search.spec import load_tune_spec
 
@@ -43,9 +43,9 @@ def tune(
         from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
-        num_trials = len(draw_trials(loaded))  # what is wrong with the space is said before a cluster is asked for
+        num_trials = len(draw_trials(loaded))  # errors of the space are reported before a cluster is needed
         cluster.connect(state_dir=state_dir)
-    leaves(f"what the trials of {loaded.name} have committed is kept: continue with --resume")
+    leaves(f"committed checkpoints of the trials of {loaded.name} are kept: continue with --resume")
     num_ended = 0
     with say.status(f"{num_trials} trials") as status:
 
@@ -63,7 +63,7 @@ def tune(
     if result.best_spec is not None and result.best is not None:
         written = target
         written.write_text(
-            f"# The values of {result.best.run}: {result.metric} {result.best.value:.6g} after {result.best.step} steps.\n"
+            f"# Values of {result.best.run}: {result.metric} {result.best.value:.6g} after {result.best.step} steps.\n"
             + yaml.safe_dump(result.best_spec, sort_keys=False)
         )
     names = list(loaded.search)
@@ -79,11 +79,11 @@ def tune(
     ]
     title = f"search {result.search}: "
     if result.best is None:
-        title += "no trial has come to an end"
+        title += "no trial has finished"
     else:
         title += f"best {result.best.run} by {result.metric}, see {written}"
     if result.num_waiting:
-        title += f"; {result.num_waiting} of {num_trials} trials have not ended: --resume goes on with them"
+        title += f"; {result.num_waiting} of {num_trials} trials are unfinished: continue with --resume"
     document = {**asdict(result), "best_spec_path": str(written) if written else None}
     columns = ("run", *_short(names), result.metric.removeprefix("validation_"), "step", "")
     number = last() if not result.is_complete else None
@@ -92,7 +92,7 @@ def tune(
 
 
 def _short(paths: list[str]) -> list[str]:
-    """`lr` for `optimizer.lr`, where no other field ends like it: a terminal is narrow."""
+    """Shortens `optimizer.lr` to `lr` if no other field has the same last part: a terminal is narrow."""
     last = [path.rpartition(".")[2] for path in paths]
     return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
 
@@ -103,21 +103,23 @@ def lr_range(
     overrides: Set = None,
     low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-6,
     high: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps between them.")] = 100,
-    smoothing: Annotated[float, typer.Option(help="Weight of the past in the smoothed loss, in [0, 1).")] = 0.9,
+    steps: Annotated[int, typer.Option(help="Number of optimizer steps.")] = 100,
+    smoothing: Annotated[
+        float, typer.Option(help="Weight of the earlier steps in the smoothed loss, in [0, 1).")
+    ] = 0.9,
     output: Annotated[
-        Path | None, typer.Option(help="Also write the course to a file: .csv, or anything else as JSON.")
+        Path | None, typer.Option(help="Also write all steps to this file: as CSV if it ends in .csv, else as JSON.")
     ] = None,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Trains for a few steps with a growing learning rate (Smith 2015) and proposes one; exit code 1 if none is found.
+    """Proposes a learning rate after a few steps with a rising one (Smith 2015); exit code 1 if none is found.
 
-    One process of this machine trains from the weights with which the run would begin; no run is made.
+    One process on this machine trains from the initial weights of the run; no run is created.
     """
     from maas_ray import cluster
     from maas_ray.spec import load_spec
 
-    leaves("no run was made; run the command again")
+    leaves("no run was created; run the command again")
     if output is not None:
         _refuse_nowhere(output)
     with say.status("preparing the data"):
@@ -145,10 +147,14 @@ def lr_range(
     rows = [
         (point.step, f"{point.lr:.2e}", f"{point.loss:.4g}", f"{point.smoothed:.4g}") for point in found.points[::every]
     ]
-    proposal = "no rate is proposed" if found.below_minimum is None else f"proposed: optimizer.lr {found.below_minimum}"
+    proposal = (
+        "no learning rate is proposed"
+        if found.below_minimum is None
+        else f"proposed: optimizer.lr {found.below_minimum}"
+    )
     view = Group(
         table("learning-rate range test (Smith 2015)", ("step", "rate", "loss", "smoothed"), rows),
-        f"{proposal}, a tenth of where the loss is lowest; it falls fastest at {found.steepest}"
+        f"{proposal}, a tenth of the rate with the lowest loss; the loss falls fastest at {found.steepest}"
         if found.steepest is not None
         else proposal,
         found.remark,
@@ -157,9 +163,9 @@ def lr_range(
 
 
 def _refuse_nowhere(output: Path) -> None:
-    """Said before anything is trained, not after."""
+    """Raises `SpecError` if the directory of `output` does not exist; called before the training, not after it."""
     if not output.parent.is_dir():
-        raise SpecError(f"--output {output}: there is no directory {output.parent.absolute()}; make it first")
+        raise SpecError(f"--output {output}: directory {output.parent.absolute()} does not exist; create it first")
 
 
 def _csv(points: list[dict[str, Any]]) -> str:

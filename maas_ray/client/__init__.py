@@ -1,4 +1,4 @@
-"""A client of served models: `Client` and `AsyncClient` over the Open Inference Protocol v2. Needs no Ray and no torch."""
+"""Clients of served models over the Open Inference Protocol v2: `Client`, `AsyncClient`. Need neither Ray nor torch."""
 
 from maas_ray.client.asynchronous import AsyncClient
 from maas_ray.client.messages import Prediction, Tensor

@@ -1,4 +1,4 @@
-"""`AsyncClient`: a pool's models from an asyncio program."""
+"""`AsyncClient`, the asyncio client of a pool."""
 
 import asyncio
 import time
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class AsyncClient:
-    """The asyncio twin of `Client`: same arguments, same errors; use it with `async with`.
+    """The asyncio counterpart of `Client`, with the same arguments and errors; use it with `async with`.
 
     Args:
         url: base URL of the pool, such as `http://127.0.0.1:8000`.
-        timeout_s: longest time for one call, retries included.
-        headers: sent with every request.
-        retries: when a request is sent again.
+        timeout_s: timeout of one call, including retries.
+        headers: headers of every request.
+        retries: retry policy.
         through_proxy: whether the proxy of the environment (HTTP_PROXY) may be used; never for loopback.
     """
 
@@ -68,7 +68,7 @@ class AsyncClient:
             self._session = None
 
     async def inputs(self, model: str, version: int | None = None) -> tuple[Tensor, ...]:
-        """The inputs of a model, from its metadata; asked for once. Raises as `Client.inputs`."""
+        """The inputs of a model, from its metadata, which is requested once. Same errors as `Client.inputs`."""
         known = self._inputs.get((model, version))
         if known is None:
             import json
@@ -105,7 +105,9 @@ class AsyncClient:
             attempt += 1
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s; raise timeout_s, or ask for less")
+                raise DeadlineExceeded(
+                    f"no answer from {url} within {timeout_s:g} s; raise timeout_s or send fewer rows"
+                )
             headers["x-request-timeout-ms"] = str(max(1, int(left_s * 1000)))
             error = None
             limit = aiohttp.ClientTimeout(total=left_s)
@@ -117,11 +119,11 @@ class AsyncClient:
                     reason: Exception
                     reason = error = read_error(url, response.status, response.headers, content)
             except TimeoutError as failure:
-                raise DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s") from failure
+                raise DeadlineExceeded(f"no answer from {url} within {timeout_s:g} s") from failure
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as failure:
                 reason = failure
             except (aiohttp.ClientError, ValueError) as failure:
-                raise ClusterError(f"cannot ask {url}: {failure}") from failure
+                raise ClusterError(f"the request to {url} failed: {failure}") from failure
             pause_s = self._retries.pause_s(attempt, error, deadline - time.monotonic())
             if pause_s is None:
                 if error is not None:

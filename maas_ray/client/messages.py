@@ -1,7 +1,7 @@
-"""Requests and responses of the Open Inference Protocol v2 as a client writes and reads them. Opens no connection.
+"""Writes requests and reads responses of the Open Inference Protocol v2 for clients. Opens no connection.
 
-Tensors travel as bytes (the binary tensor extension, docs/protocol/extension_binary_data.md of
-triton-inference-server/server), which costs a server a fraction of what JSON does.
+Tensors are sent as bytes (the binary tensor extension, docs/protocol/extension_binary_data.md of
+triton-inference-server/server), at a fraction of the server's cost for JSON.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_MESSAGE = 1000
-"""Characters of a server's message that an error repeats."""
+"""Largest number of characters of a server's message in an error."""
 _NUMPY = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
@@ -44,17 +44,17 @@ _BY_STATUS: dict[int, type[MaasError]] = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a model, as its metadata describes it."""
+    """An input or output of a model, from its metadata."""
 
     name: str
     datatype: str
-    """Of the protocol, such as FP32 or BYTES."""
+    """Datatype of the protocol, such as FP32 or BYTES."""
     shape: tuple[int, ...]
-    """Of one row: without the batch dimension. -1 where a request decides the size."""
+    """Shape of one row, without the batch dimension; -1 for a size that the request determines."""
 
     @property
     def is_scalar(self) -> bool:
-        """Whether a row has one value."""
+        """Whether one row is a single value."""
         return prod(self.shape) == 1
 
 
@@ -78,7 +78,7 @@ class Prediction:
 
 
 def read_metadata(document: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The inputs of a model from the response to `GET /v2/models/M`."""
+    """Reads the inputs of a model from the response to `GET /v2/models/M`."""
     return tuple(
         Tensor(one["name"], one["datatype"], tuple(int(size) for size in one["shape"][1:]))
         for one in document["inputs"]
@@ -86,15 +86,15 @@ def read_metadata(document: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
 
 def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of an inference request.
+    """Returns the body and headers of an inference request.
 
     Args:
-        inputs: of the model.
-        data: rows as a list of mappings (None is a missing value); or arrays [rows, …] by input name; or a pandas
+        inputs: inputs of the model.
+        data: rows as a list of mappings (None is a missing value); arrays [rows, …] by input name; a pandas
             DataFrame with a column per input; or one array for a model with one input.
 
     Raises:
-        BadRequest: a column is missing, or its values do not fit the input's datatype and shape.
+        BadRequest: a column is missing, or its values do not match the input's datatype and shape.
     """
     arrays = _columns(inputs, data)
     sizes = {len(array) for array in arrays}
@@ -102,7 +102,7 @@ def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str,
         found = ", ".join(f"{tensor.name} {len(array)}" for tensor, array in zip(inputs, arrays, strict=True))
         raise BadRequest(f"the inputs have different numbers of rows: {found}")
     if not sizes.pop():
-        raise BadRequest("there are no rows to predict; give at least one")
+        raise BadRequest("the data has no rows; give at least one")
     parts, described = [], []
     for tensor, array in zip(inputs, arrays, strict=True):
         content = _bytes(tensor, array)
@@ -116,10 +116,10 @@ def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str,
 
 
 def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
-    """The prediction in a response of status 200.
+    """Reads the prediction from a response with status 200.
 
     Raises:
-        ClusterError: what answered does not speak the protocol.
+        ClusterError: the response does not follow the protocol.
     """
     import numpy as np
 
@@ -138,7 +138,7 @@ def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
                 offset += size
             outputs[one["name"]] = values.reshape(one["shape"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"the response is not one of the Open Inference Protocol v2: {error!r}") from error
+        raise ClusterError(f"the response does not follow the Open Inference Protocol v2: {error!r}") from error
     return Prediction(
         outputs,
         document.get("model_name", ""),
@@ -149,7 +149,7 @@ def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
 
 
 def read_error(url: str, status: int, headers: Mapping[str, str], body: bytes) -> MaasError:
-    """The error of a response of another status, of the class that the server raised as far as the status tells."""
+    """Returns the error of a response with another status; the status determines its class."""
     try:
         message = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
@@ -162,13 +162,13 @@ def read_error(url: str, status: int, headers: Mapping[str, str], body: bytes) -
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait before the next attempt; None: it does not say."""
+    """Seconds of the header `Retry-After`; None if it is missing or is no number."""
     for name, value in headers.items():
         if name.lower() == "retry-after":
             try:
                 return max(0.0, float(value))
             except ValueError:
-                return None  # a date, which our servers do not send
+                return None  # a date, which our servers never send
     return None
 
 
@@ -178,12 +178,12 @@ def _columns(inputs: Sequence[Tensor], data: Any) -> "list[NDArray[Any]]":
     if isinstance(data, np.ndarray):
         if len(inputs) != 1:
             names = ", ".join(tensor.name for tensor in inputs)
-            raise BadRequest(f"one array fits a model with one input; this one has {len(inputs)}: {names}")
+            raise BadRequest(f"one array needs a model with one input; this model has {len(inputs)}: {names}")
         return [_shaped(inputs[0], data)]
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
         rows: Sequence[Any] = data
         if not all(isinstance(row, Mapping) for row in rows):
-            raise BadRequest(f"rows are mappings from input to value; the model's inputs are {_names(inputs)}")
+            raise BadRequest(f"rows must be mappings from input to value; the model's inputs are {_names(inputs)}")
         _refuse_missing(inputs, set(rows[0]) if rows else {tensor.name for tensor in inputs})
         return [_shaped(tensor, [_value(tensor, row, number) for number, row in enumerate(rows)]) for tensor in inputs]
     if isinstance(data, Mapping) or hasattr(data, "columns"):
@@ -197,7 +197,7 @@ def _columns(inputs: Sequence[Tensor], data: Any) -> "list[NDArray[Any]]":
 
 def _value(tensor: Tensor, row: Mapping[str, Any], number: int) -> Any:
     if tensor.name not in row:
-        raise BadRequest(f"row {number} lacks {tensor.name}, which the model needs")
+        raise BadRequest(f"row {number} lacks {tensor.name}, required by the model")
     value = row[tensor.name]
     if value is None:
         if tensor.datatype == "BYTES":
@@ -212,8 +212,8 @@ def _value(tensor: Tensor, row: Mapping[str, Any], number: int) -> Any:
 
 def _refuse_missing(inputs: Sequence[Tensor], names: set[Any]) -> None:
     if missing := [tensor.name for tensor in inputs if tensor.name not in names]:
-        found = ", ".join(sorted(map(str, names))[:20]) or "nothing"
-        raise BadRequest(f"the rows lack {', '.join(missing)}, which the model needs; they have {found}")
+        found = ", ".join(sorted(map(str, names))[:20]) or "none"
+        raise BadRequest(f"the rows lack {', '.join(missing)}, required by the model; columns found: {found}")
 
 
 def _names(inputs: Sequence[Tensor]) -> str:
@@ -221,17 +221,17 @@ def _names(inputs: Sequence[Tensor]) -> str:
 
 
 def _shaped(tensor: Tensor, values: Any) -> "NDArray[Any]":
-    """Values of one input as [rows, *shape]; nothing is rounded, cut or wrapped on the way."""
+    """Converts values of one input to [rows, *shape], without rounding, truncation or overflow."""
     import numpy as np
 
     wanted = "O" if tensor.datatype == "BYTES" else _NUMPY.get(tensor.datatype)
     if wanted is None:
-        raise BadRequest(f"the input {tensor.name} has datatype {tensor.datatype}, which this client cannot write")
+        raise BadRequest(f"this client does not support datatype {tensor.datatype} of input {tensor.name}")
     try:
         found = np.asarray(values)
         if wanted != "O" and found.dtype.kind in "USM":
             raise ValueError(f"{found.dtype.name} is not a number")
-        with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is found below
+        with np.errstate(invalid="ignore", over="ignore"):  # invalid values are found below
             array = found.astype(wanted, copy=False)
         if np.dtype(wanted).kind in "iub" and not np.array_equal(found, array):
             raise ValueError("a value has a fraction, is missing or is out of range")
@@ -239,7 +239,7 @@ def _shaped(tensor: Tensor, values: Any) -> "NDArray[Any]":
             array = array.reshape(len(array), *tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
         shape = ", ".join(["rows", *map(str, tensor.shape)])
-        raise BadRequest(f"values of {tensor.name} do not fit {tensor.datatype} [{shape}]: {error}") from error
+        raise BadRequest(f"values of {tensor.name} do not match {tensor.datatype} [{shape}]: {error}") from error
     return array
 
 

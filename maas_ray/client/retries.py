@@ -1,4 +1,4 @@
-"""When a client sends a request again, and after which pause. Sleeps nowhere; knows no connection."""
+"""The retry policy of a client. Does not sleep; independent of connections."""
 
 import random
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ _MAX_PAUSE_S = 5.0
 
 @dataclass(frozen=True)
 class Retries:
-    """The policy: exponential backoff with full jitter, and the server's `Retry-After` where it names one.
+    """A retry policy: exponential backoff with full jitter, or the server's `Retry-After`.
 
-    Only what is safe to repeat is: an inference changes nothing on the server, so a refused or broken connection and a
-    503 are tried again, until the deadline of the whole call. A 504 is not: its deadline has passed.
+    An inference changes nothing on the server, so that a refused or broken connection and a 503 are safe to retry,
+    until the deadline of the call. A 504 is not retried: its deadline has passed.
     """
 
     max_attempts: int = 4
 
     def pause_s(self, attempt: int, error: MaasError | None, left_s: float) -> float | None:
-        """Seconds to wait before the next attempt; None: give up.
+        """Seconds to wait before the next attempt; None: no further attempt.
 
         Args:
-            attempt: number of the attempt that failed, from 1.
-            error: the server's response; None where there was none (a connection that failed).
+            attempt: number of the failed attempt, from 1.
+            error: error in the server's response; None after a failed connection.
             left_s: seconds until the deadline of the call.
         """
         if attempt >= self.max_attempts or (error is not None and not isinstance(error, Overloaded)):

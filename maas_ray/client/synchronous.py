@@ -1,4 +1,4 @@
-"""`Client`: a pool's models from a program that waits for each answer."""
+"""`Client`, the blocking client of a pool."""
 
 import time
 import uuid
@@ -26,13 +26,13 @@ NUM_CONNECTIONS = 32
 
 
 class Client:
-    """The models of one pool over HTTP. Connections are kept and reused; one client serves many threads.
+    """Client of the models of one pool over HTTP. It reuses connections and can be shared by threads.
 
     Args:
         url: base URL of the pool, such as `http://127.0.0.1:8000`.
-        timeout_s: longest time for one call, retries included.
-        headers: sent with every request.
-        retries: when a request is sent again.
+        timeout_s: timeout of one call, including retries.
+        headers: headers of every request.
+        retries: retry policy.
         through_proxy: whether the proxy of the environment (HTTP_PROXY) may be used; never for loopback.
     """
 
@@ -69,7 +69,7 @@ class Client:
         self._session.close()
 
     def inputs(self, model: str, version: int | None = None) -> tuple[Tensor, ...]:
-        """The inputs of a model, from its metadata; asked for once.
+        """The inputs of a model, from its metadata, which is requested once.
 
         Raises:
             NotFound: the pool does not serve this model or version.
@@ -87,16 +87,16 @@ class Client:
         """Predicts rows with one request.
 
         Args:
-            model: its name.
+            model: name of the model.
             data: rows as a list of mappings, arrays by input name, a DataFrame, or one array; see `write_request`.
-            version: a version; None leaves the choice to the pool.
-            timeout_s: longest time for this call, retries included.
+            version: version of the model; None: the pool chooses it.
+            timeout_s: timeout of this call, including retries.
 
         Raises:
-            BadRequest: the data does not fit the model.
+            BadRequest: the data does not match the model's inputs.
             NotFound: the pool does not serve this model or version.
-            Overloaded: the pool had no room in any attempt.
-            DeadlineExceeded: there was no answer in time.
+            Overloaded: the pool was overloaded in every attempt.
+            DeadlineExceeded: the timeout passed without a response.
             ClusterError: nothing answers at the URL.
         """
         body, headers = write_request(self.inputs(model, version), data)
@@ -114,17 +114,19 @@ class Client:
             attempt += 1
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s; raise timeout_s, or ask for less")
+                raise DeadlineExceeded(
+                    f"no answer from {url} within {timeout_s:g} s; raise timeout_s or send fewer rows"
+                )
             headers["x-request-timeout-ms"] = str(max(1, int(left_s * 1000)))
             error = None
             try:
                 response = self._session.request(method, url, data=body, headers=headers, timeout=left_s)
             except requests.Timeout as failure:
-                raise DeadlineExceeded(f"{url} did not answer within {timeout_s:g} s: {failure}") from failure
+                raise DeadlineExceeded(f"no answer from {url} within {timeout_s:g} s: {failure}") from failure
             except requests.ConnectionError as failure:
                 reason: Exception = failure
             except requests.RequestException as failure:
-                raise ClusterError(f"cannot ask {url}: {failure}") from failure
+                raise ClusterError(f"the request to {url} failed: {failure}") from failure
             else:
                 if response.ok:
                     return response

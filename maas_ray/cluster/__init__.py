@@ -1,4 +1,4 @@
-"""A Ray cluster with the environment that maas-ray needs: start, join, check and stop one on this machine."""
+"""Starts, joins, checks and stops a Ray cluster on this machine, with the environment that maas-ray needs."""
 
 from maas_ray.cluster.capacity.preflight import preflight, wait_for_nodes
 from maas_ray.cluster.check import Check

@@ -1,14 +1,14 @@
-"""One thing that was looked at. Knows no machine."""
+"""The result of one health check."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one health check."""
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
-    """What to do; empty if it is fine."""
+    """What to do; empty if `ok`."""

@@ -1,4 +1,4 @@
-"""Joins this process to a cluster: the recorded local one, or the one whose address the environment names."""
+"""Connects this process to a cluster: the recorded local one, or the one at `$RAY_ADDRESS`."""
 
 import os
 import socket
@@ -17,12 +17,12 @@ from maas_ray.ray_internals import driver, gcs
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 APP_DIR_VARIABLE = "MAAS_RAY_APP_DIR"
-"""A directory of modules that specs name by import path. Ray's workers look there too; each node needs one of this name."""
+"""Directory of the modules that specs name by import path. Ray's workers search it too: it must exist on each node."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job: its runtime environment, as JSON."""
+"""Set by Ray in the driver of a submitted job: the job's runtime environment, as JSON."""
 MAX_NAME = 200
-"""Characters of a job's name on the dashboard."""
-# Read when ray.serve is imported; a driver with other values would deploy for another kind of ingress.
+"""Longest name of a job on the dashboard, in characters."""
+# Read at the import of ray.serve; a driver with other values would deploy for another kind of ingress.
 _SERVE_FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
 
@@ -33,30 +33,32 @@ def connect(
     timeout_s: float = 30.0,
     log_to_driver: bool = False,
 ) -> str:
-    """Connects this process to Ray, once; a process that is connected already stays where it is.
+    """Connects this process to Ray, once; a connected process keeps its connection.
 
-    The cluster is `address`, else `$RAY_ADDRESS` (Ray's jobs set it), else the one that `up` recorded in `state_dir`,
-    whose environment this process then takes over.
+    The cluster is `address`, else `$RAY_ADDRESS` (set by Ray in jobs), else the one that `up` recorded in
+    `state_dir`, whose environment this process adopts.
 
     Args:
         state_dir: see `state_directory`.
-        address: `host:port` of a cluster's head.
-        timeout_s: longest wait for the head to answer; without it Ray retries for ever.
-        log_to_driver: whether workers' output is shown in this process.
+        address: `host:port` of the head node.
+        timeout_s: timeout for the head node; without it Ray retries forever.
+        log_to_driver: whether this process prints the output of workers.
 
     Returns:
         The address of the cluster.
 
     Raises:
-        ClusterError: there is no cluster, it does not answer, it refuses the token, or ray.serve was imported here
-            with another environment.
+        ClusterError: no cluster exists, it does not answer, it refuses the token, or ray.serve was imported in this
+            process with another environment.
     """
     address = address or os.environ.get(ADDRESS_VARIABLE)
     state = None if address else load_state(state_dir)
     address = state.address if state else address
     if not address or "://" in address:
         where = f"no cluster is recorded in {state_directory(state_dir)}" if not address else f"{address!r} is a URL"
-        raise ClusterError(f"{where}; start one with `maas-ray up`, or set {ADDRESS_VARIABLE} to a head's host:port")
+        raise ClusterError(
+            f"{where}; start one with `maas-ray up`, or set {ADDRESS_VARIABLE} to host:port of a head node"
+        )
     exempt_from_proxies(os.environ, [address.rpartition(":")[0].strip("[]")] if ":" in address else [])
     if (connected := connected_to()) is not None:
         if address not in ("auto", connected):
@@ -78,20 +80,20 @@ def connect(
 
 
 def _job() -> Any:
-    """What Ray is told of this driver: its workers import from where it does, in the same order.
+    """Ray's configuration of this driver: its workers search the same directories for imports, in the same order.
 
-    Ray itself puts the driver's working directory first, whether or not the driver looks there.
+    Ray's default puts the driver's working directory first, even if the driver does not search it.
     """
     name = shown(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:MAX_NAME]
     directory = os.environ.get(APP_DIR_VARIABLE)
     extra = str(Path(directory).resolve()) if directory else None
-    if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # a submitted job's own code
+    if "working_dir" in os.environ.get(JOB_VARIABLE, ""):  # the code of a submitted job
         return driver.job_config([extra] if extra else [], is_submitted=True, name=name)
     return driver.job_config(search_path.of_workers(extra), is_submitted=False, name=name)
 
 
 def disconnect() -> None:
-    """Leaves the cluster, which goes on."""
+    """Disconnects this process; the cluster continues to run."""
     if "ray" in sys.modules:
         import ray
 
@@ -109,8 +111,8 @@ def connected_to() -> str | None:
 
 
 def check_head(address: str, *, timeout_s: float) -> None:
-    """Raises `ClusterError` unless the head at `address` answers with our token: `ray.init` itself has no deadline."""
-    hint = "; is it running (`maas-ray status`), is it the head's address, can it be reached from here?"
+    """Raises `ClusterError` unless the head node accepts the token within the timeout; `ray.init` has no timeout."""
+    hint = "; check that it runs (`maas-ray status`), that this is the head node's address and that it is reachable"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=timeout_s).close()
@@ -123,23 +125,24 @@ def check_head(address: str, *, timeout_s: float) -> None:
         gcs.get(address, b"maas-ray", b"maas-ray", timeout_s)
     except ray.exceptions.AuthenticationError as error:
         raise ClusterError(
-            f"the Ray cluster {address} refused our token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"
+            f"the Ray cluster {address} rejected the token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
+            "file of its token"
         ) from error
     except (ray.exceptions.RpcError, ray.exceptions.RaySystemError, ConnectionError) as error:
         raise ClusterError(f"the Ray cluster {address} does not answer: {error}{hint}") from error
 
 
 def use_environment(environment: Mapping[str, str]) -> None:
-    """Takes over variables of a cluster in this process, also after `import ray` where Ray lets us; else says so.
+    """Sets the variables of a cluster in this process, also after `import ray` as far as Ray allows it.
 
     Raises:
-        ClusterError: ray.serve was imported here with another environment.
+        ClusterError: ray.serve was imported in this process with another environment.
     """
     os.environ.update(environment)
     for name in _SERVE_FLAGS:
         if name in environment and driver.serve_flag(name) not in (None, environment[name] == "1"):
             raise ClusterError(
-                f"ray.serve was imported here with another {name} than the cluster has ({environment[name]!r}); "
-                "call connect() before importing it, or start the program with the cluster's env.sh"
+                f"ray.serve was imported before connect() with another value of {name} than the cluster's "
+                f"({environment[name]!r}); call connect() first, or source the cluster's env.sh"
             )
     driver.read_environment_again()

@@ -1,1 +1,1 @@
-"""What programs in a terminal share: output for people, interruptions, and the frame of a submitted job."""
+"""Shared code of terminal programs: readable output, interruptions, and the main function of a submitted job."""

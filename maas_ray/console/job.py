@@ -1,4 +1,4 @@
-"""What the scripts for `ray job submit` share: the options of those that take a spec, the cluster, and how they answer."""
+"""Shared code of the scripts for `ray job submit`: options, connection to the cluster, output and errors."""
 
 import argparse
 import json
@@ -29,19 +29,19 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
     """Runs a job on the cluster that it was submitted to.
 
     Args:
-        description: of the script, for --help.
-        kind: of its spec: `TrainSpec`.
-        work: called once Ray is connected; gives what is printed as one JSON line on stdout, and the exit code.
+        description: description of the script, for --help.
+        kind: type of its spec, such as `TrainSpec`.
+        work: called once Ray is connected; returns the document, printed as one JSON line on stdout, and the exit code.
 
     Returns:
-        The exit code; 1 for an error of this library, whose one line goes to stderr.
+        The exit code; 1 after an error of this library, which is printed as one line on stderr.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spec", required=True, help=f"YAML file with a {kind}")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="overrides one field of the spec")
-    parser.add_argument("--resume", action="store_true", help="go on with what exists under this name")
+    parser.add_argument("--resume", action="store_true", help="continue the existing run or search of this name")
     arguments = parser.parse_args()
-    leaves("what was committed is kept: submit the job again with --resume; if nothing was begun, without")
+    leaves("committed work is kept: submit the job again with --resume, or without it if nothing was started")
     try:
         connect()
         document, exit_code = work(Asked(arguments.spec, arguments.set, arguments.resume))
@@ -52,13 +52,13 @@ def answer_job(description: str, kind: str, work: Callable[[Asked], tuple[Any, i
 
 
 def run_job(main: Callable[[], int]) -> int:
-    """Runs the main function of a script; a signal that asks it to end ends it in order, and with one line.
+    """Runs the main function of a script; a terminating signal ends it in order, with one line on stderr.
 
     Args:
         main: returns the exit code.
 
     Returns:
-        The exit code; for an interruption the one that shells expect (SIGTERM, of `ray job stop`: 143).
+        The exit code; after an interruption the one that shells expect (143 for SIGTERM, which `ray job stop` sends).
     """
     try:
         take_over()
@@ -68,7 +68,7 @@ def run_job(main: Callable[[], int]) -> int:
 
 
 def refuse(error: MaasError) -> int:
-    """Says an error in one line on stderr; returns the exit code. One of a task comes with Ray's traceback around it."""
+    """Prints an error as one line on stderr, without Ray's traceback if a task raised it; returns the exit code."""
     cause = getattr(error, "cause", error)
     sys.stderr.write(f"error[{cause.code}]: {shown(str(cause))}\n")
     number = interrupts.last() if isinstance(cause, Preempted) else None

@@ -1,4 +1,4 @@
-"""What a command leaves behind when it is interrupted, in one line. Each command says it, and again when it changes."""
+"""The line that an interrupted command prints: the state it leaves and the next step. Each command keeps it current."""
 
 import contextlib
 import os
@@ -15,27 +15,27 @@ _has_said = False
 
 
 def leaves(text: str | Callable[[], str]) -> None:
-    """Says what an interruption from here on leaves, and how to continue.
+    """Sets the line for an interruption from here on: the state it leaves and how to continue.
 
     Args:
-        text: one line; or what finds it out when it is asked, which must not wait for anybody.
+        text: one line, or a function that returns it at the interruption and must not block.
     """
     global _left
     _left = text
 
 
 def published(model: str, version: int, alias: str | None) -> str:
-    """For a command that has published a version.
+    """The line for an interruption after a version was published.
 
     Args:
-        model: of which.
-        version: its number.
-        alias: one that does not point at it yet although it was asked for.
+        model: name of the model.
+        version: number of the version.
+        alias: requested alias that does not point at the version yet.
     """
     then = (
         f"its alias was not moved: maas-ray promote {model} {version} --alias {alias}"
         if alias
-        else "nothing is left to do"
+        else "no further step is needed"
     )
     return f"{model} version {version} was published; {then}"
 
@@ -46,14 +46,14 @@ def has_said() -> bool:
 
 
 def take_over() -> None:
-    """Makes this program end in order, and with one line, when a signal asks it to."""
+    """Makes this program end in order, with one line on stderr, on a terminating signal."""
     interrupts.take_over(_end_stuck)
 
 
 def say_left() -> int:
     """Writes the line of an interrupted command to stderr; returns the exit code that shells expect.
 
-    From here on a further signal ends the process at once.
+    A further signal ends the process immediately.
     """
     number = interrupts.last() or signal.SIGINT
     interrupts.let_go()
@@ -61,8 +61,8 @@ def say_left() -> int:
 
 
 def _end_stuck(number: signal.Signals) -> None:
-    """Ends the process from another thread than its main one, as a kill would: what is not committed is not there."""
-    os._exit(_say(number, f" (it was waiting for an answer, and was ended after {interrupts.STUCK_S:g} s)"))
+    """Ends the process like a kill, called outside of the main thread: uncommitted work is lost."""
+    os._exit(_say(number, f" (the program did not respond and was ended after {interrupts.STUCK_S:g} s)"))
 
 
 def _say(number: signal.Signals, remark: str) -> int:
@@ -70,17 +70,17 @@ def _say(number: signal.Signals, remark: str) -> int:
     _has_said = True
     try:
         text = _left if isinstance(_left, str) else _left()
-    except Exception as failure:  # whatever it is, the line comes
-        text = f"what was left is not known ({type(failure).__name__})"
-    with contextlib.suppress(OSError):  # the terminal may be gone
+    except Exception as failure:  # the line is printed in any case
+        text = f"the remaining state is unknown ({type(failure).__name__})"
+    with contextlib.suppress(OSError):  # the terminal may be closed
         sys.stderr.write(f"\ninterrupted[{number.name}]: {shown(text)}{remark}\n")
         sys.stderr.flush()
     return interrupts.exit_code(number)
 
 
 def end_at_closed_pipe() -> int:
-    """For output that nobody reads any more (`maas-ray models | head -1`); returns the exit code that shells expect."""
+    """Handles a closed stdout (`maas-ray models | head -1`); returns the exit code that shells expect."""
     with contextlib.suppress(OSError):
         devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())  # what is still in Python's buffer goes there at the end
+        os.dup2(devnull, sys.stdout.fileno())  # Python flushes its remaining buffer there at exit
     return interrupts.exit_code(signal.SIGPIPE)

@@ -1,4 +1,4 @@
-"""Text for people on a terminal: tables, and progress on stderr; control characters of foreign text are escaped."""
+"""Terminal output: tables, and progress on stderr; control characters in foreign text are escaped."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from maas_ray.display import shown
 
 
 class SafeConsole(Console):
-    """A console that prints nothing but its own control codes: those in texts are shown escaped."""
+    """A console that prints only its own control codes: those in texts are escaped."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
@@ -19,7 +19,7 @@ class SafeConsole(Console):
 
 
 say = SafeConsole(stderr=True, highlight=False)
-"""Progress and remarks."""
+"""Console for progress and remarks."""
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
@@ -36,12 +36,12 @@ def facts(title: str, values: Mapping[str, object]) -> Table:
     """A table of names and values."""
     found = Table(title=_plain(title), title_justify="left", show_header=False)
     found.add_column(no_wrap=True)
-    found.add_column(overflow="fold")  # a path that is cut off is of no use
+    found.add_column(overflow="fold")  # a truncated path is useless
     for name, value in values.items():
         found.add_row(_plain(name), _plain(value))
     return found
 
 
 def _plain(value: object) -> Text:
-    """A text that is not read as rich's markup: a name may well be `[/red]`."""
+    """A text that rich does not parse as markup: a name can be `[/red]`."""
     return Text(shown(str(value)))

@@ -1,4 +1,4 @@
-"""Training as a bar on stderr."""
+"""A progress bar of a training, on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from maas_ray.console.output import say
 
 @contextmanager
 def training_bar(run: str) -> Iterator[Callable[[Any], None]]:
-    """Shows a bar while the block runs; gives the function that takes each report of the training."""
+    """Shows a progress bar during the block; yields the function to call with each progress report."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())

@@ -1,1 +1,1 @@
-"""This process: its signals, open files, module search path and garbage collection."""
+"""Settings of this process: signals, open files, module search path, garbage collection."""

@@ -1,4 +1,4 @@
-"""Packages that are also the function of their name: `maas_ray.train` contains training, `maas_ray.train(spec)` trains."""
+"""Makes packages callable: `maas_ray.train` contains the modules of training, and `maas_ray.train(spec)` trains."""
 
 import inspect
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def make_callable(package: str, function: str) -> None:
-    """Makes a package callable. The function is imported when it is first called or inspected.
+    """Makes a package callable. The function is imported at its first call or inspection.
 
     Args:
         package: name of an imported package.

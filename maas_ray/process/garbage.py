@@ -1,4 +1,4 @@
-"""How often the interpreter looks for garbage. Knows nothing of what the process does."""
+"""Sets how often Python's garbage collector runs."""
 
 import gc
 
@@ -6,9 +6,9 @@ _OBJECTS = 50_000
 
 
 def collect_rarely() -> None:
-    """Looks for cycles of unused objects each time so many were made, where Python's 700 or 2,000 are for small programs.
+    """Runs the garbage collector every 50,000 new objects; Python's default of 700 or 2,000 suits small programs.
 
-    A process that imports torch and Ray makes a million objects that stay, and would look through them again and again:
-    5.4 s of CPU time for the imports of a rank instead of 6.5.
+    A process that imports torch and Ray creates a million permanent objects, which every run would traverse: the
+    imports of a rank take 5.4 s of CPU time instead of 6.5.
     """
     gc.set_threshold(_OBJECTS)

@@ -1,4 +1,4 @@
-"""The directory in which this package keeps what is of this machine: the record of a cluster, fetched parts."""
+"""The directory of this package's local state: the record of a cluster, downloaded parts."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Signals that ask a program to end, as exceptions and as questions. Knows no command, and changes nothing on import.
+"""Handles terminating signals as exceptions or as states to poll. Independent of commands; the import changes nothing.
 
-SIGINT (Ctrl-C), SIGTERM (`kill`, `ray job stop`, systemd) and SIGHUP (the terminal was closed) mean the same here. A
-signal that the program was started without, as `nohup` and background jobs of a script are, stays ignored. Handlers exist
-in the main thread only; in another one everything here changes nothing.
+SIGINT (Ctrl-C), SIGTERM (`kill`, `ray job stop`, systemd) and SIGHUP (a closed terminal) are equivalent. A signal that
+was ignored at the start of the program, as by `nohup` or in background jobs of a script, stays ignored. Python runs
+handlers in the main thread only; in other threads these functions change nothing.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STUCK_S = 5.0
-"""Python runs no handler while its main thread is in a call of C or Rust that looks for no signals, such as one to a store
-that does not answer. After this time the program is ended without it."""
+"""Python runs no handler while its main thread is in a C or Rust call that checks no signals, such as a request to a
+store that does not answer. After this time the program is ended without the handler."""
 
 _last: signal.Signals | None = None
 _handled_at = 0.0
@@ -26,10 +26,10 @@ _is_taken_over = False
 
 
 class Interrupted(KeyboardInterrupt):
-    """The program was asked to end. Raised in the main thread, wherever it is.
+    """The program received a terminating signal. Raised in the main thread, at any point.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -38,26 +38,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 def last() -> signal.Signals | None:
-    """The newest signal that asked this program to end; None if none has."""
+    """The newest terminating signal that this program received, or None."""
     return _last
 
 
 def note(number: int) -> None:
-    """Remembers a signal that a handler took."""
+    """Records a handled signal."""
     global _last, _handled_at
     _last, _handled_at = signal.Signals(number), time.monotonic()
 
 
 def exit_code(number: int) -> int:
-    """What a shell takes for the end by a signal."""
+    """The exit code that shells expect after a signal."""
     return 128 + number
 
 
 def take_over(when_stuck: Callable[[signal.Signals], None] | None = None) -> None:
-    """Makes every signal that asks to end an `Interrupted` from here on; for programs, at their start.
+    """Raises `Interrupted` for every terminating signal from here on. Programs call it at their start.
 
     Args:
-        when_stuck: called in another thread when the main thread has not reacted within `STUCK_S`; it has to end the process.
+        when_stuck: called in another thread if the main thread does not respond within `STUCK_S`; must end the process.
     """
     global _is_taken_over
     if threading.current_thread() is threading.main_thread():
@@ -69,7 +69,7 @@ def take_over(when_stuck: Callable[[signal.Signals], None] | None = None) -> Non
 
 
 def let_go() -> None:
-    """From here on the next signal ends the process at once and without a word; for a program that is at its end."""
+    """Restores the default: the next signal ends the process immediately and silently. For a program at its end."""
     global _is_taken_over
     if _is_taken_over:
         _is_taken_over = False
@@ -79,11 +79,11 @@ def let_go() -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Keeps the handlers of `take_over` through a block that puts others in their place.
+    """Restores the handlers of `take_over` after a block that replaces them.
 
-    Ray does so when a driver connects: first one in Python, then one in C++ that prints a native trace, and when it
-    leaves it restores the system's default. SIGTERM and SIGHUP wait until the end of the block, which has to be short;
-    Ctrl-C does not.
+    Ray does so when a driver connects: first it installs a handler in Python, then one in C++ that prints a native
+    stack trace, and at the disconnect it restores the system's default. SIGTERM and SIGHUP are delivered at the end of
+    the block, which must be short; Ctrl-C is delivered immediately.
     """
     if not _is_taken_over or threading.current_thread() is not threading.main_thread():
         yield
@@ -99,7 +99,7 @@ def kept() -> Iterator[None]:
 
 
 class Held:
-    """Signals that came during a block of `held`."""
+    """The signals received during a block of `held`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -108,12 +108,12 @@ class Held:
 
     @property
     def number(self) -> signal.Signals | None:
-        """The newest one."""
+        """The newest signal, or None."""
         return self._last
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """A part of the block that a signal may interrupt: it raises `Interrupted` there, also one that came before."""
+        """A part of the block that signals interrupt: they raise `Interrupted`, including those received before it."""
         self._is_open = True
         try:
             if self._last is not None:
@@ -132,9 +132,9 @@ class Held:
 
 @contextmanager
 def held() -> Iterator[Held]:
-    """Runs a block to its end whatever signals come; then the last one of them has the effect that it had before.
+    """Runs a block to its end despite signals; afterwards the last one is delivered to its previous handler.
 
-    For what must not be left half done: an undoing, a commit together with the word that it was made.
+    For work that must be completed: a rollback, or a commit together with its report.
     """
     taken = Held()
     if threading.current_thread() is not threading.main_thread():
@@ -154,7 +154,7 @@ def held() -> Iterator[Held]:
 
 @contextmanager
 def told_to_end() -> Iterator[Held]:
-    """While the block runs, the first signal is only counted; a second one acts as it did before the block."""
+    """During the block the first signal is only recorded; a second one is delivered to its previous handler."""
     told = Held()
     if threading.current_thread() is not threading.main_thread():
         yield told
@@ -167,20 +167,20 @@ def told_to_end() -> Iterator[Held]:
 
 
 def take_first(numbers: Iterable[int], heard: Callable[[int], object]) -> Callable[[], None]:
-    """Takes the first of these signals as a notice; a further one acts as it did before. For the main thread.
+    """Calls a function for the first of these signals; further ones have their previous handlers. Main thread only.
 
     Args:
-        numbers: of the signals.
-        heard: called in the handler, once all of them act as before again.
+        numbers: numbers of the signals.
+        heard: called in the handler, after the previous handlers were restored.
 
     Returns:
-        What puts the handlers of before back.
+        A function that restores the previous handlers.
     """
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: one of C's
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a C handler
 
     def heed(number: int, frame: Any) -> None:
         restore()
@@ -198,10 +198,10 @@ def _watch(when_stuck: Callable[[signal.Signals], None]) -> None:
     _is_watched = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to at once, whatever the main thread does
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written immediately, even if the main thread is blocked
 
     def watch() -> None:
-        # They are the main thread's, also while it has them wait (`kept`).
+        # The signals belong to the main thread, even while it blocks them (`kept`).
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while numbers := os.read(reader, 64):
             came_at = time.monotonic()
@@ -223,5 +223,5 @@ def _raise(number: int, frame: Any) -> None:
 
 
 def _heeded() -> list[signal.Signals]:
-    """Those that this program was not told to ignore, and whose handler Python can put back (None: one of C's)."""
+    """The signals that are not ignored and whose handler Python can restore (None: a C handler)."""
     return [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]

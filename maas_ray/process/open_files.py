@@ -1,28 +1,28 @@
-"""How many files a process may have open, and how many connections that is. Imports nothing else and opens nothing."""
+"""The limit of open files of a process. Imports nothing else of this package and opens no file."""
 
 import resource
 
 UNLIMITED = 1 << 20
-"""Taken for a limit that is none, or larger: no part of this system needs more."""
+"""Value used for an infinite or larger limit: no part of this system needs more."""
 
 
 def raise_limit() -> int:
-    """Raises the soft limit of open files to the hard one; returns how many this process may have open from now on.
+    """Raises the soft limit of open files to the hard limit; returns the new soft limit.
 
-    What it starts later inherits the limit.
+    Child processes inherit the limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (OSError, ValueError):  # macOS refuses what is above its own bound
+        except (OSError, ValueError):  # macOS refuses values above its own limit
             pass
     return _number(soft)
 
 
 def limit() -> int:
-    """The hard limit: what a process may have open once it asks for it."""
+    """The hard limit, up to which a process can raise its soft limit."""
     return _number(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 

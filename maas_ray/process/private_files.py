@@ -1,4 +1,4 @@
-"""Files that hold secrets. Knows nothing of what is in them."""
+"""Writes files that contain secrets. Independent of their content."""
 
 import os
 from pathlib import Path

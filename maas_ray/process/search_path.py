@@ -1,8 +1,8 @@
-"""Where Python looks for modules: installed ones first, the user's last. Imports nothing that could be looked for.
+"""The module search path of Python: installed modules first, the user's last. Imports only the standard library.
 
-`python -m` puts the working directory first, and Ray does so in all of its workers: in a folder with an `onnx.py` beside
-a downloaded model, that file would run instead of the library. So the working directory is left out, and appended where
-a command builds models that specs name by import path (`model: {name: my_nets:Net}`).
+`python -m` and Ray's workers search the working directory first: in a directory with an `onnx.py` next to a downloaded
+model, that file would run instead of the library. Therefore the working directory is removed, and appended only for
+commands that build models which specs name by import path (`model: {name: my_nets:Net}`).
 """
 
 import os
@@ -10,24 +10,24 @@ import sys
 
 
 def leave_out_working_directory() -> None:
-    """Takes the working directory away from where `python -m` and empty entries of PYTHONPATH have put it."""
+    """Removes the working directory, which `python -m` and empty entries of PYTHONPATH add to the search path."""
     here = os.path.realpath(os.curdir)
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
 
 
 def append(directory: str) -> None:
-    """Has modules looked for in a directory, after everything that is installed."""
+    """Appends a directory to the search path, after all installed modules."""
     if os.path.realpath(directory) not in map(os.path.realpath, sys.path):
         sys.path.append(directory)
 
 
 def of_workers(extra: str | None = None) -> list[str]:
-    """What Ray is to insert in front of the paths of its workers, one after the other: so the last one comes first.
+    """The directories that Ray inserts at the front of its workers' search paths, one by one: the last one ends first.
 
-    Workers then look where their driver looks, in the same order.
+    The workers then have the search path of their driver.
 
     Args:
-        extra: one more directory, looked into last.
+        extra: a further directory, searched last.
     """
     entries = [os.path.abspath(entry) for entry in sys.path if os.path.isdir(entry or os.curdir)]
     if extra is not None and extra not in entries:

@@ -1,1 +1,1 @@
-"""The whole path on one machine, from data to predictions over HTTP: `maas-ray quickstart`."""
+"""The complete pipeline on one machine, from data to predictions over HTTP: `maas-ray quickstart`."""

@@ -1,4 +1,4 @@
-"""The whole path, from data to predictions over HTTP, on one machine: where a reader starts, and what `quickstart` runs.
+"""The complete pipeline on one machine, from data to predictions over HTTP, as run by `maas-ray quickstart`.
 
     data -> train (2 workers) -> checkpoint -> evaluate -> ONNX behind a parity gate -> registry -> HTTP -> predictions
 
@@ -7,7 +7,6 @@ Every step is one call of the Python API; on a cluster the same steps are jobs/t
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
@@ -47,15 +46,16 @@ RUN: dict[str, Any] = {
 
 
 def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> dict[str, Any]:
-    """Data, training, evaluation, export, publication, serving and prediction; returns the metrics of each step."""
+    """Runs all steps, from data and training to serving and prediction; returns the metrics of each step."""
     maas_ray.connect(state_dir=state_dir)
-    # Late: Ray reads the cluster's environment when its libraries are imported.
+    # Imported late: Ray's libraries read the cluster's environment at import.
     from maas_ray.bundle.engine.engine import Engine
     from maas_ray.bundle.format import load_bundle
     from maas_ray.data.prepare import open_dataset
+    from maas_ray.ray_internals.serve import log_only_warnings
     from maas_ray.registry.models import Registry
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    log_only_warnings()
     store = maas_ray.open_store(store_uri)
 
     with training_bar(RUN["run"]) as show:
@@ -106,14 +106,14 @@ def run_path(cluster: ClusterState, state_dir: Path | None, store_uri: str) -> d
 
 
 def predict(url: str, images: np.ndarray) -> tuple[np.ndarray, list[float], Any]:
-    """Sends each row as one request of its own, with a client that is not ours.
+    """Sends each row as a separate request, with a client other than ours.
 
     Args:
         url: the model's infer endpoint (Open Inference Protocol v2).
         images: float32 [N, 1, 8, 8].
 
     Returns:
-        Predicted classes [N], the milliseconds that each request took, and the headers of the last answer.
+        Predicted classes [N], the latency of each request in milliseconds, and the headers of the last response.
     """
     classes, latencies_ms = [], []
     with requests.Session() as session:
@@ -129,12 +129,12 @@ def predict(url: str, images: np.ndarray) -> tuple[np.ndarray, list[float], Any]
 
 
 def metrics_file(cluster: ClusterState) -> str:
-    """Where Ray lists its Prometheus endpoints, for a scraper's file_sd_config."""
+    """Path of the file in which Ray lists its Prometheus endpoints, for `file_sd_config` of Prometheus."""
     return str(Path(cluster.temp_dir) / "prom_metrics_service_discovery.json")
 
 
 def table(metrics: dict[str, Any]) -> Table:
-    """The metrics, for people."""
+    """A readable table of the metrics."""
     return facts(
         f"{metrics['model']} version {metrics['version']}, {metrics['num_rows']} held-out rows",
         {
@@ -152,36 +152,36 @@ def table(metrics: dict[str, Any]) -> Table:
 
 
 def call_example(metrics: dict[str, Any]) -> str:
-    """A shell command that predicts one blank image."""
+    """A shell command that requests the prediction for one blank image."""
     body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0] * 64}]}
     return f"curl {metrics['url']} -d '{json.dumps(body, separators=(',', ':'))}'"
 
 
 def agree(metrics: dict[str, Any]) -> bool:
-    """Whether PyTorch, ONNX and HTTP predict equally well: the promise of the whole path."""
+    """Whether the accuracies in PyTorch, in ONNX and over HTTP are equal."""
     return len({round(metrics[f"accuracy_{where}"], 4) for where in ("pytorch", "onnx", "http")}) == 1
 
 
 def quickstart(keep: bool, as_json: bool) -> int:
-    """Runs the path on a cluster of its own, which ends with it unless it is kept.
+    """Runs the pipeline on a new local cluster, which ends afterwards unless `keep` is set.
 
     Args:
-        keep: leave the model served and print how to call it.
+        keep: keep the cluster running and the model served; print how to call it.
         as_json: print the metrics as one JSON line.
 
     Returns:
         The exit code.
     """
-    leaves("the cluster was ended; its store is kept below .maas-ray/quickstart, and can be removed")
+    leaves("the cluster has ended; its store remains in .maas-ray/quickstart and can be removed")
     home = Path(".maas-ray", "quickstart", time.strftime("%Y%m%d-%H%M%S")).absolute()
-    state_dir = None if keep else home / "cluster"  # None: the one that `maas-ray` looks at
+    state_dir = None if keep else home / "cluster"  # None: the default directory of `maas-ray`
     try:
         with say.status("starting a local Ray cluster"):
             cluster = up(num_cpus=4, state_dir=state_dir)
         is_kept = False
         try:
             metrics = run_path(cluster, state_dir, str(home / "store"))
-            is_kept = keep  # a path that failed serves nothing: its cluster always ends
+            is_kept = keep  # after a failure nothing is served: the cluster always ends
         finally:
             maas_ray.disconnect()
             if not is_kept:
@@ -196,17 +196,17 @@ def quickstart(keep: bool, as_json: bool) -> int:
         Console().print(table(metrics))
     program = os.path.relpath(Path(sys.executable).with_name("maas-ray"))
     if keep:
-        text = f"The model is served. Call it with\n  {call_example(metrics)}\nand stop it with\n  {program} down"
-        say.print(text, markup=False, soft_wrap=True)  # a command that is wrapped cannot be copied
+        text = f"The model is served. Call it with\n  {call_example(metrics)}\nStop the cluster with\n  {program} down"
+        say.print(text, markup=False, soft_wrap=True)  # a wrapped command cannot be copied
     else:
-        say.print(f"The cluster is stopped; `{program} quickstart --keep` leaves it serving.")
+        say.print(f"The cluster has stopped; `{program} quickstart --keep` keeps it running.")
     return 0 if agree(metrics) else 1
 
 
 def main() -> int:
-    """Parses the options of jobs/pipeline.py, and runs the path."""
+    """Parses the options of jobs/pipeline.py and runs the pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="leave the model served and print how to call it")
+    parser.add_argument("--keep", action="store_true", help="keep the model served and print how to call it")
     parser.add_argument("--json", action="store_true", help="print the metrics as one JSON line")
     arguments = parser.parse_args()
     return quickstart(arguments.keep, arguments.json)

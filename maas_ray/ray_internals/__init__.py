@@ -1,6 +1,6 @@
-"""The private parts of Ray that maas-ray needs, each with the reason; no other package imports or replaces one.
+"""The private API of Ray that maas-ray uses, with the reason for each use; no other package imports or replaces it.
 
-Ray promises nothing about them, so its version is pinned exactly. One file for each part of Ray. What is called is a
-function here; what we derive from is imported from here by the file that does. `contract` lists all of it with the
-signatures that were read in Ray, and finds what another version has changed.
+It can change in any version of Ray, so that Ray's version is pinned exactly. One file for each part of Ray: it wraps
+private functions, and exports private base classes. `contract` lists all private names with their signatures, and
+finds the changes of another version.
 """

@@ -1,8 +1,8 @@
-"""Every private part of Ray that maas-ray uses, as it was read in one version; says what another version has changed.
+"""All private names of Ray that maas-ray uses, with their signatures in one version; finds changes of other versions.
 
-`check` imports each part and compares names, parameters and fields. It needs no cluster, but imports ray.serve and
-ray.train, which keep values of the environment: `python -m maas_ray.ray_internals.contract` does it in a process of its
-own and prints what is broken, as JSON. It cannot see a part that behaves otherwise under the same name.
+`check` imports each name and compares signatures and fields. It needs no cluster, but imports ray.serve and ray.train,
+which keep values of the environment: `python -m maas_ray.ray_internals.contract` runs it in a separate process and
+prints the changes as JSON. It cannot detect changed behavior under the same name.
 """
 
 import ast
@@ -17,61 +17,61 @@ from functools import cache
 from typing import Any
 
 READ_IN = "2.60.0"
-"""The version of Ray in which all of this was read."""
+"""The version of Ray from which the signatures were taken."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One private part of Ray."""
+    """One private name of Ray."""
 
     module: str
     path: str
-    """Of the attribute in the module."""
+    """Path of the attribute in the module."""
     why: str
     parameters: tuple[str, ...] | None = None
-    """All names that its signature has, in order; None: it is not called, or not by names that matter."""
+    """All parameter names of its signature, in order; None: not compared."""
     has: tuple[str, ...] = ()
-    """Names that must be among the parameters of something public."""
+    """Private parameters that a public name must have."""
     fields: tuple[str, ...] = ()
-    """What a class sets in itself or in its objects, or inherits so."""
+    """Attributes that a class or its instances must have, including inherited ones."""
     kind: type | None = None
-    """What a constant is; None: not looked at."""
+    """Type of a constant; None: not compared."""
     value: object = None
-    """What a constant is equal to; None: not looked at."""
+    """Value of a constant; None: not compared."""
 
     @property
     def name(self) -> str:
-        """As people write it."""
+        """The qualified name."""
         return f"{self.module}.{self.path}"
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A part that is not as it was read."""
+    """A name that has changed."""
 
     name: str
     problem: str
     why: str
-    """What maas-ray uses it for."""
+    """Its use in maas-ray."""
 
 
 def call(module: str, path: str, parameters: str, why: str) -> Symbol:
-    """A function that is called or replaced; its parameters are separated by spaces."""
+    """Describes a function that is called or replaced; `parameters` are separated by spaces."""
     return Symbol(module, path, why, parameters=tuple(parameters.split()))
 
 
 def public(module: str, path: str, has: str, why: str) -> Symbol:
-    """Something public, of which parameters are used that are not."""
+    """Describes a public name with private parameters that are used."""
     return Symbol(module, path, why, has=tuple(has.split()))
 
 
 def holds(module: str, path: str, fields: str, why: str) -> Symbol:
-    """A class of which fields are used."""
+    """Describes a class with fields that are used."""
     return Symbol(module, path, why, fields=tuple(fields.split()))
 
 
 def there(module: str, path: str, why: str, kind: type | None = None, value: object = None) -> Symbol:
-    """A name that is imported or replaced."""
+    """Describes a name that is imported or replaced."""
     return Symbol(module, path, why, kind=kind, value=value)
 
 
@@ -86,17 +86,17 @@ _SCALING = f"{_EXECUTION}.scaling_policy"
 _SERVE = "ray.serve._private"
 _SCHEDULER = f"{_SERVE}.deployment_scheduler"
 
-_SHARED = "claims, notes, limits and records of pools in the head's memory"
-_HEAD = "asking a head by its address, with a deadline"
-_LIMITS = "telling preflight what an autoscaler may add"
+_SHARED = "claims, notes, limits and records of pools on the head node"
+_HEAD = "requests to a head node with a timeout"
+_LIMITS = "preflight with an autoscaler"
 _RANKS = "starting and watching the workers of a run"
-_SIZES = "how many workers a run has, and when that changes"
-_ROLL = "who the ranks of a run are, and how each is"
-_CONTROLLER = "asking Serve's controller what is deployed"
-_PORTS = "no port of Serve that is open to everybody"
+_SIZES = "the number of workers of a run, and its changes"
+_ROLL = "the ranks of a run and their state"
+_CONTROLLER = "reading the deployed applications from Serve's controller"
+_PORTS = "no port of Serve that is open to everyone"
 _PROXY = "limits and sleeping pools in Serve's proxy"
 _PLACE = "placing replicas of pools on nodes"
-_MOVE = "moving replicas of pools to nodes that came back"
+_MOVE = "moving replicas of pools to recovered nodes"
 
 CONTRACT: tuple[Symbol, ...] = (
     # kv.py
@@ -113,44 +113,46 @@ CONTRACT: tuple[Symbol, ...] = (
         _RAYLET,
         "InnerGcsClient.drain_node",
         "self node_id reason reason_message deadline_timestamp_ms timeout",
-        "draining the node of a machine that leaves",
+        "draining the node of a leaving machine",
     ),
-    there("ray.core.generated.gcs_pb2", "GcsNodeInfo.ALIVE", "which nodes are alive", kind=int, value=0),
+    there("ray.core.generated.gcs_pb2", "GcsNodeInfo.ALIVE", "listing live nodes", kind=int, value=0),
     there(
         "ray.core.generated.autoscaler_pb2",
         "DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION",
-        "draining the node of a machine that leaves",
+        "draining the node of a leaving machine",
         kind=int,
     ),
     # nodes.py
-    call(_STATE, "available_resources_per_node", "", "what is free on each node"),
-    call(_STATE, "state.get_draining_nodes", "", "which nodes are about to go"),
+    call(_STATE, "available_resources_per_node", "", "free resources of each node"),
+    call(_STATE, "state.get_draining_nodes", "", "draining nodes"),
     call(_STATE, "state.get_cluster_config", "", _LIMITS),
-    call(_RAYLET, "node_labels_match_selector", "node_labels selector", "which nodes a pool's labels select"),
+    call(_RAYLET, "node_labels_match_selector", "node_labels selector", "placement by labels"),
     there(_RAYLET, "GCS_AUTOSCALER_CLUSTER_CONFIG_KEY", _LIMITS, kind=str),
     there(_RAYLET, "GCS_AUTOSCALER_STATE_NAMESPACE", _LIMITS, kind=str),
     there("ray.core.generated.autoscaler_pb2", "ClusterConfig", _LIMITS),
     # driver.py and processes.py
-    public("ray.job_config", "JobConfig", "_py_driver_sys_path", "where workers import from"),
+    public("ray.job_config", "JobConfig", "_py_driver_sys_path", "import paths of workers"),
     there(f"{_SERVE}.constants", "RAY_SERVE_ENABLE_HA_PROXY", "refusing a driver of another profile", kind=bool),
     there(f"{_SERVE}.constants", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "refusing a driver of another profile", kind=bool),
     there("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "a cluster on loopback", kind=bool),
-    call(_RAYLET, "Config.initialize", "config_list", "joining with a token after Ray was imported"),
-    call(_RAYLET, "AuthenticationTokenLoader.instance", "", "joining with a token after Ray was imported"),
-    call(_RAYLET, "AuthenticationTokenLoader.reset_cache", "self", "joining with a token after Ray was imported"),
-    call("ray._private.worker", "get_dashboard_url", "", "asking the fronts in doctor"),
+    call(_RAYLET, "Config.initialize", "config_list", "joining with a token after the import of Ray"),
+    call(_RAYLET, "AuthenticationTokenLoader.instance", "", "joining with a token after the import of Ray"),
+    call(_RAYLET, "AuthenticationTokenLoader.reset_cache", "self", "joining with a token after the import of Ray"),
+    call("ray._private.worker", "get_dashboard_url", "", "checking the fronts in doctor"),
     there("ray._common.utils", "psutil", "ending the processes of a cluster"),
     # data.py
-    there("ray.data._internal.progress", "logger", "Ray Data without four lines per execution"),
-    # train.py: what is left out, and why attempts end
+    there("ray.data._internal.progress", "logger", "suppressing Ray Data's lines per execution"),
+    # train.py: removed parts, and causes of failed attempts
     there(_CALLBACKS, "BackendSetupCallback", _RANKS),
     there(_CALLBACKS, "DatasetsCallback", _RANKS),
     there(f"{_CALLBACKS}.placement_group_callback", "PlacementGroupCleanerCallback", _RANKS),
     there(f"{_CALLBACKS}.preemption_callback", "PreemptionCallback", _RANKS),
-    there(_FAILURES, "WorkerGroupStartupFailedError", "when a run starts again"),
-    there(_FAILURES, "WorkerGroupStartupTimeoutError", "when a run starts again"),
-    public("ray.train.v2.api.exceptions", "ControllerError", "controller_failure", "when a run starts again"),
-    public("ray.train.v2.api.exceptions", "WorkerGroupError", "error_message worker_failures", "which rank has failed"),
+    there(_FAILURES, "WorkerGroupStartupFailedError", "restarting a run"),
+    there(_FAILURES, "WorkerGroupStartupTimeoutError", "restarting a run"),
+    public("ray.train.v2.api.exceptions", "ControllerError", "controller_failure", "restarting a run"),
+    public(
+        "ray.train.v2.api.exceptions", "WorkerGroupError", "error_message worker_failures", "finding the failed rank"
+    ),
     # train.py: the trainer and its controller
     call("ray.train.v2.api.data_parallel_trainer", "DataParallelTrainer._create_default_callbacks", "self", _RANKS),
     call(
@@ -193,15 +195,15 @@ CONTRACT: tuple[Symbol, ...] = (
     ),
     call(f"{_EXECUTION}.controller.state", "InitializingState", "", _SIZES),
     # train.py: policies
-    call(f"{_EXECUTION}.failure_handling", "FailurePolicy", "failure_config", "when a run starts again"),
+    call(f"{_EXECUTION}.failure_handling", "FailurePolicy", "failure_config", "restarting a run"),
     call(
         f"{_EXECUTION}.failure_handling",
         "FailurePolicy.make_decision",
         "self training_failed_error",
-        "when a run starts again",
+        "restarting a run",
     ),
-    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RETRY", "when a run starts again"),
-    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RAISE", "when a run starts again"),
+    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RETRY", "restarting a run"),
+    there(f"{_EXECUTION}.failure_handling", "FailureDecision.RAISE", "restarting a run"),
     call(_SCALING, "ScalingPolicy", "scaling_config", _SIZES),
     call(_SCALING, "ScalingPolicy._get_num_workers_for_resource_request", "self", _SIZES),
     call(_SCALING, "ScalingPolicy._send_resource_request", "self", _SIZES),
@@ -222,13 +224,13 @@ CONTRACT: tuple[Symbol, ...] = (
         f"{_EXECUTION}.callback",
         "WorkerGroupCallback.after_worker_group_start",
         "self worker_group",
-        "joining the ranks to one process group",
+        "creating the process group of the ranks",
     ),
     call(
         f"{_EXECUTION}.callback",
         "WorkerGroupCallback.before_worker_group_shutdown",
         "self worker_group",
-        "leaving the process group",
+        "destroying the process group",
     ),
     call(_GROUP, "WorkerGroup", "train_run_context worker_group_context callbacks", _RANKS),
     holds(_GROUP, "WorkerGroup", "_callbacks _worker_group_start_timeout_s _worker_group_state", _RANKS),
@@ -252,8 +254,8 @@ CONTRACT: tuple[Symbol, ...] = (
     call(_GROUP, "WorkerGroup.__len__", "self", _RANKS),
     call(f"{_GROUP}.state", "WorkerGroupState.shutdown", "self", _RANKS),
     holds(f"{_GROUP}.state", "WorkerGroupState", "workers", _RANKS),
-    call(f"{_GROUP}.state", "_shutdown_sync_actor", "sync_actor", "no process for a barrier that nobody waits at"),
-    there(f"{_GROUP}.worker_group", "SynchronizationActor", "no process for a barrier that nobody waits at"),
+    call(f"{_GROUP}.state", "_shutdown_sync_actor", "sync_actor", "no actor for an unused barrier"),
+    there(f"{_GROUP}.worker_group", "SynchronizationActor", "no actor for an unused barrier"),
     holds(f"{_GROUP}.state", "WorkerGroupContext", "num_workers resources_per_worker placement_strategy", _RANKS),
     holds(f"{_GROUP}.poll", "WorkerGroupPollStatus", "worker_statuses", _ROLL),
     holds(f"{_GROUP}.poll", "WorkerStatus", "running error", _ROLL),
@@ -264,27 +266,28 @@ CONTRACT: tuple[Symbol, ...] = (
     call(f"{_GROUP}.placement_group_handle", "DefaultPlacementGroupHandle.shutdown", "self", _RANKS),
     # serve.py
     call("ray.serve.context", "_get_global_client", "raise_if_no_controller_running", _CONTROLLER),
-    call("ray.serve.context", "_disconnect", "", "looking for a controller that was lost anew"),
+    call("ray.serve.context", "_disconnect", "", "looking up a restarted controller"),
     holds(f"{_SERVE}.client", "ServeControllerClient", "_controller http_config", _CONTROLLER),
     call(f"{_SERVE}.client", "ServeControllerClient.get_serve_details", "self", _CONTROLLER),
     call(f"{_SERVE}.controller", "ServeController.get_grpc_config", "self", _CONTROLLER),
     call(f"{_SERVE}.controller", "ServeController.get_deployment_info", "self name app_name", _CONTROLLER),
     there(f"{_SERVE}.constants", "SERVE_CONTROLLER_NAME", _PROXY, kind=str),
     there(f"{_SERVE}.constants", "SERVE_NAMESPACE", _PROXY, kind=str),
+    there(f"{_SERVE}.constants", "SERVE_LOGGER_NAME", "suppressing Serve's INFO lines in a terminal", kind=str),
     call(f"{_SERVE}.deployment_info", "DeploymentInfo.from_proto", "proto", _CONTROLLER),
     holds(f"{_SERVE}.deployment_info", "DeploymentInfo", "replica_config version", _CONTROLLER),
     holds(f"{_SERVE}.config", "ReplicaConfig", "init_args", _CONTROLLER),
     there("ray.serve.generated.serve_pb2", "DeploymentRoute.FromString", _CONTROLLER),
-    public("ray.serve", "Deployment.options", "version _internal", "replicas that stay where nothing has changed"),
+    public("ray.serve", "Deployment.options", "version _internal", "keeping the replicas of unchanged pools"),
     public("ray.serve", "delete", "_blocking", "removing several pools at once"),
     call(
         "ray.serve.handle",
         "DeploymentBroadcastResponse._fetch_replica_results_async",
         "self",
-        "metrics of a whole pool although a replica is silent",
+        "metrics of a pool with a silent replica",
     ),
     holds("ray.serve.handle", "DeploymentHandle", "_router", _PROXY),
-    call("ray.serve.handle", "DeploymentHandle.running_replicas_populated", "self", "gRPC calls that name no pool"),
+    call("ray.serve.handle", "DeploymentHandle.running_replicas_populated", "self", "gRPC calls without a pool"),
     holds(f"{_SERVE}.router", "SingletonThreadRouter", "_asyncio_router", _PROXY),
     holds(f"{_SERVE}.router", "CurrentLoopRouter", "_asyncio_router", _PROXY),
     holds(f"{_SERVE}.router", "AsyncioRouter", "_request_router _running_replicas", _PROXY),
@@ -304,7 +307,7 @@ CONTRACT: tuple[Symbol, ...] = (
         f"{_SERVE}.proxy_router",
         "ProxyRouter.get_handle_for_endpoint",
         "self target_app_name",
-        "gRPC calls that name no pool",
+        "gRPC calls without a pool",
     ),
     call(f"{_SERVE}.proxy_router", "ProxyRouter.match_route", "self target_route", _PROXY),
     call(f"{_SERVE}.proxy_router", "ProxyRouter.ready_for_traffic", "self is_head", _PROXY),
@@ -312,8 +315,8 @@ CONTRACT: tuple[Symbol, ...] = (
     holds(f"{_SERVE}.proxy", "HTTPProxy", "proxy_router", _PROXY),
     holds(f"{_SERVE}.http_util", "RequestIdMiddleware", "_app", "finding Serve's app inside its middlewares"),
     holds(f"{_SERVE}.replica", "Replica", "_route_prefix", "the base path of a pool"),
-    there(f"{_SERVE}.http_util", "uvicorn.Server", "servers on the node's address alone"),
-    call("uvicorn", "Server.serve", "self sockets", "servers on the node's address alone"),
+    there(f"{_SERVE}.http_util", "uvicorn.Server", "servers on the node's address only"),
+    call("uvicorn", "Server.serve", "self sockets", "servers on the node's address only"),
     there("uvicorn.config", "HTTP_PROTOCOLS", "our protocol class in Serve's processes", kind=dict),
     call(
         "uvicorn.protocols.http.httptools_impl",
@@ -324,7 +327,7 @@ CONTRACT: tuple[Symbol, ...] = (
     # serve_controller.py
     there(f"{_SERVE}.constants", "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH", "our parts in Serve's controller"),
     there(f"{_SERVE}.default_impl", "DeploymentScheduler", _PLACE, kind=type),
-    there(f"{_SERVE}.controller", "DeploymentStateManager", "which nodes have a front", kind=type),
+    there(f"{_SERVE}.controller", "DeploymentStateManager", "the nodes with a front", kind=type),
     call(_SCHEDULER, "DeploymentScheduler", "cluster_node_info_cache head_node_id create_placement_group_fn", _PLACE),
     holds(
         _SCHEDULER,
@@ -385,32 +388,28 @@ CONTRACT: tuple[Symbol, ...] = (
     call(f"{_SERVE}.deployment_state", "DeploymentState._get_target_replica_delta", "self", _MOVE),
     call(f"{_SERVE}.deployment_state", "DeploymentState.get_num_running_replicas", "self version", _MOVE),
     holds(f"{_SERVE}.deployment_state", "DeploymentTargetState", "version target_num_replicas deleting", _MOVE),
-    call(
-        f"{_SERVE}.deployment_state", "DeploymentStateManager.get_active_node_ids", "self", "which nodes have a front"
-    ),
-    holds(
-        f"{_SERVE}.deployment_state", "DeploymentStateManager", "_cluster_node_info_cache", "which nodes have a front"
-    ),
+    call(f"{_SERVE}.deployment_state", "DeploymentStateManager.get_active_node_ids", "self", "the nodes with a front"),
+    holds(f"{_SERVE}.deployment_state", "DeploymentStateManager", "_cluster_node_info_cache", "the nodes with a front"),
 )
-"""All of them, by the file of this package that uses them."""
+"""All private names, grouped by the file of this package that uses them."""
 
 
 def check(symbols: Iterable[Symbol] = CONTRACT) -> list[Broken]:
-    """What is not as it was read; empty if all is. Imports ray.serve, ray.train and ray.data into this process."""
+    """Returns the changed names; empty if none. Imports ray.serve, ray.train and ray.data into this process."""
     return [Broken(symbol.name, problem, symbol.why) for symbol in symbols for problem in [_problem(symbol)] if problem]
 
 
 def _problem(symbol: Symbol) -> str:
     try:
         found = _find(symbol)
-    except Exception as error:  # whatever importing a part of another version raises
+    except Exception as error:  # the import of another version can raise anything
         return f"cannot be imported: {type(error).__name__}: {error}"
     if found is _MISSING:
-        return "is not there"
+        return "does not exist"
     if symbol.kind is not None and not isinstance(found, symbol.kind):
-        return f"is {type(found).__name__}, was {symbol.kind.__name__}"
+        return f"is {type(found).__name__}, expected {symbol.kind.__name__}"
     if symbol.value is not None and found != symbol.value:
-        return f"is {found!r}, was {symbol.value!r}"
+        return f"is {found!r}, expected {symbol.value!r}"
     if symbol.parameters is not None or symbol.has:
         try:
             named = inspect.signature(found).parameters
@@ -419,11 +418,11 @@ def _problem(symbol: Symbol) -> str:
         except (TypeError, ValueError) as error:
             return f"has no signature: {error}"
         if symbol.parameters is not None and parameters != symbol.parameters:
-            return f"takes ({', '.join(parameters)}), took ({', '.join(symbol.parameters)})"
+            return f"has parameters ({', '.join(parameters)}), expected ({', '.join(symbol.parameters)})"
         if lost := [name for name in symbol.has if name not in parameters]:
-            return f"takes no {', '.join(lost)}"
+            return f"has no parameter {', '.join(lost)}"
     if lost := [name for name in symbol.fields if name not in _fields(found)]:
-        return f"has no {', '.join(lost)}"
+        return f"has no attribute {', '.join(lost)}"
     return ""
 
 
@@ -441,7 +440,7 @@ def _find(symbol: Symbol) -> Any:
 
 @cache
 def _fields(found: type) -> set[str]:
-    """What a class and its bases have, and what their code assigns to `self`: it is there in objects only."""
+    """Attributes of a class and its bases, including those that their code assigns to `self`."""
     names = {name for each in found.__mro__ for name in (*vars(each), *getattr(each, "__annotations__", ()))}
     for each in found.__mro__[:-1]:
         try:

@@ -1,6 +1,6 @@
-"""What Ray keeps of a process that connects to a cluster: values of its environment, and where workers import from.
+"""Ray's state in a driver process: values of its environment, and the import paths of its workers.
 
-Imports Ray when asked, or takes what this process has imported already. Read in Ray 2.60.0.
+Imports Ray late, or uses the modules that this process has already imported. Read in Ray 2.60.0.
 """
 
 import os
@@ -10,15 +10,15 @@ from typing import Any
 
 
 def job_config(paths: Sequence[str], is_submitted: bool, name: str) -> Any:
-    """Ray's `JobConfig` with the directories that the workers of this driver import from first.
+    """Ray's `JobConfig` with the directories that the workers of this driver search first for imports.
 
-    A runtime environment with this PYTHONPATH would be the public way; it doubles the time in which a worker starts.
+    The public way would be a runtime environment with PYTHONPATH, which doubles the start time of a worker.
 
     Args:
         paths: the directories, in order.
-        is_submitted: whether this is the driver of a job with a working directory of its own; Ray adds nothing then.
-            Else Ray would put the driver's working directory first, whether or not the driver looks there.
-        name: of the job, for the dashboard.
+        is_submitted: whether this is the driver of a job with its own working directory, for which Ray adds nothing.
+            Otherwise Ray would put the driver's working directory first, even if the driver does not search it.
+        name: name of the job on the dashboard.
     """
     from ray.job_config import JobConfig
 
@@ -27,22 +27,22 @@ def job_config(paths: Sequence[str], is_submitted: bool, name: str) -> Any:
 
 
 class _Complete(list[str]):
-    """A list that Ray's own additions leave as it is."""
+    """A list that ignores Ray's additions."""
 
     def extend(self, _: Iterable[str]) -> None:
         pass
 
 
 def serve_flag(name: str) -> bool | None:
-    """What ray.serve read of a variable (`RAY_SERVE_…`, yes or no) when this process imported it; None: it has not."""
+    """Value of a `RAY_SERVE_…` flag at this process's import of ray.serve; None if ray.serve was not imported."""
     constants = sys.modules.get("ray.serve._private.constants")
     return None if constants is None else bool(getattr(constants, name))
 
 
 def read_environment_again() -> None:
-    """Makes Ray, if this process has imported it, take the present values of what it keeps from its import.
+    """Updates the values that Ray read from the environment at its import, if this process has imported Ray.
 
-    Two values: whether this node's address is loopback, and the kind of auth.
+    Two values: whether this node's address is loopback, and the kind of authentication.
     """
     constants = sys.modules.get("ray._private.ray_constants")
     if constants is None:

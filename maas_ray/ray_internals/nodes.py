@@ -1,7 +1,7 @@
-"""What Ray's head knows of the nodes of the cluster that this process is connected to. Imports Ray when asked.
+"""State of the nodes of the connected cluster, from Ray's head node. Imports Ray late.
 
-Publicly Ray tells what nodes have in total; not what is free on each, which of them are drained, what the autoscaler may add,
-and whether a node has labels. Read in Ray 2.60.0: `ray._private.state`, `ray._raylet`.
+Ray's public API reports the total resources of nodes, but not the free ones, draining nodes, the limits of the
+autoscaler, or whether labels match. Read in Ray 2.60.0: `ray._private.state`, `ray._raylet`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ from maas_ray.ray_internals import kv
 
 
 class NodeGroup(NamedTuple):
-    """Nodes of one kind that an autoscaler starts."""
+    """A group of equal nodes that an autoscaler starts."""
 
     name: str
     min_count: int
     max_count: int
     resources: Mapping[str, int]
-    """Of one node, by Ray's names."""
+    """Resources of one node, by Ray's names."""
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """What is free on each living node, by its id, as Ray's scheduler knew it about a second ago."""
+    """Free resources of each live node, by its id, as reported by Ray's scheduler about a second ago."""
     from ray._private.state import available_resources_per_node
 
     found: dict[str, dict[str, float]] = available_resources_per_node()
@@ -29,16 +29,16 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that are being drained: their machine is about to be taken away, or they have nothing to do."""
+    """Ids of the draining nodes: their machine is about to be removed, or they are idle."""
     from ray._private.state import state
 
     return frozenset(state.get_draining_nodes())
 
 
 def labels_match(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """Whether a node with `labels` is one that `wanted` selects, in Ray's notation: `A`, `!A`, `in(A,B)`, `!in(A,B)`.
+    """Whether `wanted` selects a node with `labels`, in Ray's notation: `A`, `!A`, `in(A,B)`, `!in(A,B)`.
 
-    By Ray's own code, so that what we count is what Ray's scheduler will do.
+    Uses Ray's own code, so that the result is the same as in Ray's scheduler.
     """
     from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
 
@@ -46,14 +46,14 @@ def labels_match(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 
 def cluster_config() -> Any:
-    """What an autoscaler has told Ray of its limits, as Ray's message `ClusterConfig`; None where none has."""
+    """The limits that an autoscaler has reported to Ray, as Ray's message `ClusterConfig`, or None."""
     from ray._private.state import state
 
     return state.get_cluster_config()
 
 
 def declare_cluster_config(groups: Iterable[NodeGroup]) -> None:
-    """Tells Ray how large an autoscaler may make the cluster; Ray 2.60's own launcher keeps that to itself."""
+    """Reports the autoscaler's limits to Ray, which the cluster launcher of Ray 2.60 does not."""
     import ray
     from ray.core.generated import autoscaler_pb2
 

@@ -1,14 +1,14 @@
-"""The parts of Serve's controller that `serve/controller` derives from, and how ours get into it.
+"""The base classes of `serve/controller` in Serve's controller, and their replacement by ours.
 
 Imports ray.serve. Read in Ray 2.60.0: `ray.serve._private.deployment_scheduler`, `deployment_state`, `controller`.
 """
 
-# As `nodes.labels_match`, without a call around it: it is asked for each node in each round of placing.
+# Same as `nodes.labels_match`, but without a wrapper: it is called for each node in each round of placement.
 from ray._raylet import node_labels_match_selector  # type: ignore[attr-defined]
-from ray.serve._private.deployment_scheduler import DeploymentScheduler  # which node gets a replica
+from ray.serve._private.deployment_scheduler import DeploymentScheduler  # chooses the node of a replica
 from ray.serve._private.deployment_state import (
-    DeploymentState,  # one deployment: how many replicas it has
-    DeploymentStateManager,  # all of them: which nodes have a front
+    DeploymentState,  # the replicas of one deployment
+    DeploymentStateManager,  # all deployments, and the nodes with a front
 )
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
 def replace_parts(
     scheduler: type[DeploymentScheduler], state: type[DeploymentState], manager: type[DeploymentStateManager]
 ) -> None:
-    """Has the controller of this process make ours; called before it makes any of these."""
-    from ray.serve._private import controller, default_impl, deployment_state  # the first: in a controller only
+    """Makes the controller of this process create our classes; called before it creates any of these."""
+    from ray.serve._private import controller, default_impl, deployment_state  # the first: only in a controller
 
     default_impl.DeploymentScheduler = scheduler
     deployment_state.DeploymentState = state

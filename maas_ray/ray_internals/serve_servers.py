@@ -1,6 +1,6 @@
-"""What Serve's own servers have no option for: its gRPC servers, its proxy's table of routes, the app around a replica.
+"""Changes of Serve's servers that have no option: gRPC servers, the proxy's routing table, the app around a replica.
 
-Serve's modules are not imported, but taken from where they are: a process without them has no such server. Each function is
+Takes Serve's modules from `sys.modules` without an import: a process without them has no such server. Each function is
 called before Serve starts the server. Read in Ray 2.60.0.
 """
 
@@ -14,14 +14,14 @@ AddAddress = Callable[[Any, str], None]
 
 
 def replace_internal_port(add: Callable[[Any, str], Any]) -> None:
-    """Has a replica call `add` in place of opening the port for calls between deployments."""
+    """Makes a replica call `add` instead of opening the port for calls between deployments."""
     serve = sys.modules.get("ray.serve._private.replica")
     if serve is not None:
         serve.add_port_to_grpc_server = add  # type: ignore[attr-defined]
 
 
 def replace_grpc_address(add: AddAddress) -> None:
-    """Has Serve call `add` where it binds the gRPC server of a replica or a proxy, once."""
+    """Makes Serve call `add` to bind the gRPC server of a replica or a proxy; applied once."""
     serve = sys.modules.get("ray.serve._private.default_impl")
     if serve is None or serve.add_grpc_address is add:
         return
@@ -29,7 +29,7 @@ def replace_grpc_address(add: AddAddress) -> None:
 
 
 def set_grpc_option(name: str, value: int) -> None:
-    """Sets an option of the gRPC servers that Serve makes in this process."""
+    """Sets an option of the gRPC servers that Serve creates in this process."""
     serve = sys.modules.get("ray.serve._private.constants")
     if serve is not None:
         options = serve.DEFAULT_GRPC_SERVER_OPTIONS
@@ -37,9 +37,9 @@ def set_grpc_option(name: str, value: int) -> None:
 
 
 def route_unnamed_calls(choose: Callable[[Any], str]) -> None:
-    """Has the proxy of this process send gRPC calls that name no application to the one that `choose` names, once.
+    """Makes the proxy route gRPC calls without an application to the one that `choose` returns; applied once.
 
-    Serve refuses them where there are several applications.
+    Serve rejects them if several applications exist.
 
     Args:
         choose: called with Serve's `ProxyRouter`.
@@ -58,7 +58,7 @@ def route_unnamed_calls(choose: Callable[[Any], str]) -> None:
 
 
 def proxy_router(app: Any) -> Any:
-    """Serve's table of routes, inside its middlewares; None where this is no proxy."""
+    """Serve's routing table, inside its middlewares; None if this process is no proxy."""
     while not hasattr(app, "proxy_router"):
         app = getattr(app, "_app", None)
         if app is None:
@@ -67,12 +67,12 @@ def proxy_router(app: Any) -> Any:
 
 
 def base_path_of(app: Any) -> Callable[[], str]:
-    """Where Serve has put the application of a replica; it may move while the replica lives, so it is asked each time.
+    """Returns a function for the current route prefix of a replica's application, which can change at any time.
 
     Args:
-        app: what Serve gives its middlewares in a replica.
+        app: the app that Serve passes to its middlewares in a replica.
     """
     while not hasattr(app, "__self__"):
-        app = app._app  # Serve's own middleware around its replica's bound method
+        app = app._app  # Serve's middleware around the bound method of its replica
     replica = app.__self__
     return lambda: (replica._route_prefix or "").rstrip("/")

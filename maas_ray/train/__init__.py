@@ -1,4 +1,4 @@
-"""Training: objective, checkpoints, the loop in pure torch, and the run on Ray Train. `maas_ray.train(spec)` trains a run."""
+"""Training: specs, the loop in plain torch, parallelism, and runs on Ray Train. `maas_ray.train(spec)` trains a run."""
 
 from maas_ray.process.callable_package import make_callable
 

@@ -1,8 +1,8 @@
-"""Learning-rate range test: a short training whose rate grows exponentially shows where the loss falls and where it breaks.
+"""Learning-rate range test: a short training with an exponentially rising rate shows where the loss falls and diverges.
 
 Smith 2015, "Cyclical Learning Rates for Training Neural Networks" (https://arxiv.org/abs/1506.01186), section 3.3; the
-exponential growth and the end at four times the best loss are those of fastai's `lr_find`. It runs the training loop's own
-steps on the spec's own model, data and batch, in this process alone, and leaves nothing in the store.
+exponential growth and the end at four times the best loss are from fastai's `lr_find`. It uses the steps of the
+training loop with the model, data and batch of the spec, in this process, and writes nothing to the store.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 
 DIVERGED = 4.0
-"""A smoothed loss of so many times the best one ends the test."""
+"""The test ends when the smoothed loss exceeds this multiple of the best one."""
 MIN_STEPS = 10
 MIN_FALL = 0.05
-"""Part of the first loss by which the smoothed one has to fall, or nothing was learned that a rate could be read from."""
+"""Share of the first loss by which the smoothed loss must fall for a proposal."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Point:
     """One step of the test.
 
     Attributes:
-        step: from 1.
-        lr: the rate of this step.
-        loss: mean loss of its batch, before its update.
-        smoothed: mean of the losses so far, the newer ones weighted more.
+        step: number of the step, from 1.
+        lr: learning rate of the step.
+        loss: mean loss of the batch, before the update.
+        smoothed: exponential average of the losses so far.
     """
 
     step: int
@@ -50,17 +50,17 @@ class Point:
 
 @dataclass(frozen=True)
 class LrRange:
-    """The course of a test and what it suggests."""
+    """The steps of a test and the resulting proposal."""
 
     points: list[Point]
     diverged_at: float | None
-    """The rate at which the loss broke; None: it did not, up to the highest."""
+    """Learning rate at which the loss diverged, or None."""
     steepest: float | None
-    """The rate at which the smoothed loss falls fastest per decade: fast, and not always stable."""
+    """Learning rate at which the smoothed loss falls fastest per decade; not always stable."""
     below_minimum: float | None
-    """A tenth of the rate at which the smoothed loss is lowest: the safe one, which is proposed."""
+    """A tenth of the learning rate with the lowest smoothed loss: the safe rate, which is proposed."""
     remark: str
-    """What the course says, and what to do if it says nothing."""
+    """Interpretation of the steps, with a hint if there is no proposal."""
 
 
 def find_learning_rates(
@@ -73,21 +73,21 @@ def find_learning_rates(
     smoothing: float = 0.9,
     on_point: Callable[[Point], None] | None = None,
 ) -> LrRange:
-    """Trains with a rate that grows from `low` to `high`, until it is there or the loss diverges.
+    """Trains with a learning rate that rises from `low` to `high`, until the loss diverges.
 
-    It begins with the weights with which the run would: those that the seed draws, or those that `init` names.
+    It starts from the run's initial weights: those of `init`, else random ones from the seed.
 
     Args:
         spec: the run; its learning rate, schedule, workers and layout are not used.
         data_digest: the prepared data set in the spec's store.
-        low: first rate.
-        high: last rate.
-        steps: optimizer steps, evenly spaced in the rate's logarithm.
-        smoothing: weight of the past in the smoothed loss, in [0, 1); it starts without a bias.
+        low: first learning rate.
+        high: last learning rate.
+        steps: number of optimizer steps, evenly spaced in the logarithm of the rate.
+        smoothing: weight of the earlier steps in the smoothed loss, in [0, 1); the bias at the start is corrected.
         on_point: called after each step.
 
     Raises:
-        SpecError: a number is out of its range, or the model is not trained by steps.
+        SpecError: an argument is out of range, or the model is not trained in steps.
         MaasError: the model cannot be trained in one process.
     """
     _refuse_unfit(spec, low, high, steps, smoothing)
@@ -112,7 +112,7 @@ def find_learning_rates(
         share, _ = train_step(plan, state, loader, step)
         try:
             loss = mean_loss(state, share, step)
-        except TrainingFailed:  # it is no number any more
+        except TrainingFailed:  # the loss is not finite
             diverged_at = lr
             break
         average = smoothing * average + (1 - smoothing) * loss
@@ -127,45 +127,43 @@ def find_learning_rates(
 
 
 def conclude(points: Sequence[Point], diverged_at: float | None) -> LrRange:
-    """What a course suggests.
+    """Derives the proposal from the steps of a test.
 
     Args:
-        points: the steps, with growing rates.
-        diverged_at: the rate at which the loss broke.
+        points: the steps, with rising learning rates.
+        diverged_at: learning rate at which the loss diverged.
     """
     found = list(points)
     smoothed = np.array([point.smoothed for point in found])
     lowest = int(smoothed.argmin()) if len(found) else 0
     if lowest < 2 or smoothed[lowest] > (1 - MIN_FALL) * smoothed[0]:
         why = (
-            "it diverged before: begin with a lower rate"
-            if diverged_at
-            else "raise the highest rate, or take more steps"
+            "it diverged first: start with a lower rate" if diverged_at else "raise the highest rate, or use more steps"
         )
         return LrRange(found, diverged_at, None, None, f"the loss did not fall at any of these rates; {why}")
     decades = np.log10([point.lr for point in found[: lowest + 1]])
     steepest = found[int(np.gradient(smoothed[: lowest + 1], decades).argmin())].lr
     remark = f"the loss is lowest at {found[lowest].lr:.2g}"
     if diverged_at is None and lowest == len(found) - 1:
-        remark += ", the highest rate, and was still falling: raise it to see where it ends"
+        remark += ", the highest rate, and was still falling: raise the highest rate"
     elif diverged_at is None:
-        remark += " and did not diverge above"
+        remark += " and did not diverge at higher rates"
     else:
         remark += f" and diverges at {diverged_at:.2g}"
     return LrRange(found, diverged_at, _rounded(steepest), _rounded(found[lowest].lr / 10), remark)
 
 
 def _rounded(value: float) -> float:
-    """Two digits: the test knows no more."""
+    """Rounds to two digits, the precision of the test."""
     return float(f"{value:.2g}")
 
 
 def _refuse_unfit(spec: TrainSpec, low: float, high: float, steps: int, smoothing: float) -> None:
     if spec.model.is_classical:
-        raise SpecError(f"{spec.model.name} is fitted by scikit-learn and has no learning rate to test this way")
+        raise SpecError(f"{spec.model.name} is fitted by scikit-learn and has no learning rate")
     if not 0 < low < high < float("inf") or log10(high / low) < 1:
-        raise SpecError(f"the rates go from {low} to {high}; they have to be positive and at least a decade apart")
+        raise SpecError(f"the rates must be positive and at least a factor of 10 apart, not {low} and {high}")
     if steps < MIN_STEPS:
-        raise SpecError(f"{steps} steps are too few to see where the loss falls; take at least {MIN_STEPS}")
+        raise SpecError(f"steps must be at least {MIN_STEPS}, not {steps}")
     if not 0 <= smoothing < 1:
-        raise SpecError(f"smoothing is {smoothing}; it has to be at least 0 and below 1")
+        raise SpecError(f"smoothing must be at least 0 and below 1, not {smoothing}")

@@ -1,9 +1,9 @@
-"""A training run: prepares the data, has the workers started (train/ranks/launch.py) and follows them. Knows no ray.train.
+"""Trains a run: prepares the data, starts the workers (train/ranks/launch.py), follows them. Independent of ray.train.
 
-Ray Train starts the process group and starts it again when a worker or node is lost. Checkpoints are ours
-(checkpoint/): every attempt begins from the newest committed one, so a restart, a resume by hand and an
-undisturbed run compute the same numbers. One process at a time has the run's lease (store/lease.py): who begins, goes on
-or commits without it is refused.
+Ray Train starts the process group, and restarts it after the loss of a worker or node. Checkpoints are ours
+(checkpoint/): every attempt starts from the newest committed one, so that a restart, a resumed run and an uninterrupted
+run compute the same numbers. One process at a time holds the run's lease (store/lease.py): without it no process can
+start, continue or commit to the run.
 """
 
 import uuid
@@ -38,9 +38,9 @@ from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import refuse_no_room
 
 _QUICK_S = 0.05
-"""Time between two looks while a run begins."""
-_TAKEN = "wait for it, or choose another name; if that process is dead, --resume takes the run over"
-_TAKEN_RESUMED = "it shows signs of life: wait for it, or end it first"
+"""Polling interval while a run starts."""
+_TAKEN = "wait for it, or choose another run name; if that process is dead, --resume takes over the run"
+_TAKEN_RESUMED = "that process is alive: wait for it, or end it first"
 
 log = get_logger(__name__)
 
@@ -52,17 +52,17 @@ class RunResult:
     run: str
     step: int
     metrics: dict[str, float]
-    """The newest `loss`, and `validation_…` metrics where there is a validation split."""
+    """The newest `loss`, and `validation_…` metrics if the data has a validation split."""
     data_digest: str
     checkpoint_step: int
     reason: str | None
-    """Why it ended before its last step; None: it did not."""
+    """Reason for an end before the last step, or None."""
     tensorboard: str
-    """What to give `tensorboard --logdir`."""
+    """The value of `tensorboard --logdir`."""
     report: dict[str, str]
-    """Where `report.json` and `report.png` lie; see records/report.py."""
+    """Locations of `report.json` and `report.png`; see records/report.py."""
     unvalidated: Mapping[int, str]
-    """By step: why validation beside training has no metrics of it."""
+    """Reasons why asynchronous validation has no metrics, by step."""
 
 
 def run_training(
@@ -76,21 +76,21 @@ def run_training(
 
     Args:
         spec: the run.
-        resume: continue a run that exists from its newest committed checkpoint; one that is finished is left alone.
-        on_progress: called in a thread of this process with the newest report of rank 0.
-        actor: a `start_run_actor()` that was begun before the spec was read: its process can import Ray Train meanwhile. It
-            ends with the run. By default the run begins its own.
+        resume: continue an existing run from its newest committed checkpoint; a finished run is not changed.
+        on_progress: called with the latest report of rank 0, in a thread of this process.
+        actor: result of `start_run_actor()`, called before reading the spec so that the actor imports Ray Train
+            meanwhile. It ends with the run. By default the run starts an actor.
 
     Raises:
-        Conflict: the run exists and `resume` is false; or another process trains it, or has taken it over.
-        NotFound: `resume` is true and there is no such run.
-        SpecError: `resume` is true and the spec would make another training of it.
-        ResourcesMissing: the cluster can never hold the workers.
-        DataError, ModelError: the data or the model do not fit the spec.
+        Conflict: the run exists and `resume` is False; or another process trains it or has taken it over.
+        NotFound: `resume` is True and the run does not exist.
+        SpecError: `resume` is True and the spec differs from that of the run.
+        ResourcesMissing: the cluster can never provide the resources of the workers.
+        DataError, ModelError: the data or the model does not match the spec.
         StoreError: the store is not usable.
-        TrainingFailed: workers failed more often in a row than `workers.max_restarts`.
-        Preempted: this process was sent SIGTERM, SIGINT or SIGHUP; what the run had is committed. A second signal acts as
-            it would without a run, and leaves what was committed before.
+        TrainingFailed: workers failed more than `workers.max_restarts` times in a row.
+        Preempted: this process received SIGTERM, SIGINT or SIGHUP and committed a checkpoint. A second signal has its
+            default effect; earlier checkpoints remain.
     """
     actor = actor or start_run_actor()
     try:
@@ -104,10 +104,10 @@ def _run_training(
 ) -> RunResult:
     store = open_store(spec.storage)
     probe(store)
-    # Workers run in other directories, perhaps on other machines: give them the absolute location.
+    # Workers run in other directories, possibly on other machines: they need the absolute location.
     spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"uri": store.uri})})
     resources = {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus}
-    # A run that was there before had its nodes: one of them may be on its way back.
+    # A resumed run had enough nodes: one of them may be restarting.
     wait_s = spec.workers.placement_timeout_s if resume else 0.0
     preflight(spec.layouts()[0].world, resources, together=spec.parallelism.together, wait_s=wait_s)
     refuse_skew()
@@ -129,8 +129,8 @@ def _run_training(
 def _resume(
     store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
 ) -> None:
-    run = _resumed(store, spec)  # once more: whoever had the lease may have gone on meanwhile
-    # The same start for all attempts; the caller's words for it where there are some, as passwords are not written down.
+    run = _resumed(store, spec)  # again: the previous holder of the lease may have continued meanwhile
+    # All attempts start from the same weights. The caller's location is preferred: stored ones contain no passwords.
     init = spec.init.as_settled(run.spec.init) if spec.init is not None else run.spec.init
     spec = spec.model_copy(update={"init": init})
     if run.status == "finished":
@@ -165,15 +165,15 @@ def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
         Runs(store).get(spec.run)
     except NotFound:
         return
-    exists = f"a run {spec.run!r} exists in {store.uri}"
+    exists = f"run {spec.run!r} already exists in {store.uri}"
     holder = holder_of(store, run_prefix(spec.run))
     if holder is not None and not is_dead(holder):
-        raise Conflict(f"{exists}, held by {holder}; {_TAKEN}")
-    raise Conflict(f"{exists}; give --resume to continue it, or choose another name")
+        raise Conflict(f"{exists}, in use by {holder}; {_TAKEN}")
+    raise Conflict(f"{exists}; continue it with --resume, or choose another run name")
 
 
 def _settled(store: ObstoreStore, spec: TrainSpec) -> tuple[TrainSpec, Any]:
-    """The spec with the very checkpoint that it starts from, and that one's lineage; nothing to do for most runs."""
+    """The spec with the exact checkpoint that the run starts from, and its lineage; unchanged for most runs."""
     if spec.init is None:
         return spec, None
     from maas_ray.train.state.warm_start import open_start, settle_init  # late: few runs need it
@@ -188,20 +188,20 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
         spec = spec.model_copy(update={"init": spec.init.as_settled(run.spec.init)})
     if changed := run.spec.same_training(spec):
         raise SpecError(
-            f"run {spec.run!r} was started with other values of {', '.join(changed)}; resuming it with these would be "
-            "another training: take them back, or choose another run name"
+            f"run {spec.run!r} was started with other values of {', '.join(changed)}, so that the spec describes "
+            "another training; restore these values, or choose another run name"
         )
     return run
 
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
-    """What needs no torch: said before any worker starts. The rest is rank 0's, see train/ranks/preflight.py."""
+    """Checks that need no torch, before any worker starts. Rank 0 makes the others, see train/ranks/preflight.py."""
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping
     if spec.validation.is_async and not has_validation:
         raise SpecError(
-            "validation.mode async: the data has no validation split; set data.split.validation, or remove it"
+            "validation.mode async needs a validation split; set data.split.validation, or remove validation.mode"
         )
     if by.keep_best:
         refuse_metric("checkpoint", by.metric, by.mode, task, has_validation)
@@ -218,17 +218,17 @@ def _fit(
     lease: Lease,
     create: Callable[[], object] | None = None,
 ) -> None:
-    """Trains to the end.
+    """Trains the run to its end.
 
     Args:
         store: the store.
         spec: the run.
         data_digest: the prepared data set.
         on_progress: see `run_training`.
-        actor: the run's.
-        lease: the run's.
-        create: writes the run down. Called once rank 0 has found that model and data fit, before anybody trains; None: it
-            is written down already. An error before that leaves no run behind.
+        actor: the run's actor.
+        lease: the run's lease.
+        create: creates the run's record. Called after the checks of rank 0 and before training, so that an earlier
+            error leaves no run behind; None: the record exists.
     """
     workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
     record = _RunLog(Runs(store), spec.run, sizes[-1], lease, create)
@@ -265,9 +265,9 @@ def _fit(
 
 
 class _RunLog:
-    """The run as it is written down, and what happens to it. To one that is not written down nothing happens.
+    """Writes the record of a run and its events; without a record, no events.
 
-    Nothing is written in another owner's run: each method raises `Conflict` once the lease is over.
+    Every method raises `Conflict` after the loss of the lease, so that it writes nothing to a run of another owner.
     """
 
     def __init__(
@@ -294,14 +294,14 @@ class _RunLog:
 
     @property
     def lost(self) -> Conflict | None:
-        """Why the run is another owner's by now, if it is."""
+        """The error if another owner has taken over the run, or None."""
         return self._lease.lost
 
 
 def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signals: Held) -> MaasError | None:
-    """Waits for the end of a launch; returns what ended it, if it was not the last step.
+    """Waits for the end of a launch; returns the error that ended it, or None after the last step.
 
-    A run has no bound in time, so what is bounded is the time without a sign of the process that watches it.
+    A run has no time limit; only the time without an answer of its actor is limited.
     """
     has_asked = False
     training = actor.train.remote(job)
@@ -321,14 +321,14 @@ def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signa
             if signals.number is not None and not has_asked:
                 has_asked = True
                 log.warning(
-                    "%s: the run stops at its next step and commits a checkpoint; the same signal once more ends it at once",
+                    "%s: the run stops at its next step and commits a checkpoint; a second signal ends it immediately",
                     signals.number.name,
                 )
                 ray.get(actor.ask.remote(signals.number.name), timeout=TIMEOUT_S)
         except ray.exceptions.RayError as error:
             return TrainingFailed(
-                f"run {job.run!r} lost the process that watches its workers: {error}; committed checkpoints are kept: give "
-                "--resume"
+                f"run {job.run!r} lost the actor that monitors its workers: {error}; committed checkpoints are kept: "
+                "continue with --resume"
             )
 
 

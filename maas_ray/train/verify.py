@@ -1,7 +1,7 @@
-"""Proves that a model trains the same on every layout: in float64, from the same weights, on the same global batches.
+"""Verifies that a model trains the same on every layout: in float64, from the same weights, on the same global batches.
 
-Rounding in float32 would hide a gradient that is scaled wrongly for one layer; in float64 layouts agree to twelve digits,
-and whatever does not is a mistake (of the plan, of the model, of this library or of torch).
+Rounding in float32 would hide a wrongly scaled gradient of one layer. In float64 layouts agree to twelve digits, and a
+difference is an error of the plan, the model, this library or torch.
 """
 
 import math
@@ -33,27 +33,27 @@ from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import tensors_of
 
 TOLERANCE = 1e-8
-"""Largest difference of a loss, a gradient norm or a parameter that still counts as equal."""
+"""Largest difference of a loss, a gradient norm or a parameter that counts as equal."""
 _NO_LIMIT = 1e300
-"""A norm that is measured and never clipped."""
+"""Clipping norm that is never reached; the norm is still measured."""
 TIMEOUT_S = 120.0
-"""A collective operation that takes longer than this ends the comparison instead of hanging."""
+"""Timeout of a collective operation, so that the comparison cannot hang."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One layout against one process: the largest differences over all steps."""
+    """The largest differences between one layout and one process over all steps."""
 
     layout: str
     loss: float = math.nan
     gradient_norm: float = math.nan
     parameters: float = math.nan
     refused: str | None = None
-    """Why the model cannot be arranged so; such a layout proves nothing and fails nothing."""
+    """Reason why the model does not support the layout, which then counts neither as equal nor as different."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether all differences are below the tolerance. NaN is not."""
+        """Whether no difference exceeds the tolerance or is NaN."""
         return all(value <= TOLERANCE for value in (self.loss, self.gradient_norm, self.parameters))
 
 
@@ -65,7 +65,7 @@ class _Trace:
 
 
 def layouts_for(spec: TrainSpec, dataset: Dataset, max_world: int) -> list[MeshLayout]:
-    """The layouts in which this model could be trained by at most so many processes."""
+    """The layouts of this model with at most `max_world` ranks."""
     net = build_net(spec, dataset.features)
     plan = spec.parallelism.tp_plan or getattr(net, "tp_plan", None) or {}
     layouts = possible_layouts(
@@ -82,24 +82,24 @@ def verify_layouts(
     steps: int = 4,
     on_compared: Callable[[Compared], None] | None = None,
 ) -> list[Compared]:
-    """Trains the spec's model for a few steps in one process and on each layout, and compares.
+    """Trains the model of a spec for a few steps in one process and on each layout, and compares the results.
 
-    The ranks are processes of this machine that talk over gloo, whatever it has; no GPU is used.
+    The ranks are processes on this machine with gloo; no GPU is used.
 
     Args:
-        spec: the run; its own layout and precision are not used. Dropout, clipping and penalties are; throughput is on the
-            layouts, not in the one process.
+        spec: the run. Its layout and precision are ignored, dropout, clipping and penalties are used, and `performance`
+            is used on the layouts only.
         data_digest: the prepared data set in the spec's store.
-        layouts: what to compare, in any order.
-        steps: optimizer steps, the first ones of the run.
-        on_compared: called with each outcome as soon as it is known.
+        layouts: the layouts to compare, in any order.
+        steps: number of optimizer steps, from the start of the run.
+        on_compared: called with each result as soon as it is known.
 
     Raises:
         MaasError: the model cannot be trained in one process.
-        TrainingFailed: a rank failed in an unexpected way, with its error.
+        TrainingFailed: a rank failed with an unexpected error.
     """
     spec = spec.model_copy(update={"precision": "fp32", "max_grad_norm": spec.max_grad_norm or _NO_LIMIT})
-    # One process keeps all activations and compiles nothing: what the spec asks of the layouts is compared with that.
+    # The reference keeps all activations and compiles nothing; the layouts use the performance settings of the spec.
     plain = spec.model_copy(update={"performance": PerformanceSpec()})
     reference = _trace(plain, data_digest, MeshLayout(), steps)
     if isinstance(reference, str):
@@ -136,9 +136,9 @@ def _largest(first: Sequence[float], second: Sequence[float]) -> float:
 def _run(
     spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[MeshLayout]
 ) -> Iterator[tuple[MeshLayout, "_Trace | str"]]:
-    """All layouts of one number of ranks, in one group of processes."""
+    """Runs all layouts with the same number of ranks, in one group of processes."""
     with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
-        # Forked from one process that has imported everything, what optimizers import on first use included.
+        # Forked from one process that has imported everything, including what optimizers import at their first use.
         multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
         try:
             start_processes(  # type: ignore[no-untyped-call]
@@ -192,12 +192,12 @@ def _rank(
 
 
 def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) -> "_Trace | str":
-    """Trains from the start, or says why it cannot be arranged so. Collective over the layout's ranks."""
+    """Trains from the initial weights, or returns why the layout is unsupported. Collective over the layout's ranks."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     dataset = open_dataset(open_store(spec.storage), data_digest)
     num_rows = dataset.num_rows["train"]
     if layout.pp > 1 and spec.batch.accumulation_steps % (2 * layout.pp):
-        # Cutting a batch into micro-batches changes no gradient; a pipeline needs some.
+        # Micro-batches do not change the gradient; a pipeline needs several.
         batch = spec.batch.model_copy(update={"accumulation_steps": 2 * layout.pp})
         spec = spec.model_copy(update={"batch": batch})
     if spec.parallelism.pp_split is not None and len(spec.parallelism.pp_split) != layout.num_stages - 1:
@@ -205,7 +205,7 @@ def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) ->
     coordinates = rank_coordinates(layout, "cpu")
     try:
         state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"), torch.float64)
-    except ModelError as error:  # all ranks look at the whole model, so all of them refuse it
+    except ModelError as error:  # all ranks check the whole model, so that all of them raise it
         return str(error)
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
     state.train()
@@ -233,7 +233,7 @@ def _write(directory: Path, number: int, rank: int, outcome: "_Trace | str") -> 
 
 
 def _read(directory: Path, number: int) -> "_Trace | str":
-    """What all ranks together have: those of other pipeline stages have other parameters."""
+    """Merges the parameters of all ranks: different pipeline stages have different parameters."""
     for path in sorted(directory.glob(f"{number}-*.refused")):
         return path.read_text()
     parameters: dict[str, Tensor] = {}
@@ -244,5 +244,5 @@ def _read(directory: Path, number: int) -> "_Trace | str":
 
 
 def failures(compared: Sequence[Compared]) -> list[Compared]:
-    """The layouts that do not train the same model."""
+    """The layouts with differences."""
     return [one for one in compared if one.refused is None and not one.is_equal]

@@ -1,4 +1,4 @@
-"""The public names of `maas_ray` and their signatures: a change of them is a decision, not an accident."""
+"""The public names of `maas_ray` and their signatures: they change only on purpose."""
 
 import inspect
 import os
@@ -91,7 +91,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         maas_ray.tarin
 
 
-def test_training_without_a_cluster_says_what_to_call(tmp_path: Path) -> None:
+def test_training_without_a_cluster_names_the_call_to_connect(tmp_path: Path) -> None:
     script = f"""
 import maas_ray
 try:

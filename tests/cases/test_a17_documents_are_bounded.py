@@ -186,7 +186,7 @@ def test_a_spec_is_a_regular_file(tmp_path: Path, make: Callable[[Path], object]
 @pytest.mark.parametrize("port", [-1, 65536, 99999, 10**30])
 def test_a_number_that_is_no_port_is_a_typed_error(port: int, tmp_path: Path) -> None:
     for options in ({"http": port}, {"dashboard": port}):
-        with pytest.raises(SpecError, match="a port is a number from 1 to 65535"):
+        with pytest.raises(SpecError, match="must be from 1 to 65535"):
             choose_ports(**options)
     for option in ("--port", "--dashboard-port"):
         result = CliRunner().invoke(app, ["up", f"{option}={port}", "--state-dir", str(tmp_path)])

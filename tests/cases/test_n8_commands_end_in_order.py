@@ -184,7 +184,7 @@ def test_serve_says_that_the_cluster_goes_on_deploying(
 
     command = Command("serve", pool_spec, env=ray_cluster.env).when(lambda: pools.status(["slow"]))
     line = command.send(number).end().said(number)
-    assert "still deploys slow" in line
+    assert "continues to deploy slow" in line
     # What the line says is so.
     again = Command("serve", pool_spec, env=ray_cluster.env).end()
     assert again.code == 0, again.stderr
@@ -260,7 +260,7 @@ def test_up_that_is_interrupted_ends_what_it_has_started(
     home = short_home
     command = Command(*UP, env=home).when(lambda: "gcs_server" in processes(home))
     line = command.send(*numbers).end().said(numbers[-1])
-    assert line == "every process that was started has ended; run `maas-ray up` again"
+    assert line == "all started processes have ended; run `maas-ray up` again"
     assert_nothing_is_left(home)
 
 
@@ -276,7 +276,7 @@ def test_down_that_is_interrupted_ends_the_cluster_all_the_same(
     assert "raylet" in processes(home)
     command = Command("down", env={name: value for name, value in home.items() if name.isupper()})
     line = command.when_it_heeds().when(lambda: _has_lock(home)).send(*numbers).end().said(numbers[-1])
-    assert line.startswith("no process of the cluster is left")
+    assert line.startswith("no process of the cluster remains")
     assert_nothing_is_left(home)
 
 

@@ -43,7 +43,7 @@ def test_a_spec_outlives_its_way_through_the_store(name: str) -> None:
     ],
 )
 def test_fields_that_would_do_nothing_are_refused(fields: dict[str, Any], named: str) -> None:
-    with pytest.raises(SpecError, match=f"{named} would do nothing: svm is fitted by scikit-learn in one task"):
+    with pytest.raises(SpecError, match=f"{named} would have no effect: svm is fitted by scikit-learn in one task"):
         _spec(**fields)
 
 

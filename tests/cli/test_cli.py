@@ -68,11 +68,21 @@ def test_help_answers_without_torch_ray_or_the_store():
     assert (StorageSpec().uri, connection.APP_DIR_VARIABLE) == (
         DEFAULT_STORE,
         APP_DIR_VARIABLE,
-    )  # twice for that reason
+    )  # repeated for that reason
+
+
+def test_serve_logs_only_warnings_of_ray_serve():
+    script = (
+        "import logging\nfrom maas_ray.ray_internals.serve import log_only_warnings\nlog_only_warnings()\n"
+        "logger = logging.getLogger('ray.serve')\nlogger.info('Started Serve')\nlogger.warning('slow')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "Started Serve" not in done.stdout + done.stderr
+    assert "slow" in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_there_and_has_json(command: str):
+def test_every_command_exists_and_has_json(command: str):
     result = runner.invoke(app, [command, "--help"], terminal_width=200)
     assert result.exit_code == 0
     assert "--json" in result.stdout
@@ -83,11 +93,11 @@ def test_there_is_no_other_command():
 
 
 @pytest.mark.parametrize(("command", "spec"), [("tune", "digits-search"), ("lr-range", "digits")])
-def test_a_place_for_the_result_that_is_not_there_is_refused_before_anything_is_trained(command: str, spec: str):
+def test_a_missing_output_directory_is_refused_before_the_training(command: str, spec: str):
     path = ROOT / "jobs" / "specs" / f"{spec}.yaml"
     result = runner.invoke(app, [command, str(path), "--output", "/nowhere/best.yaml"])
     assert result.exit_code == 1
-    assert "error[spec_invalid]: --output /nowhere/best.yaml: there is no directory /nowhere" in result.stderr
+    assert "error[spec_invalid]: --output /nowhere/best.yaml: directory /nowhere does not exist" in result.stderr
 
 
 def test_an_error_is_one_line_on_stderr_and_a_document_for_machines(file_store: ObstoreStore):
@@ -117,7 +127,7 @@ def test_models_are_promoted_and_listed(file_store: ObstoreStore, bundle: str):
     assert "versions: 1" in result.stderr
 
 
-def test_the_store_is_also_taken_from_the_environment(file_store: ObstoreStore, bundle: str):
+def test_the_store_can_come_from_the_environment(file_store: ObstoreStore, bundle: str):
     result = runner.invoke(app, ["fsck", "--json"], env={"MAAS_RAY_STORE": file_store.uri})
     assert json.loads(result.stdout)["num_commits"] == 1
 
@@ -131,7 +141,7 @@ def test_fsck_finds_a_flipped_byte(file_store: ObstoreStore, bundle: str):
     assert "model.onnx" in json.loads(result.stdout)["problems"][0]
 
 
-def test_schemas_are_json_schema_with_the_reason_of_each_field():
+def test_schemas_are_json_schema_with_a_description_of_each_field():
     both = json.loads(runner.invoke(app, ["schema"]).stdout)
     assert json.loads(runner.invoke(app, ["schema", "train", "--json"]).stdout) == both["train"]
     for schema in both.values():
@@ -140,7 +150,7 @@ def test_schemas_are_json_schema_with_the_reason_of_each_field():
         assert all("description" in field or "$ref" in json.dumps(field) for field in fields)
 
 
-def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path: Path):
+def test_an_unknown_key_is_refused_with_the_nearest_valid_key(tmp_path: Path):
     spec = tmp_path / "train.yaml"
     spec.write_text("run: r\nmodell: {name: mlp}\n")
     result = runner.invoke(app, ["train", str(spec), "--state-dir", str(tmp_path)])
@@ -160,7 +170,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_right_one(tmp_path: Path):
         (["publish", "r", "--name", "../x"], "not a valid name"),
     ],
 )
-def test_what_is_missing_is_said(arguments: list[str], says: str, tmp_path: Path, monkeypatch):
+def test_missing_files_and_clusters_are_reported(arguments: list[str], says: str, tmp_path: Path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     result = runner.invoke(app, arguments, env={"MAAS_RAY_HOME": str(tmp_path), "MAAS_RAY_STORE": str(tmp_path / "s")})
     assert result.exit_code != 0
@@ -196,15 +206,15 @@ def test_rows_are_typed_by_the_models_metadata(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "inputs", "says"),
     [
-        ("a.csv", b"sex\nmale\n", [AGE], "lacks age"),
+        ("a.csv", b"sex\nmale\n", [AGE], "lacks age, required by the model; columns found: sex"),
         ("a.csv", b"age\nold\n", [AGE], "a.csv:2: age is 'old', not a number"),
-        ("a.csv", b"age\n", [AGE], "no rows"),
+        ("a.csv", b"age\n", [AGE], "contains no rows"),
         ("a.csv", b"age\n\xff\n", [AGE], "not UTF-8"),
         ("a.csv", b"image\n1\n", [IMAGE], "several values per row"),
         ("a.json", b"{", [AGE], "not JSON"),
         ("a.json", b'{"age": 1}', [AGE], "list of objects"),
         ("a.npy", b"junk", [IMAGE], "not an .npy file"),
-        ("a.npy", b"", [AGE, SEX], "this one has 2"),
+        ("a.npy", b"", [AGE, SEX], "this model has 2"),
         ("a.txt", b"", [AGE], "use .csv, .json or .npy"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Signals as exceptions and as questions, in processes of their own: a test runner's handlers are not to be touched."""
+"""Signals as exceptions and as states to poll, in separate processes: the test runner keeps its own handlers."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_a_signal_is_an_exception_that_ends_blocks_in_order(number: signal.Signa
     assert done.stdout.split() == ["undone", number.name, number.name, str(128 + number)], done.stderr
 
 
-def test_what_is_held_runs_to_its_end_and_then_the_signal_acts() -> None:
+def test_a_held_block_runs_to_its_end_before_the_signal_acts() -> None:
     done = run(
         "i.take_over()\ntry:\n    with i.held() as held:\n        os.kill(me, 15); os.kill(me, 2); time.sleep(0.1)\n"
         "        print('whole', held.count)\n    print('never')\n"
@@ -38,7 +38,7 @@ def test_what_is_held_runs_to_its_end_and_then_the_signal_acts() -> None:
     assert done.stdout.split()[2] in ("SIGINT", "SIGTERM")
 
 
-def test_an_open_part_of_what_is_held_can_be_interrupted() -> None:
+def test_an_open_part_of_a_held_block_can_be_interrupted() -> None:
     done = run(
         "i.take_over()\ntry:\n    with i.held() as held:\n        try:\n            with held.open():\n"
         "                os.kill(me, 15); time.sleep(60)\n"
@@ -54,7 +54,7 @@ def test_without_take_over_a_held_signal_has_its_own_effect_afterwards() -> None
     assert done.stdout.split() == ["whole"]
 
 
-def test_the_first_signal_is_a_question_and_the_second_one_is_not() -> None:
+def test_the_first_signal_can_be_polled_and_the_second_one_raises() -> None:
     done = run(
         "i.take_over()\nwith i.told_to_end() as told:\n    os.kill(me, 15); time.sleep(0.1); print(told.number.name)\n"
         "    try:\n        os.kill(me, 2); time.sleep(60)\n    except KeyboardInterrupt as error:\n        print(error.number.name)\n"
@@ -62,8 +62,8 @@ def test_the_first_signal_is_a_question_and_the_second_one_is_not() -> None:
     assert done.stdout.split() == ["SIGTERM", "SIGINT"], done.stderr
 
 
-def test_handlers_that_somebody_else_installs_do_not_stay_and_no_signal_is_lost() -> None:
-    """As Ray does when a driver connects; the signal that comes meanwhile waits."""
+def test_handlers_of_other_libraries_are_removed_and_no_signal_is_lost() -> None:
+    """Ray installs handlers when a driver connects; a signal during that time is delivered afterwards."""
     done = run(
         "i.take_over()\ntry:\n    with i.kept():\n        signal.signal(15, signal.SIG_DFL); os.kill(me, 15); print('still here', flush=True)\n"
         "    time.sleep(60)\nexcept KeyboardInterrupt as error:\n    print(error.number.name)\n"
@@ -79,8 +79,8 @@ def test_other_threads_change_nothing() -> None:
     assert done.stdout.split() == ["True"], done.stderr
 
 
-def test_a_main_thread_that_does_not_react_is_not_waited_for() -> None:
-    """What it is in reads no signals: here a lock of C that nobody will ever release."""
+def test_a_main_thread_that_does_not_respond_is_not_waited_for() -> None:
+    """It is blocked in code that handles no signals: here a C lock that is never released."""
     script = (
         "i.STUCK_S = 0.5\ni.take_over(lambda number: (print(number.name, flush=True), os._exit(7)))\n"
         "import ctypes\nlibc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)\nprint('ready', flush=True)\n"

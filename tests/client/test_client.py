@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient` against real servers: what they send, return, repeat and raise."""
+"""`Client` and `AsyncClient` against real servers: requests, results, retries and errors."""
 
 import asyncio
 import socket
@@ -49,7 +49,7 @@ ROWS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     ],
     ids=["rows", "arrays", "doubles", "one array", "lists"],
 )
-def test_rows_may_come_in_any_form(shared_server: Server, predict: Predict, data: Any) -> None:  # noqa: F811
+def test_rows_can_have_any_form(shared_server: Server, predict: Predict, data: Any) -> None:  # noqa: F811
     found = predict(shared_server.url, "linear", data)
     np.testing.assert_array_equal(found.outputs["y"], 2 * np.array(ROWS, np.float32))
     assert (found.model, found.version, found.run) == ("linear", "1", "run-a")
@@ -73,18 +73,18 @@ def test_none_is_a_missing_value(shared_server: Server, predict: Predict) -> Non
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ("linear", [{"y": [1, 2, 3]}], "the rows lack x, which the model needs; they have y"),
-        ("linear", {"x": [[1, 2]]}, r"do not fit FP32 \[rows, 3\]"),
+        ("linear", [{"y": [1, 2, 3]}], "the rows lack x, required by the model; columns found: y"),
+        ("linear", {"x": [[1, 2]]}, r"do not match FP32 \[rows, 3\]"),
         ("linear", {"x": [["a", "b", "c"]]}, "is not a number"),
         ("linear", [], "at least one"),
         ("linear", "x.csv", "cannot read rows from str"),
-        ("linear", [1.0], "rows are mappings"),
-        ("mixed", np.zeros((1, 2)), "one array fits a model with one input; this one has 2: color, age"),
+        ("linear", [1.0], "rows must be mappings"),
+        ("mixed", np.zeros((1, 2)), "one array needs a model with one input; this model has 2: color, age"),
         ("mixed", {"color": ["red"], "age": [1.0, 2.0]}, "different numbers of rows: color 1, age 2"),
         ("mixed", [{"color": "red", "age": 1.0}, {"color": "red"}], "row 1 lacks age"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_before_they_are_sent(
+def test_rows_that_do_not_match_are_refused_before_they_are_sent(
     shared_server: Server,  # noqa: F811
     predict: Predict,
     model: str,
@@ -99,7 +99,7 @@ def test_rows_that_do_not_fit_are_refused_before_they_are_sent(
 def test_integers_are_never_rounded_or_wrapped(value: float) -> None:
     from maas_ray.client.messages import Tensor, write_request
 
-    with pytest.raises(BadRequest, match="do not fit INT32"):
+    with pytest.raises(BadRequest, match="do not match INT32"):
         write_request((Tensor("n", "INT32", ()),), {"n": np.array([value])})
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_model_is_not_found(shared_server: Server, predict: Predict) 
 
 
 class Scripted(ThreadingHTTPServer):
-    """Answers inference requests by a script: a status, `close` (no answer), `wait` (too late), or `other` (not v2)."""
+    """A server with scripted answers: a status, `close` (no answer), `wait` (too late), or `other` (not v2)."""
 
     allow_reuse_address = True
 
@@ -117,12 +117,12 @@ class Scripted(ThreadingHTTPServer):
         self.steps = list(steps)
         self.seen: list[dict[str, str]] = []
         self.ports: set[int] = set()
-        """Of the clients' ends of the connections."""
+        """Ports of the clients' ends of the connections."""
         self.until_over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has given up is no error."""
+        """Ignores a client that has disconnected."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -182,7 +182,7 @@ def url_of(server: Scripted) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_a_refused_request_is_sent_again_as_the_server_asks(
+def test_an_overloaded_request_is_retried_after_the_servers_pause(
     scripted: Callable[..., Scripted], predict: Predict
 ) -> None:
     server = scripted(503, "close", 503)
@@ -206,7 +206,7 @@ def test_a_refused_request_is_sent_again_as_the_server_asks(
     ],
     ids=str,
 )
-def test_what_cannot_be_mended_is_an_error_of_its_kind(
+def test_other_answers_raise_their_error(
     scripted: Callable[..., Scripted],
     predict: Predict,
     steps: tuple[Any, ...],
@@ -224,7 +224,7 @@ def test_a_call_ends_at_its_deadline(scripted: Callable[..., Scripted], predict:
         predict(url_of(scripted("wait")), "m", {"x": [1.0]}, timeout_s=0.5)
 
 
-def test_nothing_that_listens_is_said(predict: Predict) -> None:
+def test_a_missing_server_is_reported(predict: Predict) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ClusterError, match=f"nothing answers at http://127.0.0.1:{port}"):

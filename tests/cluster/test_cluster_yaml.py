@@ -1,4 +1,4 @@
-"""cluster.yaml: accepted by Ray's own check, as written and for the other places that its comments describe."""
+"""cluster.yaml: accepted by Ray's validation, as written and for the other providers in its comments."""
 
 import copy
 import os
@@ -43,7 +43,7 @@ def test_ray_accepts_it_as_written(config: dict[str, Any]):
     assert prepared["available_node_types"]["gpu_worker"]["max_workers"] == 4
 
 
-def test_rays_check_refuses_an_unknown_key(config: dict[str, Any]):
+def test_rays_validation_refuses_an_unknown_key(config: dict[str, Any]):
     config["available_node_typos"] = {}
     with pytest.raises(ValidationError):
         check(config)
@@ -88,7 +88,7 @@ def test_ray_accepts_it_for_a_list_of_hosts(config: dict[str, Any]):
     ],
 )
 def test_ray_is_started_on_each_node_with_the_fast_profile(config, kind: str, expected: list[str], tmp_path: Path):
-    """Runs the file's own shell lines, with programs that record what they were called with."""
+    """Runs the shell lines of the file, with programs that record their arguments."""
     stubs = tmp_path / "venv" / "bin"
     stubs.mkdir(parents=True)
     for name, body in STUBS.items():

@@ -1,4 +1,4 @@
-"""The cluster as its users meet it: one shared by the session, and one that is started and ended here."""
+"""The environment, the priority and the dashboard of the session's shared cluster."""
 
 import os
 
@@ -8,7 +8,7 @@ import requests
 from tests.conftest import RayCluster
 
 
-def test_workers_are_born_with_the_profile_and_the_credentials_of_the_caller(ray_cluster: RayCluster):
+def test_workers_start_with_the_profile_and_the_credentials_of_the_caller(ray_cluster: RayCluster):
     @ray.remote
     def environment() -> dict[str, str]:
         return dict(os.environ)
@@ -28,7 +28,7 @@ def test_workers_run_at_the_priority_of_the_cluster(ray_cluster: RayCluster):
     assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
 
 
-def test_the_dashboard_asks_for_the_token(ray_cluster: RayCluster):
+def test_the_dashboard_requires_the_token(ray_cluster: RayCluster):
     url = f"{ray_cluster.dashboard_url}/api/version"
     assert requests.get(url, timeout=10).status_code == 401
     assert requests.get(url, headers={"Authorization": "Bearer wrong"}, timeout=10).status_code == 403

@@ -76,7 +76,7 @@ def test_a_wrong_token_is_refused_within_seconds_and_nothing_is_left(network: Ne
     (network.shared / "wrong").write_text("f" * 64)
     other = network.hosts[1]
     said = join(network, other, token="wrong", check=False)
-    assert "refused our token" in said["error"]["message"]
+    assert "rejected the token" in said["error"]["message"]
     assert other.pids("raylet") == []
     assert not (other.home / ".maas-ray" / "cluster.json").exists()
     assert not (other.home / ".maas-ray" / "token").exists()
@@ -86,10 +86,10 @@ def test_a_wrong_token_is_refused_within_seconds_and_nothing_is_left(network: Ne
     ("words", "expected"),
     [
         ("up --address 10.99.0.77:6379", "--address needs --token-file"),
-        ("up --token-file /etc/hostname", "give --address HOST:PORT of the head"),
+        ("up --token-file /etc/hostname", "needs --address HOST:PORT of the head node"),
         ("up --host 10.1.2.3", "not an address of this machine"),
         ("up --host 0.0.0.0", "stands for every address"),
-        ("up --address 127.0.0.1:1 --token-file /etc/hostname", "give the head's address on a network"),
+        ("up --address 127.0.0.1:1 --token-file /etc/hostname", "give the head's network address"),
         ("up --address nowhere --token-file /etc/hostname", "HOST:PORT"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The contract with Ray: it holds with the installed version, what changes is named, and nothing private is left out."""
+"""The contract with Ray: the installed version fulfills it, changes are reported, and all private names are listed."""
 
 import ast
 import tomllib
@@ -13,37 +13,42 @@ from tests.test_imports import private_names
 INTERNALS = ROOT / "maas_ray" / "ray_internals"
 
 
-def test_all_private_parts_are_as_they_were_read() -> None:
+def test_the_installed_version_fulfills_the_contract() -> None:
     assert check() == []
 
 
-def test_they_were_read_in_the_version_that_this_package_asks_for() -> None:
+def test_the_contract_is_of_the_required_version() -> None:
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert f"ray[serve,train]=={READ_IN}" in asked
 
 
 def _without_flag(key: str, value: str, *, namespace: str | None = None) -> None:
-    """As Ray's `_internal_kv_put`, without `overwrite`."""
+    """Ray's `_internal_kv_put` without `overwrite`."""
 
 
 @pytest.mark.parametrize(
     ("module", "attribute", "planted", "problem"),
     [
-        ("ray.experimental.internal_kv", "_internal_kv_list", None, "is not there"),
+        ("ray.experimental.internal_kv", "_internal_kv_list", None, "does not exist"),
         (
             "ray.experimental.internal_kv",
             "_internal_kv_put",
             _without_flag,
-            "takes (key, value, namespace), took (key, value, overwrite, namespace)",
+            "has parameters (key, value, namespace), expected (key, value, overwrite, namespace)",
         ),
-        ("ray.serve._private.constants", "DEFAULT_GRPC_SERVER_OPTIONS", (), "is tuple, was list"),
-        ("ray.serve._private.constants", "SERVE_NAMESPACE", None, "is not there"),
-        ("ray.serve", "delete", lambda name: None, "takes no _blocking"),
-        ("ray.serve._private.proxy", "HTTPProxy", object, "has no proxy_router"),
-        ("ray.serve._private.deployment_state", "DeploymentTargetState", object, "has no version, target_num_replicas"),
+        ("ray.serve._private.constants", "DEFAULT_GRPC_SERVER_OPTIONS", (), "is tuple, expected list"),
+        ("ray.serve._private.constants", "SERVE_NAMESPACE", None, "does not exist"),
+        ("ray.serve", "delete", lambda name: None, "has no parameter _blocking"),
+        ("ray.serve._private.proxy", "HTTPProxy", object, "has no attribute proxy_router"),
+        (
+            "ray.serve._private.deployment_state",
+            "DeploymentTargetState",
+            object,
+            "has no attribute version, target_num_replicas",
+        ),
     ],
 )
-def test_a_planted_change_is_named(
+def test_an_injected_change_is_reported(
     module: str, attribute: str, planted: Any, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if planted is None:
@@ -56,7 +61,7 @@ def test_a_planted_change_is_named(
     assert broken.why == next(symbol.why for symbol in CONTRACT if symbol.name == broken.name)
 
 
-def test_a_module_that_is_gone_is_named() -> None:
+def test_a_missing_module_is_reported() -> None:
     (broken,) = check([there("ray._private.no_such_part", "x", "a test")])
     assert broken.problem == "cannot be imported: ModuleNotFoundError: No module named 'ray._private.no_such_part'"
 

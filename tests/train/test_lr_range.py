@@ -63,11 +63,11 @@ def test_a_run_that_starts_from_another_one_is_tested_from_there(file_store: Obs
     assert _find(spec, dataset, steps=10).points[0].loss == pytest.approx(math.log(len(dataset.features.labels or ())))
 
 
-def test_a_loss_that_is_no_number_ends_the_test(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_test(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, "tests.support.nets:TurnsToNan")
     found = _find(spec, dataset)
     assert (found.points, found.diverged_at, found.below_minimum) == ([], pytest.approx(1e-6), None)
-    assert "begin with a lower rate" in found.remark
+    assert "start with a lower rate" in found.remark
 
 
 def _course(losses: list[float]) -> list[Point]:
@@ -78,14 +78,14 @@ def _course(losses: list[float]) -> list[Point]:
     ("losses", "diverged_at", "steepest", "below_minimum", "says"),
     [
         ([2.0, 1.9, 1.0, 0.5, 9.0], 1.0, 1e-2, 1e-2, "lowest at 0.1 and diverges at 1"),
-        ([2.0, 1.9, 1.0, 0.5, 0.6], None, 1e-2, 1e-2, "did not diverge above"),
-        ([2.0, 1.9, 1.5, 0.5], None, 1e-1, 1e-2, "was still falling: raise it"),
+        ([2.0, 1.9, 1.0, 0.5, 0.6], None, 1e-2, 1e-2, "did not diverge at higher rates"),
+        ([2.0, 1.9, 1.5, 0.5], None, 1e-1, 1e-2, "was still falling: raise the highest rate"),
         ([2.0, 2.0, 1.99, 2.0], None, None, None, "raise the highest rate"),
-        ([2.0, 2.1, 9.0], 1e-2, None, None, "begin with a lower rate"),
-        ([], 1e-4, None, None, "begin with a lower rate"),
+        ([2.0, 2.1, 9.0], 1e-2, None, None, "start with a lower rate"),
+        ([], 1e-4, None, None, "start with a lower rate"),
     ],
 )
-def test_what_a_course_says(
+def test_the_proposal_of_a_course(
     losses: list[float], diverged_at: float | None, steepest: float | None, below_minimum: float | None, says: str
 ) -> None:
     found = conclude(_course(losses), diverged_at)
@@ -96,11 +96,11 @@ def test_what_a_course_says(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"low": 0.0}, "positive and at least a decade apart"),
-        ({"low": 1.0, "high": 5.0}, "at least a decade apart"),
-        ({"high": float("nan")}, "at least a decade apart"),
-        ({"steps": 3}, "3 steps are too few"),
-        ({"smoothing": 1.0}, "smoothing is 1.0"),
+        ({"low": 0.0}, "positive and at least a factor of 10 apart"),
+        ({"low": 1.0, "high": 5.0}, "at least a factor of 10 apart"),
+        ({"high": float("nan")}, "at least a factor of 10 apart"),
+        ({"steps": 3}, "must be at least 10, not 3"),
+        ({"smoothing": 1.0}, "below 1, not 1.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(

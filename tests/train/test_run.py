@@ -42,7 +42,7 @@ def _spec(store: ObstoreStore, **changes: Any) -> TrainSpec:
         ({"data": {"uri": "sklearn:digit", "task": "classification"}}, DataError, "digit"),
         ({"schedule": {"name": "cosine", "warmup_steps": 10_000}}, SpecError, "warmup_steps is 10000"),
         ({"objective": {"loss": "mse"}}, SpecError, "the task is classification"),
-        ({"batch": {"global_size": 1}}, SpecError, "smaller than the 2 replicas"),
+        ({"batch": {"global_size": 1}}, SpecError, "smaller than the 2 data-parallel ranks"),
         ({"epochs": 1, "steps": 1}, SpecError, "either epochs or steps"),
         ({"callbacks": [{"path": "tests.support.following:Nobody"}]}, SpecError, "has no attribute 'Nobody'"),
     ],
@@ -77,9 +77,9 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
     assert list_checkpoints(store, checkpoints_prefix("table")) == [80, 160, STEPS]
     assert Runs(store).get("table").status == "finished"
 
-    with pytest.raises(Conflict, match="give --resume to continue it"):
+    with pytest.raises(Conflict, match="continue it with --resume"):
         run_training(spec)
-    with pytest.raises(SpecError, match="other values of optimizer, seed;"):
+    with pytest.raises(SpecError, match="other values of optimizer, seed,"):
         changes = {"seed": 7, "optimizer": {"lr": 1}}
         run_training(table_spec(spec.storage, "table", finished_run.table, **changes), resume=True)
     again = run_training(spec.model_copy(update={"log_every": 2}), resume=True)

@@ -1,1 +1,1 @@
-"""What a cluster has room for: nodes, autoscaler limits, preflight and claims."""
+"""The capacity of a cluster: nodes, autoscaler limits, preflight and claims."""

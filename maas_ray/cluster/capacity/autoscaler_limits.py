@@ -1,7 +1,8 @@
-"""Tells Ray how large the autoscaler may make the cluster; Ray 2.60's own launcher keeps that to itself.
+"""Reports the autoscaler's limits to Ray, which the cluster launcher of Ray 2.60 does not.
 
-`python -m maas_ray.cluster.capacity.autoscaler_limits ~/ray_bootstrap_config.yaml` on the head, after `ray start`: cluster.yaml does so.
-Preflight, and Ray Train's own early check, then know that nodes which are not there yet may come.
+cluster.yaml runs it on the head node after `ray start`:
+`python -m maas_ray.cluster.capacity.autoscaler_limits ~/ray_bootstrap_config.yaml`.
+Preflight, and Ray Train's early check, then count nodes that the autoscaler can add.
 """
 
 import sys
@@ -19,14 +20,14 @@ def declare_limits(config: Mapping[str, Any]) -> None:
     """Records the node types of a cluster-launcher config in the connected cluster.
 
     Args:
-        config: with `available_node_types`, `head_node_type` and `max_workers`; a type's `resources` must be there.
+        config: has `available_node_types`, `head_node_type` and `max_workers`; each type needs `resources`.
 
     Raises:
         SpecError: the config has no node types.
     """
     types = config.get("available_node_types")
     if not types:
-        raise SpecError("the config has no available_node_types; give the file that Ray's cluster launcher wrote")
+        raise SpecError("the config has no available_node_types; use the file that Ray's cluster launcher wrote")
     groups = []
     most = int(config.get("max_workers", 0))
     for name, node_type in types.items():
@@ -42,14 +43,14 @@ def declare_limits(config: Mapping[str, Any]) -> None:
 
 
 def main(path: str) -> int:
-    """Declares the limits of the launcher's file to the cluster of this environment; returns the exit code."""
+    """Declares the limits of the launcher's file in the cluster of this environment; returns the exit code."""
     try:
         config = read_document(Path(path).expanduser())
         connect()
         declare_limits(config)
         disconnect()
     except MaasError as error:
-        print(f"error[{error.code}]: {error}", file=sys.stderr)  # noqa: T201 (a program's own message)
+        print(f"error[{error.code}]: {error}", file=sys.stderr)  # noqa: T201 (output of a program)
         return 1
     return 0
 

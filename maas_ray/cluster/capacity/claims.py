@@ -1,7 +1,7 @@
-"""Claims of room on a cluster: serving writes one, training runs that hold room read it and give way. Knows neither.
+"""Claims on resources of a cluster: serving writes a claim, and training runs read it and free resources.
 
-Ray itself preempts nothing. A claim ends with whoever wrote it, or at its time at the latest, so that one that was
-left behind holds no run back for good.
+Independent of both. Ray itself preempts nothing. The writer ends its claim; otherwise the claim expires, so that an
+abandoned one does not block a run forever.
 """
 
 import json
@@ -15,23 +15,23 @@ Clock = Callable[[], float]
 
 
 def claim(what: str, seconds: float, clock: Clock = time.time) -> None:
-    """Asks training runs for room; again with the same name to extend it.
+    """Asks training runs to free resources; a further call with the same name extends the claim.
 
     Args:
-        what: who asks, which is the name of the claim: `pool 'digits'`.
-        seconds: after which it is over.
-        clock: seconds since 1970.
+        what: name of the claim and its owner: `pool 'digits'`.
+        seconds: time until the claim expires.
+        clock: returns seconds since 1970.
     """
     kv.put(_KEY + what.encode(), json.dumps({"until_s": clock() + seconds}).encode())
 
 
 def end_claim(what: str) -> None:
-    """Ends a claim; one that is not there is no error."""
+    """Ends a claim, if it exists."""
     kv.delete(_KEY + what.encode())
 
 
 def claimed(clock: Clock = time.time) -> str | None:
-    """Who asks for room, if anybody does."""
+    """The name of a current claim, or None."""
     for key in kv.keys(_KEY):
         if (value := kv.get(key)) is not None and json.loads(value)["until_s"] > clock():
             return bytes(key).removeprefix(_KEY).decode()

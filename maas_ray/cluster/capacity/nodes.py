@@ -1,4 +1,4 @@
-"""The living nodes of a cluster: what each has, what is free on it now, and its labels."""
+"""The live nodes of a cluster: their total and free resources and their labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from maas_ray.ray_internals.nodes import draining_nodes, free_resources, labels_
 
 @dataclass(frozen=True)
 class Node:
-    """A node that takes new work."""
+    """A node that accepts new work."""
 
     id: str
     address: str
     total: Resources
     free: Resources
-    """As Ray's scheduler knew it about a second ago."""
+    """As reported by Ray's scheduler, about a second old."""
     labels: Mapping[str, str]
 
     def has_labels(self, wanted: Mapping[str, str]) -> bool:
-        """Whether it has labels, in Ray's notation: `A`, `!A`, `in(A,B)`, `!in(A,B)`."""
+        """Whether the node's labels match `wanted`, in Ray's notation: `A`, `!A`, `in(A,B)`, `!in(A,B)`."""
         return not wanted or labels_match(self.labels, wanted)
 
 
 def living_nodes() -> list[Node]:
-    """All nodes but those that are being drained. Raises `ClusterError` if this process is not connected to Ray."""
+    """All live nodes that are not draining. Raises `ClusterError` if this process is not connected to Ray."""
     import ray
 
     if not ray.is_initialized():

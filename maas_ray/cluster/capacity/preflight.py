@@ -1,6 +1,6 @@
-"""Says within seconds whether a cluster can ever hold a set of workers. Ray itself would wait for them for ever.
+"""Determines within seconds whether a cluster can ever run a set of workers, for which Ray would wait forever.
 
-"Ever" counts what the living nodes have in total, busy or not, and what the autoscaler may add where there is one.
+The capacity is the total of all live nodes, busy or not, and of the nodes that an autoscaler may add.
 """
 
 import time
@@ -14,16 +14,16 @@ Resources = Mapping[str, float]
 
 
 def preflight(num_workers: int, resources: Resources, *, together: int = 1, wait_s: float = 0.0) -> None:
-    """Refuses workers that the connected cluster can never hold.
+    """Raises an error for workers that the connected cluster can never run.
 
     Args:
-        num_workers: how many workers must run at the same time.
-        resources: what each one takes, by Ray's names (`CPU`, `GPU`, `memory` in bytes, …); zeros do not count.
-        together: how many of them have to be on one node; a divisor of `num_workers`.
-        wait_s: time for more nodes to join before the verdict.
+        num_workers: number of workers that must run at the same time.
+        resources: resources of one worker, by Ray's names (`CPU`, `GPU`, `memory` in bytes, …); zeros are ignored.
+        together: number of workers that must share a node; a divisor of `num_workers`.
+        wait_s: time for more nodes to join before the error.
 
     Raises:
-        ResourcesMissing: even the whole cluster cannot hold them; says what is missing, how much there is, what to do.
+        ResourcesMissing: the total of the cluster is insufficient; the message has the deficit, the total and a fix.
         ClusterError: this process is not connected to Ray.
     """
     needed = {name: float(amount) for name, amount in resources.items() if amount > 0}
@@ -40,7 +40,7 @@ def preflight(num_workers: int, resources: Resources, *, together: int = 1, wait
 
 
 def wait_for_nodes(num_nodes: int, *, timeout_s: float) -> None:
-    """Returns once at least `num_nodes` nodes, the head included, are alive.
+    """Returns once at least `num_nodes` nodes, including the head node, are alive.
 
     Raises:
         ResourcesMissing: they have not joined within `timeout_s`.
@@ -50,14 +50,14 @@ def wait_for_nodes(num_nodes: int, *, timeout_s: float) -> None:
     while (alive := len(alive_nodes())) < num_nodes:
         if time.monotonic() >= deadline:
             raise ResourcesMissing(
-                f"{alive} of {num_nodes} nodes have joined the cluster within {timeout_s:g} s; look at `ray status` on "
-                "the head, and at the token and RAY_AUTH_MODE of the nodes that are missing"
+                f"{alive} of {num_nodes} nodes have joined the cluster within {timeout_s:g} s; check `ray status` on "
+                "the head node, and the token and RAY_AUTH_MODE on the missing nodes"
             )
         time.sleep(POLL_S)
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """Total resources of each living node. Raises `ClusterError` if this process is not connected to Ray."""
+    """Total resources of each live node. Raises `ClusterError` if this process is not connected to Ray."""
     import ray
 
     if not ray.is_initialized():
@@ -70,10 +70,10 @@ def alive_nodes() -> list[dict[str, float]]:
 
 
 def count_workers(nodes: Sequence[Resources], needed: Resources, limit: int) -> int:
-    """How many equal workers fit on nodes that run nothing else, counted up to `limit`; a worker lies on one node."""
+    """Number of equal workers that fit on idle nodes, at most `limit`; a worker does not span nodes."""
     if not needed:
         return limit if nodes else 0
-    # The tolerance keeps 0.1 + 0.2 CPUs inside 0.3.
+    # The tolerance makes 0.1 + 0.2 CPUs fit into 0.3.
     fits = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items()) for node in nodes]
     return min(limit, sum(fits))
 
@@ -90,29 +90,29 @@ def explain(num_workers: int, needed: Resources, nodes: Sequence[Resources], cap
         )
     elif short:
         reason = "missing " + ", ".join(
-            f"{num_workers * needed[name] - total[name]:g} {name} (needed {num_workers * needed[name]:g}, there are "
+            f"{num_workers * needed[name] - total[name]:g} {name} (needed {num_workers * needed[name]:g}, available "
             f"{total[name]:g})"
             for name in short
         )
     elif together > 1:
-        reason = f"each {together} of them have to be on one node, and too few nodes are large enough for that"
+        reason = f"groups of {together} workers must share a node, and too few nodes are large enough"
     else:
-        reason = "the resources are there in total, but split over nodes so that not all workers fit"
+        reason = "the total suffices, but is split over nodes so that not all workers fit"
     each = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
     return (
-        f"{num_workers} workers of {each} each can never run on this cluster of {len(nodes)} nodes, which holds "
+        f"{num_workers} workers of {each} each can never run on this cluster of {len(nodes)} nodes, which can run "
         f"{capacity} of them: {reason}; lower workers.count or the resources of one worker, or add nodes "
         "(`maas-ray up --num-cpus` on one machine)"
     )
 
 
 def has_autoscaler() -> bool:
-    """Whether an autoscaler has told Ray its limits."""
+    """Whether an autoscaler has reported its limits to Ray."""
     return cluster_config() is not None
 
 
 def autoscaler_capacity(needed: Resources, limit: int) -> int:
-    """Workers that the autoscaler's node groups could hold at their largest; 0 where no autoscaler has told Ray its limits."""
+    """Number of workers that fit on the autoscaler's node groups at their largest; 0 without reported limits."""
     config = cluster_config()
     if config is None:
         return 0

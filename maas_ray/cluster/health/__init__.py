@@ -1,1 +1,1 @@
-"""Looking at a cluster: doctor, status, clocks, and the address where it answers predictions."""
+"""The health of a cluster: doctor, status, clocks and fronts."""

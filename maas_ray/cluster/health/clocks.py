@@ -1,8 +1,8 @@
-"""Whether the clocks of a cluster's nodes agree.
+"""Compares the clocks of a cluster's nodes.
 
-Serve adds up what replicas of several nodes measured by the time at which they did, S3 refuses requests that are signed
-at another time, and who reads the logs of two nodes side by side takes the later line for the later event. Leases do not
-depend on it (store/lease.py).
+Serve aggregates the measurements of replicas on several nodes by their timestamps, S3 rejects requests with a wrong
+time in their signature, and readers compare the timestamps of logs of several nodes. Leases do not depend on clocks
+(store/lease.py).
 """
 
 import time
@@ -14,29 +14,29 @@ from maas_ray.cluster.check import Check
 from maas_ray.errors import ClusterError
 
 MAX_SKEW_S = 5.0
-"""Clocks that are kept by NTP differ by milliseconds; Serve scales by what it saw in the last 30 s or less."""
+"""Clocks synchronized by NTP differ by milliseconds; Serve scales by the measurements of the last 30 s or less."""
 _LOOKS = 3
-"""Of each node; the quickest one counts: the first one has to wait for a process there."""
-_FIX = "keep the clocks of all nodes by NTP (chronyd, systemd-timesyncd)"
+"""Measurements of each node; the fastest one counts: the first one waits for a process to start."""
+_FIX = "synchronize the clocks of all nodes by NTP (chronyd, systemd-timesyncd)"
 
 
 class Clock(NamedTuple):
-    """A node's clock beside that of this process."""
+    """A node's clock, compared with that of this process."""
 
     node: str
     offset_s: float
-    """How far it is ahead."""
+    """Lead of the node's clock."""
     rtt_s: float
-    """How long the question took; the offset is known to half of it."""
+    """Round-trip time of the measurement; the offset is exact to half of it."""
     is_head: bool = False
 
 
 def measure_clocks(timeout_s: float = 60.0, read: Callable[[], float] = time.time) -> list[Clock]:
-    """Asks each living node for its time. Needs a connected Ray.
+    """Measures the clock of each live node. Needs a connected Ray.
 
     Args:
-        timeout_s: longest wait for all of them together.
-        read: what runs on each node.
+        timeout_s: timeout for all nodes together.
+        read: function that each node runs.
 
     Raises:
         ray.exceptions.RayError: a node did not answer.
@@ -55,32 +55,32 @@ def measure_clocks(timeout_s: float = 60.0, read: Callable[[], float] = time.tim
 
 
 def check_clocks(clocks: Sequence[Clock], bound_s: float = MAX_SKEW_S) -> Check:
-    """Whether every node's clock agrees with the head's, as far as it could be measured.
+    """Whether every node's clock agrees with that of the head node, within the accuracy of the measurement.
 
     Args:
-        clocks: of all nodes.
-        bound_s: largest difference.
+        clocks: clocks of all nodes.
+        bound_s: largest allowed difference.
     """
     reference = next((clock for clock in clocks if clock.is_head), clocks[0] if clocks else None)
     if reference is None or len(clocks) == 1:
         return Check("clocks", True, "one node")
     ahead = {clock: clock.offset_s - reference.offset_s for clock in clocks if clock is not reference}
     wrong = [
-        f"the clock of node {clock.node} is {abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} that of {reference.node}"
+        f"the clock of node {clock.node} is {abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} node {reference.node}"
         for clock, by in ahead.items()
         if abs(by) - (clock.rtt_s + reference.rtt_s) / 2 > bound_s
     ]
     if wrong:
-        return Check("clocks", False, f"{'; '.join(wrong)} (at most {bound_s:g} s)", _FIX)
+        return Check("clocks", False, f"{'; '.join(wrong)} (limit: {bound_s:g} s)", _FIX)
     largest = max(abs(by) for by in ahead.values())
     return Check("clocks", True, f"{len(clocks)} nodes, at most {largest:.2f} s apart")
 
 
 def refuse_skew(timeout_s: float = 30.0) -> None:
-    """Refuses a cluster whose clocks disagree; a cluster of one node is not asked. Needs a connected Ray.
+    """Raises an error if the clocks of a cluster of several nodes disagree. Needs a connected Ray.
 
     Raises:
-        ClusterError: they do; a node that does not answer is another check's business.
+        ClusterError: the clocks disagree. A node that does not answer is left to other checks.
     """
     import ray
 

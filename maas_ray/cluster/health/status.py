@@ -1,4 +1,4 @@
-"""What the recorded cluster is doing, asked over its dashboard. Changes nothing and needs no Ray in this process."""
+"""The status of the recorded cluster, from its dashboard. Changes nothing and needs no Ray in this process."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from maas_ray.haproxy.names import REFUSED_FILE
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """The local cluster; only `is_running` is meaningful when it is False."""
+    """The status of the local cluster; if `is_running` is False, only `detail` is meaningful too."""
 
     is_running: bool
     detail: str
@@ -25,33 +25,33 @@ class ClusterStatus:
     dashboard_url: str = ""
     http_url: str = ""
     fronts: dict[str, str] = field(default_factory=dict)
-    """What each node's front says, by URL: `answers`, or why it takes no requests."""
+    """State of each node's front, by URL: `answers`, or the reason why it accepts no requests."""
     started_s: float = 0.0
     """Seconds since 1970."""
     num_nodes: int = 0
     resources: dict[str, float] = field(default_factory=dict)
-    """Total of all living nodes."""
+    """Total of all live nodes."""
     applications: dict[str, str] = field(default_factory=dict)
     """Serve's applications and their state, such as RUNNING."""
     few_connections: tuple[str, ...] = ()
-    """What each HAProxy of this machine says that takes fewer connections than configured, or that cannot be started."""
+    """A line for each HAProxy of this machine with fewer connections than configured, or that cannot start."""
     unavailable: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Models by application that it has and does not serve, each with its version and the reason."""
+    """Models that are not served, by application, each with its version and the reason."""
 
 
 def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> ClusterStatus:
-    """Asks the cluster that `up` recorded.
+    """The status of the cluster that `up` recorded.
 
     Args:
         state_dir: see `state_directory`.
-        timeout_s: longest wait for one answer.
+        timeout_s: timeout of one request.
 
     Raises:
         ClusterError: the record of the cluster is damaged.
     """
     state = load_state(state_dir)
     if state is None:
-        return ClusterStatus(False, "no cluster was started; `maas-ray up` starts one")
+        return ClusterStatus(False, "no cluster is recorded; start one with `maas-ray up`")
     if state.role == "worker":
         return _worker_status(state, timeout_s)
     try:
@@ -61,7 +61,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         front = http_url(*front_address(state, dashboard, timeout_s))
         every = fronts(state.environment, dashboard, timeout_s)
     except ClusterError as error:
-        return ClusterStatus(False, f"{error}; `maas-ray down` clears what is left")
+        return ClusterStatus(False, f"{error}; `maas-ray down` removes the remains")
     return ClusterStatus(
         is_running=True,
         detail="running",
@@ -80,7 +80,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
 
 
 def _worker_status(state: ClusterState, timeout_s: float) -> ClusterStatus:
-    """What a machine that has joined can know: the dashboard is reached on the head only."""
+    """The status on a worker node, without the dashboard, which only the head node can reach."""
     from maas_ray.cluster.connection import check_head, use_environment
     from maas_ray.ray_internals.gcs import alive_nodes
 
@@ -88,11 +88,13 @@ def _worker_status(state: ClusterState, timeout_s: float) -> ClusterStatus:
     try:
         check_head(state.address, timeout_s=timeout_s)
         nodes = alive_nodes(state.address)
-    except Exception as error:  # whatever Ray raises for a head that is away
-        return ClusterStatus(False, f"the head {state.address} does not answer: {error}; `maas-ray down` leaves it")
+    except Exception as error:  # any error of Ray for an unreachable head node
+        return ClusterStatus(
+            False, f"the head node {state.address} does not answer: {error}; `maas-ray down` leaves the cluster"
+        )
     if state.node_id not in nodes:
         return ClusterStatus(
-            False, f"the head {state.address} has given this node up; `maas-ray down`, then join again"
+            False, f"the head node {state.address} has removed this node; run `maas-ray down`, then join again"
         )
     return ClusterStatus(
         is_running=True,

@@ -1,1 +1,1 @@
-"""Machines of a cluster: starting a head, joining it, leaving it."""
+"""Starts a head node, joins a cluster as a worker node, and leaves it."""

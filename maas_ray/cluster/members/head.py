@@ -1,7 +1,7 @@
-"""Starts and stops a Ray head on this machine, which other programs, `ray job submit` and the dashboard join.
+"""Starts and stops a Ray head node on this machine, for other programs, `ray job submit` and the dashboard.
 
-Everything listens on loopback and asks for a token. With an address of the network the head takes in other machines too
-(`join`). What was started is recorded, and exactly that is ended.
+Every port is on loopback and requires a token. With a network address of the head node other machines can join too
+(`join`). The cluster is recorded; `down` ends exactly the recorded processes.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from maas_ray.process.private_files import write_private
 TOKEN_FILE = "token"  # noqa: S105 (a name)
 ENVIRONMENT_FILE = "env.sh"
 MAX_TEMP_PATH_BYTES = 25
-"""HAProxy allows 97 bytes for a socket's path, and Serve puts `/h/<node id of 56>/metrics.sock` below it; Ray's own
+"""HAProxy allows 97 bytes for a socket's path, and Serve appends `/h/<node id of 56>/metrics.sock`; Ray's own
 sockets (`/session_<date>_<pid>/sockets/plasma_store`, up to 107 bytes) need less."""
 
 
@@ -54,23 +54,23 @@ def up(
     host: str = LOOPBACK,
     timeout_s: float = 120.0,
 ) -> ClusterState:
-    """Starts a Ray head on this machine and records it. Interrupted by a signal, it first ends what it has started.
+    """Starts a Ray head node on this machine and records it. On a signal it first ends the processes it started.
 
     Args:
-        num_cpus: logical CPUs to offer; None offers what the machine has.
-        num_gpus: logical GPUs; None offers what Ray detects.
-        profile: see `environment`; None takes `fast` where HAProxy exists.
-        state_dir: where the record and the token are kept; see `state_directory`.
+        num_cpus: logical CPUs to offer; None: the machine's.
+        num_gpus: logical GPUs to offer; None: those that Ray detects.
+        profile: see `environment`; None selects `fast` where HAProxy exists.
+        state_dir: directory of the record and the token; see `state_directory`.
         ports: None chooses free ones.
-        temp_dir: where Ray keeps sockets and logs until `down`; None makes a short one.
-        env: further variables for all processes of the cluster; they win over the profile's.
-        host: the address of this machine at which other machines join; loopback keeps the cluster on this one.
-        timeout_s: longest time until the dashboard answers.
+        temp_dir: directory of Ray's sockets and logs until `down`; None creates one with a short name.
+        env: further variables for all processes of the cluster; they override the profile's.
+        host: the address of this machine for others to join; with loopback none can join.
+        timeout_s: timeout until the dashboard answers.
 
     Raises:
-        ClusterError: one is already running from this directory, this machine lacks what Ray needs (see `startup`), or
-            Ray did not start (with what it said last).
-        SpecError: `host` is no address of this machine.
+        ClusterError: a cluster of this directory is already running, this machine does not meet Ray's requirements
+            (see `requirements`), or Ray did not start (with its last output).
+        SpecError: `host` is not an address of this machine.
     """
     check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
     check_own_address(host)
@@ -99,7 +99,7 @@ def up(
             )
             write_private(token_path, secrets.token_hex(32))
             write_exports(directory, state)
-            save_state(directory, state)  # first, so that `down` finds what an interrupted start left behind
+            save_state(directory, state)  # before the start, so that `down` can end an interrupted one
         except BaseException:
             shutil.rmtree(temp_dir, ignore_errors=True)
             raise
@@ -121,22 +121,22 @@ def down(
     grace_s: float = 5.0,
     timeout_s: float = 120.0,
 ) -> bool:
-    """Ends the recorded cluster: Serve answers what it accepted, then every process of the cluster ends.
+    """Ends the recorded cluster: Serve answers accepted requests, then every process of the cluster ends.
 
-    A signal does not stop it: the first one ends the wait for what Serve accepted, the second one the wait for processes
-    that were asked to end, which are killed then. It acts as it would have when no process is left.
+    A signal does not stop it: the first one ends the wait for accepted requests, the second one the wait for
+    terminated processes, which are then killed. The signal takes effect once no process remains.
 
     Args:
         state_dir: the directory given to `up`.
-        drain_timeout_s: longest time for Serve's applications to finish; 0 does not wait for them.
-        grace_s: time between asking a process to end and killing it.
-        timeout_s: longest wait for another `up` or `down` of the same directory.
+        drain_timeout_s: timeout for Serve's applications to finish; 0: no wait.
+        grace_s: time between SIGTERM and SIGKILL for a process.
+        timeout_s: timeout for another `up` or `down` of the same directory.
 
     Returns:
-        False if there was nothing to end.
+        False if no cluster was recorded.
 
     Raises:
-        ClusterError: a process could not be ended.
+        ClusterError: a process did not end.
     """
     directory = state_directory(state_dir)
     if load_state(directory) is None:
@@ -168,7 +168,7 @@ def _start_head(
             break
         except ClusterError as error:
             if time.monotonic() > deadline:
-                raise ClusterError(f"Ray started, but within {timeout_s:g} s {error}") from error
+                raise ClusterError(f"Ray started, but not its dashboard within {timeout_s:g} s: {error}") from error
             time.sleep(0.1)
     if not is_loopback(host):
         publish_terms(state, Terms(profile, ports.http), max(5.0, deadline - time.monotonic()))
@@ -176,7 +176,7 @@ def _start_head(
 
 def _drain(state: ClusterState, timeout_s: float) -> None:
     if state.role == "worker":
-        from maas_ray.cluster.members.leave import leave  # needs Ray in this process
+        from maas_ray.cluster.members.leave import leave  # imports Ray
 
         leave(state, timeout_s)
     else:
@@ -185,9 +185,9 @@ def _drain(state: ClusterState, timeout_s: float) -> None:
 
 def _drain_serve(state: ClusterState, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    # First the front: Serve itself kills it, in the middle of whatever it has.
+    # The front first: Serve kills it without waiting for its requests.
     drain_fronts(Path(state.temp_dir, "h"), timeout_s)
-    # A dead dashboard cannot drain anything: `down` still has to end the rest.
+    # Without a dashboard nothing can be drained: `down` then only ends the processes.
     with contextlib.suppress(ClusterError):
         dashboard = Dashboard(state.dashboard_url, state.token())
         if dashboard.applications(timeout_s=5):
@@ -195,13 +195,13 @@ def _drain_serve(state: ClusterState, timeout_s: float) -> None:
 
 
 def end(directory: Path, state: ClusterState, grace_s: float, signals: Held | None = None) -> None:
-    """Ends every process of a node, and removes what is recorded of it.
+    """Ends every process of a node and removes its record.
 
     Args:
-        directory: of the record.
-        state: the node's.
-        grace_s: time between asking a process to end and killing it; a second one of `signals` shortens it.
-        signals: those that came meanwhile.
+        directory: directory of the record.
+        state: record of the node.
+        grace_s: time between SIGTERM and SIGKILL for a process; the second one of `signals` ends it.
+        signals: signals that this process has received meanwhile.
 
     Raises:
         ClusterError: a process does not end.
@@ -215,7 +215,7 @@ def end(directory: Path, state: ClusterState, grace_s: float, signals: Held | No
         is_hurried=lambda: signals is not None and signals.count > 1,
     )
     if stuck:
-        raise ClusterError(f"these processes of the cluster did not end after SIGKILL: {stuck}; look at them with ps")
+        raise ClusterError(f"processes {stuck} of the cluster did not end after SIGKILL; inspect them with ps")
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     for name in (TOKEN_FILE, ENVIRONMENT_FILE):
         (directory / name).unlink(missing_ok=True)
@@ -223,7 +223,7 @@ def end(directory: Path, state: ClusterState, grace_s: float, signals: Held | No
 
 
 def forget_dead(directory: Path) -> None:
-    """Clears the record of a cluster that died; refuses one that lives."""
+    """Removes the record of a dead cluster. Raises `ClusterError` if its processes are alive."""
     state = load_state(directory)
     if state is None:
         return
@@ -231,41 +231,41 @@ def forget_dead(directory: Path) -> None:
 
     if find_processes(state.cluster_id):
         raise ClusterError(
-            f"a cluster of {directory} is already running (dashboard {state.dashboard_url}); use it, end it with "
-            "`maas-ray down`, or choose another state directory for a second one"
+            f"the cluster of {directory} is already running (dashboard {state.dashboard_url}); use it, end it with "
+            "`maas-ray down`, or start a second one with another --state-dir"
         )
     end(directory, state, grace_s=0)
 
 
 def make_temp_dir(temp_dir: Path | None) -> Path:
-    """The directory of a node, made. Raises `ClusterError` if its name is too long for what lies below it."""
+    """Creates the directory of a node. Raises `ClusterError` if its name is too long for the sockets in it."""
     if temp_dir is None:
         default = Path(tempfile.gettempdir())
-        # macOS's and a test's temporary directory can be too long for the sockets below it.
+        # The temporary directory of macOS or of a test can be too long for the sockets in it.
         parent = default if len(os.fsencode(default)) <= MAX_TEMP_PATH_BYTES - 18 else Path("/tmp")  # noqa: S108
         temp_dir = Path(tempfile.mkdtemp(prefix="maas-ray-", dir=parent))
     if len(os.fsencode(temp_dir)) > MAX_TEMP_PATH_BYTES:
         raise ClusterError(
-            f"the temporary directory {temp_dir} has more than {MAX_TEMP_PATH_BYTES} bytes, too many for the Unix "
-            "sockets below it; choose a shorter one"
+            f"the path of the temporary directory {temp_dir} has more than {MAX_TEMP_PATH_BYTES} bytes, too many for "
+            "Unix sockets; choose a shorter one"
         )
     (temp_dir / "h").mkdir(mode=0o700, parents=True, exist_ok=True)
     return temp_dir
 
 
 def check_amounts(**amounts: int | None) -> None:
-    """Raises `ClusterError` for less than nothing."""
+    """Raises `ClusterError` for a negative amount."""
     for name, amount in amounts.items():
         if amount is not None and amount < 0:
-            raise ClusterError(f"{name} is {amount}; give 0 or more, or leave it out to offer what the machine has")
+            raise ClusterError(f"{name} is {amount}; give 0 or more, or omit it to offer all of the machine's")
 
 
 def check_own_address(host: str) -> None:
-    """Raises `SpecError` unless `host` is one address of this machine."""
+    """Raises `SpecError` unless `host` is an address of this machine."""
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
         if ip_address(host).is_unspecified:
-            raise SpecError(f"{host} stands for every address; give the one at which other machines reach this one")
+            raise SpecError(f"{host} stands for every address; give the one that other machines can reach")
         with socket.socket(family) as sock:
             sock.bind((host, 0))
     except (ValueError, OSError) as error:
@@ -273,7 +273,7 @@ def check_own_address(host: str) -> None:
 
 
 def write_exports(directory: Path, state: ClusterState) -> None:
-    """Writes a shell script that lets `ray`, `serve` and other programs of a terminal find this cluster."""
+    """Writes the shell script that sets the variables of this cluster for `ray`, `serve` and other programs."""
     write_private(directory / ENVIRONMENT_FILE, _exports(state))
 
 
@@ -282,7 +282,7 @@ def _exports(state: ClusterState) -> str:
     if state.dashboard_url:
         variables |= dict.fromkeys(("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"), state.dashboard_url)
     exports = [f"export {name}='{value}'\n" for name, value in sorted(variables.items())]
-    # Added to those of the terminal: `serve` and `ray job submit` talk to the dashboard over HTTP.
+    # Appended to the terminal's values: `serve` and `ray job submit` contact the dashboard over HTTP.
     exempt = "".join(
         f'export {name}="${{{name}:+${name},}}{",".join(LOOPBACK_HOSTS)}"\n' for name in ("no_proxy", "NO_PROXY")
     )

@@ -1,4 +1,4 @@
-"""Joins this machine to a cluster whose head is another one."""
+"""Joins this machine to the cluster of another machine, as a worker node."""
 
 import os
 import secrets
@@ -48,32 +48,32 @@ def join(
     env: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
 ) -> ClusterState:
-    """Makes this machine a node of a cluster, and records it. Interrupted by a signal, it first ends what it has started.
+    """Makes this machine a node of a cluster and records it. On a signal it first ends the processes it started.
 
     Args:
-        address: `host:port` of the head.
-        token: the cluster's.
-        num_cpus: logical CPUs to offer; None offers what the machine has.
-        num_gpus: logical GPUs; None offers what Ray detects.
-        profile: of the cluster; None takes what the head says.
-        labels: of the node, for the placement of pools and training.
-        host: the address of this machine in the cluster; None: the one from which it reaches the head.
-        state_dir: where the record and the token are kept; see `state_directory`.
-        temp_dir: where Ray keeps sockets and logs until `down`; None makes a short one.
-        env: further variables for all processes of the node; they win over the profile's.
-        timeout_s: longest time until the node is alive.
+        address: `host:port` of the head node.
+        token: token of the cluster.
+        num_cpus: logical CPUs to offer; None: the machine's.
+        num_gpus: logical GPUs to offer; None: those that Ray detects.
+        profile: profile of the cluster; None: that of the head node.
+        labels: labels of the node, for the placement of pools and training.
+        host: address of this machine in the cluster; None: its address on the route to the head node.
+        state_dir: directory of the record and the token; see `state_directory`.
+        temp_dir: directory of Ray's sockets and logs until `down`; None creates one with a short name.
+        env: further variables for all processes of the node; they override the profile's.
+        timeout_s: timeout until the node is alive.
 
     Raises:
-        ClusterError: a cluster runs from this directory already; the head does not answer, refuses the token or runs
-            another version; a port of the front is taken here; this machine lacks what Ray needs (see `startup`); Ray
-            did not start.
-        SpecError: `host` is no address of this machine.
+        ClusterError: a cluster of this directory is already running; the head node does not answer, rejects the token
+            or runs another version; a port of the front is in use; this machine does not meet Ray's requirements (see
+            `requirements`); Ray did not start.
+        SpecError: `host` is not an address of this machine.
     """
     check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
     host = host or own_address(address)
     check_own_address(host)
     if is_loopback(host):
-        raise ClusterError(f"this machine reaches {address} from {host} only; give the head's address on a network")
+        raise ClusterError(f"{address} is only reachable over loopback ({host}); give the head's network address")
     deadline = time.monotonic() + timeout_s
     directory = state_directory(state_dir)
     raise_limit()  # Ray's processes inherit it
@@ -109,7 +109,7 @@ def join(
                 role="worker",
             )
             write_exports(directory, state)
-            save_state(directory, state)  # first, so that `down` finds what an interrupted start left behind
+            save_state(directory, state)  # before the start, so that `down` can end an interrupted one
         except BaseException:
             shutil.rmtree(temp_dir, ignore_errors=True)
             token_path.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def join(
                     while not (new := set(alive_nodes(address, host)) - known):
                         if time.monotonic() > deadline:
                             raise ClusterError(
-                                f"Ray started, but the head {address} does not list {host} after {timeout_s:g} s"
+                                f"Ray started, but the head node {address} does not list {host} after {timeout_s:g} s"
                             )
                         time.sleep(POLL_S)
             except BaseException:
@@ -142,7 +142,7 @@ def join(
 
 
 def own_address(head: str) -> str:
-    """The address from which this machine reaches another one. Sends nothing."""
+    """The local address of this machine on the route to `head`. Sends nothing."""
     host, _, port = head.rpartition(":")
     host = host.strip("[]")
     try:
@@ -152,4 +152,4 @@ def own_address(head: str) -> str:
             sock.connect((host, number))
             return str(sock.getsockname()[0])
     except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(f"{head!r} cannot be reached: {error}; give the head's address as HOST:PORT") from error
+        raise ClusterError(f"cannot reach {head!r}: {error}; give the head node's address as HOST:PORT") from error

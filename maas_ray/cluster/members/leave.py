@@ -1,4 +1,4 @@
-"""Takes the node of this machine out of a cluster in order: what runs on it goes on elsewhere first."""
+"""Drains the node of this machine before it leaves a cluster: its work moves to other nodes first."""
 
 import time
 
@@ -13,14 +13,14 @@ POLL_S = 0.2
 
 
 def leave(state: ClusterState, timeout_s: float) -> bool:
-    """Drains the node of this machine: its replicas are replaced elsewhere and finish, training commits and moves on.
+    """Drains the node of this machine: its replicas are replaced and finish, training commits and moves to other nodes.
 
     Args:
-        state: its record.
-        timeout_s: longest wait.
+        state: the node's record.
+        timeout_s: timeout of the drain.
 
     Returns:
-        Whether nothing was left on it. False also where the head did not answer: then nobody knows.
+        Whether all work has left the node; also False if the head node did not answer.
     """
     use_environment({name: value for name, value in state.environment.items() if name.startswith("RAY_AUTH")})
     deadline = time.monotonic() + timeout_s
@@ -28,15 +28,13 @@ def leave(state: ClusterState, timeout_s: float) -> bool:
         check_head(state.address, timeout_s=min(5.0, timeout_s))
         until_ms = int((time.time() + timeout_s) * 1000)
         gcs.drain(state.address, state.node_id, "maas-ray down", until_ms, min(10.0, timeout_s))
-        # Once nothing is left on it, a node that drains ends itself.
+        # A draining node ends itself once it has no work.
         while state.node_id in gcs.alive_nodes(state.address):
             if time.monotonic() > deadline:
-                log.warning(
-                    "this node still had work after %g s; what it held is lost or repeated elsewhere", timeout_s
-                )
+                log.warning("this node still had work after %g s; that work is lost or repeated elsewhere", timeout_s)
                 return False
             time.sleep(POLL_S)
-    except Exception as error:  # whatever Ray raises for a head that is away: the machine is to leave all the same
-        log.warning("this node was not drained, because the head %s did not answer: %s", state.address, error)
+    except Exception as error:  # any error of Ray for an unreachable head node: the machine leaves nevertheless
+        log.warning("this node was not drained because the head node %s did not answer: %s", state.address, error)
         return False
     return True

@@ -1,6 +1,6 @@
-"""What a head tells the machines that join it, in Ray's key-value store; whoever reads it has the cluster's token.
+"""Settings that a head node publishes in Ray's key-value store for joining machines; readers need the cluster's token.
 
-python -m maas_ray.cluster.members.terms ADDRESS JSON       writes it, in the environment of the cluster
+python -m maas_ray.cluster.members.terms ADDRESS JSON       writes them, in the environment of the cluster
 """
 
 import json
@@ -21,21 +21,21 @@ _NAMESPACE, _KEY = b"maas-ray", b"cluster/terms"
 
 @dataclass(frozen=True)
 class Terms:
-    """What all nodes of a cluster have in common."""
+    """Settings that all nodes of a cluster share."""
 
     profile: Profile
     http_port: int
-    """Where each node's front will listen unless a spec says otherwise."""
+    """Port of each node's front unless a spec sets another."""
     package: str = __version__
     """The head's version of maas-ray."""
     version: int = VERSION
 
 
 def publish_terms(state: ClusterState, terms: Terms, timeout_s: float) -> None:
-    """Writes the terms of a head that runs. In a process of its own: this one may be connected elsewhere, or never be.
+    """Writes the terms of a running head node, in a separate process: this one may be connected elsewhere, or never be.
 
     Raises:
-        ClusterError: the head did not take them, with what was said.
+        ClusterError: the head node did not accept them, with the output.
     """
     command = [sys.executable, "-P", "-m", "maas_ray.cluster.members.terms", state.address, json.dumps(asdict(terms))]
     try:
@@ -43,39 +43,39 @@ def publish_terms(state: ClusterState, terms: Terms, timeout_s: float) -> None:
             command, env=node_variables(state, timeout_s), capture_output=True, text=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"the head at {state.address} did not take its terms within {timeout_s:g} s") from None
+        raise ClusterError(f"the head node {state.address} did not store its terms within {timeout_s:g} s") from None
     if done.returncode != 0:
-        raise ClusterError(f"the head at {state.address} did not take its terms: {done.stderr.strip()[-500:]}")
+        raise ClusterError(f"the head node {state.address} did not store its terms: {done.stderr.strip()[-500:]}")
 
 
 def read_terms(address: str, timeout_s: float) -> Terms | None:
-    """The terms of the head at `address`, asked with this process's token; None if it has none (`cluster.yaml`'s).
+    """The terms of the head node at `address`, read with this process's token; None without terms (`cluster.yaml`).
 
     Raises:
-        ClusterError: they cannot be read, or are of another version.
+        ClusterError: the terms cannot be read or have another version.
     """
     import ray
 
     try:
         found = gcs.get(address, _KEY, _NAMESPACE, timeout_s)
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise ClusterError(f"the terms of the cluster {address} cannot be read: {error}") from error
+        raise ClusterError(f"cannot read the terms of the cluster {address}: {error}") from error
     if found is None:
         return None
     try:
         document = json.loads(found)
         if document["version"] != VERSION:
             raise ClusterError(
-                f"the cluster {address} speaks version {document['version']} of its terms, this program {VERSION}; "
-                "install the same maas-ray on both machines"
+                f"the terms of the cluster {address} have version {document['version']}, this program reads {VERSION}; "
+                "install the same version of maas-ray on both machines"
             )
         terms = Terms(**document)
     except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"the terms of the cluster {address} cannot be read: {error}") from error
+        raise ClusterError(f"cannot read the terms of the cluster {address}: {error}") from error
     if terms.profile not in PROFILES or terms.package != __version__:
         raise ClusterError(
-            f"the cluster {address} runs maas-ray {terms.package} with profile {terms.profile!r}, this machine has "
-            f"{__version__}; install the same version on both"
+            f"the cluster {address} runs maas-ray {terms.package} with profile {terms.profile!r}, this machine "
+            f"{__version__}; install the same version on both machines"
         )
     return terms
 

@@ -1,1 +1,1 @@
-"""One machine: its requirements, environment, processes, and the record of what was started on it."""
+"""One machine of a cluster: requirements, environment, processes and the record of the started cluster."""

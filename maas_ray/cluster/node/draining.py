@@ -1,4 +1,4 @@
-"""Lets the HTTP fronts of a local cluster answer what they have, and close each connection with a last answer."""
+"""Drains the HTTP fronts of a local cluster: they answer all requests and close each connection afterwards."""
 
 import socket
 import time
@@ -11,19 +11,19 @@ from maas_ray.haproxy.succession import wake_keeper
 
 POLL_S = 0.1
 _IDLE_LOOKS = 3
-"""Looks in a row without a request: one may be between two of its connections."""
+"""Number of consecutive polls without a request: a request can be between two connections."""
 
 
 def drain_fronts(directory: Path, timeout_s: float) -> None:
-    """Asks each HAProxy below `directory` to take no more connections, and waits until none has a request.
+    """Makes each HAProxy below `directory` refuse new connections, and waits until none has a request.
 
     Args:
-        directory: where Serve keeps one directory for each node of this machine.
-        timeout_s: longest wait.
+        directory: parent of Serve's directories, one for each node on this machine.
+        timeout_s: timeout of the drain.
     """
     deadline = time.monotonic() + timeout_s
     with ExitStack() as stack:
-        # Opened before: an HAProxy that stops takes no more commands from new callers.
+        # Opened before the drain: a stopping HAProxy accepts no new command connections.
         consoles = [
             console for path in directory.glob(f"*/{ADMIN_SOCKET}") if (console := _open(stack, path)) is not None
         ]
@@ -51,7 +51,7 @@ def _open(stack: ExitStack, path: Path) -> socket.socket | None:
 
 
 def _num_requests(console: socket.socket) -> int | None:
-    """Requests that replicas are working on; None once HAProxy has ended."""
+    """Number of requests in progress or queued; None once HAProxy has ended."""
     try:
         console.sendall(b"show stat -1 2 -1\n")
         return sum(_sessions(_read(console)))
@@ -60,7 +60,7 @@ def _num_requests(console: socket.socket) -> int | None:
 
 
 def _sessions(table: str) -> Iterator[int]:
-    # CSV: proxy, `BACKEND`, requests in its queue, the most of them, requests in progress, …
+    # CSV: proxy, `BACKEND`, queued requests, their maximum, requests in progress, …
     for line in table.splitlines():
         fields = line.split(",")
         if len(fields) > 4 and fields[1] == "BACKEND":
@@ -69,7 +69,7 @@ def _sessions(table: str) -> Iterator[int]:
 
 
 def _read(console: socket.socket) -> str:
-    """An answer up to the next prompt."""
+    """Reads an answer up to the next prompt."""
     answer = b""
     while not answer.endswith(b"\n> "):
         piece = console.recv(1 << 16)

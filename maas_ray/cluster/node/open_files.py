@@ -1,4 +1,4 @@
-"""Open files of each node of the connected cluster: what Ray's processes there may open, and what HAProxy makes of it."""
+"""Checks open files on each node of the connected cluster: the limit of Ray's processes, the connections of HAProxy."""
 
 import os
 from collections.abc import Sequence
@@ -12,14 +12,16 @@ from maas_ray.haproxy.names import REFUSED_FILE
 from maas_ray.process.open_files import limit
 
 FEW = 1_000
-"""Connections below which a front is no front for many callers."""
+"""Number of connections below which a front cannot serve many clients."""
 _CONFIG_VARIABLE = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
-_DEFAULT_CONFIG = "/tmp/haproxy-serve/haproxy.cfg"  # noqa: S108 (Serve's own)
-_FIX = "raise the hard limit of open files of `ray start` there (ulimit -Hn, LimitNOFILE of systemd, --ulimit nofile of docker)"
+_DEFAULT_CONFIG = "/tmp/haproxy-serve/haproxy.cfg"  # noqa: S108 (Serve's default)
+_FIX = (
+    "raise the hard limit of open files of `ray start` on it (ulimit -Hn, systemd LimitNOFILE, docker --ulimit nofile)"
+)
 
 
 def check_node_files() -> list[Check]:
-    """Whether each node's processes may open enough files, as they were started."""
+    """Whether the processes of each node were started with a sufficient limit of open files."""
     checks = []
     for said in ask_nodes(_files_here):
         found = check_files(*said.value)
@@ -28,7 +30,7 @@ def check_node_files() -> list[Check]:
 
 
 def check_fronts() -> list[Check]:
-    """How many connections the HAProxy of each node takes, and whether they are few, or it cannot be started at all."""
+    """Whether the HAProxy of each node could be started, and accepts enough connections."""
     return [
         check_front(said.address, [Capacity(*each) for each in said.value[0]], said.value[1])
         for said in ask_nodes(_fronts_here)
@@ -36,21 +38,21 @@ def check_fronts() -> list[Check]:
 
 
 def check_front(node: str, capacities: Sequence[Capacity], refused: Sequence[str]) -> Check:
-    """The front of one node.
+    """Whether the front of one node could be started, and accepts enough connections.
 
     Args:
-        node: for the check's name.
-        capacities: of its HAProxys.
-        refused: why one cannot be started.
+        node: address of the node, for the name of the check.
+        capacities: capacities of its HAProxy processes.
+        refused: reasons why one could not be started.
     """
     is_fine = not refused and all(not each.is_reduced or each.max_connections >= FEW for each in capacities)
     said = [*refused, *(str(each) if each.is_reduced else f"up to {each.max_connections}" for each in capacities)]
-    detail = "; ".join(said) or "no HAProxy has been started there"
+    detail = "; ".join(said) or "no HAProxy has been started on it"
     return Check(f"connections of node {node}", is_fine, detail, "" if is_fine else _FIX)
 
 
 def refusals() -> list[str]:
-    """Why the HAProxy of a node cannot be started, for each node where that is so."""
+    """The reasons why HAProxy could not be started, one for each affected node."""
     return [f"node {said.address}: {reason}" for said in ask_nodes(_fronts_here) for reason in said.value[1]]
 
 

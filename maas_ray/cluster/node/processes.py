@@ -1,8 +1,8 @@
-"""Finds and ends the processes of one cluster, by a variable that they all inherit. Knows nothing of Ray's kinds.
+"""Finds and ends the processes of one cluster by an environment variable. Independent of Ray's kinds of processes.
 
-A process of the cluster is one in whose initial environment `MAAS_RAY_CLUSTER_ID` has the cluster's id. Ray starts
-its daemons detached, HAProxy and workers come and go, so that neither a list of pids nor a process group holds them
-all; an environment is inherited by every child, and never by the programs that only connect.
+A process belongs to the cluster if `MAAS_RAY_CLUSTER_ID` in its initial environment is the cluster's id. Ray detaches
+its daemons, and HAProxy and workers start and end at any time, so that neither a list of pids nor a process group
+contains all of them. Every child inherits the environment, and programs that only connect do not.
 """
 
 import os
@@ -16,7 +16,7 @@ _LOOK_S = 0.2
 
 
 def find_processes(cluster_id: str) -> list[psutil.Process]:
-    """All living processes of the cluster; psutil's handles are bound to pid and start time, so a reused pid is safe."""
+    """All live processes of the cluster. A psutil handle contains pid and start time, so that a reused pid is safe."""
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
@@ -25,7 +25,7 @@ def find_processes(cluster_id: str) -> list[psutil.Process]:
             if process.environ().get(MARKER) == cluster_id and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or belongs to another user
+            continue  # it has ended, or belongs to another user
     return found
 
 
@@ -37,17 +37,17 @@ def end_processes(
     is_hurried: Callable[[], bool] = lambda: False,
     timeout_s: float = 30.0,
 ) -> list[int]:
-    """Ends all processes of the cluster: asks, waits, then kills whatever is left, until none is.
+    """Ends all processes of the cluster: terminates them, waits, then kills the remaining ones until none exists.
 
     Args:
-        cluster_id: whose processes.
-        grace_s: time between asking (SIGTERM) and killing (SIGKILL).
-        last: by process name, those that are not asked, because the others need them to end in order.
-        is_hurried: asked again and again; once it is true, what is left is killed without waiting any longer.
-        timeout_s: time for killed processes to be gone.
+        cluster_id: id of the cluster.
+        grace_s: time between SIGTERM and SIGKILL.
+        last: whether a process of this name receives no SIGTERM, because the others need it in order to end.
+        is_hurried: polled; once it returns True, the remaining processes are killed without further wait.
+        timeout_s: timeout for killed processes to end.
 
     Returns:
-        pids that are still there after `timeout_s` (stuck in the kernel); normally none.
+        pids of the processes that remain after `timeout_s` (stuck in the kernel); normally none.
     """
     asked = [process for process in find_processes(cluster_id) if not last(_name(process))]
     for process in asked:
@@ -56,7 +56,7 @@ def end_processes(
     while asked and not is_hurried() and (left_s := patience - time.monotonic()) > 0:
         _, asked = psutil.wait_procs(asked, timeout=min(left_s, _LOOK_S))
     deadline = time.monotonic() + timeout_s
-    while remaining := find_processes(cluster_id):  # again and again: one that was starting is not missed
+    while remaining := find_processes(cluster_id):  # repeated, to find processes that were just starting
         if time.monotonic() > deadline:
             return [process.pid for process in remaining]
         for process in remaining:

@@ -1,4 +1,4 @@
-"""Runs `ray start` for a node of ours, with patience for a busy machine. Knows neither records nor roles."""
+"""Runs `ray start` for a node, with long timeouts for a busy machine. Independent of records and roles."""
 
 import os
 import subprocess
@@ -11,16 +11,16 @@ from maas_ray.addresses import exempt_from_proxies
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import ClusterError
 
-# The caller's own connection must not leak into the cluster that is started.
+# The caller's own connection must not leak into the new cluster.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 
-# Ray's own limits for parts of the start, which a busy machine exceeds.
+# Ray's timeouts for parts of the start, which a busy machine exceeds.
 _START_TIMEOUTS = ("RAY_raylet_start_wait_time_s", "RAY_gcs_server_port_wait_time_s", "RAY_DASHBOARD_STARTUP_TIMEOUT_S")
 _SLOW_START = "timed out during startup"
 
 
 def node_variables(state: ClusterState, timeout_s: float) -> dict[str, str]:
-    """The environment of `ray start`, and of whatever else runs as a part of the node."""
+    """The environment of `ray start` and of every other program that is part of the node."""
     from maas_ray.cluster.node.processes import MARKER
 
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
@@ -36,33 +36,33 @@ def start_node(
     """Starts Ray's processes of one node.
 
     Args:
-        state: the node's record.
-        arguments: of `ray start`, beyond those that every node of ours has.
-        amounts: logical resources by the name of their option; None offers what the machine has.
-        timeout_s: longest wait.
+        state: record of the node.
+        arguments: arguments of `ray start` in addition to those of every node.
+        amounts: logical resources by the name of their option; None: the machine's.
+        timeout_s: timeout of the start.
 
     Raises:
-        ClusterError: Ray did not start, with what it said last.
+        ClusterError: Ray did not start, with its last output.
     """
     from maas_ray.cluster.node.processes import end_processes
 
     deadline = time.monotonic() + timeout_s
-    # -P: not from the working directory, which -m would put first.
+    # -P: -m would search the working directory first.
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *arguments]
     command += [f"--temp-dir={state.temp_dir}", "--dashboard-agent-listen-port=0"]
-    # 0: the system chooses; Ray's fixed range would clash with a second cluster.
+    # 0: the operating system chooses; Ray's fixed range would conflict with a second cluster.
     command += ["--min-worker-port=0", "--max-worker-port=0"]
     command += [f"--{name}={amount}" for name, amount in amounts.items() if amount is not None]
     variables = node_variables(state, timeout_s)
     while (said := _run(command, variables, Path(state.temp_dir) / "start.log", deadline)) is not None:
-        # Ray gives a node 30 s to register, and offers no way to change that; a busy machine may need a second go.
+        # Ray's timeout for the registration of a node is 30 s and not configurable; a busy machine may need a retry.
         if _SLOW_START not in said or time.monotonic() > deadline:
-            raise ClusterError(f"Ray did not start; it said last: {said}")
+            raise ClusterError(f"Ray did not start; last output: {said}")
         end_processes(state.cluster_id, grace_s=0)
 
 
 def _run(command: list[str], variables: Mapping[str, str], log_path: Path, deadline: float) -> str | None:
-    """Runs `ray start`; returns what it said last if it failed."""
+    """Runs `ray start`; returns its last output if it failed."""
     with log_path.open("wb") as log:
         try:
             finished = subprocess.run(
@@ -75,10 +75,10 @@ def _run(command: list[str], variables: Mapping[str, str], log_path: Path, deadl
                 start_new_session=True,  # Ctrl-C in the caller's terminal must not reach the cluster
             )
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"Ray did not start in time; it said last: {_tail(log_path)}") from None
+            raise ClusterError(f"Ray did not start in time; last output: {_tail(log_path)}") from None
     return None if finished.returncode == 0 else _tail(log_path)
 
 
 def _tail(path: Path, num_lines: int = 5) -> str:
     lines = path.read_text(errors="replace").strip().splitlines()
-    return " | ".join(lines[-num_lines:]) or "nothing"
+    return " | ".join(lines[-num_lines:]) or "none"

@@ -1,4 +1,4 @@
-"""The record of the cluster that was started on this machine: where it listens and which processes are its own."""
+"""The record of the cluster on this machine: its addresses, its environment and the id that marks its processes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,18 +22,18 @@ _FILE = "cluster.json"
 class ClusterState:
     """One cluster on this machine.
 
-    `environment` is everything that a program needs to join, and holds no secret: the token stays in its file.
+    `environment` is everything that a program needs to connect. It contains no secret: the token stays in its file.
     """
 
     cluster_id: str
-    """In the environment of each of the cluster's processes, and of nobody else's."""
+    """Id in the environment of each process of the cluster, and of no other process."""
     profile: str
     address: str
     """`host:port` for `ray.init`."""
     dashboard_url: str
-    """Empty for a worker: the dashboard listens on loopback of the head."""
+    """Empty on a worker node: the dashboard listens on loopback of the head node."""
     http_port: int
-    """Where pools are served once they are deployed."""
+    """HTTP port of deployed pools."""
     token_path: str
     temp_dir: str
     started_s: float
@@ -41,22 +41,23 @@ class ClusterState:
     environment: Mapping[str, str]
     version: int = VERSION
     role: Literal["head", "worker"] = "head"
-    """A worker has joined a cluster whose head is another machine."""
+    """A worker node has joined the cluster of another machine."""
     node_id: str = ""
-    """Ray's, of a worker."""
+    """Ray's id of a worker node."""
 
     @property
     def http_url(self) -> str:
-        """Base URL of predictions unless a spec configures another address; `front_url` asks for that."""
+        """Base URL of predictions unless a spec configures another address, which `front_url` returns."""
         return http_url("127.0.0.1", self.http_port)
 
     def token(self) -> str:
-        """The token. Raises `ClusterError` if its file is gone."""
+        """The token. Raises `ClusterError` if its file does not exist."""
         try:
             return Path(self.token_path).read_text().strip()
         except OSError as error:
             raise ClusterError(
-                f"cannot read the cluster's token {self.token_path}: {error.strerror}; run `maas-ray down`, then up"
+                f"cannot read the cluster's token {self.token_path}: {error.strerror}; run `maas-ray down`, then "
+                "`maas-ray up`"
             ) from error
 
 
@@ -64,38 +65,38 @@ def load_state(state_dir: str | Path | None = None) -> ClusterState | None:
     """The recorded cluster, or None.
 
     Raises:
-        ClusterError: the record is damaged or of another version.
+        ClusterError: the record is damaged or has another version.
     """
     path = state_directory(state_dir) / _FILE
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
         if fields["version"] != VERSION:
-            raise ClusterError(f"{path} has version {fields['version']}; this program reads {VERSION}")
+            raise ClusterError(f"{path} has version {fields['version']}; this program reads version {VERSION}")
         return ClusterState(**fields)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterError(
-            f"cannot read the record of the local cluster {path}: {error}; end its processes and remove the file"
+            f"cannot read the cluster's record {path}: {error}; end the cluster's processes and remove the file"
         ) from error
 
 
 def save_state(directory: Path, state: ClusterState) -> None:
-    """Writes the record (mode 600) in one step: a reader sees the old one or the new one."""
+    """Writes the record (mode 600) atomically: a reader sees the old or the new one."""
     write_private(directory / _FILE, json.dumps(asdict(state), indent=1))
 
 
 def remove_state(directory: Path) -> None:
-    """Forgets the cluster."""
+    """Removes the record of the cluster."""
     (directory / _FILE).unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(directory: Path, timeout_s: float) -> Iterator[None]:
-    """Lets one program at a time start or stop the cluster of this directory.
+    """Locks the directory: one program at a time starts or stops its cluster.
 
     Raises:
-        ClusterError: the directory cannot be written, or another program holds it longer than `timeout_s`.
+        ClusterError: the directory is not writable, or another program holds the lock longer than `timeout_s`.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,11 +104,12 @@ def locked(directory: Path, timeout_s: float) -> Iterator[None]:
         lock.acquire(timeout=timeout_s)
     except Timeout as error:
         raise ClusterError(
-            f"another program is starting or stopping the cluster of {directory} for more than {timeout_s:g} s"
+            f"another program has been starting or stopping the cluster of {directory} for more than {timeout_s:g} s; "
+            "try again later"
         ) from error
     except OSError as error:
         raise ClusterError(
-            f"cannot use {directory} for the cluster's record: {error.strerror}; set {HOME_VARIABLE} to a directory "
+            f"cannot write the cluster's record to {directory}: {error.strerror}; set {HOME_VARIABLE} to a directory "
             "that this user can write"
         ) from error
     try:

@@ -1,1 +1,1 @@
-"""What a run leaves in the store: its record and log, the index of runs, reports and TensorBoard files."""
+"""The records of a run in the store: manifest and log, index of runs, report, TensorBoard files."""

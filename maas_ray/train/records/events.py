@@ -1,4 +1,4 @@
-"""What the record of a run and its log may say, validated once. Knows no store."""
+"""The documents of a run's manifest and log, and their validation. Independent of the store."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ from maas_ray.store.sequence import Record
 
 
 class RunMeta(Document):
-    """The manifest of a run: written once."""
+    """The manifest of a run, which is written once."""
 
     spec: dict[str, Any]
     """A `TrainSpec`."""
@@ -18,18 +18,18 @@ class RunMeta(Document):
 
 
 class RunStatus(Document):
-    """Where a run stands since this record."""
+    """The status of a run from this record on."""
 
     type: Literal["started", "finished", "failed", "stopped"]
     step: Count | None = None
     error: str | None = None
     reason: str | None = None
     metrics: dict[str, float] | None = None
-    """Of a run that is finished: the newest loss and validation metrics."""
+    """The newest loss and validation metrics of a finished run."""
 
 
 class Attempted(Document):
-    """One time that the workers were started and have ended; see `train/ranks/rank_registry.py`."""
+    """One attempt, from the start of the workers to their end; see `train/ranks/rank_registry.py`."""
 
     type: Literal["attempt"]
     number: Count
@@ -41,14 +41,14 @@ class Attempted(Document):
 
 
 class Evaluated(Document):
-    """Metrics of held-out data."""
+    """Metrics of an evaluation on held-out data."""
 
     type: Literal["evaluated"]
     metrics: dict[str, float]
 
 
 class Validated(Document):
-    """Metrics that validation beside training has found."""
+    """Metrics of an asynchronous validation."""
 
     type: Literal["validated"]
     step: Count
@@ -56,7 +56,7 @@ class Validated(Document):
 
 
 class Unvalidated(Document):
-    """Why validation beside training has no metrics of a step."""
+    """The reason why an asynchronous validation has no metrics."""
 
     type: Literal["unvalidated"]
     step: Count
@@ -78,10 +78,10 @@ class _Typed(Document):
 
 
 def read_event(record: Record) -> Event | None:
-    """What a record of a run's log says; None: an event of a later version of this library.
+    """Reads the event of a record in a run's log; None: an event of a later version of this library.
 
     Raises:
-        ObjectCorrupt: a field is missing or of another type; names the record.
+        ObjectCorrupt: a field is missing or has the wrong type; the message contains the record.
     """
     what = f"the log record {record.key}"
     kind = _KINDS.get(read_document(_Typed, record.event, what).type)

@@ -1,4 +1,4 @@
-"""What the log of a run says, as of its newest record. Knows no store."""
+"""The state of a run according to its log. Independent of the store."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from maas_ray.train.records.events import Attempted, Evaluated, RunStatus, Unval
 
 @dataclass
 class History:
-    """What the log of a run says."""
+    """The state of a run according to its log."""
 
     status: RunStatus
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest evaluation on held-out data."""
+    """Metrics of the newest evaluation on held-out data."""
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
-    """Each time that the workers were started and have ended."""
+    """The attempts that have ended."""
     unvalidated: dict[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no metrics of it."""
+    """Reasons for missing metrics of asynchronous validations, by step."""
 
 
 def fold(records: Iterable[Record]) -> History:
-    """What a run's records say, taken together. Raises `ObjectCorrupt` for one that is malformed."""
+    """Combines the records of a run. Raises `ObjectCorrupt` for a malformed record."""
     found = History(RunStatus(type="started"))
     for record in records:
         event = read_event(record)
@@ -33,7 +33,7 @@ def fold(records: Iterable[Record]) -> History:
         elif isinstance(event, Unvalidated):
             found.unvalidated[event.step] = event.error
         elif isinstance(event, Validated):
-            found.unvalidated.pop(event.step, None)  # a later attempt had more luck
+            found.unvalidated.pop(event.step, None)  # a later attempt succeeded
         elif event is not None:
             found.status = event
             found.metrics = event.metrics or found.metrics

@@ -1,7 +1,7 @@
-"""The final report of a run, committed beside its checkpoints: what was trained, on what, how it went. JSON and a picture.
+"""The final report of a run, next to its checkpoints: spec, data, machines, curves and checkpoints, as JSON and PNG.
 
 runs/<run>/report/manifest.json                    digests
-runs/<run>/report/parts-<attempt>/report.json      everything below
+runs/<run>/report/parts-<attempt>/report.json      see `build_report`
 runs/<run>/report/parts-<attempt>/report.png       the curves
 """
 
@@ -29,26 +29,26 @@ _PACKAGES = ("torch", "ray", "numpy", "onnx", "transformers", "scikit-learn")
 
 @dataclass(frozen=True)
 class FinalState:
-    """What a run has left, in its newest checkpoint or as its fitted model."""
+    """The final state of a run, from its newest checkpoint or its fitted model."""
 
     step: int
     history: list[dict[str, Any]]
     layout: str | None = None
     seconds: dict[str, float] | None = None
-    """Where the time of the ranks went, by phase."""
+    """Time of the ranks by phase."""
 
 
 def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[dict[str, float]]) -> Committed:
-    """Writes the report of a finished run; one that is there is kept.
+    """Writes the report of a finished run; an existing one is kept.
 
     Args:
-        store: where the run is.
-        run: its id.
-        ended: its end.
+        store: the store of the run.
+        run: id of the run.
+        ended: final state of the run.
         nodes: resources of each node of the cluster.
 
     Raises:
-        StoreError: the store failed after bounded retries.
+        StoreError: the store failed after a limited number of retries.
     """
     prefix = f"{run_prefix(run)}/report"
     with suppress(NotFound):
@@ -106,7 +106,7 @@ def build_report(
 
 def draw(report: dict[str, Any]) -> bytes:
     """The curves as a PNG: losses, other metrics of validation, the learning rate."""
-    # Late, so that no process pays for it before it has trained; without pyplot, which looks for a screen.
+    # Imported late, so that it does not delay training; without pyplot, which looks for a display.
     from io import BytesIO
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,20 +128,20 @@ def draw(report: dict[str, Any]) -> bytes:
         axes.grid(alpha=0.3)
         axes.legend()
     written = BytesIO()
-    # Without the version of what has drawn it: the same run gives the same bytes.
+    # Without the version of matplotlib, so that the same run gives the same bytes.
     figure.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()
 
 
 def find_part(committed: Committed, name: str) -> str:
-    """Where a user finds a part of the report: a path, or the URI of an object."""
+    """The location of a part of the report: a path, or the URI of an object."""
     store, key = committed.store, committed.parts[name].key
     root = getattr(store, "root", None)
     return str(root / key) if root is not None else f"{store.uri.rstrip('/')}/{key}"
 
 
 def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What validation beside training has found that the last checkpoint could not hold yet."""
+    """Metrics of asynchronous validations that ended after the last checkpoint."""
     known = {entry["step"] for entry in history if "validation" in entry}
     return [
         {"step": step, "validation": {name.removeprefix(VALIDATION): value for name, value in metrics.items()}}
@@ -151,7 +151,7 @@ def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> 
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Each metric, and `lr`, as pairs of step and value."""
+    """Every metric and `lr`, as pairs of step and value."""
     curves: dict[str, list[list[float]]] = {}
     for entry in history:
         lr = {"lr": entry["lr"]} if entry.get("lr") is not None else {}

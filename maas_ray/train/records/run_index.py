@@ -1,9 +1,9 @@
-"""What `maas-ray runs` shows of every run, in one log: thousands of runs are listed with a dozen requests.
+"""The index of runs: summaries of all runs in one log, so that a dozen requests list thousands of runs.
 
-index/runs/log/…                                  {type: runs, runs: [summary, …]}; of each run the one with most records counts
+index/runs/log/…                                  {type: runs, runs: [summary, …]}; the summary with most records counts
 index/newest/runs/<run>/checkpoints/<step>        an empty object: the newest committed step of a run that has not ended
 
-Both are made of the runs themselves, which stay the truth: what is missing here is read there, and written here then.
+Both are derived from the runs, which are authoritative: missing entries are read from the runs and then added.
 """
 
 from collections.abc import Iterable
@@ -21,15 +21,15 @@ from maas_ray.store.sequence import Record, Sequence
 
 PREFIX = "index/runs"
 MAX_TOGETHER = 100
-"""Runs in one record."""
+"""Largest number of runs in one record."""
 MAX_UNVALIDATED = 20
-"""Steps without validation metrics that are kept of one run: the newest."""
+"""Largest number of steps without validation metrics in one summary: the newest."""
 
 log = get_logger(__name__)
 
 
 class Summary(Document):
-    """One run in a list; `Runs.get` has the rest."""
+    """The summary of a run in a list; `Runs.get` returns all of it."""
 
     id: str
     created_s: Time
@@ -37,21 +37,21 @@ class Summary(Document):
     data_digest: str
     git_commit: str | None = None
     status: Literal["started", "finished", "failed", "stopped"]
-    """As in `runs.RunRecord`."""
+    """See `runs.RunRecord`."""
     step: Count | None = None
-    """Optimizer steps of the newest state that is committed; None: there is none yet."""
+    """Optimizer step of the newest committed state, or None."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """The newest evaluation on held-out data."""
+    """Metrics of the newest evaluation on held-out data."""
     error: str | None = None
     reason: str | None = None
     missing: dict[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], str] = Field(default_factory=dict)
-    """The newest steps of which validation beside training has no metrics, each with why."""
+    """The newest steps without metrics of asynchronous validation, each with the reason."""
     records: Count
-    """Records of the run's log that this was made of."""
+    """Number of records of the run's log that the summary includes."""
 
     @property
     def unvalidated(self) -> dict[int, str]:
-        """By step: why validation beside training has no metrics of it; the newest `MAX_UNVALIDATED`."""
+        """Reasons for missing metrics of asynchronous validations, by step; the newest `MAX_UNVALIDATED`."""
         return {int(step): why for step, why in self.missing.items()}
 
 
@@ -61,7 +61,7 @@ class _IndexEvent(Document):
 
 
 def read_index_event(record: Record) -> _IndexEvent | None:
-    """What a record of the index says; None: an event of a later version of this library. Raises `ObjectCorrupt`."""
+    """Reads the event of a record; None: an event of a later version of this library. Raises `ObjectCorrupt`."""
     if isinstance(kind := record.event.get("type"), str) and kind != "runs":
         return None
     return read_document(_IndexEvent, record.event, f"the log record {record.key}")
@@ -71,7 +71,7 @@ class RunIndex:
     """The index of one store.
 
     Args:
-        store: where the runs are.
+        store: the store of the runs.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -82,7 +82,7 @@ class RunIndex:
         """The newest summary of every run in the index.
 
         Raises:
-            ObjectCorrupt: a record is altered or malformed; names it.
+            ObjectCorrupt: a record is damaged or malformed; the message contains it.
         """
         newest: dict[str, Summary] = {}
         for record in self._log.read():
@@ -103,26 +103,26 @@ class RunIndex:
         return found
 
     def write(self, summaries: Iterable[Summary]) -> None:
-        """Adds summaries; a store that refuses is left alone: whoever lists the runs then looks at those themselves."""
+        """Adds summaries. An error of the store is only logged: lists of runs then read these runs directly."""
         todo = [summary.model_dump(mode="json") for summary in summaries]
         try:
             for begin in range(0, len(todo), MAX_TOGETHER):
                 self._log.note({"type": "runs", "runs": todo[begin : begin + MAX_TOGETHER]})
         except MaasError as error:
-            log.warning("the index of runs is behind: %s", error)
+            log.warning("the index of runs was not updated: %s", error)
 
     def clear(self) -> None:
-        """Removes the index, which is made of the runs."""
+        """Removes the index, which can be derived from the runs."""
         self._store.delete([info.key for info in self._store.scan(self._log.place)])
         self._log = Sequence(self._store, PREFIX)
 
 
 def point_at(store: ObjectStore, place: str) -> None:
-    """Makes a committed checkpoint the newest one of its run, for lists of runs; a store that refuses is left alone.
+    """Makes a committed checkpoint the newest one of its run in lists of runs. Errors of the store are ignored.
 
     Args:
-        store: where it is.
-        place: its prefix, `runs/<run>/checkpoints/<step>`.
+        store: the store of the checkpoint.
+        place: prefix of the checkpoint, `runs/<run>/checkpoints/<step>`.
     """
     key = f"{POINTERS}/{place}"
     with suppress(MaasError):
@@ -133,6 +133,6 @@ def point_at(store: ObjectStore, place: str) -> None:
 
 
 def point_at_none(store: ObjectStore, checkpoints: str) -> None:
-    """Removes the pointers of a run that has ended: its summary says its step."""
+    """Removes the pointers of a run that has ended, whose summary contains its step."""
     with suppress(MaasError):
         store.delete([info.key for info in store.scan(f"{POINTERS}/{checkpoints}")])

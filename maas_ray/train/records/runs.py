@@ -1,7 +1,7 @@
-"""Runs: what was started, with which spec and data, and how it went. Knows nothing of how training works.
+"""The runs of a store: spec, data, code, status and events. Independent of the training itself.
 
 runs/<run>/manifest.json          the spec, the data digest and the code: written once, never changed
-runs/<run>/log/…                  what happened since, see `Runs.record`
+runs/<run>/log/…                  the events, see `Runs.record`
 runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
 runs/<run>/report/                see report.py
 """
@@ -34,18 +34,18 @@ from maas_ray.train.spec.train import TrainSpec
 PREFIX = "runs"
 KIND = "run"
 FITTED = "fitted"
-"""Where the one result of a classical run is committed."""
+"""Name of the committed result of a classical run."""
 MAX_NAMES = 50
-"""Names that a message lists at most."""
+"""Largest number of names in a message."""
 MAX_LOOKED_UP = 4
-"""Runs that have not ended of which a list looks whether the index is right; the newest."""
+"""Largest number of runs that have not ended whose index entry a list verifies: the newest."""
 
 log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run as of now."""
+    """The current state of a training run."""
 
     id: str
     spec: TrainSpec
@@ -54,28 +54,28 @@ class RunRecord:
     created_s: float
     """Seconds since 1970."""
     status: str
-    """`started` (running, or killed without a word), `finished`, `failed`, or `stopped` (asked to end; resume it)."""
+    """`started` (running, or killed), `finished`, `failed`, or `stopped` (asked to end; resume it)."""
     step: int | None = None
-    """Optimizer steps of the newest state that is committed; None: there is none yet."""
+    """Optimizer step of the newest committed state, or None."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest evaluation on held-out data."""
+    """Metrics of the newest evaluation on held-out data."""
     error: str | None = None
     reason: str | None = None
-    """Why it finished before its last step."""
+    """Reason for the end before the last step, or None."""
     start: Mapping[str, Any] | None = None
-    """The weights that it started from; None: those that its seed drew."""
+    """The initial weights; None: random weights from the seed."""
     attempts: tuple[Mapping[str, Any], ...] = ()
-    """Each time that its workers were started and have ended: `workers`, `first_step`, `reached`, `committed`, `reason`."""
+    """The attempts that have ended: `workers`, `first_step`, `reached`, `committed`, `reason` of each."""
     unvalidated: Mapping[int, str] = field(default_factory=dict)
-    """By step: why validation beside training has no metrics of it."""
+    """Reasons for missing metrics of asynchronous validations, by step."""
 
 
 class Runs:
     """The runs of one store.
 
     Args:
-        store: where they lie.
-        clock: seconds since 1970; passed in by tests.
+        store: the store.
+        clock: returns seconds since 1970; set by tests.
     """
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
@@ -89,13 +89,13 @@ class Runs:
         """Commits a new run.
 
         Args:
-            spec: what it is.
-            data_digest: the prepared data set.
-            git_commit: the code.
-            start: the weights that it starts from, see `train/state/warm_start.py`; None: those that its seed draws.
+            spec: spec of the run.
+            data_digest: digest of the prepared data set.
+            git_commit: commit of the code.
+            start: the initial weights, see `train/state/warm_start.py`; None: random weights from the seed.
 
         Raises:
-            Conflict: the id is taken.
+            Conflict: the run already exists.
         """
         meta = {
             "spec": masked(spec.model_dump(mode="json")),
@@ -109,14 +109,15 @@ class Runs:
             writer.commit(meta)
         except Conflict as error:
             raise Conflict(
-                f"a run {spec.run!r} exists in {self._store.uri}; give --resume to continue it, or choose another name"
+                f"run {spec.run!r} already exists in {self._store.uri}; continue it with --resume, or choose another "
+                "run name"
             ) from error
         run, records, found = self._get(spec.run)
         self._index.write([self._summarized(spec.run, found, records)])
         return run
 
     def get(self, run: str) -> RunRecord:
-        """One run. Raises `NotFound`, naming runs that exist."""
+        """Returns one run. Raises `NotFound` with the names of existing runs."""
         try:
             return self._get(run)[0]
         except NotFound as error:
@@ -124,20 +125,20 @@ class Runs:
             raise NotFound(f"no run {run!r} in {self._store.uri}; {there}") from error
 
     def validated(self, run: str) -> dict[int, dict[str, float]]:
-        """What validation beside training has found, by step: `validation_loss` and so on."""
+        """Metrics of asynchronous validations by step: `validation_loss` and so on."""
         events = map(read_event, Sequence(self._store, run_prefix(run)).read())
         return {event.step: dict(event.metrics) for event in events if isinstance(event, Validated)}
 
     def all(self) -> list[Summary]:
-        """All runs, newest first; those that are damaged are left out, see `survey`."""
+        """All runs, newest first, without damaged ones; see `survey`."""
         return self.survey()[0]
 
     def survey(self) -> tuple[list[Summary], dict[str, MaasError]]:
-        """All runs, newest first, and by name what is wrong with those that cannot be read.
+        """All runs, newest first, and the errors of unreadable ones by name.
 
-        Read from the index, see run_index.py: with a dozen requests, and one listing more for each thousand runs. Runs
-        that are not in it are read one by one and added. Whether the newest ones that have not ended are as the index
-        says is looked up: their process may have died between two writes, or be of a version without an index.
+        Reads the index (see run_index.py) with a dozen requests, plus one listing for each thousand runs. Runs that
+        are not in the index are read individually and added. The entries of the newest runs that have not ended are
+        verified: their process may have died between two writes, or be of a version without an index.
         """
         names, index, steps = self._listed()
         there = set(names)
@@ -167,9 +168,9 @@ class Runs:
         return sorted(whole, key=lambda run: -run.created_s), damaged
 
     def reindex(self) -> int:
-        """Compares the index with every run itself, and adds what differs; returns how many that were.
+        """Compares the index with every run and adds the differences; returns their number.
 
-        An index that is damaged is removed, and made anew.
+        A damaged index is removed and rebuilt.
         """
         names, known, _ = self._listed()
         if known is None:
@@ -181,7 +182,7 @@ class Runs:
         return len(differ)
 
     def record(self, run: str, event: Mapping[str, Any]) -> None:
-        """Appends an event to a log.
+        """Appends an event to the log of a run.
 
         `{type: started | attempt | finished | failed | stopped | evaluated | validated | unvalidated, …}`
         """
@@ -194,11 +195,11 @@ class Runs:
         record = Sequence(self._store, run_prefix(run), self._clock).append(make_event)
         try:
             self._note(run, before, record)
-        except MaasError as error:  # the event is written; a list of runs finds out
-            log.warning("the index of runs is behind with run %r: %s", run, error)
+        except MaasError as error:  # the event is stored; a list of runs will detect it
+            log.warning("the index of runs was not updated for run %r: %s", run, error)
 
     def _note(self, run: str, before: list[Record], record: Record) -> None:
-        """Adds a run to the index once what a list shows of it has changed."""
+        """Updates the index if the listed fields of a run have changed."""
         old, new = fold(before), fold([*before, record])
         if (old.status, old.metrics, old.unvalidated) == (new.status, new.metrics, new.unvalidated):
             return
@@ -249,9 +250,9 @@ class Runs:
         )
 
     def _listed(self) -> tuple[list[str], dict[str, Summary] | None, dict[str, int]]:
-        """What the store lists as runs, what the index says, and the pointers, all asked for at a time.
+        """The names of runs in the store, the index, and the pointers, all read in parallel.
 
-        The index is None if it is damaged, which `fsck` reports: the runs are the truth.
+        The index is None if it is damaged, which `fsck` reports: the runs are authoritative.
         """
         names: list[str] = []
         known: dict[str, Summary] | None = {}
@@ -263,7 +264,8 @@ class Runs:
                 known = self._index.read()
             except ObjectCorrupt as error:
                 log.warning(
-                    "the index of runs is not used, each run is read: %s; maas-ray compact makes it again", error
+                    "the index of runs is damaged, so that each run is read: %s; rebuild it with `maas-ray compact`",
+                    error,
                 )
                 known = None
 
@@ -277,9 +279,9 @@ class Runs:
         return names, known, steps
 
     def _is_current(self, run: Summary) -> bool:
-        """Whether nothing has happened to a run since it was added to the index; two or three listings."""
+        """Whether the index entry of a run is current; takes two or three listings."""
         place = f"{run_prefix(run.id)}/log"
-        # The first record of a log is that the run has started, which its summary says from the beginning.
+        # The first record of a log is the start of the run, which every summary includes.
         newer = self._store.scan(place, after=record_key(place, max(run.records, 1)))
         if any(RECORD.fullmatch(info.key) for info in newer):
             return False
@@ -297,7 +299,7 @@ class Runs:
 
 
 def check_run(committed: Committed) -> Iterator[MaasError]:
-    """What is wrong with the record of a run; for `fsck`."""
+    """Yields the errors in the record of a run, for `fsck`."""
     try:
         _read(committed)
     except MaasError as error:
@@ -314,23 +316,23 @@ def _read(committed: Committed) -> tuple[TrainSpec, _Meta]:
 
 
 def run_prefix(run: str) -> str:
-    """Where a run lies in the store."""
+    """Prefix of a run in the store."""
     return f"{PREFIX}/{run}"
 
 
 def checkpoints_prefix(run: str) -> str:
-    """Where a run's checkpoints lie in the store."""
+    """Prefix of a run's checkpoints in the store."""
     return f"{run_prefix(run)}/checkpoints"
 
 
 def git_commit(directory: Path) -> str | None:
-    """The commit that `directory` is at, with `+changes` if files differ from it; None outside a git repository."""
+    """The current commit of `directory`, with `+changes` if files differ from it; None outside a git repository."""
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
-            return None  # no git on this machine: lineage then rests on the spec and data digests
+            return None  # no git on this machine: lineage then consists of the spec and data digests
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")

@@ -1,1 +1,1 @@
-"""Hyper-parameter search: a space over the fields of a TrainSpec, and trials that are runs like any other."""
+"""Hyperparameter search: a space over fields of a TrainSpec, whose trials are ordinary runs."""

@@ -1,7 +1,7 @@
-"""Searches in a store: what was begun, and how each trial has ended. Knows neither Ray nor how a trial is run.
+"""The log of a search in a store: its spec and the result of each trial. Independent of Ray and of the execution.
 
 searches/<name>/manifest.json    the space and the base: written once, never changed
-searches/<name>/log/…            one record for each trial that has ended
+searches/<name>/log/…            one record for each ended trial
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,36 +23,36 @@ from maas_ray.train.search.spec import TuneSpec
 PREFIX = "searches"
 KIND = "search"
 _FIXED = ("base", "search", "seed", "metric", "mode")
-"""What has to stay the same for a search to go on; how many trials, how many at a time and until when may change."""
+"""Fields that a resumed search cannot change; number of trials, concurrency and time limit can change."""
 
 
 @dataclass(frozen=True)
 class MetricValue:
-    """The metric that counts, as a trial had it during its training."""
+    """A value of the search's metric during the training of a trial."""
 
     step: int
     done: float
-    """Part of the trial's own length, in (0, 1]."""
+    """Completed part of the trial, in (0, 1]."""
     value: float
 
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """How a trial has ended."""
+    """The end of a trial."""
 
     status: Literal["finished", "stopped", "failed"]
-    """`stopped`: the scheduler has given it up."""
+    """`stopped`: by the scheduler."""
     metrics: tuple[MetricValue, ...] = ()
     error: str | None = None
-    """Why it failed: code and message."""
+    """Code and message of the error of a failed trial."""
 
 
 class SearchLog:
     """One search of a store.
 
     Args:
-        store: where it lies.
-        name: of the search.
+        store: the store.
+        name: name of the search.
     """
 
     def __init__(self, store: ObjectStore, name: str) -> None:
@@ -63,60 +63,61 @@ class SearchLog:
 
     @property
     def prefix(self) -> str:
-        """Where the search is in the store."""
+        """Prefix of the search in the store."""
         return self._prefix
 
     def refuse_existing(self) -> None:
-        """Raises `Conflict`: the name is taken."""
+        """Raises `Conflict` if the search exists."""
         with suppress(NotFound):
             open_committed(self._store, self._prefix, KIND)
             raise self._exists()
 
     def begin(self, spec: TuneSpec) -> None:
-        """Commits a new search. Raises `Conflict`: the name is taken."""
+        """Commits a new search. Raises `Conflict` if the search exists."""
         self.refuse_existing()
         try:
             CommitWriter(self._store, self._prefix, KIND).commit(
                 {**_fixed(spec), "scheduler": spec.scheduler.model_dump()}
             )
-        except Conflict as error:  # somebody was faster
+        except Conflict as error:  # another writer was faster
             raise self._exists() from error
 
     def resume(self, spec: TuneSpec) -> None:
-        """Checks that a search is there and is the same.
+        """Checks that the search exists and has the same fixed fields.
 
         Raises:
-            NotFound: there is none.
-            SpecError: it would be another search, with the fields that differ.
+            NotFound: the search does not exist.
+            SpecError: fixed fields differ; the message lists them.
         """
         try:
             meta = open_committed(self._store, self._prefix, KIND).meta
         except NotFound as error:
-            raise NotFound(f"no search {self._name!r} in {self._store.uri}; leave out --resume to begin it") from error
+            raise NotFound(f"no search {self._name!r} in {self._store.uri}; start it without --resume") from error
         if changed := [name for name, value in _fixed(spec).items() if name not in meta or meta[name] != value]:
             raise SpecError(
-                f"search {self._name!r} was begun with another {', '.join(changed)}; its trials would be others: take the "
-                "change back, or choose another name"
+                f"search {self._name!r} was started with other values of {', '.join(changed)}, so that its trials "
+                "would differ; restore these values, or choose another name"
             )
 
     def _exists(self) -> Conflict:
         return Conflict(
-            f"a search {self._name!r} exists in {self._store.uri}; give --resume to go on with it, or choose another name"
+            f"search {self._name!r} already exists in {self._store.uri}; continue it with --resume, or choose another "
+            "name"
         )
 
     def record(self, number: int, ended: TrialEnded) -> None:
-        """Appends how a trial has ended."""
+        """Appends the end of a trial."""
         event = {
             "type": "ended",
             "trial": number,
             "status": ended.status,
-            "figures": [asdict(value) for value in ended.metrics],  # the name that records had from the beginning
+            "figures": [asdict(value) for value in ended.metrics],  # the name in the stored format
             "error": ended.error,
         }
         self._log.append(lambda _: event)
 
     def ended(self) -> dict[int, TrialEnded]:
-        """The newest end of each trial that has one."""
+        """The newest end of each ended trial."""
         found = {}
         for record in self._log.read():
             event = read_event(record)
@@ -139,18 +140,18 @@ class _EndedEvent(Document):
 
 
 def read_event(record: Record) -> _EndedEvent:
-    """What a record of a search says. Raises `ObjectCorrupt`."""
+    """Reads the event of a record. Raises `ObjectCorrupt`."""
     return read_document(_EndedEvent, record.event, f"the log record {record.key}")
 
 
 def order(metrics: Mapping[int, Sequence[MetricValue]]) -> list[tuple[int, MetricValue]]:
-    """The metrics of all trials as a scheduler would have met them if they had trained side by side."""
+    """The metrics of all trials in the order in which a scheduler would receive them if the trials ran in parallel."""
     pairs = [(number, metric) for number, found in metrics.items() for metric in found]
     return sorted(pairs, key=lambda pair: (pair[1].done, pair[0]))
 
 
 def _fixed(spec: TuneSpec) -> dict[str, Any]:
     fields = masked(spec.model_dump(mode="json"))
-    fields["base"].pop("storage", None)  # the store that is looked into; its place may have another name by now
+    fields["base"].pop("storage", None)  # the store itself, whose location can have changed
     fields["base"].pop("workers", None)
     return {**{name: fields[name] for name in _FIXED}, "mode": spec.direction}

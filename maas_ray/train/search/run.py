@@ -1,4 +1,4 @@
-"""A search from its spec to its result: draws the trials, runs those that have not ended, ranks all. Knows no ray.tune."""
+"""Runs a search: draws the trials, runs those that have not ended, ranks all. Independent of ray.tune."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,20 +16,20 @@ from maas_ray.train.search.spec import TuneSpec
 from maas_ray.train.search.trial import TrialJob
 
 BEST = "best"
-"""What stands in place of a trial's number in the run of the best spec."""
+"""Suffix of the best spec's run, instead of a trial's number."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial as of now."""
+    """The current state of a trial."""
 
     trial: int
     run: str
     fields: Mapping[str, Any]
     status: str
-    """`finished`, `stopped` (given up by the scheduler), `failed`, or `waiting`: it has not ended, resume the search."""
+    """`finished`, `stopped` (by the scheduler), `failed`, or `waiting`: not ended, resume the search."""
     step: int | None = None
-    """Optimizer steps done when `value` was reported."""
+    """Optimizer step of `value`."""
     value: float | None = None
     """The newest value of the search's metric."""
     error: str | None = None
@@ -37,47 +37,47 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has found."""
+    """The result of a search."""
 
     search: str
     metric: str
     mode: str
     trials: list[TrialResult]
-    """All, the best first; those without a metric last."""
+    """All trials, the best first; those without a metric last."""
     best: TrialResult | None
-    """The best of the finished ones; of those that were given up, if none has finished."""
+    """The best finished trial; if none has finished, the best stopped one."""
     best_spec: dict[str, Any] | None
-    """A TrainSpec with its values, for a run of its own."""
+    """A TrainSpec with the values of the best trial, for a new run."""
 
     time_limit_s: float | None = None
-    """Of the search: trials that have not ended by then are for whoever resumes it."""
+    """Time limit of the search; trials that have not ended by then need a resume."""
 
     @property
     def num_waiting(self) -> int:
-        """Trials that have not ended: the search was interrupted, or its time is over."""
+        """Number of trials that have not ended: the search was interrupted, or its time limit passed."""
         return sum(one.status == "waiting" for one in self.trials)
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is a best trial, and no interruption has kept others from their end."""
+        """Whether a best trial exists and no trial was interrupted."""
         return self.best is not None and (self.time_limit_s is not None or not self.num_waiting)
 
 
 def run_search(
     spec: TuneSpec, *, resume: bool = False, on_event: Callable[[int, MetricValue | TrialEnded], None] | None = None
 ) -> SearchResult:
-    """Runs a search to its end, or until its time is over. Needs a connected Ray (`ray.init`).
+    """Runs a search to its end or its time limit. Needs a connected Ray (`ray.init`).
 
     Args:
         spec: the search.
-        resume: go on with a search that exists: trials that finished or were given up are not run again, one that was
-            interrupted continues from its newest checkpoint, and one that failed is tried again.
-        on_event: called with the number of a trial and each of its metrics, and how it has ended.
+        resume: continue an existing search: finished and stopped trials do not run again, interrupted trials continue
+            from their newest checkpoint, and failed trials are retried.
+        on_event: called with the number of a trial and each of its metrics, and its end.
 
     Raises:
-        SpecError: the space, or a trial in it, is not valid; with `resume`, the search was another one.
-        Conflict: the search exists and `resume` is false, or another process runs it.
-        NotFound: `resume` is true and there is no such search.
+        SpecError: the space or a trial is invalid; with `resume`, fixed fields of the search differ.
+        Conflict: the search exists and `resume` is False, or another process runs it.
+        NotFound: `resume` is True and the search does not exist.
         StoreError: the store is not usable.
     """
     trials = draw_trials(spec)
@@ -86,7 +86,7 @@ def run_search(
     log = SearchLog(store, spec.name)
     if not resume:
         log.refuse_existing()
-    hint = "wait for it, or choose another name; if that process is dead, --resume takes the search over"
+    hint = "wait for it, or choose another name; if that process is dead, --resume takes over the search"
     with take(store, log.prefix, f"search {spec.name!r} of {store.uri}", waits=resume, hint=hint) as lease:
         (log.resume if resume else log.begin)(spec)
         return _run_trials(spec, store, trials, log, lease, on_event)
@@ -106,7 +106,7 @@ def _run_trials(
 
     def hear(number: int, metric: MetricValue) -> None:
         heard = metrics.setdefault(number, [])
-        if heard and heard[-1].step == metric.step:  # the last one is said twice: when it comes, and at the end
+        if heard and heard[-1].step == metric.step:  # the last metric is reported twice: on arrival and at the end
             return
         heard.append(metric)
         if on_event is not None:
@@ -138,7 +138,7 @@ def _run_trials(
 def rank(
     spec: TuneSpec, trials: list[Trial], ended: Mapping[int, TrialEnded], running: Mapping[int, list[MetricValue]]
 ) -> SearchResult:
-    """The result, from how each trial has ended and the metrics of those that have not."""
+    """The result from the ended trials and from the metrics of the others."""
     sign = 1 if spec.direction == "min" else -1
     outcomes = [_outcome(trial, ended.get(trial.number), running.get(trial.number, [])) for trial in trials]
     outcomes.sort(key=lambda one: (one.value is None, 0 if one.value is None else sign * one.value, one.trial))
@@ -151,7 +151,7 @@ def rank(
 
 
 def describe(spec: TuneSpec, trial: int, event: MetricValue | TrialEnded) -> str:
-    """What `run_search` tells of a trial, as a line: `digits-search-3: step 59, validation_accuracy 0.528`."""
+    """A line for an event of a trial: `digits-search-3: step 59, validation_accuracy 0.528`."""
     run = run_id(spec.name, trial)
     if isinstance(event, MetricValue):
         return f"{run}: step {event.step}, {spec.metric} {event.value:.4g}"
@@ -174,13 +174,13 @@ def _outcome(trial: Trial, ended: TrialEnded | None, running: list[MetricValue])
 
 
 def _job(trial: Trial, metric: str, store: ObstoreStore) -> TrialJob:
-    # Trials run in other processes, perhaps on other machines: give them the absolute location.
+    # Trials run in other processes, possibly on other machines: they need the absolute location.
     storage = trial.spec.storage.model_copy(update={"uri": store.uri})
     return TrialJob(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
 
 
 def _room(trials: list[Trial]) -> int:
-    """How many trials the cluster's resources hold at a time, at least one: the largest decides."""
+    """Number of trials, at least one, that fit into the cluster's resources at a time; the largest trial decides."""
     total = ray.cluster_resources()
     room = []
     for trial in trials:

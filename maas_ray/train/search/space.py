@@ -1,4 +1,4 @@
-"""From a search's space to its trials, each a whole validated TrainSpec. The same spec draws the same ones, anywhere."""
+"""Draws the trials of a search, each a validated TrainSpec. The same spec always draws the same trials."""
 
 import copy
 from collections.abc import Mapping
@@ -18,34 +18,34 @@ _REDRAWS = 100
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of the fields that vary."""
+    """One combination of values of the searched fields."""
 
     number: int
     fields: Mapping[str, Any]
-    """The chosen value of each field, by its path."""
+    """The value of each searched field, by its path."""
     document: Mapping[str, Any]
-    """The training spec as written: the base with these values."""
+    """The training spec as a document: the base with these values."""
     spec: TrainSpec
 
     @property
     def run(self) -> str:
-        """The id of its run."""
+        """Id of the trial's run."""
         return self.spec.run
 
 
 def draw_trials(spec: TuneSpec) -> list[Trial]:
-    """All trials of a search, in order: for each draw every combination of the grids.
+    """All trials of a search, in order: for each draw, every combination of the grids.
 
-    A value depends on nothing but the seed, the trial's number and the field's path. So another field beside it, or more
-    trials, change none that were there.
+    A value depends only on the seed, the trial's number and the field's path, so that further fields or trials do not
+    change existing values.
 
     Raises:
-        SpecError: a field that does not exist, a value that does not fit, or a space with too few different trials.
+        SpecError: an unknown field, an invalid value, or a space with too few different trials.
     """
     grids = {path: axis.values for path, axis in spec.search.items() if isinstance(axis, GridSearch)}
     combinations = [dict(zip(grids, values, strict=True)) for values in product(*grids.values())]
     if (number := spec.trials * len(combinations)) > MAX_TRIALS:
-        raise SpecError(f"the search has {number} trials; the limit is {MAX_TRIALS}: use choice instead of grid_search")
+        raise SpecError(f"the search has {number} trials, the limit is {MAX_TRIALS}; use choice instead of grid_search")
     trials: list[Trial] = []
     seen: set[bytes] = set()
     for number in range(spec.trials * len(combinations)):
@@ -55,22 +55,22 @@ def draw_trials(spec: TuneSpec) -> list[Trial]:
 
 
 def _fresh(spec: TuneSpec, grid: Mapping[str, Any], number: int, seen: set[bytes]) -> dict[str, Any]:
-    """Values that no trial before has: drawn again while they are the same, which happens with short lists."""
+    """Draws values that differ from those of all earlier trials; short lists need several draws."""
     for attempt in range(_REDRAWS):
         fields = {}
         for path, axis in spec.search.items():
             if isinstance(axis, GridSearch):
                 fields[path] = grid[path]
             else:
-                # `random()` is the one method whose sequence Python promises to keep for a given seed.
+                # `random()` is the only method whose sequence for a seed Python guarantees not to change.
                 fields[path] = axis.value(Random(f"{spec.seed}/{number}/{path}/{attempt}").random())  # noqa: S311
         key = canonical_json(fields)
         if key not in seen:
             seen.add(key)
             return fields
     raise SpecError(
-        f"the space has only {len(seen)} different trials, or few more, and trial {number} would repeat one; give fewer "
-        "trials, or make the lists grids"
+        f"the space has only about {len(seen)} different trials, and trial {number} would repeat one; lower trials, or "
+        "use grid_search instead of choice"
     )
 
 
@@ -88,5 +88,5 @@ def _trial(spec: TuneSpec, number: int, fields: dict[str, Any]) -> Trial:
 
 
 def run_id(search: str, number: int) -> str:
-    """The run of a trial."""
+    """The id of a trial's run."""
     return f"{search}-{number}"

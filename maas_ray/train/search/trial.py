@@ -1,4 +1,4 @@
-"""One trial: a run in a thread of this process, its metrics as they come, and its end on demand. Knows no ray.tune."""
+"""Runs one trial in a thread of this process: reports its metrics and stops it on request. Independent of ray.tune."""
 
 import math
 import queue
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from maas_ray.train.records.runs import RunRecord
 
 STOP_S = 60.0
-"""Longest wait for a run that is stopped to commit what it has; after that its workers are ended."""
+"""Timeout for a stopped run to commit a checkpoint; its workers are then ended."""
 _ASK_S = 10.0
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What a trial needs to know."""
+    """The arguments of a trial."""
 
     spec: str
     """The TrainSpec as JSON: its class imports torch, which this process does while the actor starts."""
@@ -34,7 +34,7 @@ class TrialJob:
 
 
 class TrialRun:
-    """Trains in a thread from the moment it is made. A run that exists is resumed, one that is finished left alone.
+    """Trains in a thread that its creation starts. An existing run is resumed, a finished one is not changed.
 
     Args:
         job: the trial.
@@ -48,18 +48,18 @@ class TrialRun:
         self._thread.start()
 
     def next(self, timeout_s: float) -> MetricValue | TrialEnded | None:
-        """The next metric, or how the trial has ended; None: nothing has come within the time."""
+        """The next metric, or the end of the trial; None after the timeout."""
         try:
             return self._news.get(timeout=timeout_s)
         except queue.Empty:
             return None
 
     def stop(self) -> None:
-        """Ends the run if it goes on: its workers commit what they have and are gone afterwards, with what they held."""
+        """Stops a running run: its workers commit a checkpoint, end and release their resources."""
         if not self._thread.is_alive():
             return
         with suppress(ray.exceptions.RayError):
-            ray.get(self._actor.ask.remote("its search stopped it"), timeout=_ASK_S)
+            ray.get(self._actor.ask.remote("stopped by its search"), timeout=_ASK_S)
         self._thread.join(STOP_S)
         if self._thread.is_alive():
             end_run_actor(self._actor)
@@ -71,7 +71,7 @@ class TrialRun:
             step, metrics = self._train()
         except MaasError as error:
             self._news.put(TrialEnded("failed", error=f"{error.code}: {error}"))
-        except BaseException as error:  # whatever it is, it ends this trial and not the search
+        except BaseException as error:  # any error ends this trial, but not the search
             self._news.put(TrialEnded("failed", error=f"{type(error).__name__}: {error}"))
         else:
             self._news.put(self._end(step, metrics))
@@ -97,7 +97,7 @@ class TrialRun:
         return result.step, result.metrics
 
     def _recall(self, store: "ObjectStore", run: "RunRecord") -> None:
-        """Tells the metrics that the run had before it was interrupted: others are compared with them, step by step."""
+        """Reports the metrics from before an interruption: other trials are compared with them, step by step."""
         from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
         from maas_ray.data.stored.dataset import open_dataset
         from maas_ray.train.records.runs import checkpoints_prefix
@@ -110,14 +110,14 @@ class TrialRun:
             self._hear(Progress(int(entry["step"]), total, 0.0, loss=entry.get("loss"), metrics=metrics))
 
     def _note(self) -> None:
-        """Records that the run was stopped, if it was ended in a way that looks to itself like a failure."""
+        """Records that the run was stopped, if its own record reports a failure."""
         from maas_ray.store.objects import open_store
         from maas_ray.train.records.runs import Runs
         from maas_ray.train.spec.train import TrainSpec
 
         spec = TrainSpec.model_validate_json(self._job.spec)
         runs = Runs(open_store(spec.storage))
-        with suppress(NotFound):  # it was stopped before it was begun
+        with suppress(NotFound):  # it was stopped before its start
             if runs.get(spec.run).status not in ("finished", "stopped"):
                 runs.record(spec.run, {"type": "stopped"})
 
@@ -131,13 +131,13 @@ class TrialRun:
         if value is None:
             names = ", ".join(sorted(metrics)) or "none"
             return TrialEnded(
-                "failed", error=f"spec_invalid: the run has no metric {self._job.metric!r}; it has: {names}"
+                "failed", error=f"spec_invalid: the run has no metric {self._job.metric!r}; metrics: {names}"
             )
         return TrialEnded("finished", (MetricValue(step, 1.0, value),))
 
 
 def metric_of(progress: Progress, metric: str) -> MetricValue | None:
-    """The metric that counts, if a report of a run has it and it is a number."""
+    """The value of `metric` in a progress report, if it is finite."""
     value = progress.loss if metric == "loss" else metrics_of({"validation": progress.metrics}).get(metric)
     if value is None or not math.isfinite(value):
         return None

@@ -1,11 +1,11 @@
-"""Trials under Ray Tune: it starts them, hears their metrics and gives up the bad ones. The only file that knows ray.tune.
+"""Runs trials with Ray Tune, which starts them, reads their metrics and stops bad ones. Only this file uses ray.tune.
 
-Ray's guide to Tune over Train (https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html) has a
-function trainable that calls the trainer's `fit`. A function cannot be told to stop: Tune ends its process, and workers of
-a trial that was given up would hold their CPUs on. So a trial here is a class, whose `cleanup` ends its run in order.
+Ray's guide to Tune with Train (https://docs.ray.io/en/latest/train/user-guides/hyperparameter-optimization.html) uses a
+function trainable that calls the trainer's `fit`. A function cannot be asked to stop: Tune ends its process, and the
+workers of a stopped trial would keep their CPUs. So a trial here is a class, whose `cleanup` ends its run in order.
 
-A trial's own process holds no CPU: the run's workers take theirs from the cluster, as they do for `maas-ray train`.
-What Tune writes about a search is thrown away; searches and runs are in the store (log.py).
+The process of a trial reserves no CPU: the run's workers reserve theirs in the cluster, as with `maas-ray train`.
+Tune's files about a search are discarded; searches and runs are in the store (log.py).
 """
 
 import logging
@@ -27,16 +27,16 @@ from maas_ray.train.search.spec import SchedulerSpec
 from maas_ray.train.search.trial import TrialJob, TrialRun
 
 _VALUE = "_metric"
-"""The name under which Tune lets a trial report nothing for a while."""
+"""The metric's name in Tune: without it a trial may report nothing for a while."""
 _DONE = "part_done"
 _HEARTBEAT_S = 2.0
-"""A trial answers Tune at least so often, and can be stopped then."""
+"""Largest interval of a trial's reports to Tune, at which it can be stopped."""
 _STOPS_TUNE = signal.SIGUSR1
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see `_signals`
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs have TensorBoard files of their own
-    "RAY_AIR_NEW_OUTPUT": "0",  # whose banner comes whatever `verbose` is
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data mean the same as for `maas-ray train`
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs write their own TensorBoard files
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner ignores `verbose`
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of data are the same as for `maas-ray train`
 }
 
 
@@ -51,22 +51,22 @@ def run_trials(
     on_metric: Callable[[int, MetricValue], None],
     on_end: Callable[[int, TrialEnded], None],
 ) -> None:
-    """Runs trials until all have ended or the time is over; those that then still ran have no end.
+    """Runs trials until all have ended or the time limit has passed; trials that are then running have no end.
 
     Args:
         jobs: the trials, by number.
-        scheduler: which ones are given up.
-        mode: `min` or `max`, the better value.
-        past: metrics of trials that have ended before, with which new ones are compared.
-        max_concurrent: so many at a time.
-        time_limit_s: how long.
+        scheduler: the scheduler, which stops trials.
+        mode: `min` or `max`.
+        past: metrics of earlier trials, with which new ones are compared.
+        max_concurrent: largest number of concurrent trials.
+        time_limit_s: time limit.
         on_metric: called with each metric of a trial.
-        on_end: called once for each trial that has ended.
+        on_end: called once for each ended trial.
     """
     follower = _Follower(on_metric, on_end)
     with _environment(), tempfile.TemporaryDirectory(prefix="maas-tune-") as directory:
         tune.Tuner(
-            # One byte of memory: Tune wants a resource, and a CPU would be taken from the workers.
+            # One byte of memory: Tune requires a resource, and a CPU would be missing for the workers.
             tune.with_resources(_Trainable, {"CPU": 0, "memory": 1}),
             param_space={
                 "trial": tune.grid_search([{"number": number, "job": vars(job)} for number, job in jobs.items()]),
@@ -119,7 +119,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
             max_t=1,
             grace_period=spec.grace_period,
             reduction_factor=spec.reduction_factor,
-            stop_last_trials=False,  # one that is at its end is to commit it
+            stop_last_trials=False,  # a trial at its end must commit its checkpoint
         )
         self._on_stop = on_stop
 
@@ -131,7 +131,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 
 
 class _Follower(tune.Callback):  # type: ignore[misc]
-    """Hands on what trials report, and knows why each has ended."""
+    """Forwards the reports of trials and determines the reason of each end."""
 
     def __init__(
         self, on_metric: Callable[[int, MetricValue], None], on_end: Callable[[int, TrialEnded], None]
@@ -142,11 +142,11 @@ class _Follower(tune.Callback):  # type: ignore[misc]
         self._said: dict[int, tuple[str, str | None]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without those that it calls: Tune writes its callbacks to a file that is never read, and a console has locks."""
+        """Pickles without its functions: Tune writes callbacks to a file that nobody reads, and a console has locks."""
         return _Follower, (_nobody, _nobody)
 
     def give_up(self, number: int) -> None:
-        """Notes the scheduler's decision."""
+        """Records the scheduler's decision."""
         self._given_up.add(number)
 
     def on_trial_result(
@@ -166,12 +166,12 @@ class _Follower(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         message = " ".join(str(trial.get_error() or "").split())[-500:]
-        error = f"training_failed: the trial's process ended: {message or 'without a word'}; --resume tries it again"
+        error = f"training_failed: the trial's process ended: {message or 'no message'}; --resume retries it"
         self._on_end(_number(trial), TrialEnded("failed", error=error))
 
 
 def _nobody(number: int, event: MetricValue | TrialEnded) -> None:
-    """Is told, and does nothing."""
+    """Does nothing."""
 
 
 def _scheduler(
@@ -210,7 +210,7 @@ def _environment() -> Iterator[None]:
     logger = logging.getLogger("ray.tune")
     level = logger.level
     os.environ.update(_ENVIRONMENT)
-    logger.setLevel(logging.ERROR)  # it warns of files that it was told not to write
+    logger.setLevel(logging.ERROR)  # it warns about files that are disabled
     try:
         with _signals():
             yield
@@ -225,9 +225,9 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """The first signal that asks to end (SIGTERM: `ray job stop`) stops trials in order, a second one acts as ever.
+    """The first terminating signal (SIGTERM: `ray job stop`) stops trials; a second one has its default effect.
 
-    Tune stops trials at a SIGINT, and forgets which signal it was; so it is told by the other one that it takes, SIGUSR1.
+    Tune stops trials at a SIGINT but does not report the signal; therefore it gets SIGUSR1, which it also handles.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -235,7 +235,7 @@ def _signals() -> Iterator[None]:
     untold = signal.getsignal(_STOPS_TUNE)
 
     def heard(number: int) -> None:
-        if signal.getsignal(_STOPS_TUNE) is untold:  # Tune does not listen: nothing to stop in order
+        if signal.getsignal(_STOPS_TUNE) is untold:  # Tune has no handler yet: nothing to stop in order
             signal.raise_signal(number)
             return
         note(number)

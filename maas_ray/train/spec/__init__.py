@@ -1,1 +1,1 @@
-"""The specification of a training run: validation only, no torch."""
+"""The specs of a training run: fields and validation, without torch."""

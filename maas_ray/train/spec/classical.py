@@ -1,4 +1,4 @@
-"""Which fields of a training spec mean something for a classical model. Knows no field's meaning."""
+"""The fields of a training spec that a classical model uses. Independent of their meaning."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ USED: dict[str, tuple[str, ...] | None] = {
     "workers": ("cpus", "max_restarts"),
     "storage": None,
 }
-"""The fields that count, and which of their own fields do (None: all)."""
+"""The used fields, each with its used subfields (None: all)."""
 
 
 def refuse_unused(spec: BaseModel, model: str) -> None:
-    """Refuses what would be ignored: any other field that is not at its default.
+    """Refuses every unused field that is not at its default, since it would be ignored.
 
     Args:
         spec: a TrainSpec.
-        model: the classical model's name.
+        model: name of the classical model.
 
     Raises:
-        ValueError: with the names of these fields.
+        ValueError: the message lists these fields.
     """
     given = [name for name in _changed(spec) if name not in USED]
     for name, counting in USED.items():
@@ -32,13 +32,13 @@ def refuse_unused(spec: BaseModel, model: str) -> None:
             given += [f"{name}.{inner}" for inner in _changed(getattr(spec, name)) if inner not in counting]
     if given:
         raise ValueError(
-            f"{', '.join(sorted(given))} would do nothing: {model} is fitted by scikit-learn in one task, with "
-            "model.params, seed and workers.cpus alone; remove what is not of these"
+            f"{', '.join(sorted(given))} would have no effect: {model} is fitted by scikit-learn in one task, which "
+            "uses only model.params, seed and workers.cpus; remove the other fields"
         )
 
 
 def _changed(spec: BaseModel) -> list[str]:
-    """Names of the fields that are not at their default; a stored spec has all of them, so being set says nothing."""
+    """Names of the fields that are not at their default; in a stored spec all fields are set."""
     return [name for name, field in type(spec).model_fields.items() if getattr(spec, name) != _default(field)]
 
 

@@ -1,6 +1,6 @@
-"""Early stopping: ends a run whose metric no longer gets better. A function of the history; knows no loop.
+"""Early stopping: ends a run whose metric no longer improves. A function of the history, independent of the loop.
 
-The history stands in every checkpoint, so a run that is resumed stops at the same step as one that was never interrupted.
+Every checkpoint contains the history, so that a resumed run stops at the same step as an uninterrupted one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ from maas_ray.train.spec.metrics import VALIDATION, metrics_of
 
 
 class EarlyStoppingSpec(Spec):
-    """When a run ends before its last step."""
+    """Condition for the end of a run before its last step."""
 
     metric: str | None = None
     """`loss`, or a metric of the validation split, such as `validation_accuracy`; None: `checkpoint.metric`."""
     mode: Literal["min", "max"] | None = None
     """Whether a smaller or a larger metric is better; None: `checkpoint.mode`."""
     patience: PositiveInt = 5
-    """Metrics in a row that may come without being better than the best before them; the run ends with the last."""
+    """Consecutive values without an improvement after which the run ends."""
     min_delta: float = Field(default=0.0, ge=0.0)
-    """What counts as better: by more than this."""
+    """An improvement must be larger than this."""
 
 
 class Stopper:
-    """Follows a history.
+    """Decides from a history whether a run ends.
 
     Args:
         metric: name of the metric.
@@ -42,12 +42,12 @@ class Stopper:
         self._best: tuple[float, int] | None = None
         self._num_worse = 0
         self.reason: str | None = None
-        """Why the run ends; None: it goes on."""
+        """Reason for the end of the run; None: it continues."""
         self.needs_validation = metric.startswith(VALIDATION)
-        """Whether the metric is one of the validation split."""
+        """Whether the metric is a validation metric."""
 
     def follow(self, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """Reads what has been added since the last call; returns `reason`, which stays once it is there."""
+        """Reads the entries since the last call; returns `reason`, which does not change once set."""
         for entry in history[self._seen :]:
             if self.reason is None and (value := metrics_of(entry).get(self._metric)) is not None:
                 self._judge(entry["step"], value)
@@ -62,6 +62,6 @@ class Stopper:
         if self._num_worse >= self._patience:
             best, at = self._best
             self.reason = (
-                f"early stopping: {self._metric} was not better than {best:.6g} of step {at} {self._num_worse} times in a "
-                f"row, the last time at step {step}"
+                f"early stopping: {self._metric} has not improved on {best:.6g} (step {at}) in {self._num_worse} "
+                f"consecutive values up to step {step}"
             )

@@ -1,4 +1,4 @@
-"""The names of a run's metrics, and which of them are better when larger. Knows neither torch nor how one is computed.
+"""The names of a run's metrics and the direction of improvement. Independent of torch and of their computation.
 
 `loss` is the training loss of a logged step; `validation_loss`, `validation_accuracy`, … are of the validation split.
 """
@@ -16,34 +16,35 @@ METRICS: dict[str, tuple[str, ...]] = {
     "language_modeling": ("accuracy", "loss", "perplexity"),
     "masked_language_modeling": ("accuracy", "loss", "perplexity"),
 }
-"""What evaluation gives for each task; see evaluate.py."""
+"""Metrics of an evaluation for each task; see evaluate.py."""
 LARGER_IS_BETTER = ("accuracy", "auroc", "f1", "r2")
 VALIDATION = "validation_"
 
 
 def refuse_metric(field: str, metric: str, mode: str, task: str, has_validation: bool) -> None:
-    """Refuses a metric that a run will never have, or that is asked for the wrong way round.
+    """Refuses a metric that the run does not have, or the wrong direction of improvement.
 
     Args:
-        field: of the spec, for the message.
+        field: name of the spec's field, for the message.
         metric: `loss` or `validation_…`.
-        mode: `min` or `max`, the better one.
-        task: of the data.
-        has_validation: whether there is a validation split.
+        mode: `min` or `max`.
+        task: task of the data.
+        has_validation: whether the data has a validation split.
 
     Raises:
-        SpecError: with the names that there are.
+        SpecError: the message lists the available metrics.
     """
     there = ["loss", *(f"{VALIDATION}{name}" for name in METRICS[task] if has_validation)]
     if metric not in there:
         why = "" if has_validation else "; the data has no validation split, see data.split"
-        raise SpecError(f"{field}.metric: a {task} run has no metric {metric!r}; it has {', '.join(there)}{why}")
+        raise SpecError(f"{field}.metric: a {task} run has no metric {metric!r}; metrics: {', '.join(there)}{why}")
     if (wanted := "max" if metric.removeprefix(VALIDATION) in LARGER_IS_BETTER else "min") != mode:
-        raise SpecError(f"{field}.mode: {metric} is better the {wanted[:3]} way: set mode to {wanted}, not {mode}")
+        better = "larger" if wanted == "max" else "smaller"
+        raise SpecError(f"{field}.mode: {better} values of {metric} are better; set mode to {wanted}, not {mode}")
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Without those that are no number (an AUROC of one class only, the perplexity of a loss of 1000): JSON has no such."""
+    """Drops metrics that JSON cannot represent (the AUROC of one class, the perplexity of a loss of 1000)."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
@@ -62,7 +63,7 @@ def newest_metrics(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
-    """What the state after `step` is known to do: its own validation metrics, and the newest loss."""
+    """Metrics of the state after `step`: its validation metrics and the newest loss."""
     metrics: dict[str, float] = {}
     for entry in history:
         metrics.update(
@@ -72,11 +73,11 @@ def metrics_at(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, flo
 
 
 def best_step(metrics: Mapping[int, Mapping[str, float]], metric: str, mode: str) -> int | None:
-    """The step with the best metric, of equal ones the newest; None if none has it.
+    """The step with the best metric, or the newest of equal ones; None if no step has the metric.
 
     Args:
-        metrics: of each step, by name.
-        metric: the name that counts.
+        metrics: metrics by step, each by name.
+        metric: name of the compared metric.
         mode: `min` or `max`.
     """
     scored = [(found[metric], step) for step, found in metrics.items() if metric in found]

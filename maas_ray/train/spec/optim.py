@@ -1,4 +1,4 @@
-"""What is minimized and how: loss, optimizer, schedule and moving average as a spec names them. Knows no torch.
+"""The specs of loss, optimizer, schedule and moving average, without torch.
 
 train/loop/loss.py, train/loop/optimizer.py and train/loop/ema.py build them.
 """
@@ -22,7 +22,7 @@ LOSSES_BY_TASK: dict[Task, tuple[LossName, ...]] = {
     "language_modeling": ("cross_entropy",),
     "masked_language_modeling": ("cross_entropy",),
 }
-"""The losses that fit a task; the first is its default."""
+"""The valid losses of a task; the first is the default."""
 _NEEDS = {
     "cross_entropy": "a class per row or token and a logit per class",
     "bce": "a target of 0 or 1 per row and a single logit",
@@ -36,58 +36,58 @@ OPTIONS: dict[OptimizerName, tuple[str, ...]] = {
     "adamw": ("betas", "eps"),
     "rmsprop": ("momentum", "alpha", "eps"),
 }
-"""The fields beside lr and weight_decay that an optimizer takes."""
+"""The fields of an optimizer in addition to lr and weight_decay."""
 FUSED: tuple[OptimizerName, ...] = ("sgd", "adam", "adamw")
-"""Those with a fused kernel for CPUs and GPUs."""
+"""Optimizers with a fused kernel for CPUs and GPUs."""
 
 
 class ObjectiveSpec(Spec):
     """The loss and the penalties on weights."""
 
     loss: LossName | None = None
-    """None: by the task (classification and tokens: cross_entropy, binary: bce on logits, regression: mse)."""
+    """None: chosen by the task (classification and tokens: cross_entropy, binary: bce on logits, regression: mse)."""
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of each target spread evenly over all classes (or token ids); not for regression."""
+    """Share of each target that is distributed evenly over all classes (or token ids); not for regression."""
     l1: float = Field(default=0.0, ge=0.0)
     """Factor of the sum of absolute weights."""
     l2: float = Field(default=0.0, ge=0.0)
-    """Factor of the sum of squared weights (without a half); part of the loss, unlike an optimizer's weight decay."""
+    """Factor of the sum of squared weights (without 1/2); part of the loss, unlike an optimizer's weight decay."""
 
 
 def loss_name(spec: ObjectiveSpec, task: Task) -> LossName:
-    """The loss that a task is trained with.
+    """The loss of a task.
 
     Raises:
-        SpecError: the loss or the label smoothing does not fit the task.
+        SpecError: the loss or the label smoothing is invalid for the task.
     """
     name = spec.loss or LOSSES_BY_TASK[task][0]
     if name not in LOSSES_BY_TASK[task]:
         raise SpecError(
-            f"objective.loss: {name} needs {_NEEDS[name]}, and the task is {task}; use {' or '.join(LOSSES_BY_TASK[task])}"
+            f"objective.loss: {name} needs {_NEEDS[name]}, but the task is {task}; use "
+            f"{' or '.join(LOSSES_BY_TASK[task])}"
         )
     if spec.label_smoothing and task == "regression":
         raise SpecError(
-            f"objective.label_smoothing: {spec.label_smoothing} spreads targets over classes, and the task is regression; "
-            "set it to 0"
+            f"objective.label_smoothing: {spec.label_smoothing} needs classes, but the task is regression; set it to 0"
         )
     return name
 
 
 class OptimizerSpec(Spec):
-    """The optimizer; an option that the named one does not take is refused."""
+    """The optimizer; options of other optimizers are refused."""
 
     name: OptimizerName = "adamw"
     lr: float = Field(default=1e-3, gt=0.0)
     """Peak learning rate; a schedule scales it."""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """Decay of weights, not of biases and normalizations. adamw: decoupled from the gradient (Loshchilov & Hutter
-    2019); the others add `weight_decay * w` to the gradient."""
+    """Weight decay, without biases and normalizations. adamw: decoupled from the gradient (Loshchilov & Hutter 2019);
+    the others add `weight_decay * w` to the gradient."""
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """sgd and rmsprop."""
+    """sgd and rmsprop: momentum."""
     nesterov: bool = False
-    """sgd with a momentum: look ahead along it."""
+    """sgd with momentum: Nesterov momentum."""
     betas: tuple[float, float] = (0.9, 0.999)
     """adam and adamw: decay of the mean of gradients and of their squares, each in [0, 1)."""
     alpha: float = Field(default=0.99, ge=0.0, lt=1.0)
@@ -95,16 +95,16 @@ class OptimizerSpec(Spec):
     eps: float = Field(default=1e-8, gt=0.0)
     """adam, adamw and rmsprop: added to the denominator."""
     implementation: Implementation = "auto"
-    """How torch computes the update: `fused` in one kernel for all weights, `foreach` in one operation each for all of
-    them, `loop` weight by weight. They differ in the last bits. `auto`: fused, and for rmsprop, which has no such kernel,
-    foreach with a GPU and loop without."""
+    """How torch computes the update: `fused` in one kernel for all weights, `foreach` in one kernel per operation for
+    all weights, `loop` weight by weight. They differ in the last bits. `auto`: fused; for rmsprop, which has no fused
+    kernel, foreach on a GPU and loop on a CPU."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for option in sorted({name for names in OPTIONS.values() for name in names} - set(OPTIONS[self.name])):
             if getattr(self, option) != type(self).model_fields[option].default:
                 takers = [name for name, options in OPTIONS.items() if option in options]
-                raise ValueError(f"{self.name} takes no {option}; remove it, or use {' or '.join(takers)}")
+                raise ValueError(f"{self.name} has no option {option}; remove it, or use {' or '.join(takers)}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, such as 0.9")
         if self.implementation == "fused" and self.name not in FUSED:
@@ -112,36 +112,36 @@ class OptimizerSpec(Spec):
                 f"{self.name} has no fused implementation; use auto, foreach or loop, or {' or '.join(FUSED)}"
             )
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas have to be in [0, 1), got {list(self.betas)}")
+            raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
         return self
 
 
 class ScheduleSpec(Spec):
-    """The factor of the learning rate at each optimizer step."""
+    """The learning-rate schedule: a factor of `optimizer.lr` at each optimizer step."""
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    """Course after the warm-up: constant, half a cosine (Loshchilov & Hutter 2017, without restarts) or a line."""
+    """Shape after the warm-up: constant, half a cosine (Loshchilov & Hutter 2017, without restarts) or linear."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the factor climbs linearly to 1; the first step has `1 / (warmup_steps + 1)`."""
+    """Optimizer steps over which the factor rises linearly to 1; the first step has `1 / (warmup_steps + 1)`."""
     min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     """cosine and linear: the factor after the last step."""
 
 
 class EmaSpec(Spec):
-    """An average of the weights over the last steps, used for validation and taken by `evaluate` and `publish`."""
+    """An exponential moving average of the weights, used in validation, `evaluate` and `publish`."""
 
     decay: float = Field(default=0.999, gt=0.0, lt=1.0)
     """After each step: `average = decay * average + (1 - decay) * weight`."""
     start_step: NonNegativeInt = 0
-    """Until so many steps are done the average is the weights themselves."""
+    """Number of steps before which the average equals the weights."""
 
 
 def refuse_steps(spec: ScheduleSpec, total_steps: int) -> None:
-    """Raises SpecError if there is no optimizer step, or the warm-up takes all of them."""
+    """Raises `SpecError` without an optimizer step, or if the warm-up includes all of them."""
     if total_steps < 1:
         raise SpecError(f"a run needs at least one optimizer step, got {total_steps}")
     if spec.warmup_steps >= total_steps:
         raise SpecError(
-            f"schedule.warmup_steps is {spec.warmup_steps} and the run has {total_steps} optimizer step(s); "
-            "warm up for fewer, or train longer"
+            f"schedule.warmup_steps is {spec.warmup_steps}, but the run has {total_steps} optimizer step(s); "
+            "lower warmup_steps, or train longer"
         )

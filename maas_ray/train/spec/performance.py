@@ -1,4 +1,4 @@
-"""What makes training faster or smaller without changing what is trained. Knows no model and no layout."""
+"""Settings for speed and memory that do not change the training. Independent of model and layout."""
 
 from typing import Literal, Self
 
@@ -10,41 +10,41 @@ ActivationCheckpointing = Literal["none", "selective", "full"]
 
 
 class ProfileSpec(Spec):
-    """Which steps are recorded by torch's profiler: one Chrome trace per worker, below the run's `profile/`.
+    """Steps that torch's profiler records: one Chrome trace per worker, in `profile/` of the run.
 
-    For chrome://tracing or https://ui.perfetto.dev.
+    Open it with chrome://tracing or https://ui.perfetto.dev.
     """
 
     first_step: PositiveInt = 10
-    """The first optimizer step that is recorded, counted from 1; the very first ones are not typical."""
+    """First recorded optimizer step, counted from 1; the first steps of a run are not typical."""
     steps: int = Field(default=3, ge=1, le=20)
-    """How many are recorded; a trace takes some MB per step."""
+    """Number of recorded steps; a trace has some MB per step."""
 
 
 class PerformanceSpec(Spec):
-    """How fast the same training runs, and in how much memory. All of it may change when a run is resumed."""
+    """Speed and memory of the same training. Every field can change when a run is resumed."""
 
     activation_checkpointing: ActivationCheckpointing = "none"
-    """What is computed again in the backward pass, block by block, instead of being kept from the forward pass. `full`:
-    all of a block, for about a third more time; `selective`: all but matrix products, convolutions and attention, which
-    take most of the time."""
+    """Activations that the backward pass recomputes, block by block, instead of keeping them from the forward pass.
+    `full`: all of a block, for about a third more time; `selective`: all except matrix products, convolutions and
+    attention, which take most of the time."""
     compile: bool = False
-    """Compiles each block (`torch.compile`). The first step takes a minute more; workers need a C++ compiler. Results
-    differ in the last bits from those of a run that is not compiled."""
+    """Compiles each block (`torch.compile`). The first step takes a minute longer; workers need a C++ compiler. Results
+    differ in the last bits from those of an uncompiled run."""
     prefetch: NonNegativeInt | None = None
-    """Steps whose rows are read ahead by a thread, into pinned memory with a GPU; 0: read when they are needed. None: 2
-    with a GPU, and 0 without: reading takes some 0.1 ms of a step, and a thread would take CPU time from computing."""
+    """Number of steps whose rows a thread reads ahead, into pinned memory with a GPU; 0: rows are read when needed.
+    None: 2 with a GPU, 0 without: reading takes some 0.1 ms of a step, and a thread would compete for CPU time."""
     profile: ProfileSpec | None = None
-    """None: nothing is recorded."""
+    """Profiler settings; None: no profile."""
     peak_tflops: PositiveFloat | None = None
-    """What a worker's device could do at best, in 1e12 floating-point operations per second, for the share of it that is
-    used (`train/mfu`). None: known for common GPUs; without it no such share is logged."""
+    """Peak performance of a worker's device in 1e12 floating-point operations per second, for the model FLOPs
+    utilization (`train/mfu`). None: known for common GPUs; for other devices the utilization is not logged."""
 
     @model_validator(mode="after")
     def _one_who_chooses(self) -> Self:
         if self.compile and self.activation_checkpointing == "selective":
             raise ValueError(
-                "a compiled block chooses itself what to compute again between matrix products; use "
-                "activation_checkpointing none or full with compile"
+                "compile does not support activation_checkpointing selective, because the compiler itself chooses what "
+                "to recompute; use none or full"
             )
         return self

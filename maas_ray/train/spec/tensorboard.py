@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, as its spec says it."""
+"""The spec of a run's TensorBoard logs."""
 
 from pydantic import Field, PositiveInt
 
@@ -6,11 +6,11 @@ from maas_ray.spec import Spec
 
 
 class TensorboardSpec(Spec):
-    """What TensorBoard shows beside the metrics."""
+    """TensorBoard logs in addition to the metrics."""
 
     histograms_every: PositiveInt | None = None
-    """Logged steps between histograms of weights and gradients; None: none. Of what is sharded or staged, those are shown
-    that rank 0 holds: nothing is gathered for them."""
+    """Logged steps between histograms of weights and gradients; None: no histograms. Of a sharded or staged model only
+    the part of rank 0 is logged: nothing is gathered."""
     samples: int = Field(default=0, ge=0, le=64)
-    """Rows of the validation split whose predictions are shown at each validation, always the first ones. A language
-    model goes on with each from its middle, which takes up to 32 runs of it."""
+    """Number of rows of the validation split whose predictions are logged at each validation, always the first ones. A
+    language model continues each row from its middle, which takes up to 32 inferences."""

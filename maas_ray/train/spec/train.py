@@ -1,4 +1,4 @@
-"""What a training run is: the one description from which data, model, objective, steps and storage follow."""
+"""The spec of a training run: data, model, objective, steps, workers and storage."""
 
 from typing import Literal, Self
 
@@ -22,111 +22,113 @@ from maas_ray.train.spec.tensorboard import TensorboardSpec
 
 
 class GlobalBatchSpec(Spec):
-    """How many samples make one optimizer step, whatever the number of workers."""
+    """Number of samples of one optimizer step, independent of the number of workers."""
 
     global_size: PositiveInt = 64
-    """Samples per optimizer step over all workers; fixed, so that a run means the same on any number of workers."""
+    """Samples per optimizer step over all workers; the same for any number of workers, and so is the result."""
     accumulation_steps: PositiveInt = 1
-    """Micro-batches into which each worker cuts its share, to save memory; the gradient is that of the whole batch."""
+    """Micro-batches into which each worker splits its share to save memory; the gradient is that of the whole batch."""
 
 
 class WorkersSpec(Spec):
-    """The processes that train, and what each one needs. Either `count` of them, or from `min` to `max`."""
+    """The training processes and their resources: either `count` workers, or from `min` to `max`."""
 
     count: PositiveInt = 1
-    """Processes; by default each is a replica of the model with its own rows, see `parallelism`."""
+    """Number of workers; by default each is a replica of the model with its own rows, see `parallelism`."""
     min: PositiveInt | None = None
-    """Fewest processes with which training goes on, where their number follows what the cluster has; with `max`."""
+    """Smallest number of workers if the number follows the cluster's resources; needs `max`."""
     max: PositiveInt | None = None
-    """Most processes. What is between is rounded down to whole replicas of the model; the batch of a step, and the
-    samples in it, are the same with any number."""
+    """Largest number of workers. Numbers in between are rounded down to complete replicas of the model; the samples of
+    a step are the same with any number."""
     cpus: PositiveInt = 1
     """CPUs per worker; also the number of compute threads."""
     gpus: NonNegativeInt = 0
-    """GPUs per worker, 0 or 1; with 1 the gradients go over NCCL, else over gloo."""
+    """GPUs per worker, 0 or 1; the backend is NCCL with 1, else gloo."""
     max_restarts: NonNegativeInt = 3
-    """Times in a row that the group is started again from the last committed checkpoint when a worker or its node is
-    lost; a checkpoint committed in between begins the count anew. Leaving after a notice, and growing, cost none."""
+    """Largest number of consecutive restarts from the last committed checkpoint after the loss of a worker or its node;
+    a new checkpoint resets the count. Restarts after a drain notice and for more workers do not count."""
     timeout_s: PositiveFloat = 45.0
-    """Longest wait of a rank for another one. Then the attempt ends, naming who was missing; with the time to notice and
-    to end what hangs, a minute."""
+    """Timeout of a rank that waits for other ranks. The attempt then ends and reports the missing ranks; including the
+    detection and the end of hanging processes this takes a minute."""
     placement_timeout_s: PositiveFloat = 60.0
-    """Longest wait for room in the cluster, at the start and after a loss. Then the run ends; resume it later."""
+    """Timeout for free resources, at the start and after a loss. The run then ends; resume it later."""
     scale_up_interval_s: PositiveFloat = 30.0
-    """Time between two looks for room for more workers, if there are fewer than `max`. Growing takes a checkpoint and a
-    new start, so it should be rarer than both are long."""
+    """Time between checks for resources for more workers, up to `max`. Each scale-up takes a checkpoint and a restart;
+    the interval should be longer than both."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.gpus > 1:
-            raise ValueError("a worker drives one GPU; raise workers.count instead of workers.gpus")
+            raise ValueError("workers.gpus must be 0 or 1; raise workers.count instead")
         if (self.min is None) != (self.max is None):
             raise ValueError("give workers.min and workers.max together, or neither")
         if self.min is not None and self.max is not None:
             if self.count != 1:
-                raise ValueError("give either workers.count or workers.min and workers.max")
+                raise ValueError("give either workers.count, or workers.min and workers.max")
             if self.min > self.max:
                 raise ValueError(f"workers.min {self.min} is larger than workers.max {self.max}")
         return self
 
     @property
     def least(self) -> int:
-        """Fewest processes."""
+        """Smallest number of workers."""
         return self.min or self.count
 
     @property
     def most(self) -> int:
-        """Most processes."""
+        """Largest number of workers."""
         return self.max or self.count
 
 
 class ValidationSpec(Spec):
-    """How the validation split is looked at."""
+    """How the validation split is evaluated."""
 
     mode: Literal["sync", "async"] = "sync"
-    """`sync`: the workers validate between two steps. `async`: a task validates each committed checkpoint while the
-    workers continue to train; its metrics are known when the next checkpoint is due."""
+    """`sync`: the workers validate between steps. `async`: a task validates each committed checkpoint while the workers
+    continue to train; its metrics are available at the next checkpoint."""
     cpus: PositiveInt = 1
-    """CPUs of that task; also the number of its compute threads."""
+    """CPUs of the async task; also the number of its compute threads."""
     gpus: int = Field(default=0, ge=0, le=1)
-    """GPUs of that task."""
+    """GPUs of the async task."""
     timeout_s: PositiveFloat = 600.0
-    """A checkpoint whose metrics take longer has none; training continues without them."""
+    """Timeout of an async validation; training then continues without its metrics."""
 
     @property
     def is_async(self) -> bool:
-        """Whether a task validates while the workers train."""
+        """Whether validation is asynchronous."""
         return self.mode == "async"
 
 
 class CheckpointSpec(Spec):
-    """When training state is committed, and how much of it is kept. What one of the rules keeps stays."""
+    """When training state is committed, and which checkpoints are kept: those that at least one rule keeps."""
 
     every_steps: PositiveInt | None = None
-    """Optimizer steps between checkpoints; None: at the end of every epoch. The last step always has one."""
+    """Optimizer steps between checkpoints; None: one at the end of every epoch. The last step always has one."""
     keep_last: PositiveInt = 3
-    """Newest committed checkpoints kept; the very newest and pinned ones are never dropped."""
+    """Number of newest committed checkpoints to keep; the newest one and pinned ones are never removed."""
     keep_every_steps: PositiveInt | None = None
-    """Also keeps those of steps that this number divides."""
+    """Also keep checkpoints of steps that are multiples of this number."""
     keep_best: NonNegativeInt = 0
-    """Also keeps so many of the best by `metric`; then each state that is validated is committed as well."""
+    """Also keep this number of the best checkpoints by `metric`; every validated state is then committed."""
     metric: str = "validation_loss"
     """`loss`, or a metric of the validation split, such as `validation_accuracy`."""
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger metric is better."""
     use: Literal["newest", "best"] = "newest"
-    """Which one `evaluate` and `publish` take unless they are told; `best` needs `keep_best`."""
+    """Default checkpoint of `evaluate` and `publish`; `best` needs `keep_best`."""
     timeout_s: PositiveFloat = 120.0
-    """A save that takes longer fails on all workers; training goes on, and the next save tries again."""
+    """Timeout of a save. It then fails on all workers, and training continues until the next save."""
 
     @model_validator(mode="after")
     def _keeps_what_it_uses(self) -> Self:
         if self.use == "best" and not self.keep_best:
-            raise ValueError("use: best needs keep_best of at least 1, or the best one may be gone")
+            raise ValueError(
+                "use: best needs keep_best of at least 1, since the best checkpoint may be removed otherwise"
+            )
         return self
 
     def keep(self) -> Keep:
-        """The rules of retention."""
+        """The retention rules."""
         return Keep(
             last=self.keep_last,
             best=self.keep_best,
@@ -140,36 +142,36 @@ class TrainSpec(Spec):
     """A training run."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    """Id of the run; one that exists is refused unless it is resumed."""
+    """Id of the run; an existing run is refused unless it is resumed."""
     model: ModelSpec
     data: DataSpec
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     init: InitSpec | None = None
-    """Weights to start from; None: those that `seed` draws."""
+    """Initial weights; None: random weights from `seed`."""
     ema: EmaSpec | None = None
-    """An exponential moving average of the weights; None: none is kept."""
+    """An exponential moving average of the weights; None: no average."""
     batch: GlobalBatchSpec = GlobalBatchSpec()
     epochs: PositiveInt | None = None
-    """Passes over the training split; 10 unless `steps` is given."""
+    """Number of passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None
-    """Optimizer steps, instead of `epochs`."""
+    """Number of optimizer steps, instead of `epochs`."""
     early_stopping: EarlyStoppingSpec | None = None
-    """Ends the run before that when a metric no longer gets better; None: it goes to its last step."""
+    """Ends the run early when a metric no longer improves; None: the run ends at its last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the forward pass under autocast, or what is sharded by FSDP2's policy; weights, gradients and optimizer
-    state stay float32."""
+    """`bf16` runs the forward pass under autocast, or under FSDP2's mixed-precision policy if sharded; weights,
+    gradients and optimizer state remain float32."""
     max_grad_norm: PositiveFloat | None = None
-    """Largest norm of the whole gradient; None: not clipped."""
+    """Largest norm of the whole gradient, for clipping; None: no clipping."""
     seed: NonNegativeInt = 0
-    """Decides initial weights, sample order and dropout."""
+    """Seed of initial weights, sample order and dropout."""
     deterministic: bool = False
-    """Asks torch for deterministic GPU kernels (slower). On CPU a run is repeatable bit for bit either way."""
+    """Use deterministic GPU kernels (slower). On CPUs a run is bitwise reproducible in any case."""
     log_every: PositiveInt = 10
     """Optimizer steps between logged losses."""
     validate_every: PositiveInt | None = None
-    """Optimizer steps between validations; None: at the end of every epoch. The last step always has one."""
+    """Optimizer steps between validations; None: one at the end of every epoch. The last step always has one."""
     validation: ValidationSpec = ValidationSpec()
     tensorboard: TensorboardSpec = TensorboardSpec()
     callbacks: tuple[CallbackSpec, ...] = ()
@@ -187,31 +189,31 @@ class TrainSpec(Spec):
             parse_classical(self.model.name, self.model.params, self.data.task)
         if self.validation.is_async and self.validate_every is not None:
             raise ValueError(
-                "validation.mode async looks at every checkpoint: remove validate_every, and set checkpoint.every_steps"
+                "validation.mode async validates every checkpoint; remove validate_every and set checkpoint.every_steps"
             )
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give either epochs or steps, not both")
         for layout in self.layouts():
             if self.batch.global_size < layout.dp:
                 raise ValueError(
-                    f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} replicas and shards of "
-                    f"{layout.world} workers: some of them would never see a sample"
+                    f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} data-parallel ranks "
+                    f"of {layout.world} workers, some of which would have no samples; raise it to at least {layout.dp}"
                 )
-        loss_name(self.objective, self.data.task)  # refuses a loss that does not fit the task
+        loss_name(self.objective, self.data.task)  # refuses an invalid loss for the task
         return self
 
     def stopper(self) -> Stopper | None:
-        """What decides whether the run ends early, if something does."""
+        """The early-stopping rule of the run, or None."""
         early, by = self.early_stopping, self.checkpoint
         if early is None:
             return None
         return Stopper(early.metric or by.metric, early.mode or by.mode, early.patience, early.min_delta)
 
     def layouts(self) -> list[MeshLayout]:
-        """The layout of each number of workers with which the run may go on, fewest first.
+        """The layout of each valid number of workers, smallest first.
 
         Raises:
-            SpecError: there is none.
+            SpecError: no number of workers is valid.
         """
         if self.workers.max is None:
             return [self.parallelism.resolve(self.workers.count)]
@@ -220,7 +222,7 @@ class TrainSpec(Spec):
         ]
 
     def stop_position(self, num_rows: int) -> int:
-        """Global sample position at which the run ends: epochs x rows, or steps x global batch.
+        """Global sample position at the end of the run: epochs x rows, or steps x global batch.
 
         Args:
             num_rows: rows of the training split.
@@ -234,16 +236,16 @@ class TrainSpec(Spec):
         return -(-self.stop_position(num_rows) // self.batch.global_size)
 
     def same_training(self, other: "TrainSpec") -> list[str]:
-        """Names of the fields that would make `other` another run; empty if it can be resumed from this one's checkpoints.
+        """Names of the fields that make `other` another training; empty if it can resume this run's checkpoints.
 
-        Where it is stored, how often it is checkpointed, validated or logged, whether it stops early, on which workers it
-        runs, how they share the model, how fast they are and how much a file may expand may change.
+        Storage, intervals of checkpoints, validation and logs, early stopping, workers, parallelism, performance and
+        the expansion limit of files can change.
         """
         free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
         free |= {"early_stopping", "validation", "tensorboard", "callbacks"}
-        mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as runs are written down
+        mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as in stored runs
         for fields in (mine, theirs):
-            del fields["batch"]["accumulation_steps"]  # how a share is cut changes no gradient
-            del fields["optimizer"]["implementation"]  # which kernels compute the same update
-            fields["data"].pop("max_expansion", None)  # what is refused, which the prepared data no longer needs
+            del fields["batch"]["accumulation_steps"]  # the split of a share does not change the gradient
+            del fields["optimizer"]["implementation"]  # the kernels of the same update
+            fields["data"].pop("max_expansion", None)  # a limit that prepared data no longer needs
         return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])

@@ -1,4 +1,4 @@
-"""The autoscaler's limits: workers that do not fit now, but may come, are not refused."""
+"""The autoscaler's limits: workers that fit on nodes that it may add are not refused."""
 
 import pytest
 import ray
@@ -28,7 +28,7 @@ def test_nodes_that_the_autoscaler_may_add_count(ray_cluster: RayCluster, no_lim
     declare_limits(CONFIG)
     preflight(2, {"CPU": 4, "GPU": 1})
     gpu_nodes = CONFIG["available_node_types"]["gpu_worker"]["max_workers"]
-    with pytest.raises(ResourcesMissing, match=f"which holds {gpu_nodes} of them"):
+    with pytest.raises(ResourcesMissing, match=f"which can run {gpu_nodes} of them"):
         preflight(gpu_nodes + 1, {"CPU": 4, "GPU": 1})
 
 

@@ -1,4 +1,4 @@
-"""Preflight: what a cluster can never hold is refused in seconds, with the reason."""
+"""Preflight: workers that a cluster can never run are refused within seconds, with the reason."""
 
 import pytest
 
@@ -24,29 +24,29 @@ def test_equal_workers_are_counted_node_by_node(nodes: list[dict[str, float]], n
     assert count_workers(nodes, needed, limit=100) == fits
 
 
-def test_what_fits_passes_and_what_does_not_is_refused(ray_cluster: RayCluster):
+def test_workers_that_fit_pass_and_others_are_refused(ray_cluster: RayCluster):
     preflight(8, {"CPU": 1, "GPU": 0})
-    with pytest.raises(ResourcesMissing, match=r"9 workers of 1 CPU each .* holds 8 .* missing 1 CPU .* there are 8"):
+    with pytest.raises(ResourcesMissing, match=r"9 workers of 1 CPU each .* holds 8 .* missing 1 CPU .* available 8"):
         preflight(9, {"CPU": 1, "GPU": 0})
 
 
-def test_a_kind_of_resource_that_no_node_has_is_named(ray_cluster: RayCluster):
+def test_a_resource_that_no_node_has_is_reported(ray_cluster: RayCluster):
     with pytest.raises(ResourcesMissing, match="one worker needs 1 GPU, the largest node has 0"):
         preflight(1, {"CPU": 1, "GPU": 1})
 
 
-def test_fragmentation_is_told_apart_from_lack():
+def test_fragmentation_is_distinguished_from_a_deficit():
     message = explain(3, {"CPU": 2.0}, [{"CPU": 3.0}, {"CPU": 3.0}], 2)
     assert "split over nodes" in message
 
 
-def test_workers_that_have_to_be_together_are_refused_where_no_node_holds_them(ray_cluster: RayCluster):
+def test_workers_that_must_share_a_node_are_refused_if_no_node_is_large_enough(ray_cluster: RayCluster):
     preflight(8, {"CPU": 1}, together=8)
     preflight(4, {"CPU": 2}, together=2)
-    with pytest.raises(ResourcesMissing, match=r"holds 0 of them: .*missing 1 CPU"):
+    with pytest.raises(ResourcesMissing, match=r"can run 0 of them: .*missing 1 CPU"):
         preflight(9, {"CPU": 1}, together=9)
     message = explain(4, {"CPU": 1.0}, [{"CPU": 1.0}] * 4, 0, together=2)
-    assert "each 2 of them have to be on one node" in message
+    assert "groups of 2 workers must share a node" in message
 
 
 def test_waiting_for_nodes_ends_at_its_deadline(ray_cluster: RayCluster):

@@ -1,4 +1,4 @@
-"""Clocks of nodes: what is measured on a real cluster, and what is refused."""
+"""Clocks of nodes: the measurement on a real cluster, and the refusal of a large difference."""
 
 import time
 
@@ -19,13 +19,13 @@ def test_the_clock_of_this_machine_agrees_with_itself(ray_cluster: RayCluster) -
 
 
 def test_a_clock_that_is_ahead_is_measured(ray_cluster: RayCluster) -> None:
-    """The fault is planted on the node: its clock is a minute ahead."""
+    """Injected fault: the node's clock is a minute ahead."""
     (found,) = measure_clocks(read=lambda: time.time() + 60)
     assert abs(found.offset_s - 60) <= found.rtt_s / 2 + 0.05
     check = check_clocks([HEAD, found._replace(is_head=False)])
     assert not check.ok
     assert f"the clock of node {found.node} is " in check.detail
-    assert "s ahead of that of 10.0.0.1" in check.detail
+    assert "s ahead of node 10.0.0.1" in check.detail
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_a_clock_that_is_ahead_is_measured(ray_cluster: RayCluster) -> None:
         (3600.0, 2.0, False),
     ],
 )
-def test_a_difference_counts_as_far_as_it_is_known(offset_s: float, rtt_s: float, is_fine: bool) -> None:
+def test_a_difference_counts_only_beyond_its_uncertainty(offset_s: float, rtt_s: float, is_fine: bool) -> None:
     """A node that took two seconds to answer may have read its clock a second before or after."""
     assert check_clocks([HEAD, Clock("10.0.0.2", offset_s, rtt_s)]).ok is is_fine
 
 
-def test_nodes_are_compared_with_the_head_and_not_with_who_asks() -> None:
-    """A laptop whose clock is wrong asks a cluster whose clocks agree."""
+def test_nodes_are_compared_with_the_head_node_and_not_with_the_caller() -> None:
+    """A laptop with a wrong clock checks a cluster whose clocks agree."""
     assert check_clocks([HEAD._replace(offset_s=100.0), Clock("10.0.0.2", 100.1, 0.01)]).ok
     wrong = check_clocks([HEAD._replace(offset_s=100.0), Clock("10.0.0.2", 0.0, 0.01)])
-    assert "node 10.0.0.2 is 100.0 s behind that of 10.0.0.1" in wrong.detail
+    assert "node 10.0.0.2 is 100.0 s behind node 10.0.0.1" in wrong.detail
     assert "NTP" in wrong.fix

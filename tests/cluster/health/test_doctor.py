@@ -1,4 +1,4 @@
-"""The doctor: healthy where all is well, and each planted fault is found."""
+"""The doctor: a healthy cluster has no findings, and each injected fault is found."""
 
 import os
 from pathlib import Path
@@ -56,25 +56,25 @@ def test_an_unreachable_store_is_a_finding_and_not_a_crash(tmp_path):
     assert "StoreDenied" in check.detail
 
 
-def test_without_a_cluster_the_machine_alone_is_checked(tmp_path):
+def test_without_a_cluster_only_the_machine_is_checked(tmp_path):
     checks = {check.name: check for check in doctor(state_dir=tmp_path)}
     assert "ray" not in checks or "RAY_ADDRESS" in os.environ
     assert {"python", "disk", "accelerators"} <= set(checks)
     assert checks["ray internals"].ok, checks["ray internals"].detail
 
 
-def test_what_another_ray_has_changed_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_of_another_ray_are_reported_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maas_ray.cluster.health.doctor.version", lambda package: "2.61.0")
-    broken = [Broken(f"ray._private.part{number}", "is not there", "placing replicas") for number in range(7)]
+    broken = [Broken(f"ray._private.part{number}", "does not exist", "placing replicas") for number in range(7)]
     found = judge_internals(broken)
     assert not found.ok
-    assert f"Ray 2.61.0 is installed, its private parts were read in {READ_IN}" in found.detail
-    assert "ray._private.part0 is not there (for placing replicas)" in found.detail
+    assert f"Ray 2.61.0 is installed, and its private API differs from {READ_IN}" in found.detail
+    assert "ray._private.part0 does not exist (for placing replicas)" in found.detail
     assert found.detail.endswith("and 2 more")
     assert f"=={READ_IN}" in found.fix
 
 
-def test_an_haproxy_that_is_not_ours_or_not_hardened_is_found(tmp_path: Path):
+def test_an_haproxy_without_our_launcher_or_hardening_is_found(tmp_path: Path):
     assert check_launcher("node a", {BINARY_VARIABLE: "/venv/bin/maas-ray-haproxy"}).ok
     for path in ("", "/usr/sbin/haproxy"):
         assert not check_launcher("node a", {BINARY_VARIABLE: path}).ok

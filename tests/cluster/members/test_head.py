@@ -1,4 +1,4 @@
-"""Clusters from start to end: what is written down, what is refused, and that nothing of them stays."""
+"""Clusters from start to end: their record, the refused starts, and the removal of everything."""
 
 import os
 import shutil
@@ -41,19 +41,19 @@ def state_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_what_is_recorded_of_a_cluster_is_for_its_user_alone(ray_cluster):
+def test_only_its_user_can_read_the_record_of_a_cluster(ray_cluster):
     directory = ray_cluster.state_dir
     for name in ("cluster.json", "token", "env.sh"):
         assert (directory / name).stat().st_mode & 0o777 == 0o600
     assert ray_cluster.token not in (directory / "cluster.json").read_text() + (directory / "env.sh").read_text()
 
 
-def test_a_second_cluster_in_the_same_place_is_refused(ray_cluster):
+def test_a_second_cluster_of_a_directory_is_refused(ray_cluster):
     with pytest.raises(ClusterError, match="already running"):
         cluster.up(num_cpus=2, state_dir=ray_cluster.state_dir)
 
 
-def test_where_no_cluster_is_recorded_there_is_none_to_end_to_ask_or_to_connect_to(state_dir: Path):
+def test_without_a_record_there_is_no_cluster_to_end_or_to_connect_to(state_dir: Path):
     assert not cluster.down(state_dir=state_dir)
     assert not cluster.status(state_dir=state_dir).is_running
     with pytest.raises(ClusterError, match="no cluster is recorded"):
@@ -62,7 +62,7 @@ def test_where_no_cluster_is_recorded_there_is_none_to_end_to_ask_or_to_connect_
 
 @pytest.mark.fault
 def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: Path):
-    """In short: the commands of the tutorial, after which nothing is left, and the whole path in tests/integration."""
+    """The commands of the tutorial, after which nothing remains; tests/integration has the complete pipeline."""
     state = cluster.up(num_cpus=2, profile="fast", state_dir=state_dir, ports=cluster.choose_ports(http=0, dashboard=0))
     assert listening_outside_loopback(state_dir) == set()
     client_environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -88,7 +88,7 @@ def test_a_cluster_is_used_and_ended_with_everything_that_it_started(state_dir: 
     assert {path.name for path in state_dir.iterdir()} <= {"lock"}
 
 
-def test_a_start_that_fails_says_why_and_leaves_nothing(state_dir: Path):
+def test_a_failed_start_reports_the_reason_and_leaves_nothing(state_dir: Path):
     environment = {"RAY_START_HOOK": "no_such_module.Hook"}
     temp_dir = Path(tempfile.mkdtemp(prefix="m"))
     ports = cluster.choose_ports(http=0, dashboard=0)
@@ -99,7 +99,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(state_dir: Path):
 
 
 def test_only_processes_of_the_cluster_are_ended(state_dir: Path):
-    """A record like that of a cluster whose machine was switched off: its pids may belong to others by now."""
+    """The record of a cluster whose machine was switched off: other processes may have its pids now."""
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     member = subprocess.Popen(
         [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1); input()"],
@@ -140,7 +140,7 @@ def test_a_wrong_token_is_refused_as_such(ray_cluster, state_dir: Path):
     environment = {**os.environ, **ray_cluster.env, "RAY_AUTH_TOKEN_PATH": str(state_dir / "wrong")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "refused our token" in done.stderr.splitlines()[-1]
+    assert "rejected the token" in done.stderr.splitlines()[-1]
 
 
 def test_a_connected_process_is_not_moved_to_another_cluster(ray_cluster, state_dir: Path):
@@ -149,16 +149,16 @@ def test_a_connected_process_is_not_moved_to_another_cluster(ray_cluster, state_
         cluster.connect(address="127.0.0.1:9")
 
 
-def test_a_damaged_record_is_named(state_dir: Path):
+def test_a_damaged_record_is_reported(state_dir: Path):
     (state_dir / "cluster.json").write_text('{"version": 1, "address"')
     with pytest.raises(ClusterError, match=r"cluster\.json"):
         cluster.status(state_dir=state_dir)
     (state_dir / "cluster.json").unlink()
 
 
-def test_a_port_that_is_taken_is_refused_by_name(ray_cluster):
+def test_a_port_in_use_is_refused_by_name(ray_cluster):
     port = int(ray_cluster.dashboard_url.rpartition(":")[2])
-    with pytest.raises(ClusterError, match=f"the dashboard port {port} is taken"):
+    with pytest.raises(ClusterError, match=f"the dashboard port {port} is in use"):
         cluster.choose_ports(dashboard=port)
 
 
@@ -167,10 +167,10 @@ def test_ports_of_one_cluster_are_all_different():
     assert len(set(asdict(chosen).values())) == len(asdict(chosen))
 
 
-def test_ports_that_were_chosen_are_kept_from_every_other_caller_while_they_are_held():
-    """What will listen on them starts later: a second cluster that starts in that time must not choose the same."""
+def test_chosen_ports_are_reserved_while_the_result_exists():
+    """Their listeners start later: a second cluster must not choose the same ports meanwhile."""
     held: list[cluster.Ports] = []
-    with pytest.raises(ClusterError, match="free ports in a row"):
+    with pytest.raises(ClusterError, match="consecutive free ports"):
         for _ in range(100):
             held.append(cluster.choose_ports(http=0, dashboard=0))
     assert len({ports.gcs for ports in held}) == len(held) > 1
@@ -178,7 +178,7 @@ def test_ports_that_were_chosen_are_kept_from_every_other_caller_while_they_are_
     command = [sys.executable, "-P", "-c", other]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode != 0
-    assert "free ports in a row" in refused.stderr
+    assert "consecutive free ports" in refused.stderr
     held.clear()
     subprocess.run(command, check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""The end of a front: what was accepted is answered, each connection gets a last answer, and nobody is cut off."""
+"""The drain of a front: accepted requests are answered, and each connection ends after an answer."""
 
 import threading
 import time
@@ -65,7 +65,7 @@ def test_a_drain_ends_in_time_although_a_request_does_not(front: Front) -> None:
     caller.join(20)
 
 
-def test_where_no_front_is_there_is_nothing_to_drain(tmp_path: Path) -> None:
+def test_without_a_front_the_drain_returns(tmp_path: Path) -> None:
     since = time.monotonic()
     drain_fronts(tmp_path, timeout_s=600)
     assert time.monotonic() - since < 60

@@ -1,4 +1,4 @@
-"""Open files of nodes: what each says of itself, and when that is a problem."""
+"""Open files of nodes: the reported limit of each node, and the limits that are a problem."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HALF = Capacity(9_823, 20_000, 20_000, 128)
 FEW = Capacity(412, 20_000, 1_024, 48)
 
 
-def test_each_node_says_what_its_processes_may_open(ray_cluster: RayCluster) -> None:
+def test_each_node_reports_the_limit_of_its_processes(ray_cluster: RayCluster) -> None:
     (check,) = check_node_files()
     assert check.ok
     assert "open files" in check.detail
@@ -39,7 +39,7 @@ def test_a_front_with_few_connections_is_a_problem(
     assert words in check.detail
 
 
-def test_status_shows_numbers_that_are_smaller_than_configured_alone(tmp_path: Path) -> None:
+def test_status_shows_only_numbers_smaller_than_configured(tmp_path: Path) -> None:
     for name, capacity in (("full", FULL), ("few", FEW)):
         (tmp_path / name).mkdir()
         write_capacity(tmp_path / name, capacity)

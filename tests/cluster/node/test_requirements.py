@@ -1,4 +1,4 @@
-"""What a node needs before Ray is started on it: each check refuses what it is for, and this machine passes."""
+"""Requirements of a node before Ray starts: each check finds its fault, and this machine passes."""
 
 import os
 import resource
@@ -52,15 +52,15 @@ def test_this_machine_can_start_ray(tmp_path: Path) -> None:
     [
         (
             {"open_files": 256},
-            "a process may have 256 open files (hard limit): allow at least 576 for 4 CPUs: ulimit -Hn",
+            "the hard limit of open files is 256: set at least 576 for 4 CPUs: ulimit -Hn",
         ),
-        ({"available_bytes": 300 << 20}, "0.3 GiB of memory are available: free at least 1 GiB"),
-        ({"shm_bytes": 64 << 20}, "/dev/shm has 64 MiB free: at least 142 MiB are needed: --shm-size=2g of docker"),
+        ({"available_bytes": 300 << 20}, "0.3 GiB of memory available: free at least 1 GiB"),
+        ({"shm_bytes": 64 << 20}, "/dev/shm has 64 MiB free: at least 142 MiB are needed: docker --shm-size=2g"),
         ({"disk_free": 4 * GIB}, "has 4.0 of 100.0 GiB free: Ray refuses work above 95%"),
     ],
     ids=["files", "memory", "shared memory", "disk"],
 )
-def test_a_start_that_cannot_work_is_refused_with_the_reason_and_the_way_out(
+def test_an_unmet_requirement_is_refused_with_the_reason_and_the_fix(
     changed: dict[str, int], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ClusterError) as caught:
@@ -68,12 +68,12 @@ def test_a_start_that_cannot_work_is_refused_with_the_reason_and_the_way_out(
     assert words in str(caught.value)
 
 
-def test_all_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="open files.*; .*memory are available"):
+def test_all_unmet_requirements_are_reported_together(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="open files.*; .*memory available"):
         refuse_start(check_start(machine(open_files=10, available_bytes=0), tmp_path, {}))
 
 
-def test_the_bounds_themselves_pass() -> None:
+def test_values_equal_to_the_bounds_pass() -> None:
     assert check_memory(MIN_MEMORY_BYTES).ok
     assert check_shared_memory(int(MIN_OBJECTS_BYTES / SHM_SHARE) + 1).ok
     assert check_shared_memory(None).ok
@@ -81,14 +81,14 @@ def test_the_bounds_themselves_pass() -> None:
     assert check_files(576, 4).ok
 
 
-def test_the_room_on_the_disk_is_what_ray_itself_asks_for(tmp_path: Path) -> None:
+def test_the_required_disk_space_is_that_of_ray(tmp_path: Path) -> None:
     assert check_room(tmp_path, 2, 100, threshold=0.99).ok
     assert not check_room(tmp_path, 2, 100).ok
     full = machine(disk_free=2 * GIB)
     assert all(check.ok for check in check_start(full, tmp_path, {"RAY_local_fs_capacity_threshold": "0.99"}))
 
 
-def test_the_store_of_objects_fits_into_shared_memory() -> None:
+def test_the_object_store_fits_into_shared_memory() -> None:
     assert object_store_bytes(FINE) is None, "Ray's own choice fits"
     assert object_store_bytes(machine(shm_bytes=1 * GIB)) == int(GIB * SHM_SHARE)
     assert object_store_bytes(machine(shm_bytes=None)) is None
@@ -105,7 +105,7 @@ def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
 
 
 def test_up_refuses_within_seconds_and_leaves_nothing(tmp_path: Path) -> None:
-    """The fault is planted: a shell whose processes may have 300 open files."""
+    """Injected fault: a shell with a hard limit of 300 open files."""
     script = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 300)); os.execv(sys.executable, [sys.executable, '-m', 'maas_ray.cli', 'up', '--num-cpus', '2', '--port', '0', '--dashboard-port', '0'])"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {
@@ -117,6 +117,6 @@ def test_up_refuses_within_seconds_and_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "error[cluster_invalid]" in done.stderr
-    assert "a process may have 300 open files" in done.stderr
+    assert "the hard limit of open files is 300" in done.stderr
     assert time.monotonic() - began < 50, "Ray's own start has a limit of two minutes"
     assert {path.name for path in (tmp_path / "state").iterdir()} <= {"lock"}

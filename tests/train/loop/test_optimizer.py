@@ -76,10 +76,10 @@ def test_frozen_parameters_are_not_optimized() -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"name": "adam", "momentum": 0.9}, "adam takes no momentum; remove it, or use sgd or rmsprop"),
-        ({"name": "sgd", "eps": 1e-6}, "sgd takes no eps"),
+        ({"name": "adam", "momentum": 0.9}, "adam has no option momentum; remove it, or use sgd or rmsprop"),
+        ({"name": "sgd", "eps": 1e-6}, "sgd has no option eps"),
         ({"name": "sgd", "nesterov": True}, "nesterov needs a momentum"),
-        ({"name": "adam", "betas": [0.9, 1.0]}, "betas have to be in"),
+        ({"name": "adam", "betas": [0.9, 1.0]}, "betas must be in"),
         ({"lr": 0}, "lr"),
         ({"name": "lion"}, "sgd"),
         ({"learning_rate": 1}, "unknown key 'learning_rate'"),

@@ -43,7 +43,7 @@ def test_a_driver_that_gives_up_frees_what_its_workers_hold(file_store: ObstoreS
     assert ray.available_resources().get("CPU", 0.0) < total, "the workers hold CPUs while they train"
     end_run_actor(actor)
     training.join(timeout=60)
-    assert "lost the process that watches its workers" in str(raised[0])
+    assert "lost the actor that monitors its workers" in str(raised[0])
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0.0) < total and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -42,12 +42,12 @@ def test_every_number_of_workers_is_of_whole_models(
     ("workers", "layout", "message"),
     [
         ({"min": 1}, {}, "workers.min and workers.max together"),
-        ({"count": 2, "min": 1, "max": 2}, {}, "either workers.count or"),
+        ({"count": 2, "min": 1, "max": 2}, {}, "either workers.count, or"),
         ({"min": 3, "max": 2}, {}, "workers.min 3 is larger than workers.max 2"),
-        ({"min": 3, "max": 3}, {"tp": 2}, "a whole model takes 2 ranks"),
-        ({"min": 5, "max": 9}, {"dp_shard": 2, "dp_replicate": 2}, "a whole model takes 4 ranks"),
-        ({"min": 1, "max": 65}, {}, "smaller than the 65 replicas and shards of 65 workers"),
-        ({"count": 2}, {"dp_shard": None}, "both left to the workers"),
+        ({"min": 3, "max": 3}, {"tp": 2}, "needs a multiple of 2 ranks"),
+        ({"min": 5, "max": 9}, {"dp_shard": 2, "dp_replicate": 2}, "needs a multiple of 4 ranks"),
+        ({"min": 1, "max": 65}, {}, "smaller than the 65 data-parallel ranks of 65 workers"),
+        ({"count": 2}, {"dp_shard": None}, "both open"),
     ],
 )
 def test_what_can_never_be_arranged_is_refused(workers: dict[str, Any], layout: dict[str, Any], message: str) -> None:

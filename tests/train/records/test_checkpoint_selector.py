@@ -74,7 +74,7 @@ def test_the_newest_checkpoint_and_the_weights_themselves_are_taken_by_default(
     assert _value(load_trained(file_store, "r")) == 3
     with pytest.raises(SpecError, match="keeps no moving average"):
         load_trained(file_store, "r", weights="ema")
-    with pytest.raises(NotFound, match=r"has the metric validation_loss \(checkpoint.metric\), .* steps 1, 2, 3"):
+    with pytest.raises(NotFound, match=r"has the metric validation_loss \(checkpoint.metric\) .* steps 1, 2, 3"):
         choose_step(file_store, Runs(file_store).get("r"), "best")
     with pytest.raises(NotFound, match="of step 9"):
         load_trained(file_store, "r", 9)
@@ -92,5 +92,5 @@ def test_retention_ranks_by_metrics_that_came_after_the_commit(file_store: Obsto
 @pytest.mark.parametrize(("text", "which"), [(None, None), ("best", "best"), ("newest", "newest"), ("120", 120)])
 def test_a_checkpoint_is_named_by_a_word_or_a_step(text: str | None, which: Any) -> None:
     assert parse_which(text) == which
-    with pytest.raises(SpecError, match="no checkpoint 'bset': give newest, best, or the number of a step"):
+    with pytest.raises(SpecError, match="'bset' selects no checkpoint; give newest, best, or a step"):
         parse_which("bset")

@@ -25,10 +25,10 @@ def _metrics(*values: float) -> tuple[MetricValue, ...]:
 
 def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore) -> None:
     spec, log = _spec(store), SearchLog(store, "s")
-    with pytest.raises(NotFound, match="leave out --resume"):
+    with pytest.raises(NotFound, match="start it without --resume"):
         log.resume(spec)
     log.begin(spec)
-    with pytest.raises(Conflict, match="give --resume"):
+    with pytest.raises(Conflict, match="continue it with --resume"):
         log.begin(spec)
     log.resume(_spec(store, trials=9, time_limit_s=5, max_concurrent=1, scheduler={"name": "asha"}))
     for changes, name in (
@@ -37,7 +37,7 @@ def test_a_search_is_begun_once_and_resumed_only_as_the_same(store: ObstoreStore
         ({"base": {**BASE, "steps": 4}}, "base"),
         ({"search": {"optimizer.lr": {**LR, "upper": 1.0}}}, "search"),
     ):
-        with pytest.raises(SpecError, match=f"begun with another {name};"):
+        with pytest.raises(SpecError, match=f"started with other values of {name},"):
             log.resume(_spec(store, **changes))
 
 

@@ -47,20 +47,20 @@ def test_a_run_ends_when_its_metric_was_not_better_so_often(
         assert next(ends, None) == (None if found is None else max(found, interrupted))
 
 
-def test_the_reason_names_metric_and_steps() -> None:
+def test_the_reason_contains_metric_and_steps() -> None:
     stopper = Stopper("validation_loss", "min", 2, 0.0)
     reason = stopper.follow(_history(3, 2, 4, 5))
     assert reason == (
-        "early stopping: validation_loss was not better than 2 of step 2 2 times in a row, the last time at step 4"
+        "early stopping: validation_loss has not improved on 2 (step 2) in 2 consecutive values up to step 4"
     )
-    assert stopper.follow(_history(3, 2, 4, 5, 0)) == reason, "what is decided stays"
+    assert stopper.follow(_history(3, 2, 4, 5, 0)) == reason, "the decision does not change"
 
 
 @pytest.mark.parametrize(
     ("metric", "mode", "task", "has_validation", "message"),
     [
-        ("validation_acuracy", "max", "classification", True, "no metric 'validation_acuracy'; it has loss, validation_accuracy"),
-        ("validation_loss", "min", "binary", False, "it has loss; the data has no validation split"),
+        ("validation_acuracy", "max", "classification", True, "no metric 'validation_acuracy'; metrics: loss, validation_accuracy"),
+        ("validation_loss", "min", "binary", False, "metrics: loss; the data has no validation split"),
         ("validation_auroc", "max", "classification", True, "validation_f1"),
         ("validation_accuracy", "min", "binary", True, "set mode to max"),
         ("loss", "max", "regression", True, "set mode to min"),

@@ -205,9 +205,9 @@ def test_the_newest_step_is_settled_once_and_resuming_keeps_it(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "give either hf or run"),
-        ({"hf": "a", "run": "b"}, "give either hf or run"),
-        ({"hf": "a", "step": 3}, "step is one of a run"),
+        ({}, "give exactly one of hf and run"),
+        ({"hf": "a", "run": "b"}, "give exactly one of hf and run"),
+        ({"hf": "a", "step": 3}, "step needs run"),
         ({"path": "a"}, "unknown key 'path'"),
     ],
 )
