@@ -56,7 +56,7 @@ class Talk:
         self._sock.close()
 
     def send(self, pieces: Iterable[bytes], *, even_if_answered: bool = False) -> bool:
-        """Sends until all is out, the server closes, or (unless told otherwise) it has answered already."""
+        """Sends until everything is sent, the server closes, or (by default) it has already answered."""
         for piece in pieces:
             rest = memoryview(piece)
             while rest:

@@ -64,7 +64,7 @@ def test_an_attack_gets_its_answer_and_no_other(
         request.applymarker(pytest.mark.xfail(reason=f"uvicorn: {case.fault_of_uvicorn}"))
     check(front, case)
     failures = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert failures == [], "something failed in an unexpected way"
+    assert failures == [], "something failed unexpectedly"
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -79,7 +79,7 @@ def test_requests_in_one_packet_are_answered_in_order(front: Front, name: str) -
 
 def test_a_bad_message_in_a_pipeline_is_refused_in_its_turn(front: Front) -> None:
     if front.name == "plain":
-        pytest.skip("uvicorn refuses it at once, and the answers before it are lost")
+        pytest.skip("uvicorn refuses it immediately, and the responses before it are lost")
     good = pipeline(INFER, LIVE, INFER)
     with Talk(front.port) as talk:
         talk.send([good + b"garbage\r\n\r\n" + good], even_if_answered=True)

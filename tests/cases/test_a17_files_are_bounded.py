@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 
 def npy(shape: str, descr: str = "'<f8'", body: bytes = b"\0" * 64, version: bytes = b"\x01\x00") -> bytes:
-    """A NumPy file whose header says what it likes."""
+    """A NumPy file with an arbitrary header."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
     return b"\x93NUMPY" + version + size + header + body

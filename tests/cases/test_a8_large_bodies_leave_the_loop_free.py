@@ -183,7 +183,7 @@ def test_a_body_that_arrives_alone_only_has_to_fit_and_a_small_one_finds_the_las
     assert (budget.used, budget.arriving) == (0, 0)
 
 
-# Reading in pieces gives what reading at once gives
+# Reading in pieces equals reading in one step
 
 KINDS: list[tuple[str, bool]] = [
     ("FP32", False),

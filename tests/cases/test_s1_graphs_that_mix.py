@@ -34,7 +34,7 @@ class Outcome:
 
 
 def ask(zoo: Iterable[Specimen], num_requests: int) -> Outcome:
-    """Sends requests to each graph, all at once, and compares each answer with that of the request alone."""
+    """Sends concurrent requests to each graph, and compares each response with that of the request alone."""
     outcome = Outcome()
     for specimen in zoo:
         engine = load(specimen.bundle)

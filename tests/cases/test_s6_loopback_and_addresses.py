@@ -74,7 +74,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("proxied")
 def test_the_clusters_own_addresses_are_reached_without_the_proxy(url: str) -> None:
-    with pytest.raises(requests.exceptions.ProxyError):  # the planted proxy does stand in the way of others
+    with pytest.raises(requests.exceptions.ProxyError):  # the planted proxy does intercept other clients
         requests.get(f"{url}/api/version", timeout=5)
     assert Dashboard(url, None).version(timeout_s=5) == "1"
     assert Client(url, timeout_s=5).inputs("m")[0].name == "x"

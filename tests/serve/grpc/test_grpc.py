@@ -729,7 +729,7 @@ def test_a_stream_with_statuses_ends_with_the_first_error(channel: grpc.Channel)
 
 
 async def settled(server: Server) -> int:
-    """Requests that are still under way, once the loop has had time to notice who has left."""
+    """Requests still in progress, once the loop has had time to notice disconnects."""
     for _ in range(200):
         if server.handler.num_ongoing == 0:
             break

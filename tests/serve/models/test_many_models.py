@@ -148,7 +148,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: ObstoreStore) -> None:
-    """Random access by 16 callers at once; no request fails, and the budget holds at every moment."""
+    """Random access by 16 concurrent clients; no request fails, and the budget is never exceeded."""
     names = [f"m{number:03}" for number in range(200)]
     publish_many(file_store, *names)
     manager = manager_of(file_store, "*", room_for=20)
@@ -164,7 +164,7 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
             most = max(most, manager._cache.num_bytes)
 
     async def scene() -> None:
-        assert in_memory(manager) == [], "what a pattern matches is loaded by its first request"
+        assert in_memory(manager) == [], "a model matched by a pattern is loaded by its first request"
         assert len(manager.names) == 200
         await asyncio.gather(*(caller() for _ in range(16)))
         loads, evictions = counts(manager)
