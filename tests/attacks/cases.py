@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MAX_BODY_BYTES = 1 << 20
-"""Limit of the server that takes the table."""
+"""Body limit of the servers under attack."""
 
 LIVE = b"/v2/health/live"
 INFER = b"/v2/models/linear/infer"
@@ -26,7 +26,7 @@ HIDDEN = b"smuggled"
 
 Status = frozenset[int]
 NOTHING = 0
-"""Stands among the statuses for a connection that is closed without an answer."""
+"""Represents a connection that is closed without a response, in sets of statuses."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Case:
     """One attack.
 
     Attributes:
-        name: what is wrong, in words.
+        name: description of the fault.
         pieces: the bytes; several pieces only where the whole would be large.
         status: right answers to the first request.
         then: what happens to the connection: `close`, `keep` (the next request is answered) or `any` of the two.
         more: statuses of further answers to these bytes.
         plain, haproxy: what these fronts may answer besides.
         plain_then, haproxy_then: as `then`, where it differs; `refuse`: one more answer, a 400, and the end.
-        fault_of_uvicorn: what the plain front does instead; the case is then expected to fail there.
+        fault_of_uvicorn: behavior of the plain front; the case is then expected to fail there.
         check: looks at the body of the answer, if its status is the first of `status`.
         ends_sending: the client half-closes after its bytes.
         continues: whether an interim answer (100) must, or must not come; None: may.
@@ -73,7 +73,7 @@ def request(
     id: bytes = OURS,
     length: bool = True,
 ) -> bytes:
-    """A request, right but for what is given; `length` adds the Content-Length of a body."""
+    """A valid request except for the arguments; `length` adds the Content-Length of a body."""
     given = [b"x-request-id: " + id, *lines]
     if host is not None:
         given.insert(0, host)
@@ -105,8 +105,8 @@ def bad_length(name: str, value: bytes, **more: Any) -> Case:
     return bad_head(f"Content-Length {name}", request(lines=[b"Content-Length: " + value], length=False) + BODY, **more)
 
 
-# HAProxy merges equal lengths and drops the length beside chunks, as RFC 9110 8.6 and RFC 9112 6.3 allow; what it
-# passes on says one thing only.
+# HAProxy merges equal lengths and drops the length of chunked bodies, as RFC 9110 8.6 and RFC 9112 6.3 allow;
+# the head that it forwards is unambiguous.
 FRAMING = [
     bad_head(
         "length and chunks",
@@ -260,7 +260,7 @@ HEADS = [
     ),
     Case("a cookie of 4 kB", (request(b"GET", LIVE, [b"Cookie: " + b"b" * 4096]),), OK),
     *(
-        # HAProxy takes any x.y that is not below 1.0, and says 1.1 to what is behind it.
+        # HAProxy accepts any x.y that is not below 1.0, and forwards 1.1.
         bad_head(
             f"version {version.decode()}",
             request(b"GET", LIVE, version=version),
@@ -275,7 +275,7 @@ HEADS = [
     bad_head(
         "preface of HTTP/2",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
-        haproxy=frozenset({404}),  # to what it takes for a first request; the second one is no request
+        haproxy=frozenset({404}),  # for the bytes it parses as a first request; the second is not a request
         haproxy_then="refuse",
     ),
     bad_head("TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n"),
@@ -290,7 +290,7 @@ HEADS = [
     ),
     Case("method CONNECT", (request(b"CONNECT", b"a:80"),), BAD | NO_SUCH | NOT_ALLOWED, "any"),
     Case(
-        "Expect: 100-continue with the body at once",
+        "Expect: 100-continue with the body immediately",
         (request(lines=[b"Expect: 100-continue"], body=BODY),), OK, continues=None,
     ),
     Case(
@@ -299,14 +299,14 @@ HEADS = [
         TOO_LARGE, "close", haproxy=frozenset({408}), haproxy_then="any",
     ),
     Case(
-        "an expectation that nobody knows",
+        "an unknown expectation",
         (request(lines=[b"Expect: wonders"], body=BODY),), OK | {417}, "any",
     ),
     Case(
         "Expect: 100-continue in HTTP/1.0",
         (request(lines=[b"Expect: 100-continue"], body=BODY, version=b"HTTP/1.0"),), OK, "close", continues=None,
     ),
-    # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn takes a websocket, which the app then refuses with 403.
+    # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn accepts a websocket, which the app then refuses with 403.
     Case(
         "upgrade to a websocket",
         (request(b"GET", LIVE, [
@@ -329,8 +329,8 @@ HEADS = [
     ),
     Case("Connection: close", (request(b"GET", LIVE, [b"Connection: close"]) + SMUGGLED,), OK, "close"),
     Case("Connection: close on an inference", (request(lines=[b"Connection: close"], body=BODY) + SMUGGLED,), OK, "close"),
-    # A half-closed connection cannot be told from one whose client has gone. What only reads is answered; the answer of
-    # inference may be spared, not the next caller's time.
+    # A half-closed connection looks like one whose client has disconnected. Reads are answered; inference may be
+    # cancelled, to save the time of other clients.
     Case("the client half-closes after a GET", (request(b"GET", LIVE),), OK, "close", plain=frozenset({NOTHING}), ends_sending=True),
     Case(
         "the client half-closes after its request",
@@ -386,7 +386,7 @@ TARGETS = [
 
 
 def body(name: str, data: bytes, status: Status = BAD, lines: Sequence[bytes] = (), **more: Any) -> Case:
-    """A whole message with a bad body: refused, and the connection goes on."""
+    """A complete message with a bad body: refused, and the connection stays open."""
     return Case(name, (request(lines=lines, body=data),), status, **more)
 
 
@@ -476,7 +476,7 @@ BODIES = [
 
 
 def bomb(compress: Callable[[bytes], bytes], size: int = 8 << 20) -> bytes:
-    """About a thousandth of what it becomes."""
+    """About a thousandth of its decompressed size."""
     return compress(b" " * size)
 
 
@@ -498,7 +498,7 @@ ENCODINGS = [
     encoded("two encodings", b"deflate, gzip", gzip_bytes(zlib.compress(BODY))),
     encoded("an encoding that is not offered", b"br", b"\x0b\x02\x80" + BODY, BAD | {415}),
     encoded("an encoding that is not offered", b"zstd", b"\x28\xb5\x2f\xfd" + BODY, BAD | {415}),
-    encoded("an encoding that nobody knows", b"x-pack", BODY, BAD | {415}),
+    encoded("an unknown encoding", b"x-pack", BODY, BAD | {415}),
     encoded("data that is not compressed", b"gzip", BODY),
     encoded("data that is not compressed", b"deflate", BODY),
     encoded("data cut off", b"gzip", GZIPPED[:-9]),

@@ -12,7 +12,7 @@ PROBE = b"probe"
 
 
 def exchange(front: Front, case: Case) -> tuple[list[Answer], bool]:
-    """Sends a case, then a request of our own on the same connection: all answers, and whether it was closed."""
+    """Sends a case, then a probe on the same connection: returns all responses, and whether it was closed."""
     answers: list[Answer] = []
     with Talk(front.port) as talk:
         # A connection that may live on after a refusal does so only once the body is through.
@@ -24,7 +24,7 @@ def exchange(front: Front, case: Case) -> tuple[list[Answer], bool]:
             if answer is None:
                 return answers, True
             answers.append(answer)
-        # HAProxy asks for the body itself: it wants a buffer full of it before it looks for a replica.
+        # HAProxy requests the body itself: it needs a full buffer before it selects a replica.
         assert front.name == "haproxy" or case.continues in (None, talk.num_continues > 0)
         if front.then(case) == "refuse":
             answer = talk.read()
@@ -64,7 +64,7 @@ def test_an_attack_gets_its_answer_and_no_other(
         request.applymarker(pytest.mark.xfail(reason=f"uvicorn: {case.fault_of_uvicorn}"))
     check(front, case)
     failures = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
-    assert failures == [], "something failed in an unexpected way"
+    assert failures == [], "something failed unexpectedly"
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -79,7 +79,7 @@ def test_requests_in_one_packet_are_answered_in_order(front: Front, name: str) -
 
 def test_a_bad_message_in_a_pipeline_is_refused_in_its_turn(front: Front) -> None:
     if front.name == "plain":
-        pytest.skip("uvicorn refuses it at once, and the answers before it are lost")
+        pytest.skip("uvicorn refuses it immediately, and the responses before it are lost")
     good = pipeline(INFER, LIVE, INFER)
     with Talk(front.port) as talk:
         talk.send([good + b"garbage\r\n\r\n" + good], even_if_answered=True)

@@ -27,7 +27,7 @@ WIDE_ROW = json.dumps({"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP
 
 @dataclass
 class Slow:
-    """One client: what it sends at once, what it sends at each tick, and whether it reads."""
+    """One client: bytes sent at the start, bytes sent at each tick, and whether it reads."""
 
     name: str
     start: bytes
@@ -47,7 +47,7 @@ class Slow:
         try:
             self.sock.send(data)
         except BlockingIOError:
-            pass  # the server does not read: that is its right
+            pass  # the server may stop reading
         except OSError:
             self.tick = b""
 
@@ -63,7 +63,7 @@ class Slow:
 
 
 def trickle(port: int, clients: list[Slow], deadline_s: float, starts_reading_s: float) -> None:
-    """Runs all clients at once until each is closed, or the deadline; a healthy one is served in between."""
+    """Runs all clients concurrently until each is closed, or the deadline; a healthy one is served in between."""
     for client in clients:
         client.connect(port)
         client.send(client.start)
@@ -152,7 +152,7 @@ def test_slow_clients_are_closed_and_others_are_served(
 ) -> None:
     for server in serve(str(tmp_path_factory.mktemp("slow")), **limits):
         slow = clients()
-        # Four times the bound before the test gives up: the bound itself is the machine's business.
+        # Four times the bound before the test fails: the exact time depends on the machine.
         trickle(server.port, slow, 4 * closed_within_s, starts_reading_s=closed_within_s)
         late = {client.name: client.closed_after_s for client in slow if client.closed_after_s is None}
         assert late == {}, "not closed at all"
@@ -161,7 +161,7 @@ def test_slow_clients_are_closed_and_others_are_served(
 
 
 def test_the_watch_itself_sees_a_connection_that_stays_open(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The control: with long limits nobody is closed."""
+    """Control: with long limits no client is closed."""
     for server in serve(str(tmp_path_factory.mktemp("slow")), io_timeout_s=60.0, idle_timeout_s=60.0):
         slow = [client for client in clients() if client.name in ("stops in a head", "rests after an answer")]
         trickle(server.port, slow, 1.0, starts_reading_s=1.0)

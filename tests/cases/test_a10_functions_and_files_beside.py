@@ -115,7 +115,7 @@ def in_a_branch(name: str) -> list[onnx.NodeProto]:
         [("my", "f", in_a_branch("f"))],
         [("my", "f", node("Relu")), ("my", "unused", node("unused", "my"))],
     ],
-    ids=["itself", "each other", "two behind one", "in a branch", "one that nobody calls"],
+    ids=["itself", "each other", "two behind one", "in a branch", "an unused one"],
 )
 def test_a_function_that_calls_itself_is_refused(functions: list[Function]) -> None:
     with pytest.raises(BundleError, match="calls itself"):

@@ -98,7 +98,7 @@ READERS: dict[str, tuple[str, Reader]] = {
 
 
 def _paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place of a document, but few of a long list's and of a spec's, which is not what is tested here."""
+    """Every place of a document, but only a few of a long list and of a spec, which are not tested here."""
     yield at
     if isinstance(value, dict) and (not at or at[-1] not in ("spec", "optimizer")):
         for key in list(value)[:12]:
@@ -180,7 +180,7 @@ def test_fsck_reports_each_malformed_document_and_continues(file_store: ObstoreS
     for key in keys:
         body = unseal(key, file_store.get(key))
         if "event" in body:
-            # Only the meaning is damaged: the chain of digests is kept, as somebody who can seal would.
+            # Only the content is damaged: the chain of digests is kept, as by an author who can seal documents.
             file_store.delete([key])
         else:
             _reseal(file_store, key, {**body, "meta": {}})

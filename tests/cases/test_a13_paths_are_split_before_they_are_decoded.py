@@ -91,7 +91,7 @@ def by_protocol_class(target: str, base: str = "") -> Route | None:
 
 
 def by_asgi(target: str, base: str = "") -> Route | None:
-    """What the app makes of what uvicorn tells it of a target."""
+    """Path that the app derives from uvicorn's scope of a target."""
     try:
         raw_path = httptools.parse_url(target.encode("latin-1")).path or b""
     except httptools.HttpParserInvalidURLError:
@@ -100,7 +100,7 @@ def by_asgi(target: str, base: str = "") -> Route | None:
 
 
 def encodings(route: str, random_: random.Random) -> Iterator[str]:
-    """Ways to write a route that somebody might decode to it."""
+    """Spellings that some server might decode to a route."""
     for _ in range(300):
         target = ""
         for sign in route:
@@ -151,7 +151,7 @@ def test_the_name_of_a_model_may_be_encoded(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_base_path_is_compared_as_it_was_sent(target: str) -> None:
-    """As HAProxy does (path_beg): whoever passes one of the two must not be read differently by the other."""
+    """As HAProxy does (path_beg): both must parse a path in the same way."""
     assert by_protocol_class(target, "/pools/a") is None
     assert by_asgi(target, "/pools/a") is None
 
@@ -187,7 +187,7 @@ def statuses(port: int, method: str, target: str, body: bytes = b"{}") -> int:
 
 
 def is_a_line(path: str) -> bool:
-    """Whether a request line can carry a path at all: what cannot is refused before it is one (400)."""
+    """Whether a request line can contain the path at all: otherwise it is refused before it is parsed (400)."""
     return re.fullmatch(r"/[!-~]*", path) is not None
 
 

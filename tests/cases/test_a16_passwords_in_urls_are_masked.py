@@ -36,7 +36,7 @@ DATA = {"uri": f"https://user:{SECRET}@host/rows.csv", "task": "classification",
 
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing answers at the endpoint, and nobody has to wait for it."""
+    """Nothing answers at the endpoint, and no test has to wait for it."""
     from datetime import timedelta
 
     monkeypatch.setattr(objects, "_RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})

@@ -76,4 +76,4 @@ def test_no_page_of_the_program_is_left_as_it_was(tmp_path: Path) -> None:
     assert changed.count(b"<html><body>") == 1  # that of status 200
     assert replace_pages(changed)[1] == 0
     tmp_path.chmod(0o777)
-    assert with_json_pages(find_binary(), tmp_path) == find_binary()  # whoever may write there could change the copy
+    assert with_json_pages(find_binary(), tmp_path) == find_binary()  # other users could change the copy

@@ -170,7 +170,7 @@ def test_a_process_id_that_was_given_again_is_another_process() -> None:
     assert not is_dead(LeaseOwner(**me, process=stat))
     assert is_dead(LeaseOwner(**me, process=str(int(stat) - 1)))
     assert not is_dead(LeaseOwner(**{**me, "machine": "another"}, process="1"))
-    assert not is_dead(LeaseOwner(**{**me, "machine": ""}, process="1")), "nobody knows"
+    assert not is_dead(LeaseOwner(**{**me, "machine": ""}, process="1")), "it cannot be determined"
 
 
 def test_an_owner_that_lost_the_lease_commits_nothing_and_leaves_nothing(file_store: ObstoreStore) -> None:
@@ -199,7 +199,7 @@ def test_a_commit_that_arrives_after_the_lease_was_lost_is_taken_back(
         create = stalled.create
 
         def put_late(key: str, data: bytes) -> None:
-            if key.endswith("manifest.json"):  # the network stalls, and meanwhile somebody takes over
+            if key.endswith("manifest.json"):  # the network stalls, and another owner takes over
                 Sequence(file_store, f"{RUN}/owners").append(lambda _: _other().model_dump())
             create(key, data)
 

@@ -28,7 +28,7 @@ ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1,
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A pool of two models, of which one kills whoever loads it: it is there from the start."""
+    """A pool of two models, one of which kills the process that loads it, from the start."""
     store = open_store(f"file://{tmp_path_factory.mktemp('a2')}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0)))
     publish(store, "deep", commit_bundle(store, deep_tree(), DEEP_TREE))

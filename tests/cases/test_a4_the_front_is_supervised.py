@@ -56,7 +56,7 @@ def test_something_answers_within_a_second_of_a_death(front: Front, victims: str
     assert gap_s(front, since) < WITHIN_S
     assert (front.pid() == first) is (victims == "manager")
 
-    # A manager that comes now knows of no HAProxy and of no application: callers notice neither.
+    # A manager that starts now has no HAProxy and no application: clients notice neither.
     successor = front.manager()
     failures: list[object] = []
     ended = threading.Event()

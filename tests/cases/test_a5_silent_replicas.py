@@ -54,7 +54,7 @@ def join(callers: list[threading.Thread]) -> None:
 
 
 def silence_one(front: Front) -> list[dict[str, Any]]:
-    """Stops a replica that computes some of six requests; their answers."""
+    """Stops a replica that computes some of six requests; returns their responses."""
     callers, answers = at_once(front, "x?wait=0.5", 6)
     time.sleep(0.2)
     os.kill(front.replicas[0].pid, signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_requests_in_a_silent_replica_are_answered_by_another(front: Front) -> N
 
 
 def test_the_connections_to_a_killed_replica_are_left_alone(front: Front) -> None:
-    """Its requests are on their way to their second try when the checks notice; to end them would lose them."""
+    """Its requests are about to be repeated when the checks notice; closing them would lose them."""
     os.kill(front.replicas[0].pid, signal.SIGKILL)
     callers, answers = at_once(front, "x?wait=2", 6)
     admin = front.directory / ADMIN_SOCKET
@@ -134,7 +134,7 @@ def test_what_must_not_be_repeated_ends_with_the_callers_deadline_or_the_pools(f
     join(short + longest)
     assert [answer["status"] for answer in short_answers] == [504, 504]
     assert all(1 < answer["took_s"] < 3 for answer in short_answers)
-    # Until a check notices, the pool's limit holds; what comes after is refused at once.
+    # Until a check notices, the pool's limit applies; later requests are refused immediately.
     assert {answer["status"] for answer in longest_answers} <= {503, 504}
     assert all(answer["took_s"] < 8 for answer in longest_answers)
 

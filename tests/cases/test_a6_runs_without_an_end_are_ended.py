@@ -43,7 +43,7 @@ def wait_until_free(server: Server, within_s: float = 5.0) -> None:
     batcher = resident(server.manager, "looping").batcher
     until = time.monotonic() + within_s
     while server.call_plain(lambda: batcher.busy_s) > 0:
-        assert time.monotonic() < until, "the run goes on although nobody waits for it"
+        assert time.monotonic() < until, "the run continues although no request waits for it"
         time.sleep(0.01)
 
 

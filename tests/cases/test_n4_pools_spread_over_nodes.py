@@ -118,7 +118,7 @@ def test_a_node_without_a_replica_has_a_front_unless_it_is_labeled(
     proxies = serve.status().proxies
     assert with_front in proxies
     assert without not in proxies
-    # What a load balancer asks: first it is told to stay away, then nothing listens; meanwhile requests are answered.
+    # Health check of a load balancer: first it fails, then nothing listens; requests are answered during that time.
     nodes.drain(with_front)
     _until(lambda: asked("/-/healthz") in (503, 0), "front that says it drains")
     if asked("/-/healthz") == 503:

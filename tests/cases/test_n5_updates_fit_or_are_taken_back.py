@@ -81,7 +81,7 @@ def test_what_does_not_fit_twice_is_replaced_one_at_a_time(
     assert said[0].startswith("pool 'one': first start, needs 2 × 3 CPU, free: 8 CPU on 127.0.0.1 (node ")
     assert "update, needs 2 × 3 CPU, free: 2 CPU on 127.0.0.1" in said[1]
     assert said[1].endswith("one at a time: 1 of 2 replicas is unavailable at a time")
-    # And what does not fit is refused at once, with the numbers; nothing changes.
+    # A pool that does not fit is refused immediately, with the numbers; nothing changes.
     with pytest.raises(ResourcesMissing, match=r"can never run .* needs 3 × 3 CPU, but only 2 fit .*8 CPU on"):
         pools.deploy(spec_of(ray_cluster, store, replicas=3))
     with pytest.raises(ResourcesMissing, match=r"without downtime: 1 × 5 CPU .*rollout\.allow_downtime: true"):
@@ -172,7 +172,7 @@ def models_of(pool: str) -> list[str]:
 def test_two_commands_that_need_the_same_room_come_one_after_the_other(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any
 ) -> None:
-    """Each update takes 3 CPUs beside what runs, and 3 are free."""
+    """Each update needs 3 additional CPUs, and 3 are free."""
     small = {"replicas": 1, "resources": {"cpus": 2.5}}
     both = {name: {**small, "name": name, "route_prefix": f"/{name}"} for name in ("one", "two")}
     for described in both.values():
@@ -195,7 +195,7 @@ def test_two_commands_that_need_the_same_room_come_one_after_the_other(
     assert [type(ended[name]) for name in both] == [list, list], ended
     assert one.wrong == two.wrong == []
     assert any(line.startswith("waiting for another deployment to end; its pools:") for line in said)
-    # The same of one command: the second pool's room is what the first one leaves.
+    # The same in one command: the second pool gets the resources that the first one leaves.
     described = [spec_of(ray_cluster, store, **both[name], server_name="newest").pools[0] for name in both]
     pools.deploy(spec_of(ray_cluster, store).model_copy(update={"pools": tuple(described)}))
 

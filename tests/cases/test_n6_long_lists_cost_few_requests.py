@@ -152,7 +152,7 @@ def test_a_long_list_is_sound(long_store: tuple[ObstoreStore, str]) -> None:
 
 
 def _only(store: ObstoreStore, prefix: str) -> ObstoreStore:
-    """A copy of what is below one prefix."""
+    """A copy of the objects below one prefix."""
     copy = memory_store()
     for info in store.scan(prefix):
         copy.put(info.key, store.get(info.key))

@@ -27,14 +27,14 @@ class Outcome:
 
     num_answers: int = 0
     wrong: dict[str, int] = field(default_factory=dict)
-    """Wrong answers by graph."""
+    """Wrong responses by graph."""
     kinds: set[str] = field(default_factory=set)
     unmerged: dict[str, str] = field(default_factory=dict)
     """Graphs whose requests ran one by one, and why."""
 
 
 def ask(zoo: Iterable[Specimen], num_requests: int) -> Outcome:
-    """Sends requests to each graph, all at once, and compares each answer with that of the request alone."""
+    """Sends concurrent requests to each graph, and compares each response with that of the request alone."""
     outcome = Outcome()
     for specimen in zoo:
         engine = load(specimen.bundle)

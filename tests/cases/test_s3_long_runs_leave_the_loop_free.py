@@ -77,7 +77,7 @@ def test_a_run_whose_length_is_a_value_ends_at_its_deadline_and_delays_no_other(
 
 
 def run_twice(engine: Engine, *runs: dict[str, Any]) -> list[bool]:
-    """Whether each run was made at once, on the loop."""
+    """Whether each run executed inline, on the loop."""
 
     async def main() -> list[bool]:
         runner = EngineRunner(engine, asyncio.get_running_loop(), inline_below_s=1.0)
@@ -183,7 +183,7 @@ def test_estimates_go_by_the_sizes_of_a_request_not_by_its_rows_alone() -> None:
         for _ in range(3):
             latencies.record(1, 1e-7 * length**2, ((length,),))
     assert latencies.estimate_s(1, ((200,),)) == pytest.approx(4e-3)
-    assert latencies.estimate_s(1, ((150,),)) == pytest.approx(2.25e-3, rel=0.01), "between what was measured"
+    assert latencies.estimate_s(1, ((150,),)) == pytest.approx(2.25e-3, rel=0.01), "interpolated between measurements"
     assert latencies.estimate_s(1, ((1000,),)) == pytest.approx(0.1, rel=0.01), "along the power that was seen"
     assert latencies.estimate_s(1, ((10,),)) == pytest.approx(1e-3), "a run has a fixed cost"
 

@@ -74,7 +74,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("proxied")
 def test_the_clusters_own_addresses_are_reached_without_the_proxy(url: str) -> None:
-    with pytest.raises(requests.exceptions.ProxyError):  # the planted proxy does stand in the way of others
+    with pytest.raises(requests.exceptions.ProxyError):  # the planted proxy does intercept other clients
         requests.get(f"{url}/api/version", timeout=5)
     assert Dashboard(url, None).version(timeout_s=5) == "1"
     assert Client(url, timeout_s=5).inputs("m")[0].name == "x"
@@ -91,7 +91,7 @@ def test_every_client_of_the_process_leaves_the_proxy_out_once_loopback_is_exemp
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert requests.get(f"{url}/api/version", timeout=5).ok
-    if "[" not in url:  # urllib knows no address with brackets as an exception
+    if "[" not in url:  # urllib does not support bracketed addresses as exceptions
         with urlopen(f"{url}/api/version", timeout=5) as answer:
             assert answer.status == 200
 

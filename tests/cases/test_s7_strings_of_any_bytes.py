@@ -17,7 +17,7 @@ from tests.serve.conftest import Server, app_spec, publish, serve_app
 from tests.support.onnx_models import commit_bundle, make_bundle, make_graph, value
 
 TEXTS = [b"plain", "é".encode(), b"\xff\xfe", b"\x80" * 100, b"nul\x00\xffinside", b""]
-"""Short ones lie inside a string's own object, long ones elsewhere."""
+"""Short ones are stored inside a string's own object, long ones elsewhere."""
 BYTES = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 NUMBER = TensorSpec(name="number", datatype="INT64", shape=(-1,))
 

@@ -223,7 +223,7 @@ def test_a_back_end_has_the_limits_of_its_pool(tmp_path: Path) -> None:
     [
         ({"twice": PoolLimits(600.0, 600.0, 1)}, 1210),
         ({"twice": PoolLimits(30.0, 30.0, 1)}, MIN_HARD_STOP_S),
-        ({}, 777),  # not known: what the cluster was started with
+        ({}, 777),  # unknown: the value with which the cluster was started
     ],
 )
 def test_the_last_requests_of_an_haproxy_have_the_time_that_the_pools_allow(
@@ -238,7 +238,7 @@ def test_the_last_requests_of_an_haproxy_have_the_time_that_the_pools_allow(
 
 @dataclass
 class Seen:
-    """What the servers were asked, by path."""
+    """Requests received by the servers, by path."""
 
     calls: Counter[str] = field(default_factory=Counter)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -297,7 +297,7 @@ class Front:
         return f"http://127.0.0.1:{self.port}"
 
     def raw(self, data: bytes, timeout_s: float = 5.0, ends_sending: bool = False) -> bytes:
-        """The answer up to the end of the connection or the first silence."""
+        """Returns the response up to the end of the connection or the first pause."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as sock:
             sock.sendall(data)
             if ends_sending:
@@ -393,7 +393,7 @@ def test_a_request_whose_replica_died_is_answered_by_another_one(front: Front) -
         (b"GET /gone/x", b"503"),
         (b"GET /-/routes", b"200"),
         (b"GET /nothing", b"404"),
-        (b"POST /once/slow", b"400"),  # whoever has left cannot be told from this: inference for nobody ends
+        (b"POST /once/slow", b"400"),  # indistinguishable from a disconnect: unwanted inference is cancelled
     ],
 )
 def test_a_half_closed_client_gets_the_responses_to_its_reads(front: Front, request_line: bytes, status: bytes) -> None:
@@ -416,7 +416,7 @@ def test_reads_go_to_the_same_servers_and_in_the_order_of_the_paths(tmp_path: Pa
         ]
         assert "no option abortonclose" in twin
         assert " check" not in twin
-    assert "reads-http-asleep" not in rules, "nobody is there who could be told"
+    assert "reads-http-asleep" not in rules, "there is no replica to inform"
     assert "    timeout server 3200ms" in section(config, "backend reads-http-twice").splitlines()
 
 
@@ -499,7 +499,7 @@ def test_a_slow_sender_is_cut_off_before_it_reaches_a_replica(front: Front, data
     before = sum(Server.seen.calls.values())
     head, _, body = front.raw(data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
-    # HAProxy knows no answer of ours before it has read the headers.
+    # HAProxy cannot use our error files before it has read the headers.
     assert b"Content-Length" not in data or "did not arrive" in json.loads(body)["error"]
     assert sum(Server.seen.calls.values()) == before
 

@@ -66,7 +66,7 @@ def test_rows_are_split_by_the_parsed_numbers() -> None:
     rig.send("one", 3)
     rig.send("three", 4, 5, 6)
     rig.finish_all()
-    assert rig.engine.runs == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "three rows did not fit beside three"
+    assert rig.engine.runs == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "three more rows did not fit"
     assert rig.answers == {"two": [2.0, 4.0], "one": [6.0], "three": [8.0, 10.0, 12.0]}
 
 
@@ -97,7 +97,7 @@ def test_no_size_starves_another() -> None:
         rig.loop.advance(1.0)
         rig.send(f"narrow {number}", number)
     rig.finish_all()
-    assert rig.engine.runs.index([8.0, 9.0]) == 3, "it came fourth, and has the fourth deadline"
+    assert rig.engine.runs.index([8.0, 9.0]) == 3, "it arrived fourth, and has the fourth deadline"
 
 
 def test_without_a_batch_dimension_every_request_runs_singly() -> None:

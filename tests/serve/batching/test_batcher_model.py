@@ -38,7 +38,7 @@ MAX_WAITING = 12
 
 @dataclass(eq=False)
 class Sent:
-    """What the model knows of a request; its rows are marked with its number."""
+    """The model's state of a request; its rows are marked with its number."""
 
     number: int
     tenant: str
@@ -125,7 +125,7 @@ class Schedules(RuleBasedStateMachine):
     def turn(self) -> None:
         self.loop.turn()
         if not self.delay_ms and len(self.engine.runs_going_on) < self.engine.instances:
-            assert not self.waiting(), "a free engine lets nobody wait"
+            assert not self.waiting(), "no request waits while the engine is free"
 
     @precondition(lambda self: self.engine.is_busy)
     @rule()
@@ -172,7 +172,7 @@ class Schedules(RuleBasedStateMachine):
 
 
 class CheckedEngine(HeldEngine):
-    """Holds each run against what the model says may be in it."""
+    """Compares each run with the requests that the model allows in it."""
 
     def __init__(self, machine: Schedules, instances: int) -> None:
         super().__init__(instances)
@@ -213,7 +213,7 @@ class CheckedEngine(HeldEngine):
             if machine.estimate_s:
                 continue  # deadlines are near: some stay behind
             left = [s for s in machine.waiting() if s.tenant == tenant and s.width == batch[0].width and s not in batch]
-            assert all(s.rank > taken[-1].rank for s in left), "nobody of the same tenant and size was passed over"
+            assert all(s.rank > taken[-1].rank for s in left), "no request of the same tenant and size was passed over"
         if machine.can_merge and not machine.estimate_s:
             first = [
                 min((s for s in machine.waiting() if s not in batch and s.tenant == t and s.width == batch[0].width),
@@ -226,7 +226,7 @@ class CheckedEngine(HeldEngine):
         if machine.estimate_s and len(batch) > 1:
             end = machine.loop.now + machine.estimate_s * num_rows
             on_time = [sent for sent in batch if machine.loop.now + machine.estimate_s * sent.num_rows <= sent.deadline]
-            assert not on_time or all(sent.deadline >= end for sent in batch), "nobody is made late by others"
+            assert not on_time or all(sent.deadline >= end for sent in batch), "no request is made late by others"
 
 
 def test_every_schedule_keeps_order_bounds_and_answers() -> None:

@@ -19,7 +19,7 @@ from tests.support.together import ask_together, load
 
 @pytest.fixture
 def believing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switches the analysis and the probes off: whatever has a variable first dimension is merged."""
+    """Disables the analysis and the probes: everything with a variable first dimension is merged."""
     monkeypatch.setattr(engine_module, "judge", lambda signature, model: (signature, Verdict()))
     monkeypatch.setattr(engine_module, "probe", lambda run, signature: Probed())
 
@@ -38,7 +38,7 @@ def test_a_graph_that_mixes_its_rows_is_noticed_and_no_longer_merged(caplog: pyt
     answers, counted = ask_together(engine, requests_of(bundle, 10), num_rounds=3, check_share=0.05)
     wrong = [answer["y"].tolist() != [[0.0]] for answer in answers]
     assert any(wrong[:20])
-    assert not any(wrong[20:]), "the third round comes after the check, at the twentieth request"
+    assert not any(wrong[20:]), "the third round is after the check, at the twentieth request"
     assert counted.runs == [10, 10, *[1] * 10]
     assert [bool(found) for found in counted.checks] == [True]
     assert "mixes the rows of requests" in counted.problem

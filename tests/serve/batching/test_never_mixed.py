@@ -50,7 +50,7 @@ class Asked:
 
 
 class Checker:
-    """Counts what was answered, and every row that is not the asker's own."""
+    """Counts the responses, and every row that belongs to another request."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -93,7 +93,7 @@ class Swapping(EngineRunner):
 
 
 def storm(num_rows: int, kind: type[EngineRunner], inline_below_s: float, instances: int, seed: int) -> Checker:
-    """Sends until so many rows were answered well, in bursts of random size."""
+    """Sends until this many rows were answered successfully, in bursts of random size."""
     dice = random.Random(seed)
     checker = Checker()
     engine = Engine(make_bundle(marking(), MARKING), EngineSpec(instances=instances, warmup_rows=(1, 16)))

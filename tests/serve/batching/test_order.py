@@ -15,7 +15,7 @@ from tests.support.rig import Rig
 
 
 def hold(rig: Rig) -> None:
-    """Keeps the engine busy, so that what is sent next waits together."""
+    """Keeps the engine busy, so that the next requests wait together."""
     rig.send("held", 0)
     rig.loop.turn()
 
@@ -49,7 +49,7 @@ def test_a_flood_of_one_tenant_delays_another_by_one_run() -> None:
     rig.loop.turn()
     rig.send("calm", 1000, tenant="calm")
     rig.finish_all()
-    assert 1000.0 in rig.engine.runs[1], "the run that was going on when it came, then its own"
+    assert 1000.0 in rig.engine.runs[1], "the run in progress when it arrived, then its own"
 
 
 @pytest.mark.parametrize("can_merge", [True, False])
@@ -70,7 +70,7 @@ def test_tenants_share_rows_by_their_weights(can_merge: bool) -> None:
         for item in queue.take(can_merge, 0.0):
             rows[names[item]] += item.num_rows
         had = [num_rows / weights.get(name, 1.0) for name, num_rows in rows.items()]
-        assert max(had) - min(had) <= 2 * 3, "of items of at most 3 rows, nobody is ahead by more than two"
+        assert max(had) - min(had) <= 2 * 3, "of items of at most 3 rows, no tenant is ahead by more than two"
     assert min(rows.values()) > 0
 
 
@@ -310,7 +310,7 @@ def test_tenants_that_come_and_go_take_no_memory() -> None:
     for number in range(5000):
         tenant = shares.enter(str(number))
         shares.charge(tenant, 10**6)
-        tenant.had *= 2 + number  # ahead of everybody
+        tenant.had *= 2 + number  # ahead of all others
         shares.leave(tenant)
     assert len(shares._away) <= 1024
 

@@ -84,7 +84,7 @@ def test_a_move_begins_once_the_pool_has_been_uneven_for_a_while() -> None:
     pool = Pool()
     assert pool.rest(SETTLE_S - LOOK_S) == 0
     pool.moves = 0
-    pool.rest(2 * LOOK_S)  # it was only a node that came and went
+    pool.rest(2 * LOOK_S)  # a node that joined and left
     pool.moves = 2
     assert pool.rest(SETTLE_S - LOOK_S) == 0
     assert pool.rest(3 * LOOK_S) == 2

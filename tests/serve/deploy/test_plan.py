@@ -117,7 +117,7 @@ def test_larger_replicas_come_in_steps_that_each_have_room() -> None:
     old, new = described(replicas=4, resources={"cpus": 1}), {"replicas": 2, "resources": {"cpus": 2}}
     smaller = planned(described(**new), running(old, *"aaaa"), node("a", 0.0))
     assert smaller.way == Way(0, 2)  # the pool gets smaller first, which makes room for one
-    # One fits beside, on the other node; then the place of a single old one would be too small for the second.
+    # One fits in addition, on the other node; then the space of a single old one would be too small for the second.
     larger = described(replicas=2, resources={"cpus": 3})
     halves = running(described(**TWO), "a", "a")
     assert planned(larger, halves, node("a", 0.0, 3.0), node("b", 3.0, 3.0)).way == Way(0, 2)

@@ -57,7 +57,7 @@ def serve_spec(ray_cluster: RayCluster, store: ObstoreStore, **pool: Any) -> Ser
 
 
 class Load:
-    """Callers in the background; every answer must be what its version computes."""
+    """Clients in the background; every response must match its version."""
 
     def __init__(self, url: str, num_clients: int = 3) -> None:
         self.url = url
@@ -166,6 +166,6 @@ def test_serve_deploy_takes_the_file_of_the_repository(
         try:
             url = f"http://127.0.0.1:{ray_cluster.http_port}/v2/models/linear/infer"
             answer = requests.post(url, json=ROW, timeout=10)
-        except requests.RequestException:  # the front starts beside the pool
+        except requests.RequestException:  # the front starts concurrently with the pool
             time.sleep(0.2)
     assert answer.headers["x-maas-version"] == "1"

@@ -66,7 +66,7 @@ TRITON_NAMES = [name for name in pb.DESCRIPTOR.message_types_by_name if name not
 
 
 def codec(datatype: Datatype, num_columns: int = -1, labels: tuple[str, ...] | None = None) -> MessageCodec:
-    """Of a model that gives its only input back."""
+    """Description of a model that returns its only input."""
     tensor = TensorSpec(name="x", datatype=datatype, shape=(-1, num_columns))
     signature = {"inputs": (tensor,), "outputs": (tensor.model_copy(update={"name": "y"}),)}
     info = toy_info()
@@ -729,7 +729,7 @@ def test_a_stream_with_statuses_ends_with_the_first_error(channel: grpc.Channel)
 
 
 async def settled(server: Server) -> int:
-    """Requests that are still under way, once the loop has had time to notice who has left."""
+    """Requests still in progress, once the loop has had time to notice disconnects."""
     for _ in range(200):
         if server.handler.num_ongoing == 0:
             break

@@ -380,7 +380,7 @@ def test_the_repository_says_what_there_is(shared_server: Server) -> None:
 
 
 def test_answers_under_load_are_each_callers_own(shared_server: Server) -> None:
-    """Eight callers at once, each with its own rows, some of them poison."""
+    """Eight concurrent clients, each with its own rows, some of them poison."""
 
     def call(caller: int) -> int:
         with requests.Session() as session:

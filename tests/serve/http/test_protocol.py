@@ -38,7 +38,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def read_answers(sock: socket.socket, num_answers: int) -> list[tuple[int, bytes]]:
-    """Status and body of so many answers, or of those that came before the end."""
+    """Status and body of this many responses, or of those received before the end."""
     data, answers = b"", []
     while len(answers) < num_answers:
         head, found, rest = data.partition(b"\r\n\r\n")
@@ -166,11 +166,11 @@ def test_a_large_slow_but_steady_body_is_read_and_one_that_stops_is_refused(stri
         stuck.sendall(whole[:150_000])
         for start in range(0, len(whole), 50_000):
             steady.sendall(whole[start : start + 50_000])
-            time.sleep(0.5)  # in sum three times what a body may rest
+            time.sleep(0.5)  # in total three times the permitted pause of a body
         ((status, answer),) = read_answers(steady, 1)
         assert (status, json.loads(answer)["outputs"][0]["data"]) == (200, [2.0] * 3)
         steady.sendall(request(3))
-        assert values(read_answers(steady, 1)) == [6.0], "small requests are seen at once again"
+        assert values(read_answers(steady, 1)) == [6.0], "small requests are again detected immediately"
         ((status, answer),) = read_answers(stuck, 1)
         assert status == 408
         assert "of the body arrived" in json.loads(answer)["error"]

@@ -147,7 +147,7 @@ def test_a_version_that_a_caller_asks_for_answers_urls_without_one(file_store: O
     async def scene() -> None:
         await manager.load("a", version=1)
         assert (await ask(manager, "a")).tolist() == [[2.0, 2.0, 2.0]]
-        assert manager.versions("a") == [1, 2], "what the spec says is served beside it"
+        assert manager.versions("a") == [1, 2], "the version in the spec is served as well"
         await manager.load("a")
         assert (await ask(manager, "a")).tolist() == [[3.0, 3.0, 3.0]]
         assert manager.versions("a") == [2]

@@ -51,7 +51,7 @@ async def main(store):
         made.release(loaded)
         del loaded
         await asyncio.sleep(2 * loader.TRIM_DELAY_S)
-        await asyncio.get_running_loop().run_in_executor(made._threads, int)  # after what is asked of that thread
+        await asyncio.get_running_loop().run_in_executor(made._threads, int)  # after the pending work of that thread
         used[how].append(resident())
     made.close()
     print(json.dumps(used))

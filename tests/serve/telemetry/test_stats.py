@@ -52,7 +52,7 @@ class Ledger:
     ends: list[tuple[str, float, int, float]] = field(default_factory=list)
 
     def check(self, snapshot: dict[str, Any]) -> None:
-        """Fails unless a snapshot tells exactly what happened."""
+        """Fails unless a snapshot matches the events exactly."""
         ok = [end for end in self.ends if end[0] == "ok"]
         assert snapshot["outcomes"] == {name: sum(end[0] == name for end in self.ends) for name in OUTCOMES}
         assert snapshot["rows"] == sum(end[2] for end in ok)

@@ -65,7 +65,7 @@ def test_tritons_client_gets_the_values_it_sent(datatype: str, is_binary: bool) 
         wanted = [triton.InferRequestedOutput("y", binary_data=answers_binary)]
         body, length = Client.generate_request_body([given_input], outputs=wanted, request_id=request_id)
         codec = v2.InferCodec("m", 1, make_info(signature(datatype, sent.ndim)))
-        for _ in range(3):  # as a stranger, as one who comes again, as one who is known
+        for _ in range(3):  # first, repeated, and cached
             read = codec.read(body, length)
             inner = sent.view(np.uint16) if datatype == "BF16" else sent
             assert bits(read.inputs["x"]) == bits(inner)
@@ -85,7 +85,7 @@ def test_tritons_client_gets_the_values_it_sent(datatype: str, is_binary: bool) 
 
 
 def outcome(read: Any) -> Any:
-    """What came of a request, comparable."""
+    """Outcome of a request, in a comparable form."""
     try:
         request: v2.InferRequest = read()
     except BadRequest as error:
@@ -95,7 +95,7 @@ def outcome(read: Any) -> Any:
 
 
 def plain(body: bytes, kind: Signature, header_length: int | None = None) -> Any:
-    """By a reader that knows no short way."""
+    """Parses with a reader without fast paths."""
     reader = RequestReader(kind)
     reader._numbers.clear()
     reader._is_numeric = False
