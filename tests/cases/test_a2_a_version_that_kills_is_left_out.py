@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_import_survives_and_refuses_what_kills(file_store: ObstoreStore, tmp_path: Path, is_checked: bool) -> None:
     path = tmp_path / "deep.onnx"
     path.write_bytes(deep_tree())
-    with pytest.raises(BundleError, match="made into a session died .*SIGSEGV") as caught:
+    with pytest.raises(BundleError, match="loaded into a session died .*SIGSEGV") as caught:
         import_onnx(file_store, path, is_checked=is_checked)
     assert isinstance(caught.value.__cause__, ConfinedKilled)
     assert caught.value.__cause__.signal == signal.SIGSEGV

@@ -1,4 +1,4 @@
-"""Small states, and ways to spread them over ranks."""
+"""Small states, and ways to distribute them over ranks."""
 
 from collections.abc import Mapping
 

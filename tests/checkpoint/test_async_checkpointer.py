@@ -56,7 +56,7 @@ def _held(checkpointer: AsyncCheckpointer) -> threading.Event:
     return gate
 
 
-def test_what_stays_until_the_update_is_copied_while_gradients_are_computed(file_store: ObstoreStore) -> None:
+def test_steady_tensors_are_copied_while_gradients_are_computed(file_store: ObstoreStore) -> None:
     checkpointer = AsyncCheckpointer(file_store, PREFIX)
     tensors = {"weight": torch.ones(1000), "statistics": torch.ones(3)}
     checkpointer.save(Snapshot(1, 0, tensors), steady=["weight"])  # the first one looks which of them do stay
@@ -132,7 +132,7 @@ def test_saves_follow_each_other_in_the_same_buffers_and_retention_follows_them(
         assert is_equal(read_tensors(open_checkpoint(file_store, PREFIX, step), ""), small_tensors(step))
 
 
-def test_a_state_of_other_tensors_is_planned_anew(file_store: ObstoreStore) -> None:
+def test_a_state_with_other_tensors_is_planned_again(file_store: ObstoreStore) -> None:
     checkpointer = AsyncCheckpointer(file_store, PREFIX)
     states: list[Mapping[str, torch.Tensor]] = [
         {"a": torch.ones(3)},
@@ -149,7 +149,7 @@ def test_a_state_of_other_tensors_is_planned_anew(file_store: ObstoreStore) -> N
 
 
 @pytest.mark.parametrize("fault", ["503", "no space", "I/O error"])
-def test_a_failed_save_is_logged_and_training_goes_on(
+def test_a_failed_save_is_logged_and_training_continues(
     file_store: ObstoreStore, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpointer = AsyncCheckpointer(FaultyStore(file_store, fault, 1), PREFIX)
@@ -188,7 +188,7 @@ def test_a_run_that_is_not_repeatable_is_raised_at_once(file_store: ObstoreStore
     checkpointer.close()
 
 
-def test_what_fails_after_the_commit_does_not_undo_it(
+def test_a_failure_after_the_commit_does_not_undo_it(
     file_store: ObstoreStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> None:

@@ -1,4 +1,4 @@
-"""`maas-ray checkpoints`: what it prints, and with which exit code."""
+"""`maas-ray checkpoints`: output and exit codes."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_every_command_is_there_and_has_json(command: str) -> None:
     assert "--json" in result.stdout
 
 
-def test_checkpoints_are_listed_with_what_they_are(saved: ObstoreStore) -> None:
+def test_checkpoints_are_listed_with_their_descriptions(saved: ObstoreStore) -> None:
     code, found = _run(saved, "list", "r")
     assert code == 0
     assert [(each["step"], each["is_pinned"], each["error"]) for each in found] == [(1, True, None), (2, False, None)]
@@ -60,14 +60,14 @@ def test_a_damaged_checkpoint_is_listed_as_such_and_fails_verification(saved: Ob
     assert [bool(each["error"]) for each in _run(saved, "list", "r")[1]] == [True, False]
 
 
-def test_what_is_not_there_is_said(saved: ObstoreStore) -> None:
+def test_a_missing_checkpoint_is_reported(saved: ObstoreStore) -> None:
     code, found = _run(saved, "verify", "other")
     assert (code, found["error"]["code"]) == (1, "not_found")
     code, found = _run(saved, "verify", "r", "--step", "9")
     assert (code, "steps: 1, 2" in found["error"]["message"]) == (1, True)
 
 
-def test_a_checkpoint_is_written_anew_into_another_store(saved: ObstoreStore, tmp_path) -> None:
+def test_a_checkpoint_is_resharded_into_another_store(saved: ObstoreStore, tmp_path) -> None:
     code, found = _run(saved, "reshard", "r", "--to", str(tmp_path / "copy"), "--parts", "2")
     assert (code, found["step"], len(found["files"])) == (0, 2, 2)
     copy = open_store(str(tmp_path / "copy"))

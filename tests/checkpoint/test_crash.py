@@ -1,4 +1,4 @@
-"""Whatever happens to the store at whatever point of saving: the newest committed checkpoint loads and verifies."""
+"""The newest committed checkpoint loads and verifies after any store failure at any point of saving."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Damage anywhere in a checkpoint is refused before a value of it is used; what is whole is never refused."""
+"""Damage anywhere in a checkpoint is rejected before a value is used; intact checkpoints are never rejected."""
 
 import json
 import pickle
@@ -134,7 +134,9 @@ def test_no_damaged_value_is_ever_used_from_s3(store: ObstoreStore, monkeypatch:
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.fault)])
-def test_what_is_whole_is_never_refused(file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_an_intact_checkpoint_is_never_rejected(
+    file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     small_parts(monkeypatch, 256 << 10)
     save(file_store, PREFIX, snapshot(STEP))
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Saved under any layout, loaded under any other: bit for bit, and reading little more than is needed."""
+"""A checkpoint saved under any layout loads under any other, bit for bit, with little more reading than necessary."""
 
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def test_every_layout_is_loaded_under_every_other_bit_for_bit_from_few_bytes(ran
         assert is_equal(read_tensors(committed, ""), _tensors())
 
 
-def test_what_several_ranks_hold_is_written_once_by_ranks_in_turn_and_the_same_way_each_time(ran) -> None:
+def test_replicated_tensors_are_written_once_by_alternating_ranks_and_deterministically(ran) -> None:
     directory, _, by_rank = ran
     total = sum(tensor.numel() * tensor.element_size() for tensor in _tensors().values())
     for step in range(3):
@@ -157,5 +157,5 @@ def _torch_parallel(rank: int, root: str) -> None:
 
 
 @pytest.mark.fault
-def test_what_torch_shards_itself_is_saved_and_loaded_under_each_of_its_layouts(tmp_path: Path) -> None:
+def test_tensors_sharded_by_torch_are_saved_and_loaded_under_each_layout(tmp_path: Path) -> None:
     run_ranks(_torch_parallel, 4, str(tmp_path))

@@ -1,4 +1,4 @@
-"""A checkpoint that is called committed is on the disk: the power may go at any moment of saving and retaining."""
+"""A committed checkpoint is on the disk, even if the power fails at any moment of saving and retention."""
 
 import os
 import random
@@ -87,7 +87,7 @@ def _cut_at_every_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: 
 
 
 @pytest.mark.parametrize("copies", [2, pytest.param(40, marks=pytest.mark.fault)])
-def test_what_is_committed_survives_a_power_cut_at_any_moment(
+def test_a_committed_checkpoint_survives_a_power_cut_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int
 ) -> None:
     views = _cut_at_every_sync(tmp_path, monkeypatch, copies)

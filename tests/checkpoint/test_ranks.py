@@ -1,4 +1,4 @@
-"""What fails on one rank fails on all, within a bound, and says where; nothing of it is committed."""
+"""A failure on one rank fails the save on all ranks within a time limit, names the rank, and commits nothing."""
 
 import time
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_the_next_save_works(ran: tuple[Path, list[dict[str, str]]]) -> None:
     assert is_equal(read_tensors(open_checkpoint(open_store(str(directory)), "afterwards"), ""), _tensors())
 
 
-def test_a_saver_goes_on_after_a_failure_of_one_rank(ran: tuple[Path, list[dict[str, str]]]) -> None:
+def test_a_saver_continues_after_a_failure_of_one_rank(ran: tuple[Path, list[dict[str, str]]]) -> None:
     directory, results = ran
     for found in results:
         assert found["checkpointer"].startswith("the checkpoint was aborted, nothing is committed: rank 1")

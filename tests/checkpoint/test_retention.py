@@ -34,14 +34,14 @@ def saved(file_store: ObstoreStore) -> ObstoreStore:
     ],
     ids=str,
 )
-def test_what_a_rule_keeps_stays(saved: ObstoreStore, keep: Keep, kept: list[int]) -> None:
+def test_checkpoints_selected_by_a_rule_are_kept(saved: ObstoreStore, keep: Keep, kept: list[int]) -> None:
     removed = Retention(saved, PREFIX, keep).apply()
     assert list_checkpoints(saved, PREFIX) == kept
     assert sorted([*removed, *kept]) == list(LOSSES)
     assert len(list(saved.scan(""))) == 2 * len(kept), "manifest and history of each: nothing is left of the others"
 
 
-def test_pinned_ones_stay_whoever_pinned_them(saved: ObstoreStore) -> None:
+def test_pinned_checkpoints_are_kept(saved: ObstoreStore) -> None:
     pin(saved, PREFIX, 1, "published")
     Sequence(saved, "runs/r/pins").append(lambda _: {"step": 3, "reason": "published"})
     Retention(saved, PREFIX, Keep(last=1)).apply()
@@ -59,7 +59,7 @@ def test_attempts_without_a_manifest_and_damaged_ones_push_no_good_one_out(saved
     assert open_checkpoint(saved, PREFIX, 4).meta["step"] == 4
 
 
-def test_retention_that_goes_on_counts_what_was_saved_since(saved: ObstoreStore) -> None:
+def test_repeated_retention_counts_checkpoints_saved_since(saved: ObstoreStore) -> None:
     retention = Retention(saved, PREFIX, Keep(last=2, best=1, metric="loss"))
     assert retention.apply() == [1, 3, 4]
     save(saved, PREFIX, snapshot(7, {}, metrics={"loss": 0.1}))

@@ -70,7 +70,7 @@ def test_a_step_committed_again_with_the_same_values_is_kept_and_with_others_ref
     assert len(list(file_store.scan(""))) == num_objects, "the second attempt cleans up after itself"
 
 
-def test_another_layout_may_differ_in_the_last_bits_and_what_is_there_is_kept(file_store: ObstoreStore) -> None:
+def test_another_layout_may_differ_in_the_last_bits_and_the_committed_step_is_kept(file_store: ObstoreStore) -> None:
     first = save(file_store, PREFIX, snapshot(3, layout="dp 2"))
     other = {**small_tensors(3), "model.bias": torch.zeros(7)}
     assert save(file_store, PREFIX, snapshot(3, other, layout="dp 4")).digest == first.digest
@@ -86,7 +86,7 @@ def test_another_layout_may_differ_in_the_last_bits_and_what_is_there_is_kept(fi
     ],
     ids=["name", "shape", "type", "meta"],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_filled(
+def test_tensors_that_do_not_fit_are_named_and_nothing_is_filled(
     file_store: ObstoreStore, change: dict[str, torch.Tensor], message: str
 ) -> None:
     committed = save(file_store, PREFIX, snapshot(3))
@@ -104,14 +104,16 @@ def test_what_does_not_fit_is_named_and_nothing_is_filled(
     ],
     ids=["type", "NaN"],
 )
-def test_what_cannot_be_saved_is_said_and_leaves_nothing(file_store: ObstoreStore, bad: Snapshot, message: str) -> None:
+def test_a_state_that_cannot_be_saved_is_reported_and_leaves_nothing(
+    file_store: ObstoreStore, bad: Snapshot, message: str
+) -> None:
     with pytest.raises(SaveFailed, match=message) as caught:
         save(file_store, PREFIX, bad)
     assert caught.value.retryable
     assert list(file_store.scan("")) == []
 
 
-def test_what_is_not_there_is_named_with_what_is(file_store: ObstoreStore) -> None:
+def test_a_missing_name_is_reported_with_existing_names(file_store: ObstoreStore) -> None:
     with pytest.raises(NotFound, match="no committed checkpoint yet"):
         open_checkpoint(file_store, PREFIX)
     save(file_store, PREFIX, snapshot(2))
@@ -129,7 +131,7 @@ def test_the_index_of_another_format_is_refused(file_store: ObstoreStore) -> Non
 
 
 @pytest.mark.parametrize("num_parts", [None, 3])
-def test_a_checkpoint_is_written_anew_in_whole_tensors(
+def test_a_checkpoint_is_resharded_into_whole_tensors(
     file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch, num_parts: int | None
 ) -> None:
     small_parts(monkeypatch)

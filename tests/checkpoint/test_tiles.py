@@ -39,7 +39,7 @@ def test_a_large_matrix_is_cut_where_ranks_divide_it(size: int, ranks: int, dim:
 
 
 @pytest.mark.parametrize("size", [501, 1003, 50257])
-def test_rows_are_also_cut_where_ranks_divide_what_others_have_divided(size: int) -> None:
+def test_rows_are_also_cut_for_nested_sharding(size: int) -> None:
     starts = [0]
     for outer in torch.empty(size, device="meta").chunk(2):
         for inner in outer.chunk(2):

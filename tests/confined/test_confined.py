@@ -46,7 +46,7 @@ def test_a_foreign_exception_is_a_death_that_names_it() -> None:
 
 
 @pytest.mark.parametrize("function", ["nothing", "no_module.at_all:f"])
-def test_a_function_that_does_not_exist_is_said(function: str) -> None:
+def test_a_missing_function_is_reported(function: str) -> None:
     with pytest.raises(ConfinedKilled, match="Error"):
         confined.call(function if ":" in function else f"{JOBS}:{function}", {})
 
@@ -83,7 +83,7 @@ def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not() -> None
     assert confined.call(f"{JOBS}:eat", {"bytes": 32 << 20}, limits=limits).payload == {"taken": 32 << 20}
 
 
-def test_what_was_sent_does_not_count_as_memory() -> None:
+def test_sent_data_does_not_count_toward_the_memory_limit() -> None:
     blob = bytes(128 << 20)
     limits = Limits(memory_bytes=192 << 20)
     assert len(confined.call(f"{JOBS}:echo", {}, [blob], limits).blobs[0]) == len(blob)
@@ -130,7 +130,7 @@ def test_a_call_is_aborted_from_another_thread() -> None:
         assert not _is_alive(child.pid)
 
 
-def test_a_child_that_nobody_waits_for_any_more_is_killed() -> None:
+def test_an_abandoned_child_is_killed() -> None:
     with confined.start(f"{JOBS}:sleep") as child:
         child.send({"seconds": 60})
     _wait_until(lambda: not _is_alive(child.pid))

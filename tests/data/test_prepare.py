@@ -1,4 +1,4 @@
-"""From files to a committed data set: held-out rows never matter, the same input gives the same digest, bad input is refused."""
+"""Preparing files: held-out rows have no influence, equal input gives equal digests, bad input is rejected."""
 
 import subprocess
 import sys
@@ -117,9 +117,7 @@ def _changed(row: int) -> str:
     return "\n".join([header, *lines])
 
 
-def test_held_out_rows_do_not_change_what_is_fitted_and_training_rows_do(
-    file_store: ObstoreStore, tmp_path: Path
-) -> None:
+def test_only_training_rows_change_the_fitted_features(file_store: ObstoreStore, tmp_path: Path) -> None:
     features = prepare(_spec(write(tmp_path / "rows.csv", ROWS)), file_store).features
     assigned = assign_rows(_spec("x").split, 10)
     for row, split in ((int(np.flatnonzero(assigned == code)[0]), SPLITS[code]) for code in range(3)):

@@ -1,4 +1,4 @@
-"""From a committed checkpoint to a committed bundle, without a cluster: what is proven, kept and refused."""
+"""From a committed checkpoint to a committed bundle, without a cluster: verification, pins and rejections."""
 
 import numpy as np
 import onnx

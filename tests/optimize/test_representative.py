@@ -1,4 +1,4 @@
-"""The rows that an exported bundle brings for its warm-up: taken by its graph, made of statistics, the same each time."""
+"""The sample of an exported bundle: accepted by its graph, generated from statistics, deterministic."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Other people's ONNX files become bundles: what is read, what is refused, and what an answer leads back to."""
+"""Import of third-party ONNX files: accepted files, rejected files, and the lineage in responses."""
 
 import hashlib
 import os

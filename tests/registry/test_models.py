@@ -71,7 +71,7 @@ def test_two_publishers_at_once_both_succeed_with_different_versions(storage: St
         ("digits", "canary", "no alias 'canary' of model 'digits'; aliases: production"),
     ],
 )
-def test_what_does_not_exist_is_named_with_what_does(
+def test_a_missing_data_set_or_split_is_reported_with_existing_ones(
     file_store: ObstoreStore, model: str, ref: int | str, message: str
 ) -> None:
     registry = Registry(file_store)

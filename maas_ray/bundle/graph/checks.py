@@ -162,7 +162,7 @@ def _shape(value: ValueInfoProto) -> list[int | None] | None:
 
 def _check_tensor(tensor: TensorProto) -> None:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise BundleError(f"tensor {tensor.name!r} lies outside the file; export the model with inline weights")
+        raise BundleError(f"tensor {tensor.name!r} is stored outside the file; export the model with inline weights")
     if any(size < 0 for size in tensor.dims):
         raise BundleError(f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}")
     kind = ONNX.get(tensor.data_type)

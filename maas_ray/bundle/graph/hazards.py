@@ -125,15 +125,15 @@ class _Judge:
         if key not in SAFE:
             self._note("trap", node, "is not known to be safe for all values")
         elif key in DIVISIONS and not _is_safe_division(node, given):
-            self._note("trap", node, "divides integers, which stops the process for INT_MIN / -1")
+            self._note("trap", node, "divides integers, which crashes the process for INT_MIN / -1")
         elif not _are_static(given, SAFE_IF_STATIC.get(key, ())):
-            self._note("trap", node, "is sized by values of the request")
+            self._note("trap", node, "has a size that depends on values of the request")
         elif key[0] == ML and key[1].startswith("TreeEnsemble") and not _is_forest(node):
-            self._note("trap", node, "has trees whose nodes are not in order")
+            self._note("trap", node, "has trees with children before their parents")
         if key in SIZED_BY_DATA or (key not in SAFE and key not in SIZED_BY):
-            self._note("values", node, "takes a time that depends on values")
+            self._note("values", node, "has a run time that depends on values")
         elif not _are_static(given, SIZED_BY.get(key, ())):
-            self._note("values", node, "gives a size that depends on values")
+            self._note("values", node, "has an output size that depends on values")
 
     def _body(self, node: NodeProto, body: GraphProto, facts: _Facts, depth: int) -> None:
         if depth >= MAX_DEPTH:
@@ -159,7 +159,7 @@ class _Judge:
 
     def _give_up(self, node: NodeProto) -> None:
         for what in self._reasons:
-            self._note(what, node, f"is nested more than {MAX_DEPTH} deep")
+            self._note(what, node, f"is nested more than {MAX_DEPTH} levels deep")
 
 
 def _conclude(node: NodeProto, key: tuple[str, str], given: Sequence[_Fact | None], facts: _Facts) -> None:

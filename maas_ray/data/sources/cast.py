@@ -247,7 +247,7 @@ def _integers(text: pa.Array) -> pa.Array | None:
 def _tensor(field: pa.Field, column: pa.ChunkedArray) -> CastColumn:
     kind = field.type.value_type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise DataError(f"column {field.name!r} is a list of {kind}; a tensor must hold numbers")
+        raise DataError(f"column {field.name!r} is a list of {kind}; a tensor must contain numbers")
     if column.null_count:
         raise DataError(f"column {field.name!r} has {column.null_count} rows without a tensor; remove these rows")
     raw: NDArray[Any] = tensor_values(field, column)

@@ -166,7 +166,7 @@ def csv_options(
     with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
         names = head.schema.names
     if any("\0" in name for name in names):  # UTF-16 read as UTF-8
-        raise csv_error(path, "UTF8: the header holds zero bytes")
+        raise csv_error(path, "UTF8: the header contains zero bytes")
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         null_values=list(spec.missing_values),

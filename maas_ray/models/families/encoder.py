@@ -98,7 +98,7 @@ class EncoderBlock(nn.Module):
 
     Args:
         spec: the parameters.
-        has_padding: whether rows may hold padding.
+        has_padding: whether rows may contain padding.
     """
 
     def __init__(self, spec: EncoderSpec, has_padding: bool) -> None:
@@ -129,7 +129,7 @@ class SequencePool(nn.Module):
 
     Args:
         kind: `mean` of all tokens, or the `first` one.
-        has_padding: whether rows may hold padding.
+        has_padding: whether rows may contain padding.
     """
 
     def __init__(self, kind: str, has_padding: bool) -> None:

@@ -17,7 +17,7 @@ from maas_ray.row import Row
 BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 """Residual blocks of each stage, by depth."""
 BOTTLENECK_DEPTH, BOTTLENECK_FACTOR = 50, 4
-"""From this depth a block is 1x1, 3x3, 1x1, and gives four times the channels of its 3x3."""
+"""From this depth a block is 1x1, 3x3, 1x1, with four times the output channels of its 3x3."""
 SMALL_IMAGE = 64
 """Pixels: for images up to this side length the stem keeps the resolution, as He et al. did for CIFAR."""
 

@@ -1,4 +1,4 @@
-"""Runs in fixed buffers, on the CPU: which bucket, padding, cutting, and that no row of an earlier run shows."""
+"""Runs in fixed buffers on the CPU: bucket selection, padding, removal of padding, and isolation from earlier rows."""
 
 import numpy as np
 import onnxruntime as ort
@@ -20,7 +20,7 @@ def test_the_smallest_bucket_that_holds_the_rows_is_chosen(num_rows: int, size: 
     assert Buckets(session(linear()), LINEAR, (16, 2, 4, 4), device="cpu").size_for(num_rows) == size
 
 
-def test_any_number_of_rows_gives_what_a_plain_run_gives() -> None:
+def test_any_number_of_rows_gives_the_results_of_a_plain_run() -> None:
     plain = session(linear())
     buckets = Buckets(plain, LINEAR, (2, 8, 32), device="cpu")
     random = np.random.default_rng(0)

@@ -118,7 +118,7 @@ def test_sizes_that_do_not_fit_together_are_the_callers_fault() -> None:
         "something else altogether",
     ],
 )
-def test_what_the_machine_has_to_give_is_not_the_callers_fault(message: str) -> None:
+def test_missing_resources_are_not_reported_as_a_bad_request(message: str) -> None:
     class Broken:
         def run(self, *args: object) -> None:
             raise RuntimeError(message)
@@ -181,7 +181,7 @@ ALL = (TENSORRT, CUDA, CPU)
         (1.0, ALL, FREE, False, [CUDA, CPU], "sizes other than the number of rows vary"),
     ],
 )
-def test_providers_are_chosen_by_what_is_there_with_a_reason(
+def test_providers_are_chosen_by_availability_with_a_reason(
     gpus: float,
     available: tuple[str, ...],
     signature: Signature,

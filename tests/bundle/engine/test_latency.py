@@ -1,4 +1,4 @@
-"""The latency model: what it learns, what does not fool it, and what it forgets."""
+"""The latency model: learning, robustness against outliers, and aging of old measurements."""
 
 import itertools
 import math
@@ -72,7 +72,7 @@ def test_a_lasting_change_is_learned_within_fifty_runs() -> None:
     assert model.estimate_s(8) == pytest.approx(affine(8), rel=0.25)
 
 
-def test_what_was_learned_of_sizes_no_longer_run_gives_way_to_what_is() -> None:
+def test_recent_measurements_take_precedence_over_sizes_no_longer_run() -> None:
     """A machine that was slow while 64 rows were measured must not keep runs of 64 rows from being tried again."""
     model = seeded(1, 2, 4, 8, 16, 32)
     model.record(64, 1.0)

@@ -136,7 +136,7 @@ def test_a_sample_that_is_none_is_a_broken_bundle(data: bytes) -> None:
         Engine(replace(make_bundle(linear()), sample=data))
 
 
-def test_what_a_first_load_has_learned_is_not_found_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_of_a_first_load_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle()
     first = load_engine(bundle, EngineSpec(), wall_s=60.0)[1]
     first = replace(first, warmed_with="ones")
@@ -149,7 +149,7 @@ def test_what_a_first_load_has_learned_is_not_found_out_again(monkeypatch: pytes
     assert Engine(bundle, known=replace(first, not_merged_because="it mixes")).can_merge is False
 
 
-def test_what_is_prepared_before_processes_are_forked_starts_no_thread() -> None:
+def test_prepare_in_the_fork_server_starts_no_thread() -> None:
     before = len(os.listdir("/proc/self/task"))
     service.prepare()
     assert len(os.listdir("/proc/self/task")) <= before

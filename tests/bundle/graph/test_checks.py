@@ -1,4 +1,4 @@
-"""What a graph must be before onnxruntime sees it."""
+"""Checks of a graph before onnxruntime loads it."""
 
 from collections.abc import Callable
 
@@ -79,7 +79,7 @@ def break_the_wiring(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put_weights_outside, "lies outside the file"),
+        (put_weights_outside, "is stored outside the file"),
         (use_foreign_operator, "com.example::Mul"),
         (hide_foreign_operator_in_a_branch, "com.example::Evil"),
         (lie_about_a_tensor, "instead of 4000000"),

@@ -1,4 +1,4 @@
-"""Footers of parquet files and schemas of Arrow files, parsed apart: the same as pyarrow says, and hostile ones are named."""
+"""Footers of parquet files and schemas of Arrow files, parsed in a child: equal to pyarrow's; hostile files are named."""
 
 import time
 from pathlib import Path
@@ -50,7 +50,7 @@ def wide(num_columns: int) -> bytes:
     return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-def test_parquet_footers_say_what_pyarrow_says(tmp_path: Path) -> None:
+def test_parquet_footers_equal_those_of_pyarrow(tmp_path: Path) -> None:
     for number, rows in enumerate((1000, 300, 7)):
         parquet.write_table(TABLE, tmp_path / f"{number}.parquet", row_group_size=rows)
     found = read(tmp_path, "parquet")
@@ -63,7 +63,7 @@ def test_parquet_footers_say_what_pyarrow_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["file", "stream", "feather"])
-def test_arrow_schemas_say_what_pyarrow_says(tmp_path: Path, form: str) -> None:
+def test_arrow_schemas_equal_those_of_pyarrow(tmp_path: Path, form: str) -> None:
     path, table = tmp_path / "a.arrow", TABLE if form != "feather" else TABLE.drop(["c", "d"])
     if form == "feather":
         feather.write_feather(table, path)
@@ -77,7 +77,7 @@ def test_arrow_schemas_say_what_pyarrow_says(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"FEA1" + bytes(60) + b"FEA1", b"\xff\xff\xff\xff\x10\0\0\0" + bytes(16), b"no"])
-def test_what_does_not_begin_with_a_schema_is_read_as_a_whole(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_leading_schema_is_read_as_a_whole(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.arrow").write_bytes(content)
     assert read(tmp_path, "arrow") == [None]
 
@@ -117,7 +117,7 @@ def test_many_columns_are_no_offense(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_a_footer_that_takes_a_gigabyte_is_named_and_takes_none_of_ours(tmp_path: Path) -> None:
+def test_a_footer_that_takes_a_gigabyte_is_named_and_costs_this_process_nothing(tmp_path: Path) -> None:
     parquet.write_table(TABLE, tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(wide(900_000))
     parquet.write_table(TABLE, tmp_path / "c.parquet")

@@ -105,7 +105,7 @@ def _same_rows(one: Dataset, two: Dataset) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "arrow", "stream.arrow", "jsonl"])
-def test_shards_hold_the_rows_features_and_report_that_memory_gives(
+def test_shards_contain_the_rows_features_and_report_of_in_memory_preparation(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     spec = _spec(_write_files(tmp_path / "files", _table(2000), 9, kind))
@@ -286,7 +286,7 @@ def test_a_task_that_runs_twice_writes_the_same_bytes_to_the_same_place(
     assert len(before) == 3
 
 
-def test_shards_of_a_limited_size_hold_the_rows_of_one_unit(
+def test_shards_of_a_limited_size_contain_the_rows_of_one_unit(
     both: tuple[Dataset, Dataset], file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this process: what a task does with a unit that is larger than a shard."""
@@ -359,7 +359,7 @@ def _here(function: Any, count: int, arguments: Any, *_: Any) -> Any:
         ({"cleaning": {**CLEANING, "columns": {"image": {"cast": "number"}}}}, "is a tensor and cannot be cast"),
     ],
 )
-def test_what_memory_refuses_is_refused_from_tasks_in_the_same_words(
+def test_tasks_raise_the_same_errors_as_in_memory_preparation(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     spec = _spec(_write_files(tmp_path / "files", _table(600), 3), **change)
@@ -397,7 +397,7 @@ def test_lines_of_json_whose_columns_differ_are_refused_with_the_names_of_both_f
     assert str(sharded.value).partition(":")[2] == str(small.value).partition(":")[2]
 
 
-def test_what_a_task_sends_back_does_not_grow_with_the_rows_of_its_unit(
+def test_the_result_of_a_task_does_not_grow_with_the_rows_of_its_unit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A csv file is one unit however large it is."""
@@ -416,7 +416,7 @@ def test_what_a_task_sends_back_does_not_grow_with_the_rows_of_its_unit(
         assert many < 1.2 * few
 
 
-def test_a_fault_in_a_task_comes_back_as_what_it_is(
+def test_an_error_in_a_task_is_raised_as_the_same_class(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(large, "LARGE_BYTES", 0)

@@ -1,4 +1,4 @@
-"""Tasks that are killed change nothing, and memory stays flat: half a gigabyte is prepared and read at random."""
+"""Killed tasks change nothing, and memory stays constant while half a gigabyte is prepared and read at random."""
 
 import json
 import os

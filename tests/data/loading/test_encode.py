@@ -1,4 +1,4 @@
-"""Categories to codes: unknown and missing ones included."""
+"""Encoding of categories, including unknown and missing ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Global batches do not depend on the number of ranks; every sample comes once per epoch; the cursor is all the state."""
+"""Global batches do not depend on the number of ranks; each sample occurs once per epoch; the cursor is the only state."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_micro_batches_differ_by_at_most_one_row() -> None:
     assert sorted(sizes) == [3, 3, 4]
 
 
-def test_jumping_to_any_cursor_gives_what_reading_up_to_it_gives() -> None:
+def test_jumping_to_any_cursor_equals_reading_up_to_it() -> None:
     reader = _loader(global_batch=9)
     cursor = 0
     for _ in range(600):  # beyond several of the stretches that are permuted at once
@@ -125,7 +125,7 @@ def test_read_only_arrays_are_taken_without_a_warning() -> None:
         ({"rank": -1}, "rank -1"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(change: dict, says: str) -> None:
+def test_invalid_arguments_of_a_loader_are_rejected(change: dict, says: str) -> None:
     arguments = {"columns": _columns(), "target": np.arange(N), "seed": 0, "global_batch": 4, "rank": 0, "world": 1}
     arguments.update(change)
     with pytest.raises(DataError, match=says):

@@ -1,4 +1,4 @@
-"""The sample order: a bijection, the same for ever, well mixed, and one order for any number of readers."""
+"""The sample order: a bijection, stable across releases, well mixed, and equal for any number of readers."""
 
 from hashlib import sha256, shake_128
 
@@ -43,7 +43,7 @@ def _reference(seed: int, epoch: int, n: int, position: int) -> int:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 100, 1023, 1024, 1025, 50_000])
-def test_every_epoch_holds_every_sample_once(n: int) -> None:
+def test_every_epoch_contains_every_sample_once(n: int) -> None:
     for epoch in (0, 1, 2**64 - 1):
         ids = permute(7, epoch, n, np.arange(n))
         assert np.array_equal(np.sort(ids), np.arange(n))

@@ -1,4 +1,4 @@
-"""Reading ahead: the same rows in the same order, errors where they are asked for, and no thread left behind."""
+"""Prefetching: the same rows in the same order, errors raised by `load`, and no leftover threads."""
 
 import threading
 from typing import Any

@@ -68,7 +68,7 @@ def test_text_of_a_typed_format_stays_text() -> None:
 @pytest.mark.parametrize(
     "values", [["1", "2", "x", None, "nan", "inf", "1e39", "y", "x"], ["7", "1e400", None, "-inf"]]
 )
-def test_what_cannot_be_converted_is_counted_and_missing(values: list) -> None:
+def test_values_that_cannot_be_converted_are_counted_and_missing(values: list) -> None:
     column = _cast(values, to="number")
     bad = [value for value in values if value in ("x", "y", "inf", "-inf", "1e39", "1e400")]
     absent = [value for value in values if value in (None, "nan")]
@@ -130,7 +130,7 @@ def test_holes_in_a_tensor_are_counted() -> None:
         ([{"a": 1}], None, None, "type struct"),
         ([[1, 2], [3]], None, None, "type list"),
         ([[1, 2], [3, 4]], pa.list_(pa.int64(), 2), "number", "cannot be cast"),
-        ([["a", "b"]], pa.list_(pa.string(), 2), None, "must hold numbers"),
+        ([["a", "b"]], pa.list_(pa.string(), 2), None, "must contain numbers"),
         ([[1, 2], None], pa.list_(pa.int64(), 2), None, "1 rows without a tensor"),
     ],
 )

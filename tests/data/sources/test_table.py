@@ -1,4 +1,4 @@
-"""Every format gives the same table; everything that cannot be read is refused with its name and a way out."""
+"""Every format gives the same table; unreadable files are rejected with their name and a way out."""
 
 import gzip
 import struct
@@ -254,8 +254,8 @@ def test_files_that_are_not_there_or_do_not_fit_are_refused(
         ({"x": np.array([{"a": 1}, None], dtype=object), "label": np.array([0, 1])}, "cannot read array"),
         ({"x": np.array([1, 2, 3]), "label": np.array([0, 1])}, "different numbers of rows"),
         ({"x": np.float32(3), "label": np.array([0, 1])}, "expected numbers or text per row"),
-        ({"x": np.zeros((2, 0)), "label": np.array([0, 1])}, "must hold numbers"),
-        ({"x": np.array([["a"], ["b"]]), "label": np.array([0, 1])}, "must hold numbers"),
+        ({"x": np.zeros((2, 0)), "label": np.array([0, 1])}, "must contain numbers"),
+        ({"x": np.array([["a"], ["b"]]), "label": np.array([0, 1])}, "must contain numbers"),
         ({"x": np.array([1j, 2j]), "label": np.array([0, 1])}, "expected numbers or text"),
         ({"x": np.zeros(0), "label": np.zeros(0)}, "no rows"),
     ],

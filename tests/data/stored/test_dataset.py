@@ -1,4 +1,4 @@
-"""A prepared data set is verified on every read, has one digest per content, and two writers do not disturb each other."""
+"""A prepared data set is verified on every read, has one digest per content, and tolerates concurrent writers."""
 
 import threading
 from pathlib import Path
@@ -46,7 +46,7 @@ def _save(store: ObstoreStore, **change: float) -> Dataset:
     return save_dataset(store, _tables(**change), FEATURES, {"rows_read": 8}, {"uri": "x"})
 
 
-def test_what_was_saved_is_read_back_exactly(store: ObstoreStore) -> None:
+def test_a_saved_data_set_is_read_back_exactly(store: ObstoreStore) -> None:
     dataset = open_dataset(store, _save(store).digest)
     assert dataset.features == FEATURES
     assert dataset.num_rows == {"train": 6, "validation": 0, "test": 2}
@@ -63,7 +63,7 @@ def test_what_was_saved_is_read_back_exactly(store: ObstoreStore) -> None:
     assert all(values.flags.writeable for values in (*split.columns, split.target))
 
 
-def test_parts_of_several_sizes_hold_the_same_data_set(
+def test_parts_of_several_sizes_give_the_same_data_set(
     file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from maas_ray.store.objects import open_store
@@ -103,7 +103,7 @@ class _Overtaken:
         self._store.create(key, data)
 
 
-def test_a_writer_that_is_overtaken_uses_what_the_other_one_committed(store: ObstoreStore) -> None:
+def test_a_slower_writer_uses_the_data_set_of_the_faster_one(store: ObstoreStore) -> None:
     overtaken = _Overtaken(store)
     ours = _save(overtaken)
     assert overtaken.winner is not None
@@ -147,7 +147,7 @@ def test_a_damaged_part_is_refused_with_its_name(file_store: ObstoreStore, tmp_p
     assert dataset.read("test").target.tolist() == [0, 1]
 
 
-def test_what_does_not_exist_is_named_with_what_does(file_store: ObstoreStore) -> None:
+def test_a_missing_data_set_or_split_is_reported_with_existing_ones(file_store: ObstoreStore) -> None:
     with pytest.raises(NotFound, match="there are no data sets yet"):
         open_dataset(file_store, "abc")
     dataset = _save(file_store)

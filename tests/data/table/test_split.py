@@ -1,4 +1,4 @@
-"""The split depends on row numbers, fractions and the seed alone; a column can name it instead."""
+"""The split depends on row indices, fractions and the seed alone, or on a column."""
 
 import numpy as np
 import pyarrow as pa

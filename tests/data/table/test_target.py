@@ -1,4 +1,4 @@
-"""Class names and codes; what is no target is refused."""
+"""Class names and codes, and rejection of invalid targets."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_a_number_that_cannot_be_read_is_a_missing_target() -> None:
         ([[1], [2]], "classification", None, "a list per row"),
     ],
 )
-def test_what_is_no_target_is_refused(values: list, task: str, kind: Any, says: str) -> None:
+def test_invalid_targets_are_rejected(values: list, task: str, kind: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         _cast(values, task, kind)
 

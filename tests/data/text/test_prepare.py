@@ -1,4 +1,4 @@
-"""From texts to rows of tokens: nothing lost, nothing twice, the same content the same digest, altered bytes refused."""
+"""Preparing texts: every token exactly once, equal content gives equal digests, altered bytes are rejected."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +187,7 @@ def test_masks_hang_on_seed_and_position_alone_and_hide_as_bert_does(store: Obst
 
 
 @pytest.mark.parametrize(("world", "accumulation_steps", "global_batch"), [(3, 2, 12), (7, 1, 40)])
-def test_what_a_row_hides_depends_on_no_rank_world_or_batch(
+def test_masks_do_not_depend_on_rank_world_or_batch(
     store: ObstoreStore, tmp_path: Path, world: int, accumulation_steps: int, global_batch: int
 ) -> None:
     dataset = prepare(_spec(_write(tmp_path / "a", TEXT), task="masked_language_modeling"), store)
@@ -282,7 +282,7 @@ def test_texts_that_do_not_fit_are_refused(
         ({"task": "classification", "format": "text"}, "has no target"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_fields_without_effect_are_rejected(fields: dict[str, Any], says: str) -> None:
     whole = {"uri": "a.txt", "task": "language_modeling", "text": {"seq_len": 4}, **fields}
     with pytest.raises(SpecError, match=says):
         parse_spec(DataSpec, whole)

@@ -1,4 +1,4 @@
-"""Documents come whole out of their pieces, wherever blocks and separators fall; what is no text is refused."""
+"""Documents are read completely for any boundaries of blocks and separators; input that is not text is rejected."""
 
 import gzip
 import json
@@ -90,7 +90,7 @@ def test_every_format_gives_its_documents_in_the_order_of_the_files(tmp_path: Pa
         ("a.parquet", b"no", "cannot read"),
     ],
 )
-def test_what_is_no_text_is_refused(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_input_that_is_not_text_is_rejected(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=says):

@@ -1,4 +1,4 @@
-"""Texts with a target: the first tokens of each, filled up; what is learned comes from the training split alone."""
+"""Texts with a target: the first tokens of each, padded; the tokenizer is learned from the training split alone."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_a_model_with_logits_per_token_is_not_exported(store: ObstoreStore, tmp_
         ({"text": {"seq_len": 6, "stride": 2}}, r"text\.stride cannot be used"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_fields_without_effect_are_rejected(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         parse_spec(DataSpec, {"uri": "a.jsonl", **FIELDS, **fields})
 

@@ -1,4 +1,4 @@
-"""What is encoded comes back, byte for byte; the same text gives the same file; special tokens come from no text."""
+"""Tokenizers: lossless for every byte, equal text gives equal files, and text never gives special tokens."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def test_bytes_are_their_own_codes_and_characters_are_numbered_in_order() -> Non
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
-def test_what_is_looked_up_is_what_the_file_says(kind: str) -> None:
+def test_the_lookup_equals_the_tokenizer_file(kind: str) -> None:
     texts = ["".join(map(chr, [*range(0xD800), *range(0xE000, 0x10100)])), "", "ab\0\U0001f600"]
     special = [UNKNOWN, END] if kind == "characters" else [END]
     tokenizer = learn_tokenizer(

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format that somebody else wrote: every way of reading them refuses what leads astray."""
+"""Untrusted folders in Hugging Face's format: every reader rejects paths that lead outside."""
 
 import json
 import os

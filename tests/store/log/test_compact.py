@@ -1,4 +1,4 @@
-"""Retention of logs: what goes is held twice by what stays, and nobody who reads or writes meanwhile notices."""
+"""Retention of logs: removed records are in two remaining objects, and concurrent readers and writers are not affected."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Snapshots of logs: the same records with fewer requests; whatever is wrong with one costs time, never an answer."""
+"""Snapshots of logs: the same records with fewer requests; a damaged snapshot costs time but no data."""
 
 import logging
 import threading
