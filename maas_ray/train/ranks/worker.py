@@ -1,6 +1,6 @@
-"""One rank of a run: builds its part, loads the newest committed state, trains to the end. Knows no ray.train.
+"""One rank of a run: builds its part, loads the newest committed state and trains. Independent of ray.train.
 
-Kept apart from train/run.py so that the processes that train import only what training needs.
+Separate from train/run.py so that training processes import only what they need.
 """
 
 import time
@@ -50,26 +50,27 @@ from maas_ray.train.validation.async_validation import Beside
 from maas_ray.train.validation.hooks import beside_training, between_steps
 
 RANDOM = "seed-position"
-"""How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/modules/dropout.py."""
+"""Kind of random numbers, stored in checkpoints: derived from (seed, position of the sample), see
+train/modules/dropout.py."""
 
 
 _QUICK_S = 0.05
 
 
 def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, claim: Claim | None = None) -> None:
-    """Trains this process's share; the process group, if there is one, is the default one of torch.distributed.
+    """Trains the share of this process, in the default process group of torch.distributed if one exists.
 
-    Ray starts the group again after any error, so one that would come again is put on the actor and ends the run.
+    Ray restarts the group after any error, so that an error that would recur is stored in the actor and ends the run.
 
     Args:
         spec: the run, with an absolute store.
         data_digest: the prepared data set.
-        actor: an actor of `train/ranks/run_actor.py`.
-        device: where this rank computes.
-        claim: the lease in whose name checkpoints are committed.
+        actor: the actor of the run, see `train/ranks/run_actor.py`.
+        device: device of this rank.
+        claim: the lease under which checkpoints are committed.
     """
     if ray.get(actor.failure.remote(), timeout=TIMEOUT_S) is not None:
-        return  # the last attempt failed for good: end without an error, so that Ray does not try once more
+        return  # the last attempt had a fatal error: end without an error, so that Ray does not retry
     rank = dist.get_rank() if dist.is_initialized() else 0
     timeout_s = spec.workers.timeout_s
     pace = Pace(
@@ -93,7 +94,7 @@ def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.devi
 def _train(
     spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, pace: Pace, claim: Claim | None
 ) -> bool:
-    """Returns whether the run is done: False if this rank left early, everything committed."""
+    """Returns whether the run is done; False if this rank left early, with everything committed."""
     watch = Stopwatch("starting")
     torch.set_num_threads(spec.workers.cpus)
     torch.use_deterministic_algorithms(spec.deterministic)
@@ -126,7 +127,7 @@ def _train(
         step = int(committed.meta["step"])
         pace.committed(step)
         point_at(store, committed.prefix)
-        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
+        # Not for a checkpoint that is committed because the ranks leave: an uninterrupted run has no metrics of it.
         if beside is not None and (
             plan.is_checkpoint(step - 1) or (stopper is not None and stopper.reason is not None)
         ):
@@ -189,7 +190,7 @@ def _train(
                 },
                 history=history,
             ),
-            # A forward pass may change statistics; weights, their moments and averages change with an update only.
+            # A forward pass can change statistics; weights, their moments and averages change only with an update.
             steady=tensors.keys() - buffers,
         )
 
@@ -212,9 +213,9 @@ def _train(
                 leaves=pace.is_stop,
                 begin=profiler.begin if profiler is not None else None,
             )
-        checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
+        checkpointer.wait(is_strict=True)  # the last state must be committed before any rank leaves
         if is_done and spec.validation.is_async and validate is not None:
-            validate(checkpointer.committed_step or first_step)  # takes in the metrics of that state
+            validate(checkpointer.committed_step or first_step)  # reports the metrics of that state
         return is_done
     finally:
         checkpointer.close()
@@ -236,13 +237,13 @@ def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
 
 
 def _await_record(actor: Any) -> None:
-    """Waits until the run is written down, so that nobody leaves anything of a run that does not exist."""
+    """Waits for the run's record, so that no rank writes anything for a run that does not exist."""
     deadline = time.monotonic() + TIMEOUT_S
     while not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         if time.monotonic() > deadline:
             raise TrainingFailed(
-                f"the run was not written down within {TIMEOUT_S:g} s after its workers were ready; does the program that "
-                "began it still run?"
+                f"the run's record was not created within {TIMEOUT_S:g} s after its workers were ready; check whether "
+                "the program that started the run is still running"
             )
         time.sleep(_QUICK_S)
 
@@ -250,9 +251,9 @@ def _await_record(actor: Any) -> None:
 def _restore(
     store: ObstoreStore, spec: TrainSpec, state: TrainState
 ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
-    """Loads the newest committed state, if there is one; returns the steps done, what was logged, and where time went.
+    """Loads the newest committed state, if any; returns the number of completed steps, the history and the times.
 
-    Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
+    Rank 0 chooses it: the listings of two ranks can differ by a commit of an ending attempt.
     """
     prefix = checkpoints_prefix(spec.run)
     newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=state.device)
@@ -269,7 +270,7 @@ def _restore(
 
 
 def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
-    """Fills the weights with those that the spec says the run starts from, if it names some."""
+    """Loads the initial weights of the spec's `init`, if set."""
     from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
     if spec.init is None:
@@ -283,7 +284,7 @@ def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
 
 
 def _stop(stopper: Stopper | None, journal: Journal | None, device: torch.device) -> Callable[[bool], bool] | None:
-    """Rank 0 has the history and decides; the others hear of it."""
+    """Returns the early-stopping function: rank 0 has the history, decides and broadcasts the decision."""
     if stopper is None:
         return None
 
@@ -302,7 +303,7 @@ def _shows_histograms(spec: TrainSpec, progress: Progress) -> bool:
 
 
 def _distributions(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    """This rank's pieces of weights, and of the gradients of the step that has just been done."""
+    """This rank's parts of the weights, and of the gradients of the latest step."""
     for part in state.parts:
         for name, parameter in part.named_parameters():
             yield f"weights/{name}", local(parameter)
