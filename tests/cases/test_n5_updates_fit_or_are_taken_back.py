@@ -236,5 +236,5 @@ def test_training_is_preempted_by_a_pool_and_continues_later(
             train.send_signal(signal.SIGTERM)
             train.wait(120)
     first, second, *_ = Runs(runs).get("r").attempts
-    assert "pool 'one' claims room" in first["reason"]
+    assert "pool 'one' claims resources" in first["reason"]
     assert second["first_step"] == first["committed"] == left_at > 0

@@ -103,5 +103,5 @@ def test_what_cannot_be_fitted_or_held_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DataError, match="svm calibrates .* a class has 1 row"):
         _fit("svm", "binary", rows, target)
     monkeypatch.setattr(conversion, "MAX_GRAPH_BYTES", 1000)
-    with pytest.raises(ModelError, match="at most 1000; bound its trees by max_depth"):
+    with pytest.raises(ModelError, match="the limit is 1000; limit its trees by max_depth"):
         build_graph(_fit("random_forest", "binary", rows, target), rows.shape[1])

@@ -100,7 +100,7 @@ def test_a_lost_attempt_may_come_again_but_no_other_model_takes_its_place(
     dataset = build_dataset(file_store, "binary")
     train_classical(Runs(file_store).get("r").spec, dataset.digest)
     assert load_fitted(file_store, "r").digest == fitted.digest
-    with pytest.raises(ObjectCorrupt, match="has another fitted model than this attempt computed"):
+    with pytest.raises(ObjectCorrupt, match="differs from that of this attempt"):
         save_fitted(file_store, "r", replace(fitted, graph=_leaf_changed(fitted.graph)))
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_result_is_refused_before_use(file_store: ObstoreStore, fitted
 def test_only_what_exists_is_loaded(file_store: ObstoreStore) -> None:
     dataset = build_dataset(file_store, "binary")
     create_run(file_store, dataset, {"name": "svm"})
-    with pytest.raises(NotFound, match="no fitted model yet; give --resume"):
+    with pytest.raises(NotFound, match="no fitted model yet; train it with --resume"):
         evaluate_run(file_store, "r")
     with pytest.raises(NotFound, match="no step 7: fitting is its one step"):
         evaluate_run(file_store, "r", step=7)

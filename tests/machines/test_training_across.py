@@ -159,7 +159,7 @@ def test_a_host_that_is_stopped_commits_first_and_is_used_again(reference: Refer
         training.wait()
     found = attempts(store, "drained")
     print(f"stopped in {took_s:.0f} s; {found}")  # noqa: T201
-    assert "is about to be taken away" in found[0]["reason"]
+    assert "is draining" in found[0]["reason"]
     assert found[0]["reached"] == found[0]["committed"] == committed == found[1]["first_step"]
     check_same_bits(reference, store, "drained")
 

@@ -1,1 +1,1 @@
-"""Training with scikit-learn: one Ray task, whose result is an ONNX graph that needs no scikit-learn and no pickle."""
+"""Training with scikit-learn in one Ray task. The result is an ONNX graph without scikit-learn or pickle."""

@@ -1,4 +1,4 @@
-"""scikit-learn's estimators: built from their parameters, fitted, asked. Knows no store, no Ray and no graph."""
+"""Builds, fits and evaluates scikit-learn's estimators. Independent of stores, Ray and graphs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,9 @@ from maas_ray.models.classical import (
 from maas_ray.models.spec import ModelSpec
 
 _CALIBRATION_FOLDS = 5
-_SVR_EPSILON = 0.1  # scikit-learn's own default
+_SVR_EPSILON = 0.1  # scikit-learn's default
 _RENAMED = {"size", "class_weight", "max_rows", "epsilon"}
-"""Parameters that do not go to scikit-learn under these names, or not for every task."""
+"""Parameters that scikit-learn does not have under these names, or not for every task."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Fitted:
     scale: float = 1.0
 
     def answer(self, rows: Array) -> tuple[Array, Array | None]:
-        """What scikit-learn says to preprocessed rows.
+        """Predictions of scikit-learn for preprocessed rows.
 
         Args:
             rows: float32 [N, width].
 
         Returns:
-            float64 scores (classification: probabilities [N, C]; binary: of class 1 [N, 1]; regression: predictions
-            [N, 1]), and the predicted class codes int64 [N], None for a regression.
+            float64 scores (classification: probabilities [N, C]; binary: probability of class 1 [N, 1]; regression:
+            predictions [N, 1]), and the predicted class codes int64 [N], or None for a regression.
         """
         if self.task == "regression":
             return self.shift + self.scale * self.estimator.predict(rows).astype(np.float64).reshape(-1, 1), None
@@ -60,18 +60,18 @@ class Fitted:
 
 
 def fit_estimator(model: ModelSpec, task: str, rows: Array, target: Array, *, seed: int, num_threads: int) -> Fitted:
-    """Fits a classical model. The same arguments give the same result, whatever the number of threads.
+    """Fits a classical model. The same arguments give the same result with any number of threads.
 
     Args:
         model: one of `CLASSICAL`.
         task: classification, binary or regression.
         rows: preprocessed, float32 [N, width].
         target: class codes (every class occurs), or numbers, [N].
-        seed: of everything random.
-        num_threads: compute threads.
+        seed: seed of all random numbers.
+        num_threads: number of compute threads.
 
     Raises:
-        SpecError: a parameter does not fit the task.
+        SpecError: a parameter is invalid for the task.
         DataError: a class with too few rows.
     """
     spec = parse_classical(model.name, model.params, task)
@@ -83,7 +83,7 @@ def fit_estimator(model: ModelSpec, task: str, rows: Array, target: Array, *, se
             wanted = (wanted - shift) / scale
     else:
         wanted = target.astype(np.int64)
-    estimator = _build(spec, task, wanted, seed % 2**32, num_threads)  # scikit-learn takes 32 bits
+    estimator = _build(spec, task, wanted, seed % 2**32, num_threads)  # scikit-learn accepts 32 bits
     with threadpool_limits(limits=num_threads):
         estimator.fit(rows, wanted)
     return Fitted(estimator, task, shift, scale)
@@ -104,7 +104,7 @@ def _build(spec: ClassicalSpec, task: str, target: Array, seed: int, num_threads
         return kind(n_estimators=spec.size, n_jobs=num_threads, random_state=seed, **params)
     if isinstance(spec, GradientBoostingSpec):
         kind = HistGradientBoostingRegressor if is_regression else HistGradientBoostingClassifier
-        # Its own early stopping would take rows away from training once there are many.
+        # scikit-learn's early stopping would withhold rows from training if there are many.
         return kind(max_iter=spec.size, early_stopping=False, random_state=seed, **params)
     if is_regression:
         epsilon = getattr(spec, "epsilon", None)
@@ -113,11 +113,11 @@ def _build(spec: ClassicalSpec, task: str, target: Array, seed: int, num_threads
 
 
 def _calibrated(machine: SVC, target: Array) -> CalibratedClassifierCV:
-    """Probabilities from distances to the borders of classes, which are all that the machine itself gives."""
+    """Calibrates probabilities from the distances to class boundaries, the only output of an SVM."""
     fewest = int(np.bincount(target).min())
     if fewest < 2:
         raise DataError(
-            "svm calibrates its probabilities by cross-validation, and a class has 1 row in the training split; "
-            "merge or remove rare classes, or choose another model"
+            "svm calibrates its probabilities by cross-validation, which needs 2 rows of each class, but a class has 1 "
+            "row in the training split; merge or remove rare classes, or choose another model"
         )
     return CalibratedClassifierCV(machine, cv=min(_CALIBRATION_FOLDS, fewest), ensemble=False)

@@ -1,4 +1,4 @@
-"""What the task of a classical run does: reads, fits, converts, measures, commits. Knows no Ray."""
+"""The work of a classical run's task: reads, fits, converts, evaluates and commits. Independent of Ray."""
 
 from importlib.metadata import version
 
@@ -35,15 +35,15 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
     Args:
         spec: the run, with an absolute store.
         data_digest: the prepared data set.
-        claim: the lease in whose name the result is committed.
+        claim: the lease under which the result is committed.
 
     Returns:
-        The metrics: the loss on the training split, and those of the validation split where there is one.
+        The metrics: the loss on the training split, and those of the validation split, if any.
 
     Raises:
-        DataError, ModelError, SpecError: the data or the model do not fit.
+        DataError, ModelError, SpecError: the data or the model is invalid.
         StoreError: the store failed; nothing is committed.
-        Conflict: another process has taken the run over; nothing is committed.
+        Conflict: another process has taken over the run; nothing is committed.
     """
     num_threads = spec.workers.cpus
     torch.set_num_threads(num_threads)
@@ -85,7 +85,7 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
 
 
 def _preprocessed(preprocess: Preprocess, dataset: Dataset, columns: list[NDArray[np.generic]]) -> NDArray[np.float32]:
-    """Raw columns to float32 [N, width], as the network of another model would see them."""
+    """Converts raw columns to float32 [N, width], the same as for networks of other models."""
     encoded = [torch.from_numpy(column) for column in encode_columns(dataset.features, columns)]
     parts = []
     with torch.inference_mode():

@@ -1,6 +1,6 @@
-"""A fitted estimator as an ONNX graph over preprocessed rows, by skl2onnx. Knows no store and no columns.
+"""Converts a fitted estimator to an ONNX graph over preprocessed rows, with skl2onnx. Independent of store and columns.
 
-The graph takes `x`, float32 [batch, width], and gives what a bundle's graph gives: `probabilities` and `class`,
+The graph has the input `x`, float32 [batch, width], and the outputs of a bundle's graph: `probabilities` and `class`,
 `probability` (of class 1) and `class`, or `prediction`.
 """
 
@@ -23,25 +23,25 @@ from maas_ray.train.classical.estimator import Fitted
 
 INPUT = "x"
 OPSETS = {"": 18, "ai.onnx.ml": 3}
-"""Those of the exported preprocessing, with which this graph is joined."""
+"""Opsets of the exported preprocessing, with which this graph is merged."""
 
 _TIE = 2.0**20
-"""Probabilities that differ by less than about 1 / _TIE count as equal: sums in float32 differ that much."""
+"""Probabilities that differ by less than about 1 / _TIE count as equal: float32 sums have such differences."""
 
 
 def build_graph(fitted: Fitted, width: int) -> bytes:
-    """Converts an estimator; the same one gives the same bytes.
+    """Converts an estimator; the same estimator gives the same bytes.
 
     Args:
         fitted: the estimator.
-        width: features per row.
+        width: number of features per row.
 
     Raises:
-        ModelError: the graph would be larger than a graph may be.
+        ModelError: the graph exceeds the size limit.
     """
     convertible = _convertible(fitted.estimator)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scikit-learn's attributes that skl2onnx reads for old releases
+        warnings.simplefilter("ignore")  # about attributes of scikit-learn that skl2onnx reads for old releases
         model: ModelProto = convert_sklearn(
             convertible,
             "model",
@@ -49,7 +49,7 @@ def build_graph(fitted: Fitted, width: int) -> bytes:
             target_opset=OPSETS,
             options=None if fitted.task == "regression" else {"zipmap": False},
         )
-    model = onnx.compose.add_prefix(model, "estimator/", rename_inputs=False)  # so that our names are free
+    model = onnx.compose.add_prefix(model, "estimator/", rename_inputs=False)  # so that our names are unused
     nodes, constants, outputs = _head(fitted, model.graph.output[-1].name)
     graph = model.graph
     graph.node.extend(nodes)
@@ -62,7 +62,7 @@ def build_graph(fitted: Fitted, width: int) -> bytes:
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in sorted(OPSETS.items()))
     if (size := model.ByteSize()) > MAX_GRAPH_BYTES:
         raise ModelError(
-            f"the fitted model takes {size} bytes as a graph, which holds at most {MAX_GRAPH_BYTES}; bound its trees by "
+            f"the graph of the fitted model has {size} bytes, the limit is {MAX_GRAPH_BYTES}; limit its trees by "
             "max_depth, max_leaf_nodes or min_samples_leaf, or lower size"
         )
     onnx.checker.check_model(model)
@@ -73,9 +73,9 @@ def build_graph(fitted: Fitted, width: int) -> bytes:
 def _head(
     fitted: Fitted, scores: str
 ) -> tuple[list[NodeProto], dict[str, NDArray[Any]], list[tuple[str, int, list[Any]]]]:
-    """Nodes from skl2onnx's last output to ours, their constants, and our outputs (name, type, sizes).
+    """The nodes from skl2onnx's last output to ours, their constants, and our outputs (name, type, sizes).
 
-    Of equal probabilities the first class wins, as in scikit-learn, whose sums are exact to 53 bits.
+    Of equal probabilities the first class is chosen, as in scikit-learn, whose sums have a precision of 53 bits.
     """
     if fitted.task == "regression":
         constants: dict[str, Any] = {"target_scale": np.float32(fitted.scale), "target_shift": np.float32(fitted.shift)}
@@ -112,7 +112,7 @@ def _arrays(constants: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _drop_unused(graph: Any) -> None:
-    """Removes what no output needs, such as skl2onnx's own way to the classes."""
+    """Removes nodes that no output needs, such as skl2onnx's computation of the classes."""
     needed = {output.name for output in graph.output}
     kept = []
     for node in reversed(graph.node):  # the nodes are in topological order
@@ -127,11 +127,11 @@ def _drop_unused(graph: Any) -> None:
 
 
 def _convertible(estimator: Any) -> Any:
-    """The estimator in a form that skl2onnx 1.20 converts exactly."""
+    """Returns the estimator in a form that skl2onnx 1.20 converts exactly."""
     if not hasattr(estimator, "_predictors"):
         return estimator
-    # Histogram-based boosting compares float32 rows with float64 thresholds. Rounding each one down to a float32 keeps
-    # every comparison; skl2onnx rounds to the nearest one, which may pass a row's value.
+    # Histogram-based boosting compares float32 rows with float64 thresholds. Rounding each threshold down to a float32
+    # preserves every comparison; skl2onnx rounds to the nearest one, which can exceed a row's value.
     prepared = copy.deepcopy(estimator)
     for predictor in (one for several in prepared._predictors for one in several):
         exact = predictor.nodes["num_threshold"]
@@ -142,12 +142,12 @@ def _convertible(estimator: Any) -> Any:
 
 
 def _convert_boosting(scope: Any, operator: Any, container: Any) -> None:
-    """skl2onnx's own converter, whose truth values among integers the onnx package refuses since 1.23."""
+    """Wraps skl2onnx's converter, whose booleans among integers the onnx package rejects since 1.23."""
     get_converter(operator.type)(scope, operator, _Integers(container))
 
 
 class _Integers:
-    """A container of nodes that writes truth values as integers."""
+    """A node container that writes booleans as integers."""
 
     def __init__(self, container: Any) -> None:
         self._container = container

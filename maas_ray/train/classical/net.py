@@ -1,4 +1,4 @@
-"""A fitted model's graph in the place of a network: preprocessed rows to logits. Knows no store and no scikit-learn."""
+"""Wraps the graph of a fitted model as a network from preprocessed rows to logits. Independent of scikit-learn."""
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ _SMALLEST = float(np.finfo(np.float32).eps)
 class GraphNet(nn.Module):
     """Runs the graph of `graph.py` in onnxruntime, on the CPU, without gradients.
 
-    Its logits are what other models give: logarithms of probabilities for classes, the logit for a binary task. A
-    probability counts as at least 2**-23 there (as in scikit-learn's `log_loss`), so that the loss stays finite for a
-    tree that is sure and wrong.
+    Its logits are those of other models: logarithms of probabilities for classes, the logit for a binary task.
+    Probabilities are clamped to at least 2**-23 (as in scikit-learn's `log_loss`), so that the loss remains finite for
+    a tree that is certain and wrong.
 
     Args:
         graph: serialized ONNX.
         task: classification, binary or regression.
-        num_threads: compute threads; 0: as many as cores.
+        num_threads: number of compute threads; 0: the number of cores.
 
     Raises:
         ObjectCorrupt: onnxruntime cannot load the graph.
@@ -37,7 +37,7 @@ class GraphNet(nn.Module):
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
 
     def forward(self, rows: Tensor) -> Tensor:
-        """From float32 [N, ...] to logits float32 [N, K]."""
+        """Computes logits float32 [N, K] from float32 [N, ...]."""
         flat = rows.flatten(1).cpu().numpy()
         values = torch.from_numpy(self._session.run([self._output], {self._input: flat})[0]).to(rows.device)
         if self._task == "classification":

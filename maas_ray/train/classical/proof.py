@@ -1,6 +1,6 @@
-"""Raw rows and what scikit-learn says to them, kept beside the graph: the estimator itself is gone after training.
+"""Raw rows with scikit-learn's predictions, stored with the graph: the estimator itself is not kept after training.
 
-proof.arrow     Arrow IPC: one column per feature, `scores` float64 and, where there are classes, `class` int64
+proof.arrow     Arrow IPC: one column per feature, `scores` float64 and, for classes, `class` int64
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from maas_ray.data.stored.random_rows import draw_rows
 from maas_ray.errors import ObjectCorrupt
 
 NUM_REAL = 256
-"""Held-out rows in a proof at most."""
+"""Largest number of held-out rows in a proof."""
 NUM_RANDOM = 128
-"""Random rows in a proof; more if a column has many categories."""
+"""Number of random rows in a proof; more if a column has many categories."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Rows, and the answers of the fitted estimator."""
+    """Rows and the predictions of the fitted estimator."""
 
     columns: list[Array]
-    """Raw columns in the order of the features, as `Dataset.read` gives them."""
+    """Raw columns in the order of the features, as returned by `Dataset.read`."""
     num_real: int
-    """So many of the rows, the first ones, are real, the others random."""
+    """Number of real rows, which are the first ones; the others are random."""
     scores: Array
     """float64 [N, K], see `Fitted.answer`."""
     classes: Array | None
@@ -35,7 +35,7 @@ class Proof:
 
 
 def choose_rows(dataset: Dataset) -> tuple[list[Array], int]:
-    """Raw rows for a proof: held-out ones where there are any, then random ones; and how many are real."""
+    """Raw rows for a proof: held-out ones, if any, then random ones; and the number of real rows."""
     split = next(name for name in ("test", "validation", "train") if dataset.num_rows.get(name))
     real = dataset.spread(split, NUM_REAL)
     random = draw_rows(dataset.features, NUM_RANDOM, seed=0)
@@ -43,7 +43,7 @@ def choose_rows(dataset: Dataset) -> tuple[list[Array], int]:
 
 
 def pack(proof: Proof) -> bytes:
-    """The inverse of `unpack`."""
+    """Serializes a proof."""
     named = {f"column {i}": values for i, values in enumerate(proof.columns)} | {"scores": proof.scores}
     if proof.classes is not None:
         named["class"] = proof.classes.reshape(-1, 1)
@@ -57,7 +57,7 @@ def pack(proof: Proof) -> bytes:
 
 
 def unpack(content: bytes) -> Proof:
-    """Reads what `pack` wrote. Raises `ObjectCorrupt` if it is anything else."""
+    """Reads the output of `pack`. Raises `ObjectCorrupt` for anything else."""
     try:
         table = pa.ipc.open_file(content).read_all()
         arrays = {name: _values(table.schema.field(name), table.column(name)) for name in table.column_names}
@@ -65,7 +65,7 @@ def unpack(content: bytes) -> Proof:
         classes = arrays.pop("class", None)
         num_real = int(table.schema.metadata[b"num_real"])
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise ObjectCorrupt(f"the proof of a fitted model is not understood: {error}") from error
+        raise ObjectCorrupt(f"the proof of a fitted model is malformed: {error}") from error
     return Proof(list(arrays.values()), num_real, scores, None if classes is None else classes.reshape(-1))
 
 
@@ -79,5 +79,5 @@ def _field(name: str, values: Array) -> tuple[pa.Field, pa.Array]:
 def _values(field: pa.Field, column: pa.ChunkedArray) -> Array:
     if pa.types.is_string(field.type):
         return np.array(column.to_pylist(), object).reshape(-1, 1)
-    # Writable, because torch.from_numpy warns of anything else: Arrow's own memory is not.
+    # Writable, because torch.from_numpy warns about read-only memory such as Arrow's.
     return np.require(tensor_values(field, column), requirements=["C", "W"])

@@ -1,4 +1,4 @@
-"""A classical run on Ray: one task, followed to its end. Imports neither scikit-learn nor skl2onnx."""
+"""Runs a classical training on Ray, as one task. Imports neither scikit-learn nor skl2onnx."""
 
 from collections.abc import Callable
 
@@ -15,28 +15,28 @@ from maas_ray.train.records.runs import RunRecord, Runs
 from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
-"""Longest wait for the metrics of a task that is done."""
+"""Timeout for the metrics of a finished task."""
 POLL_S = 5.0
-"""How often the waiting driver looks up, for instance at an interrupt."""
+"""Interval at which the waiting driver checks for signals."""
 
 
 def check_classical(spec: TrainSpec, dataset: Dataset) -> None:
-    """Says what is wrong with model and data before a task starts.
+    """Checks model and data before the task starts.
 
     Raises:
-        SpecError: a parameter does not fit the task.
+        SpecError: a parameter is invalid for the task.
         ModelError: rows are tokens.
-        DataError: more rows than the model is meant for.
+        DataError: the data has more rows than the limit of the model.
     """
     name, features = spec.model.name, dataset.features
     params = parse_classical(name, spec.model.params, features.task)
     if features.row.is_tokens:
-        raise ModelError(f"{name} takes rows of values, and the data's rows are tokens; choose another model")
+        raise ModelError(f"{name} needs rows of values, but the rows of the data are tokens; choose another model")
     num_rows = dataset.num_rows["train"]
     if isinstance(params, SvmSpec) and num_rows > params.max_rows:
         raise DataError(
-            f"the training split has {num_rows} rows; {name} takes at most {params.max_rows}, because its time grows with "
-            "their square: raise model.params.max_rows to wait for it, or choose gradient_boosting"
+            f"the training split has {num_rows} rows, the limit of {name} is {params.max_rows}, because its time grows "
+            "with their square; raise model.params.max_rows, or choose gradient_boosting"
         )
 
 
@@ -47,25 +47,25 @@ def fit_classical(
     on_progress: Callable[[Progress], None] | None,
     claim: Claim | None = None,
 ) -> None:
-    """Trains a created run in one task with `workers.cpus` CPUs. A task whose process or node is lost starts again, at
-    most `workers.max_restarts` times; so does a run that is resumed, and both compute the same.
+    """Trains an existing run in one task with `workers.cpus` CPUs. After the loss of its process or node the task
+    restarts, at most `workers.max_restarts` times; a resumed run restarts too, and both compute the same.
 
     Raises:
-        MaasError: what the task has raised.
-        Conflict: another process has taken the run over.
-        TrainingFailed: the task failed for another reason, or was lost too often.
+        MaasError: the error of the task.
+        Conflict: another process has taken over the run.
+        TrainingFailed: the task failed for another reason, or was lost too many times.
     """
     runs = Runs(store)
     runs.record(run.id, {"type": "started", "workers": 1})
     report = on_progress or (lambda _: None)
     report(Progress(step=0, total_steps=1, epoch=0.0))
-    # By default a task goes where its caller's placement group is, and that of a trial under Ray Tune holds no CPU.
+    # By default a task runs in its caller's placement group, which has no CPU in a trial of Ray Tune.
     options = {"num_cpus": spec.workers.cpus, "max_retries": spec.workers.max_restarts}
     task = ray.remote(**options, scheduling_strategy="DEFAULT")(_train)
     reference = task.remote(spec, run.data_digest, claim)
     try:
         while not ray.wait([reference], timeout=POLL_S)[0]:
-            pass  # fitting takes as long as it takes; the loss of its process ends the wait
+            pass  # fitting has no time limit; the loss of its process ends the wait
         progress: Progress = ray.get(reference, timeout=TIMEOUT_S)
     except RayError as error:
         failure = _explain(spec, error)
@@ -83,7 +83,7 @@ def fit_classical(
 
 
 def _train(spec: TrainSpec, data_digest: str, claim: Claim | None) -> Progress:
-    from maas_ray.train.classical.fit import train_classical  # in the task alone: scikit-learn is slow to import
+    from maas_ray.train.classical.fit import train_classical  # only in the task: scikit-learn is slow to import
 
     return train_classical(spec, data_digest, claim)
 
@@ -94,9 +94,10 @@ def _explain(spec: TrainSpec, error: RayError) -> MaasError:
         return cause
     if isinstance(error, RayTaskError):
         return TrainingFailed(
-            f"run {spec.run!r} ended: {type(cause).__name__}: {cause}; mend the cause and give --resume"
+            f"run {spec.run!r} failed: {type(cause).__name__}: {cause}; fix the cause and continue with --resume"
         )
     return TrainingFailed(
         f"the process that trained run {spec.run!r} was lost more than {spec.workers.max_restarts} times: "
-        f"{type(error).__name__}: {error}; if it ran out of memory, use fewer rows or a smaller model, then give --resume"
+        f"{type(error).__name__}: {error}; if it ran out of memory, use fewer rows or a smaller model; continue with "
+        "--resume"
     )

@@ -1,8 +1,8 @@
-"""The result of classical training, committed or not there at all: ONNX, Arrow and JSON, no pickle.
+"""The result of a classical training, committed atomically: ONNX, Arrow and JSON, no pickle.
 
 runs/<run>/fitted/manifest.json         step, versions, digests
 …/parts-<attempt>/model.onnx            the estimator over preprocessed rows, see graph.py
-…/parts-<attempt>/proof.arrow           rows and what scikit-learn says to them, see proof.py
+…/parts-<attempt>/proof.arrow           rows and scikit-learn's predictions, see proof.py
 …/parts-<attempt>/history.json          metrics of training and validation
 """
 
@@ -21,13 +21,13 @@ from maas_ray.train.records.runs import FITTED, run_prefix
 KIND = FITTED
 FORMAT = 1
 STEP = 1
-"""Fitting is the one step of such a run."""
+"""A classical run has one step."""
 MODEL, PROOF, HISTORY = "model.onnx", "proof.arrow", "history.json"
 
 
 @dataclass(frozen=True)
 class FittedState:
-    """A fitted model as it was committed."""
+    """A committed fitted model."""
 
     graph: bytes
     """Serialized ONNX."""
@@ -35,18 +35,18 @@ class FittedState:
     history: list[dict[str, Any]]
     """`{step, loss, lr}` and `{step, validation: {…}}`, as in other runs' checkpoints."""
     versions: Mapping[str, str]
-    """Of what has fitted and converted it."""
+    """Versions of the libraries that fitted and converted it."""
     step: int = STEP
     digest: str = ""
-    """Of the manifest; empty before it is committed."""
+    """Digest of the manifest; empty before the commit."""
 
 
 def save_fitted(store: ObjectStore, run: str, state: FittedState) -> Committed:
-    """Commits a result. If the run has one already (of an attempt that was then lost), that one is kept.
+    """Commits a result. An existing result, of an attempt that was then lost, is kept.
 
     Raises:
-        ObjectCorrupt: the run has another model, so this is not the same run.
-        StoreError: the store failed after bounded retries; nothing is committed.
+        ObjectCorrupt: the existing result differs, so that the run is not reproducible.
+        StoreError: the store failed after a limited number of retries; nothing is committed.
     """
     writer = CommitWriter(store, _prefix(run), KIND)
     part = writer.put(MODEL, state.graph)
@@ -58,8 +58,8 @@ def save_fitted(store: ObjectStore, run: str, state: FittedState) -> Committed:
         there = open_committed(store, _prefix(run), KIND)
         if MODEL not in there.parts or there.parts[MODEL].sha256 != part.sha256:
             raise ObjectCorrupt(
-                f"run {run!r} has another fitted model than this attempt computed; the run is not repeatable on this "
-                "machine (other hardware or library versions?)"
+                f"the fitted model of run {run!r} differs from that of this attempt: the run is not reproducible on "
+                "this machine; check hardware and library versions"
             ) from None
         return there
 
@@ -76,7 +76,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
     try:
         committed = open_committed(store, _prefix(run), KIND)
     except NotFound as error:
-        raise NotFound(f"run {run!r} has no fitted model yet; give --resume to train it") from error
+        raise NotFound(f"run {run!r} has no fitted model yet; train it with --resume") from error
     meta = committed.meta
     if meta.get("format") != FORMAT:
         raise ObjectCorrupt(
@@ -84,7 +84,7 @@ def load_fitted(store: ObjectStore, run: str, step: int | None = None) -> Fitted
         )
     said = read_document(_FittedMeta, meta, f"the manifest of {committed.prefix}")
     if missing := {MODEL, PROOF, HISTORY} - committed.parts.keys():
-        raise ObjectCorrupt(f"{committed.prefix} has no {min(missing)}; not used")
+        raise ObjectCorrupt(f"{committed.prefix} has no {min(missing)}")
     return FittedState(
         graph=committed.read(MODEL),
         proof=unpack(committed.read(PROOF)),

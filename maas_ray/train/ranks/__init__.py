@@ -1,1 +1,1 @@
-"""The ranks of a run on Ray Train: starting them, heartbeats, failures, and the worker itself."""
+"""The ranks of a run on Ray Train: start, heartbeats, failures, and the worker itself."""

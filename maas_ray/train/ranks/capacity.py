@@ -1,4 +1,4 @@
-"""How many workers a cluster has room for at this moment, and which of its nodes are about to go. Knows no ray.train."""
+"""The number of workers that a cluster can run now, without draining nodes. Independent of ray.train."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from maas_ray.ray_internals.nodes import draining_nodes, free_resources
 
 
 def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int, together: int = 1) -> int:
-    """How many workers would fit now on nodes that stay, counted up to `limit`.
+    """Number of workers, at most `limit`, that fit now on nodes that are not draining.
 
     Args:
-        needed: what each worker takes, by Ray's names.
-        held: how many workers each node has that would make room for new ones; nodes that are gone do not count.
-        limit: most that are of interest.
-        together: workers that have to be on one node: those that share each matrix product.
+        needed: resources of one worker, by Ray's names.
+        held: number of current workers on each node, which new ones would replace; lost nodes are ignored.
+        limit: largest number to count.
+        together: number of workers that must share a node because they share each matrix product.
     """
     going = draining_nodes()
     free = [
@@ -25,5 +25,5 @@ def find_room(needed: Mapping[str, float], held: Mapping[str, int], limit: int, 
 
 
 def round_down(room: int, sizes: Sequence[int]) -> int:
-    """The largest of `sizes` that there is room for; 0 if there is none."""
+    """The largest of `sizes` that is at most `room`; 0 if none is."""
     return max((size for size in sizes if size <= room), default=0)

@@ -1,4 +1,4 @@
-"""What lies behind the errors with which Ray Train ends an attempt. Knows their attributes, and no class of ray.train."""
+"""Finds the causes of Ray Train's errors by their attributes. Independent of ray.train's classes."""
 
 import ray
 
@@ -7,22 +7,22 @@ from maas_ray.train.ranks.rank_registry import RankRegistry
 from maas_ray.train.ranks.run_actor import Launch
 
 _WAITED_OUT = ("Timed out waiting", "ollective operation timeout")
-"""In what gloo and NCCL say."""
+"""Parts of the timeout messages of gloo and NCCL."""
 
 
 def preempted(job: Launch, ranks: RankRegistry) -> Preempted:
-    """What a run ends with that was asked to."""
-    step = f"step {ranks.committed} is committed" if ranks.committed else "nothing was committed yet"
-    return Preempted(f"run {job.run!r} was asked to end ({ranks.final}); {step}: give --resume to go on")
+    """The error of a run that was asked to end."""
+    step = f"step {ranks.committed} is committed" if ranks.committed else "no checkpoint is committed yet"
+    return Preempted(f"run {job.run!r} was asked to end ({ranks.final}); {step}; continue it with --resume")
 
 
 def has_waited_out(error: Exception | None) -> bool:
-    """Whether a rank gave up waiting for another one. Torch has no class of its own for that."""
+    """Whether a rank timed out waiting for another one. Torch has no error class for it."""
     return error is not None and any(words in str(error) for words in _WAITED_OUT)
 
 
 def find_cause(error: Exception) -> tuple[int | None, Exception]:
-    """What lies behind an error of Ray Train: the rank, if it is one, and the first cause rather than what follows."""
+    """The cause of an error of Ray Train: the rank, if any, and the first error instead of its consequences."""
     failure = getattr(error, "controller_failure", None)
     if isinstance(failure, Exception):
         return None, failure
@@ -38,23 +38,23 @@ def _unwrapped(failure: Exception) -> Exception:
 
 
 def _place_in_causes(error: Exception) -> int:
-    """Ranks that lose another one fail too, with whatever their connection or their save says."""
+    """Order of causes: ranks that lose another rank fail too, with an error of their connection or save."""
     if isinstance(error, RanksMissing) or (isinstance(error, MaasError) and not error.retryable):
         return 0
     return 1 if isinstance(error, ray.exceptions.RayError) else 2
 
 
 def explain(job: Launch, error: Exception) -> MaasError:
-    """Our own error if it is one, else a summary that names rank and cause."""
+    """The cause if it is one of our errors, else a summary with rank and cause."""
     rank, cause = find_cause(error)
     if isinstance(cause, MaasError) and not isinstance(cause, RanksMissing):
         return cause
-    kept = "committed checkpoints are kept: mend the cause and give --resume"
+    kept = "committed checkpoints are kept: fix the cause and continue with --resume"
     if isinstance(cause, RanksMissing):
-        return RanksMissing(f"run {job.run!r} ended after {job.max_restarts} restarts in a row; {cause}; {kept}")
+        return RanksMissing(f"run {job.run!r} failed after {job.max_restarts} consecutive restarts; {cause}; {kept}")
     if rank is None:
-        return TrainingFailed(f"run {job.run!r} ended: {cause}; {kept}")
+        return TrainingFailed(f"run {job.run!r} failed: {cause}; {kept}")
     return TrainingFailed(
-        f"run {job.run!r} ended after {job.max_restarts} restarts in a row; rank {rank}: {type(cause).__name__}: {cause}; "
-        f"{kept}"
+        f"run {job.run!r} failed after {job.max_restarts} consecutive restarts; rank {rank}: {type(cause).__name__}: "
+        f"{cause}; {kept}"
     )

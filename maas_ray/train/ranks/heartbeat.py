@@ -1,6 +1,6 @@
-"""What a rank says of itself while it trains, and what it is told: a thread, once a second. Knows no Ray and no torch.
+"""The heartbeat thread of a rank: sends its state once a second and receives directives. Independent of Ray and torch.
 
-See train/ranks/rank_registry.py for how all ranks leave after the same step. A step costs one uncontended lock.
+train/ranks/rank_registry.py describes how all ranks leave after the same step. A step costs one uncontended lock.
 """
 
 import math
@@ -14,9 +14,9 @@ from maas_ray.errors import RanksMissing
 from maas_ray.train.ranks.rank_registry import Directive, Heartbeat
 
 HEARTBEAT_S = 1.0
-"""Time between two heartbeats."""
+"""Interval of heartbeats."""
 QUICK_S = 0.1
-"""The same while all ranks agree on a step."""
+"""Interval of heartbeats while the ranks agree on a step."""
 
 log = get_logger(__name__)
 
@@ -25,11 +25,11 @@ class Pace:
     """Sends this rank's heartbeats until it is closed.
 
     Args:
-        send: hands a heartbeat on and returns what this rank is told; may raise, then the next heartbeat is another try.
-        attempt: the attempt's number.
-        rank: of this process.
-        notice: why this process is to end soon, if it was told so.
-        patience_s: longest wait for the others at the limit that this rank has promised.
+        send: sends a heartbeat and returns the directive; if it raises, the next heartbeat is a retry.
+        attempt: number of the attempt.
+        rank: rank of this process.
+        notice: returns why this process must end soon, or None.
+        patience_s: timeout for the other ranks at the promised limit of this rank.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Pace:
         self._thread.start()
 
     def begin(self, first_step: int) -> None:
-        """The state after `first_step` steps is loaded; training begins."""
+        """Records that the state after `first_step` steps is loaded and that training starts."""
         with self._changed:
             self._state = replace(self._state, first_step=first_step, done=first_step)
             self._seen = (time.monotonic(), first_step)
 
     def is_stop(self, done: int) -> bool:
-        """Notes that `done` steps are done; whether the state after them is to be committed, and training left.
+        """Records that `done` steps are done; returns whether to commit the state after them and leave.
 
         Raises:
-            RanksMissing: the ranks are to leave, and no step was agreed on in time.
+            RanksMissing: the ranks must leave, but did not agree on a step within the timeout.
         """
         with self._changed:
             self._state = replace(self._state, done=done)
@@ -71,13 +71,13 @@ class Pace:
                 return False
             if not self._changed.wait_for(lambda: self._stop_at is not None or self._is_closed, self._patience_s):
                 raise RanksMissing(
-                    f"rank {self._state.rank} waited {self._patience_s:g} s after step {done} for the step at which "
-                    "all ranks leave; a rank, or the process that watches them, does not answer"
+                    f"rank {self._state.rank} waited {self._patience_s:g} s after step {done} for the common last "
+                    "step; another rank or the run's actor does not answer"
                 )
             return self._stop_at == done
 
     def committed(self, step: int) -> None:
-        """Notes that a checkpoint is committed."""
+        """Records a committed checkpoint."""
         with self._changed:
             self._state = replace(self._state, committed=max(step, self._state.committed))
 
@@ -85,8 +85,8 @@ class Pace:
         """Sends the last heartbeat and ends the thread.
 
         Args:
-            has_left: this rank leaves early, everything committed.
-            timeout_s: longest wait for that.
+            has_left: whether this rank leaves early, with everything committed.
+            timeout_s: timeout for the last heartbeat.
         """
         with self._changed:
             self._state = replace(self._state, has_left=has_left, has_ended=True)
@@ -101,8 +101,8 @@ class Pace:
                 said = self._state = replace(self._state, notice=self._notice())
             try:
                 directive = self._send(said)
-            except Exception as error:  # whoever watches is busy or gone; if gone, this process ends with it
-                log.debug("heartbeat of rank %d was not taken: %s", said.rank, error)
+            except Exception as error:  # the actor is busy or dead; if dead, this process ends with it
+                log.debug("heartbeat of rank %d failed: %s", said.rank, error)
                 directive = Directive()
             if is_last:
                 return
@@ -111,7 +111,7 @@ class Pace:
                 self._changed.wait_for(lambda: self._is_closed, wait_s)
 
     def _obey(self, directive: Directive) -> float:
-        """Takes what this rank is told; returns the seconds until the next heartbeat."""
+        """Follows a directive; returns the seconds until the next heartbeat."""
         if directive.stop_at is not None and self._stop_at is None:
             self._stop_at = directive.stop_at
             self._changed.notify_all()
@@ -128,7 +128,7 @@ class Pace:
         return HEARTBEAT_S
 
     def _margin(self, done: int) -> int:
-        """Steps until every rank will have promised and learned of the step: more only makes it later, fewer a wait."""
+        """Number of steps until all ranks have promised a limit and received the step; with fewer, ranks would wait."""
         if self._seen is None:
             return 1
         seen_s, seen = self._seen

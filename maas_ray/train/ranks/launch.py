@@ -1,24 +1,24 @@
-"""Starts a run's workers with Ray Train and watches them to the end. The only file that knows ray.train,
-beside the private parts of it in ray_internals/train.py.
+"""Starts a run's workers with Ray Train and monitors them. The only file that uses ray.train, apart from its private
+API in ray_internals/train.py.
 
-Runs in the process of the run's actor. `TorchTrainer.fit()` would do the same in more time: on two cores, 2 workers,
-most of it imports (seconds of CPU time, each measured):
+Runs in the process of the run's actor. `TorchTrainer.fit()` would do the same but slower: on two cores with 2 workers,
+most of the time is imports (seconds of CPU time, each measured):
 - it and its `TorchConfig` import torch in the driver and in the controller's process (2.1 each); `_Meeting` below
-  needs none before the workers,
-- the controller gets a process of its own (0.6 to import Ray, 1.2 for Ray Train) when the driver calls `fit`; the
-  actor's is there and has imported both while the driver read the data,
+  needs torch only in the workers,
+- the controller gets a separate process (0.6 to import Ray, 1.2 for Ray Train) when the driver calls `fit`; the
+  actor's process exists and has imported both while the driver read the data,
 - the controller and the workers get a runtime environment for Ray Train's variables, and a process with one starts
-  twice as slowly (2.3 more): first a program that imports Ray to set it. All processes of the cluster have these
-  variables already, from the environment of `ray start` (maas_ray/cluster/node/environment.py),
-- Ray Data gets a process to hand out shards (1.9), of which there are none,
-- `ray.train.report` gets a process for its barrier (2.1), which none of our workers calls,
-- a guard in one more process (1.8) frees the workers' resources should the controller die and its driver live on.
-  Here the driver asks the actor to `stop`; only what an actor leaves that was killed is held until the driver ends,
-- a watcher in one more process asks whether nodes are drained. The controller asks that itself, in `_Sizes`.
+  twice as slowly (2.3 more), because a program that imports Ray sets it first. All processes of the cluster already
+  have these variables, from the environment of `ray start` (maas_ray/cluster/node/environment.py),
+- Ray Data gets a process to distribute shards (1.9), which do not exist here,
+- `ray.train.report` gets a process for its barrier (2.1), which our workers do not call,
+- a guard process (1.8) frees the workers' resources if the controller dies and its driver survives. Here the driver
+  asks the actor to `stop`; only the resources of a killed actor are held until the driver ends,
+- a watcher process polls for draining nodes. Here the controller polls itself, in `_Sizes`.
 
-What Ray Train would wait for without an end, or for minutes, has a bound here: placement, start, joining, a silent
-rank, leaving. Its own policies are replaced (`_Sizes`, `_Restarts`): its elastic one knows nothing of whole replicas of
-a model and of resources that others use, ends a group in the middle of a step, and retries a start for ever.
+Waits that have no timeout in Ray Train, or one of minutes, have a timeout here: placement, start, joining, heartbeats,
+leaving. Its policies are replaced (`_Sizes`, `_Restarts`): its elastic policy ignores complete replicas of a model and
+resources in use by others, ends a group in the middle of a step, and retries a start forever.
 """
 
 import asyncio
@@ -71,32 +71,32 @@ from maas_ray.train.ranks.rank_registry import RankRegistry
 from maas_ray.train.ranks.run_actor import Launch
 
 _START_S = 60.0
-"""Longest time for placed workers to start, and again for them to import torch and to join a group."""
+"""Timeout for placed workers to start, and again for them to import torch and to join a process group."""
 _LEAVE_S = 5.0
-"""Longest wait for ranks to leave the group; what a dead one holds is gone with its process."""
+"""Timeout for ranks to leave the group; the resources of a dead rank are freed with its process."""
 _SILENT_S = 30.0
-"""A rank of which nothing was heard for so long is missing, if `timeout_s` is not even shorter."""
+"""Heartbeat timeout of a rank, unless `timeout_s` is shorter."""
 _SETTLE_S = 2.0
-"""Time for what lost workers held to become free, and for the last of several ranks to say what it waited for."""
+"""Time for the resources of lost workers to become free, and for several ranks to report their timeouts."""
 _PLACE_S = 10.0
-"""Longest wait for room that was there a moment ago."""
+"""Timeout for the placement on resources that were free a moment ago."""
 _POLL_S = 0.25
 _NODES_S = 1.0
-"""Time between two looks at the cluster's nodes."""
+"""Polling interval of the cluster's nodes."""
 _RELEASE = ResizeDecision(num_workers=0, resources_per_worker={})
-"""Ends a group that has left before there is room for the next one: a node that is drained goes once its workers have."""
+"""Ends a group that has left before the next one has resources: a draining node ends once its workers have ended."""
 _running: list[TrainController] = []
 
 log = get_logger(__name__)
 
 
 def launch(job: Launch, actor: Any, ranks: RankRegistry) -> MaasError | None:
-    """Runs all attempts of a run; returns what ended the last one, or None.
+    """Runs all attempts of a run; returns the error of the last one, or None.
 
     Args:
         job: the run.
-        actor: the actor in whose process this is called.
-        ranks: what the ranks report to, through the actor.
+        actor: the actor of this process.
+        ranks: registry that receives the ranks' heartbeats through the actor.
     """
     filesystem, path = _ray_storage(open_store(job.storage), job.storage)
     trainer = _Trainer(
@@ -124,7 +124,7 @@ def launch(job: Launch, actor: Any, ranks: RankRegistry) -> MaasError | None:
 
 
 def stop() -> None:
-    """Ends the workers of a launch that goes on, and frees what they hold."""
+    """Ends the workers of a running launch and frees their resources."""
     for controller in _running:
         if (workers := controller.get_worker_group()) is not None:
             workers.abort()
@@ -138,11 +138,11 @@ class _Gpus(BackendConfig):  # type: ignore[misc]
 
 class _SharedGpus(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
-    """Ranks of one machine see each other's GPUs, which NCCL needs for copies between them."""
+    """Ranks on one machine see each other's GPUs, which NCCL needs for copies between them."""
 
 
 class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
-    """Joins the workers to one process group of torch before they train, and enters them in the registry."""
+    """Creates the torch process group of the workers before training, and adds them to the registry."""
 
     def __init__(self, job: Launch, ranks: RankRegistry) -> None:
         self._job = job
@@ -177,7 +177,7 @@ class _Meeting(WorkerGroupCallback):  # type: ignore[misc]
         ray.wait(worker_group.execute_async(process_group.leave), num_returns=len(worker_group), timeout=_LEAVE_S)
 
     def _gather(self, awaited: Mapping[Any, int], failing: str) -> dict[int, Any]:
-        """The answer of each rank. Raises as soon as one fails, and names those that take longer than `_START_S`."""
+        """The result of each rank. Raises as soon as one fails, and reports those that take longer than `_START_S`."""
         deadline, answers, open_refs = time.monotonic() + _START_S, {}, list(awaited)
         while open_refs:
             done, open_refs = ray.wait(open_refs, timeout=max(0.0, deadline - time.monotonic()))
@@ -205,9 +205,11 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         self._too_slow: threading.Timer | None = None
 
     def watch(self) -> None:
-        """Gives up the start unless it ends, or this is called again, within `_START_S`."""
+        """Aborts the start unless it ends, or this is called again, within `_START_S`."""
         self._unwatch()
-        self._too_slow = threading.Timer(_START_S, self._placed.shutdown)  # ends workers, and so who waits for one
+        self._too_slow = threading.Timer(
+            _START_S, self._placed.shutdown
+        )  # ends the workers, and with them every wait for one
         self._too_slow.daemon = True
         self._too_slow.start()
 
@@ -217,13 +219,13 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
 
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: dict[str, Any]) -> dict[str, Any]:
-        return dict(custom_runtime_env)  # without the variables that every process of the cluster was born with
+        return dict(custom_runtime_env)  # without the variables that every process of the cluster already has
 
     def _start(self) -> None:
         try:
             super()._start()
         except BaseException:
-            if self.has_started():  # then Ray Train leaves the workers, whose resources nobody else could get
+            if self.has_started():  # Ray Train would leave the workers running and their resources reserved
                 self._worker_group_state.shutdown()
                 self._clear_state()
             raise
@@ -231,8 +233,8 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
             self._unwatch()
 
     def _create_placement_group(self, scaling_config: ScalingConfig, context: Any) -> Any:
-        # Ray reserves room worker by worker, and may put three on one node and the fourth on another. Room for workers
-        # that have to be together is reserved in one piece, which is always on one node.
+        # Ray reserves resources worker by worker, and may place three on one node and the fourth on another. Workers
+        # that must share a node are reserved as one bundle, which is always on one node.
         room = {name: amount * self._together for name, amount in context.resources_per_worker.items()}
         bundles = [room] * (context.num_workers // self._together)
         self._placed = DefaultPlacementGroupHandle(placement_group(bundles, strategy=context.placement_strategy))
@@ -240,13 +242,13 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
 
     def _create_workers(self, num_workers: int, *context: Any, **options: Any) -> Any:
         self.watch()
-        # Ranks follow nodes, so the workers of one piece get neighbouring ranks, as the mesh has it.
+        # Ranks are ordered by node, so that the workers of one bundle get adjacent ranks, as in the mesh.
         pieces = [worker // self._together for worker in range(num_workers)]
         return super()._create_workers(num_workers, *context, **{**options, "placement_group_bundle_indices": pieces})
 
     def _init_train_context_on_workers(self, *context: Any) -> None:
         super()._init_train_context_on_workers(*context)
-        self._unwatch()  # from here on `_Meeting` bounds what is waited for
+        self._unwatch()  # from here on `_Meeting` has the timeouts
 
 
 class _Controller(TrainController):  # type: ignore[misc]
@@ -265,7 +267,7 @@ class _Controller(TrainController):  # type: ignore[misc]
         return super()._start_worker_group(self._sizes.after_claims(num_workers), resources_per_worker)
 
     def held(self) -> Counter[str]:
-        """How many workers of the group each node has, by its id; they may be dead already."""
+        """Number of workers of the group on each node, by its id, including dead ones."""
         found = self.get_worker_group()
         workers = found.get_workers() if found is not None and found.has_started() else []
         return Counter(worker.metadata.node_id for worker in workers)
@@ -283,7 +285,7 @@ class _Controller(TrainController):  # type: ignore[misc]
         if any(has_waited_out(each.error) for each in status.worker_statuses.values()):
             await asyncio.sleep(_SETTLE_S)
             status = await super()._poll_workers()
-            # Who goes on although others gave up waiting is the one that they waited for.
+            # A rank that is still running while others timed out is the one that they waited for.
             late = [rank for rank, each in status.worker_statuses.items() if each.error is None and each.running]
             missing = {rank: f"others waited for it; {self._ranks.describe(rank)}" for rank in late}
         else:
@@ -298,7 +300,7 @@ class _Controller(TrainController):  # type: ignore[misc]
 
 
 class _Sizes(ScalingPolicy):  # type: ignore[misc]
-    """How many workers, and when to change that: at a committed step, or after a loss."""
+    """Decides the number of workers, and when it changes: at a committed step, or after a loss."""
 
     def __init__(self, job: Launch, ranks: RankRegistry, held: Callable[[], Counter[str]]) -> None:
         super().__init__(ScalingConfig(num_workers=job.sizes[-1], resources_per_worker=dict(job.resources)))
@@ -314,8 +316,8 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
     def _get_num_workers_for_resource_request(self) -> int:
         return self._job.sizes[-1]
 
-    # What hands the request to the autoscaler is one actor of the cluster, bound to the node of the first driver that made
-    # a request. Once that node is lost, each request waits 5 s in vain: here it may only delay other requests.
+    # Ray sends requests to the autoscaler through one actor of the cluster, on the node of the first driver with a
+    # request. After the loss of that node each request times out after 5 s: here it only delays other requests.
 
     def _send_resource_request(self) -> None:
         self._has_autoscaler = has_autoscaler()
@@ -342,9 +344,10 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         if waited > self._job.placement_timeout_s:
             each = f", each {self._job.together} of them on one node," if self._job.together > 1 else ""
             raise ResourcesMissing(
-                f"run {self._job.run!r} found no room for {self._job.sizes[0]} workers of {dict(self._job.resources)}{each} "
-                f"within workers.placement_timeout_s {self._job.placement_timeout_s:g} s; committed checkpoints are kept: give --resume when there "
-                "is room"
+                f"run {self._job.run!r}: no free resources for {self._job.sizes[0]} workers of "
+                f"{dict(self._job.resources)}{each} within workers.placement_timeout_s "
+                f"{self._job.placement_timeout_s:g} s; committed checkpoints are kept: continue with --resume once "
+                "resources are free"
             )
         time.sleep(_POLL_S)
         return NoopDecision()
@@ -364,14 +367,16 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         try:
             if self._ranks.asked is None and (reason := self._reason(worker_group_state.num_workers)):
                 self._ranks.ask(reason)
-        except ray.exceptions.RpcError as error:  # the head is away; ranks train on without it, and it is asked again
-            log.warning("the cluster's head does not answer: %s", error)
+        except (
+            ray.exceptions.RpcError
+        ) as error:  # the head node is unreachable; ranks continue without it, and the request is repeated
+            log.warning("the cluster's head node does not answer: %s", error)
         return NoopDecision()
 
     def after_claims(self, num_workers: int) -> int:
-        """How many workers start now. Waits while serving claims room, and then without a limit for room of its own.
+        """The number of workers to start. Waits without a timeout while serving claims resources, then for free ones.
 
-        Called when the old workers have ended and hold nothing any more.
+        Called after the old workers have ended and freed their resources.
         """
         if claimed() is None:
             return num_workers
@@ -383,7 +388,7 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         return num_workers
 
     def _waited(self) -> float:
-        """Seconds since the run began to look for room."""
+        """Seconds since the run started to wait for resources."""
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         return now - self._waiting_since
@@ -393,24 +398,24 @@ class _Sizes(ScalingPolicy):  # type: ignore[misc]
         return round_down(find_room(job.resources, self._held(), job.sizes[-1], job.together), job.sizes)
 
     def _reason(self, num_workers: int) -> str | None:
-        """Why the workers should leave and start anew, if they should."""
+        """The reason why the workers should restart, or None."""
         now = time.monotonic()
         if now - self._asked_nodes < _NODES_S:
             return None
         self._asked_nodes = now
         if going := draining_nodes() & self._held().keys():
-            return f"node {min(going)[:12]} is about to be taken away"
+            return f"node {min(going)[:12]} is draining"
         if who := claimed():
-            return f"{who} claims room"
+            return f"{who} claims resources"
         if num_workers < self._job.sizes[-1] and now - self._looked >= self._job.scale_up_interval_s:
             self._looked = now
             if (size := self._size()) > num_workers:
-                return f"there is room for {size} workers"
+                return f"resources for {size} workers are free"
         return None
 
 
 class _Restarts(FailurePolicy):  # type: ignore[misc]
-    """Starts again after a loss, so often in a row; a checkpoint committed since the last one begins the count anew."""
+    """Restarts after a loss, up to a number of consecutive times; a new committed checkpoint resets the count."""
 
     def __init__(self, job: Launch, ranks: RankRegistry) -> None:
         super().__init__(FailureConfig(max_failures=job.max_restarts))
@@ -422,7 +427,7 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         cause = getattr(training_failed_error, "controller_failure", None)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
-            return FailureDecision.RETRY  # somebody else took the room; `_Sizes` ends that in time
+            return FailureDecision.RETRY  # others took the resources; `_Sizes` has the timeout
         rank, found = find_cause(training_failed_error)
         self._ranks.end(f"{'' if rank is None else f'rank {rank}: '}{str(found).partition(chr(10))[0]}")
         if isinstance(training_failed_error, ControllerError) and not isinstance(
@@ -430,7 +435,7 @@ class _Restarts(FailurePolicy):  # type: ignore[misc]
         ):
             return FailureDecision.RAISE
         if isinstance(found, MaasError) and not found.retryable:
-            return FailureDecision.RAISE  # it would come again
+            return FailureDecision.RAISE  # it would recur
         if self._ranks.committed > self._committed:
             self._losses, self._committed = 0, self._ranks.committed
         self._losses += 1
@@ -457,7 +462,7 @@ class _Trainer(DataParallelTrainer):  # type: ignore[misc]
 
 
 def _worker(job: Launch, actor: Any) -> Callable[[], None]:
-    """What each Ray Train worker runs. A closure, because Ray then sends only what it names, not this whole module."""
+    """The function of each Ray Train worker. A closure, since Ray then serializes only its names, not this module."""
 
     def worker() -> None:
         import torch
@@ -476,14 +481,12 @@ def _worker(job: Launch, actor: Any) -> Callable[[], None]:
 
 
 def _ray_storage(store: ObstoreStore, storage: StorageSpec) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Where Ray Train keeps its own notes during an attempt: beside ours, since every node must reach them."""
+    """Location of Ray Train's own files during an attempt: in the run's store, which every node can reach."""
     if store.root is not None:
         return pyarrow.fs.LocalFileSystem(), str(store.root / "ray")
     if storage.uri.startswith("s3://") and storage.endpoint:
         scheme, _, host = storage.endpoint.partition("://")
-        host = host.rpartition("@")[
-            2
-        ]  # requests are signed; what stands before it would only be shown in the dashboard
+        host = host.rpartition("@")[2]  # requests are signed; the user info would only be shown in the dashboard
         filesystem = pyarrow.fs.S3FileSystem(
             endpoint_override=host, scheme=scheme, region=storage.region or "us-east-1"
         )

@@ -1,6 +1,6 @@
-"""Whether model, layout and optimizer of a spec fit the data: said by rank 0 before a run is written down.
+"""Checks model, layout and optimizer of a spec against the data, on rank 0 before the run's record is created.
 
-In a rank and not in the driver, because this takes torch, which takes 2 s to import and which a rank has imported.
+Runs on a rank and not in the driver, because it needs torch, whose import takes 2 s and which a rank has imported.
 """
 
 from maas_ray.data.stored.dataset import Dataset
@@ -19,10 +19,10 @@ log = get_logger(__name__)
 
 
 def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
-    """Builds everything once, for each number of workers with which the run may go on.
+    """Builds everything once, for each valid number of workers.
 
     Raises:
-        ModelError, SpecError: what does not fit, and the way out.
+        ModelError, SpecError: a mismatch, with a fix.
     """
     check_callbacks(spec.callbacks)
     features = dataset.features
@@ -30,16 +30,16 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     net, deferred = build_or_defer(spec, features, layouts)
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
-        log.warning("the model's logits do not depend on %s: they stay as they are", ", ".join(unused))
+        log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
         open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict())
     for layout in layouts:
         if layout.dp_replicate == layout.world:
-            continue  # replicas fit any model
+            continue  # replicas support any model
         refuse_unfit(net, layout, spec.parallelism.tp_plan, pp_split=spec.parallelism.pp_split, example=example)
         refuse_microbatches(layout, spec.batch.accumulation_steps)
-    kernels = {"implementation": "loop"} if deferred is not None else {}  # others refuse tensors without data
+    kernels = {"implementation": "loop"} if deferred is not None else {}  # others reject tensors without data
     optimizer = build_optimizer(spec.optimizer.model_copy(update=kernels), net)
     build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))

@@ -1,6 +1,6 @@
-"""The process group of a run's ranks: where they meet, joining it and leaving it. Knows no Ray.
+"""The process group of a run's ranks: address, joining and leaving. Independent of Ray.
 
-torch is imported when a rank joins: the process that starts the ranks names these functions and needs no torch.
+torch is imported when a rank joins: the process that starts the ranks only references these functions.
 """
 
 import os
@@ -22,7 +22,7 @@ _told_to_end = threading.Event()
 
 
 def free_address(host: str) -> str:
-    """`host:port` with a port that was free a moment ago on this machine, where rank 0 will listen."""
+    """`host:port` for rank 0 to listen on, with a port that was free a moment ago on this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as found:
         found.bind(("", 0))
@@ -36,13 +36,13 @@ def join(
     """Joins the default process group of torch.distributed.
 
     Args:
-        address: where rank 0 listens.
+        address: address of rank 0.
         backend: `gloo` or `nccl`.
-        rank: of this process.
+        rank: rank of this process.
         world: number of ranks.
-        timeout_s: longest wait of any operation of the group.
-        variables: put into this process's environment first, such as `LOCAL_RANK`.
-        attempt: number of the attempt that this group is for; see `attempt`.
+        timeout_s: timeout of each operation of the group.
+        variables: environment variables that are set first, such as `LOCAL_RANK`.
+        attempt: number of the attempt of this group; see `attempt`.
     """
     os.environ.update(variables, **{_ATTEMPT: str(attempt)})
     _heed_sigterm()
@@ -55,11 +55,11 @@ def join(
 
 
 def bound_waits(mesh: "DeviceMesh", timeout_s: float) -> None:
-    """Gives the groups of a mesh the bound of the default group: torch gives them 30 minutes, or 10 with NCCL.
+    """Sets the timeout of a mesh's groups to that of the default group; torch's is 30 minutes, or 10 with NCCL.
 
     Args:
-        mesh: of named dimensions, each of which has a group.
-        timeout_s: longest wait of any operation of these groups.
+        mesh: mesh with named dimensions, each of which has a group.
+        timeout_s: timeout of each operation of these groups.
     """
     from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -68,13 +68,13 @@ def bound_waits(mesh: "DeviceMesh", timeout_s: float) -> None:
 
 
 def attempt() -> int:
-    """Number of the attempt for which this process has joined a group."""
+    """Number of the attempt whose group this process has joined."""
     return int(os.environ[_ATTEMPT])
 
 
 def notice() -> str | None:
-    """Why this process is to end soon, if it was told so."""
-    return "was sent SIGTERM" if _told_to_end.is_set() else None
+    """The reason why this process must end soon, or None."""
+    return "received SIGTERM" if _told_to_end.is_set() else None
 
 
 def leave() -> None:
@@ -86,11 +86,11 @@ def leave() -> None:
 
 
 def _heed_sigterm() -> None:
-    """Takes the first SIGTERM as a notice, and the second one as it was taken before.
+    """Makes the first SIGTERM a notice; the second one has its previous effect.
 
-    Whoever takes a machine away sends one and waits, for tens of seconds, before it kills: time for a checkpoint. Ray
+    Cloud providers and init systems send SIGTERM tens of seconds before they kill a machine: time for a checkpoint. Ray
     itself kills workers without it, or soon after it.
     """
     if threading.current_thread() is not threading.main_thread():
-        return  # Python allows handlers in the main thread alone, where Ray's actors run by default
+        return  # Python allows handlers only in the main thread, where Ray's actors run by default
     take_first([signal.SIGTERM], lambda number: _told_to_end.set())

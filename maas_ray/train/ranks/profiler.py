@@ -1,6 +1,6 @@
-"""Records a few steps with torch's profiler: one Chrome trace per rank. Knows no run and no loop.
+"""Records a few steps with torch's profiler: one Chrome trace per rank. Independent of runs and of the loop.
 
-Looked at in chrome://tracing or https://ui.perfetto.dev.
+Open traces with chrome://tracing or https://ui.perfetto.dev.
 """
 
 import tempfile
@@ -14,12 +14,12 @@ SUFFIX = ".json.gz"
 
 
 class Profiler:
-    """Records the steps that a spec names, and gives their trace to a function. To be closed.
+    """Records the steps of a spec and passes the trace to a function; `close` it.
 
     Args:
-        spec: which steps.
-        rank: this process.
-        keep: called once with a name and the gzipped trace, also where the run ends before the last of the steps.
+        spec: the steps.
+        rank: rank of this process.
+        keep: called once with a name and the gzipped trace, even if the run ends before the last of the steps.
     """
 
     def __init__(self, spec: ProfileSpec, rank: int, keep: Callable[[str, bytes], None]) -> None:
@@ -29,9 +29,9 @@ class Profiler:
         self._running: Any = None
 
     def begin(self, step: int) -> None:
-        """To be called as step number `step` (from 1) begins, and once more after the last one."""
+        """Must be called at the start of step number `step` (from 1), and once more after the last step."""
         if step == self._first:
-            from torch.profiler import profile  # late: it takes the tracing library along
+            from torch.profiler import profile  # late: it loads the tracing library
 
             self._running = profile(record_shapes=True)
             self._running.__enter__()
@@ -39,7 +39,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Ends a recording that goes on, and hands over its trace."""
+        """Ends a running recording and passes on its trace."""
         if self._running is None:
             return
         running, self._running = self._running, None

@@ -1,13 +1,13 @@
-"""The registry of a run's ranks: who is there, how far each one is, and the step after which all of them leave.
+"""The registry of a run's ranks: their heartbeats and progress, and the step after which all of them leave.
 
-Ranks send a `Heartbeat` about once a second, from a thread beside training (train/ranks/heartbeat.py), and get a `Directive` back. Knows no
-Ray, no torch and no clock but the one it is given.
+Ranks send a `Heartbeat` about once a second, from a separate thread (train/ranks/heartbeat.py), and receive a
+`Directive`. Independent of Ray and torch; the clock is an argument.
 
-How all ranks leave after the same step, without a message between them in any step: once somebody has asked for it,
-each rank answers with a limit a little ahead of where it is, beyond which it will not train before it knows more. When
-all limits are here, the largest is the step. No rank has passed its own limit, so none has passed that step; and all
-learn of it, because a rank that reaches its limit waits. Clocks, speeds and the order of messages play no part in it:
-they only decide whether somebody waits for a moment.
+All ranks leave after the same step without messages between them in each step: after a request to leave, each rank
+answers with a limit slightly ahead of its current step, and does not train beyond the limit without a directive. Once
+all limits are known, the largest is the last step. No rank has passed its own limit, so that none has passed that step;
+and all ranks receive it, because a rank at its limit waits. Clocks, speeds and the order of messages do not affect the
+result; they only determine whether a rank waits for a moment.
 """
 
 import threading
@@ -18,56 +18,56 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one rank says of itself."""
+    """The state of one rank."""
 
     attempt: int
     rank: int
     first_step: int | None = None
-    """Steps that were done when this attempt began; None: the state is not loaded yet."""
+    """Completed steps at the start of this attempt; None: the state is not loaded yet."""
     done: int | None = None
-    """Optimizer steps done by now."""
+    """Completed optimizer steps."""
     committed: int = 0
-    """The newest step that this rank knows to be committed."""
+    """The newest committed step known to this rank."""
     limit: int | None = None
-    """Steps beyond which this rank does not train before it gets `Directive.stop_at`; None: it has not promised anything."""
+    """The step beyond which this rank does not train without `Directive.stop_at`; None: no limit is promised."""
     notice: str | None = None
-    """Why this process is to end soon, if it was told so."""
+    """The reason why this process must end soon, or None."""
     has_left: bool = False
-    """Whether it has left early, everything committed."""
+    """Whether the rank has left early, with everything committed."""
     has_ended: bool = False
-    """Whether nothing more is to be expected from it: it has left, finished or failed."""
+    """Whether this is the last heartbeat: the rank has left, finished or failed."""
 
 
 @dataclass(frozen=True)
 class Directive:
-    """What a rank is told."""
+    """The answer to a heartbeat."""
 
     is_asked: bool = False
-    """Promise a limit."""
+    """Whether the rank must promise a limit."""
     stop_at: int | None = None
-    """Commit the state after so many steps, and leave."""
+    """The step after which the rank must commit its state and leave."""
 
 
 @dataclass(frozen=True)
 class GroupAttempt:
-    """One time that the group was started, from its start to its end."""
+    """One attempt, from the start of the group to its end."""
 
     number: int
     workers: int
     first_step: int | None
-    """Steps that were done when it began; None: it ended before it had loaded any state."""
+    """Completed steps at its start; None: it ended before it had loaded a state."""
     reached: int | None
-    """Steps done when it was last heard of."""
+    """Completed steps in the last heartbeat."""
     committed: int
     reason: str
-    """Why it ended, if it did."""
+    """The reason of its end."""
 
 
 class RankRegistry:
-    """The ranks of the attempt that goes on, and the attempts before it. Every method may be called from any thread.
+    """The ranks of the current attempt, and the earlier attempts. Every method is thread-safe.
 
     Args:
-        clock: seconds, from any beginning; passed in by tests.
+        clock: returns seconds from any origin; set by tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,10 +83,10 @@ class RankRegistry:
         self._past: list[GroupAttempt] = []
 
     def begin(self, places: Sequence[str]) -> int:
-        """Begins an attempt; returns its number, from 1.
+        """Starts an attempt; returns its number, from 1.
 
         Args:
-            places: where each rank runs, for messages.
+            places: location of each rank, for messages.
         """
         with self._lock:
             self._number += 1
@@ -97,7 +97,7 @@ class RankRegistry:
             return self._number
 
     def end(self, reason: str) -> None:
-        """Notes the end of the attempt that goes on; does nothing if there is none."""
+        """Records the end of the current attempt, if any."""
         with self._lock:
             if not self._places:
                 return
@@ -120,7 +120,7 @@ class RankRegistry:
             self._asked = self._final
 
     def heartbeat(self, heartbeat: Heartbeat) -> Directive:
-        """Takes what a rank says; one of an attempt that is over is told nothing."""
+        """Records a heartbeat and returns the directive; a heartbeat of an earlier attempt is ignored."""
         with self._lock:
             if heartbeat.attempt != self._number or heartbeat.rank not in self._heard:
                 return Directive()
@@ -136,11 +136,11 @@ class RankRegistry:
             return Directive(is_asked=True, stop_at=self._stop_at)
 
     def ask(self, reason: str, *, is_final: bool = False) -> None:
-        """Asks all ranks to commit what they have and to leave; the first reason counts.
+        """Asks all ranks to commit a checkpoint and leave; the first reason is kept.
 
         Args:
-            reason: why, for people.
-            is_final: the run is to end with that, instead of going on with other workers.
+            reason: the reason, for messages.
+            is_final: whether the run then ends, instead of continuing with other workers.
         """
         with self._lock:
             self._asked = self._asked or reason
@@ -149,19 +149,19 @@ class RankRegistry:
 
     @property
     def asked(self) -> str | None:
-        """Why the ranks are to leave, if they are."""
+        """The reason why the ranks must leave, or None."""
         with self._lock:
             return self._asked
 
     @property
     def final(self) -> str | None:
-        """Why the run is to end, if it is."""
+        """The reason why the run must end, or None."""
         with self._lock:
             return self._final
 
     @property
     def has_left(self) -> bool:
-        """Whether every rank has left early, everything committed."""
+        """Whether every rank has left early, with everything committed."""
         with self._lock:
             return bool(self._places) and all(
                 rank in self._heartbeats and self._heartbeats[rank].has_left for rank in range(len(self._places))
@@ -169,7 +169,7 @@ class RankRegistry:
 
     @property
     def committed(self) -> int:
-        """The newest step that any rank of any attempt has known to be committed."""
+        """The newest committed step known to any rank of any attempt."""
         with self._lock:
             known = [heartbeat.committed for heartbeat in self._heartbeats.values()] + [
                 attempt.committed for attempt in self._past
@@ -178,33 +178,33 @@ class RankRegistry:
 
     @property
     def past(self) -> tuple[GroupAttempt, ...]:
-        """The attempts that are over, oldest first."""
+        """The ended attempts, oldest first."""
         with self._lock:
             return tuple(self._past)
 
     def joined(self) -> None:
-        """All ranks have joined their group: how long that took is no silence of theirs."""
+        """Resets the heartbeat timeouts once all ranks have joined their group: joining does not count as silence."""
         with self._lock:
             self._heard = dict.fromkeys(self._heard, self._clock())
 
     def silent(self, limit_s: float, first_s: float) -> dict[int, str]:
-        """Ranks of which nothing was heard for so long although they should be there, and what is known of them.
+        """Running ranks whose heartbeat timed out, each with a description.
 
         Args:
-            limit_s: longest time between two heartbeats.
-            first_s: longest time until the first one, before which a rank imports what it needs.
+            limit_s: timeout between two heartbeats.
+            first_s: timeout of the first heartbeat, before which a rank imports its modules.
         """
         with self._lock:
             now = self._clock()
             return {
-                rank: f"silent for {now - heard:.0f} s; {self._describe(rank)}"
+                rank: f"no heartbeat for {now - heard:.0f} s; {self._describe(rank)}"
                 for rank, heard in self._heard.items()
                 if now - heard > (limit_s if rank in self._heartbeats else first_s)
                 and not (rank in self._heartbeats and self._heartbeats[rank].has_ended)
             }
 
     def describe(self, rank: int) -> str:
-        """Where a rank runs and how far it was when last heard of."""
+        """The location of a rank and its progress in the last heartbeat."""
         with self._lock:
             return self._describe(rank)
 
@@ -212,5 +212,5 @@ class RankRegistry:
         place = self._places[rank] if rank < len(self._places) else "unknown place"
         heartbeat = self._heartbeats.get(rank)
         if heartbeat is None:
-            return f"{place}, never heard of"
+            return f"{place}, no heartbeat yet"
         return f"{place}, {'before its first step' if heartbeat.done is None else f'after step {heartbeat.done}'}"

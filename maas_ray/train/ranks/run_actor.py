@@ -1,7 +1,7 @@
-"""What stands between a run's workers and its driver: an actor, and the thread that reads it to whoever asked.
+"""The actor between a run's workers and its driver, and the driver's thread that reads the actor.
 
-The actor's process also starts the workers and watches them (train/ranks/launch.py). It imports Ray Train for that, which
-takes 2 s: begin the actor first and read specs and data meanwhile. Imports neither torch nor ray.train itself.
+The actor's process also starts the workers and monitors them (train/ranks/launch.py). Its import of Ray Train takes
+2 s: start the actor first and read specs and data meanwhile. This module imports neither torch nor ray.train.
 """
 
 import importlib
@@ -23,25 +23,25 @@ from maas_ray.train.ranks.rank_registry import Directive, GroupAttempt, Heartbea
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0
-"""Longest wait for an answer of the actor."""
+"""Timeout for an answer of the actor."""
 _LAUNCH = "maas_ray.train.ranks.launch"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What starting a run's workers takes."""
+    """The settings for the start of a run's workers."""
 
     run: str
     name: str
-    """Of this launch; Ray Train would silently resume its own state under a name it has seen."""
+    """Unique name of this launch: under a known name Ray Train would silently resume its own state."""
     spec: str
     """The TrainSpec as JSON, with an absolute store."""
     data_digest: str
     storage: StorageSpec
     sizes: tuple[int, ...]
-    """Numbers of workers with which the run may go on, ascending."""
+    """Valid numbers of workers, ascending."""
     together: int
-    """Neighbouring ranks that have to be on one node."""
+    """Number of adjacent ranks that must share a node."""
     cpus: int
     gpus: int
     max_restarts: int
@@ -49,17 +49,19 @@ class Launch:
     placement_timeout_s: float
     scale_up_interval_s: float
     claim: Claim | None = None
-    """The lease in whose name the ranks commit; None: nobody else can be there."""
+    """The lease under which the ranks commit; None: no other process can write to the run."""
 
     @property
     def resources(self) -> dict[str, float]:
-        """What each worker takes, by Ray's names."""
+        """Resources of one worker, by Ray's names."""
         return {"CPU": self.cpus, **({"GPU": 1} if self.gpus else {})}
 
 
-@ray.remote(num_cpus=0, max_concurrency=16)  # `train` takes one thread until the run ends; all others answer at once
+@ray.remote(
+    num_cpus=0, max_concurrency=16
+)  # `train` uses one thread until the run ends; all other methods return immediately
 class RunActor:
-    """Holds the newest report of rank 0, the registry of the ranks, and an error that no further attempt can mend."""
+    """Keeps the latest report of rank 0, the registry of the ranks, and a fatal error."""
 
     def __init__(self) -> None:
         self._ranks = RankRegistry()
@@ -69,78 +71,78 @@ class RunActor:
         self._is_checked = False
         self._is_allowed = False
         collect_rarely()
-        importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not wait for Ray Train
+        importlib.import_module(_LAUNCH)  # by name: a driver that imports this file must not import Ray Train
 
     def train(self, job: Launch) -> MaasError | None:
-        """Runs all attempts of a run to its end; returns the error that ended it, if one did."""
+        """Runs all attempts of a run; returns the error that ended it, or None."""
         launch = importlib.import_module(_LAUNCH).launch
         error: MaasError | None = launch(job, ray.get_runtime_context().current_actor, self._ranks)
         return self._failure or error
 
     def stop(self) -> None:
-        """Ends the workers and frees their resources, if `train` goes on."""
+        """Ends the workers and frees their resources, if `train` is running."""
         importlib.import_module(_LAUNCH).stop()
 
     def heartbeat(self, heartbeat: Heartbeat) -> Directive:
-        """Takes what a rank says of itself, and tells it whether to leave."""
+        """Records the heartbeat of a rank and returns the directive."""
         return self._ranks.heartbeat(heartbeat)
 
     def ask(self, reason: str) -> None:
-        """Asks the ranks to commit what they have; then the run ends."""
+        """Asks the ranks to commit a checkpoint, after which the run ends."""
         self._ranks.ask(reason, is_final=True)
 
     def found_fit(self) -> None:
-        """Rank 0 has found that model and data fit."""
+        """Records that the checks of rank 0 have passed."""
         self._is_checked = True
 
     def is_checked(self) -> bool:
-        """Whether model and data fit, as far as is known."""
+        """Whether the checks of rank 0 have passed."""
         return self._is_checked
 
     def allow(self) -> None:
-        """The run is written down, so the ranks may begin."""
+        """Records that the run's record exists, so that the ranks can start."""
         self._is_allowed = True
 
     def is_allowed(self) -> bool:
-        """Whether the run is written down."""
+        """Whether the run's record exists."""
         return self._is_allowed
 
     def put(self, progress: Progress) -> None:
-        """Replaces the newest report, and the newest one with metrics if it has some."""
+        """Replaces the latest report, and the latest one with validation metrics if it has some."""
         self._newest = progress
         if progress.metrics:
             self._validated = progress
 
     def newest(self) -> list[Progress]:
-        """The newest report with metrics of the validation split, and the newest of all, as far as there are such."""
+        """The latest report with validation metrics and the latest of all, if they exist."""
         return [report for report in (self._validated, self._newest) if report is not None]
 
     def past(self) -> tuple[GroupAttempt, ...]:
-        """The attempts that are over, oldest first."""
+        """The ended attempts, oldest first."""
         return self._ranks.past
 
     def fail(self, error: MaasError) -> None:
-        """Keeps the first such error; the ones that follow are its consequences."""
+        """Keeps the first fatal error; later ones are its consequences."""
         self._failure = self._failure or error
 
     def failure(self) -> MaasError | None:
-        """The error that ended the run for good, if there is one."""
+        """The fatal error of the run, or None."""
         return self._failure
 
 
 def start_run_actor() -> Any:
-    """Begins a run's actor on this node and returns at once."""
+    """Starts a run's actor on this node and returns immediately."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return RunActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class ProgressReader:
-    """A thread that hands each new report on, and each attempt that ends, while the block runs.
+    """A thread that forwards each new report and each ended attempt during the block.
 
     Args:
-        actor: the run's.
+        actor: the run's actor.
         on_progress: called with each new report.
-        on_attempt: called with each attempt that is over, in order.
+        on_attempt: called with each ended attempt, in order.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class ProgressReader:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
         self.lost: ray.exceptions.RayError | None = None
-        """Why the actor does not answer any more, if it does not."""
+        """The error of a lost actor, or None."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -181,7 +183,7 @@ class ProgressReader:
                     seen = [*seen[-1:], report]
             for attempt in past[num_past:]:
                 if self._on_attempt is not None:
-                    with suppress(MaasError):  # a store that fails now is met again, where something depends on it
+                    with suppress(MaasError):  # an error of the store will recur where it matters
                         self._on_attempt(attempt)
             num_past = len(past)
             if is_last:
@@ -189,8 +191,8 @@ class ProgressReader:
 
 
 def end_run_actor(actor: Any) -> None:
-    """Ends a run's actor, and a training that it has begun."""
-    # One that is dead already holds nothing that could be freed.
+    """Ends a run's actor and its training."""
+    # A dead actor holds no resources.
     with suppress(ray.exceptions.RayError):
         ray.get(actor.stop.remote(), timeout=TIMEOUT_S)
     ray.kill(actor)

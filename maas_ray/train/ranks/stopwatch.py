@@ -1,4 +1,4 @@
-"""Where a run's time goes, by phase, summed over the attempts that led to its state. Knows no phase's meaning."""
+"""Measures the time of a run by phase, over all attempts that led to its state. Independent of the phases' meaning."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Counts from its creation on; always in one phase.
+    """Measures from its creation on; always in one phase.
 
     Args:
-        phase: the first one.
-        clock: seconds; passed in by tests.
+        phase: the first phase.
+        clock: returns seconds; set by tests.
     """
 
     def __init__(self, phase: str, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -20,12 +20,12 @@ class Stopwatch:
         self._seconds: dict[str, float] = {}
 
     def add(self, before: Mapping[str, float]) -> None:
-        """Takes in what an earlier attempt has counted."""
+        """Adds the times of an earlier attempt."""
         for phase, seconds in before.items():
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def enter(self, phase: str) -> str:
-        """Changes to a phase; returns the one before."""
+        """Changes the phase; returns the previous one."""
         now = self._clock()
         self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         before, self._phase, self._since = self._phase, phase, now
@@ -33,7 +33,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Another phase within the block, then the one before again."""
+        """Changes the phase during the block."""
         before = self.enter(name)
         try:
             yield
@@ -41,6 +41,6 @@ class Stopwatch:
             self.enter(before)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each phase until now."""
+        """Seconds of each phase so far."""
         self.enter(self._phase)
         return dict(self._seconds)

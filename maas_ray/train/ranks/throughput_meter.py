@@ -1,4 +1,4 @@
-"""How fast a run is: tokens per second, and the share of what its devices could compute. Knows no loop."""
+"""Throughput of a run: tokens per second and model FLOPs utilization. Independent of the loop."""
 
 import re
 from dataclasses import replace
@@ -22,19 +22,19 @@ PEAKS: dict[str, tuple[float, float]] = {
     "L4": (121.0, 30.3),
     "A10": (125.0, 31.2),
 }
-"""By a part of a GPU's name, the first that fits: 1e12 operations per second of dense matrix products in bfloat16 and in
-float32 (without TF32), of NVIDIA's data sheets."""
+"""Peak of a GPU by the first matching part of its name: 1e12 operations per second of dense matrix products in bfloat16
+and in float32 (without TF32), from NVIDIA's data sheets."""
 _PROBE_ROWS = 2
 logger = get_logger(__name__)
 
 
 class Rates:
-    """Adds to reports what follows from the samples per second.
+    """Adds rates to progress reports, derived from the samples per second.
 
     Args:
         spec: the run.
-        features: of its data.
-        device: where each rank computes.
+        features: features of its data.
+        device: device of each rank.
         world: number of ranks.
     """
 
@@ -44,17 +44,17 @@ class Rates:
         self._flops: float | None = None
 
     def added_to(self, progress: Progress) -> Progress:
-        """The report with `tokens_per_s`, where rows are tokens, and `mfu`, where the device's peak is known.
+        """Returns the report with `tokens_per_s` if rows are tokens, and `mfu` if the device's peak is known.
 
         MFU as in Chowdhery et al. 2022 (PaLM), appendix B: operations of the model's forward and backward pass, without
-        what is computed twice to save memory.
+        recomputed activations.
         """
         rate, row = progress.samples_per_s, self._features.row
         if rate is None:
             return progress
         mfu = None
         if self._peak is not None:
-            if self._flops is None:  # at the first report: counting takes time that the first step need not wait for
+            if self._flops is None:  # at the first report, so that counting does not delay the first step
                 self._flops = count_flops(self._spec, self._features) or 0.0
             if self._flops:
                 mfu = rate * self._flops / (self._peak * 1e12 * self._world)
@@ -62,22 +62,22 @@ class Rates:
 
 
 def peak_tflops(spec: TrainSpec, device: torch.device) -> float | None:
-    """What a worker's device could do at best, in 1e12 operations per second; None: unknown."""
+    """Peak performance of a worker's device in 1e12 operations per second; None: unknown."""
     if spec.performance.peak_tflops is not None:
         return spec.performance.peak_tflops
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     for part, (bf16, fp32) in PEAKS.items():
-        if re.search(rf"\b{part}\b", name):  # an A10G is no A10
+        if re.search(rf"\b{part}\b", name):  # an A10G is not an A10
             return bf16 if spec.precision == "bf16" else fp32
     return None
 
 
 def count_flops(spec: TrainSpec, features: Features) -> float | None:
-    """Floating-point operations of the forward and backward pass of one row, or None if the model cannot be traced.
+    """Floating-point operations of the forward and backward pass of one row; None if the model cannot be traced.
 
-    Counted by torch on tensors without data: matrix products, convolutions and attention.
+    torch counts matrix products, convolutions and attention, on tensors without data.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -86,8 +86,8 @@ def count_flops(spec: TrainSpec, features: Features) -> float | None:
             net = build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
             with FlopCounterMode(display=False) as counter:
                 net(_probe(features.row)).sum().backward()
-    except Exception as error:  # whatever a user's model does with values that are not there
-        logger.warning("no MFU is logged: the model's operations cannot be counted (%s)", error)
+    except Exception as error:  # a user's model can raise anything on tensors without data
+        logger.warning("MFU is not logged: the model's operations cannot be counted (%s)", error)
         return None
     return float(counter.get_total_flops()) / _PROBE_ROWS
 

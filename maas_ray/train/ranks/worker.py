@@ -1,4 +1,4 @@
-"""One rank of a run: builds its part, loads the newest committed state, trains to the end. Knows no ray.train.
+"""One rank of a run: builds its part, loads the newest committed state and trains. Independent of ray.train.
 
 Kept apart from train/run.py so that the processes that train import only what training needs.
 """
@@ -51,14 +51,15 @@ from maas_ray.train.validation.async_validation import Beside
 from maas_ray.train.validation.hooks import beside_training, between_steps
 
 RANDOM = "seed-position"
-"""How random numbers are made, for whoever reads a checkpoint: from (seed, position of the sample); see train/modules/dropout.py."""
+"""Kind of random numbers, stored in checkpoints: derived from (seed, position of the sample), see
+train/modules/dropout.py."""
 
 
 _QUICK_S = 0.05
 
 
 def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.device, claim: Claim | None = None) -> None:
-    """Trains this process's share; the process group, if there is one, is the default one of torch.distributed.
+    """Trains the share of this process, in the default process group of torch.distributed if one exists.
 
     Ray starts the group again after any error, so one that would come again is put on the actor and ends the run.
 
@@ -92,7 +93,7 @@ def train_rank(spec: TrainSpec, data_digest: str, actor: Any, device: torch.devi
 
 
 class RankTraining(LoopHooks):
-    """One attempt of a run on this rank: built, brought to the newest committed state, trained.
+    """One attempt of a run on this rank: builds its part, loads the newest committed state and trains.
 
     Args:
         spec: the run, with an absolute store.
@@ -122,7 +123,7 @@ class RankTraining(LoopHooks):
         self._prepare_saving(claim)
 
     def _build(self) -> None:
-        """Model, optimizer and loader of this rank, fit for the data; waits until the run is recorded."""
+        """Builds model, optimizer and loader of this rank, checks that they fit, and waits for the run's record."""
         spec, num_rows = self._spec, self._dataset.num_rows["train"]
         coordinates = rank_coordinates(spec.parallelism.resolve(self._world), self._device.type)
         if coordinates.mesh is not None:
@@ -138,7 +139,7 @@ class RankTraining(LoopHooks):
         _await_record(self._actor)
 
     def _resume(self) -> None:
-        """The newest committed state, and what follows the run from there."""
+        """Loads the newest committed state and creates everything that depends on its step."""
         spec = self._spec
         self._first_step, history, seconds = _restore(self._store, spec, self._state)
         self._watch.add(seconds)
@@ -279,7 +280,7 @@ def _profiler(spec: TrainSpec, store: ObstoreStore) -> Profiler | None:
 
 
 def _await_record(actor: Any) -> None:
-    """Waits until the run is written down, so that nobody leaves anything of a run that does not exist."""
+    """Waits for the run's record, so that no rank writes anything for a run that does not exist."""
     deadline = time.monotonic() + TIMEOUT_S
     while not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         if time.monotonic() > deadline:
@@ -293,7 +294,7 @@ def _await_record(actor: Any) -> None:
 def _restore(
     store: ObstoreStore, spec: TrainSpec, state: TrainState
 ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
-    """Loads the newest committed state, if there is one; returns the steps done, what was logged, and where time went.
+    """Loads the newest committed state, if any; returns the number of completed steps, the history and the times.
 
     Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
     """
@@ -312,7 +313,7 @@ def _restore(
 
 
 def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
-    """Fills the weights with those that the spec says the run starts from, if it names some."""
+    """Loads the initial weights of the spec's `init`, if set."""
     from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
     if spec.init is None:
@@ -326,7 +327,7 @@ def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
 
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """This rank's pieces of weights, and of the gradients of the step that has just been done."""
+    """This rank's parts of the weights, and of the gradients of the latest step."""
     for part in state.parts:
         for name, parameter in part.named_parameters():
             yield name, local(parameter), local(parameter.grad) if parameter.grad is not None else None

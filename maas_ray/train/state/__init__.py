@@ -1,1 +1,1 @@
-"""Training state by name: restoring it under any parallelism, and warm starts."""
+"""Restores training state by name under any parallelism, and loads initial weights."""

@@ -1,11 +1,11 @@
-"""Training state by name, whatever the layout: what a checkpoint holds, and how a TrainState gets it back.
+"""Reads and restores training state by name, on any layout.
 
     model.<name>                  weights and buffers, by their names in the whole model
-    optimizer.<name>.<moment>     what the optimizer keeps for this weight
-    ema.<name>                    the moving average of this weight, in a run that keeps one
+    optimizer.<name>.<moment>     the optimizer's moments of this weight
+    ema.<name>                    the moving average of this weight, if the run keeps it
 
-Values are tensors, or DTensors of which each rank has a piece; the ranks of other pipeline stages have other names.
-Learning rates and other numbers of the optimizer are not state: they follow from the spec and the step.
+Values are tensors, or DTensors of which each rank has a part; different pipeline stages have different names.
+Learning rates and other numbers of the optimizer are not state: the spec and the step determine them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,18 +36,18 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
 
 
 def buffers_of(state: TrainState) -> set[str]:
-    """Which of those names are of buffers."""
+    """The names of the buffers among the state."""
     return {f"{MODEL}{name}" for part in state.parts for name, _ in part.named_buffers()}
 
 
 def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[Mapping[str, Tensor]], Any]) -> None:
-    """Gives a TrainState the state after `step` steps.
+    """Restores the state after `step` steps.
 
     Args:
-        state: freshly built, on any layout.
-        step: optimizer steps that the state has done.
-        names: all names that the checkpoint has.
-        load: fills the tensors that it is given, in place.
+        state: a new state, on any layout.
+        step: number of completed optimizer steps.
+        names: all names in the checkpoint.
+        load: fills tensors in place.
 
     Raises:
         ObjectCorrupt: the checkpoint lacks a weight of the model.
@@ -65,7 +65,7 @@ def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[
     wanted = tensors_of(state)
     if missing := sorted(wanted.keys() - there):
         raise ObjectCorrupt(
-            f"the checkpoint has no {missing[0]} (and {len(missing) - 1} others); it is of another model"
+            f"the checkpoint has no {missing[0]} (and {len(missing) - 1} others); it belongs to another model"
         )
     with torch.no_grad():
         load(wanted)
@@ -73,7 +73,7 @@ def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[
 
 
 def _moment(name: str, parameter: Tensor, is_fused: bool) -> Tensor:
-    # One number, the count of steps, is on the CPU unless the kernel counts; all else has the shape of the parameter.
+    # The step count is one number, on the CPU unless the kernel is fused; other moments have the parameter's shape.
     if name == "step":
         return torch.zeros((), dtype=torch.float32, device=parameter.device if is_fused else "cpu")
     data = parameter.detach()

@@ -1,7 +1,7 @@
-"""Where the weights of a new run come from, if not from its seed: another run, or a folder in Hugging Face's format.
+"""Initial weights of a run from another run, or from a folder in Hugging Face's format.
 
-Only weights and buffers are taken: the optimizer, the schedule and the order of samples begin anew. Every rank reads what
-it holds and no more.
+Loads only weights and buffers: the optimizer, the schedule and the order of samples start from the beginning. Every
+rank reads only its own part.
 """
 
 from abc import ABC, abstractmethod
@@ -30,14 +30,14 @@ from maas_ray.train.state.restore import MODEL
 
 _SHOWN = 3
 _FREE = {"dropout", "max_length"}
-"""Parameters of a model that may differ from those that its weights were trained with."""
+"""Parameters of a model that can differ from those of the training of its weights."""
 
 
 def settle_init(init: InitSpec, store: ObjectStore) -> InitSpec:
-    """Says exactly what is meant, so that every attempt starts from the same: a step that is kept, an absolute folder.
+    """Fixes the exact source, so that every attempt starts from the same weights: a pinned step, or an absolute folder.
 
     Raises:
-        NotFound: the run has no such checkpoint.
+        NotFound: the checkpoint does not exist.
     """
     if init.run is not None:
         prefix = checkpoints_prefix(init.run)
@@ -48,71 +48,71 @@ def settle_init(init: InitSpec, store: ObjectStore) -> InitSpec:
 
 
 class Start(ABC):
-    """What a run starts from, see `open_start`.
+    """The source of a run's initial weights, see `open_start`.
 
     Attributes:
-        source: its name in messages.
-        shapes: of the tensors that it has, by the names that they have in our model.
+        source: name of the source in messages.
+        shapes: shapes of its tensors, by their names in our model.
     """
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
 
     def check(self, model: ModelSpec, weights: Mapping[str, Tensor]) -> None:
-        """Refuses what does not fit, by headers and the index alone.
+        """Refuses weights that do not match the model; reads only headers and the index.
 
         Args:
-            model: the new run's.
-            weights: of the whole model or of a part, by their names in it.
+            model: model of the new run.
+            weights: weights of the whole model or of a part, by name.
 
         Raises:
-            ModelError: names what is missing, has another shape, or makes another model of the same weights.
+            ModelError: weights are missing or have other shapes, or parameters differ; the message lists them.
         """
         if differ := self._differences(model):
             raise ModelError(
                 f"the model {model.name} would compute something else with the weights of {self.source}: "
-                f"{'; '.join(differ)}; set model.params to what they were trained with"
+                f"{'; '.join(differ)}; set model.params to the values of their training"
             )
-        missing = [f"it has no {name}" for name in sorted(weights) if name not in self.shapes]
+        missing = [f"the source has no {name}" for name in sorted(weights) if name not in self.shapes]
         wrong = [
-            f"{name} is {list(tensor.shape)} here and {list(self.shapes[name])} there"
+            f"{name} has shape {list(tensor.shape)} in the model and {list(self.shapes[name])} in the source"
             for name, tensor in sorted(weights.items())
             if self.shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape)
         ]
         if problems := missing + wrong:
             more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
             raise ModelError(
-                f"the model {model.name} cannot start from {self.source}: {'; '.join(problems[:_SHOWN])}{more}; give "
-                "model.params the sizes, and data the tokens or classes, that these weights were trained with"
+                f"the model {model.name} cannot start from {self.source}: {'; '.join(problems[:_SHOWN])}{more}; use "
+                "the sizes in model.params, and the tokens or classes in data, of the training of these weights"
             )
 
     @abstractmethod
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Fills tensors in place, of a DTensor this rank's piece.
+        """Fills tensors in place; of a DTensor, the part of this rank.
 
         Raises:
-            ModelError, ObjectCorrupt: it is damaged, or not what `check` has seen.
+            ModelError, ObjectCorrupt: the source is damaged, or has changed since `check`.
         """
 
     @abstractmethod
     def lineage(self) -> dict[str, Any]:
-        """What the run records of its start, with a digest that stands for all weights."""
+        """The record of the source in the run, with a digest of all weights."""
 
     @abstractmethod
     def _differences(self, model: ModelSpec) -> list[str]: ...
 
 
 def open_start(init: InitSpec, store: ObjectStore, storage: StorageSpec) -> Start:
-    """Opens what a run starts from.
+    """Opens the source of a run's initial weights.
 
     Args:
-        init: settled by `settle_init`.
-        store: of both runs.
-        storage: how a folder with a URI is reached.
+        init: result of `settle_init`.
+        store: the store of both runs.
+        storage: access to a folder with a URI.
 
     Raises:
-        ModelError: the folder is not there or damaged.
-        NotFound, ObjectCorrupt: the same of a checkpoint.
+        ModelError: the folder does not exist or is damaged.
+        NotFound, ObjectCorrupt: the checkpoint does not exist or is damaged.
     """
     if init.run is None:
         return _FolderStart(HfFolder(init.hf or "", storage.endpoint))
@@ -181,12 +181,12 @@ class _FolderStart(Start):
     def _differences(self, model: ModelSpec) -> list[str]:
         if model.name != "decoder":
             raise ModelError(
-                f"init.hf reads weights of the family 'decoder', and this model is {model.name}; a model 'hf:…' starts from "
-                "a folder by model.params.path"
+                f"init.hf needs a model of the family 'decoder', not {model.name}; a model 'hf:…' loads a folder by "
+                "model.params.path"
             )
         if self._unknown:
             raise ModelError(
-                f"{self.source} holds {len(self._unknown)} weights that a decoder has no place for, such as "
+                f"{self.source} contains {len(self._unknown)} weights that a decoder does not have, such as "
                 f"{self._unknown[0]}; use the model 'hf:…'"
             )
         theirs, _ = decoder_spec_of(self._folder.config, f"{self._folder.uri}/{CONFIG}")
@@ -195,12 +195,12 @@ class _FolderStart(Start):
 
 
 def _params(model: ModelSpec) -> dict[str, Any]:
-    """The parameters with their defaults, where these are known: leaving one out is not another model."""
+    """The parameters including known defaults: an omitted default is the same model."""
     if model.name not in PARAMS:
         return model.params
     spec = parse_spec(PARAMS[model.name], model.params, source="model.params")
     fields = spec.model_dump()
-    if isinstance(spec, DecoderSpec | EncoderSpec):  # what is not given follows from `size`
+    if isinstance(spec, DecoderSpec | EncoderSpec):  # omitted sizes follow from `size`
         del fields["size"]
         fields |= {"layers": spec.num_layers, "width": spec.num_values, "heads": spec.num_heads}
         fields |= {"mlp_width": spec.num_mlp_values}
@@ -210,7 +210,7 @@ def _params(model: ModelSpec) -> dict[str, Any]:
 
 
 def _computed(spec: DecoderSpec) -> dict[str, Any]:
-    """What decides about a decoder's function; shapes alone do not tell heads apart, for instance."""
+    """The parameters that determine a decoder's function; shapes alone do not show, for instance, the number of heads."""
     return {
         "layers": spec.num_layers,
         "width": spec.num_values,
@@ -224,7 +224,7 @@ def _computed(spec: DecoderSpec) -> dict[str, Any]:
 
 def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} is {mine.get(name)!r} here and {theirs.get(name)!r} there"
+        f"{name} is {mine.get(name)!r} in the model and {theirs.get(name)!r} in the source"
         for name in sorted({*mine, *theirs} - _FREE)
         if mine.get(name) != theirs.get(name)
     ]

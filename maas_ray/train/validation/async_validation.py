@@ -1,13 +1,13 @@
-"""Validation beside training: a Ray task looks at a committed checkpoint while the ranks train on.
+"""Asynchronous validation: a Ray task evaluates a committed checkpoint while the ranks continue to train.
 
-Ray Train has such a thing (`ray.train.report(..., validation=...)`, alpha), and it does not fit: it starts from a
-checkpoint that all ranks report together, while ours are committed in the background by rank 0; it remembers what is
-missing under the name of one launch, which a resumed run does not have; and its last wait has no end. So rank 0 owns one
-task at a time, which writes its metrics into the run's log. What is missing there is done by whoever resumes. A task
-that fails does not end the run: why it failed stands in the log instead, and so in `maas-ray runs` and in the report.
+Ray Train's own (`ray.train.report(..., validation=...)`, alpha) is unsuitable: it starts from a checkpoint that all
+ranks report together, while rank 0 commits ours in the background; it stores pending validations under the name of one
+launch, which a resumed run does not have; and its last wait has no timeout. Therefore rank 0 owns one task at a time,
+which writes its metrics to the run's log. A resumed run makes up for missing ones. A failed task does not end the run:
+the log contains the reason, and so do `maas-ray runs` and the report.
 
-The metrics of a checkpoint enter the history when the next one is due, however early they came: so early stopping decides
-the same in a run that was interrupted.
+The metrics of a checkpoint enter the history when the next one is due, even if they arrived earlier: early stopping
+then decides the same in an interrupted run.
 """
 
 import threading
@@ -27,11 +27,11 @@ from maas_ray.train.spec.metrics import VALIDATION, finite
 from maas_ray.train.spec.train import TrainSpec
 
 TIMEOUT_S = 60.0
-"""Longest wait for the metrics of a task that is done."""
+"""Timeout for the metrics of a finished task."""
 MAX_REASON = 500
-"""Characters of why a checkpoint has no metrics: Ray tells of a task that died on a page."""
+"""Largest length of a reason in characters: Ray's message about a dead task fills a page."""
 POLL_S = 2.0
-"""The ranks agree so often on whether to wait on: each collective operation stays short."""
+"""Interval at which the waiting ranks agree to wait further, so that each collective operation is short."""
 
 log = get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Beside:
     """The validation tasks of one rank, one at a time; `close` it.
 
     Args:
-        store: of the run.
+        store: the store of the run.
         spec: the run, with an absolute store.
     """
 
@@ -51,13 +51,13 @@ class Beside:
         self._flight: tuple[int, Any, float] | None = None
         self._due: int | None = None
         self.metrics = self._runs.validated(spec.run)
-        """What is known of each step: `validation_loss` and so on."""
+        """Known metrics of each step: `validation_loss` and so on."""
         self._samples: dict[int, str] = {}
 
     def start(self, step: int) -> None:
-        """Begins to validate a committed checkpoint, unless its metrics are known or another one is under way.
+        """Starts the validation of a committed checkpoint, unless its metrics are known or another task is running.
 
-        Called from the thread that saves; never waits.
+        Called from the saving thread; never waits.
         """
         with self._lock:
             if self._flight is not None:
@@ -70,19 +70,19 @@ class Beside:
                 num_cpus=wanted.cpus,
                 num_gpus=wanted.gpus,
                 max_retries=1,
-                scheduling_strategy="DEFAULT",  # not in the place that is reserved for the ranks
+                scheduling_strategy="DEFAULT",  # outside of the placement group of the ranks
                 name=f"validation of {self._spec.run}, step {step}",
             )
             self._flight = (step, task.remote(self._spec.model_dump_json(), step), time.monotonic())
 
     def resume(self, history: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> None:
-        """Begins what a run that goes on still lacks: the newest of these checkpoints, if the history is without it."""
+        """Starts the validation of the newest of these checkpoints in a resumed run, if the history lacks it."""
         known = {entry["step"] for entry in history if "validation" in entry}
         if steps and steps[-1] not in known:
             self.start(steps[-1])
 
     def is_ready(self, wait_s: float) -> bool:
-        """Waits so long for the metrics that are due; true if they are there, or given up, or none are due."""
+        """Waits up to `wait_s` for the due metrics; returns whether they have arrived or failed, or none are due."""
         with self._lock:
             flight = self._flight
         if flight is None:
@@ -93,14 +93,14 @@ class Beside:
             return True
         if time.monotonic() - started_s > self._spec.validation.timeout_s:
             ray.cancel(task, force=True)
-            self._give_up(step, f"it took longer than validation.timeout_s of {self._spec.validation.timeout_s:g} s")
+            self._give_up(step, f"it exceeded validation.timeout_s of {self._spec.validation.timeout_s:g} s")
             return True
         return False
 
     def take(self) -> tuple[int, dict[str, float], str] | None:
-        """The step that was due, its metrics without `validation_`, and predictions (see loop/predictions.py) if they are shown.
+        """The due step, its metrics without `validation_`, and logged predictions (see loop/predictions.py), if any.
 
-        Each is given once. None: there is nothing.
+        Returns each step once; None if no step is due.
         """
         with self._lock:
             step, self._due = self._due, None
@@ -110,7 +110,7 @@ class Beside:
         return step, metrics, self._samples.pop(step, "")
 
     def close(self) -> None:
-        """Ends a task that is under way; whoever resumes the run begins it again."""
+        """Cancels a running task; a resumed run starts it again."""
         with self._lock:
             flight, self._flight = self._flight, None
         if flight is not None:
@@ -128,7 +128,7 @@ class Beside:
     def _give_up(self, step: int, reason: str) -> None:
         reason = " ".join(reason.split())[:MAX_REASON]
         log.warning("step %d has no validation metrics: %s", step, reason)
-        with suppress(MaasError):  # a store that fails now is met again, where something depends on it
+        with suppress(MaasError):  # an error of the store will recur where it matters
             self._runs.record(self._spec.run, {"type": "unvalidated", "step": step, "error": reason})
         with self._lock:
             self._flight = None
@@ -150,17 +150,17 @@ def refuse_no_room(spec: TrainSpec) -> None:
         needed, there = least * ranks[name] + wanted[name], sum(node.get(name, 0.0) for node in nodes)
         if nodes and wanted[name] and there < needed:
             raise ResourcesMissing(
-                f"validation.mode async: the cluster has {there:g} {name}, and {least} workers of {ranks[name]:g} and the "
-                f"validation beside them of {wanted[name]:g} need {needed:g}; add nodes, take fewer workers, or validate "
-                "between steps (validation.mode: sync)"
+                f"validation.mode async: the cluster has {there:g} {name}, but {least} workers of {ranks[name]:g} and "
+                f"the validation task of {wanted[name]:g} need {needed:g}; add nodes, use fewer workers, or set "
+                "validation.mode: sync"
             )
 
 
 def _validate(spec_json: str, step: int) -> tuple[dict[str, float], str]:
-    """The task."""
-    import torch  # late: the program that begins a run has no need of it, and it takes 2 s
+    """The function of the Ray task."""
+    import torch  # late: the program that starts a run does not need it, and its import takes 2 s
 
-    from maas_ray.train.validation.load_model import (  # late: they import torchmetrics
+    from maas_ray.train.validation.load_model import (  # late: imports torchmetrics
         evaluate_trained,
         load_trained,
         sample_trained,

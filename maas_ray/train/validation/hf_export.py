@@ -1,4 +1,4 @@
-"""A trained model as a folder in Hugging Face's format, in a directory or any store. Knows no checkpoint's format."""
+"""Exports a trained model as a folder in Hugging Face's format. Independent of the checkpoint format."""
 
 import json
 import tempfile
@@ -20,27 +20,27 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES) -> list[str]:
-    """Writes config.json, the weights as safetensors and, where rows are tokens, the tokenizer.
+    """Writes config.json, the weights as safetensors and, if rows are tokens, the tokenizer.
 
-    `transformers` loads the folder with `from_pretrained`. config.json is created last: without it nothing is there.
+    Transformers loads the folder with `from_pretrained`. config.json is written last: without it there is no model.
 
     Args:
-        trained: a model of the family `decoder`, or of transformers (`hf:…`).
-        to: the folder; other files in it are left alone, but weights that would lie beside these are refused: whoever reads
-            the folder could take them for its own.
-        shard_bytes: largest file of weights; where more are needed, an index names them.
+        trained: a model of the family `decoder`, or of Transformers (`hf:…`).
+        to: the folder. Other files in it remain, but other weights are refused: a reader of the folder could load
+            them.
+        shard_bytes: largest size of a weight file; several files get an index.
 
     Returns:
         The names of the files.
 
     Raises:
-        Conflict: the folder holds a model already, or other weights.
-        ModelError: the model has no such format.
+        Conflict: the folder already contains a model, or other weights.
+        ModelError: the model has no Hugging Face format.
     """
     refuse_other(trained.net)
     there = {info.key for info in to.scan("")}
     if CONFIG in there:
-        raise Conflict(f"{to.uri} holds a model already ({CONFIG}); choose another folder")
+        raise Conflict(f"{to.uri} already contains a model ({CONFIG}); choose another folder")
     with tempfile.TemporaryDirectory(prefix="maas-hf-") as scratch:
         directory = Path(scratch)
         if isinstance(trained.net, HuggingFaceModel):
@@ -52,8 +52,8 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
         names = sorted(path.name for path in directory.iterdir())
         if other := sorted(key for key in there - {*names} if key.endswith((".safetensors", INDEX)) and "/" not in key):
             raise Conflict(
-                f"{to.uri} holds other weights ({other[0]}), perhaps of an export that was cut short; remove them, or choose "
-                "another folder"
+                f"{to.uri} contains other weights ({other[0]}), possibly of an interrupted export; remove them, or "
+                "choose another folder"
             )
         for name in names:
             if name != CONFIG:
@@ -63,11 +63,11 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
 
 
 def refuse_other(net: nn.Module) -> None:
-    """Raises `ModelError` for a model that has no form in Hugging Face's format."""
+    """Raises `ModelError` for a model without a Hugging Face format."""
     if not isinstance(net, Decoder | HuggingFaceModel):
         raise ModelError(
-            f"a {type(net).__name__} has no form in Hugging Face's format; models of the family 'decoder' and of "
-            "transformers ('hf:…') have: `maas-ray checkpoints reshard` writes any model as plain safetensors"
+            f"{type(net).__name__} has no Hugging Face format, only models of the family 'decoder' and of Transformers "
+            "('hf:…') have; `maas-ray checkpoints reshard` writes any model as plain safetensors"
         )
 
 

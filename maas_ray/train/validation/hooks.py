@@ -1,4 +1,4 @@
-"""What a rank does when a validation is due: looks at the held-out rows with the others, or takes in what a task has found."""
+"""Validation of a rank: evaluates held-out rows together with the other ranks, or waits for the results of a task."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,21 +14,21 @@ from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import POLL_S, Beside
 
 Validate = Callable[[int], None]
-"""Called on every rank with the number of steps done."""
+"""Called on every rank with the number of completed steps."""
 Report = Callable[[Progress], None]
 
 
 def between_steps(
     spec: TrainSpec, plan: LoopPlan, dataset: Dataset, state: TrainState, report: Report
 ) -> Validate | None:
-    """All ranks look at the validation split together, each at its share of the rows. None: there is no such split.
+    """Returns a validation in which each rank evaluates its share of the rows; None without a validation split.
 
     Args:
         spec: the run.
-        plan: its numbers.
-        dataset: its data.
-        state: of this rank; its moving average is looked at if it keeps one.
-        report: gets the metrics, on every rank.
+        plan: step numbers of the run.
+        dataset: data of the run.
+        state: state of this rank; its moving average is evaluated if it exists.
+        report: called with the metrics, on every rank.
     """
     if not dataset.num_rows.get("validation"):
         return None
@@ -38,7 +38,7 @@ def between_steps(
 
     def validate(done: int) -> None:
         from maas_ray.train.loop.evaluate import (
-            evaluate_rows,  # late: torchmetrics would take 3 s before the first step
+            evaluate_rows,  # late: the import of torchmetrics would delay the first step by 3 s
         )
         from maas_ray.train.loop.predictions import show_samples
 
@@ -64,18 +64,18 @@ def between_steps(
 def beside_training(
     beside: Beside | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
 ) -> Validate:
-    """The metrics of the checkpoint before are due: all ranks wait for them, with a deadline.
+    """Returns a validation in which all ranks wait, with a timeout, for the metrics of the previous checkpoint.
 
     Args:
-        beside: rank 0's tasks; None on the other ranks.
-        plan: the run's numbers.
-        checkpointer: whose commits begin the tasks.
-        state: of this rank.
-        report: gets the metrics, on rank 0.
+        beside: the tasks of rank 0; None on other ranks.
+        plan: step numbers of the run.
+        checkpointer: the checkpointer, whose commits start the tasks.
+        state: state of this rank.
+        report: called with the metrics, on rank 0.
     """
 
     def validate(done: int) -> None:
-        checkpointer.wait()  # what is not committed yet is not begun yet
+        checkpointer.wait()  # a task starts only after its commit
         while not rank0_says(beside is None or beside.is_ready(POLL_S), state.device):
             pass
         if beside is not None and (taken := beside.take()) is not None:

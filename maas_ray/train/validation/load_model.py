@@ -1,4 +1,4 @@
-"""A run's result, loaded and verified: the network, the features it takes, and how it does on held-out data."""
+"""Loads a run's trained network with its features, and evaluates it on held-out data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.state.restore import EMA
 
 Weights = Literal["ema", "raw"]
-"""The moving average of the weights, or what the optimizer has left."""
+"""`ema`: the moving average of the weights; `raw`: the weights."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,23 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     """Loads a run's network at a checkpoint.
 
     Args:
-        store: where the run is.
-        run: its id.
-        step: of the checkpoint, `newest` or `best`; by default what the spec says in `checkpoint.use`.
-        weights: which ones; by default the moving average if the run keeps one.
+        store: the store of the run.
+        run: id of the run.
+        step: step of the checkpoint, `newest` or `best`; None: `checkpoint.use` of the spec.
+        weights: `ema` or `raw`; None: the moving average if the run keeps it.
 
     Raises:
-        NotFound: no such run, or no such checkpoint.
+        NotFound: the run or the checkpoint does not exist.
         SpecError: the run keeps no moving average.
         ObjectCorrupt: a part is missing, truncated or altered.
-        ModelError: the model's class no longer takes these weights.
+        ModelError: the model's class does not match these weights.
     """
     record = Runs(store).get(run)
     dataset = open_dataset(store, record.data_digest)
     if weights == "ema" and record.spec.ema is None:
-        raise SpecError(f"run {run!r} keeps no moving average of its weights (ema in its spec); take the raw ones")
+        raise SpecError(f"run {run!r} keeps no moving average of its weights (ema in its spec); use the raw weights")
     if record.spec.model.is_classical:
-        fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is but one
+        fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is only one
         return Trained(
             record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
         )
@@ -81,28 +81,28 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
     try:
         net.load_state_dict(read_tensors(committed))
-        if weights == "ema":  # of the trained weights; buffers and frozen weights have none
+        if weights == "ema":  # buffers and frozen weights have no average
             net.load_state_dict(read_tensors(committed, EMA), strict=False)
     except RuntimeError as error:
         raise ModelError(
-            f"{record.spec.model.name} no longer takes the weights of run {run!r}, step {committed.meta['step']}: "
-            f"{error}; use the code that it was trained with ({record.git_commit or 'no commit recorded'})"
+            f"{record.spec.model.name} does not match the weights of run {run!r}, step {committed.meta['step']}: "
+            f"{error}; use the code of the training ({record.git_commit or 'no commit recorded'})"
         ) from error
     return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
 
 
 def evaluate_trained(trained: Trained, split: str, device: torch.device | None = None) -> Evaluation:
-    """Evaluates a loaded network on a split, on the CPU or another device, where it stays.
+    """Evaluates a loaded network on a split; the network remains on the device.
 
     Raises:
-        DataError: the data has no such split.
+        DataError: the data does not have this split.
     """
     features = trained.dataset.features
     num_rows = trained.dataset.num_rows.get(split, 0)
     if not num_rows:
         there = ", ".join(f"{name} ({rows} rows)" for name, rows in trained.dataset.num_rows.items() if rows)
         raise DataError(
-            f"the data of run {trained.run.id!r} has no {split!r} split; it has {there}; see data.split in the spec"
+            f"the data of run {trained.run.id!r} has no {split!r} split; splits: {there}; see data.split in the spec"
         )
     metrics = evaluate_rows(
         RawModel(features, trained.net).to(device),
@@ -116,7 +116,7 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
 
 
 def sample_trained(trained: Trained, split: str, count: int, device: torch.device) -> str:
-    """What a loaded network says to the first rows of a split; see `show_samples`."""
+    """Predictions of a loaded network for the first rows of a split; see `show_samples`."""
     rows = open_rows(trained.dataset, split, seed=trained.run.spec.seed)
     return show_samples(
         RawModel(trained.dataset.features, trained.net).to(device), rows, trained.dataset, count, device
@@ -126,11 +126,11 @@ def sample_trained(trained: Trained, split: str, count: int, device: torch.devic
 def evaluate_run(
     store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
 ) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the metrics in the run's log; `step` and `weights` as `load_trained`.
+    """Evaluates a checkpoint on a split and records the metrics in the run's log; for arguments see `load_trained`.
 
     Raises:
-        NotFound: no such run, or no such checkpoint.
-        DataError: the data has no such split.
+        NotFound: the run or the checkpoint does not exist.
+        DataError: the data does not have this split.
     """
     trained = load_trained(store, run, step, weights=weights)
     evaluation = evaluate_trained(trained, split)

@@ -103,8 +103,8 @@ def test_silent_ranks_are_named_with_their_place_and_step() -> None:
     registry.heartbeat(Heartbeat(attempt, 0, done=8, has_ended=True))
     clock.now = 31.0
     assert registry.silent(30.0, 30.0) == {
-        1: "silent for 31 s; process 12 on b, after step 7",
-        2: "silent for 31 s; process 13 on c, never heard of",
+        1: "no heartbeat for 31 s; process 12 on b, after step 7",
+        2: "no heartbeat for 31 s; process 13 on c, no heartbeat yet",
     }
     assert 2 not in registry.silent(30.0, 60.0), "before its first heartbeat a rank has more time"
     clock.now = 90.0

@@ -82,7 +82,7 @@ def test_a_folder_holds_all_that_others_need_and_gives_the_same_model_back(
     net = load_trained(file_store, "r").net
     back = decoder_from(folder).state_dict()
     assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
-    with pytest.raises(Conflict, match="holds a model already"):
+    with pytest.raises(Conflict, match="already contains a model"):
         export_hf(load_trained(file_store, "r"), open_store(str(folder)))
 
 
@@ -163,7 +163,7 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
 
 def test_what_is_no_decoder_is_not_exported(file_store: ObstoreStore, tmp_path: Path) -> None:
     _trained_run(file_store, tmp_path, "mlp")
-    with pytest.raises(ModelError, match="has no form in Hugging Face's format.*reshard"):
+    with pytest.raises(ModelError, match="has no Hugging Face format.*reshard"):
         export_hf(load_trained(file_store, "r"), open_store(str(tmp_path / "out")))
 
 
@@ -219,10 +219,13 @@ def test_an_init_that_makes_no_sense_is_refused(fields: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"layers": 5}, "layers is 5 here and 4 there"),
-        ({"rope_theta": 500.0}, "rope_theta is 500.0 here and 10000.0 there"),
-        ({"heads": 2}, "heads is 2 here and 4 there"),
-        ({"mlp_width": 64}, r"mlp.down.weight is \[32, 64\] here and \[32, 48\] there.*and 9 more"),
+        ({"layers": 5}, "layers is 5 in the model and 4 in the source"),
+        ({"rope_theta": 500.0}, "rope_theta is 500.0 in the model and 10000.0 in the source"),
+        ({"heads": 2}, "heads is 2 in the model and 4 in the source"),
+        (
+            {"mlp_width": 64},
+            r"mlp.down.weight has shape \[32, 64\] in the model and \[32, 48\] in the source.*and 9 more",
+        ),
     ],
 )
 @pytest.mark.parametrize("how", ["hf", "run"])
@@ -240,7 +243,7 @@ def test_a_model_that_the_weights_do_not_fit_is_refused_by_name(
     changed = {**MODELS["decoder"], "params": MODELS["decoder"]["params"] | params}
     spec = spec.model_copy(update={"model": ModelSpec.model_validate(changed)})
     if how == "run" and "mlp_width" in params:
-        message = "mlp_width is 64 here and 48 there"
+        message = "mlp_width is 64 in the model and 48 in the source"
     with pytest.raises(ModelError, match=message):
         start.check(spec.model, _weights(spec, dataset))
 
@@ -262,7 +265,7 @@ def test_a_parameter_that_is_left_out_has_its_default_and_makes_no_other_model(
     save(file_store, checkpoints_prefix("r"), Snapshot(1, 12, weights))
     start = open_start(InitSpec(run="r", step=1), file_store, spec.storage)
     start.check(ModelSpec(name="mlp", params=changes), _weights(spec, dataset))
-    with pytest.raises(ModelError, match="activation is 'gelu' here and 'relu' there"):
+    with pytest.raises(ModelError, match="activation is 'gelu' in the model and 'relu' in the source"):
         start.check(ModelSpec(name="mlp", params={**changes, "activation": "gelu"}), _weights(spec, dataset))
 
 
@@ -285,7 +288,7 @@ def test_weights_that_a_decoder_has_no_place_for_are_not_left_out_silently(
     save_file({**whole, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, path)
     open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
     save_file({**whole, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, path)
-    with pytest.raises(ModelError, match=r"holds 1 weights that a decoder has no place for, such as .*q_proj\.bias"):
+    with pytest.raises(ModelError, match=r"contains 1 weights that a decoder does not have, such as .*q_proj\.bias"):
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
 
 
@@ -295,7 +298,7 @@ def test_an_output_layer_that_is_missing_is_not_the_embedding(
     spec, dataset = trained
     for path in folder.glob("*.safetensors"):
         save_file({name: value for name, value in load_file(path).items() if name != "lm_head.weight"}, path)
-    with pytest.raises(ModelError, match=r"it has no head\.weight"):
+    with pytest.raises(ModelError, match=r"the source has no head\.weight"):
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
 
 
@@ -326,7 +329,7 @@ def test_an_export_does_not_join_what_another_one_has_left(
     (half / "README.md").write_text("mine")
     (half / "model.safetensors").write_bytes(min(folder.glob("*.safetensors")).read_bytes())
     # transformers would take that file, and not the several that are named by the index.
-    with pytest.raises(Conflict, match=r"holds other weights \(model.safetensors\).*cut short"):
+    with pytest.raises(Conflict, match=r"contains other weights \(model.safetensors\).*interrupted export"):
         export_hf(load_trained(file_store, "r"), open_store(str(half)), shard_bytes=20_000)
     export_hf(load_trained(file_store, "r"), open_store(str(half)))  # writes that very file again
     written = decoder_from(half).state_dict()
@@ -354,7 +357,7 @@ def _cut(folder: Path, name: str) -> None:
         ("no weights", "contains no .*safetensors"),
         ("pickle", "pickled weights .* are not read"),
         ("no config", "config.json does not exist"),
-        ("missing weight", "cannot start from .*: it has no"),
+        ("missing weight", "cannot start from .*: the source has no"),
         ("not there", "the directory .* does not exist"),
     ],
 )
