@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MAX_BODY_BYTES = 1 << 20
-"""Limit of the server that takes the table."""
+"""Body limit of the servers under attack."""
 
 LIVE = b"/v2/health/live"
 INFER = b"/v2/models/linear/infer"
@@ -26,7 +26,7 @@ HIDDEN = b"smuggled"
 
 Status = frozenset[int]
 NOTHING = 0
-"""Stands among the statuses for a connection that is closed without an answer."""
+"""Represents a connection that is closed without a response, in sets of statuses."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ HEADS = [
         "Expect: 100-continue in HTTP/1.0",
         (request(lines=[b"Expect: 100-continue"], body=BODY, version=b"HTTP/1.0"),), OK, "close", continues=None,
     ),
-    # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn takes a websocket, which the app then refuses with 403.
+    # Upgrades are ignored, as RFC 9110 7.8 allows. uvicorn accepts a websocket, which the app then refuses with 403.
     Case(
         "upgrade to a websocket",
         (request(b"GET", LIVE, [

@@ -22,7 +22,7 @@ class Front:
     port: int
 
     def status(self, case: Case) -> Status:
-        """Right answers of this front."""
+        """Correct responses of this front."""
         more: dict[str, Status] = {"plain": case.plain, "haproxy": case.haproxy}
         return case.status | more.get(self.name, frozenset())
 

@@ -21,7 +21,7 @@ class Answer:
 
     @property
     def id(self) -> str | None:
-        """The request that this answers, in its own words."""
+        """Request id in the response."""
         return self.headers.get("x-request-id")
 
 
@@ -47,7 +47,7 @@ class Talk:
         self._buffer = bytearray()
         self._has_ended = False
         self.num_continues = 0
-        """Interim answers (100) so far."""
+        """Number of interim responses (100) so far."""
 
     def __enter__(self) -> "Talk":
         return self
@@ -77,7 +77,7 @@ class Talk:
         self._sock.shutdown(socket.SHUT_WR)
 
     def read(self, *, is_head: bool = False, wait_s: float = WAIT_S) -> Answer | None:
-        """The next final answer; None once the server has closed in between two answers.
+        """Returns the next final response; None once the server has closed between two responses.
 
         Raises:
             Broken: it closed in the middle of one, or sent something else.

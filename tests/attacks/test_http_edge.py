@@ -12,7 +12,7 @@ PROBE = b"probe"
 
 
 def exchange(front: Front, case: Case) -> tuple[list[Answer], bool]:
-    """Sends a case, then a request of our own on the same connection: all answers, and whether it was closed."""
+    """Sends a case, then a probe on the same connection: returns all responses, and whether it was closed."""
     answers: list[Answer] = []
     with Talk(front.port) as talk:
         # A connection that may live on after a refusal does so only once the body is through.
@@ -24,7 +24,7 @@ def exchange(front: Front, case: Case) -> tuple[list[Answer], bool]:
             if answer is None:
                 return answers, True
             answers.append(answer)
-        # HAProxy asks for the body itself: it wants a buffer full of it before it looks for a replica.
+        # HAProxy requests the body itself: it needs a full buffer before it selects a replica.
         assert front.name == "haproxy" or case.continues in (None, talk.num_continues > 0)
         if front.then(case) == "refuse":
             answer = talk.read()

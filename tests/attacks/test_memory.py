@@ -63,7 +63,7 @@ class Process:
         (self._directory / "clear_refs").write_text("5")
 
     def ask(self, pieces: Iterable[bytes], wait_s: float = 30.0) -> int:
-        """Status of the answer; 0 if there is none within `wait_s`, and the client leaves."""
+        """Returns the status; 0 if there is no response within `wait_s`, after which the client disconnects."""
         with Talk(self.port) as talk:
             talk.send(pieces)
             try:
@@ -104,8 +104,8 @@ def test_attacks_leave_no_memory_behind(tmp_path: Path, front: str, num_floods: 
     store = open_store(f"file://{tmp_path}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0)))
     with process(store.uri, front) as server:
-        # What the first ones take is the allocator's working set and was measured to stay: on uvicorn's own protocol
-        # 1.2 MiB after 20 floods, and 0.1 MiB more after 300 more.
+        # The memory of the first floods is the allocator's working set and was measured to stay: on uvicorn's own
+        # protocol 1.2 MiB after 20 floods, and 0.1 MiB more after 300 more.
         server.attack(max(2, num_floods // 5), 12)
         before = server.rss
         server.forget_peak()

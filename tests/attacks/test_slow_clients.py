@@ -47,7 +47,7 @@ class Slow:
         try:
             self.sock.send(data)
         except BlockingIOError:
-            pass  # the server does not read: that is its right
+            pass  # the server may stop reading
         except OSError:
             self.tick = b""
 
@@ -152,7 +152,7 @@ def test_slow_clients_are_closed_and_others_are_served(
 ) -> None:
     for server in serve(str(tmp_path_factory.mktemp("slow")), **limits):
         slow = clients()
-        # Four times the bound before the test gives up: the bound itself is the machine's business.
+        # Four times the bound before the test fails: the exact time depends on the machine.
         trickle(server.port, slow, 4 * closed_within_s, starts_reading_s=closed_within_s)
         late = {client.name: client.closed_after_s for client in slow if client.closed_after_s is None}
         assert late == {}, "not closed at all"

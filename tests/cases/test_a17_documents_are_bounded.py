@@ -88,7 +88,7 @@ BAD = {
 
 
 def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
-    """100,000 values take a second until they are counted."""
+    """Counting 100,000 values takes a second."""
     return (pytest.mark.fault,) if name == "more values than are read" else ()
 
 

@@ -210,7 +210,7 @@ def test_a_hostile_header_is_a_typed_error(tmp_path: Path, name: str) -> None:
 @pytest.mark.fault
 @pytest.mark.parametrize("ending", ["csv.gz", "jsonl.gz", "parquet", "arrow", "npz"])
 def test_a_legitimate_file_is_read_once_the_limit_is_raised(tmp_path: Path, ending: str) -> None:
-    """96 MiB of zeros: more than is read of a small file, unless the spec says that it is meant."""
+    """96 MiB of zeros: more than is read from a small file, unless the spec raises the limit."""
     num_rows = 6 << 20
     table = {"x": np.zeros(num_rows), "target": np.zeros(num_rows)}
     path = tmp_path / f"a.{ending}"

@@ -1,4 +1,5 @@
-"""A19: S3 answers lost after success: 8 of 160 publishes said "unavailable" but were written, and a repeat made a second."""
+"""A19: S3 responses lost after success: 8 of 160 publishes reported "unavailable" but were written, and a retry
+published another version."""
 
 import random
 import threading
@@ -17,7 +18,7 @@ WRITERS = 4
 
 
 class LossyStore(ObstoreStore):
-    """Loses the answers of a share of create-only puts after they succeeded, and of another share before."""
+    """Loses the responses of a share of create-only puts after they succeeded, and of another share before."""
 
     def __init__(self, store: ObstoreStore, seed: int, share: float) -> None:
         super().__init__(store.uri, store._backend, store._directory, store.spec)

@@ -63,7 +63,7 @@ class GrpcFront:
     replicas: list["subprocess.Popen[bytes]"]
 
     def call(self, body: bytes = b"", method: str = "ModelInfer", timeout_s: float | None = 40) -> int:
-        """The pid of who answers; the servers take as many seconds as the body says."""
+        """Returns the pid of the responding server; the servers sleep for the seconds in the body."""
         return int(self.channel.unary_unary(f"{SERVICE}/{method}")(body, timeout=timeout_s))
 
     def at_once(self, body: bytes, number: int, **options: object) -> list["Future[tuple[int, float]]"]:

@@ -54,7 +54,7 @@ def join(callers: list[threading.Thread]) -> None:
 
 
 def silence_one(front: Front) -> list[dict[str, Any]]:
-    """Stops a replica that computes some of six requests; their answers."""
+    """Stops a replica that computes some of six requests; returns their responses."""
     callers, answers = at_once(front, "x?wait=0.5", 6)
     time.sleep(0.2)
     os.kill(front.replicas[0].pid, signal.SIGSTOP)

@@ -52,7 +52,7 @@ def ask(server: Server, data: bytes, model: str = "linear", **headers: str) -> r
 
 
 def slowest_neighbor(server: Server, attack: Callable[[], requests.Response]) -> tuple[requests.Response, float]:
-    """The answer to an attack, and the longest time that a small request took meanwhile."""
+    """Returns the response of an attack, and the longest time of a small request during it."""
     slowest_s = 0.0
     with ThreadPoolExecutor(1) as pool:
         attacking = pool.submit(attack)

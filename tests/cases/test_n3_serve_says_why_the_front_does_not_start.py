@@ -22,7 +22,7 @@ REFUSED, FEW = 200, 1024
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A cluster whose HAProxy gets the hard limit that a file says, as in a container."""
+    """A cluster whose HAProxy has the hard limit in a file, as in a container."""
     launcher, limit = find_launcher(), tmp_path / "limit"
     limit.write_text(str(REFUSED))
     program = tmp_path / "maas-ray-haproxy"

@@ -66,7 +66,7 @@ def test_the_front_starts_where_few_files_may_be_open_and_says_how_many_callers_
             open_files,
         )
         assert said.is_reduced
-        # All of them at a time, each with an answer of the replica and without an error of the front.
+        # All of them concurrently, each with a response of the replica and without an error of the front.
         for _ in range(min(300, found["Maxconn"])):
             caller = socket.create_connection(("127.0.0.1", port), timeout=10)
             callers.append(caller)

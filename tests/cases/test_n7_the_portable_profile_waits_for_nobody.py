@@ -70,7 +70,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Portable]:
         run("serve", str(home / "spec.yaml"))
         found = Portable(port, ssl.create_default_context(cafile=str(made.certificate)))
         deadline = time.monotonic() + 60
-        while not found.infer().startswith(b"HTTP/1.1 200 "):  # with TLS `serve` does not ask the pool itself
+        while not found.infer().startswith(b"HTTP/1.1 200 "):  # with TLS `serve` does not check the pool itself
             assert time.monotonic() < deadline
             time.sleep(0.5)
         yield found
@@ -83,7 +83,7 @@ def head(size: int) -> bytes:
 
 
 def rest(sock: socket.socket) -> bytes:
-    """All that the server still says until it closes the connection."""
+    """All data that the server sends until it closes the connection."""
     answer = b""
     with suppress(ConnectionError, ssl.SSLError):
         while piece := sock.recv(1 << 16):

@@ -27,7 +27,7 @@ class Outcome:
 
     num_answers: int = 0
     wrong: dict[str, int] = field(default_factory=dict)
-    """Wrong answers by graph."""
+    """Wrong responses by graph."""
     kinds: set[str] = field(default_factory=set)
     unmerged: dict[str, str] = field(default_factory=dict)
     """Graphs whose requests ran one by one, and why."""

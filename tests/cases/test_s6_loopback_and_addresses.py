@@ -91,7 +91,7 @@ def test_every_client_of_the_process_leaves_the_proxy_out_once_loopback_is_exemp
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert requests.get(f"{url}/api/version", timeout=5).ok
-    if "[" not in url:  # urllib knows no address with brackets as an exception
+    if "[" not in url:  # urllib does not support bracketed addresses as exceptions
         with urlopen(f"{url}/api/version", timeout=5) as answer:
             assert answer.status == 200
 

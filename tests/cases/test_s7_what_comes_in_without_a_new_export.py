@@ -257,7 +257,7 @@ def perceptron() -> onnx.ModelProto:
 
 
 class Calibration:
-    """What `quantize_static` asks for samples."""
+    """Sample reader for `quantize_static`."""
 
     def __init__(self) -> None:
         rows = np.random.default_rng(1).random((8, 8)).astype(np.float32)

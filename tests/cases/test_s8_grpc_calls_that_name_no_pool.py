@@ -88,7 +88,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             await manager.start()
             managers.append(manager)
             handler = Handler(manager, spec.limits.max_body_bytes)
-            # Pool b must not pass anything on: it has been asked by another one.
+            # Pool b must not forward the call: another pool has already forwarded it.
             pools.rpcs[name] = Rpcs(Service(handler, spec.limits), name, Unnamed(pools, name))
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(tuple(pools.rpcs["a"].services().values()))
@@ -236,7 +236,7 @@ def test_loads_and_new_models_go_to_the_only_pool_that_accepts_loads(cluster: Cl
     cluster.pools.served.update(b=Served({"there", "both"}, True))
     for model in ("late", "there", "both"):
         message = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        refusal(cluster.stub.RepositoryModelLoad, message, metadata=UNNAMED)  # b's own spec takes none here
+        refusal(cluster.stub.RepositoryModelLoad, message, metadata=UNNAMED)  # b's own spec accepts none here
     refusal(cluster.stub.ModelInfer, request("late"), metadata=UNNAMED)
     assert [(pool, method) for pool, method, *_ in cluster.pools.calls] == [
         *(3 * [("b", "RepositoryModelLoad")]),

@@ -119,7 +119,7 @@ def test_reflection_describes_the_protocol_by_its_own_names(server: Server) -> N
     assert stream.server_streaming
     method = service.methods_by_name["ModelInfer"]
     assert method.input_type.full_name == service_pb2.ModelInferRequest.DESCRIPTOR.full_name
-    # A caller that knows nothing but these descriptors can ask.
+    # A client with only these descriptors can call the service.
     request = GetMessageClass(method.input_type)(model_name="linear")
     request.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 2, 3])
     ask = server.channel.unary_unary(

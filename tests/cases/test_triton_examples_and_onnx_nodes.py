@@ -74,7 +74,7 @@ def triton(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Any]:
 
 
 def plain(answer: Any) -> Any:
-    """An answer of either protocol as JSON values."""
+    """Returns a response of either protocol as JSON values."""
     return answer if isinstance(answer, (dict, list)) else json.loads(_json(answer))
 
 
@@ -242,7 +242,7 @@ def test_json_alone(servers: Servers) -> None:
 
 
 def check_nodes(results: list[dict[str, Any]]) -> None:
-    """Of what plain onnxruntime computes rightly, everything is right here or refused with a reason that is true."""
+    """Whatever plain onnxruntime computes correctly is correct here, or refused with a true reason."""
     ours = {result["name"]: result["ours"] for result in results if result["plain"] == "passed"}
     wrong = {name: text for name, text in ours.items() if not text.startswith(("passed", *TRUE_REASONS))}
     assert wrong == {}

@@ -297,7 +297,7 @@ class Front:
         return f"http://127.0.0.1:{self.port}"
 
     def raw(self, data: bytes, timeout_s: float = 5.0, ends_sending: bool = False) -> bytes:
-        """The answer up to the end of the connection or the first silence."""
+        """Returns the response up to the end of the connection or the first pause."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as sock:
             sock.sendall(data)
             if ends_sending:
@@ -499,7 +499,7 @@ def test_a_slow_sender_is_cut_off_before_it_reaches_a_replica(front: Front, data
     before = sum(Server.seen.calls.values())
     head, _, body = front.raw(data).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
-    # HAProxy knows no answer of ours before it has read the headers.
+    # HAProxy cannot use our error files before it has read the headers.
     assert b"Content-Length" not in data or "did not arrive" in json.loads(body)["error"]
     assert sum(Server.seen.calls.values()) == before
 

@@ -113,7 +113,7 @@ def server(file_store: ObstoreStore) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["protocol", "plain"])
 def shared_server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Serves `linear`, `mixed` and `lookup`, for tests that only ask; both fronts must give the same answers."""
+    """Serves `linear`, `mixed` and `lookup`, for read-only tests; both fronts must send the same responses."""
     path: Path = tmp_path_factory.mktemp("serve")
     store = open_store(f"file://{path}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0), run="run-a"))

@@ -38,7 +38,7 @@ MAX_WAITING = 12
 
 @dataclass(eq=False)
 class Sent:
-    """What the model knows of a request; its rows are marked with its number."""
+    """The model's state of a request; its rows are marked with its number."""
 
     number: int
     tenant: str

@@ -57,7 +57,7 @@ def serve_spec(ray_cluster: RayCluster, store: ObstoreStore, **pool: Any) -> Ser
 
 
 class Load:
-    """Callers in the background; every answer must be what its version computes."""
+    """Clients in the background; every response must match its version."""
 
     def __init__(self, url: str, num_clients: int = 3) -> None:
         self.url = url

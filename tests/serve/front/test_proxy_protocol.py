@@ -112,7 +112,7 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def until_closed(sock: socket.socket) -> bytes:
-    """All that the server still says; fails if it does not close the connection in time."""
+    """Returns the rest of the server's data; fails if it does not close the connection in time."""
     answer = b""
     with suppress(ConnectionError, ssl.SSLError):
         while piece := sock.recv(1 << 16):
@@ -121,7 +121,7 @@ def until_closed(sock: socket.socket) -> bytes:
 
 
 def answered(sock: socket.socket) -> bytes:
-    """One answer of this application, which may come in several pieces."""
+    """Reads one response of this application, which may arrive in several pieces."""
     answer = b""
     while True:
         piece = sock.recv(1 << 16)

@@ -66,7 +66,7 @@ TRITON_NAMES = [name for name in pb.DESCRIPTOR.message_types_by_name if name not
 
 
 def codec(datatype: Datatype, num_columns: int = -1, labels: tuple[str, ...] | None = None) -> MessageCodec:
-    """Of a model that gives its only input back."""
+    """Description of a model that returns its only input."""
     tensor = TensorSpec(name="x", datatype=datatype, shape=(-1, num_columns))
     signature = {"inputs": (tensor,), "outputs": (tensor.model_copy(update={"name": "y"}),)}
     info = toy_info()

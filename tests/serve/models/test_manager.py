@@ -43,7 +43,7 @@ def wait_for(condition: object, timeout_s: float = 20.0) -> None:
 
 
 def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Server) -> None:
-    """Every answer must be the one of the version that its header names; half of the promoted versions are broken."""
+    """Every response must match the version in its header; half of the promoted versions are broken."""
     scales = {1: 2.0}
     stop = threading.Event()
     wrong: list[str] = []

@@ -110,7 +110,7 @@ def in_memory(manager: ModelManager) -> list[str]:
 
 
 class SlowEngine(Engine):
-    """An engine whose making takes until the test says so."""
+    """An engine whose creation blocks until the test releases it."""
 
     gate: threading.Event
     begun: ClassVar[list[str]]
@@ -158,7 +158,7 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
     async def caller() -> None:
         nonlocal most
         for _ in range(40):
-            # Some are asked for more often than others, as everywhere.
+            # Some models get more requests than others, as usual.
             name = names[min(int(choose.expovariate(1 / 30)), 199)]
             assert (await ask(manager, name)).tolist() == [[2.0, 2.0, 2.0]]
             most = max(most, manager._cache.num_bytes)
@@ -218,7 +218,7 @@ def test_a_pinned_model_is_loaded_first_and_never_gives_way(file_store: ObstoreS
 
 
 def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
-    """Also not the one asked for longest ago; without an idle one the newcomer waits until there is one."""
+    """Not even the least recently used one; a new model waits until there is an idle one."""
     publish_many(file_store, "busy", "idle", "new", "newer")
     manager = manager_of(file_store, "busy", "idle", "*", room_for=2)
 

@@ -81,7 +81,7 @@ def test_the_deployment_files_fit_serves_schema_and_ours() -> None:
             load_spec(ServeSpec, file)
             continue
         config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
-        assert config.http_options.host == "0.0.0.0"  # each node answers at its own addresses
+        assert config.http_options.host == "0.0.0.0"  # each node is reachable at its own addresses
         for application in config.applications:
             assert application.import_path == "maas_ray.serve:build"
             parse_spec(ApplicationSpec, application.args)

@@ -95,7 +95,7 @@ def outcome(read: Any) -> Any:
 
 
 def plain(body: bytes, kind: Signature, header_length: int | None = None) -> Any:
-    """By a reader that knows no short way."""
+    """Parses with a reader without fast paths."""
     reader = RequestReader(kind)
     reader._numbers.clear()
     reader._is_numeric = False
