@@ -1,5 +1,5 @@
-"""A19: S3 responses lost after success: 8 of 160 publishes reported "unavailable" but were written; a retry added
-one."""
+"""A19: S3 responses lost after success: 8 of 160 publishes reported "unavailable" but were written, and a retry
+published another version."""
 
 import random
 import threading
