@@ -1,4 +1,4 @@
-"""From a spec and a rank's place in the mesh to its TrainState, plan and loader. Knows no store of checkpoints and no Ray."""
+"""Builds a rank's TrainState, plan and loader from the spec. Independent of checkpoints and Ray."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 GPU_DEPTH = 2
-"""Steps that are read ahead where a GPU computes and the CPUs have time."""
+"""Number of steps that are read ahead on a GPU, where the CPUs have time."""
 
 
 def build_net(spec: TrainSpec, features: Features) -> nn.Module:
-    """The network with its initial weights, the same in every process and every attempt."""
+    """Builds the network with its initial weights, which are the same in every process and every attempt."""
     torch.manual_seed(spec.seed)
     return build_model(spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
 
@@ -45,9 +45,9 @@ def build_net(spec: TrainSpec, features: Features) -> nn.Module:
 def build_or_defer(
     spec: TrainSpec, features: Features, layouts: Iterable[MeshLayout], dtype: torch.dtype = torch.float32
 ) -> "tuple[nn.Module, Deferred | None]":
-    """The network; if one of the layouts cuts it: without its data, and with what gives its pieces their data.
+    """Builds the network; if one of the layouts splits it, without data, together with its deferred initialization.
 
-    A network that cannot be built so is built at once, which takes the memory of all of it on every rank.
+    A network without support for that is built directly, which needs the memory of all of it on every rank.
     """
 
     def build() -> nn.Module:
@@ -55,7 +55,7 @@ def build_or_defer(
 
     if not any(layout.cuts_model for layout in layouts):
         return build(), None
-    from maas_ray.train.modules.deferred_init import Deferred  # late: replicas do without
+    from maas_ray.train.modules.deferred_init import Deferred  # late: replicas do not need it
     from maas_ray.train.modules.deferred_tape import CannotDefer
 
     try:
@@ -65,7 +65,7 @@ def build_or_defer(
         deferred = Deferred(build, spec.seed)
         return deferred.net, deferred
     except CannotDefer as error:
-        log.info("each rank holds the whole model while it is built: %s", error)
+        log.info("each rank holds the whole model during its build: %s", error)
     return build(), None
 
 
@@ -77,18 +77,18 @@ def build_train_state(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
-    """What this rank trains.
+    """Builds the training state of this rank.
 
     Args:
         spec: the run.
-        features: of its data.
-        num_rows: of the training split.
-        coordinates: this rank's.
-        device: where it computes.
-        dtype: of weights and activations; float64 for comparisons.
+        features: features of the data.
+        num_rows: number of rows of the training split.
+        coordinates: coordinates of this rank.
+        device: device of this rank.
+        dtype: type of weights and activations; float64 for comparisons.
 
     Raises:
-        ModelError, SpecError: the model cannot be built, or not arranged so, with the reason.
+        ModelError, SpecError: the model cannot be built or does not support the layout; contains the reason.
     """
     net, deferred = build_or_defer(spec, features, [coordinates.layout], dtype)
     is_replicated = coordinates.layout.world > 1 and coordinates.layout.dp_replicate == coordinates.layout.world
@@ -146,7 +146,7 @@ def build_train_state(
 
 
 def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
-    """The numbers of a run on a training split of `num_rows` rows."""
+    """The plan of a run on a training split of `num_rows` rows."""
     return LoopPlan(
         total_steps=spec.total_steps(num_rows),
         stop=spec.stop_position(num_rows),
@@ -163,7 +163,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
 
 
 def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates) -> Loader:
-    """This rank's rows of each global batch."""
+    """The loader of this rank's rows of each global batch."""
     return Loader.over(
         open_rows(dataset, "train", seed=spec.seed),
         seed=spec.seed,
@@ -177,7 +177,7 @@ def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates
 def build_batches(
     spec: TrainSpec, plan: LoopPlan, loader: Loader, first_step: int, device: torch.device
 ) -> AbstractContextManager[Batches]:
-    """The loader, or one that reads ahead as the spec says."""
+    """Returns the loader, or one that reads ahead, depending on the spec."""
     depth = spec.performance.prefetch
     if depth is None:
         depth = GPU_DEPTH if device.type == "cuda" else 0

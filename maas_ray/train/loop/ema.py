@@ -1,7 +1,7 @@
-"""The exponential moving average of a TrainState's weights (Polyak & Juditsky 1992), on any layout. Knows no loop.
+"""The exponential moving average of a TrainState's weights (Polyak & Juditsky 1992), on any layout.
 
-Averages lie as the weights do: whole, or this rank's piece of a DTensor, so updating them needs no other rank. Buffers,
-such as the statistics of a batch normalization, are not averaged: those of the weights are used.
+Averages have the placement of the weights: whole, or this rank's part of a DTensor, so that updates need no other
+rank. Buffers, such as the statistics of a batch normalization, are not averaged: the current ones are used.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ class Ema:
     """The averages of one rank's parts.
 
     Args:
-        parts: pieces of the network, with their initial weights.
+        parts: parts of the network, with their initial weights.
         decay: see `EmaSpec`.
         start_step: see `EmaSpec`.
     """
@@ -34,10 +34,10 @@ class Ema:
         self.averages: Mapping[str, Tensor] = {
             name: weight.detach().clone(memory_format=torch.preserve_format) for name, weight in self._weights.items()
         }
-        """By the weight's name in the whole model: tensors, or DTensors that lie as the weight does."""
+        """Averages by the weight's name in the whole model: tensors, or DTensors with the placement of the weight."""
 
     def update(self, step: int) -> None:
-        """Takes the weights after `step` steps in."""
+        """Updates the averages with the weights after `step` steps."""
         averages = [local(average) for average in self.averages.values()]
         weights = [local(weight.detach()) for weight in self._weights.values()]
         if step <= self._start_step:
@@ -47,7 +47,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the network computes with the averages; afterwards with its weights, bit for bit."""
+        """Makes the network use the averages inside the block; afterwards its weights are restored exactly."""
         self._swap()
         try:
             yield
@@ -55,7 +55,7 @@ class Ema:
             self._swap()
 
     def _swap(self) -> None:
-        # FSDP2 may have kept whole weights of the last forward pass, which would be used instead.
+        # FSDP2 may have kept gathered weights of the last forward pass, which would be used instead.
         for part in self._parts:
             for module in part.modules():
                 if isinstance(module, FSDPModule):

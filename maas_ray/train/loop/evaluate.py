@@ -1,4 +1,4 @@
-"""Metrics on held-out data, with torchmetrics. Knows neither stores nor processes."""
+"""Computes metrics on held-out data, with torchmetrics. Independent of stores and processes."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +22,10 @@ from maas_ray.train.loop.loss import num_valid
 
 BATCH_ROWS = 1024
 MAX_LOGITS = 1 << 24
-"""Logits of one batch: a row of tokens has one per token and token id, which is 64 MiB for few rows already."""
+"""Largest number of logits of one batch: a row of tokens has one per token and token id, 64 MiB for a few rows."""
 
 _NO_POSITIONS = torch.empty(0, dtype=torch.int64)
-_MAX_LOG = 700.0  # exp of more is beyond float64
+_MAX_LOG = 700.0  # exp of a larger value overflows float64
 
 
 def evaluate(
@@ -40,7 +40,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates a model on columns [N, …] and a target [N] in memory; see `evaluate_rows`.
 
-    Inside a process group every rank passes its own rows and all get the metrics of all rows together.
+    In a process group every rank passes its own rows, and all ranks get the metrics of all rows.
     """
     batches = (
         Batch([torch.from_numpy(column[rows]) for column in columns], torch.from_numpy(target[rows]), _NO_POSITIONS)
@@ -62,17 +62,17 @@ def evaluate_rows(
 ) -> dict[str, float]:
     """Evaluates a model in evaluation mode on every row once.
 
-    Inside a process group each rank takes its share of the rows, and all get the metrics of all rows together.
+    In a process group each rank evaluates its share of the rows, and all ranks get the metrics of all rows.
 
     Args:
         model: encoded columns -> logits [N, K], or [N, T, V] for token tasks.
-        rows: of one split, the same on every rank.
+        rows: rows of one split, the same on every rank.
         task: `classification` (accuracy, f1 macro), `binary` (accuracy, f1, auroc), `regression` (mse, mae, r2) or a
             token task (accuracy, perplexity).
-        num_classes: classes, for `classification`; token ids V, for token tasks.
+        num_classes: number of classes, for `classification`; number of token ids V, for token tasks.
         loss: (logits, target) -> loss of each row.
-        device: where the model is.
-        rank: which share of the rows is this process's.
+        device: device of the model.
+        rank: index of this process's share of the rows.
         world: number of shares.
 
     Returns:
@@ -84,9 +84,9 @@ def evaluate_rows(
         size = max(1, min(BATCH_ROWS, MAX_LOGITS // (length * num_classes)))
     else:
         size = BATCH_ROWS
-    # A row that is evaluated stands at its own number: its masks are the same in every evaluation.
+    # The position of an evaluated row is its number, so that its masks are the same in every evaluation.
     batches = (rows.take(ids, ids) for ids in (own[start : start + size] for start in range(0, len(own), size)))
-    # Pieces of a sharded model lie on all ranks: each of them has to run as often as the one with the most rows.
+    # All ranks have parts of a sharded model: each must run as often as the one with the most rows.
     most = -(-len(rows) // world)
     num_more = -(-most // size) - -(-len(own) // size)
     first = np.zeros(1, dtype=np.int64)
@@ -107,7 +107,7 @@ def _evaluate(
     metrics = _TokenMetrics(device) if task in TOKEN_TASKS else _RowMetrics(task, num_classes, device)
     was_training = model.training
     model.eval()
-    with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would stay unusable for the next step
+    with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would be unusable in the next step
         for batch in batches:
             logits = model(*[column.to(device) for column in batch.columns])
             wanted = batch.target.to(device)
@@ -135,7 +135,7 @@ class _RowMetrics:
 
 
 class _TokenMetrics:
-    """Sums over tokens, in float64: millions of them lose digits in float32."""
+    """Sums over tokens in float64: millions of terms lose digits in float32."""
 
     def __init__(self, device: torch.device) -> None:
         self._loss, self._correct, self._tokens = (SumMetric().set_dtype(torch.float64).to(device) for _ in range(3))
@@ -143,7 +143,7 @@ class _TokenMetrics:
     def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         counted = num_valid(target)
         self._loss.update(loss(logits, target).double().sum())
-        # No target is a logit's place if it does not count: -100 is no index.
+        # Uncounted targets (-100) never equal the index of a logit.
         self._correct.update((logits.argmax(dim=-1) == target).sum())
         self._tokens.update(counted)
 

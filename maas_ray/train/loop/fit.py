@@ -1,12 +1,12 @@
-"""The training loop, in torch alone: no Ray, no store, no files. One rank runs one call of `fit`.
+"""The training loop in plain torch: no Ray, no store, no files. Each rank calls `fit` once.
 
-What makes a run exact, whatever interrupts it, and the same training on every layout:
-- sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
-- dropout masks are functions of (seed, position of the sample); other random numbers of step s start from (seed, s, r),
-  where r is the rank among those that have rows of their own,
+A run is reproducible despite interruptions, and the same training on every layout, because:
+- the sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
+- dropout masks are functions of (seed, position of the sample); other random numbers of step s are seeded by
+  (seed, s, r), where r is the data-parallel rank,
 - gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
-- the order in which DistributedDataParallel adds up gradients is settled before the first step (`warm_up_buckets`).
-So step s + 1 depends on nothing but the state after step s.
+- the order in which DistributedDataParallel sums gradients is fixed before the first step (`warm_up_buckets`).
+So step s + 1 depends only on the state after step s.
 """
 
 import random
@@ -38,10 +38,10 @@ from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
 
 
 class Batches(Protocol):
-    """What gives this rank's share of each global batch: a `Loader`, or one that reads ahead."""
+    """Loads this rank's share of each global batch: a `Loader`, or one that reads ahead."""
 
     def load(self, cursor: int, stop: int) -> list[Batch]:
-        """Its micro-batches for global positions [cursor, min(cursor + global size, stop))."""
+        """The micro-batches of global positions [cursor, min(cursor + global size, stop))."""
         ...
 
 
@@ -61,7 +61,7 @@ class LoopPlan:
         log_every: steps between logged losses.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch.
         validate_every: steps between validations; None: at the end of each epoch.
-        saves_validated: whether the state that was validated is committed too, as it may turn out to be the best.
+        saves_validated: whether validated states are committed too, since each may be the best.
     """
 
     total_steps: int
@@ -82,7 +82,7 @@ class LoopPlan:
         return first // self.num_rows != after // self.num_rows
 
     def is_checkpoint(self, step: int) -> bool:
-        """Whether the state after step number `step` (from 0) is to be committed."""
+        """Whether the state after step number `step` (from 0) must be committed."""
         return self._is_due(step, self.checkpoint_every)
 
     def is_validated(self, step: int) -> bool:
@@ -101,18 +101,18 @@ class LoopPlan:
 
 @dataclass(frozen=True)
 class TrainState:
-    """What is trained, on this rank.
+    """The training state of this rank.
 
     Attributes:
-        parts: this rank's pieces of the network: all of it, or its pipeline stages; maybe of DTensors.
-        model: preprocessed rows -> logits [N, K], the one part as wrapped for data parallelism. A pipeline has its own.
+        parts: this rank's parts of the network: all of it, or its pipeline stages; possibly with DTensors.
+        model: preprocessed rows -> logits [N, K], the part wrapped for data parallelism; unused with a pipeline.
         preprocess: encoded raw columns -> preprocessed rows.
-        num_valid: (target) -> what its losses count as; None: one for each row.
+        num_valid: (target) -> number of its losses; None: one for each row.
         l1: factor of the sum of absolute weights, added to the mean loss.
         l2: factor of the sum of squared weights.
-        ema: the moving average of the weights, if one is kept.
-        pipeline: the schedule of the stages, if there are any.
-        dtype: of the floating-point rows that the network takes.
+        ema: the moving average of the weights, if any.
+        pipeline: the schedule of the stages, if any.
+        dtype: type of floating-point rows of the network.
     """
 
     parts: Sequence[nn.Module]
@@ -132,7 +132,7 @@ class TrainState:
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """The trained weights of this rank that penalties are about."""
+        """The trained weights of this rank that are penalized."""
         return [weight for part in self.parts for weight in weights(part) if weight.requires_grad]
 
     def train(self, mode: bool = True) -> None:
@@ -146,7 +146,7 @@ class TrainState:
         return -(-share // num_microbatches)
 
     def rows(self, batch: Batch) -> Tensor:
-        """What the network takes for a batch."""
+        """The input of the network for a batch."""
         columns = [column.to(self.device, non_blocking=True) for column in batch.columns]
         rows = self.preprocess(*columns)
         return rows.to(self.dtype) if rows.is_floating_point() else rows
@@ -187,16 +187,16 @@ def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hoo
 
     Args:
         plan: the numbers of the run.
-        state: model, loss and optimizer of this rank, holding the state after `first_step` steps.
+        state: model, loss and optimizer of this rank, with the state after `first_step` steps.
         loader: this rank's share of each global batch.
         first_step: steps that are done already.
         hooks: called on every rank.
 
     Returns:
-        Whether the run is done; false if it was interrupted.
+        Whether the run is done; False if it was interrupted.
 
     Raises:
-        TrainingFailed: the loss is no longer a finite number.
+        TrainingFailed: the loss is not finite.
     """
     if first_step and hooks.should_stop(True):
         return True  # it was decided before the last commit
@@ -236,11 +236,11 @@ def _validate(state: TrainState, hooks: LoopHooks, done: int) -> None:
 
 
 def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) -> tuple[Tensor, float | None]:
-    """One optimizer step.
+    """Runs one optimizer step.
 
     Returns:
-        This rank's share of the global mean loss: summed over the ranks with rows of their own it is the mean. And the
-        norm of the whole gradient, if it is clipped.
+        This rank's share of the global mean loss, whose sum over the data-parallel ranks is the mean; and the norm of
+        the whole gradient, if clipped.
     """
     coordinates = state.coordinates
     seed_step(plan.seed, step, coordinates.dp)
@@ -248,7 +248,7 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
     batches = loader.load(cursor, plan.stop)
     count = _start_counting(state, batches, min(plan.global_size, plan.stop - cursor))
     state.optimizer.zero_grad(set_to_none=True)
-    # Replicas and shards average their gradients; a mean over the global batch is a sum of shares: dp / count.
+    # Replicas and shards average their gradients; the mean over the global batch needs the factor dp / count.
     if state.pipeline is not None:
         filled = _filled(plan, state, batches)
         total = state.pipeline.step(filled, coordinates.layout.dp / count())
@@ -258,11 +258,11 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
         for batch, is_last in _with_last(batches):
             with _sync(state.model, is_last):
                 loss = _loss_sum(plan, state, batch)
-                scale = scale or coordinates.layout.dp / count()  # the first forward pass has hidden the wait
+                scale = scale or coordinates.layout.dp / count()  # the first forward pass overlaps the wait
                 loss = loss * scale
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-    # Of the optimizer, which has them in lists: walking through all modules takes as long as a small layer.
+    # From the optimizer's lists: a traversal of all modules takes as long as a small layer.
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     align_gradients(parameters)
     if state.l1 or state.l2:
@@ -278,7 +278,7 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
 
 
 def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
-    """Begins to count what the sum of the losses of the global batch is divided by; returns what waits for it."""
+    """Starts counting the divisor of the global batch's sum of losses; returns a function that waits for it."""
     if state.num_valid is None:
         return lambda: num_rows
     count = torch.zeros((), dtype=torch.int64, device=state.device)
@@ -297,7 +297,7 @@ def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) 
 
 
 def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list[MicroBatch]:
-    """Micro-batches of one size, which a pipeline needs; what was added counts for nothing."""
+    """Pads micro-batches to one size, which a pipeline needs; padding does not count."""
     size = state.microbatch_rows(plan, len(batches))
     filled: list[MicroBatch] = []
     for batch in batches:
@@ -310,18 +310,18 @@ def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list
 
 
 def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
-    """Runs one batch forward and back and forgets it, before the state is loaded.
+    """Runs a forward and backward pass of one batch and discards it, before the state is loaded.
 
-    DistributedDataParallel re-groups its gradient buckets after its first backward pass. With three or more
-    ranks the grouping decides the order of additions, so a resumed run, whose first pass comes later, would
-    differ in the last bits from one that was never interrupted. After this call every step uses the final one.
+    DistributedDataParallel rebuilds its gradient buckets after its first backward pass. With three or more ranks the
+    buckets determine the order of additions, so that a resumed run, whose first pass is later, would differ in the
+    last bits from an uninterrupted one. After this call every step uses the final buckets.
     """
     if not isinstance(state.model, DistributedDataParallel):
         return
     net = state.parts[0]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     net.train()
-    for _ in range(2):  # the second forward pass is where the buckets are rebuilt
+    for _ in range(2):  # the second forward pass rebuilds the buckets
         for batch, is_last in _with_last(loader.load(0, plan.stop)):
             with _sync(state.model, is_last):
                 _loss_sum(plan, state, batch).backward()  # type: ignore[no-untyped-call]
@@ -335,8 +335,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """Seeds torch (all devices in use), NumPy and Python for one step of one rank."""
     digest = sha256(f"{seed}/{step}/{rank}".encode()).digest()
     value = int.from_bytes(digest[:8], "little")
-    # What torch.manual_seed does to generators that exist. It also notes a call and its stack for each kind of device
-    # that the process may yet use, every time: 0.7 ms a step, and a list that grows for as long as the run goes on.
+    # The effect of torch.manual_seed on existing generators. torch.manual_seed would also record a call and its stack
+    # for each kind of uninitialized device, every time: 0.7 ms per step, and a list that grows during the whole run.
     torch.default_generator.manual_seed(value)
     for kind in (torch.cuda, torch.xpu):
         if kind.is_initialized():
@@ -347,9 +347,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
     rows, positions = state.rows(batch), batch.positions
-    if not batch.num_rows:  # this rank takes part with a row that counts for nothing: few models can be fed with none
+    if not batch.num_rows:  # this rank uses a padding row: few models support an empty batch
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
-    is_sharded = isinstance(state.model, FSDPModule)  # its own policy says what is computed in which precision
+    is_sharded = isinstance(state.model, FSDPModule)  # its own policy determines the precision
     with (
         samples(plan.seed, positions),
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
@@ -371,25 +371,26 @@ def _filled_up(rows: Tensor, missing: int) -> Tensor:
 
 
 def mean_loss(state: TrainState, share: Tensor, step: int) -> float:
-    """The global mean loss of step number `step`, penalties included, from the shares of all ranks. Collective.
+    """The global mean loss of step number `step`, including penalties, from the shares of all ranks. Collective.
 
     Raises:
-        TrainingFailed: it is no longer a finite number.
+        TrainingFailed: the loss is not finite.
     """
     layout, total = state.coordinates.layout, share.clone()
     if dist.is_initialized():
         dist.all_reduce(total)
-    # The ranks of a tensor-parallel group have computed the same shares; of a pipeline only the last stage has any.
+    # The ranks of a tensor-parallel group have the same shares; in a pipeline only the last stage has one.
     mean = float(total) / layout.tp + penalty(state.weights, state.l1, state.l2, layout)
     if not np.isfinite(mean):
         raise TrainingFailed(
-            f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set max_grad_norm, or check the data for extremes"
+            f"the loss of step {step + 1} is {mean}; lower optimizer.lr, set max_grad_norm, or check the data for "
+            "outliers"
         )
     return mean
 
 
 def _sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients are exchanged once per step, with the last micro-batch."""
+    """Exchanges gradients once per step, with the last micro-batch."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     if isinstance(model, FSDPModule):

@@ -1,4 +1,4 @@
-"""The logits of a TrainState on any layout, as one module that evaluation can call. Knows no metric and no data source."""
+"""Wraps a TrainState on any layout as one module for evaluation. Independent of metrics and data sources."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from maas_ray.train.parallel.pipeline import MicroBatch
 
 
 class Scorer(nn.Module):
-    """Encoded raw columns -> logits, on every rank of the group that has these rows.
+    """Encoded raw columns -> logits, on every rank of the group with these rows.
 
-    All ranks that share a replica have to call it equally often: pieces of the model lie on each of them.
+    All ranks that share a replica must call it equally often, since each has a part of the model.
 
     Args:
-        state: of this rank.
-        plan: the numbers of the run; a pipeline was set up for micro-batches of their size.
-        num_microbatches: of a step.
+        state: state of this rank.
+        plan: the plan of the run, which determines the size of a pipeline's micro-batches.
+        num_microbatches: number of micro-batches per step.
     """
 
     def __init__(self, state: TrainState, plan: LoopPlan, num_microbatches: int) -> None:
@@ -28,13 +28,13 @@ class Scorer(nn.Module):
         self._size = state.microbatch_rows(plan, num_microbatches)
 
     def forward(self, *columns: Tensor) -> Tensor:
-        """See the class."""
+        """Computes logits; see the class."""
         state = self._state
         rows = state.preprocess(*columns)
         rows = rows.to(state.dtype) if rows.is_floating_point() else rows
         if state.pipeline is None:
             model = state.model
-            # Each rank evaluates its own number of batches: nothing of DistributedDataParallel is needed.
+            # Each rank evaluates its own number of batches, without DistributedDataParallel.
             logits: Tensor = (model.module if isinstance(model, DistributedDataParallel) else model)(rows)
             return logits
         return torch.cat(

@@ -1,7 +1,7 @@
-"""What is done to gradients between the backward pass and the optimizer, whatever the layout. Knows no loss.
+"""Operations on gradients between the backward pass and the optimizer, on any layout. Independent of the loss.
 
-A parameter may be whole on each rank, or a DTensor of which each rank has a piece. Everything here is computed on the
-local pieces; sums over all parameters count each element once, with one collective operation of one number.
+A parameter is whole on each rank, or a DTensor of which each rank has a part. All computations use the local parts;
+sums over all parameters count each element once, with one collective operation of one number.
 """
 
 import math
@@ -16,14 +16,14 @@ from maas_ray.train.spec.parallelism import MeshLayout
 
 
 def local(value: Tensor) -> Tensor:
-    """This rank's piece."""
+    """This rank's part."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes each gradient a piece of the whole where its parameter is one: autograd may leave a sum that is still due.
+    """Gives each gradient the placement of its parameter: autograd can leave a pending sum.
 
-    With FSDP2 this is done already; with tensor parallelism alone it is not. Collective over those ranks.
+    FSDP2 does this itself; tensor parallelism alone does not. Collective over its ranks.
     """
     for parameter in parameters:
         grad = parameter.grad
@@ -58,7 +58,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, layout: 
     """Scales all gradients so that their norm over the whole model is at most `max_norm`. Collective over all ranks.
 
     Returns:
-        The norm before (Pascanu et al. 2013), the same on every rank.
+        The norm before clipping (Pascanu et al. 2013), the same on every rank.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = gradient_norm(grads, layout)
@@ -75,22 +75,22 @@ def gradient_norm(grads: Iterable[Tensor], layout: MeshLayout) -> float:
 
 def _sum_of_squares(value: Tensor) -> Tensor:
     flat = value.reshape(-1)
-    return torch.dot(flat, flat).double()  # as exact as twice the digits would be worth, in a fiftieth of the time
+    return torch.dot(flat, flat).double()  # sufficiently exact, in a fiftieth of the time of float64
 
 
 def _sum_once(values: Iterable[Tensor], of_piece: Callable[[Tensor], Tensor], layout: MeshLayout) -> float:
-    """The sum over all elements of the whole model, in float64, each counted once however many ranks have it."""
+    """The sum over all elements of the whole model, in float64; elements on several ranks count once."""
     terms = []
     values = list(values)
     if layout.pp == 1 and not any(isinstance(value, DTensor) for value in values):
-        # Replicas: each rank has all of it, and the same.
+        # Replicas: each rank has all elements.
         return float(torch.stack([of_piece(value.detach()) for value in values]).sum()) if values else 0.0
     for value in values:
         pieces = 1
         if isinstance(value, DTensor):
             for size, placement in zip(value.device_mesh.shape, value.placements, strict=True):
                 pieces *= 1 if placement.is_replicate() else size
-        # All ranks of the stage have the value or a piece of it: so many have the same one.
+        # All ranks of the stage have the value or a part of it: this number of ranks has the same part.
         same = layout.world // layout.pp // pieces
         terms.append(of_piece(local(value).detach()) / same)
     device = torch.device("cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu")

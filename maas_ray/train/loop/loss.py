@@ -1,4 +1,4 @@
-"""What training minimizes: a loss per sample. Knows no optimizer and no data source."""
+"""The loss functions of training, per sample. Independent of optimizers and data sources."""
 
 from collections.abc import Callable
 
@@ -11,26 +11,26 @@ from maas_ray.errors import ModelError
 from maas_ray.train.spec.optim import ObjectiveSpec, loss_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits, target) -> loss of each sample [N], summed over its counted tokens where there is a target per token."""
+"""(logits, target) -> loss of each sample [N]; for token tasks, summed over its counted tokens."""
 
 IGNORED = -100
-"""A target that does not count: torch's own default of `ignore_index`."""
+"""Target value that does not count: torch's default of `ignore_index`."""
 
 
 def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
-    """The loss of each sample, not reduced: the caller divides by `num_valid` of the targets of all workers.
+    """Returns the loss function, without reduction: the caller divides by `num_valid` of the targets of all workers.
 
     Args:
         spec: the objective.
-        task: what the target is.
+        task: task of the data.
 
     Returns:
         A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
         logits [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
-        ModelError if the shapes do not fit. Losses are float32, or float64 if the logits are.
+        ModelError if the shapes do not match. Losses are float32, or float64 if the logits are.
 
     Raises:
-        SpecError: the loss or the label smoothing does not fit the task.
+        SpecError: the loss or the label smoothing is invalid for the task.
     """
     name = loss_name(spec, task)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
@@ -72,7 +72,7 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
 
 
 def num_valid(target: Tensor) -> Tensor:
-    """What the sum of losses over the global batch is divided by: the number of rows, or of counted tokens.
+    """The divisor of the sum of losses over the global batch: the number of rows, or of counted tokens.
 
     Args:
         target: [N], or int64 [N, T] with -100 where a token does not count.
@@ -86,11 +86,11 @@ def num_valid(target: Tensor) -> Tensor:
 
 
 def _widened(logits: Tensor) -> Tensor:
-    """At least float32: half precision has too few digits for a sum of exponentials."""
+    """Converts logits to at least float32: half precision has too few digits for a sum of exponentials."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _unfit(name: str, logits: Tensor, target: Tensor, wanted: str, per: str = "[N]") -> ModelError:
     return ModelError(
-        f"{name} takes logits {wanted} and a target {per}; it got {list(logits.shape)} and {list(target.shape)}"
+        f"{name} needs logits {wanted} and a target {per}, but got {list(logits.shape)} and {list(target.shape)}"
     )

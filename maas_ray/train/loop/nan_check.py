@@ -1,4 +1,4 @@
-"""Whether a state may be committed: one with a NaN or an infinite number never may. Knows no store and no loop."""
+"""Refuses to commit a state with NaN or infinite numbers. Independent of stores and of the loop."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,21 +13,21 @@ from maas_ray.train.loop.gradients import local
 def refuse_not_finite(
     tensors: Mapping[str, Tensor], step: int, device: torch.device, buffers: Collection[str] = ()
 ) -> None:
-    """Ends the run if the state is not finite: it would be restored again and again. Collective over all ranks.
+    """Ends the run if the state is not finite, since it would be restored repeatedly. Collective over all ranks.
 
-    One pass over this rank's pieces, and one number to agree upon.
+    One pass over this rank's parts, and one collective operation of one number.
 
     Args:
-        tensors: what is to be committed, by name; of a DTensor this rank's piece is looked at.
-        step: steps done, for the message.
-        device: where this rank computes.
-        buffers: names of tensors that may be infinite, as masks are on purpose; never NaN.
+        tensors: the state to commit, by name; of a DTensor, the part of this rank is checked.
+        step: number of completed steps, for the message.
+        device: device of this rank.
+        buffers: names of tensors that may be infinite, such as masks, but not NaN.
 
     Raises:
-        TrainingFailed: on every rank; a rank that holds such a tensor names it.
+        TrainingFailed: on every rank; on ranks with such a tensor the message contains its name.
     """
     pieces = {name: local(value.detach()) for name, value in tensors.items() if value.is_floating_point()}
-    # A sum is NaN or infinite if one of its terms is. Where it is for another reason, the exact look finds nothing.
+    # A sum is NaN or infinite if one of its terms is. If it is for another reason, the exact check finds nothing.
     sums = [piece.sum().to(device, torch.float32) for piece in pieces.values() if piece.numel()]
     culprit = None
     if sums and not bool(torch.stack(sums).isfinite().all()):
@@ -37,8 +37,9 @@ def refuse_not_finite(
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
     if int(found):
         raise TrainingFailed(
-            f"after step {step} {culprit or 'a tensor of another rank'} holds a NaN or infinite number: this state is not "
-            "committed, the checkpoints before it are kept; lower optimizer.lr, set max_grad_norm, or check the data for extremes"
+            f"after step {step} {culprit or 'a tensor of another rank'} contains a NaN or infinite number; this state "
+            "is not committed, and earlier checkpoints are kept; lower optimizer.lr, set max_grad_norm, or check the "
+            "data for outliers"
         )
 
 

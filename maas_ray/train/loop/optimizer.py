@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name. Knows no loss and no loop."""
+"""Builds optimizers and learning-rate schedules by name. Independent of the loss and the loop."""
 
 from math import cos, pi
 from typing import Any
@@ -21,7 +21,7 @@ _KINDS: dict[OptimizerName, type[torch.optim.Optimizer]] = {
 
 
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer over the trained parameters: weights in groups of their own, the undecayed rest in others.
+    """Builds an optimizer of the trained parameters, with separate groups for decayed weights and other parameters.
 
     Raises:
         ModelError: the model has no parameter to train.
@@ -34,7 +34,7 @@ def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimi
     for is_decayed in (True, False):
         for parameter in trained:
             if (id(parameter) in decayed) == is_decayed:
-                # One kernel takes all weights of a group: those of which ranks have pieces are of one mesh.
+                # One kernel updates all weights of a group, so that its DTensors must have the same mesh.
                 key = (is_decayed, parameter.device_mesh if isinstance(parameter, DTensor) else None)
                 decay = spec.weight_decay if is_decayed else 0.0
                 groups.setdefault(key, {"params": [], "weight_decay": decay})["params"].append(parameter)
@@ -53,7 +53,7 @@ def _kernels(spec: OptimizerSpec) -> dict[str, bool]:
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """The schedule, to be stepped once after each optimizer step.
+    """Builds the schedule, which must be stepped once after each optimizer step.
 
     The factor is a closed form of the step, so that a schedule restored from its state continues exactly.
 
@@ -63,7 +63,7 @@ def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_s
         total_steps: optimizer steps of the whole run.
 
     Raises:
-        SpecError: there is no step, or the warm-up takes all of them.
+        SpecError: the run has no step, or the warm-up includes all of them.
     """
     refuse_steps(spec, total_steps)
 
@@ -74,7 +74,7 @@ def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_s
 
 
 def learning_rate_factor(spec: ScheduleSpec, step: int, total_steps: int) -> float:
-    """The factor in (0, 1] of the peak learning rate at a step counted from 0; at `total_steps` it is `min_lr_ratio`."""
+    """The factor in (0, 1] of the peak learning rate at a step, from 0; at `total_steps` it is `min_lr_ratio`."""
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
     if spec.name == "constant":

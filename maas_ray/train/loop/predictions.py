@@ -1,4 +1,4 @@
-"""Predictions for a few rows of held-out data, as a table in Markdown for people to look at. Knows no metric."""
+"""Predictions for a few rows of held-out data as a Markdown table. Independent of metrics."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,25 +12,25 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.loop.loss import IGNORED
 
 MAX_NEW_TOKENS = 32
-"""Tokens that a language model appends, each with a run over the whole row."""
+"""Largest number of tokens that a language model appends, each with an inference of the whole row."""
 _SHOWN_CLASSES = 3
 
 
 def show_samples(model: nn.Module, rows: Rows, dataset: Dataset, count: int, device: torch.device) -> str:
-    """What a model says to the first rows of a split.
+    """Predictions of a model for the first rows of a split.
 
-    Every rank of a group calls it alike: pieces of the model lie on each of them.
+    Every rank of a group must call it, since each has a part of the model.
 
     Args:
-        model: encoded columns -> logits, as evaluation takes it.
-        rows: of the split.
-        dataset: whose rows these are.
-        count: how many rows, at most.
-        device: where the model is.
+        model: encoded columns -> logits, as in evaluation.
+        rows: rows of the split.
+        dataset: data set of the rows.
+        count: largest number of rows.
+        device: device of the model.
 
     Returns:
-        A table with a line for each row: what is there and what was predicted, with probabilities of classes. A language
-        model goes on with each row from its middle, always with the likeliest token.
+        A table with a line for each row: target and prediction, with probabilities of classes. A language model
+        continues each row from its middle, always with the most probable token.
     """
     first = np.arange(min(count, len(rows)), dtype=np.int64)
     batch = rows.take(first, first)
@@ -71,7 +71,7 @@ def _continued(model: nn.Module, rows: Tensor, dataset: Dataset) -> Iterable[Seq
     length = rows.shape[1]
     first = length - min(length // 2, MAX_NEW_TOKENS)
     written = rows.clone()
-    for place in range(first, length):  # causal: what follows a place does not count for it
+    for place in range(first, length):  # causal: later tokens do not affect a position
         written[:, place] = model(written)[:, place - 1].argmax(dim=-1)
     decode = _decoder(dataset)
     for row, said in zip(rows.tolist(), written.tolist(), strict=True):
@@ -101,5 +101,5 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """As it stands, on one line and without what ends a cell."""
+    """The text on one line, with characters escaped that would end a cell."""
     return "".join("↵" if sign == "\n" else f"\\{sign}" if sign in "|<`*_\\" else sign for sign in text)

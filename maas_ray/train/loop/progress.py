@@ -1,22 +1,22 @@
-"""What a running training says of itself. Imports nothing heavy: the process that passes it on needs no torch."""
+"""The progress report of a running training. Imports nothing heavy: the process that forwards it needs no torch."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running training says of itself.
+    """The progress report of a running training.
 
     Attributes:
-        step: optimizer steps done.
-        epoch: passes over the training split done, as a fraction.
-        loss: mean loss per sample of this step over all ranks, regularization included.
-        tokens_per_s: over all ranks, where rows are sequences of tokens.
-        mfu: share of the operations per second that the devices could do at best, where that is known.
-        metrics: validation metrics, at the end of an epoch, where the data has a validation split.
-        of_step: the step that these are of, if it is an earlier one (validation beside training).
+        step: number of completed optimizer steps.
+        epoch: completed passes over the training split, as a fraction.
+        loss: mean loss per sample of this step over all ranks, including regularization.
+        tokens_per_s: tokens per second over all ranks, if rows are sequences of tokens.
+        mfu: model FLOPs utilization, if the peak of the devices is known.
+        metrics: validation metrics, at the end of an epoch, if the data has a validation split.
+        of_step: step of the metrics, if it is an earlier one (asynchronous validation).
         samples: predictions of that step for a few rows, as Markdown.
-        workers: processes that train by now; 0: not said.
+        workers: current number of workers; 0: unknown.
     """
 
     step: int

@@ -1,1 +1,1 @@
-"""What is done to a model's modules: dropout, compilation, activation checkpointing, deferred initialization."""
+"""Changes of a model's modules: dropout, compilation, activation checkpointing, deferred initialization."""

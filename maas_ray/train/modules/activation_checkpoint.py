@@ -1,7 +1,7 @@
-"""Activation checkpointing: blocks forget what they computed and compute it again in the backward pass. Knows no layout.
+"""Activation checkpointing: blocks discard activations and recompute them in the backward pass. Independent of layouts.
 
-Chen et al. 2016, "Training deep nets with sublinear memory cost", by torch's own `checkpoint`. What is computed again
-is the same to the bit: dropout is told whose rows these are (train/modules/dropout.py), torch's generators are set back.
+Chen et al. 2016, "Training deep nets with sublinear memory cost", with torch's `checkpoint`. The recomputed values are
+bitwise equal: dropout gets the same samples (train/modules/dropout.py), and torch's generators are restored.
 """
 
 from collections.abc import Callable
@@ -32,22 +32,22 @@ _KEPT = [
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
 ]
-"""What `selective` keeps: operations that take much time for the size of their result."""
+"""Operations whose results `selective` keeps: they take much time relative to the size of their result."""
 
 
 def recompute_blocks(net: nn.Module, kind: ActivationCheckpointing) -> None:
-    """Makes the blocks of a model forget, on the whole model and before it is cut. See `PerformanceSpec`.
+    """Adds activation checkpointing to the blocks of a whole model, before it is split. See `PerformanceSpec`.
 
     Raises:
-        ModelError: it has no blocks.
+        ModelError: the model has no blocks.
     """
     if kind == "none":
         return
     found = blocks(net)
     if not found:
         raise ModelError(
-            f"performance.activation_checkpointing: {type(net).__name__} has no blocks, which are looked for in a "
-            "torch.nn.Sequential or in a torch.nn.ModuleList; put its layers in one, or use none"
+            f"performance.activation_checkpointing: {type(net).__name__} has no blocks, which must be in a "
+            "torch.nn.Sequential or a torch.nn.ModuleList; move its layers there, or use none"
         )
     for block in found:
         replace_forward(block, _forget if kind == "full" else _forget_most)
@@ -78,7 +78,7 @@ def _around(contexts: Callable[[], _Contexts]) -> _Contexts:
 
 
 class _Again:
-    """Around what is computed again: the rows are those that the block had when it began the first time."""
+    """Context of a recomputation: restores the samples that the block had at its first computation."""
 
     def __init__(self, rows: Samples | None, inner: AbstractContextManager[Any]) -> None:
         self._rows = rows

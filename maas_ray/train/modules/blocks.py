@@ -1,4 +1,4 @@
-"""The layers of a model that are treated as one: gathered, computed again or compiled together. Knows no layout."""
+"""Finds the blocks of a model, which are gathered, recomputed or compiled together. Independent of layouts."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -11,21 +11,21 @@ Forward = Callable[..., Any]
 
 
 def layers(part: nn.Module) -> list[nn.Module]:
-    """The outermost layers of a sequence or of a list that have weights, in their order."""
+    """The outermost layers with weights of sequences and lists, in order."""
     return [layer for _, layer in _owned_layers(part)]
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """Those of the layers that are made of others, such as the blocks of a decoder, not its embedding."""
+    """The layers that consist of other layers, such as the blocks of a decoder, but not its embedding."""
     return [layer for layer in layers(net) if any(True for _ in layer.children())]
 
 
 def replace_forward(module: nn.Module, change: Callable[[Forward], Forward]) -> None:
-    """Gives a module another `forward`, by a subclass of its class: no name of a weight changes, and copies keep it.
+    """Replaces the `forward` of a module by a subclass of its class: names of weights remain, and copies keep it.
 
     Args:
         module: changed in place.
-        change: from the class's `forward` to the new one; the same function for all modules that are to share it.
+        change: maps the class's `forward` to the new one; modules with the same function share a subclass.
     """
     module.__class__ = _subclass(type(module), change)  # type: ignore[arg-type]  # classes are hashable
 
@@ -36,9 +36,9 @@ def _subclass(kind: type[nn.Module], change: Callable[[Forward], Forward]) -> ty
 
 
 def neighbours(part: nn.Module, least_bytes: float) -> list[list[nn.Module]]:
-    """Groups of neighbouring layers with at least so many bytes of weights each.
+    """Groups of adjacent layers with at least `least_bytes` of weights each.
 
-    What is left over, fewer bytes than that per sequence, is in no group; nor are layers that share a weight.
+    A smaller remainder of a sequence is in no group, nor are layers that share a weight.
     """
     uses: dict[int, int] = {}
     for module in part.modules():
@@ -49,7 +49,7 @@ def neighbours(part: nn.Module, least_bytes: float) -> list[list[nn.Module]]:
     size, owner = 0, None
     for parent, layer in _owned_layers(part):
         own = list(layer.parameters())
-        # A layer whose weight is also used elsewhere belongs to whoever has all of its users.
+        # A layer whose weight is also used elsewhere belongs to the module that contains all of its users.
         inside = sum(len(list(module.parameters(recurse=False))) for module in layer.modules())
         if inside != sum(uses[id(parameter)] for parameter in own):
             continue

@@ -1,11 +1,10 @@
-"""`torch.compile` per block: one compilation serves all blocks of a class. Knows no layout.
+"""Applies `torch.compile` to each block: all blocks of a class share one compilation. Independent of layouts.
 
-What is compiled is a block's `forward` alone. Hooks around it (FSDP2, tensor parallelism) stay as they are, and so do the
-names of its weights, which torch.compile of a module would change. Activation checkpointing goes around what is compiled.
-Dropout stays outside, since each layer of it has numbers of its own, for each of which the compiler would start again: a
-block with dropout is compiled in the pieces between. The compiler gives up on a whole loop that something is left out of:
-`nn.Sequential` is taken to pieces here; a block with a loop of its own around dropout runs as it is written. The same on
-GPUs; not run on one by its authors.
+Only a block's `forward` is compiled. Hooks around it (FSDP2, tensor parallelism) do not change, nor do the names of its
+weights, which torch.compile of a module would change. Activation checkpointing wraps the compiled function. Dropout is
+not compiled, since each dropout layer has its own constants, which would each need a recompilation: a block with
+dropout is compiled in the parts between. The compiler skips a whole loop with a graph break: `nn.Sequential` is split
+here; a block with its own loop around dropout is not compiled. The same on GPUs, but untested there.
 """
 
 import os
@@ -23,18 +22,18 @@ from maas_ray.train.modules.dropout import SampleDropout
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Compiles the blocks of a model at their first use, on the whole model and before it is cut.
+    """Compiles the blocks of a whole model at their first use; called before the model is split.
 
     Raises:
-        ModelError: it has no blocks.
-        ResourcesMissing: this machine has no C++ compiler, or not Python's header files.
+        ModelError: the model has no blocks.
+        ResourcesMissing: this machine has no C++ compiler or no Python header files.
     """
     refuse_no_compiler()
     found = blocks(net)
     if not found:
         raise ModelError(
-            f"performance.compile: {type(net).__name__} has no blocks, which are looked for in a torch.nn.Sequential or in "
-            "a torch.nn.ModuleList; put its layers in one, or leave it out"
+            f"performance.compile: {type(net).__name__} has no blocks, which must be in a torch.nn.Sequential or a "
+            "torch.nn.ModuleList; move its layers there, or remove compile"
         )
     for block in found:
         in_pieces = [module for module in block.modules() if _is_sequence(module) and _has_dropout(module)]
@@ -100,20 +99,20 @@ def _left_out(forward: Forward) -> Forward:
 
 
 def refuse_no_compiler() -> None:
-    """Refuses a machine on which torch.compile could not work.
+    """Refuses a machine without the requirements of torch.compile.
 
     Raises:
-        ResourcesMissing: with what it lacks.
+        ResourcesMissing: the message contains the missing requirement.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ResourcesMissing(
-            f"performance.compile: this node has no C++ compiler {compiler!r}; install one (apt-get install g++), name "
-            "another in the environment variable CXX, or leave compile out"
+            f"performance.compile: this node has no C++ compiler {compiler!r}; install it (apt-get install g++), set "
+            "the environment variable CXX to another one, or remove compile"
         )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         raise ResourcesMissing(
             f"performance.compile: this node has no {header}; install Python's header files (apt-get install "
-            "python3-dev), or leave compile out"
+            "python3-dev), or remove compile"
         )

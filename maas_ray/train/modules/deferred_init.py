@@ -1,9 +1,9 @@
-"""Builds a module without its data, and later gives each tensor its data, bit for bit what building it at once gives.
+"""Deferred initialization: builds a module without data, and later fills its tensors, bitwise equal to a direct build.
 
-Weights are drawn one after the other from one generator, so that every rank has to draw all of them; none has to keep
-them. The module is built on tensors without data (torch's FakeTensorMode) while every operation on them is written down.
-When it has been cut, what was written down is done on real tensors, of which each lives from its first operation to its
-last: a rank copies its piece, and no rank ever holds the whole model. Knows no layout.
+All weights come from one random generator, one after the other, so that every rank must draw all of them, but needs not
+keep them. The module is built on tensors without data (torch's FakeTensorMode) while every operation on them is
+recorded. After the module is split, the operations are replayed on real tensors, each of which exists from its first
+operation to its last: a rank copies its part, and no rank ever holds the whole model. Independent of layouts.
 """
 
 import gc
@@ -21,16 +21,16 @@ from maas_ray.train.modules.deferred_tape import CannotDefer, Ref, Tape, early_o
 
 
 class Deferred:
-    """A module whose tensors are without data (device `meta`), and what gives it to them.
+    """A module whose tensors have no data (device `meta`), with the recorded operations that fill them.
 
-    Everything is drawn on the CPU; pieces go to the rank's device one by one. Not run on a GPU by its authors.
+    Random numbers are drawn on the CPU; parts are copied to the rank's device one by one. Untested on GPUs.
 
     Args:
-        build: makes the module, on the CPU; it may seed torch's generator with `seed`, and draws nothing.
-        seed: of torch's generator when it begins.
+        build: builds the module on the CPU; it may seed torch's generator with `seed` first.
+        seed: seed of torch's generator at the start.
 
     Raises:
-        CannotDefer: it does something that cannot be written down, or fails.
+        CannotDefer: `build` has an operation that cannot be recorded, or fails.
     """
 
     def __init__(self, build: Callable[[], nn.Module], seed: int) -> None:
@@ -39,10 +39,10 @@ class Deferred:
         mode, tape = FakeTensorMode(allow_non_fake_inputs=True), Tape()
         try:
             with warnings.catch_warnings(), tape.adapted(), mode, tape:
-                # copy.deepcopy asks for it, and takes the answer well
+                # copy.deepcopy accesses it and handles the result
                 warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
                 self.net = build()
-        except Exception as error:  # whatever the module's code raises on tensors without data
+        except Exception as error:  # the module's code can raise anything on tensors without data
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise CannotDefer(tape.reason or said) from error
         if tape.reason:
@@ -50,15 +50,15 @@ class Deferred:
         self._steps = tape.steps
         self._tensors = _take_data(self.net, {key for step in tape.steps for key in step.writes})
         if _left_over(mode):
-            gc.collect()  # what only waited for it
+            gc.collect()  # cyclic garbage
             if left := _left_over(mode):
                 shapes = ", ".join(str(list(tensor.shape)) for tensor in left[:3])
-                raise CannotDefer(f"it keeps tensors that are neither parameters nor buffers, of the shapes {shapes}")
+                raise CannotDefer(f"it keeps tensors that are neither parameters nor buffers, with the shapes {shapes}")
 
     def fill(self, parts: Sequence[nn.Module], device: torch.device) -> None:
-        """Gives all tensors of a rank's parts of the module their memory and data, of a DTensor this rank's piece.
+        """Allocates and fills all tensors of a rank's parts of the module; of a DTensor, the part of this rank.
 
-        Afterwards torch's generator stands where it would if the module had been built at once.
+        Afterwards torch's generator has the same state as after a direct build.
         """
         empty: dict[str, list[Tensor]] = {}
         for part in parts:
@@ -70,7 +70,7 @@ class Deferred:
                 _fill(name, tensor, whole)
 
     def play(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Does what building does, and gives each wanted tensor, whole and on the CPU, as soon as it is done."""
+        """Replays the operations; yields each wanted tensor, whole and on the CPU, as soon as it is complete."""
         wanted: dict[int, list[str]] = {}
         for name in names:
             wanted.setdefault(self._tensors[name].key, []).append(name)
@@ -82,7 +82,7 @@ class Deferred:
         for n in order:
             step = self._steps[n]
             if not is_needed[n]:
-                step.run({})  # what nobody needs is drawn and forgotten
+                step.run({})  # unneeded random numbers are drawn and discarded
                 continue
             step.run(places)
             for key in [key for key in step.reads | step.writes if last[key] == n]:
@@ -92,7 +92,7 @@ class Deferred:
 
 
 def _take_data(net: nn.Module, made: set[int]) -> dict[str, Ref]:
-    """Puts tensors without data in the place of those that the module was built on; where these are, by all their names."""
+    """Replaces the tensors of the module by tensors without data; returns references to the original ones by name."""
     slots = [
         (f"{path}.{key}" if path else key, module, key, tensor)
         for path, module in net.named_modules(remove_duplicate=False)
@@ -106,7 +106,7 @@ def _take_data(net: nn.Module, made: set[int]) -> dict[str, Ref]:
     for name, _, _, tensor in slots:
         found[name] = ref = ref_of(tensor)
         if not isinstance(tensor, FakeTensor) or ref.key not in made:
-            raise CannotDefer(f"{name} is not made by the module itself, with torch")
+            raise CannotDefer(f"{name} is not created by the module itself with torch")
         if owners.setdefault(ref.key, tensor) is not tensor:
             raise CannotDefer(f"{name} shares its memory with another tensor")
         if id(tensor) not in empty:
@@ -119,14 +119,16 @@ def _take_data(net: nn.Module, made: set[int]) -> dict[str, Ref]:
 
 
 def _left_over(mode: FakeTensorMode) -> list[Tensor]:
-    """What is still there of the tensors that a module was built on."""
+    """The remaining tensors on which a module was built."""
     return [each for each in gc.get_objects() if type(each) is FakeTensor and each.fake_mode is mode]
 
 
 def _give_memory(part: nn.Module, device: torch.device) -> None:
     future = torch.__future__
     swaps = future.get_swap_module_params_on_conversion()
-    future.set_swap_module_params_on_conversion(True)  # else each name of a tied weight would get a weight of its own
+    future.set_swap_module_params_on_conversion(
+        True
+    )  # otherwise each name of a tied weight would get a separate weight
     try:
         part.to_empty(device=device)
     finally:

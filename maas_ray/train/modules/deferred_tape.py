@@ -1,7 +1,7 @@
-"""What is done to tensors without data, written down, and later done to real ones. Knows no module's names and no ranks.
+"""Records operations on tensors without data and replays them on real tensors. Independent of modules and ranks.
 
-What cannot be written down is noticed: values that decide what is done next, random generators that are set on the way,
-and data that does not come from torch.
+Detects what cannot be recorded: control flow that depends on values, changes of random generators, and data from
+outside of torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +20,20 @@ _OVERWRITES = {
     "copy_", "fill_", "zero_", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_",
     "geometric_",
 }  # fmt: skip
-"""Operations after which nothing is left of what a tensor was, if they are given all of it."""
+"""Operations that completely overwrite a tensor, if they are applied to all of it."""
 _EMPTY = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
-"""Operations that only take memory, which is taken when something is written to it."""
+"""Operations that only allocate memory; replay allocates it at the first write."""
 _MAX_KEPT = 2**20
-"""Bytes of data from elsewhere (Python's numbers, numpy, a file) that are kept with what is written down."""
+"""Largest size in bytes of external data (Python numbers, numpy, a file) that is kept with the record."""
 
 
 class CannotDefer(Exception):
-    """The module has to be built at once, with the reason."""
+    """The module must be built directly; contains the reason."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor by the place where its data would be."""
+    """A reference to a tensor by the storage of its data."""
 
     key: int
     shape: tuple[int, ...]
@@ -41,16 +41,16 @@ class Ref:
     offset: int
     dtype: torch.dtype
     num_bytes: int
-    """Of the whole place."""
+    """Size of the whole storage."""
 
     def real(self, place: Any) -> Tensor:
-        """The tensor, where the place is an `UntypedStorage`."""
+        """The tensor in a real storage, an `UntypedStorage`."""
         return torch.empty(0, dtype=self.dtype).set_(place, self.offset, self.shape, self.stride)
 
 
 @dataclass
 class Step:
-    """One operation: in its arguments, flattened, references stand for tensors."""
+    """One operation, with references instead of tensors in its flattened arguments."""
 
     function: Any
     leaves: list[Any]
@@ -62,7 +62,7 @@ class Step:
     is_draw: bool
 
     def run(self, places: dict[int, Any]) -> None:
-        """Does it, on the places that there are; what it makes, or is the first to write to, is added to them."""
+        """Runs the operation on existing storages; adds those that it creates or writes first."""
         leaves: list[Any] = []
         for leaf in self.leaves:
             if isinstance(leaf, Ref):
@@ -80,34 +80,34 @@ class Step:
                     continue
                 if (value.stride(), value.storage_offset()) == (ref.stride, ref.offset):
                     places[ref.key] = value.untyped_storage()
-                else:  # torch said another order in memory
+                else:  # torch predicted another memory layout
                     places[ref.key] = torch.UntypedStorage(ref.num_bytes)  # type: ignore[no-untyped-call]
                     ref.real(places[ref.key]).copy_(value)
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside it, all that makes or changes a tensor is written down; what only looks at one has no effect.
+    """A mode that records every operation that creates or changes a tensor.
 
     Attributes:
-        steps: what was done.
-        reason: why it cannot be done again, if so; code that was run may have caught the exception.
+        steps: the recorded operations.
+        reason: why a replay is impossible, or empty; the recorded code may have caught the exception.
 
     Raises:
-        CannotDefer: inside it, at what cannot be written down.
+        CannotDefer: an operation cannot be recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.reason = ""
-        self._lent: list[tuple[Tensor, Tensor]] = []  # data from elsewhere, and what it was when it was looked at
-        self._made: dict[int, Any] = {}  # all places, kept so that no address is used twice
+        self._lent: list[tuple[Tensor, Tensor]] = []  # external data, and its copy at the time of use
+        self._made: dict[int, Any] = {}  # all storages, kept so that no address is reused
         self._state = torch.get_rng_state()
 
     @contextmanager
     def adapted(self) -> Iterator[None]:
-        """Lets torch do without data what it would refuse: `.to(dtype)`, which keeps each weight's object as it does with
-        data, and `trunc_normal_`, which draws until it likes what it has drawn.
+        """Enables operations that torch rejects without data: `.to(dtype)`, which must keep each weight's object as it
+        does with data, and `trunc_normal_`, which draws until its result is in range.
         """
 
         def convert(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -139,7 +139,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._state_is_ours()
             with no_dispatch():
                 if not all(((data == then) | ((data != data) & (then != then))).all() for data, then in self._lent):
-                    self._refuse("it takes data from elsewhere (numpy) that changes while it is built")
+                    self._refuse("it uses external data (numpy) that changes during the build")
         finally:
             nn.Module._apply = apply  # type: ignore[method-assign]
             nn.init._no_grad_trunc_normal_ = truncated
@@ -149,7 +149,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return self._number(func, args[0])
         leaves, form = tree_flatten((args, kwargs))
-        kept = [self._kept(leaf) for leaf in leaves]  # as they are before the call
+        kept = [self._kept(leaf) for leaf in leaves]  # in their state before the call
         is_draw = torch.Tag.nondeterministic_seeded in func.tags
         if is_draw:
             self._state_is_ours()
@@ -162,10 +162,10 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _EMPTY or not (made or changed):
             return result
         if name == "set_":
-            self._refuse("it moves a tensor to another place in memory")
+            self._refuse("it moves a tensor to another storage")
         for value in results:
             if value.device.type != "cpu":
-                self._refuse(f"it makes tensors on {value.device}")
+                self._refuse(f"it creates tensors on {value.device}")
         reads, writes = ({key_of(value) for value in values} for values in (sources, changed))
         overwritten = {key_of(value) for value in changed if name in _OVERWRITES and _is_all(value)} - reads
         self.steps.append(
@@ -183,7 +183,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _roles(self, func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors without data that an operation is given to look at, and those to change."""
+        """The tensors without data that an operation reads, and those that it changes."""
         sources: list[Tensor] = []
         changed: list[Tensor] = []
         schema = func._schema.arguments
@@ -193,27 +193,27 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensors = _tensors(value)
             blank = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
             if len(blank) < len(tensors) and alias is not None and func is not torch.ops.aten.lift_fresh.default:
-                self._refuse(f"it uses data from elsewhere (numpy, a file) in place, by {func}")
+                self._refuse(f"it changes external data (numpy, a file) in place, by {func}")
             (changed if alias is not None and alias.is_write else sources).extend(blank)
         return sources, changed
 
     def _kept(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.Generator):
-            self._refuse("it draws from a generator of its own")
+            self._refuse("it uses its own random generator")
         if not isinstance(leaf, Tensor):
             return leaf
         if isinstance(leaf, FakeTensor):
             if key_of(leaf) not in self._made:
-                self._refuse("it gives a tensor data from elsewhere (numpy, a file)")
+                self._refuse("it sets a tensor to external data (numpy, a file)")
             return ref_of(leaf)
         with no_dispatch():
             self._lent.append((leaf.detach(), leaf.detach().clone()))
         if sum(data.numel() * data.element_size() for data, _ in self._lent) > _MAX_KEPT:
-            self._refuse(f"it takes more than {_MAX_KEPT >> 20} MiB of data from elsewhere (numpy, a file)")
+            self._refuse(f"it uses more than {_MAX_KEPT >> 20} MiB of external data (numpy, a file)")
         return self._lent[-1][1]
 
     def _number(self, func: Any, tensor: Tensor) -> Any:
-        """What `.item()` gives, if it does not depend on a draw, such as a rate of dropout for each layer."""
+        """The result of `.item()`, if it does not depend on random numbers, such as a dropout rate for each layer."""
         ref = ref_of(tensor)
         needed = [
             step for step, is_needed in zip(self.steps, needed_steps(self.steps, {ref.key}), strict=True) if is_needed
@@ -227,11 +227,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return ref.real(places[ref.key]).item()
 
     def _state_is_ours(self) -> None:
-        """Refuses code that sets torch's generator: between two draws it has to stay as it was left here."""
+        """Refuses code that changes the state of torch's generator between two draws."""
         with no_dispatch():
             if not torch.equal(torch.get_rng_state(), self._state):
                 self._refuse("it sets torch's random generator")
-            torch.rand(())  # so that going back to any earlier state is noticed
+            torch.rand(())  # so that a return to an earlier state is detected
             self._state = torch.get_rng_state()
 
     def _refuse(self, reason: str) -> None:
@@ -240,7 +240,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def needed_steps(steps: Sequence[Step], wanted: set[int]) -> list[bool]:
-    """On which steps these places depend, or how much is drawn."""
+    """Whether the wanted storages, or the number of draws, depend on each step."""
     is_needed, alive = [False] * len(steps), set(wanted)
     for n in reversed(range(len(steps))):
         step = steps[n]
@@ -251,13 +251,13 @@ def needed_steps(steps: Sequence[Step], wanted: set[int]) -> list[bool]:
 
 
 def early_order(steps: Sequence[Step], is_needed: Sequence[bool]) -> list[int]:
-    """In which order to do the needed steps and all draws: tensor by tensor, as far as the draws let it be.
+    """The order of the needed steps and all draws: tensor by tensor, as far as the draws allow.
 
-    Draws stay in their order; all else is done when what follows from it can be finished too. So a tensor that is changed
-    long after it was drawn, when all others have been drawn, does not wait for them.
+    Draws keep their order; other steps run once the steps that depend on them can complete too. Therefore a tensor
+    that is changed long after its draw, when all others have been drawn, does not wait for them.
     """
     before: dict[int, list[int]] = {}
-    draws: dict[int, int] = {}  # the last draw that a step waits for
+    draws: dict[int, int] = {}  # the last draw that a step depends on
     written: dict[int, int] = {}
     read: dict[int, list[int]] = {}
     for n, step in enumerate(steps):
@@ -284,13 +284,13 @@ def early_order(steps: Sequence[Step], is_needed: Sequence[bool]) -> list[int]:
 
 
 def key_of(tensor: Tensor) -> int:
-    """The place of a tensor's data, which its views share."""
+    """The storage of a tensor's data, which its views share."""
     key: int = tensor.untyped_storage()._cdata
     return key
 
 
 def ref_of(tensor: Tensor) -> Ref:
-    """Where a tensor's data would be."""
+    """A reference to a tensor."""
     num_bytes = tensor.untyped_storage().nbytes()
     offset = int(tensor.storage_offset())
     return Ref(key_of(tensor), tuple(tensor.shape), tensor.stride(), offset, tensor.dtype, num_bytes)

@@ -1,12 +1,12 @@
-"""Dropout whose mask depends on (seed, sample, layer, element) alone: not on the rank, the world, the batch or the layout.
+"""Dropout whose mask depends only on (seed, sample, layer, element), not on rank, world size, batch or layout.
 
-torch's own dropout draws from the generator of the process, so another number of ranks is another training. Here each
-element's bit is a hash of who it belongs to (a counter-based generator: Salmon et al., "Parallel random numbers: as easy
-as 1, 2, 3", SC 2011), with the finalizer of SplitMix64 as in data/loading/order.py.
+torch's dropout draws from the generator of the process, so that another number of ranks is another training. Here each
+element's bit is a hash of seed, sample, layer and element (a counter-based generator: Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011), with the finalizer of SplitMix64 as in data/loading/order.py.
 
-Layers of torch (`nn.Dropout`) are replaced. Other people's modules, transformers' above all, call the functions `dropout`
-and `scaled_dot_product_attention` of torch.nn.functional: while samples are known, these are ours. A TorchFunctionMode
-would be asked for every operation of the model, and does not see the calls that torch's own functions make.
+torch's layers (`nn.Dropout`) are replaced. Third-party modules, above all those of Transformers, call the functions
+`dropout` and `scaled_dot_product_attention` of torch.nn.functional, which are replaced while samples are set. A
+TorchFunctionMode would be called for every operation of the model, and does not see calls inside torch's functions.
 """
 
 from collections.abc import Iterator
@@ -23,36 +23,36 @@ from maas_ray.data.loading.order import SPLITMIX64_FACTORS, SPLITMIX64_STEP
 from maas_ray.errors import ModelError
 
 _STEP, _M1, _M2 = (number - (1 << 64) for number in (SPLITMIX64_STEP, *SPLITMIX64_FACTORS))
-"""SplitMix64's constants as int64, which wraps around as uint64 does."""
+"""SplitMix64's constants as int64, which overflows like uint64."""
 _BITS = 24
-"""Bits of a hash that are compared with the share that is kept: as many as a float32 holds."""
+"""Number of bits of a hash that are compared with the kept share: the precision of float32."""
 _TORCH: dict[str, Any] = {
     "dropout": functional.dropout,
     "scaled_dot_product_attention": functional.scaled_dot_product_attention,
 }
 
 Shard = tuple[int, int, int]
-"""(dimension, index, count): a tensor is piece `index` of `count` along this dimension of the whole activation."""
+"""(dimension, index, count): a tensor is part `index` of `count` along this dimension of the whole activation."""
 
 
 class Samples:
-    """Whose rows a forward pass computes.
+    """The samples of a forward pass.
 
     Args:
-        seed: of the run.
-        positions: int64 [B], the rows' places in the endless stream of samples.
+        seed: seed of the run.
+        positions: int64 [B], positions of the rows in the infinite stream of samples.
     """
 
     def __init__(self, seed: int, positions: Tensor) -> None:
         digest = sha256(f"dropout/{seed}".encode()).digest()
         self.keys = _mix(positions + int.from_bytes(digest[:8], "little", signed=True))
         self.num_calls: dict[int, int] = {}
-        """How often each layer has run for these rows: a layer that is used twice gets two masks."""
+        """Number of calls of each layer for these rows: a layer that is used twice gets two masks."""
         self.running: list[Running] = []
-        """The modules whose forward passes are under way, innermost last."""
+        """The modules whose forward passes are running, innermost last."""
 
     def copy(self) -> "Samples":
-        """The same rows with counts of its own."""
+        """A copy with separate counts."""
         copy = Samples.__new__(Samples)
         copy.keys, copy.num_calls, copy.running = self.keys, dict(self.num_calls), list(self.running)
         return copy
@@ -63,14 +63,14 @@ _current: Samples | None = None
 
 @contextmanager
 def samples(seed: int, positions: Tensor) -> Iterator[Samples]:
-    """Says whose rows the forward passes inside the block compute."""
+    """Sets the samples of the forward passes inside the block."""
     with resumed(Samples(seed, positions)) as now:
         yield now
 
 
 @contextmanager
 def resumed(given: Samples | None) -> Iterator[Samples]:
-    """The same for rows that were said before: a pass that is computed again (activation checkpointing)."""
+    """Restores earlier samples, for a recomputed pass (activation checkpointing)."""
     global _current
     before, _current = _current, given
     _call_ours(given is not None)
@@ -82,16 +82,16 @@ def resumed(given: Samples | None) -> Iterator[Samples]:
 
 
 def current() -> Samples | None:
-    """Whose rows are computed now, with a copy of the counts, to be given to `resumed` later."""
+    """A copy of the current samples, for `resumed`; None without samples."""
     return None if _current is None else _current.copy()
 
 
 class SampleDropout(nn.Module):
-    """Takes the place of `nn.Dropout`: zeroes a share `p` of the elements in training, and scales up the rest.
+    """Replaces `nn.Dropout`: zeroes a share `p` of the elements in training, and scales up the rest.
 
     Args:
         p: share of zeroed elements, in [0, 1).
-        name: of the layer in the whole model.
+        name: name of the layer in the whole model.
     """
 
     def __init__(self, p: float, name: str) -> None:
@@ -99,14 +99,14 @@ class SampleDropout(nn.Module):
         self.p = p
         self.name = name
         self.shard: Shard | None = None
-        """Which piece of the whole activation the input is, where the activations of a layer are cut over ranks."""
+        """Part of the whole activation that the input is, if the activations are split over ranks."""
         self._key = _key_of(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """From [B, …] to the same shape.
+        """Applies dropout to [B, …].
 
         Raises:
-            ModelError: nobody has said whose rows these are, or there are more or fewer of them.
+            ModelError: no samples are set, or their number differs from the rows.
         """
         if not self.training or not self.p:
             return x
@@ -117,34 +117,34 @@ class SampleDropout(nn.Module):
 
 
 class Running:
-    """A hook that says whose forward pass is under way, for dropout that a module calls as a function.
+    """A hook that records a running forward pass, for dropout that a module calls as a function.
 
     Args:
-        name: of the module in the whole model.
+        name: name of the module in the whole model.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.key = _key_of(f"{name}()")
         self.shard: Shard | None = None
-        """Which piece of the heads of its attention the module has, where heads are shared by ranks."""
+        """Part of the attention heads that the module has, if ranks share the heads."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if _current is not None:
             _current.running.append(self)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Is called after the forward pass, whatever its outcome."""
+        """Called after the forward pass, including after an error."""
         if _current is not None and _current.running:
             _current.running.pop()
 
 
 def replace_dropout(net: nn.Module) -> list[str]:
-    """Puts `SampleDropout` in the place of every `nn.Dropout`, and lets others' modules say when they run.
+    """Replaces every `nn.Dropout` by `SampleDropout`, and adds a `Running` hook to third-party modules.
 
     Returns:
-        Names of layers that draw random numbers of their own in another way (such as `nn.Dropout2d`) and stay: they are
-        seeded by rank, so that a run repeats exactly on the same layout only.
+        Names of remaining layers that draw random numbers in another way (such as `nn.Dropout2d`): they are seeded by
+        rank, so that a run is reproducible only on the same layout.
     """
     left = []
     for name, module in list(net.named_modules()):
@@ -164,7 +164,7 @@ def replace_dropout(net: nn.Module) -> list[str]:
 
 
 def running_of(module: nn.Module) -> Running | None:
-    """What a module says when it runs; None: it calls no dropout as a function."""
+    """The `Running` hook of a module, or None."""
     found: Running | None = module.__dict__.get("_maas_running")
     return found
 
@@ -175,15 +175,15 @@ def _call_ours(is_ours: bool) -> None:
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """torch.nn.functional.dropout, with a mask of the samples in modules that say when they run; x stays as it is."""
+    """Replaces torch.nn.functional.dropout: modules with a `Running` hook get a mask of the samples. Never in place."""
     if not training or not p or _current is None or not _current.running:
         drawn: Tensor = _TORCH["dropout"](input, p, training, inplace)
         return drawn
     running = _current.running[-1]
     if running.shard is not None and input.dim() != 4:
         raise ModelError(
-            f"layout.tp: {running.name} calls dropout on values of the shape {list(input.shape)}, of which each rank may have "
-            "a piece or all; set this dropout to 0, make it an nn.Dropout, or use dp_shard instead of tp"
+            f"parallelism.tp: {running.name} calls dropout on values of shape {list(input.shape)}, of which a rank may "
+            "have a part or all; set this dropout to 0, make it an nn.Dropout, or use dp_shard instead of tp"
         )
     return _dropped(input, p, running.name, running.key, running.shard)
 
@@ -192,9 +192,9 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """torch.nn.functional.scaled_dot_product_attention: step by step where there is dropout, as its documentation says.
+    """Replaces torch.nn.functional.scaled_dot_product_attention: with dropout, computes the steps of its documentation.
 
-    torch's kernels draw the mask inside; here the weights [..., T, T] exist, which costs their memory.
+    torch's kernels draw the mask internally; here the attention weights [..., T, T] exist, which costs their memory.
     """
     if not dropout_p or _current is None or not _current.running:
         fused: Tensor = _TORCH["scaled_dot_product_attention"](
@@ -221,10 +221,10 @@ def _dropped(x: Tensor, p: float, name: str, key: int, shard: Shard | None) -> T
     num_rows = 0 if _current is None else len(_current.keys)
     if _current is None or not x.dim() or (len(x) != num_rows and (not num_rows or len(x) % num_rows)):
         raise ModelError(
-            f"the dropout of {name} got {len(x) if x.dim() else 'no'} rows and knows whose {num_rows or 'none'} are; it has to "
-            "see the batch as its first dimension"
+            f"the dropout {name} got {len(x) if x.dim() else 'no'} rows for {num_rows or 'no'} samples; its first "
+            "dimension must be the batch"
         )
-    if len(x) != num_rows:  # several per sample, such as its heads or its tokens
+    if len(x) != num_rows:  # several rows per sample, such as heads or tokens
         parts = x.reshape(num_rows, len(x) // num_rows, *x.shape[1:])
         inner = shard if shard is None or shard[0] < 0 else (shard[0] + 1, *shard[1:])
         return _dropped(parts, p, name, key, inner).reshape(x.shape)
@@ -237,7 +237,7 @@ def _dropped(x: Tensor, p: float, name: str, key: int, shard: Shard | None) -> T
 
 
 def _elements(x: Tensor, shard: Shard | None) -> Tensor:
-    """int64 [1, …]: the place of each element in its row of the whole activation, spread out."""
+    """int64 [1, …]: the index of each element in its row of the whole activation, times SplitMix64's step."""
     places = torch.zeros((), dtype=torch.int64, device=x.device)
     for dim in range(1, x.dim()):
         size, start = x.shape[dim], 0
@@ -256,7 +256,7 @@ def _key_of(name: str) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """As `maas_ray.data.loading.order.mix` with the key 0, on int64."""
+    """Same as `maas_ray.data.loading.order.mix` with the key 0, on int64."""
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _M1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _M2
     return z ^ ((z >> 31) & ((1 << 33) - 1))

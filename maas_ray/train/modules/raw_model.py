@@ -1,4 +1,4 @@
-"""The module that is trained: fixed preprocessing of raw columns, then the network."""
+"""A network with the fixed preprocessing of its raw columns."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from maas_ray.data.spec.features import Features
 
 
 class RawModel(nn.Module):
-    """Encoded raw columns -> logits [N, K]: the fixed preprocessing, then the network that is trained."""
+    """Encoded raw columns -> logits [N, K]: the fixed preprocessing, then the trained network."""
 
     def __init__(self, features: Features, net: nn.Module) -> None:
         super().__init__()

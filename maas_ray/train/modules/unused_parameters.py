@@ -1,7 +1,7 @@
-"""Trained weights that a model's logits do not depend on. Knows no layout.
+"""Finds trained weights that do not affect a model's logits. Independent of layouts.
 
-Torch trains such a model in one process and says nothing: their gradient is None, and they stay as they are. Replicas
-(DistributedDataParallel) wait for every gradient, unless they are told to look which ones will come.
+In one process torch trains such a model silently: the gradient of these weights is None, and they do not change.
+Replicas (DistributedDataParallel) wait for every gradient unless they search for unused parameters.
 """
 
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from maas_ray.errors import ModelError
 
 UNEQUAL = "Expected to have finished reduction in the prior iteration"
-"""With what DistributedDataParallel refuses the step after one in which a gradient did not come."""
+"""Part of DistributedDataParallel's error in the step after one with a missing gradient."""
 
 
 def unused_weights(net: nn.Module, rows: Tensor) -> list[str]:
-    """Names of the trained weights that have no part in the logits of these rows. A frozen weight is none.
+    """Names of the trained weights that do not affect the logits of these rows; frozen weights are not included.
 
     Args:
-        net: the whole model, with its data; not compiled, which this would do first.
-        rows: that it takes, [N, ...].
+        net: the whole model, with its data; not compiled, since this call would trigger the compilation.
+        rows: input rows, [N, ...].
 
     Raises:
-        ModelError: none has a part.
+        ModelError: the logits depend on no trained weight.
     """
     modes = {module: module.training for module in net.modules()}
     try:
@@ -36,23 +36,23 @@ def unused_weights(net: nn.Module, rows: Tensor) -> list[str]:
     trained = [(name, weight) for name, weight in net.named_parameters() if weight.requires_grad]
     if trained and not used:
         raise ModelError(
-            f"the logits of {type(net).__name__} depend on none of its {len(trained)} trained weights, so there is nothing to "
-            "learn; is there a detach(), .data, numpy or torch.no_grad() in its forward?"
+            f"the logits of {type(net).__name__} depend on none of its {len(trained)} trained weights, so that it "
+            "cannot learn; check its forward for detach(), .data, numpy or torch.no_grad()"
         )
     return [name for name, weight in trained if id(weight) not in used]
 
 
 def unequal_use(error: RuntimeError) -> ModelError:
-    """What replicas say that did not all use the same weights, in words that name the way out."""
+    """Converts the error of replicas that used different weights to one with a fix."""
     return ModelError(
-        "replicas (DDP) did not get the gradient of every weight: which weights the model uses depends on the rows, or on "
-        "chance; let every pass use all of them (adding 0 * weight.sum() to the logits is enough), or train with one "
-        f"worker. torch says: {' '.join(str(error).split())[:200]}"
+        "replicas (DDP) did not get the gradient of every weight: the weights that the model uses depend on the rows "
+        "or on random numbers; use all of them in every pass (adding 0 * weight.sum() to the logits suffices), or "
+        f"train with one worker. Error of torch: {' '.join(str(error).split())[:200]}"
     )
 
 
 def _leaves(logits: Tensor) -> Iterator[Tensor]:
-    """What the gradient of the logits would be added to."""
+    """The tensors to which the gradient of the logits would be added."""
     waiting, seen = [logits.grad_fn], set()
     while waiting:
         node = waiting.pop()

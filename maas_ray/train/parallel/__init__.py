@@ -1,1 +1,1 @@
-"""The device mesh: data, tensor and pipeline parallelism of one model."""
+"""Data, tensor and pipeline parallelism of one model on a device mesh."""

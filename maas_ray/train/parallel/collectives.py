@@ -1,15 +1,15 @@
-"""One bit that rank 0 knows, on every rank. Collective; knows no Ray."""
+"""Broadcasts one bit of rank 0 to every rank. Independent of Ray."""
 
 import torch
 import torch.distributed as dist
 
 
 def rank0_says(answer: bool, device: torch.device) -> bool:
-    """Rank 0's answer on every rank, whatever the others have.
+    """Returns the answer of rank 0 on every rank. Collective.
 
     Args:
-        answer: rank 0's counts.
-        device: where this rank computes.
+        answer: the answer; ignored on other ranks than 0.
+        device: device of this rank.
     """
     said = torch.tensor([answer], dtype=torch.int32, device=device)
     if dist.is_initialized():

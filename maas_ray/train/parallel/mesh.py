@@ -1,8 +1,8 @@
-"""From a whole model to what one rank trains of it: pipeline stages, tensor-parallel layers, shards or replicas.
+"""Splits a whole model into the part of one rank: pipeline stages, tensor-parallel layers, shards or replicas.
 
-torch's own parts only, in the order that makes them compose: slice (pipelining), cut the layers that the plan names
-(DTensor), shard or replicate (FSDP2 or DistributedDataParallel), all on one device mesh. NCCL on GPUs, gloo on CPUs; not
-run on GPUs by its authors.
+Uses only torch's own parallelism, in the order in which it composes: pipeline stages, layers split by the plan
+(DTensor), then shards or replicas (FSDP2 or DistributedDataParallel), all on one device mesh. NCCL on GPUs, gloo on
+CPUs; untested on GPUs.
 """
 
 import warnings
@@ -37,29 +37,29 @@ from maas_ray.train.spec.parallelism import AXES, MeshLayout
 STYLES = (
     "colwise", "colwise_gather_output", "colwise_rep", "rowwise", "embedding_rowwise", "sequence_parallel",
 )  # fmt: skip
-"""The words of a plan that are understood; `colwise_rep` is an older name of `colwise_gather_output`."""
+"""The supported styles of a plan; `colwise_rep` is an older name of `colwise_gather_output`."""
 
 
 @dataclass(frozen=True)
 class RankCoordinates:
-    """Where a rank stands in the mesh."""
+    """The position of a rank in the mesh."""
 
     layout: MeshLayout
     mesh: DeviceMesh | None
-    """Of the axes that the layout uses; None in a single process."""
+    """Mesh of the axes that the layout uses; None in a single process."""
     pp: int = 0
     dp: int = 0
-    """Which rows it takes, in [0, layout.dp)."""
+    """Index of its share of the rows, in [0, layout.dp)."""
     tp: int = 0
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a rank trains.
+    """The parts of the model that a rank trains.
 
     Attributes:
-        bare: its pieces of the model, whose names are those of the whole one; one, or two with interleaved stages.
-        wrapped: the same, to be called: data parallelism happens around them.
+        bare: its parts of the model, with the names of the whole model; one, or two with interleaved stages.
+        wrapped: the same parts wrapped for data parallelism, to be called.
     """
 
     bare: list[nn.Module]
@@ -67,20 +67,20 @@ class Parts:
 
 
 def rank_coordinates(layout: MeshLayout, device_type: str) -> RankCoordinates:
-    """Makes the mesh of a layout in the default process group. Collective.
+    """Creates the mesh of a layout in the default process group. Collective.
 
     Raises:
-        ModelError: the process group has another number of ranks than the layout.
+        ModelError: the process group and the layout have different numbers of ranks.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     if world != layout.world:
-        raise ModelError(f"the layout {layout} has {layout.world} ranks and the process group {world}")
+        raise ModelError(f"the layout {layout} has {layout.world} ranks, but the process group has {world}")
     if world == 1:
         return RankCoordinates(layout, None)
-    # A dimension of one rank would get a group too, and each group of gloo a thread that wakes a hundred times a second.
+    # A dimension of one rank would get a group too, and each gloo group has a thread that wakes 100 times per second.
     needed = {axis for axis, size in zip(AXES, layout.sizes, strict=True) if size > 1}
     if layout.cuts_model and layout.dp_replicate > 1:
-        needed.add("dp_shard")  # replicas of what tensor parallelism or a pipeline cut are replicas of one shard
+        needed.add("dp_shard")  # replicas of a tensor-parallel or pipelined model are replicas of one shard
     sizes = {axis: size for axis, size in zip(AXES, layout.sizes, strict=True) if axis in needed}
     mesh = init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     at = dict(zip(sizes, mesh.get_coordinate() or (), strict=True))
@@ -89,15 +89,15 @@ def rank_coordinates(layout: MeshLayout, device_type: str) -> RankCoordinates:
 
 
 def refuse_far_groups(layout: MeshLayout, node: str, device: torch.device) -> None:
-    """Refuses tensor-parallel groups that span nodes: each layer would wait for the network several times. Collective.
+    """Refuses tensor-parallel groups across nodes: each layer would wait for the network several times. Collective.
 
     Args:
-        layout: of all ranks.
-        node: where this rank runs.
-        device: where this rank computes.
+        layout: layout of all ranks.
+        node: node of this rank.
+        device: device of this rank.
 
     Raises:
-        ResourcesMissing: on every rank, naming the ranks of such a group.
+        ResourcesMissing: on every rank; the message contains the ranks of such a group.
     """
     if layout.tp == 1:
         return
@@ -108,8 +108,8 @@ def refuse_far_groups(layout: MeshLayout, node: str, device: torch.device) -> No
         found = {int(node) for node in nodes[first : first + layout.tp]}
         if len(found) > 1:
             raise ResourcesMissing(
-                f"layout.tp: the ranks {first} to {first + layout.tp - 1} share matrix products and are on {len(found)} nodes; "
-                "use nodes with as many GPUs, a smaller tp, or allow it with layout.tp_across_nodes"
+                f"parallelism.tp: the ranks {first} to {first + layout.tp - 1} share matrix products but are on "
+                f"{len(found)} nodes; use nodes with enough GPUs, lower tp, or set parallelism.tp_across_nodes"
             )
 
 
@@ -125,27 +125,27 @@ def distribute(
     example: torch.Tensor | None = None,
     has_unused: bool = False,
 ) -> Parts:
-    """Takes this rank's part of a model that every rank has built with the same weights.
+    """Returns this rank's part of a model that every rank has built with the same weights.
 
     Args:
-        net: the whole model; it is taken apart. If it is without data (device `meta`), so are the parts.
-        coordinates: this rank's.
-        device: where this rank computes.
-        plan: layer name pattern to style; None: the model's own `tp_plan`.
-        precision: `bf16` makes sharded layers (FSDP2's policy) and pipeline stages compute in bfloat16; gradients are summed in
-            float32. What is called whole is the caller's to put under autocast.
-        unit_mib: least size of what FSDP2 gathers at once, in MiB.
-        pp_split: the layers that begin pipeline stages; None: stages of about equal size.
-        example: rows that the model takes, for cutting one that is no sequence of layers into stages.
-        has_unused: whether a trained weight may get no gradient; looking for those takes replicas a moment in each step.
+        net: the whole model, which is taken apart. If it has no data (device `meta`), neither have the parts.
+        coordinates: coordinates of this rank.
+        device: device of this rank.
+        plan: layer name pattern to style; None: the model's `tp_plan`.
+        precision: `bf16` makes sharded layers (FSDP2's policy) and pipeline stages compute in bfloat16; gradients are
+            summed in float32. An unsplit model needs autocast by the caller.
+        unit_mib: smallest size that FSDP2 gathers at once, in MiB.
+        pp_split: first layers of the pipeline stages; None: stages of about equal size.
+        example: input rows, for splitting a model that is no sequence of layers into stages.
+        has_unused: whether a trained weight may get no gradient; replicas then search for those in each step.
 
     Raises:
-        ModelError: the model cannot be arranged so, with the reason.
+        ModelError: the model does not support the layout; the message contains the reason.
     """
     layout, mesh = coordinates.layout, coordinates.mesh
     if mesh is None:
         return Parts([net.to(device)], [net.to(device)])
-    # On the whole model, which all ranks have: all of them refuse it, and none waits for another one.
+    # On the whole model, which all ranks have: all of them raise the error, and none waits for another one.
     _refuse_layers(net, layout, plan)
     plan = plan if plan is not None else getattr(net, "tp_plan", None)
     if layout.tp > 1:
@@ -165,7 +165,7 @@ def distribute(
             device_ids=[device] if device.type == "cuda" else None,
             process_group=mesh["dp_replicate"].get_group(),
             find_unused_parameters=has_unused,
-            gradient_as_bucket_view=True,  # sums are not copied back: a tenth of a small step, and all of their memory
+            gradient_as_bucket_view=True,  # sums are not copied back: saves a tenth of a small step, and their memory
         )
         return Parts(parts, [wrapped])
     for part in parts:
@@ -180,10 +180,10 @@ def refuse_unfit(
     net: nn.Module, layout: MeshLayout, plan: Mapping[str, str] | None = None, *,
     pp_split: Sequence[str] | None = None, example: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Refuses a model that cannot be arranged so; needs no process group.
+    """Refuses a model that does not support the layout; needs no process group.
 
     Raises:
-        ModelError: with the reason.
+        ModelError: the message contains the reason.
     """
     _refuse_layers(net, layout, plan)
     if layout.pp > 1:
@@ -198,24 +198,24 @@ def _refuse_layers(net: nn.Module, layout: MeshLayout, plan: Mapping[str, str] |
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and (layout.dp_shard > 1 or layout.pp > 1):
             raise ModelError(
-                f"the layout {layout}: {name} is a batch normalization, whose running statistics would differ from rank "
-                "to rank; use another normalization, or the layout of replicas (DDP)"
+                f"the layout {layout} does not support the batch normalization {name}, whose running statistics would "
+                "differ between ranks; use another normalization, or a layout of replicas (DDP)"
             )
     if layout.tp > 1:
         _check_plan(net, plan if plan is not None else getattr(net, "tp_plan", None) or {}, layout)
 
 
 def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: MeshLayout) -> None:
-    """Refuses a plan that does not fit the model, with the reason."""
+    """Refuses a plan that does not match the model."""
     if not plan:
         raise ModelError(
-            f"layout.tp: {type(net).__name__} says nothing about which layers can be shared; give it an attribute "
-            "`tp_plan` or the spec layout.tp_plan (layer name to colwise or rowwise), or use dp_shard"
+            f"parallelism.tp: {type(net).__name__} has no tensor-parallel plan; add the attribute `tp_plan` to it, set "
+            "parallelism.tp_plan in the spec (layer name to colwise or rowwise), or use dp_shard"
         )
     named = [(name, module, _style_of(name, plan)) for name, module in net.named_modules()]
     if all(style in (None, "sequence_parallel") for _, _, style in named):
         raise ModelError(
-            f"layout.tp: no layer of {type(net).__name__} has a name that its plan knows ({', '.join(plan)}); its layers: "
+            f"parallelism.tp: no layer of {type(net).__name__} matches its plan ({', '.join(plan)}); its layers: "
             f"{', '.join(name for name, module, _ in named if isinstance(module, nn.Linear | nn.Embedding))}"
         )
     for name, module, style in named:
@@ -223,31 +223,33 @@ def _check_plan(net: nn.Module, plan: Mapping[str, str], layout: MeshLayout) -> 
             _check_layer(name, module, style, layout.tp)
     if layout.sequence_parallel and all(style != "sequence_parallel" for _, _, style in named):
         raise ModelError(
-            f"layout.sequence_parallel: the plan of {type(net).__name__} does not say which layers between the shared ones "
-            "can have a piece of the sequence (style sequence_parallel); switch it off"
+            f"parallelism.sequence_parallel: the plan of {type(net).__name__} has no layer with the style "
+            "sequence_parallel; set it to false"
         )
     for what, number in getattr(net, "tp_sizes", {}).items():
         if number % layout.tp:
-            raise ModelError(f"layout.tp: the model has {number} {what}, which {layout.tp} ranks cannot share equally")
+            raise ModelError(
+                f"parallelism.tp: the model has {number} {what}, which {layout.tp} ranks cannot share equally"
+            )
 
 
 def _cut_layers(part: nn.Module, mesh: DeviceMesh, plan: Mapping[str, str], sequence_parallel: bool) -> None:
-    """Tensor parallelism: distributes each layer that the plan names over the `tp` ranks."""
+    """Tensor parallelism: distributes each layer in the plan over the `tp` ranks."""
     tied = _tied_names(part)
     for name, _ in list(part.named_modules()):
         style = _style_of(name, plan)
         if style is None or (style == "sequence_parallel" and not sequence_parallel):
             continue
         if not any(True for _ in part.get_submodule(name).parameters()):
-            continue  # another stage has it
-        # Every rank has built the same weights: nothing needs to be sent.
+            continue  # it belongs to another stage
+        # Every rank has built the same weights: no communication is needed.
         parallelize_module(part.get_submodule(name), mesh, _style(style, sequence_parallel), src_data_rank=None)
     _tie_again(part, tied)
 
 
 def _tell_dropouts(net: nn.Module, coordinates: RankCoordinates, plan: Mapping[str, str]) -> None:
-    """Says to each dropout layer which piece of the activations it gets. On the whole model: stages may begin anywhere."""
-    is_cut = False  # whether the activations at this place of the model are cut along their features
+    """Sets the part of the activations of each dropout layer. On the whole model: stages can start at any layer."""
+    is_cut = False  # whether the activations at this point of the model are split along their features
     for name, module in net.named_modules():
         style = _style_of(name, plan)
         if style in ("colwise", "rowwise"):
@@ -269,7 +271,7 @@ def _style_of(name: str, plan: Mapping[str, str]) -> str | None:
 
 
 def _style(style: str, sequence_parallel: bool) -> ParallelStyle:
-    # Between the layers that are cut, activations are whole on each rank, or cut along the sequence.
+    # Between the split layers, activations are complete on each rank, or split along the sequence.
     between = Shard(1) if sequence_parallel else Replicate()
     if style == "colwise":
         return ColwiseParallel(input_layouts=between)
@@ -284,7 +286,7 @@ def _style(style: str, sequence_parallel: bool) -> ParallelStyle:
 
 def _check_layer(name: str, module: nn.Module, style: str, size: int) -> None:
     if style not in STYLES:
-        raise ModelError(f"layout.tp: the plan gives {name} the style {style!r}; use one of {', '.join(STYLES)}")
+        raise ModelError(f"parallelism.tp: the plan gives {name} the style {style!r}; use one of {', '.join(STYLES)}")
     if style == "sequence_parallel":
         return
     if isinstance(module, nn.Linear):
@@ -292,10 +294,13 @@ def _check_layer(name: str, module: nn.Module, style: str, size: int) -> None:
     elif isinstance(module, nn.Embedding):
         length, what = module.num_embeddings, "rows"
     else:
-        raise ModelError(f"layout.tp: {name} is a {type(module).__name__}; only Linear and Embedding can be {style}")
+        raise ModelError(
+            f"parallelism.tp: {name} is a {type(module).__name__}; only Linear and Embedding can be {style}"
+        )
     if length % size:
         raise ModelError(
-            f"layout.tp: {name} has {length} {what}, which {size} ranks cannot share equally; use a divisor of {length}"
+            f"parallelism.tp: {name} has {length} {what}, which {size} ranks cannot share equally; use a divisor of "
+            f"{length}"
         )
 
 
@@ -316,13 +321,13 @@ def _tie_again(part: nn.Module, tied: Sequence[Sequence[str]]) -> None:
                 isinstance(kept, DTensor) and isinstance(other, DTensor) and kept.placements != other.placements
             ):
                 raise ModelError(
-                    f"layout.tp: {first} and {name} are the same weight, and the plan cuts them differently"
+                    f"parallelism.tp: {first} and {name} are the same weight, but the plan splits them differently"
                 )
             setattr(part.get_submodule(owner), key, kept)
 
 
 def _in_bf16(forward: Forward) -> Forward:
-    """A stage is called by torch's schedules, several times and once more to learn its shapes: autocast goes inside."""
+    """Applies autocast inside of a stage, since torch's schedules call it several times, and once for its shapes."""
 
     def computed(self: nn.Module, *given: Tensor, **rows: Tensor) -> Any:
         with torch.autocast(given[0].device.type, torch.bfloat16, enabled=self.training):
@@ -332,16 +337,16 @@ def _in_bf16(forward: Forward) -> Forward:
 
 
 def _shard(part: nn.Module, mesh: DeviceMesh, layout: MeshLayout, precision: str, unit_mib: float) -> None:
-    """FSDP2: the weights of a group of layers are gathered for its forward and backward pass, its gradients scattered.
+    """FSDP2: gathers the weights of a group of layers for its forward and backward pass, and scatters its gradients.
 
-    Each group costs three collective operations a step: a model of many small layers would do little else.
+    Each group costs three collective operations per step, which would dominate in a model of many small layers.
     """
     over = mesh["dp_replicate", "dp_shard"] if layout.dp_replicate > 1 else mesh["dp_shard"]
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
-    # A pipeline runs each stage many times a step: gathering again for each micro-batch would cost more than memory.
-    # Nothing here changes an output in place, which is what torch warns of; verify-parallel finds a model that does.
+    # A pipeline runs each stage many times per step: gathering for each micro-batch would cost more than the memory.
+    # Nothing here changes an output in place, which torch warns about; verify-parallel finds a model that does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for group in neighbours(part, unit_mib * 2**20):
         fully_shard(group, mesh=over, mp_policy=policy, reshard_after_forward=layout.pp == 1)
-    # What is left over is small, and needed again as soon as the backward pass begins.
+    # The remaining layers are small, and needed again at the start of the backward pass.
     fully_shard(part, mesh=over, mp_policy=policy, reshard_after_forward=False)

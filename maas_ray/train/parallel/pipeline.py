@@ -1,7 +1,7 @@
-"""Pipeline stages, run by torch's own schedules. Knows no data parallelism.
+"""Pipeline stages, run by torch's schedules. Independent of data parallelism.
 
-Stages are found by name: those of an `nn.Sequential` are slices of it, those of any other module see train/parallel/stages.py.
-Either keeps the names of layers, so that a checkpoint does not tell how many stages wrote it.
+The stages of an `nn.Sequential` are slices of it; for other modules see train/parallel/stages.py. Both keep the names
+of layers, so that a checkpoint is independent of the number of stages.
 """
 
 from collections import OrderedDict
@@ -27,21 +27,21 @@ _MAX_DIMS = 6
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 MicroBatch = tuple[Tensor, Tensor, Tensor, int]
-"""Input [R, …], target [R, …], positions int64 [R], and how many of the R rows count; the rest fills up."""
+"""Input [R, …], target [R, …], positions int64 [R], and the number of real rows; the rest is padding."""
 
 
 def num_layers(net: nn.Module) -> int:
-    """Layers with weights between which a model could be cut into stages."""
+    """Number of layers with weights between which a model can be split into stages."""
     if _is_sequence(net):
         return sum(any(True for _ in layer.parameters()) for layer in net.children())
     return len(find_units(net))
 
 
 def refuse_microbatches(layout: MeshLayout, number: int) -> None:
-    """Refuses a number of micro-batches that the schedule of a layout cannot take.
+    """Refuses a number of micro-batches that the schedule of a layout does not support.
 
     Raises:
-        SpecError: too few, or no multiple of the stages.
+        SpecError: there are too few, or the number is no multiple of the stages.
     """
     if layout.pp > 1 and (number < layout.pp or (layout.schedule == "interleaved" and number % layout.pp)):
         raise SpecError(
@@ -59,18 +59,18 @@ def split_layers(
     example: Tensor | None = None,
     device: torch.device = _CPU,
 ) -> list[nn.Module]:
-    """Cuts a model into stages that share its weights.
+    """Splits a model into stages that share its weights.
 
     Args:
-        net: a sequence of layers, or any module if there is an example of its rows.
-        num_stages: how many.
-        named: the layers that begin the second and each later stage; None: such that stages have about equally many
+        net: a sequence of layers, or any module if `example` is given.
+        num_stages: number of stages.
+        named: first layers of the second and each later stage; None: stages have about the same number of
             parameters.
-        example: rows that the model takes, [any number, …].
-        device: where stages will compute.
+        example: input rows, [any number, …].
+        device: device of the stages.
 
     Raises:
-        ModelError: the model cannot be cut so, has too few layers, or shares a weight between two stages.
+        ModelError: the model cannot be split this way, has too few layers, or shares a weight between two stages.
     """
     layers = dict(net.named_children())
     if _is_sequence(net) and all(name in layers for name in named or ()):
@@ -80,13 +80,13 @@ def split_layers(
         stages: list[nn.Module] = [nn.Sequential(OrderedDict(list(layers.items())[i:j])) for i, j in slices]
     elif example is None:
         raise ModelError(
-            f"layout.pp: {type(net).__name__} cannot be cut into pipeline stages without rows to run it on; it has to be a "
-            "torch.nn.Sequential of named layers, each taking and giving one tensor"
+            f"parallelism.pp: {type(net).__name__} cannot be split into pipeline stages without example rows; it must "
+            "be a torch.nn.Sequential of named layers, each with one input and one output tensor"
         )
     else:
 
         def choose(units: list[Unit]) -> list[int]:
-            # A layer that is handed nothing of what was computed before begins no stage: it counts to the one before.
+            # A layer that receives no earlier result cannot be the first of a stage: it belongs to the previous layer.
             sizes: dict[str, int] = {}
             for unit in units:
                 first = unit.name if unit.crossing or not sizes else list(sizes)[-1]
@@ -104,34 +104,37 @@ def _is_sequence(net: nn.Module) -> bool:
 
 
 def _starts(sizes: Mapping[str, int], num_stages: int, named: Sequence[str] | None) -> list[int]:
-    """Where each stage but the first begins, among layers of so many weights."""
+    """Index of the first layer of each stage but the first, given the number of weights of each layer."""
     if named is None:
         if (count := sum(size > 0 for size in sizes.values())) < num_stages:
             raise ModelError(
-                f"layout.pp: {num_stages} stages need as many layers with weights, and the model has {count}; use fewer stages"
+                f"parallelism.pp: {num_stages} stages need {num_stages} layers with weights, but the model has "
+                f"{count}; use fewer stages"
             )
         return _cuts(list(sizes.values()), num_stages)
     names = list(sizes)
     for name in named:
         if name not in sizes:
-            hint = did_you_mean(name, names, f"it has: {', '.join(names)}")
-            raise ModelError(f"layout.pp_split: no stage of this model can begin at {name!r}; {hint}")
+            hint = did_you_mean(name, names, f"layers: {', '.join(names)}")
+            raise ModelError(f"parallelism.pp_split: no stage of this model can start at {name!r}; {hint}")
     starts = [names.index(name) for name in named]
     if len(starts) != num_stages - 1 or sorted({0, *starts}) != [0, *starts]:
         raise ModelError(
-            f"layout.pp_split: {', '.join(named)} cannot begin the second to the last of {num_stages} stages; give "
+            f"parallelism.pp_split: {', '.join(named)} cannot be the first layers of stages 2 to {num_stages}; give "
             f"{num_stages - 1} different layers in the order {', '.join(names[1:])}"
         )
     for start, stop in pairwise([0, *starts, len(names)]):
         if not any(sizes[name] for name in names[start:stop]):
-            raise ModelError(f"layout.pp_split: the stage that begins at {names[start]} would have no weights; move it")
+            raise ModelError(
+                f"parallelism.pp_split: the stage that starts at {names[start]} has no weights; move its start"
+            )
     return starts
 
 
 def _cuts(sizes: Sequence[int], num_stages: int) -> list[int]:
-    """Where each stage but the first begins, such that the largest stage is as small as it can be."""
+    """Index of the first layer of each stage but the first, such that the largest stage is as small as possible."""
     before = [0, *accumulate(sizes)]
-    # best[n] for k stages: the smallest possible largest stage of the first n layers, and where the last one begins.
+    # best[n] for k stages: the smallest possible largest stage of the first n layers, and the start of the last one.
     best = [(float(before[n]) if before[n] else float("inf"), 0) for n in range(len(sizes) + 1)]
     tables = [best]
     for _ in range(num_stages - 1):
@@ -157,13 +160,13 @@ def _refuse_shared(stages: Sequence[nn.Module]) -> None:
             owner, first = owners.setdefault(id(parameter), (index, name))
             if owner != index:
                 raise ModelError(
-                    f"layout.pp: {first} and {name} are the same weight and would be in the stages {owner} and {index}; "
-                    "untie them, or use another layout"
+                    f"parallelism.pp: {first} and {name} are the same weight, but belong to the stages {owner} and "
+                    f"{index}; untie them, or use another layout"
                 )
 
 
 class _Stage(PipelineStage):
-    """A stage that says whose rows each micro-batch holds, for dropout."""
+    """A stage that sets the samples of each micro-batch, for dropout."""
 
     seed = 0
     positions: Sequence[Tensor] = ()
@@ -174,20 +177,20 @@ class _Stage(PipelineStage):
 
 
 class Pipeline:
-    """This rank's stages and the schedule that runs them together with those of the other ranks.
+    """This rank's stages and the schedule that runs the stages of all ranks.
 
     Args:
-        parts: this rank's stages, wrapped for data parallelism; with `interleaved` two, else one.
+        parts: this rank's stages, wrapped for data parallelism; two with `interleaved`, else one.
         layout: sizes and schedule.
-        rank: this rank's place in the pipeline.
-        group: the ranks of the pipeline.
-        num_microbatches: per step.
+        rank: position of this rank in the pipeline.
+        group: process group of the pipeline.
+        num_microbatches: number of micro-batches per step.
         loss: (logits, target) -> loss of each row [R].
-        seed: of the run.
-        device: where this rank computes.
+        seed: seed of the run.
+        device: device of this rank.
 
     Raises:
-        SpecError: fewer micro-batches than the schedule needs.
+        SpecError: the schedule needs more micro-batches.
     """
 
     def __init__(
@@ -219,18 +222,18 @@ class Pipeline:
         self._logits: list[Tensor] = []
 
     def step(self, batches: Sequence[MicroBatch], scale: float) -> Tensor:
-        """Forward and backward of one step.
+        """Forward and backward pass of one step.
 
         Args:
-            batches: as many as there are micro-batches, all of the same shape.
-            scale: what the sum of the losses is multiplied by.
+            batches: the micro-batches, all with the same shape.
+            scale: factor of the sum of the losses.
 
         Returns:
-            The scaled sum of this rank's losses; 0 on ranks that do not have the last stage.
+            The scaled sum of this rank's losses; 0 on ranks without the last stage.
         """
         self._begin(batches, scale)
         losses: list[Tensor] = []
-        # torch first runs each stage once to learn its shapes, as if with the first micro-batch.
+        # torch first runs each stage once with the first micro-batch, to determine its shapes.
         with samples(self._seed, batches[0][2]):
             self._schedule.step(
                 *self._inputs(), target=self._numbers(), losses=losses, return_outputs=False, **self._all_rows()
@@ -241,7 +244,7 @@ class Pipeline:
         return total
 
     def logits(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Forward only: the logits of the rows that count of each micro-batch, on every rank of the pipeline."""
+        """Forward pass only: the logits of the real rows of each micro-batch, on every rank of the pipeline."""
         self._begin(batches, None)
         with torch.no_grad(), samples(self._seed, batches[0][2]):
             self._schedule.eval(*self._inputs(), target=self._numbers(), losses=[], **self._all_rows())
@@ -249,7 +252,7 @@ class Pipeline:
         return list(torch.split(self._from_last(batches[0][0].device), counts))
 
     def _from_last(self, device: torch.device) -> Tensor:
-        """What the last stage has computed, on all ranks of the pipeline."""
+        """Broadcasts the logits of the last stage to all ranks of the pipeline."""
         shape = torch.zeros(_MAX_DIMS, dtype=torch.int64, device=device)
         mine = torch.cat(self._logits) if self.is_last else torch.empty(0)
         if self.is_last:
@@ -277,7 +280,7 @@ class Pipeline:
 
     def _loss_of(self, logits: Tensor, number: Tensor) -> Tensor:
         _, target, _, num_rows = self._batches[int(number)]
-        if self._scale is None:  # logits are all that is asked for
+        if self._scale is None:  # only logits are needed
             self._logits.append(logits[:num_rows])
             return logits.new_zeros(())
         if not num_rows:

@@ -1,14 +1,14 @@
-"""Pipeline stages of any module: each stage is the whole module, in which the layers of the others are holes.
+"""Pipeline stages of any module: each stage is the whole module, with holes instead of the layers of other stages.
 
-A stage runs the module's own forward pass on the rows, which every rank of a pipeline has. Holes before the stage give
-NaN; at the stage's first layer, what the stage before has computed takes the place of what came out of the holes; at the
-first layer of the next stage the pass ends. So masks, positions and all else that follows from the rows are computed
-where they are used, names stay those of the whole module, and layers stay modules that can be sharded. (The graphs of
-torch's own tracer, `torch.distributed.pipelining.pipeline`, have no such layers, and one batch size.)
+A stage runs the module's own forward pass on the rows, which every rank of a pipeline has. Holes before the stage
+return NaN; the inputs of the stage's first layer are replaced by the results of the previous stage; and the pass ends
+at the first layer of the next stage. So masks, positions and other values that depend only on the rows are computed
+where they are used, names remain those of the whole module, and layers remain modules that can be sharded. (The graphs
+of torch's tracer, `torch.distributed.pipelining.pipeline`, have no such layers, and only one batch size.)
 
-It holds where a layer that begins a stage is handed all that is left of what was computed before it. Whether it is, is
-found out without computing: the module runs on tensors without data (torch's FakeTensorMode), and autograd says what
-each stage's result depends on.
+This works if the first layer of a stage receives all earlier results that it and later layers need. A check determines
+this without computation: the module runs on tensors without data (torch's FakeTensorMode), and autograd shows the
+dependencies of each stage's result.
 """
 
 from collections import OrderedDict
@@ -25,20 +25,20 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from maas_ray.errors import ModelError
 
 _ROWS = (2, 3)
-"""Numbers of rows that a module is looked at with: sizes that differ grow with them."""
+"""Numbers of rows with which a module is analyzed: sizes that differ grow with them."""
 
 
 @dataclass
 class Unit:
-    """A layer that no cut goes through.
+    """A layer that belongs to one stage completely.
 
     Attributes:
-        name: in the module.
+        name: name in the module.
         size: number of its weights.
-        num_calls: in the forward passes that were looked at.
-        crossing: which of its inputs, flattened, depend on weights: what a stage that begins here has to be handed.
-        results: what it gives, flattened, for each number of rows in `_ROWS`; tensors are (shape, dtype).
-        form: of its result.
+        num_calls: number of calls in the analyzed forward passes.
+        crossing: indices of its flattened inputs that depend on weights: the inputs of a stage that starts here.
+        results: its flattened results for each number of rows in `_ROWS`; tensors are (shape, dtype).
+        form: tree structure of its result.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Unit:
 
 
 class StagedModule(nn.Module):
-    """What a module of any class becomes in addition to it when it is made a stage."""
+    """Base class that is added to the class of a module when it becomes a stage."""
 
     def forward(self, *received: Tensor, rows: Tensor | None = None) -> Any:
-        """From the rows (the first stage), or what the stage before gives and the rows, to what the next stage is handed.
+        """Computes the inputs of the next stage from the rows (first stage), or from the previous results and the rows.
 
-        The last stage gives the module's own result.
+        The last stage returns the result of the module.
         """
         flow: _Flow = self.__dict__["_flow"]
         if flow.is_first:
             rows, received = received[0], ()
         if rows is None:
-            raise ModelError("a stage of a pipeline was called without the rows")
+            raise ModelError("a pipeline stage was called without the rows")
         flow.received, flow.num_rows = received, len(rows)
         try:
             return super().forward(rows)
@@ -72,12 +72,12 @@ class StagedModule(nn.Module):
 
 
 def find_units(net: nn.Module, named: Sequence[str] = ()) -> list[str]:
-    """Names of the layers with weights between which a module can be cut: members of its outermost lists, and all that
-    is beside such a list.
+    """Names of the layers with weights between which a module can be split: members of its outermost lists, and the
+    modules next to such a list.
 
     Args:
         net: any module.
-        named: layers that have to be units, even inside others.
+        named: layers that must be units, even inside of others.
     """
     found: list[str] = []
 
@@ -99,19 +99,19 @@ def find_units(net: nn.Module, named: Sequence[str] = ()) -> list[str]:
 def stage_modules(
     net: nn.Module, example: Tensor, device: torch.device, choose: Callable[[list[Unit]], list[int]], named: Sequence[str] = ()
 ) -> list[nn.Module]:  # fmt: skip
-    """Makes stages of a module; they share its weights.
+    """Splits a module into stages that share its weights.
 
     Args:
         net: any module from rows to one tensor; its weights need no data.
-        example: rows that it takes, [any number, …].
-        device: where stages will compute.
-        choose: from the units in the order of their calls to where each stage but the first begins.
-        named: layers that have to be units.
+        example: input rows, [any number, …].
+        device: device of the stages.
+        choose: maps the units, in the order of their calls, to the first unit of each stage but the first.
+        named: layers that must be units.
 
     Raises:
-        ModelError: the module cannot be cut so, with the reason.
+        ModelError: the module cannot be split this way; the message contains the reason.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode  # a sequence of layers does without
+    from torch._subclasses.fake_tensor import FakeTensorMode  # late: a sequence of layers does not need it
 
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -122,11 +122,11 @@ def stage_modules(
             owners = _owners_of_others(blank, units, cuts, _rows_like(example, _ROWS[0]))
     except ModelError:
         raise
-    except Exception as error:  # the module's own code may raise anything when it runs on tensors without data
+    except Exception as error:  # the module's code can raise anything on tensors without data
         raise ModelError(
-            f"layout.pp: {type(net).__name__} cannot be cut into pipeline stages: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}; use another layout, or make it a torch.nn.Sequential of named layers, "
-            "each taking and giving one tensor"
+            f"parallelism.pp: {type(net).__name__} cannot be split into pipeline stages: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}; use another layout, or make it a torch.nn.Sequential of named "
+            "layers, each with one input and one output tensor"
         ) from error
     return [
         _stage(net, units, span, {name for name, owner in owners.items() if owner == number}, device)
@@ -134,27 +134,25 @@ def stage_modules(
     ]
 
 
-class _StageEnded(
-    BaseException
-):  # no error: how a forward pass is left, past whatever errors the module's code catches
+class _StageEnded(BaseException):  # no error: ends a forward pass, even if the module's code catches errors
     def __init__(self, values: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.values = values
 
 
 class _Flow:
-    """What goes through a stage in one forward pass."""
+    """The data of one forward pass through a stage."""
 
     def __init__(self, is_first: bool, traced: list[Tensor] | None) -> None:
         self.is_first = is_first
         self.received: tuple[Tensor, ...] = ()
         self.num_rows = 0
         self.traced = traced
-        """Where what comes out of holes is put down, if autograd is to say what depends on it."""
+        """Collects the results of holes if autograd must determine what depends on them."""
 
 
 class _Hole:
-    """Takes the place of a layer's forward pass, in stages after its own."""
+    """Replaces the forward pass of a layer in stages after its own."""
 
     def __init__(self, unit: Unit, flow: _Flow, device: torch.device) -> None:
         self.unit, self.flow, self.device = unit, flow, device
@@ -166,13 +164,13 @@ class _Hole:
         if not isinstance(few, tuple):
             return few
         (shape, dtype), (larger, _) = few, more
-        # Of 2 and of 3 rows, a size of N rows follows: k * N + c.
+        # The sizes for 2 and 3 rows determine the size for N rows: k * N + c.
         sizes = [a + (b - a) * (self.flow.num_rows - _ROWS[0]) for a, b in zip(shape, larger, strict=True)]
         if not dtype.is_floating_point:
             if self.flow.traced is not None:
                 raise ModelError(
-                    f"layout.pp: {self.unit.name} gives {dtype}, which layers of a later stage might need; begin the stages "
-                    "at other layers (layout.pp_split), or use another layout"
+                    f"parallelism.pp: {self.unit.name} returns {dtype}, which layers of a later stage may need; start "
+                    "the stages at other layers (parallelism.pp_split), or use another layout"
                 )
             return torch.zeros(sizes, dtype=dtype, device=self.device)
         nothing = torch.full(sizes, torch.nan, dtype=dtype, device=self.device)
@@ -183,7 +181,7 @@ class _Hole:
 
 
 class _End:
-    """Takes the place of the forward pass of the layer that begins the next stage."""
+    """Replaces the forward pass of the first layer of the next stage."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
@@ -194,14 +192,14 @@ class _End:
 
 
 class _Begin:
-    """A hook of a stage's first layer: hands it what the stage before has computed."""
+    """A hook of a stage's first layer that replaces its inputs by the results of the previous stage."""
 
     def __init__(self, unit: Unit, flow: _Flow) -> None:
         self.unit, self.flow = unit, flow
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self.flow.received:
-            return None  # the whole module runs, which has this layer too
+            return None  # the whole module runs, which also contains this layer
         values, form = tree_flatten((args, kwargs))
         for i, value in zip(self.unit.crossing, self.flow.received, strict=True):
             values[i] = value
@@ -231,7 +229,7 @@ def _blank(net: nn.Module, fake: Any) -> nn.Module:
 
 
 def _observe(net: nn.Module, names: Sequence[str], examples: Sequence[Tensor]) -> list[Unit]:
-    """Runs a module, and looks at its units in the order in which they are called."""
+    """Runs a module and returns its units in the order of their calls."""
     units: list[Unit] = []
     handles: list[Any] = []
     for name in names:
@@ -246,12 +244,13 @@ def _observe(net: nn.Module, names: Sequence[str], examples: Sequence[Tensor]) -
     for unit in units:
         if unit.num_calls != len(examples):
             raise ModelError(
-                f"layout.pp: {unit.name} is called {unit.num_calls // len(examples)} times in a forward pass, and a pipeline "
-                "runs each layer once; use another layout"
+                f"parallelism.pp: {unit.name} is called {unit.num_calls // len(examples)} times in a forward pass, but "
+                "a pipeline runs each layer once; use another layout"
             )
     if missing := sorted(set(names) - {unit.name for unit in units}):
         raise ModelError(
-            f"layout.pp: {missing[0]} is not called in the forward pass, so that no stage can have it; use another layout"
+            f"parallelism.pp: {missing[0]} is not called in the forward pass and belongs to no stage; use another "
+            "layout"
         )
     return units
 
@@ -273,7 +272,7 @@ class _Seen:
 
 
 def _owners_of_others(net: nn.Module, units: list[Unit], cuts: Sequence[int], rows: Tensor) -> dict[str, int]:
-    """The stage that uses each weight that is in no unit. Refuses a module that cannot be cut so."""
+    """The stage of each weight that is in no unit. Refuses a module that cannot be split this way."""
     inside = tuple(f"{unit.name}." for unit in units)
     others = {name: weight for name, weight in net.named_parameters() if not name.startswith(inside)}
     owners: dict[str, int] = {}
@@ -287,20 +286,20 @@ def _owners_of_others(net: nn.Module, units: list[Unit], cuts: Sequence[int], ro
         depends = _dependence(handed, [*traced, *others.values()])
         if any(depends[: len(traced)]):
             raise ModelError(
-                f"layout.pp: {units[start].name} is not handed all that it and the layers after it need of what was computed "
-                "before; begin the stage at another layer (layout.pp_split), or use another layout"
+                f"parallelism.pp: {units[start].name} does not receive all earlier results that it and later layers "
+                "need; start the stage at another layer (parallelism.pp_split), or use another layout"
             )
         for name in [name for name, is_used in zip(others, depends[len(traced) :], strict=True) if is_used]:
             if owners.setdefault(name, number) != number:
                 raise ModelError(
-                    f"layout.pp: the weight {name} would be used in the stages {owners[name]} and {number}; begin the stages "
-                    "at other layers (layout.pp_split), or use another layout"
+                    f"parallelism.pp: the weight {name} is used in the stages {owners[name]} and {number}; start the "
+                    "stages at other layers (parallelism.pp_split), or use another layout"
                 )
     return {name: owners.get(name, 0) for name in others}
 
 
 def _dependence(results: Sequence[Tensor], sources: Sequence[Tensor]) -> list[bool]:
-    """Which of the sources the results depend on."""
+    """Whether the results depend on each of the sources."""
     roots = [result for result in results if result.requires_grad]
     if not roots or not sources:
         return [False] * len(sources)
@@ -311,7 +310,7 @@ def _dependence(results: Sequence[Tensor], sources: Sequence[Tensor]) -> list[bo
 def _stage(
     net: nn.Module, units: list[Unit], span: tuple[int, int], others: set[str], device: torch.device, traced: list[Tensor] | None = None
 ) -> nn.Module:  # fmt: skip
-    """The module with the units [start, stop) and the given other weights of its own, and holes for the rest."""
+    """The module with the units [start, stop) and the given other weights, and holes for the rest."""
     start, stop = span
     flow = _Flow(start == 0, traced)
     own = units[start:stop]
@@ -336,7 +335,7 @@ def _stage(
     if start:
         stage.get_submodule(own[0].name).register_forward_pre_hook(_Begin(own[0], flow), with_kwargs=True)
     _forget(stage, nothings)
-    if start:  # what no layer owns is saved by the first stage
+    if start:  # the first stage saves buffers that belong to no layer
         for name, module in stage.named_modules():
             if not f"{name}.".startswith(tuple(f"{unit.name}." for unit in own)):
                 module._non_persistent_buffers_set = {*module._buffers}
@@ -351,7 +350,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _nothing(tensor: Tensor, device: torch.device, traced: list[Tensor] | None) -> Tensor:
-    """A tensor of the same kind that takes no memory and poisons what is computed with it."""
+    """A tensor of the same shape that needs no memory and makes every result NaN."""
     if not tensor.is_floating_point():
         return torch.zeros((), dtype=tensor.dtype, device=device).expand(tensor.shape)
     nothing = torch.full((), torch.nan, dtype=tensor.dtype, device=device)
@@ -361,7 +360,7 @@ def _nothing(tensor: Tensor, device: torch.device, traced: list[Tensor] | None) 
 
 
 def _forget(net: nn.Module, nothings: Mapping[int, Tensor]) -> None:
-    """Makes mere attributes of the tensors that took the place of weights: they are no state, and nothing trains them."""
+    """Converts the placeholders of weights to plain attributes, so that they are neither state nor trained."""
     forgotten = {id(tensor) for tensor in nothings.values()}
     for module in net.modules():
         for tensors in (module._parameters, module._buffers):

@@ -210,7 +210,7 @@ def _params(model: ModelSpec) -> dict[str, Any]:
 
 
 def _computed(spec: DecoderSpec) -> dict[str, Any]:
-    """The parameters that determine a decoder's function; shapes alone do not show, for instance, the number of heads."""
+    """The parameters that determine a decoder's function; shapes alone do not show the number of heads, for example."""
     return {
         "layers": spec.num_layers,
         "width": spec.num_values,

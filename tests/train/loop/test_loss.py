@@ -108,7 +108,7 @@ def test_logits_in_lower_precision_are_widened() -> None:
         (
             {"loss": "mse"},
             "classification",
-            "mse needs a number per row, and the task is classification; use cross_entropy",
+            "mse needs a number per row, but the task is classification; use cross_entropy",
         ),
         ({"loss": "cross_entropy"}, "regression", "use mse or mae or huber"),
         ({"loss": "cross_entropy"}, "binary", "use bce"),
@@ -133,5 +133,5 @@ def test_a_loss_that_does_not_fit_the_task_is_refused_with_the_reason(spec: dict
     ],
 )
 def test_shapes_that_would_broadcast_are_refused(task: str, logits: torch.Tensor, target: torch.Tensor) -> None:
-    with pytest.raises(ModelError, match="takes logits"):
+    with pytest.raises(ModelError, match="needs logits"):
         build_loss(ObjectiveSpec(), task)(logits, target)

@@ -27,7 +27,9 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_named(name: str, value:
     state = _state()
     refuse_not_finite(state, 8, CPU, {"model.mask"})
     state[name][1, 2] = value
-    with pytest.raises(TrainingFailed, match=f"after step 8 {name} holds a NaN or infinite number: .* not committed"):
+    with pytest.raises(
+        TrainingFailed, match=f"after step 8 {name} contains a NaN or infinite number; .* not committed"
+    ):
         refuse_not_finite(state, 8, CPU, {"model.mask"})
 
 
@@ -54,5 +56,5 @@ def _on_rank(rank: int) -> str:
 @pytest.mark.fault
 def test_all_ranks_refuse_what_one_of_them_holds() -> None:
     first, second = run_ranks(_on_rank, 2)
-    assert "after step 3 a tensor of another rank holds" in first
-    assert "after step 3 model.weight holds" in second
+    assert "after step 3 a tensor of another rank contains" in first
+    assert "after step 3 model.weight contains" in second

@@ -226,13 +226,16 @@ def _catches(layer: nn.Linear) -> None:
         (lambda layer: layer.weight.detach().numpy().sum(), "RuntimeError"),
         (lambda layer: torch.manual_seed(SEED), "it sets torch's random generator"),
         (_fork, "it sets torch's random generator"),
-        (_catches, "it draws from a generator of its own"),
-        (lambda layer: torch.ones(4, 2), r"neither parameters nor buffers, of the shapes \[4, 2\]"),
-        (lambda layer: nn.Parameter(FROM_ELSEWHERE), "kept is not made by the module itself"),
+        (_catches, "it uses its own random generator"),
+        (lambda layer: torch.ones(4, 2), r"neither parameters nor buffers, with the shapes \[4, 2\]"),
+        (lambda layer: nn.Parameter(FROM_ELSEWHERE), "kept is not created by the module itself"),
         (lambda layer: FROM_ELSEWHERE.add_(1), "in place"),
-        (lambda layer: _fill_later(layer.weight), "changes while it is built"),
+        (lambda layer: _fill_later(layer.weight), "changes during the build"),
         (lambda layer: nn.Parameter(layer.weight.detach()[0]), "shares its memory with another"),
-        (lambda layer: torch.zeros(600, 600).copy_(torch.from_numpy(np.ones((600, 600)))), "more than 1 MiB of data"),
+        (
+            lambda layer: torch.zeros(600, 600).copy_(torch.from_numpy(np.ones((600, 600)))),
+            "more than 1 MiB of external data",
+        ),
     ],
 )
 def test_what_cannot_be_written_down_is_refused_with_the_reason(then: Callable[[nn.Linear], Any], reason: str) -> None:
@@ -249,7 +252,7 @@ def test_such_a_model_is_built_at_once_and_the_log_says_why(
         net, deferred = build_or_defer(spec, dataset.features, layouts)
     assert deferred is None
     assert not any(tensor.is_meta for tensor in _tensors(net).values())
-    assert "each rank holds the whole model while it is built" in caplog.text
+    assert "each rank holds the whole model during its build" in caplog.text
     spec, dataset = make_run(file_store, tmp_path, "mlp")
     whole, deferred = build_or_defer(spec, dataset.features, [MeshLayout(), MeshLayout(dp_replicate=2)])
     assert deferred is None

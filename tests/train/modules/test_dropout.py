@@ -130,7 +130,7 @@ def test_a_piece_of_the_heads_gets_its_piece_of_the_mask_and_what_is_unclear_is_
     with samples(1, torch.arange(6)):
         running(net.first, ())
         assert torch.equal(functional.dropout(weights[:, 2:]), whole[:, 2:])
-        with pytest.raises(ModelError, match=r"layout.tp: first calls dropout .* use dp_shard instead of tp"):
+        with pytest.raises(ModelError, match=r"parallelism.tp: first calls dropout .* use dp_shard instead of tp"):
             functional.dropout(weights[:, 0])
 
 

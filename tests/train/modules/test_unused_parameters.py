@@ -93,7 +93,7 @@ def test_rank_0_says_which_weights_stay_as_they_are(
     with caplog.at_level(logging.WARNING):
         check_run(spec, dataset, file_store)
     assert [record.message for record in caplog.records] == [
-        "the model's logits do not depend on other.weight, other.bias: they stay as they are"
+        "the model's logits do not depend on other.weight, other.bias, which will not change"
     ]
 
 

@@ -48,12 +48,12 @@ def _tied() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("net", "layout", "plan", "message"),
     [
-        (_layers(4, 4), MeshLayout(pp=2), None, "2 stages need as many layers with weights"),
-        (_Own(), MeshLayout(pp=2), None, "has to be a torch.nn.Sequential"),
+        (_layers(4, 4), MeshLayout(pp=2), None, "2 stages need 2 layers with weights"),
+        (_Own(), MeshLayout(pp=2), None, "must be a torch.nn.Sequential"),
         (_tied(), MeshLayout(pp=3), None, "layer_0.weight and layer_2.weight are the same weight"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), MeshLayout(dp_shard=2), None, "batch normalization"),
-        (_layers(4, 4), MeshLayout(tp=2), None, "says nothing about which layers"),
-        (_layers(4, 4), MeshLayout(tp=2), {"other": "colwise"}, "no layer of Sequential has a name"),
+        (_layers(4, 4), MeshLayout(tp=2), None, "has no tensor-parallel plan"),
+        (_layers(4, 4), MeshLayout(tp=2), {"other": "colwise"}, "no layer of Sequential matches its plan"),
         (_layers(4, 6), MeshLayout(tp=4), {"layer_0": "colwise"}, "has 6 outputs, which 4 ranks cannot share"),
         (_layers(6, 4), MeshLayout(tp=4), {"layer_0": "rowwise"}, "has 6 inputs"),
         (_layers(4, 4), MeshLayout(tp=2), {"layer_0": "diagonal"}, "the style 'diagonal'; use one of colwise"),
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(
         ({}, 4, MeshLayout(dp_replicate=4)),
         ({"tp": 2}, 4, MeshLayout(dp_replicate=2, tp=2)),
         ({"pp": 2, "dp_shard": 2}, 4, MeshLayout(pp=2, dp_shard=2)),
-        ({"dp_shard": 3}, 4, "dp_shard 3 x tp 1 = 3 ranks, and workers.count is 4"),
+        ({"dp_shard": 3}, 4, "dp_shard 3 x tp 1 = 3 ranks, but workers.count is 4"),
         ({"dp_replicate": 2, "tp": 4}, 4, "= 8 ranks"),
     ],
 )
@@ -123,7 +123,7 @@ def _far(rank: int) -> str:
 
 
 def test_a_tensor_parallel_group_on_two_nodes_is_refused_on_every_rank() -> None:
-    assert all("the ranks 0 to 1 share matrix products and are on 2 nodes" in text for text in run_ranks(_far, 2))
+    assert all("the ranks 0 to 1 share matrix products but are on 2 nodes" in text for text in run_ranks(_far, 2))
 
 
 def _places(rank: int) -> list[tuple[list[str], int, int, int, int]]:

@@ -163,14 +163,14 @@ def test_layers_inside_others_can_begin_a_stage() -> None:
 @pytest.mark.parametrize(
     ("net", "named", "message"),
     [
-        (Skips(), None, "not handed all that it and the layers after it need"),
-        (Residual(), ["blocks.1"], "blocks.1 is not handed all that it"),
+        (Skips(), None, "does not receive all earlier results that it and later layers need"),
+        (Residual(), ["blocks.1"], "blocks.1 does not receive all earlier results"),
         (Twice(), None, "blocks.0 is called 2 times"),
-        (Chooses(), None, "cannot be cut into pipeline stages: DataDependentOutputException"),
-        (UsesWeightsAgain(), ["blocks.2"], "not handed all"),
-        (Blocks(), ["block.1"], "can begin at 'block.1'; did you mean 'blocks.1'"),
+        (Chooses(), None, "cannot be split into pipeline stages: DataDependentOutputException"),
+        (UsesWeightsAgain(), ["blocks.2"], "does not receive all"),
+        (Blocks(), ["block.1"], "can start at 'block.1'; did you mean 'blocks.1'"),
         (Blocks(), ["enter"], "give 1 different layers in the order blocks.0, blocks.1"),
-        (Blocks(), ["blocks.1", "blocks.0"], "cannot begin the second to the last of 2 stages"),
+        (Blocks(), ["blocks.1", "blocks.0"], "cannot be the first layers of stages 2 to 2"),
     ],
 )
 def test_a_module_that_cannot_be_cut_is_refused_with_the_reason(
