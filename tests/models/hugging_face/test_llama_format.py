@@ -88,8 +88,8 @@ def test_another_model_has_no_such_format(tmp_path: Path) -> None:
         ({"head_dim": 16}, "head_dim to 16"),
         ({"hidden_size": 33}, "not a configuration of a Llama model: .*does not divide"),
         ({"vocab_size": None}, "not a configuration of a Llama model"),
-        ({"hidden_size": 64, "head_dim": None}, r"is \[64, 64\] here and \[32, 32\] there"),
-        ({"num_hidden_layers": 3}, r"it has no block_2\.attention\.key\.weight; .* \(and 6 more\)"),
+        ({"hidden_size": 64, "head_dim": None}, r"has shape \[64, 64\] in the model and \[32, 32\] in the source"),
+        ({"num_hidden_layers": 3}, r"the source has no block_2\.attention\.key\.weight; .* \(and 6 more\)"),
     ],
 )
 def test_a_folder_that_describes_another_model_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     state = load_file(weights)
     del state["model.norm.weight"]
     save_file(state, weights)
-    with pytest.raises(ModelError, match=r"it has no norm\.weight; give"):
+    with pytest.raises(ModelError, match=r"the source has no norm\.weight; use"):
         decoder_from(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="contains a list; expected an object"):

@@ -188,9 +188,9 @@ def test_a_rank_waits_no_longer_than_it_may_for_others_that_never_promise() -> N
 def test_a_notice_to_one_process_reaches_all() -> None:
     registry = RankRegistry()
     attempt = registry.begin(["a", "b"])
-    pace = Pace(registry.heartbeat, attempt, 1, notice=lambda: "was sent SIGTERM")
+    pace = Pace(registry.heartbeat, attempt, 1, notice=lambda: "received SIGTERM")
     deadline = time.monotonic() + 20
     while registry.asked is None and time.monotonic() < deadline:
         time.sleep(0.005)
     pace.close()
-    assert registry.asked == "rank 1 was sent SIGTERM"
+    assert registry.asked == "rank 1 received SIGTERM"
