@@ -139,7 +139,9 @@ def _table(where: str, arrays: Mapping[str, NDArray[Any]]) -> pa.Table:
                 f"array {name!r} of {where} is {values.dtype} {values.shape}; expected numbers or text per row"
             )
         if values.ndim > 1 and (values.dtype.kind not in "biuf" or not math.prod(values.shape[1:])):
-            raise DataError(f"array {name!r} of {where} is {values.dtype} {values.shape}; a tensor must contain numbers")
+            raise DataError(
+                f"array {name!r} of {where} is {values.dtype} {values.shape}; a tensor must contain numbers"
+            )
         if values.ndim > 1:
             field, array = tensor_field(name, values)
         else:
