@@ -60,9 +60,7 @@ def build_keras(kind: type, arguments: Mapping[str, Any], row: Row) -> KerasNet:
     keras.utils.set_random_seed(seed)
     model = kind(**arguments)
     with torch.no_grad():
-        model(
-            torch.zeros(2, *row.shape, dtype=torch.int64 if row.is_tokens else torch.float32)
-        )  # creates lazy variables
+        model(torch.zeros(2, *row.shape, dtype=torch.int64 if row.is_tokens else torch.float32))  # builds it
     return KerasNet(model)
 
 

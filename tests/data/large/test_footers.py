@@ -1,4 +1,4 @@
-"""Footers of parquet files and schemas of Arrow files, parsed in a child: equal to pyarrow's; hostile files are named."""
+"""Footers of parquet files and schemas of Arrow files, parsed in a child; equal to pyarrow's; bad files are named."""
 
 import time
 from pathlib import Path

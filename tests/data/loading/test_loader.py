@@ -1,4 +1,4 @@
-"""Global batches do not depend on the number of ranks; each sample occurs once per epoch; the cursor is the only state."""
+"""Global batches do not depend on the number of ranks; each sample occurs once per epoch; the state is the cursor."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Retention of logs: removed records are in two remaining objects, and concurrent readers and writers are not affected."""
+"""Retention of logs: removed records are in two remaining objects, and concurrent access is not affected."""
 
 from datetime import UTC, datetime, timedelta
 
