@@ -254,7 +254,7 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
         (
             lambda text: text,
             {"cleaning": {**FILL, "max_categories": 2}},
-            "column 'city' has 3 categories, the limit is 2",
+            "column 'city' has 3 categories; the limit is 2",
         ),
         (lambda text: text, {"task": "regression"}, "10 rows contain a value that is not a number"),
     ],

@@ -174,7 +174,7 @@ class TrainSpec(Spec):
     """Optimizer steps between validations; None: one at the end of every epoch. The last step always has one."""
     validation: ValidationSpec = ValidationSpec()
     tensorboard: TensorboardSpec = TensorboardSpec()
-    callbacks: tuple[CallbackSpec, ...] = ()
+    callbacks: tuple[CallbackSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Code that follows the run: logged steps, validations, checkpoints and the end."""
     workers: WorkersSpec = WorkersSpec()
     parallelism: ParallelismSpec = ParallelismSpec()

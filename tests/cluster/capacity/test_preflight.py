@@ -26,7 +26,9 @@ def test_equal_workers_are_counted_node_by_node(nodes: list[dict[str, float]], n
 
 def test_workers_that_fit_pass_and_others_are_refused(ray_cluster: RayCluster):
     preflight(8, {"CPU": 1, "GPU": 0})
-    with pytest.raises(ResourcesMissing, match=r"9 workers of 1 CPU each .* holds 8 .* missing 1 CPU .* available 8"):
+    with pytest.raises(
+        ResourcesMissing, match=r"9 workers of 1 CPU each .* can run 8 of them: missing 1 CPU .* available 8"
+    ):
         preflight(9, {"CPU": 1, "GPU": 0})
 
 

@@ -336,7 +336,7 @@ def test_a_category_that_the_statistics_have_not_seen_is_no_code(both: tuple[Dat
     target = np.zeros(2, dtype=np.float32)
     cities = pa.table({"city": ["Oslo", "Rome"]})
     assert write.encode_rows(features, {"city": ("Oslo", "Rome")}, cities, target).codes.tolist() == [[0], [1]]
-    with pytest.raises(DataError, match="column 'city' changed while it was read"):
+    with pytest.raises(DataError, match="column 'city' changed while it was being read"):
         write.encode_rows(features, {"city": ("Oslo",)}, cities, target)
 
 
@@ -351,7 +351,7 @@ def _here(function: Any, count: int, arguments: Any, *_: Any) -> Any:
     ("change", "message"),
     [
         ({"cleaning": {**CLEANING, "numeric": {}}}, "column 'age' has .* missing values"),
-        ({"cleaning": {**CLEANING, "max_categories": 3}}, "column 'city' has 4 categories, the limit is 3"),
+        ({"cleaning": {**CLEANING, "max_categories": 3}}, "column 'city' has 4 categories; the limit is 3"),
         ({"target": "lable"}, "did you mean 'label'"),
         ({"task": "regression"}, "no row of 600 has a number in the target 'label'"),
         ({"split": {"column": "city"}}, "the split column 'city' contains"),

@@ -127,7 +127,7 @@ def test_a_column_without_a_value_or_with_too_many_categories_is_refused() -> No
     table = pa.table({"a": pa.array([np.nan] * 4, pa.float32()), "b": ["w", "x", "y", "z"]})
     with pytest.raises(DataError, match=r"column 'a' has no value in the training split \(4 missing\)"):
         fit_columns(table.select(["a"]), [ColumnPlan("a", "numeric", "mean")], 10)
-    with pytest.raises(DataError, match="column 'b' has 4 categories, the limit is 3"):
+    with pytest.raises(DataError, match="column 'b' has 4 categories; the limit is 3"):
         fit_columns(table.select(["b"]), [ColumnPlan("b", "categorical", "error")], 3)
 
 

@@ -146,9 +146,7 @@ def test_a_task_gives_the_metrics_of_its_checkpoint_and_leaves_them_in_the_log(
 def test_what_would_never_come_is_refused(file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="remove validate_every"):
         _spec(file_store, tmp_path, validate_every=3)
-    with pytest.raises(
-        ResourcesMissing, match="has 8 CPU, and 2 workers of 3 and the validation beside them of 4 need 10"
-    ):
+    with pytest.raises(ResourcesMissing, match="has 8 CPU, but 2 workers of 3 and the validation task of 4 need 10"):
         run_training(
             _spec(file_store, tmp_path, workers={"count": 2, "cpus": 3}, validation={"mode": "async", "cpus": 4})
         )
