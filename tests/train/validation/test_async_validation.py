@@ -84,7 +84,7 @@ def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
     result = run_training(spec, resume=True)
     assert result.step == 16
     assert result.reason is not None
-    assert result.reason.endswith("2 times in a row, the last time at step 12")
+    assert result.reason.endswith("2 consecutive values up to step 12")
 
     # Another run, as if it had been killed after step 8: the metrics of that step are still due.
     parts = _create(file_store, tmp_path, run="parts", early_stopping=early)
@@ -151,6 +151,6 @@ def test_what_would_never_come_is_refused(file_store: ObstoreStore, ray_cluster:
             _spec(file_store, tmp_path, workers={"count": 2, "cpus": 3}, validation={"mode": "async", "cpus": 4})
         )
     digits = {"uri": "sklearn:digits", "task": "classification", "split": {"validation": 0, "test": 0.1}}
-    with pytest.raises(SpecError, match="no validation split"):
+    with pytest.raises(SpecError, match="needs a validation split"):
         run_training(_spec(file_store, tmp_path, data=digits, checkpoint={}))
     assert Runs(file_store).all() == []
