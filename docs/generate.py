@@ -324,12 +324,50 @@ def contributing_page() -> str:
     return f"{title}\n\n{note}\n" + re.sub(r"\]\(([^)]+)\)", link, rest)
 
 
+def python_page() -> str:
+    """Every name that `import maas_ray` offers, from its signature and docstring."""
+    import maas_ray
+
+    lines = ["# Python API", "", NOTE, "", "```python", "import maas_ray", "```", ""]
+    for name in maas_ray.__all__:
+        value = getattr(maas_ray, name)
+        if name.startswith("_") or (inspect.ismodule(value) and not callable(value)):
+            continue
+        lines += [f"## {name}", "", *_described(name, value)]
+        if not inspect.isclass(value):
+            continue
+        for member, each in inspect.getmembers_static(value):
+            if not member.startswith("_") and (isinstance(each, property) or inspect.isfunction(each)):
+                lines += [f"### {name}.{member}", "", *_described(f"{name}.{member}", each)]
+    return _text(lines)
+
+
+def _described(name: str, value: Any) -> list[str]:
+    """A signature and the docstring behind it; of a package that can be called, those of its function."""
+    if inspect.ismodule(value):
+        from maas_ray.api import pools, runs
+
+        value = {"serve": pools.serve, "train": runs.train}[name]
+    shown = f"{name}" if isinstance(value, property) else f"{name}{_signature(value)}"
+    return ["```text", shown, "```", "", "```text", inspect.getdoc(value) or "", "```", ""]
+
+
+def _signature(value: Any) -> str:
+    """Parameters with their defaults; types are in the docstring where they matter."""
+    found = inspect.signature(value)
+    plain = [
+        each.replace(annotation=inspect.Parameter.empty) for each in found.parameters.values() if each.name != "self"
+    ]
+    return str(found.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
 def pages() -> dict[Path, str]:
     """Every generated page."""
     found = {DOCS / "reference" / f"{kind}.md": spec_page(kind, schema) for kind, schema in schemas().items()}
     found[DOCS / "reference" / "models.md"] = models_page()
     found[DOCS / "reference" / "errors.md"] = errors_page()
     found[DOCS / "reference" / "commands.md"] = cli_page()
+    found[DOCS / "reference" / "python.md"] = python_page()
     found[DOCS / "contributing.md"] = contributing_page()
     return found
 
