@@ -44,7 +44,7 @@ class Callback:
     """Follows a run; override what you need. Name it in a spec: `callbacks: [{path: package.module:Class}]`.
 
     Methods are called on rank 0 alone, in the process that trains and between two steps, so their time is training time.
-    A callback is created anew for each attempt, with the `params` of the spec. An exception ends the run: the message
+    A new callback is created for each attempt, with the `params` of the spec. An exception ends the run: the message
     names the callback, and the run is not started again.
     """
 
