@@ -19,11 +19,11 @@ from maas_ray.bundle.engine.forms import Form
 from maas_ray.bundle.engine.padding import Padding
 from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest, DeadlineExceeded, EngineDied, MaasError, Overloaded, RunStopped
-from maas_ray.serve.batching.fair_queue import Key
+from maas_ray.serve.batching.queueing.fair_queue import Key
 from maas_ray.serve.batching.item import Done, Item, Tensors
 from maas_ray.serve.batching.merge_guard import Guard, Sample
 from maas_ray.serve.batching.quarantine import Quarantine
-from maas_ray.serve.batching.request_queue import DEFAULT_TENANT, Queue
+from maas_ray.serve.batching.queueing.request_queue import DEFAULT_TENANT, Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 log = get_logger(__name__)

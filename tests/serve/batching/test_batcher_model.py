@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.item import Item, Tensors
-from maas_ray.serve.batching.request_queue import Queue
+from maas_ray.serve.batching.queueing.request_queue import Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 from tests.support.rig import HeldEngine, ManualLoop
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from maas_ray.errors import DeadlineExceeded, Overloaded
-from maas_ray.serve.batching.fairness import Shares
+from maas_ray.serve.batching.queueing.fairness import Shares
 from maas_ray.serve.batching.item import Item
-from maas_ray.serve.batching.priority_heap import PriorityHeap
-from maas_ray.serve.batching.request_queue import Queue
+from maas_ray.serve.batching.queueing.priority_heap import PriorityHeap
+from maas_ray.serve.batching.queueing.request_queue import Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 from tests.support.rig import Rig
 

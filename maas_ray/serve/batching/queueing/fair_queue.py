@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from maas_ray.errors import Overloaded
-from maas_ray.serve.batching.batch_size import HEADROOM, is_too_much, largest_on_time
-from maas_ray.serve.batching.fairness import Shares, Tenant, furthest_behind
+from maas_ray.serve.batching.queueing.batch_size import HEADROOM, is_too_much, largest_on_time
+from maas_ray.serve.batching.queueing.fairness import Shares, Tenant, furthest_behind
 from maas_ray.serve.batching.item import Item
-from maas_ray.serve.batching.priority_heap import PriorityHeap
+from maas_ray.serve.batching.queueing.priority_heap import PriorityHeap
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 Key = tuple[object, ...]

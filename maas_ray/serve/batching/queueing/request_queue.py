@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from maas_ray.errors import Overloaded
-from maas_ray.serve.batching.batch_size import HEADROOM
-from maas_ray.serve.batching.fair_queue import EstimateByKey, FairQueue, Key
+from maas_ray.serve.batching.queueing.batch_size import HEADROOM
+from maas_ray.serve.batching.queueing.fair_queue import EstimateByKey, FairQueue, Key
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
