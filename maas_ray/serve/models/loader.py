@@ -1,4 +1,4 @@
-"""Model loader: loads a version from the store into memory, and releases it. manager.py and cache.py decide which."""
+"""Model loader: loads a version from the store into memory, and releases it. reference_loads.py and cache.py decide which."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
