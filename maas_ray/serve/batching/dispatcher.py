@@ -85,6 +85,25 @@ class Dispatcher:
         if self._waker is not None:
             self._waker.cancel()
 
+    def ended(self, run: BatchRun, outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
+        queue, batch = self._queue, run.items
+        self._runs.remove(run)
+        if outputs is None:
+            self._failed_runs.handle(batch, error, self._loop.time())
+        else:
+            if queue.num_items and not self._is_starting and not self.is_closed:
+                # The engine starts its next run while the loop writes the responses of this one.
+                self._pump()
+            if self._stats is not None:
+                self._stats.ran(len(batch), run.num_rows, run_s)
+                for item in batch:
+                    item.run_s = run_s
+            if len(batch) == 1:
+                batch[0].deliver(outputs, None, self._name)
+            elif not self._merger.split(batch, run.num_rows, outputs):
+                self._failed_runs.retry_singly(batch)
+        self._arm_for_more()
+
     def _pump(self) -> None:
         self.is_armed = False
         runs, queue = self._runs, self._queue
@@ -106,10 +125,10 @@ class Dispatcher:
                 num_rows, inputs = batch[0].num_rows, batch[0].inputs
             else:
                 num_rows, inputs = sum([item.num_rows for item in batch]), self._merger.join(batch)
-            run = BatchRun(batch, num_rows, now)
+            run = BatchRun(self, batch, num_rows, now)
             runs.append(run)
             self._is_starting = True
-            run.stop = self._runner.start(inputs, num_rows, partial(self._ended, run))
+            run.stop = self._runner.start(inputs, num_rows, run.finished)
             self._is_starting = False
             if self.is_armed:  # it ran inline: the loop reads new requests before the next run
                 return
@@ -137,26 +156,6 @@ class Dispatcher:
         when = self._queue.wake_at()
         self._waker = self._loop.call_at(when, self.arm) if math.isfinite(when) else None
 
-    def _ended(self, run: BatchRun, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
-        """Answers the requests of a run, or runs them again; see `Finished`."""
-        queue, batch = self._queue, run.items
-        self._runs.remove(run)
-        if outputs is None:
-            self._failed_runs.handle(batch, error, self._loop.time())
-        else:
-            if queue.num_items and not self._is_starting and not self.is_closed:
-                # The engine starts its next run while the loop writes the responses of this one.
-                self._pump()
-            if self._stats is not None:
-                self._stats.ran(len(batch), run.num_rows, run_s)
-                for item in batch:
-                    item.run_s = run_s
-            if len(batch) == 1:
-                batch[0].deliver(outputs, None, self._name)
-            elif not self._merger.split(batch, run.num_rows, outputs):
-                self._failed_runs.retry_singly(batch)
-        self._arm_for_more()
-
     def _arm_for_more(self) -> None:
         guard = self._merger.guard
         if self._queue.num_items or self._parts or self.is_closed or (guard is not None and guard.sample is not None):
@@ -166,7 +165,7 @@ class Dispatcher:
         """Repeats a request that was answered from a merged run; the engine is idle."""
         guard.sample = None
         inputs, num_rows = sample.feed()
-        run = BatchRun([], num_rows, self._loop.time())
+        run = BatchRun(self, [], num_rows, self._loop.time())
         self._runs.append(run)
         self._runner.start(inputs, num_rows, partial(self._checked, run, sample))
 

@@ -1,8 +1,10 @@
 """Ongoing requests: those that have left the queue and may have no response yet."""
 
 from collections import deque
+from typing import Protocol
 
-from maas_ray.serve.batching.item import Item, live
+from maas_ray.errors import MaasError
+from maas_ray.serve.batching.item import Item, Tensors, live
 from maas_ray.serve.batching.protocols import CancelToken, Loop, Runner
 
 _OVERDUE, _OVERDUE_S = 4.0, 0.25
@@ -10,23 +12,37 @@ _OVERDUE, _OVERDUE_S = 4.0, 0.25
 one of its requests expires: one of them is slow, and the others are run again without it."""
 
 
+class RunOwner(Protocol):
+    """Receiver of the results of runs; implemented by the dispatcher."""
+
+    def ended(self, run: "BatchRun", outputs: Tensors | None, error: MaasError | None, run_s: float) -> None:
+        """Answers the requests of a run, or has them run again."""
+        ...
+
+
 class BatchRun:
     """One run of the engine.
 
     Args:
+        owner: receives the result.
         items: requests whose rows are merged, in this order; empty for the repeated run of the merge guard.
         num_rows: rows of the run.
         started_s: start time on the loop's clock.
     """
 
-    __slots__ = ("items", "num_rows", "started_s", "stop")
+    __slots__ = ("_owner", "items", "num_rows", "started_s", "stop")
 
-    def __init__(self, items: list[Item], num_rows: int, started_s: float) -> None:
+    def __init__(self, owner: RunOwner, items: list[Item], num_rows: int, started_s: float) -> None:
+        self._owner = owner
         self.items = items
         self.num_rows = num_rows
         self.started_s = started_s
         self.stop: CancelToken | None = None
         """Stops the run; None if it cannot be stopped, or has been."""
+
+    def finished(self, outputs: Tensors | None, error: MaasError | None, run_s: float = 0.0, /) -> None:
+        """Passes the result on; see `Finished`. A method, since a `partial` costs 0.2 microseconds more."""
+        self._owner.ended(self, outputs, error, run_s)
 
 
 class Ongoing:
