@@ -133,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path.endswith("/slow"):
+            self.server.until_over.wait(30)
         self._reply(200, b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}')
 
     def do_POST(self) -> None:
@@ -222,6 +224,19 @@ def test_other_answers_raise_their_error(
 def test_a_call_ends_at_its_deadline(scripted: Callable[..., Scripted], predict: Predict) -> None:
     with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
         predict(url_of(scripted("wait")), "m", {"x": [1.0]}, timeout_s=0.5)
+
+
+def test_the_timeout_of_a_call_includes_the_request_for_the_metadata(scripted: Callable[..., Scripted]) -> None:
+    url = url_of(scripted())
+
+    async def predict_async() -> None:
+        async with AsyncClient(url) as client:
+            await client.predict("slow", {"x": [1.0]}, timeout_s=0.5)
+
+    with Client(url) as client, pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
+        client.predict("slow", {"x": [1.0]}, timeout_s=0.5)
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
+        asyncio.run(predict_async())
 
 
 def test_a_missing_server_is_reported(predict: Predict) -> None:
