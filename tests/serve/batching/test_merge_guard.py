@@ -12,7 +12,7 @@ from maas_ray.bundle.format import Bundle
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.merge_guard import Guard, Sample
 from maas_ray.serve.telemetry.stats import ModelStats
-from tests.cases.test_s1_rows_are_never_mixed import bundle_of, mean_over_the_batch
+from tests.cases.test_rows_are_never_mixed import bundle_of, mean_over_the_batch
 from tests.support.onnx_models import make_bundle
 from tests.support.together import ask_together, load
 
