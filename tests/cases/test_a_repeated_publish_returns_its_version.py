@@ -70,7 +70,9 @@ def test_every_publish_of_four_writers_is_one_version_although_answers_are_lost(
 
 
 @pytest.mark.parametrize("is_new_process", [True, False])
-def test_a_publish_that_said_unavailable_is_found_by_its_repeat(file_store: ObstoreStore, is_new_process: bool) -> None:
+def test_a_publish_that_reported_unavailable_is_found_by_its_repeat(
+    file_store: ObstoreStore, is_new_process: bool
+) -> None:
     bundle, other = save_toy_bundle(file_store, b"one"), save_toy_bundle(file_store, b"two")
     away = FaultyStore(file_store, "timeout after success", 1, where="registry/", is_lasting=True)
     registry = Registry(away)
@@ -99,7 +101,7 @@ def test_versions_of_before_tokens_are_found_by_their_bundle(file_store: Obstore
 
 
 @pytest.mark.parametrize("fault", ["timeout after success", "503"])
-def test_an_append_whose_put_is_in_doubt_is_there_once(file_store: ObstoreStore, fault: str) -> None:
+def test_an_append_with_an_uncertain_put_is_stored_once(file_store: ObstoreStore, fault: str) -> None:
     for at in (1, 2, 3):
         Sequence(FaultyStore(file_store, fault, at), f"log{at}").append(lambda _: {"once": True})
         assert len(list(Sequence(file_store, f"log{at}").read())) == 1

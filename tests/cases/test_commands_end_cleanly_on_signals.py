@@ -82,7 +82,7 @@ def test_a_command_that_has_just_started_changes_nothing(name: str, home: dict[s
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_that_is_stopped_says_what_is_left(name: str, home: dict[str, str], tmp_path: Path) -> None:
+def test_a_stopped_job_reports_what_remains(name: str, home: dict[str, str], tmp_path: Path) -> None:
     script = str(ROOT / "jobs" / f"{name}.py")
     # No head answers there, so it is still waiting for one.
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -102,7 +102,7 @@ AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us
     [("models", signal.SIGINT), ("publish", signal.SIGTERM), ("import", signal.SIGINT), ("fsck", signal.SIGHUP)],
     **by_name,
 )
-def test_a_store_that_does_not_answer_holds_nobody(
+def test_a_store_that_does_not_answer_blocks_no_command(
     name: str, number: signal.Signals, home: dict[str, str], tmp_path: Path
 ) -> None:
     """Python runs no handler there: the call is Rust's."""
@@ -141,7 +141,7 @@ def _ignores(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]], ids=["table", "json"])
-def test_output_that_nobody_reads_ends_a_command_without_a_trace(
+def test_closed_output_ends_a_command_without_a_traceback(
     option: list[str], home: dict[str, str], tmp_path: Path
 ) -> None:
     """`maas-ray models | head -1`."""
@@ -176,7 +176,7 @@ def pool_spec(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.fault), signal.SIGTERM], **by_name)
-def test_serve_says_that_the_cluster_goes_on_deploying(
+def test_serve_reports_that_the_cluster_continues_the_deployment(
     number: signal.Signals, ray_cluster: RayCluster, pool_spec: str
 ) -> None:
     """SIGTERM: after Ray has put a handler of C++ in place of Python's, which prints a native trace."""

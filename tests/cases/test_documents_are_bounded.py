@@ -65,10 +65,10 @@ BAD = {
     "sexagesimal of 300,000 digits": "seed: 1" + ":59" * 300_000,
     "sexagesimal fraction": "seed: 1" + ":59" * 300_000 + ".5",
     "float of 500,000 digits": "seed: 1." + "9" * 500_000,
-    "a tag that lies about an integer": "seed: !!int hello",
-    "a tag that lies about a float": "seed: !!float hello",
-    "a tag that lies about a truth": "seed: !!bool maybe",
-    "a tag that lies about a date": "seed: !!timestamp soon",
+    "a wrong tag of an integer": "seed: !!int hello",
+    "a wrong tag of a float": "seed: !!float hello",
+    "a wrong tag of a boolean": "seed: !!bool maybe",
+    "a wrong tag of a date": "seed: !!timestamp soon",
     "a date that is none": "seed: 2026-99-99",
     "bytes that are none": "seed: !!binary '=='",
     "a tag of Python": "seed: !!python/object/apply:os.system [true]",
@@ -142,7 +142,7 @@ def deep() -> object:
 
 
 @pytest.mark.parametrize("make", [holds_itself, deep, lambda: {("a", "b"): 1}, lambda: 10**5000])
-def test_a_document_that_is_no_document_is_a_typed_error(make: Callable[[], object]) -> None:
+def test_a_malformed_document_is_a_typed_error(make: Callable[[], object]) -> None:
     with pytest.raises(SpecError):
         parse_spec(DataSpec, {"uri": "x", "task": "regression", "split": make()})
 
@@ -184,7 +184,7 @@ def test_a_spec_is_a_regular_file(tmp_path: Path, make: Callable[[Path], object]
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999, 10**30])
-def test_a_number_that_is_no_port_is_a_typed_error(port: int, tmp_path: Path) -> None:
+def test_a_number_that_is_not_a_port_is_a_typed_error(port: int, tmp_path: Path) -> None:
     for options in ({"http": port}, {"dashboard": port}):
         with pytest.raises(SpecError, match="must be from 1 to 65535"):
             choose_ports(**options)

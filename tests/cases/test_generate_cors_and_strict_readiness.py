@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     yield from serve_app(store, spec, request.param)
 
 
-def test_generate_takes_and_gives_a_flat_object(server: Server) -> None:
+def test_generate_accepts_and_returns_a_flat_object(server: Server) -> None:
     question = {"text_input": "hé", "number": [1, 2, 3], "stream": False, "parameters": {"temperature": 0.5}}
     answer = requests.post(f"{server.url}/v2/models/text/generate", json=question, timeout=20)
     assert answer.json() == {"model_name": "text", "model_version": "1", "text_output": "hé", "doubled": [2, 4, 6]}

@@ -103,7 +103,7 @@ def test_scikit_learns_default_classifier_is_imported(file_store: ObstoreStore, 
         ),
     ],
 )
-def test_values_that_are_no_tensors_are_refused_with_their_type_and_the_way_out(kind: Any, shown: str) -> None:
+def test_values_that_are_not_tensors_are_refused_with_their_type_and_the_way_out(kind: Any, shown: str) -> None:
     model = make_graph(
         [helper.make_node("SequenceConstruct", ["x"], ["y"])],
         [value("x", TensorProto.FLOAT, ["n"])],
@@ -129,7 +129,7 @@ def test_inputs_with_default_values_are_optional(file_store: ObstoreStore, tmp_p
     engine.close()
 
 
-def test_a_bundle_of_before_that_leaves_them_out_is_served_as_it_was() -> None:
+def test_an_older_bundle_without_these_fields_is_served_unchanged() -> None:
     model = defaulted()
     signature = signature_of(model.SerializeToString())
     inspect_graph(model.SerializeToString(), signature.model_copy(update={"inputs": signature.required}))
@@ -138,7 +138,7 @@ def test_a_bundle_of_before_that_leaves_them_out_is_served_as_it_was() -> None:
         inspect_graph(model.SerializeToString(), signature.model_copy(update={"inputs": wrong}))
 
 
-def test_constants_of_old_files_are_no_inputs() -> None:
+def test_constants_of_old_files_are_not_inputs() -> None:
     model = defaulted()
     model.ir_version = 3
     assert [tensor.name for tensor in signature_of(model.SerializeToString()).inputs] == ["x"]

@@ -115,7 +115,7 @@ def test_the_deadline_holds_for_reading(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["repository/index", "repository/models/linear/load"])
-def test_requests_that_are_no_inference_have_small_bodies(server: Server, path: str) -> None:
+def test_requests_other_than_inference_have_small_bodies(server: Server, path: str) -> None:
     answer = requests.post(f"{server.url}/v2/{path}", data=b"[" * 100_000, timeout=30)
     assert answer.status_code == 413
 

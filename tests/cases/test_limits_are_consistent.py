@@ -33,6 +33,6 @@ def test_a_contradiction_is_refused_with_both_numbers_and_the_way_out(fields: di
     assert "lower" in str(refused.value)
 
 
-def test_limits_that_agree_are_taken_as_they_are() -> None:
+def test_consistent_limits_are_used_unchanged() -> None:
     spec = pool(limits={"timeout_s": 20, "drain_timeout_s": 25}, refresh={"stuck_run_s": 60})
     assert (spec.limits.drain_s, spec.stuck_run_s) == (25, 60)

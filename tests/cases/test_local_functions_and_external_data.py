@@ -122,7 +122,7 @@ def test_a_function_that_calls_itself_is_refused(functions: list[Function]) -> N
         inspect(model_with(functions, ("my", "f")))
 
 
-def test_a_chain_of_many_functions_is_no_recursion_of_ours() -> None:
+def test_a_chain_of_many_functions_needs_no_recursion_of_ours() -> None:
     depth = 3000
     functions = [("my", f"f{i}", node(f"f{i + 1}", "my") if i < depth else node("f0", "my")) for i in range(depth + 1)]
     with pytest.raises(BundleError, match="calls itself"):

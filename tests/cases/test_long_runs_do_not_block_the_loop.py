@@ -177,7 +177,7 @@ def test_one_slow_run_on_the_loop_moves_the_version_off_it_unless_the_machine_wa
     asyncio.run(main())
 
 
-def test_estimates_go_by_the_sizes_of_a_request_not_by_its_rows_alone() -> None:
+def test_estimates_use_all_sizes_of_a_request() -> None:
     latencies = FormLatencies()
     for length in (100, 200):
         for _ in range(3):

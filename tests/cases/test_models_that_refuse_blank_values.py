@@ -142,7 +142,7 @@ def test_a_model_that_refuses_blank_values_is_imported_and_answers_rightly(serve
     assert requests.get(f"{server.url}/v2/models/{name}/ready", timeout=60).status_code == 200
 
 
-def test_values_that_the_model_takes_can_be_given_and_are_kept(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_given_values_that_the_model_accepts_are_stored(file_store: ObstoreStore, tmp_path: Path) -> None:
     path = tmp_path / "split.onnx"
     path.write_bytes(split().SerializeToString())
     bare = import_onnx(file_store, path)

@@ -114,7 +114,7 @@ def test_a_killed_process_loses_no_response(server: Server) -> None:
     assert quotients(divide(server, (6, 1))) == [3]
 
 
-def test_memory_that_a_request_asks_for_is_refused_by_the_process_and_not_taken_from_the_replica(
+def test_the_process_refuses_memory_for_a_request_and_the_replica_keeps_its_own(
     server: Server,
 ) -> None:
     def expand(count: int) -> requests.Response:

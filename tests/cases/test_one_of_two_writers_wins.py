@@ -48,7 +48,7 @@ def test_of_many_writers_at_once_one_wins(storage: StorageSpec) -> None:
 
 
 @pytest.mark.parametrize("parts", [{}, {"one": b"first part"}], ids=["no parts", "a part"])
-def test_a_commit_whose_answer_was_lost_finds_itself(file_store: ObstoreStore, parts: dict[str, bytes]) -> None:
+def test_a_commit_recognizes_itself_after_a_lost_response(file_store: ObstoreStore, parts: dict[str, bytes]) -> None:
     lossy = FaultyStore(file_store, "timeout after success", 1, where="manifest.json")
     writer = CommitWriter(lossy, "runs/x", "run")
     for name, data in parts.items():
@@ -60,7 +60,7 @@ def test_a_commit_whose_answer_was_lost_finds_itself(file_store: ObstoreStore, p
     assert all(open_committed(file_store, "runs/x", "run").read(name) == data for name, data in parts.items())
 
 
-def test_a_commit_that_did_not_arrive_says_so_and_can_be_repeated(file_store: ObstoreStore) -> None:
+def test_a_lost_commit_is_reported_and_can_be_repeated(file_store: ObstoreStore) -> None:
     writer = CommitWriter(FaultyStore(file_store, "503", 1, where="manifest.json"), "runs/x", "run")
     with pytest.raises(StoreUnavailable):
         writer.commit({"who": 1})

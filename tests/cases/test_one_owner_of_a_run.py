@@ -85,7 +85,7 @@ def test_of_many_takers_at_once_one_gets_the_lease(storage: StorageSpec) -> None
     assert all(text.endswith("; wait for it") for text in refused)
 
 
-def test_a_lease_that_was_given_back_is_free_at_once_and_leaves_no_file_but_its_record(store: ObstoreStore) -> None:
+def test_a_released_lease_is_free_at_once_and_leaves_only_its_record(store: ObstoreStore) -> None:
     assert [_taken(store).number for _ in range(3)] == [1, 3, 5]
     assert holder_of(store, RUN) is None
     assert [info.key for info in store.scan(f"{RUN}/owners") if "/log/" not in info.key] == []
@@ -191,7 +191,7 @@ def test_an_owner_that_lost_the_lease_commits_nothing_and_leaves_nothing(file_st
         checkpointer.close()
 
 
-def test_a_commit_that_arrives_after_the_lease_was_lost_is_taken_back(
+def test_a_commit_after_the_loss_of_the_lease_is_undone(
     file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with take(file_store, RUN, "run 'r'", waits=False) as lease:
@@ -231,7 +231,7 @@ def test_a_store_that_is_away_does_not_end_a_lease(file_store: ObstoreStore) -> 
     assert holder_of(file_store, RUN) is None
 
 
-def test_signs_of_life_are_no_leftovers_until_they_are_old(file_store: ObstoreStore) -> None:
+def test_heartbeats_are_not_leftovers_until_they_are_old(file_store: ObstoreStore) -> None:
     from datetime import UTC, datetime, timedelta
 
     _elsewhere(file_store)

@@ -85,7 +85,7 @@ def by_route(path: str) -> Route | None:
 
 
 def by_protocol_class(target: str, base: str = "") -> Route | None:
-    """What the fast way makes of a target; None: it leaves it to the other one, or there is no route."""
+    """The route of a target by the fast path; None: the slow path decides, or there is no route."""
     head = parse_head(f"POST {target} HTTP/1.1\r\nhost: a\r\n\r\n".encode("latin-1"), base)
     return None if head is None else by_route(head.path)
 

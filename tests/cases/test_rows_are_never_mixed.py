@@ -118,7 +118,7 @@ def body(**inputs: tuple[str, list[int], list[float]]) -> bytes:
     return f'{{"inputs":[{",".join(tensors)}]}}'.encode()
 
 
-def test_inputs_of_different_lengths_are_taken_where_there_is_no_batch() -> None:
+def test_inputs_of_different_lengths_are_accepted_without_a_batch_dimension() -> None:
     model = make_graph(
         [
             Node("Transpose", ["centers"], ["turned"], perm=[1, 0]),
@@ -134,12 +134,12 @@ def test_inputs_of_different_lengths_are_taken_where_there_is_no_batch() -> None
     assert request.num_rows == 1
 
 
-def test_a_length_of_zero_is_taken_where_there_is_no_batch() -> None:
+def test_a_length_of_zero_is_accepted_without_a_batch_dimension() -> None:
     signature = served(running_sum())
     assert read_infer(body(x=("INT64", [0], [])), signature).inputs["x"].shape == (0,)
 
 
-def test_classes_are_those_of_the_whole_tensor_where_there_is_no_batch() -> None:
+def test_without_a_batch_dimension_classes_are_those_of_the_whole_tensor() -> None:
     model = make_graph(
         [Node("Softmax", ["scores"], ["y"], axis=0)],
         [value("scores", FLOAT, ["num_words"])],

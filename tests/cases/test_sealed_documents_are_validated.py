@@ -291,14 +291,16 @@ def test_files_that_can_be_no_objects_are_passed_over_and_reported(file_store: O
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a pipe", "a directory"])
-def test_what_takes_the_name_of_the_next_record_is_named(file_store: ObstoreStore, make: Callable[[str], None]) -> None:
+def test_a_foreign_object_with_the_name_of_the_next_record_is_named(
+    file_store: ObstoreStore, make: Callable[[str], None]
+) -> None:
     _fill(file_store)
     make(f"{file_store.root}/registry/log/{3:020d}.json")
     with pytest.raises(ObjectCorrupt, match=f"{3:020d}.json exists but is not an object; move it away"):
         Registry(file_store).promote("digits", 1, "canary")
 
 
-def test_a_checkpoint_directory_of_another_name_is_no_checkpoint(file_store: ObstoreStore) -> None:
+def test_a_checkpoint_directory_of_another_name_is_not_a_checkpoint(file_store: ObstoreStore) -> None:
     _fill(file_store)
     manifest = file_store.get(f"{CHECKPOINTS}/0000000007/manifest.json")
     for name in ("latest", "8", "-000000001", "0000000008"):

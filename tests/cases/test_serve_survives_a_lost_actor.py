@@ -37,7 +37,7 @@ def test_it_tries_again_within_its_time(lost: Callable[[], Exception]) -> None:
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_what_lasts_is_typed_and_says_the_way_out(lost: Callable[[], Exception]) -> None:
+def test_a_lasting_failure_is_typed_with_the_way_out(lost: Callable[[], Exception]) -> None:
     def step() -> None:
         raise lost()
 

@@ -92,7 +92,7 @@ def test_binary_data_carries_them_both_ways(server: Server) -> None:
     assert answer.content[int(answer.headers["inference-header-content-length"]) :] == data
 
 
-def test_json_says_that_it_cannot(server: Server) -> None:
+def test_json_refuses_them_with_the_reason(server: Server) -> None:
     def ask(number: int) -> requests.Response:
         tensor = {"name": "number", "datatype": "INT64", "shape": [1], "data": [number]}
         return requests.post(f"{server.url}/v2/models/names/infer", json={"inputs": [tensor]}, timeout=20)

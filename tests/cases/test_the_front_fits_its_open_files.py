@@ -45,7 +45,7 @@ def _info(directory: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("open_files", [512, 1024, 4096])
-def test_the_front_starts_where_few_files_may_be_open_and_says_how_many_callers_it_takes(
+def test_the_front_starts_with_few_open_files_and_reports_its_number_of_connections(
     tmp_path: Path, open_files: int
 ) -> None:
     inner, port = unused_port(), unused_port()
@@ -104,7 +104,7 @@ def test_too_few_files_are_refused_with_the_reason_next_to_the_configuration(tmp
         process.communicate(timeout=20)
 
 
-def test_what_the_refusal_says_is_enough_is_enough(tmp_path: Path) -> None:
+def test_the_number_in_the_refusal_is_sufficient(tmp_path: Path) -> None:
     config = _config(tmp_path, [unused_port() for _ in range(7)])
     with pytest.raises(TooFewFiles) as caught:
         capacity(config, 100)
@@ -114,7 +114,7 @@ def test_what_the_refusal_says_is_enough_is_enough(tmp_path: Path) -> None:
         capacity(config, least - 40)
 
 
-def test_where_files_are_plenty_the_configured_number_stays(tmp_path: Path) -> None:
+def test_with_enough_open_files_the_configured_number_is_kept(tmp_path: Path) -> None:
     found = capacity(_config(tmp_path, [unused_port()]), UNLIMITED)
     assert found == Capacity(WANTED, WANTED, UNLIMITED, 128)
     assert not found.is_reduced

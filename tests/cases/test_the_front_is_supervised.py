@@ -124,7 +124,7 @@ def test_a_reload_by_the_manager_is_not_taken_for_a_death(front: Front) -> None:
 
 
 @pytest.mark.fault
-def test_where_serve_has_gone_haproxy_goes_too(front: Front) -> None:
+def test_haproxy_ends_with_serve(front: Front) -> None:
     manager = ready(front)
     os.kill(manager.haproxy, signal.SIGKILL)  # Serve's own shutdown: HAProxy, its manager, then the replicas
     manager.process.kill()
@@ -136,7 +136,7 @@ def test_where_serve_has_gone_haproxy_goes_too(front: Front) -> None:
     assert not (front.directory / "last-good.cfg").exists()
 
 
-def test_before_the_first_application_the_front_says_that_it_starts_and_404_only_then(front: Front) -> None:
+def test_the_front_returns_503_before_the_first_application_and_404_only_then(front: Front) -> None:
     manager = front.manager()
     manager.start(pools=[])
     answer = requests.post(f"{front.url}/pool/v2/models/m/infer", data=b"1", timeout=5)

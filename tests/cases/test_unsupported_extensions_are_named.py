@@ -74,7 +74,7 @@ def test_unknown_models_are_refused_in_tritons_words(client: triton.InferenceSer
         assert caught.value.message().startswith("Request for unknown model: 'wrong' is not found")
 
 
-def test_the_server_has_the_name_that_the_spec_says(client: triton.InferenceServerClient) -> None:
+def test_the_server_has_the_name_in_the_spec(client: triton.InferenceServerClient) -> None:
     assert client.get_server_metadata()["name"] == "triton"
 
 
@@ -104,7 +104,7 @@ def test_a_load_may_change_the_batch_size_until_the_next_one(
     assert client.get_model_config("linear")["max_batch_size"] == 64
 
 
-def test_a_load_that_fails_says_so_in_tritons_words(client: triton.InferenceServerClient) -> None:
+def test_a_failed_load_is_reported_in_tritons_words(client: triton.InferenceServerClient) -> None:
     for name, config in (("wrong", None), ("linear", "{"), ("linear", '{"instance_group":[]}')):
         with pytest.raises(InferenceServerException) as caught:
             client.load_model(name, config=config)
@@ -131,7 +131,7 @@ def test_unsupported_load_parameters_are_refused(parameters: Any, error: type[Ex
         read_load("m", parameters)
 
 
-def test_a_repeated_setting_of_a_configuration_is_no_override() -> None:
+def test_a_repeated_setting_of_a_configuration_is_not_an_override() -> None:
     assert read_load("m", {"config": '{"name":"m","backend":"onnxruntime","max_batch_size":8}'}).max_batch_size == 8
     assert read_load("m", {"config": "{}"}).max_batch_size is None
     assert read_load("m", None).max_batch_size is None

@@ -103,7 +103,9 @@ def test_a_downtime_is_taken_only_where_it_is_allowed(ray_cluster: RayCluster, s
     assert "the pool is down until a new one is ready" in said[0]
 
 
-def test_a_failed_update_is_taken_back_and_says_why(ray_cluster: RayCluster, store: ObstoreStore, pools: Any) -> None:
+def test_a_failed_update_is_rolled_back_and_reports_why(
+    ray_cluster: RayCluster, store: ObstoreStore, pools: Any
+) -> None:
     from maas_ray.serve.deploy.record import latest
 
     pools.deploy(spec_of(ray_cluster, store))
@@ -136,7 +138,7 @@ def test_a_failed_update_is_taken_back_and_says_why(ray_cluster: RayCluster, sto
 
 
 @pytest.mark.fault
-def test_a_stuck_update_is_taken_back_although_its_command_was_killed(
+def test_a_stuck_update_is_rolled_back_although_its_command_was_killed(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any, tmp_path: Path
 ) -> None:
     pools.deploy(spec_of(ray_cluster, store))
@@ -169,7 +171,7 @@ def models_of(pool: str) -> list[str]:
 
 
 @pytest.mark.fault
-def test_two_commands_that_need_the_same_room_come_one_after_the_other(
+def test_two_commands_that_need_the_same_resources_run_one_after_the_other(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any
 ) -> None:
     """Each update needs 3 additional CPUs, and 3 are free."""

@@ -33,7 +33,7 @@ def nested(value: Any, depth: int) -> Any:
 @pytest.mark.parametrize("datatype", ["FP32", "INT64", "BOOL", "BYTES"])
 @pytest.mark.parametrize("shape", [[], [1], [1, 1]])
 @pytest.mark.parametrize("depth", [1, 2, 3, 7, 100, 250])
-def test_lists_nested_otherwise_than_the_shape_says_are_refused(
+def test_lists_that_are_not_nested_as_their_shape_are_refused(
     padding: str, datatype: Datatype, shape: list[int], depth: int
 ) -> None:
     value = {"FP32": 2.5, "INT64": 2, "BOOL": True, "BYTES": "a"}[datatype]
@@ -68,7 +68,7 @@ def test_integers_may_be_sent_as_floats_that_are_whole(datatype: Datatype, count
 @pytest.mark.parametrize(
     ("datatype", "value"), [("INT8", 1.5), ("INT8", 128.0), ("UINT64", -1.0), ("UINT64", 2.0**64), ("INT64", 1e300)]
 )
-def test_floats_that_are_no_integer_of_the_datatype_are_refused(datatype: Datatype, value: float) -> None:
+def test_floats_that_are_not_integers_of_the_datatype_are_refused(datatype: Datatype, value: float) -> None:
     with pytest.raises(BadRequest, match="element 1 is"):
         read_infer(body(datatype, [2], [0.0, value]), signature(datatype, [2]))
 
@@ -86,7 +86,7 @@ def test_booleans_may_be_sent_as_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, "true", None])
-def test_other_values_are_no_booleans(value: object) -> None:
+def test_other_values_are_not_booleans(value: object) -> None:
     with pytest.raises(BadRequest, match="element 1 is"):
         read_infer(body("BOOL", [2], [True, value]), signature("BOOL", [2]))
 

@@ -190,7 +190,7 @@ def test_an_overloaded_request_is_retried_after_the_servers_pause(
     server = scripted(503, "close", 503)
     found = predict(url_of(server), "m", {"x": [1.0]}, headers={"x-team": "a"})
     assert found.outputs["y"].tolist() == [7]
-    assert len({seen["x-request-id"] for seen in server.seen}) == 1, "it is one request to whoever reads the logs"
+    assert len({seen["x-request-id"] for seen in server.seen}) == 1, "all attempts have one id in the logs"
     left_ms = [int(seen["x-request-timeout-ms"]) for seen in server.seen]
     assert left_ms == sorted(left_ms, reverse=True)
     assert {seen["x-team"] for seen in server.seen} == {"a"}

@@ -62,7 +62,7 @@ def test_no_attempt_begins_after_the_deadline() -> None:
         exchange(timeout_s=0).begin_attempt()
 
 
-def test_each_attempt_tells_the_server_what_is_left() -> None:
+def test_each_attempt_sends_the_remaining_time() -> None:
     one = exchange(timeout_s=2)
     one.begin_attempt()
     assert 1900 < int(one.headers["x-request-timeout-ms"]) <= 2000

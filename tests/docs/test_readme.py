@@ -30,7 +30,7 @@ def test_the_readme_has_the_commands_of_the_tutorial_in_their_order() -> None:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
-def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
+def test_the_commands_run_in_order(tmp_path: Path) -> None:
     """As a user would: in a copy of the repository, in a home of its own, with an environment that is installed."""
     if not (ROOT / ".venv" / ".installed").exists():
         pytest.skip("the commands use .venv, which `make` installs")

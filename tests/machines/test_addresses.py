@@ -73,7 +73,7 @@ def test_a_caller_cannot_forge_the_front_through_the_front(served: Network):
     assert ask(served.hosts[1], headers=FORGED).status_code == 200
 
 
-def test_status_and_doctor_ask_the_front_of_every_node(served: Network):
+def test_status_and_doctor_check_the_front_of_every_node(served: Network):
     document = json.loads(on_head(served, "maas-ray doctor --json", check=False).strip().splitlines()[-1])
     found = {check["name"]: check for check in document["checks"]}
     assert found["fronts"]["ok"], found["fronts"]
@@ -87,7 +87,7 @@ def test_a_front_that_reaches_only_the_replicas_of_its_own_node_is_named():
         publish(network)
         ray_cluster.start(network, num_cpus=3, env={"MAAS_RAY_PLANTED": "loopback"})
         said = on_head(network, f"maas-ray serve {write_spec(network)} --timeout-s 30 2>&1", check=False, timeout_s=300)
-        # The head's front finds Serve's own proxy beside it, and the one beside the replica finds that.
+        # The head's front finds Serve's own proxy on its node, and the front on the replica's node finds that replica.
         lonely = next(host for host in network.hosts[1:] if not host.pids("ray::ServeReplica"))
         assert f"http://{lonely.address}:8000/v2/health/ready answers 503" in " ".join(said.split())
         assert all(f"http://{host.address}" not in said for host in network.hosts if host is not lonely)

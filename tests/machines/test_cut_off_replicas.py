@@ -89,7 +89,7 @@ def front(network: Network, tmp_path: Path) -> Iterator[Front]:
 
 
 def cut_with_requests_inside(front: Front, host: Host, *, is_told: bool) -> Asked:
-    """Cuts a host off for `CUT_S` while it computes; `is_told`: a router says so to whoever asks for it."""
+    """Cuts a host off for `CUT_S` while it computes; `is_told`: a router reports it to every sender."""
     asked = Asked(f"{front.url}/pool/x?wait={RUN_S}")
     asked.send(NUM_REQUESTS)
     time.sleep(RUN_S / 3)

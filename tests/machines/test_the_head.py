@@ -67,7 +67,7 @@ def test_a_head_that_has_forgotten_its_pools_is_noticed_and_they_are_served_agai
     assert "nothing" in said or "default" in said
 
 
-def test_without_the_units_that_restart_nothing_comes_back(served: Network):
+def test_without_the_units_nothing_restarts(served: Network):
     """The other planted fault: a head whose unit does not start again leaves its cluster without one."""
     head = served.hosts[0]
     unit = head.kept / "units" / "maas-ray.service"

@@ -34,7 +34,7 @@ def test_what_does_not_fit_twice_is_replaced_one_at_a_time(network: Network):
     assert any("one at a time: 1 of 2 replicas is unavailable at a time" in line for line in document["done"]), document
 
 
-def test_an_update_that_fails_is_taken_back_and_says_why(network: Network):
+def test_an_update_that_fails_is_rolled_back_and_reports_why(network: Network):
     store = open_store(store_uri(network))
     registry = Registry(store)
     bundle = commit_bundle(store, linear(7.0), run="broken")
@@ -51,7 +51,7 @@ def test_an_update_that_fails_is_taken_back_and_says_why(network: Network):
     assert statuses(network.hosts) == [200] * 3
 
 
-def test_two_pools_that_need_the_same_room_do_not_wait_for_each_other_for_ever(network: Network):
+def test_two_pools_that_need_the_same_resources_do_not_deadlock(network: Network):
     pools = [
         {"name": name, "route_prefix": f"/{name}", "replicas": 1, "resources": {"cpus": 1.5}} for name in ("one", "two")
     ]

@@ -68,7 +68,7 @@ def taken(batch: list[int], outputs: np.ndarray) -> tuple[Guard, Sample]:
     return guard, guard.sample
 
 
-def test_whole_numbers_that_flip_by_rounding_are_no_difference() -> None:
+def test_integers_that_differ_by_rounding_are_equal() -> None:
     guard, sample = taken([2, 1], np.array([[7], [8], [9]]))
     assert sample.start == 2
     assert guard.compare(sample, {"y": np.array([[8]])}) == ""

@@ -1,4 +1,4 @@
-"""Callbacks: which are refused before a run, what each is told, and what one that fails does."""
+"""Callbacks: refusals before a run, calls during it, and the effect of a failing one."""
 
 import json
 import math

@@ -49,7 +49,7 @@ def _validated(store: ObstoreStore, run: str) -> dict[int, float]:
 
 
 @pytest.mark.fault
-def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_metrics(
+def test_async_validation_changes_neither_the_run_nor_the_metrics(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     beside = _create(file_store, tmp_path, run="beside")
@@ -74,7 +74,7 @@ def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_metrics(
 
 
 @pytest.mark.fault
-def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
+def test_early_stopping_decides_the_same_with_async_validation_and_after_an_interruption(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     # Nothing is better by so much: the metrics of steps 4, 8 and 12 end the run when those of 12 are due, at step 16.
@@ -127,10 +127,10 @@ def test_a_task_gives_the_metrics_of_its_checkpoint_and_leaves_them_in_the_log(
     again = Beside(file_store, spec)
     again.start(24)
     assert again.is_ready(0.0), "what is in the log is not computed again"
-    again.start(7)  # which is no checkpoint
+    again.start(7)  # not a checkpoint
     while not again.is_ready(1.0):
         assert time.monotonic() < deadline
-    assert again.take() is None, "training goes on without what cannot be had"
+    assert again.take() is None, "training continues without the missing metrics"
     assert "7" in Runs(file_store).get(spec.run).unvalidated[7]
     late = Beside(
         file_store, spec.model_copy(update={"validation": spec.validation.model_copy(update={"timeout_s": 1e-9})})
