@@ -142,7 +142,7 @@ def test_an_interrupted_search_continues_its_trials(
         (Progress(24, 24, 1.0, metrics={"loss": 0.4}, of_step=18), "validation_loss", MetricValue(18, 0.75, 0.4)),
         (Progress(6, 24, 1.0, loss=math.nan), "loss", None),
     ],
-    ids=["of_training", "another", "between_steps", "beside_training", "no_number"],
+    ids=["of_training", "another", "sync_validation", "async_validation", "no_number"],
 )
 def test_a_metric_counts_for_the_step_that_it_is_of(
     progress: Progress, metric: str, expected: MetricValue | None
