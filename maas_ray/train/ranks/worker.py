@@ -187,9 +187,9 @@ class RankTraining(LoopHooks):
             self._watch.enter("training")
             with build_batches(spec, self._plan, self._loader, self._first_step, self._device) as batches:
                 is_done = fit(self._plan, self._state, batches, self._first_step, self)
-            self._checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
+            self._checkpointer.wait(is_strict=True)  # the last state must be committed before a rank ends
             if is_done and spec.validation.is_async and self._validate is not None:
-                # takes in the metrics of that state
+                # adds the metrics of that state
                 self._validate(self._checkpointer.committed_step or self._first_step)
             reason = "finished" if is_done else "interrupted"
             return is_done
@@ -263,7 +263,7 @@ class RankTraining(LoopHooks):
         self._pace.committed(step)
         point_at(self._store, committed.prefix)
         stopped = self._stopper is not None and self._stopper.reason is not None
-        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
+        # Not a state that is committed because the ranks leave: an undisturbed run would have no metrics of it.
         if self._validator is not None and (self._plan.is_checkpoint(step - 1) or stopped):
             self._validator.start(step)
         if self._callbacks is not None:
@@ -285,8 +285,8 @@ def _await_record(actor: Any) -> None:
     while not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         if time.monotonic() > deadline:
             raise TrainingFailed(
-                f"the run was not written down within {TIMEOUT_S:g} s after its workers were ready; does the program that "
-                "began it still run?"
+                f"the run was not recorded within {TIMEOUT_S:g} s after its workers were ready; check that the program that "
+                "started it still runs"
             )
         time.sleep(_QUICK_S)
 
