@@ -91,10 +91,8 @@ class Stoppable(HeldEngine):
 
 
 def stoppable_rig() -> tuple[Rig, Stoppable]:
-    rig = Rig(seconds=lambda num_rows: 0.1)
     engine = Stoppable(seconds=lambda num_rows: 0.1)
-    rig.engine = rig.batcher._runner = engine
-    return rig, engine
+    return Rig(engine=engine), engine
 
 
 def test_a_run_continues_while_any_request_waits_for_it() -> None:

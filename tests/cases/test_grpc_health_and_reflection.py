@@ -22,9 +22,9 @@ from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.models.manager import ModelManager
-from maas_ray.store.objects import open_store
+from maas_ray.store.objects import ObstoreStore, open_store
 from tests.serve.conftest import app_spec, publish
-from tests.support.onnx_models import commit_bundle, linear
+from tests.support.onnx_models import LINEAR, commit_bundle, linear, lookup
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -33,6 +33,7 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 @dataclass
 class Server:
     channel: grpc.Channel
+    store: ObstoreStore
     manager: ModelManager
     call: Callable[[Any], Any]
 
@@ -41,7 +42,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = open_store(f"file://{tmp_path_factory.mktemp('health')}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0)))
-    spec = app_spec(store, "linear")
+    spec = app_spec(store, "linear", strict_readiness=True)
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loop = runner.get_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -62,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
     running, port, manager = call(start())
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Server(channel, manager, call)
+        yield Server(channel, store, manager, call)
     call(running.stop(0))
     call(manager.close())
     loop.call_soon_threadsafe(loop.stop)
@@ -89,14 +90,11 @@ def test_a_probe_of_an_unknown_service_gets_not_found(server: Server) -> None:
 def test_a_watcher_receives_each_change(server: Server) -> None:
     answers = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
     assert next(answers).status == SERVING
-    follower = server.manager._follower
-
-    async def set_follower(value: Any) -> None:
-        server.manager._follower = value
-
-    server.call(set_follower(None))
-    assert next(answers).status == NOT_SERVING
-    server.call(set_follower(follower))
+    broken = publish(server.store, "linear", commit_bundle(server.store, lookup(), LINEAR))
+    server.call(server.manager.refresh())
+    assert next(answers).status == NOT_SERVING, f"version {broken} cannot be loaded, and readiness is strict"
+    publish(server.store, "linear", commit_bundle(server.store, linear(3.0)))
+    server.call(server.manager.refresh())
     assert next(answers).status == SERVING
     answers.cancel()
 

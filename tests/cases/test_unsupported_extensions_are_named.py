@@ -86,9 +86,9 @@ def test_a_load_may_change_the_batch_size_until_the_next_one(
     sizes: list[int] = []
 
     async def scene() -> None:
-        batcher = resident(server.manager, "linear").batcher
-        start = batcher._runner.start
-        batcher._runner.start = lambda inputs, rows, done: (sizes.append(rows), start(inputs, rows, done))[1]  # type: ignore[method-assign]
+        model = resident(server.manager, "linear")
+        batcher, start = model.batcher, model.runner.start
+        model.runner.start = lambda inputs, rows, done: (sizes.append(rows), start(inputs, rows, done))[1]  # type: ignore[method-assign]
         answers: list[Any] = []
         until = asyncio.get_running_loop().time() + 20
         for _ in range(7):
@@ -96,7 +96,7 @@ def test_a_load_may_change_the_batch_size_until_the_next_one(
             batcher.submit(row, 1, 12, until, lambda *args: answers.append(args))
         while len(answers) < 7:
             await asyncio.sleep(0.001)
-        batcher._runner.start = start  # type: ignore[method-assign]
+        model.runner.start = start  # type: ignore[method-assign]
 
     server.call(scene())
     assert sizes == [3, 3, 1]

@@ -225,16 +225,12 @@ class Hold:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._batcher = resident(server.manager, "linear").batcher
-        self._runner = self._batcher._runner
+        model = resident(server.manager, "linear")
+        self._batcher, self._runner = model.batcher, model.runner
+        self._kept = model.runner.start, model.runner.estimate_s
         self._held: list[Any] = []
-        self._batcher._runner = self
-
-    def start(self, *args: Any) -> None:
-        self._held.append(args)
-
-    def estimate_s(self, num_rows: int, form: object = ()) -> float:
-        return 0.001
+        self._runner.start = lambda *run: self._held.append(run)  # type: ignore[method-assign]
+        self._runner.estimate_s = lambda num_rows, form=(): 0.001
 
     def wait_queued(self, num_requests: int) -> None:
         deadline = time.monotonic() + 20
@@ -249,7 +245,7 @@ class Hold:
             time.sleep(0.005)
 
     def free(self) -> None:
-        self._batcher._runner = self._runner
+        self._runner.start, self._runner.estimate_s = self._kept  # type: ignore[method-assign]
         self._server.call_plain(lambda: self._runner.start(*self._held.pop()))
 
 

@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from maas_ray.errors import Overloaded
-from maas_ray.serve.batching.batch_size import HEADROOM, is_too_much, largest_on_time
-from maas_ray.serve.batching.fairness import Shares, Tenant, furthest_behind
 from maas_ray.serve.batching.item import Item
-from maas_ray.serve.batching.priority_heap import PriorityHeap
+from maas_ray.serve.batching.queueing.batch_size import HEADROOM, is_too_much, largest_on_time
+from maas_ray.serve.batching.queueing.fairness import Shares, Tenant, furthest_behind
+from maas_ray.serve.batching.queueing.priority_heap import PriorityHeap
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 Key = tuple[object, ...]
@@ -86,7 +86,8 @@ class FairQueue:
         self._estimate_s = estimate_s
         self._drop = drop
         self._retry_after_s = retry_after_s
-        self._max_rows = spec.max_batch_size
+        self.max_rows = spec.max_batch_size
+        """Maximum rows of one batch; may be changed at any time."""
         self._max_items = spec.max_queued_requests
         self._delay_s = spec.max_delay_ms / 1000
         self._groups: dict[Key, Group] = {}
@@ -100,10 +101,6 @@ class FairQueue:
         self._count = 0
         self.num_items = 0
         self.num_rows = 0
-
-    def resize(self, max_rows: int) -> None:
-        """Changes the maximum rows of one batch."""
-        self._max_rows = max_rows
 
     @property
     def num_tenants(self) -> int:
@@ -165,7 +162,7 @@ class FairQueue:
             return []
         groups: list[Group] | None = None
         if self._delay_s and can_wait and can_merge:
-            groups = [g for g in self._groups.values() if g.num_rows >= self._max_rows or g.go_at <= now + _TICK_S]
+            groups = [g for g in self._groups.values() if g.num_rows >= self.max_rows or g.go_at <= now + _TICK_S]
             if not groups:
                 return []
         head = self._head(groups)
@@ -270,7 +267,7 @@ class FairQueue:
         then the run is the largest one with all items on time, and items with earlier deadlines are skipped as well.
         """
         lane: Lane = head.lane
-        group, most = lane.group, self._max_rows
+        group, most = lane.group, self.max_rows
 
         def estimate_s(num_rows: int) -> float:
             return self._estimate_s(num_rows, group.key)
@@ -296,7 +293,7 @@ class FairQueue:
     def _draw_in_order(self, lane: Lane) -> list[Item]:
         """Removes and returns the first items of one tenant, up to the rows of a run, but at least one item."""
         batch: list[Item] = []
-        most, num_rows, num_bytes = self._max_rows, 0, 0
+        most, num_rows, num_bytes = self.max_rows, 0, 0
         for item in lane.drain():
             if batch and num_rows + item.num_rows > most:
                 break
@@ -339,7 +336,7 @@ class FairQueue:
 
     def _must_go_at(self, item: Item) -> float:
         """Returns when an item stops waiting for others: after the delay, or sooner if its deadline is near."""
-        run_s = HEADROOM * self._estimate_s(self._max_rows, item.lane.group.key)
+        run_s = HEADROOM * self._estimate_s(self.max_rows, item.lane.group.key)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
 
     def make_room(self, item: Item, tenant_name: str) -> None:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from maas_ray.errors import Overloaded
-from maas_ray.serve.batching.batch_size import HEADROOM
-from maas_ray.serve.batching.fair_queue import EstimateByKey, FairQueue, Key
 from maas_ray.serve.batching.item import Item
+from maas_ray.serve.batching.queueing.batch_size import HEADROOM
+from maas_ray.serve.batching.queueing.fair_queue import EstimateByKey, FairQueue, Key
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 DEFAULT_TENANT = "default"
@@ -82,7 +82,7 @@ class Queue(FairQueue):
             tenant, num_rows = self._tenants.get(self._tenant_name), self.num_rows
             is_one_run = len(alike) == 1 or (
                 can_merge
-                and num_rows <= self._max_rows
+                and num_rows <= self.max_rows
                 and now + HEADROOM * self._estimate_s(num_rows, self._key or ()) <= self.earliest
             )
             if is_one_run and tenant is not None and len(self._tenants) == 1:
