@@ -16,7 +16,8 @@ import pytest
 import requests
 
 from maas_ray.errors import AnswerTooLarge, RunStopped
-from maas_ray.serve.grpc.codec import MessageCodec, join
+from maas_ray.serve.grpc.inference.codec import MessageCodec
+from maas_ray.serve.grpc.inference.message import join
 from maas_ray.serve.grpc.status import status_of
 from maas_ray.serve.wire.answer import AnswerWriter
 from maas_ray.serve.wire.checks import InferRequest, WantedOutput

@@ -21,7 +21,7 @@ from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloaded, RunStopped
 from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.grpc import inference_pb2 as pb
-from maas_ray.serve.grpc.codec import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
+from maas_ray.serve.grpc.inference.message import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
 from maas_ray.serve.wire.request import RequestReader
 from maas_ray.store.objects import open_store
 from tests.attacks.cases import chunked, request

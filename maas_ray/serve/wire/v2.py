@@ -9,10 +9,7 @@ import orjson
 from maas_ray.bundle.format import BundleInfo
 from maas_ray.serve.wire.answer import AnswerWriter
 from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
-from maas_ray.serve.wire.metadata import model_config, model_metadata, server_metadata
 from maas_ray.serve.wire.request import RequestReader
-
-__all__ = ["InferCodec", "model_config", "model_metadata", "server_metadata", "write_error"]
 
 
 class InferCodec:

@@ -23,14 +23,18 @@ from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Datatype, TensorSpec
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, NotOffered, Overloaded, RequestError, SpecError
 from maas_ray.serve.grpc import inference_pb2 as pb
-from maas_ray.serve.grpc.codec import SPLIT_BYTES, MessageCodec, ModelInfer, as_stream_response
+from maas_ray.serve.grpc.caller import Caller
+from maas_ray.serve.grpc.control import CONTROL_METHODS
 from maas_ray.serve.grpc.entry import SERVICE, STREAM, UNARY
+from maas_ray.serve.grpc.inference.codec import MessageCodec
+from maas_ray.serve.grpc.inference.message import SPLIT_BYTES, ModelInfer, as_stream_response
+from maas_ray.serve.grpc.inference.pipeline import MAX_PIPELINED
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
-from maas_ray.serve.grpc.service import MAX_PIPELINED, QUESTIONS, Caller, Service
+from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.status import MAX_MESSAGE_BYTES, status_of
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.request.unsupported_extensions import RPCS
 from maas_ray.serve.spec.pools import GrpcSpec, ServeSpec
 from maas_ray.spec import parse_spec
@@ -459,7 +463,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     async def start() -> tuple[Any, int, ModelManager, Handler]:
         manager = ModelManager(store, spec)
         await manager.start()
-        handler = Handler(manager, spec.limits.max_body_bytes)
+        handler = Handler(manager)
         # As Ray Serve starts its own: without a limit worth the name, so ours is the one that counts.
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         server = grpc.aio.server(options=options)
@@ -578,7 +582,7 @@ def test_the_index_lists_every_model(client: triton.InferenceServerClient) -> No
 
 
 def test_the_names_that_serve_is_given_are_those_of_the_service(server: Server) -> None:
-    assert set(UNARY) == {"ModelInfer", *QUESTIONS, *RPCS}
+    assert set(UNARY) == {"ModelInfer", *CONTROL_METHODS, *RPCS}
     assert all(hasattr(GrpcMethods, name) for name in (*UNARY, STREAM))
 
 
