@@ -235,7 +235,7 @@ def random_request(dice: random.Random, datatype: str) -> bytes:
 def test_reading_in_pieces_equals_reading_in_one_step(
     datatype: str, nullable: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maas_ray.serve.wire.large_json._PIECE", piece)
+    monkeypatch.setattr("maas_ray.serve.wire.large_json.PIECE_BYTES", piece)
     reader, dice = reader_of(datatype, nullable), random.Random(piece)
     outcomes = [0, 0]
     for _ in range(400):

@@ -17,7 +17,7 @@ from maas_ray.addresses import exempt_from_proxies, http_url, is_loopback, reach
 from maas_ray.client import Client
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.health.front import front_url
-from maas_ray.cluster.members.head import _exports
+from maas_ray.cluster.members.head import ENVIRONMENT_FILE, write_exports
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
@@ -136,8 +136,8 @@ def test_without_an_answer_of_the_dashboard_the_usual_address_is_shown(tmp_path:
 
 
 def test_the_terminals_exceptions_are_kept_by_the_clusters_script(tmp_path: Path) -> None:
-    script = tmp_path / "env.sh"
-    script.write_text(_exports(state(tmp_path, DEAD_PROXY)))
+    write_exports(tmp_path, state(tmp_path, DEAD_PROXY))
+    script = tmp_path / ENVIRONMENT_FILE
     for given, expected in (({}, "127.0.0.1,localhost,::1"), ({"NO_PROXY": "a.b"}, "a.b,127.0.0.1,localhost,::1")):
         command = ["bash", "-c", f". {script}; echo $NO_PROXY"]
         done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=20, check=True)

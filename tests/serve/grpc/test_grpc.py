@@ -17,7 +17,7 @@ import uvloop
 from google.protobuf.descriptor import Descriptor
 from tritonclient import grpc as triton
 from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Datatype, TensorSpec
@@ -42,7 +42,6 @@ from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.bundles import toy_info
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
-from tests.support.residents import resident
 
 RNG = np.random.default_rng(3)
 VALUES: dict[Datatype, Array] = {
@@ -369,8 +368,7 @@ def test_an_answer_inside_a_stream_message_is_the_same_answer() -> None:
 
 def test_tritons_own_client_encodes_strings_as_we_read_them() -> None:
     array = np.array([["a", "", "ü€"]], dtype=object)
-    tensor = triton.InferInput("x", [1, 3], "BYTES").set_data_from_numpy(np.array([["a", "", "ü€"]], dtype=np.object_))
-    request = pb.ModelInferRequest(raw_input_contents=[tensor._get_content()])
+    request = pb.ModelInferRequest(raw_input_contents=[serialize_byte_tensor(array).item()])
     request.inputs.add(name="x", datatype="BYTES", shape=[1, 3])
     np.testing.assert_array_equal(read(request, codec("BYTES")).inputs["x"], array)
 
@@ -441,6 +439,7 @@ class Server:
     address: str
     manager: ModelManager
     handler: Handler
+    loop: asyncio.AbstractEventLoop
     call: Callable[[Any], Any]
 
 
@@ -473,7 +472,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         return server, port, manager, handler
 
     running, port, manager, handler = call(start())
-    yield Server(f"127.0.0.1:{port}", manager, handler, call)
+    yield Server(f"127.0.0.1:{port}", manager, handler, loop, call)
     call(running.stop(1))
     call(manager.close())
     loop.call_soon_threadsafe(loop.stop)
@@ -696,7 +695,7 @@ def stall(server: Server, seconds: float) -> Any:
     async def sleep() -> None:
         time.sleep(seconds)
 
-    return asyncio.run_coroutine_threadsafe(sleep(), resident(server.manager, "linear").batcher._loop)  # type: ignore[arg-type]
+    return asyncio.run_coroutine_threadsafe(sleep(), server.loop)
 
 
 def test_a_stream_is_answered_in_order_with_errors_among_the_answers(client: triton.InferenceServerClient) -> None:
