@@ -18,12 +18,13 @@ from uvicorn.server import ServerState
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.http.asgi_fallback import AsgiFallback
+from maas_ray.serve.http.back_pressure import ReadingSide, WriteBacklog
 from maas_ray.serve.http.compressed import compress
 from maas_ray.serve.http.formats import Body
 from maas_ray.serve.http.incoming_body import IncomingBody
 from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, is_hopeless, refusal
 from maas_ray.serve.http.server_state import HotHead, HttpServerState
-from maas_ray.serve.http.slow_clients import BodySpeed, WriteBacklog, late_head, too_many_connections
+from maas_ray.serve.http.slow_clients import BodySpeed, late_head, too_many_connections
 from maas_ray.serve.request.call import Call
 from maas_ray.serve.request.head import Header, new_request_id
 from maas_ray.serve.request.limits import late_body
@@ -51,8 +52,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_backlog", "_body", "_call", "_closing", "_deadline", "_fallback", "_has_ended", "_head", "_head_since", "_id",
-        "_pending", "_reading_is_paused", "_shared", "_since", "_speed", "_state", "loop", "server_state", "transport",
+        "_backlog", "_body", "_call", "_closing", "_deadline", "_fallback", "_head", "_head_since", "_id",
+        "_pending", "_reading", "_shared", "_since", "_speed", "_state", "loop", "server_state", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -77,8 +78,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._call: Call[Body, Reply] | None = None
         self._fallback = AsgiFallback(self, config, server_state, app_state)
         self._closing = False
-        self._has_ended = False
-        self._reading_is_paused = False
+        self._reading = ReadingSide()
         self._since = self.loop.time()
         self._head_since = 0.0
         self._speed = BodySpeed()
@@ -131,7 +131,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if self._state == _IDLE:
                 self._go_on()
             elif len(self._pending) > MAX_PENDING_BYTES:
-                self._pause_reading()
+                self._reading.pause(self.transport)
 
     def eof_received(self) -> bool:
         """Whether the transport stays open although no more data is received.
@@ -141,8 +141,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """
         is_read = self._state == _COLD and self._fallback.only_reads
         is_between = self._state == _IDLE and bool(self._pending) and not self._head_since  # one after a read
-        self._has_ended = is_read or is_between
-        return self._has_ended
+        self._reading.has_ended = is_read or is_between
+        return self._reading.has_ended
 
     def pause_writing(self) -> None:
         self._backlog.start(self.loop.time(), self.transport.get_write_buffer_size())
@@ -171,7 +171,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if self._backlog.is_stuck(now, self.transport.get_write_buffer_size(), limits):
                 self.transport.abort()
         elif self._state == _IDLE:
-            if self._has_ended:
+            if self._reading.has_ended:
                 self.transport.close()
             elif self._head_since:
                 if now - self._head_since > limits.io_timeout_s:
@@ -197,19 +197,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._state == _COLD:
             self._state = _IDLE
             self._since = self.loop.time()
-            if self._closing or (self._has_ended and not self._pending):
+            if self._closing or (self._reading.has_ended and not self._pending):
                 self.transport.close()
             elif self._pending:
                 # Not from inside the parser, whose callback this is.
                 self.loop.call_soon(self._go_on)
-            self._resume_reading()
+            self._reading.resume(self.transport)
 
     # Life cycle of a request
 
     def _go_on(self) -> None:
         while self._pending and self._state == _IDLE and not self.transport.is_closing():
             if self._backlog.is_waiting:
-                self._pause_reading()  # a client that does not read its responses gets no new ones
+                self._reading.pause(self.transport)  # a client that does not read its responses gets no new ones
                 return
             data, self._pending = self._pending, b""
             size = len(data)
@@ -302,8 +302,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if cors := self._head.cors:
             reply = Reply(reply.status, (*reply.headers, *cors), reply.body)
         self._write(reply)
-        if self._pending or self._reading_is_paused:
-            self._resume_reading()
+        if self._pending or self._reading.is_paused:
+            self._reading.resume(self.transport)
             self.loop.call_soon(self._go_on)
 
     def _write(self, reply: Reply) -> None:
@@ -337,13 +337,3 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _feed_cold(self, data: bytes) -> None:
         if not self._fallback.feed(data) and self._state == _COLD and not self.transport.is_closing():
             self._state = _IDLE  # no message has begun: only blank lines
-
-    def _pause_reading(self) -> None:
-        if not self._reading_is_paused and not self._has_ended and not self.transport.is_closing():
-            self._reading_is_paused = True
-            self.transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if self._reading_is_paused and not self._has_ended and not self.transport.is_closing():
-            self._reading_is_paused = False
-            self.transport.resume_reading()

@@ -58,31 +58,3 @@ class BodySpeed:
             f"{num_new} bytes of the body arrived in the last {passed_s:.0f} s; "
             f"send at least {limits.min_bytes_per_s} bytes per second"
         )
-
-
-class WriteBacklog:
-    """Written bytes that the client of one connection has not read, while they exceed the transport's limit."""
-
-    __slots__ = ("_since", "_size", "is_waiting")
-
-    def __init__(self) -> None:
-        self.is_waiting = False
-        """Whether the client has to read before more is written."""
-        self._since = 0.0
-        self._size = 0
-
-    def start(self, now: float, size: int) -> None:
-        """The transport has reached its limit, with `size` bytes in its buffer."""
-        self.is_waiting, self._since, self._size = True, now, size
-
-    def end(self) -> None:
-        """The client has read enough."""
-        self.is_waiting = False
-
-    def is_stuck(self, now: float, size: int, limits: LimitsSpec) -> bool:
-        """Whether the client read too slowly; `size` is the number of bytes in the buffer now."""
-        if now - self._since <= limits.io_timeout_s:
-            return False
-        num_read = self._size - size
-        self._since, self._size = now, size
-        return num_read < limits.io_timeout_s * limits.min_bytes_per_s
