@@ -28,7 +28,7 @@ class Timer:
 
 
 class ManualLoop:
-    """Time stands still until the test moves it; `turn` runs what was due."""
+    """A clock that only the test advances; `turn` runs the due callbacks."""
 
     def __init__(self) -> None:
         self.now = 100.0

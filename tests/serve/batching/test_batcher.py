@@ -118,7 +118,7 @@ def test_one_bad_item_fails_alone() -> None:
     assert len(rig.engine.runs) <= 1 + 2 * 3, "found by halving, not by running each alone"
 
 
-def test_expired_work_leaves_before_it_runs() -> None:
+def test_expired_work_is_removed_before_it_runs() -> None:
     rig = Rig()
     rig.send("first", 1)
     rig.loop.turn()
@@ -172,7 +172,7 @@ def test_an_item_cancelled_while_it_runs_disturbs_no_other() -> None:
     assert rig.answers == {"stays": [4.0]}
 
 
-def test_the_queue_is_bounded_by_count_and_the_refusal_says_when_to_come_back() -> None:
+def test_the_queue_is_bounded_by_count_and_the_refusal_has_a_retry_time() -> None:
     rig = Rig(max_queued_requests=5)
     rig.send("first", 1)
     rig.loop.turn()
@@ -202,7 +202,7 @@ def test_the_queue_is_bounded_by_bytes_over_all_models_of_a_replica() -> None:
     assert budget.used == 0
 
 
-def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
+def test_closing_answers_waiting_items_and_accepts_no_new_ones() -> None:
     rig = Rig()
     closed: list[bool] = []
     rig.send("running", 1)
@@ -217,7 +217,7 @@ def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
     assert rig.answers == {"running": [2.0], "waiting": [4.0]}
 
 
-def test_aborting_fails_what_waits_with_the_given_error() -> None:
+def test_aborting_fails_waiting_items_with_the_given_error() -> None:
     rig = Rig()
     rig.send("running", 1)
     rig.loop.turn()

@@ -89,7 +89,7 @@ def test_a_pause_saves_nothing_up() -> None:
     assert rig.engine.runs[50:].count([2.0]) in (10, 11), "half of what ran since, not all of it"
 
 
-def test_a_full_queue_makes_room_for_a_tenant_with_less_than_its_share() -> None:
+def test_a_full_queue_drops_items_for_a_tenant_below_its_share() -> None:
     budget = ByteBudget(10_000)
     rig = Rig(max_queued_requests=10, budget=budget)
     hold(rig)
@@ -111,7 +111,7 @@ def test_a_full_queue_makes_room_for_a_tenant_with_less_than_its_share() -> None
     assert len(rig.answers) == 16
 
 
-def test_room_is_made_by_bytes_as_well_but_never_in_vain() -> None:
+def test_items_are_dropped_for_bytes_too_but_only_if_enough_become_free() -> None:
     budget = ByteBudget(100)
     rig = Rig(budget=budget)
     hold(rig)
@@ -261,7 +261,7 @@ def test_there_are_as_many_concurrent_runs_as_streams() -> None:
     assert rig.answers == {str(number): [2.0 * number] for number in range(10)}
 
 
-def test_what_leaves_the_queue_gives_its_bytes_back_at_once_and_is_soon_forgotten() -> None:
+def test_items_that_leave_the_queue_release_their_bytes_at_once() -> None:
     budget = ByteBudget(1000)
     rig = Rig(budget=budget)
     hold(rig)
@@ -305,7 +305,7 @@ def test_a_line_is_a_sorted_list(seed: int) -> None:
     assert drained == sorted(waiting, key=lambda item: item.rank)
 
 
-def test_tenants_that_come_and_go_take_no_memory() -> None:
+def test_idle_tenants_use_no_memory() -> None:
     shares = Shares({})
     for number in range(5000):
         tenant = shares.enter(str(number))

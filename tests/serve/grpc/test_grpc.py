@@ -139,7 +139,7 @@ def test_tritons_client_infers_with_its_defaults(client: triton.InferenceServerC
     assert (response.model_name, response.model_version, response.id) == ("linear", "1", "7")
 
 
-def test_tritons_client_sends_strings_and_asks_for_outputs(client: triton.InferenceServerClient) -> None:
+def test_tritons_client_sends_strings_and_requests_outputs(client: triton.InferenceServerClient) -> None:
     inputs = [
         tensor(np.array([["green"], ["blue"]], dtype=object), "color", "BYTES"),
         tensor(np.array([[np.nan], [5]], np.float32), "age"),
@@ -150,7 +150,7 @@ def test_tritons_client_sends_strings_and_asks_for_outputs(client: triton.Infere
     assert answer.as_numpy("code") is None
 
 
-def test_tritons_client_asks_for_classes(client: triton.InferenceServerClient) -> None:
+def test_tritons_client_requests_classes(client: triton.InferenceServerClient) -> None:
     answer = client.infer("linear", [tensor(ROW)], outputs=[triton.InferRequestedOutput("y", class_count=2)])
     assert answer.as_numpy("y").tolist() == [[b"6.000000:2", b"4.000000:1"]]
 
@@ -212,7 +212,7 @@ def test_the_names_that_serve_is_given_are_those_of_the_service(server: Server) 
     assert all(hasattr(GrpcMethods, name) for name in (*UNARY, STREAM))
 
 
-def test_loading_says_why_it_is_not_offered_here(client: triton.InferenceServerClient) -> None:
+def test_loading_reports_why_it_is_not_available(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as caught:
         client.load_model("linear", config="{}", files={"file:1/model.onnx": b"x"})
     assert caught.value.status() == "StatusCode.INTERNAL"  # as Triton answers it
@@ -324,7 +324,7 @@ def test_answers_carry_request_id_run_and_version(channel: grpc.Channel) -> None
 
 
 @pytest.mark.parametrize("method", [name for name in UNARY if name not in RPCS])
-def test_bytes_that_are_no_message_are_an_invalid_argument_of_every_method(channel: grpc.Channel, method: str) -> None:
+def test_bytes_without_a_message_are_an_invalid_argument_of_every_method(channel: grpc.Channel, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, b"\x0a\xff")
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -36,7 +36,7 @@ def test_every_error_has_a_status() -> None:
     assert issubclass(RequestError, MaasError)
 
 
-def test_a_refusal_for_load_says_when_to_come_again_in_both_forms() -> None:
+def test_a_refusal_for_load_contains_the_retry_time_in_both_forms() -> None:
     metadata = dict(status_of(Overloaded("full", 2.5)).metadata)
     assert metadata["grpc-retry-pushback-ms"] == "2500"
     details = pb.Status.FromString(metadata["grpc-status-details-bin"])

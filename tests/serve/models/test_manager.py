@@ -86,7 +86,7 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
     wait_for(lambda: not server.manager._cache.draining)
 
 
-def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server) -> None:
+def test_a_broken_version_leaves_the_old_one_serving_and_reports_why(server: Server) -> None:
     bundle = commit_bundle(server.store, linear(9.0), run="run-b")
     break_bundle(server.store, bundle)
     publish(server.store, "linear", bundle)
@@ -104,7 +104,7 @@ def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server
     assert server.manager.problems("linear") == []
 
 
-def test_a_version_whose_graph_is_not_its_signature_is_never_swapped_in(server: Server) -> None:
+def test_a_version_whose_graph_differs_from_its_signature_is_never_swapped_in(server: Server) -> None:
     publish(server.store, "linear", commit_bundle(server.store, lookup(), LINEAR))
     wait_for(lambda: "declares the inputs" in str(server.manager.problems("linear")))
     assert version_of(server.url) == "1"
@@ -189,7 +189,7 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
         (lambda store: publish(store, "linear", commit_bundle(store, lookup(), LINEAR)), BundleError, "declares"),
     ],
 )
-def test_a_replica_that_can_serve_nothing_does_not_start_and_says_why(
+def test_a_replica_that_can_serve_nothing_does_not_start_and_reports_why(
     file_store: ObstoreStore, prepare: object, error: type[MaasError], message: str
 ) -> None:
     prepare(file_store)  # type: ignore[operator]

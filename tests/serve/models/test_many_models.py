@@ -49,7 +49,7 @@ def play(manager: ModelManager, scene: Callable[[], Awaitable[None]]) -> None:
             await asyncio.wait_for(scene(), 30)
         finally:
             await manager.close()
-        assert manager._cache.num_bytes == 0, "everything was given back"
+        assert manager._cache.num_bytes == 0, "everything was released"
 
     asyncio.run(main())
 
@@ -192,7 +192,7 @@ def test_the_model_not_asked_for_longest_gives_way(file_store: ObstoreStore) -> 
     play(manager, scene)
 
 
-def test_without_a_budget_everything_listed_stays(file_store: ObstoreStore) -> None:
+def test_without_a_budget_every_listed_model_stays_loaded(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b", "c")
     manager = manager_of(file_store, "a", "b", "c")
 
@@ -284,7 +284,7 @@ def test_a_model_larger_than_the_budget_is_refused_at_once(file_store: ObstoreSt
     play(manager, scene)
 
 
-def test_what_pinned_models_hold_is_not_there_for_others(file_store: ObstoreStore) -> None:
+def test_the_memory_of_pinned_models_is_not_available_to_others(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "pinned")
     models = [{"name": "pinned", "pinned": True}, {"name": "*"}]
     manager = manager_of(file_store, room_for=1, models=models)
@@ -540,7 +540,7 @@ def test_a_broken_version_of_a_cold_model_is_answered_by_the_one_before_it(file_
     play(manager, scene)
 
 
-def test_a_cold_model_that_cannot_be_loaded_says_why_to_everybody(file_store: ObstoreStore) -> None:
+def test_every_request_to_a_cold_model_that_cannot_be_loaded_gets_the_reason(file_store: ObstoreStore) -> None:
     bundle = commit_bundle(file_store)
     break_bundle(file_store, bundle)
     publish(file_store, "a", bundle)

@@ -128,7 +128,7 @@ BROKEN = [b"\xff" * 20, b"\x08\x01", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 10, b"
 
 @pytest.mark.parametrize("body", BROKEN)
 @pytest.mark.parametrize("padding", [b"", b"\x3a\x80\x80\x02" + b"x" * 32768], ids=["small", "large"])
-def test_bytes_that_are_no_request_are_refused_with_the_reason(body: bytes, padding: bytes) -> None:
+def test_bytes_without_a_request_are_refused_with_the_reason(body: bytes, padding: bytes) -> None:
     with pytest.raises(BadRequest, match=r"not a ModelInferRequest|missing input|0 inputs and 1 raw"):
         codec("FP32").read_message(ModelInfer(padding + body))
 
