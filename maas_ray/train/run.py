@@ -33,7 +33,7 @@ from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressRe
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
-from maas_ray.train.spec.optim import refuse_steps
+from maas_ray.train.spec.schedule import refuse_plateau, refuse_steps
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import refuse_no_room
 
@@ -198,15 +198,15 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Checks that need no torch, before any worker starts. Rank 0 makes the others, see train/ranks/preflight.py."""
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
-    by, early = spec.checkpoint, spec.early_stopping
     if spec.validation.is_async and not has_validation:
         raise SpecError(
             "validation.mode async needs a validation split; set data.split.validation, or remove validation.mode"
         )
-    if by.keep_best:
-        refuse_metric("checkpoint", by.metric, by.mode, task, has_validation)
-    if early is not None:
-        refuse_metric("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
+    own = [metric.label for metric in spec.metrics]
+    for field, metric, mode in spec.followed_metrics():
+        if field == "schedule":
+            refuse_plateau(metric, has_validation)
+        refuse_metric(field, metric, mode, task, has_validation, own)
 
 
 def _fit(

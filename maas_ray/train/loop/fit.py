@@ -28,9 +28,11 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loading.rows import Batch
 from maas_ray.errors import TrainingFailed
 from maas_ray.models.weights import weights
+from maas_ray.train.loop.auxiliary import AuxiliaryLosses, split_output
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -112,6 +114,7 @@ class TrainState:
         l2: factor of the sum of squared weights.
         ema: the moving average of the weights, if any.
         pipeline: the schedule of the stages, if any.
+        auxiliary: the auxiliary losses of the network, if any.
         dtype: type of floating-point rows of the network.
     """
 
@@ -120,7 +123,7 @@ class TrainState:
     preprocess: Callable[..., Tensor]
     loss: LossFn
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: Schedule
     device: torch.device
     coordinates: RankCoordinates
     num_valid: Callable[[Tensor], Tensor] | None = None
@@ -128,6 +131,7 @@ class TrainState:
     l2: float = 0.0
     ema: Ema | None = None
     pipeline: Pipeline | None = None
+    auxiliary: AuxiliaryLosses | None = None
     dtype: torch.dtype = torch.float32
 
     @property
@@ -204,7 +208,7 @@ def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hoo
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
         hooks.begin_step(step + 1)
-        lr = float(state.optimizer.param_groups[0]["lr"])
+        lr = state.schedule.lr
         loss, _ = train_step(plan, state, loader, step)
         done = step + 1
         is_logged = done % plan.log_every == 0 or done == plan.total_steps
@@ -212,7 +216,8 @@ def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hoo
         if is_logged:
             mean = mean_loss(state, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
-            hooks.report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
+            auxiliary = state.auxiliary.means(state.coordinates.layout.tp) if state.auxiliary is not None else {}
+            hooks.report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate, auxiliary=auxiliary))
             logged_at, logged_s = done, time.perf_counter()
         if is_validated:
             _validate(state, hooks, done)
@@ -246,7 +251,10 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
     seed_step(plan.seed, step, coordinates.dp)
     cursor = step * plan.global_size
     batches = loader.load(cursor, plan.stop)
-    count = _start_counting(state, batches, min(plan.global_size, plan.stop - cursor))
+    num_rows = min(plan.global_size, plan.stop - cursor)
+    count = _start_counting(state, batches, num_rows)
+    if state.auxiliary is not None:
+        state.auxiliary.begin(num_rows)
     state.optimizer.zero_grad(set_to_none=True)
     # Replicas and shards average their gradients; the mean over the global batch needs the factor dp / count.
     if state.pipeline is not None:
@@ -257,9 +265,11 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
         scale: float | None = None
         for batch, is_last in _with_last(batches):
             with _sync(state.model, is_last):
-                loss = _loss_sum(plan, state, batch)
+                loss, auxiliary = _losses(plan, state, batch)
                 scale = scale or coordinates.layout.dp / count()  # the first forward pass overlaps the wait
                 loss = loss * scale
+                if auxiliary is not None:
+                    loss = loss + auxiliary * coordinates.layout.dp
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     # From the optimizer's lists: a traversal of all modules takes as long as a small layer.
@@ -324,7 +334,8 @@ def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
     for _ in range(2):  # the second forward pass rebuilds the buckets
         for batch, is_last in _with_last(loader.load(0, plan.stop)):
             with _sync(state.model, is_last):
-                _loss_sum(plan, state, batch).backward()  # type: ignore[no-untyped-call]
+                loss, auxiliary = _losses(plan, state, batch)
+                (loss if auxiliary is None else loss + auxiliary).backward()  # type: ignore[no-untyped-call]
     state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in net.named_buffers():
@@ -345,7 +356,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(value)
 
 
-def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
+def _losses(plan: LoopPlan, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The sum of the losses of a micro-batch, and its share of the auxiliary losses, if any."""
     rows, positions = state.rows(batch), batch.positions
     if not batch.num_rows:  # this rank uses a padding row: few models support an empty batch
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
@@ -355,15 +367,19 @@ def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
         try:
-            logits = state.model(rows)
+            output = state.model(rows)
         except RuntimeError as error:
             if UNEQUAL in str(error):
                 raise unequal_use(error) from error
             raise
+    if state.auxiliary is not None:
+        logits, auxiliary = state.auxiliary.split(output, batch.num_rows)
+    else:
+        (logits, _), auxiliary = split_output(output, {}), None
     if not batch.num_rows:
         nothing: Tensor = logits.sum() * 0.0
-        return nothing
-    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
+        return nothing, auxiliary
+    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum(), auxiliary
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:
