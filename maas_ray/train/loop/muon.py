@@ -66,4 +66,5 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     for _ in range(_STEPS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+    found: Tensor = x.T if is_tall else x
+    return found.to(matrix.dtype)

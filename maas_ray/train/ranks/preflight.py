@@ -47,7 +47,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
-        open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict())
+        open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict(), is_whole=True)
     for layout in layouts:
         if layout.dp_replicate == layout.world:
             continue  # replicas support any model
