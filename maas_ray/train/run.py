@@ -30,6 +30,7 @@ from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
+from maas_ray.train.records.extension import describe_length, extend_run, is_length, with_length
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
@@ -69,6 +70,7 @@ def run_training(
     spec: TrainSpec,
     *,
     resume: bool = False,
+    extend: Mapping[str, int] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     actor: Any = None,
 ) -> RunResult:
@@ -77,6 +79,8 @@ def run_training(
     Args:
         spec: the run.
         resume: continue an existing run from its newest committed checkpoint; a finished run is not changed.
+        extend: `{"epochs": N}` or `{"steps": N}`: continue an existing run, also a finished one, to this larger total
+            length. The order of samples continues; the schedule is that of a run of the new length.
         on_progress: called with the latest report of rank 0, in a thread of this process.
         actor: result of `start_run_actor()`, called before reading the spec so that the actor imports Ray Train
             meanwhile. It ends with the run. By default the run starts an actor.
@@ -84,7 +88,7 @@ def run_training(
     Raises:
         Conflict: the run exists and `resume` is False; or another process trains it or has taken it over.
         NotFound: `resume` is True and the run does not exist.
-        SpecError: `resume` is True and the spec differs from that of the run.
+        SpecError: `resume` is True and the spec differs from that of the run, or `extend` is not a larger length.
         ResourcesMissing: the cluster can never provide the resources of the workers.
         DataError, ModelError: the data or the model does not match the spec.
         StoreError: the store is not usable.
@@ -94,13 +98,17 @@ def run_training(
     """
     actor = actor or start_run_actor()
     try:
-        return _run_training(spec, resume, on_progress, actor)
+        return _run_training(spec, resume or extend is not None, extend, on_progress, actor)
     finally:
         end_run_actor(actor)
 
 
 def _run_training(
-    spec: TrainSpec, resume: bool, on_progress: Callable[[Progress], None] | None, actor: Any
+    spec: TrainSpec,
+    resume: bool,
+    extend: Mapping[str, int] | None,
+    on_progress: Callable[[Progress], None] | None,
+    actor: Any,
 ) -> RunResult:
     store = open_store(spec.storage)
     probe(store)
@@ -113,12 +121,14 @@ def _run_training(
     refuse_skew()
     if spec.validation.is_async:
         refuse_no_room(spec)
-    if resume and _resumed(store, spec).status == "finished":
+    if resume and _resumed(store, spec).status == "finished" and extend is None:
         return _result(store, spec.run)
     if not resume:
         _refuse_existing(store, spec)
     what, hint = f"run {spec.run!r} of {store.uri}", _TAKEN_RESUMED if resume else _TAKEN
     with take(store, run_prefix(spec.run), what, waits=resume, hint=hint, on_wait=log.warning) as lease:
+        if extend is not None:
+            extend_run(store, _resumed(store, spec), spec, extend)
         if resume:
             _resume(store, spec, on_progress, actor, lease)
         else:
@@ -132,7 +142,7 @@ def _resume(
     run = _resumed(store, spec)  # again: the previous holder of the lease may have continued meanwhile
     # All attempts start from the same weights. The caller's location is preferred: stored ones contain no passwords.
     init = spec.init.as_settled(run.spec.init) if spec.init is not None else run.spec.init
-    spec = spec.model_copy(update={"init": init})
+    spec = with_length(spec, run).model_copy(update={"init": init})
     if run.status == "finished":
         return
     if spec.model.is_classical:
@@ -145,6 +155,8 @@ def _begin(
     store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
 ) -> None:
     _refuse_existing(store, spec)
+    if spec.extensions:
+        raise SpecError("extensions: a new run has none; set epochs or steps to the whole length")
     dataset = prepare(spec.data, store)
     spec, lineage = _settled(store, spec)
 
@@ -186,10 +198,17 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
     run = Runs(store).get(spec.run)
     if spec.init is not None:
         spec = spec.model_copy(update={"init": spec.init.as_settled(run.spec.init)})
-    if changed := run.spec.same_training(spec):
+    changed = run.spec.same_training(with_length(spec, run))
+    if is_length(changed):
         raise SpecError(
-            f"run {spec.run!r} was started with other values of {', '.join(changed)}, so that the spec describes "
-            "another training; restore these values, or choose another run name"
+            f"run {spec.run!r} has {describe_length(run.spec)}, but the spec has {describe_length(spec)}; restore its length, "
+            f"or train the run longer with --extend {spec.unit}=N"
+        )
+    if changed:
+        raise SpecError(
+            f"run {spec.run!r} was started with other values of {', '.join(changed)}, so that the spec describes another "
+            "training; restore these values, or start a run with another name, from these weights with "
+            f"init: {{run: {spec.run}}}"
         )
     return run
 

@@ -168,6 +168,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
         validate_every=spec.checkpoint.every_steps if spec.validation.is_async else spec.validate_every,
         max_grad_norm=spec.max_grad_norm,
         precision=spec.precision,
+        extensions=spec.extensions,
         saves_validated=spec.checkpoint.keep_best > 0,
     )
 
@@ -195,7 +196,7 @@ def build_batches(
         return nullcontext(loader)
     return Prefetcher(
         loader,
-        cursor=first_step * plan.global_size,
+        cursor=plan.position(first_step),
         stop=plan.stop,
         stride=plan.global_size,
         depth=depth,

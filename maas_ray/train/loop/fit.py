@@ -1,7 +1,8 @@
 """The training loop in plain torch: no Ray, no store, no files. Each rank calls `fit` once.
 
 A run is reproducible despite interruptions, and the same training on every layout, because:
-- the sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
+- the sample order is a function of (seed, position); the batch of step s starts at position s x global_size (after an
+  extension, at the position of its first step plus the steps since then),
 - dropout masks are functions of (seed, position of the sample); other random numbers of step s are seeded by
   (seed, s, r), where r is the data-parallel rank,
 - gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
@@ -37,6 +38,7 @@ from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
+from maas_ray.train.spec.length import ExtensionSpec, position_of
 
 
 class Batches(Protocol):
@@ -63,6 +65,7 @@ class LoopPlan:
         log_every: steps between logged losses.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch.
         validate_every: steps between validations; None: at the end of each epoch.
+        extensions: extensions of the run, oldest first.
         saves_validated: whether validated states are committed too, since each may be the best.
     """
 
@@ -76,11 +79,12 @@ class LoopPlan:
     validate_every: int | None
     max_grad_norm: float | None
     precision: str
+    extensions: Sequence[ExtensionSpec] = ()
     saves_validated: bool = False
 
     def ends_epoch(self, step: int) -> bool:
         """Whether the batch of step number `step` (from 0) takes the last sample of an epoch."""
-        first, after = step * self.global_size, min((step + 1) * self.global_size, self.stop)
+        first, after = self.position(step), min(self.position(step) + self.global_size, self.stop)
         return first // self.num_rows != after // self.num_rows
 
     def is_checkpoint(self, step: int) -> bool:
@@ -93,7 +97,11 @@ class LoopPlan:
 
     def epoch(self, done: int) -> float:
         """Passes over the training split after `done` steps."""
-        return min(done * self.global_size, self.stop) / self.num_rows
+        return self.position(done) / self.num_rows
+
+    def position(self, done: int) -> int:
+        """Global sample position after `done` steps."""
+        return min(position_of(done, self.global_size, self.extensions), self.stop)
 
     def _is_due(self, step: int, every: int | None) -> bool:
         if step + 1 == self.total_steps:
@@ -249,7 +257,7 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
     """
     coordinates = state.coordinates
     seed_step(plan.seed, step, coordinates.dp)
-    cursor = step * plan.global_size
+    cursor = plan.position(step)
     batches = loader.load(cursor, plan.stop)
     num_rows = min(plan.global_size, plan.stop - cursor)
     count = _start_counting(state, batches, num_rows)

@@ -253,7 +253,7 @@ class RankTraining(LoopHooks):
             self._checkpointer.save(
                 Snapshot(
                     step=done,
-                    cursor=min(done * self._plan.global_size, self._plan.stop),
+                    cursor=self._plan.position(done),
                     tensors=tensors,
                     meta={
                         **({"optimizer": numbers} if numbers else {}),

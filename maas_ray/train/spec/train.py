@@ -15,6 +15,7 @@ from maas_ray.train.spec.callbacks import CallbackSpec
 from maas_ray.train.spec.classical import refuse_unused
 from maas_ray.train.spec.early_stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.spec.init import InitSpec
+from maas_ray.train.spec.length import DEFAULT_EPOCHS, ExtensionSpec, Unit, position_of
 from maas_ray.train.spec.metrics import MetricSpec, refuse_labels
 from maas_ray.train.spec.optim import EmaSpec, ObjectiveSpec, OptimizerSpec, loss_name
 from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec
@@ -160,6 +161,8 @@ class TrainSpec(Spec):
     """Number of passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None
     """Number of optimizer steps, instead of `epochs`."""
+    extensions: tuple[ExtensionSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Extensions of a run beyond its original length, oldest first; written by `--extend`, a new run has none."""
     early_stopping: EarlyStoppingSpec | None = None
     """Ends the run early when a metric no longer improves; None: the run ends at its last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -263,12 +266,27 @@ class TrainSpec(Spec):
             num_rows: rows of the training split.
         """
         if self.steps is not None:
-            return self.steps * self.batch.global_size
-        return (self.epochs or 10) * num_rows
+            return self.position(self.steps)
+        return (self.epochs or DEFAULT_EPOCHS) * num_rows
 
     def total_steps(self, num_rows: int) -> int:
         """Optimizer steps of the whole run; the last batch may be smaller than the others."""
-        return -(-self.stop_position(num_rows) // self.batch.global_size)
+        last = self.extensions[-1].step if self.extensions else 0
+        return last - (self.position(last) - self.stop_position(num_rows)) // self.batch.global_size
+
+    def position(self, step: int) -> int:
+        """Global sample position at which a step begins, from 0."""
+        return position_of(step, self.batch.global_size, self.extensions)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the run's length."""
+        return "epochs" if self.steps is None else "steps"
+
+    def extended(self, extension: ExtensionSpec) -> Self:
+        """The spec with a new length from an extension on."""
+        length = {"epochs": extension.epochs, "steps": extension.steps}
+        return self.model_copy(update={**length, "extensions": (*self.extensions, extension)})
 
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that make `other` another training; empty if it can resume this run's checkpoints.
@@ -277,7 +295,7 @@ class TrainSpec(Spec):
         the expansion limit of files can change.
         """
         free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
-        free |= {"early_stopping", "validation", "tensorboard", "callbacks", "metrics"}
+        free |= {"early_stopping", "validation", "tensorboard", "callbacks", "metrics", "extensions"}
         mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as in stored runs
         for fields in (mine, theirs):
             del fields["batch"]["accumulation_steps"]  # the split of a share does not change the gradient
