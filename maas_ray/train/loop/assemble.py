@@ -21,6 +21,7 @@ from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss, num_valid
 from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
 from maas_ray.train.loop.optimizer_check import check_split_state
+from maas_ray.train.loop.parameter_groups import freeze_weights
 from maas_ray.train.loop.schedule import build_schedule
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
@@ -94,6 +95,7 @@ def build_train_state(
         ModelError, SpecError: the model cannot be built or does not support the layout; contains the reason.
     """
     net, deferred = build_or_defer(spec, features, [coordinates.layout], dtype)
+    freeze_weights(spec.optimizer, net)
     is_replicated = coordinates.layout.world > 1 and coordinates.layout.dp_replicate == coordinates.layout.world
     example = example_rows(features.row, dtype=dtype)
     has_unused = is_replicated and bool(unused_weights(net, example))

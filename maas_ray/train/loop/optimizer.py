@@ -13,7 +13,8 @@ from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.weights import weights
 from maas_ray.train.loop.imported import construct, import_object
 from maas_ray.train.loop.muon import Muon
-from maas_ray.train.spec.optim import FUSED, OPTIONS, OptimizerSpec
+from maas_ray.train.loop.parameter_groups import group_of
+from maas_ray.train.spec.optim import FUSED, OPTIONS, OptimizerSpec, ParameterGroupSpec
 
 _KINDS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -105,14 +106,27 @@ def is_imported(optimizer: torch.optim.Optimizer) -> bool:
 def _groups(spec: OptimizerSpec, trained: Mapping[str, nn.Parameter], decayed: Collection[int]) -> list[dict[str, Any]]:
     groups: dict[Any, dict[str, Any]] = {}
     for is_decayed in (True, False):
-        for parameter in trained.values():
+        for name, parameter in trained.items():
             if (id(parameter) in decayed) == is_decayed:
+                number = group_of(name, spec.groups)
                 # One kernel updates all weights of a group, so that its DTensors must have the same mesh.
-                key = (is_decayed, parameter.device_mesh if isinstance(parameter, DTensor) else None)
-                decay, label = (spec.weight_decay, "decayed") if is_decayed else (0.0, "plain")
-                group = groups.setdefault(key, {"params": [], "weight_decay": decay, LABEL: label})
-                group["params"].append(parameter)
+                key = (is_decayed, number, parameter.device_mesh if isinstance(parameter, DTensor) else None)
+                if key not in groups:
+                    groups[key] = _group(spec, is_decayed, number)
+                groups[key]["params"].append(parameter)
     return list(groups.values())
+
+
+def _group(spec: OptimizerSpec, is_decayed: bool, number: int | None) -> dict[str, Any]:
+    """An empty group of the parameters of one of the spec's groups, or of none."""
+    own = spec.groups[number] if number is not None else ParameterGroupSpec(match=("*",))
+    decay = spec.weight_decay if is_decayed else 0.0
+    return {
+        "params": [],
+        "lr": spec.lr * own.lr_factor,
+        "weight_decay": decay if own.weight_decay is None else own.weight_decay,
+        LABEL: f"{'decayed' if is_decayed else 'plain'} {'' if number is None else number}".strip(),
+    }
 
 
 def _build(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -139,7 +153,7 @@ def _imported(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.
             f"optimizer.params: {reserved[0]} is set by the spec; use optimizer.lr and optimizer.weight_decay"
         )
     if "weight_decay" not in inspect.signature(kind).parameters:
-        if spec.weight_decay:
+        if spec.weight_decay or any(group.weight_decay for group in spec.groups):
             raise SpecError(
                 f"optimizer.weight_decay: {spec.weight_decay} would have no effect, since the constructor of {spec.name} "
                 "has no weight_decay; set it to 0, or use objective.l2"

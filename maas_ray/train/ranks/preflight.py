@@ -19,6 +19,7 @@ from maas_ray.train.loop.custom_loss import CustomLoss, check_loss
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.optimizer import build_optimizer
 from maas_ray.train.loop.optimizer_check import check_optimizer
+from maas_ray.train.loop.parameter_groups import freeze_weights
 from maas_ray.train.loop.schedule import build_schedule, check_schedule
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import refuse_unfit
@@ -41,6 +42,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     features = dataset.features
     layouts, example = spec.layouts(), example_rows(features.row)
     net, deferred = build_or_defer(spec, features, layouts)
+    freeze_weights(spec.optimizer, net)
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))

@@ -105,6 +105,17 @@ def loss_name(spec: ObjectiveSpec, task: Task) -> str:
     return name
 
 
+class ParameterGroupSpec(Spec):
+    """Weights with a learning rate or a weight decay of their own."""
+
+    match: tuple[str, ...] = Field(min_length=1)
+    """Patterns of their names, such as `encoder.*`; a weight belongs to the first group that matches it."""
+    lr_factor: float = Field(default=1.0, gt=0.0)
+    """Their learning rate as a multiple of `optimizer.lr`; the schedule scales both."""
+    weight_decay: float | None = Field(default=None, ge=0.0)
+    """Their weight decay, also of biases and normalizations; None: as for all other weights."""
+
+
 class OptimizerSpec(Spec):
     """The optimizer; options of other optimizers are refused."""
 
@@ -131,6 +142,11 @@ class OptimizerSpec(Spec):
     """rmsprop: decay of the mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0.0)
     """adam, adamw, muon and rmsprop: added to the denominator."""
+    groups: tuple[ParameterGroupSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Weights with a learning rate or a weight decay of their own."""
+    freeze: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Patterns of the names of weights that keep their initial values, such as `encoder.*`. Dropout and the running
+    statistics of batch normalizations in frozen layers are still those of training."""
     implementation: Implementation = "auto"
     """How torch computes the update: `fused` in one kernel for all weights, `foreach` in one kernel per operation for
     all weights, `loop` weight by weight. They differ in the last bits. `auto`: fused; for rmsprop, which has no fused
