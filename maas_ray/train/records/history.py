@@ -40,6 +40,7 @@ def fold(records: Iterable[Record]) -> History:
             found.metrics = event.metrics
         elif isinstance(event, Extended):
             found.extensions.append(event)
+            found.status = RunStatus(type="stopped")  # a finished run is unfinished again
         elif isinstance(event, Attempted):
             found.attempts.append({name: value for name, value in record.event.items() if name != "type"})
         elif isinstance(event, Unvalidated):

@@ -99,6 +99,8 @@ def test_an_extension_is_recorded_once_and_the_old_spec_still_names_the_run(
     for _ in range(2):
         extend_run(file_store, Runs(file_store).get("r"), spec, {"epochs": 2})
     run = Runs(file_store).get("r")
+    assert run.status == "stopped", "it waits to be continued"
+    assert [each.status for each in Runs(file_store).all()] == ["stopped"]
     assert run.lengths == ((1, None), (2, None))
     assert [(each.step, each.position, each.epochs) for each in run.spec.extensions] == [(6, 62, 2)]
     extend_run(file_store, run, spec, {"epochs": 5})
