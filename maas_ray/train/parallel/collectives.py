@@ -8,14 +8,14 @@ import torch.distributed as dist
 from maas_ray.train.parallel.mesh import RankCoordinates
 
 
-def rank0_says(answer: bool, device: torch.device) -> bool:
-    """Returns the answer of rank 0 on every rank. Collective.
+def decided_by_rank0(decision: bool, device: torch.device) -> bool:
+    """Returns the decision of rank 0 on every rank. Collective.
 
     Args:
-        answer: the answer; ignored on other ranks than 0.
+        decision: the decision; ignored on other ranks than 0.
         device: device of this rank.
     """
-    return bool(number_of_rank0(float(answer), device))
+    return bool(number_of_rank0(float(decision), device))
 
 
 def number_of_rank0(number: float, device: torch.device) -> float:
