@@ -18,9 +18,14 @@ def train(asked: Asked) -> tuple[dict[str, Any], int]:
     from maas_ray.train.spec.train import TrainSpec
 
     spec = load_spec(TrainSpec, asked.spec, asked.overrides)
-    result = run_training(spec, resume=asked.resume, on_progress=lambda progress: print(progress, file=sys.stderr))
+    result = run_training(
+        spec,
+        resume=asked.resume,
+        extend=asked.extend,
+        on_progress=lambda progress: print(progress, file=sys.stderr),
+    )
     return asdict(result), 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(lambda: answer_job(__doc__, "TrainSpec", train)))
+    sys.exit(run_job(lambda: answer_job(__doc__, "TrainSpec", train, can_extend=True)))

@@ -174,6 +174,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
+    extend: Mapping[str, int] | None = None,
     on_progress: "Callable[[Progress], None] | None" = None,
 ) -> Run:
     """Trains a run on the connected cluster and returns once the run has ended; see `connect`.
@@ -182,6 +183,8 @@ def train(
         spec: a `TrainSpec`, a mapping of its fields, or the path of a YAML file.
         overrides: values by field path, such as `{"optimizer.lr": 0.1}`.
         resume: continue an existing run from its newest committed checkpoint.
+        extend: `{"epochs": N}` or `{"steps": N}`: continue an existing run, also a finished one, to this larger total
+            length.
         on_progress: called with the latest progress report, in a thread of this process.
 
     Raises:
@@ -196,7 +199,7 @@ def train(
 
     loaded = read_spec(TrainSpec, spec, overrides)
     require_connection()
-    result = run_training(loaded, resume=resume, on_progress=on_progress)
+    result = run_training(loaded, resume=resume, extend=extend, on_progress=on_progress)
     from maas_ray.store.objects import open_store
 
     return Run(result.run, store=open_store(loaded.storage))

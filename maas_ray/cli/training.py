@@ -11,6 +11,7 @@ import typer
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import CommandResult, uses_modules
+from maas_ray.console.job import read_length
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import facts, say, table
 from maas_ray.console.training_bar import training_bar
@@ -21,6 +22,13 @@ def train(
     spec: Annotated[Path, typer.Argument(help="YAML file with a TrainSpec; see `maas-ray schema train`.")],
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run.")] = False,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="epochs=N|steps=N",
+            help="Continue an existing run, also a finished one, to this larger total length.",
+        ),
+    ] = None,
     wait_nodes: Annotated[int, typer.Option(help="Number of nodes to wait for before training.")] = 1,
     wait_timeout_s: Annotated[float, typer.Option(help="Timeout of --wait-nodes, in seconds.")] = 300.0,
     state_dir: StateDir = None,
@@ -30,6 +38,7 @@ def train(
     from maas_ray.errors import ClusterError
     from maas_ray.spec import load_spec
 
+    longer = None if extend is None else read_length(extend)
     leaves("no run was started; run the command again")
     with say.status("joining the cluster"):
         try:
@@ -52,7 +61,7 @@ def train(
         "does not list the run"
     )
     with training_bar(loaded.run) as show:
-        result = run_training(loaded, resume=resume, on_progress=show, actor=actor)
+        result = run_training(loaded, resume=resume, extend=longer, on_progress=show, actor=actor)
     shown = {
         "step": result.step,
         **({"ended by": result.reason} if result.reason else {}),

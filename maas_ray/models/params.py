@@ -198,6 +198,8 @@ class HuggingFaceSpec(Spec):
     path: str | None = None
     """A local folder with config.json and safetensors, from whose weights training starts; it must exist on every node
     that builds the model. Pickled weights are not read."""
+    ignore_layers: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Leave out layers of the folder's weights beyond the number in its config.json, instead of refusing the folder."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Implementation of attention. If the configuration has an attention dropout, training uses an explicit
     implementation instead, so that the dropout mask depends on the sample; it needs memory for the attention weights of

@@ -11,17 +11,17 @@ from math import log10
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.store.objects import open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
 from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.ranks.worker import load_start
-from maas_ray.train.spec.optim import ScheduleSpec
 from maas_ray.train.spec.parallelism import MeshLayout
+from maas_ray.train.spec.schedule import ScheduleSpec
 from maas_ray.train.spec.train import TrainSpec
 
 DIVERGED = 4.0
@@ -102,13 +102,13 @@ def find_learning_rates(
     if spec.init is not None:
         load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), state)
     growth = high / low
-    state = replace(state, schedule=LambdaLR(state.optimizer, lambda step: growth ** (step / (steps - 1))))
+    state = replace(state, schedule=Schedule(state.optimizer, lambda step: growth ** (step / (steps - 1))))
     plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
     state.train()
     points: list[Point] = []
     average, best, diverged_at = 0.0, float("inf"), None
     for step in range(steps):
-        lr = float(state.optimizer.param_groups[0]["lr"])
+        lr = state.schedule.lr
         share, _ = train_step(plan, state, loader, step)
         try:
             loss = mean_loss(state, share, step)

@@ -30,10 +30,11 @@ from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
+from maas_ray.train.records.extension import describe_length, extend_run, is_length, with_length
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
-from maas_ray.train.spec.optim import refuse_steps
+from maas_ray.train.spec.schedule import refuse_plateau, refuse_steps
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import check_validation_resources
 
@@ -69,6 +70,7 @@ def run_training(
     spec: TrainSpec,
     *,
     resume: bool = False,
+    extend: Mapping[str, int] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     actor: Any = None,
 ) -> RunResult:
@@ -77,6 +79,8 @@ def run_training(
     Args:
         spec: the run.
         resume: continue an existing run from its newest committed checkpoint; a finished run is not changed.
+        extend: `{"epochs": N}` or `{"steps": N}`: continue an existing run, also a finished one, to this larger total
+            length. The order of samples continues; the schedule is that of a run of the new length.
         on_progress: called with the latest report of rank 0, in a thread of this process.
         actor: result of `start_run_actor()`, called before reading the spec so that the actor imports Ray Train
             meanwhile. It ends with the run. By default the run starts an actor.
@@ -84,7 +88,7 @@ def run_training(
     Raises:
         Conflict: the run exists and `resume` is False; or another process trains it or has taken it over.
         NotFound: `resume` is True and the run does not exist.
-        SpecError: `resume` is True and the spec differs from that of the run.
+        SpecError: `resume` is True and the spec differs from that of the run, or `extend` is not a larger length.
         ResourcesMissing: the cluster can never provide the resources of the workers.
         DataError, ModelError: the data or the model does not match the spec.
         StoreError: the store is not usable.
@@ -94,13 +98,17 @@ def run_training(
     """
     actor = actor or start_run_actor()
     try:
-        return _run_training(spec, resume, on_progress, actor)
+        return _run_training(spec, resume or extend is not None, extend, on_progress, actor)
     finally:
         end_run_actor(actor)
 
 
 def _run_training(
-    spec: TrainSpec, resume: bool, on_progress: Callable[[Progress], None] | None, actor: Any
+    spec: TrainSpec,
+    resume: bool,
+    extend: Mapping[str, int] | None,
+    on_progress: Callable[[Progress], None] | None,
+    actor: Any,
 ) -> RunResult:
     store = open_store(spec.storage)
     probe(store)
@@ -113,12 +121,14 @@ def _run_training(
     refuse_skew()
     if spec.validation.is_async:
         check_validation_resources(spec)
-    if resume and _resumed(store, spec).status == "finished":
+    if resume and _resumed(store, spec).status == "finished" and extend is None:
         return _result(store, spec.run)
     if not resume:
         _refuse_existing(store, spec)
     what, hint = f"run {spec.run!r} of {store.uri}", _TAKEN_RESUMED if resume else _TAKEN
     with take(store, run_prefix(spec.run), what, waits=resume, hint=hint, on_wait=log.warning) as lease:
+        if extend is not None:
+            extend_run(store, _resumed(store, spec), spec, extend)
         if resume:
             _resume(store, spec, on_progress, actor, lease)
         else:
@@ -132,7 +142,7 @@ def _resume(
     run = _resumed(store, spec)  # again: the previous holder of the lease may have continued meanwhile
     # All attempts start from the same weights. The caller's location is preferred: stored ones contain no passwords.
     init = spec.init.as_settled(run.spec.init) if spec.init is not None else run.spec.init
-    spec = spec.model_copy(update={"init": init})
+    spec = with_length(spec, run).model_copy(update={"init": init})
     if run.status == "finished":
         return
     if spec.model.is_classical:
@@ -145,6 +155,8 @@ def _begin(
     store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
 ) -> None:
     _refuse_existing(store, spec)
+    if spec.extensions:
+        raise SpecError("extensions: a new run has none; set epochs or steps to the whole length")
     dataset = prepare(spec.data, store)
     spec, lineage = _settled(store, spec)
 
@@ -186,10 +198,17 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
     run = Runs(store).get(spec.run)
     if spec.init is not None:
         spec = spec.model_copy(update={"init": spec.init.as_settled(run.spec.init)})
-    if changed := run.spec.same_training(spec):
+    changed = run.spec.same_training(with_length(spec, run))
+    if is_length(changed):
         raise SpecError(
-            f"run {spec.run!r} was started with other values of {', '.join(changed)}, so that the spec describes "
-            "another training; restore these values, or choose another run name"
+            f"run {spec.run!r} has {describe_length(run.spec)}, but the spec has {describe_length(spec)}; restore its length, "
+            f"or train the run longer with --extend {spec.unit}=N"
+        )
+    if changed:
+        raise SpecError(
+            f"run {spec.run!r} was started with other values of {', '.join(changed)}, so that the spec describes another "
+            "training; restore these values, or start a run with another name, from these weights with "
+            f"init: {{run: {spec.run}}}"
         )
     return run
 
@@ -198,15 +217,15 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Checks that need no torch, before any worker starts. Rank 0 makes the others, see train/ranks/preflight.py."""
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
-    by, early = spec.checkpoint, spec.early_stopping
     if spec.validation.is_async and not has_validation:
         raise SpecError(
             "validation.mode async needs a validation split; set data.split.validation, or remove validation.mode"
         )
-    if by.keep_best:
-        refuse_metric("checkpoint", by.metric, by.mode, task, has_validation)
-    if early is not None:
-        refuse_metric("early_stopping", early.metric or by.metric, early.mode or by.mode, task, has_validation)
+    own = [metric.label for metric in spec.metrics]
+    for field, metric, mode in spec.followed_metrics():
+        if field == "schedule":
+            refuse_plateau(metric, has_validation)
+        refuse_metric(field, metric, mode, task, has_validation, own)
 
 
 def _fit(

@@ -1,5 +1,7 @@
 """Modules that specs name by import path: one that fits, and ones that go wrong in a way a user's might."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -83,4 +85,13 @@ class _Keeps(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept[:] = [self.weight.detach().abs().sum()]
+        return super().forward(x)
+
+
+class SleepsInEachStep(Flat):
+    """Takes minutes for each step of training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 2:
+            time.sleep(300)
         return super().forward(x)

@@ -126,8 +126,8 @@ class HfFolder:
         return values
 
     def digest(self) -> str:
-        """Hex sha256 of config.json and of all weights: identifies the weights that a run started from."""
-        whole = sha256(canonical_json(self.config))
+        """Hex sha256 of config.json, if any, and of all weights: identifies the weights that a run started from."""
+        whole = sha256(canonical_json(self.config if CONFIG in self._sizes else {}))
         for name, size in self._files():
             whole.update(f"{name} {size}\n".encode())
             for start, stop in _cut(0, size):

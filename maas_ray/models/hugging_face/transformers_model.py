@@ -4,7 +4,8 @@ The package is imported only when such a model is built, because importing it ta
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from maas_ray.suggestions import did_you_mean, nearest
 _TOKEN_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 _ROW_SUFFIXES = ("ForSequenceClassification",)
 _IMAGE_SUFFIXES = ("ForImageClassification",)
+_LAYER = re.compile(r"(.*?\.)(\d+)\.")
+"""The name of a weight in a numbered layer: what comes before the number, and the number."""
 _SUFFIXES = (*_TOKEN_SUFFIXES, *_ROW_SUFFIXES, *_IMAGE_SUFFIXES)
 
 
@@ -166,6 +169,7 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
         raise ModelError(
             f"{name} cannot be loaded from {spec.path}: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    _refuse_layers(name, spec, model, report["unexpected_keys"])
     is_classifier = not kind.__name__.endswith(_TOKEN_SUFFIXES)
     absent = [
         key
@@ -179,6 +183,25 @@ def _load(name: str, kind: Any, spec: HuggingFaceSpec, sizes: Mapping[str, Any])
             "model: see `architectures` in its config.json"
         )
     return model
+
+
+def _refuse_layers(name: str, spec: HuggingFaceSpec, model: Any, unexpected: Iterable[str]) -> None:
+    """Refuses a folder with more layers than its config.json names; other weights, as of another head, are left out."""
+    own, theirs = _num_layers(model.state_dict()), _num_layers(unexpected)
+    for layers, found in theirs.items():
+        if found > own.get(layers, found) and not spec.ignore_layers:
+            raise ModelError(
+                f"{name}: config.json of {spec.path} names {own[layers]} layers, but its weights contain {found} "
+                f"({layers}{found - 1}.…); correct config.json, or set model.params.ignore_layers to leave the others out"
+            )
+
+
+def _num_layers(keys: Iterable[str]) -> dict[str, int]:
+    """The number of layers in each list of layers, by the names of weights."""
+    found: dict[str, int] = {}
+    for match in filter(None, map(_LAYER.match, keys)):
+        found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)
+    return found
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From the callbacks of a spec to objects that follow the run."""
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.suggestions import known_names
 from maas_ray.train.callbacks.base import Callback, EndReason, RunContext
 from maas_ray.train.callbacks.tensorboard import TensorBoard
+from maas_ray.train.loop.imported import construct, import_object
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.spec.callbacks import CallbackSpec
 
@@ -83,24 +83,11 @@ class CallbackList(Callback):
 
 def _create(spec: CallbackSpec) -> Callback:
     path = BUILT_IN.get(spec.path, spec.path)
-    module_name, _, name = path.partition(":")
-    if not name:
+    if ":" not in path:
         known = known_names(spec.path, sorted(BUILT_IN), "callbacks of the package")
         raise SpecError(f"callbacks: no callback {spec.path!r}; {known}; your own is named as package.module:Class")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a user's code may raise anything
-        raise SpecError(
-            f"callbacks: {path} cannot be imported: {type(error).__name__}: {error}; its package must be installed, or be in "
-            "the working directory (or in `maas-ray --app-dir DIR`), on every node"
-        ) from error
+    found = import_object(path, "callbacks")
     if not (inspect.isclass(found) and issubclass(found, Callback)):
         raise SpecError(f"callbacks: {path} is {found!r}, not a subclass of maas_ray.Callback")
-    try:
-        created: Callback = found(**spec.params)
-    except SpecError:
-        raise
-    except Exception as error:
-        shown = ", ".join(f"{key}={value!r}" for key, value in sorted(spec.params.items()))
-        raise SpecError(f"callbacks: {path}({shown}) failed: {type(error).__name__}: {error}") from error
+    created: Callback = construct(found, path, "callbacks", **spec.params)
     return created

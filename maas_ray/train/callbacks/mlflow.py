@@ -45,6 +45,8 @@ class MLflow(Callback):
         for name in ("loss", "lr", "samples_per_s", "tokens_per_s", "mfu"):
             if (value := getattr(progress, name)) is not None:
                 self._client.log_metric(self._run, name, value, step=progress.step)
+        for name, value in progress.auxiliary.items():
+            self._client.log_metric(self._run, f"auxiliary_{name}", value, step=progress.step)
 
     def on_validation(self, progress: Progress) -> None:
         step = progress.step if progress.of_step is None else progress.of_step

@@ -39,6 +39,7 @@ class TensorBoard(Callback):
                 "train/tokens_per_s": progress.tokens_per_s,
                 "train/mfu": progress.mfu,
                 "train/epoch": progress.epoch,
+                **{f"train/auxiliary/{name}": value for name, value in progress.auxiliary.items()},
             },
         )
         spec = self._context.spec

@@ -42,6 +42,7 @@ class WandB(Callback):
     def on_step(self, progress: Progress) -> None:
         names = ("loss", "lr", "samples_per_s", "tokens_per_s", "mfu", "epoch")
         values = {f"train/{name}": getattr(progress, name) for name in names if getattr(progress, name) is not None}
+        values |= {f"train/auxiliary/{name}": value for name, value in progress.auxiliary.items()}
         self._run.log(values, step=progress.step)
 
     def on_validation(self, progress: Progress) -> None:

@@ -15,10 +15,14 @@ from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
+from maas_ray.train.loop.auxiliary import AuxiliaryLosses
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss, num_valid
-from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
+from maas_ray.train.loop.optimizer_check import check_split_state
+from maas_ray.train.loop.parameter_groups import freeze_weights
+from maas_ray.train.loop.schedule import build_schedule
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
@@ -91,6 +95,7 @@ def build_train_state(
         ModelError, SpecError: the model cannot be built or does not support the layout; contains the reason.
     """
     net, deferred = build_or_defer(spec, features, [coordinates.layout], dtype)
+    freeze_weights(spec.optimizer, net)
     is_replicated = coordinates.layout.world > 1 and coordinates.layout.dp_replicate == coordinates.layout.world
     example = example_rows(features.row, dtype=dtype)
     has_unused = is_replicated and bool(unused_weights(net, example))
@@ -101,6 +106,12 @@ def build_train_state(
         compile_blocks(net)
     recompute_blocks(net, spec.performance.activation_checkpointing)
     loss = build_loss(spec.objective, features.task)
+    if isinstance(loss, nn.Module):
+        loss.to(device, dtype)
+    layout = coordinates.layout
+    if spec.optimizer.is_imported and coordinates.mesh is not None and (layout.dp_shard > 1 or layout.tp > 1):
+        check_split_state(spec.optimizer, coordinates.mesh)
+    orthogonal = hidden_matrices(net) if spec.optimizer.name == "muon" else None
     parts = distribute(
         net,
         coordinates,
@@ -114,7 +125,7 @@ def build_train_state(
     )
     if deferred is not None:
         deferred.fill(parts.bare, device)
-    optimizer = build_optimizer(spec.optimizer, nn.ModuleList(parts.bare))
+    optimizer = build_optimizer(spec.optimizer, *parts.bare, orthogonal=orthogonal)
     pipeline = None
     if coordinates.mesh is not None and coordinates.layout.pp > 1:
         pipeline = Pipeline(
@@ -141,6 +152,7 @@ def build_train_state(
         l2=spec.objective.l2,
         ema=Ema(parts.bare, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None,
         pipeline=pipeline,
+        auxiliary=AuxiliaryLosses(spec.objective.auxiliary, device) if spec.objective.auxiliary else None,
         dtype=dtype,
     )
 
@@ -158,6 +170,7 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
         validate_every=spec.checkpoint.every_steps if spec.validation.is_async else spec.validate_every,
         max_grad_norm=spec.max_grad_norm,
         precision=spec.precision,
+        extensions=spec.extensions,
         saves_validated=spec.checkpoint.keep_best > 0,
     )
 
@@ -185,7 +198,7 @@ def build_batches(
         return nullcontext(loader)
     return Prefetcher(
         loader,
-        cursor=first_step * plan.global_size,
+        cursor=plan.position(first_step),
         stop=plan.stop,
         stride=plan.global_size,
         depth=depth,

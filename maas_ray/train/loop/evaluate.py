@@ -18,6 +18,8 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from maas_ray.data.loading.rows import Batch, Rows
 from maas_ray.data.spec.features import TOKEN_TASKS
+from maas_ray.train.loop.custom_loss import IGNORED
+from maas_ray.train.loop.custom_metrics import CustomMetrics
 from maas_ray.train.loop.loss import num_valid
 
 BATCH_ROWS = 1024
@@ -59,6 +61,7 @@ def evaluate_rows(
     device: torch.device | None = None,
     rank: int = 0,
     world: int = 1,
+    custom: CustomMetrics | None = None,
 ) -> dict[str, float]:
     """Evaluates a model in evaluation mode on every row once.
 
@@ -74,6 +77,7 @@ def evaluate_rows(
         device: device of the model.
         rank: index of this process's share of the rows.
         world: number of shares.
+        custom: the user's own metrics, whose earlier rows are forgotten.
 
     Returns:
         Each metric by name, and `loss`, the mean per row (per counted token, for token tasks) without regularization.
@@ -90,7 +94,7 @@ def evaluate_rows(
     most = -(-len(rows) // world)
     num_more = -(-most // size) - -(-len(own) // size)
     first = np.zeros(1, dtype=np.int64)
-    return _evaluate(model, batches, task, num_classes, loss, device, [rows.take(first, first)] * num_more)
+    return _evaluate(model, batches, task, num_classes, loss, device, [rows.take(first, first)] * num_more, custom)
 
 
 def _evaluate(
@@ -101,8 +105,11 @@ def _evaluate(
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | None,
     uncounted: Sequence[Batch] = (),
+    custom: CustomMetrics | None = None,
 ) -> dict[str, float]:
     device = device or torch.device("cpu")
+    if custom is not None:
+        custom.begin(device)
     metrics: _RowMetrics | _TokenMetrics
     metrics = _TokenMetrics(device) if task in TOKEN_TASKS else _RowMetrics(task, num_classes, device)
     was_training = model.training
@@ -111,10 +118,13 @@ def _evaluate(
         for batch in batches:
             logits = model(*[column.to(device) for column in batch.columns])
             wanted = batch.target.to(device)
-            metrics.update(logits if logits.dtype == torch.float64 else logits.float(), wanted, loss)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            metrics.update(logits, wanted, loss)
+            if custom is not None:
+                custom.update(*comparable(task, logits, wanted))
         for batch in uncounted:
             model(*[column.to(device) for column in batch.columns])
-        result = metrics.compute()
+        result = metrics.compute() | (custom.compute() if custom is not None else {})
     model.train(was_training)
     return result
 
@@ -127,7 +137,7 @@ class _RowMetrics:
 
     def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._loss.update(loss(logits, target))
-        self._metrics.update(*_comparable(self._task, logits, target))
+        self._metrics.update(*comparable(self._task, logits, target))
 
     def compute(self) -> dict[str, float]:
         metrics = {name: float(value) for name, value in self._metrics.compute().items()}
@@ -168,7 +178,17 @@ def _metrics(task: str, num_classes: int) -> MetricCollection:
     return MetricCollection(chosen)
 
 
-def _comparable(task: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def comparable(task: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions and target as metrics take them; for tokens, those of the counted ones.
+
+    Args:
+        task: task of the data.
+        logits: [N, K], or [N, T, V] for token tasks.
+        target: [N], or [N, T].
+    """
+    if task in TOKEN_TASKS:
+        counted = target != IGNORED
+        return logits[counted], target[counted]
     if task == "classification":
         return logits, target
     if task == "binary":

@@ -1,7 +1,8 @@
 """The training loop in plain torch: no Ray, no store, no files. Each rank calls `fit` once.
 
 A run is reproducible despite interruptions, and the same training on every layout, because:
-- the sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
+- the sample order is a function of (seed, position); the batch of step s starts at position s x global_size (after an
+  extension, at the position of its first step plus the steps since then),
 - dropout masks are functions of (seed, position of the sample); other random numbers of step s are seeded by
   (seed, s, r), where r is the data-parallel rank,
 - gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
@@ -28,13 +29,16 @@ from torch.nn.parallel import DistributedDataParallel
 from maas_ray.data.loading.rows import Batch
 from maas_ray.errors import TrainingFailed
 from maas_ray.models.weights import weights
+from maas_ray.train.loop.auxiliary import AuxiliaryLosses, split_output
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
+from maas_ray.train.spec.length import ExtensionSpec, position_of
 
 
 class Batches(Protocol):
@@ -61,6 +65,7 @@ class LoopPlan:
         log_every: steps between logged losses.
         checkpoint_every: steps between checkpoints; None: at the end of each epoch.
         validate_every: steps between validations; None: at the end of each epoch.
+        extensions: extensions of the run, oldest first.
         saves_validated: whether validated states are committed too, since each may be the best.
     """
 
@@ -74,11 +79,12 @@ class LoopPlan:
     validate_every: int | None
     max_grad_norm: float | None
     precision: str
+    extensions: Sequence[ExtensionSpec] = ()
     saves_validated: bool = False
 
     def ends_epoch(self, step: int) -> bool:
         """Whether the batch of step number `step` (from 0) takes the last sample of an epoch."""
-        first, after = step * self.global_size, min((step + 1) * self.global_size, self.stop)
+        first, after = self.position(step), min(self.position(step) + self.global_size, self.stop)
         return first // self.num_rows != after // self.num_rows
 
     def is_checkpoint(self, step: int) -> bool:
@@ -91,7 +97,11 @@ class LoopPlan:
 
     def epoch(self, done: int) -> float:
         """Passes over the training split after `done` steps."""
-        return min(done * self.global_size, self.stop) / self.num_rows
+        return self.position(done) / self.num_rows
+
+    def position(self, done: int) -> int:
+        """Global sample position after `done` steps."""
+        return min(position_of(done, self.global_size, self.extensions), self.stop)
 
     def _is_due(self, step: int, every: int | None) -> bool:
         if step + 1 == self.total_steps:
@@ -112,6 +122,7 @@ class TrainState:
         l2: factor of the sum of squared weights.
         ema: the moving average of the weights, if any.
         pipeline: the schedule of the stages, if any.
+        auxiliary: the auxiliary losses of the network, if any.
         dtype: type of floating-point rows of the network.
     """
 
@@ -120,7 +131,7 @@ class TrainState:
     preprocess: Callable[..., Tensor]
     loss: LossFn
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: Schedule
     device: torch.device
     coordinates: RankCoordinates
     num_valid: Callable[[Tensor], Tensor] | None = None
@@ -128,6 +139,7 @@ class TrainState:
     l2: float = 0.0
     ema: Ema | None = None
     pipeline: Pipeline | None = None
+    auxiliary: AuxiliaryLosses | None = None
     dtype: torch.dtype = torch.float32
 
     @property
@@ -204,7 +216,7 @@ def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hoo
     logged_at, logged_s = first_step, time.perf_counter()
     for step in range(first_step, plan.total_steps):
         hooks.begin_step(step + 1)
-        lr = float(state.optimizer.param_groups[0]["lr"])
+        lr = state.schedule.lr
         loss, _ = train_step(plan, state, loader, step)
         done = step + 1
         is_logged = done % plan.log_every == 0 or done == plan.total_steps
@@ -212,7 +224,8 @@ def fit(plan: LoopPlan, state: TrainState, loader: Batches, first_step: int, hoo
         if is_logged:
             mean = mean_loss(state, loss, step)
             rate = (done - logged_at) * plan.global_size / (time.perf_counter() - logged_s)
-            hooks.report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate))
+            auxiliary = state.auxiliary.means(state.coordinates.layout.tp) if state.auxiliary is not None else {}
+            hooks.report(Progress(done, plan.total_steps, plan.epoch(done), mean, lr, rate, auxiliary=auxiliary))
             logged_at, logged_s = done, time.perf_counter()
         if is_validated:
             _validate(state, hooks, done)
@@ -244,9 +257,12 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
     """
     coordinates = state.coordinates
     seed_step(plan.seed, step, coordinates.dp)
-    cursor = step * plan.global_size
+    cursor = plan.position(step)
     batches = loader.load(cursor, plan.stop)
-    count = _start_counting(state, batches, min(plan.global_size, plan.stop - cursor))
+    num_rows = min(plan.global_size, plan.stop - cursor)
+    count = _start_counting(state, batches, num_rows)
+    if state.auxiliary is not None:
+        state.auxiliary.begin(num_rows)
     state.optimizer.zero_grad(set_to_none=True)
     # Replicas and shards average their gradients; the mean over the global batch needs the factor dp / count.
     if state.pipeline is not None:
@@ -257,9 +273,11 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
         scale: float | None = None
         for batch, is_last in _with_last(batches):
             with _sync(state.model, is_last):
-                loss = _loss_sum(plan, state, batch)
+                loss, auxiliary = _losses(plan, state, batch)
                 scale = scale or coordinates.layout.dp / count()  # the first forward pass overlaps the wait
                 loss = loss * scale
+                if auxiliary is not None:
+                    loss = loss + auxiliary * coordinates.layout.dp
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
     # From the optimizer's lists: a traversal of all modules takes as long as a small layer.
@@ -324,7 +342,8 @@ def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
     for _ in range(2):  # the second forward pass rebuilds the buckets
         for batch, is_last in _with_last(loader.load(0, plan.stop)):
             with _sync(state.model, is_last):
-                _loss_sum(plan, state, batch).backward()  # type: ignore[no-untyped-call]
+                loss, auxiliary = _losses(plan, state, batch)
+                (loss if auxiliary is None else loss + auxiliary).backward()  # type: ignore[no-untyped-call]
     state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in net.named_buffers():
@@ -345,7 +364,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     random.seed(value)
 
 
-def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
+def _losses(plan: LoopPlan, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The sum of the losses of a micro-batch, and its share of the auxiliary losses, if any."""
     rows, positions = state.rows(batch), batch.positions
     if not batch.num_rows:  # this rank uses a padding row: few models support an empty batch
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
@@ -355,15 +375,19 @@ def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
         try:
-            logits = state.model(rows)
+            output = state.model(rows)
         except RuntimeError as error:
             if UNEQUAL in str(error):
                 raise unequal_use(error) from error
             raise
+    if state.auxiliary is not None:
+        logits, auxiliary = state.auxiliary.split(output, batch.num_rows)
+    else:
+        (logits, _), auxiliary = split_output(output, {}), None
     if not batch.num_rows:
         nothing: Tensor = logits.sum() * 0.0
-        return nothing
-    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
+        return nothing, auxiliary
+    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum(), auxiliary
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:

@@ -8,13 +8,11 @@ from torch.nn import functional
 
 from maas_ray.data.spec.features import TOKEN_TASKS, Task
 from maas_ray.errors import ModelError
+from maas_ray.train.loop.custom_loss import IGNORED, CustomLoss
 from maas_ray.train.spec.optim import ObjectiveSpec, loss_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, target) -> loss of each sample [N]; for token tasks, summed over its counted tokens."""
-
-IGNORED = -100
-"""Target value that does not count: torch's default of `ignore_index`."""
 
 
 def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
@@ -30,15 +28,22 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         ModelError if the shapes do not match. Losses are float32, or float64 if the logits are.
 
     Raises:
-        SpecError: the loss or the label smoothing is invalid for the task.
+        SpecError: the loss or the label smoothing is invalid for the task, or an imported loss cannot be used.
     """
     name = loss_name(spec, task)
+    if spec.is_imported:
+        return CustomLoss(name, spec.params, per_token=task in TOKEN_TASKS)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         if logits.dim() != 2 or target.shape != logits.shape[:1]:
             raise _unfit(name, logits, target, "[N, classes]")
-        return functional.cross_entropy(_widened(logits), target, reduction="none", label_smoothing=smoothing)
+        losses = functional.cross_entropy(_widened(logits), target, reduction="none", label_smoothing=smoothing)
+        return focused(losses) if name == "focal" else losses
+
+    def focused(losses: Tensor) -> Tensor:
+        # (1 - p)^gamma * -log p, with the probability p of the target (Lin et al. 2017, equation 4)
+        return losses * (-torch.expm1(-losses)).clamp(min=1e-12) ** spec.focal_gamma
 
     def token_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         if logits.dim() != 3 or target.shape != logits.shape[:2]:
@@ -59,7 +64,9 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         wanted = target.to(output.dtype)
         if name == "bce":
             wanted = wanted * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+        if name in ("bce", "focal"):
+            losses = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+            return focused(losses) if name == "focal" else losses
         if name == "mse":
             return functional.mse_loss(output, wanted, reduction="none")
         if name == "mae":
@@ -68,7 +75,7 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
 
     if task in TOKEN_TASKS:
         return token_cross_entropy
-    return cross_entropy if name == "cross_entropy" else single
+    return cross_entropy if task == "classification" else single
 
 
 def num_valid(target: Tensor) -> Tensor:

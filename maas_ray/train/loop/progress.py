@@ -16,6 +16,7 @@ class Progress:
         metrics: validation metrics, at the end of an epoch, if the data has a validation split.
         of_step: step of the metrics, if it is an earlier one (asynchronous validation).
         samples: predictions of that step for a few rows, as Markdown.
+        auxiliary: mean of each auxiliary loss over the batch of this step, unweighted.
         workers: current number of workers; 0: unknown.
     """
 
@@ -30,4 +31,5 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     of_step: int | None = None
     samples: str = ""
+    auxiliary: dict[str, float] = field(default_factory=dict)
     workers: int = 0

@@ -3,17 +3,31 @@
 Runs on a rank and not in the driver, because it needs torch, whose import takes 2 s and which a rank has imported.
 """
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.models.build import example_rows
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.callbacks.load import check_callbacks
 from maas_ray.train.loop.assemble import build_or_defer
-from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.loop.auxiliary import split_output
+from maas_ray.train.loop.custom_loss import CustomLoss, check_loss
+from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.optimizer import build_optimizer
+from maas_ray.train.loop.optimizer_check import check_optimizer
+from maas_ray.train.loop.parameter_groups import freeze_weights
+from maas_ray.train.loop.schedule import build_schedule, check_schedule
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
+from maas_ray.train.spec.metrics import VALIDATION
 from maas_ray.train.spec.train import TrainSpec
+
+_EXAMPLE_ROWS = 8
 
 log = get_logger(__name__)
 
@@ -28,18 +42,53 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     features = dataset.features
     layouts, example = spec.layouts(), example_rows(features.row)
     net, deferred = build_or_defer(spec, features, layouts)
+    freeze_weights(spec.optimizer, net)
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
-        open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict())
+        open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict(), is_whole=True)
     for layout in layouts:
         if layout.dp_replicate == layout.world:
             continue  # replicas support any model
         refuse_unfit(net, layout, spec.parallelism.tp_plan, pp_split=spec.parallelism.pp_split, example=example)
         refuse_microbatches(layout, spec.batch.accumulation_steps)
+    _check_imported(spec, dataset, net if has_data else None)
     kernels = {"implementation": "loop"} if deferred is not None else {}  # others reject tensors without data
     optimizer = build_optimizer(spec.optimizer.model_copy(update=kernels), net)
-    build_schedule(spec.schedule, optimizer, spec.total_steps(dataset.num_rows["train"]))
+    total_steps = spec.total_steps(dataset.num_rows["train"])
+    build_schedule(spec.schedule, optimizer, total_steps)
+    check_schedule(spec.schedule, total_steps)
+
+
+def _check_imported(spec: TrainSpec, dataset: Dataset, net: nn.Module | None) -> None:
+    """Calls what the spec names by import path with the first rows of the data; `net` is None if it has no data."""
+    if spec.optimizer.is_imported and net is not None:
+        check_optimizer(spec.optimizer, net)
+    if net is not None and spec.objective.auxiliary:
+        split_output(net.train()(example_rows(dataset.features.row)), spec.objective.auxiliary)
+    if not (spec.objective.is_imported or spec.metrics):
+        return
+    logits, target = _example_logits(dataset, spec.seed)
+    loss = build_loss(spec.objective, dataset.features.task)
+    if isinstance(loss, CustomLoss):
+        check_loss(loss, logits, target)
+    if spec.metrics:
+        from maas_ray.train.loop.custom_metrics import CustomMetrics, check_metrics  # late: imports torchmetrics
+        from maas_ray.train.loop.evaluate import comparable
+
+        metrics = CustomMetrics(spec.metrics)
+        check_metrics(metrics, *comparable(dataset.features.task, logits, target))
+        for field, metric, mode in spec.followed_metrics():
+            metrics.refuse_direction(metric.removeprefix(VALIDATION), mode, field)
+
+
+def _example_logits(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Random logits for the first training rows, and the target of these rows."""
+    rows, features = open_rows(dataset, "train", seed=seed), dataset.features
+    ids = np.arange(min(len(rows), _EXAMPLE_ROWS), dtype=np.int64)
+    target = rows.take(ids, ids).target
+    shape = (*target.shape, features.num_outputs) if features.is_per_token else (len(target), features.num_outputs)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)), target

@@ -32,8 +32,9 @@ from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import LoopHooks, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
+from maas_ray.train.loop.optimizer_state import group_numbers
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.parallel.collectives import decided_by_rank0
+from maas_ray.train.parallel.collectives import decided_by_rank0, number_of_rank0
 from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups
 from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.heartbeat import Pace
@@ -150,6 +151,8 @@ class RankTraining(LoopHooks):
         self._callbacks = build_callbacks(spec.callbacks) if self._is_first else None
         self._validator = AsyncValidator(self._store, spec) if self._is_first and spec.validation.is_async else None
         self._stopper = spec.stopper()
+        self._plateau = spec.plateau()
+        self._follow_plateau()
         self._rates = Rates(spec, self._dataset.features, self._device, self._world)
         self._profiler = _profiler(spec, self._store)
 
@@ -222,6 +225,13 @@ class RankTraining(LoopHooks):
         with self._watch.phase("validation"):
             if self._validate is not None:
                 self._validate(done)
+                self._follow_plateau()
+
+    def _follow_plateau(self) -> None:
+        """Sets the learning rate by the validations so far; rank 0 has the history."""
+        if self._plateau is not None:
+            scale = self._plateau.follow(self._log.entries) if self._is_first else 1.0
+            self._state.schedule.set_scale(number_of_rank0(scale, self._device))
 
     def should_stop(self, is_validated: bool) -> bool:
         """Rank 0 has the history and decides; the others receive its decision."""
@@ -240,12 +250,14 @@ class RankTraining(LoopHooks):
             buffers = buffers_of(self._state)
             refuse_not_finite(tensors, done, self._device, buffers)
             history = self._log.entries if self._is_first else []
+            numbers = group_numbers(self._state.optimizer)
             self._checkpointer.save(
                 Snapshot(
                     step=done,
-                    cursor=min(done * self._plan.global_size, self._plan.stop),
+                    cursor=self._plan.position(done),
                     tensors=tensors,
                     meta={
+                        **({"optimizer": numbers} if numbers else {}),
                         "layout": str(self._state.coordinates.layout),
                         "metrics": metrics_at(history, done),
                         "random": RANDOM,
@@ -309,7 +321,8 @@ def _restore(
         return 0, [], {}
     committed = open_checkpoint(store, prefix, int(newest))
     saved = read_saved(committed)
-    restore(state, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors))
+    numbers = saved.meta.get("optimizer", {})
+    restore(state, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors), numbers)
     return saved.step, saved.history, saved.meta.get("seconds", {})
 
 

@@ -28,6 +28,16 @@ class RunStatus(Document):
     """The newest loss and validation metrics of a finished run."""
 
 
+class Extended(Document):
+    """A longer length of the run, from a committed step on."""
+
+    type: Literal["extended"]
+    step: Count
+    position: Count
+    epochs: Count | None = None
+    steps: Count | None = None
+
+
 class Attempted(Document):
     """One attempt, from the start of the workers to their end; see `train/ranks/rank_registry.py`."""
 
@@ -63,9 +73,10 @@ class Unvalidated(Document):
     error: str
 
 
-Event = RunStatus | Attempted | Evaluated | Validated | Unvalidated
+Event = RunStatus | Extended | Attempted | Evaluated | Validated | Unvalidated
 _KINDS: dict[str, type[Event]] = {
     **dict.fromkeys(("started", "finished", "failed", "stopped"), RunStatus),
+    "extended": Extended,
     "attempt": Attempted,
     "evaluated": Evaluated,
     "validated": Validated,

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maas_ray.store.sequence import Record
-from maas_ray.train.records.events import Attempted, Evaluated, RunStatus, Unvalidated, Validated, read_event
+from maas_ray.train.records.events import (
+    Attempted,
+    Evaluated,
+    Extended,
+    RunStatus,
+    Unvalidated,
+    Validated,
+    read_event,
+)
 
 
 @dataclass
@@ -17,6 +25,8 @@ class History:
     """Metrics of the newest evaluation on held-out data."""
     attempts: list[Mapping[str, Any]] = field(default_factory=list)
     """The attempts that have ended."""
+    extensions: list[Extended] = field(default_factory=list)
+    """The extensions of the run."""
     unvalidated: dict[int, str] = field(default_factory=dict)
     """Reasons for missing metrics of asynchronous validations, by step."""
 
@@ -28,6 +38,9 @@ def fold(records: Iterable[Record]) -> History:
         event = read_event(record)
         if isinstance(event, Evaluated):
             found.metrics = event.metrics
+        elif isinstance(event, Extended):
+            found.extensions.append(event)
+            found.status = RunStatus(type="stopped")  # a finished run is unfinished again
         elif isinstance(event, Attempted):
             found.attempts.append({name: value for name, value in record.event.items() if name != "type"})
         elif isinstance(event, Unvalidated):

@@ -3,6 +3,7 @@
 runs/<run>/report/manifest.json                    digests
 runs/<run>/report/parts-<attempt>/report.json      see `build_report`
 runs/<run>/report/parts-<attempt>/report.png       the curves
+runs/<run>/report-<n>/…                            the same, after the n-th extension of the run
 """
 
 import os
@@ -39,7 +40,7 @@ class FinalState:
 
 
 def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[dict[str, float]]) -> Committed:
-    """Writes the report of a finished run; an existing one is kept.
+    """Writes the report of a finished run; an existing one is kept, and each extension of the run gets its own.
 
     Args:
         store: the store of the run.
@@ -50,10 +51,12 @@ def commit_report(store: ObjectStore, run: str, ended: FinalState, nodes: list[d
     Raises:
         StoreError: the store failed after a limited number of retries.
     """
-    prefix = f"{run_prefix(run)}/report"
+    record = Runs(store).get(run)
+    extension = f"-{len(record.spec.extensions)}" if record.spec.extensions else ""
+    prefix = f"{run_prefix(run)}/report{extension}"
     with suppress(NotFound):
         return open_committed(store, prefix, KIND)
-    report = build_report(store, Runs(store).get(run), ended, nodes)
+    report = build_report(store, record, ended, nodes)
     writer = CommitWriter(store, prefix, KIND)
     writer.put(JSON, canonical_json(report))
     writer.put(PNG, draw(report))
@@ -69,7 +72,7 @@ def build_report(
     """The report as plain JSON; see `commit_report`."""
     curves = _curves([*ended.history, *_late(store, run, ended.history)])
     training_s = (ended.seconds or {}).get("training")
-    samples = ended.step * run.spec.batch.global_size
+    samples = run.spec.position(ended.step)
     return {
         "run": run.id,
         "status": run.status,

@@ -29,6 +29,7 @@ from maas_ray.train.records.events import RunMeta as _Meta
 from maas_ray.train.records.events import RunStatus, Validated, read_event
 from maas_ray.train.records.history import fold
 from maas_ray.train.records.run_index import MAX_UNVALIDATED, RunIndex, Summary, point_at_none
+from maas_ray.train.spec.length import ExtensionSpec
 from maas_ray.train.spec.train import TrainSpec
 
 PREFIX = "runs"
@@ -68,6 +69,8 @@ class RunRecord:
     """The attempts that have ended: `workers`, `first_step`, `reached`, `committed`, `reason` of each."""
     unvalidated: Mapping[int, str] = field(default_factory=dict)
     """Reasons for missing metrics of asynchronous validations, by step."""
+    lengths: tuple[tuple[int | None, int | None], ...] = ()
+    """Epochs and steps in the spec at the start and after each extension; `spec` has the last ones."""
 
 
 class Runs:
@@ -184,7 +187,7 @@ class Runs:
     def record(self, run: str, event: Mapping[str, Any]) -> None:
         """Appends an event to the log of a run.
 
-        `{type: started | attempt | finished | failed | stopped | evaluated | validated | unvalidated, …}`
+        `{type: started | extended | attempt | finished | failed | stopped | evaluated | validated | unvalidated, …}`
         """
         before: list[Record] = []
 
@@ -212,6 +215,10 @@ class Runs:
         spec, meta = _read(open_committed(self._store, run_prefix(run), KIND))
         records = list(Sequence(self._store, run_prefix(run)).read())
         history = fold(records)
+        lengths = [(spec.epochs, spec.steps)]
+        for each in history.extensions:
+            spec = spec.extended(ExtensionSpec.model_validate(each.model_dump(exclude={"type"})))
+            lengths.append((spec.epochs, spec.steps))
         found = RunRecord(
             run,
             spec,
@@ -226,6 +233,7 @@ class Runs:
             start=meta.start,
             attempts=tuple(history.attempts),
             unvalidated=history.unvalidated,
+            lengths=tuple(lengths),
         )
         return found, records, meta
 

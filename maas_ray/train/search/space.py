@@ -83,7 +83,8 @@ def _trial(spec: TuneSpec, number: int, fields: dict[str, Any]) -> Trial:
     trained = parse_spec(TrainSpec, document, source=f"trial {number} ({chosen})")
     split = trained.data.split
     has_validation = split.column is not None or split.validation > 0
-    refuse_metric("tune", spec.metric, spec.direction, trained.data.task, has_validation)
+    own = [metric.label for metric in trained.metrics]
+    refuse_metric("tune", spec.metric, spec.direction, trained.data.task, has_validation, own)
     return Trial(number, fields, document, trained)
 
 

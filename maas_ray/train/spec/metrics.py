@@ -4,10 +4,15 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from maas_ray.errors import SpecError
+from maas_ray.spec import Spec
+from maas_ray.train.spec.names import check_name
 
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "loss"),
@@ -21,7 +26,46 @@ LARGER_IS_BETTER = ("accuracy", "auroc", "f1", "r2")
 VALIDATION = "validation_"
 
 
-def refuse_metric(field: str, metric: str, mode: str, task: str, has_validation: bool) -> None:
+class MetricSpec(Spec):
+    """A user's own metric, in addition to those of the task."""
+
+    name: str = Field(max_length=200)
+    """Import path `package.module:name` of a torchmetrics.Metric, such as
+    `torchmetrics.classification:MulticlassMatthewsCorrCoef`, or of a function (predictions, target, **params) -> one value
+    for each row, whose mean is the metric. Predictions are the logits [N, K] and the target is the class; for `binary`
+    probabilities [N], for `regression` values [N], for tokens the logits [M, V] of the M counted tokens."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the constructor, or further arguments of the function."""
+    key: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,49}$")
+    """Name of its values in logs and in `checkpoint.metric` (with `validation_` before it); None: the name of the class
+    or function in snake case."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_name("metric", self.name, [])
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name of its values."""
+        name = self.name.partition(":")[2]
+        return self.key or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_")
+
+
+def refuse_labels(metrics: Sequence[MetricSpec], task: str) -> None:
+    """Refuses two metrics of the same name. Raises `ValueError`."""
+    seen = set(METRICS[task])
+    for metric in metrics:
+        if metric.label in seen:
+            raise ValueError(
+                f"metrics: {metric.label!r} is the name of two metrics of this {task} run; give {metric.name} another `key`"
+            )
+        seen.add(metric.label)
+
+
+def refuse_metric(
+    field: str, metric: str, mode: str, task: str, has_validation: bool, own: Collection[str] = ()
+) -> None:
     """Refuses a metric that the run does not have, or the wrong direction of improvement.
 
     Args:
@@ -30,14 +74,17 @@ def refuse_metric(field: str, metric: str, mode: str, task: str, has_validation:
         mode: `min` or `max`.
         task: task of the data.
         has_validation: whether the data has a validation split.
+        own: names of the user's own metrics, of which either direction is accepted.
 
     Raises:
         SpecError: the message lists the available metrics.
     """
-    there = ["loss", *(f"{VALIDATION}{name}" for name in METRICS[task] if has_validation)]
+    there = ["loss", *(f"{VALIDATION}{name}" for name in (*METRICS[task], *own) if has_validation)]
     if metric not in there:
         why = "" if has_validation else "; the data has no validation split, see data.split"
         raise SpecError(f"{field}.metric: a {task} run has no metric {metric!r}; metrics: {', '.join(there)}{why}")
+    if metric.removeprefix(VALIDATION) in own:
+        return
     if (wanted := "max" if metric.removeprefix(VALIDATION) in LARGER_IS_BETTER else "min") != mode:
         better = "larger" if wanted == "max" else "smaller"
         raise SpecError(f"{field}.mode: {better} values of {metric} are better; set mode to {wanted}, not {mode}")

@@ -15,9 +15,13 @@ from maas_ray.train.spec.callbacks import CallbackSpec
 from maas_ray.train.spec.classical import refuse_unused
 from maas_ray.train.spec.early_stopping import EarlyStoppingSpec, Stopper
 from maas_ray.train.spec.init import InitSpec
-from maas_ray.train.spec.optim import EmaSpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, loss_name
+from maas_ray.train.spec.length import DEFAULT_EPOCHS, ExtensionSpec, Unit, position_of
+from maas_ray.train.spec.metrics import MetricSpec, refuse_labels
+from maas_ray.train.spec.optim import EmaSpec, ObjectiveSpec, OptimizerSpec, loss_name
 from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec
 from maas_ray.train.spec.performance import PerformanceSpec
+from maas_ray.train.spec.plateau import Plateau
+from maas_ray.train.spec.schedule import ScheduleSpec
 from maas_ray.train.spec.tensorboard import TensorboardSpec
 
 
@@ -157,6 +161,8 @@ class TrainSpec(Spec):
     """Number of passes over the training split; 10 unless `steps` is given."""
     steps: PositiveInt | None = None
     """Number of optimizer steps, instead of `epochs`."""
+    extensions: tuple[ExtensionSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Extensions of a run beyond its original length, oldest first; written by `--extend`, a new run has none."""
     early_stopping: EarlyStoppingSpec | None = None
     """Ends the run early when a metric no longer improves; None: the run ends at its last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -173,6 +179,8 @@ class TrainSpec(Spec):
     validate_every: PositiveInt | None = None
     """Optimizer steps between validations; None: one at the end of every epoch. The last step always has one."""
     validation: ValidationSpec = ValidationSpec()
+    metrics: tuple[MetricSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Further metrics of held-out data, in addition to those of the task."""
     tensorboard: TensorboardSpec = TensorboardSpec()
     callbacks: tuple[CallbackSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Code that follows the run: logged steps, validations, checkpoints and the end."""
@@ -200,6 +208,12 @@ class TrainSpec(Spec):
                     f"of {layout.world} workers, some of which would have no samples; raise it to at least {layout.dp}"
                 )
         loss_name(self.objective, self.data.task)  # refuses an invalid loss for the task
+        refuse_labels(self.metrics, self.data.task)
+        if self.objective.auxiliary and any(layout.pp > 1 for layout in self.layouts()):
+            raise ValueError(
+                "objective.auxiliary: stages of a pipeline pass on one tensor, so that auxiliary losses of earlier stages "
+                "would be lost; use a layout without pp"
+            )
         return self
 
     def stopper(self) -> Stopper | None:
@@ -208,6 +222,30 @@ class TrainSpec(Spec):
         if early is None:
             return None
         return Stopper(early.metric or by.metric, early.mode or by.mode, early.patience, early.min_delta)
+
+    def plateau(self) -> Plateau | None:
+        """The rule that lowers the learning rate by a validation metric, or None."""
+        by, schedule = self.checkpoint, self.schedule
+        if schedule.name != "plateau":
+            return None
+        return Plateau(
+            schedule.metric or by.metric,
+            schedule.mode or by.mode,
+            factor=schedule.factor,
+            patience=schedule.patience,
+            min_delta=schedule.min_delta,
+            lowest=schedule.min_lr_ratio,
+        )
+
+    def followed_metrics(self) -> list[tuple[str, str, str]]:
+        """The metrics by which the run decides: field of the spec, name, and direction of improvement."""
+        by, early, schedule = self.checkpoint, self.early_stopping, self.schedule
+        found: list[tuple[str, str, str]] = [("checkpoint", by.metric, by.mode)] if by.keep_best else []
+        if early is not None:
+            found.append(("early_stopping", early.metric or by.metric, early.mode or by.mode))
+        if schedule.name == "plateau":
+            found.append(("schedule", schedule.metric or by.metric, schedule.mode or by.mode))
+        return found
 
     def layouts(self) -> list[MeshLayout]:
         """The layout of each valid number of workers, smallest first.
@@ -228,12 +266,27 @@ class TrainSpec(Spec):
             num_rows: rows of the training split.
         """
         if self.steps is not None:
-            return self.steps * self.batch.global_size
-        return (self.epochs or 10) * num_rows
+            return self.position(self.steps)
+        return (self.epochs or DEFAULT_EPOCHS) * num_rows
 
     def total_steps(self, num_rows: int) -> int:
         """Optimizer steps of the whole run; the last batch may be smaller than the others."""
-        return -(-self.stop_position(num_rows) // self.batch.global_size)
+        last = self.extensions[-1].step if self.extensions else 0
+        return last - (self.position(last) - self.stop_position(num_rows)) // self.batch.global_size
+
+    def position(self, step: int) -> int:
+        """Global sample position at which a step begins, from 0."""
+        return position_of(step, self.batch.global_size, self.extensions)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the run's length."""
+        return "epochs" if self.steps is None else "steps"
+
+    def extended(self, extension: ExtensionSpec) -> Self:
+        """The spec with a new length from an extension on."""
+        length = {"epochs": extension.epochs, "steps": extension.steps}
+        return self.model_copy(update={**length, "extensions": (*self.extensions, extension)})
 
     def same_training(self, other: "TrainSpec") -> list[str]:
         """Names of the fields that make `other` another training; empty if it can resume this run's checkpoints.
@@ -242,10 +295,10 @@ class TrainSpec(Spec):
         the expansion limit of files can change.
         """
         free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
-        free |= {"early_stopping", "validation", "tensorboard", "callbacks"}
+        free |= {"early_stopping", "validation", "tensorboard", "callbacks", "metrics", "extensions"}
         mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as in stored runs
         for fields in (mine, theirs):
             del fields["batch"]["accumulation_steps"]  # the split of a share does not change the gradient
             del fields["optimizer"]["implementation"]  # the kernels of the same update
             fields["data"].pop("max_expansion", None)  # a limit that prepared data no longer needs
-        return sorted(name for name in mine.keys() - free if mine[name] != theirs[name])
+        return sorted(name for name in {*mine, *theirs} - free if mine.get(name) != theirs.get(name))

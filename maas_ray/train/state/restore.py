@@ -5,7 +5,8 @@
     ema.<name>                    the moving average of this weight, if the run keeps it
 
 Values are tensors, or DTensors of which each rank has a part; different pipeline stages have different names.
-Learning rates and other numbers of the optimizer are not state: the spec and the step determine them.
+Learning rates are not state: the spec and the step determine them. Numbers of an imported optimizer's parameter groups
+are a part of the checkpoint's meta data.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.train.loop.fit import TrainState
+from maas_ray.train.loop.optimizer_state import Numbers, fill_numbers, make_state, state_tensors
 
 MODEL, OPTIMIZER, EMA = "model.", "optimizer.", "ema."
 
@@ -26,10 +27,8 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for part in state.parts:
         found.update({f"{MODEL}{name}": value for name, value in part.state_dict().items()})
-    for name, parameter in _parameters(state):
-        for moment, value in state.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                found[f"{OPTIMIZER}{name}.{moment}"] = value
+    moments = state_tensors(state.optimizer, _parameters(state))
+    found.update({f"{OPTIMIZER}{name}": value for name, value in moments.items()})
     if state.ema is not None:
         found.update({f"{EMA}{name}": average for name, average in state.ema.averages.items()})
     return found
@@ -40,7 +39,13 @@ def buffers_of(state: TrainState) -> set[str]:
     return {f"{MODEL}{name}" for part in state.parts for name, _ in part.named_buffers()}
 
 
-def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[Mapping[str, Tensor]], Any]) -> None:
+def restore(
+    state: TrainState,
+    step: int,
+    names: Iterable[str],
+    load: Callable[[Mapping[str, Tensor]], Any],
+    numbers: Numbers | None = None,
+) -> None:
     """Restores the state after `step` steps.
 
     Args:
@@ -48,6 +53,7 @@ def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[
         step: number of completed optimizer steps.
         names: all names in the checkpoint.
         load: fills tensors in place.
+        numbers: the numbers of the optimizer's groups.
 
     Raises:
         ObjectCorrupt: the checkpoint lacks a weight of the model.
@@ -58,10 +64,7 @@ def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[
         if name.startswith(OPTIMIZER):
             owner, _, moment = name.removeprefix(OPTIMIZER).rpartition(".")
             moments.setdefault(owner, set()).add(moment)
-    is_fused = bool(state.optimizer.defaults.get("fused"))
-    for name, parameter in _parameters(state):
-        for moment in moments.get(name, ()):
-            state.optimizer.state[parameter][moment] = _moment(moment, parameter, is_fused)
+    make_state(state.optimizer, _parameters(state), moments)
     wanted = tensors_of(state)
     if missing := sorted(wanted.keys() - there):
         raise ObjectCorrupt(
@@ -69,28 +72,9 @@ def restore(state: TrainState, step: int, names: Iterable[str], load: Callable[[
         )
     with torch.no_grad():
         load(wanted)
-    _set_step(state, step)
-
-
-def _moment(name: str, parameter: Tensor, is_fused: bool) -> Tensor:
-    # The step count is one number, on the CPU unless the kernel is fused; other moments have the parameter's shape.
-    if name == "step":
-        return torch.zeros((), dtype=torch.float32, device=parameter.device if is_fused else "cpu")
-    data = parameter.detach()
-    return (
-        torch.zeros_like(data, memory_format=torch.preserve_format)
-        if isinstance(data, DTensor)
-        else torch.zeros_like(data)
-    )
-
-
-def _set_step(state: TrainState, step: int) -> None:
-    schedule: Any = state.schedule
-    factors = [factor(step) for factor in schedule.lr_lambdas]
-    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
-    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates
+    filled = {name.removeprefix(OPTIMIZER): value for name, value in wanted.items() if name.startswith(OPTIMIZER)}
+    fill_numbers(state.optimizer, _parameters(state), filled, numbers or {})
+    state.schedule.set_step(step)
 
 
 def _parameters(state: TrainState) -> list[tuple[str, torch.nn.Parameter]]:

@@ -1,10 +1,10 @@
-"""Initial weights of a run from another run, or from a folder in Hugging Face's format.
+"""Initial weights of a run from another run, from a folder in Hugging Face's format, or from any safetensors.
 
 Loads only weights and buffers: the optimizer, the schedule and the order of samples start from the beginning. Every
 rank reads only its own part.
 """
 
-from abc import ABC, abstractmethod
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,10 +27,12 @@ from maas_ray.store.objects import ObjectStore, StorageSpec
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.state.restore import MODEL
+from maas_ray.train.state.safetensors_start import SafetensorsStart
+from maas_ray.train.state.start import Start
 
-_SHOWN = 3
 _FREE = {"dropout", "max_length"}
 """Parameters of a model that can differ from those of the training of its weights."""
+_BLOCK = re.compile(r"block_(\d+)\.")
 
 
 def settle_init(init: InitSpec, store: ObjectStore) -> InitSpec:
@@ -47,61 +49,6 @@ def settle_init(init: InitSpec, store: ObjectStore) -> InitSpec:
     return init.absolute()
 
 
-class Start(ABC):
-    """The source of a run's initial weights, see `open_start`.
-
-    Attributes:
-        source: name of the source in messages.
-        shapes: shapes of its tensors, by their names in our model.
-    """
-
-    source: str
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def check(self, model: ModelSpec, weights: Mapping[str, Tensor]) -> None:
-        """Refuses weights that do not match the model; reads only headers and the index.
-
-        Args:
-            model: model of the new run.
-            weights: weights of the whole model or of a part, by name.
-
-        Raises:
-            ModelError: weights are missing or have other shapes, or parameters differ; the message lists them.
-        """
-        if differ := self._differences(model):
-            raise ModelError(
-                f"the model {model.name} would compute something else with the weights of {self.source}: "
-                f"{'; '.join(differ)}; set model.params to the values of their training"
-            )
-        missing = [f"the source has no {name}" for name in sorted(weights) if name not in self.shapes]
-        wrong = [
-            f"{name} has shape {list(tensor.shape)} in the model and {list(self.shapes[name])} in the source"
-            for name, tensor in sorted(weights.items())
-            if self.shapes.get(name, tuple(tensor.shape)) != tuple(tensor.shape)
-        ]
-        if problems := missing + wrong:
-            more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-            raise ModelError(
-                f"the model {model.name} cannot start from {self.source}: {'; '.join(problems[:_SHOWN])}{more}; use "
-                "the sizes in model.params, and the tokens or classes in data, of the training of these weights"
-            )
-
-    @abstractmethod
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Fills tensors in place; of a DTensor, the part of this rank.
-
-        Raises:
-            ModelError, ObjectCorrupt: the source is damaged, or has changed since `check`.
-        """
-
-    @abstractmethod
-    def lineage(self) -> dict[str, Any]:
-        """The record of the source in the run, with a digest of all weights."""
-
-    @abstractmethod
-    def _differences(self, model: ModelSpec) -> list[str]: ...
-
-
 def open_start(init: InitSpec, store: ObjectStore, storage: StorageSpec) -> Start:
     """Opens the source of a run's initial weights.
 
@@ -114,25 +61,27 @@ def open_start(init: InitSpec, store: ObjectStore, storage: StorageSpec) -> Star
         ModelError: the folder does not exist or is damaged.
         NotFound, ObjectCorrupt: the checkpoint does not exist or is damaged.
     """
+    if init.safetensors is not None:
+        return SafetensorsStart(HfFolder(init.safetensors, storage.endpoint), init)
     if init.run is None:
-        return _FolderStart(HfFolder(init.hf or "", storage.endpoint))
+        return _FolderStart(HfFolder(init.hf or "", storage.endpoint), init)
     model = Runs(store).get(init.run).spec.model
-    return _RunStart(init.run, model, open_checkpoint(store, checkpoints_prefix(init.run), init.step))
+    return _RunStart(init, model, open_checkpoint(store, checkpoints_prefix(init.run), init.step))
 
 
 class _RunStart(Start):
-    def __init__(self, run: str, model: ModelSpec, committed: Committed) -> None:
-        self.source = f"run {run!r}, step {committed.meta['step']}"
-        self.shapes = {
+    def __init__(self, init: InitSpec, model: ModelSpec, committed: Committed) -> None:
+        shapes = {
             name.removeprefix(MODEL): stored.shape
             for name, stored in read_index(committed).items()
             if name.startswith(MODEL)
         }
-        self._run = run
+        super().__init__(f"run {init.run!r}, step {committed.meta['step']}", shapes, init)
+        self._run = init.run
         self._model = model
         self._committed = committed
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
         load_into(self._committed, {f"{MODEL}{name}": tensor for name, tensor in weights.items()})
 
     def lineage(self) -> dict[str, Any]:
@@ -143,8 +92,7 @@ class _RunStart(Start):
 
 
 class _FolderStart(Start):
-    def __init__(self, folder: HfFolder) -> None:
-        self.source = folder.uri
+    def __init__(self, folder: HfFolder, init: InitSpec) -> None:
         self._names: dict[str, str] = {}
         self._unknown: list[str] = []
         for theirs in sorted(folder.weights):
@@ -155,10 +103,10 @@ class _FolderStart(Start):
         self._is_tied = bool(folder.config.get("tie_word_embeddings"))
         if self._is_tied and "embedding.weight" in self._names:
             self._names.setdefault("head.weight", self._names["embedding.weight"])
-        self.shapes = {ours: folder.weights[theirs].shape for ours, theirs in self._names.items()}
+        super().__init__(folder.uri, {ours: folder.weights[theirs].shape for ours, theirs in self._names.items()}, init)
         self._folder = folder
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
         for name, tensor in weights.items():
             piece = piece_of(name, tensor)
             if piece is not None and piece.local.numel():
@@ -175,6 +123,16 @@ class _FolderStart(Start):
         ):
             raise untied(self.source)
 
+    def _refuse_layers(self, named: int) -> None:
+        """Refuses weights of more layers than config.json names, unless the spec ignores them."""
+        found = 1 + max((int(block[1]) for name in self._names if (block := _BLOCK.match(name))), default=-1)
+        if found > named and self.init.unused == "refuse":
+            raise ModelError(
+                f"{self.source}/{CONFIG} names {named} layers (num_hidden_layers), but the weights contain {found}, of which "
+                f"the layers {named} to {found - 1} would be left out; correct config.json and model.params.layers, or set "
+                "init.unused to ignore"
+            )
+
     def lineage(self) -> dict[str, Any]:
         return {"hf": self._folder.uri, "sha256": self._folder.digest()}
 
@@ -190,6 +148,7 @@ class _FolderStart(Start):
                 f"{self._unknown[0]}; use the model 'hf:…'"
             )
         theirs, _ = decoder_spec_of(self._folder.config, f"{self._folder.uri}/{CONFIG}")
+        self._refuse_layers(theirs.num_layers)
         mine = parse_spec(DecoderSpec, model.params, source="model.params")
         return _different(_computed(mine), _computed(theirs))
 

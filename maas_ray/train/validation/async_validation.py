@@ -171,7 +171,7 @@ def _validate(spec_json: str, step: int) -> tuple[dict[str, float], str]:
     store = open_store(spec.storage)
     device = torch.device("cuda" if spec.validation.gpus else "cpu")  # not run on a GPU
     trained = load_trained(store, spec.run, step)
-    evaluation = evaluate_trained(trained, "validation", device)
+    evaluation = evaluate_trained(trained, "validation", device, spec.metrics)
     samples = sample_trained(trained, "validation", count, device) if (count := spec.tensorboard.samples) else ""
     metrics = {f"{VALIDATION}{name}": value for name, value in finite(evaluation.metrics).items()}
     Runs(store).record(spec.run, {"type": "validated", "step": step, "metrics": metrics})

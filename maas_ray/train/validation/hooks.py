@@ -9,7 +9,7 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.loop.forward import Scorer
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.parallel.collectives import decided_by_rank0
+from maas_ray.train.parallel.collectives import data_parallel_group, decided_by_rank0
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import POLL_S, AsyncValidator
 
@@ -35,8 +35,10 @@ def sync_validation(
     coordinates = state.coordinates
     rows = open_rows(dataset, "validation", seed=spec.seed)
     model = Scorer(state, plan, spec.batch.accumulation_steps)
+    group = data_parallel_group(coordinates, spec.workers.timeout_s) if spec.metrics else None
 
     def validate(done: int) -> None:
+        from maas_ray.train.loop.custom_metrics import build_metrics
         from maas_ray.train.loop.evaluate import (
             evaluate_rows,  # late: the import of torchmetrics would delay the first step by 3 s
         )
@@ -53,6 +55,7 @@ def sync_validation(
                 device=state.device,
                 rank=coordinates.dp,
                 world=coordinates.layout.dp,
+                custom=build_metrics(spec.metrics, group),
             )
             if count := spec.tensorboard.samples:
                 samples = show_samples(model, rows, dataset, count, state.device)

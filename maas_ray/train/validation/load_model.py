@@ -1,5 +1,6 @@
 """Loads a run's trained network with its features, and evaluates it on held-out data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,12 +16,14 @@ from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
+from maas_ray.train.loop.custom_metrics import build_metrics
 from maas_ray.train.loop.evaluate import evaluate_rows
-from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.loss import Loss, build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
+from maas_ray.train.spec.metrics import MetricSpec
 from maas_ray.train.state.restore import EMA
 
 Weights = Literal["ema", "raw"]
@@ -91,8 +94,19 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
 
 
-def evaluate_trained(trained: Trained, split: str, device: torch.device | None = None) -> Evaluation:
+def evaluate_trained(
+    trained: Trained,
+    split: str,
+    device: torch.device | None = None,
+    metrics: Sequence[MetricSpec] | None = None,
+) -> Evaluation:
     """Evaluates a loaded network on a split; the network remains on the device.
+
+    Args:
+        trained: the network.
+        split: name of the split.
+        device: where it is evaluated.
+        metrics: the user's own metrics; None: those that the run was started with.
 
     Raises:
         DataError: the data does not have this split.
@@ -104,15 +118,21 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
         raise DataError(
             f"the data of run {trained.run.id!r} has no {split!r} split; splits: {there}; see data.split in the spec"
         )
-    metrics = evaluate_rows(
+    own = trained.run.spec.metrics if metrics is None else metrics
+    found = evaluate_rows(
         RawModel(features, trained.net).to(device),
         open_rows(trained.dataset, split, seed=trained.run.spec.seed),
         task=features.task,
         num_classes=features.num_outputs,
-        loss=build_loss(trained.run.spec.objective, features.task),
+        loss=_on(device, build_loss(trained.run.spec.objective, features.task)),
         device=device,
+        custom=build_metrics(own),
     )
-    return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
+    return Evaluation(trained.run.id, trained.step, split, num_rows, found)
+
+
+def _on(device: torch.device | None, loss: Loss) -> Loss:
+    return loss.to(device) if isinstance(loss, nn.Module) and device is not None else loss
 
 
 def sample_trained(trained: Trained, split: str, count: int, device: torch.device) -> str:

@@ -68,7 +68,7 @@ def test_padding_changes_no_logit() -> None:
 
 
 def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> None:
-    first = hugging_face("BertForMaskedLM", {"config": BERT}, per_token=True).eval()
+    first = hugging_face("BertForMaskedLM", {"config": BERT | {"num_hidden_layers": 2}}, per_token=True).eval()
     first.model.save_pretrained(tmp_path)
     second = hugging_face("BertForMaskedLM", {"path": str(tmp_path)}, per_token=True).eval()
     assert torch.equal(first(token_ids()), second(token_ids()))
@@ -78,6 +78,11 @@ def test_training_starts_from_the_weights_of_a_local_folder(tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, such as .*it contains another model"):
         hugging_face("DistilBertForMaskedLM", {"path": str(tmp_path)}, per_token=True)
     config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(ModelError, match=r"names 1 layers, but its weights contain 2 \(bert\.encoder\.layer\.1\."):
+        hugging_face("BertForMaskedLM", {"path": str(tmp_path)}, per_token=True)
+    hugging_face("BertForMaskedLM", {"path": str(tmp_path), "ignore_layers": True}, per_token=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").unlink()
     torch.save(first.model.state_dict(), tmp_path / "pytorch_model.bin")
     assert config["model_type"] == "bert"

@@ -34,7 +34,7 @@ def context(store: ObstoreStore, run: str = "r", **more: Any) -> RunContext:
     ("path", "params", "message"),
     [
         ("mlfow", {}, "no callback 'mlfow'; did you mean 'mlflow'"),
-        ("nowhere.at_all:Class", {}, "cannot be imported: ModuleNotFoundError"),
+        ("nowhere.at_all:Class", {}, "cannot be imported on .*: ModuleNotFoundError"),
         (f"{PLACE}:Nobody", {}, "has no attribute 'Nobody'"),
         (f"{PLACE}:NoCallback", {}, "not a subclass of maas_ray.Callback"),
         (f"{PLACE}:Notes", {}, "missing 1 required positional argument: 'file'"),

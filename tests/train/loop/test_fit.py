@@ -15,6 +15,7 @@ from maas_ray.errors import TrainingFailed
 from maas_ray.train.loop import fit as loop
 from maas_ray.train.loop.fit import LoopHooks, LoopPlan, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -60,7 +61,7 @@ def _train_state(dropout: float = 0.2, dtype: torch.dtype = torch.float32, by_sa
         loss=lambda logits, target: nn.functional.cross_entropy(logits, target, reduction="none"),
         l2=1e-3,
         optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+        schedule=Schedule(optimizer, lambda step: 1 / (1 + step)),
         device=torch.device("cpu"),
         coordinates=RankCoordinates(MeshLayout(dp_replicate=world), None, dp=rank),
         dtype=dtype,
@@ -118,7 +119,7 @@ def _train(
             },
             "param_groups": [dict(group) for group in state.optimizer.state_dict()["param_groups"]],
         }
-        states[done] = (copies, optimizer, dict(state.schedule.state_dict()))
+        states[done] = (copies, optimizer)
 
     fit(plan, state, loader, first_step, Hooks(report=lambda progress: losses.append(progress.loss or 0.0), save=keep))
     return losses, states
@@ -136,10 +137,10 @@ def _stopped_and_resumed(rank: int, with_seeds: bool = True) -> list[Any]:
         for step in sorted(states)[:-1]:
             resumed = _train_state(by_sample=with_seeds)
             warm_up_buckets(plan, resumed, loader)
-            model, optimizer, schedule = states[step]
+            model, optimizer = states[step]
             resumed.parts[0].load_state_dict(model)
             resumed.optimizer.load_state_dict(optimizer)
-            resumed.schedule.load_state_dict(schedule)
+            resumed.schedule.set_step(step)
             again, _ = _train(resumed, plan, loader, step)
             outcomes.append([losses[:step] + again, resumed.parts[0].state_dict()])
         return outcomes

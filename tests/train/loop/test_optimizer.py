@@ -1,6 +1,4 @@
 import copy
-import json
-from itertools import pairwise
 
 import pytest
 import torch
@@ -8,8 +6,10 @@ from torch import nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.spec import parse_spec
-from maas_ray.train.loop.optimizer import build_optimizer, build_schedule, learning_rate_factor
-from maas_ray.train.spec.optim import OptimizerSpec, ScheduleSpec
+from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
+from maas_ray.train.loop.schedule import build_schedule
+from maas_ray.train.spec.optim import OptimizerSpec
+from maas_ray.train.spec.schedule import ScheduleSpec
 
 OPTIMIZERS = [
     {"name": "sgd", "lr": 0.05},
@@ -17,6 +17,7 @@ OPTIMIZERS = [
     {"name": "adam", "lr": 0.05},
     {"name": "adamw", "lr": 0.05, "betas": (0.8, 0.99)},
     {"name": "rmsprop", "lr": 0.01, "momentum": 0.5, "alpha": 0.9},
+    {"name": "muon", "lr": 0.1, "weight_decay": 0.01},
 ]
 
 
@@ -49,7 +50,7 @@ def test_an_optimizer_lowers_the_loss_and_continues_bit_identically_from_its_sta
     optimizer_2 = build_optimizer(OptimizerSpec(**spec), resumed)
     schedule_2 = build_schedule(cosine, optimizer_2, 40)
     optimizer_2.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    schedule_2.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    schedule_2.set_step(20)
     assert train(resumed, optimizer_2, schedule_2, 15) == train(model, optimizer, schedule, 15)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
@@ -81,7 +82,8 @@ def test_frozen_parameters_are_not_optimized() -> None:
         ({"name": "sgd", "nesterov": True}, "nesterov needs a momentum"),
         ({"name": "adam", "betas": [0.9, 1.0]}, "betas must be in"),
         ({"lr": 0}, "lr"),
-        ({"name": "lion"}, "sgd"),
+        ({"name": "adamv"}, "unknown optimizer 'adamv'; did you mean 'adam'?"),
+        ({"name": "adam", "params": {"eps": 1}}, "adam has no params"),
         ({"learning_rate": 1}, "unknown key 'learning_rate'"),
     ],
 )
@@ -95,42 +97,16 @@ def test_a_dumped_spec_is_accepted_again() -> None:
         assert OptimizerSpec.model_validate(OptimizerSpec(**spec).model_dump(mode="json")) == OptimizerSpec(**spec)
 
 
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ({}, [1, 1, 1, 1, 1]),
-        ({"warmup_steps": 3}, [0.25, 0.5, 0.75, 1, 1]),
-        ({"name": "linear"}, [1, 0.75, 0.5, 0.25, 0]),
-        ({"name": "linear", "min_lr_ratio": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
-        ({"name": "cosine"}, [1, 0.8535534, 0.5, 0.1464466, 0]),
-        ({"name": "cosine", "min_lr_ratio": 0.5}, [1, 0.9267767, 0.75, 0.5732233, 0.5]),
-        ({"name": "linear", "warmup_steps": 1}, [0.5, 1, 2 / 3, 1 / 3, 0]),
-    ],
-)
-def test_a_schedule_gives_the_documented_learning_rate_at_each_step(spec: dict, expected: list[float]) -> None:
-    optimizer = build_optimizer(OptimizerSpec(name="sgd", lr=2.0), nn.Linear(1, 1))
-    schedule = build_schedule(ScheduleSpec(**spec), optimizer, 4)
-    rates = []
-    for _ in range(5):
-        rates.append({group["lr"] for group in optimizer.param_groups})
-        optimizer.step()
-        schedule.step()
-    assert [rate for group in rates for rate in group] == pytest.approx([2 * factor for factor in expected])
-
-
-@pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
-def test_a_schedule_climbs_then_never_climbs_again(name: str) -> None:
-    factors = [learning_rate_factor(ScheduleSpec(name=name, warmup_steps=10), step, 100) for step in range(120)]
-    assert all(a < b for a, b in pairwise(factors[:11]))
-    assert factors[10] == 1.0
-    assert all(a >= b for a, b in pairwise(factors[10:]))
-
-
-@pytest.mark.parametrize(("warmup_steps", "total_steps"), [(5, 5), (6, 5), (0, 0)])
-def test_a_schedule_without_steps_after_the_warm_up_is_refused(warmup_steps: int, total_steps: int) -> None:
-    optimizer = build_optimizer(OptimizerSpec(), nn.Linear(1, 1))
-    with pytest.raises(SpecError, match="optimizer step"):
-        build_schedule(ScheduleSpec(warmup_steps=warmup_steps), optimizer, total_steps)
+def test_muon_updates_the_matrices_between_layers_and_adamw_the_rest() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 3))
+    assert hidden_matrices(model) == {"1.weight", "3.weight"}
+    optimizer = build_optimizer(OptimizerSpec(name="muon", lr=0.1), model)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    model(torch.tensor([0, 1, 2])).sum().backward()
+    optimizer.step()
+    keys = {names[id(weight)]: sorted(state) for weight, state in optimizer.state.items()}
+    assert {name for name, found in keys.items() if found == ["momentum_buffer"]} == {"1.weight", "3.weight"}
+    assert keys["4.weight"] == keys["0.weight"] == ["exp_avg", "exp_avg_sq", "step"]
 
 
 @pytest.mark.parametrize("spec", OPTIMIZERS)
@@ -138,7 +114,8 @@ def test_every_implementation_computes_the_same_update(spec: dict) -> None:
     def trained(implementation: str) -> list[torch.Tensor]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
-        optimizer = build_optimizer(OptimizerSpec(**spec, implementation=implementation, weight_decay=0.01), model)
+        changed = {"weight_decay": 0.01, **spec, "implementation": implementation}
+        optimizer = build_optimizer(OptimizerSpec(**changed), model)
         for _ in range(3):
             optimizer.zero_grad()
             model(torch.ones(5, 4, dtype=torch.float64)).square().sum().backward()

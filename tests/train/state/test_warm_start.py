@@ -205,8 +205,9 @@ def test_the_newest_step_is_settled_once_and_resuming_keeps_it(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "give exactly one of hf and run"),
-        ({"hf": "a", "run": "b"}, "give exactly one of hf and run"),
+        ({}, "give exactly one of hf, safetensors and run"),
+        ({"hf": "a", "run": "b"}, "give exactly one of hf, safetensors and run"),
+        ({"hf": "a", "rename": {"a": "b"}}, "rename needs safetensors"),
         ({"hf": "a", "step": 3}, "step needs run"),
         ({"path": "a"}, "unknown key 'path'"),
     ],
@@ -290,6 +291,81 @@ def test_weights_that_a_decoder_lacks_are_not_dropped_silently(
     save_file({**whole, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, path)
     with pytest.raises(ModelError, match=r"contains 1 weights that a decoder does not have, such as .*q_proj\.bias"):
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
+
+
+def test_layers_beyond_those_of_config_json_are_refused_with_both_numbers_or_ignored_on_request(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
+) -> None:
+    spec, dataset = trained
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    two = ModelSpec(name="decoder", params=MODELS["decoder"]["params"] | {"layers": 2})
+    weights = _weights(spec.model_copy(update={"model": two}), dataset)
+    with pytest.raises(ModelError, match=r"names 2 layers .* contain 4, of which the layers 2 to 3 would be left out"):
+        open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(two, weights, is_whole=True)
+    start = open_start(InitSpec(hf=str(folder), unused="ignore"), file_store, spec.storage)
+    start.check(two, weights, is_whole=True)
+    start.load(weights)
+    expected = load_trained(file_store, "r").net.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"contains 2 of \d+ weights that the model decoder does not have: extra.bias, extra.weight"),
+        ({"exclude": ("extra.*", "head.*")}, "the source has no head.weight"),
+        ({"exclude": ("*",)}, "the source has no block_0"),
+        ({"exclude": ("*",), "missing": "random"}, "would start from none of the 0 weights"),
+        ({"rename": {"net": "b"}}, "no weight of .* begins with 'net'; its names are such as backbone"),
+        ({"rename": {"backbone.": "", "backbone.head.": "norm."}}, "would both be norm.weight in the model"),
+        ({"include": ("block_*",)}, "the source has no embedding.weight"),
+    ],
+)
+def test_safetensors_of_any_model_are_loaded_by_name_as_strictly_as_the_spec_says(
+    file_store: ObstoreStore,
+    trained: tuple[TrainSpec, Dataset],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    spec, dataset = trained
+    source = load_trained(file_store, "r").net.state_dict()
+    theirs = {f"backbone.{name}": value.clone() for name, value in source.items()}
+    (tmp_path / "weights").mkdir()
+    save_file(
+        {**theirs, "extra.weight": torch.ones(2), "extra.bias": torch.ones(2)}, tmp_path / "weights/any.safetensors"
+    )
+    given = {"safetensors": str(tmp_path / "weights"), "rename": {"backbone.": ""}}
+    with pytest.raises(ModelError, match=message):
+        open_start(InitSpec(**given | changes), file_store, spec.storage).check(
+            spec.model, _weights(spec, dataset), is_whole=True
+        )
+
+    weights = _weights(spec, dataset)
+    lax = InitSpec(**given, exclude=("head.*",), missing="random", unused="ignore")
+    start = open_start(lax, file_store, spec.storage)
+    start.check(spec.model, weights, is_whole=True)
+    start.load(weights)
+    assert torch.equal(weights.pop("head.weight"), torch.full_like(source["head.weight"], 7)), "it keeps its values"
+    assert all(torch.equal(value, source[name]) for name, value in weights.items())
+    assert start.lineage()["safetensors"] == str(tmp_path / "weights")
+    assert len(start.lineage()["sha256"]) == 64
+
+
+def test_a_run_starts_from_another_one_without_its_last_layer(
+    file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset]
+) -> None:
+    spec, dataset = trained
+    weights = _weights(spec, dataset)
+    weights["head.weight"] = torch.zeros(3, 32)
+    with pytest.raises(ModelError, match=r"head.weight has shape \[3, 32\] .* init.exclude and init.missing"):
+        open_start(InitSpec(run="r"), file_store, spec.storage).check(spec.model, weights, is_whole=True)
+    partly = InitSpec(run="r", exclude=("head.*",), missing="random")
+    open_start(partly, file_store, spec.storage).check(spec.model, weights, is_whole=True)
+    del weights["norm.weight"]
+    with pytest.raises(ModelError, match="weights that the model decoder does not have: norm.weight"):
+        open_start(partly, file_store, spec.storage).check(spec.model, weights, is_whole=True)
 
 
 def test_an_output_layer_that_is_missing_is_not_the_embedding(
