@@ -32,6 +32,7 @@ from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
+from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.optim import refuse_steps
 from maas_ray.train.spec.train import TrainSpec
@@ -196,6 +197,9 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Checks that need no torch, before any worker starts. Rank 0 makes the others, see train/ranks/preflight.py."""
+    if dataset.features.labels is not None and spec.objective.class_weights is not None:
+        counts = dataset.count_classes().tolist() if spec.objective.class_weights == "balanced" else None
+        resolve_weights(spec.objective.class_weights, dataset.features.labels, counts)
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     by, early = spec.checkpoint, spec.early_stopping

@@ -53,7 +53,9 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
     train = dataset.read("train")
     rows = _preprocessed(preprocess, dataset, train.columns)
     task = dataset.features.task
-    fitted = fit_estimator(spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads)
+    fitted = fit_estimator(
+        spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads, weight=train.weight
+    )
     graph = build_graph(fitted, rows.shape[1])
     columns, num_real = choose_rows(dataset)
     scores, classes = fitted.answer(_preprocessed(preprocess, dataset, columns))

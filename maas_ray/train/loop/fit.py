@@ -4,7 +4,8 @@ A run is reproducible despite interruptions, and the same training on every layo
 - the sample order is a function of (seed, position); the batch of step s starts at position s x global_size,
 - dropout masks are functions of (seed, position of the sample); other random numbers of step s are seeded by
   (seed, s, r), where r is the data-parallel rank,
-- gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
+- gradients are summed over the ranks and divided by the number of samples (or valid tokens, or the sum of the weights of
+  samples) of the GLOBAL batch,
 - the order in which DistributedDataParallel sums gradients is fixed before the first step (`warm_up_buckets`).
 So step s + 1 depends only on the state after step s.
 """
@@ -108,6 +109,7 @@ class TrainState:
         model: preprocessed rows -> logits [N, K], the part wrapped for data parallelism; unused with a pipeline.
         preprocess: encoded raw columns -> preprocessed rows.
         num_valid: (target) -> number of its losses; None: one for each row.
+        row_weights: the weights of rows in the loss, whose sum then replaces the number of losses; None: no weights.
         l1: factor of the sum of absolute weights, added to the mean loss.
         l2: factor of the sum of squared weights.
         ema: the moving average of the weights, if any.
@@ -124,6 +126,7 @@ class TrainState:
     device: torch.device
     coordinates: RankCoordinates
     num_valid: Callable[[Tensor], Tensor] | None = None
+    row_weights: Callable[[Batch], Tensor] | None = None
     l1: float = 0.0
     l2: float = 0.0
     ema: Ema | None = None
@@ -279,11 +282,14 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
 
 def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
     """Starts counting the divisor of the global batch's sum of losses; returns a function that waits for it."""
-    if state.num_valid is None:
+    if state.num_valid is None and state.row_weights is None:
         return lambda: num_rows
-    count = torch.zeros((), dtype=torch.int64, device=state.device)
+    count = torch.zeros((), dtype=torch.float64, device=state.device)
     for batch in batches:
-        count += state.num_valid(batch.target).to(state.device)
+        if state.row_weights is not None:
+            count += state.row_weights(batch).sum()
+        elif state.num_valid is not None:
+            count += state.num_valid(batch.target).to(state.device)
     layout = state.coordinates.layout
     work = dist.all_reduce(count, async_op=True) if dist.is_initialized() else None
 
@@ -291,7 +297,7 @@ def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) 
         if work is not None:
             work.wait()
         # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
-        return max(1, int(count) // (layout.pp * layout.tp))
+        return float(count) / (layout.pp * layout.tp) or 1.0
 
     return counted
 
@@ -305,7 +311,8 @@ def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list
         positions = batch.positions
         if missing:
             rows, target, positions = (_filled_up(values, missing) for values in (rows, target, positions))
-        filled.append((rows, target, positions, batch.num_rows))
+        weights = state.row_weights(batch) if state.row_weights is not None else None
+        filled.append(MicroBatch(rows, target, positions, batch.num_rows, weights))
     return filled
 
 
@@ -363,7 +370,8 @@ def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
     if not batch.num_rows:
         nothing: Tensor = logits.sum() * 0.0
         return nothing
-    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum()
+    losses = state.loss(logits, batch.target.to(state.device, non_blocking=True))
+    return (losses if state.row_weights is None else losses * state.row_weights(batch).to(losses.dtype)).sum()
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:

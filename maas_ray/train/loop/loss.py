@@ -17,12 +17,13 @@ IGNORED = -100
 """Target value that does not count: torch's default of `ignore_index`."""
 
 
-def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
+def build_loss(spec: ObjectiveSpec, task: Task, *, is_training: bool = False) -> Loss:
     """Returns the loss function, without reduction: the caller divides by `num_valid` of the targets of all workers.
 
     Args:
         spec: the objective.
         task: task of the data.
+        is_training: whether the loss includes `pos_weight`, which metrics do not.
 
     Returns:
         A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
@@ -34,6 +35,7 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
     """
     name = loss_name(spec, task)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
+    pos_weight = spec.pos_weight if is_training else None
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         if logits.dim() != 2 or target.shape != logits.shape[:1]:
@@ -59,7 +61,8 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         wanted = target.to(output.dtype)
         if name == "bce":
             wanted = wanted * (1 - smoothing) + smoothing / 2
-            return functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+            factor = None if pos_weight is None else output.new_tensor(pos_weight)
+            return functional.binary_cross_entropy_with_logits(output, wanted, reduction="none", pos_weight=factor)
         if name == "mse":
             return functional.mse_loss(output, wanted, reduction="none")
         if name == "mae":

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from maas_ray.data.spec.features import Task
 from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
+from maas_ray.train.spec.class_weights import ClassWeights, refuse_weights
 
 LossName = Literal["cross_entropy", "bce", "mse", "mae", "huber"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -46,6 +47,14 @@ class ObjectiveSpec(Spec):
 
     loss: LossName | None = None
     """None: chosen by the task (classification and tokens: cross_entropy, binary: bce on logits, regression: mse)."""
+    class_weights: ClassWeights | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Weights of classes in the training loss: `balanced` (rows / (classes * rows of the class), over the training
+    split), or one weight per class name. A row's weight is that of its class times `data.weight`; the loss of a step is
+    the sum of weighted losses over its global batch, divided by the sum of the weights. Metrics, `validation_loss`
+    included, have no weights."""
+    pos_weight: float | None = Field(default=None, gt=0.0, exclude_if=lambda value: value is None)
+    """Binary: factor of the positive class's term of the training loss, which is still divided by the rows (or by the sum
+    of `data.weight`), as in torch.nn.BCEWithLogitsLoss."""
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -60,8 +69,9 @@ def loss_name(spec: ObjectiveSpec, task: Task) -> LossName:
     """The loss of a task.
 
     Raises:
-        SpecError: the loss or the label smoothing is invalid for the task.
+        SpecError: the loss, the label smoothing or a weight is invalid for the task.
     """
+    refuse_weights(spec.class_weights, spec.pos_weight, task)
     name = spec.loss or LOSSES_BY_TASK[task][0]
     if name not in LOSSES_BY_TASK[task]:
         raise SpecError(

@@ -8,6 +8,7 @@ from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.loop.forward import Scorer
+from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.collectives import rank0_says
 from maas_ray.train.spec.train import TrainSpec
@@ -35,6 +36,7 @@ def between_steps(
     coordinates = state.coordinates
     rows = open_rows(dataset, "validation", seed=spec.seed)
     model = Scorer(state, plan, spec.batch.accumulation_steps)
+    loss = build_loss(spec.objective, dataset.features.task)  # metrics have no weights
 
     def validate(done: int) -> None:
         from maas_ray.train.loop.evaluate import (
@@ -49,7 +51,7 @@ def between_steps(
                 rows,
                 task=dataset.features.task,
                 num_classes=dataset.features.num_outputs,
-                loss=state.loss,
+                loss=loss,
                 device=state.device,
                 rank=coordinates.dp,
                 world=coordinates.layout.dp,
