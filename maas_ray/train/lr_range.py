@@ -105,7 +105,7 @@ def find_learning_rates(
         load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), state)
     growth = high / low
     state = replace(state, schedule=LambdaLR(state.optimizer, lambda step: growth ** (step / (steps - 1))))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates, state.min_rows)
     state.train()
     points: list[Point] = []
     average, best, diverged_at = 0.0, float("inf"), None

@@ -215,7 +215,7 @@ def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) ->
         )
     except ModelError as error:  # all ranks check the whole model, so that all of them raise it
         return str(error)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates, state.min_rows)
     state.train()
     losses, norms = [], []
     for step in range(min(steps, plan.total_steps)):

@@ -179,8 +179,8 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
     )
 
 
-def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates) -> Loader:
-    """The loader of this rank's rows of each global batch."""
+def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates, min_rows: int = 1) -> Loader:
+    """The loader of this rank's rows of each global batch; for `min_rows` see `Loader` and `TrainState.min_rows`."""
     return Loader.over(
         open_rows(dataset, "train", seed=spec.seed),
         seed=spec.seed,
@@ -188,6 +188,7 @@ def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates
         rank=coordinates.dp,
         world=coordinates.layout.dp,
         accumulation_steps=spec.batch.accumulation_steps,
+        min_rows=min_rows,
     )
 
 

@@ -32,6 +32,7 @@ from maas_ray.models.weights import weights
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.modules.batch_statistics import fewest_rows, frozen_statistics
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -137,6 +138,11 @@ class TrainState:
     def weights(self) -> list[nn.Parameter]:
         """The trained weights of this rank that are penalized."""
         return [weight for part in self.parts for weight in weights(part) if weight.requires_grad]
+
+    @property
+    def min_rows(self) -> int:
+        """The smallest number of rows of a micro-batch that is not empty."""
+        return fewest_rows(self.parts)
 
     def train(self, mode: bool = True) -> None:
         """Switches all parts to training mode, or to evaluation mode."""
@@ -358,6 +364,7 @@ def _loss_sum(plan: LoopPlan, state: TrainState, batch: Batch) -> Tensor:
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
     is_sharded = isinstance(state.model, FSDPModule)  # its own policy determines the precision
     with (
+        nullcontext() if batch.num_rows else frozen_statistics(state.parts),
         samples(plan.seed, positions),
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):

@@ -10,6 +10,7 @@ from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.callbacks.load import check_callbacks
 from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.optimizer import build_optimizer, build_schedule
+from maas_ray.train.modules.batch_statistics import refuse_lone_row
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
@@ -31,6 +32,8 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
+    if has_data:
+        refuse_lone_row(net, example, spec.batch.global_size, spec.stop_position(dataset.num_rows["train"]))
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 

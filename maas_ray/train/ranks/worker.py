@@ -147,7 +147,10 @@ class RankTraining(LoopHooks):
             self._device,
             class_rows=count_class_rows(spec, self._dataset),
         )
-        self._plan, self._loader = build_plan(spec, num_rows), build_loader(spec, self._dataset, coordinates)
+        self._plan, self._loader = (
+            build_plan(spec, num_rows),
+            build_loader(spec, self._dataset, coordinates, self._state.min_rows),
+        )
         warm_up_buckets(self._plan, self._state, self._loader)
         _await_record(self._actor)
 

@@ -53,6 +53,8 @@ class Validated(Document):
     type: Literal["validated"]
     step: Count
     metrics: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """Metrics of each class, see `class_report` in loop/class_metrics.py."""
 
 
 class Unvalidated(Document):

@@ -129,6 +129,11 @@ class Runs:
         events = map(read_event, Sequence(self._store, run_prefix(run)).read())
         return {event.step: dict(event.metrics) for event in events if isinstance(event, Validated)}
 
+    def validated_classes(self, run: str) -> dict[int, dict[str, Any]]:
+        """Metrics of each class of asynchronous validations by step; see `class_report` in loop/class_metrics.py."""
+        events = map(read_event, Sequence(self._store, run_prefix(run)).read())
+        return {event.step: event.classes for event in events if isinstance(event, Validated) and event.classes}
+
     def all(self) -> list[Summary]:
         """All runs, newest first, without damaged ones; see `survey`."""
         return self.survey()[0]

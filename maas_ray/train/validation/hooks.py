@@ -40,7 +40,9 @@ def between_steps(
 
     def validate(done: int) -> None:
         from maas_ray.train.loop.evaluate import (
-            evaluate_rows,  # late: the import of torchmetrics would delay the first step by 3 s
+            count_classes,  # late: the import of torchmetrics would delay the first step by 3 s
+            evaluate_rows,
+            report_classes,
         )
         from maas_ray.train.loop.predictions import show_samples
 
@@ -55,10 +57,12 @@ def between_steps(
                 device=state.device,
                 rank=coordinates.dp,
                 world=coordinates.layout.dp,
+                counts=(counts := count_classes(dataset.features)),
             )
+            classes = report_classes(dataset.features, counts, len(rows))
             if count := spec.tensorboard.samples:
                 samples = show_samples(model, rows, dataset, count, state.device)
-        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples))
+        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples, classes=classes))
 
     return validate
 

@@ -1,7 +1,7 @@
 """Loads a run's trained network with its features, and evaluates it on held-out data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.loop.evaluate import evaluate_rows
+from maas_ray.train.loop.evaluate import count_classes, evaluate_rows, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
@@ -48,6 +48,8 @@ class Evaluation:
     split: str
     num_rows: int
     metrics: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """Metrics of each class, confusion matrix and calibration of a classifier; see `class_report`."""
 
 
 def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: Weights | None = None) -> Trained:
@@ -104,6 +106,7 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
         raise DataError(
             f"the data of run {trained.run.id!r} has no {split!r} split; splits: {there}; see data.split in the spec"
         )
+    counts = count_classes(features)
     metrics = evaluate_rows(
         RawModel(features, trained.net).to(device),
         open_rows(trained.dataset, split, seed=trained.run.spec.seed),
@@ -111,8 +114,11 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
         num_classes=features.num_outputs,
         loss=build_loss(trained.run.spec.objective, features.task),
         device=device,
+        counts=counts,
     )
-    return Evaluation(trained.run.id, trained.step, split, num_rows, metrics)
+    return Evaluation(
+        trained.run.id, trained.step, split, num_rows, metrics, report_classes(features, counts, num_rows)
+    )
 
 
 def sample_trained(trained: Trained, split: str, count: int, device: torch.device) -> str:
