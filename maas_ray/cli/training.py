@@ -124,7 +124,7 @@ def evaluate(
     """Evaluates a run's checkpoint on one split of its data, in this process."""
     with say.status("evaluating"):
         from maas_ray.train.records.checkpoint_selector import parse_which
-        from maas_ray.train.validation.load_model import evaluate_run
+        from maas_ray.train.validation.evaluate_run import evaluate_run
 
         evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"

@@ -35,6 +35,7 @@ from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git
 from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.optim import refuse_steps
+from maas_ray.train.spec.threshold import refuse_threshold
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import refuse_no_room
 
@@ -202,6 +203,7 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
         resolve_weights(spec.objective.class_weights, dataset.features.labels, counts)
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
+    refuse_threshold(spec.objective.threshold, task, has_validation)
     by, early = spec.checkpoint, spec.early_stopping
     if spec.validation.is_async and not has_validation:
         raise SpecError(

@@ -42,8 +42,16 @@ def model_metadata(
         "platform": PLATFORM,
         "inputs": [_describe(tensor) for tensor in info.signature.inputs],
         "outputs": [_describe(tensor) for tensor in info.signature.outputs],
-        "parameters": {"task": info.task, **labels, **parameters},
+        "parameters": {"task": info.task, **labels, **_decision(info), **parameters},
     }
+
+
+def _decision(info: BundleInfo) -> dict[str, Any]:
+    """The positive class of a binary classifier, and its decision threshold if it has one of its own."""
+    if info.task != "binary" or not info.labels:
+        return {}
+    value = 0.5 if info.threshold is None else info.threshold.value
+    return {"positive_class": info.labels[-1], "threshold": value}
 
 
 def model_config(

@@ -11,6 +11,7 @@ from maas_ray.data.spec.features import Task
 from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
 from maas_ray.train.spec.class_weights import ClassWeights, refuse_weights
+from maas_ray.train.spec.threshold import ThresholdRule, refuse_threshold
 
 LossName = Literal["cross_entropy", "bce", "mse", "mae", "huber"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
@@ -55,6 +56,11 @@ class ObjectiveSpec(Spec):
     pos_weight: float | None = Field(default=None, gt=0.0, exclude_if=lambda value: value is None)
     """Binary: factor of the positive class's term of the training loss, which is still divided by the rows (or by the sum
     of `data.weight`), as in torch.nn.BCEWithLogitsLoss."""
+    threshold: ThresholdRule | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Binary: the probability of the positive class from which on a row is of that class; None: 0.5. `f1` and `youden`
+    (recall + specificity - 1) are maximized on the validation split, `precision>=0.9` has the highest recall with this
+    precision there, `recall>=0.9` the highest precision; or a number. `evaluate`, `publish` and the exported graph use
+    it; validation during training uses 0.5."""
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -71,6 +77,7 @@ def loss_name(spec: ObjectiveSpec, task: Task) -> LossName:
     Raises:
         SpecError: the loss, the label smoothing or a weight is invalid for the task.
     """
+    refuse_threshold(spec.threshold, task)
     refuse_weights(spec.class_weights, spec.pos_weight, task)
     name = spec.loss or LOSSES_BY_TASK[task][0]
     if name not in LOSSES_BY_TASK[task]:

@@ -15,7 +15,7 @@ from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.loop.evaluate import count_classes, evaluate_rows, report_classes
+from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
@@ -93,8 +93,16 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     return Trained(record, committed.meta["step"], committed.digest, net.eval(), dataset, weights)
 
 
-def evaluate_trained(trained: Trained, split: str, device: torch.device | None = None) -> Evaluation:
+def evaluate_trained(
+    trained: Trained, split: str, device: torch.device | None = None, *, threshold: float = DEFAULT_THRESHOLD
+) -> Evaluation:
     """Evaluates a loaded network on a split; the network remains on the device.
+
+    Args:
+        trained: the loaded network.
+        split: name of the split.
+        device: where to compute; None: the CPU.
+        threshold: binary: the decision threshold.
 
     Raises:
         DataError: the data does not have this split.
@@ -106,7 +114,7 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
         raise DataError(
             f"the data of run {trained.run.id!r} has no {split!r} split; splits: {there}; see data.split in the spec"
         )
-    counts = count_classes(features)
+    counts = count_classes(features, threshold)
     metrics = evaluate_rows(
         RawModel(features, trained.net).to(device),
         open_rows(trained.dataset, split, seed=trained.run.spec.seed),
@@ -114,10 +122,11 @@ def evaluate_trained(trained: Trained, split: str, device: torch.device | None =
         num_classes=features.num_outputs,
         loss=build_loss(trained.run.spec.objective, features.task),
         device=device,
+        threshold=threshold,
         counts=counts,
     )
     return Evaluation(
-        trained.run.id, trained.step, split, num_rows, metrics, report_classes(features, counts, num_rows)
+        trained.run.id, trained.step, split, num_rows, metrics, report_classes(features, counts, num_rows, threshold)
     )
 
 
@@ -127,19 +136,3 @@ def sample_trained(trained: Trained, split: str, count: int, device: torch.devic
     return show_samples(
         RawModel(trained.dataset.features, trained.net).to(device), rows, trained.dataset, count, device
     )
-
-
-def evaluate_run(
-    store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
-) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the metrics in the run's log; for arguments see `load_trained`.
-
-    Raises:
-        NotFound: the run or the checkpoint does not exist.
-        DataError: the data does not have this split.
-    """
-    trained = load_trained(store, run, step, weights=weights)
-    evaluation = evaluate_trained(trained, split)
-    event = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
-    Runs(store).record(run, {"type": "evaluated", **event})
-    return evaluation
