@@ -45,6 +45,7 @@ class Evaluated(Document):
 
     type: Literal["evaluated"]
     metrics: dict[str, float]
+    split: str | None = None
 
 
 class Validated(Document):

@@ -68,7 +68,7 @@ def build_report(
     store: ObjectStore, run: RunRecord, ended: FinalState, nodes: list[dict[str, float]]
 ) -> dict[str, Any]:
     """The report as plain JSON; see `commit_report`."""
-    curves = _curves([*ended.history, *_late(store, run, ended.history)])
+    curves = read_curves(store, run, ended.history)
     training_s = (ended.seconds or {}).get("training")
     samples = ended.step * run.spec.batch.global_size
     return {
@@ -104,6 +104,17 @@ def build_report(
             for about in describe(store, checkpoints_prefix(run.id))
         ],
     }
+
+
+def read_curves(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Every metric of a run and `lr` by name, as pairs of step and value.
+
+    Args:
+        store: the store of the run.
+        run: the run.
+        history: the history in its newest checkpoint.
+    """
+    return _curves([*history, *_late(store, run, history)])
 
 
 def draw(report: dict[str, Any]) -> bytes:
