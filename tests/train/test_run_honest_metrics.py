@@ -69,7 +69,7 @@ def test_rare_positives_are_measured_and_two_rows_of_two_workers_end_no_run(
 def test_a_lone_last_row_is_refused_before_the_run_is_recorded(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    spec = _spec(file_store, tmp_path, 108, workers=1)  # 65 for training
+    spec = _spec(file_store, tmp_path, 109, workers=1)  # 65 for training
     with pytest.raises(SpecError, match=r"the last of 2 steps has 1 row .*set steps: 1 instead of epochs"):
         run_training(spec)
     with pytest.raises(NotFound):
