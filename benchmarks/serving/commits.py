@@ -62,7 +62,7 @@ def other(name: str, directory: Path, cache: Path) -> Code:
         root = _unpack(revision, directory)
     wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     packages = Path(sysconfig.get_path("purelib"))
-    if not all(map(_is_installed, wanted["dependencies"])):
+    if not all(map(is_installed, wanted["dependencies"])):
         installed = environments.build(cache, "ours", tuple(wanted["dependencies"]))
         packages = next(installed.parent.parent.glob("lib/python*/site-packages"))
     python = _environment(directory / "env", (root, packages), wanted["scripts"])
@@ -109,7 +109,7 @@ def _revision(root: Path) -> str:
     return found.stdout.strip()
 
 
-def _is_installed(requirement: str) -> bool:
+def is_installed(requirement: str) -> bool:
     """Whether this program's own environment has such a package, if this machine needs it at all."""
     wanted = Requirement(requirement)
     if wanted.marker is not None and not wanted.marker.evaluate():

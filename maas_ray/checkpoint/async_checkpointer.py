@@ -79,7 +79,7 @@ class AsyncCheckpointer:
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: tuple[int, Future[None]] | None = None
-        self._copy: _Copy | None = None
+        self._copy: SteadyCopy | None = None
         self._steady: frozenset[str] | None = None
         self._num_failures = 0
         self.failure: MaasError | None = None
@@ -105,7 +105,7 @@ class AsyncCheckpointer:
             self._note(snapshot.step, error)
             self._raise_if_too_many()
             return
-        copied = self._copy = _Copy(attempt, {name: snapshot.tensors[name] for name in steady}, self._steady)
+        copied = self._copy = SteadyCopy(attempt, {name: snapshot.tensors[name] for name in steady}, self._steady)
         source: UploadSource = self._staging
         try:
             self._staging.fill(attempt, copied.later)
@@ -162,7 +162,7 @@ class AsyncCheckpointer:
         self._thread.shutdown(wait=False)
         self._staging = Staging()
 
-    def _finish(self, attempt: SaveAttempt, snapshot: Snapshot, source: UploadSource, copied: "_Copy") -> None:
+    def _finish(self, attempt: SaveAttempt, snapshot: Snapshot, source: UploadSource, copied: "SteadyCopy") -> None:
         try:
             copied.run(self._staging)
         except Exception as error:  # the other ranks must receive it
@@ -188,7 +188,7 @@ class AsyncCheckpointer:
             raise self.failure
 
 
-class _Copy:
+class SteadyCopy:
     """The part of the copy that is made while gradients are computed.
 
     Autograd's counter of in-place changes shows whether a tensor changes meanwhile.

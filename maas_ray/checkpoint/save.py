@@ -151,7 +151,7 @@ def _decide(
         _remove(store, [part_key(where, attempt.name, HISTORY)])
         return _Outcome(SaveFailed(f"the checkpoint was aborted, nothing is committed: rank 0, {where}: {error}"))
     if fence is None:
-        return _commit(store, where, writer, meta)
+        return commit(store, where, writer, meta)
     return _commit_fenced(store, where, writer, meta, fence)
 
 
@@ -167,7 +167,7 @@ def _commit_fenced(
             error if isinstance(error, Conflict) else SaveFailed(f"rank 0 could not check the run's owner: {error}")
         )
         return _Outcome(refused)
-    outcome = _commit(store, where, writer, meta)
+    outcome = commit(store, where, writer, meta)
     if outcome.error is None:
         try:
             fence()
@@ -181,7 +181,8 @@ def _commit_fenced(
     return outcome
 
 
-def _commit(store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[str, Any]) -> _Outcome:
+def commit(store: ObjectStore, where: str, writer: CommitWriter, meta: Mapping[str, Any]) -> _Outcome:
+    """Commits what was uploaded; an error of the store becomes part of the outcome."""
     try:
         writer.commit(meta)
     except Conflict:

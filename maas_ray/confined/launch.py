@@ -28,6 +28,12 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Process id of the fork server; None if none was started or the last one has ended."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
     def ask(self, job: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Requests the server to start a child for a job.
 

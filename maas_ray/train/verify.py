@@ -24,6 +24,7 @@ from maas_ray.errors import ModelError, TrainingFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
 from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state, count_class_rows
+from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import mean_loss, train_step
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.parallel.pipeline import num_layers
@@ -193,7 +194,7 @@ def _rank(
 
 def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) -> "_Trace | str":
     """Trains from the initial weights, or returns why the layout is unsupported. Collective over the layout's ranks."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_kernels(True, warn_only=True)
     dataset = open_dataset(open_store(spec.storage), data_digest)
     num_rows = dataset.num_rows["train"]
     if layout.pp > 1 and spec.batch.accumulation_steps % (2 * layout.pp):

@@ -154,7 +154,7 @@ def test_the_hot_path_alone_answers_in_every_variant(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_another_commit_shares_the_environment_that_has_what_it_needs(requirement: str, is_installed: bool) -> None:
-    assert commits._is_installed(requirement) is is_installed
+    assert commits.is_installed(requirement) is is_installed
 
 
 def test_another_commit_that_there_is_not_is_refused_before_anything_starts() -> None:

@@ -1,11 +1,13 @@
 import logging
 import threading
 from collections.abc import Mapping
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
+from maas_ray.checkpoint import upload
+from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer, SteadyCopy
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint, read_saved
 from maas_ray.checkpoint.load import read_tensors
 from maas_ray.checkpoint.retention import Keep
@@ -49,21 +51,26 @@ def test_the_state_is_that_of_the_call_whatever_changes_while_it_is_written(file
     assert read_saved(committed).meta == {"schedule": {"last_epoch": 3}}
 
 
-def _held(checkpointer: AsyncCheckpointer) -> threading.Event:
-    """Keeps the checkpointer's thread from copying until the event is set."""
-    gate = threading.Event()
-    checkpointer._thread.submit(gate.wait, 30)
-    return gate
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is clear, background copies wait; it is set at first."""
+    event = threading.Event()
+    event.set()
+    run = SteadyCopy.run
+    monkeypatch.setattr(SteadyCopy, "run", lambda copy, staging: (event.wait(30), run(copy, staging)))
+    return event
 
 
-def test_steady_tensors_are_copied_while_gradients_are_computed(file_store: ObstoreStore) -> None:
+def test_steady_tensors_are_copied_while_gradients_are_computed(
+    file_store: ObstoreStore, gate: threading.Event
+) -> None:
     checkpointer = AsyncCheckpointer(file_store, PREFIX)
     tensors = {"weight": torch.ones(1000), "statistics": torch.ones(3)}
     checkpointer.save(Snapshot(1, 0, tensors), steady=["weight"])  # the first one looks which of them do stay
     checkpointer.staged()
     tensors["weight"].add_(1)
     checkpointer.wait()
-    gate = _held(checkpointer)
+    gate.clear()
     checkpointer.save(Snapshot(2, 0, tensors), steady=["weight"])
     tensors["statistics"].add_(5)  # by a forward pass
     update = threading.Thread(target=lambda: (checkpointer.staged(), tensors["weight"].add_(1)))
@@ -79,18 +86,20 @@ def test_steady_tensors_are_copied_while_gradients_are_computed(file_store: Obst
     assert is_equal(saved, {"weight": torch.full((1000,), 2.0), "statistics": torch.ones(3)})
 
 
-def test_a_tensor_that_changes_while_it_is_copied_is_caught_and_then_copied_at_once(file_store: ObstoreStore) -> None:
+def test_a_tensor_that_changes_while_it_is_copied_is_caught_and_then_copied_at_once(
+    file_store: ObstoreStore, gate: threading.Event
+) -> None:
     checkpointer = AsyncCheckpointer(file_store, PREFIX)
     tensors = {"weight": torch.zeros(10), "other": torch.zeros(10)}
     checkpointer.save(Snapshot(1, 0, tensors), steady=tensors)
     checkpointer.wait()
-    gate = _held(checkpointer)
+    gate.clear()
     checkpointer.save(Snapshot(2, 0, tensors), steady=tensors)
     tensors["weight"].add_(1)
     gate.set()
     assert checkpointer.wait() == 1
     assert "weight changed while it was being copied" in str(checkpointer.failure)
-    gate = _held(checkpointer)
+    gate.clear()
     checkpointer.save(Snapshot(3, 0, tensors), steady=tensors)
     tensors["weight"].add_(1)
     gate.set()
@@ -113,7 +122,11 @@ def test_a_module_that_changes_its_weights_in_the_forward_pass_loses_no_save(fil
     checkpointer.close()
 
 
-def test_saves_follow_each_other_in_the_same_buffers_and_retention_follows_them(file_store: ObstoreStore) -> None:
+def test_saves_follow_each_other_in_the_same_buffers_and_retention_follows_them(
+    file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = Mock(side_effect=upload.new_buffer)
+    monkeypatch.setattr(upload, "new_buffer", allocate)
     committed = []
     checkpointer = AsyncCheckpointer(
         file_store, PREFIX, keep=Keep(last=2), on_commit=lambda each: committed.append(each.meta["step"])
@@ -121,9 +134,8 @@ def test_saves_follow_each_other_in_the_same_buffers_and_retention_follows_them(
     for step in range(1, 5):
         checkpointer.save(snapshot(step))
         assert checkpointer.committed_step == (step - 1 or None), "one at a time: the one before is done"
-    addresses = {buffer.data_ptr() for buffer in checkpointer._staging._buffers}
+    allocate.assert_called_once()
     checkpointer.save(snapshot(5))
-    assert {buffer.data_ptr() for buffer in checkpointer._staging._buffers} == addresses
     assert checkpointer.wait() == 5
     checkpointer.close()
     assert committed == [1, 2, 3, 4, 5]

@@ -148,9 +148,9 @@ def test_a_manifest_that_is_written_before_its_parts_is_caught(tmp_path: Any, mo
             store.put(key, data)
         return outcome
 
-    real_upload, real_commit = saving.upload, saving._commit
+    real_upload, real_commit = saving.upload, saving.commit
     monkeypatch.setattr(saving, "upload", lambda store, *rest: real_upload(Later(store), *rest))
-    monkeypatch.setattr(saving, "_commit", commit)
+    monkeypatch.setattr(saving, "commit", commit)
     with pytest.raises(MaasError, match="is missing"):
         list(_points(StorageSpec(uri=f"file://{tmp_path}/store"), 1, FEW, monkeypatch))
 

@@ -160,17 +160,17 @@ def test_children_run_side_by_side() -> None:
 
 def test_a_killed_server_is_started_again() -> None:
     confined.call(f"{JOBS}:echo", {})
-    assert SERVER._process is not None
-    os.kill(SERVER._process.pid, signal.SIGKILL)
-    _wait_until(lambda: SERVER._process is None or SERVER._process.poll() is not None)
+    assert SERVER.pid is not None
+    os.kill(SERVER.pid, signal.SIGKILL)
+    _wait_until(lambda: SERVER.pid is None)
     assert confined.call(f"{JOBS}:echo", {"a": 1}).payload == {"a": 1}
 
 
 def test_a_child_whose_server_is_killed_dies_and_says_so() -> None:
     with confined.start(f"{JOBS}:sleep") as child:
         child.send({"seconds": 60})
-        assert SERVER._process is not None
-        SERVER._process.kill()
+        assert SERVER.pid is not None
+        os.kill(SERVER.pid, signal.SIGKILL)
         with pytest.raises(ConfinedError):
             child.result()
 
@@ -180,7 +180,7 @@ def test_children_die_with_a_parent_that_is_killed() -> None:
         "from maas_ray import confined\n"
         f"child = confined.start('{JOBS}:sleep')\n"
         "child.send({'seconds': 60})\n"
-        "print(child.pid, confined.launch.SERVER._process.pid, flush=True)\n"
+        "print(child.pid, confined.launch.SERVER.pid, flush=True)\n"
         "import time; time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT)

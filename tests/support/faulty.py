@@ -14,8 +14,8 @@ class Died(BaseException):
     """The process is gone. Not an Exception, so that no handler of the code under test can go on."""
 
 
-class _Wrapped:
-    """Counts operations that change the store; whoever inherits decides what becomes of each."""
+class WrappedStore:
+    """Passes everything on to a store and counts the operations that change it; subclasses override what they plant."""
 
     def __init__(self, store: ObstoreStore) -> None:
         self.uri = store.uri
@@ -64,10 +64,11 @@ class _Wrapped:
         return self._store
 
     def _change(self, key: str, operation: Callable[[], Any]) -> Any:
-        raise NotImplementedError
+        self._count()
+        return operation()
 
 
-class DyingStore(_Wrapped):
+class DyingStore(WrappedStore):
     """A store that dies before or after its n-th operation, as a killed process would: nothing is done afterwards.
 
     Args:
@@ -106,7 +107,7 @@ FAULTS: dict[str, tuple[bool, Callable[[str], StoreError]]] = {
 }
 
 
-class FaultyStore(_Wrapped):
+class FaultyStore(WrappedStore):
     """A store whose n-th operation reports a fault, as `ObstoreStore` does; everything else works.
 
     Args:

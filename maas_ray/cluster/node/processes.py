@@ -2,7 +2,9 @@
 
 A process belongs to the cluster if `MAAS_RAY_CLUSTER_ID` in its initial environment is the cluster's id. Ray detaches
 its daemons, and HAProxy and workers start and end at any time, so that neither a list of pids nor a process group
-contains all of them. Every child inherits the environment, and programs that only connect do not.
+contains all of them. Every child inherits the environment, and programs that only connect do not. Children of a process
+of the cluster belong to it too: a program can be started with an environment of its own, and the environment of one
+that is just starting or renames itself cannot always be read.
 """
 
 import os
@@ -13,19 +15,33 @@ from maas_ray.ray_internals.processes import psutil
 
 MARKER = "MAAS_RAY_CLUSTER_ID"
 _LOOK_S = 0.2
+_SURE_S = 0.1
+"""Pause between the two looks that must both find no process: one that is replaced by another program at the moment of
+a look has no environment."""
 
 
 def find_processes(cluster_id: str) -> list[psutil.Process]:
     """All live processes of the cluster. A psutil handle contains pid and start time, so that a reused pid is safe."""
+    marked: set[int] = set()
+    others: dict[int, list[psutil.Process]] = {}
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         try:
-            if process.environ().get(MARKER) == cluster_id and process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            others.setdefault(process.ppid(), []).append(process)
+            if process.environ().get(MARKER) == cluster_id:
+                marked.add(process.pid)
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # it has ended, or belongs to another user
+    for process in found:  # grows: their children, and the children of these
+        for child in others.get(process.pid, ()):
+            if child.pid not in marked:
+                marked.add(child.pid)
+                found.append(child)
     return found
 
 
@@ -56,13 +72,22 @@ def end_processes(
     while asked and not is_hurried() and (left_s := patience - time.monotonic()) > 0:
         _, asked = psutil.wait_procs(asked, timeout=min(left_s, _LOOK_S))
     deadline = time.monotonic() + timeout_s
-    while remaining := find_processes(cluster_id):  # repeated, to find processes that were just starting
+    while remaining := _find_surely(cluster_id):  # repeated, to find processes that were just starting
         if time.monotonic() > deadline:
             return [process.pid for process in remaining]
         for process in remaining:
             _signal(process.kill)
         psutil.wait_procs(remaining, timeout=1)
     return []
+
+
+def _find_surely(cluster_id: str) -> list[psutil.Process]:
+    """As `find_processes`, but none only if a second look finds none either."""
+    found = find_processes(cluster_id)
+    if not found:
+        time.sleep(_SURE_S)
+        found = find_processes(cluster_id)
+    return found
 
 
 def _name(process: psutil.Process) -> str:

@@ -79,7 +79,7 @@ def prepare_large(
 
 def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
-    plans = tuple(_plan(source, name, cast) for name, cast in kinds.columns.items())
+    plans = tuple(plan_unit_column(source, name, cast) for name, cast in kinds.columns.items())
     job = CleaningJob(source, kinds, plans, count_split(source, kinds, cpu_timeout_s))
     found = gather(job, cpu_timeout_s)
     labels = (
@@ -154,7 +154,8 @@ def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
 
 
-def _plan(source: UnitSource, name: str, cast: Cast) -> ColumnPlan:
+def plan_unit_column(source: UnitSource, name: str, cast: Cast) -> ColumnPlan:
+    """How a column's values are cleaned, from its type alone: no value is read."""
     field = source.field(name)
     nothing = pa.chunked_array([pa.array([], field.type)])
     return plan_column(source.spec.cleaning, cast.kind, apply_cast(field, nothing, cast).field)

@@ -48,7 +48,8 @@ class ShardRows:
         self._starts = np.array([0, *accumulate(shard.num_rows for shard in self._shards)], dtype=np.int64)
         self._blocks: list[Block | None] = [None] * len(self._shards)
         self._maps: list[mmap.mmap] = []
-        self._resident = 0
+        self.resident_bytes = 0
+        """Estimated bytes of the maps that were read since their pages were last given back."""
         self._codes, self._offsets = _model_codes(features, layout)
         num_arrays = 3 + (features.weight is not None) + sum(one.kind == "tensor" for one in features.columns)
         self._row_bytes = num_arrays * _FAULT_BYTES + row_bytes(features)
@@ -104,11 +105,11 @@ class ShardRows:
         return block
 
     def _give_back(self, num_rows: int) -> None:
-        self._resident += num_rows * self._row_bytes
-        if self._resident > MAX_MAPPED_BYTES:
+        self.resident_bytes += num_rows * self._row_bytes
+        if self.resident_bytes > MAX_MAPPED_BYTES:
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
-            self._resident = 0
+            self.resident_bytes = 0
 
     def _refuse_missing(self) -> None:
         size = 0

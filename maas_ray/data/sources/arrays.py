@@ -92,7 +92,7 @@ def read_sklearn(name: str, target: str) -> pa.Table:
     """
     if name not in _SKLEARN:
         raise DataError(f"sklearn:{name} is unknown; use one of {', '.join(_SKLEARN)}")
-    if name == "digits" and (path := _digits_path()) is not None:
+    if name == "digits" and (path := digits_path()) is not None:
         values = np.loadtxt(path, delimiter=",")
         images = values[:, :-1].reshape(-1, 1, 8, 8).astype(np.float32)
         return _table(name, {"image": images, target: values[:, -1].astype(np.int64)})
@@ -108,7 +108,7 @@ def read_sklearn(name: str, target: str) -> pa.Table:
     return _table(name, {**columns, target: values})
 
 
-def _digits_path() -> Path | None:
+def digits_path() -> Path | None:
     """The file behind `load_digits`, which the examples use: importing scikit-learn to read it takes 2 s."""
     package = importlib.util.find_spec("sklearn")
     path = Path(package.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if package else None

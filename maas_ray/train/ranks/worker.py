@@ -34,6 +34,7 @@ from maas_ray.train.loop.assemble import (
     build_train_state,
     count_class_rows,
 )
+from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import LoopHooks, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
@@ -119,7 +120,7 @@ class RankTraining(LoopHooks):
         self._pace = pace
         self._watch = Stopwatch("starting")
         torch.set_num_threads(spec.workers.cpus)
-        torch.use_deterministic_algorithms(spec.deterministic)
+        use_deterministic_kernels(spec.deterministic)
         self._store = open_store(spec.storage)
         self._dataset = open_dataset(self._store, data_digest)
         self._world = dist.get_world_size() if dist.is_initialized() else 1

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import tracemalloc
 
 import pytest
 
@@ -99,6 +100,9 @@ def test_it_never_falls_with_the_number_of_rows() -> None:
 
 def test_callers_that_choose_ever_other_numbers_of_rows_take_no_memory() -> None:
     model = seeded()
+    tracemalloc.start()
     for num_rows in range(1, 50_000):
         model.estimate_s(num_rows)
-    assert len(model._curve) <= 4096
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1 << 20, "50,000 points would take several MB"

@@ -2,11 +2,11 @@
 refused before use."""
 
 import json
+import mmap
 import os
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,7 +236,9 @@ def _job(spec: DataSpec, monkeypatch: pytest.MonkeyPatch) -> clean.CleaningJob:
     _without_cluster(monkeypatch)
     files = list_files(spec)
     source, kinds = survey.survey_source(units.open_source(spec, files, format_of(spec, [files[0].path])), 60)
-    return clean.CleaningJob(source, kinds, tuple(large._plan(source, *one) for one in kinds.columns.items()))
+    return clean.CleaningJob(
+        source, kinds, tuple(large.plan_unit_column(source, *one) for one in kinds.columns.items())
+    )
 
 
 def _digests(dataset: Dataset) -> dict[str, str]:
@@ -293,20 +295,28 @@ def test_pages_that_were_read_are_given_back(both: tuple[Dataset, Dataset], monk
     monkeypatch.setattr(large_rows, "MAX_MAPPED_BYTES", 0)
     after = rows.take(ids[::-1], ids)
     assert torch.equal(after.target.flip(0), before.target)
-    assert rows._resident == 0
+    assert rows.resident_bytes == 0
 
 
 def test_pages_are_given_back_within_a_large_batch_too(
     both: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    advised: list[int] = []
+
+    class Watched(mmap.mmap):
+        def madvise(self, option: int, *span: int) -> None:
+            advised.append(option)
+            super().madvise(option, *span)
+
+    monkeypatch.setattr(mmap, "mmap", Watched)
     rows = open_rows(both[1], "train")
     ids = np.arange(len(rows), dtype=np.int64)
     rows.take(ids, ids)
-    advised: list[int] = []
-    rows._maps = [SimpleNamespace(madvise=advised.append)]
+    advised.clear()
     monkeypatch.setattr(large_rows, "MAX_MAPPED_BYTES", 0)
     rows.take(ids, ids)
-    assert len(advised) == len(both[1].shards.shards["train"]), "after each shard, not after the batch"
+    num_shards = len(both[1].shards.shards["train"])
+    assert advised == [mmap.MADV_DONTNEED] * num_shards**2, "all maps after each shard, not after the batch"
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap"])

@@ -156,7 +156,7 @@ def test_packaged_data_sets_are_read(name: str, num_rows: int, num_columns: int)
 def test_digits_are_those_of_scikit_learn_though_it_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DataSpec(uri="sklearn:digits", task="classification")
     found = read_table(spec).table
-    monkeypatch.setattr("maas_ray.data.sources.arrays._digits_path", lambda: None)
+    monkeypatch.setattr("maas_ray.data.sources.arrays.digits_path", lambda: None)
     loaded = read_table(spec).table
     assert found.equals(loaded)
     assert found.schema.equals(loaded.schema, check_metadata=True)

@@ -49,13 +49,11 @@ def test_no_token_sees_a_later_one() -> None:
 
 
 def test_only_distances_between_tokens_count_not_their_places() -> None:
-    block = decoder(length=LENGTH)[2].attention.double()
+    attention = decoder(length=LENGTH)[2].attention.double()
     x = torch.randn(1, 6, 32, dtype=torch.float64)
-    query, key = (layer(x).view(1, 6, -1, 8).transpose(1, 2) for layer in (block.query, block.key))
-    products = block._turned(query) @ block._turned(key).repeat_interleave(2, dim=1).mT
-    block.cos, block.sin = block.cos.roll(-5, 0), block.sin.roll(-5, 0)  # every token five places later
-    shifted = block._turned(query) @ block._turned(key).repeat_interleave(2, dim=1).mT
-    torch.testing.assert_close(products, shifted, atol=1e-6, rtol=1e-6)  # tables are float32
+    expected = attention(x)
+    attention.cos, attention.sin = attention.cos.roll(-5, 0), attention.sin.roll(-5, 0)  # all tokens 5 positions later
+    torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-6)  # tables are float32
 
 
 def test_float64_stays_float64_and_every_parameter_gets_a_gradient() -> None:

@@ -14,6 +14,7 @@ from maas_ray.store.log.snapshot import snapshot_key
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.store.sequence import Follower, Sequence
 from tests.store.log.test_snapshot import LOG, fill, snapshots
+from tests.support.faulty import WrappedStore
 
 LATER = datetime.now(UTC) + timedelta(days=2)
 
@@ -125,7 +126,7 @@ def test_a_writer_that_slept_between_its_look_and_its_put_forks_nothing(
 def test_a_reader_whose_objects_go_while_it_reads_looks_again(file_store: ObstoreStore) -> None:
     records = fill(file_store, 20)
 
-    class Shrinks(ObstoreStore):
+    class Shrinks(WrappedStore):
         """Retention runs after the first look at the log."""
 
         is_new = True
@@ -138,5 +139,5 @@ def test_a_reader_whose_objects_go_while_it_reads_looks_again(file_store: Obstor
                 file_store.delete([record_key(LOG, seq) for seq in range(17, 21)])
             return super().get(key)
 
-    shrinking = Shrinks(file_store.uri, file_store._backend, file_store._directory)
+    shrinking = Shrinks(file_store)
     assert list(Sequence(shrinking, "log").read())[:20] == records

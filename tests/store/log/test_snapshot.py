@@ -19,7 +19,7 @@ from maas_ray.store.log.snapshot import MAX_SPAN, UNIT, chain, decode, encode, e
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.sealed import seal, unseal
 from maas_ray.store.sequence import Follower, Record, Sequence
-from tests.support.faulty import Died, DyingStore
+from tests.support.faulty import Died, DyingStore, WrappedStore
 
 LOG = "log/log"
 
@@ -193,13 +193,13 @@ def test_a_writer_that_dies_before_its_snapshot_leaves_it_to_the_next_one(
 
 
 def test_a_snapshot_that_cannot_be_written_keeps_no_record_from_being_appended(file_store: ObstoreStore) -> None:
-    class Refuses(ObstoreStore):
+    class Refuses(WrappedStore):
         def create(self, key: str, data: bytes) -> None:
             if key.endswith(".jsonl"):
                 raise sequence.StoreUnavailable("no snapshots today")
             super().create(key, data)
 
-    refuses = Refuses(file_store.uri, file_store._backend, file_store._directory)
+    refuses = Refuses(file_store)
     assert len(fill(refuses, 20)) == 20
     assert snapshots(file_store) == []
     fill(file_store, 21)
