@@ -66,7 +66,8 @@ def test_the_command_shows_them_and_writes_the_picture(file_store: ObstoreStore,
     assert answer.exit_code == 0, answer.output
     for text in ("optimizer.lr", "0.001", "validation_loss", "█▅▁", "differences of the specs"):
         assert text in answer.output
-    assert Image.open(picture).format == "PNG"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
     document = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert document["differences"] == {"optimizer.lr": [0.001, 0.5]}
 
