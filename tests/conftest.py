@@ -40,7 +40,7 @@ CLUSTER_ENVIRONMENT = cluster.environment(
 os.environ.update(CLUSTER_ENVIRONMENT)
 
 
-_LONGEST = "test_readme.py::test_the_commands_run_in_order_as_they_stand"
+_LONGEST = "test_readme.py::test_the_commands_run_in_order"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RayCluster:
     state_dir: Path
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this very hook
+@pytest.hookimpl(tryfirst=True)  # xdist reads the markers in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those of the cluster share one: a machine has room for one such cluster.
 
@@ -86,7 +86,7 @@ def ray_cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster: RayCluster, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> "FinishedRun":
-    """A table in an S3 store, for tests that go on with a whole run or compare with it: starting one takes long."""
+    """A table in an S3 store, for tests that continue a whole run or compare with it: starting one takes long."""
     from maas_ray.train.loop.progress import Progress
     from maas_ray.train.run import run_training
     from tests.support.paths import FinishedRun, table_spec

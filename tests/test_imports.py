@@ -35,7 +35,7 @@ _PRIVATE_FIELDS = {
 KNOWN_BY = {
     "ray.train": {"train/ranks/launch.py", "ray_internals/train.py"},
     "ray.tune": {"train/search/tune.py"},
-    # A replica and a pool, and what one asks its peers; what stands in Serve's controller and proxy knows its private parts.
+    # A replica and a pool, and what one asks its peers; code in Serve's controller and proxy uses its private parts.
     "ray.serve": {
         "serve/replica/replica.py",
         "serve/deploy/pool.py",

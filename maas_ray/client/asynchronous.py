@@ -1,25 +1,14 @@
 """`AsyncClient`, the asyncio client of a pool."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from maas_ray.addresses import host_of, is_loopback
-from maas_ray.client.messages import (
-    Prediction,
-    Tensor,
-    read_error,
-    read_metadata,
-    read_response,
-    write_request,
-)
-from maas_ray.client.paths import model_url
+from maas_ray.client.exchange import NUM_CONNECTIONS, Deadline, Exchange, ModelRequests, Response
+from maas_ray.client.messages import Prediction, Tensor, read_response
 from maas_ray.client.retries import Retries
-from maas_ray.client.synchronous import NUM_CONNECTIONS
-from maas_ray.errors import ClusterError, DeadlineExceeded
 
 if TYPE_CHECKING:
     import aiohttp
@@ -45,13 +34,11 @@ class AsyncClient:
         retries: Retries = Retries(),  # noqa: B008 (frozen)
         through_proxy: bool = True,
     ) -> None:
-        self.url = url.rstrip("/")
-        self._timeout_s = timeout_s
+        self._requests = ModelRequests(url, timeout_s, retries)
+        self.url = self._requests.url
         self._headers = dict(headers or {})
-        self._retries = retries
         self._trusts_env = through_proxy and not is_loopback(host_of(url))
         self._session: aiohttp.ClientSession | None = None
-        self._inputs: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,29 +56,48 @@ class AsyncClient:
 
     async def inputs(self, model: str, version: int | None = None) -> tuple[Tensor, ...]:
         """The inputs of a model, from its metadata, which is requested once. Same errors as `Client.inputs`."""
-        known = self._inputs.get((model, version))
-        if known is None:
-            import json
-
-            _, body = await self._call("GET", model_url(self.url, model, version), None, {}, self._timeout_s)
-            known = self._inputs[model, version] = read_metadata(json.loads(body))
-        return known
+        return await self._inputs(model, version, self._requests.deadline())
 
     async def predict(
         self, model: str, data: Any, *, version: int | None = None, timeout_s: float | None = None
     ) -> Prediction:
         """Predicts rows with one request; arguments and errors are those of `Client.predict`."""
-        body, headers = write_request(await self.inputs(model, version), data)
-        headers["x-request-id"] = uuid.uuid4().hex
-        url = f"{model_url(self.url, model, version)}/infer"
-        found, content = await self._call(
-            "POST", url, body, headers, self._timeout_s if timeout_s is None else timeout_s
-        )
-        return read_response(found, content)
+        deadline = self._requests.deadline(timeout_s)
+        inputs = await self._inputs(model, version, deadline)
+        response = await self._send(self._requests.inference(model, version, inputs, data, deadline))
+        return read_response(response.headers, response.body)
 
-    async def _call(
-        self, method: str, url: str, body: bytes | None, headers: dict[str, str], timeout_s: float
-    ) -> tuple[Mapping[str, str], bytes]:
+    async def _inputs(self, model: str, version: int | None, deadline: Deadline) -> tuple[Tensor, ...]:
+        inputs = self._requests.known_inputs(model, version)
+        if inputs is None:
+            response = await self._send(self._requests.metadata(model, version, deadline))
+            inputs = self._requests.received_metadata(model, version, response)
+        return inputs
+
+    async def _send(self, exchange: Exchange) -> Response:
+        import aiohttp
+
+        session = self._open_session()
+        while True:
+            limit = aiohttp.ClientTimeout(total=exchange.begin_attempt())
+            try:
+                async with session.request(
+                    exchange.method, exchange.url, data=exchange.body, headers=exchange.headers, timeout=limit
+                ) as found:
+                    response = Response(found.status, found.headers, await found.read())
+            except TimeoutError as failure:
+                raise exchange.timed_out() from failure
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as failure:
+                await asyncio.sleep(exchange.broken(failure))
+                continue
+            except (aiohttp.ClientError, ValueError) as failure:
+                raise exchange.failed(failure) from failure
+            pause_s = exchange.received(response)
+            if pause_s is None:
+                return response
+            await asyncio.sleep(pause_s)
+
+    def _open_session(self) -> "aiohttp.ClientSession":
         import aiohttp
 
         if self._session is None:
@@ -99,34 +105,4 @@ class AsyncClient:
             self._session = aiohttp.ClientSession(
                 connector=connector, headers=self._headers, trust_env=self._trusts_env, auto_decompress=True
             )
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise DeadlineExceeded(
-                    f"no answer from {url} within {timeout_s:g} s; raise timeout_s or send fewer rows"
-                )
-            headers["x-request-timeout-ms"] = str(max(1, int(left_s * 1000)))
-            error = None
-            limit = aiohttp.ClientTimeout(total=left_s)
-            try:
-                async with self._session.request(method, url, data=body, headers=headers, timeout=limit) as response:
-                    content = await response.read()
-                    if response.ok:
-                        return response.headers, content
-                    reason: Exception
-                    reason = error = read_error(url, response.status, response.headers, content)
-            except TimeoutError as failure:
-                raise DeadlineExceeded(f"no answer from {url} within {timeout_s:g} s") from failure
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as failure:
-                reason = failure
-            except (aiohttp.ClientError, ValueError) as failure:
-                raise ClusterError(f"the request to {url} failed: {failure}") from failure
-            pause_s = self._retries.pause_s(attempt, error, deadline - time.monotonic())
-            if pause_s is None:
-                if error is not None:
-                    raise error
-                raise ClusterError(f"nothing answers at {url}: {reason}; is the model served there?") from reason
-            await asyncio.sleep(pause_s)
+        return self._session

@@ -77,12 +77,19 @@ class Prediction:
             yield {name: row[0] if len(row) == 1 else row for name, row in zip(columns, values, strict=True)}
 
 
-def read_metadata(document: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """Reads the inputs of a model from the response to `GET /v2/models/M`."""
-    return tuple(
-        Tensor(one["name"], one["datatype"], tuple(int(size) for size in one["shape"][1:]))
-        for one in document["inputs"]
-    )
+def read_metadata(body: bytes) -> tuple[Tensor, ...]:
+    """Reads the inputs of a model from the response to `GET /v2/models/M`.
+
+    Raises:
+        ClusterError: the response does not follow the protocol.
+    """
+    try:
+        return tuple(
+            Tensor(one["name"], one["datatype"], tuple(int(size) for size in one["shape"][1:]))
+            for one in json.loads(body)["inputs"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"the response does not follow the Open Inference Protocol v2: {error!r}") from error
 
 
 def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str, str]]:

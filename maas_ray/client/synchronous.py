@@ -1,7 +1,6 @@
 """`Client`, the blocking client of a pool."""
 
 import time
-import uuid
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -10,19 +9,9 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from maas_ray.addresses import host_of, is_loopback
-from maas_ray.client.messages import (
-    Prediction,
-    Tensor,
-    read_error,
-    read_metadata,
-    read_response,
-    write_request,
-)
-from maas_ray.client.paths import model_url
+from maas_ray.client.exchange import NUM_CONNECTIONS, Deadline, Exchange, ModelRequests, Response
+from maas_ray.client.messages import Prediction, Tensor, read_response
 from maas_ray.client.retries import Retries
-from maas_ray.errors import ClusterError, DeadlineExceeded
-
-NUM_CONNECTIONS = 32
 
 
 class Client:
@@ -45,16 +34,14 @@ class Client:
         retries: Retries = Retries(),  # noqa: B008 (frozen)
         through_proxy: bool = True,
     ) -> None:
-        self.url = url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._retries = retries
+        self._requests = ModelRequests(url, timeout_s, retries)
+        self.url = self._requests.url
         self._session = requests.Session()
         self._session.trust_env = through_proxy and not is_loopback(host_of(url))
         self._session.headers.update(headers or {})
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=NUM_CONNECTIONS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        self._inputs: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -75,11 +62,7 @@ class Client:
             NotFound: the pool does not serve this model or version.
             ClusterError: nothing answers at the URL.
         """
-        known = self._inputs.get((model, version))
-        if known is None:
-            response = self._call("GET", model_url(self.url, model, version), None, {}, self._timeout_s)
-            known = self._inputs[model, version] = read_metadata(response.json())
-        return known
+        return self._inputs(model, version, self._requests.deadline())
 
     def predict(
         self, model: str, data: Any, *, version: int | None = None, timeout_s: float | None = None
@@ -99,41 +82,34 @@ class Client:
             DeadlineExceeded: the timeout passed without a response.
             ClusterError: nothing answers at the URL.
         """
-        body, headers = write_request(self.inputs(model, version), data)
-        headers["x-request-id"] = uuid.uuid4().hex
-        url = f"{model_url(self.url, model, version)}/infer"
-        response = self._call("POST", url, body, headers, self._timeout_s if timeout_s is None else timeout_s)
-        return read_response(response.headers, response.content)
+        deadline = self._requests.deadline(timeout_s)
+        inputs = self._inputs(model, version, deadline)
+        response = self._send(self._requests.inference(model, version, inputs, data, deadline))
+        return read_response(response.headers, response.body)
 
-    def _call(
-        self, method: str, url: str, body: bytes | None, headers: dict[str, str], timeout_s: float
-    ) -> requests.Response:
-        deadline = time.monotonic() + timeout_s
-        attempt = 0
+    def _inputs(self, model: str, version: int | None, deadline: Deadline) -> tuple[Tensor, ...]:
+        inputs = self._requests.known_inputs(model, version)
+        if inputs is None:
+            response = self._send(self._requests.metadata(model, version, deadline))
+            inputs = self._requests.received_metadata(model, version, response)
+        return inputs
+
+    def _send(self, exchange: Exchange) -> Response:
         while True:
-            attempt += 1
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise DeadlineExceeded(
-                    f"no answer from {url} within {timeout_s:g} s; raise timeout_s or send fewer rows"
-                )
-            headers["x-request-timeout-ms"] = str(max(1, int(left_s * 1000)))
-            error = None
+            left_s = exchange.begin_attempt()
             try:
-                response = self._session.request(method, url, data=body, headers=headers, timeout=left_s)
+                found = self._session.request(
+                    exchange.method, exchange.url, data=exchange.body, headers=exchange.headers, timeout=left_s
+                )
             except requests.Timeout as failure:
-                raise DeadlineExceeded(f"no answer from {url} within {timeout_s:g} s: {failure}") from failure
+                raise exchange.timed_out() from failure
             except requests.ConnectionError as failure:
-                reason: Exception = failure
+                time.sleep(exchange.broken(failure))
+                continue
             except requests.RequestException as failure:
-                raise ClusterError(f"the request to {url} failed: {failure}") from failure
-            else:
-                if response.ok:
-                    return response
-                reason = error = read_error(url, response.status_code, response.headers, response.content)
-            pause_s = self._retries.pause_s(attempt, error, deadline - time.monotonic())
+                raise exchange.failed(failure) from failure
+            response = Response(found.status_code, found.headers, found.content)
+            pause_s = exchange.received(response)
             if pause_s is None:
-                if error is not None:
-                    raise error
-                raise ClusterError(f"nothing answers at {url}: {reason}; is the model served there?") from reason
+                return response
             time.sleep(pause_s)

@@ -37,7 +37,7 @@ from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.optim import refuse_steps
 from maas_ray.train.spec.threshold import refuse_threshold
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.validation.async_validation import refuse_no_room
+from maas_ray.train.validation.async_validation import check_validation_resources
 
 _QUICK_S = 0.05
 """Polling interval while a run starts."""
@@ -114,7 +114,7 @@ def _run_training(
     preflight(spec.layouts()[0].world, resources, together=spec.parallelism.together, wait_s=wait_s)
     refuse_skew()
     if spec.validation.is_async:
-        refuse_no_room(spec)
+        check_validation_resources(spec)
     if resume and _resumed(store, spec).status == "finished":
         return _result(store, spec.run)
     if not resume:

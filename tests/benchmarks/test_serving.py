@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: tables from fixed figures, and load against a server that answers as it is told."""
+"""The benchmark's own arithmetic: tables from fixed figures, and load against a server with scripted answers."""
 
 import json
 import socket
@@ -88,7 +88,7 @@ def test_the_table_warns_when_the_machine_was_busy_with_something_else() -> None
     assert "other programs used up to 0.7 CPUs" in table.markdown({"points": [point]})
 
 
-def test_the_table_tells_of_failures_and_wrong_answers() -> None:
+def test_the_table_shows_failures_and_wrong_answers() -> None:
     point = make_point("tiny", "triton", 8, (2.0, 1.0))
     point["pairs"][0]["triton"]["wrong"] = 3
     assert "triton failed or answered wrongly 3 times" in table.markdown({"points": [point]})
@@ -102,7 +102,7 @@ def test_the_table_tells_of_failures_and_wrong_answers() -> None:
         ((1.0, 1.0, 1.0), 1.1, "| NOT KEPT |"),
     ],
 )
-def test_the_table_says_whether_a_change_kept_the_speed(ratios: tuple[float, ...], cost: float, verdict: str) -> None:
+def test_the_table_shows_whether_a_change_kept_the_speed(ratios: tuple[float, ...], cost: float, verdict: str) -> None:
     point = make_point("tiny", "ours@old", 32, *((100 * ratio, 100.0) for ratio in ratios))
     for pair in point["pairs"]:
         pair["maas"]["cpu_us"], pair["ours@old"]["cpu_us"] = 80 * cost, 80
@@ -118,7 +118,7 @@ def test_the_table_says_whether_a_change_kept_the_speed(ratios: tuple[float, ...
     ("count", "cut"),
     [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (21, 5), (100, 39)],  # of the sign test's tables
 )
-def test_the_median_is_within_its_interval_with_the_probability_that_it_says(count: int, cut: int) -> None:
+def test_the_median_is_within_its_interval_with_the_stated_probability(count: int, cut: int) -> None:
     assert median_interval(float(value) for value in range(count)) == (cut, count - 1 - cut)
 
 
@@ -153,7 +153,7 @@ def test_the_hot_path_alone_answers_in_every_variant(tmp_path: Path) -> None:
         ("no-such-package-of-ours; sys_platform == 'none'", True), ("ray[serve,train]", True),
     ],
 )  # fmt: skip
-def test_another_commit_shares_the_environment_that_has_what_it_needs(requirement: str, is_installed: bool) -> None:
+def test_another_commit_shares_an_environment_with_the_same_dependencies(requirement: str, is_installed: bool) -> None:
     assert commits.is_installed(requirement) is is_installed
 
 
@@ -185,7 +185,7 @@ def chunked(body: bytes) -> bytes:
 
 @contextmanager
 def answering(*script: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """A server that gives the answers of `script` in turn, for ever; an empty one ends the connection."""
+    """A server that returns the answers of `script` in turn, endlessly; an empty one ends the connection."""
     given: list[bytes] = []
     turn = threading.Lock()
 
@@ -251,7 +251,7 @@ def test_the_closed_loop_counts_each_answer_for_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("poisson", [True, False])
-def test_the_open_loop_sends_at_its_rate_whatever_comes_back(poisson: bool) -> None:
+def test_the_open_loop_sends_at_its_rate_for_any_response(poisson: bool) -> None:
     with answering(*SCRIPT) as (port, given):
         request = make_request("127.0.0.1", port, "/x", b"body", None, {"x-more": "1"})
         tally = open_loop("127.0.0.1", port, [request], check, per_s=300, seconds=0.5, poisson=poisson, check_every=1)

@@ -52,7 +52,7 @@ def test_a_figure_is_the_median_of_its_pairs_with_its_verdict(name: str, median:
     assert name in table.markdown(RESULTS)
 
 
-def test_the_cpu_time_of_a_step_stands_beside_its_time_where_it_was_measured() -> None:
+def test_the_table_has_the_measured_cpu_time_of_a_step_with_its_time() -> None:
     lines = table.markdown(RESULTS).splitlines()
     assert [line for line in lines if "of CPU" in line] == [
         "- mlp, fsdp2: ms of CPU a step and rank, ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)",
@@ -60,7 +60,7 @@ def test_the_cpu_time_of_a_step_stands_beside_its_time_where_it_was_measured() -
     assert "- a checkpoint every 50 steps, CPU time of the ranks: 2.0 % (2.0 %–2.0 %) more" in lines
 
 
-def test_what_was_not_measured_is_not_shown_and_foreign_load_is() -> None:
+def test_the_table_omits_missing_measurements_and_shows_foreign_load() -> None:
     assert "torchtitan" not in table.markdown(RESULTS)
     assert "NOT TO BE TRUSTED" not in table.markdown(RESULTS)
     assert "NOT TO BE TRUSTED: other programs used up to 1.5 CPUs" in table.markdown({**RESULTS, "foreign_cpus": 1.5})

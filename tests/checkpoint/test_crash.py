@@ -99,7 +99,7 @@ def _points(storage: StorageSpec, every: int, size: int, monkeypatch: pytest.Mon
             cleaned = fsck(store, collect=True, grace=timedelta(0))
             assert cleaned.problems == []
             assert _checked_view(store) == view, "collecting orphans must not change what readers see"
-            _act(store)  # whoever comes next can do the same work to its end
+            _act(store)  # the next process can complete the same work
             assert _checked_view(store) == ALLOWED[-1]
             assert fsck(store).problems == []
             yield Point(fate, number, view)

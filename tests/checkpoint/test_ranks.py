@@ -77,7 +77,7 @@ def _faults(rank: int, root: str) -> dict[str, str]:
     _attempt(rank, results, "hang, next", lambda: save(store, "hang next", state, hung, TIMEOUT_S))
 
     late = saving_group(TIMEOUT_S)
-    if rank == 1:  # hangs instead of saving, and comes when nobody waits any more
+    if rank == 1:  # hangs instead of saving, and continues after all others have given up
         time.sleep(TIMEOUT_S * 4)
     _attempt(rank, results, "late", lambda: save(store, "late", state, late))
     _attempt(rank, results, "late, next", lambda: save(store, "late", state, late))
@@ -138,9 +138,7 @@ def test_a_saver_continues_after_a_failure_of_one_rank(ran: tuple[Path, list[dic
 
 
 @pytest.mark.parametrize("name", ["late", "late, next", "gone"])
-def test_a_rank_that_does_not_come_or_is_gone_is_not_waited_for_beyond_the_bound(
-    ran: tuple[Path, list[dict[str, str]]], name: str
-) -> None:
+def test_the_wait_for_a_missing_or_lost_rank_is_bounded(ran: tuple[Path, list[dict[str, str]]], name: str) -> None:
     directory, results = ran
     for found in results if name != "gone" else results[:1]:
         assert "lost another rank while saving" in found[name]

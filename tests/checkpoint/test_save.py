@@ -14,7 +14,7 @@ from maas_ray.store.objects import ObstoreStore
 from tests.checkpoint.states import PREFIX, is_equal, small_parts, small_tensors, snapshot, zeros
 
 
-def test_everything_comes_back_bit_for_bit(store: ObstoreStore) -> None:
+def test_everything_is_restored_bit_for_bit(store: ObstoreStore) -> None:
     written = save(store, PREFIX, snapshot(3))
     committed = open_checkpoint(store, PREFIX)
     assert committed.digest == written.digest

@@ -41,7 +41,7 @@ def _run(graph: bytes, rows: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("task", ["classification", "binary", "regression"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_graph_gives_what_scikit_learn_does(name: str, task: str) -> None:
+def test_a_graph_computes_the_same_as_scikit_learn(name: str, task: str) -> None:
     rows, target = _data(task)
     fitted = _fit(name, task, rows[::2], target[::2])
     graph = build_graph(fitted, rows.shape[1])

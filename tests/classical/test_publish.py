@@ -94,7 +94,7 @@ def test_preprocessing_that_differs_from_that_of_training_is_caught(
         export_fitted(fitted, features.model_copy(update={"columns": (shifted, *features.columns[1:])}))
 
 
-def test_a_lost_attempt_may_come_again_but_no_other_model_takes_its_place(
+def test_a_lost_attempt_can_repeat_its_commit_but_another_model_cannot_replace_it(
     file_store: ObstoreStore, fitted: FittedState
 ) -> None:
     dataset = build_dataset(file_store, "binary")

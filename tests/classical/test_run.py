@@ -74,7 +74,9 @@ def test_a_run_whose_result_was_not_reported_is_trained_again_to_the_same_bytes(
 
 
 @pytest.mark.fault
-def test_what_cannot_work_is_said_before_or_by_the_task(ray_cluster: RayCluster, file_store: ObstoreStore) -> None:
+def test_impossible_settings_are_reported_before_or_by_the_task(
+    ray_cluster: RayCluster, file_store: ObstoreStore
+) -> None:
     with pytest.raises(ResourcesMissing, match="needs 99 CPU"):
         run_training(TrainSpec.model_validate(_document(file_store, workers={"cpus": 99})))
     small = {"name": "svm", "params": {"max_rows": 50}}

@@ -62,6 +62,6 @@ def test_parameters_that_do_not_fit_are_refused(task: str, model: dict[str, Any]
         _spec(task, model)
 
 
-def test_a_classical_model_is_no_torch_module() -> None:
+def test_a_classical_model_is_not_a_torch_module() -> None:
     with pytest.raises(ModelError, match="svm is trained by scikit-learn and is not a torch module"):
         build_model(ModelSpec(name="svm"), Row((4,)), 3)

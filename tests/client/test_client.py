@@ -133,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path.endswith("/slow"):
+            self.server.until_over.wait(30)
         self._reply(200, b'{"name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}], "outputs": []}')
 
     def do_POST(self) -> None:
@@ -188,7 +190,7 @@ def test_an_overloaded_request_is_retried_after_the_servers_pause(
     server = scripted(503, "close", 503)
     found = predict(url_of(server), "m", {"x": [1.0]}, headers={"x-team": "a"})
     assert found.outputs["y"].tolist() == [7]
-    assert len({seen["x-request-id"] for seen in server.seen}) == 1, "it is one request to whoever reads the logs"
+    assert len({seen["x-request-id"] for seen in server.seen}) == 1, "all attempts have one id in the logs"
     left_ms = [int(seen["x-request-timeout-ms"]) for seen in server.seen]
     assert left_ms == sorted(left_ms, reverse=True)
     assert {seen["x-team"] for seen in server.seen} == {"a"}
@@ -222,6 +224,19 @@ def test_other_answers_raise_their_error(
 def test_a_call_ends_at_its_deadline(scripted: Callable[..., Scripted], predict: Predict) -> None:
     with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
         predict(url_of(scripted("wait")), "m", {"x": [1.0]}, timeout_s=0.5)
+
+
+def test_the_timeout_of_a_call_includes_the_request_for_the_metadata(scripted: Callable[..., Scripted]) -> None:
+    url = url_of(scripted())
+
+    async def predict_async() -> None:
+        async with AsyncClient(url) as client:
+            await client.predict("slow", {"x": [1.0]}, timeout_s=0.5)
+
+    with Client(url) as client, pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
+        client.predict("slow", {"x": [1.0]}, timeout_s=0.5)
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
+        asyncio.run(predict_async())
 
 
 def test_a_missing_server_is_reported(predict: Predict) -> None:

@@ -67,7 +67,7 @@ def test_ray_accepts_it_for_other_clouds(config: dict[str, Any], provider: dict[
     check({**config, "provider": provider})
 
 
-def test_the_short_name_of_aliyun_fails_as_the_comment_says(config: dict[str, Any]):
+def test_the_short_name_of_aliyun_fails_as_documented(config: dict[str, Any]):
     with pytest.raises(FileNotFoundError):
         check({**config, "provider": {"type": "aliyun", "region": "cn-hangzhou"}})
 

@@ -24,7 +24,7 @@ from tests.support.root import ROOT
 JOBS = "tests.support.confined_jobs"
 
 
-def test_values_and_buffers_come_back_as_they_were_sent() -> None:
+def test_values_and_buffers_arrive_unchanged() -> None:
     blobs = [b"", b"abc", memoryview(bytes(3 << 20))]
     payload = {"text": "ä\n", "number": 1.5, "list": [1, None, True]}
     found, buffers = confined.call(f"{JOBS}:echo", payload, blobs)
@@ -136,7 +136,7 @@ def test_an_abandoned_child_is_killed() -> None:
     _wait_until(lambda: not _is_alive(child.pid))
 
 
-def test_a_service_talks_until_its_parent_has_heard_enough() -> None:
+def test_a_service_sends_until_its_parent_has_received_enough() -> None:
     with confined.start(f"{JOBS}:count", is_service=True) as child:
         for number in range(5):
             child.socket.send(bytes([number]))
@@ -166,7 +166,7 @@ def test_a_killed_server_is_started_again() -> None:
     assert confined.call(f"{JOBS}:echo", {"a": 1}).payload == {"a": 1}
 
 
-def test_a_child_whose_server_is_killed_dies_and_says_so() -> None:
+def test_a_child_of_a_killed_server_ends_and_reports_it() -> None:
     with confined.start(f"{JOBS}:sleep") as child:
         child.send({"seconds": 60})
         assert SERVER.pid is not None

@@ -167,7 +167,7 @@ def test_rows_without_a_target_or_value_are_left_out_and_counted(file_store: Obs
     assert (height.fill, city.fill) == (None, None)
 
 
-def test_a_column_can_name_the_split_and_is_no_feature(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_column_can_name_the_split_and_is_not_a_feature(file_store: ObstoreStore, tmp_path: Path) -> None:
     table = pa.table(
         {
             "a": [1.0, 2.0, 3.0, 400.0],
@@ -259,7 +259,7 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
         (lambda text: text, {"task": "regression"}, "10 rows contain a value that is not a number"),
     ],
 )
-def test_data_that_cannot_be_cleaned_says_why(
+def test_data_that_cannot_be_cleaned_reports_why(
     file_store: ObstoreStore, tmp_path: Path, change: Callable[[str], str], fields: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(DataError, match=says):

@@ -26,7 +26,7 @@ def _classifier() -> bytes:
 
 
 @pytest.mark.parametrize("block", blocks((DOCS / "serving.md").read_text(), "python"))
-def test_the_client_of_the_serving_page_gets_an_answer(
+def test_the_client_of_the_serving_page_gets_a_response(
     block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")

@@ -110,7 +110,7 @@ def _section(marker: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """The text without code, in which brackets are no links."""
+    """The text without code, in which brackets are not links."""
     return re.sub(r"```.*?```|`[^`\n]*`(?!\])", "", text, flags=re.DOTALL)
 
 

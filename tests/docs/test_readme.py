@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ray._common.utils import psutil
 
 from tests.conftest import CLUSTER_ENVIRONMENT
 from tests.support.pages import DOCS, blocks
+from tests.support.processes import processes_with_home
 from tests.support.repository import files
 from tests.support.root import ROOT
 
@@ -18,18 +18,6 @@ TUTORIAL = "".join(blocks((DOCS / "tutorial.md").read_text(), "bash"))
 OWN = [line for line in README.splitlines() if line not in TUTORIAL.splitlines()]
 """What the README has beyond the tutorial."""
 TIMEOUT_S = 600
-
-
-def _processes_at_home(home: Path) -> list[str]:
-    """The commands of all processes that were started with this home, whoever started them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or belongs to another user
-    return found
 
 
 def test_the_readme_has_the_commands_of_the_tutorial_in_their_order() -> None:
@@ -42,7 +30,7 @@ def test_the_readme_has_the_commands_of_the_tutorial_in_their_order() -> None:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
-def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
+def test_the_commands_run_in_order(tmp_path: Path) -> None:
     """As a user would: in a copy of the repository, in a home of its own, with an environment that is installed."""
     if not (ROOT / ".venv" / ".installed").exists():
         pytest.skip("the commands use .venv, which `make` installs")
@@ -68,7 +56,7 @@ def test_the_commands_run_in_order_as_they_stand(tmp_path: Path) -> None:
             text=True,
             timeout=TIMEOUT_S,
         )
-        left = _processes_at_home(home)
+        left = processes_with_home(home)
     finally:
         subprocess.run([ROOT / ".venv/bin/maas-ray", "down"], env=environment, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stdout[-8000:]

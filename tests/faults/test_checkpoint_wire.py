@@ -1,4 +1,4 @@
-"""Bad weather on the way to an S3 service, at every request of saving, retention and garbage collection."""
+"""Failures of the connection to an S3 service, at every request of saving, retention and garbage collection."""
 
 from contextlib import suppress
 from datetime import timedelta

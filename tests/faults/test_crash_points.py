@@ -80,7 +80,7 @@ def _states_after_each_death(case: Case, storage: StorageSpec, every: int = 1) -
             assert case.view(store) == views[-1], "collecting orphans must not change what readers see"
             again = fsck(store)
             assert (again.problems, again.orphans, again.foreign) == ([], [], [])
-            case.act(store)  # whoever comes next can do the same work to its end
+            case.act(store)  # the next process can complete the same work
             assert fsck(store).problems == []
     return views
 

@@ -1,4 +1,4 @@
-"""Ranks and nodes that come, go and hang while a run trains, on a real cluster: where it goes on, and with which bits."""
+"""Ranks and nodes that join, leave and hang while a run trains, on a real cluster: where it continues, and with which bits."""
 
 import os
 import random
@@ -97,7 +97,7 @@ def _newest(store: ObstoreStore, run: str) -> int:
 
 
 def _trains_on(store: ObstoreStore, run: str, steps: int) -> None:
-    """Returns when the run has committed so many more steps than it has now."""
+    """Returns when the run has committed that many further steps."""
     before = _newest(store, run)
     _until(lambda: _newest(store, run) >= before + steps, "progress")
 
@@ -244,9 +244,7 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
 
 @pytest.mark.fault
 @pytest.mark.timeout(600)
-def test_a_rank_that_stands_still_is_named_within_a_minute(
-    ray_cluster: RayCluster, tmp_path: Path, reference: Reference
-) -> None:
+def test_a_hanging_rank_is_named_within_a_minute(ray_cluster: RayCluster, tmp_path: Path, reference: Reference) -> None:
     store = open_store(f"file://{tmp_path}/store")
     spec = _reference_spec(store, reference, steps=10**7, workers={"count": 2, "max_restarts": 0})
     with _training(spec) as result:

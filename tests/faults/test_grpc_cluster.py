@@ -127,7 +127,7 @@ def test_refusals_have_their_exact_status_and_reason(client: triton.InferenceSer
     assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
 
 
-def test_a_stream_goes_on_after_an_error(client: triton.InferenceServerClient) -> None:
+def test_a_stream_continues_after_an_error(client: triton.InferenceServerClient) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)), headers=A)
     for index in range(30):
@@ -167,7 +167,7 @@ def test_models_are_loaded_and_unloaded_and_large_tensors_pass(client: triton.In
 
 
 def refusal_of(client: triton.InferenceServerClient) -> str:
-    """Why nobody answers who names no pool; empty if somebody does."""
+    """Why no pool answers a call that names none; empty if one does."""
     try:
         client.infer("linear", [tensor(ROW)])
     except InferenceServerException as error:

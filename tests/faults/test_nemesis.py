@@ -122,7 +122,7 @@ class Run:
                 **{f"replicas of {name} running": seen[name].num_running - NUM_REPLICAS for name in POOLS},
                 **{f"replicas of {name} in HAProxy": servers_up(name) - NUM_REPLICAS for name in POOLS},
             }
-        except Exception as error:  # whoever is asked may be the one that is missing
+        except Exception as error:  # the process that is asked may be the missing one
             return repr(error)[:500]
         wrong = {name: number for name, number in found.items() if number}
         wrong |= {name: seen[name].status for name in POOLS if seen[name].status != "RUNNING"}
@@ -150,7 +150,7 @@ class Run:
         event.end_s = time.monotonic()
 
     def progress(self, *callers: PatientCallers) -> str:
-        """One line about the last event, while the run goes on."""
+        """One line about the last event, while the run continues."""
         event, calls = self.events[-1], [call for some in callers for call in list(some.calls)]
         errors = Counter(call.status for call in calls if call.status != 200)
         late = sum(attempt.is_late for call in calls for attempt in call.attempts)

@@ -193,7 +193,7 @@ class Nemesis:
     def redeploy(self, timeout_s: float) -> None:
         before = set(self.replicas())
         self.deploy(limits={"timeout_s": timeout_s})
-        assert before.isdisjoint(self.replicas()), "the same replicas go on: nothing was redeployed"
+        assert before.isdisjoint(self.replicas()), "the same replicas continue: nothing was redeployed"
         self.happened["redeployments"] += 1
 
     def swap(self, version: int, callers: Callers, *, is_broken: bool) -> None:

@@ -66,7 +66,7 @@ def test_a_planted_fault_is_found_under_its_name(
     assert next(iter(faults)) in str(found)
 
 
-def test_a_version_that_must_not_answer_is_wrong_whatever_it_says() -> None:
+def test_every_answer_of_a_version_that_must_not_answer_is_wrong() -> None:
     found = judge(CALLS, RECORDS, lambda id, version: None if version == 2 else linear_answer(id, version), events={})
     assert found.wrong == tuple(call.id for call in CALLS if call.version == 2)
 
@@ -129,7 +129,7 @@ def test_a_history_holds_all_that_the_verdict_was_made_from(tmp_path: Path) -> N
 
 
 class ScriptedFront:
-    """Answers each call's first attempts as it is told, and its next ones right; `y = 2 x`."""
+    """Answers the first attempts of each call as scripted, and the next ones right; `y = 2 x`."""
 
     SILENCE_S = 2.0
 

@@ -38,7 +38,7 @@ def until(is_done: Callable[[], bool], what: str, timeout_s: float) -> None:
         time.sleep(0.5)
 
 
-def test_nodes_come_for_replicas_and_go_with_them_and_no_request_fails(
+def test_nodes_are_added_and_removed_with_replicas_and_no_request_fails(
     group: RayCluster, file_store: ObstoreStore
 ) -> None:
     from maas_ray.serve.deploy import pool

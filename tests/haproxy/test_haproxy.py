@@ -192,7 +192,7 @@ def test_grpc_calls_that_name_no_pool_reach_one_of_ours(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_before_the_first_application_a_call_is_told_to_retry(tmp_path: Path) -> None:
+def test_before_the_first_application_a_call_gets_a_retry_time(tmp_path: Path) -> None:
     grpc = gRPCOptions(port=9000, grpc_servicer_functions=["a.b"])
     starting = harden(render(tmp_path, [], grpc_options=grpc), Options())
     assert section(starting, "backend default_grpc_backend").count("grpc-status 14") == 2
@@ -360,7 +360,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
             thread.join(20)
 
 
-def test_the_process_is_the_one_that_serve_started_and_knows(front: Front) -> None:
+def test_the_process_is_the_one_that_serve_started(front: Front) -> None:
     command = Path(f"/proc/{front.pid}/cmdline").read_bytes().split(b"\0")
     assert command[0].endswith(b"/haproxy")
     assert str(front.directory / "haproxy.cfg").encode() in command
@@ -535,7 +535,7 @@ def test_a_body_with_a_length_and_chunks_reaches_the_replica_with_one_meaning(fr
     assert ("content-length" in headers) != ("transfer-encoding" in headers)
 
 
-def test_a_configuration_that_is_not_understood_is_run_as_it_is_and_said_so(tmp_path: Path) -> None:
+def test_an_unknown_configuration_is_run_unchanged_with_a_warning(tmp_path: Path) -> None:
     """The fault is planted in Serve's file: one line that ours must change has another form."""
     config = render(tmp_path, POOLS, port=unused_port(), stats_port=unused_port(), metrics_port=unused_port(), maxconn=100)  # fmt: skip
     (tmp_path / "haproxy.cfg").write_text(config.replace("bind *:", "bind 127.0.0.2:"))
@@ -564,7 +564,7 @@ def test_what_haproxy_refuses_is_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "haproxy.cfg").read_text() == config
 
 
-def test_the_launcher_knows_nothing_that_is_slow_to_load() -> None:
+def test_the_launcher_imports_nothing_slow() -> None:
     script = "import sys, maas_ray.haproxy; print(len(sys.modules), {'ray', 'pydantic', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     number, found = done.stdout.split(" ", 1)

@@ -34,7 +34,7 @@ def _raw(text: str, datatype: str) -> Any:
 JOBS = ROOT / "jobs"
 
 
-def test_a_job_says_what_the_library_does_and_an_error_in_one_line(
+def test_a_job_prints_the_steps_of_the_library_and_an_error_in_one_line(
     finished_run: FinishedRun, ray_cluster: RayCluster
 ) -> None:
     storage = finished_run.spec.storage

@@ -1,7 +1,7 @@
 """Data to HTTP predictions with every real part, on an S3 store: Ray Train, ONNX, the registry, Ray Serve.
 
 tests/docs/test_readme.py runs the same on a directory by `make quickstart`, tests/integration/test_commands.py a table on
-S3: with these this one need not run each time.
+S3, so this test need not run each time.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from tests.support.paths import digits_spec, infer, served
 
 
 @pytest.mark.fault
-def test_digits_go_through_an_s3_store_and_are_predicted_over_http_as_well_as_in_torch(
+def test_digits_are_trained_on_an_s3_store_and_predicted_over_http_as_well_as_in_torch(
     ray_cluster: RayCluster, s3_endpoint: str
 ) -> None:
     storage = StorageSpec(uri="s3://maas/whole-path", endpoint=s3_endpoint)

@@ -93,11 +93,11 @@ def test_a_wrong_token_is_refused_within_seconds_and_nothing_is_left(network: Ne
         ("up --address nowhere --token-file /etc/hostname", "HOST:PORT"),
     ],
 )
-def test_what_cannot_join_is_told_how(network: Network, words: str, expected: str):
+def test_a_machine_that_cannot_join_gets_the_reason(network: Network, words: str, expected: str):
     assert expected in cli(network.hosts[1], words, check=False)["error"]["message"]
 
 
-def test_a_machine_that_leaves_answers_what_it_has_and_loses_nothing(joined: Network):
+def test_a_leaving_machine_answers_its_requests_and_loses_none(joined: Network):
     head, other = joined.hosts
     spec = write_spec(joined, slow_pool(), {"name": "fast", "route_prefix": "/fast", "replicas": 2})
     cli(head, f"serve {spec}")

@@ -86,7 +86,7 @@ def test_callers_get_their_answers_whatever_the_cluster_loses(served: Network, k
 
 
 def progress(struck: Struck, event: Event, calls: list[Call]) -> str:
-    """One line about the last event, while the run goes on."""
+    """One line about the last event, while the run continues."""
     errors = Counter(call.status for call in calls if call.status != 200)
     each = {host.address: round(longest_window_s(calls, host.address, event.start_s, event.end_s), 2) for host in struck.network.hosts}  # fmt: skip
     return (

@@ -1,4 +1,4 @@
-"""`ray up cluster.yaml` with the local provider, over ssh, as its comments describe: the whole file is run as it stands."""
+"""`ray up cluster.yaml` with the local provider, over ssh, as its comments describe: the whole file is run unchanged."""
 
 import json
 import os

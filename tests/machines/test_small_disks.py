@@ -30,7 +30,7 @@ def up(host: Host) -> str:
     ],
     ids=["shared memory", "disk"],
 )
-def test_a_start_is_refused_where_there_is_no_room(network: Network, sizes: dict[str, str], fill: str, expected: str):
+def test_a_start_is_refused_without_enough_resources(network: Network, sizes: dict[str, str], fill: str, expected: str):
     host = network.hosts[0]
     host.lose()
     host.sizes.update(sizes)

@@ -181,7 +181,7 @@ def test_a_run_whose_driver_s_host_is_lost_is_resumed_from_another_host(referenc
     assert found[-1]["first_step"] >= committed
 
 
-def test_a_run_goes_on_while_the_head_is_away(reference: Reference) -> None:
+def test_a_run_continues_while_the_head_is_down(reference: Reference) -> None:
     network, store = reference.network, store_of(reference.network)
     head, driver, _ = network.hosts
     reference.write("headless")

@@ -61,7 +61,7 @@ def test_a_store_without_snapshots_gets_them_by_the_next_writer(before_snapshots
     assert Registry(before_snapshots).resolve("digits", "canary").version == 4
 
 
-def test_what_is_compacted_holds_the_same(before_snapshots: ObstoreStore) -> None:
+def test_compaction_changes_no_record(before_snapshots: ObstoreStore) -> None:
     records = list(Sequence(before_snapshots, "registry").read())
     assert len(compact(before_snapshots, "registry").written) == 1
     assert list(Sequence(before_snapshots, "registry").read()) == records

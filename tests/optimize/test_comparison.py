@@ -18,7 +18,7 @@ def compare(expected: list, got: list) -> dict:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_agrees_with_itself_only(value: float) -> None:
+def test_nan_equals_only_itself(value: float) -> None:
     assert compare([1.0, value], [1.0, value])["max_abs_error"] == 0.0
     for other in (1.0, np.nan, np.inf, -np.inf):
         if not (value == other or (np.isnan(value) and np.isnan(other))):

@@ -72,7 +72,7 @@ def test_the_graph_answers_raw_values_as_training_saw_them(cases: Cases) -> None
     assert (ask(20, "Québec", 1, "low") != ask(20, "S", 1, "low")).any()
 
 
-def test_export_leaves_the_net_as_it_is() -> None:
+def test_export_leaves_the_net_unchanged() -> None:
     net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     export(net, ONE_NUMBER)
@@ -166,7 +166,7 @@ def test_columns_that_the_net_ignores_or_uses_in_a_branch_stay_inputs(net: nn.Mo
     check_parity(net, features, graph, [np.array([["x"]], object), np.ones((1, 1), np.float32)])
 
 
-def test_a_net_that_gives_back_its_input_is_a_graph_too() -> None:
+def test_a_net_that_returns_its_input_is_exported() -> None:
     features = Features(columns=(TensorColumn(name="x", shape=(1,)),), task="regression", target="y")
     graph, _ = export(nn.Identity(), features)
     assert check_parity(nn.Identity(), features, graph, [np.ones((3, 1), np.float32)])["max_abs_error"] == 0.0
@@ -202,7 +202,7 @@ def test_a_model_larger_than_a_graph_may_be_is_refused(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("names", [("x", "x"), ("x", "")])
-def test_columns_that_cannot_be_told_apart_are_refused(names: tuple[str, str]) -> None:
+def test_columns_of_one_name_are_refused(names: tuple[str, str]) -> None:
     features = Features(columns=tuple(NumericColumn(name=name) for name in names), task="regression", target="y")
     with pytest.raises(BundleError, match="distinct names that are not empty"):
         build_signature(features)

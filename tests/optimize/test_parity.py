@@ -144,7 +144,7 @@ def test_the_gate_catches_a_graph_with_another(fault: str, cases: Cases) -> None
         check_parity(case.net, case.features, edited(case.graph, edit), case.rows)
 
 
-def test_a_tolerance_lets_pass_what_is_within_it_and_the_report_tells_how_far_it_was(cases: Cases) -> None:
+def test_a_tolerance_accepts_smaller_errors_and_the_report_contains_the_largest(cases: Cases) -> None:
     case = cases("mixed")
     graph = edited(case.graph, add_to_tensor("net.head.bias", 0, 1e-3))
     report = check_parity(case.net, case.features, graph, case.rows, ParitySpec(atol=1e-3))
@@ -203,7 +203,7 @@ def test_the_gate_refuses_a_model_whose_rows_depend_on_each_other(cases: Cases) 
         check_parity(net, case.features, graph, case.rows)
 
 
-def test_bytes_that_are_no_graph_are_refused(cases: Cases) -> None:
+def test_bytes_without_a_graph_are_refused(cases: Cases) -> None:
     case = cases("binary")
     with pytest.raises(GateError, match="onnxruntime cannot load"):
         check_parity(case.net, case.features, case.graph[: len(case.graph) // 2], case.rows)

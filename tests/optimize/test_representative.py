@@ -46,7 +46,7 @@ def test_they_are_the_centers_the_fills_and_known_categories(cases: Callable[[st
     }
 
 
-def test_tensors_and_tokens_lie_within_what_the_graph_takes() -> None:
+def test_tensors_and_tokens_are_within_the_limits_of_the_graph() -> None:
     pixels = TensorColumn(name="p", datatype="UINT8", shape=(2, 2), shift=(250.4,), scale=(90.0,))
     tokens = TokensColumn(name="t", length=3, vocab_size=4, tokenizer="0" * 64)
     for column, wanted in ((pixels, [250] * 4 + [255] * 4), (tokens, [0, 1, 2, 3, 0, 1])):

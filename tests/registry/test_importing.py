@@ -89,7 +89,7 @@ def test_an_imported_version_leads_back_to_its_file(file_store: ObstoreStore, tm
     )
 
 
-def test_bundles_of_runs_do_not_change_by_what_only_imported_ones_say(file_store: ObstoreStore) -> None:
+def test_fields_of_imported_bundles_do_not_change_the_bundles_of_runs(file_store: ObstoreStore) -> None:
     info = load_info(file_store, save_toy_bundle(file_store))
     assert "imported" not in info.model_dump(mode="json")["lineage"]
 
@@ -112,7 +112,7 @@ def big(tmp_path: Path) -> onnx.ModelProto:
     return onnx.load_model(tmp_path / "model.onnx", load_external_data=False)
 
 
-def test_weights_beside_the_file_are_put_inside(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_external_weights_are_embedded(file_store: ObstoreStore, tmp_path: Path) -> None:
     big(tmp_path)
     path = tmp_path / "model.onnx"
     imported = import_onnx(file_store, path)
@@ -256,7 +256,7 @@ def test_what_cannot_be_served_is_refused_with_its_reason(
     assert list(file_store.scan("")) == []
 
 
-def test_a_graph_that_refuses_random_values_is_imported_and_says_so(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_graph_that_refuses_random_values_is_imported_with_a_note(file_store: ObstoreStore, tmp_path: Path) -> None:
     graph = make_graph(
         [helper.make_node("Add", ["one", "two"], ["y"])],
         [value("one", TensorProto.FLOAT, ["n", "a"]), value("two", TensorProto.FLOAT, ["n", "a"])],

@@ -32,7 +32,7 @@ def test_an_alias_moves_and_its_history_stays(store: ObstoreStore) -> None:
     assert [event["version"] for event in events if event["type"] == "alias"] == [1, 2, 1]
 
 
-def test_a_reader_sees_what_another_process_appended_since(file_store: ObstoreStore) -> None:
+def test_a_reader_sees_the_records_of_another_process(file_store: ObstoreStore) -> None:
     reader, writer = Registry(file_store), Registry(file_store)
     assert reader.models() == {}
     writer.publish("digits", save_toy_bundle(file_store))
@@ -94,7 +94,7 @@ def test_only_existing_versions_can_be_promoted_and_only_existing_bundles_publis
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", "a" * 101, "ä"])
-def test_names_that_cannot_stand_in_a_url_are_refused(file_store: ObstoreStore, name: str) -> None:
+def test_names_that_cannot_be_part_of_a_url_are_refused(file_store: ObstoreStore, name: str) -> None:
     with pytest.raises(SpecError, match="not a valid name"):
         Registry(file_store).publish(name, save_toy_bundle(file_store))
 

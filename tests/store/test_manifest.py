@@ -55,7 +55,7 @@ def test_the_second_writer_of_a_prefix_loses_and_cleans_up_after_itself(store: O
     assert verify(open_committed(store, "things/a", "thing")) == []
 
 
-def test_a_commit_whose_answer_was_lost_is_recognized_as_our_own(file_store: ObstoreStore) -> None:
+def test_a_commit_with_a_lost_response_is_recognized_as_our_own(file_store: ObstoreStore) -> None:
     writer = CommitWriter(file_store, "things/a", "thing")
     writer.put("one", b"first part")
     first = writer.commit({})

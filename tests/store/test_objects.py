@@ -97,7 +97,7 @@ def test_bytes_that_go_past_the_page_cache_are_the_same(file_store: ObstoreStore
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/./b", "a/b#1", "a\0b"])
-def test_a_key_that_is_no_path_below_the_store_is_refused(file_store: ObstoreStore, key: str) -> None:
+def test_a_key_that_is_not_a_path_below_the_store_is_refused(file_store: ObstoreStore, key: str) -> None:
     for put in (file_store.put, file_store.create):
         with pytest.raises(StoreError, match="not a valid object key"):
             put(key, b"x")

@@ -19,7 +19,7 @@ def test_records_are_read_in_order_and_after_a_number(store: ObstoreStore) -> No
     assert records[0].time_s == 12.5
 
 
-def test_many_writers_at_once_lose_nothing_and_decide_one_after_the_other(storage: StorageSpec) -> None:
+def test_many_concurrent_writers_lose_nothing_and_are_serialized(storage: StorageSpec) -> None:
     num_writers, num_each = 4, 4
     failures: list[BaseException] = []
 

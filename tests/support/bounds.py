@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.root import ROOT
 
 WALL_S = 60
-"""Generous: the machine may be busy with other things. The files would take many times as long, or for ever."""
+"""Generous: the machine may be busy with other things. The files would take many times as long, or never end."""
 MEMORY_BYTES = 1 << 30
 """Above what the imports take."""
 
@@ -30,7 +30,7 @@ except BaseException as error:
 else:
     print(json.dumps({"error": "", "text": ""}))
 sys.stdout.flush()
-os._exit(0)  # the threads of libraries are in the middle of something, and nobody wants to hear of it
+os._exit(0)  # without the exit messages of libraries' threads
 """
 
 

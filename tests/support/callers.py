@@ -66,7 +66,7 @@ class Callers:
         assert not self._thread.is_alive(), "a caller did not end"
 
     def wait(self, num_more: int = 50, version: int | None = None, timeout_s: float = 90.0) -> None:
-        """Returns after so many more calls that were answered (by a version)."""
+        """Returns after that many further answered calls (by a version)."""
         deadline = time.monotonic() + timeout_s
 
         def have() -> int:

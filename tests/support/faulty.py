@@ -1,4 +1,4 @@
-"""Stores that fail on purpose: one dies before or after its n-th operation, one reports a fault and goes on."""
+"""Stores that fail on purpose: one dies before or after its n-th operation, one reports a fault and continues."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Died(BaseException):
-    """The process is gone. Not an Exception, so that no handler of the code under test can go on."""
+    """The process is gone. Not an Exception, so that no handler of the code under test can continue."""
 
 
 class WrappedStore:
-    """Passes everything on to a store and counts the operations that change it; subclasses override what they plant."""
+    """Forwards to a store and counts the operations that change it; subclasses override the operations that fail."""
 
     def __init__(self, store: ObstoreStore) -> None:
         self.uri = store.uri

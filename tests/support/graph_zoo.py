@@ -322,7 +322,7 @@ class DoesNotExist(Exception):
 
 
 def _of(rank: int, builder: Builder) -> Builder:
-    """A kind that needs so many dimensions besides the rows."""
+    """A kind that needs that many dimensions besides the rows."""
 
     def checked(g: Graph) -> str:
         if len(g.row) < rank:

@@ -103,7 +103,7 @@ EXPANDING = Signature(
 
 
 def wide(width: int = 1000) -> bytes:
-    """Scores of so many classes: FP32 [-1, 1] to FP32 [-1, width]."""
+    """Scores of `width` classes: FP32 [-1, 1] to FP32 [-1, width]."""
     model = make_graph(
         [helper.make_node("Mul", ["x", "scores"], ["y"])],
         [value("x", TensorProto.FLOAT, ["n", 1])],

@@ -1,6 +1,6 @@
 """How long a loop was kept from everybody: the most processor time that its thread spent between two beats of a millisecond.
 
-Processor time, because on a busy machine a thread stands still for reasons that lie outside of the process.
+Processor time, because on a busy machine a thread stalls for reasons outside of the process.
 """
 
 import asyncio

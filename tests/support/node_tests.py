@@ -2,7 +2,7 @@
 
     python -m tests.support.node_tests OUT FIRST STEP    every STEP-th case from FIRST on, one JSON line each into OUT
 
-A case that kills the child is written as such by `run_all`, which then goes on behind it.
+A case that kills the child is written as such by `run_all`, which then continues after it.
 """
 
 import json

@@ -15,7 +15,7 @@ from tests.conftest import SESSION_STATE_DIR, RayCluster
 
 @contextmanager
 def own_cluster(num_cpus: int) -> Iterator[RayCluster]:
-    """A head with so many logical CPUs and the fast profile, to which this process is connected during the block.
+    """A head with `num_cpus` logical CPUs and the fast profile, to which this process is connected during the block.
 
     Its environment becomes that of this process, since Ray Serve reads it here too. The session's cluster, if it runs, is
     left meanwhile.

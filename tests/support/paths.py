@@ -58,7 +58,7 @@ class FinishedRun:
     result: RunResult
     reports: Sequence[Progress]
     notes: Path
-    """Where the callback `Notes` wrote what it was told."""
+    """The file of the callback `Notes`."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Callers as a client should be: each request has a deadline, and is repeated where that is safe. Judges nothing.
 
-A call is sent with a deadline and repeated under the same id while it may be: after a typed error that says so (429, 503
+A call is sent with a deadline and repeated under the same id while it may be: after a typed error that allows it (429, 503
 and 504 with our JSON), and, if the pool is idempotent, after a broken connection. It ends with an answer, an error that
 repeating does not help against, or the end of its caller's patience.
 """
@@ -32,7 +32,7 @@ class PatientCallers(Callers):
         port: of the front.
         path: of the infer route.
         deadlines_s: of the attempts; each call takes one of them by chance.
-        repeats: False sends everything once: whoever asks a pool that is not idempotent cannot know whether it ran.
+        repeats: False sends everything once: a caller of a pool that is not idempotent cannot know whether the request ran.
         num_callers: see `Callers`.
         pause_s: see `Callers`.
         name: see `Callers`.

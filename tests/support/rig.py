@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from maas_ray.errors import BadRequest, MaasError
-from maas_ray.serve.batching.batcher import Batcher, Finished
+from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.batching.protocols import Finished
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 
@@ -28,7 +29,7 @@ class Timer:
 
 
 class ManualLoop:
-    """Time stands still until the test moves it; `turn` runs what was due."""
+    """A clock that only the test advances; `turn` runs the due callbacks."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -87,8 +88,9 @@ class HeldEngine:
     def is_busy(self) -> bool:
         return bool(self._finished)
 
-    def end_run(self) -> None:
-        self._finished.pop(0)()
+    def end_run(self, which: int = 0) -> None:
+        """Ends one of the current runs, by default the oldest."""
+        self._finished.pop(which)()
 
 
 class Rig:
@@ -99,10 +101,11 @@ class Rig:
         instances: int = 1,
         seconds: Callable[[int], float] = lambda num_rows: 3.0,
         stats: Any = None,
+        engine: HeldEngine | None = None,
         **spec: Any,
     ) -> None:
         self.loop = ManualLoop()
-        self.engine = HeldEngine(instances, seconds)
+        self.engine = engine or HeldEngine(instances, seconds)
         spec = {"max_batch_size": 4, **spec}
         self.batcher = Batcher(
             self.engine, BatchSpec(**spec), self.loop, can_merge=can_merge, budget=budget, stats=stats

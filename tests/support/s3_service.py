@@ -21,7 +21,7 @@ class DecidesOneByOne(DomainDispatcherApplication):
         """WSGI."""
         if "HTTP_IF_NONE_MATCH" not in environ and "HTTP_IF_MATCH" not in environ:
             return super().__call__(environ, start_response)
-        # Read before, so that a client that stalls holds up nobody else.
+        # Read before, so that a stalled client blocks no other one.
         environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
         with self._deciding:
             return super().__call__(environ, start_response)

@@ -110,7 +110,7 @@ def make_digits(store: ObstoreStore, **changes: Any) -> tuple[TrainSpec, Dataset
 
 
 def train_here(spec: TrainSpec, dataset: Dataset, lr: float, *, steps: int) -> float:
-    """The loss of the last of so many steps at one rate, in this process; infinite if it was no number."""
+    """The loss of the last step at one rate, in this process; infinite if it was NaN."""
     changes = {"epochs": None, "steps": steps, "optimizer": spec.optimizer.model_copy(update={"lr": lr})}
     spec = spec.model_copy(update=changes)
     coordinates, num_rows = RankCoordinates(MeshLayout(), None), dataset.num_rows["train"]

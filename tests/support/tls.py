@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1 that nobody signed but itself."""
+"""A self-signed certificate for 127.0.0.1."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The processes that serve, found by what they are, and what HAProxy thinks of the replicas. Signals nobody."""
+"""The processes that serve, found by what they are, and the state of the replicas in HAProxy. Sends no signals."""
 
 import socket
 import time

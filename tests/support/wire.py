@@ -1,4 +1,4 @@
-"""An S3 service with bad weather on its wire: a proxy that fails the n-th request that changes something."""
+"""An S3 service behind a proxy that fails the n-th request that changes something."""
 
 import http.client
 import socket

@@ -35,7 +35,7 @@ STEPS, SAVED_AT = 16, 12
         pytest.param({"dp_replicate": 2}, marks=pytest.mark.fault),
     ],
 )
-def test_a_run_of_one_process_goes_on_under_another_layout(
+def test_a_run_of_one_process_continues_under_another_layout(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path, layout: dict[str, Any]
 ) -> None:
     changes = {"steps": STEPS, "log_every": 1, "batch": {"global_size": 12, "accumulation_steps": 2}}
@@ -74,7 +74,7 @@ def _train_alone(store: ObstoreStore, spec: Any, dataset: Any) -> list[float]:
 
 
 @pytest.mark.fault
-def test_ranks_that_share_matrix_products_get_their_room_in_one_piece(
+def test_ranks_that_share_matrix_products_are_placed_together(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     changes = {"workers": {"count": 4}, "parallelism": {"tp": 2, "dp_replicate": 2}, "log_every": 1, "steps": 200}

@@ -1,8 +1,6 @@
 """Joins this machine to the cluster of another machine, as a worker node."""
 
 import os
-import secrets
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -10,23 +8,21 @@ from pathlib import Path
 
 from maas_ray.addresses import is_loopback
 from maas_ray.cluster.connection import check_head, use_environment
-from maas_ray.cluster.members.head import (
+from maas_ray.cluster.members.local_node import (
     TOKEN_FILE,
+    RecordedNode,
     check_amounts,
     check_own_address,
-    end,
+    ended_on_failure,
     forget_dead,
-    make_temp_dir,
-    write_exports,
+    record_node,
 )
 from maas_ray.cluster.members.terms import read_terms
-from maas_ray.cluster.node.environment import Profile, choose_ports, default_profile, environment
+from maas_ray.cluster.node.environment import Profile, choose_ports, default_profile
 from maas_ray.cluster.node.ray_start import start_node
-from maas_ray.cluster.node.requirements import check_start, look, object_store_bytes, refuse_start
 from maas_ray.cluster.node.state import ClusterState, locked, save_state
 from maas_ray.errors import ClusterError
 from maas_ray.process.home import state_directory
-from maas_ray.process.interrupts import held
 from maas_ray.process.open_files import raise_limit
 from maas_ray.process.private_files import write_private
 from maas_ray.ray_internals.gcs import alive_nodes
@@ -86,59 +82,44 @@ def join(
         try:
             check_head(address, timeout_s=min(30.0, timeout_s))
             terms = read_terms(address, min(30.0, timeout_s))
-            profile = profile or (terms.profile if terms is not None else default_profile())
             ports = choose_ports(http=terms.http_port if terms is not None else None, dashboard=0)
-            temp_dir = make_temp_dir(temp_dir)
         except BaseException:
             token_path.unlink(missing_ok=True)
             raise
-        try:
-            machine = look(temp_dir, num_cpus)
-            refuse_start(check_start(machine, temp_dir))
-            state = ClusterState(
-                cluster_id=secrets.token_hex(16),
-                profile=profile,
-                address=address,
-                dashboard_url="",
-                http_port=ports.http,
-                token_path=str(token_path),
-                temp_dir=str(temp_dir),
-                started_s=time.time(),
-                environment=environment(profile, ports=ports, temp_dir=temp_dir, token_path=token_path, host=host)
-                | dict(env or {}),
-                role="worker",
-            )
-            write_exports(directory, state)
-            save_state(directory, state)  # before the start, so that `down` can end an interrupted one
-        except BaseException:
-            shutil.rmtree(temp_dir, ignore_errors=True)
-            token_path.unlink(missing_ok=True)
-            raise
-        with held() as signals:
-            try:
-                with signals.open():
-                    known = set(alive_nodes(address, host))
-                    arguments = [f"--address={address}", f"--node-ip-address={host}"]
-                    if labels:
-                        arguments.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
-                    amounts = {
-                        "num-cpus": num_cpus,
-                        "num-gpus": num_gpus,
-                        "object-store-memory": object_store_bytes(machine),
-                    }
-                    start_node(state, arguments, amounts, max(5.0, deadline - time.monotonic()))
-                    while not (new := set(alive_nodes(address, host)) - known):
-                        if time.monotonic() > deadline:
-                            raise ClusterError(
-                                f"Ray started, but the head node {address} does not list {host} after {timeout_s:g} s"
-                            )
-                        time.sleep(POLL_S)
-            except BaseException:
-                end(directory, state, grace_s=0)
-                raise
-        state = ClusterState(**{**vars(state), "node_id": new.pop()})
+        node = record_node(
+            directory,
+            token=token,
+            role="worker",
+            profile=profile or (terms.profile if terms is not None else default_profile()),
+            address=address,
+            dashboard_url="",
+            host=host,
+            ports=ports,
+            temp_dir=temp_dir,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            env=env,
+        )
+        with ended_on_failure(directory, node.state):
+            node_id = _start_worker(node, host, labels or {}, timeout_s, deadline)
+        state = ClusterState(**{**vars(node.state), "node_id": node_id})
         save_state(directory, state)
         return state
+
+
+def _start_worker(node: RecordedNode, host: str, labels: Mapping[str, str], timeout_s: float, deadline: float) -> str:
+    """Starts the node and returns its id once the head node lists it."""
+    address = node.state.address
+    known = set(alive_nodes(address, host))
+    arguments = [f"--address={address}", f"--node-ip-address={host}"]
+    if labels:
+        arguments.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
+    start_node(node.state, arguments, node.amounts, max(5.0, deadline - time.monotonic()))
+    while not (new := set(alive_nodes(address, host)) - known):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"Ray started, but the head node {address} does not list {host} after {timeout_s:g} s")
+        time.sleep(POLL_S)
+    return new.pop()
 
 
 def own_address(head: str) -> str:

@@ -5,9 +5,14 @@ from time import perf_counter
 from typing import Any
 
 from maas_ray.bundle.datatypes import Array
+from maas_ray.display import get_logger
 from maas_ray.errors import MaasError
 
+log = get_logger(__name__)
+
 Tensors = Mapping[str, Array]
+NOTHING: Tensors = {}
+"""Inputs of an item that was answered or cancelled."""
 Done = Callable[[Tensors | None, MaasError | None], None]
 """Callback with the outputs or the error, called once, on the loop."""
 
@@ -54,3 +59,25 @@ class Item:
         self.queue_s = self.run_s = 0.0
         """Seconds until its first run, and seconds of the run that answered it; 0 before that, and if no statistics
         are collected."""
+
+    def deliver(self, outputs: Tensors | None, error: MaasError | None, sender: str) -> None:
+        """Calls `done` and releases the inputs; has no effect once the item was answered or cancelled.
+
+        Args:
+            outputs: its own rows of the outputs.
+            error: reason why there are no outputs.
+            sender: name of the model version, for the log.
+        """
+        done, self.done = self.done, None
+        if done is None:
+            return
+        self.inputs = NOTHING  # the queue may keep the item itself a little longer
+        try:
+            done(outputs, error)
+        except Exception:  # a failed callback must not lose the responses of other callers
+            log.exception("the response of %s could not be delivered", sender)
+
+
+def live(items: list[Item]) -> list[Item]:
+    """Returns the items that were neither answered nor cancelled."""
+    return [item for item in items if item.done is not None]

@@ -21,34 +21,32 @@ class Quarantine:
     """A bounded table of digests; times are seconds on the caller's clock."""
 
     def __init__(self) -> None:
+        self.is_active = False
+        """Whether any values are in quarantine, so that every request must be checked."""
         self._until_s: dict[bytes, float] = {}
 
     def add(self, inputs: Mapping[str, Array], now_s: float) -> None:
         """Refuses these values from now on, for `KEEP_S`."""
+        self.is_active = True
         self._until_s[_digest(inputs)] = now_s + KEEP_S
         if len(self._until_s) > MAX_ENTRIES:
             del self._until_s[next(iter(self._until_s))]
 
-    def check(self, inputs: Mapping[str, Array], now_s: float, name: str) -> bool:
-        """Checks a request.
+    def check(self, inputs: Mapping[str, Array], now_s: float, name: str) -> None:
+        """Refuses a request with values that are in quarantine; ends the quarantine of those whose time is over.
 
         Args:
             inputs: tensors of the request.
             now_s: current time.
             name: name of the model version, for the message.
 
-        Returns:
-            Whether anything is in quarantine, so that further requests must be checked.
-
         Raises:
             RequestQuarantined: these values are in quarantine.
         """
         self._until_s = {digest: until_s for digest, until_s in self._until_s.items() if until_s > now_s}
-        if not self._until_s:
-            return False
-        if _digest(inputs) in self._until_s:
+        self.is_active = bool(self._until_s)
+        if self.is_active and _digest(inputs) in self._until_s:
             raise self.refusal(name)
-        return True
 
     def refusal(self, name: str) -> RequestQuarantined:
         """Returns the error for a sender of such values."""

@@ -11,9 +11,9 @@ from maas_ray.bundle.engine.stop import StopSignal
 from maas_ray.bundle.loading import AnyEngine
 from maas_ray.display import get_logger
 from maas_ray.errors import EngineFailed, MaasError, RunStopped
-from maas_ray.serve.batching.batcher import Finished
 from maas_ray.serve.batching.inline import INLINE_BELOW_S, InlineRule
 from maas_ray.serve.batching.item import Tensors
+from maas_ray.serve.batching.protocols import Finished
 
 log = get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """Model cache: loads versions within the memory budget, evicts idle ones, and drains replaced ones.
 
-Independent of aliases and the registry; manager.py decides which version serves which name.
+Independent of aliases and the registry; serving_table.py decides which version serves which name.
 """
 
 import asyncio

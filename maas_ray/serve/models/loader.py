@@ -1,4 +1,4 @@
-"""Model loader: loads a version from the store into memory, and releases it. manager.py and cache.py decide which."""
+"""Model loader: loads a version from the store into memory, and releases it. reference_loads.py and cache.py decide which."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -151,14 +151,14 @@ class ModelLoader:
             runner,
             self._spec.batching,
             loop,
-            can_merge=engine.can_merge and not counts.mixes,
+            can_merge=engine.can_merge,
             padding=engine.padding,
             optional=frozenset(tensor.name for tensor in info.signature.inputs if tensor.optional),
             budget=self._budget,
             name=name_of(version),
             stats=counts,
+            problem=counts.mixes,
         )
-        batcher.problem = counts.mixes
         stats = self._stats.loaded(version.model, version.version, load_s, lambda: batcher.num_queued)
         limit = self._spec.limits.max_answer_bytes
         return Loaded(version, info, batcher, runner, engine, stats, limit, num_bytes)

@@ -1,1 +1,1 @@
-"""Callbacks: what a run tells a user's code, and the ones that come with the package."""
+"""Callbacks: the interface by which user code follows a run, and the callbacks of the package."""

@@ -77,7 +77,7 @@ class CallbackList(Callback):
             kind = type(callback)
             raise TrainingFailed(
                 f"the callback {kind.__module__}:{kind.__qualname__} failed in {method}: {type(error).__name__}: {error}; "
-                "correct it or remove it from `callbacks`, and give --resume"
+                "correct it or remove it from `callbacks`, and continue with --resume"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""MLflow: parameters, metrics and the end of a run on a tracking server or in a local folder."""
+"""MLflow: parameters, metrics and the end of a run on a tracking server or in a local database."""
 
 from typing import Any
 
@@ -8,15 +8,16 @@ from maas_ray.train.loop.progress import Progress
 
 RUN_TAG = "maas_ray.run"
 MAX_PARAM = 500
-"""Characters of a parameter's value that every tracking server takes."""
+"""Number of characters of a parameter's value that every tracking server accepts."""
 
 
 class MLflow(Callback):
     """Logs to MLflow (`pip install 'maas-ray[mlflow]'`). A run that is resumed continues its MLflow run.
 
     Args:
-        tracking_uri: of the server, such as `http://mlflow:5000`; by default MLFLOW_TRACKING_URI, else a local folder.
-        experiment: its name.
+        tracking_uri: URI of the server or database, such as `http://mlflow:5000` or `sqlite:////data/mlflow.db`; by
+            default MLFLOW_TRACKING_URI, else the file mlflow.db in the working directory.
+        experiment: name of the experiment; created if missing.
     """
 
     def __init__(self, tracking_uri: str | None = None, experiment: str = "maas-ray") -> None:

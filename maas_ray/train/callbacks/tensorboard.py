@@ -16,7 +16,7 @@ PREFIX = "tensorboard"
 
 
 class TensorBoard(Callback):
-    """Writes event files. Every run has this callback; `tensorboard` in the spec says what else it shows.
+    """Writes event files. Every run has this callback; `tensorboard` in the spec selects histograms and predictions.
 
     A local store is written to directly, so that TensorBoard shows a run while it trains. For an object store the files
     are kept in a temporary directory and uploaded with each checkpoint.

@@ -1,4 +1,4 @@
-"""Weights & Biases: metrics and configuration of a run, offline unless told otherwise."""
+"""Weights & Biases: metrics and configuration of a run, offline by default."""
 
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ class WandB(Callback):
     """Logs to Weights & Biases (`pip install 'maas-ray[wandb]'`). A run that is resumed continues its W&B run.
 
     Args:
-        project: its name.
+        project: name of the project.
         mode: `offline` writes files that `wandb sync` uploads later; `online` needs WANDB_API_KEY in the environment.
-        directory: where offline files go; by default the working directory.
+        directory: directory of the offline files; by default the working directory.
     """
 
     def __init__(
@@ -35,6 +35,9 @@ class WandB(Callback):
             resume="allow",
             reinit="create_new",
         )
+        self._run.define_metric(
+            "validation/*", step_metric="validation/step"
+        )  # a late result is plotted at its own step
 
     def on_step(self, progress: Progress) -> None:
         names = ("loss", "lr", "samples_per_s", "tokens_per_s", "mfu", "epoch")

@@ -174,7 +174,7 @@ class LoopHooks:
         """After each logged step."""
 
     def validate(self, done: int) -> None:
-        """In evaluation mode, with the number of steps done, when the plan says so and after the last step."""
+        """In evaluation mode, with the number of steps done, at the steps of the plan and after the last step."""
 
     def should_stop(self, is_validated: bool) -> bool:
         """After each logged step, after each validation (true), and before the first step of a run that continues.

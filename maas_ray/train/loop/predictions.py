@@ -41,7 +41,7 @@ def show_samples(model: nn.Module, rows: Rows, dataset: Dataset, count: int, dev
     try:
         with torch.no_grad():
             if features.task == "language_modeling":
-                return _table(("text", "goes on", "predicted"), _continued(model, columns[0], dataset))
+                return _table(("text", "continuation", "predicted"), _continued(model, columns[0], dataset))
             logits = model(*columns).float().cpu()
     finally:
         model.train(was_training)

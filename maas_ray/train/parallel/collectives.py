@@ -4,14 +4,14 @@ import torch
 import torch.distributed as dist
 
 
-def rank0_says(answer: bool, device: torch.device) -> bool:
-    """Returns the answer of rank 0 on every rank. Collective.
+def decided_by_rank0(decision: bool, device: torch.device) -> bool:
+    """Returns the decision of rank 0 on every rank. Collective.
 
     Args:
-        answer: the answer; ignored on other ranks than 0.
+        decision: the decision; ignored on other ranks than 0.
         device: device of this rank.
     """
-    said = torch.tensor([answer], dtype=torch.int32, device=device)
+    shared = torch.tensor([decision], dtype=torch.int32, device=device)
     if dist.is_initialized():
-        dist.broadcast(said, src=0)
-    return bool(said)
+        dist.broadcast(shared, src=0)
+    return bool(shared)

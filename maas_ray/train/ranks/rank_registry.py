@@ -76,7 +76,7 @@ class RankRegistry:
         self._number = 0
         self._places: list[str] = []
         self._heartbeats: dict[int, Heartbeat] = {}
-        self._heard: dict[int, float] = {}
+        self._last_heartbeat_s: dict[int, float] = {}
         self._stop_at: int | None = None
         self._asked: str | None = None
         self._final: str | None = None
@@ -93,7 +93,7 @@ class RankRegistry:
             self._places = list(places)
             self._heartbeats, self._stop_at, self._asked = {}, None, self._final
             now = self._clock()
-            self._heard = dict.fromkeys(range(len(places)), now)
+            self._last_heartbeat_s = dict.fromkeys(range(len(places)), now)
             return self._number
 
     def end(self, reason: str) -> None:
@@ -116,15 +116,15 @@ class RankRegistry:
                     reason=reason,
                 )
             )
-            self._places, self._heartbeats, self._heard = [], {}, {}
+            self._places, self._heartbeats, self._last_heartbeat_s = [], {}, {}
             self._asked = self._final
 
     def heartbeat(self, heartbeat: Heartbeat) -> Directive:
         """Records a heartbeat and returns the directive; a heartbeat of an earlier attempt is ignored."""
         with self._lock:
-            if heartbeat.attempt != self._number or heartbeat.rank not in self._heard:
+            if heartbeat.attempt != self._number or heartbeat.rank not in self._last_heartbeat_s:
                 return Directive()
-            self._heard[heartbeat.rank] = self._clock()
+            self._last_heartbeat_s[heartbeat.rank] = self._clock()
             self._heartbeats[heartbeat.rank] = heartbeat
             if heartbeat.notice is not None:
                 self._asked = self._asked or f"rank {heartbeat.rank} {heartbeat.notice}"
@@ -185,7 +185,7 @@ class RankRegistry:
     def joined(self) -> None:
         """Resets the heartbeat timeouts once all ranks have joined their group: joining does not count as silence."""
         with self._lock:
-            self._heard = dict.fromkeys(self._heard, self._clock())
+            self._last_heartbeat_s = dict.fromkeys(self._last_heartbeat_s, self._clock())
 
     def silent(self, limit_s: float, first_s: float) -> dict[int, str]:
         """Running ranks whose heartbeat timed out, each with a description.
@@ -197,9 +197,9 @@ class RankRegistry:
         with self._lock:
             now = self._clock()
             return {
-                rank: f"no heartbeat for {now - heard:.0f} s; {self._describe(rank)}"
-                for rank, heard in self._heard.items()
-                if now - heard > (limit_s if rank in self._heartbeats else first_s)
+                rank: f"no heartbeat for {now - last_s:.0f} s; {self._describe(rank)}"
+                for rank, last_s in self._last_heartbeat_s.items()
+                if now - last_s > (limit_s if rank in self._heartbeats else first_s)
                 and not (rank in self._heartbeats and self._heartbeats[rank].has_ended)
             }
 

@@ -39,7 +39,7 @@ from maas_ray.train.loop.fit import LoopHooks, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.parallel.collectives import rank0_says
+from maas_ray.train.parallel.collectives import decided_by_rank0
 from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups
 from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.heartbeat import Pace
@@ -54,8 +54,8 @@ from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.metrics import metrics_at
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.state.restore import MODEL, buffers_of, restore, tensors_of
-from maas_ray.train.validation.async_validation import Beside
-from maas_ray.train.validation.hooks import beside_training, between_steps
+from maas_ray.train.validation.async_validation import AsyncValidator
+from maas_ray.train.validation.hooks import async_validation, sync_validation
 
 RANDOM = "seed-position"
 """Kind of random numbers, stored in checkpoints: derived from (seed, position of the sample), see
@@ -164,7 +164,7 @@ class RankTraining(LoopHooks):
         self._pace.begin(self._first_step)
         self._log = TrainingLog(history)
         self._callbacks = build_callbacks(spec.callbacks) if self._is_first else None
-        self._beside = Beside(self._store, spec) if self._is_first and spec.validation.is_async else None
+        self._validator = AsyncValidator(self._store, spec) if self._is_first and spec.validation.is_async else None
         self._stopper = spec.stopper()
         self._rates = Rates(spec, self._dataset.features, self._device, self._world)
         self._profiler = _profiler(spec, self._store)
@@ -178,13 +178,13 @@ class RankTraining(LoopHooks):
             timeout_s=spec.checkpoint.timeout_s,
             keep=spec.checkpoint.keep(),
             on_commit=self._committed,
-            late=self._beside.metrics if self._beside is not None else None,
+            late=self._validator.metrics if self._validator is not None else None,
             fence=partial(claim.check, self._store) if claim is not None else None,
         )
         self._state.optimizer.register_step_pre_hook(lambda *_: self._checkpointer.staged())
-        validate = between_steps(spec, self._plan, self._dataset, self._state, self.report)
+        validate = sync_validation(spec, self._plan, self._dataset, self._state, self.report)
         if spec.validation.is_async:
-            validate = beside_training(self._beside, self._plan, self._checkpointer, self._state, self.report)
+            validate = async_validation(self._validator, self._plan, self._checkpointer, self._state, self.report)
         self._validate = validate
         self.validates = validate is not None
 
@@ -192,10 +192,10 @@ class RankTraining(LoopHooks):
         """Trains; returns whether the run is done: False if this rank left early, everything committed."""
         spec, reason = self._spec, "failed"
         try:
-            if self._beside is not None:
+            if self._validator is not None:
                 there = list_checkpoints(self._store, checkpoints_prefix(spec.run))
                 due = [step for step in there if self._plan.is_checkpoint(step - 1)]
-                self._beside.resume(self._log.entries, due)
+                self._validator.resume(self._log.entries, due)
             if self._callbacks is not None:
                 history = tuple(self._log.entries)
                 self._callbacks.on_begin(
@@ -204,16 +204,16 @@ class RankTraining(LoopHooks):
             self._watch.enter("training")
             with build_batches(spec, self._plan, self._loader, self._first_step, self._device) as batches:
                 is_done = fit(self._plan, self._state, batches, self._first_step, self)
-            self._checkpointer.wait(is_strict=True)  # the last state has to be there before anybody leaves
+            self._checkpointer.wait(is_strict=True)  # the last state must be committed before a rank ends
             if is_done and spec.validation.is_async and self._validate is not None:
-                # takes in the metrics of that state
+                # adds the metrics of that state
                 self._validate(self._checkpointer.committed_step or self._first_step)
             reason = "finished" if is_done else "interrupted"
             return is_done
         finally:
             self._checkpointer.close()
-            if self._beside is not None:
-                self._beside.close()
+            if self._validator is not None:
+                self._validator.close()
             if self._callbacks is not None:
                 self._callbacks.on_end(reason)  # type: ignore[arg-type]
             if self._profiler is not None:
@@ -245,7 +245,7 @@ class RankTraining(LoopHooks):
         if stopper is None or (stopper.needs_validation and not is_validated):
             return False
         ends = self._is_first and stopper.follow(self._log.entries) is not None
-        return rank0_says(ends, self._device)
+        return decided_by_rank0(ends, self._device)
 
     def should_leave(self, done: int) -> bool:
         return self._pace.is_stop(done)
@@ -280,9 +280,9 @@ class RankTraining(LoopHooks):
         self._pace.committed(step)
         point_at(self._store, committed.prefix)
         stopped = self._stopper is not None and self._stopper.reason is not None
-        # Not what is committed because the ranks leave: an undisturbed run would have no metrics of it.
-        if self._beside is not None and (self._plan.is_checkpoint(step - 1) or stopped):
-            self._beside.start(step)
+        # Not a state that is committed because the ranks leave: an undisturbed run would have no metrics of it.
+        if self._validator is not None and (self._plan.is_checkpoint(step - 1) or stopped):
+            self._validator.start(step)
         if self._callbacks is not None:
             self._callbacks.on_checkpoint(step, committed.prefix)
 
@@ -302,8 +302,8 @@ def _await_record(actor: Any) -> None:
     while not ray.get(actor.is_allowed.remote(), timeout=TIMEOUT_S):
         if time.monotonic() > deadline:
             raise TrainingFailed(
-                f"the run was not written down within {TIMEOUT_S:g} s after its workers were ready; does the program that "
-                "began it still run?"
+                f"the run was not recorded within {TIMEOUT_S:g} s after its workers were ready; check that the program that "
+                "started it still runs"
             )
         time.sleep(_QUICK_S)
 
@@ -313,7 +313,7 @@ def _restore(
 ) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
     """Loads the newest committed state, if any; returns the number of completed steps, the history and the times.
 
-    Rank 0 says which one: the listings of two ranks may differ by a commit of an attempt that is ending.
+    Rank 0 decides which one: the listings of two ranks may differ by a commit of an attempt that is ending.
     """
     prefix = checkpoints_prefix(spec.run)
     newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=state.device)

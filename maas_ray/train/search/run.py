@@ -104,11 +104,11 @@ def _run_trials(
     going = [trial for trial in trials if trial.number not in over]
     metrics: dict[int, list[MetricValue]] = {}
 
-    def hear(number: int, metric: MetricValue) -> None:
-        heard = metrics.setdefault(number, [])
-        if heard and heard[-1].step == metric.step:  # the last metric is reported twice: on arrival and at the end
+    def add_metric(number: int, metric: MetricValue) -> None:
+        known = metrics.setdefault(number, [])
+        if known and known[-1].step == metric.step:  # the last metric is reported twice: on arrival and at the end
             return
-        heard.append(metric)
+        known.append(metric)
         if on_event is not None:
             on_event(number, metric)
 
@@ -129,7 +129,7 @@ def _run_trials(
             past={number: ended.metrics for number, ended in over.items()},
             max_concurrent=min(spec.max_concurrent or len(going), _room(going)),
             time_limit_s=spec.time_limit_s,
-            on_metric=hear,
+            on_metric=add_metric,
             on_end=end,
         )
     return rank(spec, trials, log.ended(), metrics)

@@ -93,7 +93,7 @@ class TrialRun:
             exists = True
         except NotFound:
             exists = False
-        result = run_training(spec, resume=exists, on_progress=self._hear, actor=self._actor)
+        result = run_training(spec, resume=exists, on_progress=self._report, actor=self._actor)
         return result.step, result.metrics
 
     def _recall(self, store: "ObjectStore", run: "RunRecord") -> None:
@@ -107,7 +107,7 @@ class TrialRun:
         total = run.spec.total_steps(open_dataset(store, run.data_digest).num_rows["train"])
         for entry in read_saved(open_checkpoint(store, prefix)).history:
             metrics = entry.get("validation", {})
-            self._hear(Progress(int(entry["step"]), total, 0.0, loss=entry.get("loss"), metrics=metrics))
+            self._report(Progress(int(entry["step"]), total, 0.0, loss=entry.get("loss"), metrics=metrics))
 
     def _note(self) -> None:
         """Records that the run was stopped, if its own record reports a failure."""
@@ -121,7 +121,7 @@ class TrialRun:
             if runs.get(spec.run).status not in ("finished", "stopped"):
                 runs.record(spec.run, {"type": "stopped"})
 
-    def _hear(self, progress: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         metric = metric_of(progress, self._job.metric)
         if metric is not None:
             self._news.put(metric)

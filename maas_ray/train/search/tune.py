@@ -232,18 +232,18 @@ def _signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    untold = signal.getsignal(_STOPS_TUNE)
+    initial = signal.getsignal(_STOPS_TUNE)
 
-    def heard(number: int) -> None:
-        if signal.getsignal(_STOPS_TUNE) is untold:  # Tune has no handler yet: nothing to stop in order
+    def stop_trials(number: int) -> None:
+        if signal.getsignal(_STOPS_TUNE) is initial:  # Tune has no handler yet: there are no trials to stop
             signal.raise_signal(number)
             return
         note(number)
         signal.raise_signal(_STOPS_TUNE)
 
-    restore = take_first([number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN], heard)
+    restore = take_first([number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN], stop_trials)
     try:
         yield
     finally:
         restore()
-        signal.signal(_STOPS_TUNE, untold or signal.SIG_DFL)
+        signal.signal(_STOPS_TUNE, initial or signal.SIG_DFL)

@@ -1,1 +1,1 @@
-"""Trained models after or beside training: loading, asynchronous validation, Hugging Face export."""
+"""Trained models during and after training: loading, asynchronous validation, Hugging Face export."""

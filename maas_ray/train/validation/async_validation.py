@@ -36,7 +36,7 @@ POLL_S = 2.0
 log = get_logger(__name__)
 
 
-class Beside:
+class AsyncValidator:
     """The validation tasks of one rank, one at a time; `close` it.
 
     Args:
@@ -134,13 +134,13 @@ class Beside:
             self._flight = None
 
 
-def refuse_no_room(spec: TrainSpec) -> None:
-    """Refuses a cluster that holds the ranks, but not the task beside them: its metrics would never come.
+def check_validation_resources(spec: TrainSpec) -> None:
+    """Refuses a cluster that fits the ranks without the validation task, whose metrics would never arrive.
 
-    Counts what the living nodes have in total; where an autoscaler may add nodes nothing is refused.
+    Counts the total resources of the living nodes; refuses nothing if an autoscaler may add nodes.
 
     Raises:
-        ResourcesMissing: says what is missing.
+        ResourcesMissing: the message names the missing resources.
     """
     wanted: Resources = {"CPU": spec.validation.cpus, "GPU": spec.validation.gpus}
     ranks: Resources = {"CPU": spec.workers.cpus, "GPU": spec.workers.gpus}

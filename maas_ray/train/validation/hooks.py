@@ -10,16 +10,16 @@ from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.loop.forward import Scorer
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.parallel.collectives import rank0_says
+from maas_ray.train.parallel.collectives import decided_by_rank0
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.validation.async_validation import POLL_S, Beside
+from maas_ray.train.validation.async_validation import POLL_S, AsyncValidator
 
 Validate = Callable[[int], None]
 """Called on every rank with the number of completed steps."""
 Report = Callable[[Progress], None]
 
 
-def between_steps(
+def sync_validation(
     spec: TrainSpec, plan: LoopPlan, dataset: Dataset, state: TrainState, report: Report
 ) -> Validate | None:
     """Returns a validation in which each rank evaluates its share of the rows; None without a validation split.
@@ -67,13 +67,13 @@ def between_steps(
     return validate
 
 
-def beside_training(
-    beside: Beside | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
+def async_validation(
+    validator: AsyncValidator | None, plan: LoopPlan, checkpointer: AsyncCheckpointer, state: TrainState, report: Report
 ) -> Validate:
     """Returns a validation in which all ranks wait, with a timeout, for the metrics of the previous checkpoint.
 
     Args:
-        beside: the tasks of rank 0; None on other ranks.
+        validator: the tasks of rank 0; None on other ranks.
         plan: step numbers of the run.
         checkpointer: the checkpointer, whose commits start the tasks.
         state: state of this rank.
@@ -82,9 +82,9 @@ def beside_training(
 
     def validate(done: int) -> None:
         checkpointer.wait()  # a task starts only after its commit
-        while not rank0_says(beside is None or beside.is_ready(POLL_S), state.device):
+        while not decided_by_rank0(validator is None or validator.is_ready(POLL_S), state.device):
             pass
-        if beside is not None and (taken := beside.take()) is not None:
+        if validator is not None and (taken := validator.take()) is not None:
             step, metrics, samples = taken
             report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples, of_step=step))
 

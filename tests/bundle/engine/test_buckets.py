@@ -38,7 +38,7 @@ def test_padding_is_never_the_rows_of_an_earlier_run() -> None:
     with pytest.raises(Exception, match="indices element out of data bounds"):
         buckets.run({"index": np.full((4, 1), 99, np.int64)}, 4)
     outputs = buckets.run({"index": np.array([[3]], np.int64)}, 1)
-    assert outputs["y"].tolist() == [[30.0]], "one row, and the poison before it failed nobody else"
+    assert outputs["y"].tolist() == [[30.0]], "one row; the poison before it failed alone"
 
 
 def test_more_rows_than_the_largest_bucket_are_refused() -> None:

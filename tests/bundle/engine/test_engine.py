@@ -47,7 +47,7 @@ def test_values_that_the_graph_refuses_are_the_callers_fault() -> None:
     assert engine.run({"index": np.array([[4]], np.int64)})["y"].tolist() == [[40.0]]
 
 
-def test_a_graph_without_a_batch_dimension_is_run_as_it_is() -> None:
+def test_a_graph_without_a_batch_dimension_is_run_unchanged() -> None:
     assert Engine(make_bundle(unbatched(), UNBATCHED)).run({"v": np.ones(4, np.float32)})["total"].tolist() == [4.0]
 
 
@@ -130,7 +130,7 @@ def test_missing_resources_are_not_reported_as_a_bad_request(message: str, monke
     assert str(failed.value.__cause__) == message
 
 
-def test_bfloat16_is_passed_as_its_bits() -> None:
+def test_bfloat16_is_passed_as_bits() -> None:
     graph = make_graph(
         [
             helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),

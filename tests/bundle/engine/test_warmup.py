@@ -68,7 +68,7 @@ def test_the_first_values_that_the_graph_takes_warm_it_up(bundle: Bundle, values
     assert Engine(bundle).warmed_with == values
 
 
-def test_stages_are_told_in_order_and_values_can_be_left_out() -> None:
+def test_stages_are_printed_in_order_and_values_can_be_omitted() -> None:
     told: list[str] = []
     engine = Engine(quotient(), skip=("zeros",), on_stage=told.append)
     assert told == ["session", "ones"]

@@ -92,7 +92,7 @@ def test_an_unsound_graph_is_refused(change: Callable[[onnx.ModelProto], None], 
 
 
 @pytest.mark.parametrize("graph", [b"", b"\xff\xfe not a model", b"PK\x03\x04" * 100])
-def test_bytes_that_are_no_graph_are_refused(graph: bytes) -> None:
+def test_bytes_without_a_graph_are_refused(graph: bytes) -> None:
     with pytest.raises(BundleError):
         inspect_graph(graph, LINEAR)
 

@@ -78,7 +78,7 @@ def test_a_size_computed_of_a_value_and_a_shape_is_the_values() -> None:
     assert not found.is_value_bounded
 
 
-def test_an_initializer_that_a_caller_may_replace_is_no_constant() -> None:
+def test_an_initializer_that_a_caller_may_replace_is_not_a_constant() -> None:
     found = judge(node("Expand", "x one"), inputs=[*X, value("one", T.INT64, [1])], one=ONE)
     assert not found.is_value_bounded
 

@@ -12,7 +12,7 @@ from tests.conftest import RayCluster
     ("nodes", "needed", "fits"),
     [
         ([{"CPU": 4.0}], {"CPU": 2.0}, 2),
-        ([{"CPU": 3.0}, {"CPU": 3.0}], {"CPU": 2.0}, 2),  # 6 CPUs in total, but a worker lies on one node
+        ([{"CPU": 3.0}, {"CPU": 3.0}], {"CPU": 2.0}, 2),  # 6 CPUs in total, but a worker runs on one node
         ([{"CPU": 0.3}], {"CPU": 0.1}, 3),
         ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], {"CPU": 1.0, "GPU": 1.0}, 1),
         ([{"CPU": 8.0}], {"GPU": 1.0}, 0),

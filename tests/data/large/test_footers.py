@@ -43,7 +43,7 @@ def varint(number: int) -> bytes:
 
 def wide(num_columns: int) -> bytes:
     """A parquet file of many columns and no rows: its footer in Thrift's compact protocol (parquet-format/parquet.thrift)."""
-    root = b"\x35\x00\x18\x01r\x15" + varint(2 * num_columns) + b"\x00"  # required, its name, so many children
+    root = b"\x35\x00\x18\x01r\x15" + varint(2 * num_columns) + b"\x00"  # required, its name, the number of children
     column = b"\x15\x02\x25\x00\x18\x01x\x00"  # INT32, required, its name
     schema = b"\xfc" + varint(num_columns + 1) + root + column * num_columns
     footer = b"\x15\x02\x19" + schema + b"\x16\x00\x19\x0c\x00"  # version 1, schema, no rows, no row groups
@@ -91,7 +91,7 @@ def test_a_file_without_a_leading_schema_is_read_as_a_whole(tmp_path: Path, cont
         (b"PAR1" + bytes(40) + (40).to_bytes(4, "little") + b"PAR1", "as a parquet file"),
     ],
 )
-def test_a_file_that_is_no_parquet_is_named_among_others(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_parquet_is_named_among_others(tmp_path: Path, content: bytes, message: str) -> None:
     parquet.write_table(TABLE, tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
@@ -108,7 +108,7 @@ def test_a_footer_above_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytes
         read(tmp_path, "parquet")
 
 
-def test_many_columns_are_no_offense(tmp_path: Path) -> None:
+def test_many_columns_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(wide(2000))
     (footer,) = read(tmp_path, "parquet")
     assert footer is not None

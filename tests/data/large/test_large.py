@@ -288,7 +288,7 @@ def test_some_rows_are_read_without_the_others(both: tuple[Dataset, Dataset]) ->
             np.testing.assert_array_equal(one, two)
 
 
-def test_pages_that_were_read_are_given_back(both: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_that_were_read_are_released(both: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
     rows = open_rows(both[1], "train")
     ids = np.arange(len(rows), dtype=np.int64)
     before = rows.take(ids, ids)
@@ -298,7 +298,7 @@ def test_pages_that_were_read_are_given_back(both: tuple[Dataset, Dataset], monk
     assert rows.resident_bytes == 0
 
 
-def test_pages_are_given_back_within_a_large_batch_too(
+def test_pages_are_released_within_a_large_batch_too(
     both: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advised: list[int] = []
@@ -402,7 +402,7 @@ def test_files_that_are_written_to_meanwhile_are_refused(
         gather.gather_unit(0, job)
 
 
-def test_a_category_that_the_statistics_have_not_seen_is_no_code(both: tuple[Dataset, Dataset]) -> None:
+def test_a_category_that_the_statistics_have_not_seen_is_not_a_code(both: tuple[Dataset, Dataset]) -> None:
     """The files were written to meanwhile, in a way that left their sizes and times."""
     features = Features(
         columns=tuple(one for one in both[1].features.columns if one.name == "city"), task="regression", target="y"

@@ -66,7 +66,7 @@ def test_every_row_knows_its_position_in_the_endless_stream(world: int) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
-def test_every_sample_comes_exactly_once_per_epoch(world: int) -> None:
+def test_every_sample_occurs_exactly_once_per_epoch(world: int) -> None:
     for epoch in range(2):
         seen = []
         for cursor in range(epoch * N, (epoch + 1) * N, 25):

@@ -50,7 +50,7 @@ def test_every_epoch_contains_every_sample_once(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 1023, 1025, 50_000])
-def test_where_a_sample_stands_is_found_again(n: int) -> None:
+def test_the_position_of_a_sample_is_found_again(n: int) -> None:
     positions = np.arange(n)
     for epoch in (0, 2**64 - 1):
         assert np.array_equal(find_positions(5, epoch, n, permute(5, epoch, n, positions)), positions)
@@ -117,7 +117,7 @@ def test_the_stream_is_the_same_however_it_is_cut(step: int) -> None:
         assert np.array_equal(np.sort(whole[epoch * n : (epoch + 1) * n]), np.arange(n))
 
 
-def test_an_empty_stretch_has_no_ids() -> None:
+def test_an_empty_range_has_no_ids() -> None:
     assert sample_ids(5, 10, 3, 0).shape == (0,)
 
 

@@ -24,7 +24,7 @@ def _ahead(loader: Any, cursor: int = 0, depth: int = 2) -> Prefetcher:
 
 
 class _Counting(Loader):
-    """Counts what was read, and fails where it is told to."""
+    """Counts reads, and fails at a given one."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self._inner = _loader()
@@ -71,7 +71,7 @@ def test_rows_of_another_position_are_never_given() -> None:
             ahead.load(108, STOP)
 
 
-def test_no_more_is_read_than_may_lie_ready_and_no_thread_is_left() -> None:
+def test_prefetching_is_bounded_and_leaves_no_thread() -> None:
     before = threading.active_count()
     loader = _Counting()
     ahead = _ahead(loader, depth=2)

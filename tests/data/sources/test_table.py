@@ -194,7 +194,9 @@ def test_features_are_read_in_the_order_in_which_they_are_named(tmp_path: Path) 
         (ROWS.encode(), {"format": "sklearn"}, "names no scikit-learn data set"),
     ],
 )
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, fields: dict[str, Any], says: str) -> None:
+def test_a_file_that_cannot_be_read_reports_why(
+    tmp_path: Path, content: bytes, fields: dict[str, Any], says: str
+) -> None:
     path = write(tmp_path / "rows.csv", content)
     fields = {key: value.format(path=path) if isinstance(value, str) else value for key, value in fields.items()}
     with pytest.raises(DataError, match=says):
@@ -260,7 +262,7 @@ def test_files_that_are_not_there_or_do_not_fit_are_refused(
         ({"x": np.zeros(0), "label": np.zeros(0)}, "no rows"),
     ],
 )
-def test_arrays_that_are_no_table_are_refused_and_python_objects_are_not_unpickled(
+def test_arrays_that_do_not_form_a_table_are_refused_and_python_objects_are_not_unpickled(
     tmp_path: Path, arrays: dict[str, Any], says: str
 ) -> None:
     np.savez(tmp_path / "a.npz", **arrays)

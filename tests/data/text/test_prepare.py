@@ -113,7 +113,7 @@ def test_row_i_is_the_window_from_place_i_times_stride_on(store: ObstoreStore, t
     assert dataset.num_rows["validation"] == (len(_stream(dataset, "validation")) - 1) // 16  # they never overlap
 
 
-def test_rows_that_lie_in_several_parts_are_whole(
+def test_rows_across_several_parts_are_whole(
     monkeypatch: pytest.MonkeyPatch, store: ObstoreStore, tmp_path: Path
 ) -> None:
     spec = _spec(_write(tmp_path / "a", TEXT), {"stride": 3})
@@ -133,7 +133,7 @@ def test_a_vocabulary_beyond_16_bits_is_stored_in_32(store: ObstoreStore, tmp_pa
     assert _all(dataset)[0].flatten().tolist() == list(range(70_000 - 70_000 % 16))[: dataset.num_rows["train"] * 16]
 
 
-def test_a_tokenizer_that_exists_is_used_as_it_is(store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_tokenizer_that_exists_is_used_unchanged(store: ObstoreStore, tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", TEXT, TEXT)
     own = learn_tokenizer(TokenizerSpec(vocab_size=300), [TEXT], ["</s>"])
     path = tmp_path / "tokenizer.json"
@@ -159,7 +159,7 @@ def test_the_same_texts_give_the_same_data_set_and_other_ones_another(store: Obs
     assert first.digest in list_committed(store, "datasets")
 
 
-def test_masks_hang_on_seed_and_position_alone_and_hide_as_bert_does(store: ObstoreStore, tmp_path: Path) -> None:
+def test_masks_depend_on_seed_and_position_alone_and_hide_as_bert_does(store: ObstoreStore, tmp_path: Path) -> None:
     folder = _write(tmp_path / "a", TEXT * 8, TEXT)
     dataset = prepare(_spec(folder, {"seq_len": 64}, task="masked_language_modeling"), store)
     mask = dataset.tokens.mask if dataset.tokens else None
@@ -301,7 +301,7 @@ def test_shakespeare_is_cut_as_nanogpt_cuts_it(store: ObstoreStore) -> None:
     assert sum(part.size for part in dataset.committed.parts.values()) < 2.3e6
 
 
-def test_a_stream_with_fewer_tokens_than_its_manifest_says_is_refused(store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_stream_with_fewer_tokens_than_its_manifest_lists_is_refused(store: ObstoreStore, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     dataset = prepare(_spec(tmp_path / "a.txt"), store)
     tokens = dataset.tokens

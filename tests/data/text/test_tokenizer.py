@@ -18,7 +18,7 @@ END = "<|endoftext|>"
 
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "characters", "bytes"])
-def test_text_comes_back_and_special_tokens_come_from_no_text(kind: str) -> None:
+def test_text_survives_a_round_trip_and_never_encodes_to_special_tokens(kind: str) -> None:
     tokenizer = learn_tokenizer(TokenizerSpec(kind=kind), TEXTS, [END, "<|mask|>"])
     token_ids = tokenizer.encode(TEXTS)
     assert [tokenizer.decode(one) for one in token_ids] == TEXTS
@@ -70,7 +70,7 @@ def test_a_vocabulary_is_no_larger_than_asked() -> None:
     assert learn_tokenizer(TokenizerSpec(vocab_size=300), TEXTS * 50, [END]).vocab_size == 300
 
 
-def test_what_is_no_tokenizer_or_lacks_a_token_is_refused() -> None:
+def test_a_file_without_a_tokenizer_or_token_is_refused() -> None:
     with pytest.raises(DataError, match=r"as a tokenizer\.json"):
         Tokenizer(b"{}")
     with pytest.raises(DataError, match="'x', a character that is not in the tokenizer"):
@@ -131,7 +131,7 @@ def test_words_that_are_looked_up_have_the_codes_that_the_library_gives(monkeypa
 
 
 @pytest.mark.parametrize("change", ["normalizer", "prefix", "dropout", "plain token"])
-def test_a_tokenizer_whose_codes_hang_on_more_than_a_word_is_left_to_the_library(change: str) -> None:
+def test_a_tokenizer_whose_codes_depend_on_more_than_a_word_is_left_to_the_library(change: str) -> None:
     body = json.loads(learn_tokenizer(TokenizerSpec(vocab_size=400), TEXTS, [END]).content)
     assert words.is_by_words(json.dumps(body).encode())
     if change == "normalizer":

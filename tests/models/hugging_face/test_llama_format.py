@@ -65,7 +65,7 @@ def test_what_transformers_writes_is_read_with_the_same_logits(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("params", [{}, {"tied": True}])
-def test_a_decoder_comes_back_bit_by_bit(params: dict, tmp_path: Path) -> None:
+def test_a_decoder_is_restored_bit_for_bit(params: dict, tmp_path: Path) -> None:
     net = decoder(**params)
     to_hf(net, tmp_path / "made" / "here")
     back = decoder_from(tmp_path / "made" / "here")

@@ -9,8 +9,9 @@ import pytest
 
 from maas_ray.bundle.engine.engine import Engine
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
-from maas_ray.serve.batching.batcher import Batcher, Finished
+from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.item import Item, Tensors
+from maas_ray.serve.batching.protocols import Finished
 from maas_ray.serve.batching.runner import EngineRunner
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
@@ -118,7 +119,7 @@ def test_one_bad_item_fails_alone() -> None:
     assert len(rig.engine.runs) <= 1 + 2 * 3, "found by halving, not by running each alone"
 
 
-def test_expired_work_leaves_before_it_runs() -> None:
+def test_expired_work_is_removed_before_it_runs() -> None:
     rig = Rig()
     rig.send("first", 1)
     rig.loop.turn()
@@ -172,7 +173,7 @@ def test_an_item_cancelled_while_it_runs_disturbs_no_other() -> None:
     assert rig.answers == {"stays": [4.0]}
 
 
-def test_the_queue_is_bounded_by_count_and_the_refusal_says_when_to_come_back() -> None:
+def test_the_queue_is_bounded_by_count_and_the_refusal_has_a_retry_time() -> None:
     rig = Rig(max_queued_requests=5)
     rig.send("first", 1)
     rig.loop.turn()
@@ -202,7 +203,7 @@ def test_the_queue_is_bounded_by_bytes_over_all_models_of_a_replica() -> None:
     assert budget.used == 0
 
 
-def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
+def test_closing_answers_waiting_items_and_accepts_no_new_ones() -> None:
     rig = Rig()
     closed: list[bool] = []
     rig.send("running", 1)
@@ -217,7 +218,7 @@ def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
     assert rig.answers == {"running": [2.0], "waiting": [4.0]}
 
 
-def test_aborting_fails_what_waits_with_the_given_error() -> None:
+def test_aborting_fails_waiting_items_with_the_given_error() -> None:
     rig = Rig()
     rig.send("running", 1)
     rig.loop.turn()
@@ -237,8 +238,7 @@ def test_a_model_that_mixes_its_rows_is_run_singly_from_then_on() -> None:
             self.runs.append(inputs["x"].ravel().tolist())
             self._finished.append(lambda: finished({"y": inputs["x"].sum(keepdims=True)}, None))
 
-    rig = Rig()
-    rig.batcher._runner = rig.engine = Summing()
+    rig = Rig(engine=Summing())
     for number in (1, 2, 3):
         rig.send(str(number), number)
     rig.finish_all()
@@ -262,7 +262,8 @@ def test_a_callback_that_raises_takes_no_other_answer_with_it(caplog: pytest.Log
 def test_whatever_happens_every_item_ends_once_with_its_own_rows(seed: int) -> None:
     """Random arrivals, sizes, poison, cancels, deadlines and run ends against the simplest model: y is 2x."""
     dice = random.Random(seed)
-    rig = Rig(max_batch_size=dice.choice([1, 3, 8]), max_queued_requests=12)
+    budget = ByteBudget(10_000)
+    rig = Rig(max_batch_size=dice.choice([1, 3, 8]), max_queued_requests=12, budget=budget)
     sent: dict[str, tuple[float, ...]] = {}
     cancelled: set[str] = set()
     items: dict[str, Item] = {}
@@ -293,7 +294,7 @@ def test_whatever_happens_every_item_ends_once_with_its_own_rows(seed: int) -> N
     assert set(rig.answers) == set(sent) - cancelled
     assert rig.batcher.num_queued == 0
     assert rig.batcher.num_ongoing == 0
-    assert rig.batcher._queue._budget.used == 0
+    assert budget.used == 0
     for name, answer in rig.answers.items():
         if isinstance(answer, BadRequest):
             assert sent[name][0] < 0

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from maas_ray.errors import BadRequest, DeadlineExceeded, MaasError, Overloaded
 from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.item import Item, Tensors
-from maas_ray.serve.batching.request_queue import Queue
+from maas_ray.serve.batching.merger import Merger
+from maas_ray.serve.batching.queueing.request_queue import Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 from tests.support.rig import HeldEngine, ManualLoop
 
@@ -138,7 +139,7 @@ class Schedules(RuleBasedStateMachine):
             num_waiting = len(self.waiting())
             assert self.batcher.num_queued == num_waiting <= MAX_WAITING
             assert self.budget.used == 10 * num_waiting
-            assert self.batcher._queue.num_rows == sum(sent.num_rows for sent in self.waiting())
+            assert self.batcher.is_behind == (sum(sent.num_rows for sent in self.waiting()) > self.max_rows)
             assert len(self.engine.runs_going_on) <= self.engine.instances
 
     def teardown(self) -> None:
@@ -253,35 +254,32 @@ def _lose_a_refund(patch: pytest.MonkeyPatch) -> None:
     remove = Queue.remove
 
     def forgetful(self: Queue, item: Item) -> None:
-        used = self._budget.used
+        item.num_bytes, num_bytes = 0, item.num_bytes
         remove(self, item)
-        self._budget.used = used
+        item.num_bytes = num_bytes
 
     patch.setattr(Queue, "remove", forgetful)
 
 
 def _cut_one_row_late(patch: pytest.MonkeyPatch) -> None:
-    def shifted(self: Batcher, batch: list[Item], outputs: Tensors) -> None:
-        start = 0
-        for item in batch:
-            self._answer(
-                item, {name: np.roll(a, -1, 0)[start : start + item.num_rows] for name, a in outputs.items()}, None
-            )
-            start += item.num_rows
+    split = Merger.split
 
-    patch.setattr(Batcher, "_cut", shifted)
+    def shifted(self: Merger, batch: list[Item], num_rows: int, outputs: Tensors) -> bool:
+        return split(self, batch, num_rows, {name: np.roll(array, -1, 0) for name, array in outputs.items()})
+
+    patch.setattr(Merger, "split", shifted)
 
 
 def _answer_twice(patch: pytest.MonkeyPatch) -> None:
-    answer = Batcher._answer
+    deliver = Item.deliver
 
-    def twice(self: Batcher, item: Item, outputs: Tensors | None, error: MaasError | None) -> None:
-        done = item.done
-        answer(self, item, outputs, error)
+    def twice(self: Item, outputs: Tensors | None, error: MaasError | None, sender: str) -> None:
+        done = self.done
+        deliver(self, outputs, error, sender)
         if done is not None:
             done(outputs, error)
 
-    patch.setattr(Batcher, "_answer", twice)
+    patch.setattr(Item, "deliver", twice)
 
 
 @pytest.mark.parametrize("fault", [_skip_a_deadline, _lose_a_refund, _cut_one_row_late, _answer_twice])

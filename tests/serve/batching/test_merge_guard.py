@@ -12,7 +12,7 @@ from maas_ray.bundle.format import Bundle
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.merge_guard import Guard, Sample
 from maas_ray.serve.telemetry.stats import ModelStats
-from tests.cases.test_s1_rows_are_never_mixed import bundle_of, mean_over_the_batch
+from tests.cases.test_rows_are_never_mixed import bundle_of, mean_over_the_batch
 from tests.support.onnx_models import make_bundle
 from tests.support.together import ask_together, load
 
@@ -68,7 +68,7 @@ def taken(batch: list[int], outputs: np.ndarray) -> tuple[Guard, Sample]:
     return guard, guard.sample
 
 
-def test_whole_numbers_that_flip_by_rounding_are_no_difference() -> None:
+def test_integers_that_differ_by_rounding_are_equal() -> None:
     guard, sample = taken([2, 1], np.array([[7], [8], [9]]))
     assert sample.start == 2
     assert guard.compare(sample, {"y": np.array([[8]])}) == ""

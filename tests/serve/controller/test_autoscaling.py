@@ -116,7 +116,7 @@ def test_replicas_end_one_delay_after_the_load_and_not_earlier() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("level", [0.5, 1.0, 1.5, 2.0, 2.5])
-def test_a_noisy_load_does_not_make_replicas_come_and_go(seed: int, level: float) -> None:
+def test_a_noisy_load_does_not_change_the_number_of_replicas(seed: int, level: float) -> None:
     """Five minutes of a load that jumps by 35 % twice a second, at and between whole numbers of replicas."""
     draw = random.Random(f"{seed} {level}")
     noise = [max(0.0, draw.gauss(1.0, 0.35)) for _ in range(1300)]
@@ -207,7 +207,7 @@ sys.exit(any(name.startswith("maas_ray") for name in sys.modules))
     assert read.returncode == 0, read.stderr
 
 
-def test_a_meter_reports_what_happened_between_two_looks() -> None:
+def test_a_meter_reports_the_interval_between_two_readings() -> None:
     stats, meter = ReplicaStats(), Meter()
     model = stats.loaded("m", 1, load_s=1.0)
     assert meter.read(stats.snapshot(), 2, now_s=10.0) == {ONGOING: 2.0, BUSY: 0.0, RATE: 0.0}

@@ -55,7 +55,7 @@ NEW = {"server_name": "new"}
         ({**TWO, "replicas": 3}, 1.5, "scaling", 100, ""),
     ],
 )
-def test_the_way_loses_as_little_as_the_room_allows(
+def test_an_update_loses_as_little_capacity_as_the_free_resources_allow(
     pool: dict[str, Any], free: float, what: str, surge_percent: int, says: str
 ) -> None:
     found = planned(described(**pool), running(described(**TWO), "a", "a"), node("a", free, 6.0))
@@ -95,7 +95,7 @@ def test_what_can_never_run_is_refused_with_the_numbers(pool: dict[str, Any], sa
     assert not isinstance(caught.value, NoRoomNow)
 
 
-def test_what_others_hold_may_become_free() -> None:
+def test_resources_of_others_may_become_free() -> None:
     spec = described(**TWO)
     with pytest.raises(NoRoomNow, match="needs 2 × 1.5 CPU, free: 2 CPU on .*; other workloads use the rest"):
         planned(spec, None, node("a", 2.0))
@@ -113,7 +113,7 @@ def test_a_downtime_must_be_allowed() -> None:
     assert (found.way.surge_percent, found.way.step) == (0, 1.0)
 
 
-def test_larger_replicas_come_in_steps_that_each_have_room() -> None:
+def test_larger_replicas_start_in_steps_that_fit() -> None:
     old, new = described(replicas=4, resources={"cpus": 1}), {"replicas": 2, "resources": {"cpus": 2}}
     smaller = planned(described(**new), running(old, *"aaaa"), node("a", 0.0))
     assert smaller.way == Way(0, 2)  # the pool gets smaller first, which makes room for one

@@ -109,7 +109,7 @@ def no_pools_left(ray_cluster: RayCluster) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_pools_left")
-def test_a_pool_that_cannot_start_says_why_in_the_replicas_words(
+def test_a_pool_that_cannot_start_reports_why_in_the_replicas_words(
     ray_cluster: RayCluster, pool_store: ObstoreStore
 ) -> None:
     from maas_ray.serve.deploy import pool

@@ -39,7 +39,7 @@ def test_pools_of_all_commands_are_in_force_until_they_are_ended(store: ObstoreS
     assert latest(store) is None
 
 
-def test_a_pool_that_was_taken_back_is_recorded_as_it_was(file_store: ObstoreStore) -> None:
+def test_a_pool_that_was_rolled_back_is_recorded_as_it_was(file_store: ObstoreStore) -> None:
     record(file_store, described(file_store, "a", "b"), ["a", "b"])
     changed = described(file_store, "a", "b", profile="portable")
     changed = changed.model_copy(

@@ -282,7 +282,7 @@ def test_invalid_requests_are_answered_in_json(proxy: Proxy, sent: bytes) -> Non
         assert "error" in json.loads(body)
 
 
-def test_a_trailer_is_no_header(proxy: Proxy) -> None:
+def test_a_trailer_is_not_a_header(proxy: Proxy) -> None:
     with proxy.connect() as sock:
         sock.sendall(
             b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-Trailer: it\r\n\r\n"

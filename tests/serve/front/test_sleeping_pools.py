@@ -40,7 +40,7 @@ def get(asleep: Asleep, path: str) -> Any:
     return json.loads(asleep.answer(head).body)
 
 
-def test_what_the_store_knows_is_answered_without_a_replica(asleep: Asleep) -> None:
+def test_the_store_answers_without_a_replica(asleep: Asleep) -> None:
     assert get(asleep, "/v2/health/live") == {"live": True}
     assert get(asleep, "/v2/health/ready") == {"ready": True, "asleep": True}
     assert get(asleep, "/v2")["name"] == "maas-ray"

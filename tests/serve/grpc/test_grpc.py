@@ -174,7 +174,7 @@ BROKEN = [b"\xff" * 20, b"\x08\x01", b"\x3a\xff\xff\xff\xff\x0f" + b"x" * 10, b"
 
 @pytest.mark.parametrize("body", BROKEN)
 @pytest.mark.parametrize("padding", [b"", b"\x3a\x80\x80\x02" + b"x" * 32768], ids=["small", "large"])
-def test_bytes_that_are_no_request_are_refused_with_the_reason(body: bytes, padding: bytes) -> None:
+def test_bytes_without_a_request_are_refused_with_the_reason(body: bytes, padding: bytes) -> None:
     with pytest.raises(BadRequest, match=r"not a ModelInferRequest|missing input|0 inputs and 1 raw"):
         codec("FP32").read_message(ModelInfer(padding + body))
 
@@ -399,7 +399,7 @@ def test_every_error_has_a_status() -> None:
     assert issubclass(RequestError, MaasError)
 
 
-def test_a_refusal_for_load_says_when_to_come_again_in_both_forms() -> None:
+def test_a_refusal_for_load_contains_the_retry_time_in_both_forms() -> None:
     metadata = dict(status_of(Overloaded("full", 2.5)).metadata)
     assert metadata["grpc-retry-pushback-ms"] == "2500"
     details = pb.Status.FromString(metadata["grpc-status-details-bin"])
@@ -509,7 +509,7 @@ def test_tritons_client_infers_with_its_defaults(client: triton.InferenceServerC
     assert (response.model_name, response.model_version, response.id) == ("linear", "1", "7")
 
 
-def test_tritons_client_sends_strings_and_asks_for_outputs(client: triton.InferenceServerClient) -> None:
+def test_tritons_client_sends_strings_and_requests_outputs(client: triton.InferenceServerClient) -> None:
     inputs = [
         tensor(np.array([["green"], ["blue"]], dtype=object), "color", "BYTES"),
         tensor(np.array([[np.nan], [5]], np.float32), "age"),
@@ -520,7 +520,7 @@ def test_tritons_client_sends_strings_and_asks_for_outputs(client: triton.Infere
     assert answer.as_numpy("code") is None
 
 
-def test_tritons_client_asks_for_classes(client: triton.InferenceServerClient) -> None:
+def test_tritons_client_requests_classes(client: triton.InferenceServerClient) -> None:
     answer = client.infer("linear", [tensor(ROW)], outputs=[triton.InferRequestedOutput("y", class_count=2)])
     assert answer.as_numpy("y").tolist() == [[b"6.000000:2", b"4.000000:1"]]
 
@@ -582,7 +582,7 @@ def test_the_names_that_serve_is_given_are_those_of_the_service(server: Server) 
     assert all(hasattr(GrpcMethods, name) for name in (*UNARY, STREAM))
 
 
-def test_loading_says_why_it_is_not_offered_here(client: triton.InferenceServerClient) -> None:
+def test_loading_reports_why_it_is_not_available(client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException) as caught:
         client.load_model("linear", config="{}", files={"file:1/model.onnx": b"x"})
     assert caught.value.status() == "StatusCode.INTERNAL"  # as Triton answers it
@@ -663,7 +663,7 @@ def test_answers_carry_request_id_run_and_version(channel: grpc.Channel) -> None
 
 
 @pytest.mark.parametrize("method", [name for name in UNARY if name not in RPCS])
-def test_bytes_that_are_no_message_are_an_invalid_argument_of_every_method(channel: grpc.Channel, method: str) -> None:
+def test_bytes_without_a_message_are_an_invalid_argument_of_every_method(channel: grpc.Channel, method: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, method, b"\x0a\xff")
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -27,7 +27,7 @@ def infer(server: Server, body: Any = ROW, model: str = "linear", **more: Any) -
     return requests.post(f"{server.url}/v2/models/{model}/infer", json=body, timeout=30, **more)
 
 
-def test_the_order_of_the_layers_is_what_the_design_says() -> None:
+def test_the_layers_are_in_the_documented_order() -> None:
     names = [layer.__name__ for layer in LAYERS]  # type: ignore[attr-defined]
     assert names == ["request_id", "cross_origin", "route", "single_headers", "deadline", "body_limit", "body_form"]
 
@@ -79,7 +79,7 @@ GETS = [
 
 
 @pytest.mark.parametrize(("path", "expected"), GETS)
-def test_every_get_answers_and_its_head_says_the_same_without_a_body(
+def test_every_get_answers_and_its_head_has_the_same_headers_without_a_body(
     shared_server: Server, path: str, expected: dict[str, Any]
 ) -> None:
     answer = requests.get(shared_server.url + path, timeout=30)
@@ -155,7 +155,7 @@ def test_a_bad_body_is_a_400_that_still_names_the_version(shared_server: Server,
     assert answer.headers["x-maas-version"] == "1"
 
 
-def test_a_value_that_the_graph_refuses_is_a_400_and_says_nothing_of_its_inside(shared_server: Server) -> None:
+def test_a_value_that_the_graph_refuses_is_a_400_without_internals(shared_server: Server) -> None:
     body = {"inputs": [{"name": "index", "shape": [1, 1], "datatype": "INT64", "data": [99]}]}
     answer = infer(shared_server, body, "lookup")
     assert answer.status_code == 400
@@ -225,16 +225,12 @@ class Hold:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._batcher = resident(server.manager, "linear").batcher
-        self._runner = self._batcher._runner
+        model = resident(server.manager, "linear")
+        self._batcher, self._runner = model.batcher, model.runner
+        self._kept = model.runner.start, model.runner.estimate_s
         self._held: list[Any] = []
-        self._batcher._runner = self
-
-    def start(self, *args: Any) -> None:
-        self._held.append(args)
-
-    def estimate_s(self, num_rows: int, form: object = ()) -> float:
-        return 0.001
+        self._runner.start = lambda *run: self._held.append(run)  # type: ignore[method-assign]
+        self._runner.estimate_s = lambda num_rows, form=(): 0.001
 
     def wait_queued(self, num_requests: int) -> None:
         deadline = time.monotonic() + 20
@@ -249,7 +245,7 @@ class Hold:
             time.sleep(0.005)
 
     def free(self) -> None:
-        self._batcher._runner = self._runner
+        self._runner.start, self._runner.estimate_s = self._kept  # type: ignore[method-assign]
         self._server.call_plain(lambda: self._runner.start(*self._held.pop()))
 
 
@@ -366,7 +362,7 @@ def test_statistics_and_metrics_count_the_requests(server: Server) -> None:
     assert samples["maas_requests_total", "bad_request"] == 1
 
 
-def test_the_repository_says_what_there_is(shared_server: Server) -> None:
+def test_the_repository_lists_its_models(shared_server: Server) -> None:
     client = triton.InferenceServerClient(f"127.0.0.1:{shared_server.port}")
     try:
         index = client.get_model_repository_index()

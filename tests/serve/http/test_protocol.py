@@ -176,7 +176,7 @@ def test_a_large_slow_but_steady_body_is_read_and_one_that_stops_is_refused(stri
         assert "of the body arrived" in json.loads(answer)["error"]
 
 
-def test_a_stop_answers_what_has_begun_and_closes_what_rests(file_store: ObstoreStore) -> None:
+def test_a_stop_answers_open_requests_and_closes_idle_connections(file_store: ObstoreStore) -> None:
     publish(file_store, "linear", commit_bundle(file_store, linear(2.0), run="run-a"))
     serving = serve_app(file_store, app_spec(file_store, "linear"), "protocol")
     server = next(serving)

@@ -15,10 +15,11 @@ from maas_ray.serve.spec.pools import ServedModelSpec
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish
+from tests.serve.models.conftest import SlowEngine
 from tests.serve.models.test_manager import SLOW, break_bundle
 from tests.serve.models.test_many_models import ask, in_memory, publish_many
 from tests.support.onnx_models import LINEAR, commit_bundle, linear, lookup
-from tests.support.residents import resident
+from tests.support.residents import HeldRuns, resident
 
 
 def explicit(store: ObstoreStore, *names: str, pool: str = "p", **more: Any) -> ModelManager:
@@ -120,18 +121,17 @@ def test_unloading_waits_for_the_last_answer_with_a_time_limit(file_store: Obsto
     manager = explicit(file_store, "a")
 
     async def scene() -> None:
-        held: list[Any] = []
         answers: list[Any] = []
-        batcher = resident(manager, "a").batcher
-        start, batcher._runner.start = batcher._runner.start, lambda *args: held.append(args)
+        model = resident(manager, "a")
+        batcher, held = model.batcher, HeldRuns(model)
         deadline = asyncio.get_running_loop().time() + 20
         batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *args: answers.append(args))
-        while not held:
+        while not held.runs:
             await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded, match="has some unanswered"):
             await manager.unload("a", timeout_s=0.05)
         assert states(manager) == {("a", "1"): "UNLOADING", ("a", ""): "UNAVAILABLE"}
-        start(*held[0])
+        held.release()
         assert answers[0][0]["y"].tolist() == [[2.0, 2.0, 2.0]]
         await asyncio.sleep(0.001)
         assert states(manager) == {("a", ""): "UNAVAILABLE"}
@@ -252,21 +252,24 @@ def test_a_replica_that_starts_later_knows_the_desired_models(file_store: Obstor
     play(scene, manager)
 
 
-def test_a_request_that_waits_for_a_model_being_unloaded_gets_an_error(file_store: ObstoreStore) -> None:
+def test_a_request_that_waits_for_a_model_being_unloaded_gets_an_error(
+    file_store: ObstoreStore, slow: type[SlowEngine]
+) -> None:
     publish_many(file_store, "a", "b")
     manager = explicit(file_store, models=[{"name": "*"}])
 
     async def scene() -> None:
         told: list[MaasError | None] = []
         loop = asyncio.get_running_loop()
-        lock = manager._cache._locks.setdefault(("a", 1), asyncio.Lock())
-        async with lock:
-            manager.load_soon("a", None, loop.time() + 20, lambda _, error: told.append(error))
-            await manager.unload("a")
+        manager.load_soon("a", None, loop.time() + 20, lambda _, error: told.append(error))
+        while not slow.begun:
+            await asyncio.sleep(0.001)
+        await manager.unload("a")
+        slow.gate.set()
         while not told:
             await asyncio.sleep(0.001)
         assert isinstance(told[0], NotFound)
         assert in_memory(manager) == []
-        assert manager._cache.num_bytes == 0
+        assert manager.memory_bytes == 0
 
     play(scene, manager)

@@ -6,18 +6,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
 from maas_ray.errors import BundleError, MaasError, NotFound, ObjectCorrupt
 from maas_ray.registry.models import Registry
-from maas_ray.serve.batching.batcher import BatchRun
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.models.registry_follower import TASK_NAME
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import Server, app_spec, publish
 from tests.serve.http.test_asgi_app import ROW
 from tests.support.onnx_models import LINEAR, LOOKUP, commit_bundle, linear, lookup
-from tests.support.residents import resident
+from tests.support.residents import HeldRuns, resident
 
 FAST = {"poll_interval_s": 0.05}
 SLOW = {"poll_interval_s": 3600.0}
@@ -83,10 +84,10 @@ def test_twenty_swaps_under_load_fail_no_request_and_mix_no_version(server: Serv
             client.join(60)
     assert wrong == []
     assert len(seen) == 11, "the first version and ten sound ones were seen, no broken one"
-    wait_for(lambda: not server.manager._cache.draining)
+    wait_for(lambda: "UNLOADING" not in {row["state"] for row in server.manager.index()})
 
 
-def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server) -> None:
+def test_a_broken_version_leaves_the_old_one_serving_and_reports_why(server: Server) -> None:
     bundle = commit_bundle(server.store, linear(9.0), run="run-b")
     break_bundle(server.store, bundle)
     publish(server.store, "linear", bundle)
@@ -104,7 +105,7 @@ def test_a_broken_version_leaves_the_old_one_serving_and_says_why(server: Server
     assert server.manager.problems("linear") == []
 
 
-def test_a_version_whose_graph_is_not_its_signature_is_never_swapped_in(server: Server) -> None:
+def test_a_version_whose_graph_differs_from_its_signature_is_never_swapped_in(server: Server) -> None:
     publish(server.store, "linear", commit_bundle(server.store, lookup(), LINEAR))
     wait_for(lambda: "declares the inputs" in str(server.manager.problems("linear")))
     assert version_of(server.url) == "1"
@@ -189,7 +190,7 @@ def test_a_replica_that_starts_while_the_promoted_version_is_broken_serves_the_o
         (lambda store: publish(store, "linear", commit_bundle(store, lookup(), LINEAR)), BundleError, "declares"),
     ],
 )
-def test_a_replica_that_can_serve_nothing_does_not_start_and_says_why(
+def test_a_replica_that_can_serve_nothing_does_not_start_and_reports_why(
     file_store: ObstoreStore, prepare: object, error: type[MaasError], message: str
 ) -> None:
     prepare(file_store)  # type: ignore[operator]
@@ -224,18 +225,25 @@ def test_health_names_a_run_that_hangs_and_a_follower_that_ended(file_store: Obs
         file_store, app_spec(file_store, "linear", refresh={**SLOW, "stuck_run_s": 0.01}, limits={"timeout_s": 0.01})
     )
 
-    def hang() -> None:
+    async def hang() -> None:
         manager.check_health()
-        batcher = resident(manager, "linear").batcher
-        batcher._runs.append(BatchRun(batcher, [], 0, asyncio.get_running_loop().time() - 1))
-        with pytest.raises(MaasError, match="running one batch for 1 s"):
+        model = resident(manager, "linear")
+        held, answers = HeldRuns(model), list[object]()
+        deadline = asyncio.get_running_loop().time() + 20
+        model.batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *each: answers.append(each))
+        while model.batcher.busy_s <= 0.01:
+            await asyncio.sleep(0.001)
+        with pytest.raises(MaasError, match="running one batch for 0 s"):
             manager.check_health()
-        batcher._runs.clear()
+        held.release()
+        while not answers:
+            await asyncio.sleep(0.001)
+        manager.check_health()
 
     async def end_follower() -> None:
-        assert manager._follower is not None
-        manager._follower.cancel()
-        await asyncio.wait({manager._follower})
+        (follower,) = [task for task in asyncio.all_tasks() if task.get_name() == TASK_NAME]
+        follower.cancel()
+        await asyncio.wait({follower})
         with pytest.raises(MaasError, match="no longer follows"):
             manager.check_health()
 

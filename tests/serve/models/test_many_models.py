@@ -2,15 +2,12 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
-from maas_ray.bundle import loading
-from maas_ray.bundle.engine.engine import Engine
 from maas_ray.errors import DeadlineExceeded, MaasError, ModelTooLarge, NotFound, Overloaded
 from maas_ray.registry.models import Registry
 from maas_ray.serve.models import memory_budget
@@ -18,9 +15,10 @@ from maas_ray.serve.models.loaded import Loaded, memory_of
 from maas_ray.serve.models.manager import ModelManager
 from maas_ray.store.objects import ObstoreStore
 from tests.serve.conftest import app_spec, publish
+from tests.serve.models.conftest import SlowEngine
 from tests.serve.models.test_manager import SLOW, break_bundle
 from tests.support.onnx_models import commit_bundle, linear
-from tests.support.residents import resident
+from tests.support.residents import HeldRuns, resident
 
 SIZE = memory_of(len(linear()))
 
@@ -49,7 +47,7 @@ def play(manager: ModelManager, scene: Callable[[], Awaitable[None]]) -> None:
             await asyncio.wait_for(scene(), 30)
         finally:
             await manager.close()
-        assert manager._cache.num_bytes == 0, "everything was given back"
+        assert manager.memory_bytes == 0, "everything was released"
 
     asyncio.run(main())
 
@@ -106,37 +104,8 @@ def counts(manager: ModelManager) -> tuple[int, int]:
 
 
 def in_memory(manager: ModelManager) -> list[str]:
-    return sorted(name for name, _ in manager._loaded)
-
-
-class SlowEngine(Engine):
-    """An engine whose creation blocks until the test releases it."""
-
-    gate: threading.Event
-    begun: ClassVar[list[str]]
-    at_once = 0
-    most_at_once = 0
-
-    def __init__(self, bundle: Any, spec: Any = None, **more: Any) -> None:
-        cls = type(self)
-        cls.begun.append(bundle.id)
-        cls.at_once += 1
-        cls.most_at_once = max(cls.most_at_once, cls.at_once)
-        assert cls.gate.wait(20)
-        super().__init__(bundle, spec, **more)
-        cls.at_once -= 1
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> type[SlowEngine]:
-    """Loads stop until `gate` is set."""
-
-    class Slow(SlowEngine):
-        gate = threading.Event()
-        begun: ClassVar[list[str]] = []
-
-    monkeypatch.setattr(loading, "Engine", Slow)
-    return Slow
+    """Names of the models that serve requests without a load."""
+    return sorted(row["name"] for row in manager.index() if (row["state"], row["reason"]) == ("READY", ""))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -161,7 +130,7 @@ def test_two_hundred_models_are_served_with_memory_for_twenty(file_store: Obstor
             # Some models get more requests than others, as usual.
             name = names[min(int(choose.expovariate(1 / 30)), 199)]
             assert (await ask(manager, name)).tolist() == [[2.0, 2.0, 2.0]]
-            most = max(most, manager._cache.num_bytes)
+            most = max(most, manager.memory_bytes)
 
     async def scene() -> None:
         assert in_memory(manager) == [], "a model matched by a pattern is loaded by its first request"
@@ -192,7 +161,7 @@ def test_the_model_not_asked_for_longest_gives_way(file_store: ObstoreStore) -> 
     play(manager, scene)
 
 
-def test_without_a_budget_everything_listed_stays(file_store: ObstoreStore) -> None:
+def test_without_a_budget_every_listed_model_stays_loaded(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "b", "c")
     manager = manager_of(file_store, "a", "b", "c")
 
@@ -225,12 +194,11 @@ def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
     async def scene() -> None:
         loop = asyncio.get_running_loop()
         answers: list[Any] = []
-        batcher = (await loaded(manager, "busy")).batcher
-        start = batcher._runner.start
-        held: list[Any] = []
-        batcher._runner.start = lambda *args: held.append(args)
-        batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, loop.time() + 20, lambda *args: answers.append(args))
-        await until(lambda: held)
+        busy = await loaded(manager, "busy")
+        held = HeldRuns(busy)
+        row = {"x": np.ones((1, 3), np.float32)}
+        busy.batcher.submit(row, 1, 12, loop.time() + 20, lambda *args: answers.append(args))
+        await until(lambda: held.runs)
         manager.find("idle")
         await loaded(manager, "new")
         assert in_memory(manager) == ["busy", "new"]
@@ -239,7 +207,7 @@ def test_a_busy_model_never_gives_way(file_store: ObstoreStore) -> None:
         newer = asyncio.ensure_future(loaded(manager, "newer"))
         await newer
         assert in_memory(manager) == ["busy", "newer"]
-        start(*held[0])
+        held.release()
         await until(lambda: answers)
         assert answers[0][0]["y"].tolist() == [[2.0, 2.0, 2.0]], "it answered although it was the oldest"
 
@@ -251,18 +219,17 @@ def test_while_every_model_is_in_use_a_cold_one_waits_and_gets_the_reason(file_s
     manager = manager_of(file_store, "busy", "*", room_for=1)
 
     async def scene() -> None:
-        held: list[Any] = []
-        batcher = (await loaded(manager, "busy")).batcher
-        start, batcher._runner.start = batcher._runner.start, lambda *args: held.append(args)
+        busy = await loaded(manager, "busy")
+        held = HeldRuns(busy)
         deadline = asyncio.get_running_loop().time() + 20
-        batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *_: None)
-        await until(lambda: held)
+        busy.batcher.submit({"x": np.ones((1, 3), np.float32)}, 1, 12, deadline, lambda *_: None)
+        await until(lambda: held.runs)
         with pytest.raises(DeadlineExceeded, match="every model in memory is in use"):
             await loaded(manager, "cold", timeout_s=0.1)
         waiting = asyncio.ensure_future(loaded(manager, "cold"))
         await asyncio.sleep(0.05)
         assert in_memory(manager) == ["busy"]
-        start(*held[0])
+        held.release()
         await waiting
         assert in_memory(manager) == ["cold"]
 
@@ -284,7 +251,7 @@ def test_a_model_larger_than_the_budget_is_refused_at_once(file_store: ObstoreSt
     play(manager, scene)
 
 
-def test_what_pinned_models_hold_is_not_there_for_others(file_store: ObstoreStore) -> None:
+def test_the_memory_of_pinned_models_is_not_available_to_others(file_store: ObstoreStore) -> None:
     publish_many(file_store, "a", "pinned")
     models = [{"name": "pinned", "pinned": True}, {"name": "*"}]
     manager = manager_of(file_store, room_for=1, models=models)
@@ -304,7 +271,7 @@ def test_a_swap_is_made_although_both_versions_do_not_fit(file_store: ObstoreSto
         publish(file_store, "a", commit_bundle(file_store, linear(3.0)))
         await manager.refresh()
         assert resident(manager, "a").version.version == 2
-        assert manager._cache.num_bytes <= manager.spec.memory_budget_bytes
+        assert manager.memory_bytes <= manager.spec.memory_budget_bytes
 
     play(manager, scene)
 
@@ -487,8 +454,7 @@ def test_a_load_that_is_late_is_not_begun_twice(file_store: ObstoreStore, slow: 
     async def scene() -> None:
         with pytest.raises(MaasError, match=r"access to model 'a' version 1 in the store took longer than 1 s"):
             await loaded(manager, "a")
-        reference = manager._by_name["a"][0]
-        reference.try_again()
+        await manager.refresh()  # ends the pause after the failure: the store is available
         again = asyncio.ensure_future(loaded(manager, "a"))
         await asyncio.sleep(0)
         slow.gate.set()
@@ -540,7 +506,7 @@ def test_a_broken_version_of_a_cold_model_is_answered_by_the_one_before_it(file_
     play(manager, scene)
 
 
-def test_a_cold_model_that_cannot_be_loaded_says_why_to_everybody(file_store: ObstoreStore) -> None:
+def test_every_request_to_a_cold_model_that_cannot_be_loaded_gets_the_reason(file_store: ObstoreStore) -> None:
     bundle = commit_bundle(file_store)
     break_bundle(file_store, bundle)
     publish(file_store, "a", bundle)

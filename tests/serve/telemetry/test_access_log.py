@@ -59,7 +59,7 @@ def test_it_is_off_unless_it_is_asked_for() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "access-log"]
 
 
-def test_a_line_tells_the_request_and_nothing_more(make: Callable[..., AccessLog], path: Path) -> None:
+def test_a_log_line_describes_the_request_and_nothing_more(make: Callable[..., AccessLog], path: Path) -> None:
     log = make()
     log.note(OK)
     log.close(30)

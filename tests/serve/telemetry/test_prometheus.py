@@ -53,7 +53,7 @@ def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return found
 
 
-def test_the_text_tells_the_counts() -> None:
+def test_the_text_contains_the_counts() -> None:
     text = exposition([some_replica().snapshot()])
     labels = {"pool": "p", "model": "m", "version": "3", "replica": "r1"}
     found = samples(text)
@@ -221,7 +221,7 @@ def test_the_dashboard_shows_only_metrics_and_labels_that_exist() -> None:
     assert shown == described, "a metric is on no panel"
 
 
-def test_the_panels_of_the_dashboard_lie_apart() -> None:
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells: set[tuple[int, int]] = set()

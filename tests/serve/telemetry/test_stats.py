@@ -112,7 +112,7 @@ def live(stats: ModelStats, seed: int, num_requests: int = 400) -> Ledger:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_snapshot_tells_exactly_what_happened(seed: int) -> None:
+def test_a_snapshot_counts_exactly_what_happened(seed: int) -> None:
     stats = ModelStats("m", 1)
     ledger = live(stats, seed)
     ledger.check(stats.snapshot())

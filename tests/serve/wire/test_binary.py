@@ -49,7 +49,7 @@ def test_a_tensor_is_used_where_it_was_received() -> None:
 
 
 @pytest.mark.parametrize("padding", range(4))
-def test_a_tensor_that_lies_askew_is_put_straight(padding: int) -> None:
+def test_an_unaligned_tensor_is_copied(padding: int) -> None:
     body, header_length = packed(ROW.tobytes(), id="i" * padding)
     codec = v2.InferCodec("m", 1, make_info())
     for _ in range(3):
@@ -162,7 +162,7 @@ BAD: list[tuple[tuple[bytes, int], str]] = [
 
 
 @pytest.mark.parametrize(("sent", "message"), BAD)
-def test_lengths_that_lie_are_refused(sent: tuple[bytes, int], message: str) -> None:
+def test_wrong_lengths_are_refused(sent: tuple[bytes, int], message: str) -> None:
     body, header_length = sent
     codec = v2.InferCodec("m", 1, make_info())
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_lengths_that_lie_are_refused(sent: tuple[bytes, int], message: str) -> 
 
 
 @pytest.mark.parametrize(("tail", "message"), [(bytes(8), "only 8 bytes"), (bytes(13), "1 bytes are left over")])
-def test_lengths_that_begin_to_lie_later_are_refused_as_well(tail: bytes, message: str) -> None:
+def test_lengths_that_become_wrong_later_are_refused(tail: bytes, message: str) -> None:
     codec = v2.InferCodec("m", 1, make_info())
     good, header_length = packed(ROW.tobytes())
     for _ in range(3):
@@ -200,7 +200,7 @@ def test_data_that_is_not_its_datatype_is_refused(datatype: str, data: bytes, me
 
 
 @pytest.mark.parametrize("value", [b"-1", b"+1", b"1.5", b"", b"ten", b" 1", b"0x10", b"1" * 19, b"\xb2"])
-def test_a_header_length_that_is_no_length_is_refused(value: bytes) -> None:
+def test_a_header_length_that_is_not_a_length_is_refused(value: bytes) -> None:
     with pytest.raises(BadRequest, match="inference-header-content-length .* is not a non-negative integer"):
         read_header_length(value)
 
@@ -210,7 +210,7 @@ def test_a_header_length_is_read() -> None:
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
-def test_what_has_no_json_form_is_answered_in_binary_or_not_at_all(datatype: str) -> None:
+def test_values_without_a_json_form_are_returned_in_binary_or_refused(datatype: str) -> None:
     kind = signature(datatype, (-1, 2))
     described = entry(4, datatype=datatype, shape=[1, 2])
     body, header_length = packed(bytes(4), described)

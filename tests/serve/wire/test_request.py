@@ -78,7 +78,7 @@ def test_an_output_that_is_a_slice_or_a_transpose_is_written_row_major() -> None
     assert answer(read, outputs, LINEAR)["outputs"][0]["data"] == [0, 2, 4, 1, 3, 5]
 
 
-def test_null_is_a_missing_value_where_the_signature_says_so() -> None:
+def test_null_is_a_missing_value_of_a_nullable_input() -> None:
     body = {
         "inputs": [
             {"name": "age", "shape": [3, 1], "datatype": "FP32", "data": [None, 2, 3.5]},
@@ -350,7 +350,7 @@ def test_metadata_states_the_signature_the_labels_and_what_may_be_null() -> None
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
-def test_what_has_no_order_has_no_classes(datatype: str) -> None:
+def test_outputs_without_an_order_have_no_classes(datatype: str) -> None:
     kind = signature(datatype)
     with pytest.raises(BadRequest, match=f"'y' is {datatype}, which has no classes"):
         read_infer(request(datatype, [1, 2], SAMPLES[datatype], **CLASSES), kind)

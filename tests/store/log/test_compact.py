@@ -28,7 +28,7 @@ def numbers(store: ObstoreStore) -> list[int]:
     return [int(match[2]) for info in store.scan(LOG) if (match := RECORD.fullmatch(info.key))]
 
 
-def test_a_log_is_the_same_after_retention_and_goes_on(store: ObstoreStore) -> None:
+def test_a_log_is_unchanged_by_retention_and_continues(store: ObstoreStore) -> None:
     records = fill(store, 45)
     assert shrink(store) > 20
     assert list(Sequence(store, "log").read()) == records
@@ -59,7 +59,7 @@ def test_whatever_object_is_lost_after_retention_no_record_is(number: int) -> No
         store.put(key, left[key])
 
 
-def test_nothing_goes_that_is_young_or_that_is_held_once(file_store: ObstoreStore) -> None:
+def test_young_records_and_records_stored_once_are_never_removed(file_store: ObstoreStore) -> None:
     fill(file_store, 32)
     assert compact(file_store, "log", remove=True).removed == (), "all of it is younger than a day"
     with pytest.raises(SpecError, match="at least an hour"):
@@ -123,7 +123,7 @@ def test_a_writer_that_slept_between_its_look_and_its_put_forks_nothing(
     assert fsck(file_store).problems == []
 
 
-def test_a_reader_whose_objects_go_while_it_reads_looks_again(file_store: ObstoreStore) -> None:
+def test_a_reader_whose_objects_are_removed_meanwhile_reads_again(file_store: ObstoreStore) -> None:
     records = fill(file_store, 20)
 
     class Shrinks(WrappedStore):

@@ -67,7 +67,7 @@ def test_a_long_log_is_read_with_few_requests(number: int) -> None:
     assert counts.gets <= 2 * len(list(chain(number // UNIT * UNIT))) + number % UNIT
 
 
-def test_a_look_costs_two_requests_while_nothing_changes_and_finds_what_is_new(store: ObstoreStore) -> None:
+def test_a_poll_costs_two_requests_without_changes_and_finds_new_records(store: ObstoreStore) -> None:
     fill(store, 11)
     counting = SlowStore(store)
     follower = Follower(Sequence(counting, "log"))
@@ -103,7 +103,7 @@ def _made(lines: list[bytes], end: int, **changes: object) -> bytes:
 
 
 def _forged(lines: list[bytes], end: int) -> bytes:
-    """All records again, each with another event, linked anew."""
+    """All records again, each with another event, and with new links."""
     previous, made = "", []
     for line in lines:
         body = {name: value for name, value in unseal("", line).items() if name != "digest"}
@@ -128,7 +128,9 @@ DAMAGE: dict[str, Callable[[bytes, list[bytes], ObstoreStore], bytes]] = {
     "without its first record": lambda data, lines, store: _made(_without(lines, 0), 16),
     "without one in the middle": lambda data, lines, store: _made(_without(lines, 6), 16),
     "without its last record": lambda data, lines, store: _made(_without(lines, 15), 16),
-    "without its last record, and says so": lambda data, lines, store: _made(_without(lines, 15), 16, last=15),
+    "without its last record, with a matching header": lambda data, lines, store: _made(
+        _without(lines, 15), 16, last=15
+    ),
     "two records swapped": lambda data, lines, store: _made([lines[1], lines[0], *lines[2:]], 16),
     "one record twice": lambda data, lines, store: _made([*lines[:6], lines[5], *lines[7:]], 16),
     "rolled back to the one before": lambda data, lines, store: store.get(snapshot_key(LOG, 8)),
@@ -203,7 +205,7 @@ def test_a_snapshot_that_cannot_be_written_keeps_no_record_from_being_appended(f
     assert len(fill(refuses, 20)) == 20
     assert snapshots(file_store) == []
     fill(file_store, 21)
-    assert snapshots(file_store) == [16], "whoever comes next writes what is due"
+    assert snapshots(file_store) == [16], "the next writer writes the missing snapshot"
 
 
 def test_many_writers_at_once_write_the_same_snapshots(storage: StorageSpec) -> None:
@@ -243,7 +245,7 @@ def test_events_that_depend_on_nothing_are_appended_without_reading_the_log() ->
     assert snapshots(store)[-1] == 320
 
 
-def test_a_name_in_the_log_that_is_no_snapshot_is_nobodys(file_store: ObstoreStore) -> None:
+def test_a_foreign_name_in_the_log_is_ignored(file_store: ObstoreStore) -> None:
     records = fill(file_store, 9)
     for name in ("-foo.jsonl", "-1.jsonl", ".DS_Store", f"-{0:020d}.jsonl.part"):
         file_store.put(f"{LOG}/{name}", b"not ours")

@@ -2,7 +2,7 @@
 
     python init.py HOSTNAME KEPT_DIRECTORY [SEEN_DIRECTORY …]
 
-The host keeps what is in KEPT_DIRECTORY when it is lost and comes back: its home and the units that are enabled there. Of
+The host keeps KEPT_DIRECTORY when it is lost and returns: its home and the units that are enabled there. Of
 the machine's own /tmp it sees the directories that are named. It takes one command per connection at /run/init.sock:
 `start|stop|restart|enable|is-active UNIT`, and answers with one line.
 

@@ -57,7 +57,7 @@ def start_node(network: Network, host: Host, num_cpus: int) -> None:
 
 
 def wait_for_nodes(network: Network, num_nodes: int, timeout_s: float) -> None:
-    """Returns once exactly so many nodes are alive, asked on the head."""
+    """Returns once the head lists exactly that many living nodes."""
     code = "from ray._raylet import GcsClient; print(sum(node.state == 0 for node in "
     code += "GcsClient(address='127.0.0.1:6379').get_all_node_info(timeout=5).values()))"
     deadline = time.monotonic() + timeout_s

@@ -33,13 +33,13 @@ def make_key(path: Path) -> None:
 
 
 def start(host: Host, public_key: str) -> None:
-    """Starts sshd on a host for whoever has this key."""
+    """Starts sshd on a host for holders of this key."""
     make_key(host.kept / "host_key")
     (host.kept / "authorized_keys").write_text(public_key)
     env = host.env
     path = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     config = _CONFIG.format(address=host.address, kept=host.kept, python_path=env["PYTHONPATH"])
-    # A login shell sets PATH anew (/etc/profile), so the one of a host is said where its user would say it.
+    # A login shell resets PATH (/etc/profile), so the host's PATH is set where its user would set it.
     (host.home / ".bashrc").write_text(f"export PATH={path}\n")
     (host.kept / "sshd_config").write_text(config)
     host.run(f"{SSHD} -f {host.kept}/sshd_config -E {host.kept}/sshd.log")

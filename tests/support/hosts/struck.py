@@ -34,7 +34,7 @@ class Event:
     how: str
     start_s: float
     back_s: float = 0.0
-    """When whatever was taken away was given back by us; the start where the system itself has to replace it."""
+    """When the test restored the lost part; the start if the system itself has to replace it."""
     whole_s: float = 0.0
     """When the cluster was as before."""
     end_s: float = 0.0

@@ -1,5 +1,6 @@
-"""Callbacks: which are refused before a run, what each is told, and what one that fails does."""
+"""Callbacks: refusals before a run, calls during it, and the effect of a failing one."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,7 @@ def follow(callbacks: CallbackList, store: ObstoreStore, first_step: int, reason
     callbacks.on_end(reason)
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 def test_mlflow_continues_its_run(file_store: ObstoreStore, tmp_path: Path) -> None:
     tracking = pytest.importorskip("mlflow.tracking", reason="pip install 'maas-ray[mlflow]'")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -132,3 +134,6 @@ def test_wandb_writes_offline(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec = CallbackSpec(path="wandb", params={"directory": str(tmp_path)})
     follow(build_callbacks([spec]), file_store, 0, "finished")
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb")), "wandb sync uploads these files"
+    (summary,) = tmp_path.glob("wandb/offline-run-*/files/wandb-summary.json")
+    shown = json.loads(summary.read_text())
+    assert (shown["train/loss"], shown["validation/accuracy"], shown["validation/step"]) == (1.0, 0.5, 4)

@@ -19,14 +19,14 @@ from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import restore, tensors_of
-from maas_ray.train.validation.hooks import between_steps
+from maas_ray.train.validation.hooks import sync_validation
 from tests.support.small_runs import make_run
 
 DECAY, STEPS, SAVED_AT = 0.8, 6, 3
 
 
 @pytest.mark.parametrize("start", [0, 3])
-def test_it_is_the_average_that_its_formula_says(start: int) -> None:
+def test_the_average_follows_its_formula(start: int) -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     net[1].bias.requires_grad_(False)
     ema = Ema([net], DECAY, start)
@@ -96,7 +96,7 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
     before = {name: value.clone() for name, value in tensors_of(state).items()}
     reports: list[Progress] = []
     state.train(False)
-    validate = between_steps(spec, plan, dataset, state, reports.append)
+    validate = sync_validation(spec, plan, dataset, state, reports.append)
     assert validate is not None
     validate(3)
     (report,) = reports

@@ -198,7 +198,7 @@ def test_ranks_and_accumulation_give_the_gradients_of_the_whole_batch() -> None:
                 torch.testing.assert_close(other[name], value, atol=1e-12, rtol=1e-12)
 
 
-def test_seeding_a_step_decides_every_draw_and_leaves_nothing_behind() -> None:
+def test_seeding_a_step_determines_every_draw_and_leaves_nothing() -> None:
     loop.seed_step(7, 3, 0)
     drawn = torch.rand(3), np.random.rand(), random.random()
     waiting = len(torch.mtia._queued_calls)

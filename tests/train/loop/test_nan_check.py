@@ -54,7 +54,7 @@ def _on_rank(rank: int) -> str:
 
 
 @pytest.mark.fault
-def test_all_ranks_refuse_what_one_of_them_holds() -> None:
+def test_all_ranks_refuse_a_state_that_is_not_finite_on_one() -> None:
     first, second = run_ranks(_on_rank, 2)
     assert "after step 3 a tensor of another rank contains" in first
     assert "after step 3 model.weight contains" in second

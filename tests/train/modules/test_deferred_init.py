@@ -129,7 +129,7 @@ def test_every_model_is_filled_with_what_building_it_at_once_gives(
     _assert_same(_builder(lambda: _model(name, params, row, per_token, initialization), dtype))
 
 
-def test_a_users_module_is_filled_with_what_building_it_at_once_gives() -> None:
+def test_a_users_module_gets_the_same_values_as_if_built_at_once() -> None:
     net = _assert_same(_builder(Own))
     assert isinstance(net, Own)
     assert net.rates == Own().rates
@@ -243,7 +243,7 @@ def test_what_cannot_be_written_down_is_refused_with_the_reason(then: Callable[[
         Deferred(_builder(lambda: _Draws(then)), SEED)
 
 
-def test_such_a_model_is_built_at_once_and_the_log_says_why(
+def test_such_a_model_is_built_at_once_and_the_log_contains_the_reason(
     file_store: ObstoreStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layouts = [MeshLayout(dp_shard=2)]

@@ -118,7 +118,7 @@ def test_several_values_per_sample_are_dropped_one_by_one() -> None:
         assert torch.equal(_call("dropout", flat[12:]), whole[12:])
 
 
-def test_a_piece_of_the_heads_gets_its_piece_of_the_mask_and_what_is_unclear_is_refused() -> None:
+def test_a_slice_of_the_heads_gets_its_slice_of_the_mask_or_is_refused() -> None:
     weights = torch.ones(6, 4, 5, 5)
     net = _net()
     running = running_of(net.first)

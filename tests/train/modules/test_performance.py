@@ -189,7 +189,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_starts(
         refuse_no_compiler()
 
 
-def test_a_compiled_block_chooses_itself_what_it_computes_again() -> None:
+def test_a_compiled_block_chooses_what_it_recomputes() -> None:
     with pytest.raises(SpecError, match="use none or full"):
         parse_spec(PerformanceSpec, {"compile": True, "activation_checkpointing": "selective"}, source="s")
 
@@ -243,7 +243,7 @@ def _in_sequence(*last: nn.Module) -> nn.Sequential:
     ],
     ids=["sequence", "sequence in a sequence", "block in a sequence"],
 )
-def test_what_stands_between_layers_of_dropout_is_compiled(make: Callable[[], nn.Module], num_graphs: int) -> None:
+def test_modules_between_layers_of_dropout_are_compiled(make: Callable[[], nn.Module], num_graphs: int) -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()

@@ -56,7 +56,7 @@ class Frozen(Whole):
 
 
 class Detached(Whole):
-    """Gives logits that no gradient comes back from."""
+    """Returns logits without a gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).detach()
@@ -86,7 +86,7 @@ def test_unused_weights_are_found_and_frozen_ones_are_none(kind: type[nn.Module]
     assert all(weight.grad is None for weight in net.parameters())
 
 
-def test_rank_0_says_which_weights_stay_as_they_are(
+def test_rank_0_logs_the_unused_weights(
     file_store: ObstoreStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec, dataset = make_run(file_store, tmp_path, _name(Forgetful))
@@ -153,9 +153,7 @@ def test_replicas_and_shards_train_models_with_unused_and_frozen_weights_as_one_
 
 
 @pytest.mark.fault
-def test_a_weight_that_some_rows_do_not_use_is_refused_with_the_way_out(
-    file_store: ObstoreStore, tmp_path: Path
-) -> None:
+def test_a_weight_unused_by_some_rows_is_refused_with_the_way_out(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, _name(Choosy))
     for message in run_ranks(_refusal, 2, spec.model_dump_json(), dataset.digest):
         assert "did not get the gradient of every weight" in message

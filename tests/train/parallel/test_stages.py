@@ -1,4 +1,4 @@
-"""Pipeline stages of modules that are no sequence of layers: bit-equal to the whole, by the same names, or refused."""
+"""Pipeline stages of modules that are not a sequence of layers: bit-equal to the whole, by the same names, or refused."""
 
 from typing import Any
 
@@ -138,7 +138,7 @@ def test_stages_of_a_transformers_model_give_the_same_by_the_same_names(
     _assert_same(net, split_layers(net, 3, example=rows[:1]), rows)
 
 
-def test_stages_of_a_users_module_begin_where_it_is_said() -> None:
+def test_stages_of_a_users_module_begin_at_the_given_names() -> None:
     net, rows = Blocks(), torch.randn(5, 6)
     stages = split_layers(net, 3, example=rows, named=["blocks.1", "leave"])
     assert [sorted(stage.state_dict()) for stage in stages] == [
@@ -202,7 +202,7 @@ def test_stages_in_a_wrong_order_are_noticed() -> None:
     assert not torch.equal(_chain([first, third, second, fourth], rows), net(rows))
 
 
-def test_what_comes_out_of_a_hole_is_not_a_number() -> None:
+def test_a_missing_value_is_not_a_number() -> None:
     stage = split_layers(Blocks(), 2, example=torch.randn(2, 6))[1]
     rows = torch.randn(5, 6)
     handed = torch.randn(5, 8)

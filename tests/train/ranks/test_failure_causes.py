@@ -41,7 +41,7 @@ LOST = SaveFailed("rank 0 lost another rank while saving")
         ({0: CLOSED, 1: KeyError("planted")}, TrainingFailed, "rank 0: RuntimeError: Connection closed"),
     ],
 )
-def test_the_error_that_others_follow_from_is_the_one_that_is_told(
+def test_the_first_cause_of_several_errors_is_reported(
     failures: dict[int, Exception], kind: type[MaasError], named: str
 ) -> None:
     error = explain(JOB, WorkerGroupError("planted", failures))
@@ -49,7 +49,7 @@ def test_the_error_that_others_follow_from_is_the_one_that_is_told(
     assert named in str(error)
 
 
-def test_what_the_controller_itself_raised_is_told_as_it_is() -> None:
+def test_an_error_of_the_controller_is_reported_unchanged() -> None:
     cause = ResourcesMissing("no room")
     assert explain(JOB, ControllerError(cause)) is cause
     assert "planted" in str(explain(JOB, ControllerError(OSError("planted"))))
@@ -65,7 +65,5 @@ def test_what_the_controller_itself_raised_is_told_as_it_is() -> None:
         (None, False),
     ],
 )
-def test_only_a_rank_that_gave_up_waiting_for_another_says_that_one_is_missing(
-    error: Exception | None, is_so: bool
-) -> None:
+def test_only_a_rank_that_timed_out_waiting_reports_a_missing_one(error: Exception | None, is_so: bool) -> None:
     assert has_waited_out(error) is is_so

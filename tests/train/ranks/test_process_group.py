@@ -33,6 +33,6 @@ def _wait_for_a_late_rank(rank: int, timeout_s: float | None) -> list[str]:
 
 
 @pytest.mark.parametrize(("timeout_s", "said"), [(0.5, "Timed out waiting 500ms"), (None, "answered")])
-def test_the_groups_of_a_mesh_wait_as_long_as_they_are_told(timeout_s: float | None, said: str) -> None:
-    (heard,) = run_ranks(_wait_for_a_late_rank, 2, timeout_s)[0]
-    assert said in heard
+def test_the_groups_of_a_mesh_have_the_given_timeout(timeout_s: float | None, said: str) -> None:
+    (message,) = run_ranks(_wait_for_a_late_rank, 2, timeout_s)[0]
+    assert said in message

@@ -72,7 +72,7 @@ def test_a_step_that_is_chosen_from_what_is_known_now_is_caught() -> None:
     assert caught > 20
 
 
-def test_a_rank_of_an_attempt_that_is_over_is_told_nothing() -> None:
+def test_a_rank_of_an_ended_attempt_gets_no_instructions() -> None:
     registry = RankRegistry()
     first = registry.begin(["a"])
     registry.end("lost")
@@ -111,7 +111,7 @@ def test_silent_ranks_are_named_with_their_place_and_step() -> None:
     assert 0 not in registry.silent(30.0, 60.0), "a rank that has ended has nothing more to say"
 
 
-def test_the_time_that_ranks_take_to_join_is_no_silence() -> None:
+def test_the_time_that_ranks_take_to_join_does_not_count_as_silence() -> None:
     clock = _Clock()
     registry = RankRegistry(clock)
     registry.begin(["process 11 on a", "process 12 on b"])
@@ -123,7 +123,7 @@ def test_the_time_that_ranks_take_to_join_is_no_silence() -> None:
     assert set(registry.silent(30.0, 60.0)) == {0, 1}
 
 
-def test_an_attempt_that_is_over_says_how_far_it_was() -> None:
+def test_an_ended_attempt_reports_its_last_step() -> None:
     registry = RankRegistry()
     attempt = registry.begin(["a", "b"])
     registry.heartbeat(Heartbeat(attempt, 0, first_step=10, done=17, committed=16))

@@ -56,5 +56,5 @@ def test_what_can_never_be_arranged_is_refused(workers: dict[str, Any], layout: 
 
 
 @pytest.mark.parametrize(("room", "size"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (99, 8)])
-def test_what_there_is_room_for_is_rounded_down_to_a_size(room: int, size: int) -> None:
+def test_capacity_is_rounded_down_to_a_valid_size(room: int, size: int) -> None:
     assert round_down(room, [2, 4, 8]) == size

@@ -59,7 +59,7 @@ def test_no_share_is_made_up_where_the_peak_is_unknown_or_the_model_cannot_be_tr
 
 
 @pytest.mark.parametrize(("first", "last", "expected"), [(2, 5, [2, 3]), (4, 4, [4]), (9, 5, [])])
-def test_the_trace_holds_the_named_steps_also_where_the_run_ends_among_them(
+def test_the_trace_contains_the_named_steps_of_a_run_that_ends_among_them(
     first: int, last: int, expected: list[int]
 ) -> None:
     kept: dict[str, bytes] = {}

@@ -45,9 +45,7 @@ def _value(trained: Trained) -> float:
     return values.pop()
 
 
-def test_the_best_checkpoint_and_the_averages_are_taken_where_the_spec_says_so(
-    file_store: ObstoreStore, tmp_path: Path
-) -> None:
+def test_the_spec_selects_the_best_checkpoint_and_the_averages(file_store: ObstoreStore, tmp_path: Path) -> None:
     _run(file_store, tmp_path, ema={"decay": 0.9}, checkpoint={"keep_best": 1, "use": "best"})
     assert _value(load_trained(file_store, "r")) == 2 * AVERAGE
     assert _value(load_trained(file_store, "r", "newest", weights="raw")) == 3
@@ -59,7 +57,7 @@ def test_the_best_checkpoint_and_the_averages_are_taken_where_the_spec_says_so(
 
 
 @pytest.mark.fault
-def test_a_bundle_says_that_it_was_made_of_averages(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_bundle_reports_that_it_was_made_of_averages(file_store: ObstoreStore, tmp_path: Path) -> None:
     _run(file_store, tmp_path, ema={"decay": 0.9})
     exported = export_run(file_store, "r", 3, weights="raw")
     averaged = export_run(file_store, "r", 3)

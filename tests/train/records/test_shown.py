@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 class _Repeats(nn.Module):
-    """A language model that says what stands three places before."""
+    """A language model that predicts the token three positions before."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def _rows_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
 
 
-def test_a_language_model_goes_on_with_each_row_from_its_middle(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_language_model_continues_each_row_from_its_middle(file_store: ObstoreStore, tmp_path: Path) -> None:
     _, dataset = make_run(file_store, tmp_path, "decoder")
     rows = open_rows(dataset, "validation")
     shown = show_samples(_Repeats(dataset.features.num_outputs), rows, dataset, 3, CPU)
@@ -50,7 +50,7 @@ def test_a_language_model_goes_on_with_each_row_from_its_middle(file_store: Obst
     assert middle <= MAX_NEW_TOKENS
     decode = Tokenizer(dataset.tokenizer()).decode
     header, _, *lines = shown.splitlines()
-    assert header == "| row | text | goes on | predicted |"
+    assert header == "| row | text | continuation | predicted |"
     assert len(lines) == 3
     for number, (line, row) in enumerate(zip(lines, first.tolist(), strict=True)):
         expected = row[:middle]
@@ -82,7 +82,7 @@ def test_classes_are_shown_with_their_probabilities(file_store: ObstoreStore, tm
     ]
 
 
-def test_hidden_tokens_are_shown_beside_what_was_predicted(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_hidden_tokens_are_shown_with_their_predictions(file_store: ObstoreStore, tmp_path: Path) -> None:
     _, dataset = make_run(file_store, tmp_path, "encoder")
     rows = open_rows(dataset, "validation")
     batch = rows.take(np.arange(2), np.arange(2))
@@ -122,7 +122,7 @@ HISTORY: list[dict[str, Any]] = [
 ]
 
 
-def test_a_run_says_which_of_its_checkpoints_have_no_figures_and_why(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_run_lists_its_checkpoints_without_metrics_and_the_reasons(file_store: ObstoreStore, tmp_path: Path) -> None:
     _finished(file_store, tmp_path)
     run = Runs(file_store).get("r")
     assert (run.status, run.unvalidated) == ("finished", {2: "no memory"}), "step 4 was tried again"
@@ -133,7 +133,7 @@ def test_a_run_says_which_of_its_checkpoints_have_no_figures_and_why(file_store:
     assert "step 2 was not validated: no memory" in shown.getvalue()
 
 
-def test_a_report_says_what_was_trained_and_how_it_went_once_for_all(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_the_report_of_a_run_is_written_once_and_describes_it(file_store: ObstoreStore, tmp_path: Path) -> None:
     dataset = _finished(file_store, tmp_path)
     ended = FinalState(4, HISTORY, "DDP 2", {"training": 2.0, "validation": 1.0})
     committed = commit_report(file_store, "r", ended, [{"CPU": 8.0}])

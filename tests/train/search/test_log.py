@@ -99,7 +99,7 @@ def test_a_search_is_complete_unless_it_was_interrupted_before_its_time(file_sto
     assert not rank(spec, draw_trials(spec), {2: ENDED[2]}, {}).is_complete
 
 
-def test_a_search_whose_trials_have_all_ended_is_told_without_a_cluster(file_store: ObstoreStore) -> None:
+def test_a_search_whose_trials_have_all_ended_is_reported_without_a_cluster(file_store: ObstoreStore) -> None:
     spec, log = _spec(file_store, trials=2), SearchLog(file_store, "s")
     log.begin(spec)
     log.record(0, ENDED[0])

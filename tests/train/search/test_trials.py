@@ -91,7 +91,7 @@ def test_a_bad_trial_is_stopped_a_broken_one_reported_and_neither_ends_the_searc
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "ray_job_stop"])
-def test_an_interrupted_search_goes_on_where_its_trials_were(
+def test_an_interrupted_search_continues_its_trials(
     file_store: ObstoreStore, ray_cluster: RayCluster, number: signal.Signals
 ) -> None:
     spec = _spec(
@@ -142,7 +142,7 @@ def test_an_interrupted_search_goes_on_where_its_trials_were(
         (Progress(24, 24, 1.0, metrics={"loss": 0.4}, of_step=18), "validation_loss", MetricValue(18, 0.75, 0.4)),
         (Progress(6, 24, 1.0, loss=math.nan), "loss", None),
     ],
-    ids=["of_training", "another", "between_steps", "beside_training", "no_number"],
+    ids=["of_training", "another", "sync_validation", "async_validation", "no_number"],
 )
 def test_a_metric_counts_for_the_step_that_it_is_of(
     progress: Progress, metric: str, expected: MetricValue | None
@@ -150,7 +150,7 @@ def test_a_metric_counts_for_the_step_that_it_is_of(
     assert metric_of(progress, metric) == expected
 
 
-def test_what_a_search_tells_its_user_through_need_not_fit_into_the_files_that_tune_writes() -> None:
+def test_callbacks_of_a_search_need_not_be_picklable() -> None:
     from maas_ray.train.search.tune import _Follower, _scheduler
 
     console = threading.RLock()  # as that of rich has one

@@ -66,7 +66,7 @@ def test_the_reason_contains_metric_and_steps() -> None:
         ("loss", "max", "regression", True, "set mode to min"),
     ],
 )  # fmt: skip
-def test_a_metric_that_never_comes_is_refused(
+def test_a_metric_that_is_never_reported_is_refused(
     metric: str, mode: str, task: str, has_validation: bool, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
@@ -88,7 +88,7 @@ def test_a_checkpoint_has_only_the_validation_metrics_of_its_own_step() -> None:
     assert finite({"auroc": float("nan"), "perplexity": float("inf"), "loss": 1.0}) == {"loss": 1.0}
 
 
-def test_what_is_better_is_said_once_and_may_be_said_otherwise() -> None:
+def test_the_direction_of_a_metric_is_known_and_can_be_set() -> None:
     fields: dict[str, Any] = {
         "run": "r",
         "model": {"name": "mlp"},

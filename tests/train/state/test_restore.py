@@ -1,4 +1,4 @@
-"""A state that was saved under one layout goes on under any other: the next step is the same one."""
+"""A state saved under one layout continues under any other: the next step is the same."""
 
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,13 @@ def _assert_all_pairs_agree(tmp_path: Path, worlds: dict[int, list[dict[str, Any
         assert found == pytest.approx(expected, abs=1e-10), pair
 
 
-def test_a_state_saved_under_any_layout_of_two_ranks_goes_on_under_any_other(tmp_path: Path) -> None:
+def test_a_state_saved_under_any_layout_of_two_ranks_continues_under_any_other(tmp_path: Path) -> None:
     _assert_all_pairs_agree(tmp_path, {2: [TWO[1], TWO[2], TWO[3]]})
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(1200)
-def test_a_state_saved_under_any_layout_of_up_to_four_ranks_goes_on_under_any_other(tmp_path: Path) -> None:
+def test_a_state_saved_under_any_layout_of_up_to_four_ranks_continues_under_any_other(tmp_path: Path) -> None:
     _assert_all_pairs_agree(tmp_path, {2: TWO, 4: FOUR})
 
 

@@ -102,7 +102,7 @@ def test_transformers_loads_model_and_tokenizer_of_a_folder(
 
 
 @pytest.mark.fault
-def test_a_model_of_transformers_is_written_as_it_writes_itself(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_a_model_of_transformers_is_written_in_its_own_format(file_store: ObstoreStore, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -161,14 +161,14 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
         )
 
 
-def test_what_is_no_decoder_is_not_exported(file_store: ObstoreStore, tmp_path: Path) -> None:
+def test_only_decoders_are_exported(file_store: ObstoreStore, tmp_path: Path) -> None:
     _trained_run(file_store, tmp_path, "mlp")
     with pytest.raises(ModelError, match="has no Hugging Face format.*reshard"):
         export_hf(load_trained(file_store, "r"), open_store(str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("how", ["hf", "run"])
-def test_weights_are_those_of_the_source_and_the_run_says_which(
+def test_weights_are_those_of_the_source_that_the_run_records(
     file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path, how: str
 ) -> None:
     spec, dataset = trained
@@ -279,7 +279,7 @@ def test_sizes_of_a_decoder_are_the_same_however_they_are_given(
     start.check(same, _weights(spec, dataset))
 
 
-def test_weights_that_a_decoder_has_no_place_for_are_not_left_out_silently(
+def test_weights_that_a_decoder_lacks_are_not_dropped_silently(
     file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
 ) -> None:
     spec, dataset = trained
@@ -302,7 +302,7 @@ def test_an_output_layer_that_is_missing_is_not_the_embedding(
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, _weights(spec, dataset))
 
 
-def test_files_beside_those_that_the_index_names_are_none_of_the_model(
+def test_files_that_the_index_does_not_name_are_not_part_of_the_model(
     file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path
 ) -> None:
     spec, dataset = trained
@@ -321,7 +321,7 @@ def test_files_beside_those_that_the_index_names_are_none_of_the_model(
         open_start(InitSpec(hf=str(folder)), file_store, spec.storage).check(spec.model, weights)
 
 
-def test_an_export_does_not_join_what_another_one_has_left(
+def test_an_export_does_not_add_to_the_files_of_another_one(
     file_store: ObstoreStore, trained: tuple[TrainSpec, Dataset], folder: Path, tmp_path: Path
 ) -> None:
     half = tmp_path / "half"

@@ -1,4 +1,4 @@
-"""Validation beside training on a real cluster: the same metrics, each at its own step, whatever is interrupted."""
+"""Asynchronous validation on a real cluster: the same metrics, each at its own step, whatever is interrupted."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from maas_ray.train.records.checkpoint_selector import choose_step
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.validation.async_validation import Beside
+from maas_ray.train.validation.async_validation import AsyncValidator
 from maas_ray.train.validation.load_model import evaluate_trained, load_trained
 from tests.conftest import RayCluster
 from tests.support.small_runs import make_run
@@ -49,32 +49,31 @@ def _validated(store: ObstoreStore, run: str) -> dict[int, float]:
 
 
 @pytest.mark.fault
-def test_a_run_with_validation_beside_it_is_the_same_run_with_the_same_metrics(
+def test_async_validation_changes_neither_the_run_nor_the_metrics(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    beside = _create(file_store, tmp_path, run="beside")
-    result = run_training(beside, resume=True)
-    between = _create(file_store, tmp_path, run="between", validation={}, validate_every=4)
+    spec = _create(file_store, tmp_path, run="async")
+    result = run_training(spec, resume=True)
+    between = _create(file_store, tmp_path, run="sync", validation={}, validate_every=4)
     run_training(between, resume=True)
     digests = {
-        tensors_digest(read_index(open_checkpoint(file_store, checkpoints_prefix(run))))
-        for run in ("beside", "between")
+        tensors_digest(read_index(open_checkpoint(file_store, checkpoints_prefix(run)))) for run in ("async", "sync")
     }
     assert len(digests) == 1
-    found, expected = _validated(file_store, "beside"), _validated(file_store, "between")
+    found, expected = _validated(file_store, "async"), _validated(file_store, "sync")
     assert list(found) == list(expected) == [4, 8, 12, 16, 20, 24]
     assert found == pytest.approx(expected, rel=1e-5)
     assert result.metrics["validation_loss"] == found[24]
     best = min(found, key=lambda step: (found[step], -step))
     runs = Runs(file_store)
-    for run in ("beside", "between"):
+    for run in ("async", "sync"):
         assert best in list_checkpoints(file_store, checkpoints_prefix(run)), "the best one is kept"
         assert choose_step(file_store, runs.get(run), "best") == best
         assert choose_step(file_store, runs.get(run), None) == 24
 
 
 @pytest.mark.fault
-def test_early_stopping_decides_the_same_beside_and_after_an_interruption(
+def test_early_stopping_decides_the_same_with_async_validation_and_after_an_interruption(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
     # Nothing is better by so much: the metrics of steps 4, 8 and 12 end the run when those of 12 are due, at step 16.
@@ -106,17 +105,17 @@ def test_a_task_gives_the_metrics_of_its_checkpoint_and_leaves_them_in_the_log(
     run_training(
         spec.model_copy(update={"validation": spec.validation.model_copy(update={"mode": "sync"})}), resume=True
     )
-    beside = Beside(file_store, spec)
-    beside.resume([{"step": 24, "validation": {}}], [20, 24])
-    assert beside.is_ready(0.0), "nothing is missing"
-    beside.resume([], [20, 24])
+    validator = AsyncValidator(file_store, spec)
+    validator.resume([{"step": 24, "validation": {}}], [20, 24])
+    assert validator.is_ready(0.0), "nothing is missing"
+    validator.resume([], [20, 24])
     deadline = time.monotonic() + 120
-    while not beside.is_ready(1.0):
+    while not validator.is_ready(1.0):
         assert time.monotonic() < deadline
-    taken = beside.take()
+    taken = validator.take()
     assert taken is not None
     step, metrics, samples = taken
-    assert (step, beside.take()) == (24, None)
+    assert (step, validator.take()) == (24, None)
     assert metrics == evaluate_trained(load_trained(file_store, spec.run, 24), "validation").metrics
     assert samples.count("\n") == 3
     assert Runs(file_store).validated(spec.run) == {
@@ -124,15 +123,15 @@ def test_a_task_gives_the_metrics_of_its_checkpoint_and_leaves_them_in_the_log(
     }
     assert Runs(file_store).get(spec.run).status == "finished"
 
-    again = Beside(file_store, spec)
+    again = AsyncValidator(file_store, spec)
     again.start(24)
     assert again.is_ready(0.0), "what is in the log is not computed again"
-    again.start(7)  # which is no checkpoint
+    again.start(7)  # not a checkpoint
     while not again.is_ready(1.0):
         assert time.monotonic() < deadline
-    assert again.take() is None, "training goes on without what cannot be had"
+    assert again.take() is None, "training continues without the missing metrics"
     assert "7" in Runs(file_store).get(spec.run).unvalidated[7]
-    late = Beside(
+    late = AsyncValidator(
         file_store, spec.model_copy(update={"validation": spec.validation.model_copy(update={"timeout_s": 1e-9})})
     )
     late.start(20)
