@@ -6,8 +6,8 @@ import pickle
 from typing import Any
 
 from benchmarks.scale import cpu
-from maas_ray.serve.http.peers import Answers, collect
 from maas_ray.serve.http.scrape import scrape
+from maas_ray.serve.request.peers import Answers, collect
 from maas_ray.serve.telemetry.prometheus import exposition
 from maas_ray.serve.telemetry.stats import OUTCOMES, ReplicaStats
 

@@ -21,7 +21,7 @@ SCHEMES = ("file", "s3", "gs", "az")
 
 # Bounded: an unreachable store is reported after about half a minute instead of blocking a run.
 _CLIENT = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
-_RETRY = {
+RETRY = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=30),
     "backoff": {"base": 2, "init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3)},
@@ -250,7 +250,7 @@ def open_store(spec: StorageSpec | str) -> ObstoreStore:
         raise SpecError(
             f"storage.uri {spec.uri!r} names a user; write {scheme}://bucket/prefix: credentials come from the environment"
         )
-    options: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": dict(_RETRY)}
+    options: dict[str, Any] = {"client_options": dict(_CLIENT), "retry_config": dict(RETRY)}
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
         if not bucket:

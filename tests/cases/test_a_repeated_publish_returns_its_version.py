@@ -12,16 +12,16 @@ from maas_ray.registry.models import Registry
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.store.sequence import Sequence
 from tests.support.bundles import save_toy_bundle
-from tests.support.faulty import FaultyStore
+from tests.support.faulty import FaultyStore, WrappedStore
 
 WRITERS = 4
 
 
-class LossyStore(ObstoreStore):
+class LossyStore(WrappedStore):
     """Loses the responses of a share of create-only puts after they succeeded, and of another share before."""
 
     def __init__(self, store: ObstoreStore, seed: int, share: float) -> None:
-        super().__init__(store.uri, store._backend, store._directory, store.spec)
+        super().__init__(store)
         self._random = random.Random(seed)
         self._share = share
         self.num_lost = 0

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.data.large import tasks
 from maas_ray.data.large.tasks import MAX_RETRIES, run_tasks
 from maas_ray.errors import ClusterError, DataError
 
@@ -46,8 +45,7 @@ def test_a_task_that_is_lost_once_is_run_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_more_pieces_than_are_given_to_ray_at_a_time_all_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_MIN_WINDOW", 1)
+def test_more_pieces_than_are_given_to_ray_at_a_time_all_come(tmp_path: Path) -> None:
     found = dict(run_tasks(_crash, 50, {"marks": str(tmp_path), "bad": -1}, "the survey", 60))
     assert found == {number: number * number for number in range(50)}
 

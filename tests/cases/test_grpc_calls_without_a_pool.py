@@ -21,8 +21,8 @@ from maas_ray.serve.grpc.outcome import CallOutcome
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.unnamed import Served, Unnamed, model_of
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.handler import Handler
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.onnx_models import commit_bundle, linear
@@ -87,7 +87,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             manager = ModelManager(store, spec, pool=name)
             await manager.start()
             managers.append(manager)
-            handler = Handler(manager, spec.limits.max_body_bytes)
+            handler = Handler(manager)
             # Pool b must not forward the call: another pool has already forwarded it.
             pools.rpcs[name] = Rpcs(Service(handler, spec.limits), name, Unnamed(pools, name))
         server = grpc.aio.server()

@@ -20,8 +20,8 @@ from maas_ray.serve.grpc.entry import HEALTH, REFLECTIONS, SERVICE
 from maas_ray.serve.grpc.methods import GrpcMethods
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.handler import Handler
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.serve.conftest import app_spec, publish
 from tests.support.onnx_models import LINEAR, commit_bundle, linear, lookup
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     async def start() -> tuple[Any, int, ModelManager]:
         manager = ModelManager(store, spec)
         await manager.start()
-        rpcs = Rpcs(Service(Handler(manager, spec.limits.max_body_bytes), spec.limits), "pool")
+        rpcs = Rpcs(Service(Handler(manager), spec.limits), "pool")
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(tuple(rpcs.services().values()))
         port = server.add_insecure_port("127.0.0.1:0")

@@ -21,7 +21,7 @@ from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, BodyTooLarge, DeadlineExceeded, Overloaded, RunStopped
 from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.grpc import inference_pb2 as pb
-from maas_ray.serve.grpc.codec import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
+from maas_ray.serve.grpc.inference.message import MAX_TYPED_BYTES, ModelInfer, is_quickly_parsed
 from maas_ray.serve.wire.request import RequestReader
 from maas_ray.store.objects import open_store
 from tests.attacks.cases import chunked, request
@@ -235,7 +235,7 @@ def random_request(dice: random.Random, datatype: str) -> bytes:
 def test_reading_in_pieces_equals_reading_in_one_step(
     datatype: str, nullable: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maas_ray.serve.wire.large_json._PIECE", piece)
+    monkeypatch.setattr("maas_ray.serve.wire.large_json.PIECE_BYTES", piece)
     reader, dice = reader_of(datatype, nullable), random.Random(piece)
     outcomes = [0, 0]
     for _ in range(400):

@@ -4,8 +4,6 @@ Required: such a version runs in a separate process. The request is repeated onc
 error; requests that shared its run get correct responses, and everything else continues.
 """
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -107,9 +105,7 @@ def test_innocent_requests_of_the_same_run_and_other_models_are_answered_rightly
 
 
 def test_a_killed_process_loses_no_response(server: Server) -> None:
-    engine = engine_of(server, "dividing")
-    assert engine._process is not None
-    os.kill(engine._process.child.pid, signal.SIGKILL)
+    engine_of(server, "dividing").abort()
     time.sleep(0.1)
     assert quotients(divide(server, (6, 1))) == [3]
 

@@ -39,7 +39,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing answers at the endpoint, and no test has to wait for it."""
     from datetime import timedelta
 
-    monkeypatch.setattr(objects, "_RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
+    monkeypatch.setattr(objects, "RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)})
 
 
 COMMANDS: list[list[str]] = [

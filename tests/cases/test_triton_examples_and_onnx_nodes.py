@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 from maas_ray.registry.importing import import_onnx
 from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
-from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.request.handler import Handler
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish, serve_app
 from tests.support.node_tests import run_all
@@ -51,7 +51,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         publish(store, name, import_onnx(store, path / "model.onnx", labels=LABELS.get(name)).bundle_id)
     spec = app_spec(store, *MODELS, model_control="explicit", server_name="triton")
     for server in serve_app(store, spec, "protocol"):
-        handler = Handler(server.manager, spec.limits.max_body_bytes)
+        handler = Handler(server.manager)
 
         async def start(handler: Handler = handler) -> tuple[Any, int]:
             running = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])

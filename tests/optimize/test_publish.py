@@ -158,5 +158,5 @@ def test_the_threshold_of_the_validation_split_is_in_the_bundle_the_graph_and_th
     assert evaluation.metrics == bundle.info.metrics
     assert evaluation.metrics["accuracy"] == pytest.approx((decided == test.target).mean())
 
-    parameters = model_metadata("m", [1], bundle.info, {})["parameters"]
+    parameters = model_metadata("m", [1], bundle.info, {}).parameters
     assert (parameters["positive_class"], parameters["threshold"]) == ("fraud", threshold.value)

@@ -15,10 +15,10 @@ import uvloop
 
 from maas_ray.registry.models import Registry
 from maas_ray.serve.http.asgi_app import App
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.protocol import HttpProtocol
 from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.support.onnx_models import LOOKUP, MIXED, commit_bundle, linear, lookup, mixed
@@ -69,7 +69,7 @@ class Server:
 def serve_app(store: ObstoreStore, spec: ApplicationSpec, front: str = "plain") -> Iterator[Server]:
     """With the front `protocol` our protocol class is before the app, as in a replica; else uvicorn's own."""
     manager = ModelManager(store, spec)
-    handler = Handler(manager, spec.limits.max_body_bytes)
+    handler = Handler(manager)
     shared = HttpServerState(handler, spec.limits)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]

@@ -15,10 +15,10 @@ from maas_ray.registry.importing import import_onnx
 from maas_ray.registry.models import PRODUCTION, Registry
 from maas_ray.serve.front.replica_access import FrontOnly, front_check
 from maas_ray.serve.http.asgi_app import App
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.protocol import HttpProtocol
 from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.models.manager import ModelManager
+from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.store.objects import open_store
 

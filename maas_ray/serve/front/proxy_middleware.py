@@ -17,7 +17,8 @@ from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.front.proxy_protocol import CONNECTION, bound_handshakes
 from maas_ray.serve.front.sleeping_pools import ANSWERED, Asleep
 from maas_ray.serve.http.asgi_app import Message, Receive, Scope, Send
-from maas_ray.serve.request.head import Head, read_head, too_large
+from maas_ray.serve.request.head import Head, read_head
+from maas_ray.serve.request.limits import check_size, late_body
 from maas_ray.serve.request.response import Reply, error_reply
 from maas_ray.serve.spec.pools import ApplicationSpec, ReplicaRange
 from maas_ray.spec import parse_spec
@@ -113,17 +114,13 @@ class Doorkeeper:
                 while True:
                     message = await receive()
                     body += message.get("body", b"")
-                    if len(body) > spec.limits.max_body_bytes:
-                        raise too_large(len(body), spec.limits.max_body_bytes)
+                    check_size(len(body), spec.limits.max_body_bytes)
                     if message["type"] == "http.disconnect":
                         raise _HasLeftError
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"only {len(body)} bytes of the body arrived before the request's deadline; send faster or allow more "
-                "time"
-            ) from None
+            raise DeadlineExceeded(late_body(len(body))) from None
 
     async def _pool(self, identity: Any) -> tuple[ApplicationSpec, Asleep] | None:
         """Returns the spec of an application; None if it is not one of ours, or the controller does not answer."""

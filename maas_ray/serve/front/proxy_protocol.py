@@ -10,17 +10,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from maas_ray.cluster.node.environment import MAX_ANSWER_S
 from maas_ray.display import get_logger
-from maas_ray.errors import MaasError, Overloaded
+from maas_ray.errors import MaasError
 from maas_ray.haproxy.config.answers import HEADER_TIMEOUT_S
 from maas_ray.serve.front.reader_speed import ReaderSpeed
-from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, is_sound
+from maas_ray.serve.http.checked_parser import CheckedHttpProtocol
+from maas_ray.serve.http.slow_clients import BodySpeed, late_head, too_many_connections
 from maas_ray.serve.request.response import Reply, error_reply
 from maas_ray.serve.spec.pools import LimitsSpec
 
@@ -68,7 +68,7 @@ class Door:
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop) if self.connections else None
 
 
-class ProxyProtocol(HttpToolsProtocol):
+class ProxyProtocol(CheckedHttpProtocol):
     """One connection. uvicorn creates it; the door comes from the server hook."""
 
     def __init__(
@@ -86,7 +86,7 @@ class ProxyProtocol(HttpToolsProtocol):
         self._state = _NEW
         self._since = self.loop.time()
         self._received = 0
-        self._num_head_bytes = 0
+        self._speed = BodySpeed()
         self._reader: ReaderSpeed = None  # type: ignore[assignment]
         self._closing_since = 0.0
 
@@ -96,7 +96,7 @@ class ProxyProtocol(HttpToolsProtocol):
         door = self._door
         door.opened(self)
         if len(door.connections) > door.max_connections:
-            error = Overloaded(f"this proxy has reached its limit of {door.max_connections} connections; retry", 1.0)
+            error = too_many_connections("this proxy", door.max_connections)
             self._refuse(error.http_status, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -123,24 +123,11 @@ class ProxyProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
-        self._num_head_bytes = 0
         self.limits = self._door.limits
         self._enter(_HEAD)
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        if self._state == _HEAD:  # a trailer is not a header: it must not change the head
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if not is_sound(self.parser.get_http_version(), self.headers):
-            raise httptools.HttpParserError("the head is not valid")
+    def on_head_accepted(self) -> None:
         self._enter(_BODY)
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
@@ -171,9 +158,9 @@ class ProxyProtocol(HttpToolsProtocol):
         elif self._state == _NEW:
             self.transport.close()
         elif self._state == _HEAD and not self._is_answering():
-            self._refuse(408, MaasError(f"the head was not complete within {allowed_s:g} s; send it faster"))
+            self._refuse(408, MaasError(late_head(allowed_s)))
         elif self._state == _BODY:
-            self._check_speed(passed_s)
+            self._check_speed(now)
 
     def _check_end(self, now: float, allowed_s: float) -> None:
         """Called when nothing more is written: flushes data to the reader, then the TLS closure alert."""
@@ -182,26 +169,19 @@ class ProxyProtocol(HttpToolsProtocol):
         elif now - self._closing_since > allowed_s:
             self.transport.abort()
 
-    def _check_speed(self, passed_s: float) -> None:
-        received, least = self._received, self.limits.min_bytes_per_s
-        # By the speed since the last check, not since the start: a client that stops after a quick start is detected
-        # too.
-        self._enter(_BODY)
-        is_waited_for = not self.flow.read_paused and not self.cycle.waiting_for_100_continue
-        if is_waited_for and received < passed_s * least:
-            text = f"{received} bytes of the body arrived in the last {passed_s:.0f} s; send at least {least} bytes per second"
-            self._refuse(408, MaasError(text))
+    def _check_speed(self, now: float) -> None:
+        if not self._speed.is_due(now, self.limits):
+            return
+        problem = self._speed.check(now, self._received, self.limits)
+        if problem and not self.flow.read_paused and not self.cycle.waiting_for_100_continue:
+            self._refuse(408, MaasError(problem))
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _enter(self, state: int) -> None:
         self._state, self._since, self._received = state, self.loop.time(), 0
-
-    def _count(self, size: int) -> None:
-        self._num_head_bytes += size
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            raise httptools.HttpParserError("the head is too long")
+        self._speed.start(self._since)
 
     def _refuse(self, status: int, error: MaasError) -> None:
         """Closes the connection, with an error response if none has begun."""

@@ -3,21 +3,18 @@
 Only inference and loading start a replica. Independent of Ray and of sockets.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-import orjson
-
 from maas_ray.bundle.format import load_info
 from maas_ray.errors import MaasError, NotFound
 from maas_ray.registry.models import Registry, Version
+from maas_ray.serve.http import json_documents
+from maas_ray.serve.http.routes import json_reply
 from maas_ray.serve.http.scrape import scrape
 from maas_ray.serve.models.desired_state import DesiredState
 from maas_ray.serve.models.references import ResolvedReference, resolve_all
-from maas_ray.serve.request.head import Head, Header, Route
-from maas_ray.serve.request.response import JSON, Reply
+from maas_ray.serve.request.head import Head, Route
+from maas_ray.serve.request.response import Reply
 from maas_ray.serve.spec.pools import ServingSpec
-from maas_ray.serve.wire import v2
+from maas_ray.serve.wire.metadata import ServerMetadata, model_config, model_metadata
 from maas_ray.store.objects import ObjectStore
 
 ANSWERED = frozenset(
@@ -54,21 +51,23 @@ class Asleep:
         route = head.route
         match route.name:
             case "live":
-                return _json({"live": True})
+                return json_reply({"live": True})
             case "ready":
-                return _json({"ready": True, "asleep": True})
+                return json_reply({"ready": True, "asleep": True})
             case "server":
-                return _json(v2.server_metadata(self._spec.server_name))
+                return json_reply(json_documents.server_metadata(ServerMetadata(self._spec.server_name)))
             case "metrics":
                 return scrape(head.headers, [], pool=self._pool)
             case "models":
-                return _json({"models": list(dict.fromkeys(reference.spec.name for reference in self._references()))})
+                return json_reply(
+                    {"models": list(dict.fromkeys(reference.spec.name for reference in self._references()))}
+                )
             case "stats":
                 if route.model:
                     self._find(route)
-                return _json({"model_stats": []})
+                return json_reply({"model_stats": []})
             case "index":
-                return _json(self._index(body))
+                return json_reply(self._index(body))
         return self._about_model(route)
 
     def _about_model(self, route: Route) -> Reply:
@@ -78,23 +77,24 @@ class Asleep:
             (b"x-maas-version", str(found.version).encode()),
         )
         if route.name == "model_ready":
-            return _json({"name": route.model, "ready": True, "asleep": True}, headers)
+            return json_reply({"name": route.model, "ready": True, "asleep": True}, headers)
         if route.name == "versions":
-            return _json({"name": route.model, "versions": [str(number) for number in versions]})
+            return json_reply({"name": route.model, "versions": [str(number) for number in versions]})
         info = load_info(self._store, found.bundle)
         if route.name == "config":
             batching = self._spec.batching
-            config = v2.model_config(
+            config = model_config(
                 route.model,
                 versions,
                 info,
                 max_batch_size=batching.max_batch_size,
                 max_delay_us=round(batching.max_delay_ms * 1000),
             )
-            return _json(config, headers)
+            return json_reply(json_documents.model_config(config), headers)
         parameters = {"run": found.run, "version": str(found.version)}
         shown = versions if route.version is None else [route.version]
-        return _json(v2.model_metadata(route.model, shown, info, parameters), headers)
+        metadata = model_metadata(route.model, shown, info, parameters)
+        return json_reply(json_documents.model_metadata(metadata), headers)
 
     def _references(self) -> list[ResolvedReference]:
         desired = self._desired_state.models() if self._spec.model_control == "explicit" else {}
@@ -125,7 +125,3 @@ class Asleep:
             elif not ready_only:
                 entries.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": str(reference.names)})
         return entries
-
-
-def _json(value: Any, headers: Sequence[Header] = ()) -> Reply:
-    return Reply(200, (JSON, *headers), orjson.dumps(value))

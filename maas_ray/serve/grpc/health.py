@@ -11,8 +11,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2
 
 from maas_ray.errors import NotFound
-from maas_ray.serve.grpc.codec import parse
 from maas_ray.serve.grpc.entry import HEALTH, SERVICE
+from maas_ray.serve.grpc.inference.message import parse
 from maas_ray.suggestions import known_names
 
 WATCH_EVERY_S = 1.0

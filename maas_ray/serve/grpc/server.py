@@ -1,7 +1,5 @@
 """gRPC service on a server of grpc.aio: contexts, statuses and metadata. Independent of Ray."""
 
-import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,12 +10,14 @@ from maas_ray.errors import MaasError, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
 from maas_ray.serve.front.replica_access import refusal
 from maas_ray.serve.grpc import reflection
+from maas_ray.serve.grpc.caller import Caller, read_caller
 from maas_ray.serve.grpc.entry import HEALTH, HEALTH_STREAM, HEALTH_UNARY, REFLECTIONS, SERVICE, STREAM, UNARY
+from maas_ray.serve.grpc.inference.infer import PassOn
 from maas_ray.serve.grpc.outcome import CallOutcome
-from maas_ray.serve.grpc.service import Caller, PassOn, Service
+from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.status import CODES, status_of
 from maas_ray.serve.grpc.unnamed import APPLICATION, Carried, Unnamed
-from maas_ray.serve.request.head import MAX_REQUEST_ID_CHARS, Header, new_request_id
+from maas_ray.serve.request.head import Header
 from maas_ray.serve.request.response import internal_error
 
 log = get_logger(__name__)
@@ -53,7 +53,7 @@ class Rpcs:
             body: serialized request.
             context: context of grpc.aio, or Ray Serve's equivalent.
         """
-        caller = _caller(context)
+        caller = read_caller(context)
         try:
             if self._check_application(context) and self._unnamed is not None:
                 outcome = await self._unnamed.pass_on(method, body, context, caller.request_id)
@@ -80,7 +80,7 @@ class Rpcs:
 
     async def stream(self, bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers a stream; an error that ends it becomes the context's status."""
-        caller = _caller(context)
+        caller = read_caller(context)
         try:
             pass_on: PassOn | None = None
             if self._check_application(context) and (unnamed := self._unnamed) is not None:
@@ -94,7 +94,7 @@ class Rpcs:
 
     async def watch(self, body: bytes, context: Any) -> AsyncIterator[bytes]:
         """Answers `Watch` of `grpc.health.v1`."""
-        caller = _caller(context)
+        caller = read_caller(context)
         try:
             self._check_application(context)
             async for answer in self._service.health.watch(body):
@@ -141,20 +141,6 @@ class Rpcs:
 
 def _as_bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
-
-
-def _caller(context: Any) -> Caller:
-    metadata: dict[str, str] = dict(context.invocation_metadata() or ())
-    given = metadata.get("x-request-id") or metadata.get("request_id") or ""
-    is_usable = 0 < len(given) <= MAX_REQUEST_ID_CHARS and all("!" <= character <= "~" for character in given)
-    remaining = getattr(context, "time_remaining", None)  # Serve's context has none: its proxy enforces the deadline
-    remaining_s = remaining() if remaining is not None else None
-    return Caller(
-        request_id=given.encode() if is_usable else new_request_id(),
-        deadline=math.inf if remaining_s is None else asyncio.get_running_loop().time() + remaining_s,
-        traceparent=metadata.get("traceparent", "").encode(),
-        wants_status=metadata.get("triton_grpc_error", "").lower() == "true",
-    )
 
 
 def _pass_back(context: Any, outcome: CallOutcome) -> bytes:

@@ -13,10 +13,10 @@ import grpc
 
 from maas_ray.errors import BadRequest, NotFound
 from maas_ray.haproxy.names import UNNAMED_HEADER
-from maas_ray.serve.grpc.codec import parse
+from maas_ray.serve.grpc.control import CONTROL_METHODS
+from maas_ray.serve.grpc.inference.message import parse
 from maas_ray.serve.grpc.outcome import CallOutcome
-from maas_ray.serve.grpc.service import MAX_CONTROL_BYTES, QUESTIONS
-from maas_ray.serve.request.head import too_large
+from maas_ray.serve.request.limits import MAX_CONTROL_BYTES, check_size
 
 APPLICATION = "application"
 """Metadata with the name of the pool."""
@@ -164,9 +164,8 @@ def model_of(method: str, body: bytes) -> str:
     """Returns the name of the model in a request; empty if it has none. Raises `BadRequest`."""
     if method == "ModelInfer":
         return _first_field(body)
-    if len(body) > MAX_CONTROL_BYTES:
-        raise too_large(len(body), MAX_CONTROL_BYTES)
-    request = parse(QUESTIONS[method].request, body)
+    check_size(len(body), MAX_CONTROL_BYTES)
+    request = parse(CONTROL_METHODS[method].request, body)
     return str(getattr(request, "name", "") or getattr(request, "model_name", ""))
 
 

@@ -9,11 +9,18 @@ from typing import Any
 
 from maas_ray.display import get_logger
 from maas_ray.errors import DeadlineExceeded, MaasError
-from maas_ray.serve.http.handler import Handler
-from maas_ray.serve.request.head import INFERENCE, Head, new_request_id, read_head, too_large
+from maas_ray.serve.http.compressed import compress
+from maas_ray.serve.http.formats import format_of
+from maas_ray.serve.http.routes import answer
+from maas_ray.serve.request.handler import Handler
+from maas_ray.serve.request.head import INFERENCE, Head, Header, new_request_id, read_head
+from maas_ray.serve.request.limits import MAX_CONTROL_BYTES, check_size, late_body
+from maas_ray.serve.request.offload import Workers
+from maas_ray.serve.request.request import Request
 from maas_ray.serve.request.response import Reply, error_reply, internal_error
 from maas_ray.serve.request.url_path import below, sent_path
 from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.wire.compression import inflate
 
 log = get_logger(__name__)
 
@@ -28,12 +35,35 @@ INLINE_INFLATE_BYTES = 512
 """A longer compressed body is decompressed in a thread."""
 MOST_INFLATION = 1032
 """Maximum ratio of a body's decompressed to its compressed size (zlib.net/zlib_tech.html)."""
-MAX_CONTROL_BYTES = 64 << 10
-"""Maximum body of a request that is not an inference; it is parsed on the loop."""
 
 
 class _ClientGone(Exception):
     """The client has disconnected."""
+
+
+class _Pending:
+    """Receives the response of one inference request.
+
+    Args:
+        accept_encoding: the client's header.
+        workers: threads for its compression.
+    """
+
+    def __init__(self, accept_encoding: bytes, workers: Workers) -> None:
+        self.reply: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        """None: the client has disconnected."""
+        self._accept_encoding = accept_encoding
+        self._workers = workers
+
+    def send(self, answer: Reply) -> None:
+        compress(answer, self._accept_encoding, self._workers, self.end)
+
+    def refuse(self, error: MaasError, headers: tuple[Header, ...]) -> None:
+        self.end(error_reply(error, headers))
+
+    def end(self, reply: Reply | None) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
 
 
 class App:
@@ -66,7 +96,7 @@ class App:
                 read_head(head, self._limits)
             finally:
                 request_id = head.given_id or new_request_id()
-            head.reply_headers = self._handler.model_headers(head.route)
+            head.reply_headers = self._handler.descriptions.headers(head.route.model, head.route.version)
             reply = await self._reply(head, request_id, receive)
         except _ClientGone:
             return
@@ -94,7 +124,7 @@ class App:
             return await self._infer(head, request_id, body, receive, deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._handler.answer(head, bytes(body), deadline)
+                return await answer(self._handler, head, bytes(body), deadline)
         except TimeoutError:
             raise DeadlineExceeded(f"the response was not ready within {head.timeout_s:g} s; allow more time") from None
 
@@ -108,8 +138,7 @@ class App:
             async with asyncio.timeout_at(deadline):
                 while True:
                     expected = max(len(body), head.content_length or 0)
-                    if expected > limit:
-                        raise too_large(expected, limit)
+                    check_size(expected, limit)
                     budget.expect(expected - counted, expected)
                     counted = expected
                     message = await receive()
@@ -119,47 +148,45 @@ class App:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"only {len(body)} bytes of the body arrived before the request's deadline; send faster or allow more "
-                "time"
-            ) from None
+            raise DeadlineExceeded(late_body(len(body))) from None
         finally:
             budget.arrived(counted)
-        if len(body) > limit:
-            raise too_large(len(body), limit)
+        check_size(len(body), limit)
         return bytes(body) if len(body) <= MAX_CONTROL_BYTES else memoryview(body)
 
     async def _inflate(self, head: Head, body: bytes, deadline: float) -> bytes:
+        limit = self._limits.max_body_bytes
         if len(body) <= INLINE_INFLATE_BYTES:
-            return self._handler.inflate(head, body)
-        num_bytes = min(self._limits.max_body_bytes, MOST_INFLATION * len(body))
+            return inflate(body, head.content_encoding, limit)
+        num_bytes = min(limit, MOST_INFLATION * len(body))
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._handler.workers.run(lambda stop: self._handler.inflate(head, body), num_bytes)
+                return await self._handler.workers.run(
+                    lambda stop: inflate(body, head.content_encoding, limit), num_bytes
+                )
         except TimeoutError:
             raise DeadlineExceeded("decompressing the body exceeded the request's deadline; allow more time") from None
 
     async def _infer(
         self, head: Head, request_id: bytes, body: bytes | memoryview, receive: Receive, deadline: float
     ) -> Reply:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply | None] = loop.create_future()
-
-        def done(reply: Reply | None) -> None:
-            if not future.done():
-                future.set_result(reply)
-
-        call = self._handler.infer(head, request_id, body, deadline, done)
+        pending = _Pending(head.accept_encoding, self._handler.workers)
+        route, traceparent = head.route, head.traceparent
+        call = self._handler.infer(
+            Request(route.model, route.version, body, len(body), deadline, request_id, traceparent, format_of(head)),
+            pending,
+        )
         watchers: list[asyncio.Task[None]] = []
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 continue
-            done(None)
+            pending.end(None)
 
+        loop = asyncio.get_running_loop()
         timer = loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
         try:
-            reply = await future
+            reply = await pending.reply
         finally:
             # Also when this task is cancelled, which is how Serve signals that the client has disconnected.
             timer.cancel()

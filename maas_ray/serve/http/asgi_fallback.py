@@ -5,32 +5,31 @@ from typing import Any, Protocol
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from maas_ray.serve.http.raw_head import MAX_HEAD_BYTES, is_sound
+from maas_ray.serve.http.checked_parser import CheckedHttpProtocol
+from maas_ray.serve.http.raw_head import declared_length, without_upgrade
 
 
 class OwningConnection(Protocol):
     """The connection that this protocol serves temporarily."""
 
     loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
 
     def cold_is_done(self) -> None:
         """Called when no message is open any more."""
         ...
 
 
-class ColdProtocol(HttpToolsProtocol):
-    """Reports when no message is open; has the same limits and validity checks as the protocol class."""
+class ColdProtocol(CheckedHttpProtocol):
+    """Reports when no message is open."""
 
     def __init__(self, owner: OwningConnection, config: Config, state: ServerState, app_state: dict[str, Any]) -> None:
         super().__init__(config, state, app_state, owner.loop)
         self.owner = owner
         self.num_open = 0
         """Messages that have begun and whose body or response is not complete; each counts twice."""
-        self.num_head_bytes = 0
-        self.is_head = False
         self.is_reading = False
 
     @property
@@ -40,26 +39,13 @@ class ColdProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.num_open += 2
-        self.num_head_bytes = 0
-        self.is_head = self.is_reading = True
+        self.is_reading = True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
         if b"#" in url:  # RFC 9112 3.2: a target has no fragment; another parser could see another path
             raise httptools.HttpParserError("the target has a fragment")
         super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        if self.is_head:  # a trailer is not a header: it must not change the head
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self.is_head = False
-        if not is_sound(self.parser.get_http_version(), self.headers):
-            raise httptools.HttpParserError("the head is not valid")
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self.is_reading = False
@@ -78,12 +64,99 @@ class ColdProtocol(HttpToolsProtocol):
     def _should_upgrade_to_ws(self) -> bool:
         return False
 
-    def _count(self, size: int) -> None:
-        self.num_head_bytes += size
-        if self.num_head_bytes > MAX_HEAD_BYTES:
-            raise httptools.HttpParserError("the head is too long")
-
     def _closed_one(self) -> None:
         self.num_open -= 1
         if self.num_open == 0:
             self.owner.cold_is_done()
+
+
+class AsgiFallback:
+    """The protocol above for one connection, created by the first request that needs it.
+
+    Args:
+        owner: the connection.
+        config: uvicorn's configuration.
+        server_state: uvicorn's state.
+        app_state: uvicorn's application state.
+    """
+
+    __slots__ = ("_app_state", "_cold", "_config", "_owner", "_server_state", "received")
+
+    def __init__(
+        self, owner: OwningConnection, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        self._owner = owner
+        self._config = config
+        self._server_state = server_state
+        self._app_state = app_state
+        self._cold: ColdProtocol | None = None
+        self.received = 0
+        """Bytes of the message after its head."""
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether every open message is a complete GET or HEAD."""
+        return self._cold is not None and self._cold.only_reads
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the message is not complete."""
+        return self._cold is not None and self._cold.is_reading
+
+    @property
+    def has_begun_response(self) -> bool:
+        """Whether the response to the message has begun."""
+        return self._cold is not None and self._cold.cycle is not None and self._cold.cycle.response_started
+
+    def begin(self, data: bytes, end: int) -> tuple[bytes, bytes]:
+        """Begins a message.
+
+        Args:
+            data: bytes that begin with its head.
+            end: bytes of the head.
+
+        Returns:
+            What to `feed` first, and the bytes of later messages.
+        """
+        if self._cold is None:
+            self._cold = ColdProtocol(self._owner, self._config, self._server_state, self._app_state)
+            self._cold.connection_made(self._owner.transport)
+            self._server_state.connections.discard(self._cold)  # the owner represents both
+        head = without_upgrade(data[:end])
+        if len(head) < end:  # the parser would treat the body as bytes of the other protocol
+            data, end = head + data[end:], len(head)
+        self.received = -end
+        size = declared_length(data[:end])
+        if size is None or len(data) - end <= size:
+            return data, b""
+        return data[: end + size], data[end + size :]
+
+    def feed(self, data: bytes) -> bool:
+        """Parses bytes of the message; False if none has begun."""
+        cold = self._cold
+        if cold is None:
+            return True
+        self.received += len(data)
+        cold.data_received(data)
+        return cold.num_open > 0
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        if self._cold is not None:
+            self._cold.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has room."""
+        if self._cold is not None:
+            self._cold.resume_writing()
+
+    def shutdown(self) -> None:
+        """Closes the connection once the message is answered."""
+        if self._cold is not None:
+            self._cold.shutdown()
+
+    def lost(self, error: Exception | None) -> None:
+        """The connection was closed."""
+        if self._cold is not None:
+            self._cold.connection_lost(error)
+            self._cold = None

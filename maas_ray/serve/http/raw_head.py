@@ -61,6 +61,25 @@ def declared_length(raw: bytes) -> int | None:
     return int(found[0]) if found else 0
 
 
+def is_hopeless(data: bytes) -> bool:
+    """Whether the beginning of a head cannot become that of a request."""
+    return b"\n\n" in data or (b"\n" in data.lstrip(b"\r\n") and not REQUEST_LINE.match(data))
+
+
+def refusal(data: bytes, end: int) -> tuple[int, str] | None:
+    """Returns the status and the message for a complete head that no parser should read; None if one may.
+
+    Args:
+        data: bytes that begin with the head.
+        end: bytes of the head.
+    """
+    if end > MAX_HEAD_BYTES:
+        return 431, f"the head has {end} bytes, the limit is {MAX_HEAD_BYTES}; send fewer or shorter headers"
+    if not REQUEST_LINE.match(data):
+        return 400, "the first line is not a request line of HTTP/1.1 or HTTP/1.0"
+    return None
+
+
 def without_upgrade(raw: bytes) -> bytes:
     """Returns a head without its upgrade to another protocol, which is ignored as RFC 9110 7.8 allows."""
     return _UPGRADE.sub(b"", raw)

@@ -1,15 +1,16 @@
-"""State shared by all connections of one server: cached heads, first lines of responses, and one timer."""
+"""State shared by all connections of one server: cached heads, the writer of responses, and one timer."""
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from maas_ray.errors import MaasError
-from maas_ray.serve.http.handler import Handler
+from maas_ray.serve.http.formats import HttpFormat, format_of
 from maas_ray.serve.http.raw_head import parse_head
-from maas_ray.serve.request.head import Head, Header, read_head
+from maas_ray.serve.http.response_writer import ResponseWriter
+from maas_ray.serve.request.handler import Handler
+from maas_ray.serve.request.head import Header, read_head
 from maas_ray.serve.spec.pools import LimitsSpec
 
 MAX_REMEMBERED = 1024
@@ -18,6 +19,26 @@ MAX_REMEMBERED_BYTES = 2048
 SWEEP_S = 0.5
 """Seconds between two checks of the time limits of connections."""
 BUFFER_BYTES = 256 << 10
+
+
+@dataclass(eq=False, slots=True)
+class HotHead:
+    """The parts of a head that an inference request needs; several requests may share it."""
+
+    model: str
+    version: int | None
+    format: HttpFormat
+    num_bytes: int
+    """Bytes of the body."""
+    header_length: int
+    """Bytes of JSON before binary tensors; 0: unknown, or none."""
+    timeout_s: float
+    given_id: bytes
+    traceparent: bytes
+    accept_encoding: bytes
+    cors: tuple[Header, ...]
+    closes: bool
+    expects_continue: bool
 
 
 class Connection(Protocol):
@@ -54,20 +75,16 @@ class HttpServerState:
         self.is_from_front: Callable[[Iterable[Header]], bool] = lambda _: True
         """Whether a head has passed the cluster's front; called once for each new head."""
         self.connections: set[Connection] = set()
-        self.heads: dict[bytes, Head] = {}
+        self.heads: dict[bytes, HotHead] = {}
         """Cached heads by their bytes; `head` parses others."""
-        self.starts: dict[tuple[int, tuple[Header, ...]], bytes] = {}
-        """Cached beginnings of responses, up to the request id; `start` creates others."""
-        self.default_headers: list[Header] = []
-        """Headers that uvicorn adds to each response; a new list each second, with the new date."""
-        self._date = b""
+        self.writer = ResponseWriter()
         self.now = 0.0
         """Time on the loop's clock at the last sweep: accurate enough for limits of seconds."""
         self._sweeper: asyncio.TimerHandle | None = None
         # One buffer for all connections: received bytes are consumed before the next read.
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
 
-    def head(self, raw: bytes) -> Head | None:
+    def head(self, raw: bytes) -> HotHead | None:
         """Returns the head of a request that is answered here; None if it is not, or if it is refused."""
         head = parse_head(raw, self.base_path())
         if head is None or not self.is_from_front(head.headers):
@@ -78,27 +95,26 @@ class HttpServerState:
             return None  # the ASGI app refuses it, with the same layers
         if head.route.name != "infer" or head.content_length is None or head.content_encoding != b"identity":
             return None
+        found = HotHead(
+            model=head.route.model,
+            version=head.route.version,
+            format=format_of(head),
+            num_bytes=head.content_length,
+            header_length=head.header_length or 0,
+            timeout_s=head.timeout_s,
+            given_id=head.given_id,
+            traceparent=head.traceparent,
+            accept_encoding=head.accept_encoding,
+            cors=head.cors,
+            closes=head.closes,
+            expects_continue=head.expects_continue,
+        )
         # A head with an id or a trace is never repeated.
         if not head.given_id and not head.traceparent and len(raw) <= MAX_REMEMBERED_BYTES:
             if len(self.heads) >= MAX_REMEMBERED:
                 self.heads.clear()
-            self.heads[raw] = head
-        return head
-
-    def start(self, status: int, headers: tuple[Header, ...]) -> bytes:
-        """Returns the beginning of a response, up to the request id; cached, since a model's responses begin alike."""
-        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), self._date, b"x-request-id: "]
-        start = b"".join(lines)
-        if len(self.starts) >= MAX_REMEMBERED:
-            self.starts.clear()
-        self.starts[status, headers] = start
-        return start
-
-    def renew_date(self, default_headers: list[Header]) -> None:
-        """Copies the `date` header from uvicorn's list."""
-        self.default_headers = default_headers
-        self.starts.clear()
-        self._date = b"".join(b"%b: %b\r\n" % header for header in default_headers if header[0] == b"date")
+            self.heads[raw] = found
+        return found
 
     def connected(self, connection: Connection) -> None:
         """Adds a connection, and monitors its time limits."""

@@ -11,7 +11,7 @@ from ray import serve
 
 from maas_ray.display import get_logger
 from maas_ray.ray_internals.serve import replica_results
-from maas_ray.serve.http.peers import Answers, collect
+from maas_ray.serve.request.peers import Answers, collect
 
 log = get_logger(__name__)
 

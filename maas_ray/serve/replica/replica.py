@@ -16,13 +16,13 @@ from maas_ray.serve.grpc.server import Rpcs
 from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.grpc.unnamed import Unnamed
 from maas_ray.serve.http.asgi_app import App
-from maas_ray.serve.http.handler import Handler
 from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.replica import server_hook
 from maas_ray.serve.replica.broadcast import Broadcast
 from maas_ray.serve.replica.connection_limit import allowed_connections
 from maas_ray.serve.replica.other_pools import RayNeighbors
+from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.spec.pools import ApplicationSpec
 from maas_ray.serve.telemetry.access_log import open_access_log
 from maas_ray.serve.telemetry.stats import ReplicaStats
@@ -68,7 +68,6 @@ class Replica(GrpcMethods):
             manager.stats.log_drops = lambda: access_log.num_dropped
         self._handler = Handler(
             manager,
-            limits.max_body_bytes,
             peers=Broadcast(context.deployment, context.app_name, self.ask_here),
             observers=[observer for observer in (access_log, tracer) if observer is not None],
         )
@@ -97,7 +96,7 @@ class Replica(GrpcMethods):
 
     async def ask_here(self, question: str, argument: str) -> Any:
         """Answers a call of `Broadcast` for this replica."""
-        return await self._handler.ask_here(question, argument)
+        return await self._handler.pool.ask_here(question, argument)
 
     async def carry(self, method: str, body: bytes, metadata: dict[str, str], timeout_s: float) -> Any:
         """Answers a gRPC call that a replica of another pool has forwarded, with the fields of a `CallOutcome`."""

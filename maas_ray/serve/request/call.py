@@ -17,8 +17,8 @@ from maas_ray.errors import DeadlineExceeded, MaasError
 from maas_ray.serve.batching.item import Item, Tensors
 from maas_ray.serve.models.loaded import Loaded
 from maas_ray.serve.models.manager import ModelManager
-from maas_ray.serve.request.head import Head, Header
 from maas_ray.serve.request.offload import Workers
+from maas_ray.serve.request.request import AnswerT, MessageT, Request, Responder, WireFormat
 from maas_ray.serve.request.response import internal_error
 from maas_ray.serve.telemetry.request_record import Observer, RequestRecord
 from maas_ray.serve.telemetry.stats import Outcome, outcome_of
@@ -26,15 +26,12 @@ from maas_ray.serve.wire.checks import InferRequest
 
 log = get_logger(__name__)
 
-MessageT = TypeVar("MessageT")
-RespondT = TypeVar("RespondT")
-AnswerT = TypeVar("AnswerT")
 T = TypeVar("T")
 _NOTHING: Tensors = {}
 
 INLINE_READ_BYTES = 32 << 10
-"""A longer request is read in a thread if its format can be expensive; see `Call.is_read_apart`. The most expensive
-32 KiB of JSON (lists of one number, the last of them invalid) were measured to take 6 ms."""
+"""A longer request is read in a thread if its format can be expensive; see `WireFormat.is_slow_to_read`. The most
+expensive 32 KiB of JSON (lists of one number, the last of them invalid) were measured to take 6 ms."""
 
 
 class CallOwner(Protocol):
@@ -47,95 +44,51 @@ class CallOwner(Protocol):
     """Number of requests that were received and not answered."""
 
 
-class Call(Item, Generic[MessageT, RespondT, AnswerT]):
-    """One inference request, which is also the item in the queue.
-
-    A subclass parses the message, writes the response and sends it; each of its methods is called at most once.
+class Call(Item, Generic[MessageT, AnswerT]):
+    """One inference request in progress, which is also the item in the queue.
 
     Args:
         owner: shared state of the replica.
-        head: parsed head of the request.
-        request_id: request id for the response.
-        message: message as received.
-        num_bytes: bytes of the message.
-        deadline: time on the loop's clock after which the response is not wanted.
-        respond: receives the response; not called after `cancel`.
+        request: the request.
+        responder: receives the result; not called after `cancel`.
     """
 
-    __slots__ = ("_apart", "_head", "_id", "_is_open", "_loaded", "_message", "_owner", "_read_at", "_request", "_respond", "_started", "_waiting")  # fmt: skip
+    __slots__ = ("_apart", "_format", "_id", "_infer", "_is_open", "_loaded", "_message", "_model", "_owner", "_read_at", "_responder", "_started", "_traceparent", "_version", "_waiting")  # fmt: skip
 
-    def __init__(
-        self, owner: CallOwner, head: Head, request_id: bytes, message: MessageT, num_bytes: int, deadline: float,
-        respond: RespondT,
-    ) -> None:  # fmt: skip
-        # Sets the fields of an `Item` here, not by its constructor: every request uses this path.
+    def __init__(self, owner: CallOwner, request: Request[MessageT, AnswerT], responder: Responder[AnswerT]) -> None:
+        # Takes the request apart, since its message must be released before the call ends, and sets the fields of an
+        # `Item` here, not by its constructor: every request uses this path.
+        (
+            self._model, self._version, message, self.num_bytes, self.deadline, self._id, self._traceparent,
+            self._format,
+        ) = request  # fmt: skip
+        self._message: Any = message
+        self._owner = owner
+        self._responder = responder
         self.inputs = _NOTHING
         self.num_rows = 0
-        self.num_bytes = num_bytes
-        self.deadline = deadline
         self.done = None
         self.is_waiting = False
         self.has_ended_process = False
         self.queue_s = self.run_s = 0.0
-        self._owner = owner
-        self._head = head
-        self._id = request_id
-        self._message: MessageT | None = message
-        self._respond = respond
         self._is_open = True
         self._loaded: Loaded | None = None
-        self._request: InferRequest | None = None
+        self._infer: InferRequest | None = None
         self._waiting: Any = None
         self._apart: tuple[StopSignal, asyncio.TimerHandle] | None = None
         self._started = self._read_at = self.arrived_s = perf_counter()
 
-    def has_priority(self) -> bool:
-        """Whether it may request a priority; evaluated before it is parsed."""
-        raise NotImplementedError
-
-    def read(self, loaded: Loaded) -> InferRequest:
-        """Returns the request as tensors that match the model's signature."""
-        raise NotImplementedError
-
-    def is_read_apart(self, loaded: Loaded) -> bool:
-        """Whether a message of more than `INLINE_READ_BYTES` may take long to parse, so that a thread does it."""
-        raise NotImplementedError
-
-    def read_large(self, loaded: Loaded, stop: StopSignal) -> InferRequest:
-        """As `read`, in a thread; ends early once `stop` is set."""
-        raise NotImplementedError
-
-    def write(self, loaded: Loaded, request: InferRequest, outputs: Tensors) -> AnswerT | None:
-        """Returns the response; None if writing it takes so long that a thread must do it."""
-        raise NotImplementedError
-
-    def write_large(self, loaded: Loaded, request: InferRequest, outputs: Tensors, stop: StopSignal) -> AnswerT:
-        """As `write`, in a thread; ends early once `stop` is set."""
-        raise NotImplementedError
-
-    def size(self, answer: AnswerT) -> int:
-        """Returns the bytes of a response."""
-        raise NotImplementedError
-
-    def send(self, loaded: Loaded, answer: AnswerT) -> None:
-        """Sends the response that `write` returned."""
-        raise NotImplementedError
-
-    def refuse(self, error: MaasError, headers: tuple[Header, ...]) -> None:
-        """Sends an error, with the headers of its version."""
-        raise NotImplementedError
-
     def start(self) -> None:
         """Finds the model, or waits for its load."""
-        owner, route = self._owner, self._head.route
+        owner = self._owner
         owner.num_ongoing += 1
         try:
-            loaded = owner.manager.find(route.model, route.version)
+            loaded = owner.manager.find(self._model, self._version)
             if loaded is not None:
                 self._queue_at(loaded)
             else:
                 self._waiting = owner.manager.load_soon(
-                    route.model, route.version, self.deadline, self._ready, num_bytes=self.num_bytes
+                    self._model, self._version, self.deadline, self._ready, num_bytes=self.num_bytes
                 )
         except Exception as error:
             self._fail(error)
@@ -165,18 +118,14 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         batcher = loaded.batcher
         if request is None:
             self._loaded = loaded
-            if batcher.is_behind and not self.has_priority():
+            wire, message = self._format, self._message
+            if batcher.is_behind and not wire.may_have_priority(message):
                 batcher.admit(self.deadline)
-            if self.num_bytes > INLINE_READ_BYTES and self.is_read_apart(loaded):
-                self._do_apart(
-                    lambda stop: self.read_large(loaded, stop),
-                    self.num_bytes,
-                    lambda request, error: self._was_read(loaded, request, error),
-                    "reading the request",
-                )
+            if self.num_bytes > INLINE_READ_BYTES and wire.is_slow_to_read(loaded, message):
+                self._read_apart(loaded, wire, message)
                 return
-            request = self.read(loaded)
-        self._request = request
+            request = wire.read(loaded, message)
+        self._infer = request
         self._message = None  # JSON has been parsed; binary tensors reference their own part of it
         self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
         if request.timeout_us is not None:
@@ -199,20 +148,15 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + left_s)
 
     def _finished(self, outputs: Tensors | None, error: MaasError | None) -> None:
-        loaded, request = self._loaded, self._request
+        loaded, request = self._loaded, self._infer
         if loaded is None or request is None or outputs is None:
             self._fail(error or MaasError("the run returned no outputs"))
             return
         began = perf_counter()
         try:
-            answer = self.write(loaded, request, outputs)
+            answer = self._format.write(loaded, request, outputs)
             if answer is None:
-                self._do_apart(
-                    lambda stop: self.write_large(loaded, request, outputs, stop),
-                    min(loaded.max_answer_bytes, sum(array.nbytes for array in outputs.values())),
-                    lambda answer, error: self._was_written(loaded, answer, error, began),
-                    "writing the response",
-                )
+                self._write_apart(loaded, request, outputs, began)
                 return
         except Exception as failure:
             self._cannot_write(loaded, failure)
@@ -226,8 +170,8 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
         owner.num_ongoing -= 1
         loaded.stats.served(self.arrived_s - self._read_at, ended - began, total_s, self.num_rows, time())
         if owner.observers:
-            self._tell("ok", 200, self.size(answer), total_s)
-        self.send(loaded, answer)
+            self._tell("ok", 200, self._format.num_bytes(answer), total_s)
+        self._responder.send(answer)
 
     def _cannot_write(self, loaded: Loaded, failure: Exception) -> None:
         """Reports the failure to the client now, not at the deadline."""
@@ -236,7 +180,23 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             failure = MaasError("the response cannot be written in the requested format; request other outputs")
         self._fail(failure)
 
-    # Work in threads
+    # Work in threads; its closures are apart from the code that every request runs, which they would slow down
+
+    def _read_apart(self, loaded: Loaded, wire: WireFormat[MessageT, AnswerT], message: MessageT) -> None:
+        self._do_apart(
+            lambda stop: wire.read_large(loaded, message, stop),
+            self.num_bytes,
+            lambda request, error: self._was_read(loaded, request, error),
+            "reading the request",
+        )
+
+    def _write_apart(self, loaded: Loaded, request: InferRequest, outputs: Tensors, began: float) -> None:
+        self._do_apart(
+            lambda stop: self._format.write_large(loaded, request, outputs, stop),
+            min(loaded.max_answer_bytes, sum(array.nbytes for array in outputs.values())),
+            lambda answer, error: self._was_written(loaded, answer, error, began),
+            "writing the response",
+        )
 
     def _do_apart(
         self,
@@ -291,7 +251,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             log.error("request %s failed unexpectedly", self._id.decode(), exc_info=error)
             error = internal_error(self._id)
         self._close(outcome_of(error), error.http_status)
-        self.refuse(error, self._loaded.headers if self._loaded is not None else ())
+        self._responder.refuse(error, self._loaded.headers if self._loaded is not None else ())
 
     def _close(self, outcome: Outcome, status: int) -> None:
         self._is_open = False
@@ -325,7 +285,7 @@ class Call(Item, Generic[MessageT, RespondT, AnswerT]):
             read_s=self.arrived_s - self._read_at,
             queue_s=self.queue_s,
             compute_s=self.run_s,
-            traceparent=self._head.traceparent,
+            traceparent=self._traceparent,
         )
         for observer in self._owner.observers:
             observer.note(record)

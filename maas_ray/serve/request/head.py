@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from maas_ray.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound
+from maas_ray.errors import BadRequest, MethodNotAllowed, NotFound
 from maas_ray.serve.request import unsupported_extensions
+from maas_ray.serve.request.limits import check_size, is_request_id
 from maas_ray.serve.request.url_path import decode_name, split_path
 from maas_ray.serve.spec import cors
 from maas_ray.serve.spec.pools import LimitsSpec
@@ -18,7 +19,6 @@ from maas_ray.serve.wire.binary import read_header_length
 
 Header = tuple[bytes, bytes]
 
-MAX_REQUEST_ID_CHARS = 128
 ENCODINGS = frozenset({b"identity", b"gzip", b"deflate"})
 _SINGLE = frozenset(
     {b"content-length", b"content-encoding", b"inference-header-content-length", b"x-request-timeout-ms", b"host"}
@@ -100,7 +100,7 @@ Layer = Callable[[Head, Mapping[bytes, bytes], LimitsSpec], None]
 def request_id(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
     """Reads the client's `x-request-id`; an invalid one is replaced. Every response has it."""
     given = headers.get(b"x-request-id", b"")
-    if 0 < len(given) <= MAX_REQUEST_ID_CHARS and all(33 <= byte <= 126 for byte in given):
+    if is_request_id(given):
         head.given_id = given
     head.traceparent = headers.get(b"traceparent", b"")
     head.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
@@ -150,8 +150,7 @@ def body_limit(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -
     if not (declared.isdigit() and len(declared) <= 18):
         raise BadRequest(f"content-length {declared[:40]!r} is not a number of bytes")
     head.content_length = int(declared)
-    if head.content_length > limits.max_body_bytes:
-        raise too_large(head.content_length, limits.max_body_bytes)
+    check_size(head.content_length, limits.max_body_bytes)
 
 
 def body_form(head: Head, headers: Mapping[bytes, bytes], limits: LimitsSpec) -> None:
@@ -216,11 +215,6 @@ def find_route(path: str) -> Route:
         case ["v2", "models", segment, *rest] if model := decode_name(segment):
             return _model_route(path, model, rest)
     raise NotFound(f"no path {_short(path)}; the protocol's paths begin with v2, those of models with v2/models")
-
-
-def too_large(size: int, limit: int) -> BodyTooLarge:
-    """Returns the error for a body that has at least `size` bytes."""
-    return BodyTooLarge(f"the body has at least {size} bytes, the limit is {limit}; send fewer rows per request")
 
 
 _PREFIX = os.urandom(8).hex().encode()

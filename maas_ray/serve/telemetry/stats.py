@@ -291,52 +291,9 @@ def merge_pool(replicas: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], d
     return {key: merge(found[key]) for key in sorted(found)}
 
 
-def triton_statistics(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an entry of `model_stats` of the v2 statistics extension (Triton, docs/protocol/extension_statistics.md).
-
-    Parsing counts as `compute_input`, writing as `compute_output`; there is no response cache. A run of more than
-    `MAX_EXACT_ROWS` rows is listed under the next power of two in `batch_stats`.
-    """
-    outcomes = snapshot["outcomes"]
-    num_ok = outcomes["ok"]
-    none = {"count": 0, "ns": 0}
-    return {
-        "name": snapshot["model"],
-        "version": str(snapshot["version"]),
-        "last_inference": snapshot["last_ms"],
-        "inference_count": snapshot["rows"],
-        "execution_count": sum(runs for _, runs, _ in snapshot["batches"]),
-        "inference_stats": {
-            "success": {"count": num_ok, "ns": snapshot["request"]["ns"]},
-            "fail": {"count": sum(outcomes.values()) - num_ok, "ns": snapshot["fail_ns"]},
-            "queue": _duration(snapshot["queue"]),
-            "compute_input": {"count": snapshot["converted"], "ns": snapshot["read_ns"]},
-            "compute_infer": _duration(snapshot["compute"]),
-            "compute_output": {"count": snapshot["converted"], "ns": snapshot["write_ns"]},
-            "cache_hit": none,
-            "cache_miss": none,
-        },
-        "response_stats": {},
-        "batch_stats": [
-            {
-                "batch_size": size,
-                "compute_input": {"count": runs, "ns": 0},
-                "compute_infer": {"count": runs, "ns": run_ns},
-                "compute_output": {"count": runs, "ns": 0},
-            }
-            for size, runs, run_ns in snapshot["batches"]
-        ],
-        "memory_usage": [],
-    }
-
-
 def _buckets() -> list[int]:
     return [0] * (len(BOUNDS_S) + 1)
 
 
 def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-def _duration(histogram: Mapping[str, Any]) -> dict[str, int]:
-    return {"count": sum(histogram["counts"]), "ns": histogram["ns"]}

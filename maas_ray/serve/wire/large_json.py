@@ -25,7 +25,7 @@ from maas_ray.serve.wire.tensors import BINARY_ONLY, MAX_STRINGS, read_json, sho
 MAX_SKELETON_BYTES = 64 << 10
 """Maximum JSON of a large request without the data of its inputs; it is parsed in one step."""
 
-_PIECE = 64 << 10
+PIECE_BYTES = 64 << 10
 _KEY = b'"data"'
 _COLON = re.compile(rb"\s*:\s*(?=\[)")
 _STRING = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
@@ -62,7 +62,7 @@ class Span:
         Raises:
             BadRequest: it does not end, or has too many strings or an element that is too long.
         """
-        depth, size = 0, _PIECE
+        depth, size = 0, PIECE_BYTES
         while True:
             self._pause()
             piece = text[start : start + size]
@@ -84,7 +84,7 @@ class Span:
             self._add(text[start:end], tokens[:cut])
             if is_last:
                 return end
-            depth, start, size = int(depths[cut - 1]), end, _PIECE
+            depth, start, size = int(depths[cut - 1]), end, PIECE_BYTES
 
     def array(self, spec: TensorSpec, shape: tuple[int, ...], numbers: Numbers | None) -> Array:
         """Returns the tensor.
@@ -178,14 +178,14 @@ def split(text: bytes, max_spans: int, pause: Pause) -> dict[str, Any]:
     Raises:
         BadRequest: not JSON, not an object, or too much JSON besides the data of its inputs.
     """
-    if text[:_PIECE].lstrip(_SPACE)[:1] != b"{":
+    if text[:PIECE_BYTES].lstrip(_SPACE)[:1] != b"{":
         raise BadRequest("the body is not JSON that begins with an object; send {'inputs': [{name, shape, …}, ...]}")
     spans: dict[str, Span] = {}
     parts: list[bytes] = []
     done = place = 0
     while len(spans) < max_spans and (place := text.find(_KEY, place)) >= 0:
         place += len(_KEY)
-        colon = _COLON.match(text, place, place + _PIECE)
+        colon = _COLON.match(text, place, place + PIECE_BYTES)
         if colon is None:
             continue
         span = Span(pause)

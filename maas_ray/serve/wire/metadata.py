@@ -1,9 +1,10 @@
-"""Server and model metadata of the Open Inference Protocol v2, as plain JSON values.
+"""Server and model metadata of the Open Inference Protocol v2, as values from which every protocol writes its own form.
 
 Sources: inference_rest.md of the protocol, and triton-inference-server's model_config.proto for the configuration.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from maas_ray.bundle.format import BundleInfo, Datatype, TensorSpec
@@ -12,6 +13,7 @@ from maas_ray.version import __version__
 _CHANNELS = (1, 3)
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
+FILENAME = "model.onnx"
 EXTENSIONS = (
     "classification",
     "generate",
@@ -26,24 +28,71 @@ EXTENSIONS = (
 """Names used by Triton; only extensions that are supported here."""
 
 
-def server_metadata(name: str = "maas-ray") -> dict[str, Any]:
-    """Returns the response of `GET v2`."""
-    return {"name": name, "version": __version__, "extensions": list(EXTENSIONS)}
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    """Name, version and extensions of the server."""
+
+    name: str = "maas-ray"
+    version: str = __version__
+    extensions: tuple[str, ...] = EXTENSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """Name, versions and signature of a model."""
+
+    name: str
+    versions: tuple[int, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, Any]
+    """Our addition to the protocol: task, labels, run, problems."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorConfig:
+    """One input or output in a `ModelConfig`."""
+
+    name: str
+    data_type: str
+    """Name in the enum `DataType` of model_config.proto."""
+    dims: tuple[int, ...]
+    """Shape without the batch dimension."""
+    format: str
+    """Position of an image's channels, as in the enum `ModelInput.Format`; Triton's image clients read it."""
+    optional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The parts of Triton's ModelConfig that apply here."""
+
+    name: str
+    versions: tuple[int, ...]
+    """Served versions."""
+    max_batch_size: int
+    """Maximum rows of one run; 0 for a model without a batch dimension."""
+    max_delay_us: int | None
+    """How long a run waits for more rows, in microseconds; None: there is no batch dimension."""
+    inputs: tuple[TensorConfig, ...]
+    outputs: tuple[TensorConfig, ...]
 
 
 def model_metadata(
     name: str, versions: Sequence[int], info: BundleInfo, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the response of `GET v2/models/{name}`; `parameters` is our addition to the protocol."""
+) -> ModelMetadata:
+    """Returns the metadata of a model.
+
+    Args:
+        name: name of the model.
+        versions: versions to name.
+        info: description of the version.
+        parameters: added to the task and the labels.
+    """
     labels = {"labels": info.labels} if info.labels is not None else {}
-    return {
-        "name": name,
-        "versions": [str(version) for version in versions],
-        "platform": PLATFORM,
-        "inputs": [_describe(tensor) for tensor in info.signature.inputs],
-        "outputs": [_describe(tensor) for tensor in info.signature.outputs],
-        "parameters": {"task": info.task, **labels, **_decision(info), **parameters},
-    }
+    signature = info.signature
+    about = {"task": info.task, **labels, **_decision(info), **parameters}
+    return ModelMetadata(name, tuple(versions), signature.inputs, signature.outputs, about)
 
 
 def _decision(info: BundleInfo) -> dict[str, Any]:
@@ -56,56 +105,38 @@ def _decision(info: BundleInfo) -> dict[str, Any]:
 
 def model_config(
     name: str, versions: Sequence[int], info: BundleInfo, *, max_batch_size: int, max_delay_us: int = 0
-) -> dict[str, Any]:
-    """Returns the response of `GET v2/models/{name}/config`: the parts of Triton's ModelConfig that apply here.
+) -> ModelConfig:
+    """Returns the configuration of a model.
 
     Args:
         name: name of the model.
         versions: served versions.
         info: description of the version.
-        max_batch_size: maximum rows of one run; 0 is sent for a model without a batch dimension.
-        max_delay_us: how long a run waits for more rows, in microseconds.
+        max_batch_size: maximum rows of one run; ignored for a model without a batch dimension.
+        max_delay_us: how long a run waits for more rows, in microseconds; likewise.
     """
-    is_batched = info.signature.is_batched
-    config: dict[str, Any] = {
-        "name": name,
-        "platform": PLATFORM,
-        "backend": BACKEND,
-        "version_policy": {"specific": {"versions": list(versions)}},
-        "max_batch_size": max_batch_size if is_batched else 0,
-        "input": [
-            {**_configure(tensor, is_batched), "format": _format(tensor, is_batched), "optional": tensor.optional}
-            for tensor in info.signature.inputs
-        ],
-        "output": [_configure(tensor, is_batched) for tensor in info.signature.outputs],
-        "default_model_filename": "model.onnx",
-    }
-    if is_batched:
-        config["dynamic_batching"] = {"max_queue_delay_microseconds": max_delay_us, "preserve_ordering": False}
-    return config
+    signature = info.signature
+    is_batched = signature.is_batched
+    return ModelConfig(
+        name=name,
+        versions=tuple(versions),
+        max_batch_size=max_batch_size if is_batched else 0,
+        max_delay_us=max_delay_us if is_batched else None,
+        inputs=tuple(_configure(tensor, is_batched) for tensor in signature.inputs),
+        outputs=tuple(_configure(tensor, is_batched) for tensor in signature.outputs),
+    )
 
 
-def _describe(tensor: TensorSpec) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    flags = {name: True for name in ("nullable", "optional") if getattr(tensor, name)}
-    if flags:
-        described["parameters"] = flags
-    return described
+def _configure(tensor: TensorSpec, is_batched: bool) -> TensorConfig:
+    dims = tuple(tensor.shape[1:] if is_batched else tensor.shape)
+    return TensorConfig(tensor.name, _config_type(tensor.datatype), dims, _format(dims), tensor.optional)
 
 
-def _configure(tensor: TensorSpec, is_batched: bool) -> dict[str, Any]:
-    shape = tensor.shape[1:] if is_batched else tensor.shape
-    return {"name": tensor.name, "data_type": _config_type(tensor.datatype), "dims": list(shape)}
-
-
-def _format(tensor: TensorSpec, is_batched: bool) -> str:
-    """Returns the position of an image's channels; Triton's image clients read it."""
-    dims = tensor.shape[1:] if is_batched else tensor.shape
+def _format(dims: Sequence[int]) -> str:
     if len(dims) == 3 and dims[0] in _CHANNELS:
         return "FORMAT_NCHW"
     return "FORMAT_NHWC" if len(dims) == 3 and dims[2] in _CHANNELS else "FORMAT_NONE"
 
 
 def _config_type(datatype: Datatype) -> str:
-    """Returns the name in model_config.proto."""
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

@@ -76,6 +76,10 @@ class Plans:
         self._parts: dict[bytes, _Parts] = {}
         self._seen: set[int] = set()
 
+    def __len__(self) -> int:
+        """Number of cached parses."""
+        return len(self._texts) + len(self._parts)
+
     def read_json(self, body: bytes) -> InferRequest | None:
         """Returns a request whose text before and after the data is cached."""
         if self._numbers is None:

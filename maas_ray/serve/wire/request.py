@@ -44,17 +44,22 @@ class RequestReader:
 
     Args:
         signature: inputs and outputs of the version.
+        is_fast: whether numbers are read in bulk and repeated requests by their plans. Without, every request is parsed
+            element by element, which defines what the fast paths must return.
     """
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, *, is_fast: bool = True) -> None:
         self._is_batched = signature.is_batched
         self._inputs = {tensor.name: tensor for tensor in signature.inputs}
         self._outputs = {tensor.name: tensor for tensor in signature.outputs}
         self._numbers = {
-            tensor.name: Numbers(tensor.datatype) for tensor in signature.inputs if Numbers.can_read(tensor.datatype)
+            tensor.name: Numbers(tensor.datatype)
+            for tensor in signature.inputs
+            if is_fast and Numbers.can_read(tensor.datatype)
         }
         self._required = {tensor.name: tensor for tensor in signature.required}
-        self._plans = Plans(self._inputs, self._numbers)
+        self.plans = Plans(self._inputs, self._numbers)
+        """Cached parses of repeated requests."""
         self._is_numeric = len(self._numbers) == len(self._inputs)
         self._all_binary = wanted_outputs((), self._outputs, is_binary=True)
         has_json_form = not any(tensor.datatype in BINARY_ONLY for tensor in signature.outputs)
@@ -72,7 +77,7 @@ class RequestReader:
         """
         if header_length is None:
             text = body if type(body) is bytes else bytes(body)
-            request = self._plans.read_json(text)
+            request = self.plans.read_json(text)
             return self._read_text(text) if request is None else request
         if not 0 <= header_length <= len(body):
             raise BadRequest(
@@ -80,11 +85,11 @@ class RequestReader:
             )
         if header_length == 0:
             return self._read_raw(memoryview(body))
-        request = self._plans.read_parts(body, header_length)
+        request = self.plans.read_parts(body, header_length)
         if request is None:
             view = memoryview(body)
             request = self._read_document(bytes(view[:header_length]), view[header_length:])
-            self._plans.learn_parts(body, header_length, request)
+            self.plans.learn_parts(body, header_length, request)
         return request
 
     def read_large(self, body: bytes | memoryview, header_length: int | None, pause: Pause) -> InferRequest:
@@ -113,7 +118,7 @@ class RequestReader:
         request = self._read_large(text) if len(text) > _SMALL_BYTES and self._is_numeric else None
         if request is None:
             request = self._read_document(text, None)
-        self._plans.learn_json(text, request)
+        self.plans.learn_json(text, request)
         return request
 
     def _read_document(self, text: bytes, tail: memoryview | None) -> InferRequest:

@@ -9,10 +9,7 @@ import orjson
 from maas_ray.bundle.format import BundleInfo
 from maas_ray.serve.wire.answer import AnswerWriter
 from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
-from maas_ray.serve.wire.metadata import model_config, model_metadata, server_metadata
 from maas_ray.serve.wire.request import RequestReader
-
-__all__ = ["InferCodec", "model_config", "model_metadata", "server_metadata", "write_error"]
 
 
 class InferCodec:
@@ -25,12 +22,12 @@ class InferCodec:
         max_answer_bytes: maximum bytes of a response's tensors.
     """
 
-    __slots__ = ("has_strings", "read", "read_large", "write", "write_large", "writer")
+    __slots__ = ("has_strings", "read", "read_large", "reader", "write", "write_large", "writer")
 
     def __init__(self, model: str, version: int, info: BundleInfo, max_answer_bytes: int = MAX_ANSWER_BYTES) -> None:
         writer = self.writer = AnswerWriter(model, version, info, max_answer_bytes)
+        reader = self.reader = RequestReader(info.signature)
         # Bound methods, not methods: one call less for each request.
-        reader = RequestReader(info.signature)
         self.read = reader.read
         self.read_large = reader.read_large
         self.has_strings = any(tensor.datatype == "BYTES" for tensor in info.signature.inputs)

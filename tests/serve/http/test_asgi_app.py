@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,9 @@ from tritonclient.utils import InferenceServerException
 
 from maas_ray.errors import MaasError
 from maas_ray.serve.request.head import LAYERS
-from tests.serve.conftest import Server
+from maas_ray.store.objects import ObstoreStore
+from tests.serve.conftest import Server, app_spec, publish, serve_app
+from tests.support.onnx_models import commit_bundle, linear
 from tests.support.residents import resident
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -249,9 +252,15 @@ class Hold:
         self._server.call_plain(lambda: self._runner.start(*self._held.pop()))
 
 
-def test_a_full_queue_is_a_503_with_retry_after_at_once(server: Server) -> None:
-    resident(server.manager, "linear").batcher._queue._max_items = 2
-    hold = Hold(server)
+@pytest.fixture
+def narrow(file_store: ObstoreStore) -> Iterator[Server]:
+    """Serves `linear` with room for two waiting requests."""
+    publish(file_store, "linear", commit_bundle(file_store, linear(2.0)))
+    yield from serve_app(file_store, app_spec(file_store, "linear", batching={"max_queued_requests": 2}), "protocol")
+
+
+def test_a_full_queue_is_a_503_with_retry_after_at_once(narrow: Server) -> None:
+    server, hold = narrow, Hold(narrow)
     with ThreadPoolExecutor(3) as pool:
         running = pool.submit(infer, server)
         hold.wait_busy()

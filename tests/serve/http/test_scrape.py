@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from maas_ray.serve.http.peers import Answers, collect
 from maas_ray.serve.http.scrape import accepts_gzip, scrape
+from maas_ray.serve.request.peers import Answers, collect
 from maas_ray.serve.telemetry.stats import ReplicaStats
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,7 +34,6 @@ from maas_ray.serve.telemetry.stats import (
     merge,
     merge_pool,
     outcome_of,
-    triton_statistics,
 )
 from tests.support.onnx_models import LOOKUP, lookup, make_bundle
 from tests.support.rig import Waits
@@ -207,66 +204,6 @@ def test_a_pool_is_summed_by_version() -> None:
     assert [entry["rows"] for entry in merged.values()] == [2, 4, 0]
     assert [entry["pending"] for entry in merged.values()] == [8, 8, 0]
     assert [entry["loaded"] for entry in merged.values()] == [2, 2, 1]
-
-
-def test_the_statistics_extension_has_the_shape_of_triton() -> None:
-    stats = ModelStats("m", 3)
-    for _ in range(3):
-        stats.waited([Waits()], 0.002)
-    stats.ran(2, 4, 0.01)
-    stats.ran(1, 2, 0.005)
-    for _ in range(2):
-        stats.served(0.0001, 0.0002, 0.02, 2, 1_700_000_000.1234)
-    stats.finished("cancelled", 0.03, 2, 1_700_000_001.5)
-    none = {"count": 0, "ns": 0}
-    assert triton_statistics(stats.snapshot()) == {
-        "name": "m",
-        "version": "3",
-        "last_inference": 1_700_000_001_500,
-        "inference_count": 4,
-        "execution_count": 2,
-        "inference_stats": {
-            "success": {"count": 2, "ns": 40_000_000},
-            "fail": {"count": 1, "ns": 30_000_000},
-            "queue": {"count": 3, "ns": 6_000_000},
-            "compute_input": {"count": 2, "ns": 200_000},
-            "compute_infer": {"count": 3, "ns": 25_000_000},
-            "compute_output": {"count": 2, "ns": 400_000},
-            "cache_hit": none,
-            "cache_miss": none,
-        },
-        "response_stats": {},
-        "batch_stats": [
-            {"batch_size": size, **{part: {"count": 1, "ns": ns} for part, ns in parts.items()}}
-            for size, parts in (
-                (2, {"compute_input": 0, "compute_infer": 5_000_000, "compute_output": 0}),
-                (4, {"compute_input": 0, "compute_infer": 10_000_000, "compute_output": 0}),
-            )
-        ],
-        "memory_usage": [],
-    }
-
-
-def test_the_statistics_extension_fits_the_messages_of_tritons_client() -> None:
-    stats = ModelStats("m", 3)
-    live(stats, seed=1)
-    script = (  # apart: its messages may be registered only once in a process
-        "import json, sys\n"
-        "from google.protobuf import json_format\n"
-        "from tritonclient.grpc import service_pb2\n"
-        "message = json_format.ParseDict(json.load(sys.stdin), service_pb2.ModelStatistics())\n"
-        "print(message.inference_stats.success.count, len(message.batch_stats))\n"
-    )
-    entry = triton_statistics(stats.snapshot())
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        input=json.dumps(entry), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
-        str(entry["inference_stats"]["success"]["count"]),
-        str(len(entry["batch_stats"])),
-    ]
 
 
 def test_callers_cannot_make_the_batch_sizes_many() -> None:

@@ -338,47 +338,11 @@ def test_an_empty_size_beyond_the_batch_dimension_is_allowed() -> None:
         assert codec.read(request(shape=[2, 0], data=data)).inputs["x"].shape == (2, 0)
 
 
-def test_metadata_states_the_signature_the_labels_and_what_may_be_null() -> None:
-    info = make_info(MIXED, labels=("no", "yes"))
-    metadata = v2.model_metadata("m", [1, 3], info, {"run": "r"})
-    assert metadata["versions"] == ["1", "3"]
-    assert metadata["inputs"][1] == {
-        "name": "age", "datatype": "FP32", "shape": (-1, 1), "parameters": {"nullable": True},
-    }  # fmt: skip
-    assert metadata["outputs"][0] == {"name": "code", "datatype": "INT64", "shape": (-1, 1)}
-    assert metadata["parameters"] == {"task": "other", "labels": ("no", "yes"), "run": "r"}
-
-
 @pytest.mark.parametrize("datatype", ["BOOL", "BYTES"])
 def test_outputs_without_an_order_have_no_classes(datatype: str) -> None:
     kind = signature(datatype)
     with pytest.raises(BadRequest, match=f"'y' is {datatype}, which has no classes"):
         read_infer(request(datatype, [1, 2], SAMPLES[datatype], **CLASSES), kind)
-
-
-def test_the_configuration_is_tritons() -> None:
-    config = v2.model_config("m", [3], make_info(MIXED), max_batch_size=64, max_delay_us=100)
-    assert config["max_batch_size"] == 64
-    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 100
-    assert config["input"][0] == {
-        "name": "color",
-        "data_type": "TYPE_STRING",
-        "dims": [1],
-        "format": "FORMAT_NONE",
-        "optional": False,
-    }
-    assert config["output"][0] == {"name": "code", "data_type": "TYPE_INT64", "dims": [1]}
-    assert (config["backend"], config["version_policy"]) == ("onnxruntime", {"specific": {"versions": [3]}})
-    single = v2.model_config("m", [3], make_info(UNBATCHED), max_batch_size=64)
-    assert single["max_batch_size"] == 0
-    assert single["input"][0]["dims"] == [4]
-    assert "dynamic_batching" not in single
-
-
-def test_only_extensions_that_are_there_are_claimed() -> None:
-    claimed = v2.server_metadata()["extensions"]
-    assert "binary_tensor_data" in claimed
-    assert not {"sequence", "system_shared_memory", "cuda_shared_memory", "trace", "logging"} & set(claimed)
 
 
 def test_the_table_of_tensors_covers_every_datatype_of_the_specs() -> None:
