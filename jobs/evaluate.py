@@ -22,7 +22,7 @@ TIMEOUT_S = 3600
 
 def evaluate(storage: StorageSpec, run: str, split: str, step: int | None) -> dict[str, Any]:
     """Returns the metrics as plain values, so that the driver needs no torch."""
-    from maas_ray.train.validation.load_model import evaluate_run
+    from maas_ray.train.validation.evaluate_run import evaluate_run
 
     return asdict(evaluate_run(open_store(storage), run, split, step))
 

@@ -134,7 +134,7 @@ class Run:
         weights: Weights = None,
     ) -> "Evaluation":
         """Evaluates a checkpoint on a split, in this process."""
-        from maas_ray.train.validation.load_model import evaluate_run
+        from maas_ray.train.validation.evaluate_run import evaluate_run
 
         return evaluate_run(self.store, self.id, split, checkpoint, weights)
 

@@ -133,6 +133,18 @@ class Lineage(Spec):
     `step` is 0, and the digests of checkpoint, data and spec are empty."""
 
 
+class DecisionThreshold(Spec):
+    """The probability of the positive class from which on the graph decides for it."""
+
+    value: float = Field(ge=0, le=1)
+    positive_class: str
+    """The last of the labels."""
+    rule: str
+    """`objective.threshold` of the run."""
+    split: str | None = None
+    """The split on which the value was chosen; None: it is the number in the spec."""
+
+
 class BundleInfo(Spec):
     """Everything about a bundle except the graph's bytes."""
 
@@ -140,6 +152,8 @@ class BundleInfo(Spec):
     task: Literal["classification", "binary", "regression", "other"]
     labels: tuple[str, ...] | None = None
     """Class names in the order of the scores; None if the model is not a classifier."""
+    threshold: DecisionThreshold | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Binary: the decision threshold; None: 0.5, or not a binary classifier."""
     parity: dict[str, Any]
     """The report of the parity gate, which compared this graph with the trained model."""
     metrics: dict[str, float]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from maas_ray.addresses import exempt_from_proxies
-from maas_ray.cli import checkpoints, cluster, parallel, serving, store, training, tuning
+from maas_ray.cli import checkpoints, cluster, comparing, parallel, serving, store, training, tuning
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.cli.reporting import CommandResult, reported
 
@@ -40,7 +40,15 @@ def find_modules(
 
 PANELS: dict[str, tuple[Callable[..., CommandResult], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
-    "Train": (training.train, tuning.tune, tuning.lr_range, training.runs, training.evaluate),
+    "Train": (
+        training.train,
+        tuning.tune,
+        tuning.lr_range,
+        comparing.cv,
+        training.runs,
+        training.evaluate,
+        comparing.compare,
+    ),
     "Publish": (training.publish, store.import_, store.promote, store.models),
     "Serve": (serving.serve, serving.unserve, serving.predict),
     "Verify": (parallel.verify_parallel, store.fsck, store.compact, store.schema),

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Group
 
+from maas_ray.cli.class_views import class_views
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import CommandResult, uses_modules
@@ -131,12 +133,12 @@ def evaluate(
     """Evaluates a run's checkpoint on one split of its data, in this process."""
     with say.status("evaluating"):
         from maas_ray.train.records.checkpoint_selector import parse_which
-        from maas_ray.train.validation.load_model import evaluate_run
+        from maas_ray.train.validation.evaluate_run import evaluate_run
 
         evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
     shown = {name: f"{value:.4g}" for name, value in evaluation.metrics.items()}
-    return CommandResult(asdict(evaluation), facts(title, shown))
+    return CommandResult(asdict(evaluation), Group(*class_views(title, shown, evaluation.classes)))
 
 
 @uses_modules

@@ -14,13 +14,16 @@ from maas_ray.data.sources.files import format_of, list_files
 from maas_ray.data.sources.table import SKLEARN, read_table
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.spec.features import TOKEN_TASKS, Features
-from maas_ray.data.stored.dataset import TARGET, Dataset, Split, open_dataset, save_dataset
+from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, Split, open_dataset, save_dataset
 from maas_ray.data.table.column_statistics import require_ray
 from maas_ray.data.table.fit import fit_columns
 from maas_ray.data.table.plan import ColumnPlan, plan_column
+from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
 from maas_ray.data.table.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
-from maas_ray.data.table.split import assign_rows
+from maas_ray.data.table.split import assign_table
+from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import cast_target, class_names, encode_target
+from maas_ray.data.table.weight import read_weight
 from maas_ray.data.text.prepare import prepare_text
 from maas_ray.data.text.table import prepare_labelled_texts
 from maas_ray.store.objects import ObjectStore
@@ -57,9 +60,13 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     raw_table = read_table(spec, paths)
     raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
-    assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
+    rare = find_rare(spec, count_keys(target.values)) if spec.rare_classes is not None else frozenset()
+    assigned = assign_table(spec, raw)
     columns, plans = _cast(spec, raw, raw_table.is_typed)
     kept, report = drop_rows(columns, plans, target, raw.num_rows)
+    if spec.rare_classes is not None:
+        report["rare_classes"] = count_merged(target, rare)
+        target = merge_rare(spec, target, rare)
     for column, plan in zip(columns, plans, strict=True):
         refuse_missing(plan, int((column.missing & kept).sum()), int(kept.sum()))
     cast = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
@@ -67,18 +74,26 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     before = {split: int((assigned == code).sum()) for code, split in enumerate(SPLITS)}
     refuse_empty(spec, before, {split: len(rows[split]) for split in SPLITS})
     tables = {split: cast.take(pa.array(rows[split])) for split in SPLITS}
+    weight = read_weight(spec, raw, rows["train"])
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
-    labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
+    labels = (
+        None
+        if spec.task == "regression"
+        else class_names(spec.target, targets["train"], spec.task, spec.positive_class)
+    )
     features = Features(
         columns=fit_columns(tables["train"], plans, spec.cleaning.max_categories, cpu_timeout_s=cpu_timeout_s),
         task=spec.task,
         target=spec.target,
+        weight=spec.weight,
         labels=labels,
     )
     for split in SPLITS:
         codes = encode_target(spec.target, targets[split], labels, split)
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
         tables[split] = tables[split].append_column(TARGET, pa.array(encoded))
+        if weight is not None:
+            tables[split] = tables[split].append_column(WEIGHT, weight.take(pa.array(rows[split])))
     is_heavy = sum(table.nbytes for table in tables.values()) > large.LARGE_BYTES
     save = save_shards if is_heavy else save_dataset
     return save(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
@@ -86,9 +101,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
 
 def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan]]:
     columns, plans = [], []
-    for name in raw.column_names:
-        if name in (spec.target, spec.split.column):
-            continue
+    for name in raw.column_names[: raw.column_names.index(spec.target)]:
         own = spec.cleaning.columns.get(name)
         column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, is_typed)
         if column.missing.all():

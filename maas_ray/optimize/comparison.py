@@ -28,6 +28,7 @@ class Comparison:
         atol: absolute tolerance in the unit of the output; see ParitySpec.
         rtol: relative tolerance.
         source: library that computed the reference, for messages.
+        threshold: the probability that divides two classes with a single score.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Comparison:
         atol: float,
         rtol: float,
         source: str = "torch",
+        threshold: float = 0.5,
     ) -> None:
         self._reference, self._num_real, self._atol, self._rtol = reference, num_real, atol, rtol
-        self._source = source
+        self._source, self._threshold = source, threshold
         self._errors = {name: _Errors() for name, values in reference.items() if values.dtype == np.float32}
         self._classes = next((out.name for out in signature.outputs if out.datatype == _CLASS_DATATYPE), None)
         self._scores = signature.outputs[0].name
@@ -102,7 +104,7 @@ class Comparison:
         # Two classes may be swapped only if their scores are within the tolerance.
         scores = self._reference[self._scores].astype(np.float64)
         if scores.shape[1] == 1:
-            margin = np.abs(2 * scores[:, 0] - 1)
+            margin = 2 * np.abs(scores[:, 0] - self._threshold)
         else:
             ordered = np.sort(scores, axis=1)
             margin = ordered[:, -1] - ordered[:, -2]

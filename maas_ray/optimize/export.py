@@ -34,13 +34,14 @@ class ServedModel(nn.Module):
     Args:
         net: module from float32 [N, *features.row.shape] to logits [N, features.num_outputs].
         features: the fitted features.
+        threshold: binary: a row is of class 1 if its probability is at least this.
     """
 
-    def __init__(self, net: nn.Module, features: Features) -> None:
+    def __init__(self, net: nn.Module, features: Features, threshold: float = 0.5) -> None:
         super().__init__()
         self.preprocess = Preprocess(features)
         self.net = net
-        self._task = features.task
+        self._task, self._threshold = features.task, threshold
 
     def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
         """From encoded columns to the outputs.
@@ -58,13 +59,13 @@ class ServedModel(nn.Module):
             return probabilities, probabilities.argmax(dim=1)
         if self._task == "binary":
             probability = logits.sigmoid()
-            return probability, (probability[:, 0] >= 0.5).to(torch.int64)
+            return probability, (probability[:, 0] >= self._threshold).to(torch.int64)
         return (logits,)
 
 
-def build_served(net: nn.Module, features: Features) -> ServedModel:
+def build_served(net: nn.Module, features: Features, threshold: float = 0.5) -> ServedModel:
     """A ServedModel with a copy of the net, in evaluation mode on the CPU; the net itself is unchanged."""
-    return ServedModel(copy.deepcopy(net).cpu(), features).eval()
+    return ServedModel(copy.deepcopy(net).cpu(), features, threshold).eval()
 
 
 def build_signature(features: Features) -> Signature:
@@ -101,7 +102,7 @@ def build_signature(features: Features) -> Signature:
     return Signature(inputs=inputs, outputs=tuple(outputs), batch=BatchAxis(name=BATCH, origin="exporter"))
 
 
-def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
+def export(net: nn.Module, features: Features, threshold: float = 0.5) -> tuple[bytes, Signature]:
     """Exports preprocessing, net and head as one ONNX graph over raw columns, with any number of rows.
 
     The same weights and features give the same bytes, without traces of the machine. Prints nothing.
@@ -109,6 +110,7 @@ def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
     Args:
         net: the trained module, on any device, in any mode; it is not changed.
         features: the fitted features.
+        threshold: binary: the decision threshold, see `ServedModel`.
 
     Returns:
         The serialized ONNX model with its weights inside, and the signature of its inputs and outputs.
@@ -122,7 +124,7 @@ def export(net: nn.Module, features: Features) -> tuple[bytes, Signature]:
         raise BundleError(
             f"the model has {size} bytes of weights; the limit for an ONNX graph is {MAX_GRAPH_BYTES} bytes"
         )
-    model = trace(build_served(net, features), type(net).__name__, features)
+    model = trace(build_served(net, features, threshold), type(net).__name__, features)
     return seal_graph(model, signature, features), signature
 
 

@@ -20,7 +20,7 @@ from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
-from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
+from maas_ray.optimize.export import TRACED_ROWS, ServedModel, build_served, build_signature
 from maas_ray.spec import Spec
 
 _ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
@@ -72,7 +72,12 @@ class ReferenceOutputs:
 
 
 def check_parity(
-    net: nn.Module, features: Features, graph: bytes, rows: Sequence[Array], spec: ParitySpec | None = None
+    net: nn.Module,
+    features: Features,
+    graph: bytes,
+    rows: Sequence[Array],
+    spec: ParitySpec | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Compares the graph in onnxruntime, on raw rows, with the module in torch, on encoded rows.
 
@@ -82,6 +87,7 @@ def check_parity(
         graph: the serialized ONNX model.
         rows: real raw columns in the order of the features, as `Dataset.read` returns them; may have no rows.
         spec: tolerances and rows; the defaults of ParitySpec if None.
+        threshold: binary: the decision threshold of the graph.
 
     Returns:
         A JSON-able report: `passed` (true), `max_abs_error`, `max_rel_error` (relative to the value, or to the
@@ -97,13 +103,18 @@ def check_parity(
     real = spread_rows(rows, spec.num_real)
     random = draw_rows(features, spec.num_random, spec.seed)
     raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    reference = ReferenceOutputs("torch", raw, len(real[0]), _run_module(net, features, raw, max(spec.batch_sizes)))
-    report = check_reference(reference, features, graph, spec)
+    outputs = _run_module(build_served(net, features, threshold), features, raw, max(spec.batch_sizes))
+    reference = ReferenceOutputs("torch", raw, len(real[0]), outputs)
+    report = check_reference(reference, features, graph, spec, threshold)
     return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
 
 
 def check_reference(
-    reference: ReferenceOutputs, features: Features, graph: bytes, spec: ParitySpec | None = None
+    reference: ReferenceOutputs,
+    features: Features,
+    graph: bytes,
+    spec: ParitySpec | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Compares the graph in onnxruntime with the trained model's outputs for the same raw rows.
 
@@ -112,6 +123,7 @@ def check_reference(
         features: the fitted features.
         graph: the serialized ONNX model.
         spec: tolerances and batch sizes; the defaults of ParitySpec if None.
+        threshold: binary: the decision threshold of the graph.
 
     Returns:
         See `check_parity`.
@@ -124,7 +136,13 @@ def check_reference(
     session = _load(graph)
     _check_interface(session, signature)
     comparison = Comparison(
-        signature, reference.outputs, reference.num_real, atol=spec.atol, rtol=spec.rtol, source=reference.source
+        signature,
+        reference.outputs,
+        reference.num_real,
+        atol=spec.atol,
+        rtol=spec.rtol,
+        source=reference.source,
+        threshold=threshold,
     )
     for batch_size in spec.batch_sizes:
         comparison.check(_run_graph(session, signature, reference.rows, batch_size), batch_size)
@@ -162,8 +180,7 @@ def _check_interface(session: onnxruntime.InferenceSession, signature: Signature
             raise GateError(f"the {kind} of the graph are {got}; the signature declares {wanted}")
 
 
-def _run_module(net: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
-    served = build_served(net, features)
+def _run_module(served: ServedModel, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
     columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in encode_columns(features, raw)]
     parts = []
     with torch.no_grad():

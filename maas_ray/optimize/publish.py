@@ -1,8 +1,8 @@
 """Exports a run to a bundle: loads a checkpoint, exports it, verifies the export, evaluates and commits it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from maas_ray.bundle.format import BundleInfo, Lineage, save_bundle
+from maas_ray.bundle.format import BundleInfo, DecisionThreshold, Lineage, save_bundle
 from maas_ray.checkpoint.catalog import pin
 from maas_ray.data.prepare import Dataset
 from maas_ray.optimize.export import export
@@ -11,9 +11,11 @@ from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.optimize.representative import representative_sample
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.state import load_fitted
+from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD
 from maas_ray.train.records.checkpoint_selector import Which
 from maas_ray.train.records.runs import checkpoints_prefix
 from maas_ray.train.validation.load_model import Trained, Weights, evaluate_trained, load_trained
+from maas_ray.train.validation.threshold import choose_threshold
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,23 @@ def export_run(
     trained = load_trained(store, run, step, weights=weights)
     features = trained.dataset.features
     split = _held_out(trained.dataset)
+    threshold = choose_threshold(trained)
+    value = DEFAULT_THRESHOLD if threshold is None else threshold.value
     if trained.run.spec.model.is_classical:
         graph, signature, report = export_fitted(load_fitted(store, run), features, parity)
     else:
         pin(store, checkpoints_prefix(run), trained.step, "exported")
-        graph, signature = export(trained.net, features)
+        graph, signature = export(trained.net, features, value)
         parity = parity or ParitySpec()
         rows = trained.dataset.spread(split or "train", parity.num_real)
-        report = check_parity(trained.net, features, graph, rows, parity)
+        report = check_parity(trained.net, features, graph, rows, parity, value)
     info = BundleInfo(
         signature=signature,
         task=features.task,
         labels=features.labels,
+        threshold=None if threshold is None else DecisionThreshold(**asdict(threshold)),
         parity=report,
-        metrics=evaluate_trained(trained, split).metrics if split else {},
+        metrics=evaluate_trained(trained, split, threshold=value).metrics if split else {},
         lineage=_lineage(trained),
     )
     return Exported(save_bundle(store, info, graph, representative_sample(features, signature)), info)

@@ -15,7 +15,7 @@ import torch
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.store.objects import open_store
-from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
+from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state, count_class_rows
 from maas_ray.train.loop.fit import mean_loss, train_step
 from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -98,12 +98,14 @@ def find_learning_rates(
     dataset = open_dataset(store, data_digest)
     num_rows, coordinates = dataset.num_rows["train"], RankCoordinates(MeshLayout(), None)
     device = torch.device("cuda" if spec.workers.gpus and torch.cuda.is_available() else "cpu")
-    state = build_train_state(spec, dataset.features, num_rows, coordinates, device)
+    state = build_train_state(
+        spec, dataset.features, num_rows, coordinates, device, class_rows=count_class_rows(spec, dataset)
+    )
     if spec.init is not None:
         load_start(store, spec.model_copy(update={"init": spec.init.absolute()}), state)
     growth = high / low
     state = replace(state, schedule=Schedule(state.optimizer, lambda step: growth ** (step / (steps - 1))))
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates, state.min_rows)
     state.train()
     points: list[Point] = []
     average, best, diverged_at = 0.0, float("inf"), None

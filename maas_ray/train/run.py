@@ -33,8 +33,10 @@ from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressRe
 from maas_ray.train.records.extension import describe_length, extend_run, is_length, with_length
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
+from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.schedule import refuse_plateau, refuse_steps
+from maas_ray.train.spec.threshold import refuse_threshold
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import check_validation_resources
 
@@ -215,8 +217,12 @@ def _resumed(store: ObstoreStore, spec: TrainSpec) -> RunRecord:
 
 def _check(spec: TrainSpec, dataset: Dataset) -> None:
     """Checks that need no torch, before any worker starts. Rank 0 makes the others, see train/ranks/preflight.py."""
+    if dataset.features.labels is not None and spec.objective.class_weights is not None:
+        counts = dataset.count_classes().tolist() if spec.objective.class_weights == "balanced" else None
+        resolve_weights(spec.objective.class_weights, dataset.features.labels, counts)
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
+    refuse_threshold(spec.objective.threshold, task, has_validation)
     if spec.validation.is_async and not has_validation:
         raise SpecError(
             "validation.mode async needs a validation split; set data.split.validation, or remove validation.mode"

@@ -23,7 +23,7 @@ from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import ModelError, TrainingFailed
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
-from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
+from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state, count_class_rows
 from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import mean_loss, train_step
 from maas_ray.train.parallel.mesh import rank_coordinates
@@ -205,10 +205,18 @@ def _trace(spec: TrainSpec, data_digest: str, layout: MeshLayout, steps: int) ->
         spec = spec.model_copy(update={"parallelism": spec.parallelism.model_copy(update={"pp_split": None})})
     coordinates = rank_coordinates(layout, "cpu")
     try:
-        state = build_train_state(spec, dataset.features, num_rows, coordinates, torch.device("cpu"), torch.float64)
+        state = build_train_state(
+            spec,
+            dataset.features,
+            num_rows,
+            coordinates,
+            torch.device("cpu"),
+            torch.float64,
+            count_class_rows(spec, dataset),
+        )
     except ModelError as error:  # all ranks check the whole model, so that all of them raise it
         return str(error)
-    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates)
+    plan, loader = build_plan(spec, num_rows), build_loader(spec, dataset, coordinates, state.min_rows)
     state.train()
     losses, norms = [], []
     for step in range(min(steps, plan.total_steps)):

@@ -18,7 +18,7 @@ from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.classical.fit import train_classical
 from maas_ray.train.classical.state import KIND, FittedState, load_fitted, save_fitted
 from maas_ray.train.records.runs import Runs
-from maas_ray.train.validation.load_model import evaluate_run
+from maas_ray.train.validation.evaluate_run import evaluate_run
 from tests.classical.tables import TASKS, build_dataset, create_run
 
 MODELS = dict(zip(TASKS, ("svm", "gradient_boosting", "random_forest"), strict=True))

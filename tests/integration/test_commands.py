@@ -17,7 +17,7 @@ from maas_ray.cli.app import app
 from maas_ray.data.prepare import open_dataset
 from maas_ray.registry.models import Registry
 from maas_ray.train.records.runs import Runs
-from maas_ray.train.validation.load_model import evaluate_run
+from maas_ray.train.validation.evaluate_run import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.listening import listening_outside_loopback
 from tests.support.paths import STEPS, FinishedRun, infer

@@ -14,7 +14,7 @@ from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.run import run_training
-from maas_ray.train.validation.load_model import evaluate_run
+from maas_ray.train.validation.evaluate_run import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.paths import digits_spec, infer, served
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
 
-from maas_ray.bundle.format import PREFIX, load_info
+from maas_ray.bundle.format import PREFIX, load_bundle, load_info
 from maas_ray.checkpoint.catalog import list_checkpoints, open_checkpoint
 from maas_ray.checkpoint.retention import Keep, Retention
 from maas_ray.checkpoint.save import Snapshot, save
@@ -16,11 +17,12 @@ from maas_ray.errors import GateError, NotFound, ObjectCorrupt
 from maas_ray.models.build import build_model
 from maas_ray.optimize import publish
 from maas_ray.optimize.publish import export_run
+from maas_ray.serve.wire.metadata import model_metadata
 from maas_ray.store.manifest import list_committed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.validation.load_model import evaluate_run
+from maas_ray.train.validation.evaluate_run import evaluate_run
 
 FEATURES = Features(
     columns=(NumericColumn(name="a", shift=1.0, scale=2.0), NumericColumn(name="b", fill=0.5)),
@@ -112,3 +114,49 @@ def test_only_what_exists_is_exported(file_store: ObstoreStore, run: str) -> Non
         export_run(file_store, "x")
     with pytest.raises(NotFound, match="of step 3; steps: 1, 2"):
         export_run(file_store, run, step=3)
+
+
+def test_the_threshold_of_the_validation_split_is_in_the_bundle_the_graph_and_the_metadata(
+    file_store: ObstoreStore,
+) -> None:
+    generator = np.random.default_rng(0)
+    features = FEATURES.model_copy(update={"task": "binary", "labels": ("legit", "fraud")})
+    tables = {}
+    for split in ("train", "validation", "test"):
+        columns = {name: generator.normal(size=200).astype(np.float32) for name in ("a", "b")}
+        target = (columns["a"] + columns["b"] + generator.normal(size=200) > 2).astype(np.float32)
+        tables[split] = pa.table({**columns, TARGET: target})
+    dataset = save_dataset(file_store, tables, features, {}, {})
+    fields = {
+        "run": "t",
+        "model": {"name": "mlp", "params": {"size": 1}},
+        "data": {"uri": "rows.csv", "target": "y", "task": "binary"},
+        "storage": {"uri": file_store.uri},
+        "objective": {"threshold": "youden"},
+    }
+    spec = TrainSpec.model_validate(fields)
+    Runs(file_store).create(spec, dataset.digest, None)
+    torch.manual_seed(0)
+    tensors = {f"model.{name}": value for name, value in build_model(spec.model, features.row, 1).state_dict().items()}
+    save(file_store, checkpoints_prefix("t"), Snapshot(1, 1, tensors))
+
+    bundle = load_bundle(file_store, export_run(file_store, "t").bundle_id)
+    threshold = bundle.info.threshold
+    assert threshold is not None
+    assert (threshold.rule, threshold.split, threshold.positive_class) == ("youden", "validation", "fraud")
+    assert abs(threshold.value - 0.5) > 1e-3
+
+    test = dataset.read("test")
+    session = onnxruntime.InferenceSession(bundle.graph)
+    probability, decided = session.run(None, {"a": test.columns[0], "b": test.columns[1]})
+    np.testing.assert_array_equal(decided, probability[:, 0] >= threshold.value)
+    assert 0 < decided.mean() < 1
+
+    evaluation = evaluate_run(file_store, "t")
+    assert evaluation.classes is not None
+    assert evaluation.classes["threshold"] == threshold.value
+    assert evaluation.metrics == bundle.info.metrics
+    assert evaluation.metrics["accuracy"] == pytest.approx((decided == test.target).mean())
+
+    parameters = model_metadata("m", [1], bundle.info, {}).parameters
+    assert (parameters["positive_class"], parameters["threshold"]) == ("fraud", threshold.value)

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from maas_ray.data.prepare import prepare
 from maas_ray.data.spec.features import Features
-from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
+from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, save_dataset
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
@@ -84,7 +84,7 @@ def make_run(store: ObstoreStore, directory: Path, model: str, **changes: Any) -
         split = {"validation": 0.1, "test": 0}
         fields["data"] = {"uri": str(text), "task": task, "split": split, "text": WORDS}
     spec = TrainSpec.model_validate({**fields, **changes})
-    return spec, _table(store) if spec.data.text is None else prepare(spec.data, store)
+    return spec, _table(store, spec.data.weight) if spec.data.text is None else prepare(spec.data, store)
 
 
 def make_digits(store: ObstoreStore, **changes: Any) -> tuple[TrainSpec, Dataset]:
@@ -126,17 +126,21 @@ def train_here(spec: TrainSpec, dataset: Dataset, lr: float, *, steps: int) -> f
     return loss
 
 
-def _table(store: ObstoreStore) -> Dataset:
+def _table(store: ObstoreStore, weight: str | None) -> Dataset:
     rng = np.random.default_rng(0)
     tables = {}
     for split, num_rows in (("train", 62), ("validation", 21), ("test", 0)):
         columns: dict[str, Any] = {f"c{i}": rng.normal(size=num_rows).astype(np.float32) for i in range(NUM_COLUMNS)}
-        tables[split] = pa.table({**columns, TARGET: rng.integers(0, NUM_CLASSES, num_rows)})
+        columns[TARGET] = rng.integers(0, NUM_CLASSES, num_rows)
+        if weight is not None:
+            columns[WEIGHT] = rng.exponential(size=num_rows).astype(np.float32) * (rng.random(num_rows) > 0.2)
+        tables[split] = pa.table(columns)
     features = Features.model_validate(
         {
             "columns": [{"kind": "numeric", "name": f"c{i}"} for i in range(NUM_COLUMNS)],
             "task": "classification",
             "target": "t",
+            "weight": weight,
             "labels": [str(number) for number in range(NUM_CLASSES)],
         }
     )

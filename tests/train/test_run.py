@@ -22,7 +22,7 @@ from maas_ray.store.objects import ObstoreStore, StorageSpec
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.validation.load_model import evaluate_run
+from maas_ray.train.validation.evaluate_run import evaluate_run
 from tests.conftest import RayCluster
 from tests.support.following import events
 from tests.support.paths import STEPS, FinishedRun, digits_spec, table_spec

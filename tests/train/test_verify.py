@@ -31,6 +31,16 @@ def test_a_decoder_trains_the_same_in_shards_in_tensor_parallel_layers_and_in_st
     assert all(one.is_equal for one in compared), compared
 
 
+def test_weights_of_rows_and_classes_train_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path) -> None:
+    data = {"uri": "rows.csv", "task": "classification", "weight": "w"}
+    objective = {"class_weights": "balanced", "l2": 1e-3}
+    # The sixth and last step has 2 of 62 rows.
+    spec, dataset = make_run(file_store, tmp_path, "mlp", data=data, objective=objective, steps=None, epochs=1)
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(pp=2), MeshLayout(tp=2)]
+    compared = verify_layouts(spec, dataset.digest, layouts, steps=6)
+    assert all(one.is_equal for one in compared), compared
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", ["mlp", "decoder", "encoder"])

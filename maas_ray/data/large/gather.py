@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from maas_ray.data.large.clean import CleanBlock, CleaningJob, read_clean
 from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.spec.data import SPLITS
+from maas_ray.data.stored.dataset import WEIGHT
 from maas_ray.data.table.column_statistics import (
     Statistics,
     count_high,
@@ -30,7 +31,9 @@ from maas_ray.data.table.column_statistics import (
 )
 from maas_ray.data.table.fit import refuse_categories
 from maas_ray.data.table.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import refuse_classes, require_target
+from maas_ray.data.table.weight import num_weighted, refuse_no_weight
 from maas_ray.errors import DataError
 
 MAX_VALUES = 1 << 20
@@ -50,8 +53,8 @@ class Gathered:
     """See `prepare`."""
     num_rows: dict[str, int] = field(default_factory=dict)
     """Kept rows, by split."""
-    classes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Classes, by split."""
+    classes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Rows of each class, by split."""
     values: dict[str, set[Any]] = field(default_factory=lambda: defaultdict(set))
     """By categorical column: the values in the held-out splits."""
     content: dict[str, str] = field(default_factory=dict)
@@ -81,7 +84,9 @@ def gather(job: CleaningJob, cpu_timeout_s: float) -> Gathered:
     _check(job, counts)
     found.report, found.num_rows = counts["report"], counts["kept"]
     for split in HELD_OUT:
-        refuse_classes(job.source.spec.target, sorted(found.classes[split] - found.classes["train"]), split)
+        refuse_classes(
+            job.source.spec.target, sorted(found.classes[split].keys() - found.classes["train"].keys()), split
+        )
     for split in SPLITS:
         found.content[split] = sha256("".join(digests[i][split] for i in range(num_units)).encode()).hexdigest()
     _find_medians(job, {name: one for name, one in high.items() if one}, found.statistics, cpu_timeout_s)
@@ -93,7 +98,7 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
     contents = {split: Content() for split in SPLITS}
     statistics = {plan.name: Statistics() for plan in job.plans}
     high: dict[str, Counter[int]] = {name: Counter() for name in _medians(job)}
-    classes: dict[str, set[str]] = defaultdict(set)
+    classes: dict[str, Counter[str]] = defaultdict(Counter)
     values: dict[str, set[Any]] = defaultdict(set)
     counts: dict[str, Any] = {}
     for block in read_clean(job, number):
@@ -103,9 +108,10 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
             if not len(rows):
                 continue
             table, target = block.table.take(rows), block.target.values.take(rows)
-            contents[split].add(table, target)
+            named = table if block.weight is None else table.append_column(WEIGHT, block.weight.take(rows))
+            contents[split].add(named, target)
             if job.source.spec.task != "regression":
-                classes[split].update(pc.unique(target).to_pylist())
+                classes[split].update(count_keys(target))
             if split == "train":
                 _merge(job, statistics, summarize(table, job.plans))
                 for name, pairs in count_high(table, list(high)).items():
@@ -119,7 +125,7 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
         "content": {split: content.hexdigest() for split, content in contents.items()},
         "statistics": {name: one.partial() for name, one in statistics.items()},
         "high": {name: list(one.items()) for name, one in high.items()},
-        "classes": {name: sorted(found) for name, found in classes.items()},
+        "classes": {name: dict(found) for name, found in classes.items()},
         "values": {name: sorted(found) for name, found in values.items()},
     }
 
@@ -172,6 +178,7 @@ def _count(job: CleaningJob, block: CleanBlock) -> dict[str, Any]:
         "report": block.report,
         "before": {split: int((block.assigned == code).sum()) for code, split in enumerate(SPLITS)},
         "kept": {split: len(block.rows(split)) for split in SPLITS},
+        "weighted": 1 if block.weight is None else num_weighted(block.weight.take(block.rows("train"))),
         "absent": {plan.name: int(one.missing.sum()) for plan, one in zip(job.plans, block.columns, strict=True)},
         "missing": {
             plan.name: int((one.missing & block.kept).sum()) for plan, one in zip(job.plans, block.columns, strict=True)
@@ -192,6 +199,7 @@ def _check(job: CleaningJob, counts: Mapping[str, Any]) -> None:
     for plan in job.plans:
         refuse_missing(plan, counts["missing"][plan.name], num_kept)
     refuse_empty(spec, counts["before"], counts["kept"])
+    refuse_no_weight(spec.weight, counts["weighted"])
 
 
 def _take_statistics(job: CleaningJob, found: Gathered, answer: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from maas_ray.data.large.clean import CleaningJob
+from maas_ray.data.large.count_keys import count_split
 from maas_ray.data.large.gather import Gathered, gather
 from maas_ray.data.large.save import build_dictionaries
 from maas_ray.data.large.survey import survey_source
@@ -79,15 +80,18 @@ def prepare_large(
 def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
     plans = tuple(plan_unit_column(source, name, cast) for name, cast in kinds.columns.items())
-    job = CleaningJob(source, kinds, plans)
+    job = CleaningJob(source, kinds, plans, count_split(source, kinds, cpu_timeout_s))
     found = gather(job, cpu_timeout_s)
     labels = (
-        None if spec.task == "regression" else order_classes(spec.target, sorted(found.classes["train"]), spec.task)
+        None
+        if spec.task == "regression"
+        else order_classes(spec.target, sorted(found.classes["train"]), spec.task, spec.positive_class)
     )
     features = Features(
         columns=fit_statistics(found.statistics, plans, spec.cleaning.max_categories),
         task=spec.task,
         target=spec.target,
+        weight=spec.weight,
         labels=labels,
     )
     body = {
@@ -139,9 +143,8 @@ def _write(
         )
     layout = ShardLayout(shards={split: tuple(shards[split]) for split in SPLITS}, dictionaries=writing.dictionaries)
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
-    return end_dataset(
-        store, writer, writing.digest, {**body, "shards": layout.model_dump(mode="json"), "source": where}
-    )
+    about = {"shards": layout.model_dump(mode="json"), "source": where, "class_rows": dict(found.classes["train"])}
+    return end_dataset(store, writer, writing.digest, {**body, **about})
 
 
 def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:

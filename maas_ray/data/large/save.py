@@ -14,9 +14,11 @@ from maas_ray.data.stored.dataset import (
     MAX_PART_BYTES,
     SHARDED,
     TARGET,
+    WEIGHT,
     Dataset,
     begin_dataset,
     content_digest,
+    count_classes,
     end_dataset,
     open_dataset,
 )
@@ -61,14 +63,18 @@ def save_shards(
         found = []
         for i, start in enumerate(range(0, table.num_rows, limit)):
             part = table.slice(start, limit)
-            rows = encode_rows(features, dictionaries, part, part.column(TARGET).to_numpy())
+            weight = part.column(WEIGHT).to_numpy() if features.weight is not None else None
+            rows = encode_rows(features, dictionaries, part, part.column(TARGET).to_numpy(), weight)
             found.append(Shard(name=f"{split}/{i:06d}-000.shard", num_rows=len(rows)))
             writer.put(found[-1].name, pack(rows).to_pybytes())
         shards[split] = tuple(found)
     layout = ShardLayout(shards=shards, dictionaries=dictionaries)
-    return end_dataset(
-        store, writer, digest, {**body, "shards": layout.model_dump(mode="json"), "source": dict(source)}
-    )
+    about = {
+        "shards": layout.model_dump(mode="json"),
+        "source": dict(source),
+        "class_rows": count_classes(features, tables["train"].column(TARGET).to_numpy()),
+    }
+    return end_dataset(store, writer, digest, {**body, **about})
 
 
 def build_dictionaries(features: Features, held_out: Mapping[str, set[Any]]) -> dict[str, tuple[Any, ...]]:

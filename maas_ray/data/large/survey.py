@@ -63,7 +63,7 @@ def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource,
 
 def feature_names(source: UnitSource) -> list[str]:
     """The feature columns."""
-    return [name for name in source.names if name not in (source.spec.target, source.spec.split.column)]
+    return list(source.names[: source.names.index(source.spec.target)])
 
 
 def read_schema(number: int, source: UnitSource) -> str | None:
@@ -91,7 +91,7 @@ def _is_open(source: UnitSource, name: str) -> bool:
     if name == source.spec.target:
         kind = source.field(name).type
         return source.spec.task != "regression" and (pa.types.is_floating(kind) or pa.types.is_dictionary(kind))
-    return name != source.spec.split.column and needs_survey(source.field(name), _cast_to(source.spec, name))
+    return name in feature_names(source) and needs_survey(source.field(name), _cast_to(source.spec, name))
 
 
 def _survey(source: UnitSource, name: str, column: pa.ChunkedArray) -> Survey:

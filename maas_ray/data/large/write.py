@@ -76,10 +76,17 @@ def _encode(writing: Writing, block: CleanBlock, split: str) -> Block:
     features = writing.features
     target = encode_target(features.target, block.target.values.take(ids), features.labels, split)
     target = target.astype(np.float32) if features.task == "binary" else target
-    return encode_rows(features, writing.dictionaries, block.table.take(ids), target)
+    weight = block.weight.take(ids).to_numpy() if block.weight is not None else None
+    return encode_rows(features, writing.dictionaries, block.table.take(ids), target, weight)
 
 
-def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table, target: NDArray[Any]) -> Block:
+def encode_rows(
+    features: Features,
+    dictionaries: Dictionaries,
+    table: pa.Table,
+    target: NDArray[Any],
+    weight: NDArray[Any] | None = None,
+) -> Block:
     """Encodes cast columns as rows of a shard.
 
     Args:
@@ -87,6 +94,7 @@ def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table,
         dictionaries: by categorical column, see `ShardLayout`.
         table: the cast columns.
         target: [N], encoded.
+        weight: float32 [N], or None.
     """
     columns = features.columns
     numbers = [table.column(one.name).to_numpy() for one in columns if one.kind == "numeric"]
@@ -105,6 +113,7 @@ def encode_rows(features: Features, dictionaries: Dictionaries, table: pa.Table,
         np.stack(codes, axis=1) if codes else np.empty((len(target), 0), dtype=np.int32),
         tuple(tensors),
         target,
+        weight,
     )
 
 

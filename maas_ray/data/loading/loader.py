@@ -29,6 +29,7 @@ class Loader:
         rank: this process, in [0, world).
         world: number of processes.
         accumulation_steps: micro-batches per optimizer step and rank.
+        min_rows: smallest number of rows of a micro-batch that is not empty, for a model that mixes the rows of a batch.
 
     Raises:
         DataError: no rows, columns of different lengths, or an argument out of range.
@@ -44,19 +45,37 @@ class Loader:
         rank: int,
         world: int,
         accumulation_steps: int = 1,
+        min_rows: int = 1,
     ) -> None:
-        self._set_up(Table(columns, target), seed, global_batch, rank, world, accumulation_steps)
+        self._set_up(Table(columns, target), seed, global_batch, rank, world, accumulation_steps, min_rows)
 
     @classmethod
     def over(
-        cls, rows: Rows, *, seed: int, global_batch: int, rank: int, world: int, accumulation_steps: int = 1
+        cls,
+        rows: Rows,
+        *,
+        seed: int,
+        global_batch: int,
+        rank: int,
+        world: int,
+        accumulation_steps: int = 1,
+        min_rows: int = 1,
     ) -> Self:
         """A loader of rows that need not be in memory; otherwise as the constructor."""
         loader = cls.__new__(cls)
-        loader._set_up(rows, seed, global_batch, rank, world, accumulation_steps)
+        loader._set_up(rows, seed, global_batch, rank, world, accumulation_steps, min_rows)
         return loader
 
-    def _set_up(self, rows: Rows, seed: int, global_batch: int, rank: int, world: int, accumulation_steps: int) -> None:
+    def _set_up(
+        self,
+        rows: Rows,
+        seed: int,
+        global_batch: int,
+        rank: int,
+        world: int,
+        accumulation_steps: int,
+        min_rows: int,
+    ) -> None:
         if global_batch < 1 or accumulation_steps < 1 or not 0 <= rank < world:
             raise DataError(
                 f"global_batch {global_batch} and accumulation_steps {accumulation_steps} must be at least 1, "
@@ -67,14 +86,15 @@ class Loader:
         self._seed = seed
         self._global_batch = global_batch
         self._rank, self._world = rank, world
-        self._accumulation = accumulation_steps
+        self._accumulation, self._min_rows = accumulation_steps, min_rows
         self._chunk_start = 0
         self._chunk: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def load(self, cursor: int, stop: int) -> list[Batch]:
         """Loads this rank's micro-batches for global positions [cursor, min(cursor + global_batch, stop)).
 
-        Position p belongs to rank (p - cursor) % world.
+        Position p belongs to rank (p - cursor) % world, unless a micro-batch would then have fewer than `min_rows` rows:
+        fewer micro-batches, of at least that size, then share all rows, and the others are empty.
 
         Args:
             cursor: first global position.
@@ -89,12 +109,9 @@ class Loader:
         end = min(cursor + self._global_batch, stop)
         if not 0 <= cursor < end:
             raise DataError(f"the range of positions from {cursor} to {stop} is empty or negative")
-        own = self._ids(cursor, end)[self._rank :: self._world]
-        positions = np.arange(cursor + self._rank, end, self._world, dtype=np.int64)
-        pieces = zip(
-            np.array_split(own, self._accumulation), np.array_split(positions, self._accumulation), strict=True
-        )
-        return [self._rows.take(ids, places) for ids, places in pieces]
+        ids = self._ids(cursor, end)
+        places = share_out(end - cursor, self._rank, self._world, self._accumulation, self._min_rows)
+        return [self._rows.take(ids[own], cursor + own) for own in places]
 
     def _ids(self, start: int, end: int) -> NDArray[np.int64]:
         first = start - self._chunk_start
@@ -104,3 +121,26 @@ class Loader:
             self._chunk_start = start
             first, last = 0, end - start
         return self._chunk[first:last]
+
+
+def share_out(
+    num_rows: int, rank: int, world: int, accumulation_steps: int = 1, min_rows: int = 1
+) -> list[NDArray[np.int64]]:
+    """The rows of a global batch that are in each micro-batch of a rank; see `Loader.load`.
+
+    Args:
+        num_rows: rows of the global batch.
+        rank: in [0, world).
+        world: number of ranks.
+        accumulation_steps: micro-batches per rank.
+        min_rows: smallest number of rows of a micro-batch that is not empty; a batch with fewer rows is one micro-batch.
+
+    Returns:
+        Per micro-batch, int64 indices in [0, num_rows), ascending.
+    """
+    if min_rows == 1 or num_rows // world // accumulation_steps >= min_rows:
+        own = np.arange(rank, num_rows, world, dtype=np.int64)
+        return np.array_split(own, accumulation_steps)
+    num_filled = max(1, num_rows // min_rows)
+    numbers = (step * world + rank for step in range(accumulation_steps))
+    return [np.arange(number, num_rows if number < num_filled else 0, num_filled, dtype=np.int64) for number in numbers]

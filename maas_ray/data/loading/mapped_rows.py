@@ -51,7 +51,7 @@ class ShardRows:
         self.resident_bytes = 0
         """Estimated bytes of the maps that were read since their pages were last given back."""
         self._codes, self._offsets = _model_codes(features, layout)
-        num_arrays = 3 + sum(column.kind == "tensor" for column in features.columns)
+        num_arrays = 3 + (features.weight is not None) + sum(one.kind == "tensor" for one in features.columns)
         self._row_bytes = num_arrays * _FAULT_BYTES + row_bytes(features)
         self._refuse_missing()
 
@@ -72,7 +72,8 @@ class ShardRows:
             else torch.from_numpy(next(tensors))
             for column in self._features.columns
         ]
-        return Batch(columns, torch.from_numpy(rows.target), torch.from_numpy(positions))
+        weight = None if rows.weight is None else torch.from_numpy(rows.weight)
+        return Batch(columns, torch.from_numpy(rows.target), torch.from_numpy(positions), weight)
 
     def _gather(self, ids: NDArray[np.int64]) -> Block:
         """Copies the rows from their shards."""
@@ -153,4 +154,5 @@ def _empty_like(block: Block, num_rows: int) -> Block:
         np.empty((num_rows, block.codes.shape[1]), dtype=np.int32),
         tuple(empty(values) for values in block.tensors),
         empty(block.target),
+        None if block.weight is None else empty(block.weight),
     )

@@ -28,7 +28,7 @@ def open_rows(dataset: Dataset, split: str, *, seed: int = 0) -> Rows:
         return ShardRows(dataset.committed, dataset.shards, dataset.features, split)
     if dataset.tokens is None or dataset.features.tokens is None:
         rows = dataset.read(split)
-        return Table(encode_columns(dataset.features, rows.columns), rows.target)
+        return Table(encode_columns(dataset.features, rows.columns), rows.target, rows.weight)
     names = sorted(name for name in dataset.committed.parts if name.startswith(f"{split}/"))
     parts = [map_part(dataset.committed, name, DATATYPES[dataset.tokens.datatype]) for name in names]
     return Windows(parts, dataset.tokens, split, dataset.features.tokens.vocab_size, seed)

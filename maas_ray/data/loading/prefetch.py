@@ -106,4 +106,6 @@ class Prefetcher:
 
 
 def _pinned(batch: Batch) -> Batch:
-    return replace(batch, columns=[column.pin_memory() for column in batch.columns], target=batch.target.pin_memory())
+    weight = None if batch.weight is None else batch.weight.pin_memory()
+    columns = [column.pin_memory() for column in batch.columns]
+    return replace(batch, columns=columns, target=batch.target.pin_memory(), weight=weight)

@@ -22,6 +22,8 @@ class Batch:
     """[B]: int64 class codes, or float32; or int64 [B, T] token ids, -100 where a token is ignored."""
     positions: Tensor
     """int64 [B]: position of each row in the endless stream of epochs, independent of rank, world and batch size."""
+    weight: Tensor | None = None
+    """float32 [B]: the weight of each row; None: every row has the weight 1."""
 
     @property
     def num_rows(self) -> int:
@@ -45,12 +47,15 @@ class Table:
     Args:
         columns: encoded columns [N, …].
         target: [N].
+        weight: float32 [N], or None.
 
     Raises:
         DataError: no rows, or columns of different lengths.
     """
 
-    def __init__(self, columns: Sequence[NDArray[Any]], target: NDArray[Any]) -> None:
+    def __init__(
+        self, columns: Sequence[NDArray[Any]], target: NDArray[Any], weight: NDArray[Any] | None = None
+    ) -> None:
         if not len(target):
             raise DataError("the split has no rows to load")
         lengths = {len(values) for values in (*columns, target)}
@@ -60,6 +65,7 @@ class Table:
                 "and all must have the same number of rows"
             )
         self._target = torch.from_numpy(_writable(target))
+        self._weight = None if weight is None else torch.from_numpy(_writable(weight))
         self._stacks, self._is_joined, self._places = _stack(columns)
 
     def __len__(self) -> int:
@@ -76,6 +82,7 @@ class Table:
             [columns[stack][place] for stack, place in self._places],
             self._target.index_select(0, index),
             torch.from_numpy(positions),
+            None if self._weight is None else self._weight.index_select(0, index),
         )
 
 

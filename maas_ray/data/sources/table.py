@@ -29,7 +29,7 @@ MAX_LISTED = 50
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table of the features in order, the target, then the split column."""
+    """A table of the features in order, the target, then the columns of the split and the weight."""
 
     table: pa.Table
     is_typed: bool
@@ -37,7 +37,7 @@ class RawTable:
 
 
 def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
-    """All rows of the features, the target and the split column, in the order of the files and their rows.
+    """All rows of the columns that the spec uses, in the order of the files and their rows.
 
     Args:
         spec: the data specification.
@@ -83,7 +83,7 @@ def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:
 
 
 def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
-    """The columns that the spec uses: the features in order, the target, the split column.
+    """The columns that the spec uses: the features in order, the target, then the columns of the split and the weight.
 
     Raises:
         DataError: a column in the spec does not exist, or several columns have the same name.
@@ -91,8 +91,8 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
     refuse_many_columns(names, where)
     if repeated := sorted(name for name, number in Counter(names).items() if number > 1):
         raise DataError(f"{where} has several columns named {_listed(map(repr, repeated))}; rename them")
-    unused = {spec.target, spec.split.column, *spec.cleaning.drop}
-    for name in unused - {None}:
+    unused = {spec.target, spec.split.column, spec.weight, *spec.split.other_columns, *spec.cleaning.drop}
+    for name in (unused | {spec.split.key(spec.target)}) - {None}:
         require_column(name, names, where)
     chosen = spec.features if spec.features is not None else [name for name in names if name not in unused]
     features = [name for name in chosen if name not in spec.cleaning.drop]
@@ -102,8 +102,9 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
         require_column(name, names, where)
     for name in spec.cleaning.columns:
         require_column(name, features, f"cleaning.columns: among its features {where}")
-    extra = [spec.split.column] if spec.split.column else []
-    return [*features, spec.target, *extra]
+    extra = (spec.split.column, spec.split.key(spec.target), spec.weight)
+    chosen = [*features, spec.target]
+    return chosen + [name for name in dict.fromkeys(extra) if name is not None and name not in chosen]
 
 
 def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[str], first: str) -> None:

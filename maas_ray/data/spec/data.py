@@ -6,38 +6,16 @@ from pydantic import Field, model_validator
 
 from maas_ray.data.spec.cleaning import CleaningSpec
 from maas_ray.data.spec.features import TOKEN_TASKS, Task
+from maas_ray.data.spec.split import SPLITS, RareClassesSpec, SplitSpec
 from maas_ray.data.spec.text import TextSpec
 from maas_ray.spec import Spec
+
+__all__ = ["SPLITS", "DataSpec", "Format", "ImageSpec", "SplitSpec"]
 
 Format = Literal["csv", "parquet", "arrow", "numpy", "idx", "sklearn", "text", "jsonl", "images"]
 TEXT_FORMATS = ("text", "jsonl", "parquet")
 """File formats that the token tasks read text from."""
-SPLITS = ("train", "validation", "test")
 DEFAULT_EXPANSION = 100.0
-
-
-class SplitSpec(Spec):
-    """The rows that are held out. A row's split depends on its index, the number of rows and the seed, and on nothing
-    else.
-    """
-
-    validation: float = Field(default=0.1, ge=0, lt=1)
-    """Fraction of the rows that is used to validate during training; 0: no validation split."""
-    test: float = Field(default=0.2, ge=0, lt=1)
-    """Fraction of the rows that is used for the final evaluation; 0: no test split."""
-    seed: int = Field(default=0, ge=0, lt=2**64)
-    """Seed of the split; another seed gives another split."""
-    column: str | None = None
-    """A column that contains `train`, `validation` or `test` for each row; the fractions and the seed are then
-    ignored."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation {self.validation} + test {self.test} leave nothing for training; their sum must be below 1"
-            )
-        return self
 
 
 class ImageSpec(Spec):
@@ -82,6 +60,15 @@ class DataSpec(Spec):
     """The size of images in folders. Their only feature is `image`; their target is the folder's name."""
     split: SplitSpec = SplitSpec()
     """The rows that are held out."""
+    positive_class: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Binary: the class that the model's probability and the metrics f1, precision and recall are of; by default the
+    last class, in the order of numbers or else of the alphabet."""
+    rare_classes: RareClassesSpec | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How classes with few rows are merged; None: all classes are kept, and a class that a held-out split contains but
+    the training split does not is refused."""
+    weight: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A column with the weight of each row in the training loss, at least 0; not a feature. The loss of a step is the
+    weighted mean over the rows of its global batch. Metrics do not use it."""
     cleaning: CleaningSpec = CleaningSpec()
     """How the feature columns are cleaned."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
@@ -106,11 +93,12 @@ class DataSpec(Spec):
             raise ValueError(f"features names {', '.join(repeated)} more than once")
         if self.features is not None and not names:
             raise ValueError("features is empty; name at least one column, or omit features to use all columns")
-        for name in (self.target, self.split.column):
+        for name in (self.target, self.split.column, self.weight):
             if name in names:
-                raise ValueError(f"{name!r} cannot be a feature: it is the target or the split column")
+                raise ValueError(f"{name!r} cannot be a feature: it is the target, the split column or the weight")
         if self.target == self.split.column:
             raise ValueError(f"{self.target!r} cannot be both the target and the split column")
+        self._check_classes()
         if self.task in TOKEN_TASKS:
             self._check_tokens()
         elif self.text is not None:
@@ -118,6 +106,25 @@ class DataSpec(Spec):
         elif self.format == "text":
             raise ValueError(f"format text has no target; use it with the tasks {' and '.join(TOKEN_TASKS)}")
         return self
+
+    def _check_classes(self) -> None:
+        """Rejects fields that would have no effect on the task, and columns with two uses."""
+        if self.target in (self.weight, *self.split.other_columns):
+            raise ValueError(
+                f"{self.target!r} is the target; it cannot be the weight, split.group or split.order_by too"
+            )
+        if self.weight is not None and self.weight in (
+            self.split.column,
+            self.split.stratify,
+            *self.split.other_columns,
+        ):
+            raise ValueError(f"{self.weight!r} cannot be both the weight and a column of the split")
+        if self.split.stratify in (True, self.target) and self.task == "regression":
+            raise ValueError("split.stratify needs classes, but the task is regression; name a column with few values")
+        if self.positive_class is not None and self.task != "binary":
+            raise ValueError(f"positive_class is for the task binary, but the task is {self.task}; remove it")
+        if self.rare_classes is not None and self.task != "classification":
+            raise ValueError(f"rare_classes is for the task classification, but the task is {self.task}; remove it")
 
     def _check_texts(self, text: TextSpec) -> None:
         """Rejects fields that would silently have no effect on rows that are whole texts."""
@@ -140,12 +147,14 @@ class DataSpec(Spec):
             raise ValueError(f"the task {self.task} reads {', '.join(TEXT_FORMATS)}, not {self.format}")
         unused = [
             name
-            for name in ("features", "target", "cleaning", "labels_uri")
+            for name in ("features", "target", "cleaning", "labels_uri", "weight")
             if getattr(self, name) != type(self).model_fields[name].default
         ]
-        if unused or self.split.column:
-            raise ValueError(
-                f"the task {self.task} has no columns: {(*unused, 'split.column')[0]} cannot be used with it"
-            )
+        split = self.split
+        unused += [
+            f"split.{name}" for name in ("column", "stratify", "group", "order_by", "fold") if getattr(split, name)
+        ]
+        if unused:
+            raise ValueError(f"the task {self.task} has no columns: {unused[0]} cannot be used with it")
         if self.task == "language_modeling" and self.text.changed("mask_fraction"):
             raise ValueError("text.mask_fraction is only for masked_language_modeling; remove it")

@@ -86,6 +86,8 @@ class Features(Spec):
     task: Task
     target: str
     """Name of the target column."""
+    weight: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Name of the column with the weight of each row; None: every row has the weight 1."""
     labels: tuple[str, ...] | None = None
     """Class names in the order of their codes; None for regression and the token tasks."""
 

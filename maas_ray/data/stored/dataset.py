@@ -42,8 +42,8 @@ MAX_NAMES = 50
 PLAIN, SHARDED = FORMATS = (1, 2)
 """Format numbers in a manifest; SHARDED: a table in shards."""
 MAX_PART_BYTES = 1 << 26
-TARGET = "\0target"
-"""Name of the target's column in a part; no feature can have this name."""
+TARGET, WEIGHT = "\0target", "\0weight"
+"""Names of the columns of the target and of the weight in a part; no feature can have these names."""
 TOKENIZER = "tokenizer.json"
 """Name of the part with the tokenizer."""
 
@@ -56,10 +56,12 @@ class Split:
         columns: raw columns in the order of the features: numeric float32 [N, 1] (NaN is missing), categorical
             object-str [N, 1] ("" is missing) or int64 [N, 1], tensors float32 or uint8 [N, *shape].
         target: [N]: int64 class codes, float32 0 or 1 (binary), or float32 (regression).
+        weight: float32 [N]; None: every row has the weight 1.
     """
 
     columns: list[Array]
     target: Array
+    weight: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Dataset:
     """Layout of the token streams; None: the rows are a table."""
     shards: ShardLayout | None = None
     """Layout of the shards of a large table; None: a table that is read into memory."""
+    class_rows: Mapping[str, int] | None = None
+    """Training rows of each class; None: prepared by a version that did not count them."""
 
     def tokenizer(self) -> bytes:
         """The tokenizer.json that produced the tokens.
@@ -123,10 +127,26 @@ class Dataset:
                 f"{self.committed.prefix} contains {table.num_rows} rows in {split}; its manifest lists "
                 f"{self.num_rows[split]}; restore it from a backup"
             )
-        columns = [_to_numpy(table.schema.field(i), table.column(i)) for i in range(table.num_columns - 1)]
+        columns = [_to_numpy(table.schema.field(i), table.column(i)) for i in range(len(self.features.columns))]
         # Writable, because torch.from_numpy warns about read-only arrays, and Arrow's memory is read-only.
-        arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, table.column(TARGET).to_numpy())]
-        return Split(arrays[:-1], arrays[-1])
+        last = [table.column(TARGET).to_numpy()]
+        if self.features.weight is not None:
+            last.append(table.column(WEIGHT).to_numpy())
+        arrays = [np.require(values, requirements=["C", "W"]) for values in (*columns, *last)]
+        return Split(arrays[: len(columns)], *arrays[len(columns) :])
+
+    def count_classes(self) -> NDArray[np.int64]:
+        """Training rows of each class, int64 [classes], in the order of the labels.
+
+        Raises:
+            DataError: the target has no classes.
+            ObjectCorrupt: a part is missing, truncated or altered.
+        """
+        labels = self.features.labels
+        if labels is None:
+            raise DataError(f"the data set {self.digest[:12]} has no classes: its task is {self.features.task}")
+        counted = self.class_rows or count_classes(self.features, self.read("train").target)
+        return np.array([counted.get(label, 0) for label in labels], dtype=np.int64)
 
     def spread(self, split: str, num_rows: int) -> list[Array]:
         """Raw columns of at most `num_rows` rows of a split, evenly spread over it; of a large table, only the shards
@@ -164,7 +184,7 @@ def save_dataset(
 
     Args:
         store: where to commit.
-        tables: by split, the cast columns in order and then the encoded target as `TARGET`.
+        tables: by split, the cast columns in order, the encoded target as `TARGET` and the weight, if any, as `WEIGHT`.
         features: the fitted features.
         report: JSON-able.
         source: JSON-able; not part of the digest.
@@ -179,7 +199,16 @@ def save_dataset(
         for split in SPLITS:
             yield from ((f"{split}/{i:05d}.arrow", part) for i, part in enumerate(_parts(tables[split])))
 
-    return commit_dataset(store, {"num_rows": num_rows, "report": dict(report)}, features, content, source, parts())
+    about = {"source": dict(source), "class_rows": count_classes(features, tables["train"].column(TARGET).to_numpy())}
+    return commit_dataset(store, {"num_rows": num_rows, "report": dict(report)}, features, content, about, parts())
+
+
+def count_classes(features: Features, target: Array) -> dict[str, int]:
+    """Rows of each class in an encoded target; empty without classes."""
+    if features.labels is None:
+        return {}
+    counted = np.bincount(target.astype(np.int64), minlength=len(features.labels))
+    return dict(zip(features.labels, counted.tolist(), strict=True))
 
 
 def commit_dataset(
@@ -187,7 +216,7 @@ def commit_dataset(
     meta: Mapping[str, Any],
     features: Features,
     content: Mapping[str, str],
-    source: Mapping[str, Any],
+    about: Mapping[str, Any],
     parts: Iterable[tuple[str, bytes]],
 ) -> Dataset:
     """Commits parts as a data set, or opens it if the same content is already committed; then `parts` is not consumed.
@@ -197,7 +226,7 @@ def commit_dataset(
         meta: JSON-able: `num_rows`, `report`, and `tokens` for token streams.
         features: the fitted features.
         content: hex sha256 of each split's values, independent of the parts.
-        source: JSON-able; not part of the digest.
+        about: JSON-able: `source`; not part of the digest.
         parts: names and bytes.
     """
     body = {"format": PLAIN, "features": features.model_dump(mode="json"), **meta}
@@ -209,7 +238,7 @@ def commit_dataset(
     writer = begin_dataset(store, digest)
     for name, part in parts:
         writer.put(name, part)
-    return end_dataset(store, writer, digest, {**body, "source": dict(source)})
+    return end_dataset(store, writer, digest, {**body, **about})
 
 
 def content_digest(body: Mapping[str, Any], content: Mapping[str, str]) -> str:
@@ -258,11 +287,18 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
         num_rows = {split: int(meta["num_rows"][split]) for split in SPLITS}
         tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
         shards = ShardLayout.model_validate(meta["shards"]) if "shards" in meta else None
-        return Dataset(digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards)
+        return Dataset(
+            digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards, _class_rows(meta)
+        )
     except ValidationError as error:
         raise malformed(f"the manifest of data set {digest}", error) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ObjectCorrupt(f"the manifest of the data set {digest} is malformed; restore it from a backup") from error
+
+
+def _class_rows(meta: Mapping[str, Any]) -> dict[str, int] | None:
+    found = meta.get("class_rows")
+    return None if found is None else {str(label): int(rows) for label, rows in found.items()}
 
 
 def _parts(table: pa.Table) -> list[bytes]:

@@ -4,6 +4,7 @@
     codes       int32 [C] per row: the categorical columns as indices into their dictionaries (`shard_layout.py`)
     tensor <i>  float32 or uint8 per row: the tensor at column i, flat
     target      int64 class code, or float32
+    weight      float32: the weight of the row, if the data set has weights
 
 A shard is an Arrow IPC file with one record batch, whose buffers are the arrays: mapping it copies nothing.
 """
@@ -36,6 +37,8 @@ class Block:
     """[N, *shape] each."""
     target: Array
     """[N]"""
+    weight: Array | None = None
+    """float32 [N]; None: every row has the weight 1."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -47,11 +50,11 @@ class Block:
 
     def take(self, ids: NDArray[np.int64]) -> "Block":
         """Copies the rows `ids`."""
-        return Block(*_regroup([values[ids] for values in self._all()]))
+        return self._like([values[ids] for values in self._all()])
 
     def slice(self, start: int, stop: int) -> "Block":
         """A view of the rows [start, stop)."""
-        return Block(*_regroup([values[start:stop] for values in self._all()]))
+        return self._like([values[start:stop] for values in self._all()])
 
     def put(self, ids: NDArray[np.int64], rows: "Block") -> None:
         """Overwrites the rows `ids`."""
@@ -59,14 +62,20 @@ class Block:
             mine[ids] = theirs
 
     def _all(self) -> list[Array]:
-        return [self.numbers, self.codes, self.target, *self.tensors]
+        weight = [] if self.weight is None else [self.weight]
+        return [self.numbers, self.codes, self.target, *weight, *self.tensors]
+
+    def _like(self, values: Sequence[Any]) -> "Block":
+        """A block of other rows, from arrays in the order of `_all`."""
+        first = 3 if self.weight is None else 4
+        return Block(values[0], values[1], tuple(values[first:]), values[2], None if self.weight is None else values[3])
 
 
 def join(blocks: Sequence[Block]) -> Block:
     """Concatenates the rows of all blocks."""
     if len(blocks) == 1:
         return blocks[0]
-    return Block(*_regroup([np.concatenate(group) for group in zip(*(block._all() for block in blocks), strict=True)]))
+    return blocks[0]._like([np.concatenate(group) for group in zip(*(block._all() for block in blocks), strict=True)])
 
 
 def pack(block: Block) -> pa.Buffer:
@@ -79,6 +88,8 @@ def pack(block: Block) -> pa.Buffer:
         if values.shape[1]
     }
     arrays["target"] = pa.array(block.target)
+    if block.weight is not None:
+        arrays["weight"] = pa.array(block.weight)
     batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -104,20 +115,23 @@ def unpack(features: Features, content: Any) -> Block:
             column = batch.column(name)
             flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
             values = flat.to_numpy(zero_copy_only=True)
-            found[name] = values if name == "target" else values.reshape(num_rows, -1)
+            found[name] = values if name in ("target", "weight") else values.reshape(num_rows, -1)
         shapes = [column.shape for column in features.columns if isinstance(column, TensorColumn)]
         return Block(
             found.get("numbers", np.empty((num_rows, 0), dtype=np.float32)),
             found.get("codes", np.empty((num_rows, 0), dtype=np.int32)),
             tuple(found[f"tensor {i}"].reshape(num_rows, *shape) for i, shape in enumerate(shapes)),
             found["target"],
+            None if features.weight is None else found["weight"],
         )
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise ObjectCorrupt(f"not a shard with the columns of its data set: {error}") from error
 
 
-def raw_columns(features: Features, dictionaries: Dictionaries, blocks: Sequence[Block]) -> tuple[list[Array], Array]:
-    """Copies of the columns, as in `Split`, and of the target."""
+def raw_columns(
+    features: Features, dictionaries: Dictionaries, blocks: Sequence[Block]
+) -> tuple[list[Array], Array, Array | None]:
+    """Copies of the columns, as in `Split`, of the target and of the weight."""
     rows = join(blocks)
     numbers, codes, tensors = iter(rows.numbers.T), iter(rows.codes.T), iter(rows.tensors)
     columns: list[Array] = []
@@ -129,20 +143,17 @@ def raw_columns(features: Features, dictionaries: Dictionaries, blocks: Sequence
             columns.append(dictionary[next(codes)].reshape(-1, 1))
         else:
             columns.append(np.require(next(tensors), requirements=["C", "W"]))
-    return columns, np.require(rows.target, requirements=["C", "W"])
+    weight = None if rows.weight is None else np.require(rows.weight, requirements=["C", "W"])
+    return columns, np.require(rows.target, requirements=["C", "W"]), weight
 
 
 def row_bytes(features: Features) -> int:
     """Bytes of one row of a shard."""
     sizes = {"numeric": 4, "categorical": 4}
-    total = 8
+    total = 8 + (4 if features.weight is not None else 0)
     for column in features.columns:
         if isinstance(column, TensorColumn):
             total += prod(column.shape) * (1 if column.datatype == "UINT8" else 4)
         else:
             total += sizes.get(column.kind, 0)
     return total
-
-
-def _regroup(values: Sequence[Array]) -> tuple[Any, Any, tuple[Array, ...], Any]:
-    return values[0], values[1], tuple(values[3:]), values[2]

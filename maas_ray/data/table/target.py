@@ -75,16 +75,22 @@ def require_target(name: str, num_rows: int, num_missing: int, num_unconvertible
         )
 
 
-def class_names(name: str, train: pa.Array, task: str) -> tuple[str, ...]:
+def class_names(name: str, train: pa.Array, task: str, positive: str | None = None) -> tuple[str, ...]:
     """The classes of the training split in the order of their codes: numeric if all are whole numbers, else by text.
 
+    Args:
+        name: name of the target.
+        train: the target of the training split.
+        task: task of the data spec.
+        positive: the class that is last, for a binary task.
+
     Raises:
-        DataError: there is a single class, or not exactly two for a binary task.
+        DataError: there is a single class, or not exactly two for a binary task; or no class `positive`.
     """
-    return order_classes(name, [str(label) for label in pc.unique(train).to_pylist()], task)
+    return order_classes(name, [str(label) for label in pc.unique(train).to_pylist()], task, positive)
 
 
-def order_classes(name: str, found: Sequence[str], task: str) -> tuple[str, ...]:
+def order_classes(name: str, found: Sequence[str], task: str, positive: str | None = None) -> tuple[str, ...]:
     """As `class_names`, from the distinct classes."""
     if len(found) < 2:
         raise DataError(
@@ -97,9 +103,17 @@ def order_classes(name: str, found: Sequence[str], task: str) -> tuple[str, ...]
             f"task: binary needs exactly two; set task: classification"
         )
     try:
-        return tuple(sorted(found, key=int))
+        ordered = sorted(found, key=int)
     except ValueError:
-        return tuple(sorted(found))
+        ordered = sorted(found)
+    if positive is None:
+        return tuple(ordered)
+    if positive not in ordered:
+        raise DataError(
+            f"data.positive_class: the target {name!r} has no class {positive!r} in the training split; its classes: "
+            f"{', '.join(map(repr, ordered))}"
+        )
+    return (*(label for label in ordered if label != positive), positive)
 
 
 def encode_target(name: str, values: pa.Array, labels: tuple[str, ...] | None, split: str) -> NDArray[Any]:
@@ -126,5 +140,6 @@ def refuse_classes(name: str, unknown: Sequence[str], split: str) -> None:
     if unknown:
         raise DataError(
             f"the {split} split contains classes of the target {name!r} that the training split does not contain: "
-            f"{', '.join(map(repr, unknown[:10]))}; remove or merge rare classes, or change data.split"
+            f"{', '.join(map(repr, unknown[:10]))}; set data.split.stratify: true, merge rare classes with "
+            "data.rare_classes, or change data.split"
         )

@@ -102,7 +102,7 @@ def prepare_text(spec: DataSpec, text: TextSpec, store: ObjectStore, cpu_timeout
             },
             Features(columns=(column,), task=spec.task, target=COLUMN),
             {split: stream.sum.hexdigest() for split, stream in streams.items()},
-            {"uri": spec.uri, "spec_digest": spec.digest()},
+            {"source": {"uri": spec.uri, "spec_digest": spec.digest()}},
             chain([(TOKENIZER, tokenizer.content)], _parts(streams, layout.part_tokens)),
         )
 

@@ -16,9 +16,12 @@ from maas_ray.data.sources.table import read_table
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.spec.features import Features, TokensColumn
 from maas_ray.data.spec.text import TextSpec
-from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
-from maas_ray.data.table.split import assign_rows
+from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, save_dataset
+from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
+from maas_ray.data.table.split import assign_table
+from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import cast_target, class_names, encode_target
+from maas_ray.data.table.weight import read_weight
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import DataError
@@ -37,10 +40,12 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     """
     raw = read_table(spec.model_copy(update={"features": (text.field,)})).table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
+    rare = find_rare(spec, count_keys(target.values)) if spec.rare_classes is not None else frozenset()
+    num_merged, target = count_merged(target, rare), merge_rare(spec, target, rare)
     texts = to_text(text.field, raw.column(text.field))
     is_empty = np.asarray(pc.equal(texts, "").to_numpy(zero_copy_only=False))
     kept = ~target.missing & ~is_empty
-    assigned = assign_rows(spec.split, raw.num_rows, raw.column(spec.split.column) if spec.split.column else None)
+    assigned = assign_table(spec, raw)
     rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
     for split in SPLITS:
         if not len(rows[split]) and (split == "train" or (assigned == SPLITS.index(split)).any()):
@@ -53,8 +58,13 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         spec, text, lambda: ((split, one) for split in SPLITS for one in by_split[split]), [own.pad]
     )
     pad = tokenizer.token_id(own.pad, "pad")
+    weight = read_weight(spec, raw, rows["train"])
     targets = {split: target.values.take(pa.array(rows[split])) for split in SPLITS}
-    labels = None if spec.task == "regression" else class_names(spec.target, targets["train"], spec.task)
+    labels = (
+        None
+        if spec.task == "regression"
+        else class_names(spec.target, targets["train"], spec.task, spec.positive_class)
+    )
     tables, num_cut = {}, 0
     for split in SPLITS:
         tokens, num_longer = _encode(tokenizer, by_split[split], text.seq_len, pad)
@@ -63,6 +73,8 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
         table = pa.table([array], schema=pa.schema([field]))
         tables[split] = table.append_column(TARGET, pa.array(encoded))
+        if weight is not None:
+            tables[split] = tables[split].append_column(WEIGHT, weight.take(pa.array(rows[split])))
         num_cut += num_longer
     column = TokensColumn(
         name=text.field,
@@ -80,7 +92,9 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         },
         "texts_cut": num_cut,
     }
-    features = Features(columns=(column,), task=spec.task, target=spec.target, labels=labels)
+    if spec.rare_classes is not None:
+        report["rare_classes"] = num_merged
+    features = Features(columns=(column,), task=spec.task, target=spec.target, weight=spec.weight, labels=labels)
     source = {"uri": spec.uri, "spec_digest": spec.digest()}
     return save_dataset(store, tables, features, report, source, tokenizer.content)
 

@@ -91,9 +91,16 @@ def model_metadata(
     """
     labels = {"labels": info.labels} if info.labels is not None else {}
     signature = info.signature
-    return ModelMetadata(
-        name, tuple(versions), signature.inputs, signature.outputs, {"task": info.task, **labels, **parameters}
-    )
+    about = {"task": info.task, **labels, **_decision(info), **parameters}
+    return ModelMetadata(name, tuple(versions), signature.inputs, signature.outputs, about)
+
+
+def _decision(info: BundleInfo) -> dict[str, Any]:
+    """The positive class of a binary classifier, and its decision threshold if it has one of its own."""
+    if info.task != "binary" or not info.labels:
+        return {}
+    value = 0.5 if info.threshold is None else info.threshold.value
+    return {"positive_class": info.labels[-1], "threshold": value}
 
 
 def model_config(

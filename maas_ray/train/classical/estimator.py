@@ -59,7 +59,16 @@ class Fitted:
         return (probabilities[:, 1:] if self.task == "binary" else probabilities), classes
 
 
-def fit_estimator(model: ModelSpec, task: str, rows: Array, target: Array, *, seed: int, num_threads: int) -> Fitted:
+def fit_estimator(
+    model: ModelSpec,
+    task: str,
+    rows: Array,
+    target: Array,
+    *,
+    seed: int,
+    num_threads: int,
+    weight: Array | None = None,
+) -> Fitted:
     """Fits a classical model. The same arguments give the same result with any number of threads.
 
     Args:
@@ -69,6 +78,7 @@ def fit_estimator(model: ModelSpec, task: str, rows: Array, target: Array, *, se
         target: class codes (every class occurs), or numbers, [N].
         seed: seed of all random numbers.
         num_threads: number of compute threads.
+        weight: the weights of the rows [N], or None.
 
     Raises:
         SpecError: a parameter is invalid for the task.
@@ -85,7 +95,7 @@ def fit_estimator(model: ModelSpec, task: str, rows: Array, target: Array, *, se
         wanted = target.astype(np.int64)
     estimator = _build(spec, task, wanted, seed % 2**32, num_threads)  # scikit-learn accepts 32 bits
     with threadpool_limits(limits=num_threads):
-        estimator.fit(rows, wanted)
+        estimator.fit(rows, wanted, sample_weight=weight)
     return Fitted(estimator, task, shift, scale)
 
 

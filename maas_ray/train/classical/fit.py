@@ -18,7 +18,8 @@ from maas_ray.train.classical.graph import build_graph
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.proof import Proof, choose_rows
 from maas_ray.train.classical.state import STEP, FittedState, save_fitted
-from maas_ray.train.loop.evaluate import evaluate
+from maas_ray.train.loop.class_metrics import ClassCounts
+from maas_ray.train.loop.evaluate import count_classes, evaluate, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.raw_model import RawModel
@@ -53,17 +54,21 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
     train = dataset.read("train")
     rows = _preprocessed(preprocess, dataset, train.columns)
     task = dataset.features.task
-    fitted = fit_estimator(spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads)
+    fitted = fit_estimator(
+        spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads, weight=train.weight
+    )
     graph = build_graph(fitted, rows.shape[1])
     columns, num_real = choose_rows(dataset)
     scores, classes = fitted.answer(_preprocessed(preprocess, dataset, columns))
     net = GraphNet(graph, task, num_threads)
+    num_validation, counts = dataset.num_rows.get("validation", 0), count_classes(dataset.features)
     progress = Progress(
         step=STEP,
         total_steps=STEP,
         epoch=1.0,
         loss=_metrics(dataset, net, train)["loss"],
-        metrics=_metrics(dataset, net, dataset.read("validation")) if dataset.num_rows.get("validation") else {},
+        metrics=_metrics(dataset, net, dataset.read("validation"), counts) if num_validation else {},
+        classes=report_classes(dataset.features, counts, num_validation) if num_validation else None,
     )
     logged, callbacks = TrainingLog(), build_callbacks(spec.callbacks)
     reason: EndReason = "failed"
@@ -95,7 +100,7 @@ def _preprocessed(preprocess: Preprocess, dataset: Dataset, columns: list[NDArra
     return np.concatenate(parts)
 
 
-def _metrics(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
+def _metrics(dataset: Dataset, net: GraphNet, rows: Split, counts: ClassCounts | None = None) -> dict[str, float]:
     features = dataset.features
     return evaluate(
         RawModel(features, net),
@@ -104,4 +109,5 @@ def _metrics(dataset: Dataset, net: GraphNet, rows: Split) -> dict[str, float]:
         task=features.task,
         num_classes=features.num_outputs,
         loss=build_loss(ObjectiveSpec(), features.task),
+        counts=counts,
     )

@@ -1,6 +1,6 @@
 """Builds a rank's TrainState, plan and loader from the spec. Independent of checkpoints and Ray."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,14 @@ from maas_ray.train.loop.loss import build_loss, num_valid
 from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
 from maas_ray.train.loop.optimizer_check import check_split_state
 from maas_ray.train.loop.parameter_groups import freeze_weights
+from maas_ray.train.loop.row_weights import RowWeights
 from maas_ray.train.loop.schedule import build_schedule
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import RankCoordinates, distribute
 from maas_ray.train.parallel.pipeline import Pipeline
+from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec
 
@@ -80,6 +82,7 @@ def build_train_state(
     coordinates: RankCoordinates,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    class_rows: Sequence[int] | None = None,
 ) -> TrainState:
     """Builds the training state of this rank.
 
@@ -90,6 +93,7 @@ def build_train_state(
         coordinates: coordinates of this rank.
         device: device of this rank.
         dtype: type of weights and activations; float64 for comparisons.
+        class_rows: training rows of each class, for balanced weights; see `count_class_rows`.
 
     Raises:
         ModelError, SpecError: the model cannot be built or does not support the layout; contains the reason.
@@ -105,7 +109,7 @@ def build_train_state(
 
         compile_blocks(net)
     recompute_blocks(net, spec.performance.activation_checkpointing)
-    loss = build_loss(spec.objective, features.task)
+    loss = build_loss(spec.objective, features.task, is_training=True)
     if isinstance(loss, nn.Module):
         loss.to(device, dtype)
     layout = coordinates.layout
@@ -147,7 +151,8 @@ def build_train_state(
         schedule=build_schedule(spec.schedule, optimizer, spec.total_steps(num_rows)),
         device=device,
         coordinates=coordinates,
-        num_valid=num_valid if features.row.vocab_size is not None else None,
+        num_valid=num_valid if features.is_per_token else None,
+        row_weights=_row_weights(spec, features, class_rows, device),
         l1=spec.objective.l1,
         l2=spec.objective.l2,
         ema=Ema(parts.bare, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None,
@@ -155,6 +160,18 @@ def build_train_state(
         auxiliary=AuxiliaryLosses(spec.objective.auxiliary, device) if spec.objective.auxiliary else None,
         dtype=dtype,
     )
+
+
+def count_class_rows(spec: TrainSpec, dataset: Dataset) -> Sequence[int] | None:
+    """Training rows of each class, if the weights of classes depend on them."""
+    return dataset.count_classes().tolist() if spec.objective.class_weights == "balanced" else None
+
+
+def _row_weights(
+    spec: TrainSpec, features: Features, class_rows: Sequence[int] | None, device: torch.device
+) -> RowWeights | None:
+    of_class = resolve_weights(spec.objective.class_weights, features.labels or (), class_rows)
+    return None if of_class is None and features.weight is None else RowWeights(of_class, device)
 
 
 def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
@@ -175,8 +192,8 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
     )
 
 
-def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates) -> Loader:
-    """The loader of this rank's rows of each global batch."""
+def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates, min_rows: int = 1) -> Loader:
+    """The loader of this rank's rows of each global batch; for `min_rows` see `Loader` and `TrainState.min_rows`."""
     return Loader.over(
         open_rows(dataset, "train", seed=spec.seed),
         seed=spec.seed,
@@ -184,6 +201,7 @@ def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates
         rank=coordinates.dp,
         world=coordinates.layout.dp,
         accumulation_steps=spec.batch.accumulation_steps,
+        min_rows=min_rows,
     )
 
 

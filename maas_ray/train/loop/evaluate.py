@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,15 @@ from torchmetrics.classification import (
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from maas_ray.data.loading.rows import Batch, Rows
-from maas_ray.data.spec.features import TOKEN_TASKS
+from maas_ray.data.spec.features import TOKEN_TASKS, Features
+from maas_ray.train.loop.class_metrics import MAX_CLASSES, ClassCounts, class_report
 from maas_ray.train.loop.custom_loss import IGNORED
 from maas_ray.train.loop.custom_metrics import CustomMetrics
 from maas_ray.train.loop.loss import num_valid
 
 BATCH_ROWS = 1024
+DEFAULT_THRESHOLD = 0.5
+"""The probability from which on a row is of the positive class, unless the run chooses a threshold."""
 MAX_LOGITS = 1 << 24
 """Largest number of logits of one batch: a row of tokens has one per token and token id, 64 MiB for a few rows."""
 
@@ -39,6 +43,7 @@ def evaluate(
     num_classes: int,
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | None = None,
+    counts: ClassCounts | None = None,
 ) -> dict[str, float]:
     """Evaluates a model on columns [N, …] and a target [N] in memory; see `evaluate_rows`.
 
@@ -48,7 +53,7 @@ def evaluate(
         Batch([torch.from_numpy(column[rows]) for column in columns], torch.from_numpy(target[rows]), _NO_POSITIONS)
         for rows in (slice(start, start + BATCH_ROWS) for start in range(0, len(target), BATCH_ROWS))
     )
-    return _evaluate(model, batches, task, num_classes, loss, device)
+    return _evaluate(model, batches, task, num_classes, loss, device, counts=counts)
 
 
 def evaluate_rows(
@@ -62,6 +67,8 @@ def evaluate_rows(
     rank: int = 0,
     world: int = 1,
     custom: CustomMetrics | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    counts: ClassCounts | None = None,
 ) -> dict[str, float]:
     """Evaluates a model in evaluation mode on every row once.
 
@@ -78,6 +85,8 @@ def evaluate_rows(
         rank: index of this process's share of the rows.
         world: number of shares.
         custom: the user's own metrics, whose earlier rows are forgotten.
+        threshold: binary: the class is 1 if its probability is at least this.
+        counts: counts the classes of the rows too, if given.
 
     Returns:
         Each metric by name, and `loss`, the mean per row (per counted token, for token tasks) without regularization.
@@ -94,7 +103,8 @@ def evaluate_rows(
     most = -(-len(rows) // world)
     num_more = -(-most // size) - -(-len(own) // size)
     first = np.zeros(1, dtype=np.int64)
-    return _evaluate(model, batches, task, num_classes, loss, device, [rows.take(first, first)] * num_more, custom)
+    uncounted = [rows.take(first, first)] * num_more
+    return _evaluate(model, batches, task, num_classes, loss, device, uncounted, custom, threshold, counts)
 
 
 def _evaluate(
@@ -106,12 +116,18 @@ def _evaluate(
     device: torch.device | None,
     uncounted: Sequence[Batch] = (),
     custom: CustomMetrics | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    counts: ClassCounts | None = None,
 ) -> dict[str, float]:
     device = device or torch.device("cpu")
     if custom is not None:
         custom.begin(device)
     metrics: _RowMetrics | _TokenMetrics
-    metrics = _TokenMetrics(device) if task in TOKEN_TASKS else _RowMetrics(task, num_classes, device)
+    metrics = (
+        _TokenMetrics(device)
+        if task in TOKEN_TASKS
+        else _RowMetrics(task, num_classes, device, threshold, None if counts is None else counts.to(device))
+    )
     was_training = model.training
     model.eval()
     with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would be unusable in the next step
@@ -130,17 +146,35 @@ def _evaluate(
 
 
 class _RowMetrics:
-    def __init__(self, task: str, num_classes: int, device: torch.device) -> None:
-        self._task = task
+    def __init__(
+        self, task: str, num_classes: int, device: torch.device, threshold: float, counts: ClassCounts | None
+    ) -> None:
+        self._task, self._threshold, self._counts = task, threshold, counts
+        self._area = BinaryAUROC().to(device) if task == "binary" else None
         self._metrics = _metrics(task, num_classes).to(device)
         self._loss = MeanMetric().to(device)
 
     def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._loss.update(loss(logits, target))
-        self._metrics.update(*comparable(self._task, logits, target))
+        if self._task == "regression":
+            self._metrics.update(*comparable(self._task, logits, target))
+            return
+        target = target.long()
+        if self._area is None:
+            self._metrics.update(logits, target)
+            probabilities = logits.softmax(dim=1)
+        else:
+            probabilities = logits[:, 0].sigmoid()
+            self._area.update(probabilities, target)
+            # As the exported graph decides; torchmetrics has `>`.
+            self._metrics.update((probabilities >= self._threshold).long(), target)
+        if self._counts is not None:
+            self._counts.update(probabilities, target)
 
     def compute(self) -> dict[str, float]:
         metrics = {name: float(value) for name, value in self._metrics.compute().items()}
+        if self._area is not None:
+            metrics["auroc"] = float(self._area.compute())
         return {**metrics, "loss": float(self._loss.compute())}
 
 
@@ -172,7 +206,7 @@ def _metrics(task: str, num_classes: int) -> MetricCollection:
             "f1": MulticlassF1Score(num_classes, average="macro"),
         }
     elif task == "binary":
-        chosen = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}
+        chosen = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}
     else:
         chosen = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
     return MetricCollection(chosen)
@@ -194,3 +228,19 @@ def comparable(task: str, logits: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     if task == "binary":
         return torch.sigmoid(logits[:, 0]), target.long()
     return logits[:, 0].contiguous(), target
+
+
+def count_classes(features: Features, threshold: float = DEFAULT_THRESHOLD) -> ClassCounts | None:
+    """The counts for a classifier of rows; None for other tasks, and for very many classes."""
+    if features.labels is None or len(features.labels) > MAX_CLASSES:
+        return None
+    return ClassCounts(len(features.labels), threshold if features.task == "binary" else None)
+
+
+def report_classes(
+    features: Features, counts: ClassCounts | None, num_rows: int, threshold: float = DEFAULT_THRESHOLD
+) -> dict[str, Any] | None:
+    """The report of `count_classes` after an evaluation of `num_rows` rows; see `class_report`."""
+    if counts is None or features.labels is None:
+        return None
+    return class_report(counts.compute(), features.labels, num_rows, threshold if features.task == "binary" else None)

@@ -5,7 +5,8 @@ A run is reproducible despite interruptions, and the same training on every layo
   extension, at the position of its first step plus the steps since then),
 - dropout masks are functions of (seed, position of the sample); other random numbers of step s are seeded by
   (seed, s, r), where r is the data-parallel rank,
-- gradients are summed over the ranks and divided by the number of samples (or valid tokens) of the GLOBAL batch,
+- gradients are summed over the ranks and divided by the number of samples (or valid tokens, or the sum of the weights of
+  samples) of the GLOBAL batch,
 - the order in which DistributedDataParallel sums gradients is fixed before the first step (`warm_up_buckets`).
 So step s + 1 depends only on the state after step s.
 """
@@ -34,6 +35,7 @@ from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.loop.schedule import Schedule
+from maas_ray.train.modules.batch_statistics import fewest_rows, frozen_statistics
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -118,6 +120,7 @@ class TrainState:
         model: preprocessed rows -> logits [N, K], the part wrapped for data parallelism; unused with a pipeline.
         preprocess: encoded raw columns -> preprocessed rows.
         num_valid: (target) -> number of its losses; None: one for each row.
+        row_weights: the weights of rows in the loss, whose sum then replaces the number of losses; None: no weights.
         l1: factor of the sum of absolute weights, added to the mean loss.
         l2: factor of the sum of squared weights.
         ema: the moving average of the weights, if any.
@@ -135,6 +138,7 @@ class TrainState:
     device: torch.device
     coordinates: RankCoordinates
     num_valid: Callable[[Tensor], Tensor] | None = None
+    row_weights: Callable[[Batch], Tensor] | None = None
     l1: float = 0.0
     l2: float = 0.0
     ema: Ema | None = None
@@ -146,6 +150,11 @@ class TrainState:
     def weights(self) -> list[nn.Parameter]:
         """The trained weights of this rank that are penalized."""
         return [weight for part in self.parts for weight in weights(part) if weight.requires_grad]
+
+    @property
+    def min_rows(self) -> int:
+        """The smallest number of rows of a micro-batch that is not empty."""
+        return fewest_rows(self.parts)
 
     def train(self, mode: bool = True) -> None:
         """Switches all parts to training mode, or to evaluation mode."""
@@ -297,11 +306,14 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
 
 def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) -> Callable[[], float]:
     """Starts counting the divisor of the global batch's sum of losses; returns a function that waits for it."""
-    if state.num_valid is None:
+    if state.num_valid is None and state.row_weights is None:
         return lambda: num_rows
-    count = torch.zeros((), dtype=torch.int64, device=state.device)
+    count = torch.zeros((), dtype=torch.float64, device=state.device)
     for batch in batches:
-        count += state.num_valid(batch.target).to(state.device)
+        if state.row_weights is not None:
+            count += state.row_weights(batch).sum()
+        elif state.num_valid is not None:
+            count += state.num_valid(batch.target).to(state.device)
     layout = state.coordinates.layout
     work = dist.all_reduce(count, async_op=True) if dist.is_initialized() else None
 
@@ -309,7 +321,7 @@ def _start_counting(state: TrainState, batches: Sequence[Batch], num_rows: int) 
         if work is not None:
             work.wait()
         # The ranks of a pipeline and of a tensor-parallel group have counted the same rows.
-        return max(1, int(count) // (layout.pp * layout.tp))
+        return float(count) / (layout.pp * layout.tp) or 1.0
 
     return counted
 
@@ -323,7 +335,8 @@ def _filled(plan: LoopPlan, state: TrainState, batches: Sequence[Batch]) -> list
         positions = batch.positions
         if missing:
             rows, target, positions = (_filled_up(values, missing) for values in (rows, target, positions))
-        filled.append((rows, target, positions, batch.num_rows))
+        weights = state.row_weights(batch) if state.row_weights is not None else None
+        filled.append(MicroBatch(rows, target, positions, batch.num_rows, weights))
     return filled
 
 
@@ -371,6 +384,7 @@ def _losses(plan: LoopPlan, state: TrainState, batch: Batch) -> tuple[Tensor, Te
         rows, positions = _filled_up(rows, 1), _filled_up(positions, 1)
     is_sharded = isinstance(state.model, FSDPModule)  # its own policy determines the precision
     with (
+        nullcontext() if batch.num_rows else frozen_statistics(state.parts),
         samples(plan.seed, positions),
         torch.autocast(state.device.type, torch.bfloat16, enabled=plan.precision == "bf16" and not is_sharded),
     ):
@@ -387,7 +401,10 @@ def _losses(plan: LoopPlan, state: TrainState, batch: Batch) -> tuple[Tensor, Te
     if not batch.num_rows:
         nothing: Tensor = logits.sum() * 0.0
         return nothing, auxiliary
-    return state.loss(logits, batch.target.to(state.device, non_blocking=True)).sum(), auxiliary
+    losses = state.loss(logits, batch.target.to(state.device, non_blocking=True))
+    if state.row_weights is not None:
+        losses = losses * state.row_weights(batch).to(losses.dtype)
+    return losses.sum(), auxiliary
 
 
 def _filled_up(rows: Tensor, missing: int) -> Tensor:

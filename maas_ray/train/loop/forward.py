@@ -56,5 +56,5 @@ class Scorer(nn.Module):
             num_rows = len(piece)
             piece = functional.pad(piece, (0, 0) * (piece.dim() - 1) + (0, self._size - num_rows))
             positions = torch.zeros(self._size, dtype=torch.int64)
-            batches.append((piece, positions, positions, num_rows))
+            batches.append(MicroBatch(piece, positions, positions, num_rows))
         return pipeline.logits(batches)

@@ -15,12 +15,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, target) -> loss of each sample [N]; for token tasks, summed over its counted tokens."""
 
 
-def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
+def build_loss(spec: ObjectiveSpec, task: Task, *, is_training: bool = False) -> Loss:
     """Returns the loss function, without reduction: the caller divides by `num_valid` of the targets of all workers.
 
     Args:
         spec: the objective.
         task: task of the data.
+        is_training: whether the loss includes `pos_weight`, which metrics do not.
 
     Returns:
         A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
@@ -34,6 +35,7 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
     if spec.is_imported:
         return CustomLoss(name, spec.params, per_token=task in TOKEN_TASKS)
     smoothing, delta = spec.label_smoothing, spec.huber_delta
+    pos_weight = spec.pos_weight if is_training else None
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         if logits.dim() != 2 or target.shape != logits.shape[:1]:
@@ -65,7 +67,8 @@ def build_loss(spec: ObjectiveSpec, task: Task) -> Loss:
         if name == "bce":
             wanted = wanted * (1 - smoothing) + smoothing / 2
         if name in ("bce", "focal"):
-            losses = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none")
+            factor = None if pos_weight is None else output.new_tensor(pos_weight)
+            losses = functional.binary_cross_entropy_with_logits(output, wanted, reduction="none", pos_weight=factor)
             return focused(losses) if name == "focal" else losses
         if name == "mse":
             return functional.mse_loss(output, wanted, reduction="none")

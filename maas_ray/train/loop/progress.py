@@ -1,6 +1,7 @@
 """The progress report of a running training. Imports nothing heavy: the process that forwards it needs no torch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Progress:
         mfu: model FLOPs utilization, if the peak of the devices is known.
         metrics: validation metrics, at the end of an epoch, if the data has a validation split.
         of_step: step of the metrics, if it is an earlier one (asynchronous validation).
+        classes: metrics of each class at that step, see `class_report` in loop/class_metrics.py; None: not a classifier.
         samples: predictions of that step for a few rows, as Markdown.
         auxiliary: mean of each auxiliary loss over the batch of this step, unweighted.
         workers: current number of workers; 0: unknown.
@@ -32,4 +34,5 @@ class Progress:
     of_step: int | None = None
     samples: str = ""
     auxiliary: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, Any] | None = None
     workers: int = 0

@@ -7,7 +7,7 @@ of layers, so that a checkpoint is independent of the number of stages.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,20 @@ _CPU = torch.device("cpu")
 _MAX_DIMS = 6
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-MicroBatch = tuple[Tensor, Tensor, Tensor, int]
-"""Input [R, …], target [R, …], positions int64 [R], and the number of real rows; the rest is padding."""
+
+class MicroBatch(NamedTuple):
+    """The rows of one micro-batch; those after the real ones are padding."""
+
+    rows: Tensor
+    """Input [R, …]."""
+    target: Tensor
+    """[R, …]"""
+    positions: Tensor
+    """int64 [R]"""
+    num_rows: int
+    """Number of real rows."""
+    weights: Tensor | None = None
+    """Weights of the real rows in the loss, [num_rows]; None: no weights."""
 
 
 def num_layers(net: nn.Module) -> int:
@@ -279,10 +291,12 @@ class Pipeline:
         return torch.arange(self._num_microbatches) if self.is_last else None
 
     def _loss_of(self, logits: Tensor, number: Tensor) -> Tensor:
-        _, target, _, num_rows = self._batches[int(number)]
+        batch = self._batches[int(number)]
+        num_rows = batch.num_rows
         if self._scale is None:  # only logits are needed
             self._logits.append(logits[:num_rows])
             return logits.new_zeros(())
         if not num_rows:
             return logits.sum() * 0.0
-        return self._loss(logits[:num_rows], target[:num_rows]).sum() * self._scale
+        losses = self._loss(logits[:num_rows], batch.target[:num_rows])
+        return (losses if batch.weights is None else losses * batch.weights.to(losses.dtype)).sum() * self._scale

@@ -21,6 +21,7 @@ from maas_ray.train.loop.optimizer import build_optimizer
 from maas_ray.train.loop.optimizer_check import check_optimizer
 from maas_ray.train.loop.parameter_groups import freeze_weights
 from maas_ray.train.loop.schedule import build_schedule, check_schedule
+from maas_ray.train.modules.batch_statistics import refuse_lone_row
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
@@ -46,6 +47,8 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
+    if has_data:
+        refuse_lone_row(net, example, spec.batch.global_size, spec.stop_position(dataset.num_rows["train"]))
     if spec.init is not None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 

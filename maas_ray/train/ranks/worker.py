@@ -27,7 +27,13 @@ from maas_ray.store.manifest import Committed
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.callbacks.base import RunContext
 from maas_ray.train.callbacks.load import build_callbacks
-from maas_ray.train.loop.assemble import build_batches, build_loader, build_plan, build_train_state
+from maas_ray.train.loop.assemble import (
+    build_batches,
+    build_loader,
+    build_plan,
+    build_train_state,
+    count_class_rows,
+)
 from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import LoopHooks, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.gradients import local
@@ -135,8 +141,18 @@ class RankTraining(LoopHooks):
         if self._is_first and not ray.get(self._actor.is_allowed.remote(), timeout=TIMEOUT_S):
             check_run(spec, self._dataset, self._store)
             ray.get(self._actor.found_fit.remote(), timeout=TIMEOUT_S)
-        self._state = build_train_state(spec, self._dataset.features, num_rows, coordinates, self._device)
-        self._plan, self._loader = build_plan(spec, num_rows), build_loader(spec, self._dataset, coordinates)
+        self._state = build_train_state(
+            spec,
+            self._dataset.features,
+            num_rows,
+            coordinates,
+            self._device,
+            class_rows=count_class_rows(spec, self._dataset),
+        )
+        self._plan, self._loader = (
+            build_plan(spec, num_rows),
+            build_loader(spec, self._dataset, coordinates, self._state.min_rows),
+        )
         warm_up_buckets(self._plan, self._state, self._loader)
         _await_record(self._actor)
 

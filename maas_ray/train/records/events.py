@@ -55,6 +55,7 @@ class Evaluated(Document):
 
     type: Literal["evaluated"]
     metrics: dict[str, float]
+    split: str | None = None
 
 
 class Validated(Document):
@@ -63,6 +64,8 @@ class Validated(Document):
     type: Literal["validated"]
     step: Count
     metrics: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """Metrics of each class, see `class_report` in loop/class_metrics.py."""
 
 
 class Unvalidated(Document):

@@ -18,6 +18,7 @@ from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, CommitWriter, open_committed
 from maas_ray.store.objects import ObjectStore
+from maas_ray.train.records.class_figures import draw_calibration, draw_confusion
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec.metrics import LARGER_IS_BETTER, VALIDATION, best_step, metrics_of
 from maas_ray.version import __version__
@@ -70,7 +71,7 @@ def build_report(
     store: ObjectStore, run: RunRecord, ended: FinalState, nodes: list[dict[str, float]]
 ) -> dict[str, Any]:
     """The report as plain JSON; see `commit_report`."""
-    curves = _curves([*ended.history, *_late(store, run, ended.history)])
+    curves = read_curves(store, run, ended.history)
     training_s = (ended.seconds or {}).get("training")
     samples = run.spec.position(ended.step)
     return {
@@ -93,6 +94,7 @@ def build_report(
         "layout": ended.layout,
         "curves": curves,
         "best": _best(curves),
+        "classes": _classes(store, run, ended.history),
         "created_s": run.created_s,
         "seconds": ended.seconds,
         "samples": samples,
@@ -107,8 +109,21 @@ def build_report(
     }
 
 
+def read_curves(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Every metric of a run and `lr` by name, as pairs of step and value.
+
+    Args:
+        store: the store of the run.
+        run: the run.
+        history: the history in its newest checkpoint.
+    """
+    return _curves([*history, *_late(store, run, history)])
+
+
 def draw(report: dict[str, Any]) -> bytes:
-    """The curves as a PNG: losses, other metrics of validation, the learning rate."""
+    """The curves as a PNG: losses, other metrics of validation, the learning rate; of a classifier also the confusion
+    matrix and the calibration of the newest validation.
+    """
     # Imported late, so that it does not delay training; without pyplot, which looks for a display.
     from io import BytesIO
 
@@ -119,17 +134,22 @@ def draw(report: dict[str, Any]) -> bytes:
     losses = [name for name in ("loss", f"{VALIDATION}loss") if name in curves]
     others = sorted(name for name in curves if name.startswith(VALIDATION) and name not in losses)
     panels = [names for names in (losses, others, ["lr"] if "lr" in curves else []) if names]
-    figure = Figure(figsize=(8, 3 * max(1, len(panels))), layout="constrained")
+    classes = report.get("classes")
+    num_panels = max(1, len(panels)) + (0 if classes is None else 2)
+    figure = Figure(figsize=(8, 3 * num_panels), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{report['run']}: {report['step']} steps of {report['spec']['model']['name']}")
     for place, names in enumerate(panels, start=1):
-        axes = figure.add_subplot(len(panels), 1, place)
+        axes = figure.add_subplot(num_panels, 1, place)
         for name in names:
             steps, values = zip(*curves[name], strict=True)
             axes.plot(steps, values, label=name, marker="." if len(steps) < 50 else None)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend()
+    if classes is not None:
+        draw_calibration(figure.add_subplot(num_panels, 1, num_panels - 1), classes)
+        draw_confusion(figure.add_subplot(num_panels, 1, num_panels), classes)
     written = BytesIO()
     # Without the version of matplotlib, so that the same run gives the same bytes.
     figure.savefig(written, format="png", metadata={"Software": None})
@@ -151,6 +171,13 @@ def _late(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> 
         for step, metrics in sorted(Runs(store).validated(run.id).items())
         if step not in known
     ]
+
+
+def _classes(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest metrics of classes on the validation split, with their step; None: not a classifier, or no such split."""
+    found = {entry["step"]: entry["classes"] for entry in history if "classes" in entry}
+    found |= Runs(store).validated_classes(run.id)
+    return {"step": max(found), **found[max(found)]} if found else None
 
 
 def _curves(history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:

@@ -25,8 +25,8 @@ from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import malformed, read_document
 from maas_ray.store.sequence import RECORD, Record, Sequence
 from maas_ray.suggestions import known_names
+from maas_ray.train.records.events import Evaluated, RunStatus, Validated, read_event
 from maas_ray.train.records.events import RunMeta as _Meta
-from maas_ray.train.records.events import RunStatus, Validated, read_event
 from maas_ray.train.records.history import fold
 from maas_ray.train.records.run_index import MAX_UNVALIDATED, RunIndex, Summary, point_at_none
 from maas_ray.train.spec.length import ExtensionSpec
@@ -131,6 +131,16 @@ class Runs:
         """Metrics of asynchronous validations by step: `validation_loss` and so on."""
         events = map(read_event, Sequence(self._store, run_prefix(run)).read())
         return {event.step: dict(event.metrics) for event in events if isinstance(event, Validated)}
+
+    def validated_classes(self, run: str) -> dict[int, dict[str, Any]]:
+        """Metrics of each class of asynchronous validations by step; see `class_report` in loop/class_metrics.py."""
+        events = map(read_event, Sequence(self._store, run_prefix(run)).read())
+        return {event.step: event.classes for event in events if isinstance(event, Validated) and event.classes}
+
+    def evaluated(self, run: str) -> dict[str, dict[str, float]]:
+        """Metrics of the newest evaluation of each split."""
+        events = map(read_event, Sequence(self._store, run_prefix(run)).read())
+        return {event.split: dict(event.metrics) for event in events if isinstance(event, Evaluated) and event.split}
 
     def all(self) -> list[Summary]:
         """All runs, newest first, without damaged ones; see `survey`."""

@@ -8,7 +8,8 @@ from maas_ray.train.spec.metrics import finite
 
 
 class TrainingLog:
-    """The entries of a run, oldest first: `{step, loss, lr}`, with `auxiliary` if there are such losses, and `{step, validation}`.
+    """The entries of a run, oldest first: `{step, loss, lr}`, with `auxiliary` if there are such losses, and
+    `{step, validation, classes}`.
 
     Args:
         entries: those of the checkpoint from which the run continues.
@@ -26,4 +27,14 @@ class TrainingLog:
             self.entries.append(entry)
         if progress.metrics:
             validated = progress.step if progress.of_step is None else progress.of_step
-            self.entries.append({"step": validated, "validation": finite(progress.metrics)})
+            entry = {"step": validated, "validation": finite(progress.metrics)}
+            if progress.classes is not None:
+                self._forget_classes()
+                entry["classes"] = progress.classes
+            self.entries.append(entry)
+
+    def _forget_classes(self) -> None:
+        """Keeps the metrics of classes of the newest validation alone: a checkpoint contains the whole history."""
+        for place, entry in enumerate(self.entries):
+            if "classes" in entry:  # replaced, because a save may be writing the entry
+                self.entries[place] = {name: value for name, value in entry.items() if name != "classes"}

@@ -10,7 +10,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from maas_ray.data.spec.features import Task
 from maas_ray.errors import SpecError
 from maas_ray.spec import Spec
+from maas_ray.train.spec.class_weights import ClassWeights, refuse_weights
 from maas_ray.train.spec.names import check_name, is_import_path
+from maas_ray.train.spec.threshold import ThresholdRule, refuse_threshold
 
 Implementation = Literal["auto", "fused", "foreach", "loop"]
 
@@ -54,6 +56,19 @@ class ObjectiveSpec(Spec):
     """Arguments of the constructor of an imported class, or further arguments of an imported function."""
     focal_gamma: float = Field(default=2.0, ge=0.0, exclude_if=lambda value: value == 2.0)
     """`focal`: exponent that lowers the loss of rows that are classified well; 0 is the cross entropy."""
+    class_weights: ClassWeights | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Weights of classes in the training loss: `balanced` (rows / (classes * rows of the class), over the training
+    split), or one weight per class name. A row's weight is that of its class times `data.weight`; the loss of a step is
+    the sum of weighted losses over its global batch, divided by the sum of the weights. Metrics, `validation_loss`
+    included, have no weights."""
+    pos_weight: float | None = Field(default=None, gt=0.0, exclude_if=lambda value: value is None)
+    """Binary: factor of the positive class's term of the training loss, which is still divided by the rows (or by the sum
+    of `data.weight`), as in torch.nn.BCEWithLogitsLoss."""
+    threshold: ThresholdRule | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Binary: the probability of the positive class from which on a row is of that class; None: 0.5. `f1` and `youden`
+    (recall + specificity - 1) are maximized on the validation split, `precision>=0.9` has the highest recall with this
+    precision there, `recall>=0.9` the highest precision; or a number. `evaluate`, `publish` and the exported graph use
+    it; validation during training uses 0.5."""
     huber_delta: float = Field(default=1.0, gt=0.0)
     """Error above which `huber` grows linearly, in units of the target."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -88,8 +103,10 @@ def loss_name(spec: ObjectiveSpec, task: Task) -> str:
     """The loss of a task: a built-in one, or an import path.
 
     Raises:
-        SpecError: the loss or the label smoothing is invalid for the task.
+        SpecError: the loss, the label smoothing or a weight is invalid for the task.
     """
+    refuse_threshold(spec.threshold, task)
+    refuse_weights(spec.class_weights, spec.pos_weight, task)
     name = spec.loss or LOSSES_BY_TASK[task][0]
     if is_import_path(name):
         return name

@@ -174,5 +174,5 @@ def _validate(spec_json: str, step: int) -> tuple[dict[str, float], str]:
     evaluation = evaluate_trained(trained, "validation", device, spec.metrics)
     samples = sample_trained(trained, "validation", count, device) if (count := spec.tensorboard.samples) else ""
     metrics = {f"{VALIDATION}{name}": value for name, value in finite(evaluation.metrics).items()}
-    Runs(store).record(spec.run, {"type": "validated", "step": step, "metrics": metrics})
+    Runs(store).record(spec.run, {"type": "validated", "step": step, "metrics": metrics, "classes": evaluation.classes})
     return metrics, samples

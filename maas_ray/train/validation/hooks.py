@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from torch import nn
+
 from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.loop.forward import Scorer
+from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.collectives import data_parallel_group, decided_by_rank0
 from maas_ray.train.spec.train import TrainSpec
@@ -36,11 +39,16 @@ def sync_validation(
     rows = open_rows(dataset, "validation", seed=spec.seed)
     model = Scorer(state, plan, spec.batch.accumulation_steps)
     group = data_parallel_group(coordinates, spec.workers.timeout_s) if spec.metrics else None
+    loss = build_loss(spec.objective, dataset.features.task)  # metrics have no weights
+    if isinstance(loss, nn.Module):
+        loss.to(state.device)
 
     def validate(done: int) -> None:
         from maas_ray.train.loop.custom_metrics import build_metrics
         from maas_ray.train.loop.evaluate import (
-            evaluate_rows,  # late: the import of torchmetrics would delay the first step by 3 s
+            count_classes,  # late: the import of torchmetrics would delay the first step by 3 s
+            evaluate_rows,
+            report_classes,
         )
         from maas_ray.train.loop.predictions import show_samples
 
@@ -51,15 +59,17 @@ def sync_validation(
                 rows,
                 task=dataset.features.task,
                 num_classes=dataset.features.num_outputs,
-                loss=state.loss,
+                loss=loss,
                 device=state.device,
                 rank=coordinates.dp,
                 world=coordinates.layout.dp,
                 custom=build_metrics(spec.metrics, group),
+                counts=(counts := count_classes(dataset.features)),
             )
+            classes = report_classes(dataset.features, counts, len(rows))
             if count := spec.tensorboard.samples:
                 samples = show_samples(model, rows, dataset, count, state.device)
-        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples))
+        report(Progress(done, plan.total_steps, plan.epoch(done), metrics=metrics, samples=samples, classes=classes))
 
     return validate
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.custom_metrics import build_metrics
-from maas_ray.train.loop.evaluate import evaluate_rows
+from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
 from maas_ray.train.loop.loss import Loss, build_loss
 from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
@@ -51,6 +51,8 @@ class Evaluation:
     split: str
     num_rows: int
     metrics: dict[str, float]
+    classes: dict[str, Any] | None = None
+    """Metrics of each class, confusion matrix and calibration of a classifier; see `class_report`."""
 
 
 def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: Weights | None = None) -> Trained:
@@ -99,14 +101,17 @@ def evaluate_trained(
     split: str,
     device: torch.device | None = None,
     metrics: Sequence[MetricSpec] | None = None,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> Evaluation:
     """Evaluates a loaded network on a split; the network remains on the device.
 
     Args:
-        trained: the network.
+        trained: the loaded network.
         split: name of the split.
-        device: where it is evaluated.
+        device: where to compute; None: the CPU.
         metrics: the user's own metrics; None: those that the run was started with.
+        threshold: binary: the decision threshold.
 
     Raises:
         DataError: the data does not have this split.
@@ -119,6 +124,7 @@ def evaluate_trained(
             f"the data of run {trained.run.id!r} has no {split!r} split; splits: {there}; see data.split in the spec"
         )
     own = trained.run.spec.metrics if metrics is None else metrics
+    counts = count_classes(features, threshold)
     found = evaluate_rows(
         RawModel(features, trained.net).to(device),
         open_rows(trained.dataset, split, seed=trained.run.spec.seed),
@@ -127,8 +133,11 @@ def evaluate_trained(
         loss=_on(device, build_loss(trained.run.spec.objective, features.task)),
         device=device,
         custom=build_metrics(own),
+        threshold=threshold,
+        counts=counts,
     )
-    return Evaluation(trained.run.id, trained.step, split, num_rows, found)
+    classes = report_classes(features, counts, num_rows, threshold)
+    return Evaluation(trained.run.id, trained.step, split, num_rows, found, classes)
 
 
 def _on(device: torch.device | None, loss: Loss) -> Loss:
@@ -141,19 +150,3 @@ def sample_trained(trained: Trained, split: str, count: int, device: torch.devic
     return show_samples(
         RawModel(trained.dataset.features, trained.net).to(device), rows, trained.dataset, count, device
     )
-
-
-def evaluate_run(
-    store: ObjectStore, run: str, split: str = "test", step: Which = None, weights: Weights | None = None
-) -> Evaluation:
-    """Evaluates a checkpoint on a split and records the metrics in the run's log; for arguments see `load_trained`.
-
-    Raises:
-        NotFound: the run or the checkpoint does not exist.
-        DataError: the data does not have this split.
-    """
-    trained = load_trained(store, run, step, weights=weights)
-    evaluation = evaluate_trained(trained, split)
-    event = {"split": split, "step": evaluation.step, "weights": trained.weights, "metrics": evaluation.metrics}
-    Runs(store).record(run, {"type": "evaluated", **event})
-    return evaluation

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from PIL import Image
 from pyarrow import csv, feather, parquet
 
-from maas_ray.data.large import clean, gather, save, survey, units, write
+from maas_ray.data.large import clean, count_keys, gather, save, survey, units, write
 from maas_ray.data.large import prepare as large
 from maas_ray.data.loading import mapped_rows as large_rows
 from maas_ray.data.loading.loader import Loader
@@ -128,6 +129,69 @@ def test_shards_contain_the_rows_features_and_report_of_in_memory_preparation(
     assert len(list_committed(file_store, "datasets")) == 2
 
 
+@pytest.mark.parametrize(
+    ("split", "fields"),
+    [
+        ({"stratify": True}, {"rare_classes": {"min_rows": 100, "merge_into": "no"}, "weight": "age"}),
+        ({"stratify": "city"}, {}),
+        ({"group": "steps"}, {}),
+        ({"order_by": "steps"}, {}),
+        ({"group": "digits", "fold": {"index": 1, "of": 3}}, {}),
+    ],
+    ids=["stratify and merge", "stratify by a column", "group", "order", "fold"],
+)
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_shards_have_the_splits_of_in_memory_preparation(
+    file_store: ObstoreStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    split: dict[str, Any],
+    fields: dict[str, Any],
+    kind: str,
+) -> None:
+    table = _table(2000)
+    for name, value in (("age", 40.0), ("steps", 5000)):
+        table = table.set_column(table.column_names.index(name), name, table.column(name).fill_null(value))
+    table = table.set_column(0, "age", pc.abs(table.column("age")))
+    labels = ["rare" if i % 50 == 0 else label for i, label in enumerate(table.column("label").to_pylist())]
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(labels))
+    unused = [*split.values(), *fields.values()]
+    columns = {name: policy for name, policy in CLEANING["columns"].items() if name not in unused}
+    spec = _spec(
+        _write_files(tmp_path / "files", table, 9, kind),
+        split=split,
+        cleaning={**CLEANING, "columns": columns},
+        **fields,
+    )
+    small = prepare(spec, file_store)
+    _without_cluster(monkeypatch)
+    monkeypatch.setattr(units, "UNIT_BYTES", 30_000)
+    sharded = prepare(spec, file_store)
+    assert sharded.shards is not None
+    assert (sharded.features, sharded.report, sharded.num_rows) == (small.features, small.report, small.num_rows)
+    _same_rows(sharded, small)
+
+
+def test_a_split_column_of_a_large_table_that_divides_a_group_is_refused(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 50, 900)
+    parts = np.array(["train", "validation", "test"])[groups % 3]
+    parts[groups == 7] = rng.choice(["validation", "train"], (groups == 7).sum())
+    table = pa.table({"x": rng.normal(size=900), "g": groups, "part": parts, "label": rng.choice(["a", "b"], 900)})
+    _without_cluster(monkeypatch)
+    monkeypatch.setattr(units, "UNIT_BYTES", 3_000)
+    (tmp_path / "files").mkdir()
+    for i in range(5):
+        parquet.write_table(table.slice(180 * i, 180), tmp_path / f"files/{i}.parquet")
+    spec = _spec(str(tmp_path / "files"), split={"column": "part", "group": "g"}, cleaning={})
+    with pytest.raises(
+        DataError, match="1 of 50 groups of 'g' are in several splits, such as '7' in train and validation"
+    ):
+        prepare(spec, file_store)
+
+
 def test_a_stream_of_arrow_is_not_read_to_find_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = _spec(_write_files(tmp_path / "files", _table(2000), 1, "stream.arrow"))
     monkeypatch.setattr(units, "read_arrow", None)  # which reads all of a file
@@ -184,7 +248,7 @@ def _digests(dataset: Dataset) -> dict[str, str]:
 def _without_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything counts as large, and what tasks would do is done here."""
     monkeypatch.setattr(large, "LARGE_BYTES", 0)
-    for module in (large, survey, gather):
+    for module in (large, survey, count_keys, gather):
         monkeypatch.setattr(module, "run_tasks", _here)
 
 

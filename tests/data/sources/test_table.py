@@ -13,7 +13,7 @@ import pytest
 from pyarrow import csv, feather, parquet
 
 from maas_ray.data.sources.arrays import tensor_values
-from maas_ray.data.sources.table import read_table
+from maas_ray.data.sources.table import choose_columns, read_table
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 from tests.data.files import ROWS, shared, write
@@ -284,3 +284,26 @@ def test_types_that_differ_between_files_are_joined_or_refused(tmp_path: Path) -
     parquet.write_table(pa.table({"a": ["x"], "label": [0]}), tmp_path / "c.parquet")
     with pytest.raises(DataError, match="do not fit together"):
         read_table(_spec(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"split": {"group": "city"}}, ["age", "height", "label", "city"]),
+        ({"split": {"order_by": "age"}, "weight": "height"}, ["city", "label", "age", "height"]),
+        ({"split": {"order_by": "age"}, "features": ["age", "city"]}, ["age", "city", "label"]),
+        ({"split": {"stratify": "city"}}, ["age", "city", "height", "label"]),
+        ({"split": {"stratify": True}}, ["age", "city", "height", "label"]),
+        ({"split": {"stratify": "city"}, "features": ["age"]}, ["age", "label", "city"]),
+    ],
+)
+def test_columns_of_groups_order_and_weights_are_no_features_unless_they_are_named(
+    fields: dict[str, Any], columns: list[str]
+) -> None:
+    assert choose_columns(_spec("rows.csv", **fields), ["age", "city", "height", "label"], "rows.csv") == columns
+
+
+@pytest.mark.parametrize("fields", [{"weight": "cost"}, {"split": {"group": "town"}}, {"split": {"stratify": "town"}}])
+def test_a_column_of_the_split_or_the_weight_that_does_not_exist_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"rows\.csv has no column '(cost|town)'"):
+        choose_columns(_spec("rows.csv", **fields), ["age", "city", "height", "label"], "rows.csv")

@@ -18,7 +18,8 @@ from maas_ray.train.records.checkpoint_selector import choose_step, parse_which
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import tensors_of
-from maas_ray.train.validation.load_model import Trained, evaluate_run, load_trained
+from maas_ray.train.validation.evaluate_run import evaluate_run
+from maas_ray.train.validation.load_model import Trained, load_trained
 from tests.support.small_runs import make_run
 
 LOSSES = {1: 0.5, 2: 0.4, 3: 0.7}
