@@ -13,7 +13,6 @@ from maas_ray.cli.class_views import class_views
 from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
 from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import CommandResult, uses_modules
-from maas_ray.console.job import read_length
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import facts, say, table
 from maas_ray.console.training_bar import training_bar
@@ -37,6 +36,7 @@ def train(
 ) -> CommandResult:
     """Trains a run on the local cluster, or on the cluster of $RAY_ADDRESS."""
     from maas_ray import cluster
+    from maas_ray.console.job import read_length
     from maas_ray.errors import ClusterError
     from maas_ray.spec import load_spec
 

@@ -80,7 +80,7 @@ def test_impossible_settings_are_reported_before_or_by_the_task(
     with pytest.raises(ResourcesMissing, match="needs 99 CPU"):
         run_training(TrainSpec.model_validate(_document(file_store, workers={"cpus": 99})))
     small = {"name": "svm", "params": {"max_rows": 50}}
-    with pytest.raises(DataError, match="svm takes at most 50, .*raise model.params.max_rows"):
+    with pytest.raises(DataError, match="the limit of svm is 50, .*raise model.params.max_rows"):
         run_training(TrainSpec.model_validate(_document(file_store, model=small)))
     assert Runs(file_store).all() == []
     rows = "x,y\n" + "".join(f"{i},{'a' if i else 'b'}\n" for i in range(20))

@@ -27,6 +27,8 @@ COMMANDS = [
     "train",
     "tune",
     "lr-range",
+    "compare",
+    "cv",
     "runs",
     "evaluate",
     "publish",

@@ -235,7 +235,7 @@ def test_a_run_that_is_asked_to_leave_commits_first_and_ends_with_the_same_bits(
     assert result.step == reference.steps
     attempts = _attempts(store, "r")
     print(f"redone: {_redone(attempts)}; {attempts}")  # noqa: T201
-    assert re.search(r"rank \d was sent SIGTERM", attempts[0]["reason"])
+    assert re.search(r"rank \d received SIGTERM", attempts[0]["reason"])
     assert len(attempts) == 3
     assert _redone(attempts) == [0, 0]
     assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < reference.steps

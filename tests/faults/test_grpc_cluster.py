@@ -27,7 +27,7 @@ pytestmark = pytest.mark.fault
 ROW = np.array([[1, 2, 3]], np.float32)
 A, B = {"application": "a"}, {"application": "b"}
 IN_TWO = (
-    "StatusCode.INVALID_ARGUMENT model 'linear' may be in more than one pool; send the name of the pool as the metadata "
+    "StatusCode.INVALID_ARGUMENT model 'linear' may be in several pools; send the name of the pool as the metadata "
     "'application'"
 )
 
@@ -119,7 +119,7 @@ def test_refusals_have_their_exact_status_and_reason(client: triton.InferenceSer
     with pytest.raises(InferenceServerException, match="Request for unknown model: 'nothing' is not found") as caught:
         client.infer("nothing", [tensor(ROW)], headers=A)
     assert caught.value.status() == "StatusCode.NOT_FOUND"
-    with pytest.raises(InferenceServerException, match="does not fit") as caught:
+    with pytest.raises(InferenceServerException, match="does not match") as caught:
         client.infer("linear", [tensor(ROW[:, :2])], headers=A)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     with pytest.raises(InferenceServerException) as caught:
@@ -136,7 +136,7 @@ def test_a_stream_continues_after_an_error(client: triton.InferenceServerClient)
     for index in range(30):
         result, error = answers.get(timeout=30)
         if index == 10:
-            assert "does not fit" in error.message()
+            assert "does not match" in error.message()
         else:
             assert error is None, f"{index}: {error}"
             assert result.get_response().id == str(index)
@@ -197,7 +197,7 @@ def test_a_call_that_names_no_pool_reaches_the_only_one_of_its_model(client: tri
     assert client.is_model_ready("linear")
     assert client.is_model_ready("wide")
     assert client.is_server_live()
-    with pytest.raises(InferenceServerException, match="does not fit") as caught:
+    with pytest.raises(InferenceServerException, match="does not match") as caught:
         client.infer("linear", [tensor(ROW[:, :2])])
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     with pytest.raises(InferenceServerException, match="application") as caught:

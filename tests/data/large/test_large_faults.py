@@ -77,13 +77,13 @@ def test_tasks_that_are_killed_and_run_again_leave_the_same_data_set(
 _READ = """
 import json, sys
 from maas_ray.data.stored.dataset import open_dataset
-from maas_ray.data.large import rows
+from maas_ray.data.loading import mapped_rows
 from maas_ray.data.loading.loader import Loader
 from maas_ray.data.loading.open import open_rows
 from maas_ray.store.objects import open_store
 
 if sys.argv[3] == "never":
-    rows.MAX_MAPPED_BYTES = 1 << 60
+    mapped_rows.MAX_MAPPED_BYTES = 1 << 60
 
 def size():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
