@@ -32,6 +32,8 @@ COMMANDS = {
     "import": ["FILE", "--name", "m"],
     "tune": ["SPEC"],
     "lr-range": ["SPEC"],
+    "compare": ["run"],
+    "cv": ["SPEC"],
     "promote": ["m", "1"],
     "models": [],
     "serve": ["SPEC"],

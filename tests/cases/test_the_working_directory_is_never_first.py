@@ -127,7 +127,7 @@ def test_only_commands_that_build_models_have_the_directory_and_it_is_the_last(t
 
 def test_the_commands_that_build_models_are_these() -> None:
     found = {each.__name__ for commands in PANELS.values() for each in commands if getattr(each, "uses_modules", False)}
-    assert found == {"train", "evaluate", "publish", "tune", "lr_range", "verify_parallel"}
+    assert found == {"train", "evaluate", "publish", "tune", "cv", "lr_range", "verify_parallel"}
 
 
 def test_workers_look_where_their_driver_does_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_the_first_ctrl_c_commits_and_says_how_to_continue(
     _assert_one_line(terminal)
 
 
+@pytest.mark.fault
 def test_a_second_ctrl_c_ends_training_at_once(
     ray_cluster: RayCluster, tmp_path: Path, settings: list[str], terminals: list[Terminal]
 ) -> None:
@@ -71,7 +72,7 @@ def test_a_second_ctrl_c_ends_training_at_once(
     ("command", "begun"),
     [
         (["verify-parallel", "DIGITS", "--steps", "2000"], "comparing"),
-        (["lr-range", "DIGITS", "--steps", "1000000", "--high", "1e-4", "--low", "1e-6"], "training"),
+        (["lr-range", "DIGITS", "--steps", "1000000", "--high", "1e-4", "--low", "1e-6"], "of 1000000: rate"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -87,6 +88,7 @@ def test_a_command_without_a_run_ends_with_one_line(
     _assert_one_line(terminal)
 
 
+@pytest.mark.fault
 def test_ctrl_c_at_a_search_commits_its_trials_first(
     ray_cluster: RayCluster, tmp_path: Path, terminals: list[Terminal]
 ) -> None:

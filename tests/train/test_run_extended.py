@@ -14,6 +14,7 @@ from tests.support.paths import digits_spec
 PARTS = "tests.support.custom_parts"
 
 
+@pytest.mark.fault
 def test_a_finished_run_is_extended_with_a_loss_an_optimizer_and_metrics_of_others(
     file_store: ObstoreStore, ray_cluster: RayCluster
 ) -> None:

@@ -280,7 +280,7 @@ def test_items_that_leave_the_queue_release_their_bytes_at_once() -> None:
 
 
 def _num_ended_items() -> int:
-    return sum(isinstance(thing, Item) and thing.done is None for thing in gc.get_objects())
+    return sum(type(thing) is Item and thing.done is None for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("seed", range(5))
