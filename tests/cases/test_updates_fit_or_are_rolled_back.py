@@ -68,6 +68,7 @@ def url(cluster: RayCluster, pool: str = "one") -> str:
     return f"http://127.0.0.1:{cluster.http_port}/{pool}/v2/models/linear/infer"
 
 
+@pytest.mark.fault
 def test_what_does_not_fit_twice_is_replaced_one_at_a_time(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any
 ) -> None:

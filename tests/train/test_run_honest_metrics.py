@@ -47,6 +47,7 @@ def _spec(store: ObstoreStore, folder: Path, num_rows: int, workers: int) -> Tra
     return TrainSpec.model_validate(fields)
 
 
+@pytest.mark.fault
 def test_rare_positives_are_measured_and_two_rows_of_two_workers_end_no_run(
     file_store: ObstoreStore, ray_cluster: RayCluster, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_decoder_trains_the_same_in_shards_in_tensor_parallel_layers_and_in_st
     assert all(one.is_equal for one in compared), compared
 
 
+@pytest.mark.fault
 def test_weights_of_rows_and_classes_train_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path) -> None:
     data = {"uri": "rows.csv", "task": "classification", "weight": "w"}
     objective = {"class_weights": "balanced", "l2": 1e-3}

@@ -118,6 +118,7 @@ def _on_rank(rank: int, world: int) -> dict[str, Any]:
     return {"metrics": metrics, "report": report}
 
 
+@pytest.mark.fault
 def test_ranks_find_together_what_one_process_finds(tmp_path: Path) -> None:
     alone = _evaluate("classification")[1]
     for found in run_ranks(_on_rank, 2, 2):  # each its own rows

@@ -73,6 +73,7 @@ def test_patterns_without_effect_are_refused(fields: dict, message: str) -> None
         freeze_weights(OptimizerSpec.model_validate(fields), _Net())
 
 
+@pytest.mark.fault
 def test_every_layout_trains_and_freezes_the_same_weights(file_store: ObstoreStore, tmp_path: Path) -> None:
     groups = [{"match": ["block_0.*", "embedding.*"], "lr_factor": 0.3}]
     optimizer = {"lr": 0.01, "freeze": ["block_1.*", "block_2.mlp.*"], "groups": groups}

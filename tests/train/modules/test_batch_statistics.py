@@ -93,6 +93,7 @@ def test_rows_that_do_not_count_change_no_statistics() -> None:
     assert fewest_rows([net[1]]) == 1
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_remainder_trains_to_the_end_with_finite_statistics(
     file_store: ObstoreStore, tmp_path: Path, world: int

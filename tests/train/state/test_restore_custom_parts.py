@@ -82,6 +82,7 @@ def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(
     assert all(torch.equal(value, weights[name]) for name, value in tensors_of(resumed).items())
 
 
+@pytest.mark.fault
 def test_every_layout_trains_the_same_with_a_loss_and_an_optimizer_of_others(
     file_store: ObstoreStore, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_every_layout_trains_the_same_with_a_loss_and_an_optimizer_of_others(
     assert all(one.is_equal for one in compared), compared
 
 
+@pytest.mark.fault
 def test_muon_trains_the_same_where_its_matrices_are_cut(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, "decoder", optimizer={"name": "muon", "lr": 0.01})
     layouts = [MeshLayout(dp_shard=2), MeshLayout(tp=2), MeshLayout(pp=2)]
@@ -100,6 +102,7 @@ def test_muon_trains_the_same_where_its_matrices_are_cut(file_store: ObstoreStor
     assert all(one.is_equal for one in compared), compared
 
 
+@pytest.mark.fault
 def test_auxiliary_losses_are_the_same_on_replicas_and_shards(file_store: ObstoreStore, tmp_path: Path) -> None:
     spec, dataset = make_run(file_store, tmp_path, EXPERTS, objective={"auxiliary": {"size": 0.1, "ignored": 0.2}})
     compared = verify_layouts(spec, dataset.digest, [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2)], steps=3)
