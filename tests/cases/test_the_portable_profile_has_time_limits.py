@@ -91,6 +91,7 @@ def rest(sock: socket.socket) -> bytes:
     return answer
 
 
+@pytest.mark.fault
 def test_each_kind_of_slow_caller_has_an_end_and_the_others_their_answers(portable: Portable) -> None:
     """All at a time: each has a bound of its own, and none is in the way of another."""
     address = ("127.0.0.1", portable.port)

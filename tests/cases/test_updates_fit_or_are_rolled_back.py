@@ -104,6 +104,7 @@ def test_a_downtime_is_taken_only_where_it_is_allowed(ray_cluster: RayCluster, s
     assert any("the pool is down until a new one is ready" in line for line in said)
 
 
+@pytest.mark.fault
 def test_a_failed_update_is_rolled_back_and_reports_why(
     ray_cluster: RayCluster, store: ObstoreStore, pools: Any
 ) -> None:

@@ -37,6 +37,7 @@ def _assert_one_line(terminal: Terminal) -> None:
         assert trace not in terminal.output, terminal.output
 
 
+@pytest.mark.fault
 def test_the_first_ctrl_c_commits_and_says_how_to_continue(
     ray_cluster: RayCluster, tmp_path: Path, settings: list[str], terminals: list[Terminal]
 ) -> None:
