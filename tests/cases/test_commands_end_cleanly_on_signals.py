@@ -178,7 +178,7 @@ def pool_spec(ray_cluster: RayCluster, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.fault), signal.SIGTERM], **by_name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], **by_name)
 def test_serve_reports_that_the_cluster_continues_the_deployment(
     number: signal.Signals, ray_cluster: RayCluster, pool_spec: str
 ) -> None:
