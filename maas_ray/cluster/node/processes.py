@@ -22,8 +22,8 @@ a look has no environment."""
 
 def find_processes(cluster_id: str) -> list[psutil.Process]:
     """All live processes of the cluster. A psutil handle contains pid and start time, so that a reused pid is safe."""
-    marked: set[int] = set()
-    others: dict[int, list[psutil.Process]] = {}
+    known: set[int] = set()
+    children: dict[int, list[psutil.Process]] = {}
     found = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
@@ -31,16 +31,17 @@ def find_processes(cluster_id: str) -> list[psutil.Process]:
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            others.setdefault(process.ppid(), []).append(process)
-            if process.environ().get(MARKER) == cluster_id:
-                marked.add(process.pid)
-                found.append(process)
+            children.setdefault(process.ppid(), []).append(process)
+            if (marker := process.environ().get(MARKER)) is not None:
+                known.add(process.pid)
+                if marker == cluster_id:  # others are of a cluster that a process of this one has started
+                    found.append(process)
         except (psutil.Error, OSError):
             continue  # it has ended, or belongs to another user
     for process in found:  # grows: their children, and the children of these
-        for child in others.get(process.pid, ()):
-            if child.pid not in marked:
-                marked.add(child.pid)
+        for child in children.get(process.pid, ()):
+            if child.pid not in known:
+                known.add(child.pid)
                 found.append(child)
     return found
 

@@ -37,6 +37,18 @@ def test_a_process_that_had_no_environment_at_one_look_ends_too(monkeypatch: pyt
     assert not _is_alive(started.pid)
 
 
+def test_a_cluster_that_a_process_of_this_one_has_started_is_left_alone() -> None:
+    inner = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}], env=os.environ | {{{MARKER!r}: 'inner'}})"
+    outer = _start("outer", inner)
+    _until(lambda: len(find_processes("inner")) == 1)
+    try:
+        assert end_processes("outer", grace_s=0) == []
+        outer.wait(10)
+        assert len(find_processes("inner")) == 1
+    finally:
+        end_processes("inner", grace_s=0)
+
+
 def test_processes_of_another_cluster_and_of_nobody_are_left_alone() -> None:
     others = [_start("other", SLEEP), subprocess.Popen([sys.executable, "-c", SLEEP])]
     try:
