@@ -1,12 +1,7 @@
 """Opens the store of an API call."""
 
-import os
-
 from maas_ray.store.objects import ObjectStore, StorageSpec
 from maas_ray.store.objects import open_store as open_spec
-
-STORE_VARIABLE = "MAAS_RAY_STORE"
-ENDPOINT_VARIABLE = "MAAS_RAY_ENDPOINT"
 
 
 def open_store(uri: str | None = None, *, endpoint: str | None = None) -> ObjectStore:
@@ -20,8 +15,8 @@ def open_store(uri: str | None = None, *, endpoint: str | None = None) -> Object
         SpecError: the URI's scheme is unknown.
         StoreDenied: a local directory cannot be created.
     """
-    uri = uri or os.environ.get(STORE_VARIABLE) or StorageSpec().uri
-    return open_spec(StorageSpec(uri=uri, endpoint=endpoint or os.environ.get(ENDPOINT_VARIABLE)))
+    given = {"uri": uri, "endpoint": endpoint}
+    return open_spec(StorageSpec(**{name: value for name, value in given.items() if value}))
 
 
 def opened(store: ObjectStore | str | None) -> ObjectStore:

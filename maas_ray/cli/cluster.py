@@ -10,6 +10,7 @@ from maas_ray.cli.options import Endpoint, StateDir
 from maas_ray.cli.reporting import CommandResult
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import facts, say, table
+from maas_ray.store.location import STORE_VARIABLE
 
 NOT_RUNNING = 3
 """Exit code of `status` without a running cluster, the same as that of `systemctl status`."""
@@ -209,7 +210,7 @@ def status(state_dir: StateDir = None) -> CommandResult:
 
 def doctor(
     store: Annotated[
-        str | None, typer.Option(help="Also test this store: write and remove one object.", envvar="MAAS_RAY_STORE")
+        str | None, typer.Option(help="Also test this store: write and remove one object.", envvar=STORE_VARIABLE)
     ] = None,
     endpoint: Endpoint = None,
     state_dir: StateDir = None,

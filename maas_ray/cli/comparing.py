@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 
-from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, open_store
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, open_store, say_store
 from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
@@ -83,6 +83,7 @@ def cv(
         from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
+        say_store(loaded.storage)
         search = fold_search(loaded, folds)  # errors of the split are reported before a cluster is needed
         cluster.connect(state_dir=state_dir)
     leaves(f"committed checkpoints of the folds of {loaded.run} are kept: continue with --resume")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.options import Set, StateDir, say_store
 from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
@@ -36,6 +36,7 @@ def verify_parallel(
         from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
+        say_store(loaded.storage)
         store = open_store(loaded.storage)
         loaded = loaded.model_copy(update={"storage": loaded.storage.model_copy(update={"uri": store.uri})})
         cluster.connect(state_dir=state_dir)

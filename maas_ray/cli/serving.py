@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store
+from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, say_store
 from maas_ray.cli.reporting import CommandResult
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
@@ -70,6 +70,8 @@ def serve(
         if loaded is None:
             text = f"nothing to restore: {store} contains no record of pools of cluster {cluster_name!r}"
             return CommandResult({"pools": [], "done": []}, escape(text), NOTHING_RECORDED)
+        if spec is not None:
+            say_store(loaded.storage)
         cluster.connect(state_dir=state_dir)
         from maas_ray.ray_internals.serve import log_only_warnings
         from maas_ray.serve.deploy.pool import deploy

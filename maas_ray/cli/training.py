@@ -10,7 +10,18 @@ import typer
 from rich.console import Group
 
 from maas_ray.cli.class_views import class_views
-from maas_ray.cli.options import DEFAULT_STORE, Checkpoint, Endpoint, Set, StateDir, Store, Token, Weights, open_store
+from maas_ray.cli.options import (
+    DEFAULT_STORE,
+    Checkpoint,
+    Endpoint,
+    Set,
+    StateDir,
+    Store,
+    Token,
+    Weights,
+    open_store,
+    say_store,
+)
 from maas_ray.cli.publishing import begin_publishing, publish_version
 from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
@@ -57,6 +68,7 @@ def train(
         from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
+        say_store(loaded.storage)
         cluster.wait_for_nodes(wait_nodes, timeout_s=wait_timeout_s)
     leaves(
         f"committed checkpoints of run {loaded.run} are kept: continue with --resume, or without it if `maas-ray runs` "
@@ -69,6 +81,7 @@ def train(
         **({"ended by": result.reason} if result.reason else {}),
         **{name: f"{value:.4g}" for name, value in result.metrics.items()},
         "checkpoint": f"step {result.checkpoint_step}",
+        "store": loaded.storage.location,
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
         **result.report,
         **{f"step {step} not validated": why for step, why in result.unvalidated.items()},

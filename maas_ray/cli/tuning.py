@@ -9,7 +9,7 @@ import typer
 import yaml
 from rich.console import Group
 
-from maas_ray.cli.options import Set, StateDir
+from maas_ray.cli.options import Set, StateDir, say_store
 from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
@@ -43,7 +43,9 @@ def tune(
         from maas_ray.train.search.run import describe, run_search
         from maas_ray.train.search.space import draw_trials
 
-        num_trials = len(draw_trials(loaded))  # errors of the space are reported before a cluster is needed
+        trials = draw_trials(loaded)  # errors of the space are reported before a cluster is needed
+        num_trials = len(trials)
+        say_store(trials[0].spec.storage)
         cluster.connect(state_dir=state_dir)
     leaves(f"committed checkpoints of the trials of {loaded.name} are kept: continue with --resume")
     num_ended = 0
@@ -128,6 +130,7 @@ def lr_range(
         from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
+        say_store(loaded.storage)
         cluster.connect(state_dir=state_dir)
         dataset = prepare(loaded.data, open_store(loaded.storage))
         from maas_ray.train.lr_range import Point, find_learning_rates

@@ -12,10 +12,13 @@ from typing import Any, Protocol, TypeVar
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store, from_url
+from pydantic import Field
 
+from maas_ray.display import mask
 from maas_ray.errors import Conflict, NotFound, SpecError, StoreDenied, StoreError, StoreUnavailable
 from maas_ray.spec import Spec
 from maas_ray.store.directory import STAGED, Directory
+from maas_ray.store.location import FALLBACK, default_endpoint, default_uri
 
 SCHEMES = ("file", "s3", "gs", "az")
 
@@ -40,12 +43,21 @@ class StorageSpec(Spec):
     (`AWS_ACCESS_KEY_ID`, … or the machine's role).
     """
 
-    uri: str = ".maas-ray/store"
-    """A directory, `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`."""
-    endpoint: str | None = None
-    """URL of an S3-compatible service other than AWS, such as `http://127.0.0.1:9000`."""
+    uri: str = Field(default_factory=default_uri, json_schema_extra={"default": FALLBACK})
+    """A directory, `file:///path`, `s3://bucket/prefix`, `gs://…` or `az://…`; by default $MAAS_RAY_STORE where it is
+    set, else `.maas-ray/store`."""
+    endpoint: str | None = Field(default_factory=default_endpoint, json_schema_extra={"default": None})
+    """URL of an S3-compatible service other than AWS, such as `http://127.0.0.1:9000`; by default $MAAS_RAY_ENDPOINT."""
     region: str | None = None
     """S3 region; by default that of the environment, else `us-east-1`."""
+
+    @property
+    def location(self) -> str:
+        """The location to show: a directory as an absolute URI, passwords masked."""
+        scheme, separator, rest = self.uri.partition("://")
+        if not separator or scheme == "file":
+            return f"file://{Path(rest if separator else self.uri).expanduser().absolute()}"
+        return mask(self.uri) if self.endpoint is None else f"{mask(self.uri)} at {mask(self.endpoint)}"
 
 
 @dataclass(frozen=True)

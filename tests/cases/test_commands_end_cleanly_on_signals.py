@@ -158,7 +158,7 @@ def test_closed_output_ends_a_command_without_a_traceback(
     command.process.stdout = None
     ended = command.end()
     assert ended.code == 128 + signal.SIGPIPE
-    assert ended.stderr == ""
+    assert ended.stderr == f"store {store.uri}\n"
 
 
 # Commands of a cluster

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from maas_ray.bundle.format import BundleInfo, save_bundle
 from maas_ray.cli.app import app
-from maas_ray.cli.options import APP_DIR_VARIABLE, DEFAULT_STORE
+from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.cli.rows import read_rows
 from maas_ray.client import Tensor
 from maas_ray.cluster import connection
 from maas_ray.errors import DataError
-from maas_ray.store.objects import ObstoreStore, StorageSpec
+from maas_ray.store.objects import ObstoreStore
 from tests.support.root import ROOT
 
 COMMANDS = [
@@ -67,10 +67,7 @@ def test_help_answers_without_torch_ray_or_the_store():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-    assert (StorageSpec().uri, connection.APP_DIR_VARIABLE) == (
-        DEFAULT_STORE,
-        APP_DIR_VARIABLE,
-    )  # repeated for that reason
+    assert connection.APP_DIR_VARIABLE == APP_DIR_VARIABLE  # repeated for that reason
 
 
 def test_serve_logs_only_warnings_of_ray_serve():
@@ -106,7 +103,8 @@ def test_an_error_is_one_line_on_stderr_and_a_document_for_machines(file_store: 
     arguments = ["models", "nothing", "--store", file_store.uri]
     result = runner.invoke(app, arguments)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"error[not_found]: no model 'nothing' in {file_store.uri}; there are no models yet\n"
+    error = f"error[not_found]: no model 'nothing' in {file_store.uri}; there are no models yet"
+    assert result.stderr.splitlines() == [f"store {file_store.uri}", error]
     result = runner.invoke(app, [*arguments, "--json"])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["error"]["code"] == "not_found"

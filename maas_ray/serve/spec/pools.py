@@ -356,7 +356,7 @@ class GrpcSpec(Spec):
 class ServeSpec(Spec):
     """Everything that is served from one store."""
 
-    storage: StorageSpec = StorageSpec()
+    storage: StorageSpec = Field(default_factory=StorageSpec)
     cluster: str = Field(default="default", pattern=_NAME)
     """Name under which the store records the served pools, for `maas-ray serve --restore` after the loss of a whole
     cluster. Clusters that share a store need different names."""

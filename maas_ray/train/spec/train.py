@@ -187,7 +187,7 @@ class TrainSpec(Spec):
     workers: WorkersSpec = WorkersSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
     performance: PerformanceSpec = PerformanceSpec()
-    storage: StorageSpec = StorageSpec()
+    storage: StorageSpec = Field(default_factory=StorageSpec)
     checkpoint: CheckpointSpec = CheckpointSpec()
 
     @model_validator(mode="after")
