@@ -19,7 +19,7 @@ def class_views(title: str, metrics: Mapping[str, str], classes: Mapping[str, An
     Args:
         title: title of the first table.
         metrics: values of the metrics.
-        classes: see `class_report` in train/loop/class_metrics.py; None: not a classifier.
+        classes: see `class_report` in train/evaluation/class_metrics.py; None: not a classifier.
     """
     if classes is None:
         return [facts(title, metrics)]

@@ -11,7 +11,7 @@ from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.optimize.representative import representative_sample
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD
+from maas_ray.train.evaluation.evaluate import DEFAULT_THRESHOLD
 from maas_ray.train.records.checkpoint_selector import Which
 from maas_ray.train.records.runs import checkpoints_prefix
 from maas_ray.train.validation.load_model import Trained, Weights, evaluate_trained, load_trained

@@ -24,8 +24,8 @@ from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.loop.optimizer import build_optimizer
-from maas_ray.train.loop.schedule import build_schedule
+from maas_ray.train.optim.optimizer import build_optimizer
+from maas_ray.train.optim.schedule import build_schedule
 from maas_ray.train.spec.train import TrainSpec
 
 

@@ -28,7 +28,7 @@ from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.models.build import build_model
 from maas_ray.store.objects import open_store
-from maas_ray.train.loop.schedule import build_schedule
+from maas_ray.train.optim.schedule import build_schedule
 from maas_ray.train.spec.train import TrainSpec
 
 IGNORED = -100

@@ -9,7 +9,7 @@ from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.suggestions import known_names
 from maas_ray.train.callbacks.base import Callback, EndReason, RunContext
 from maas_ray.train.callbacks.tensorboard import TensorBoard
-from maas_ray.train.loop.imported import construct, import_object
+from maas_ray.train.custom.imported import construct, import_object
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.spec.callbacks import CallbackSpec
 

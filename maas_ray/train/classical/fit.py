@@ -18,8 +18,8 @@ from maas_ray.train.classical.graph import build_graph
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.proof import Proof, choose_rows
 from maas_ray.train.classical.state import STEP, FittedState, save_fitted
-from maas_ray.train.loop.class_metrics import ClassCounts
-from maas_ray.train.loop.evaluate import count_classes, evaluate, report_classes
+from maas_ray.train.evaluation.class_metrics import ClassCounts
+from maas_ray.train.evaluation.evaluate import count_classes, evaluate, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.modules.raw_model import RawModel

@@ -1,1 +1,1 @@
-"""The training loop of one rank in plain torch: batches, loss, gradients, optimizer, evaluation."""
+"""The training loop of one rank in plain torch: batches, loss, gradients, steps."""

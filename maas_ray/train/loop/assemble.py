@@ -19,14 +19,14 @@ from maas_ray.train.loop.auxiliary import AuxiliaryLosses
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss, num_valid
-from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
-from maas_ray.train.loop.optimizer_check import check_split_state
-from maas_ray.train.loop.parameter_groups import freeze_weights
 from maas_ray.train.loop.row_weights import RowWeights
-from maas_ray.train.loop.schedule import build_schedule
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
+from maas_ray.train.optim.check import check_split_state
+from maas_ray.train.optim.optimizer import build_optimizer, hidden_matrices
+from maas_ray.train.optim.parameter_groups import freeze_weights
+from maas_ray.train.optim.schedule import build_schedule
 from maas_ray.train.parallel.mesh import RankCoordinates, distribute
 from maas_ray.train.parallel.pipeline import Pipeline
 from maas_ray.train.spec.class_weights import resolve_weights

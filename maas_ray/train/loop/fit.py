@@ -34,10 +34,10 @@ from maas_ray.train.loop.auxiliary import AuxiliaryLosses, split_output
 from maas_ray.train.loop.ema import Ema
 from maas_ray.train.loop.gradients import add_penalty_gradient, align_gradients, clip_gradients, penalty
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.modules.batch_statistics import fewest_rows, frozen_statistics
 from maas_ray.train.modules.dropout import samples
 from maas_ray.train.modules.unused_parameters import UNEQUAL, unequal_use
+from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import MicroBatch, Pipeline
 from maas_ray.train.spec.length import ExtensionSpec, position_of

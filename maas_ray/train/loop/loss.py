@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from maas_ray.data.spec.features import TOKEN_TASKS, Task
 from maas_ray.errors import ModelError
-from maas_ray.train.loop.custom_loss import IGNORED, CustomLoss
+from maas_ray.train.custom.loss import IGNORED, CustomLoss
 from maas_ray.train.spec.optim import ObjectiveSpec, loss_name
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -16,7 +16,7 @@ class Progress:
         mfu: model FLOPs utilization, if the peak of the devices is known.
         metrics: validation metrics, at the end of an epoch, if the data has a validation split.
         of_step: step of the metrics, if it is an earlier one (asynchronous validation).
-        classes: metrics of each class at that step, see `class_report` in loop/class_metrics.py; None: not a classifier.
+        classes: metrics of each class at that step, see `class_report` in evaluation/class_metrics.py; None: not a classifier.
         samples: predictions of that step for a few rows, as Markdown.
         auxiliary: mean of each auxiliary loss over the batch of this step, unweighted.
         workers: current number of workers; 0: unknown.

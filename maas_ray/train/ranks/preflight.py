@@ -13,16 +13,16 @@ from maas_ray.display import get_logger
 from maas_ray.models.build import example_rows
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.callbacks.load import check_callbacks
+from maas_ray.train.custom.loss import CustomLoss, check_loss
 from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.auxiliary import split_output
-from maas_ray.train.loop.custom_loss import CustomLoss, check_loss
 from maas_ray.train.loop.loss import build_loss
-from maas_ray.train.loop.optimizer import build_optimizer
-from maas_ray.train.loop.optimizer_check import check_optimizer
-from maas_ray.train.loop.parameter_groups import freeze_weights
-from maas_ray.train.loop.schedule import build_schedule, check_schedule
 from maas_ray.train.modules.batch_statistics import refuse_lone_row
 from maas_ray.train.modules.unused_parameters import unused_weights
+from maas_ray.train.optim.check import check_optimizer
+from maas_ray.train.optim.optimizer import build_optimizer
+from maas_ray.train.optim.parameter_groups import freeze_weights
+from maas_ray.train.optim.schedule import build_schedule, check_schedule
 from maas_ray.train.parallel.mesh import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
 from maas_ray.train.spec.metrics import VALIDATION
@@ -79,8 +79,8 @@ def _check_imported(spec: TrainSpec, dataset: Dataset, net: nn.Module | None) ->
     if isinstance(loss, CustomLoss):
         check_loss(loss, logits, target)
     if spec.metrics:
-        from maas_ray.train.loop.custom_metrics import CustomMetrics, check_metrics  # late: imports torchmetrics
-        from maas_ray.train.loop.evaluate import comparable
+        from maas_ray.train.custom.metrics import CustomMetrics, check_metrics  # late: imports torchmetrics
+        from maas_ray.train.evaluation.evaluate import comparable
 
         metrics = CustomMetrics(spec.metrics)
         check_metrics(metrics, *comparable(dataset.features.task, logits, target))

@@ -14,7 +14,7 @@ def draw_calibration(axes: Any, classes: dict[str, Any]) -> None:
 
     Args:
         axes: axes of matplotlib.
-        classes: see `class_report` in loop/class_metrics.py.
+        classes: see `class_report` in evaluation/class_metrics.py.
     """
     calibration = classes["calibration"]
     bins = [one for one in calibration["bins"] if one["rows"]]

@@ -65,7 +65,7 @@ class Validated(Document):
     step: Count
     metrics: dict[str, float]
     classes: dict[str, Any] | None = None
-    """Metrics of each class, see `class_report` in loop/class_metrics.py."""
+    """Metrics of each class, see `class_report` in evaluation/class_metrics.py."""
 
 
 class Unvalidated(Document):

@@ -133,7 +133,7 @@ class Runs:
         return {event.step: dict(event.metrics) for event in events if isinstance(event, Validated)}
 
     def validated_classes(self, run: str) -> dict[int, dict[str, Any]]:
-        """Metrics of each class of asynchronous validations by step; see `class_report` in loop/class_metrics.py."""
+        """Metrics of each class of asynchronous validations by step; see `class_report` in evaluation/class_metrics.py."""
         events = map(read_event, Sequence(self._store, run_prefix(run)).read())
         return {event.step: event.classes for event in events if isinstance(event, Validated) and event.classes}
 

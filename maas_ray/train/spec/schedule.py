@@ -1,4 +1,4 @@
-"""The spec of the learning-rate schedule, without torch; train/loop/schedule.py computes it."""
+"""The spec of the learning-rate schedule, without torch; train/optim/schedule.py computes it."""
 
 from typing import Any, Literal, Self
 

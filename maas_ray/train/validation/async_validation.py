@@ -98,7 +98,7 @@ class AsyncValidator:
         return False
 
     def take(self) -> tuple[int, dict[str, float], str] | None:
-        """The due step, its metrics without `validation_`, and logged predictions (see loop/predictions.py), if any.
+        """The due step, its metrics without `validation_`, and logged predictions (see evaluation/predictions.py), if any.
 
         Returns each step once; None if no step is due.
         """

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run on held-out data, with the decision threshold that the run chooses."""
 
 from maas_ray.store.objects import ObjectStore
-from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD
+from maas_ray.train.evaluation.evaluate import DEFAULT_THRESHOLD
 from maas_ray.train.records.checkpoint_selector import Which
 from maas_ray.train.records.runs import Runs
 from maas_ray.train.validation.load_model import Evaluation, Weights, evaluate_trained, load_trained

@@ -8,8 +8,8 @@ from torch import nn
 from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
+from maas_ray.train.evaluation.scorer import Scorer
 from maas_ray.train.loop.fit import LoopPlan, TrainState
-from maas_ray.train.loop.forward import Scorer
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.collectives import data_parallel_group, decided_by_rank0
@@ -44,13 +44,13 @@ def sync_validation(
         loss.to(state.device)
 
     def validate(done: int) -> None:
-        from maas_ray.train.loop.custom_metrics import build_metrics
-        from maas_ray.train.loop.evaluate import (
+        from maas_ray.train.custom.metrics import build_metrics
+        from maas_ray.train.evaluation.evaluate import (
             count_classes,  # late: the import of torchmetrics would delay the first step by 3 s
             evaluate_rows,
             report_classes,
         )
-        from maas_ray.train.loop.predictions import show_samples
+        from maas_ray.train.evaluation.predictions import show_samples
 
         samples = ""
         with state.ema.applied() if state.ema is not None else nullcontext():

@@ -16,10 +16,10 @@ from maas_ray.models.build import build_model
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.net import GraphNet
 from maas_ray.train.classical.state import load_fitted
-from maas_ray.train.loop.custom_metrics import build_metrics
-from maas_ray.train.loop.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
+from maas_ray.train.custom.metrics import build_metrics
+from maas_ray.train.evaluation.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
+from maas_ray.train.evaluation.predictions import show_samples
 from maas_ray.train.loop.loss import Loss, build_loss
-from maas_ray.train.loop.predictions import show_samples
 from maas_ray.train.modules.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix

@@ -15,8 +15,8 @@ from maas_ray.errors import TrainingFailed
 from maas_ray.train.loop import fit as loop
 from maas_ray.train.loop.fit import LoopHooks, LoopPlan, TrainState, fit, warm_up_buckets
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.loop.schedule import Schedule
 from maas_ray.train.modules.dropout import replace_dropout
+from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks

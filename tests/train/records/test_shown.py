@@ -17,7 +17,7 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.predictions import MAX_NEW_TOKENS, show_samples
+from maas_ray.train.evaluation.predictions import MAX_NEW_TOKENS, show_samples
 from maas_ray.train.ranks.stopwatch import Stopwatch
 from maas_ray.train.records.report import JSON, PNG, FinalState, commit_report, find_part
 from maas_ray.train.records.runs import Runs

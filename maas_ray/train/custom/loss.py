@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.errors import SpecError
-from maas_ray.train.loop.imported import import_callable
+from maas_ray.train.custom.imported import import_callable
 
 FIELD = "objective.loss"
 IGNORED = -100

@@ -11,8 +11,8 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from maas_ray.data.loading.rows import Table
 from maas_ray.data.spec.features import Features
-from maas_ray.train.loop.class_metrics import MAX_MATRIX, NUM_BINS, ClassCounts, class_report
-from maas_ray.train.loop.evaluate import count_classes, evaluate_rows, report_classes
+from maas_ray.train.evaluation.class_metrics import MAX_MATRIX, NUM_BINS, ClassCounts, class_report
+from maas_ray.train.evaluation.evaluate import count_classes, evaluate_rows, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.spec.optim import ObjectiveSpec
 from tests.support.ranks import run_ranks

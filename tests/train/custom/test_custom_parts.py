@@ -7,11 +7,11 @@ from torch.nn import functional
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.spec import parse_spec
+from maas_ray.train.custom.loss import CustomLoss, check_loss
+from maas_ray.train.custom.metrics import CustomMetrics, check_metrics
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses, split_output
-from maas_ray.train.loop.custom_loss import CustomLoss, check_loss
-from maas_ray.train.loop.custom_metrics import CustomMetrics, check_metrics
 from maas_ray.train.loop.loss import build_loss
-from maas_ray.train.loop.optimizer_check import check_optimizer
+from maas_ray.train.optim.check import check_optimizer
 from maas_ray.train.spec.metrics import MetricSpec
 from maas_ray.train.spec.optim import ObjectiveSpec, OptimizerSpec
 

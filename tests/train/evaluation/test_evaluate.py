@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.data.loading.rows import Batch, Table
-from maas_ray.train.loop import evaluate as evaluation
-from maas_ray.train.loop.evaluate import evaluate, evaluate_rows
+from maas_ray.train.evaluation import evaluate as evaluation
+from maas_ray.train.evaluation.evaluate import evaluate, evaluate_rows
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.spec.optim import ObjectiveSpec
 

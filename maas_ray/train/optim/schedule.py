@@ -10,7 +10,7 @@ from math import cos, isfinite, pi
 import torch
 
 from maas_ray.errors import SpecError
-from maas_ray.train.loop.imported import import_callable
+from maas_ray.train.custom.imported import import_callable
 from maas_ray.train.spec.names import is_import_path
 from maas_ray.train.spec.schedule import ScheduleSpec, refuse_steps
 

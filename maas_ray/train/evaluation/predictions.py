@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from maas_ray.data.loading.rows import Rows
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset
-from maas_ray.train.loop.custom_loss import IGNORED
+from maas_ray.train.custom.loss import IGNORED
 
 MAX_NEW_TOKENS = 32
 """Largest number of tokens that a language model appends, each with an inference of the whole row."""

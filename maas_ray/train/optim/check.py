@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.train.loop.optimizer import build_optimizer
-from maas_ray.train.loop.optimizer_state import (
+from maas_ray.train.optim.optimizer import build_optimizer
+from maas_ray.train.optim.state import (
     fill_numbers,
     group_numbers,
     make_state,

@@ -5,9 +5,9 @@ from torch import nn
 
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
-from maas_ray.train.loop.optimizer import build_optimizer
-from maas_ray.train.loop.parameter_groups import freeze_weights
-from maas_ray.train.loop.schedule import build_schedule
+from maas_ray.train.optim.optimizer import build_optimizer
+from maas_ray.train.optim.parameter_groups import freeze_weights
+from maas_ray.train.optim.schedule import build_schedule
 from maas_ray.train.spec.optim import OptimizerSpec
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.schedule import ScheduleSpec

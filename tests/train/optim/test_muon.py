@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from maas_ray.train.loop.muon import Muon, orthogonalized
+from maas_ray.train.optim.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])

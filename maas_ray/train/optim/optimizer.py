@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.weights import weights
-from maas_ray.train.loop.imported import construct, import_object
-from maas_ray.train.loop.muon import Muon
-from maas_ray.train.loop.parameter_groups import group_of
+from maas_ray.train.custom.imported import construct, import_object
+from maas_ray.train.optim.muon import Muon
+from maas_ray.train.optim.parameter_groups import group_of
 from maas_ray.train.spec.optim import FUSED, OPTIONS, OptimizerSpec, ParameterGroupSpec
 
 _KINDS: dict[str, type[torch.optim.Optimizer]] = {

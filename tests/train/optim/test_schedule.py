@@ -5,8 +5,8 @@ from torch import nn
 
 from maas_ray.errors import SpecError
 from maas_ray.spec import parse_spec
-from maas_ray.train.loop.optimizer import build_optimizer
-from maas_ray.train.loop.schedule import build_schedule, check_schedule, learning_rate_factor
+from maas_ray.train.optim.optimizer import build_optimizer
+from maas_ray.train.optim.schedule import build_schedule, check_schedule, learning_rate_factor
 from maas_ray.train.spec.optim import OptimizerSpec
 from maas_ray.train.spec.schedule import ScheduleSpec
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.train.loop.optimizer import LABEL, is_imported
+from maas_ray.train.optim.optimizer import LABEL, is_imported
 
 Named = Iterable[tuple[str, nn.Parameter]]
 """Parameters with their names in the whole model."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from maas_ray.errors import SpecError
-from maas_ray.train.loop.imported import construct, import_callable, import_object
+from maas_ray.train.custom.imported import construct, import_callable, import_object
 from maas_ray.train.spec.metrics import MetricSpec
 
 FIELD = "metrics"

@@ -19,9 +19,9 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from maas_ray.data.loading.rows import Batch, Rows
 from maas_ray.data.spec.features import TOKEN_TASKS, Features
-from maas_ray.train.loop.class_metrics import MAX_CLASSES, ClassCounts, class_report
-from maas_ray.train.loop.custom_loss import IGNORED
-from maas_ray.train.loop.custom_metrics import CustomMetrics
+from maas_ray.train.custom.loss import IGNORED
+from maas_ray.train.custom.metrics import CustomMetrics
+from maas_ray.train.evaluation.class_metrics import MAX_CLASSES, ClassCounts, class_report
 from maas_ray.train.loop.loss import num_valid
 
 BATCH_ROWS = 1024

@@ -6,8 +6,8 @@ from torch import nn
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.spec import parse_spec
-from maas_ray.train.loop.optimizer import build_optimizer, hidden_matrices
-from maas_ray.train.loop.schedule import build_schedule
+from maas_ray.train.optim.optimizer import build_optimizer, hidden_matrices
+from maas_ray.train.optim.schedule import build_schedule
 from maas_ray.train.spec.optim import OptimizerSpec
 from maas_ray.train.spec.schedule import ScheduleSpec
 

@@ -1,0 +1,1 @@
+"""Metrics and predictions of a model on held-out rows, on any layout."""
