@@ -12,7 +12,10 @@ from maas_ray.data.loading.rows import Table
 from maas_ray.data.spec.features import Features
 from maas_ray.spec import parse_spec
 from maas_ray.train.loop.assemble import build_batches, build_plan, build_train_state
-from maas_ray.train.loop.fit import Batches, LoopHooks, LoopPlan, TrainState, fit
+from maas_ray.train.loop.fit import LoopHooks, fit
+from maas_ray.train.loop.plan import LoopPlan
+from maas_ray.train.loop.step import Batches
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.train import TrainSpec
 

@@ -16,7 +16,7 @@ from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import SpecError, TrainingFailed
 from maas_ray.store.objects import open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state, count_class_rows
-from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.ranks.worker import load_start

@@ -25,7 +25,7 @@ from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
 from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state, count_class_rows
 from maas_ray.train.loop.deterministic import use_deterministic_kernels
-from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.parallel.pipeline import num_layers
 from maas_ray.train.spec.parallelism import MeshLayout, possible_layouts

@@ -15,7 +15,7 @@ from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, save_dataset
 from maas_ray.errors import TrainingFailed
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec

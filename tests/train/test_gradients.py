@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from maas_ray.train.loop.fit import TrainState
 from maas_ray.train.loop.gradients import add_penalty_gradient, penalty
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 

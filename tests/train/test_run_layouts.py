@@ -12,7 +12,7 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.run import run_training

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from maas_ray.train.loop.fit import LoopPlan, TrainState
+from maas_ray.train.loop.plan import LoopPlan
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.pipeline import MicroBatch
 
 

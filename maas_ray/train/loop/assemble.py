@@ -17,9 +17,11 @@ from maas_ray.display import get_logger
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses
 from maas_ray.train.loop.ema import Ema
-from maas_ray.train.loop.fit import Batches, LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss, num_valid
+from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.loop.row_weights import RowWeights
+from maas_ray.train.loop.step import Batches
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights

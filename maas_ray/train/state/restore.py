@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maas_ray.errors import ObjectCorrupt
-from maas_ray.train.loop.fit import TrainState
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.optim.state import Numbers, fill_numbers, make_state, state_tensors
 
 MODEL, OPTIMIZER, EMA = "model.", "optimizer.", "ema."

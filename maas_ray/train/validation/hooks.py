@@ -9,9 +9,10 @@ from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.evaluation.scorer import Scorer
-from maas_ray.train.loop.fit import LoopPlan, TrainState
 from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.collectives import data_parallel_group, decided_by_rank0
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import POLL_S, AsyncValidator

@@ -12,9 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maas_ray.data.loading.loader import Loader
 from maas_ray.errors import TrainingFailed
-from maas_ray.train.loop import fit as loop
-from maas_ray.train.loop.fit import LoopHooks, LoopPlan, TrainState, fit, warm_up_buckets
+from maas_ray.train.loop import step as optimizer_step
+from maas_ray.train.loop.fit import LoopHooks, fit
+from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.loop.progress import Progress
+from maas_ray.train.loop.step import warm_up_buckets
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
@@ -148,13 +151,13 @@ def _stopped_and_resumed(rank: int, with_seeds: bool = True) -> list[Any]:
 
 @contextmanager
 def _seeding(is_on: bool) -> Iterator[None]:
-    seed_step: Callable[..., None] = loop.seed_step
+    seed_step: Callable[..., None] = optimizer_step.seed_step
     if not is_on:
-        loop.seed_step = lambda *_: None
+        optimizer_step.seed_step = lambda *_: None
     try:
         yield
     finally:
-        loop.seed_step = seed_step
+        optimizer_step.seed_step = seed_step
 
 
 def _differ(outcomes: list[Any]) -> bool:
@@ -200,11 +203,11 @@ def test_ranks_and_accumulation_give_the_gradients_of_the_whole_batch() -> None:
 
 
 def test_seeding_a_step_determines_every_draw_and_leaves_nothing() -> None:
-    loop.seed_step(7, 3, 0)
+    optimizer_step.seed_step(7, 3, 0)
     drawn = torch.rand(3), np.random.rand(), random.random()
     waiting = len(torch.mtia._queued_calls)
     for step in (1, 2, 3):
-        loop.seed_step(7, step, 0)
+        optimizer_step.seed_step(7, step, 0)
     again = torch.rand(3), np.random.rand(), random.random()
     assert torch.equal(drawn[0], again[0])
     assert drawn[1:] == again[1:]

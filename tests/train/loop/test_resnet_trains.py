@@ -12,7 +12,7 @@ from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import TARGET, Dataset, open_dataset, save_dataset
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import mean_loss, train_step, warm_up_buckets
+from maas_ray.train.loop.step import mean_loss, train_step, warm_up_buckets
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec

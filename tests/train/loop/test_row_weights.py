@@ -14,8 +14,8 @@ from maas_ray.errors import SpecError
 from maas_ray.models.spec import ModelSpec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state, count_class_rows
-from maas_ray.train.loop.fit import mean_loss, train_step
 from maas_ray.train.loop.loss import build_loss
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.optim import ObjectiveSpec, loss_name

@@ -13,7 +13,7 @@ from maas_ray.errors import SpecError
 from maas_ray.models.spec import ModelSpec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.modules.batch_statistics import fewest_rows, frozen_statistics, refuse_lone_row
 from maas_ray.train.parallel.mesh import RankCoordinates, rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout

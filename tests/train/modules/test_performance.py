@@ -16,7 +16,8 @@ from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import TrainState, mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.modules import activation_checkpoint
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.compile import compile_blocks, refuse_no_compiler

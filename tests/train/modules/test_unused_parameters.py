@@ -14,7 +14,7 @@ from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import ModelError
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import train_step, warm_up_buckets
+from maas_ray.train.loop.step import train_step, warm_up_buckets
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.ranks.preflight import check_run

@@ -14,7 +14,8 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import TrainState, train_step
+from maas_ray.train.loop.step import train_step
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.records.extension import extend_run, with_length
 from maas_ray.train.records.runs import Runs, checkpoints_prefix

@@ -16,7 +16,8 @@ from maas_ray.data.stored.dataset import Dataset
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import TrainState, mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.train import TrainSpec

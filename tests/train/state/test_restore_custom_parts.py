@@ -14,7 +14,8 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.fit import TrainState, mean_loss, train_step
+from maas_ray.train.loop.step import mean_loss, train_step
+from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.optim.state import group_numbers
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout

@@ -19,7 +19,7 @@ from maas_ray.models.spec import ModelSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state
-from maas_ray.train.loop.fit import train_step
+from maas_ray.train.loop.step import train_step
 from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.init import InitSpec
