@@ -33,7 +33,13 @@ _PRIVATE_FIELDS = {
 """Of Serve's objects; a class that derives from one of Serve's has its own."""
 
 KNOWN_BY = {
-    "ray.train": {"train/ranks/launch.py", "ray_internals/train.py"},
+    "ray.train": {
+        "train/ranks/ray_train/failure_policy.py",
+        "train/ranks/ray_train/launch.py",
+        "train/ranks/ray_train/scaling_policy.py",
+        "train/ranks/ray_train/worker_group.py",
+        "ray_internals/train.py",
+    },
     "ray.tune": {"train/search/tune.py"},
     # A replica and a pool, and what one asks its peers; code in Serve's controller and proxy uses its private parts.
     "ray.serve": {

@@ -1,4 +1,4 @@
-"""Ray Train's controller and its parts, which `train/ranks/launch.py` derives from or removes.
+"""Ray Train's controller and its parts, which `train/ranks/ray_train` derives from or removes.
 
 Imports ray.train, but not torch. Read in Ray 2.60.0. launch.py explains why `TorchTrainer.fit()` is not used.
 """

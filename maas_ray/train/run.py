@@ -1,4 +1,4 @@
-"""Trains a run: prepares the data, starts the workers (train/ranks/launch.py), follows them. Independent of ray.train.
+"""Trains a run: prepares the data, starts the workers (train/ranks/ray_train), follows them. Independent of ray.train.
 
 Ray Train starts the process group, and restarts it after the loss of a worker or node. Checkpoints are ours
 (checkpoint/): every attempt starts from the newest committed one, so that a restart, a resumed run and an uninterrupted

@@ -184,7 +184,7 @@ def environment(
         # Ray starts an idle worker per CPU for the first driver. Train workers and replicas have their own environment
         # and cannot use those workers, which would compete with them for this machine's few cores.
         "RAY_prestart_worker_first_driver": "0",
-        # It would add a process to each training run; train/ranks/launch.py polls for draining nodes itself.
+        # It would add a process to each training run; train/ranks/ray_train polls for draining nodes itself.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),

@@ -1,6 +1,6 @@
 """The actor between a run's workers and its driver, and the driver's thread that reads the actor.
 
-The actor's process also starts the workers and monitors them (train/ranks/launch.py). Its import of Ray Train takes
+The actor's process also starts the workers and monitors them (train/ranks/ray_train). Its import of Ray Train takes
 2 s: start the actor first and read specs and data meanwhile. This module imports neither torch nor ray.train.
 """
 
@@ -24,7 +24,7 @@ from maas_ray.train.ranks.rank_registry import Directive, GroupAttempt, Heartbea
 POLL_S = 0.5
 TIMEOUT_S = 60.0
 """Timeout for an answer of the actor."""
-_LAUNCH = "maas_ray.train.ranks.launch"
+_LAUNCH = "maas_ray.train.ranks.ray_train.launch"
 
 
 @dataclass(frozen=True)
