@@ -150,9 +150,13 @@ class StandsStill(Momentum):
 
 
 class Switches(Momentum):
-    """Has other weights in evaluation."""
+    """Has other weights in evaluation, and changes its state when it returns from it."""
 
     def eval(self) -> None: ...
+
+    def train(self) -> None:
+        for state in self.state.values():
+            state["mean"].mul_(0.5)
 
 
 def halved(step: int, total_steps: int, after: float = 0.5) -> float:

@@ -14,9 +14,11 @@ from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
+from maas_ray.errors import SpecError
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses
-from maas_ray.train.loop.ema import Ema
+from maas_ray.train.optim.average import AveragingOptimizer, OptimizerAverage
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.loop.loss import build_loss, num_valid
 from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.loop.row_weights import RowWeights
@@ -157,11 +159,21 @@ def build_train_state(
         row_weights=_row_weights(spec, features, class_rows, device),
         l1=spec.objective.l1,
         l2=spec.objective.l2,
-        ema=Ema(parts.bare, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None,
+        average=_average(spec, parts.bare, optimizer),
         pipeline=pipeline,
         auxiliary=AuxiliaryLosses(spec.objective.auxiliary, device) if spec.objective.auxiliary else None,
         dtype=dtype,
     )
+
+
+def _average(
+    spec: TrainSpec, parts: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+) -> Ema | OptimizerAverage | None:
+    if isinstance(optimizer, AveragingOptimizer):
+        if spec.ema is not None:
+            raise SpecError(f"ema: {spec.optimizer.name} keeps an average of the weights by itself; remove ema")
+        return OptimizerAverage(parts, optimizer)
+    return Ema(parts, spec.ema.decay, spec.ema.start_step) if spec.ema is not None else None
 
 
 def count_class_rows(spec: TrainSpec, dataset: Dataset) -> Sequence[int] | None:

@@ -12,12 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from maas_ray.train.modules.sharded import local
 from maas_ray.train.spec.parallelism import MeshLayout
-
-
-def local(value: Tensor) -> Tensor:
-    """This rank's part."""
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def align_gradients(parameters: Iterable[nn.Parameter]) -> None:

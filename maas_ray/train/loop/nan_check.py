@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maas_ray.errors import TrainingFailed
-from maas_ray.train.loop.gradients import local
+from maas_ray.train.modules.sharded import local
 
 
 def refuse_not_finite(

@@ -80,8 +80,8 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
         norm = clip_gradients(parameters, plan.max_grad_norm, coordinates.layout)
     state.optimizer.step()
     state.schedule.step()
-    if state.ema is not None:
-        state.ema.update(step + 1)
+    if state.average is not None:
+        state.average.update(step + 1)
     return total / coordinates.layout.dp, norm
 
 

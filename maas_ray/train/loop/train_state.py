@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from maas_ray.data.loading.rows import Batch
 from maas_ray.models.weights import weights
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses
-from maas_ray.train.loop.ema import Ema
+from maas_ray.train.optim.average import OptimizerAverage
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.modules.batch_statistics import fewest_rows
 from maas_ray.train.optim.schedule import Schedule
@@ -32,7 +33,7 @@ class TrainState:
         row_weights: the weights of rows in the loss, whose sum then replaces the number of losses; None: no weights.
         l1: factor of the sum of absolute weights, added to the mean loss.
         l2: factor of the sum of squared weights.
-        ema: the moving average of the weights, if any.
+        average: the average of the weights that is evaluated and published, if any.
         pipeline: the schedule of the stages, if any.
         auxiliary: the auxiliary losses of the network, if any.
         dtype: type of floating-point rows of the network.
@@ -50,7 +51,7 @@ class TrainState:
     row_weights: Callable[[Batch], Tensor] | None = None
     l1: float = 0.0
     l2: float = 0.0
-    ema: Ema | None = None
+    average: Ema | OptimizerAverage | None = None
     pipeline: Pipeline | None = None
     auxiliary: AuxiliaryLosses | None = None
     dtype: torch.dtype = torch.float32

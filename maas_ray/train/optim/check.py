@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from maas_ray.errors import ModelError, SpecError
+from maas_ray.train.optim.average import AveragingOptimizer, OptimizerAverage
 from maas_ray.train.optim.optimizer import build_optimizer
 from maas_ray.train.optim.state import (
     fill_numbers,
@@ -21,7 +22,8 @@ from maas_ray.train.optim.state import (
 from maas_ray.train.spec.optim import OptimizerSpec
 
 _SHAPE = (4, 3, 2, 2, 2)
-_STEPS = 3
+_STEPS = 8
+"""Rectified optimizers (RAdam) may change nothing in their first five."""
 
 
 class _Weights(nn.Module):
@@ -58,6 +60,8 @@ def check_optimizer(spec: OptimizerSpec, net: nn.Module) -> None:
                 f"the learning rate {spec.lr}"
             )
     refuse_state(optimizer, spec.name)
+    if isinstance(optimizer, AveragingOptimizer):
+        _check_average(spec, optimizer, small)
     resumed = copy.deepcopy(small)
     again = build_optimizer(spec, resumed)
     _restore(optimizer, small, again, resumed)
@@ -68,6 +72,21 @@ def check_optimizer(spec: OptimizerSpec, net: nn.Module) -> None:
             f"optimizer.name: {spec.name} does not continue exactly from its saved state; keep all that a step depends on "
             "as tensors or numbers in state[parameter] or in the parameter groups, not in other attributes"
         )
+
+
+def _check_average(spec: OptimizerSpec, optimizer: torch.optim.Optimizer, small: nn.Module) -> None:
+    """Looks at the average, which every validation and every checkpoint does."""
+    before = {name: value.clone() for name, value in state_tensors(optimizer, small.named_parameters()).items()}
+    numbers = group_numbers(optimizer)
+    averages = OptimizerAverage([small], optimizer).averages  # type: ignore[arg-type]  # checked by the caller
+    after = state_tensors(optimizer, small.named_parameters())
+    if numbers != group_numbers(optimizer) or any(not torch.equal(after[name], old) for name, old in before.items()):
+        raise SpecError(
+            f"optimizer.name: {spec.name} changes its state in eval() or train(); the result of a run would depend on the "
+            "number of its validations"
+        )
+    if not all(bool(average.isfinite().all()) for average in averages.values()):
+        raise SpecError(f"optimizer.name: {spec.name} gives NaN or infinite weights in eval()")
 
 
 def check_split_state(spec: OptimizerSpec, mesh: DeviceMesh) -> None:

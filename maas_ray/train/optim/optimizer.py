@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.weights import weights
 from maas_ray.train.custom.imported import construct, import_object
+from maas_ray.train.optim.average import AveragingOptimizer
 from maas_ray.train.optim.muon import Muon
 from maas_ray.train.optim.parameter_groups import group_of
 from maas_ray.train.spec.optim import FUSED, OPTIONS, OptimizerSpec, ParameterGroupSpec
@@ -143,11 +144,6 @@ def _imported(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.
     kind = import_object(spec.name, field)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
         raise SpecError(f"{field}: {spec.name} is {kind!r}, not a subclass of torch.optim.Optimizer")
-    if callable(getattr(kind, "eval", None)):
-        raise SpecError(
-            f"{field}: {spec.name} has other weights in evaluation (its method eval), which checkpoints and validation do "
-            "not support; use another optimizer, and ema for an average of the weights"
-        )
     if reserved := sorted({"params", "lr", "weight_decay"} & spec.params.keys()):
         raise SpecError(
             f"optimizer.params: {reserved[0]} is set by the spec; use optimizer.lr and optimizer.weight_decay"
@@ -161,6 +157,8 @@ def _imported(spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.
         for group in groups:
             del group["weight_decay"]
     optimizer: torch.optim.Optimizer = construct(kind, spec.name, field, groups, lr=spec.lr, **spec.params)
+    if isinstance(optimizer, AveragingOptimizer):
+        optimizer.train()
     return optimizer
 
 

@@ -36,7 +36,7 @@ from maas_ray.train.loop.assemble import (
 )
 from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import LoopHooks, fit
-from maas_ray.train.loop.gradients import local
+from maas_ray.train.modules.sharded import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.loop.step import warm_up_buckets
@@ -354,8 +354,8 @@ def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
     weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors_of(state).items() if name.startswith(MODEL)}
     start.check(spec.model, weights)
     start.load(weights)
-    if state.ema is not None:
-        state.ema.update(0)
+    if state.average is not None:
+        state.average.update(0)
 
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Tensor, Tensor | None]]:

@@ -1,6 +1,6 @@
 """The specs of loss, optimizer and moving average, without torch.
 
-train/loop/loss.py, train/optim/optimizer.py and train/loop/ema.py build them.
+train/loop/loss.py, train/optim/optimizer.py and train/optim/ema.py build them.
 """
 
 from typing import Any, Literal, Self

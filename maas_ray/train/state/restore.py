@@ -2,7 +2,7 @@
 
     model.<name>                  weights and buffers, by their names in the whole model
     optimizer.<name>.<moment>     the optimizer's moments of this weight
-    ema.<name>                    the moving average of this weight, if the run keeps it
+    ema.<name>                    the average of this weight, if the run keeps one
 
 Values are tensors, or DTensors of which each rank has a part; different pipeline stages have different names.
 Learning rates are not state: the spec and the step determine them. Numbers of an imported optimizer's parameter groups
@@ -19,7 +19,7 @@ from maas_ray.errors import ObjectCorrupt
 from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.optim.state import Numbers, fill_numbers, make_state, state_tensors
 
-MODEL, OPTIMIZER, EMA = "model.", "optimizer.", "ema."
+MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "ema."
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
@@ -29,8 +29,8 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
         found.update({f"{MODEL}{name}": value for name, value in part.state_dict().items()})
     moments = state_tensors(state.optimizer, _parameters(state))
     found.update({f"{OPTIMIZER}{name}": value for name, value in moments.items()})
-    if state.ema is not None:
-        found.update({f"{EMA}{name}": average for name, average in state.ema.averages.items()})
+    if state.average is not None:
+        found.update({f"{AVERAGE}{name}": average for name, average in state.average.averages.items()})
     return found
 
 

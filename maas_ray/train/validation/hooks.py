@@ -31,7 +31,7 @@ def sync_validation(
         spec: the run.
         plan: step numbers of the run.
         dataset: data of the run.
-        state: state of this rank; its moving average is evaluated if it exists.
+        state: state of this rank; its average is evaluated if it exists.
         report: called with the metrics, on every rank.
     """
     if not dataset.num_rows.get("validation"):
@@ -54,7 +54,7 @@ def sync_validation(
         from maas_ray.train.evaluation.predictions import show_samples
 
         samples = ""
-        with state.ema.applied() if state.ema is not None else nullcontext():
+        with state.average.applied() if state.average is not None else nullcontext():
             metrics = evaluate_rows(
                 model,
                 rows,

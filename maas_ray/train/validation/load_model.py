@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from maas_ray.checkpoint.catalog import open_checkpoint
+from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import read_tensors
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset, open_dataset
@@ -24,10 +25,10 @@ from maas_ray.train.modules.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import MetricSpec
-from maas_ray.train.state.restore import EMA
+from maas_ray.train.state.restore import AVERAGE
 
 Weights = Literal["ema", "raw"]
-"""`ema`: the moving average of the weights; `raw`: the weights."""
+"""`ema`: the average of the weights, of `ema` in the spec or of the optimizer; `raw`: the weights."""
 
 
 @dataclass(frozen=True)
@@ -62,32 +63,33 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
         store: the store of the run.
         run: id of the run.
         step: step of the checkpoint, `newest` or `best`; None: `checkpoint.use` of the spec.
-        weights: `ema` or `raw`; None: the moving average if the run keeps it.
+        weights: `ema` or `raw`; None: the average if the run keeps one.
 
     Raises:
         NotFound: the run or the checkpoint does not exist.
-        SpecError: the run keeps no moving average.
+        SpecError: the run keeps no average.
         ObjectCorrupt: a part is missing, truncated or altered.
         ModelError: the model's class does not match these weights.
     """
     record = Runs(store).get(run)
     dataset = open_dataset(store, record.data_digest)
-    if weights == "ema" and record.spec.ema is None:
-        raise SpecError(f"run {run!r} keeps no moving average of its weights (ema in its spec); use the raw weights")
     if record.spec.model.is_classical:
         fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is only one
         return Trained(
             record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
         )
-    weights = weights or ("ema" if record.spec.ema is not None else "raw")
     committed = open_checkpoint(store, checkpoints_prefix(run), choose_step(store, record, step))
+    keeps_average = any(name.startswith(AVERAGE) for name in read_index(committed))
+    if weights == "ema" and not keeps_average:
+        raise SpecError(f"run {run!r} keeps no average of its weights (ema in its spec); use the raw weights")
+    weights = weights or ("ema" if keeps_average else "raw")
     torch.manual_seed(record.spec.seed)
     features = dataset.features
     net = build_model(record.spec.model, features.row, features.num_outputs, per_token=features.is_per_token)
     try:
         net.load_state_dict(read_tensors(committed))
         if weights == "ema":  # buffers and frozen weights have no average
-            net.load_state_dict(read_tensors(committed, EMA), strict=False)
+            net.load_state_dict(read_tensors(committed, AVERAGE), strict=False)
     except RuntimeError as error:
         raise ModelError(
             f"{record.spec.model.name} does not match the weights of run {run!r}, step {committed.meta['step']}: "

@@ -144,6 +144,9 @@ NET = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
         ("torch.optim:Adafactor", {}),
         ("torch.optim:Adagrad", {}),
         ("torch.optim:Rprop", {}),
+        ("schedulefree:AdamWScheduleFree", {"warmup_steps": 2}),
+        ("schedulefree:SGDScheduleFree", {}),
+        ("schedulefree:RAdamScheduleFree", {}),
     ],
 )
 def test_an_optimizer_of_others_continues_exactly_from_its_state(name: str, params: dict) -> None:
@@ -156,7 +159,7 @@ def test_an_optimizer_of_others_continues_exactly_from_its_state(name: str, para
         (f"{PARTS}:Forgets", {}, "does not continue exactly from its saved state"),
         (f"{PARTS}:KeepsAList", {}, r"keeps a list as state\['past'\]"),
         (f"{PARTS}:StandsStill", {}, "does not change a weight of 1 dimension"),
-        (f"{PARTS}:Switches", {}, "has other weights in evaluation"),
+        (f"{PARTS}:Switches", {}, r"changes its state in eval\(\) or train\(\)"),
         (f"{PARTS}:Momentun", {}, "did you mean 'Momentum'"),
         (f"{PARTS}:Falls", {}, "not a subclass of torch.optim.Optimizer"),
         (f"{PARTS}:Momentum", {"params": {"lr": 1}}, "optimizer.params: lr is set by the spec"),

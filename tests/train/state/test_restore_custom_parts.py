@@ -31,6 +31,7 @@ CUSTOM: dict[str, Any] = {
     "optimizer": {"name": f"{PARTS}:Momentum", "params": {"decay": 0.8}, "lr": 0.05},
     "schedule": {"name": f"{PARTS}:halved", "warmup_steps": 1},
 }
+FREE = {"name": "schedulefree:AdamWScheduleFree", "lr": 0.05, "params": {"warmup_steps": 2}}
 
 
 def _state(spec: TrainSpec, dataset: Dataset) -> TrainState:
@@ -54,13 +55,14 @@ EXPERTS = f"{PARTS}:Experts"
         CUSTOM,
         {**CUSTOM, "optimizer": {"name": "torch.optim:NAdam"}},
         {**CUSTOM, "optimizer": {"name": "torch.optim:Adafactor"}, "schedule": {"name": "one_cycle"}},
+        {**CUSTOM, "optimizer": FREE, "schedule": {"name": "constant"}},
         {"optimizer": {"name": "muon"}, "objective": {"loss": "focal"}, "schedule": {"name": "warmup_stable_decay"}},
         {
             "objective": {"auxiliary": {"size": 0.1, "ignored": 0.0}},
             "optimizer": {"name": f"{PARTS}:Momentum"},
         },
     ],
-    ids=["custom", "nadam", "adafactor", "muon", "auxiliary"],
+    ids=["custom", "nadam", "adafactor", "schedule-free", "muon", "auxiliary"],
 )
 def test_a_resumed_run_equals_the_undisturbed_one_bit_for_bit(
     file_store: ObstoreStore, tmp_path: Path, changes: dict[str, Any]
@@ -89,6 +91,15 @@ def test_every_layout_trains_the_same_with_a_loss_and_an_optimizer_of_others(
 ) -> None:
     objective = {"loss": "torch.nn:CrossEntropyLoss", "params": {"reduction": "none"}}
     spec, dataset = make_run(file_store, tmp_path, "decoder", **{**CUSTOM, "objective": objective})
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(tp=2), MeshLayout(pp=2)]
+    compared = verify_layouts(spec, dataset.digest, layouts, steps=3)
+    assert [one.refused for one in compared] == [None] * 4
+    assert all(one.is_equal for one in compared), compared
+
+
+@pytest.mark.fault
+def test_a_schedule_free_optimizer_trains_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path) -> None:
+    spec, dataset = make_run(file_store, tmp_path, "decoder", optimizer=FREE, schedule={"name": "constant"})
     layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(tp=2), MeshLayout(pp=2)]
     compared = verify_layouts(spec, dataset.digest, layouts, steps=3)
     assert [one.refused for one in compared] == [None] * 4

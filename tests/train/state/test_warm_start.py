@@ -146,8 +146,8 @@ def test_the_moving_average_is_exported_where_a_run_keeps_one_and_the_weights_th
     for step in range(3):
         train_step(plan, state, loader, step)
     save(file_store, checkpoints_prefix("r"), Snapshot(3, 36, tensors_of(state)))
-    assert state.ema is not None
-    expected = {"ema": state.ema.averages, "raw": dict(state.parts[0].named_parameters())}
+    assert state.average is not None
+    expected = {"ema": state.average.averages, "raw": dict(state.parts[0].named_parameters())}
     for number, weights in enumerate((None, "ema", "raw")):
         folder = tmp_path / str(number)
         chosen = ["--weights", weights] if weights else []

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from schedulefree import AdamWScheduleFree
 from torch import nn
 
 from maas_ray.checkpoint.catalog import open_checkpoint
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import load_into, read_tensors
 from maas_ray.checkpoint.save import Snapshot, save
+from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.loop.ema import Ema
-from maas_ray.train.loop.progress import Progress
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.loop.step import train_step
 from maas_ray.train.loop.train_state import TrainState
+from maas_ray.train.optim.average import OptimizerAverage
+from maas_ray.train.loop.progress import Progress
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import restore, tensors_of
@@ -80,7 +83,7 @@ def test_a_resumed_run_has_the_same_bits(file_store: ObstoreStore, tmp_path: Pat
     assert sum(name.startswith("ema.") for name in resumed) == sum(1 for _ in half.parts[0].parameters())
     for name, value in undisturbed.items():
         assert torch.equal(value, resumed[name]), name
-    assert read_tensors(open_checkpoint(file_store, "half"), "ema.").keys() == half.ema.averages.keys()  # type: ignore[union-attr]
+    assert read_tensors(open_checkpoint(file_store, "half"), "ema.").keys() == half.average.averages.keys()  # type: ignore[union-attr]
 
 
 def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_alone(
@@ -90,7 +93,7 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
     spec, dataset = make_run(file_store, tmp_path, "mlp", **changes)
     state = build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))
     plan = build_plan(spec, 62)
-    assert state.ema is not None
+    assert state.average is not None
     with torch.no_grad():
         for weight in state.parts[0].parameters():
             weight.zero_()  # equal logits: every class has the same probability
@@ -105,3 +108,29 @@ def test_validation_and_its_samples_are_of_the_averages_and_leave_the_weights_al
     assert report.metrics["loss"] != pytest.approx(math.log(4), rel=1e-6), "the averages are still the initial weights"
     assert report.samples.startswith("| row | target | predicted |")
     assert all(torch.equal(value, before[name]) for name, value in tensors_of(state).items())
+
+
+def test_a_schedule_free_optimizer_is_evaluated_with_its_average_and_continues_with_the_same_bits() -> None:
+    # The average by its definition: x = y + (1 - 1/beta1) (z - y), from the weights y and the optimizer's state z.
+    net = nn.Linear(3, 2)
+    optimizer = AdamWScheduleFree(net.parameters(), lr=0.1)
+    optimizer.train()
+    for _ in range(4):
+        net.weight.grad, net.bias.grad = torch.randn(2, 3), torch.randn(2)
+        optimizer.step()
+    trained, base = net.weight.detach().clone(), optimizer.state[net.weight]["z"]
+    expected = trained + (1 - 1 / 0.9) * (base - trained)
+    average = OptimizerAverage([net], optimizer)
+    assert torch.allclose(average.averages["weight"], expected, atol=1e-6)
+    assert not torch.allclose(expected, trained, atol=1e-3)
+    with pytest.raises(RuntimeError, match="evaluation failed"), average.applied():
+        assert torch.allclose(net.weight, expected, atol=1e-6)
+        raise RuntimeError("evaluation failed")
+    assert torch.equal(net.weight, trained)
+
+
+def test_a_second_average_of_a_schedule_free_optimizer_is_refused(file_store: ObstoreStore, tmp_path: Path) -> None:
+    optimizer = {"name": "schedulefree:AdamWScheduleFree"}
+    spec, dataset = make_run(file_store, tmp_path, "mlp", optimizer=optimizer, ema={"decay": DECAY})
+    with pytest.raises(SpecError, match="ema: .* keeps an average of the weights by itself"):
+        build_train_state(spec, dataset.features, 62, RankCoordinates(MeshLayout(), None), torch.device("cpu"))

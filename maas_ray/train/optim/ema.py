@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from maas_ray.train.loop.gradients import local
+from maas_ray.train.modules.sharded import local, reshard
 
 
 class Ema:
@@ -55,11 +54,7 @@ class Ema:
             self._swap()
 
     def _swap(self) -> None:
-        # FSDP2 may have kept gathered weights of the last forward pass, which would be used instead.
-        for part in self._parts:
-            for module in part.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+        reshard(self._parts)
         with torch.no_grad():
             for name, weight in self._weights.items():
                 mine, average = local(weight), local(self.averages[name])
