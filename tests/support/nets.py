@@ -18,6 +18,13 @@ class Flat(nn.Module):
         return logits
 
 
+class Probabilities(Flat):
+    """Ends in softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(dim=-1)
+
+
 class TurnsToNan(Flat):
     """Computes numbers until it is trained for a while."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.models.build import example_rows
@@ -18,6 +19,7 @@ from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.auxiliary import split_output
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.modules.batch_statistics import refuse_lone_row
+from maas_ray.train.modules.probabilities import normalized_output
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.optim.check import check_optimizer
 from maas_ray.train.optim.optimizer import build_optimizer
@@ -47,6 +49,8 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     has_data = not any(weight.is_meta for weight in net.parameters())
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
+    if has_data and not spec.objective.is_imported:
+        _warn_of_probabilities(spec, dataset, net)
     if has_data:
         refuse_lone_row(net, example, spec.batch.global_size, spec.stop_position(dataset.num_rows["train"]))
     if spec.init is not None:
@@ -64,6 +68,21 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     total_steps = spec.total_steps(dataset.num_rows["train"])
     build_schedule(spec.schedule, optimizer, total_steps)
     check_schedule(spec.schedule, total_steps)
+
+
+def _warn_of_probabilities(spec: TrainSpec, dataset: Dataset, net: nn.Module) -> None:
+    """Warns if the network computes probabilities, of the first training rows, where the loss needs logits."""
+    if dataset.features.task == "regression":
+        return
+    rows = open_rows(dataset, "train", seed=spec.seed)
+    ids = np.arange(min(len(rows), _EXAMPLE_ROWS), dtype=np.int64)
+    encoded = Preprocess(dataset.features)(*rows.take(ids, ids).columns)
+    if ending := normalized_output(net, lambda model: model(encoded), dataset.features.num_outputs):
+        log.warning(
+            "the model ends in %s, which the loss applies itself; return logits instead: twice, it slows training down and "
+            "keeps the probabilities from 0 and 1",
+            ending,
+        )
 
 
 def _check_imported(spec: TrainSpec, dataset: Dataset, net: nn.Module | None) -> None:
