@@ -24,7 +24,20 @@ from maas_ray.process import interrupts, search_path
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_WIDEST = 10_000
+"""Characters of a line in a file or a pipe."""
+
+
 class _Output(SafeConsole):
+    """Tables are as wide as a terminal; in a file or a pipe as wide as their content, so that no cell is wrapped."""
+
+    def print_view(self, view: RenderableType) -> None:
+        """Prints the result of a command."""
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            needed = self.measure(view, options=self.options.update(width=_WIDEST)).maximum
+            self.width = max(self.width, needed)
+        self.print(view)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
@@ -94,7 +107,7 @@ def _print(result: CommandResult, as_json: bool) -> int:
         elif isinstance(result.view, str):
             typer.echo(shown(result.view))  # rich would wrap it
         else:
-            _Output(highlight=False).print(result.view)
+            _Output(highlight=False).print_view(result.view)
         sys.stdout.flush()
     except BrokenPipeError:
         return end_at_closed_pipe()

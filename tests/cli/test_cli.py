@@ -17,7 +17,9 @@ from maas_ray.client import Tensor
 from maas_ray.cluster import connection
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObstoreStore
+from maas_ray.train.records.runs import Runs
 from tests.support.root import ROOT
+from tests.support.small_runs import make_run
 
 COMMANDS = [
     "up",
@@ -110,6 +112,17 @@ def test_an_error_is_one_line_on_stderr_and_a_document_for_machines(file_store: 
     assert json.loads(result.stdout)["error"]["code"] == "not_found"
     result = runner.invoke(app, [*arguments, "--debug"])
     assert "Traceback" in result.stderr
+
+
+def test_a_table_in_a_pipe_has_one_line_for_each_row(file_store: ObstoreStore, tmp_path: Path):
+    run = "b-" + "long-" * 17 + "name"
+    spec, dataset = make_run(file_store, tmp_path, "mlp", run=run)
+    Runs(file_store).create(spec, dataset.digest, None)
+    listed = runner.invoke(app, ["runs", "--store", file_store.uri])
+    assert listed.exit_code == 0
+    assert sum(run in line for line in listed.stdout.splitlines()) == 1
+    narrow = runner.invoke(app, ["runs", "--store", file_store.uri], env={"COLUMNS": "60"})
+    assert max(map(len, narrow.stdout.splitlines())) <= 60
 
 
 def test_models_are_promoted_and_listed(file_store: ObstoreStore, bundle: str):

@@ -17,8 +17,6 @@ from maas_ray.display import get_logger
 from maas_ray.errors import SpecError
 from maas_ray.models.build import build_model, example_rows, import_model, is_read
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses
-from maas_ray.train.optim.average import AveragingOptimizer, OptimizerAverage
-from maas_ray.train.optim.ema import Ema
 from maas_ray.train.loop.loss import build_loss, num_valid
 from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.loop.row_weights import RowWeights
@@ -27,7 +25,9 @@ from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.modules.activation_checkpoint import recompute_blocks
 from maas_ray.train.modules.dropout import replace_dropout
 from maas_ray.train.modules.unused_parameters import unused_weights
+from maas_ray.train.optim.average import AveragingOptimizer, OptimizerAverage
 from maas_ray.train.optim.check import check_split_state
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.optim.optimizer import build_optimizer, hidden_matrices
 from maas_ray.train.optim.parameter_groups import freeze_weights
 from maas_ray.train.optim.schedule import build_schedule

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from maas_ray.data.loading.rows import Batch
 from maas_ray.models.weights import weights
 from maas_ray.train.loop.auxiliary import AuxiliaryLosses
-from maas_ray.train.optim.average import OptimizerAverage
-from maas_ray.train.optim.ema import Ema
 from maas_ray.train.loop.plan import LoopPlan
 from maas_ray.train.modules.batch_statistics import fewest_rows
+from maas_ray.train.optim.average import OptimizerAverage
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import Pipeline

@@ -36,11 +36,11 @@ from maas_ray.train.loop.assemble import (
 )
 from maas_ray.train.loop.deterministic import use_deterministic_kernels
 from maas_ray.train.loop.fit import LoopHooks, fit
-from maas_ray.train.modules.sharded import local
 from maas_ray.train.loop.nan_check import refuse_not_finite
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.loop.step import warm_up_buckets
 from maas_ray.train.loop.train_state import TrainState
+from maas_ray.train.modules.sharded import local
 from maas_ray.train.optim.state import group_numbers
 from maas_ray.train.parallel.collectives import decided_by_rank0, number_of_rank0
 from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups

@@ -15,11 +15,11 @@ from maas_ray.checkpoint.save import Snapshot, save
 from maas_ray.errors import SpecError
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
-from maas_ray.train.optim.ema import Ema
+from maas_ray.train.loop.progress import Progress
 from maas_ray.train.loop.step import train_step
 from maas_ray.train.loop.train_state import TrainState
 from maas_ray.train.optim.average import OptimizerAverage
-from maas_ray.train.loop.progress import Progress
+from maas_ray.train.optim.ema import Ema
 from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.state.restore import restore, tensors_of
