@@ -24,6 +24,7 @@ from maas_ray.serve.batching.merger import Merger
 from maas_ray.serve.batching.ongoing import Ongoing
 from maas_ray.serve.batching.protocols import Loop, Runner, RunStats
 from maas_ray.serve.batching.quarantine import Quarantine
+from maas_ray.serve.batching.queueing.load_shedding import LoadShedding
 from maas_ray.serve.batching.queueing.request_queue import DEFAULT_TENANT, Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
@@ -74,12 +75,15 @@ class Batcher:
         self._queue = queue = Queue(
             spec,
             budget or ByteBudget(spec.max_queued_bytes),
-            name,
             runner.estimate_s
             if runner.form_of is None
             else lambda num_rows, key: runner.estimate_s(num_rows, merger.form(key)),
-            lambda item, error: item.deliver(None, error, name),
-            lambda: self._admission.retry_after_s(),
+            LoadShedding(
+                spec.max_queued_requests,
+                name,
+                drop=lambda item, error: item.deliver(None, error, name),
+                retry_after_s=lambda: self._admission.retry_after_s(),
+            ),
         )
         self._admission = Admission(queue, merger, runner, loop, name)
         self._quarantine = Quarantine()

@@ -13,7 +13,7 @@ from maas_ray.display import get_logger
 from maas_ray.errors import BadRequest
 from maas_ray.serve.batching.item import NOTHING, Item, Tensors
 from maas_ray.serve.batching.merge_guard import Guard
-from maas_ray.serve.batching.queueing.fair_queue import Key
+from maas_ray.serve.batching.queueing.waiting_items import Key
 
 log = get_logger(__name__)
 

@@ -9,6 +9,7 @@ import pytest
 from maas_ray.errors import DeadlineExceeded, Overloaded
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.queueing.fairness import Shares
+from maas_ray.serve.batching.queueing.load_shedding import LoadShedding
 from maas_ray.serve.batching.queueing.priority_heap import PriorityHeap
 from maas_ray.serve.batching.queueing.request_queue import Queue
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
@@ -58,9 +59,8 @@ def test_tenants_share_rows_by_their_weights(can_merge: bool) -> None:
     dice = random.Random(3)
     weights = {"a": 3.0, "b": 1.5}
     spec = BatchSpec(max_batch_size=8, max_queued_requests=3000)
-    queue = Queue(
-        spec, ByteBudget(100_000), "model", lambda num_rows, key: 0.0, lambda item, error: None, lambda: 1.0, weights
-    )
+    shedding = LoadShedding(spec.max_queued_requests, "model", lambda item, error: None, lambda: 1.0)
+    queue = Queue(spec, ByteBudget(100_000), lambda num_rows, key: 0.0, shedding, weights)
     names: dict[Item, str] = {}
     for _ in range(900):
         item = Item({}, dice.randint(1, 3), 10, dice.uniform(50, 99), lambda outputs, error: None)

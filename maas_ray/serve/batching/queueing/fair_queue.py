@@ -10,64 +10,31 @@ A priority counts only among the requests of one tenant, so no tenant can overta
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-from maas_ray.errors import Overloaded
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.queueing.batch_size import HEADROOM, is_too_much, largest_on_time
-from maas_ray.serve.batching.queueing.fairness import Shares, Tenant, furthest_behind
+from maas_ray.serve.batching.queueing.fairness import Tenant, furthest_behind
 from maas_ray.serve.batching.queueing.priority_heap import PriorityHeap
+from maas_ray.serve.batching.queueing.waiting_items import Group, Key, Lane, WaitingItems, heap_of
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
-Key = tuple[object, ...]
-"""Properties that requests must have in common to share a run: dtypes, and sizes beyond the batch dimension."""
 EstimateByKey = Callable[[int, Key], float]
 """Maps the rows of a run and the key of its requests to the expected seconds; infinity if unknown."""
 _TICK_S = 0.0005
 """A loop's clock may have a resolution of milliseconds: a wait that is this close to its end has ended."""
 
 
-class Group:
-    """Waiting items that may share a run, in one lane per tenant."""
+class FairQueue(WaitingItems):
+    """Waiting items, and the selection of the next run among them.
 
-    __slots__ = ("go_at", "key", "lines", "num_rows")
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.lines: dict[Tenant, Lane] = {}
-        self.num_rows = 0
-        self.go_at = math.inf
-        """Time at which it stops waiting for more items; maintained only if runs are delayed."""
-
-    def __iter__(self) -> Iterator[Item]:
-        return (item for line in self.lines.values() for item in line)
-
-
-class Lane(PriorityHeap[Item]):
-    """Waiting items of one tenant that may share a run."""
-
-    __slots__ = ("group", "tenant")
-
-    def __init__(self, group: Group, tenant: Tenant) -> None:
-        super().__init__()
-        self.group = group
-        self.tenant = tenant
-
-
-class FairQueue:
-    """Waiting items, by tenant and by key.
-
-    Adding and removing an item takes constant time if items arrive in order (they do with one priority and equal
-    timeouts), otherwise logarithmic time. Selecting a run takes time proportional to the number of tenants plus the
-    items in the run, unless a deadline is near.
+    Selecting a run takes time proportional to the number of tenants plus the items in the run, unless a deadline is
+    near.
 
     Args:
-        spec: sizes and limits.
+        spec: sizes and delay.
         budget: byte budget shared with the other queues of the replica.
-        name: name of the model version, for messages.
         estimate_s: expected seconds of a run; infinity if unknown.
-        drop: called with an item that was removed in favor of a tenant with fewer, and with the reason.
-        retry_after_s: returns the seconds after which a refused request may be retried.
         weights: weights of tenants other than 1; rows run while several tenants wait are in proportion.
     """
 
@@ -75,78 +42,20 @@ class FairQueue:
         self,
         spec: BatchSpec,
         budget: ByteBudget,
-        name: str,
         estimate_s: EstimateByKey,
-        drop: Callable[[Item, Overloaded], None],
-        retry_after_s: Callable[[], float],
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        self._budget = budget
-        self._name = name
+        super().__init__(budget, weights or {})
         self._estimate_s = estimate_s
-        self._drop = drop
-        self._retry_after_s = retry_after_s
         self.max_rows = spec.max_batch_size
         """Maximum rows of one batch; may be changed at any time."""
-        self._max_items = spec.max_queued_requests
         self._delay_s = spec.max_delay_ms / 1000
-        self._groups: dict[Key, Group] = {}
-        self._tenants: dict[str, Tenant] = {}
-        # The last tenant and the last group are kept when they become empty: single requests often follow each other.
-        self._orders: dict[Tenant, PriorityHeap[Item]] | None = None
-        """All items of each tenant over all groups; maintained from the second group on until the queue is empty."""
-        self._shares = Shares(weights or {})
-        self.earliest = math.inf
-        """Lower bound of the deadlines in the queue."""
-        self._count = 0
-        self.num_items = 0
-        self.num_rows = 0
 
-    @property
-    def num_tenants(self) -> int:
-        """Number of tenants with waiting items, including the last one if the queue is empty."""
-        return len(self._tenants)
-
-    def __len__(self) -> int:
-        return self.num_items
-
-    def __iter__(self) -> Iterator[Item]:
-        return (item for group in self._groups.values() for item in group)
-
-    def by_key(self) -> Iterator[tuple[Key, int, int]]:
-        """Yields each key with the waiting rows and requests that have it in common."""
-        for group in self._groups.values():
-            if group.num_rows:
-                yield group.key, group.num_rows, sum(line.num_waiting for line in group.lines.values())
-
-    def add(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
-        """Adds an item; there must be room for it.
-
-        Args:
-            item: not waiting yet.
-            key: key of its group.
-            tenant_name: name of its tenant.
-            now: current time on the loop's clock.
-        """
-        group, tenant = self._groups.get(key), self._tenants.get(tenant_name)
-        line = group.lines.get(tenant) if group is not None and tenant is not None else None
-        if group is None or tenant is None or line is None:
-            group, tenant, line = self._new_line(key, tenant_name)
-        self._count += 1
-        item.rank = (item.priority or math.inf, item.deadline, self._count)
-        item.lane, item.is_waiting = line, True
-        line.add(item)
-        if self._orders is not None:
-            self._orders[tenant].add(item)
-        tenant.num_items += 1
-        tenant.num_bytes += item.num_bytes
-        group.num_rows += item.num_rows
-        self.num_items += 1
-        self.num_rows += item.num_rows
-        self._budget.used += item.num_bytes
-        if item.deadline < self.earliest:
-            self.earliest = item.deadline
+    def enter(self, item: Item, key: Key, tenant_name: str, now: float) -> None:
+        """Adds an item at a time on the loop's clock; see `add`."""
+        self.add(item, key, tenant_name)
         if self._delay_s:
+            group: Group = item.lane.group
             item.queued_at = now
             group.go_at = min(group.go_at, self._must_go_at(item))
 
@@ -169,7 +78,7 @@ class FairQueue:
         lane: Lane = head.lane
         group = lane.group
         if not can_merge or group.num_rows == head.num_rows:
-            self._shares.charge(lane.tenant, head.num_rows)
+            self.shares.charge(lane.tenant, head.num_rows)
             self.remove(head)
             return [head]
         lines, most, is_tight = self._fit(head, now)
@@ -185,73 +94,12 @@ class FairQueue:
         """Returns the time at which the first group stops waiting for more items."""
         return min((group.go_at for group in self._groups.values()), default=math.inf)
 
-    def remove(self, item: Item) -> None:
-        """Removes an item if it is still waiting, and releases its bytes immediately."""
-        if item.is_waiting:
-            item.is_waiting = False
-            self._forget(item.lane, 1, item.num_rows, item.num_bytes)
-
-    def _new_line(self, key: Key, tenant_name: str) -> tuple[Group, Tenant, Lane]:
-        if not self.num_items:
-            self._clear()
-        tenant = self._tenants.get(tenant_name)
-        if tenant is None:
-            tenant = self._tenants[tenant_name] = self._shares.enter(tenant_name)
-            if self._orders is not None:
-                self._orders[tenant] = PriorityHeap()
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(key)
-            if len(self._groups) > 1 and self._orders is None:
-                everybody = self._tenants.values()
-                self._orders = {each: _heap_of(item for item in self if item.lane.tenant is each) for each in everybody}
-        line = group.lines[tenant] = Lane(group, tenant)
-        return group, tenant, line
-
-    def _forget(self, line: Lane, num_items: int, num_rows: int, num_bytes: int) -> None:
-        """Subtracts items of one lane that no longer wait from all counters."""
-        group, tenant = line.group, line.tenant
-        line.num_waiting -= num_items
-        tenant.num_items -= num_items
-        tenant.num_bytes -= num_bytes
-        group.num_rows -= num_rows
-        self.num_items -= num_items
-        self.num_rows -= num_rows
-        self._budget.used -= num_bytes
-        if self._orders is not None:
-            self._orders[tenant].num_waiting -= num_items
-        if line.num_waiting:
-            return
-        line.clear()
-        if not self.num_items:
-            self.earliest = group.go_at = math.inf
-            self._orders = None
-            if len(self._groups) == len(self._tenants) == 1:
-                return
-        del group.lines[tenant]
-        if not group.lines:
-            del self._groups[group.key]
-        if not tenant.num_items:
-            del self._tenants[tenant.name]
-            self._shares.leave(tenant)
-            if self._orders is not None:
-                del self._orders[tenant]
-        if not self.num_items:
-            self._clear()
-
-    def _clear(self) -> None:
-        for tenant in self._tenants.values():
-            self._shares.leave(tenant)
-        self._tenants.clear()
-        self._groups.clear()
-        self._orders = None
-
     def _head(self, groups: list[Group] | None) -> Item:
         """Returns the item that must be in the next run: the first of the tenant whose turn it is."""
         if groups is not None:
             tenant = furthest_behind(tenant for group in groups for tenant in group.lines)
             return min((g.lines[tenant].first() for g in groups if tenant in g.lines), key=lambda item: item.rank)
-        tenants = self._tenants
+        tenants = self.tenants
         tenant = next(iter(tenants.values())) if len(tenants) == 1 else furthest_behind(tenants.values())
         if self._orders is not None:
             return self._orders[tenant].first()
@@ -288,7 +136,7 @@ class FairQueue:
             everybody = [item for items in able.values() for item in items]
             most, ends_at = largest_on_time(everybody, most, now, estimate_s)
             able = {tenant: [item for item in items if item.deadline >= ends_at] for tenant, items in able.items()}
-        return {tenant: _heap_of(items) for tenant, items in able.items() if items}, most, True
+        return {tenant: heap_of(items) for tenant, items in able.items() if items}, most, True
 
     def _draw_in_order(self, lane: Lane) -> list[Item]:
         """Removes and returns the first items of one tenant, up to the rows of a run, but at least one item."""
@@ -301,7 +149,7 @@ class FairQueue:
             num_rows += item.num_rows
             num_bytes += item.num_bytes
             batch.append(item)
-        self._shares.charge(lane.tenant, num_rows)
+        self.shares.charge(lane.tenant, num_rows)
         self._forget(lane, len(batch), num_rows, num_bytes)
         return batch
 
@@ -329,7 +177,7 @@ class FairQueue:
                 break
             num_rows = more
             batch.append(item)
-            self._shares.charge(tenant, item.num_rows)
+            self.shares.charge(tenant, item.num_rows)
             self.remove(item)
             heapq.heapreplace(turns, (tenant.had, number, tenant, line))
         return batch
@@ -338,50 +186,3 @@ class FairQueue:
         """Returns when an item stops waiting for others: after the delay, or sooner if its deadline is near."""
         run_s = HEADROOM * self._estimate_s(self.max_rows, item.lane.group.key)
         return min(item.queued_at + self._delay_s, item.deadline - (run_s if math.isfinite(run_s) else 0.0))
-
-    def make_room(self, item: Item, tenant_name: str) -> None:
-        """Drops items of tenants above their share so that a tenant below its share has room; for a full queue.
-
-        Raises:
-            Overloaded: no tenant has more than its share; nothing was dropped.
-        """
-        budget = self._budget
-        too_many = self.num_items >= self._max_items
-        too_large = budget.used + item.num_bytes > budget.limit
-        mine = self._tenants.get(tenant_name) or Tenant(tenant_name, self._shares.weight(tenant_name))
-        most = max(self._tenants.values(), key=lambda each: each.num_items / each.weight, default=mine)
-        if too_many and most.num_items / most.weight <= (mine.num_items + 1) / mine.weight:
-            raise Overloaded(
-                f"the queue of {self._name} is full: {self.num_items} requests wait, the limit is "
-                f"{self._max_items}; retry later",
-                self._retry_after_s(),
-            )
-        largest = max(self._tenants.values(), key=lambda each: each.num_bytes / each.weight, default=mine)
-        if too_large and (
-            largest.num_bytes / largest.weight <= (mine.num_bytes + item.num_bytes) / mine.weight
-            or budget.used - largest.num_bytes + item.num_bytes > budget.limit
-        ):
-            raise Overloaded(
-                f"the queue of this replica is full: {budget.used} bytes wait, this request has {item.num_bytes}, "
-                f"the limit is {budget.limit}; retry later, or send a smaller request",
-                self._retry_after_s(),
-            )
-        dropped = [self._remove_last(most)] if too_many else []
-        while budget.used + item.num_bytes > budget.limit:
-            dropped.append(self._remove_last(largest))
-        for loser in dropped:
-            text = f"the queue of {self._name} is full, mostly with your requests, so a request of another tenant"
-            self._drop(loser, Overloaded(f"{text} took the place of this one; retry later", self._retry_after_s()))
-
-    def _remove_last(self, tenant: Tenant) -> Item:
-        lines = [group.lines[tenant] for group in self._groups.values() if tenant in group.lines]
-        item = max((line.last() for line in lines), key=lambda item: item.rank)
-        self.remove(item)
-        return item
-
-
-def _heap_of(items: Iterable[Item]) -> PriorityHeap[Item]:
-    heap: PriorityHeap[Item] = PriorityHeap()
-    for item in sorted(items, key=lambda item: item.rank):
-        heap.add(item)
-    return heap

@@ -6,31 +6,40 @@ Then a request is appended to a list, and the list is the run. In all other case
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from maas_ray.errors import Overloaded
 from maas_ray.serve.batching.item import Item
 from maas_ray.serve.batching.queueing.batch_size import HEADROOM
-from maas_ray.serve.batching.queueing.fair_queue import EstimateByKey, FairQueue, Key
+from maas_ray.serve.batching.queueing.fair_queue import EstimateByKey, FairQueue
+from maas_ray.serve.batching.queueing.load_shedding import LoadShedding
+from maas_ray.serve.batching.queueing.waiting_items import Key
 from maas_ray.serve.batching.spec import BatchSpec, ByteBudget
 
 DEFAULT_TENANT = "default"
 
 
 class Queue(FairQueue):
-    """Waiting items; see `FairQueue` for the arguments and for the order."""
+    """Waiting items within limits; see `FairQueue` for the order.
+
+    Args:
+        spec: sizes and delay.
+        budget: byte budget shared with the other queues of the replica.
+        estimate_s: expected seconds of a run; infinity if unknown.
+        shedding: the largest number of items, and what happens at the limits.
+        weights: weights of tenants other than 1; rows run while several tenants wait are in proportion.
+    """
 
     def __init__(
         self,
         spec: BatchSpec,
         budget: ByteBudget,
-        name: str,
         estimate_s: EstimateByKey,
-        drop: Callable[[Item, Overloaded], None],
-        retry_after_s: Callable[[], float],
+        shedding: LoadShedding,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(spec, budget, name, estimate_s, drop, retry_after_s, weights)
+        super().__init__(spec, budget, estimate_s, weights)
+        self._shedding = shedding
+        self._max_items = shedding.max_items
         self._alike: list[Item] = []
         """All waiting items while they are alike; the fair queue is then empty."""
         self._tenant_name = ""
@@ -58,10 +67,10 @@ class Queue(FairQueue):
         Raises:
             Overloaded: a limit is reached; nothing was queued.
         """
-        budget, num_bytes = self._budget, item.num_bytes
+        budget, num_bytes = self.budget, item.num_bytes
         if self.num_items >= self._max_items or budget.used + num_bytes > budget.limit:
             self._sort_in(now)
-            self.make_room(item, tenant_name)
+            self._shedding.make_room(self, item, tenant_name)
         if key == self._key and tenant_name == self._tenant_name and self.num_items == len(self._alike):
             self._alike.append(item)
             item.is_waiting = True
@@ -72,22 +81,22 @@ class Queue(FairQueue):
                 self.earliest = item.deadline
             return
         self._sort_in(now)
-        self.add(item, key, tenant_name, now)
+        self.enter(item, key, tenant_name, now)
         if not self._delay_s:
             self._key, self._tenant_name = key, tenant_name
 
     def take(self, can_merge: bool, now: float, can_wait: bool = False) -> list[Item]:
         alike = self._alike
         if alike:
-            tenant, num_rows = self._tenants.get(self._tenant_name), self.num_rows
+            tenant, num_rows = self.tenants.get(self._tenant_name), self.num_rows
             is_one_run = len(alike) == 1 or (
                 can_merge
                 and num_rows <= self.max_rows
                 and now + HEADROOM * self._estimate_s(num_rows, self._key or ()) <= self.earliest
             )
-            if is_one_run and tenant is not None and len(self._tenants) == 1:
+            if is_one_run and tenant is not None and len(self.tenants) == 1:
                 self._alike = []
-                self._shares.charge(tenant, num_rows)
+                self.shares.charge(tenant, num_rows)
                 self._give_back(alike)
                 for item in alike:
                     item.is_waiting = False
@@ -107,9 +116,9 @@ class Queue(FairQueue):
         alike, self._alike = self._alike, []
         self._give_back(alike)
         for item in alike:
-            self.add(item, self._key, self._tenant_name, now)
+            self.enter(item, self._key, self._tenant_name, now)
 
     def _give_back(self, alike: list[Item]) -> None:
-        self._budget.used -= sum([item.num_bytes for item in alike])
+        self.budget.used -= sum([item.num_bytes for item in alike])
         self.num_items = self.num_rows = 0
         self.earliest = math.inf
