@@ -142,7 +142,8 @@ def test_serve_deploy_takes_the_file_of_the_repository(
     from maas_ray.serve.deploy import pool
 
     config = yaml.safe_load((ROOT / "deployments" / "pools.yaml").read_text())
-    config["http_options"]["port"] = ray_cluster.http_port
+    # Serve takes these when it starts, and later tests of this cluster deploy on loopback.
+    config["http_options"] |= {"host": "127.0.0.1", "port": ray_cluster.http_port}
     arguments = config["applications"][0]["args"]
     arguments["storage"]["uri"] = pool_store.uri
     arguments["models"] = [{"name": "linear", "version": 1}]

@@ -41,6 +41,6 @@ def test_a_start_that_does_not_fit_is_refused_before_a_worker_starts(
     storage = StorageSpec(uri=file_store.uri)
     with pytest.raises(NotFound, match="runs/nobody/checkpoints has no committed checkpoint"):
         run_training(digits_spec(storage, "next", init={"run": "nobody"}))
-    with pytest.raises(ModelError, match="there is no directory /nowhere"):
+    with pytest.raises(ModelError, match="the directory /nowhere does not exist"):
         run_training(digits_spec(storage, "next", init={"hf": "/nowhere"}))
     assert Runs(file_store).all() == []
