@@ -13,8 +13,8 @@ from pathlib import Path
 from maas_ray.addresses import http_url, is_loopback
 from maas_ray.cluster.dashboard import Dashboard
 from maas_ray.cluster.members.local_node import (
+    NodeOptions,
     RecordedNode,
-    check_amounts,
     check_own_address,
     end,
     ended_on_failure,
@@ -62,7 +62,8 @@ def up(
             (see `requirements`), or Ray did not start (with its last output).
         SpecError: `host` is not an address of this machine.
     """
-    check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
+    options = NodeOptions(num_cpus, num_gpus, temp_dir, env)
+    options.check()
     check_own_address(host)
     directory = state_directory(state_dir)
     raise_limit()  # Ray's processes inherit it
@@ -79,10 +80,7 @@ def up(
             dashboard_url=http_url(LOOPBACK, ports.dashboard),
             host=host,
             ports=ports,
-            temp_dir=temp_dir,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            env=env,
+            options=options,
         )
         with ended_on_failure(directory, node.state):
             _start_head(node, profile, ports, host, timeout_s)

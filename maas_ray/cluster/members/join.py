@@ -10,8 +10,8 @@ from maas_ray.addresses import is_loopback
 from maas_ray.cluster.connection import check_head, use_environment
 from maas_ray.cluster.members.local_node import (
     TOKEN_FILE,
+    NodeOptions,
     RecordedNode,
-    check_amounts,
     check_own_address,
     ended_on_failure,
     forget_dead,
@@ -65,7 +65,8 @@ def join(
             `requirements`); Ray did not start.
         SpecError: `host` is not an address of this machine.
     """
-    check_amounts(num_cpus=num_cpus, num_gpus=num_gpus)
+    options = NodeOptions(num_cpus, num_gpus, temp_dir, env)
+    options.check()
     host = host or own_address(address)
     check_own_address(host)
     if is_loopback(host):
@@ -95,10 +96,7 @@ def join(
             dashboard_url="",
             host=host,
             ports=ports,
-            temp_dir=temp_dir,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            env=env,
+            options=options,
         )
         with ended_on_failure(directory, node.state):
             node_id = _start_worker(node, host, labels or {}, timeout_s, deadline)

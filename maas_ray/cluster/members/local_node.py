@@ -29,6 +29,26 @@ sockets (`/session_<date>_<pid>/sockets/plasma_store`, up to 107 bytes) need les
 
 
 @dataclass(frozen=True)
+class NodeOptions:
+    """What the user decides about a node of this machine."""
+
+    num_cpus: int | None
+    """Logical CPUs to offer; None: the machine's."""
+    num_gpus: int | None
+    """Logical GPUs to offer; None: those that Ray detects."""
+    temp_dir: Path | None
+    """Directory of Ray's sockets and logs; None creates one with a short name."""
+    env: Mapping[str, str] | None
+    """Further variables for all processes of the node; they override the profile's."""
+
+    def check(self) -> None:
+        """Raises `ClusterError` for a negative amount."""
+        for name, amount in (("num_cpus", self.num_cpus), ("num_gpus", self.num_gpus)):
+            if amount is not None and amount < 0:
+                raise ClusterError(f"{name} is {amount}; give 0 or more, or omit it to offer all of the machine's")
+
+
+@dataclass(frozen=True)
 class RecordedNode:
     """A node that is recorded and can be started."""
 
@@ -47,10 +67,7 @@ def record_node(
     dashboard_url: str,
     host: str,
     ports: Ports,
-    temp_dir: Path | None,
-    num_cpus: int | None,
-    num_gpus: int | None,
-    env: Mapping[str, str] | None,
+    options: NodeOptions,
 ) -> RecordedNode:
     """Records a node of this machine before its start, so that `down` can end an interrupted one.
 
@@ -63,10 +80,7 @@ def record_node(
         dashboard_url: URL of the dashboard; empty on a worker node.
         host: address of this machine in the cluster.
         ports: ports of the node.
-        temp_dir: directory of Ray's sockets and logs; None creates one with a short name.
-        num_cpus: logical CPUs to offer; None: the machine's.
-        num_gpus: logical GPUs to offer; None: those that Ray detects.
-        env: further variables for all processes of the node; they override the profile's.
+        options: amounts, directory and variables.
 
     Raises:
         ClusterError: this machine does not meet Ray's requirements (see `requirements`); nothing remains.
@@ -75,9 +89,9 @@ def record_node(
     with contextlib.ExitStack() as undo:
         undo.callback(token_path.unlink, missing_ok=True)
         write_private(token_path, token)
-        temp_dir = make_temp_dir(temp_dir)
+        temp_dir = make_temp_dir(options.temp_dir)
         undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        machine = look(temp_dir, num_cpus)
+        machine = look(temp_dir, options.num_cpus)
         refuse_start(check_start(machine, temp_dir))
         state = ClusterState(
             cluster_id=secrets.token_hex(16),
@@ -89,13 +103,17 @@ def record_node(
             temp_dir=str(temp_dir),
             started_s=time.time(),
             environment=environment(profile, ports=ports, temp_dir=temp_dir, token_path=token_path, host=host)
-            | dict(env or {}),
+            | dict(options.env or {}),
             role=role,
         )
         write_exports(directory, state)
         save_state(directory, state)
         undo.pop_all()
-    amounts = {"num-cpus": num_cpus, "num-gpus": num_gpus, "object-store-memory": object_store_bytes(machine)}
+    amounts = {
+        "num-cpus": options.num_cpus,
+        "num-gpus": options.num_gpus,
+        "object-store-memory": object_store_bytes(machine),
+    }
     return RecordedNode(state, amounts)
 
 
@@ -168,13 +186,6 @@ def make_temp_dir(temp_dir: Path | None) -> Path:
         )
     (temp_dir / "h").mkdir(mode=0o700, parents=True, exist_ok=True)
     return temp_dir
-
-
-def check_amounts(**amounts: int | None) -> None:
-    """Raises `ClusterError` for a negative amount."""
-    for name, amount in amounts.items():
-        if amount is not None and amount < 0:
-            raise ClusterError(f"{name} is {amount}; give 0 or more, or omit it to offer all of the machine's")
 
 
 def check_own_address(host: str) -> None:
