@@ -12,7 +12,6 @@ from maas_ray.cli.options import DEFAULT_STORE, Endpoint, Set, StateDir, Store, 
 from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
-from maas_ray.process.interrupts import exit_code, last
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
@@ -77,9 +76,8 @@ def cv(
     from maas_ray.spec import load_spec
 
     with say.status("preparing the folds"):
+        from maas_ray.console.trial_progress import search_exit_code, trial_progress
         from maas_ray.train.search.cross_validation import cross_validate, fold_rows, fold_search
-        from maas_ray.train.search.log import TrialEnded
-        from maas_ray.train.search.run import describe
         from maas_ray.train.spec.train import TrainSpec
 
         loaded = load_spec(TrainSpec, spec, overrides or ())
@@ -87,26 +85,13 @@ def cv(
         search = fold_search(loaded, folds)  # errors of the split are reported before a cluster is needed
         cluster.connect(state_dir=state_dir)
     leaves(f"committed checkpoints of the folds of {loaded.run} are kept: continue with --resume")
-    num_ended = 0
-    with say.status(f"{folds} folds") as status:
-
-        def show(fold: int, event: Any) -> None:
-            nonlocal num_ended
-            text = describe(search, fold, event)
-            if isinstance(event, TrialEnded):
-                num_ended += 1
-                say.print(text, markup=False)
-            else:
-                status.update(f"{num_ended} of {folds} folds have ended; {text}")
-
+    with trial_progress(search, folds, "folds") as show:
         result = cross_validate(loaded, folds, resume=resume, on_event=show)
     title = f"{folds}-fold cross-validation of {loaded.run}"
     if not result.is_complete:
         title += "; not all folds have finished: continue with --resume"
     columns, rows = fold_rows(result)
-    number = last() if not result.is_complete else None
-    code = int(not result.is_complete) if number is None else exit_code(number)
-    return CommandResult(asdict(result), table(title, columns, rows), code)
+    return CommandResult(asdict(result), table(title, columns, rows), search_exit_code(result.is_complete))
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,6 @@ from maas_ray.cli.reporting import CommandResult, uses_modules
 from maas_ray.console.leaving import leaves
 from maas_ray.console.output import say, table
 from maas_ray.errors import SpecError
-from maas_ray.process.interrupts import exit_code, last
 
 _ROWS = 20
 """Approximate number of steps of a range test that are shown."""
@@ -39,8 +38,8 @@ def tune(
     target = output or Path(f"{loaded.name}-best.yaml")
     _refuse_nowhere(target)
     with say.status("preparing the search"):
-        from maas_ray.train.search.log import TrialEnded
-        from maas_ray.train.search.run import describe, run_search
+        from maas_ray.console.trial_progress import search_exit_code, trial_progress
+        from maas_ray.train.search.run import run_search
         from maas_ray.train.search.space import draw_trials
 
         trials = draw_trials(loaded)  # errors of the space are reported before a cluster is needed
@@ -48,18 +47,7 @@ def tune(
         say_store(trials[0].spec.storage)
         cluster.connect(state_dir=state_dir)
     leaves(f"committed checkpoints of the trials of {loaded.name} are kept: continue with --resume")
-    num_ended = 0
-    with say.status(f"{num_trials} trials") as status:
-
-        def show(trial: int, event: Any) -> None:
-            nonlocal num_ended
-            text = describe(loaded, trial, event)
-            if isinstance(event, TrialEnded):
-                num_ended += 1
-                say.print(text, markup=False)
-            else:
-                status.update(f"{num_ended} of {num_trials} trials have ended; {text}")
-
+    with trial_progress(loaded, num_trials, "trials") as show:
         result = run_search(loaded, resume=resume, on_event=show)
     written = None
     if result.best_spec is not None and result.best is not None:
@@ -88,9 +76,7 @@ def tune(
         title += f"; {result.num_waiting} of {num_trials} trials are unfinished: continue with --resume"
     document = {**asdict(result), "best_spec_path": str(written) if written else None}
     columns = ("run", *_short(names), result.metric.removeprefix("validation_"), "step", "")
-    number = last() if not result.is_complete else None
-    code = int(not result.is_complete) if number is None else exit_code(number)
-    return CommandResult(document, table(title, columns, rows), code)
+    return CommandResult(document, table(title, columns, rows), search_exit_code(result.is_complete))
 
 
 def _short(paths: list[str]) -> list[str]:
