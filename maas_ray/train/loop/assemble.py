@@ -31,7 +31,8 @@ from maas_ray.train.optim.ema import Ema
 from maas_ray.train.optim.optimizer import build_optimizer, hidden_matrices
 from maas_ray.train.optim.parameter_groups import freeze_weights
 from maas_ray.train.optim.schedule import build_schedule
-from maas_ray.train.parallel.mesh import RankCoordinates, distribute
+from maas_ray.train.parallel.distribute import distribute
+from maas_ray.train.parallel.mesh import RankCoordinates
 from maas_ray.train.parallel.pipeline import Pipeline
 from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.parallelism import MeshLayout

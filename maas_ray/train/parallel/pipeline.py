@@ -17,7 +17,8 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.suggestions import did_you_mean
 from maas_ray.train.modules.dropout import samples
-from maas_ray.train.parallel.stages import StagedModule, Unit, find_units, stage_modules
+from maas_ray.train.parallel.staged_module import StagedModule, Unit
+from maas_ray.train.parallel.stages import find_units, stage_modules
 from maas_ray.train.spec.parallelism import MeshLayout
 
 _SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved": ScheduleInterleaved1F1B}

@@ -25,7 +25,7 @@ from maas_ray.train.optim.check import check_optimizer
 from maas_ray.train.optim.optimizer import build_optimizer
 from maas_ray.train.optim.parameter_groups import freeze_weights
 from maas_ray.train.optim.schedule import build_schedule, check_schedule
-from maas_ray.train.parallel.mesh import refuse_unfit
+from maas_ray.train.parallel.distribute import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
 from maas_ray.train.spec.metrics import VALIDATION
 from maas_ray.train.spec.train import TrainSpec

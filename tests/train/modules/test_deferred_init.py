@@ -19,7 +19,8 @@ from maas_ray.train.loop.assemble import build_or_defer
 from maas_ray.train.loop.gradients import local
 from maas_ray.train.modules.deferred_init import Deferred
 from maas_ray.train.modules.deferred_tape import CannotDefer, early_order, needed_steps
-from maas_ray.train.parallel.mesh import distribute, rank_coordinates
+from maas_ray.train.parallel.distribute import distribute
+from maas_ray.train.parallel.mesh import rank_coordinates
 from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.spec.parallelism import MeshLayout
 from tests.support.ranks import run_ranks

@@ -11,7 +11,8 @@ from torch import nn
 
 from maas_ray.errors import ModelError, ResourcesMissing, SpecError
 from maas_ray.train.modules.blocks import neighbours
-from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups, refuse_unfit
+from maas_ray.train.parallel.distribute import refuse_unfit
+from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups
 from maas_ray.train.parallel.pipeline import refuse_microbatches, split_layers
 from maas_ray.train.spec.parallelism import MeshLayout, ParallelismSpec, possible_layouts
 from tests.support.ranks import run_ranks
