@@ -19,7 +19,7 @@ from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_s
 from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.optim.schedule import Schedule
 from maas_ray.train.parallel.mesh import RankCoordinates
-from maas_ray.train.ranks.worker import load_start
+from maas_ray.train.ranks.initial_state import load_start
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.spec.schedule import ScheduleSpec
 from maas_ray.train.spec.train import TrainSpec

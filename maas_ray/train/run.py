@@ -6,13 +6,10 @@ run compute the same numbers. One process at a time holds the run's lease (store
 start, continue or commit to the run.
 """
 
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.cluster.capacity.preflight import alive_nodes, preflight
@@ -20,8 +17,7 @@ from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.data.prepare import prepare
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
-from maas_ray.errors import Conflict, MaasError, NotFound, Preempted, SpecError, TrainingFailed
-from maas_ray.process.interrupts import Held, told_to_end
+from maas_ray.errors import Conflict, NotFound, SpecError
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.store.probe import probe
@@ -29,7 +25,8 @@ from maas_ray.train.callbacks.tensorboard import location
 from maas_ray.train.classical.run import check_classical, fit_classical
 from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressReader, end_run_actor, start_run_actor
+from maas_ray.train.ranks.follow import fit_ranks
+from maas_ray.train.ranks.run_actor import end_run_actor, start_run_actor
 from maas_ray.train.records.extension import describe_length, extend_run, is_length, with_length
 from maas_ray.train.records.report import FinalState, commit_report, find_part
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
@@ -40,8 +37,6 @@ from maas_ray.train.spec.threshold import refuse_threshold
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import check_validation_resources
 
-_QUICK_S = 0.05
-"""Polling interval while a run starts."""
 _TAKEN = "wait for it, or choose another run name; if that process is dead, --resume takes over the run"
 _TAKEN_RESUMED = "that process is alive: wait for it, or end it first"
 
@@ -150,7 +145,7 @@ def _resume(
     if spec.model.is_classical:
         fit_classical(store, spec, run, on_progress, lease.claim)
     else:
-        _fit(store, spec, run.data_digest, on_progress, actor, lease)
+        fit_ranks(store, spec, run.data_digest, on_progress, actor, lease)
 
 
 def _begin(
@@ -171,7 +166,7 @@ def _begin(
         fit_classical(store, spec, create(), on_progress, lease.claim)
     else:
         _check(spec, dataset)
-        _fit(store, spec, dataset.digest, on_progress, actor, lease, create)
+        fit_ranks(store, spec, dataset.digest, on_progress, actor, lease, create)
 
 
 def _refuse_existing(store: ObstoreStore, spec: TrainSpec) -> None:
@@ -232,129 +227,6 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
         if field == "schedule":
             refuse_plateau(metric, has_validation)
         refuse_metric(field, metric, mode, task, has_validation, own)
-
-
-def _fit(
-    store: ObstoreStore,
-    spec: TrainSpec,
-    data_digest: str,
-    on_progress: Callable[[Progress], None] | None,
-    actor: Any,
-    lease: Lease,
-    create: Callable[[], object] | None = None,
-) -> None:
-    """Trains the run to its end.
-
-    Args:
-        store: the store.
-        spec: the run.
-        data_digest: the prepared data set.
-        on_progress: see `run_training`.
-        actor: the run's actor.
-        lease: the run's lease.
-        create: creates the run's record. Called after the checks of rank 0 and before training, so that an earlier
-            error leaves no run behind; None: the record exists.
-    """
-    workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
-    record = _RunLog(Runs(store), spec.run, sizes[-1], lease, create)
-    job = Launch(
-        run=spec.run,
-        name=f"{spec.run}-{uuid.uuid4().hex[:8]}",
-        spec=spec.model_dump_json(),
-        data_digest=data_digest,
-        storage=spec.storage,
-        sizes=sizes,
-        together=spec.parallelism.together,
-        cpus=workers.cpus,
-        gpus=workers.gpus,
-        max_restarts=workers.max_restarts,
-        timeout_s=workers.timeout_s,
-        placement_timeout_s=workers.placement_timeout_s,
-        scale_up_interval_s=workers.scale_up_interval_s,
-        claim=lease.claim,
-    )
-    with (
-        told_to_end() as signals,
-        ProgressReader(actor, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
-    ):
-        failure = _await(job, actor, record, seen, signals)
-    if failure is not None:
-        kind = "stopped" if isinstance(failure, Preempted) else "failed"
-        record.note({"type": kind, "error": f"{failure.code}: {failure}"})
-        raise failure
-    saved = read_saved(open_checkpoint(store, checkpoints_prefix(spec.run)))
-    stopper = spec.stopper()
-    reason = stopper.follow(saved.history) if stopper is not None else None
-    metrics = {**newest_metrics(saved.history), **Runs(store).validated(spec.run).get(saved.step, {})}
-    record.note({"type": "finished", "step": saved.step, "reason": reason, "metrics": metrics})
-
-
-class _RunLog:
-    """Writes the record of a run and its events; without a record, no events.
-
-    Every method raises `Conflict` after the loss of the lease, so that it writes nothing to a run of another owner.
-    """
-
-    def __init__(
-        self, runs: Runs, run: str, num_workers: int, lease: Lease, create: Callable[[], object] | None
-    ) -> None:
-        self._lease = lease
-        self._runs = runs
-        self._run = run
-        self._num_workers = num_workers
-        self._create = create
-        self.has_begun = False
-
-    def begin(self) -> None:
-        if self._create is not None:
-            self._create()
-            self._create = None
-        self.has_begun = True
-        self.note({"type": "started", "workers": self._num_workers})
-
-    def note(self, event: Mapping[str, Any]) -> None:
-        if self._create is None:
-            self._lease.check()
-            self._runs.record(self._run, event)
-
-    @property
-    def lost(self) -> Conflict | None:
-        """The error if another owner has taken over the run, or None."""
-        return self._lease.lost
-
-
-def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signals: Held) -> MaasError | None:
-    """Waits for the end of a launch; returns the error that ended it, or None after the last step.
-
-    A run has no time limit; only the time without an answer of its actor is limited.
-    """
-    has_asked = False
-    training = actor.train.remote(job)
-    while True:
-        try:
-            done, _ = ray.wait([training], timeout=POLL_S if record.has_begun else _QUICK_S)
-            if done:
-                failure: MaasError | None = ray.get(training)
-                return failure
-            if seen.lost is not None:
-                raise seen.lost
-            if record.lost is not None:
-                return record.lost
-            if not record.has_begun and ray.get(actor.is_checked.remote(), timeout=TIMEOUT_S):
-                record.begin()
-                ray.get(actor.allow.remote(), timeout=TIMEOUT_S)
-            if signals.number is not None and not has_asked:
-                has_asked = True
-                log.warning(
-                    "%s: the run stops at its next step and commits a checkpoint; a second signal ends it immediately",
-                    signals.number.name,
-                )
-                ray.get(actor.ask.remote(signals.number.name), timeout=TIMEOUT_S)
-        except ray.exceptions.RayError as error:
-            return TrainingFailed(
-                f"run {job.run!r} lost the actor that monitors its workers: {error}; committed checkpoints are kept: "
-                "continue with --resume"
-            )
 
 
 def _result(store: ObstoreStore, run: str) -> RunResult:

@@ -15,10 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maas_ray.checkpoint.async_checkpointer import AsyncCheckpointer
-from maas_ray.checkpoint.catalog import list_checkpoints, newest_checkpoint, open_checkpoint, read_saved
+from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.checkpoint.collectives import saving_group
-from maas_ray.checkpoint.index import read_index
-from maas_ray.checkpoint.load import load_into
 from maas_ray.checkpoint.save import Snapshot
 from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import MaasError, TrainingFailed
@@ -46,6 +44,7 @@ from maas_ray.train.parallel.collectives import decided_by_rank0, number_of_rank
 from maas_ray.train.parallel.mesh import rank_coordinates, refuse_far_groups
 from maas_ray.train.ranks import process_group
 from maas_ray.train.ranks.heartbeat import Pace
+from maas_ray.train.ranks.initial_state import restore_newest
 from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.ranks.profiler import Profiler
 from maas_ray.train.ranks.run_actor import TIMEOUT_S
@@ -56,7 +55,7 @@ from maas_ray.train.records.runs import checkpoints_prefix, run_prefix
 from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.metrics import metrics_at
 from maas_ray.train.spec.train import TrainSpec
-from maas_ray.train.state.restore import MODEL, buffers_of, restore, tensors_of
+from maas_ray.train.state.restore import buffers_of, tensors_of
 from maas_ray.train.validation.async_validation import AsyncValidator
 from maas_ray.train.validation.hooks import async_validation, sync_validation
 
@@ -161,7 +160,7 @@ class RankTraining(LoopHooks):
     def _resume(self) -> None:
         """Loads the newest committed state and creates everything that depends on its step."""
         spec = self._spec
-        self._first_step, history, seconds = _restore(self._store, spec, self._state)
+        self._first_step, history, seconds = restore_newest(self._store, spec, self._state)
         self._watch.add(seconds)
         self._pace.committed(self._first_step)
         self._pace.begin(self._first_step)
@@ -320,42 +319,6 @@ def _await_record(actor: Any) -> None:
                 "started it still runs"
             )
         time.sleep(_QUICK_S)
-
-
-def _restore(
-    store: ObstoreStore, spec: TrainSpec, state: TrainState
-) -> tuple[int, list[dict[str, Any]], dict[str, float]]:
-    """Loads the newest committed state, if any; returns the number of completed steps, the history and the times.
-
-    Rank 0 decides which one: the listings of two ranks may differ by a commit of an attempt that is ending.
-    """
-    prefix = checkpoints_prefix(spec.run)
-    newest = torch.tensor([newest_checkpoint(store, prefix) or 0], device=state.device)
-    if dist.is_initialized():
-        dist.broadcast(newest, src=0)
-    if not int(newest):
-        if spec.init is not None:
-            load_start(store, spec, state)
-        return 0, [], {}
-    committed = open_checkpoint(store, prefix, int(newest))
-    saved = read_saved(committed)
-    numbers = saved.meta.get("optimizer", {})
-    restore(state, saved.step, read_index(committed), lambda tensors: load_into(committed, tensors), numbers)
-    return saved.step, saved.history, saved.meta.get("seconds", {})
-
-
-def load_start(store: ObstoreStore, spec: TrainSpec, state: TrainState) -> None:
-    """Loads the initial weights of the spec's `init`, if set."""
-    from maas_ray.train.state.warm_start import open_start  # late: few runs need it
-
-    if spec.init is None:
-        return
-    start = open_start(spec.init, store, spec.storage)
-    weights = {name.removeprefix(MODEL): tensor for name, tensor in tensors_of(state).items() if name.startswith(MODEL)}
-    start.check(spec.model, weights)
-    start.load(weights)
-    if state.average is not None:
-        state.average.update(0)
 
 
 def _parameters(state: TrainState) -> Iterator[tuple[str, Tensor, Tensor | None]]:
