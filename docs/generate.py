@@ -35,7 +35,7 @@ BOUNDS = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclu
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each kind of spec, as `maas-ray schema` prints it."""
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
     from maas_ray.train.search.spec import TuneSpec
     from maas_ray.train.spec.train import TrainSpec
 

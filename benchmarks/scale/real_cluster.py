@@ -72,7 +72,7 @@ def watch(what: str) -> dict[str, list[int]]:
 def deploy(number: int, max_replicas: int | None, uri: str, port: int) -> None:
     """Serves a trivial model with so many replicas, or with at least so many and at most `max_replicas`."""
     from maas_ray.serve.deploy import pool
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
     one = {
         "name": "one", "models": [{"name": "linear"}], "resources": {"cpus": 1},

@@ -11,7 +11,7 @@ from maas_ray.errors import NotFound, SpecError
 if TYPE_CHECKING:
     from maas_ray.client import AsyncClient, Client
     from maas_ray.serve.deploy.state import PoolStatus
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
 
 class Pool:
@@ -78,7 +78,7 @@ def serve(
     Raises:
         SpecError: the spec is invalid, or has several pools.
     """
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
     loaded = read_spec(ServeSpec, spec, overrides)
     if len(loaded.pools) != 1:
@@ -112,7 +112,7 @@ def serve_all(
     """
     from maas_ray.addresses import http_url, reachable_host
     from maas_ray.cluster.node.state import load_state
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
     loaded = read_spec(ServeSpec, spec, overrides)
     require_connection()

@@ -62,7 +62,7 @@ def serve(
 
     leaves("nothing was deployed; run the command again")
     with say.status("deploying"):
-        from maas_ray.serve.spec.pools import ServeSpec
+        from maas_ray.serve.spec.serve import ServeSpec
 
         loaded = (
             _recorded(store, endpoint, cluster_name) if spec is None else load_spec(ServeSpec, spec, overrides or ())

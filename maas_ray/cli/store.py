@@ -239,7 +239,7 @@ def schema(
     ] = None,
 ) -> CommandResult:
     """Prints the JSON Schema of specs, for completion and validation in editors."""
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
     from maas_ray.train.search.spec import TuneSpec
     from maas_ray.train.spec.train import TrainSpec
 

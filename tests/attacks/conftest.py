@@ -51,7 +51,7 @@ def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def _behind_haproxy(port: int, store: str, limits: dict[str, int]) -> Iterator[Front]:
     from maas_ray.serve.deploy import pool
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
     described = {"name": "edge", "models": [{"name": "linear"}], "resources": {"cpus": 0.5}, "limits": limits}
     pool.deploy(ServeSpec.model_validate({"storage": {"uri": store}, "http": {"port": port}, "pools": [described]}))

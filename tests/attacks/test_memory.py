@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 from maas_ray.store.objects import open_store
 from tests.attacks.cases import BODY, DEPTH, bomb, chunked, gzip_bytes, request, tensor
 from tests.attacks.raw import Talk

@@ -15,7 +15,7 @@ from maas_ray.cluster import choose_ports
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import SpecError
 from maas_ray.foreign.documents import MAX_DEPTH, MAX_NODES, Malformed, read_json, read_yaml
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import MAX_SPEC_BYTES, Spec, load_spec, parse_spec
 from maas_ray.train.spec.train import TrainSpec
 

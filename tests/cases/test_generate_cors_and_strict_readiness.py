@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import SpecError
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.serve.conftest import Server, app_spec, publish, serve_app

@@ -4,7 +4,8 @@ import pytest
 
 from maas_ray.cluster.node.environment import MAX_ANSWER_S
 from maas_ray.errors import SpecError
-from maas_ray.serve.spec.pools import ServeSpec, ServingSpec
+from maas_ray.serve.spec.pools import ServingSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 
 

@@ -21,7 +21,7 @@ from maas_ray.cluster.members.local_node import write_exports
 from maas_ray.cluster.node.state import ClusterState
 from maas_ray.errors import SpecError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
-from maas_ray.serve.spec.pools import HttpSpec
+from maas_ray.serve.spec.serve import HttpSpec
 from maas_ray.spec import parse_spec
 
 DEAD_PROXY = "http://127.0.0.1:9"

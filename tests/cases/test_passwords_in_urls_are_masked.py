@@ -19,7 +19,7 @@ from maas_ray.client import Client
 from maas_ray.cluster import connect
 from maas_ray.display import get_logger, mask, masked, shown
 from maas_ray.errors import MaasError, SpecError, StoreError
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import load_spec, parse_spec
 from maas_ray.store import objects
 from maas_ray.store.objects import StorageSpec, open_store

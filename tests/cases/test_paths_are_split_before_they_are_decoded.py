@@ -238,7 +238,7 @@ def test_behind_haproxy_two_pools_see_only_their_own_paths(
     ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from maas_ray.serve.deploy import pool
-    from maas_ray.serve.spec.pools import ServeSpec
+    from maas_ray.serve.spec.serve import ServeSpec
 
     store = open_store(f"file://{tmp_path_factory.mktemp('pools')}/store")
     publish(store, "linear", commit_bundle(store, linear(2.0)))

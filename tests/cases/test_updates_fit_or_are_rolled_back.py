@@ -20,7 +20,7 @@ import yaml
 from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.errors import ClusterError, ResourcesMissing
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.store.objects import ObstoreStore, StorageSpec, open_store
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from tests.conftest import RayCluster

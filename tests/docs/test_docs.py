@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from maas_ray.serve.request.head import LAYERS
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import Spec, parse_spec
 from maas_ray.train.search.spec import TuneSpec
 from maas_ray.train.spec.train import TrainSpec

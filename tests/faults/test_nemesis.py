@@ -22,7 +22,7 @@ import pytest
 
 from maas_ray.cluster.node.state import load_state
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 from tests.conftest import RayCluster

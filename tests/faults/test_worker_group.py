@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.store.objects import ObstoreStore
 from tests.conftest import RayCluster
 from tests.serve.deploy.test_pool import Load

@@ -31,7 +31,8 @@ from maas_ray.errors import Conflict
 from maas_ray.registry.models import Registry
 from maas_ray.serve.deploy.record import latest, record
 from maas_ray.serve.models.desired_state import DesiredState
-from maas_ray.serve.spec.pools import ServedModelSpec, ServeSpec
+from maas_ray.serve.spec.pools import ServedModelSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.lease import LeaseOwner, holder_of, take
 from maas_ray.store.manifest import CommitWriter, open_committed

@@ -7,7 +7,7 @@ import pytest
 from maas_ray import api
 from maas_ray.api.stores import open_store
 from maas_ray.cli.options import DEFAULT_STORE
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.search.space import draw_trials
 from maas_ray.train.search.spec import TuneSpec

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from maas_ray.serve.deploy.pool import deploy, undeploy
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.store.objects import ObstoreStore, StorageSpec
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.run import RunResult

@@ -10,7 +10,8 @@ from maas_ray.ray_internals.serve import version_options
 from maas_ray.serve.controller.autoscaling import Resolved, Scaler, report_interval_s
 from maas_ray.serve.deploy.way import FIRST_START, Way
 from maas_ray.serve.replica.replica import Ingress
-from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange, ServeSpec, ServingSpec
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ReplicaRange, ServingSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import canonical_json
 from maas_ray.version import __version__
 

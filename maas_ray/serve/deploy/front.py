@@ -15,7 +15,8 @@ from maas_ray.cluster.node.environment import LOOPBACK
 from maas_ray.errors import ClusterError
 from maas_ray.haproxy import HOST_FILE_VARIABLE
 from maas_ray.ray_internals.serve import grpc_config, http_config, running_client
-from maas_ray.serve.spec.pools import ReplicaRange, ServeSpec
+from maas_ray.serve.spec.pools import ReplicaRange
+from maas_ray.serve.spec.serve import ServeSpec
 
 CONTROLLER_TIMEOUT_S = 30.0
 GRPC_METHODS = "maas_ray.serve.grpc.entry:add_to_server"

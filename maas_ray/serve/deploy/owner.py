@@ -23,7 +23,8 @@ from maas_ray.serve.deploy.patience import line
 from maas_ray.serve.deploy.record import record
 from maas_ray.serve.deploy.rollout import BACK_S, PoolOutcome, Rollout
 from maas_ray.serve.deploy.standing import Standing, read_standings
-from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import PoolSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 

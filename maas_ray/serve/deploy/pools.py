@@ -20,7 +20,7 @@ from maas_ray.serve.deploy.refused import refuse_without_front, with_reasons
 from maas_ray.serve.deploy.rollout import PoolOutcome
 from maas_ray.serve.deploy.standing import read_standings
 from maas_ray.serve.deploy.state import PoolStatus, is_gone, status, wait
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.store.objects import ObstoreStore, open_store
 from maas_ray.suggestions import known_names
 

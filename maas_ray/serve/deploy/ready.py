@@ -4,7 +4,8 @@ import ray
 from ray import serve
 
 from maas_ray.cluster.health.front import ask_fronts, front_urls
-from maas_ray.serve.spec.pools import PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import PoolSpec
+from maas_ray.serve.spec.serve import ServeSpec
 
 
 def not_ready(spec: ServeSpec, pool: PoolSpec) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObjectStore
 from maas_ray.store.sealed import Document, read_document

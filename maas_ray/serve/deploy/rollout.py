@@ -24,7 +24,8 @@ from maas_ray.serve.deploy.room import FreeResources, needs_of, say_free, say_ne
 from maas_ray.serve.deploy.standing import Standing, read_standings
 from maas_ray.serve.deploy.state import is_gone, is_running, wait
 from maas_ray.serve.deploy.way import Way
-from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec, ServeSpec
+from maas_ray.serve.spec.pools import ApplicationSpec, PoolSpec
+from maas_ray.serve.spec.serve import ServeSpec
 
 POLL_S = 0.25
 ROOM_S = 15.0

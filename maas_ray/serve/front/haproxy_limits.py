@@ -15,7 +15,7 @@ from maas_ray.display import get_logger
 from maas_ray.haproxy.config.limits import PoolLimits, read_limits, write_limits
 from maas_ray.haproxy.names import LIMITS_FILE
 from maas_ray.ray_internals import kv
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 log = get_logger(__name__)
 

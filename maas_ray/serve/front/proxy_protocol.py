@@ -22,7 +22,7 @@ from maas_ray.serve.front.reader_speed import ReaderSpeed
 from maas_ray.serve.http.checked_parser import CheckedHttpProtocol
 from maas_ray.serve.http.slow_clients import BodySpeed, late_head, too_many_connections
 from maas_ray.serve.request.response import Reply, error_reply
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 log = get_logger(__name__)
 

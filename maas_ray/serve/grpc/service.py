@@ -19,7 +19,7 @@ from maas_ray.serve.request import unsupported_extensions
 from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.request.head import Header
 from maas_ray.serve.request.limits import MAX_CONTROL_BYTES, check_size
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 
 class GrpcResponse(NamedTuple):

@@ -19,7 +19,7 @@ from maas_ray.serve.request.offload import Workers
 from maas_ray.serve.request.request import Request
 from maas_ray.serve.request.response import Reply, error_reply, internal_error
 from maas_ray.serve.request.url_path import below, sent_path
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 from maas_ray.serve.wire.compression import inflate
 
 log = get_logger(__name__)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 
 class WriteBacklog:

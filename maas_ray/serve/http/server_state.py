@@ -11,7 +11,7 @@ from maas_ray.serve.http.raw_head import parse_head
 from maas_ray.serve.http.response_writer import ResponseWriter
 from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.request.head import Header, read_head
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 MAX_REMEMBERED = 1024
 """Maximum number of cached heads; above it the cache is cleared, which costs each client one parse."""

@@ -4,7 +4,7 @@ A head must be complete in time, a body and a reader have a minimum speed, and t
 """
 
 from maas_ray.errors import Overloaded
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 
 def too_many_connections(where: str, limit: int) -> Overloaded:

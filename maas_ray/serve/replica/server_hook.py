@@ -23,7 +23,7 @@ from maas_ray.serve.http.protocol import HttpProtocol
 from maas_ray.serve.http.server_state import HttpServerState
 from maas_ray.serve.replica.connection_limit import allowed_connections
 from maas_ray.serve.request.url_path import sent_path
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 _SERVES_OWN = ("/-/healthz", "/-/routes")
 _registered: list[tuple[App, HttpServerState]] = []

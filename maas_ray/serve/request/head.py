@@ -14,7 +14,7 @@ from maas_ray.serve.request import unsupported_extensions
 from maas_ray.serve.request.limits import check_size, is_request_id
 from maas_ray.serve.request.url_path import decode_name, split_path
 from maas_ray.serve.spec import cors
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 from maas_ray.serve.wire.binary import read_header_length
 
 Header = tuple[bytes, bytes]

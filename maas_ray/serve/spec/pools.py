@@ -1,4 +1,4 @@
-"""Serving spec: the store, the HTTP and gRPC fronts, and the pools, with their validation."""
+"""The spec of a pool: models, replicas, autoscaling, placement, batching and limits."""
 
 import re
 from collections import Counter
@@ -15,23 +15,21 @@ from pydantic import (
 )
 
 from maas_ray.bundle.engine.engine import EngineSpec
-from maas_ray.cluster.node.environment import MAX_ANSWER_S
 from maas_ray.haproxy import NOT_REPLAYABLE, REPLAYABLE
 from maas_ray.registry.models import PRODUCTION
 from maas_ray.serve.batching.spec import BatchSpec
 from maas_ray.serve.controller.autoscaling import AutoscalingSpec, Resolved
-from maas_ray.serve.spec.cors import check_origin
+from maas_ray.serve.spec.limits import LimitsSpec
 from maas_ray.serve.spec.placement import PlacementSpec
 from maas_ray.serve.spec.rollout import RolloutSpec
 from maas_ray.serve.telemetry.access_log import AccessLogSpec
 from maas_ray.serve.telemetry.tracing import TracingSpec
-from maas_ray.serve.wire.answer_size import MAX_ANSWER_BYTES
 from maas_ray.spec import Spec
 from maas_ray.store.objects import StorageSpec
 
 _ROUTE = re.compile(r"/|(/[A-Za-z0-9][A-Za-z0-9._-]*)+")
-_HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Pattern of the names of pools and clusters."""
 _NAME_OR_PATTERN = r"^[A-Za-z0-9*][A-Za-z0-9._*-]{0,99}$"
 _MODELS_OF_A_PATTERN = 256
 """Number of models assumed for a pattern where a limit is derived from the number of models."""
@@ -94,51 +92,6 @@ class ResourcesSpec(Spec):
     """GPUs of one replica."""
     memory_bytes: PositiveInt | None = None
     """Free memory that a node must have for one replica; None: not considered."""
-
-
-class LimitsSpec(Spec):
-    """Limits of one request and of one connection."""
-
-    max_body_bytes: PositiveInt = 16 << 20
-    """Maximum bytes of a request body; a larger one gets status 413 without being parsed."""
-    max_answer_bytes: PositiveInt = MAX_ANSWER_BYTES
-    """Maximum bytes of the tensors in a response; a larger response is refused with status 422 before it is written.
-    The size can depend on values of the request and be much larger than the request."""
-    timeout_s: PositiveFloat = Field(default=30.0, le=MAX_ANSWER_S)
-    """Maximum time until the response; `x-request-timeout-ms` may shorten it, never extend it."""
-    drain_timeout_s: PositiveFloat | None = None
-    """Time for which a stopping replica answers waiting requests; None: same as `timeout_s`. A shorter time would abort
-    requests that may still run."""
-    io_timeout_s: PositiveFloat = 8.0
-    """Time within which a request head must be complete, and over which the speed of reads and writes is measured."""
-    min_bytes_per_s: PositiveInt = 16 << 10
-    """Minimum speed of a request body, and of a client that reads a response; slower connections are closed."""
-    idle_timeout_s: PositiveFloat = 120.0
-    """Time after which a connection without a request is closed; must exceed the keep-alive time of the front."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins (`https://shop.example`) whose pages may call this pool from a browser, or `*` for all; empty: none."""
-    max_connections: PositiveInt = 10_000
-    """Maximum connections of one replica, fewer if its limit of open files is lower; more get status 503 and are
-    closed."""
-
-    @property
-    def drain_s(self) -> float:
-        """`drain_timeout_s`, or its derived value."""
-        return self.timeout_s if self.drain_timeout_s is None else self.drain_timeout_s
-
-    @model_validator(mode="after")
-    def _drain_outlasts_a_request(self) -> Self:
-        if self.drain_s < self.timeout_s:
-            raise ValueError(
-                f"drain_timeout_s {self.drain_s:g} is below timeout_s {self.timeout_s:g}: a stopping replica would "
-                "abort requests that may still run; omit drain_timeout_s, raise it, or lower timeout_s"
-            )
-        return self
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_origin(origin) for origin in value)
 
 
 class RefreshSpec(Spec):
@@ -280,7 +233,7 @@ class ServingSpec(Spec):
 class PoolSpec(ServingSpec):
     """A pool: identical replicas that serve a set of models under one base path."""
 
-    name: str = Field(default="default", pattern=_NAME)
+    name: str = Field(default="default", pattern=NAME)
     """Name of the Serve application."""
     route_prefix: str = "/"
     """Base path of the protocol's paths, as in `/pools/a/v2/models/...`."""
@@ -304,7 +257,7 @@ class ApplicationSpec(ServingSpec):
 
     storage: StorageSpec
     """Store of the registry and the bundles; a directory must be absolute and the same on every node."""
-    cluster: str = Field(default="default", pattern=_NAME)
+    cluster: str = Field(default="default", pattern=NAME)
     """Name of the cluster in the store's record of served pools, from which `maas-ray unserve` removes the pool."""
 
     @field_validator("storage")
@@ -316,71 +269,3 @@ class ApplicationSpec(ServingSpec):
                 f"the store {value.uri!r} is a relative directory, which each replica would resolve differently"
             )
         return value
-
-
-class TlsSpec(Spec):
-    """TLS of Serve's own proxy."""
-
-    certificate: str
-    """Path of the PEM certificate chain, the same on every node."""
-    key: str
-    """Path of the PEM private key."""
-
-
-class HttpSpec(Spec):
-    """The HTTP front of the cluster, shared by all pools."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; the default is reachable only from this machine."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    tls: TlsSpec | None = None
-
-    @field_validator("host")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        host = value.removeprefix("[").removesuffix("]")
-        if not _HOST.fullmatch(host):
-            raise ValueError(f"{value!r} is not an address or a host name; use one such as 127.0.0.1 or ::1")
-        return host
-
-
-class GrpcSpec(Spec):
-    """The gRPC front of the cluster (v2 protocol), shared by all pools. Plain text: gRPC through Serve has no TLS."""
-
-    port: int = Field(default=9000, ge=1, le=65535)
-    """Port. Profile `fast`: at `http.host`. Profile `portable`: at the address of the node in the cluster. With several
-    pools, clients send the pool's name as the metadata `application`; without it, a unary call is sent to the only pool
-    that serves its model."""
-
-
-class ServeSpec(Spec):
-    """Everything that is served from one store."""
-
-    storage: StorageSpec = Field(default_factory=StorageSpec)
-    cluster: str = Field(default="default", pattern=_NAME)
-    """Name under which the store records the served pools, for `maas-ray serve --restore` after the loss of a whole
-    cluster. Clusters that share a store need different names."""
-    profile: Literal["fast", "portable"] = "fast"
-    """`fast`: HAProxy in front of the replicas (Linux, no TLS). `portable`: Serve's Python proxy (all systems, TLS)."""
-    http: HttpSpec = HttpSpec()
-    grpc: GrpcSpec | None = None
-    """None: no gRPC."""
-    pools: tuple[PoolSpec, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.profile == "fast" and self.http.tls is not None:
-            raise ValueError(
-                "http.tls needs profile 'portable': behind HAProxy Serve's replicas never become healthy with TLS "
-                "(ray-project/ray#64260); or omit http.tls and terminate TLS at a load balancer"
-            )
-        if self.grpc is not None and self.http.tls is not None:
-            raise ValueError("http.tls does not apply to gRPC, which would stay plain text; omit http.tls or grpc")
-        if self.grpc is not None and self.grpc.port == self.http.port:
-            raise ValueError(f"http and grpc have the same port {self.http.port}; each needs its own")
-        for what in ("name", "route_prefix"):
-            values = [getattr(pool, what) for pool in self.pools]
-            twice = sorted({value for value in values if values.count(value) > 1})
-            if twice:
-                raise ValueError(f"two pools have the same {what}: {', '.join(twice)}; each needs its own")
-        return self

@@ -13,7 +13,7 @@ from maas_ray.serve.deploy.plan import NoRoomNow, UpdatePlan, plan
 from maas_ray.serve.deploy.room import FreeResources, can_replace
 from maas_ray.serve.deploy.standing import ReplicaState, Standing
 from maas_ray.serve.deploy.way import FIRST_START, Way
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")

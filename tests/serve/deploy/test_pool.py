@@ -16,7 +16,7 @@ import yaml
 
 from maas_ray.errors import ClusterError, NotFound
 from maas_ray.registry.models import Registry
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 from tests.conftest import RayCluster

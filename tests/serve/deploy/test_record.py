@@ -7,7 +7,7 @@ import pytest
 from maas_ray.cli.checks import all_checks
 from maas_ray.errors import ObjectCorrupt
 from maas_ray.serve.deploy.record import PREFIX, forget, latest, record
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore

@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 
 from maas_ray.serve.front.proxy_protocol import CONNECTION, Door, bound_handshakes, with_door
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 from tests.support.tls import make_certificate
 
 LIMITS = LimitsSpec.model_validate({"io_timeout_s": 1.0, "min_bytes_per_s": 20_000})

@@ -34,7 +34,7 @@ from maas_ray.serve.grpc.service import Service
 from maas_ray.serve.models.manager import ModelManager
 from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.request.unsupported_extensions import RPCS
-from maas_ray.serve.spec.pools import GrpcSpec, ServeSpec
+from maas_ray.serve.spec.serve import GrpcSpec, ServeSpec
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import open_store
 from tests.serve.conftest import app_spec, publish

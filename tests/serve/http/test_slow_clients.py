@@ -4,7 +4,7 @@ import pytest
 
 from maas_ray.serve.http.back_pressure import WriteBacklog
 from maas_ray.serve.http.slow_clients import BodySpeed
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 LIMITS = LimitsSpec(io_timeout_s=2.0, min_bytes_per_s=100)
 

@@ -7,7 +7,7 @@ import pytest
 from maas_ray.errors import SpecError
 from maas_ray.serve.deploy.binding import application_spec, bind, version_of
 from maas_ray.serve.spec.placement import PlacementSpec
-from maas_ray.serve.spec.pools import ServeSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import parse_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")

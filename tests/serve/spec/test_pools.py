@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from maas_ray.errors import SpecError
-from maas_ray.serve.spec.pools import ApplicationSpec, ServeSpec
+from maas_ray.serve.spec.pools import ApplicationSpec
+from maas_ray.serve.spec.serve import ServeSpec
 from maas_ray.spec import load_spec, parse_spec
 from tests.support.root import ROOT
 

@@ -18,7 +18,7 @@ from maas_ray.serve.grpc.status import error_text
 from maas_ray.serve.request.handler import Handler
 from maas_ray.serve.request.limits import check_size
 from maas_ray.serve.request.request import Request
-from maas_ray.serve.spec.pools import LimitsSpec
+from maas_ray.serve.spec.limits import LimitsSpec
 
 _FINAL = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
