@@ -27,9 +27,10 @@ from maas_ray.train.classical.state import load_fitted
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.follow import fit_ranks
 from maas_ray.train.ranks.run_actor import end_run_actor, start_run_actor
+from maas_ray.train.records.code_version import git_commit
 from maas_ray.train.records.extension import describe_length, extend_run, is_length, with_length
 from maas_ray.train.records.report import FinalState, commit_report, find_part
-from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, git_commit, run_prefix
+from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix, run_prefix
 from maas_ray.train.spec.class_weights import resolve_weights
 from maas_ray.train.spec.metrics import newest_metrics, refuse_metric
 from maas_ray.train.spec.schedule import refuse_plateau, refuse_steps

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from maas_ray.ray_internals.contract import CONTRACT, READ_IN, check, there
+from maas_ray.ray_internals.contract import CONTRACT, READ_IN, check
+from maas_ray.ray_internals.symbol import there
 from tests.support.root import ROOT
 from tests.test_imports import private_names
 

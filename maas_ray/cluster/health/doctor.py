@@ -37,8 +37,9 @@ from maas_ray.cluster.node.state import ClusterState, load_state
 from maas_ray.errors import MaasError
 from maas_ray.haproxy import REASON_FILE
 from maas_ray.ray_internals import contract
-from maas_ray.ray_internals.contract import CONTRACT, READ_IN, Broken
+from maas_ray.ray_internals.contract import CONTRACT, READ_IN
 from maas_ray.ray_internals.driver import dashboard_address
+from maas_ray.ray_internals.symbol import Broken
 from maas_ray.store.objects import StorageSpec, open_store
 from maas_ray.store.probe import probe
 

@@ -6,11 +6,9 @@ runs/<run>/checkpoints/<step>/    see checkpoint/catalog.py
 runs/<run>/report/                see report.py
 """
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -341,19 +339,3 @@ def run_prefix(run: str) -> str:
 def checkpoints_prefix(run: str) -> str:
     """Prefix of a run's checkpoints in the store."""
     return f"{run_prefix(run)}/checkpoints"
-
-
-def git_commit(directory: Path) -> str | None:
-    """The current commit of `directory`, with `+changes` if files differ from it; None outside a git repository."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None  # no git on this machine: lineage then consists of the spec and data digests
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return f"{commit}+changes" if git("status", "--porcelain") else commit

@@ -16,7 +16,8 @@ from maas_ray.cluster.health.doctor import (
 )
 from maas_ray.cluster.node.environment import BINARY_VARIABLE
 from maas_ray.haproxy import REASON_FILE
-from maas_ray.ray_internals.contract import READ_IN, Broken
+from maas_ray.ray_internals.contract import READ_IN
+from maas_ray.ray_internals.symbol import Broken
 from maas_ray.store.objects import StorageSpec
 from tests.conftest import RayCluster
 
