@@ -224,14 +224,14 @@ def test_training_commits_first_and_a_stop_has_its_exit_code(
 
 def processes(home: dict[str, str]) -> list[str]:
     """Names of what runs of the recorded cluster."""
-    from maas_ray.cluster.node.processes import _name, find_processes
+    from maas_ray.cluster.node.processes import find_processes, process_name
 
     try:
         record = json.loads(Path(home["MAAS_RAY_HOME"], "cluster.json").read_text())
     except OSError:
         return []
     home["cluster_id"] = record["cluster_id"]
-    return [_name(process) for process in find_processes(record["cluster_id"])]
+    return [process_name(process) for process in find_processes(record["cluster_id"])]
 
 
 def assert_nothing_is_left(home: dict[str, str]) -> None:

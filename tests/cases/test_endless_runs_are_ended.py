@@ -85,7 +85,7 @@ class Stoppable(HeldEngine):
         class Stop:
             def set(self) -> None:
                 engine.num_stopped += 1
-                engine._finished[-1] = lambda: finished(None, RunStopped("ended"))
+                engine.current[-1] = lambda: finished(None, RunStopped("ended"))
 
         return Stop()
 

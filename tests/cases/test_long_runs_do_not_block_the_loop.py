@@ -152,7 +152,7 @@ def test_one_slow_run_on_the_loop_moves_the_version_off_it_unless_the_machine_wa
 
     async def main() -> None:
         runner = EngineRunner(engine, asyncio.get_running_loop())
-        rule = runner._rule
+        rule = runner.rule
 
         async def is_at_once(inputs: dict[str, Any]) -> bool:
             ended = asyncio.Event()

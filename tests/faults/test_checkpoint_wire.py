@@ -18,7 +18,7 @@ from tests.support.wire import WIRE_FAULTS, faulty_wire
 def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many faults as retries would take half an hour."""
     quick = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2), "base": 2}
-    monkeypatch.setattr(objects, "_RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
+    monkeypatch.setattr(objects, "RETRY", {"max_retries": 2, "retry_timeout": timedelta(seconds=5), "backoff": quick})
 
 
 @pytest.mark.fault

@@ -70,27 +70,28 @@ class HeldEngine:
         self.instances = instances
         self.seconds = seconds
         self.runs: list[list[float]] = []
-        self._finished: list[Callable[[], None]] = []
+        self.current: list[Callable[[], None]] = []
+        """Ends each current run, the oldest first."""
 
     def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
         x = inputs["x"]
         assert len(x) == num_rows
         self.runs.append(x.ravel().tolist())
         if (x < 0).any():  # type: ignore[operator]
-            self._finished.append(lambda: finished(None, BadRequest("negative")))
+            self.current.append(lambda: finished(None, BadRequest("negative")))
         else:
-            self._finished.append(lambda: finished({"y": x * 2}, None))  # type: ignore[operator]
+            self.current.append(lambda: finished({"y": x * 2}, None))  # type: ignore[operator]
 
     def estimate_s(self, num_rows: int, form: object = ()) -> float:
         return self.seconds(num_rows)
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._finished)
+        return bool(self.current)
 
     def end_run(self, which: int = 0) -> None:
         """Ends one of the current runs, by default the oldest."""
-        self._finished.pop(which)()
+        self.current.pop(which)()
 
 
 class Rig:

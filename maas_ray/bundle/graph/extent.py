@@ -32,7 +32,7 @@ def check_extent(model: ModelProto) -> None:
         raise BundleError(
             f"the graph has {num_ends} inputs and outputs; the limit is {MAX_ENDS}; combine columns into one tensor"
         )
-    num_nodes = _count(model)
+    num_nodes = count_nodes(model)
     if num_nodes > MAX_NODES:
         raise BundleError(
             f"the graph has {num_nodes} nodes with its functions inlined; the limit is {MAX_NODES}; "
@@ -40,7 +40,7 @@ def check_extent(model: ModelProto) -> None:
         )
 
 
-def _count(model: ModelProto) -> int:
+def count_nodes(model: ModelProto) -> int:
     """Number of nodes of the main graph with all functions inlined."""
     bodies = {(f.domain, f.name, f.overload): f.node for f in model.functions}
     own: dict[tuple[str, str, str], int] = {}

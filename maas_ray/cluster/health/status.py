@@ -74,7 +74,7 @@ def status(*, state_dir: str | Path | None = None, timeout_s: float = 10.0) -> C
         num_nodes=len(nodes),
         resources=total_resources(nodes),
         applications={name: str(app["status"]) for name, app in applications.items()},
-        few_connections=_few_connections(Path(state.temp_dir, "h")),
+        few_connections=fronts_with_few_connections(Path(state.temp_dir, "h")),
         unavailable=_unavailable(front, applications, timeout_s),
     )
 
@@ -117,7 +117,8 @@ def total_resources(nodes: list[dict[str, Any]]) -> dict[str, float]:
     return total
 
 
-def _few_connections(fronts: Path) -> tuple[str, ...]:
+def fronts_with_few_connections(fronts: Path) -> tuple[str, ...]:
+    """Descriptions of the fronts below a folder that did not start, or accept fewer connections than they should."""
     refused = [file.read_text().strip() for file in sorted(fronts.glob(f"*/{REFUSED_FILE}"))]
     return (*refused, *(str(each) for each in read_capacities(fronts) if each.is_reduced))
 

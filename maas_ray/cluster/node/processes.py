@@ -66,7 +66,7 @@ def end_processes(
     Returns:
         pids of the processes that remain after `timeout_s` (stuck in the kernel); normally none.
     """
-    asked = [process for process in find_processes(cluster_id) if not last(_name(process))]
+    asked = [process for process in find_processes(cluster_id) if not last(process_name(process))]
     for process in asked:
         _signal(process.terminate)
     patience = time.monotonic() + grace_s
@@ -91,7 +91,8 @@ def _find_surely(cluster_id: str) -> list[psutil.Process]:
     return found
 
 
-def _name(process: psutil.Process) -> str:
+def process_name(process: psutil.Process) -> str:
+    """The name of a process; empty if it has ended."""
     try:
         return str(process.name())
     except psutil.Error:

@@ -57,7 +57,7 @@ def look(temp_dir: Path, num_cpus: int | None = None) -> Machine:
         num_cpus: logical CPUs that Ray will offer; None: the machine's.
     """
     total, available = _memory()
-    bound, used = _container_memory()
+    bound, used = container_memory()
     disk = shutil.disk_usage(temp_dir)
     return Machine(
         num_cpus=num_cpus if num_cpus is not None else os.cpu_count() or 1,
@@ -143,7 +143,7 @@ def _memory() -> tuple[int, int]:
         return total, total
 
 
-def _container_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+def container_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Memory limit and usage of this container, without reclaimable caches; without a limit, a very large number."""
     unbounded = 1 << 62
     for bound, usage in (

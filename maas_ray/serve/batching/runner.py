@@ -48,16 +48,17 @@ class EngineRunner:
         self.form_of = engine.form_of if engine.has_free_sizes else None
         self._engine = engine
         self._loop = loop
-        self._rule = InlineRule(engine, inline_below_s)
+        self.rule = InlineRule(engine, inline_below_s)
+        """Which runs execute on the loop."""
         # A queue of our own: an executor's future and its lock cost more than the hop itself.
         self._jobs: SimpleQueue[_QueuedRun | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> StopSignal | None:
         """Starts a run; see `Runner`. The returned signal stops it early; None if it ran inline and has ended."""
-        if self._rule.is_short(inputs, num_rows):
+        if self.rule.is_short(inputs, num_rows):
             outputs, error, run_s = self._run(inputs, num_rows)
-            if run_s > self._rule.slow_s and self._rule.suspect():
+            if run_s > self.rule.slow_s and self.rule.suspect():
                 self._put(_QueuedRun(inputs, num_rows, None, StopSignal()))
             finished(outputs, error, run_s)
             return None
@@ -89,10 +90,10 @@ class EngineRunner:
             del job  # this thread may now wait for a long time
             try:
                 if finished is None:
-                    self._loop.call_soon_threadsafe(self._rule.judge, spent_s)
+                    self._loop.call_soon_threadsafe(self.rule.judge, spent_s)
                 else:
                     if spent_s:
-                        self._loop.call_soon_threadsafe(self._rule.note_spent, spent_s)
+                        self._loop.call_soon_threadsafe(self.rule.note_spent, spent_s)
                     self._loop.call_soon_threadsafe(finished, *result)
             except RuntimeError:
                 log.info("a run ended after its loop was closed; its result is discarded")
@@ -102,7 +103,7 @@ class EngineRunner:
         """Returns the result, and the time that the run itself used; 0 if that is not needed."""
         if job.stop.is_set:
             return (None, RunStopped("the run was cancelled before it started"), 0.0), 0.0
-        if job.finished is not None and not self._rule.is_off:
+        if job.finished is not None and not self.rule.is_off:
             return self._run(job.inputs, job.num_rows, job.stop), 0.0
         cpu_s = time.thread_time()
         result = self._run(job.inputs, job.num_rows, job.stop)
@@ -115,7 +116,7 @@ class EngineRunner:
         started_s = time.perf_counter()
         try:
             outputs, run_s = self._engine.timed_run(inputs, num_rows, stop)
-            self._rule.note(inputs, num_rows, run_s)
+            self.rule.note(inputs, num_rows, run_s)
             return outputs, None, run_s
         except MaasError as error:
             log.info("a run failed: %s", error.__cause__ or error)

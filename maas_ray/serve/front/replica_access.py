@@ -96,11 +96,12 @@ def _on_node(sockets: list[socket.socket]) -> list[socket.socket]:
         shares_port = bool(given.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
         given.close()  # Serve bound it to reserve the port; nothing listened on it
         for address in dict.fromkeys((host, "::1" if ":" in host else "127.0.0.1")):
-            found.append(_bound(address, port, shares_port))
+            found.append(bound_socket(address, port, shares_port))
     return found
 
 
-def _bound(address: str, port: int, shares_port: bool) -> socket.socket:
+def bound_socket(address: str, port: int, shares_port: bool) -> socket.socket:
+    """A TCP socket bound to an address and port. Raises OSError."""
     sock: Any = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

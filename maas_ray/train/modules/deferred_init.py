@@ -47,8 +47,10 @@ class Deferred:
             raise CannotDefer(tape.reason or said) from error
         if tape.reason:
             raise CannotDefer(tape.reason)
-        self._steps = tape.steps
-        self._tensors = _take_data(self.net, {key for step in tape.steps for key in step.writes})
+        self.steps = tape.steps
+        """The recorded operations, in their order."""
+        self.tensors = _take_data(self.net, {key for step in tape.steps for key in step.writes})
+        """References to the tensors of the module, by name."""
         if _left_over(mode):
             gc.collect()  # cyclic garbage
             if left := _left_over(mode):
@@ -73,14 +75,14 @@ class Deferred:
         """Replays the operations; yields each wanted tensor, whole and on the CPU, as soon as it is complete."""
         wanted: dict[int, list[str]] = {}
         for name in names:
-            wanted.setdefault(self._tensors[name].key, []).append(name)
+            wanted.setdefault(self.tensors[name].key, []).append(name)
         torch.manual_seed(self._seed)
-        is_needed = needed_steps(self._steps, set(wanted))
-        order = early_order(self._steps, is_needed)
-        last = {key: n for n in order if is_needed[n] for key in self._steps[n].reads | self._steps[n].writes}
+        is_needed = needed_steps(self.steps, set(wanted))
+        order = early_order(self.steps, is_needed)
+        last = {key: n for n in order if is_needed[n] for key in self.steps[n].reads | self.steps[n].writes}
         places: dict[int, Any] = {}
         for n in order:
-            step = self._steps[n]
+            step = self.steps[n]
             if not is_needed[n]:
                 step.run({})  # unneeded random numbers are drawn and discarded
                 continue
@@ -88,7 +90,7 @@ class Deferred:
             for key in [key for key in step.reads | step.writes if last[key] == n]:
                 place = places.pop(key)
                 for name in wanted.get(key, ()):
-                    yield name, self._tensors[name].real(place)
+                    yield name, self.tensors[name].real(place)
 
 
 def _take_data(net: nn.Module, made: set[int]) -> dict[str, Ref]:

@@ -45,7 +45,7 @@ class Samples:
 
     def __init__(self, seed: int, positions: Tensor) -> None:
         digest = sha256(f"dropout/{seed}".encode()).digest()
-        self.keys = _mix(positions + int.from_bytes(digest[:8], "little", signed=True))
+        self.keys = mix_bits(positions + int.from_bytes(digest[:8], "little", signed=True))
         self.num_calls: dict[int, int] = {}
         """Number of calls of each layer for these rows: a layer that is used twice gets two masks."""
         self.running: list[Running] = []
@@ -230,8 +230,8 @@ def _dropped(x: Tensor, p: float, name: str, key: int, shard: Shard | None) -> T
         return _dropped(parts, p, name, key, inner).reshape(x.shape)
     call = _current.num_calls.get(key, 0)
     _current.num_calls[key] = call + 1
-    rows = _mix(_current.keys.to(x.device) + (key + 0x9E3779B9 * call))
-    bits = _mix(rows.reshape(-1, *[1] * (x.dim() - 1)) + _elements(x, shard)) & ((1 << _BITS) - 1)
+    rows = mix_bits(_current.keys.to(x.device) + (key + 0x9E3779B9 * call))
+    bits = mix_bits(rows.reshape(-1, *[1] * (x.dim() - 1)) + _elements(x, shard)) & ((1 << _BITS) - 1)
     kept = bits >= round(p * (1 << _BITS))
     return x * kept.to(x.dtype) / (1 - p) if p < 1 else x * 0.0
 
@@ -255,7 +255,7 @@ def _key_of(name: str) -> int:
     return int.from_bytes(sha256(name.encode()).digest()[:8], "little", signed=True)
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix_bits(z: Tensor) -> Tensor:
     """Same as `maas_ray.data.loading.order.mix` with the key 0, on int64."""
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _M1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _M2

@@ -63,7 +63,7 @@ def run_trials(
         on_metric: called with each metric of a trial.
         on_end: called once for each ended trial.
     """
-    follower = _Follower(on_metric, on_end)
+    follower = TrialFollower(on_metric, on_end)
     with _environment(), tempfile.TemporaryDirectory(prefix="maas-tune-") as directory:
         tune.Tuner(
             # One byte of memory: Tune requires a resource, and a CPU would be missing for the workers.
@@ -73,7 +73,7 @@ def run_trials(
                 "directory": os.getcwd(),
             },
             tune_config=tune.TuneConfig(
-                scheduler=_scheduler(scheduler, mode, past, follower),
+                scheduler=scheduler_of(scheduler, mode, past, follower),
                 max_concurrent_trials=max_concurrent,
                 time_budget_s=time_limit_s,
                 reuse_actors=False,
@@ -102,8 +102,8 @@ class _Trainable(tune.Trainable):  # type: ignore[misc]
         if news is None:
             return {}
         if isinstance(news, MetricValue):
-            return _result(news)
-        last = _result(news.metrics[-1]) if news.metrics else {}
+            return result_of(news)
+        last = result_of(news.metrics[-1]) if news.metrics else {}
         return {**last, "done": True, "status": news.status, "error": news.error}
 
     def cleanup(self) -> None:
@@ -130,7 +130,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
         return decision
 
 
-class _Follower(tune.Callback):  # type: ignore[misc]
+class TrialFollower(tune.Callback):  # type: ignore[misc]
     """Forwards the reports of trials and determines the reason of each end."""
 
     def __init__(
@@ -143,7 +143,7 @@ class _Follower(tune.Callback):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles without its functions: Tune writes callbacks to a file that nobody reads, and a console has locks."""
-        return _Follower, (_nobody, _nobody)
+        return TrialFollower, (_nobody, _nobody)
 
     def give_up(self, number: int) -> None:
         """Records the scheduler's decision."""
@@ -174,9 +174,10 @@ def _nobody(number: int, event: MetricValue | TrialEnded) -> None:
     """Does nothing."""
 
 
-def _scheduler(
-    spec: SchedulerSpec, mode: str, past: Mapping[int, Sequence[MetricValue]], follower: _Follower
+def scheduler_of(
+    spec: SchedulerSpec, mode: str, past: Mapping[int, Sequence[MetricValue]], follower: TrialFollower
 ) -> ASHAScheduler | FIFOScheduler:
+    """Tune's scheduler with the metrics of earlier trials; it tells the follower which trials it stops."""
     if spec.name == "none":
         return FIFOScheduler()
     scheduler = _Asha(spec, mode, lambda number: None)
@@ -186,7 +187,7 @@ def _scheduler(
     for trial in known.values():
         scheduler.on_trial_add(None, trial)
     for number, metric in order(past):
-        scheduler.on_trial_result(None, known[number], _result(metric))
+        scheduler.on_trial_result(None, known[number], result_of(metric))
     scheduler._on_stop = follower.give_up
     return scheduler
 
@@ -200,7 +201,8 @@ def _number(trial: Any) -> int:
     return number
 
 
-def _result(metric: MetricValue) -> dict[str, Any]:
+def result_of(metric: MetricValue) -> dict[str, Any]:
+    """A metric as a trial reports it to Tune."""
     return {_VALUE: metric.value, _DONE: metric.done, "step": metric.step}
 
 

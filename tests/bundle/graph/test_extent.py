@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
-from maas_ray.bundle.graph.extent import MAX_ENDS, MAX_NODES, _count, check_extent
+from maas_ray.bundle.graph.extent import MAX_ENDS, MAX_NODES, check_extent, count_nodes
 from maas_ray.errors import BundleError
 from tests.support.onnx_models import make_graph, value
 
@@ -32,7 +32,7 @@ def doubling(levels: int, shared: bool = True) -> onnx.ModelProto:
 @pytest.mark.parametrize("levels", [1, 2, 10, 60])
 def test_nodes_are_counted_as_if_functions_were_put_in_place(levels: int) -> None:
     started = time.monotonic()
-    assert _count(doubling(levels)) == 2**levels
+    assert count_nodes(doubling(levels)) == 2**levels
     assert time.monotonic() - started < 5
 
 
@@ -52,7 +52,7 @@ def test_nodes_of_bodies_count() -> None:
     model = make_graph(
         [branch, tail], [value("x", T.FLOAT, ["n"]), value("c", T.BOOL, [])], [value("z", T.FLOAT, ["n"])]
     )
-    assert _count(model) == 6
+    assert count_nodes(model) == 6
 
 
 def test_long_chains_and_many_inputs_are_refused() -> None:

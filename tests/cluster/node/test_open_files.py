@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maas_ray.cluster.health.status import _few_connections
+from maas_ray.cluster.health.status import fronts_with_few_connections
 from maas_ray.cluster.node.open_files import check_front, check_node_files
 from maas_ray.haproxy.config.capacity import Capacity, read_capacities, write_capacity
 from maas_ray.haproxy.names import CAPACITY_FILE, REFUSED_FILE
@@ -43,8 +43,8 @@ def test_status_shows_only_numbers_smaller_than_configured(tmp_path: Path) -> No
     for name, capacity in (("full", FULL), ("few", FEW)):
         (tmp_path / name).mkdir()
         write_capacity(tmp_path / name, capacity)
-    assert _few_connections(tmp_path) == (str(FEW),)
+    assert fronts_with_few_connections(tmp_path) == (str(FEW),)
     (tmp_path / "full" / REFUSED_FILE).write_text("too few\n")
-    assert _few_connections(tmp_path) == ("too few", str(FEW))
+    assert fronts_with_few_connections(tmp_path) == ("too few", str(FEW))
     (tmp_path / "few" / CAPACITY_FILE).write_text('{"max_connections": ')
     assert read_capacities(tmp_path) == [FULL]

@@ -15,12 +15,12 @@ from maas_ray.cluster.node.requirements import (
     MIN_OBJECTS_BYTES,
     SHM_SHARE,
     Machine,
-    _container_memory,
     check_files,
     check_memory,
     check_room,
     check_shared_memory,
     check_start,
+    container_memory,
     look,
     object_store_bytes,
     refuse_start,
@@ -95,13 +95,13 @@ def test_the_object_store_fits_into_shared_memory() -> None:
 
 
 def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
-    assert _container_memory(tmp_path)[0] > 1 << 60
+    assert container_memory(tmp_path)[0] > 1 << 60
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000\n")
     (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 3000\n")
-    assert _container_memory(tmp_path)[0] > 1 << 60
+    assert container_memory(tmp_path)[0] > 1 << 60
     (tmp_path / "memory.max").write_text("10000\n")
-    assert _container_memory(tmp_path) == (10_000, 2_000)
+    assert container_memory(tmp_path) == (10_000, 2_000)
 
 
 def test_up_refuses_within_seconds_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,19 +1,20 @@
 """A model's memory is returned to the system after it is unloaded: measured from outside, in a separate process."""
 
+import ctypes
 import json
 import subprocess
 import sys
 
 import pytest
 
-from maas_ray.bundle.engine import memory
 from maas_ray.bundle.engine.memory import large_blocks_apart, return_to_system
 
 SCRIPT = """
-import asyncio, contextlib, json, tempfile
+import asyncio, contextlib, dataclasses, json, tempfile
 import numpy as np
 from onnx import TensorProto, helper
 from maas_ray.bundle.format import Signature, TensorSpec
+from maas_ray.errors import NotFound
 from maas_ray.serve.models.loader import ModelLoader
 from maas_ray.serve.batching.spec import ByteBudget
 from maas_ray.serve.models import loader
@@ -41,6 +42,7 @@ async def main(store):
     spec = app_spec(store, "big", batching={"max_batch_size": 8}, refresh={"max_parallel_loads": 1})
     made = ModelLoader(store, spec, ReplicaStats(), ByteBudget(1 << 20))
     version = Registry(store).resolve("big")
+    absent = dataclasses.replace(version, bundle="0" * 32)
     used = {"before": resident(), "kept": [], "returned": []}
     give_back, apart = loader.return_to_system, loader.large_blocks_apart
     for turn, how in enumerate(["returned", "returned", "returned", "kept", "kept"]):
@@ -51,7 +53,8 @@ async def main(store):
         made.release(loaded)
         del loaded
         await asyncio.sleep(2 * loader.TRIM_DELAY_S)
-        await asyncio.get_running_loop().run_in_executor(made._threads, int)  # after the pending work of that thread
+        with contextlib.suppress(NotFound):
+            await made.size(absent)  # in the only thread, after its pending work
         used[how].append(resident())
     made.close()
     print(json.dumps(used))
@@ -75,9 +78,45 @@ def test_memory_returns_after_every_unload() -> None:
     assert used["kept"][-1] - used["before"] > 48, "the C library keeps it if it is not asked"
 
 
+class MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def mallinfo() -> MallocInfo:
+    function = ctypes.CDLL(None).mallinfo2
+    function.restype = MallocInfo
+    found: MallocInfo = function()
+    return found
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc since 2.33")
 def test_large_blocks_may_be_set_apart_by_several_threads_at_once() -> None:
-    with large_blocks_apart(), large_blocks_apart():
-        assert memory._num_inside == 2
-        assert len(bytes(8 << 20)) == 8 << 20
-    assert memory._num_inside == 0
+    kept = []
+
+    def num_mapped() -> int:
+        """Blocks with a mapping of their own after one more of 8 MiB."""
+        kept.append(bytearray(8 << 20))
+        return int(mallinfo().hblks)
+
+    with large_blocks_apart():
+        with large_blocks_apart():
+            before = num_mapped()
+        assert num_mapped() == before + 1, "the first thread is still inside"
+    assert num_mapped() == before + 1, "nobody is: it comes from the heap"
     return_to_system()

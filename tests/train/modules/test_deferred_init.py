@@ -150,18 +150,18 @@ def _assert_same(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _drop_a_draw(deferred: Deferred) -> None:
-    del deferred._steps[next(n for n, step in enumerate(deferred._steps) if step.is_draw)]
+    del deferred.steps[next(n for n, step in enumerate(deferred.steps) if step.is_draw)]
 
 
 def _swap_two_draws(deferred: Deferred) -> None:
-    steps = deferred._steps
+    steps = deferred.steps
     first, *_, last = [n for n, step in enumerate(steps) if step.is_draw]
     steps[first], steps[last] = steps[last], steps[first]
 
 
 def _forget_a_change(deferred: Deferred) -> None:
-    changes = [n for n, step in enumerate(deferred._steps) if str(step.function).startswith("aten.mul_")]
-    del deferred._steps[changes[-1]]
+    changes = [n for n, step in enumerate(deferred.steps) if str(step.function).startswith("aten.mul_")]
+    del deferred.steps[changes[-1]]
 
 
 @pytest.mark.parametrize("fault", [_drop_a_draw, _swap_two_draws, _forget_a_change])
@@ -175,16 +175,16 @@ def test_a_step_that_is_lost_or_done_at_another_time_is_noticed(fault: Callable[
 
 def test_a_tensor_is_finished_before_the_next_one_is_drawn_whenever_it_was_changed() -> None:
     deferred = Deferred(_builder(Own), SEED)
-    is_needed = needed_steps(deferred._steps, {ref.key for ref in deferred._tensors.values()})
+    is_needed = needed_steps(deferred.steps, {ref.key for ref in deferred.tensors.values()})
     as_written = [n for n, needed in enumerate(is_needed) if needed]
     assert _most_at_once(deferred, as_written) > 20  # all weights are scaled at the end
     assert (
-        _most_at_once(deferred, [n for n in early_order(deferred._steps, is_needed) if is_needed[n]]) < 10
+        _most_at_once(deferred, [n for n in early_order(deferred.steps, is_needed) if is_needed[n]]) < 10
     )  # what is only computed with included
 
 
 def _most_at_once(deferred: Deferred, order: list[int]) -> int:
-    uses = [deferred._steps[n].reads | deferred._steps[n].writes for n in order]
+    uses = [deferred.steps[n].reads | deferred.steps[n].writes for n in order]
     last = {key: place for place, keys in enumerate(uses) for key in keys}
     first = {key: place for place, keys in reversed([*enumerate(uses)]) for key in keys}
     return max(sum(first[key] <= place <= last[key] for key in last) for place in range(len(uses)))

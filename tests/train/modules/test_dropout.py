@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from maas_ray.data.loading.order import mix
 from maas_ray.errors import ModelError
-from maas_ray.train.modules.dropout import _mix, current, replace_dropout, resumed, running_of, samples
+from maas_ray.train.modules.dropout import current, mix_bits, replace_dropout, resumed, running_of, samples
 
 ROWS = torch.randn(6, 4, 8, generator=torch.Generator().manual_seed(0))  # [N, T, width]
 
@@ -136,5 +136,5 @@ def test_a_slice_of_the_heads_gets_its_slice_of_the_mask_or_is_refused() -> None
 
 def test_hashes_of_tensors_are_those_of_arrays() -> None:
     values = np.random.default_rng(0).integers(0, 1 << 64, 1000, np.uint64)
-    hashed = _mix(torch.from_numpy(values.view(np.int64))).numpy().view(np.uint64)
+    hashed = mix_bits(torch.from_numpy(values.view(np.int64))).numpy().view(np.uint64)
     assert np.array_equal(hashed, mix(values, np.zeros(1, np.uint64)))

@@ -11,12 +11,13 @@ from maas_ray.cli.checks import all_checks
 from maas_ray.errors import StoreDenied
 from maas_ray.store.fsck import fsck
 from maas_ray.store.manifest import POINTERS
-from maas_ray.store.objects import ObstoreStore
+from maas_ray.store.objects import ObjectStore, ObstoreStore
 from maas_ray.store.sequence import Sequence
 from maas_ray.train.records import run_index
 from maas_ray.train.records.run_index import MAX_UNVALIDATED, RunIndex, Summary, point_at
 from maas_ray.train.records.runs import Runs
 from tests.checkpoint.states import snapshot
+from tests.support.faulty import WrappedStore
 
 SHOWN = ("id", "status", "step", "metrics", "created_s", "data_digest", "git_commit", "error", "reason", "unvalidated")
 EVENTS: list[dict[str, Any]] = [
@@ -42,7 +43,7 @@ def shown(run: Any) -> dict[str, Any]:
     return {name: getattr(run, name) for name in SHOWN}
 
 
-def listed(store: ObstoreStore) -> dict[str, Summary]:
+def listed(store: ObjectStore) -> dict[str, Summary]:
     return {run.id: run for run in Runs(store).all()}
 
 
@@ -82,17 +83,17 @@ def test_the_runs_of_a_store_without_an_index_are_read_once(store: ObstoreStore)
 
 
 def test_a_store_that_cannot_be_written_lists_its_runs_all_the_same(file_store: ObstoreStore) -> None:
-    class ReadOnly(ObstoreStore):
+    class ReadOnly(WrappedStore):
         def create(self, key: str, data: bytes) -> None:
             raise StoreDenied("read only")
 
     create(file_store, "r")
     file_store.delete([info.key for info in file_store.scan("index")])
-    assert list(listed(ReadOnly(file_store.uri, file_store._backend, file_store._directory))) == ["r"]
+    assert list(listed(ReadOnly(file_store))) == ["r"]
 
 
 def test_a_process_that_died_before_it_wrote_the_index_is_found_out(file_store: ObstoreStore) -> None:
-    class NoIndex(ObstoreStore):
+    class NoIndex(WrappedStore):
         def create(self, key: str, data: bytes) -> None:
             if key.startswith("index/"):
                 raise StoreDenied("killed")
@@ -100,7 +101,7 @@ def test_a_process_that_died_before_it_wrote_the_index_is_found_out(file_store: 
 
     runs = create(file_store, "r")
     runs.record("r", EVENTS[0])
-    dying = NoIndex(file_store.uri, file_store._backend, file_store._directory)
+    dying = NoIndex(file_store)
     Runs(dying).record("r", EVENTS[-1])
     assert listed(file_store)["r"].status == "finished"
     for number in range(6):

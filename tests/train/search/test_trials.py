@@ -151,24 +151,26 @@ def test_a_metric_counts_for_the_step_that_it_is_of(
 
 
 def test_callbacks_of_a_search_need_not_be_picklable() -> None:
-    from maas_ray.train.search.tune import _Follower, _scheduler
+    from maas_ray.train.search.tune import TrialFollower, scheduler_of
 
     console = threading.RLock()  # as that of rich has one
-    follower = _Follower(lambda *_: console.release(), lambda *_: console.release())
+    follower = TrialFollower(lambda *_: console.release(), lambda *_: console.release())
     with pytest.raises(TypeError, match="RLock"):
         cloudpickle.dumps(lambda: console)
-    cloudpickle.dumps([follower, _scheduler(SchedulerSpec.model_validate(ASHA), "min", {}, follower)])
+    cloudpickle.dumps([follower, scheduler_of(SchedulerSpec.model_validate(ASHA), "min", {}, follower)])
 
 
 def _answers(past: dict[int, tuple[MetricValue, ...]], values: list[float]) -> list[str]:
     """What the scheduler says to a new trial at a tenth, two tenths, … of its length."""
-    from maas_ray.train.search.tune import _Follower, _result, _scheduler
+    from maas_ray.train.search.tune import TrialFollower, result_of, scheduler_of
 
-    scheduler = _scheduler(SchedulerSpec.model_validate(ASHA), "min", past, _Follower(lambda *_: None, lambda *_: None))
+    scheduler = scheduler_of(
+        SchedulerSpec.model_validate(ASHA), "min", past, TrialFollower(lambda *_: None, lambda *_: None)
+    )
     trial = SimpleNamespace(trial_id="new", config={"trial": {"number": 99}})
     scheduler.on_trial_add(None, trial)
     metrics = [MetricValue(i + 1, (i + 1) / 10, value) for i, value in enumerate(values)]
-    return [scheduler.on_trial_result(None, trial, _result(metric)) for metric in metrics]
+    return [scheduler.on_trial_result(None, trial, result_of(metric)) for metric in metrics]
 
 
 def test_a_resumed_search_compares_new_trials_with_the_ones_before() -> None:

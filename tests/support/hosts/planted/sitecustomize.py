@@ -34,8 +34,8 @@ class _Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _loopback(module):
-    bound = module._bound
-    module._bound = lambda address, port, shares_port: bound("127.0.0.1", port, True)
+    bound = module.bound_socket
+    module.bound_socket = lambda address, port, shares_port: bound("127.0.0.1", port, True)
 
 
 _FAULTS = {"loopback": ("maas_ray.serve.front.replica_access", _loopback)}
