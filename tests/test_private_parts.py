@@ -10,6 +10,8 @@ from tests.support.root import ROOT
 FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 _SELF = {"self", "cls"}
+_BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
+"""Functions, and methods of pytest's monkeypatch, that take an attribute by its name."""
 
 ALLOWED = {
     # Public despite their names.
@@ -36,15 +38,19 @@ ALLOWED = {
 
 
 def private_parts(source: str) -> set[str]:
-    """Private attributes of other objects, and private names imported from maas_ray."""
+    """Private attributes of other objects, also of those that are replaced, and private names imported from maas_ray."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id in _SELF):
             is_inherited = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
             found |= {node.attr} if not is_inherited else set()
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _BY_NAME:
+            owner, *names = node.args
+            is_own = isinstance(owner, ast.Name) and owner.id in _SELF
+            found |= {text.value for text in names[:1] if isinstance(text, ast.Constant) and not is_own}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "maas_ray":
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+    return {name for name in found if str(name).startswith("_") and not str(name).startswith("__")}
 
 
 def _used(files: list[Path]) -> dict[str, set[str]]:
@@ -68,6 +74,8 @@ def test_each_exception_is_still_needed() -> None:
         ("batcher._loop.call_soon(work)", "_loop"),
         ("runner(engine)._rule.note(inputs)", "_rule"),
         ("engine._finished[-1] = end", "_finished"),
+        ("monkeypatch.setattr(objects, '_RETRY', {})", "_RETRY"),
+        ("getattr(batcher, '_queue', None)", "_queue"),
         ("from maas_ray.train.search.tune import _scheduler", "_scheduler"),
         ("def late():\n    from maas_ray.cluster.node.processes import _name", "_name"),
     ],
@@ -82,6 +90,7 @@ def test_a_private_part_is_found(planted: str, name: str) -> None:
         "self._rig.send(1)",
         "class Slow(Engine):\n    def _run(self):\n        return super()._run()",
         "queue.num_items",
+        "getattr(self, '_held', [])",
         "type(x).__name__",
         "from tests.support.rig import _hidden",
         "OK._replace(status=503)",

@@ -68,7 +68,7 @@ def load_into(committed: Committed, tensors: Mapping[str, Tensor]) -> int:
         data = memoryview(_range(committed, read.part, start, stop))
         for tile in read.tiles:
             values = data[tile.start - start : tile.start - start + tile.size]
-            if not _is_intact(values, tile):
+            if not is_intact(values, tile):
                 key = committed.parts[tile.part].key
                 raise ObjectCorrupt(
                     f"the committed object {key} is altered between bytes {tile.start} and {tile.start + tile.size}; "
@@ -101,7 +101,8 @@ def read_tensors(committed: Committed, prefix: str = "model.") -> dict[str, Tens
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _is_intact(values: memoryview, tile: Tile) -> bool:
+def is_intact(values: memoryview, tile: Tile) -> bool:
+    """Whether the values of a tile have its digest."""
     return piece_digest(values).hex() == tile.digest
 
 

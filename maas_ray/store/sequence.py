@@ -87,7 +87,7 @@ class Sequence:
 
     def note(self, event: Mapping[str, Any]) -> Record:
         """Appends an event that does not depend on other records; reads only the newest record. Raises as `append`."""
-        looked = _now()
+        looked = clocks()
         return Follower(self, self.reader.last(), looked).append(lambda _: event)
 
     def put(self, last: Record | None, event: Mapping[str, Any], token: str) -> Record | None:
@@ -185,7 +185,7 @@ class Follower:
         Raises:
             ObjectCorrupt: a record is altered, malformed, missing, or does not follow the one before it.
         """
-        looked = _now()
+        looked = clocks()
         reader = self._sequence.reader
         new = reader.newer(self.last) if _is_fresh(self._looked) else reader.after(self.last)
         self.last, self._looked = new[-1] if new else self.last, looked
@@ -225,10 +225,10 @@ class Follower:
         return bool(found) and found[0].digest == record.digest
 
 
-def _now() -> tuple[float, float]:
+def clocks() -> tuple[float, float]:
     """The time of the monotonic clock, and of the clock that also runs while the machine sleeps."""
     return time.monotonic(), time.time()
 
 
 def _is_fresh(looked: tuple[float, float] | None) -> bool:
-    return looked is not None and max(now - then for now, then in zip(_now(), looked, strict=True)) < FRESH_S
+    return looked is not None and max(now - then for now, then in zip(clocks(), looked, strict=True)) < FRESH_S

@@ -149,7 +149,7 @@ def test_an_intact_checkpoint_is_never_rejected(
 def test_a_load_that_skips_the_digests_is_caught(file_store: ObstoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control."""
     small_parts(monkeypatch, 256 << 10)
-    monkeypatch.setattr(load, "_is_intact", lambda values, tile: True)
+    monkeypatch.setattr(load, "is_intact", lambda values, tile: True)
     with pytest.raises(AssertionError, match="were used"):
         _check_damages(file_store, 60)
 

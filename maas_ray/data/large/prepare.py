@@ -71,13 +71,16 @@ def prepare_large(
         return open_dataset(store, str(open_committed(store, seen, SEEN).meta.get("dataset")))
     except NotFound:
         pass  # the first time, or the data set was removed
-    dataset = _prepare(spec, store, files, kind, cpu_timeout_s)
+    dataset = prepare_files(spec, store, files, kind, cpu_timeout_s)
     with suppress(Conflict):
         CommitWriter(store, seen, SEEN).commit({"dataset": dataset.digest})
     return dataset
 
 
-def _prepare(spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float) -> Dataset:
+def prepare_files(
+    spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float
+) -> Dataset:
+    """Cleans files into a data set, in Ray tasks; see `prepare_large` for the errors."""
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
     plans = tuple(plan_unit_column(source, name, cast) for name, cast in kinds.columns.items())
     job = CleaningJob(source, kinds, plans, count_split(source, kinds, cpu_timeout_s))

@@ -18,7 +18,7 @@ from maas_ray.data.text.tokenizer import Tokenizer
 from maas_ray.errors import ClusterError
 
 TASK_TIMEOUT_S = 1800.0
-_TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE = 64
 """Texts per task: about 4 MB, so that the cost of starting a task is negligible."""
 _WAITING = 2
 """Tasks per CPU that are running or waiting to be fetched; bounds the memory."""
@@ -45,7 +45,7 @@ def encode_in_tasks(
     left = iter(texts)
     try:
         while True:
-            while len(waiting) < window and (batch := list(islice(left, _TEXTS_AT_ONCE))):
+            while len(waiting) < window and (batch := list(islice(left, TEXTS_AT_ONCE))):
                 waiting.append(encode.remote(content, batch, np.dtype(datatype).str))
             if not waiting:
                 return

@@ -150,13 +150,14 @@ def _encode(
     if in_tasks:
         token_ids: Iterator[NDArray[Any]] = encode_in_tasks(texts(), tokenizer, DATATYPES[_datatype(tokenizer)])
     else:
-        token_ids = _encode_here(texts(), tokenizer)
+        token_ids = encode_here(texts(), tokenizer)
     for found in token_ids:
         split, piece = waiting.popleft()
         streams[split].add(piece.text, found, end if piece.ends_document else None)
 
 
-def _encode_here(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:
+def encode_here(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[NDArray[np.int64]]:
+    """Token ids of each text, encoded in this process."""
     while batch := list(islice(texts, _PIECES_AT_ONCE)):
         yield from tokenizer.encode(batch)
 

@@ -23,7 +23,8 @@ from maas_ray.foreign.documents import Malformed, read_json
 
 PIECE = 1 << 16
 """Maximum characters of a piece."""
-_BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
+"""Bytes per read."""
 _MAX_LINE_BYTES = 1 << 28
 _CUT = re.compile(r"(?<=\S\n)(?=\S)")
 
@@ -67,7 +68,7 @@ def _characters(spec: DataSpec, files: Any, path: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         with open_stream(spec, files, path) as stream:
-            while block := stream.read(_BLOCK_BYTES):
+            while block := stream.read(BLOCK_BYTES):
                 yield decoder.decode(block)
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:

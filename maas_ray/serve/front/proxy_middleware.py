@@ -129,7 +129,7 @@ class Doorkeeper:
         known = self._pools.get(identity)
         if known is None or time.monotonic() > known[0]:
             try:
-                spec = await asyncio.wait_for(_spec_of(identity), ASK_S)
+                spec = await asyncio.wait_for(read_spec(identity), ASK_S)
                 asleep = known[2] if known and known[1] == spec else await asyncio.to_thread(_asleep, spec, identity)
                 known = (time.monotonic() + REMEMBER_S, spec, asleep)
             except Exception as error:  # in any case: the cached value, or Serve's own behavior
@@ -141,7 +141,8 @@ class Doorkeeper:
         return known[1], known[2]
 
 
-async def _spec_of(identity: Any) -> ApplicationSpec:
+async def read_spec(identity: Any) -> ApplicationSpec:
+    """The spec of the pool to which a deployment belongs, from Serve's controller."""
     found = await describe_here(identity.name, identity.app_name)
     return parse_spec(ApplicationSpec, found.arguments[0], source="application")
 

@@ -225,7 +225,7 @@ def test_files_that_did_not_change_are_not_read_again(
     _without_cluster(monkeypatch)
     uri = _write_files(tmp_path / "files", _table(600), 3)
     first = prepare(_spec(uri), file_store)
-    monkeypatch.setattr(large, "_prepare", None)
+    monkeypatch.setattr(large, "prepare_files", None)
     assert prepare(_spec(uri), file_store).committed.parts == first.committed.parts
     os.utime(Path(uri) / "001.parquet", ns=(1, 1))
     with pytest.raises(TypeError):  # it would be read

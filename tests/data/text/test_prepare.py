@@ -319,8 +319,8 @@ def test_tasks_encode_to_the_same_data_set(
     spec = _spec(tmp_path / "a.txt", text={"seq_len": 16, "tokenizer": {"vocab_size": 400}})
     here = prepare(spec, file_store)
     monkeypatch.setattr(preparing, "TASKS_FROM", 0)
-    monkeypatch.setattr(preparing, "_encode_here", None)
-    monkeypatch.setattr(encoding, "_TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(preparing, "encode_here", None)
+    monkeypatch.setattr(encoding, "TEXTS_AT_ONCE", 2)
     assert prepare(spec, open_store(f"file://{tmp_path}/other")).digest == here.digest
     holder = ray.remote(_Holder).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
     try:

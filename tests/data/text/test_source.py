@@ -43,7 +43,7 @@ def test_documents_of_a_file_are_those_between_the_separators(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, piece: int, block: int, separator: str
 ) -> None:
     monkeypatch.setattr(source, "PIECE", piece)
-    monkeypatch.setattr(source, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(source, "BLOCK_BYTES", block)
     documents = [text.replace("|", "/") for text in DOCUMENTS]
     path = tmp_path / "a.txt"
     path.write_text(separator + separator.join(documents) + separator, newline="")

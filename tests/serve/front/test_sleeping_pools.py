@@ -124,7 +124,7 @@ def known(monkeypatch: pytest.MonkeyPatch, spec: ApplicationSpec) -> Application
     async def spec_of(identity: Any) -> ApplicationSpec:
         return spec
 
-    monkeypatch.setattr(proxy_middleware, "_spec_of", spec_of)
+    monkeypatch.setattr(proxy_middleware, "read_spec", spec_of)
     return spec
 
 

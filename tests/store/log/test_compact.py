@@ -82,7 +82,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(sequence, "_now", lambda: (self.now, self.now))
+        monkeypatch.setattr(sequence, "clocks", lambda: (self.now, self.now))
 
 
 def test_a_follower_that_slept_while_records_went_misses_none(
