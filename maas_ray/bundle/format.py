@@ -145,6 +145,15 @@ class DecisionThreshold(Spec):
     """The split on which the value was chosen; None: it is the number in the spec."""
 
 
+class OutputUnits(Spec):
+    """How the graph converts the trained network's outputs to the units of the data: `output * scale + shift`."""
+
+    shift: tuple[float, ...]
+    """One entry per output; the mean of the target over the training split."""
+    scale: tuple[float, ...]
+    """As `shift`; the standard deviation of the target over the training split."""
+
+
 class BundleInfo(Spec):
     """Everything about a bundle except the graph's bytes."""
 
@@ -154,6 +163,8 @@ class BundleInfo(Spec):
     """Class names in the order of the scores; None if the model is not a classifier."""
     threshold: DecisionThreshold | None = Field(default=None, exclude_if=lambda value: value is None)
     """Binary: the decision threshold; None: 0.5, or not a binary classifier."""
+    units: OutputUnits | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Regression: the conversion of predictions inside the graph; None: there is none."""
     parity: dict[str, Any]
     """The report of the parity gate, which compared this graph with the trained model."""
     metrics: dict[str, float]

@@ -79,7 +79,7 @@ def train(
     shown = {
         "step": result.step,
         **({"ended by": result.reason} if result.reason else {}),
-        **{name: f"{value:.4g}" for name, value in result.metrics.items()},
+        **_shown(result.metrics),
         "checkpoint": f"step {result.checkpoint_step}",
         "store": loaded.storage.location,
         "TensorBoard": f"tensorboard --logdir {result.tensorboard}",
@@ -150,8 +150,7 @@ def evaluate(
 
         evaluation = evaluate_run(open_store(store, endpoint), run, split, parse_which(checkpoint), weights)
     title = f"run {run}, step {evaluation.step}: {evaluation.num_rows} rows of {split}"
-    shown = {name: f"{value:.4g}" for name, value in evaluation.metrics.items()}
-    return CommandResult(asdict(evaluation), Group(*class_views(title, shown, evaluation.classes)))
+    return CommandResult(asdict(evaluation), Group(*class_views(title, _shown(evaluation.metrics), evaluation.classes)))
 
 
 @uses_modules
@@ -187,9 +186,21 @@ def publish(
         "run": version.run,
         "largest parity error": exported.info.parity.get("max_abs_error"),
         "metrics": _metrics(exported.info.metrics),
+        **_remark(exported.info.metrics),
         "alias": promote or f"none yet: maas-ray promote {name} {version.version}",
     }
     return CommandResult(document, facts(f"published {name} version {version.version}", shown))
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, str]:
+    return {**{name: f"{value:.4g}" for name, value in metrics.items()}, **_remark(metrics)}
+
+
+def _remark(metrics: dict[str, float]) -> dict[str, str]:
+    from maas_ray.train.spec.metrics import remark
+
+    said = remark(metrics)
+    return {} if said is None else {"note": said}
 
 
 def _metrics(metrics: dict[str, float]) -> str:

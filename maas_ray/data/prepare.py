@@ -22,7 +22,7 @@ from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
 from maas_ray.data.table.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.table.split import assign_table
 from maas_ray.data.table.split_rules import count_keys
-from maas_ray.data.table.target import cast_target, class_names, encode_target
+from maas_ray.data.table.target import cast_target, class_names, encode_target, scale_target
 from maas_ray.data.table.weight import read_weight
 from maas_ray.data.text.prepare import prepare_text
 from maas_ray.data.text.table import prepare_labelled_texts
@@ -87,6 +87,9 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         target=spec.target,
         weight=spec.weight,
         labels=labels,
+        target_scaling=scale_target(targets["train"].to_numpy(), spec.target_scaling)
+        if spec.task == "regression"
+        else None,
     )
     for split in SPLITS:
         codes = encode_target(spec.target, targets[split], labels, split)

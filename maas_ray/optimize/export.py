@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signature, TensorSpec
 from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.spec.features import Column, Features
 from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
@@ -41,6 +42,7 @@ class ServedModel(nn.Module):
         super().__init__()
         self.preprocess = Preprocess(features)
         self.net = net
+        self.units = TargetUnits(features.target_scaling)
         self._task, self._threshold = features.task, threshold
 
     def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
@@ -51,7 +53,8 @@ class ServedModel(nn.Module):
 
         Returns:
             classification: probabilities float32 [N, C] and class codes int64 [N]; binary: the probability of class 1
-            float32 [N, 1] and class codes int64 [N]; regression: the prediction float32 [N, 1].
+            float32 [N, 1] and class codes int64 [N]; regression: the prediction float32 [N, 1], in
+            the units of the data.
         """
         logits = self.net(self.preprocess(*columns))
         if self._task == "classification":
@@ -60,7 +63,7 @@ class ServedModel(nn.Module):
         if self._task == "binary":
             probability = logits.sigmoid()
             return probability, (probability[:, 0] >= self._threshold).to(torch.int64)
-        return (logits,)
+        return (self.units(logits),)
 
 
 def build_served(net: nn.Module, features: Features, threshold: float = 0.5) -> ServedModel:

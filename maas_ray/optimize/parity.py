@@ -1,5 +1,6 @@
 """The parity gate: checks that an exported graph computes the trained model's outputs. Independent of stores."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -10,18 +11,20 @@ import onnx
 import onnxruntime
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
 from maas_ray.bundle.sessions import cpu_session
 from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
 from maas_ray.optimize.comparison import Comparison
-from maas_ray.optimize.export import TRACED_ROWS, ServedModel, build_served, build_signature
+from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
 from maas_ray.spec import Spec
+from maas_ray.train.modules.raw_model import RawModel
 
 _ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
 
@@ -103,7 +106,7 @@ def check_parity(
     real = spread_rows(rows, spec.num_real)
     random = draw_rows(features, spec.num_random, spec.seed)
     raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    outputs = _run_module(build_served(net, features, threshold), features, raw, max(spec.batch_sizes))
+    outputs = _run_module(_reference_of(net, features, threshold), features, raw, max(spec.batch_sizes))
     reference = ReferenceOutputs("torch", raw, len(real[0]), outputs)
     report = check_reference(reference, features, graph, spec, threshold)
     return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
@@ -180,7 +183,24 @@ def _check_interface(session: onnxruntime.InferenceSession, signature: Signature
             raise GateError(f"the {kind} of the graph are {got}; the signature declares {wanted}")
 
 
-def _run_module(served: ServedModel, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
+def _reference_of(net: nn.Module, features: Features, threshold: float) -> nn.Module:
+    """The module over encoded columns whose outputs the graph must reproduce."""
+    if features.task != "regression":
+        return build_served(net, features, threshold)
+    # As evaluation computes predictions, so that a graph in other units than those of the metrics is noticed.
+    return _Predictions(copy.deepcopy(net).cpu(), features).eval()
+
+
+class _Predictions(nn.Module):
+    def __init__(self, net: nn.Module, features: Features) -> None:
+        super().__init__()
+        self._model, self._units = RawModel(features, net), TargetUnits(features.target_scaling)
+
+    def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        return (self._units(self._model(*columns)),)
+
+
+def _run_module(served: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
     columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in encode_columns(features, raw)]
     parts = []
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from maas_ray.bundle.format import BundleInfo, DecisionThreshold, Lineage, save_bundle
+from maas_ray.bundle.format import BundleInfo, DecisionThreshold, Lineage, OutputUnits, save_bundle
 from maas_ray.checkpoint.catalog import pin
 from maas_ray.data.prepare import Dataset
 from maas_ray.optimize.export import export
@@ -70,6 +70,7 @@ def export_run(
         task=features.task,
         labels=features.labels,
         threshold=None if threshold is None else DecisionThreshold(**asdict(threshold)),
+        units=OutputUnits(**features.target_scaling.model_dump()) if features.target_scaling is not None else None,
         parity=report,
         metrics=evaluate_trained(trained, split, threshold=value).metrics if split else {},
         lineage=_lineage(trained),

@@ -29,6 +29,7 @@ from maas_ray.data.table.column_statistics import (
     set_medians,
     summarize,
 )
+from maas_ray.data.table.exact_stats import power_sums
 from maas_ray.data.table.fit import refuse_categories
 from maas_ray.data.table.report import add_counts, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.table.split_rules import count_keys
@@ -55,6 +56,8 @@ class Gathered:
     """Kept rows, by split."""
     classes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Rows of each class, by split."""
+    target_sums: tuple[int, int] = (0, 0)
+    """Regression: `power_sums` of the target of the training split."""
     values: dict[str, set[Any]] = field(default_factory=lambda: defaultdict(set))
     """By categorical column: the values in the held-out splits."""
     content: dict[str, str] = field(default_factory=dict)
@@ -101,6 +104,7 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
     classes: dict[str, Counter[str]] = defaultdict(Counter)
     values: dict[str, set[Any]] = defaultdict(set)
     counts: dict[str, Any] = {}
+    sums = [0, 0]
     for block in read_clean(job, number):
         counts = add_counts(counts, _count(job, block))
         for split in SPLITS:
@@ -112,6 +116,8 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
             contents[split].add(named, target)
             if job.source.spec.task != "regression":
                 classes[split].update(count_keys(target))
+            elif split == "train":
+                sums = [total + more for total, more in zip(sums, power_sums(target.to_numpy()), strict=True)]
             if split == "train":
                 _merge(job, statistics, summarize(table, job.plans))
                 for name, pairs in count_high(table, list(high)).items():
@@ -126,6 +132,7 @@ def gather_unit(number: int, job: CleaningJob) -> dict[str, Any]:
         "statistics": {name: one.partial() for name, one in statistics.items()},
         "high": {name: list(one.items()) for name, one in high.items()},
         "classes": {name: dict(found) for name, found in classes.items()},
+        "target_sums": sums,
         "values": {name: sorted(found) for name, found in values.items()},
     }
 
@@ -206,6 +213,8 @@ def _take_statistics(job: CleaningJob, found: Gathered, answer: Mapping[str, Any
     _merge(job, found.statistics, answer["statistics"])
     for split, classes in answer["classes"].items():
         found.classes[split].update(classes)
+    total, squares = answer["target_sums"]
+    found.target_sums = (found.target_sums[0] + total, found.target_sums[1] + squares)
     for name, values in answer["values"].items():
         found.values[name].update(values)
         if len(found.values[name]) > MAX_VALUES:

@@ -29,7 +29,7 @@ from maas_ray.data.stored.dataset import SHARDED, Dataset, begin_dataset, conten
 from maas_ray.data.stored.shard_layout import Shard, ShardLayout
 from maas_ray.data.table.fit import fit_statistics
 from maas_ray.data.table.plan import ColumnPlan, plan_column
-from maas_ray.data.table.target import order_classes
+from maas_ray.data.table.target import order_classes, target_scaling
 from maas_ray.errors import Conflict, DataError, NotFound, StoreError
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import CommitWriter, Part, open_committed
@@ -96,6 +96,9 @@ def prepare_files(
         target=spec.target,
         weight=spec.weight,
         labels=labels,
+        target_scaling=target_scaling(found.num_rows["train"], *found.target_sums, spec.target_scaling)
+        if spec.task == "regression"
+        else None,
     )
     body = {
         "format": SHARDED,
@@ -154,6 +157,8 @@ def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:
     """Key of the record for these files: reading gigabytes again to compute the same digest takes minutes."""
     of_files = [[file.path, file.size, file.modified_ns] for file in files]
     content = {"spec": spec.model_dump(mode="json"), "files": of_files, "version": __version__}
+    if spec.task == "regression":  # an earlier record may name a data set whose target is not scaled
+        content["target_scaling"] = spec.target_scaling
     return f"{SEEN}/{sha256(canonical_json(content)).hexdigest()}"
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from maas_ray.data.loading import mmap_cache
 from maas_ray.data.loading.encode import encode_column
 from maas_ray.data.loading.rows import Batch
+from maas_ray.data.loading.target_units import scaled_target
 from maas_ray.data.spec.features import CategoricalColumn, Features
 from maas_ray.data.stored.shard import Block, row_bytes, unpack
 from maas_ray.data.stored.shard_layout import Shard, ShardLayout
@@ -73,7 +74,8 @@ class ShardRows:
             for column in self._features.columns
         ]
         weight = None if rows.weight is None else torch.from_numpy(rows.weight)
-        return Batch(columns, torch.from_numpy(rows.target), torch.from_numpy(positions), weight)
+        target = torch.from_numpy(scaled_target(self._features.target_scaling, rows.target))
+        return Batch(columns, target, torch.from_numpy(positions), weight)
 
     def _gather(self, ids: NDArray[np.int64]) -> Block:
         """Copies the rows from their shards."""

@@ -19,7 +19,7 @@ class Batch:
     columns: list[Tensor]
     """Encoded columns in the order of the features, each [B, …]."""
     target: Tensor
-    """[B]: int64 class codes, or float32; or int64 [B, T] token ids, -100 where a token is ignored."""
+    """[B]: int64 class codes, or float32 (a number in the units in which the network learns); or int64 [B, T] token ids, -100 where a token is ignored."""
     positions: Tensor
     """int64 [B]: position of each row in the endless stream of epochs, independent of rank, world and batch size."""
     weight: Tensor | None = None

@@ -60,6 +60,12 @@ class DataSpec(Spec):
     """The size of images in folders. Their only feature is `image`; their target is the folder's name."""
     split: SplitSpec = SplitSpec()
     """The rows that are held out."""
+    target_scaling: Literal["standard", "none"] = Field(
+        default="standard", exclude_if=lambda value: value == "standard"
+    )
+    """Regression: `standard` trains on (target - mean) / standard deviation of the training split, so that a target of
+    any unit can be learned. Losses are in these units; metrics, predictions and the endpoint are in those of the data.
+    `none` trains on the target itself."""
     positive_class: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Binary: the class that the model's probability and the metrics f1, precision and recall are of; by default the
     last class, in the order of numbers or else of the alphabet."""
@@ -121,6 +127,8 @@ class DataSpec(Spec):
             raise ValueError(f"{self.weight!r} cannot be both the weight and a column of the split")
         if self.split.stratify in (True, self.target) and self.task == "regression":
             raise ValueError("split.stratify needs classes, but the task is regression; name a column with few values")
+        if self.target_scaling != "standard" and self.task != "regression":
+            raise ValueError(f"target_scaling is for the task regression, but the task is {self.task}; remove it")
         if self.positive_class is not None and self.task != "binary":
             raise ValueError(f"positive_class is for the task binary, but the task is {self.task}; remove it")
         if self.rare_classes is not None and self.task != "classification":

@@ -76,6 +76,15 @@ class TokensColumn(Spec):
     """Hex sha256 of the tokenizer's JSON file, which is stored as a part of the data set."""
 
 
+class TargetScaling(Spec):
+    """The scale of numeric targets in training: the network learns `(target - shift) / scale`, one entry per target."""
+
+    shift: tuple[float, ...]
+    """Mean of each target over the training split."""
+    scale: tuple[float, ...]
+    """Standard deviation of each target over the training split; 1 for a constant target."""
+
+
 Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")]
 
 
@@ -90,6 +99,8 @@ class Features(Spec):
     """Name of the column with the weight of each row; None: every row has the weight 1."""
     labels: tuple[str, ...] | None = None
     """Class names in the order of their codes; None for regression and the token tasks."""
+    target_scaling: TargetScaling | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Regression: the scale in which the network learns; data sets contain the target unscaled. None: not scaled."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

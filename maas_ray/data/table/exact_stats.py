@@ -65,6 +65,11 @@ def mean_and_variance(count: int, total: int, squares: int, num_filled: int, fil
     return float(mean), float(mean_square - mean * mean)
 
 
+def divisor(width: float) -> float:
+    """The divisor of a scaling: 1 for constant values, which are then only shifted; graphs divide by its float32."""
+    return width if float(np.float32(width)) > 0 else 1.0
+
+
 def high_counts(values: Floats) -> dict[int, int]:
     """Counts values [N] by the upper 16 bits of their order-preserving key (the first pass of a median)."""
     return _counts(_keys(values) >> np.uint32(16))

@@ -99,18 +99,13 @@ def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) ->
         mean, variance = exact_stats.mean_and_variance(
             found.present[i], found.sums[i], found.squares[i], num_filled, fill or 0.0
         )
-        return mean, _divisor(math.sqrt(variance))
+        return mean, exact_stats.divisor(math.sqrt(variance))
     values = [found.minima[i], found.maxima[i]] + ([fill] if num_filled else [])
     seen = [value for value in values if value is not None]
     if not seen:
         return 0.0, 1.0
     low, high = min(seen), max(seen)
-    return low, _divisor(high - low)
-
-
-def _divisor(width: float) -> float:
-    """The divisor: 1 for a constant column, which is then only shifted; the graph divides by its float32 value."""
-    return width if float(np.float32(width)) > 0 else 1.0
+    return low, exact_stats.divisor(high - low)
 
 
 def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -> CategoricalColumn:

@@ -1,5 +1,6 @@
 """Casts the target column, and derives class names and class codes from it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.data.sources.cast import decode_column, to_numbers, to_text
+from maas_ray.data.spec.features import TargetScaling
+from maas_ray.data.table.exact_stats import divisor, mean_and_variance, power_sums
 from maas_ray.errors import DataError
 
 
@@ -114,6 +117,24 @@ def order_classes(name: str, found: Sequence[str], task: str, positive: str | No
             f"{', '.join(map(repr, ordered))}"
         )
     return (*(label for label in ordered if label != positive), positive)
+
+
+def scale_target(values: NDArray[np.float32], method: str) -> TargetScaling | None:
+    """The scale of a numeric target.
+
+    Args:
+        values: the target of the training split [N].
+        method: `data.target_scaling`.
+    """
+    return target_scaling(len(values), *power_sums(values), method)
+
+
+def target_scaling(count: int, total: int, squares: int, method: str) -> TargetScaling | None:
+    """As `scale_target`, from the number of rows and the sums of `power_sums`."""
+    if method == "none":
+        return None
+    mean, variance = mean_and_variance(count, total, squares, 0, 0.0)
+    return TargetScaling(shift=(mean,), scale=(divisor(math.sqrt(variance)),))
 
 
 def encode_target(name: str, values: pa.Array, labels: tuple[str, ...] | None, split: str) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, save_dataset
 from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
 from maas_ray.data.table.split import assign_table
 from maas_ray.data.table.split_rules import count_keys
-from maas_ray.data.table.target import cast_target, class_names, encode_target
+from maas_ray.data.table.target import cast_target, class_names, encode_target, scale_target
 from maas_ray.data.table.weight import read_weight
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.tokenizer import Tokenizer
@@ -94,7 +94,16 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     }
     if spec.rare_classes is not None:
         report["rare_classes"] = num_merged
-    features = Features(columns=(column,), task=spec.task, target=spec.target, weight=spec.weight, labels=labels)
+    features = Features(
+        columns=(column,),
+        task=spec.task,
+        target=spec.target,
+        weight=spec.weight,
+        labels=labels,
+        target_scaling=scale_target(targets["train"].to_numpy(), spec.target_scaling)
+        if spec.task == "regression"
+        else None,
+    )
     source = {"uri": spec.uri, "spec_digest": spec.digest()}
     return save_dataset(store, tables, features, report, source, tokenizer.content)
 

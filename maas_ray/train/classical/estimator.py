@@ -16,6 +16,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
 from maas_ray.arrays import Array
+from maas_ray.data.spec.features import TargetScaling
 from maas_ray.errors import DataError
 from maas_ray.models.classical import (
     ClassicalSpec,
@@ -68,6 +69,7 @@ def fit_estimator(
     seed: int,
     num_threads: int,
     weight: Array | None = None,
+    scaling: TargetScaling | None = None,
 ) -> Fitted:
     """Fits a classical model. The same arguments give the same result with any number of threads.
 
@@ -79,6 +81,7 @@ def fit_estimator(
         seed: seed of all random numbers.
         num_threads: number of compute threads.
         weight: the weights of the rows [N], or None.
+        scaling: regression: the scale in which the estimator learns; None: that of the data, except for an SVM.
 
     Raises:
         SpecError: a parameter is invalid for the task.
@@ -88,9 +91,11 @@ def fit_estimator(
     shift, scale = 0.0, 1.0
     if task == "regression":
         wanted = target.astype(np.float64)
-        if isinstance(spec, SvmSpec):
+        if scaling is not None:
+            shift, scale = scaling.shift[0], scaling.scale[0]
+        elif isinstance(spec, SvmSpec):
             shift, scale = float(wanted.mean()), float(wanted.std()) or 1.0
-            wanted = (wanted - shift) / scale
+        wanted = (wanted - shift) / scale
     else:
         wanted = target.astype(np.int64)
     estimator = _build(spec, task, wanted, seed % 2**32, num_threads)  # scikit-learn accepts 32 bits

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from maas_ray.data.loading.encode import encode_columns
 from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.loading.target_units import scaled_target
 from maas_ray.data.stored.dataset import Dataset, Split, open_dataset
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import open_store
@@ -55,12 +56,19 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
     rows = _preprocessed(preprocess, dataset, train.columns)
     task = dataset.features.task
     fitted = fit_estimator(
-        spec.model, task, rows, train.target, seed=spec.seed, num_threads=num_threads, weight=train.weight
+        spec.model,
+        task,
+        rows,
+        train.target,
+        seed=spec.seed,
+        num_threads=num_threads,
+        weight=train.weight,
+        scaling=dataset.features.target_scaling,
     )
     graph = build_graph(fitted, rows.shape[1])
     columns, num_real = choose_rows(dataset)
     scores, classes = fitted.answer(_preprocessed(preprocess, dataset, columns))
-    net = GraphNet(graph, task, num_threads)
+    net = GraphNet(graph, task, num_threads, dataset.features.target_scaling)
     num_validation, counts = dataset.num_rows.get("validation", 0), count_classes(dataset.features)
     progress = Progress(
         step=STEP,
@@ -105,9 +113,10 @@ def _metrics(dataset: Dataset, net: GraphNet, rows: Split, counts: ClassCounts |
     return evaluate(
         RawModel(features, net),
         encode_columns(features, rows.columns),
-        rows.target,
+        scaled_target(features.target_scaling, rows.target),
         task=features.task,
         num_classes=features.num_outputs,
         loss=build_loss(ObjectiveSpec(), features.task),
         counts=counts,
+        scaling=features.target_scaling,
     )

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.bundle.sessions import cpu_session
+from maas_ray.data.loading.target_units import scaled_target
+from maas_ray.data.spec.features import TargetScaling
 from maas_ray.errors import ObjectCorrupt
 
 _SMALLEST = float(np.finfo(np.float32).eps)
@@ -20,16 +22,17 @@ class GraphNet(nn.Module):
     Args:
         graph: serialized ONNX.
         task: classification, binary or regression.
+        scaling: regression: the scale of other models' outputs; the graph's are in the units of the data.
         num_threads: number of compute threads; 0: the number of cores.
 
     Raises:
         ObjectCorrupt: onnxruntime cannot load the graph.
     """
 
-    def __init__(self, graph: bytes, task: str, num_threads: int = 0) -> None:
+    def __init__(self, graph: bytes, task: str, num_threads: int = 0, scaling: TargetScaling | None = None) -> None:
         super().__init__()
         self.graph = graph
-        self._task = task
+        self._task, self._scaling = task, scaling
         try:
             self._session = cpu_session(graph, num_threads)
         except Exception as error:
@@ -42,4 +45,6 @@ class GraphNet(nn.Module):
         values = torch.from_numpy(self._session.run([self._output], {self._input: flat})[0]).to(rows.device)
         if self._task == "classification":
             return values.clamp(min=_SMALLEST).log()
-        return torch.logit(values, eps=_SMALLEST) if self._task == "binary" else values
+        if self._task == "binary":
+            return torch.logit(values, eps=_SMALLEST)
+        return torch.from_numpy(scaled_target(self._scaling, values.cpu().numpy())).to(rows.device)

@@ -18,7 +18,8 @@ from torchmetrics.classification import (
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from maas_ray.data.loading.rows import Batch, Rows
-from maas_ray.data.spec.features import TOKEN_TASKS, Features
+from maas_ray.data.loading.target_units import TargetUnits
+from maas_ray.data.spec.features import TOKEN_TASKS, Features, TargetScaling
 from maas_ray.train.custom.loss import IGNORED
 from maas_ray.train.custom.metrics import CustomMetrics
 from maas_ray.train.evaluation.class_metrics import MAX_CLASSES, ClassCounts, class_report
@@ -44,8 +45,9 @@ def evaluate(
     loss: Callable[[Tensor, Tensor], Tensor],
     device: torch.device | None = None,
     counts: ClassCounts | None = None,
+    scaling: TargetScaling | None = None,
 ) -> dict[str, float]:
-    """Evaluates a model on columns [N, …] and a target [N] in memory; see `evaluate_rows`.
+    """Evaluates a model on columns [N, …] and a target [N], as the network learns it, in memory; see `evaluate_rows`.
 
     In a process group every rank passes its own rows, and all ranks get the metrics of all rows.
     """
@@ -53,7 +55,7 @@ def evaluate(
         Batch([torch.from_numpy(column[rows]) for column in columns], torch.from_numpy(target[rows]), _NO_POSITIONS)
         for rows in (slice(start, start + BATCH_ROWS) for start in range(0, len(target), BATCH_ROWS))
     )
-    return _evaluate(model, batches, task, num_classes, loss, device, counts=counts)
+    return _evaluate(model, batches, task, num_classes, loss, device, counts=counts, scaling=scaling)
 
 
 def evaluate_rows(
@@ -69,6 +71,7 @@ def evaluate_rows(
     custom: CustomMetrics | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     counts: ClassCounts | None = None,
+    scaling: TargetScaling | None = None,
 ) -> dict[str, float]:
     """Evaluates a model in evaluation mode on every row once.
 
@@ -87,6 +90,7 @@ def evaluate_rows(
         custom: the user's own metrics, whose earlier rows are forgotten.
         threshold: binary: the class is 1 if its probability is at least this.
         counts: counts the classes of the rows too, if given.
+        scaling: regression: the scale of the target in the rows; metrics other than `loss` are in the units of the data.
 
     Returns:
         Each metric by name, and `loss`, the mean per row (per counted token, for token tasks) without regularization.
@@ -104,7 +108,7 @@ def evaluate_rows(
     num_more = -(-most // size) - -(-len(own) // size)
     first = np.zeros(1, dtype=np.int64)
     uncounted = [rows.take(first, first)] * num_more
-    return _evaluate(model, batches, task, num_classes, loss, device, uncounted, custom, threshold, counts)
+    return _evaluate(model, batches, task, num_classes, loss, device, uncounted, custom, threshold, counts, scaling)
 
 
 def _evaluate(
@@ -118,16 +122,19 @@ def _evaluate(
     custom: CustomMetrics | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     counts: ClassCounts | None = None,
+    scaling: TargetScaling | None = None,
 ) -> dict[str, float]:
     device = device or torch.device("cpu")
     if custom is not None:
         custom.begin(device)
-    metrics: _RowMetrics | _TokenMetrics
-    metrics = (
-        _TokenMetrics(device)
-        if task in TOKEN_TASKS
-        else _RowMetrics(task, num_classes, device, threshold, None if counts is None else counts.to(device))
-    )
+    metrics: _RowMetrics | _TokenMetrics | _NumberMetrics
+    if task in TOKEN_TASKS:
+        metrics = _TokenMetrics(device)
+    elif task == "regression":
+        metrics = _NumberMetrics(device, scaling)
+    else:
+        metrics = _RowMetrics(task, num_classes, device, threshold, None if counts is None else counts.to(device))
+    units = TargetUnits(scaling).to(device)
     was_training = model.training
     model.eval()
     with torch.no_grad():  # not inference_mode: FSDP2's gathered weights would be unusable in the next step
@@ -137,7 +144,7 @@ def _evaluate(
             logits = logits if logits.dtype == torch.float64 else logits.float()
             metrics.update(logits, wanted, loss)
             if custom is not None:
-                custom.update(*comparable(task, logits, wanted))
+                custom.update(*(units(values) for values in comparable(task, logits, wanted)))
         for batch in uncounted:
             model(*[column.to(device) for column in batch.columns])
         result = metrics.compute() | (custom.compute() if custom is not None else {})
@@ -156,9 +163,6 @@ class _RowMetrics:
 
     def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._loss.update(loss(logits, target))
-        if self._task == "regression":
-            self._metrics.update(*comparable(self._task, logits, target))
-            return
         target = target.long()
         if self._area is None:
             self._metrics.update(logits, target)
@@ -176,6 +180,30 @@ class _RowMetrics:
         if self._area is not None:
             metrics["auroc"] = float(self._area.compute())
         return {**metrics, "loss": float(self._loss.compute())}
+
+
+class _NumberMetrics:
+    """Computes in the units in which the network learns, in float64, and converts the results to those of the data.
+
+    In the units of the data, the r2 of numbers with a large mean loses all digits: it is a difference of squares.
+    """
+
+    def __init__(self, device: torch.device, scaling: TargetScaling | None) -> None:
+        chosen = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+        self._metrics = MetricCollection({name: one.set_dtype(torch.float64) for name, one in chosen.items()}).to(
+            device
+        )
+        self._loss = MeanMetric().to(device)
+        scale = 1.0 if scaling is None else scaling.scale[0]
+        self._factors = {"mse": scale**2, "mae": scale}
+
+    def update(self, logits: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._loss.update(loss(logits, target))
+        self._metrics.update(*(values.double() for values in comparable("regression", logits, target)))
+
+    def compute(self) -> dict[str, float]:
+        found = {name: float(value) * self._factors.get(name, 1.0) for name, value in self._metrics.compute().items()}
+        return {**found, "loss": float(self._loss.compute())}
 
 
 class _TokenMetrics:
@@ -205,10 +233,8 @@ def _metrics(task: str, num_classes: int) -> MetricCollection:
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
             "f1": MulticlassF1Score(num_classes, average="macro"),
         }
-    elif task == "binary":
-        chosen = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}
     else:
-        chosen = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+        chosen = {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()}
     return MetricCollection(chosen)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maas_ray.data.loading.rows import Rows
+from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.train.custom.loss import IGNORED
@@ -52,7 +53,8 @@ def show_samples(model: nn.Module, rows: Rows, dataset: Dataset, count: int, dev
 
 def _rows(logits: Tensor, target: Tensor, features: Features) -> Iterable[Sequence[str]]:
     if features.task == "regression":
-        for wanted, value in zip(target.tolist(), logits[:, 0].tolist(), strict=True):
+        units = TargetUnits(features.target_scaling)
+        for wanted, value in zip(units(target).tolist(), units(logits)[:, 0].tolist(), strict=True):
             yield f"{wanted:.6g}", f"{value:.6g}"
         return
     labels = features.labels or ("0", "1")

@@ -95,6 +95,12 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def remark(metrics: Mapping[str, float]) -> str | None:
+    """What a reader of metrics should know about them, or None."""
+    worse = [name for name, value in metrics.items() if name.removeprefix(VALIDATION) == "r2" and value < 0]
+    return f"{worse[0]} is below 0: worse than predicting the mean of the target" if worse else None
+
+
 def metrics_of(entry: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of one entry of a history: `{step, loss, …}` or `{step, validation: {…}}`."""
     metrics = {"loss": entry["loss"]} if "loss" in entry else {}

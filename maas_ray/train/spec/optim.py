@@ -70,7 +70,8 @@ class ObjectiveSpec(Spec):
     precision there, `recall>=0.9` the highest precision; or a number. `evaluate`, `publish` and the exported graph use
     it; validation during training uses 0.5."""
     huber_delta: float = Field(default=1.0, gt=0.0)
-    """Error above which `huber` grows linearly, in units of the target."""
+    """Error above which `huber` grows linearly, in the units of the loss: standard deviations of the target, unless
+    `data.target_scaling` is none."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of each target that is distributed evenly over all classes (or token ids); not for regression."""
     l1: float = Field(default=0.0, ge=0.0)

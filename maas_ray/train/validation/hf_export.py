@@ -35,9 +35,15 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
 
     Raises:
         Conflict: the folder already contains a model, or other weights.
-        ModelError: the model has no Hugging Face format.
+        ModelError: the model has no Hugging Face format, or was trained on a scaled target.
     """
     refuse_other(trained.net)
+    if trained.dataset.features.target_scaling is not None:
+        raise ModelError(
+            f"run {trained.run.id!r} was trained on a scaled target, but a model in Hugging Face's format returns its "
+            "outputs without a conversion to the units of the data; train it with data.target_scaling: none, or publish "
+            "it as a bundle"
+        )
     there = {info.key for info in to.scan("")}
     if CONFIG in there:
         raise Conflict(f"{to.uri} already contains a model ({CONFIG}); choose another folder")

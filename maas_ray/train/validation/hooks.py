@@ -66,6 +66,7 @@ def sync_validation(
                 world=coordinates.layout.dp,
                 custom=build_metrics(spec.metrics, group),
                 counts=(counts := count_classes(dataset.features)),
+                scaling=dataset.features.target_scaling,
             )
             classes = report_classes(dataset.features, counts, len(rows))
             if count := spec.tensorboard.samples:

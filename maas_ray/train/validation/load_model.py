@@ -75,9 +75,8 @@ def load_trained(store: ObjectStore, run: str, step: Which = None, *, weights: W
     dataset = open_dataset(store, record.data_digest)
     if record.spec.model.is_classical:
         fitted = load_fitted(store, run, step if isinstance(step, int) else None)  # there is only one
-        return Trained(
-            record, fitted.step, fitted.digest, GraphNet(fitted.graph, dataset.features.task).eval(), dataset
-        )
+        net: nn.Module = GraphNet(fitted.graph, dataset.features.task, scaling=dataset.features.target_scaling)
+        return Trained(record, fitted.step, fitted.digest, net.eval(), dataset)
     committed = open_checkpoint(store, checkpoints_prefix(run), choose_step(store, record, step))
     keeps_average = any(name.startswith(AVERAGE) for name in read_index(committed))
     if weights == "ema" and not keeps_average:
@@ -137,6 +136,7 @@ def evaluate_trained(
         custom=build_metrics(own),
         threshold=threshold,
         counts=counts,
+        scaling=features.target_scaling,
     )
     classes = report_classes(features, counts, num_rows, threshold)
     return Evaluation(trained.run.id, trained.step, split, num_rows, found, classes)

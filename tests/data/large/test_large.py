@@ -30,6 +30,7 @@ from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.data.stored.random_rows import spread_rows
 from maas_ray.data.table.split import assign_rows
+from maas_ray.data.table.target import scale_target
 from maas_ray.errors import DataError, ObjectCorrupt
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import list_committed, verify
@@ -388,6 +389,27 @@ def test_a_thousand_shards_of_one_unit_are_in_the_order_of_its_rows(
     dataset = prepare(spec, file_store)
     assert len(dataset.shards.shards["train"]) == 1010
     assert dataset.read("train").target.tolist() == list(range(1010))
+
+
+def test_large_data_has_the_same_scale_as_data_in_memory(
+    file_store: ObstoreStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_cluster(monkeypatch)
+    generator = np.random.default_rng(1)
+    y = (generator.normal(size=900) * 1e5 + 5e5).astype(np.float32)
+    table = pa.table({"a": generator.normal(size=900), "y": y})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+    spec = DataSpec(uri=str(tmp_path / "rows.parquet"), target="y", task="regression")
+    dataset = prepare(spec, file_store)
+    assert dataset.shards is not None
+    train = dataset.read("train").target
+    assert dataset.features.target_scaling == scale_target(train, "standard")
+    shift, scale = dataset.features.target_scaling.shift[0], dataset.features.target_scaling.scale[0]
+    assert (shift, scale) == pytest.approx((train.astype(np.float64).mean(), train.astype(np.float64).std()), rel=1e-12)
+    ids = np.arange(train.size)
+    loaded = open_rows(dataset, "train").take(ids, ids).target
+    assert loaded.dtype == torch.float32
+    np.testing.assert_allclose(loaded.numpy(), (train.astype(np.float64) - shift) / scale, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("change", ["grew", "shrank"])
