@@ -103,6 +103,11 @@ def import_model(spec: ModelSpec) -> None:
         import_class(spec.name)
 
 
+def is_imported(spec: ModelSpec) -> bool:
+    """Whether the model is a user's own class."""
+    return spec.name not in FAMILIES and not spec.is_classical and not spec.name.startswith(PREFIX)
+
+
 def is_read(spec: ModelSpec) -> bool:
     """Whether the weights are read from a folder instead of initialized randomly."""
     return spec.name.startswith(PREFIX) and spec.params.get("path") is not None

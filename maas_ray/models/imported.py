@@ -27,7 +27,7 @@ def build_imported(
         path: `package.module:Class`.
         params: arguments of the constructor.
         row: its shape is passed as `input_shape` if the constructor has this parameter and `params` does not set it;
-            likewise its `vocab_size`, which is None for rows of values.
+            likewise its `vocab_size`, which is None for rows of values, its `columns` and its `cardinalities`.
         num_outputs: passed as `num_outputs` likewise.
         per_token: passed as `per_token` likewise.
 
@@ -44,6 +44,8 @@ def build_imported(
         "num_outputs": num_outputs,
         "vocab_size": row.vocab_size,
         "per_token": per_token,
+        "columns": row.columns,
+        "cardinalities": row.cardinalities,
     }
     arguments = {name: value for name, value in offered.items() if name in named} | dict(params)
     if not any(given.kind is given.VAR_KEYWORD for given in accepted.values()):

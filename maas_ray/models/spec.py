@@ -40,7 +40,9 @@ class ModelSpec(Spec):
     `random_forest`, `gradient_boosting`, `svm`), a class of the package transformers (`hf:LlamaForCausalLM`), or the
     import path `package.module:Class` of any nn.Module. Such a class maps float32 [N, *input_shape], or int64 token ids
     [N, T] if the rows are tokens, to [N, num_outputs], or to [N, T, num_outputs] if the task is per token. Its
-    constructor receives those of `input_shape`, `num_outputs`, `vocab_size` and `per_token` that it declares."""
+    constructor receives those of `input_shape`, `num_outputs`, `vocab_size`, `per_token`, `columns` (name, kind, first
+    position, width and cardinality of each column in a row of a table) and `cardinalities` (number of codes of each
+    ordinal column) that it declares."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
     initialization: Initialization = "default"

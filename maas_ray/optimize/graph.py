@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from maas_ray.data.spec.features import UNKNOWN, CategoricalColumn
+from maas_ray.data.spec.features import CategoricalColumn
 from maas_ray.errors import BundleError
 from maas_ray.version import __version__
 
@@ -55,7 +55,7 @@ def rename_values(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[st
 def encode_inputs(graph: GraphProto, columns: Iterable[CategoricalColumn]) -> None:
     """Puts a LabelEncoder before each categorical input, which then takes raw strings or integers.
 
-    A category becomes its code, a missing value (an empty string) the code of the fill, any other value `UNKNOWN`.
+    A category becomes its code, a missing value (an empty string) the code of the fill, any other value its `unknown_code`.
     """
     values = {value.name: value for value in graph.input}
     encoders = []
@@ -158,5 +158,5 @@ def _label_encoder(column: CategoricalColumn, output: str) -> NodeProto:
         domain=_ML_DOMAIN,
         **{"keys_strings" if is_text else "keys_int64s": keys},
         values_int64s=codes,
-        default_int64=UNKNOWN,
+        default_int64=column.unknown_code,
     )

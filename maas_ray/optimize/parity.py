@@ -205,7 +205,14 @@ def _run_module(served: nn.Module, features: Features, raw: Sequence[Array], bat
     parts = []
     with torch.no_grad():
         for start in range(0, len(raw[0]), batch_size):
-            parts.append(served(*(column[start : start + batch_size] for column in columns)))
+            try:
+                parts.append(served(*(column[start : start + batch_size] for column in columns)))
+            except Exception as error:  # a user's code may raise anything
+                raise GateError(
+                    f"the trained model fails on some of the rows of the parity gate, which contain missing values, "
+                    f"unknown categories and extreme numbers: {type(error).__name__}: {error}; callers of an endpoint send "
+                    "such rows too (an embedding needs data.cleaning.categorical.unknown: code)"
+                ) from error
     names = [output.name for output in build_signature(features).outputs]
     return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 

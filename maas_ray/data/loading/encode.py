@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.arrays import Array
-from maas_ray.data.spec.features import UNKNOWN, CategoricalColumn, Features
+from maas_ray.data.spec.features import CategoricalColumn, Features
 from maas_ray.errors import DataError
 
 
@@ -21,7 +21,7 @@ def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
 
     Returns:
         Categorical columns as int64 codes [N, 1]: a missing value (an empty string) becomes the code of the fill, and
-        a category that the training split does not contain becomes `UNKNOWN`. All other columns unchanged.
+        a category that the training split does not contain becomes `unknown_code`. All other columns unchanged.
 
     Raises:
         DataError: the number of columns differs, or a column without a fill has a missing value.
@@ -38,7 +38,7 @@ def encode_column(column: CategoricalColumn, values: Array) -> Array:
     """Encodes one categorical column; see `encode_columns`."""
     kind = pa.string() if column.datatype == "BYTES" else pa.int64()
     found = pc.index_in(pa.array(values.reshape(-1), kind), value_set=pa.array(column.categories, kind))
-    codes: NDArray[np.int64] = pc.fill_null(found, UNKNOWN).to_numpy(zero_copy_only=False).astype(np.int64)
+    codes: NDArray[np.int64] = pc.fill_null(found, column.unknown_code).to_numpy(zero_copy_only=False).astype(np.int64)
     if column.datatype == "BYTES":
         missing = values.reshape(-1) == ""
         if missing.any():

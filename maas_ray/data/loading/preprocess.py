@@ -90,7 +90,7 @@ class _OneHot(nn.Module):
 
     def __init__(self, columns: list[CategoricalColumn]) -> None:
         super().__init__()
-        pairs = [(i, code) for i, column in enumerate(columns) for code in range(len(column.categories))]
+        pairs = [(i, code) for i, column in enumerate(columns) for code in range(column.cardinality)]
         _buffer(self, "owner", torch.tensor([owner for owner, _ in pairs], dtype=torch.int64))
         _buffer(self, "code", torch.tensor([code for _, code in pairs], dtype=torch.int64))
 

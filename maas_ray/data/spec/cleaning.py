@@ -9,6 +9,7 @@ from maas_ray.spec import Spec
 Missing = Literal["error", "mean", "median", "most_frequent", "constant", "drop_row"]
 Scaling = Literal["none", "standard", "min_max"]
 Encoding = Literal["one_hot", "ordinal"]
+Unknown = Literal["zeros", "code"]
 
 
 class _MissingPolicy(Spec):
@@ -43,8 +44,12 @@ class CategoricalPolicy(_MissingPolicy):
     constant: str | None = None
     """The value for `missing: constant`."""
     encoding: Encoding = "one_hot"
-    """`one_hot`: one feature per category of the training split, all zeros for an unknown category; `ordinal`: one
-    feature, the category's index in sorted order, -1 for an unknown category."""
+    """`one_hot`: one feature per category of the training split; `ordinal`: one feature, the category's index in sorted
+    order."""
+    unknown: Unknown = Field(default="zeros", exclude_if=lambda value: value == "zeros")
+    """A category that the training split does not contain: with `zeros` it is all zeros in `one_hot` and -1 in `ordinal`;
+    with `code` it has a code of its own after the last category, which is one more feature in `one_hot`. An embedding
+    needs `code`, since it has no row for -1. No training row has this code, so its weights keep their initial values."""
 
 
 class TensorPolicy(_MissingPolicy):
@@ -71,6 +76,8 @@ class ColumnPolicy(_MissingPolicy):
     scaling: Scaling | None = None
     """For numbers and tensors."""
     encoding: Encoding | None = None
+    """For categories."""
+    unknown: Unknown | None = Field(default=None, exclude_if=lambda value: value is None)
     """For categories."""
 
 

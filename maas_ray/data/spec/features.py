@@ -4,20 +4,23 @@ The same description drives the torch preprocessing module, the encoder of the t
 graph, so an endpoint that takes raw values cannot disagree with training.
 """
 
+from collections.abc import Iterator
 from math import prod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maas_ray.row import Row
+from maas_ray.row import InputColumn, Row
 from maas_ray.spec import Spec
 
 Task = Literal["classification", "binary", "regression", "language_modeling", "masked_language_modeling"]
 TOKEN_TASKS: tuple[Task, ...] = ("language_modeling", "masked_language_modeling")
 """The tasks with a target per token instead of one per row."""
 
+Unknown = Literal["zeros", "code"]
 UNKNOWN = -1
-"""Code of a category that the training split does not contain; its one-hot encoding is all zeros."""
+"""Code of a category that the training split does not contain, unless it has a code of its own; its one-hot encoding is
+all zeros."""
 
 
 class NumericColumn(Spec):
@@ -43,6 +46,18 @@ class CategoricalColumn(Spec):
     """Code of a missing value (an empty string); None: the column has no missing values and a null is rejected."""
     encoding: Literal["one_hot", "ordinal"] = "one_hot"
     """`one_hot`: one feature per category; `ordinal`: the code itself as one feature."""
+    unknown: Unknown = Field(default="zeros", exclude_if=lambda value: value == "zeros")
+    """`code`: an unknown category has a code of its own, the number of categories."""
+
+    @property
+    def unknown_code(self) -> int:
+        """The code of a category that the training split does not contain."""
+        return len(self.categories) if self.unknown == "code" else UNKNOWN
+
+    @property
+    def cardinality(self) -> int:
+        """Number of codes that are at least 0."""
+        return len(self.categories) + (self.unknown == "code")
 
 
 class TensorColumn(Spec):
@@ -131,7 +146,20 @@ class Features(Spec):
             return Row((self.tokens.length,), self.tokens.vocab_size, self.tokens.pad)
         if len(self.columns) == 1 and self.columns[0].kind == "tensor":
             return Row(self.columns[0].shape)
-        return Row((sum(column_width(column) for column in self.columns),))
+        return Row((sum(column_width(column) for column in self.columns),), columns=tuple(self._places()))
+
+    def _places(self) -> Iterator[InputColumn]:
+        start = 0
+        for column in self.columns:
+            width = column_width(column)
+            if column.kind == "categorical":
+                has_unknown = column.unknown == "code"
+                yield InputColumn(column.name, column.encoding, start, width, (width,), column.cardinality, has_unknown)
+            elif column.kind == "tensor":
+                yield InputColumn(column.name, "tensor", start, width, column.shape)
+            elif column.kind == "numeric":
+                yield InputColumn(column.name, "numeric", start, width)
+            start += width
 
     @property
     def num_outputs(self) -> int:
@@ -151,5 +179,5 @@ def column_width(column: Column) -> int:
     if column.kind == "tokens":
         return column.length
     if column.kind == "categorical" and column.encoding == "one_hot":
-        return len(column.categories)
+        return column.cardinality
     return 1

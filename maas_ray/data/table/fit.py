@@ -126,6 +126,7 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
         categories=ordered,
         fill=fill,
         encoding=plan.encoding,
+        unknown=plan.unknown,
     )
 
 

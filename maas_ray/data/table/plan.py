@@ -16,6 +16,7 @@ from maas_ray.data.spec.cleaning import (
     NumericPolicy,
     Scaling,
     TensorPolicy,
+    Unknown,
 )
 from maas_ray.errors import DataError
 
@@ -36,6 +37,7 @@ class ColumnPlan:
     constant: Any = None
     scaling: Scaling = "none"
     encoding: Encoding = "one_hot"
+    unknown: Unknown = "zeros"
     is_integer: bool = False
     """Whether the categories are integers on the wire."""
     is_bytes: bool = False
@@ -70,8 +72,8 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
     where = f"cleaning.columns.{name}"
     if missing not in _ALLOWED[kind]:
         raise DataError(f"{where}.missing: {missing!r} does not fit a {kind} column; use {', '.join(_ALLOWED[kind])}")
-    if own.scaling if kind == "categorical" else own.encoding:
-        unused = "scaling" if kind == "categorical" else "encoding"
+    if own.scaling if kind == "categorical" else own.encoding or own.unknown:
+        unused = "scaling" if kind == "categorical" else "encoding" if own.encoding else "unknown"
         raise DataError(f"{where}.{unused} does not fit a {kind} column; remove it")
     if missing == "constant":
         constant = _constant(where, kind, constant)
@@ -80,7 +82,8 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
     scaling: Scaling = "none" if isinstance(default, CategoricalPolicy) else own.scaling or default.scaling
     encoding = own.encoding or spec.categorical.encoding
     is_integer = kind == "categorical" and pa.types.is_integer(field.type)
-    return ColumnPlan(name, kind, missing, constant, scaling, encoding, is_integer, is_bytes, shape)
+    unknown = own.unknown or spec.categorical.unknown
+    return ColumnPlan(name, kind, missing, constant, scaling, encoding, unknown, is_integer, is_bytes, shape)
 
 
 def _constant(where: str, kind: Kind, value: Any) -> float | str:

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
-from maas_ray.models.build import example_rows
+from maas_ray.models.build import example_rows, is_imported
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.callbacks.load import check_callbacks
 from maas_ray.train.custom.loss import CustomLoss, check_loss
-from maas_ray.train.loop.assemble import build_or_defer
+from maas_ray.train.loop.assemble import build_net, build_or_defer
 from maas_ray.train.loop.auxiliary import split_output
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.modules.batch_statistics import refuse_lone_row
+from maas_ray.train.modules.input_range import extreme_rows, refuse_out_of_range, refuse_rounded_codes
 from maas_ray.train.modules.probabilities import normalized_output
 from maas_ray.train.modules.unused_parameters import unused_weights
 from maas_ray.train.optim.check import check_optimizer
@@ -31,6 +33,8 @@ from maas_ray.train.spec.metrics import VALIDATION
 from maas_ray.train.spec.train import TrainSpec
 
 _EXAMPLE_ROWS = 8
+_MAX_BUILT_HERE = 1 << 27
+"""Largest number of weights of a model that is built for a check although each rank builds only its part."""
 
 log = get_logger(__name__)
 
@@ -47,6 +51,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
     net, deferred = build_or_defer(spec, features, layouts)
     freeze_weights(spec.optimizer, net)
     has_data = not any(weight.is_meta for weight in net.parameters())
+    _check_codes(spec, features, net)
     if has_data and (unused := unused_weights(net, example)):
         log.warning("the model's logits do not depend on %s, which will not change", ", ".join(unused))
     if has_data and not spec.objective.is_imported:
@@ -83,6 +88,21 @@ def _warn_of_probabilities(spec: TrainSpec, dataset: Dataset, net: nn.Module) ->
             "keeps the probabilities from 0 and 1",
             ending,
         )
+
+
+def _check_codes(spec: TrainSpec, features: Features, net: nn.Module) -> None:
+    """Runs a user's module on the extreme codes of the data; one without data is built here, unless it is large."""
+    if not is_imported(spec.model):
+        return
+    if spec.precision == "bf16" and any(layout.dp_shard > 1 for layout in spec.layouts()):
+        refuse_rounded_codes(features.row)
+    if extreme_rows(features.row) is None:
+        return
+    if any(weight.is_meta for weight in net.parameters()):
+        if sum(weight.numel() for weight in net.parameters()) > _MAX_BUILT_HERE:
+            return
+        net = build_net(spec, features)
+    refuse_out_of_range(net, features.row)
 
 
 def _check_imported(spec: TrainSpec, dataset: Dataset, net: nn.Module | None) -> None:
