@@ -4,6 +4,8 @@ Statistics are fitted on the training split alone. A small table is prepared in 
 Ray tasks and stored as shards (large/prepare.py), with the same rows, features and report.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -11,6 +13,8 @@ from maas_ray.data.large import prepare as large
 from maas_ray.data.large.save import save_shards
 from maas_ray.data.sources.cast import CastColumn, cast_column
 from maas_ray.data.sources.files import format_of, list_files
+from maas_ray.data.sources.image_folders import find_images
+from maas_ray.data.sources.images import mark_images, settle_images
 from maas_ray.data.sources.table import SKLEARN, read_table
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.spec.features import TOKEN_TASKS, Features
@@ -52,11 +56,16 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         return prepare_labelled_texts(spec, spec.text, store)
     require_ray()
     paths: list[str] | None = None
+    source = {"uri": spec.uri, "spec_digest": spec.digest()}
+    about_images: dict[str, Any] | None = None
     if not spec.uri.startswith(SKLEARN):
-        files = list_files(spec)
+        images = find_images(spec)
+        if images is not None:
+            spec, about_images = settle_images(spec, images)
+        files = list_files(spec) if images is None else images.files
         paths = [file.path for file in files]
         if large.is_large(files, kind := format_of(spec, paths)):
-            return large.prepare_large(spec, store, files, kind, cpu_timeout_s)
+            return large.prepare_large(spec, store, files, kind, cpu_timeout_s, about_images)
     raw_table = read_table(spec, paths)
     raw = raw_table.table
     target = cast_target(spec.target, raw.column(spec.target), spec.task)
@@ -81,8 +90,12 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         if spec.task == "regression"
         else class_names(spec.target, targets["train"], spec.task, spec.positive_class)
     )
+    fitted = fit_columns(tables["train"], plans, spec.cleaning.max_categories, cpu_timeout_s=cpu_timeout_s)
+    if about_images is not None:
+        report |= about_images
+        fitted = mark_images(spec, fitted)
     features = Features(
-        columns=fit_columns(tables["train"], plans, spec.cleaning.max_categories, cpu_timeout_s=cpu_timeout_s),
+        columns=fitted,
         task=spec.task,
         target=spec.target,
         weight=spec.weight,
@@ -99,7 +112,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
             tables[split] = tables[split].append_column(WEIGHT, weight.take(pa.array(rows[split])))
     is_heavy = sum(table.nbytes for table in tables.values()) > large.LARGE_BYTES
     save = save_shards if is_heavy else save_dataset
-    return save(store, tables, features, report, {"uri": spec.uri, "spec_digest": spec.digest()})
+    return save(store, tables, features, report, source)
 
 
 def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan]]:

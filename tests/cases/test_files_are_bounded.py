@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 from pyarrow import csv, feather, parquet
 
-from maas_ray.cli.rows import read_rows
 from maas_ray.client import Tensor
+from maas_ray.client.description import ModelDescription
+from maas_ray.client.files import read_input_file
 from maas_ray.data.sources.table import read_table
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
@@ -260,5 +261,5 @@ def test_rows_to_predict_are_bounded_too(tmp_path: Path, name: str, content: byt
     (tmp_path / name).write_bytes(content)
     inputs = [INPUT if name.endswith("npy") else Tensor(name="x", datatype="FP32", shape=())]
     with pytest.raises(DataError) as caught:
-        read_rows(tmp_path / name, inputs)
+        read_input_file(tmp_path / name, ModelDescription(tuple(inputs)))
     assert len(str(caught.value)) < 10_000

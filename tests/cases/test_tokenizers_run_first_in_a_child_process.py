@@ -11,7 +11,8 @@ from tokenizers import models
 
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.tokenizer import MAX_VOCAB_SIZE, read_tokenizer
+from maas_ray.data.text.tokenizer import read_tokenizer
+from maas_ray.decoding.tokenizer import MAX_VOCAB_SIZE
 from maas_ray.errors import DataError
 from maas_ray.spec import parse_spec
 

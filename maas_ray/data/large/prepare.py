@@ -6,7 +6,7 @@ of CPUs, the order in which tasks end, or tasks that were lost and run again.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -23,6 +23,8 @@ from maas_ray.data.large.units import FORMATS, UnitSource, open_source
 from maas_ray.data.large.write import Writing, write_unit
 from maas_ray.data.sources.cast import Cast, apply_cast
 from maas_ray.data.sources.files import File, list_files
+from maas_ray.data.sources.image_folders import find_images
+from maas_ray.data.sources.images import mark_images
 from maas_ray.data.spec.data import SPLITS, DataSpec, Format
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
@@ -51,7 +53,12 @@ def is_large(files: Sequence[File], kind: Format) -> bool:
 
 
 def prepare_large(
-    spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float
+    spec: DataSpec,
+    store: ObjectStore,
+    files: Sequence[File],
+    kind: Format,
+    cpu_timeout_s: float,
+    about_images: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """As `prepare`.
 
@@ -61,6 +68,7 @@ def prepare_large(
         files: the files that the spec's URI names.
         kind: format of the files.
         cpu_timeout_s: longest wait for a free CPU of the Ray cluster.
+        about_images: for images, what to add to the report.
 
     Raises:
         DataError: the data cannot be read, cleaned or split according to the spec, or changed meanwhile.
@@ -71,16 +79,21 @@ def prepare_large(
         return open_dataset(store, str(open_committed(store, seen, SEEN).meta.get("dataset")))
     except NotFound:
         pass  # the first time, or the data set was removed
-    dataset = prepare_files(spec, store, files, kind, cpu_timeout_s)
+    dataset = prepare_files(spec, store, files, kind, cpu_timeout_s, about_images)
     with suppress(Conflict):
         CommitWriter(store, seen, SEEN).commit({"dataset": dataset.digest})
     return dataset
 
 
 def prepare_files(
-    spec: DataSpec, store: ObjectStore, files: Sequence[File], kind: Format, cpu_timeout_s: float
+    spec: DataSpec,
+    store: ObjectStore,
+    files: Sequence[File],
+    kind: Format,
+    cpu_timeout_s: float,
+    about_images: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Cleans files into a data set, in Ray tasks; see `prepare_large` for the errors."""
+    """Cleans files into a data set, in Ray tasks; see `prepare_large` for the arguments and the errors."""
     source, kinds = survey_source(open_source(spec, files, kind), cpu_timeout_s)
     plans = tuple(plan_unit_column(source, name, cast) for name, cast in kinds.columns.items())
     job = CleaningJob(source, kinds, plans, count_split(source, kinds, cpu_timeout_s))
@@ -90,8 +103,9 @@ def prepare_files(
         if spec.task == "regression"
         else order_classes(spec.target, sorted(found.classes["train"]), spec.task, spec.positive_class)
     )
+    columns = fit_statistics(found.statistics, plans, spec.cleaning.max_categories)
     features = Features(
-        columns=fit_statistics(found.statistics, plans, spec.cleaning.max_categories),
+        columns=columns if about_images is None else mark_images(spec, columns),
         task=spec.task,
         target=spec.target,
         weight=spec.weight,
@@ -104,7 +118,7 @@ def prepare_files(
         "format": SHARDED,
         "features": features.model_dump(mode="json"),
         "num_rows": found.num_rows,
-        "report": found.report,
+        "report": {**found.report, **(about_images or {})},
     }
     digest = content_digest(body, found.content)
     try:
@@ -142,7 +156,7 @@ def _write(
         for one in units[number]:
             shards[one["split"]].append(Shard(name=one["name"], num_rows=one["num_rows"]))
     written = {split: sum(shard.num_rows for shard in shards[split]) for split in SPLITS}
-    if written != found.num_rows or list_files(source.spec) != list(files):
+    if written != found.num_rows or _list_again(source.spec) != list(files):
         writer.abandon()
         raise DataError(
             f"{source.spec.uri} changed while it was being read; prepare it again once its files are complete"
@@ -151,6 +165,11 @@ def _write(
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
     about = {"shards": layout.model_dump(mode="json"), "source": where, "class_rows": dict(found.classes["train"])}
     return end_dataset(store, writer, writing.digest, {**body, **about})
+
+
+def _list_again(spec: DataSpec) -> list[File]:
+    images = find_images(spec)
+    return list_files(spec) if images is None else images.files
 
 
 def _seen_prefix(spec: DataSpec, files: Sequence[File]) -> str:

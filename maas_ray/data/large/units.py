@@ -303,7 +303,7 @@ def _csv_head(spec: DataSpec, system: Any, file: File, *, is_first: bool) -> _He
 
 def _image_heads(spec: DataSpec, system: Any, files: Sequence[File]) -> list[_Head]:
     """Every image is a row; only the first image is read."""
-    shape = image_shape(spec, system, files[0].path)
+    shape = image_shape(spec, system, [file.path for file in files])
     schema = read_images(spec, system, [], shape).schema
     first = _Head(schema.names, schema, [(1, prod(shape))])
     return [first, *(_Head([], None, [(1, prod(shape))]) for _ in files[1:])]

@@ -11,7 +11,7 @@ from maas_ray.data.sources.bounds import BoundedStream
 from maas_ray.data.spec.data import DataSpec, Format
 from maas_ray.errors import DataError
 
-_EXTENSIONS: dict[str, Format] = {
+EXTENSIONS: dict[str, Format] = {
     ".csv": "csv",
     ".csv.gz": "csv",
     ".tsv": "csv",
@@ -31,6 +31,9 @@ _EXTENSIONS: dict[str, Format] = {
     ".jpeg": "images",
     ".bmp": "images",
     ".webp": "images",
+    ".tif": "images",
+    ".tiff": "images",
+    ".gif": "images",
     "-ubyte": "idx",
     "-ubyte.gz": "idx",
 }
@@ -159,18 +162,21 @@ def format_of(spec: DataSpec, paths: list[str]) -> Format:
         return spec.format
     formats: dict[Format, str] = {}
     for path in paths:
-        extension = next(
-            (end for end in sorted(_EXTENSIONS, key=len, reverse=True) if path.lower().endswith(end)), None
-        )
+        extension = extension_of(path)
         if extension is None:
-            raise DataError(f"{path}: unknown extension; expected one of {', '.join(_EXTENSIONS)}, or set data.format")
-        formats.setdefault(_EXTENSIONS[extension], path)
+            raise DataError(f"{path}: unknown extension; expected one of {', '.join(EXTENSIONS)}, or set data.format")
+        formats.setdefault(EXTENSIONS[extension], path)
     if len(formats) > 1:
         raise DataError(
             f"{spec.uri} contains files of several formats ({', '.join(formats.values())}); select one format with a "
             "glob"
         )
     return next(iter(formats))
+
+
+def extension_of(path: str) -> str | None:
+    """The longest known extension with which a path ends, in any case; None: unknown."""
+    return next((end for end in sorted(EXTENSIONS, key=len, reverse=True) if path.lower().endswith(end)), None)
 
 
 def _match(files: Any, pattern: str) -> list[Any]:

@@ -62,12 +62,32 @@ def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
         return RawTable(_select(spec, table, spec.uri), True)
     files, _ = filesystem(spec, spec.uri)
     if kind == "images":
-        table = read_images(spec, files, paths, image_shape(spec, files, paths[0]))
+        table = read_images(spec, files, paths, image_shape(spec, files, paths))
         return RawTable(_select(spec, table, spec.uri), True)
+    return RawTable(read_files(spec, paths, lambda table, path: _select(spec, table, path)), is_typed=kind != "csv")
+
+
+def read_files(spec: DataSpec, paths: list[str], select: Callable[[pa.Table, str], pa.Table]) -> pa.Table:
+    """All rows of files with columns, in order.
+
+    Args:
+        spec: names the files and how they are read.
+        paths: their paths.
+        select: returns the columns to keep of the table of a file, given with the file's path.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    kind = format_of(spec, paths)
+    if kind == "numpy":
+        return select(read_numpy(spec), spec.uri)
     readers = {"csv": _read_csv, "parquet": _read_native("parquet"), "arrow": read_arrow, "jsonl": read_jsonl}
+    if kind not in readers:
+        raise DataError(f"{spec.uri} is {kind}, which has no columns; use one of {', '.join(readers)}, numpy")
+    files, _ = filesystem(spec, spec.uri)
     tables: list[pa.Table] = []
     for path in paths:
-        tables.append(_select(spec, readers[kind](spec, files, path), path))
+        tables.append(select(readers[kind](spec, files, path), path))
         refuse_other_columns(tables[-1].column_names, path, tables[0].column_names, paths[0])
     try:
         joined = pa.concat_tables(tables, promote_options="permissive")
@@ -75,7 +95,7 @@ def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
         raise DataError(f"the files of {spec.uri} do not fit together: {error}") from error
     if not joined.num_rows:
         raise DataError(f"{spec.uri} has columns but no rows")
-    return RawTable(joined, is_typed=kind != "csv")
+    return joined
 
 
 def _select(spec: DataSpec, table: pa.Table, where: str) -> pa.Table:

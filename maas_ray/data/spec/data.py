@@ -19,14 +19,19 @@ DEFAULT_EXPANSION = 100.0
 
 
 class ImageSpec(Spec):
-    """The size of every image row; by default that of the first file. Images of other sizes are scaled."""
+    """The size of every image row; by default that of the first file. Images of other sizes are scaled.
+
+    EXIF orientation is applied, the high byte of 16-bit values is used, and of several frames the first one.
+    """
 
     height: int | None = Field(default=None, ge=1, le=8192)
     """Pixels."""
     width: int | None = Field(default=None, ge=1, le=8192)
     """Pixels."""
     channels: Literal[1, 3] | None = None
-    """1: gray; 3: red, green, blue."""
+    """1: gray; 3: red, green, blue. By default 3 if any of the images has colors."""
+    background: int = Field(default=255, ge=0, le=255, exclude_if=lambda value: value == 255)
+    """Gray level that is visible behind transparent pixels; 255: white."""
 
 
 class DataSpec(Spec):

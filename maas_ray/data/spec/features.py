@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from maas_ray.decoding.spec import ImageEncoding
 from maas_ray.row import InputColumn, Row
 from maas_ray.spec import Spec
 
@@ -32,6 +33,8 @@ class NumericColumn(Spec):
     """Replaces a missing value; None: the column has no missing values and a null is rejected."""
     shift: float = 0.0
     scale: float = 1.0
+    boolean: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether all values are booleans (1 is true), which the endpoint takes as such."""
 
 
 class CategoricalColumn(Spec):
@@ -73,6 +76,8 @@ class TensorColumn(Spec):
     """One value for the whole tensor, or one per element in row-major order."""
     scale: tuple[float, ...] = (1.0,)
     """As `shift`."""
+    image: ImageEncoding | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How image files become this tensor; None: the data contained plain numbers."""
 
 
 class TokensColumn(Spec):

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import DTypeLike, NDArray
 
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import ClusterError
 
 TASK_TIMEOUT_S = 1800.0

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from maas_ray.data.sources.files import read_bytes
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.data.spec.text import TextSpec
-from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer, read_tokenizer
+from maas_ray.data.text.tokenizer import UNKNOWN, learn_tokenizer, read_tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 
 _SAMPLE_CHARS = 1 << 16
 

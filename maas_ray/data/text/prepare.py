@@ -27,7 +27,7 @@ from maas_ray.data.table.split import assign_rows
 from maas_ray.data.text.encoding import encode_in_tasks
 from maas_ray.data.text.learning import find_tokenizer
 from maas_ray.data.text.source import TextPiece, read_pieces
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
 

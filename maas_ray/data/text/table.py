@@ -8,7 +8,6 @@ from hashlib import sha256
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from maas_ray.data.sources.arrays import tensor_field
 from maas_ray.data.sources.cast import to_text
@@ -23,11 +22,9 @@ from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import cast_target, class_names, encode_target, scale_target
 from maas_ray.data.table.weight import read_weight
 from maas_ray.data.text.learning import find_tokenizer
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.decoding.tokenizer import encode_rows
 from maas_ray.errors import DataError
 from maas_ray.store.objects import ObjectStore
-
-_TEXTS_AT_ONCE = 1024
 
 
 def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -> Dataset:
@@ -67,7 +64,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     )
     tables, num_cut = {}, 0
     for split in SPLITS:
-        tokens, num_longer = _encode(tokenizer, by_split[split], text.seq_len, pad)
+        tokens, lengths = encode_rows(tokenizer, by_split[split], text.seq_len, pad)
         field, array = tensor_field(text.field, tokens)
         codes = encode_target(spec.target, targets[split], labels, split)
         encoded = codes.astype(np.float32) if spec.task == "binary" else codes
@@ -75,7 +72,7 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
         tables[split] = table.append_column(TARGET, pa.array(encoded))
         if weight is not None:
             tables[split] = tables[split].append_column(WEIGHT, weight.take(pa.array(rows[split])))
-        num_cut += num_longer
+        num_cut += int((lengths > text.seq_len).sum())
     column = TokensColumn(
         name=text.field,
         length=text.seq_len,
@@ -106,14 +103,3 @@ def prepare_labelled_texts(spec: DataSpec, text: TextSpec, store: ObjectStore) -
     )
     source = {"uri": spec.uri, "spec_digest": spec.digest()}
     return save_dataset(store, tables, features, report, source, tokenizer.content)
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str], length: int, pad: int) -> tuple[NDArray[np.int32], int]:
-    """Token ids [N, length], and the number of texts that are longer."""
-    rows = np.full((len(texts), length), pad, dtype=np.int32)
-    num_longer = 0
-    for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        for row, token_ids in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), start=first):
-            rows[row, : len(token_ids)] = token_ids[:length]
-            num_longer += len(token_ids) > length
-    return rows, num_longer

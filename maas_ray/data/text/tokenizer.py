@@ -1,10 +1,6 @@
-"""Encodes text as token ids and decodes them, with the `tokenizers` library. Independent of data sets.
+"""Reads untrusted tokenizers and learns vocabularies, with the `tokenizers` library. Independent of data sets."""
 
-A tokenizer is represented by its JSON file. Text is always plain text: a special token that is spelled out in it is
-encoded as its letters.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +10,12 @@ from tokenizers import Tokenizer as Engine
 
 from maas_ray import confined
 from maas_ray.data.spec.text import TokenizerSpec
-from maas_ray.data.text.words import Words, is_by_words
+from maas_ray.decoding.tokenizer import Lookup, Tokenizer
 from maas_ray.errors import ConfinedError, DataError
 
 UNKNOWN = "<|unknown|>"
 """The token for characters that only the held-out splits contain; part of the vocabulary only if there are any."""
 _VOCAB_SIZE = 8192
-MAX_VOCAB_SIZE = 1 << 22
 MAX_FILE_BYTES = 1 << 28
 MAX_IDS_PER_CHARACTER = 64
 LIMITS = confined.Limits(wall_s=120, cpu_s=20, memory_bytes=1 << 30)
@@ -29,71 +24,6 @@ PROBES = (
     "".join(map(chr, range(32, 127))), "ä ß é ñ 漢字 かな 한국 עברית العربية हिन्दी", "👍🏽👩‍👩‍👧 e\u0301 \u200b\ufeff\ufffd", "\x00\x01\x7f",
 )  # fmt: skip
 """Texts at which some tokenizers fail; tested in addition to the data's own texts."""
-
-Lookup = Callable[[str], NDArray[np.int64]]
-
-
-class Tokenizer:
-    """A tokenizer, read from its JSON file.
-
-    Args:
-        content: content of the file.
-        lookup: faster function from text to token ids that gives the tokenizer's results; None: the library encodes.
-
-    Raises:
-        DataError: the content is not a tokenizer's JSON.
-    """
-
-    def __init__(self, content: bytes, lookup: Lookup | None = None) -> None:
-        try:
-            self._engine = Engine.from_str(content.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"cannot read it as a tokenizer.json: {error}") from error
-        self._engine.encode_special_tokens = True
-        self._engine.no_padding()
-        self._engine.no_truncation()
-        self._lookup = lookup
-        self.content = content
-        self.vocab_size = 1 + max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1)
-        """Token ids are below this number."""
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            raise DataError(
-                f"the tokenizer has token ids up to {self.vocab_size - 1}; the limit is {MAX_VOCAB_SIZE - 1}"
-            )
-        self._words = Words(self._engine) if lookup is None and is_by_words(content) else None
-        self.is_fast = lookup is not None
-        """Whether encoding is about as fast as reading."""
-
-    def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """The token ids of each text, without special tokens."""
-        if self._lookup is not None:
-            return [self._lookup(text) for text in texts]
-        if self._words is not None:
-            return [self._words.encode(text) for text in texts]
-        found = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
-
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included."""
-        text: str = self._engine.decode([int(token_id) for token_id in token_ids], skip_special_tokens=False)
-        return text
-
-    def token_id(self, token: str, field: str) -> int:
-        """The id of a special token.
-
-        Args:
-            token: the token as spelled in the vocabulary.
-            field: the field of TokenizerSpec that names it.
-
-        Raises:
-            DataError: the vocabulary has no such token.
-        """
-        token_id = self._engine.token_to_id(token)
-        if token_id is None:
-            raise DataError(
-                f"the tokenizer has no token {token!r}; set data.text.tokenizer.{field} to one of its tokens, or add it"
-            )
-        return int(token_id)
 
 
 def read_tokenizer(where: str, content: bytes, sample: Sequence[str]) -> Tokenizer:

@@ -19,7 +19,8 @@ from maas_ray.data.spec.text import TokenizerSpec
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.data.text import encoding, source
 from maas_ray.data.text import prepare as preparing
-from maas_ray.data.text.tokenizer import Tokenizer, learn_tokenizer
+from maas_ray.data.text.tokenizer import learn_tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import ClusterError, DataError, ObjectCorrupt, SpecError
 from maas_ray.spec import parse_spec
 from maas_ray.store.manifest import list_committed

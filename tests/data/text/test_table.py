@@ -14,7 +14,7 @@ from maas_ray.data.loading.open import open_rows
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.prepare import prepare
 from maas_ray.data.spec.data import DataSpec
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import BundleError, DataError, SpecError
 from maas_ray.optimize.export import export
 from maas_ray.optimize.parity import check_parity

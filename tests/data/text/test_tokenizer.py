@@ -9,8 +9,9 @@ import pytest
 import tokenizers
 
 from maas_ray.data.spec.text import TokenizerSpec
-from maas_ray.data.text import words
-from maas_ray.data.text.tokenizer import UNKNOWN, Tokenizer, learn_tokenizer
+from maas_ray.data.text.tokenizer import UNKNOWN, learn_tokenizer
+from maas_ray.decoding import words
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import DataError
 
 TEXTS = ["To be, or not to be:\n\n that is the question. \u00e9\U0001f600\x00\t<|endoftext|>", "  Aye\r\n"]

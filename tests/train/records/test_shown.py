@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maas_ray.cli.training import runs as list_runs
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.stored.dataset import Dataset
-from maas_ray.data.text.tokenizer import Tokenizer
+from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.store.fsck import fsck
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.evaluation.predictions import MAX_NEW_TOKENS, show_samples
