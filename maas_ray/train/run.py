@@ -15,6 +15,7 @@ from maas_ray.checkpoint.catalog import open_checkpoint, read_saved
 from maas_ray.cluster.capacity.preflight import alive_nodes, preflight
 from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.data.prepare import prepare
+from maas_ray.data.spec.augmentation import refuse_augmentation
 from maas_ray.data.stored.dataset import Dataset
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, NotFound, SpecError
@@ -216,6 +217,8 @@ def _check(spec: TrainSpec, dataset: Dataset) -> None:
     if dataset.features.labels is not None and spec.objective.class_weights is not None:
         counts = dataset.count_classes().tolist() if spec.objective.class_weights == "balanced" else None
         resolve_weights(spec.objective.class_weights, dataset.features.labels, counts)
+    if spec.augmentation is not None:
+        refuse_augmentation(spec.augmentation, dataset.features)
     refuse_steps(spec.schedule, spec.total_steps(dataset.num_rows["train"]))
     task, has_validation = dataset.features.task, bool(dataset.num_rows.get("validation"))
     refuse_threshold(spec.objective.threshold, task, has_validation)

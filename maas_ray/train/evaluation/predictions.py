@@ -91,7 +91,7 @@ def _unmasked(logits: Tensor, target: Tensor, dataset: Dataset) -> Iterable[Sequ
 
 
 def _decoder(dataset: Dataset) -> Callable[[Sequence[int]], str]:
-    from maas_ray.data.text.tokenizer import Tokenizer  # late: only rows of tokens need it
+    from maas_ray.decoding.tokenizer import Tokenizer  # late: only rows of tokens need it
 
     return Tokenizer(dataset.tokenizer()).decode
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from maas_ray.data.loading.augment import AugmentedRows
 from maas_ray.data.loading.loader import Loader
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.loading.prefetch import Prefetcher
@@ -209,8 +210,11 @@ def build_plan(spec: TrainSpec, num_rows: int) -> LoopPlan:
 
 def build_loader(spec: TrainSpec, dataset: Dataset, coordinates: RankCoordinates, min_rows: int = 1) -> Loader:
     """The loader of this rank's rows of each global batch; for `min_rows` see `Loader` and `TrainState.min_rows`."""
+    rows = open_rows(dataset, "train", seed=spec.seed)
+    if spec.augmentation is not None:
+        rows = AugmentedRows(rows, spec.augmentation, dataset.features, spec.seed)
     return Loader.over(
-        open_rows(dataset, "train", seed=spec.seed),
+        rows,
         seed=spec.seed,
         global_batch=spec.batch.global_size,
         rank=coordinates.dp,

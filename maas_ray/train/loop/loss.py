@@ -24,7 +24,7 @@ def build_loss(spec: ObjectiveSpec, task: Task, *, is_training: bool = False) ->
         is_training: whether the loss includes `pos_weight`, which metrics do not.
 
     Returns:
-        A function of logits [N, K] and a target [N] (int64 class codes, or float32) to losses [N]; for token tasks of
+        A function of logits [N, K] and a target [N] (int64 class codes, or float32) or [N, K] (probabilities) to losses [N]; for token tasks of
         logits [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
         ModelError if the shapes do not match. Losses are float32, or float64 if the logits are.
 
@@ -38,9 +38,12 @@ def build_loss(spec: ObjectiveSpec, task: Task, *, is_training: bool = False) ->
     pos_weight = spec.pos_weight if is_training else None
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        if logits.dim() != 2 or target.shape != logits.shape[:1]:
+        is_mixed = target.is_floating_point() and target.shape == logits.shape  # probabilities of the classes
+        if logits.dim() != 2 or not (is_mixed or target.shape == logits.shape[:1]):
             raise _unfit(name, logits, target, "[N, classes]")
-        losses = functional.cross_entropy(_widened(logits), target, reduction="none", label_smoothing=smoothing)
+        wide = _widened(logits)
+        wanted = target.to(wide.dtype) if is_mixed else target
+        losses = functional.cross_entropy(wide, wanted, reduction="none", label_smoothing=smoothing)
         return focused(losses) if name == "focal" else losses
 
     def focused(losses: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from maas_ray.checkpoint.retention import Keep
+from maas_ray.data.spec.augmentation import AugmentationSpec
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.display import masked
 from maas_ray.models.classical import parse_classical
@@ -149,6 +150,8 @@ class TrainSpec(Spec):
     """Id of the run; an existing run is refused unless it is resumed."""
     model: ModelSpec
     data: DataSpec
+    augmentation: AugmentationSpec | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Random changes of the training images; None: no changes."""
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -207,6 +210,8 @@ class TrainSpec(Spec):
                     f"batch.global_size {self.batch.global_size} is smaller than the {layout.dp} data-parallel ranks "
                     f"of {layout.world} workers, some of which would have no samples; raise it to at least {layout.dp}"
                 )
+        if self.augmentation is not None and self.augmentation.mixup:
+            self._check_mixup()
         loss_name(self.objective, self.data.task)  # refuses an invalid loss for the task
         refuse_labels(self.metrics, self.data.task)
         if self.objective.auxiliary and any(layout.pp > 1 for layout in self.layouts()):
@@ -215,6 +220,18 @@ class TrainSpec(Spec):
                 "would be lost; use a layout without pp"
             )
         return self
+
+    def _check_mixup(self) -> None:
+        """Rejects what has no meaning for a target between two classes."""
+        name = self.objective.loss
+        if self.objective.is_imported or name == "focal":
+            raise ValueError(
+                f"augmentation.mixup mixes targets, which objective.loss {name} does not support; remove it"
+            )
+        if self.objective.class_weights is not None:
+            raise ValueError(
+                "augmentation.mixup mixes classes, so that objective.class_weights has no meaning; remove one"
+            )
 
     def stopper(self) -> Stopper | None:
         """The early-stopping rule of the run, or None."""
