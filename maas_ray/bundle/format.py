@@ -3,6 +3,7 @@
     bundles/<id>/manifest.json                 the description, and the digest of the graph
     bundles/<id>/parts-<attempt>/model.onnx    weights inline, preprocessing inside
     bundles/<id>/parts-<attempt>/sample.json   valid input values, for its first runs; optional
+    bundles/<id>/parts-<attempt>/tokenizer.json  the tokenizer of an input that takes texts; optional
 
 `id` is derived from the content, so committing the same bundle twice is harmless.
 """
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from maas_ray.decoding.spec import ImageEncoding, TextEncoding
 from maas_ray.errors import Conflict, MaasError, NotFound, ObjectCorrupt
 from maas_ray.spec import Spec, canonical_json
 from maas_ray.store.manifest import Committed, CommitWriter, open_committed
@@ -26,6 +28,7 @@ GRAPH = "model.onnx"
 MAX_GRAPH_BYTES = (1 << 31) - 1
 """Maximum size of a protocol buffers message, which contains the graph with its weights."""
 SAMPLE = "sample.json"
+TOKENIZER = "tokenizer.json"
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -47,6 +50,26 @@ class TensorSpec(Spec):
     """Whether a JSON null is valid: a missing value (NaN or an empty string), which the graph's preprocessing fills."""
     optional: bool = Field(default=False, exclude_if=lambda value: not value)
     """Whether the input has a default value in the graph, so that a request may omit it."""
+    boolean: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether it is a column of booleans: FP32 in the graph (NaN is missing), BOOL or FP32 on the wire."""
+    null_value: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    """INT64: the value that a null represents; None: a null is invalid."""
+    encoding: ImageEncoding | TextEncoding | None = Field(
+        default=None, discriminator="kind", exclude_if=lambda value: value is None
+    )
+    """How elements of BYTES become rows of this input; None: only its own datatype is accepted."""
+
+    @property
+    def wire_datatype(self) -> Datatype:
+        """The datatype in the model's metadata."""
+        return "BOOL" if self.boolean else self.datatype
+
+    @property
+    def accepts(self) -> tuple[Datatype, ...]:
+        """Datatypes in which a request may send it, in addition to that in the metadata."""
+        if self.boolean:
+            return (self.datatype,)
+        return () if self.encoding is None else ("BYTES",)
 
 
 class BatchAxis(Spec):
@@ -169,6 +192,8 @@ class BundleInfo(Spec):
     """The report of the parity gate, which compared this graph with the trained model."""
     metrics: dict[str, float]
     """Metrics of the exported checkpoint on held-out data; empty if no data was held out."""
+    reader: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How the training data's text was read, for clients that read files of raw rows; None: not known."""
     lineage: Lineage
 
 
@@ -181,16 +206,22 @@ class Bundle:
     graph: bytes
     sample: bytes | None = None
     """Valid input values in the format of sample.py; None if none were recorded."""
+    tokenizer: bytes | None = None
+    """The tokenizer's JSON file, if an input takes texts."""
 
 
-def save_bundle(store: ObjectStore, info: BundleInfo, graph: bytes, sample: bytes | None = None) -> str:
+def save_bundle(
+    store: ObjectStore, info: BundleInfo, graph: bytes, sample: bytes | None = None, tokenizer: bytes | None = None
+) -> str:
     """Commits a bundle and returns its id; saving the same content again returns the same id."""
     meta = {"info": info.model_dump(mode="json")}
-    bundle_id = _identify(meta, sha256(graph).digest(), sha256(sample).digest() if sample is not None else b"")
+    contents = {GRAPH: graph, SAMPLE: sample, TOKENIZER: tokenizer}
+    digests = [b"" if content is None else sha256(content).digest() for content in contents.values()]
+    bundle_id = _identify(meta, *digests)
     writer = CommitWriter(store, f"{PREFIX}/{bundle_id}", KIND)
-    writer.put(GRAPH, graph)
-    if sample is not None:
-        writer.put(SAMPLE, sample)
+    for name, content in contents.items():
+        if content is not None:
+            writer.put(name, content)
     try:
         writer.commit(meta)
     except Conflict:
@@ -207,8 +238,8 @@ def load_bundle(store: ObjectStore, bundle_id: str) -> Bundle:
             does not match the id.
     """
     committed = _open(store, bundle_id)
-    sample = committed.read(SAMPLE) if SAMPLE in committed.parts else None
-    return Bundle(bundle_id, _info(committed), committed.read(GRAPH), sample)
+    sample, tokenizer = (committed.read(name) if name in committed.parts else None for name in (SAMPLE, TOKENIZER))
+    return Bundle(bundle_id, _info(committed), committed.read(GRAPH), sample, tokenizer)
 
 
 def load_info(store: ObjectStore, bundle_id: str) -> BundleInfo:
@@ -239,9 +270,9 @@ def _open(store: ObjectStore, bundle_id: str) -> Committed:
     return committed
 
 
-def _identify(meta: Mapping[str, Any], graph_sha256: bytes, sample_sha256: bytes = b"") -> str:
-    """The id of a bundle; the digest of a missing part is empty."""
-    return sha256(canonical_json(meta) + graph_sha256 + sample_sha256).hexdigest()[:32]
+def _identify(meta: Mapping[str, Any], *digests: bytes) -> str:
+    """The id of a bundle, from the digests of its graph, sample and tokenizer; that of a missing part is empty."""
+    return sha256(b"".join([canonical_json(meta), *digests])).hexdigest()[:32]
 
 
 def _check_id(committed: Committed) -> None:
@@ -249,11 +280,11 @@ def _check_id(committed: Committed) -> None:
 
     The digests of the parts are those in the manifest, which every reader of a part compares with its bytes.
     """
-    graph, sample = committed.parts.get(GRAPH), committed.parts.get(SAMPLE)
-    if graph is None or graph.pieces or (sample is not None and sample.pieces):
+    parts = [committed.parts.get(name) for name in (GRAPH, SAMPLE, TOKENIZER)]
+    if parts[0] is None or any(part is not None and part.pieces for part in parts):
         raise ObjectCorrupt(f"the manifest of {committed.prefix} lists no {GRAPH} with one digest; not used")
     try:
-        digests = [bytes.fromhex(part.sha256) if part is not None else b"" for part in (graph, sample)]
+        digests = [bytes.fromhex(part.sha256) if part is not None else b"" for part in parts]
         found = _identify(committed.meta, *digests)
     except ValueError:
         found = "none"

@@ -132,7 +132,11 @@ def unserve(
 def predict(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     input: Annotated[
-        Path, typer.Option(help="File of raw rows: .csv with a header, .json list of objects, or .npy array.")
+        Path,
+        typer.Option(
+            help="File of raw rows in a format that training reads (.csv, .tsv, .parquet, .jsonl, …), .json list of "
+            "objects, .npy array, image file, or directory of image files."
+        ),
     ],
     url: Annotated[
         str | None, typer.Option(help="URL of the pool.", show_default="the local cluster's", envvar="MAAS_RAY_URL")
@@ -144,9 +148,13 @@ def predict(
     timeout_s: Annotated[float, typer.Option(help="Timeout of one request, in seconds.")] = 30.0,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints the predictions."""
-    from maas_ray.cli.rows import read_rows
+    """Sends raw rows to a served model over HTTP (Open Inference Protocol v2) and prints the predictions.
+
+    Tables are read as the model's training data was: with its delimiter, missing values and other options.
+    """
     from maas_ray.client import Client
+    from maas_ray.client.files import read_input_file
+    from maas_ray.client.prediction import join_predictions
     from maas_ray.cluster.health.front import front_url
     from maas_ray.cluster.node.state import load_state
     from maas_ray.display import mask
@@ -157,18 +165,40 @@ def predict(
         if state is None:
             raise ClusterError("no local cluster is running; give --url, such as http://127.0.0.1:8000")
         url = front_url(state)
-    predictions: list[dict[str, Any]] = []
     with Client(url, timeout_s=timeout_s, through_proxy=not is_own) as client:
-        rows = read_rows(input, client.inputs(model, version))
-        for start in range(0, len(rows), batch_rows):
-            answer = client.predict(model, rows[start : start + batch_rows], version=version)
-            predictions += answer.rows()
+        rows = read_input_file(input, client.describe(model, version))
+        batches = rows.batches(batch_rows)
+        answer = join_predictions([client.predict(model, batch, version=version) for batch in batches])
+    predictions = list(answer.named_rows())
     lineage = {"x-maas-run": answer.run, "x-maas-version": answer.version}
-    columns = list(predictions[0]) if predictions else []
-    view = table(
-        f"{model}, {len(predictions)} rows",
-        ("row", *columns),
-        [(i, *row.values()) for i, row in enumerate(predictions)],
+    names = rows.names or range(len(predictions))
+    view = Group(
+        table(
+            f"{model}, {len(predictions)} rows",
+            ("file" if rows.names else "row", *predictions[0]),
+            [(name, *map(_shown, row.values())) for name, row in zip(names, predictions, strict=True)],
+        ),
+        *(
+            f"{number} values of {escape(name)} are no numbers; they were sent as missing values, as in training"
+            for name, number in (rows.num_unconvertible or {}).items()
+        ),
     )
     document = {"model": model, "url": mask(url), "headers": lineage, "predictions": predictions}
+    if rows.names:
+        document["files"] = list(rows.names)
+    if rows.num_unconvertible:
+        document["unconvertible"] = dict(rows.num_unconvertible)
     return CommandResult(document, view, holds_data=True)
+
+
+MAX_SHOWN = 5
+"""Scores of a row that the table shows, the largest first."""
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    best = sorted(value.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{label} {score:.4g}" for label, score in best[:MAX_SHOWN]) + (
+        "…" if len(best) > MAX_SHOWN else ""
+    )

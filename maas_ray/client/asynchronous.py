@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from maas_ray.addresses import host_of, is_loopback
+from maas_ray.client.description import ModelDescription, Tensor
 from maas_ray.client.exchange import NUM_CONNECTIONS, Deadline, Exchange, ModelRequests, Response
-from maas_ray.client.messages import Prediction, Tensor, read_response
+from maas_ray.client.files import read_input_file
+from maas_ray.client.messages import read_response
+from maas_ray.client.prediction import Prediction, join_predictions
 from maas_ray.client.retries import Retries
 
 if TYPE_CHECKING:
@@ -56,23 +60,31 @@ class AsyncClient:
 
     async def inputs(self, model: str, version: int | None = None) -> tuple[Tensor, ...]:
         """The inputs of a model, from its metadata, which is requested once. Same errors as `Client.inputs`."""
-        return await self._inputs(model, version, self._requests.deadline())
+        return (await self.describe(model, version)).inputs
+
+    async def describe(self, model: str, version: int | None = None) -> ModelDescription:
+        """The description of a model, from its metadata, which is requested once. Same errors as `Client.inputs`."""
+        return await self._describe(model, version, self._requests.deadline())
 
     async def predict(
         self, model: str, data: Any, *, version: int | None = None, timeout_s: float | None = None
     ) -> Prediction:
-        """Predicts rows with one request; arguments and errors are those of `Client.predict`."""
+        """Predicts rows; arguments and errors are those of `Client.predict`."""
         deadline = self._requests.deadline(timeout_s)
-        inputs = await self._inputs(model, version, deadline)
-        response = await self._send(self._requests.inference(model, version, inputs, data, deadline))
-        return read_response(response.headers, response.body)
+        description = await self._describe(model, version, deadline)
+        if isinstance(data, Path):
+            rows = await asyncio.to_thread(read_input_file, data, description)
+            parts = [await self.predict(model, batch, version=version, timeout_s=timeout_s) for batch in rows.batches()]
+            return join_predictions(parts)
+        response = await self._send(self._requests.inference(model, version, description, data, deadline))
+        return read_response(response.headers, response.body, description)
 
-    async def _inputs(self, model: str, version: int | None, deadline: Deadline) -> tuple[Tensor, ...]:
-        inputs = self._requests.known_inputs(model, version)
-        if inputs is None:
+    async def _describe(self, model: str, version: int | None, deadline: Deadline) -> ModelDescription:
+        description = self._requests.known(model, version)
+        if description is None:
             response = await self._send(self._requests.metadata(model, version, deadline))
-            inputs = self._requests.received_metadata(model, version, response)
-        return inputs
+            description = self._requests.received_metadata(model, version, response)
+        return description
 
     async def _send(self, exchange: Exchange) -> Response:
         import aiohttp

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from maas_ray.client.messages import Tensor, read_error, read_metadata, write_request
+from maas_ray.client.description import ModelDescription, read_description
+from maas_ray.client.messages import read_error, write_request
 from maas_ray.client.retries import Retries
 from maas_ray.errors import ClusterError, DeadlineExceeded, MaasError
 
@@ -103,7 +104,7 @@ class Exchange:
 
 
 class ModelRequests:
-    """Creates the exchanges of a client and keeps the inputs of the models that it has asked for.
+    """Creates the exchanges of a client and keeps the descriptions of the models that it has asked for.
 
     Args:
         url: base URL of the pool.
@@ -115,38 +116,38 @@ class ModelRequests:
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._retries = retries
-        self._inputs: dict[tuple[str, int | None], tuple[Tensor, ...]] = {}
+        self._models: dict[tuple[str, int | None], ModelDescription] = {}
 
     def deadline(self, timeout_s: float | None = None) -> Deadline:
         """The deadline of a call that begins now."""
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
-    def known_inputs(self, model: str, version: int | None) -> tuple[Tensor, ...] | None:
-        """The inputs of a model whose metadata has been received."""
-        return self._inputs.get((model, version))
+    def known(self, model: str, version: int | None) -> ModelDescription | None:
+        """The description of a model whose metadata has been received."""
+        return self._models.get((model, version))
 
     def metadata(self, model: str, version: int | None, deadline: Deadline) -> Exchange:
         """The request for a model's metadata."""
         return Exchange("GET", self._model_url(model, version), deadline, self._retries)
 
-    def received_metadata(self, model: str, version: int | None, response: Response) -> tuple[Tensor, ...]:
-        """Reads and keeps the inputs of a model.
+    def received_metadata(self, model: str, version: int | None, response: Response) -> ModelDescription:
+        """Reads and keeps the description of a model.
 
         Raises:
             ClusterError: the response does not follow the protocol.
         """
-        inputs = self._inputs[model, version] = read_metadata(response.body)
-        return inputs
+        description = self._models[model, version] = read_description(response.body)
+        return description
 
     def inference(
-        self, model: str, version: int | None, inputs: tuple[Tensor, ...], data: Any, deadline: Deadline
+        self, model: str, version: int | None, description: ModelDescription, data: Any, deadline: Deadline
     ) -> Exchange:
         """The inference request, whose attempts have one request id.
 
         Raises:
             BadRequest: the data does not match the inputs.
         """
-        body, headers = write_request(inputs, data)
+        body, headers = write_request(description.inputs, data)
         headers["x-request-id"] = uuid.uuid4().hex
         return Exchange("POST", f"{self._model_url(model, version)}/infer", deadline, self._retries, headers, body)
 

@@ -5,11 +5,12 @@ triton-inference-server/server), at a fraction of the server's cost for JSON.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from maas_ray.client.description import ModelDescription, Tensor
+from maas_ray.client.prediction import Prediction
 from maas_ray.errors import (
     BadRequest,
     BodyTooLarge,
@@ -42,88 +43,39 @@ _BY_STATUS: dict[int, type[MaasError]] = {
 }
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of a model, from its metadata."""
-
-    name: str
-    datatype: str
-    """Datatype of the protocol, such as FP32 or BYTES."""
-    shape: tuple[int, ...]
-    """Shape of one row, without the batch dimension; -1 for a size that the request determines."""
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether one row is a single value."""
-        return prod(self.shape) == 1
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The response to one request."""
-
-    outputs: "Mapping[str, NDArray[Any]]"
-    """Arrays [rows, …] by output name; BYTES as arrays of `str`."""
-    model: str
-    version: str
-    run: str
-    """The training run of the version; empty for imported models."""
-    request_id: str
-
-    def rows(self) -> "Iterator[dict[str, Any]]":
-        """One mapping per row, with plain values (lists for outputs of several values)."""
-        columns = {name: array.reshape(len(array), -1).tolist() for name, array in self.outputs.items()}
-        for values in zip(*columns.values(), strict=True):
-            yield {name: row[0] if len(row) == 1 else row for name, row in zip(columns, values, strict=True)}
-
-
-def read_metadata(body: bytes) -> tuple[Tensor, ...]:
-    """Reads the inputs of a model from the response to `GET /v2/models/M`.
-
-    Raises:
-        ClusterError: the response does not follow the protocol.
-    """
-    try:
-        return tuple(
-            Tensor(one["name"], one["datatype"], tuple(int(size) for size in one["shape"][1:]))
-            for one in json.loads(body)["inputs"]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(f"the response does not follow the Open Inference Protocol v2: {error!r}") from error
-
-
 def write_request(inputs: Sequence[Tensor], data: Any) -> tuple[bytes, dict[str, str]]:
     """Returns the body and headers of an inference request.
 
     Args:
         inputs: inputs of the model.
         data: rows as a list of mappings (None is a missing value); arrays [rows, …] by input name; a pandas
-            DataFrame with a column per input; or one array for a model with one input.
+            DataFrame with a column per input; or one array for a model with one input. An input that takes image files
+            or texts takes `bytes` or `str` as well.
 
     Raises:
         BadRequest: a column is missing, or its values do not match the input's datatype and shape.
     """
-    arrays = _columns(inputs, data)
-    sizes = {len(array) for array in arrays}
+    arrays = to_arrays(inputs, data)
+    sizes = {len(array) for _, array in arrays}
     if len(sizes) != 1:
-        found = ", ".join(f"{tensor.name} {len(array)}" for tensor, array in zip(inputs, arrays, strict=True))
+        found = ", ".join(f"{tensor.name} {len(array)}" for tensor, (_, array) in zip(inputs, arrays, strict=True))
         raise BadRequest(f"the inputs have different numbers of rows: {found}")
     if not sizes.pop():
         raise BadRequest("the data has no rows; give at least one")
     parts, described = [], []
-    for tensor, array in zip(inputs, arrays, strict=True):
-        content = _bytes(tensor, array)
+    for tensor, (datatype, array) in zip(inputs, arrays, strict=True):
+        content = _bytes(datatype, array)
         parameters = {"binary_data_size": len(content)}
         described.append(
-            {"name": tensor.name, "datatype": tensor.datatype, "shape": list(array.shape), "parameters": parameters}
+            {"name": tensor.name, "datatype": datatype, "shape": list(array.shape), "parameters": parameters}
         )
         parts.append(content)
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
     return b"".join([head, *parts]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 
-def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
-    """Reads the prediction from a response with status 200.
+def read_response(headers: Mapping[str, str], body: bytes, model: ModelDescription | None = None) -> Prediction:
+    """Reads the prediction of a model from a response with status 200.
 
     Raises:
         ClusterError: the response does not follow the protocol.
@@ -152,6 +104,7 @@ def read_response(headers: Mapping[str, str], body: bytes) -> Prediction:
         str(document.get("model_version", "")),
         known.get("x-maas-run", ""),
         str(document.get("id") or known.get("x-request-id", "")),
+        model.labels if model is not None else (),
     )
 
 
@@ -179,7 +132,12 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _columns(inputs: Sequence[Tensor], data: Any) -> "list[NDArray[Any]]":
+def to_arrays(inputs: Sequence[Tensor], data: Any) -> "list[tuple[str, NDArray[Any]]]":
+    """Returns the datatype and the array [rows, …] of each input, as it is sent; arguments are those of `write_request`.
+
+    Raises:
+        BadRequest: as `write_request`.
+    """
     import numpy as np
 
     if isinstance(data, np.ndarray):
@@ -206,15 +164,17 @@ def _value(tensor: Tensor, row: Mapping[str, Any], number: int) -> Any:
     if tensor.name not in row:
         raise BadRequest(f"row {number} lacks {tensor.name}, required by the model")
     value = row[tensor.name]
-    if value is None:
-        if tensor.datatype == "BYTES":
-            return "" if tensor.is_scalar else [""] * prod(tensor.shape)
-        if tensor.datatype.startswith("FP"):
-            return [float("nan")] * prod(tensor.shape) if not tensor.is_scalar else float("nan")
-        raise BadRequest(
-            f"row {number}: {tensor.name} is None; an input of datatype {tensor.datatype} has no missing value"
-        )
-    return value
+    if value is not None:
+        return value
+    if tensor.datatype == "BYTES":
+        return "" if tensor.is_scalar else [""] * prod(tensor.shape)
+    if tensor.null_value is not None:
+        return tensor.null_value
+    if tensor.datatype.startswith("FP") or "FP32" in tensor.accepts:
+        return [float("nan")] * prod(tensor.shape) if not tensor.is_scalar else float("nan")
+    raise BadRequest(
+        f"row {number}: {tensor.name} is None; an input of datatype {tensor.datatype} has no missing value"
+    )
 
 
 def _refuse_missing(inputs: Sequence[Tensor], names: set[Any]) -> None:
@@ -227,15 +187,24 @@ def _names(inputs: Sequence[Tensor]) -> str:
     return ", ".join(f"{tensor.name} ({tensor.datatype})" for tensor in inputs)
 
 
-def _shaped(tensor: Tensor, values: Any) -> "NDArray[Any]":
+def _shaped(tensor: Tensor, values: Any) -> "tuple[str, NDArray[Any]]":
     """Converts values of one input to [rows, *shape], without rounding, truncation or overflow."""
     import numpy as np
 
-    wanted = "O" if tensor.datatype == "BYTES" else _NUMPY.get(tensor.datatype)
-    if wanted is None:
-        raise BadRequest(f"this client does not support datatype {tensor.datatype} of input {tensor.name}")
+    datatype = tensor.datatype
     try:
-        found = np.asarray(values)
+        is_text = datatype == "BYTES" or (tensor.encoding != "" and _is_text(values))
+        # NumPy's own arrays of bytes end at the last byte that is not zero.
+        found = np.array(values, dtype=object) if is_text and isinstance(values, list) else np.asarray(values)
+        if tensor.encoding and (found.dtype.kind in "US" or (found.dtype == object and _is_text(found.ravel()))):
+            return "BYTES", found.astype(object).reshape(len(found))
+        if tensor.accepts or tensor.null_value is not None or (datatype == "BYTES" and found.dtype == object):
+            found = _without_missing(tensor, found)
+        if datatype == "BOOL" and "FP32" in tensor.accepts and found.dtype.kind == "f":
+            datatype = "FP32"
+        wanted = "O" if datatype == "BYTES" else _NUMPY.get(datatype)
+        if wanted is None:
+            raise BadRequest(f"this client does not support datatype {datatype} of input {tensor.name}")
         if wanted != "O" and found.dtype.kind in "USM":
             raise ValueError(f"{found.dtype.name} is not a number")
         with np.errstate(invalid="ignore", over="ignore"):  # invalid values are found below
@@ -246,12 +215,44 @@ def _shaped(tensor: Tensor, values: Any) -> "NDArray[Any]":
             array = array.reshape(len(array), *tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
         shape = ", ".join(["rows", *map(str, tensor.shape)])
-        raise BadRequest(f"values of {tensor.name} do not match {tensor.datatype} [{shape}]: {error}") from error
-    return array
+        raise BadRequest(f"values of {tensor.name} do not match {datatype} [{shape}]: {error}") from error
+    return datatype, array
 
 
-def _bytes(tensor: Tensor, array: "NDArray[Any]") -> bytes:
-    if tensor.datatype != "BYTES":
+def _is_text(values: Any) -> bool:
+    """Whether all of at least one value are texts or files."""
+    return len(values) > 0 and all(isinstance(value, str | bytes) for value in values)
+
+
+def _without_missing(tensor: Tensor, found: "NDArray[Any]") -> "NDArray[Any]":
+    """Replaces None, NaN and pandas' NA by the input's own missing value: NaN, an empty text or an integer."""
+    import numpy as np
+
+    if found.dtype.kind == "f":
+        missing = np.isnan(found)
+    elif found.dtype == object:  # a missing value is the only one that differs from itself, or cannot be compared
+        missing = np.array([value is None or _is_odd(value) for value in found.ravel()], bool).reshape(found.shape)
+    else:
+        return found
+    if tensor.datatype == "BYTES":
+        return np.where(missing, "", found) if missing.any() else found
+    if tensor.null_value is not None:
+        return np.where(missing, tensor.null_value, found) if missing.any() else found
+    if missing.any() or found.dtype == object:
+        filled = np.where(missing, np.nan, found).astype(np.float64)
+        return filled if missing.any() else filled.astype(bool) if set(np.unique(filled)) <= {0.0, 1.0} else filled
+    return found.astype(bool) if bool(np.isin(found, (0.0, 1.0)).all()) else found
+
+
+def _is_odd(value: Any) -> bool:
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas' NA
+        return True
+
+
+def _bytes(datatype: str, array: "NDArray[Any]") -> bytes:
+    if datatype != "BYTES":
         return array.tobytes()
     elements = [value if isinstance(value, bytes) else str(value).encode() for value in array.ravel().tolist()]
     return b"".join(len(element).to_bytes(4, "little") + element for element in elements)

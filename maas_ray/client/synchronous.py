@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -9,8 +10,11 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from maas_ray.addresses import host_of, is_loopback
+from maas_ray.client.description import ModelDescription, Tensor
 from maas_ray.client.exchange import NUM_CONNECTIONS, Deadline, Exchange, ModelRequests, Response
-from maas_ray.client.messages import Prediction, Tensor, read_response
+from maas_ray.client.files import read_input_file
+from maas_ray.client.messages import read_response
+from maas_ray.client.prediction import Prediction, join_predictions
 from maas_ray.client.retries import Retries
 
 
@@ -62,37 +66,48 @@ class Client:
             NotFound: the pool does not serve this model or version.
             ClusterError: nothing answers at the URL.
         """
-        return self._inputs(model, version, self._requests.deadline())
+        return self.describe(model, version).inputs
+
+    def describe(self, model: str, version: int | None = None) -> ModelDescription:
+        """The description of a model, from its metadata, which is requested once; raises as `inputs`."""
+        return self._describe(model, version, self._requests.deadline())
 
     def predict(
         self, model: str, data: Any, *, version: int | None = None, timeout_s: float | None = None
     ) -> Prediction:
-        """Predicts rows with one request.
+        """Predicts rows with one request, or the rows of a file with as many as it needs.
 
         Args:
             model: name of the model.
-            data: rows as a list of mappings, arrays by input name, a DataFrame, or one array; see `write_request`.
+            data: rows as a list of mappings, arrays by input name, a DataFrame, or one array; see `write_request`. A
+                `Path` of a file, which is read as the model's training data was; see `read_input_file`.
             version: version of the model; None: the pool chooses it.
-            timeout_s: timeout of this call, including retries.
+            timeout_s: timeout of this call (of each request of a file), including retries.
 
         Raises:
             BadRequest: the data does not match the model's inputs.
+            DataError: the file cannot be read, or does not match the model's inputs.
             NotFound: the pool does not serve this model or version.
             Overloaded: the pool was overloaded in every attempt.
             DeadlineExceeded: the timeout passed without a response.
             ClusterError: nothing answers at the URL.
         """
         deadline = self._requests.deadline(timeout_s)
-        inputs = self._inputs(model, version, deadline)
-        response = self._send(self._requests.inference(model, version, inputs, data, deadline))
-        return read_response(response.headers, response.body)
+        description = self._describe(model, version, deadline)
+        if isinstance(data, Path):
+            batches = read_input_file(data, description).batches()
+            return join_predictions(
+                [self.predict(model, batch, version=version, timeout_s=timeout_s) for batch in batches]
+            )
+        response = self._send(self._requests.inference(model, version, description, data, deadline))
+        return read_response(response.headers, response.body, description)
 
-    def _inputs(self, model: str, version: int | None, deadline: Deadline) -> tuple[Tensor, ...]:
-        inputs = self._requests.known_inputs(model, version)
-        if inputs is None:
+    def _describe(self, model: str, version: int | None, deadline: Deadline) -> ModelDescription:
+        description = self._requests.known(model, version)
+        if description is None:
             response = self._send(self._requests.metadata(model, version, deadline))
-            inputs = self._requests.received_metadata(model, version, response)
-        return inputs
+            description = self._requests.received_metadata(model, version, response)
+        return description
 
     def _send(self, exchange: Exchange) -> Response:
         while True:

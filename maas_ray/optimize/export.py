@@ -14,6 +14,7 @@ from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signatu
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.spec.features import Column, Features
+from maas_ray.decoding.spec import TextEncoding
 from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
 
@@ -87,15 +88,7 @@ def build_signature(features: Features) -> Signature:
     names = [column.name for column in features.columns]
     if "" in names or len(set(names)) < len(names):
         raise BundleError(f"the columns, as inputs of a graph, need distinct names that are not empty; got {names}")
-    inputs = tuple(
-        TensorSpec(
-            name=column.name,
-            datatype="FP32" if column.kind == "numeric" else column.datatype,
-            shape=(-1, *_shape(column)),
-            nullable=_is_nullable(column),
-        )
-        for column in features.columns
-    )
+    inputs = tuple(map(_input, features.columns))
     outputs = []
     for name, datatype in _OUTPUTS[features.task]:
         shape = (-1,) if datatype == "INT64" else (-1, features.num_outputs)
@@ -185,12 +178,29 @@ def _shape(column: Column) -> tuple[int, ...]:
     return (column.length,) if column.kind == "tokens" else (1,)
 
 
-def _is_nullable(column: Column) -> bool:
-    """Whether the datatype on the wire can represent "missing" (NaN, an empty string) and there is a fill for it."""
-    if column.kind == "tokens":
-        return False
-    datatype = "FP32" if column.kind == "numeric" else column.datatype
-    return column.fill is not None and datatype in ("FP32", "BYTES")
+def _input(column: Column) -> TensorSpec:
+    """An input with everything that a request may send for it."""
+    spec = TensorSpec(
+        name=column.name,
+        datatype="FP32" if column.kind == "numeric" else column.datatype,
+        shape=(-1, *_shape(column)),
+        nullable=column.kind != "tokens" and column.fill is not None and _represents_missing(column),
+    )
+    if column.kind == "categorical" and column.datatype == "INT64" and column.fill is not None:
+        return spec.model_copy(update={"nullable": True, "null_value": int(column.categories[column.fill])})
+    if column.kind == "numeric" and column.boolean:
+        return spec.model_copy(update={"boolean": True})
+    if column.kind == "tensor" and column.image is not None:
+        return spec.model_copy(update={"encoding": column.image})
+    if column.kind == "tokens" and column.pad is not None:
+        encoding = TextEncoding(length=column.length, pad=column.pad, tokenizer=column.tokenizer)
+        return spec.model_copy(update={"encoding": encoding})
+    return spec
+
+
+def _represents_missing(column: Column) -> bool:
+    """Whether a value of the graph's datatype represents "missing": NaN, an empty string."""
+    return column.kind == "numeric" or column.datatype in ("FP32", "BYTES")
 
 
 def _example(column: Column) -> Tensor:

@@ -1,6 +1,7 @@
 """Exports a run to a bundle: loads a checkpoint, exports it, verifies the export, evaluates and commits it."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from maas_ray.bundle.format import BundleInfo, DecisionThreshold, Lineage, OutputUnits, save_bundle
 from maas_ray.checkpoint.catalog import pin
@@ -73,14 +74,22 @@ def export_run(
         units=OutputUnits(**features.target_scaling.model_dump()) if features.target_scaling is not None else None,
         parity=report,
         metrics=evaluate_trained(trained, split, threshold=value).metrics if split else {},
+        reader=_reader(trained),
         lineage=_lineage(trained),
     )
-    return Exported(save_bundle(store, info, graph, representative_sample(features, signature)), info)
+    tokenizer = trained.dataset.tokenizer() if features.tokens is not None else None
+    sample = representative_sample(features, signature)
+    return Exported(save_bundle(store, info, graph, sample, tokenizer), info)
 
 
 def _held_out(dataset: Dataset) -> str | None:
     """The held-out split; None if nothing was held out."""
     return next((name for name in ("test", "validation") if dataset.num_rows.get(name)), None)
+
+
+def _reader(trained: Trained) -> dict[str, Any]:
+    """The options with which the text of the training data was read."""
+    return trained.run.spec.data.model_dump(mode="json", include={"delimiter", "missing_values"})
 
 
 def _lineage(trained: Trained) -> Lineage:

@@ -5,17 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from maas_ray.bundle.format import BundleInfo, save_bundle
 from maas_ray.cli.app import app
 from maas_ray.cli.options import APP_DIR_VARIABLE
-from maas_ray.cli.rows import read_rows
-from maas_ray.client import Tensor
 from maas_ray.cluster import connection
-from maas_ray.errors import DataError
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.records.runs import Runs
 from tests.support.root import ROOT
@@ -193,54 +189,6 @@ def test_missing_files_and_clusters_are_reported(arguments: list[str], says: str
 def test_down_without_a_cluster_does_nothing(tmp_path: Path):
     result = runner.invoke(app, ["down", "--json", "--state-dir", str(tmp_path)])
     assert (result.exit_code, json.loads(result.stdout)) == (0, {"stopped": False})
-
-
-AGE = Tensor("age", "FP32", (1,))
-SEX = Tensor("sex", "BYTES", (1,))
-SIBLINGS = Tensor("siblings", "INT64", (1,))
-IMAGE = Tensor("image", "FP32", (2, 2))
-
-
-def test_rows_are_typed_by_the_models_metadata(tmp_path: Path):
-    table = tmp_path / "rows.csv"
-    table.write_text("sex,age,ignored,siblings\nmale,22.5,x,1\n,,y,\n")
-    assert read_rows(table, [AGE, SEX, SIBLINGS]) == [
-        {"age": 22.5, "sex": "male", "siblings": 1},
-        {"age": None, "sex": "", "siblings": None},
-    ]
-    document = tmp_path / "rows.json"
-    document.write_text('[{"age": 3, "sex": "f", "other": 1}]')
-    assert read_rows(document, [AGE, SEX]) == [{"age": 3, "sex": "f"}]
-    array = tmp_path / "rows.npy"
-    np.save(array, np.arange(8, dtype=np.float32).reshape(2, 2, 2))
-    assert read_rows(array, [IMAGE])[1] == {"image": [4.0, 5.0, 6.0, 7.0]}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "inputs", "says"),
-    [
-        ("a.csv", b"sex\nmale\n", [AGE], "lacks age, required by the model; columns found: sex"),
-        ("a.csv", b"age\nold\n", [AGE], "a.csv:2: age is 'old', not a number"),
-        ("a.csv", b"age\n", [AGE], "contains no rows"),
-        ("a.csv", b"age\n\xff\n", [AGE], "not UTF-8"),
-        ("a.csv", b"image\n1\n", [IMAGE], "several values per row"),
-        ("a.json", b"{", [AGE], "not JSON"),
-        ("a.json", b'{"age": 1}', [AGE], "list of objects"),
-        ("a.npy", b"junk", [IMAGE], "not an .npy file"),
-        ("a.npy", b"", [AGE, SEX], "this model has 2"),
-        ("a.txt", b"", [AGE], "use .csv, .json or .npy"),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused(tmp_path: Path, name: str, content: bytes, inputs: list[Tensor], says: str):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=says.replace(".", r"\.")):
-        read_rows(tmp_path / name, inputs)
-
-
-def test_an_array_of_objects_is_not_unpickled(tmp_path: Path):
-    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="plain numbers"):
-        read_rows(tmp_path / "a.npy", [IMAGE])
 
 
 def test_an_onnx_file_is_imported_and_promoted(file_store: ObstoreStore, tmp_path: Path):

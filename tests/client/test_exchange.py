@@ -85,9 +85,9 @@ def test_metadata_is_kept_per_version() -> None:
     requests = ModelRequests("http://pool", 30.0, Retries())
     body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]}'
     found = requests.received_metadata("m", 1, Response(200, {}, body))
-    assert [(one.name, one.datatype, one.shape) for one in found] == [("x", "FP32", (3,))]
-    assert requests.known_inputs("m", 1) == found
-    assert requests.known_inputs("m", 2) is None
+    assert [(one.name, one.datatype, one.shape) for one in found.inputs] == [("x", "FP32", (3,))]
+    assert requests.known("m", 1) == found
+    assert requests.known("m", 2) is None
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"inputs": [{"name": "x"}]}'])

@@ -19,7 +19,9 @@ def model_metadata(model: ModelMetadata) -> Any:
     """Returns a `ModelMetadataResponse`, which has no parameters."""
 
     def described(tensor: TensorSpec) -> Any:
-        return pb.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return pb.ModelMetadataResponse.TensorMetadata(
+            name=tensor.name, datatype=tensor.wire_datatype, shape=tensor.shape
+        )
 
     return pb.ModelMetadataResponse(
         name=model.name,

@@ -91,8 +91,14 @@ def model_statistics(model: ModelStatistics) -> dict[str, Any]:
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    flags = {name: True for name in ("nullable", "optional") if getattr(tensor, name)}
+    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.wire_datatype, "shape": tensor.shape}
+    flags: dict[str, Any] = {name: True for name in ("nullable", "optional") if getattr(tensor, name)}
+    if tensor.accepts:
+        flags["accepts"] = list(tensor.accepts)
+    if tensor.null_value is not None:
+        flags["null_value"] = tensor.null_value
+    if tensor.encoding is not None:
+        flags["encoding"] = tensor.encoding.kind
     if flags:
         described["parameters"] = flags
     return described

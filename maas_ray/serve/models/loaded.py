@@ -6,6 +6,7 @@ from time import monotonic
 
 from maas_ray.bundle.format import BundleInfo
 from maas_ray.bundle.loading import AnyEngine
+from maas_ray.decoding.decoder import InputDecoder
 from maas_ray.registry.models import Version
 from maas_ray.serve.batching.batcher import Batcher
 from maas_ray.serve.batching.runner import EngineRunner
@@ -33,6 +34,8 @@ class Loaded:
     """Maximum bytes of the tensors of one response."""
     num_bytes: int = 0
     """Bytes counted against the memory budget."""
+    decoder: InputDecoder | None = None
+    """Decodes image files or texts; None: no input takes them."""
     used_s: float = field(default_factory=monotonic)
     """Time of the last request, on the monotonic clock."""
     released: asyncio.Event = field(default_factory=asyncio.Event)

@@ -9,6 +9,7 @@ from maas_ray.bundle.engine.memory import large_blocks_apart, return_to_system
 from maas_ray.bundle.format import Bundle, BundleInfo, graph_size, load_bundle
 from maas_ray.bundle.loading import AnyEngine, load_engine
 from maas_ray.bundle.nature import Nature
+from maas_ray.decoding.decoder import InputDecoder
 from maas_ray.errors import BundleError, ConfinedError, MaasError, StoreUnavailable
 from maas_ray.registry.models import Version
 from maas_ray.serve.batching.batcher import Batcher
@@ -24,7 +25,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 Key = tuple[str, int]
 """Model and version."""
-_Read = tuple[BundleInfo, AnyEngine, int]
+_Read = tuple[BundleInfo, AnyEngine, int, InputDecoder | None]
 
 TRIM_AFTER_BYTES = 16 << 20
 """Bytes freed after which memory is returned to the system: doing so takes up to 10 ms."""
@@ -94,13 +95,17 @@ class ModelLoader:
             reading = asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._read(version.bundle))
             self._reading[key] = reading
             reading.add_done_callback(lambda done: self._forget(key, done))
-        info, engine, num_bytes = await within(name_of(version), self._spec.refresh.load_timeout_s, reading)
-        return self._serve(version, info, engine, num_bytes, monotonic() - started_s)
+        info, engine, num_bytes, decoder = await within(name_of(version), self._spec.refresh.load_timeout_s, reading)
+        loaded = self._serve(version, info, engine, num_bytes, monotonic() - started_s)
+        loaded.decoder = decoder
+        return loaded
 
     def release(self, loaded: Loaded) -> None:
         """Releases the threads and the memory of a version that has no more requests."""
         loaded.runner.close()
         loaded.engine.close()
+        if loaded.decoder is not None:
+            loaded.decoder.close()
         self._freed_bytes += loaded.num_bytes
         if self._freed_bytes >= TRIM_AFTER_BYTES:
             self._freed_bytes = 0
@@ -116,12 +121,26 @@ class ModelLoader:
             bundle = load_bundle(self._store, bundle_id)
             num_bytes = len(bundle.graph)
             engine = self._engine(bundle)
+            decoder = self._decoder(bundle)
             # Bundles of older versions do not name the batch dimension; the engine has determined it.
             info = bundle.info.model_copy(update={"signature": engine.signature})
             del bundle
         if num_bytes >= TRIM_AFTER_BYTES:
             return_to_system()  # loading takes several times the final memory
-        return info, engine, memory_of(num_bytes)
+        return info, engine, memory_of(num_bytes), decoder
+
+    def _decoder(self, bundle: Bundle) -> InputDecoder | None:
+        """The decoder of the input that takes image files or texts, if there is one; it is always the only input."""
+        for tensor in bundle.info.signature.inputs:
+            if tensor.encoding is None:
+                continue
+            max_bytes = self._spec.limits.max_body_bytes
+            decoder = InputDecoder(
+                tensor.name, tensor.encoding, tensor.shape[1:], bundle.tokenizer, max_bytes=max_bytes
+            )
+            decoder.start()
+            return decoder
+        return None
 
     def _engine(self, bundle: Bundle) -> AnyEngine:
         """Creates an engine, in a loader thread. A version that killed its process or hung is refused for some time."""

@@ -8,6 +8,7 @@ large responses are written in a thread (offload.py); the client gets an error i
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -125,6 +126,9 @@ class Call(Item, Generic[MessageT, AnswerT]):
                 self._read_apart(loaded, wire, message)
                 return
             request = wire.read(loaded, message)
+        if request.encoded:
+            self._decode_apart(loaded, request)
+            return
         self._infer = request
         self._message = None  # JSON has been parsed; binary tensors reference their own part of it
         self.inputs, self.num_rows, self.priority = request.inputs, request.num_rows, request.priority
@@ -188,6 +192,24 @@ class Call(Item, Generic[MessageT, AnswerT]):
             self.num_bytes,
             lambda request, error: self._was_read(loaded, request, error),
             "reading the request",
+        )
+
+    def _decode_apart(self, loaded: Loaded, request: InferRequest) -> None:
+        """Decodes image files or texts; see decoding/decoder.py."""
+        decoder, (name,) = loaded.decoder, request.encoded
+        if decoder is None:
+            raise MaasError(f"input {name!r} of {loaded.name} takes encoded values, but has no decoder")
+        timeout_s = self.deadline - asyncio.get_running_loop().time()
+
+        def decode(stop: StopSignal) -> InferRequest:
+            rows = decoder.decode(request.inputs[name], timeout_s)
+            return replace(request, inputs={**request.inputs, name: rows}, encoded=())
+
+        self._do_apart(
+            decode,
+            decoder.check(request.num_rows),
+            lambda decoded, error: self._was_read(loaded, decoded, error),
+            "decoding the request",
         )
 
     def _write_apart(self, loaded: Loaded, request: InferRequest, outputs: Tensors, began: float) -> None:

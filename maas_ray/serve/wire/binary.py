@@ -5,6 +5,7 @@ BOOL is a byte of 0 or 1; an element of BYTES is four bytes of length and then i
 anything is allocated. Arrays of the other datatypes are views of the received bytes.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -65,7 +66,7 @@ def read_binary(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> A
             beyond the end of the tensor.
     """
     if spec.datatype == "BYTES":
-        return _read_strings(spec, shape, data)
+        return read_elements(spec, shape, data, decode)
     dtype = NUMPY[spec.datatype]
     count = prod(shape)
     if len(data) != count * dtype.itemsize:
@@ -137,7 +138,10 @@ def write_strings(array: Array) -> bytes:
     return b"".join(parts)
 
 
-def _read_strings(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+def read_elements(
+    spec: TensorSpec, shape: tuple[int, ...], data: memoryview, convert: Callable[[memoryview], object] = bytes
+) -> Array:
+    """Returns a BYTES tensor, whose elements are those of the binary data, each converted; raises as `read_binary`."""
     count, total = prod(shape), len(data)
     if count * _LENGTH > total:
         raise BadRequest(
@@ -160,7 +164,7 @@ def _read_strings(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) ->
                 f"input {spec.name!r}: element {index} has a length of {length} bytes, but only "
                 f"{total - start} bytes of the tensor are left"
             )
-        array[index] = decode(data[start:offset])
+        array[index] = convert(data[start:offset])
     if offset != total:
         raise BadRequest(
             f"input {spec.name!r}: {total - offset} bytes are left over after the {count} elements of shape {list(shape)}"

@@ -41,6 +41,10 @@ class InferRequest:
     """Timeout set by the client, in microseconds; None if not set."""
     priority: int = 0
     """1 is the highest; 0 is the default."""
+    encoded: tuple[str, ...] = ()
+    """Inputs whose elements must still be decoded: image files or texts."""
+    is_plain: bool = True
+    """Whether each input was sent in the datatype of the graph."""
 
 
 def known_input(name: Any, specs: Mapping[str, TensorSpec], found: Mapping[str, Array]) -> TensorSpec:
@@ -55,12 +59,6 @@ def known_input(name: Any, specs: Mapping[str, TensorSpec], found: Mapping[str, 
     if name in found:
         raise BadRequest(f"input {name!r} occurs twice; send each input once")
     return spec
-
-
-def check_datatype(spec: TensorSpec, datatype: Any) -> None:
-    """Raises `BadRequest` unless an input has the datatype of the signature."""
-    if datatype != spec.datatype:
-        raise BadRequest(f"input {spec.name!r}: datatype {short(datatype)} is not the model's {spec.datatype}")
 
 
 def complete_inputs(found: dict[str, Array], specs: Mapping[str, TensorSpec]) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest, BodyTooLarge
 from maas_ray.serve.wire.answer import json_data
 from maas_ray.serve.wire.checks import InferRequest, check_id, complete_inputs, wanted_outputs
+from maas_ray.serve.wire.other_forms import OtherForms, pending
 from maas_ray.serve.wire.parameters import request_parameters
 from maas_ray.serve.wire.tensors import read_json, short
 
@@ -52,6 +53,7 @@ def read_generate(body: bytes | memoryview, signature: Signature) -> InferReques
         else:
             parameters[name] = value
     options = request_parameters(parameters)
+    encoded = pending(found, specs)
     outputs = {tensor.name: tensor for tensor in signature.outputs}
     return InferRequest(
         request_id,
@@ -60,6 +62,7 @@ def read_generate(body: bytes | memoryview, signature: Signature) -> InferReques
         1,
         options.timeout_us,
         options.priority,
+        encoded,
     )
 
 
@@ -103,6 +106,8 @@ def _load(body: bytes) -> dict[str, Any]:
 
 def _read(spec: TensorSpec, value: Any, is_batched: bool) -> Array:
     data = value if type(value) is list else [value]
+    if spec.encoding is not None and data and type(data[0]) is str:
+        spec = OtherForms([spec]).spec(spec, "BYTES", [1])
     return read_json(spec, _shape(spec, len(data), is_batched and not spec.optional), data)
 
 

@@ -131,7 +131,7 @@ class Span:
 
     def _check_structure(self, spec: TensorSpec, shape: tuple[int, ...], tokens: bytes, is_text: bool) -> None:
         """Validates kinds, then counts and nesting, before any value is converted."""
-        allowed = b"[],s" if is_text else b"[],truefalsn" if spec.datatype == "BOOL" else b"[],"
+        allowed = b"[],s" if is_text else b"[],truefalsn" if spec.datatype == "BOOL" or spec.boolean else b"[],"
         if spec.nullable:
             allowed += b"nul"
         if rest := tokens.translate(None, allowed):

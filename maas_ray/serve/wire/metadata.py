@@ -89,7 +89,9 @@ def model_metadata(
         info: description of the version.
         parameters: added to the task and the labels.
     """
-    labels = {"labels": info.labels} if info.labels is not None else {}
+    labels: dict[str, Any] = {"labels": info.labels} if info.labels is not None else {}
+    if info.reader is not None:
+        labels["reader"] = info.reader
     signature = info.signature
     about = {"task": info.task, **labels, **_decision(info), **parameters}
     return ModelMetadata(name, tuple(versions), signature.inputs, signature.outputs, about)
@@ -129,7 +131,7 @@ def model_config(
 
 def _configure(tensor: TensorSpec, is_batched: bool) -> TensorConfig:
     dims = tuple(tensor.shape[1:] if is_batched else tensor.shape)
-    return TensorConfig(tensor.name, _config_type(tensor.datatype), dims, _format(dims), tensor.optional)
+    return TensorConfig(tensor.name, _config_type(tensor.wire_datatype), dims, _format(dims), tensor.optional)
 
 
 def _format(dims: Sequence[int]) -> str:

@@ -12,11 +12,10 @@ from maas_ray.bundle.datatypes import Array
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import BadRequest
 from maas_ray.serve.wire import json_numbers
-from maas_ray.serve.wire.binary import raw_shape, read_binary, read_raw_string
+from maas_ray.serve.wire.binary import raw_shape, read_binary, read_elements, read_raw_string
 from maas_ray.serve.wire.checks import (
     InferRequest,
     WantedOutput,
-    check_datatype,
     check_id,
     complete_inputs,
     count_rows,
@@ -25,6 +24,7 @@ from maas_ray.serve.wire.checks import (
 )
 from maas_ray.serve.wire.json_numbers import Numbers
 from maas_ray.serve.wire.large_json import Pause, Span, split
+from maas_ray.serve.wire.other_forms import OtherForms, pending, read_image_file
 from maas_ray.serve.wire.parameters import RequestParameters, input_size, request_parameters
 from maas_ray.serve.wire.plans import Plans
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape, read_json
@@ -57,6 +57,7 @@ class RequestReader:
             for tensor in signature.inputs
             if is_fast and Numbers.can_read(tensor.datatype)
         }
+        self._forms = OtherForms(signature.inputs)
         self._required = {tensor.name: tensor for tensor in signature.required}
         self.plans = Plans(self._inputs, self._numbers)
         """Cached parses of repeated requests."""
@@ -89,7 +90,8 @@ class RequestReader:
         if request is None:
             view = memoryview(body)
             request = self._read_document(bytes(view[:header_length]), view[header_length:])
-            self.plans.learn_parts(body, header_length, request)
+            if request.is_plain:
+                self.plans.learn_parts(body, header_length, request)
         return request
 
     def read_large(self, body: bytes | memoryview, header_length: int | None, pause: Pause) -> InferRequest:
@@ -118,7 +120,8 @@ class RequestReader:
         request = self._read_large(text) if len(text) > _SMALL_BYTES and self._is_numeric else None
         if request is None:
             request = self._read_document(text, None)
-        self.plans.learn_json(text, request)
+        if request.is_plain:
+            self.plans.learn_json(text, request)
         return request
 
     def _read_document(self, text: bytes, tail: memoryview | None) -> InferRequest:
@@ -133,29 +136,38 @@ class RequestReader:
         if entries is None:
             raise BadRequest("the request has no inputs; send {'inputs': [{name, shape, datatype, data}, ...]}")
         found: dict[str, Array] = {}
-        offset = 0
+        offset, is_plain = 0, True
         for entry in entries:
             if not _INPUT_KEYS.issuperset(entry):
                 _check_depth(entry)
             spec, shape = self._check_input(entry, found)
             given = entry.get("parameters")
             size = None if given is None else input_size(given, spec.name)
+            own = self._inputs[spec.name]
             if size is None:
-                found[spec.name] = self._read_json(spec, shape, entry.get("data"), may_hold_bool)
+                array = self._read_json(spec, shape, entry.get("data"), may_hold_bool)
             else:
-                found[spec.name] = read_binary(spec, shape, _take(spec, entry, size, tail, offset))
+                read = read_binary if spec is own or spec.datatype != "BYTES" else read_elements
+                array = read(spec, shape, _take(spec, entry, size, tail, offset))
                 offset += size
+            if spec is not own:
+                array, is_plain = self._forms.convert(own, array), False
+            found[spec.name] = array
         if tail is not None and offset != len(tail):
             raise BadRequest(
                 f"{len(tail) - offset} bytes are left over after the binary data of the inputs; the sum of their "
                 f"binary_data_size is {offset}"
             )
-        return self._finish(document, found, parameters)
+        request = self._finish(document, found, parameters)
+        if not is_plain:
+            request.is_plain, request.encoded = False, pending(request.inputs, self._inputs)
+        return request
 
     def _read_json(self, spec: TensorSpec, shape: tuple[int, ...], data: Any, may_hold_bool: bool) -> Array:
+        known = self._numbers.get(spec.name) if spec is self._inputs[spec.name] else None
         if type(data) is Span:
-            return data.array(spec, shape, self._numbers.get(spec.name))
-        numbers = None if may_hold_bool else self._numbers.get(spec.name)
+            return data.array(spec, shape, known)
+        numbers = None if may_hold_bool else known
         array = None if numbers is None else numbers.from_list(data, shape)
         return read_json(spec, shape, data, may_hold_bool=may_hold_bool) if array is None else array
 
@@ -182,7 +194,7 @@ class RequestReader:
                 return None
             plain = {key: json_numbers.plain(value) for key, value in given.items()}
             spec, shape = self._check_input(plain, found)
-            if input_size(plain.get("parameters"), spec.name) is not None:
+            if input_size(plain.get("parameters"), spec.name) is not None or spec is not self._inputs[spec.name]:
                 return None
             array = self._numbers[spec.name].from_proxy(data, shape)
             if array is None:
@@ -201,13 +213,17 @@ class RequestReader:
                 f"{', '.join(map(repr, self._required))}; send a request with a JSON header"
             )
         (spec,) = self._required.values()
+        file = read_image_file(spec, view) if spec.encoding is not None else None
+        if file is not None:
+            return InferRequest(None, {spec.name: file}, self._all_binary, 1, encoded=(spec.name,), is_plain=False)
         shape = raw_shape(spec, self._is_batched, len(view))
         read = read_raw_string if spec.datatype == "BYTES" else read_binary
         return InferRequest(None, {spec.name: read(spec, shape, view)}, self._all_binary, 1)
 
     def _check_input(self, entry: dict[str, Any], found: dict[str, Array]) -> tuple[TensorSpec, tuple[int, ...]]:
         spec = known_input(entry.get("name"), self._inputs, found)
-        check_datatype(spec, entry.get("datatype"))
+        if entry.get("datatype") != spec.datatype:
+            spec = self._forms.spec(spec, entry.get("datatype"), entry.get("shape"))
         shape = check_shape(spec, entry.get("shape"))
         if self._is_batched and not spec.optional and shape[0] == 0:
             raise BadRequest(f"input {spec.name!r}: shape {list(shape)} has no rows; send at least one")

@@ -126,6 +126,10 @@ def _read_strings(spec: TensorSpec, data: list[Any]) -> Array:
 
 def _read_bools(spec: TensorSpec, data: list[Any]) -> Array:
     # Some clients have one type for all numbers: 1, 1.0, 0 and 0.0 have their usual meaning.
+    if spec.nullable and None in data:  # a column of booleans, which is FP32 in the graph
+        if not all(value is None or _is_bool(value) for value in data):
+            raise _misfit(spec, data, lambda value: value is not None and not _is_bool(value), "true, false or null")
+        return np.array([np.nan if value is None else value for value in data], dtype=np.float32)
     if set(map(type, data)) - {bool} and not all(map(_is_bool, data)):
         raise _misfit(spec, data, lambda value: not _is_bool(value), "true or false")
     return np.array(data, dtype=np.bool_)
@@ -138,7 +142,11 @@ def _is_bool(value: Any) -> bool:
 def _read_numbers(spec: TensorSpec, data: list[Any], may_hold_bool: bool) -> Array:
     if not data:
         return np.empty(0, dtype=NUMPY[spec.datatype])
+    if spec.null_value is not None and None in data:
+        data = [spec.null_value if value is None else value for value in data]
     if may_hold_bool and bool in set(map(type, data)):
+        if spec.boolean:
+            return _read_bools(spec, data).astype(NUMPY[spec.datatype])
         raise _misfit(spec, data, lambda value: type(value) is bool, "a number")
     try:
         raw = np.array(data)

@@ -30,8 +30,10 @@ class InferCodec:
         # Bound methods, not methods: one call less for each request.
         self.read = reader.read
         self.read_large = reader.read_large
-        self.has_strings = any(tensor.datatype == "BYTES" for tensor in info.signature.inputs)
-        """Whether an input is BYTES, whose elements are parsed one at a time in any format."""
+        self.has_strings = any(
+            tensor.datatype == "BYTES" or tensor.encoding is not None for tensor in info.signature.inputs
+        )
+        """Whether an input can be BYTES, whose elements are parsed one at a time in any format."""
         self.write, self.write_large = writer.write, writer.write_large
 
 

@@ -10,11 +10,10 @@ from maas_ray.serve.grpc import inference_pb2 as pb
 from maas_ray.serve.grpc.inference.message import ModelInfer, Part, join, plain_parameters, raw_output
 from maas_ray.serve.grpc.inference.typed_contents import read_typed, write_typed
 from maas_ray.serve.wire.answer_size import INLINE_S, MAX_ANSWER_BYTES, AnswerSize, Pause, pieces
-from maas_ray.serve.wire.binary import read_binary, write_binary, write_strings
+from maas_ray.serve.wire.binary import read_binary, read_elements, write_binary, write_strings
 from maas_ray.serve.wire.checks import (
     InferRequest,
     WantedOutput,
-    check_datatype,
     check_id,
     complete_inputs,
     known_input,
@@ -22,6 +21,7 @@ from maas_ray.serve.wire.checks import (
     wanted_outputs,
 )  # fmt: skip
 from maas_ray.serve.wire.classification import classify
+from maas_ray.serve.wire.other_forms import OtherForms, pending
 from maas_ray.serve.wire.parameters import input_size, request_parameters
 from maas_ray.serve.wire.tensors import BINARY_ONLY, check_shape
 
@@ -44,6 +44,7 @@ class MessageCodec:
         self._size = AnswerSize(max_answer_bytes, is_batched=info.signature.is_batched)
         self._inputs = {tensor.name: tensor for tensor in info.signature.inputs}
         self._outputs = {tensor.name: tensor for tensor in info.signature.outputs}
+        self._forms = OtherForms(info.signature.inputs)
         self._all_raw = wanted_outputs((), self._outputs, is_binary=True)
 
     def read_message(self, received: ModelInfer) -> InferRequest:
@@ -61,16 +62,18 @@ class MessageCodec:
             )
         found: dict[str, Array] = {}
         for index, entry in enumerate(message.inputs):
-            spec = known_input(entry.name, self._inputs, found)
-            check_datatype(spec, entry.datatype)
+            own = spec = known_input(entry.name, self._inputs, found)
+            if entry.datatype != spec.datatype:
+                spec = self._forms.spec(spec, entry.datatype, list(entry.shape))
             shape = check_shape(spec, list(entry.shape))
             input_size(plain_parameters(entry.parameters), spec.name)
             if not raw:
-                found[spec.name] = read_typed(spec, shape, entry.contents)
+                found[spec.name] = self._forms.convert(own, read_typed(spec, shape, entry.contents))
             elif entry.HasField("contents") and entry.contents.ListFields():
                 raise BadRequest(f"input {spec.name!r} has both contents and raw_input_contents; send one of them")
             else:
-                found[spec.name] = read_binary(spec, shape, memoryview(raw[index]))
+                read = read_binary if spec is own or spec.datatype != "BYTES" else read_elements
+                found[spec.name] = self._forms.convert(own, read(spec, shape, memoryview(raw[index])))
         inputs = complete_inputs(found, self._inputs)
         return InferRequest(
             id=check_id(received.id or None),
@@ -79,6 +82,7 @@ class MessageCodec:
             num_rows=num_rows(inputs, self._signature),
             timeout_us=parameters.timeout_us,
             priority=parameters.priority,
+            encoded=pending(inputs, self._inputs) if self._forms.has_encodings else (),
         )
 
     def write_message(self, request: InferRequest, outputs: Mapping[str, Array]) -> list[Part] | None:
