@@ -66,7 +66,7 @@ def look(payload: Mapping[str, Any], blobs: Sequence[Any]) -> tuple[dict[str, An
         try:
             with _opened(blob) as image:
                 width, height = image.size
-                if _orientation(image) >= 5:
+                if find_orientation(image) >= 5:
                     width, height = height, width
                 found.append([image.mode not in (*_GRAY, *_WIDE), height, width])
         except Undecodable as error:
@@ -102,10 +102,10 @@ def decode_image(blob: Any, shape: Sequence[int], background: int) -> Array:
     """
     channels, height, width = shape
     with _opened(blob) as image:
-        orientation = _orientation(image)
+        turned = findfind_orientation(image)
         plain = _opaque(_eight_bits(image), background).convert(_MODES[channels])
-        if orientation in _UPRIGHT:
-            plain = plain.transpose(_UPRIGHT[orientation])
+        if turned in _UPRIGHT:
+            plain = plain.transpose(_UPRIGHT[turned])
         if plain.size != (width, height):
             plain = plain.resize((width, height), Image.Resampling.BILINEAR)
         pixels: Array = np.asarray(plain, dtype=np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
@@ -117,7 +117,7 @@ def unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"cannot read {path} as an image: {error}; remove it")
 
 
-def _orientation(image: Image.Image) -> int:
+def find_orientation(image: Image.Image) -> int:
     """The EXIF orientation that is still to be undone; 1 for damaged EXIF data, which viewers ignore as well."""
     if image.format == "TIFF":  # Pillow undoes it itself
         return 1

@@ -61,7 +61,7 @@ def test_exif_orientation_of_jpeg_and_webp_is_undone() -> None:
 
 
 def test_a_decoder_that_ignores_exif_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "_orientation", lambda image: 1)
+    monkeypatch.setattr(pixels, "find_orientation", lambda image: 1)
     assert not _is_upright(_turned(3, "PNG"))
 
 
