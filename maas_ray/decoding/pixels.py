@@ -102,7 +102,7 @@ def decode_image(blob: Any, shape: Sequence[int], background: int) -> Array:
     """
     channels, height, width = shape
     with _opened(blob) as image:
-        turned = findfind_orientation(image)
+        turned = find_orientation(image)
         plain = _opaque(_eight_bits(image), background).convert(_MODES[channels])
         if turned in _UPRIGHT:
             plain = plain.transpose(_UPRIGHT[turned])
