@@ -62,6 +62,11 @@ class InputDecoder:
         self._idle: LifoQueue[confined.Child] = LifoQueue()
         self._is_closed = False
 
+    @property
+    def num_idle(self) -> int:
+        """Number of children that wait for a request."""
+        return self._idle.qsize()
+
     def start(self) -> None:
         """Starts a child, so that the first request need not wait for it.
 
