@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+ColumnKind = Literal["numeric", "one_hot", "ordinal", "tensor"]
+
 
 @dataclass(frozen=True)
 class InputColumn:
     """The place of one column of the data in a flat row."""
 
     name: str
-    kind: Literal["numeric", "one_hot", "ordinal", "tensor"]
+    kind: ColumnKind
     start: int
     """Index of its first value in the row."""
     width: int

@@ -72,7 +72,7 @@ def build_model(spec: ModelSpec, row: Row, num_outputs: int, *, per_token: bool 
         params = parse_spec(HuggingFaceSpec, spec.params, source=f"model {spec.name}")
         model = build_hugging_face(spec.name, params, row, num_outputs, per_token=per_token)
     else:
-        model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token)
+        model = build_imported(spec.name, spec.params, row, num_outputs, per_token=per_token, inputs=spec.inputs)
     _check_output(spec.name, model, row, num_outputs, per_token)
     initialize(model, spec.initialization)  # after the forward pass, which materializes lazy layers
     return model.train()

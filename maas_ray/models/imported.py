@@ -7,19 +7,26 @@ import importlib
 import inspect
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from maas_ray.errors import ModelError
 from maas_ray.models.keras_net import build_keras, is_keras
+from maas_ray.models.named_inputs import refuse_arguments, resolve_inputs, with_named_inputs
 from maas_ray.row import Row
 from maas_ray.suggestions import did_you_mean
 
 
 def build_imported(
-    path: str, params: Mapping[str, Any], row: Row, num_outputs: int, *, per_token: bool = False
+    path: str,
+    params: Mapping[str, Any],
+    row: Row,
+    num_outputs: int,
+    *,
+    per_token: bool = False,
+    inputs: Mapping[str, str | Sequence[str]] | None = None,
 ) -> nn.Module:
     """Imports a class and constructs it.
 
@@ -30,11 +37,18 @@ def build_imported(
             likewise its `vocab_size`, which is None for rows of values, its `columns` and its `cardinalities`.
         num_outputs: passed as `num_outputs` likewise.
         per_token: passed as `per_token` likewise.
+        inputs: see `resolve_inputs`; its shapes and columns are passed as `input_shapes` and `input_columns` likewise.
+            None: forward takes the row.
 
     Raises:
         ModelError: the class cannot be imported, is not an nn.Module, or does not accept the parameters.
     """
     kind = import_class(path)
+    arguments_of = resolve_inputs(path, inputs, row) if inputs else []
+    if inputs:
+        if is_keras(kind):
+            raise ModelError(f"model.inputs: the Keras model {path} takes the row as its only argument; remove inputs")
+        refuse_arguments(path, kind, list(inputs))
     accepted = inspect.signature(kind).parameters
     named = {
         name for name, given in accepted.items() if given.kind in (given.POSITIONAL_OR_KEYWORD, given.KEYWORD_ONLY)
@@ -46,6 +60,8 @@ def build_imported(
         "per_token": per_token,
         "columns": row.columns,
         "cardinalities": row.cardinalities,
+        "input_shapes": {one.name: one.shape for one in arguments_of},
+        "input_columns": {one.name: one.columns for one in arguments_of},
     }
     arguments = {name: value for name, value in offered.items() if name in named} | dict(params)
     if not any(given.kind is given.VAR_KEYWORD for given in accepted.values()):
@@ -54,7 +70,9 @@ def build_imported(
     if missing := sorted(required - arguments.keys()):
         raise ModelError(f"the model {path} needs the parameters {', '.join(missing)}; set them in model.params")
     try:
-        return build_keras(kind, arguments, row) if is_keras(kind) else kind(**arguments)
+        if is_keras(kind):
+            return build_keras(kind, arguments, row)
+        return (with_named_inputs(kind, arguments_of) if arguments_of else kind)(**arguments)
     except Exception as error:  # the user's code may raise anything
         shown = ", ".join(f"{name}={value!r}" for name, value in sorted(arguments.items()))
         raise ModelError(

@@ -45,11 +45,18 @@ class ModelSpec(Spec):
     ordinal column) that it declares."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the family, or arguments of the class's constructor."""
+    inputs: dict[str, str | tuple[str, ...]] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Columns of each argument of an imported module's forward, by name: names of columns, patterns such as `pixel_*`, or
+    `kind:numeric`, `kind:one_hot`, `kind:ordinal`, `kind:tensor`. Ordinal codes are int64 [N, columns], other columns
+    float32 [N, width], and a single tensor keeps its shape. Empty: forward takes the row. The constructor may declare
+    `input_shapes` and `input_columns`."""
     initialization: Initialization = "default"
     """Initialization of the weights; `default` keeps that of each layer."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.inputs and not _IMPORT_PATH.fullmatch(self.name):
+            raise ValueError(f"inputs: {self.name} takes the row as its only argument; remove inputs")
         is_hugging_face = self.name.startswith(PREFIX)
         if self.name in PARAMS or self.is_classical or is_hugging_face:
             try:
