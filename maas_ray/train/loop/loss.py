@@ -24,7 +24,8 @@ def build_loss(spec: ObjectiveSpec, task: Task, *, is_training: bool = False) ->
         is_training: whether the loss includes `pos_weight`, which metrics do not.
 
     Returns:
-        A function of logits [N, K] and a target [N] (int64 class codes, or float32) or [N, K] (probabilities) to losses [N]; for token tasks of
+        A function of logits [N, K] and a target [N] (int64 class codes, or float32) or [N, K] (probabilities) to losses
+        [N]; for token tasks of
         logits [N, T, V] and a target int64 [N, T] (-100: not counted) to the sum over each row's tokens [N]. It raises
         ModelError if the shapes do not match. Losses are float32, or float64 if the logits are.
 

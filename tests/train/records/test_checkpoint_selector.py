@@ -71,7 +71,7 @@ def test_the_newest_checkpoint_and_the_weights_themselves_are_taken_by_default(
 ) -> None:
     _run(file_store, tmp_path, metric="loss")
     assert _value(load_trained(file_store, "r")) == 3
-    with pytest.raises(SpecError, match="keeps no moving average"):
+    with pytest.raises(SpecError, match="keeps no average"):
         load_trained(file_store, "r", weights="ema")
     with pytest.raises(NotFound, match=r"has the metric validation_loss \(checkpoint.metric\) .* steps 1, 2, 3"):
         choose_step(file_store, Runs(file_store).get("r"), "best")
