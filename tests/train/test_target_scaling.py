@@ -25,6 +25,7 @@ from maas_ray.train.classical.fit import train_classical
 from maas_ray.train.loop.assemble import build_loader, build_plan, build_train_state
 from maas_ray.train.loop.step import mean_loss, train_step
 from maas_ray.train.parallel.mesh import RankCoordinates
+from maas_ray.train.ranks.preflight import check_run
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import remark
 from maas_ray.train.spec.parallelism import MeshLayout
@@ -218,6 +219,15 @@ def test_scaled_targets_train_the_same_on_every_layout(file_store: ObstoreStore)
     layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(pp=2), MeshLayout(tp=2)]
     compared = verify_layouts(spec, dataset.digest, layouts, steps=4)
     assert all(one.is_equal for one in compared), compared
+
+
+@pytest.mark.parametrize(("unit", "is_warned"), [("prices", False), ("fractions", True)])
+def test_initial_weights_of_another_scale_are_named(
+    file_store: ObstoreStore, caplog: pytest.LogCaptureFixture, unit: str, is_warned: bool
+) -> None:
+    _train(file_store, _data(file_store, "prices"), _spec(file_store))
+    check_run(_spec(file_store, run="next", init={"run": "r"}), _data(file_store, unit), file_store)
+    assert ("the first predictions are in other units" in caplog.text) == is_warned
 
 
 def test_a_folder_in_hugging_faces_format_has_no_place_for_the_conversion(

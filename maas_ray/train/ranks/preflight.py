@@ -3,15 +3,18 @@
 Runs on a rank and not in the driver, because it needs torch, whose import takes 2 s and which a rank has imported.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maas_ray.data.loading.open import open_rows
 from maas_ray.data.loading.preprocess import Preprocess
-from maas_ray.data.spec.features import Features
-from maas_ray.data.stored.dataset import Dataset
+from maas_ray.data.spec.features import Features, TargetScaling
+from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.display import get_logger
+from maas_ray.errors import NotFound
 from maas_ray.models.build import example_rows, is_imported
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.callbacks.load import check_callbacks
@@ -29,6 +32,8 @@ from maas_ray.train.optim.parameter_groups import freeze_weights
 from maas_ray.train.optim.schedule import build_schedule, check_schedule
 from maas_ray.train.parallel.distribute import refuse_unfit
 from maas_ray.train.parallel.pipeline import refuse_microbatches
+from maas_ray.train.records.runs import Runs
+from maas_ray.train.spec.init import InitSpec
 from maas_ray.train.spec.metrics import VALIDATION
 from maas_ray.train.spec.train import TrainSpec
 
@@ -62,6 +67,7 @@ def check_run(spec: TrainSpec, dataset: Dataset, store: ObstoreStore) -> None:
         from maas_ray.train.state.warm_start import open_start  # late: few runs need it
 
         open_start(spec.init, store, spec.storage).check(spec.model, net.state_dict(), is_whole=True)
+        _warn_of_units(spec.init, features, store)
     for layout in layouts:
         if layout.dp_replicate == layout.world:
             continue  # replicas support any model
@@ -88,6 +94,26 @@ def _warn_of_probabilities(spec: TrainSpec, dataset: Dataset, net: nn.Module) ->
             "keeps the probabilities from 0 and 1",
             ending,
         )
+
+
+def _warn_of_units(init: InitSpec, features: Features, store: ObstoreStore) -> None:
+    """Warns if the initial weights predict numbers on another scale than that of this run."""
+    if init.run is None or features.task != "regression":
+        return
+    with suppress(NotFound):  # the weights are there; their data may have been removed
+        theirs = open_dataset(store, Runs(store).get(init.run).data_digest).features.target_scaling
+        if theirs != features.target_scaling:
+            log.warning(
+                "run %s learned its target as %s, this run as %s: the first predictions are in other units, and its last "
+                "layer must be learned again",
+                init.run,
+                _scale_of(theirs),
+                _scale_of(features.target_scaling),
+            )
+
+
+def _scale_of(scaling: TargetScaling | None) -> str:
+    return "it is" if scaling is None else f"(y - {scaling.shift[0]:.4g}) / {scaling.scale[0]:.4g}"
 
 
 def _check_codes(spec: TrainSpec, features: Features, net: nn.Module) -> None:
