@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from maas_ray.addresses import exempt_from_proxies
-from maas_ray.cli import checkpoints, cluster, comparing, parallel, serving, store, training, tuning
+from maas_ray.cli import checkpoints, cluster, comparing, data, parallel, serving, store, training, tuning
 from maas_ray.cli.options import APP_DIR_VARIABLE
 from maas_ray.cli.reporting import CommandResult, reported
 
@@ -41,6 +41,7 @@ def find_modules(
 PANELS: dict[str, tuple[Callable[..., CommandResult], ...]] = {
     "Cluster": (cluster.up, cluster.down, cluster.status, cluster.doctor),
     "Train": (
+        data.data,
         training.train,
         tuning.tune,
         tuning.lr_range,

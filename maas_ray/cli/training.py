@@ -1,6 +1,6 @@
 """The commands train, runs, evaluate and publish."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -75,7 +75,7 @@ def train(
         "does not list the run"
     )
     with training_bar(loaded.run) as show:
-        result = run_training(loaded, resume=resume, extend=longer, on_progress=show, actor=actor)
+        result = run_training(loaded, resume=resume, extend=longer, on_progress=show, on_data=_say_data, actor=actor)
     shown = {
         "step": result.step,
         **({"ended by": result.reason} if result.reason else {}),
@@ -87,6 +87,11 @@ def train(
         **{f"step {step} not validated": why for step, why in result.unvalidated.items()},
     }
     return CommandResult(asdict(result), facts(f"run {result.run} finished", shown))
+
+
+def _say_data(lines: Sequence[str]) -> None:
+    for line in lines:
+        say.print(f"data: {line}", markup=False, soft_wrap=True)
 
 
 def runs(store: Store = DEFAULT_STORE, endpoint: Endpoint = None) -> CommandResult:

@@ -10,6 +10,8 @@ from maas_ray.errors import DataError, SpecError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from maas_ray.data.spec.data import DataSpec
+
 
 def read_table_file(path: Path, model: ModelDescription) -> FileRows:
     """Reads a table in any format that training reads.
@@ -33,13 +35,15 @@ def read_table_file(path: Path, model: ModelDescription) -> FileRows:
     unconvertible: dict[str, int] = {}
     for tensor in model.inputs:
         field, column = raw.schema.field(tensor.name), raw.column(tensor.name)
-        columns[tensor.name], lost = _values(path, tensor, field, column, is_known=bool(model.reader))
+        columns[tensor.name], lost = _values(path, spec, tensor, field, column, is_known=bool(model.reader))
         if lost:
             unconvertible[tensor.name] = lost
     return FileRows(columns, num_unconvertible=unconvertible)
 
 
-def _values(path: Path, tensor: Tensor, field: Any, column: Any, *, is_known: bool) -> "tuple[NDArray[Any], int]":
+def _values(
+    path: Path, spec: "DataSpec", tensor: Tensor, field: Any, column: Any, *, is_known: bool
+) -> "tuple[NDArray[Any], int]":
     """The values of one input [rows, …], and the number of values that are no numbers.
 
     An imported model may take NaN although its metadata cannot say so; `is_known` excludes it.
@@ -47,8 +51,10 @@ def _values(path: Path, tensor: Tensor, field: Any, column: Any, *, is_known: bo
     import numpy as np
     import pyarrow as pa
 
-    from maas_ray.data.sources.cast import to_numbers, to_text
+    from maas_ray.data.sources.cast import numbers_of, to_numbers
+    from maas_ray.data.sources.dates import read_dates
     from maas_ray.data.sources.raw_rows import tensor_rows
+    from maas_ray.data.sources.text import to_text
 
     if not tensor.is_scalar and not (tensor.encoding and tensor_rows(field, column) is None):
         rows = tensor_rows(field, column)
@@ -60,7 +66,16 @@ def _values(path: Path, tensor: Tensor, field: Any, column: Any, *, is_known: bo
     if tensor.datatype in ("BYTES", "INT64") or tensor.encoding == "text":
         text = to_text(tensor.name, column).to_numpy(zero_copy_only=False).astype(object)
         return _texts(path, tensor, text, is_known=is_known), 0
-    numbers, lost = to_numbers(column)
+    numbers: NDArray[Any]
+    if tensor.datatype == "FP64":
+        own = spec.cleaning.columns.get(tensor.name)
+        if own is not None and own.cast == "date":
+            found = read_dates(column, own.date_format)
+        else:
+            found = numbers_of(tensor.name, column, spec.reader)
+        numbers, lost = np.where(found.failed, np.nan, found.values), int(found.failed.sum())
+    else:
+        numbers, lost = to_numbers(column, spec.reader, tensor.name)
     missing = np.isnan(numbers)
     if lost and not tensor.nullable:
         odd = column.filter(pa.array(missing)).drop_null()[0].as_py()

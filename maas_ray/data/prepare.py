@@ -11,19 +11,21 @@ import pyarrow as pa
 
 from maas_ray.data.large import prepare as large
 from maas_ray.data.large.save import save_shards
-from maas_ray.data.sources.cast import CastColumn, cast_column
-from maas_ray.data.sources.files import format_of, list_files
+from maas_ray.data.sources.cast import Cast, CastColumn, CastLimits, cast_column
+from maas_ray.data.sources.files import count_unread, format_of, list_files
 from maas_ray.data.sources.image_folders import find_images
 from maas_ray.data.sources.images import mark_images, settle_images
 from maas_ray.data.sources.table import SKLEARN, read_table
+from maas_ray.data.spec.cleaning import ColumnPolicy
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.spec.features import TOKEN_TASKS, Features
 from maas_ray.data.stored.dataset import TARGET, WEIGHT, Dataset, Split, open_dataset, save_dataset
-from maas_ray.data.table.column_statistics import require_ray
-from maas_ray.data.table.fit import fit_columns
+from maas_ray.data.table.column_statistics import gather_statistics, require_ray
+from maas_ray.data.table.data_profile import build_profile
+from maas_ray.data.table.fit import fit_statistics
 from maas_ray.data.table.plan import ColumnPlan, plan_column
 from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
-from maas_ray.data.table.report import drop_rows, refuse_empty, refuse_missing, refuse_without_value
+from maas_ray.data.table.report import drop_rows, refuse_dropped, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.table.split import assign_table
 from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import cast_target, class_names, encode_target, scale_target
@@ -58,6 +60,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     paths: list[str] | None = None
     source = {"uri": spec.uri, "spec_digest": spec.digest()}
     about_images: dict[str, Any] | None = None
+    unread: dict[str, str] = {}
     if not spec.uri.startswith(SKLEARN):
         images = find_images(spec)
         if images is not None:
@@ -66,13 +69,15 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         paths = [file.path for file in files]
         if large.is_large(files, kind := format_of(spec, paths)):
             return large.prepare_large(spec, store, files, kind, cpu_timeout_s, about_images)
+        unread = {} if images is not None else count_unread(spec, files)
     raw_table = read_table(spec, paths)
     raw = raw_table.table
-    target = cast_target(spec.target, raw.column(spec.target), spec.task)
+    target = cast_target(spec.target, raw.column(spec.target), spec.task, spec.reader)
     rare = find_rare(spec, count_keys(target.values)) if spec.rare_classes is not None else frozenset()
     assigned = assign_table(spec, raw)
-    columns, plans = _cast(spec, raw, raw_table.is_typed)
+    columns, plans, casts = _cast(spec, raw, raw_table.is_typed)
     kept, report = drop_rows(columns, plans, target, raw.num_rows)
+    refuse_dropped(spec, report, target.examples)
     if spec.rare_classes is not None:
         report["rare_classes"] = count_merged(target, rare)
         target = merge_rare(spec, target, rare)
@@ -90,7 +95,8 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         if spec.task == "regression"
         else class_names(spec.target, targets["train"], spec.task, spec.positive_class)
     )
-    fitted = fit_columns(tables["train"], plans, spec.cleaning.max_categories, cpu_timeout_s=cpu_timeout_s)
+    statistics = gather_statistics(tables["train"], plans, cpu_timeout_s=cpu_timeout_s)
+    fitted = fit_statistics(statistics, plans, spec.cleaning)
     if about_images is not None:
         report |= about_images
         fitted = mark_images(spec, fitted)
@@ -103,6 +109,11 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         target_scaling=scale_target(targets["train"].to_numpy(), spec.target_scaling)
         if spec.task == "regression"
         else None,
+        reader=spec.reader,
+    )
+    class_rows = {} if labels is None else count_keys(targets["train"])
+    profile = build_profile(
+        spec, report, casts, statistics, features, class_rows, target.examples, {**raw_table.left_out, **unread}
     )
     for split in SPLITS:
         codes = encode_target(spec.target, targets[split], labels, split)
@@ -112,16 +123,18 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
             tables[split] = tables[split].append_column(WEIGHT, weight.take(pa.array(rows[split])))
     is_heavy = sum(table.nbytes for table in tables.values()) > large.LARGE_BYTES
     save = save_shards if is_heavy else save_dataset
-    return save(store, tables, features, report, source)
+    return save(store, tables, features, report, source, profile=profile)
 
 
-def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan]]:
-    columns, plans = [], []
+def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan], dict[str, Cast]]:
+    columns, plans, casts = [], [], {}
+    limits = CastLimits(spec.max_unconvertible, spec.max_numbers_in_text)
     for name in raw.column_names[: raw.column_names.index(spec.target)]:
-        own = spec.cleaning.columns.get(name)
-        column = cast_column(raw.schema.field(name), raw.column(name), own.cast if own else None, is_typed)
+        own = spec.cleaning.columns.get(name, ColumnPolicy())
+        field = raw.schema.field(name)
+        column, casts[name] = cast_column(field, raw.column(name), own, is_typed, spec.reader, limits)
         if column.missing.all():
             refuse_without_value(name, raw.num_rows, column.num_unconvertible)
         columns.append(column)
         plans.append(plan_column(spec.cleaning, column.kind, column.field))
-    return columns, plans
+    return columns, plans, casts

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from onnx import ModelProto
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signature, TensorSpec
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.loading.target_units import TargetUnits
-from maas_ray.data.spec.features import Column, Features
+from maas_ray.data.sources.wide import narrowing_of
+from maas_ray.data.spec.features import Column, Features, is_wide
 from maas_ray.decoding.spec import TextEncoding
 from maas_ray.errors import BundleError
 from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
@@ -65,6 +67,27 @@ class ServedModel(nn.Module):
             probability = logits.sigmoid()
             return probability, (probability[:, 0] >= self._threshold).to(torch.int64)
         return (self.units(logits),)
+
+
+class _Narrowed(nn.Module):
+    """A module over encoded columns, to which columns of float64 are given raw.
+
+    Args:
+        module: takes encoded columns.
+        features: the fitted features.
+    """
+
+    def __init__(self, module: nn.Module, features: Features) -> None:
+        super().__init__()
+        self.module = module
+        self._narrowings = [narrowing_of(column) for column in features.columns]
+
+    def forward(self, *columns: Tensor) -> Any:
+        encoded = [
+            column if narrowing is None else narrowing.apply(torch, column)
+            for column, narrowing in zip(columns, self._narrowings, strict=True)
+        ]
+        return self.module(*encoded)
 
 
 def build_served(net: nn.Module, features: Features, threshold: float = 0.5) -> ServedModel:
@@ -125,7 +148,8 @@ def export(net: nn.Module, features: Features, threshold: float = 0.5) -> tuple[
 
 
 def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
-    """Exports a module over encoded columns to ONNX, with the exporter's own names, for any number of rows.
+    """Exports a module over encoded columns to ONNX, with the exporter's own names, for any number of rows. In the
+    graph, columns of float64 are raw.
 
     Args:
         module: module with the inputs of `Preprocess`, on the CPU, in evaluation mode.
@@ -140,7 +164,7 @@ def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(
-                module, example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
+                _Narrowed(module, features), example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
             )
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, optimize=True, verbose=False
@@ -182,7 +206,7 @@ def _input(column: Column) -> TensorSpec:
     """An input with everything that a request may send for it."""
     spec = TensorSpec(
         name=column.name,
-        datatype="FP32" if column.kind == "numeric" else column.datatype,
+        datatype=_datatype(column),
         shape=(-1, *_shape(column)),
         nullable=column.kind != "tokens" and column.fill is not None and _represents_missing(column),
     )
@@ -200,12 +224,18 @@ def _input(column: Column) -> TensorSpec:
 
 def _represents_missing(column: Column) -> bool:
     """Whether a value of the graph's datatype represents "missing": NaN, an empty string."""
-    return column.kind == "numeric" or column.datatype in ("FP32", "BYTES")
+    return _datatype(column) in ("FP32", "FP64", "BYTES")
+
+
+def _datatype(column: Column) -> Datatype:
+    if column.kind == "numeric" or column.kind == "date":
+        return "FP64" if is_wide(column) else "FP32"
+    return column.datatype
 
 
 def _example(column: Column) -> Tensor:
-    if column.kind == "numeric":
-        return torch.zeros(TRACED_ROWS, 1)
+    if column.kind == "numeric" or column.kind == "date":
+        return torch.zeros(TRACED_ROWS, 1, dtype=torch.float64 if is_wide(column) else torch.float32)
     if column.kind in ("categorical", "tokens"):
         return torch.zeros(TRACED_ROWS, *_shape(column), dtype=torch.int64)
     return torch.zeros(TRACED_ROWS, *_shape(column), dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)

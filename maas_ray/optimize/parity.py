@@ -26,7 +26,13 @@ from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
 from maas_ray.spec import Spec
 from maas_ray.train.modules.raw_model import RawModel
 
-_ORT_TYPES = {"FP32": "tensor(float)", "UINT8": "tensor(uint8)", "INT64": "tensor(int64)", "BYTES": "tensor(string)"}
+_ORT_TYPES = {
+    "FP32": "tensor(float)",
+    "FP64": "tensor(double)",
+    "UINT8": "tensor(uint8)",
+    "INT64": "tensor(int64)",
+    "BYTES": "tensor(string)",
+}
 
 
 class ParitySpec(Spec):

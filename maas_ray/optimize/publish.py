@@ -89,7 +89,14 @@ def _held_out(dataset: Dataset) -> str | None:
 
 def _reader(trained: Trained) -> dict[str, Any]:
     """The options with which the text of the training data was read."""
-    return trained.run.spec.data.model_dump(mode="json", include={"delimiter", "missing_values"})
+    spec, features = trained.run.spec.data, trained.dataset.features
+    reader: dict[str, Any] = spec.reader.model_dump(mode="json")
+    dates = {
+        column.name: spec.cleaning.columns[column.name].model_dump(mode="json", include={"cast", "date_format"})
+        for column in features.columns
+        if column.kind == "date" and column.name in spec.cleaning.columns
+    }
+    return {**reader, "cleaning": {"columns": dates}} if dates else reader
 
 
 def _lineage(trained: Trained) -> Lineage:

@@ -45,6 +45,8 @@ def _rows(column: Column, tensor: TensorSpec) -> Array:
         first = column.fill or 0  # the most frequent category, if the cleaning policy computes it
         codes = [(first + row) % len(column.categories) for row in range(NUM_ROWS)]
         rows = np.array([column.categories[code] for code in codes], dtype)
+    elif column.kind == "date":
+        rows = column.origin + 86400.0 * np.arange(NUM_ROWS)
     elif column.kind == "tokens":
         rows = (np.arange(prod(shape)) % column.vocab_size).astype(dtype)
     else:
@@ -56,6 +58,8 @@ def _numbers(column: NumericColumn | TensorColumn, num_elements: int, dtype: np.
     """The center, then the center plus the scale: of the whole column, or of each element of a tensor."""
     shift, scale = (np.atleast_1d(np.array(each, np.float64)) for each in (column.shift, column.scale))
     rows = np.stack([shift + row * scale for row in range(NUM_ROWS)])
+    if column.kind == "numeric" and column.offset is not None:
+        rows = rows + column.offset
     if dtype.kind == "u":
         rows = np.rint(rows).clip(0, np.iinfo(dtype).max)
     bound = float(np.finfo(np.float32).max)

@@ -6,7 +6,8 @@ run compute the same numbers. One process at a time holds the run's lease (store
 start, continue or commit to the run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from maas_ray.cluster.capacity.preflight import alive_nodes, preflight
 from maas_ray.cluster.health.clocks import refuse_skew
 from maas_ray.data.prepare import prepare
 from maas_ray.data.spec.augmentation import refuse_augmentation
-from maas_ray.data.stored.dataset import Dataset
+from maas_ray.data.stored.dataset import Dataset, open_dataset
+from maas_ray.data.table.data_profile import data_lines
 from maas_ray.display import get_logger
 from maas_ray.errors import Conflict, NotFound, SpecError
 from maas_ray.store.lease import Lease, holder_of, is_dead, take
@@ -63,6 +65,8 @@ class RunResult:
     """Locations of `report.json` and `report.png`; see records/report.py."""
     unvalidated: Mapping[int, str]
     """Reasons why asynchronous validation has no metrics, by step."""
+    data: Sequence[str] = ()
+    """The report of the data as lines; report.json has all of it."""
 
 
 def run_training(
@@ -71,6 +75,7 @@ def run_training(
     resume: bool = False,
     extend: Mapping[str, int] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_data: Callable[[Sequence[str]], None] | None = None,
     actor: Any = None,
 ) -> RunResult:
     """Trains a run to its end. Needs a connected Ray (`ray.init`).
@@ -81,6 +86,7 @@ def run_training(
         extend: `{"epochs": N}` or `{"steps": N}`: continue an existing run, also a finished one, to this larger total
             length. The order of samples continues; the schedule is that of a run of the new length.
         on_progress: called with the latest report of rank 0, in a thread of this process.
+        on_data: called with the report of the data as lines, before a new run starts.
         actor: result of `start_run_actor()`, called before reading the spec so that the actor imports Ray Train
             meanwhile. It ends with the run. By default the run starts an actor.
 
@@ -97,7 +103,7 @@ def run_training(
     """
     actor = actor or start_run_actor()
     try:
-        return _run_training(spec, resume or extend is not None, extend, on_progress, actor)
+        return _run_training(spec, resume or extend is not None, extend, on_progress, on_data, actor)
     finally:
         end_run_actor(actor)
 
@@ -107,6 +113,7 @@ def _run_training(
     resume: bool,
     extend: Mapping[str, int] | None,
     on_progress: Callable[[Progress], None] | None,
+    on_data: Callable[[Sequence[str]], None] | None,
     actor: Any,
 ) -> RunResult:
     store = open_store(spec.storage)
@@ -131,7 +138,7 @@ def _run_training(
         if resume:
             _resume(store, spec, on_progress, actor, lease)
         else:
-            _begin(store, spec, on_progress, actor, lease)
+            _begin(store, spec, on_progress, on_data, actor, lease)
         return _result(store, spec.run)
 
 
@@ -151,12 +158,19 @@ def _resume(
 
 
 def _begin(
-    store: ObstoreStore, spec: TrainSpec, on_progress: Callable[[Progress], None] | None, actor: Any, lease: Lease
+    store: ObstoreStore,
+    spec: TrainSpec,
+    on_progress: Callable[[Progress], None] | None,
+    on_data: Callable[[Sequence[str]], None] | None,
+    actor: Any,
+    lease: Lease,
 ) -> None:
     _refuse_existing(store, spec)
     if spec.extensions:
         raise SpecError("extensions: a new run has none; set epochs or steps to the whole length")
     dataset = prepare(spec.data, store)
+    if on_data is not None:
+        on_data(data_lines(dataset.profile, dataset.report))
     spec, lineage = _settled(store, spec)
 
     def create() -> RunRecord:
@@ -253,4 +267,12 @@ def _result(store: ObstoreStore, run: str) -> RunResult:
         tensorboard=location(store, run),
         report={name: find_part(report, name) for name in report.parts},
         unvalidated=record.unvalidated,
+        data=_data_lines(store, record.data_digest),
     )
+
+
+def _data_lines(store: ObstoreStore, digest: str) -> list[str]:
+    with suppress(NotFound):  # removed after the training
+        dataset = open_dataset(store, digest)
+        return data_lines(dataset.profile, dataset.report)
+    return []

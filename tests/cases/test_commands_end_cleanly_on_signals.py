@@ -25,6 +25,7 @@ COMMANDS = {
     "status": [],
     "doctor": [],
     "quickstart": [],
+    "data": ["SPEC"],
     "train": ["SPEC"],
     "runs": [],
     "evaluate": ["run"],

@@ -22,6 +22,7 @@ COMMANDS = [
     "down",
     "status",
     "doctor",
+    "data",
     "train",
     "tune",
     "lr-range",

@@ -155,6 +155,7 @@ def test_rows_without_a_target_or_value_are_left_out_and_counted(file_store: Obs
             "categorical": {"missing": "drop_row"},
         },
         split={"validation": 0, "test": 0.3},
+        max_unconvertible=0.2,
     )
     dataset = prepare(spec, file_store)
     assert dataset.report["rows_dropped"] == {"target_missing": 1, "value_missing": 1}
@@ -221,7 +222,7 @@ def test_casts_and_encodings_of_single_columns_are_followed(file_store: ObstoreS
         (
             lambda text: text,
             {"cleaning": {"columns": {"city": {"cast": "number"}}}},
-            "'city' has no value in any of 10 rows, 9 could not be converted",
+            "column 'city': 9 of 9 values are not convertible to a number",
         ),
         (lambda text: text.replace("yes", "no"), {}, "single class 'no'"),
         (lambda text: text.replace("60,Lima,,false,yes", "60,Lima,,false,maybe"), {}, "task: binary needs exactly two"),

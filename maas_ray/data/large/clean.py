@@ -73,7 +73,9 @@ def read_clean(job: CleaningJob, number: int) -> Iterator[CleanBlock]:
         if start + block.num_rows > stop:
             raise _changed(source)
         columns = [apply_cast(source.field(name), block.column(name), cast) for name, cast in job.kinds.columns.items()]
-        target = cast_part_of_target(spec.target, block.column(spec.target), spec.task, job.kinds.is_whole_target)
+        target = cast_part_of_target(
+            spec.target, block.column(spec.target), spec.task, job.kinds.is_whole_target, spec.reader
+        )
         assigned = _assign(job, block, start, total, before)
         start += block.num_rows
         kept, report = drop_rows(columns, job.plans, target, block.num_rows)
@@ -81,7 +83,7 @@ def read_clean(job: CleaningJob, number: int) -> Iterator[CleanBlock]:
             report["rare_classes"] = count_merged(target, job.split.rare)
             target = merge_rare(spec, target, job.split.rare)
         table = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
-        weight = cast_weight(spec.weight, block.column(spec.weight)) if spec.weight is not None else None
+        weight = cast_weight(spec.weight, block.column(spec.weight), spec.reader) if spec.weight is not None else None
         yield CleanBlock(table, target, columns, kept, assigned, report, weight)
     if start != stop:
         raise _changed(source)

@@ -98,7 +98,9 @@ def count_unit_keys(number: int, source: UnitSource, is_whole_target: bool) -> d
                         masks[group] |= 1 << code
             _refuse_many(spec, len(keys) + len(masks))
         if spec.rare_classes is not None:
-            target = cast_part_of_target(spec.target, block.column(spec.target), spec.task, is_whole_target)
+            target = cast_part_of_target(
+                spec.target, block.column(spec.target), spec.task, is_whole_target, spec.reader
+            )
             classes.update(count_keys(target.values))
             _refuse_many(spec, len(classes))
     return {"keys": dict(keys), "classes": dict(classes), "masks": dict(masks)}

@@ -22,13 +22,14 @@ from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.large.units import FORMATS, UnitSource, open_source
 from maas_ray.data.large.write import Writing, write_unit
 from maas_ray.data.sources.cast import Cast, apply_cast
-from maas_ray.data.sources.files import File, list_files
+from maas_ray.data.sources.files import File, count_unread, list_files
 from maas_ray.data.sources.image_folders import find_images
 from maas_ray.data.sources.images import mark_images
 from maas_ray.data.spec.data import SPLITS, DataSpec, Format
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import SHARDED, Dataset, begin_dataset, content_digest, end_dataset, open_dataset
 from maas_ray.data.stored.shard_layout import Shard, ShardLayout
+from maas_ray.data.table.data_profile import build_profile
 from maas_ray.data.table.fit import fit_statistics
 from maas_ray.data.table.plan import ColumnPlan, plan_column
 from maas_ray.data.table.target import order_classes, target_scaling
@@ -103,7 +104,7 @@ def prepare_files(
         if spec.task == "regression"
         else order_classes(spec.target, sorted(found.classes["train"]), spec.task, spec.positive_class)
     )
-    columns = fit_statistics(found.statistics, plans, spec.cleaning.max_categories)
+    columns = fit_statistics(found.statistics, plans, spec.cleaning)
     features = Features(
         columns=columns if about_images is None else mark_images(spec, columns),
         task=spec.task,
@@ -113,6 +114,17 @@ def prepare_files(
         target_scaling=target_scaling(found.num_rows["train"], *found.target_sums, spec.target_scaling)
         if spec.task == "regression"
         else None,
+        reader=spec.reader,
+    )
+    profile = build_profile(
+        spec,
+        found.report,
+        kinds.columns,
+        found.statistics,
+        features,
+        dict(found.classes["train"]),
+        kinds.target_examples,
+        {**source.left_out, **({} if about_images is not None else count_unread(spec, files))},
     )
     body = {
         "format": SHARDED,
@@ -126,13 +138,14 @@ def prepare_files(
     except NotFound:
         pass  # the first time
     writing = Writing(job, features, build_dictionaries(features, found.values), digest, uuid.uuid4().hex)
-    return _write(store, writing, body, files, found, cpu_timeout_s)
+    return _write(store, writing, body, {"profile": profile}, files, found, cpu_timeout_s)
 
 
 def _write(
     store: ObjectStore,
     writing: Writing,
     body: dict[str, Any],
+    about: dict[str, Any],
     files: Sequence[File],
     found: Gathered,
     cpu_timeout_s: float,
@@ -163,7 +176,7 @@ def _write(
         )
     layout = ShardLayout(shards={split: tuple(shards[split]) for split in SPLITS}, dictionaries=writing.dictionaries)
     where = {"uri": source.spec.uri, "spec_digest": source.spec.digest()}
-    about = {"shards": layout.model_dump(mode="json"), "source": where, "class_rows": dict(found.classes["train"])}
+    about |= {"shards": layout.model_dump(mode="json"), "source": where, "class_rows": dict(found.classes["train"])}
     return end_dataset(store, writer, writing.digest, {**body, **about})
 
 

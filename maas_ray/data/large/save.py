@@ -34,6 +34,7 @@ def save_shards(
     features: Features,
     report: Mapping[str, Any],
     source: Mapping[str, Any],
+    profile: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """As `save_dataset`."""
     num_rows = {split: tables[split].num_rows for split in SPLITS}
@@ -72,6 +73,7 @@ def save_shards(
     about = {
         "shards": layout.model_dump(mode="json"),
         "source": dict(source),
+        **({"profile": dict(profile)} if profile is not None else {}),
         "class_rows": count_classes(features, tables["train"].column(TARGET).to_numpy()),
     }
     return end_dataset(store, writer, digest, {**body, **about})

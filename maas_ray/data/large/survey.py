@@ -8,7 +8,11 @@ import pyarrow as pa
 
 from maas_ray.data.large.tasks import run_tasks
 from maas_ray.data.large.units import UnitSource, in_order, read_blocks, unite_schemas, with_types
-from maas_ray.data.sources.cast import Cast, Survey, are_whole, choose_cast, decode_column, needs_survey, survey_column
+from maas_ray.data.sources.cast import Cast, CastLimits, choose_cast
+from maas_ray.data.sources.number_text import read_numbers
+from maas_ray.data.sources.survey import Survey, needs_survey, survey_column
+from maas_ray.data.sources.text import are_whole, decode_column
+from maas_ray.data.spec.cleaning import ColumnPolicy
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 
@@ -21,6 +25,8 @@ class Kinds:
     """The features, in order."""
     is_whole_target: bool
     """Classes that are floating-point numbers are written without a fraction."""
+    target_examples: tuple[str, ...] = ()
+    """The first values of the target that are not convertible to numbers."""
 
 
 def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource, Kinds]:
@@ -46,19 +52,26 @@ def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource,
     merged = {name: Survey() for name in source.names}
     if source.num_rows is None or any(_is_open(source, name) for name in source.names):
         rows = [0] * len(source.units)
+        surveys: dict[int, dict[str, Survey]] = {}
         answers = run_tasks(
             survey_unit, len(source.units), {"source": source}, "the survey of the data", cpu_timeout_s, source.name_of
         )
         for number, answer in answers:
             rows[number] = answer["num_rows"]
-            for name, found in answer["columns"].items():
-                merged[name] = merged[name].merged(Survey(**found))
+            surveys[number] = {name: Survey.parsed(found) for name, found in answer["columns"].items()}
+        for number in sorted(surveys):  # tasks end in any order
+            for name, found in surveys[number].items():
+                merged[name] = merged[name].merged(found)
         source = _counted(source, rows)
+    limits = CastLimits(source.spec.max_unconvertible, source.spec.max_numbers_in_text)
     columns = {
-        name: choose_cast(source.field(name), merged[name], _cast_to(source.spec, name), source.is_typed)
+        name: choose_cast(
+            source.field(name), merged[name], _policy(source.spec, name), source.is_typed, source.spec.reader, limits
+        )
         for name in feature_names(source)
     }
-    return source, Kinds(columns, merged[source.spec.target].is_whole)
+    target = merged[source.spec.target]
+    return source, Kinds(columns, target.is_whole, target.failed)
 
 
 def feature_names(source: UnitSource) -> list[str]:
@@ -90,20 +103,24 @@ def _is_open(source: UnitSource, name: str) -> bool:
     """Whether the column's cast depends on its values."""
     if name == source.spec.target:
         kind = source.field(name).type
-        return source.spec.task != "regression" and (pa.types.is_floating(kind) or pa.types.is_dictionary(kind))
-    return name in feature_names(source) and needs_survey(source.field(name), _cast_to(source.spec, name))
+        if source.spec.task == "regression":
+            return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+        return bool(pa.types.is_floating(kind) or pa.types.is_dictionary(kind))
+    return name in feature_names(source) and needs_survey(source.field(name), _policy(source.spec, name).cast)
 
 
 def _survey(source: UnitSource, name: str, column: pa.ChunkedArray) -> Survey:
     if name != source.spec.target:
-        return survey_column(source.field(name), column, _cast_to(source.spec, name))
+        own, reader = _policy(source.spec, name), source.spec.reader
+        return survey_column(source.field(name), column, own.cast, reader, own.date_format)
     values = decode_column(name, column)
+    if source.spec.task == "regression" and pa.types.is_string(values.type):
+        return Survey(failed=read_numbers(values, source.spec.reader).examples)
     return Survey(is_whole=not pa.types.is_floating(values.type) or are_whole(values))
 
 
-def _cast_to(spec: DataSpec, name: str) -> str | None:
-    own = spec.cleaning.columns.get(name)
-    return own.cast if own else None
+def _policy(spec: DataSpec, name: str) -> ColumnPolicy:
+    return spec.cleaning.columns.get(name, ColumnPolicy())
 
 
 def _counted(source: UnitSource, rows: list[int]) -> UnitSource:

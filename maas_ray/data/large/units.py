@@ -4,28 +4,30 @@ A unit is a range of consecutive rows: row groups of parquet files, images, or w
 depend on the files alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import parquet
 
 from maas_ray.data.large.footers import read_footers
 from maas_ray.data.sources.arrays import tensor_shape
 from maas_ray.data.sources.bounds import allowed_bytes, too_much
-from maas_ray.data.sources.files import File, check_expansion, filesystem
+from maas_ray.data.sources.csv_file import open_csv, read_header
+from maas_ray.data.sources.files import File, filesystem
 from maas_ray.data.sources.images import COLUMN, image_shape, read_images
+from maas_ray.data.sources.partitions import add_partitions, partition_fields, root_of
 from maas_ray.data.sources.table import (
     choose_columns,
-    csv_error,
-    csv_options,
+    find_index_columns,
     read_arrow,
     read_jsonl,
     refuse_empty,
     refuse_other_columns,
 )
+from maas_ray.data.sources.vectors import is_list, vectors_in
 from maas_ray.data.spec.data import DataSpec, Format
 from maas_ray.errors import DataError
 
@@ -65,6 +67,12 @@ class UnitSource:
     units: tuple[tuple[TablePiece, ...], ...]
     num_rows: tuple[int, ...] | None
     """Rows of each unit; None: not known yet."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """See `RawTable`."""
+    root: str = ""
+    """See `partition_fields`."""
+    partitions: tuple[pa.Field, ...] = ()
+    """The columns in the paths of the files."""
 
     @property
     def is_typed(self) -> bool:
@@ -112,6 +120,14 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSour
         heads = _image_heads(spec, system, files)
     else:
         heads = _native_heads(spec, system, files, kind)
+    root, paths = root_of(filesystem(spec, spec.uri)[1]), [file.path for file in files]
+    partitions = partition_fields(root, paths, kind != "csv") if kind != "images" else []
+    for head in heads:
+        if head.names:
+            own = [one for one in partitions if one.name not in head.names]
+            head.names = [*head.names, *(one.name for one in own)]
+            if head.schema is not None:
+                head.schema = pa.schema([*head.schema, *own])
     first = heads[0].names
     names = tuple(choose_columns(spec, first, files[0].path)) if first else ()
     schemas = []
@@ -120,6 +136,8 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSour
             refuse_other_columns(choose_columns(spec, head.names, file.path), file.path, names, files[0].path)
         if head.schema is not None:
             schemas.append(pa.schema([head.schema.field(name) for name in names]))
+    if any(is_list(one.type) for schema in schemas for one in schema):
+        schemas = []  # the length of vectors is in the rows
     units, num_rows = _cut(files, heads)
     if not units:
         raise DataError(f"{spec.uri} has columns but no rows")
@@ -131,6 +149,9 @@ def open_source(spec: DataSpec, files: Sequence[File], kind: Format) -> UnitSour
         unite_schemas(spec, schemas) if schemas else None,
         tuple(units),
         tuple(rows or 0 for rows in num_rows) if is_counted else None,
+        find_index_columns(spec, first),
+        root,
+        tuple(partitions),
     )
 
 
@@ -199,13 +220,15 @@ def _read_piece(source: UnitSource, system: Any, piece: TablePiece, rows: int) -
 
 
 def _fit_types(source: UnitSource, piece: TablePiece, table: pa.Table) -> pa.Table:
+    table = add_partitions(table, source.root, piece.path, source.partitions)
     names = choose_columns(source.spec, table.column_names, piece.path)
-    if not source.names:
+    if source.names:
+        refuse_other_columns(names, piece.path, source.names, source.units[0][0].path)
+    table = vectors_in(table.select(list(source.names) or names), piece.path)
+    if source.schema is None:
         # Survey: the types of all files are not known yet.
-        return table.select(names).replace_schema_metadata({_PATH: piece.path})
-    refuse_other_columns(names, piece.path, source.names, source.units[0][0].path)
-    table = table.select(list(source.names))
-    if source.schema is None or table.schema == source.schema:
+        return table.replace_schema_metadata({_PATH: piece.path})
+    if table.schema == source.schema:
         return table
     try:
         return pa.concat_tables([source.schema.empty_table(), table], promote_options="permissive")
@@ -220,7 +243,9 @@ def _read_row_groups(source: UnitSource, system: Any, piece: TablePiece, rows: i
             groups = range(piece.first, piece.stop if piece.stop is not None else reader.num_row_groups)
             size = opened.size()
             left = allowed_bytes(source.spec, size)
-            for batch in reader.iter_batches(rows, row_groups=list(groups), columns=list(source.names)):
+            in_file = set(reader.schema_arrow.names)
+            columns = [name for name in source.names if name in in_file]
+            for batch in reader.iter_batches(rows, row_groups=list(groups), columns=columns):
                 left -= batch.nbytes
                 if left < 0:
                     raise too_much(source.spec, piece.path, size)
@@ -230,16 +255,9 @@ def _read_row_groups(source: UnitSource, system: Any, piece: TablePiece, rows: i
 
 
 def _read_csv(source: UnitSource, system: Any, path: str) -> Iterator[pa.Table]:
-    try:
-        check_expansion(source.spec, system, path)
-        _, options = csv_options(source.spec, system, path)
-        with system.open_input_stream(path) as stream, csv.open_csv(stream, *options) as reader:
-            for batch in reader:
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise csv_error(path, str(error)) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    with open_csv(source.spec, system, path) as reader:
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
 
 
 def _read_batches(source: UnitSource, system: Any, path: str) -> Iterator[pa.Table]:
@@ -291,12 +309,7 @@ def _csv_head(spec: DataSpec, system: Any, file: File, *, is_first: bool) -> _He
     refuse_empty(file.path, file.size)
     head = _Head([], None, [(None, file.size)])
     if is_first:
-        try:
-            head.names, _ = csv_options(spec, system, file.path)
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise csv_error(file.path, str(error)) from error
-        except OSError as error:
-            raise DataError(f"cannot read {file.path}: {error}") from error
+        head.names = read_header(spec, system, file.path)
         head.schema = pa.schema([pa.field(name, pa.string()) for name in head.names])
     return head
 

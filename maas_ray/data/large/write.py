@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maas_ray.data.large.clean import CleanBlock, CleaningJob, read_clean
 from maas_ray.data.spec.data import SPLITS
-from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.spec.features import CategoricalColumn, Features, is_wide
 from maas_ray.data.stored.dataset import MAX_PART_BYTES, dataset_part_key
 from maas_ray.data.stored.shard import Block, Dictionaries, join, pack, row_bytes
 from maas_ray.data.table.target import encode_target
@@ -97,7 +97,7 @@ def encode_rows(
         weight: float32 [N], or None.
     """
     columns = features.columns
-    numbers = [table.column(one.name).to_numpy() for one in columns if one.kind == "numeric"]
+    numbers = [table.column(one.name).to_numpy() for one in columns if one.kind == "numeric" and not is_wide(one)]
     codes = [
         _codes(one, dictionaries[one.name], table.column(one.name))
         for one in columns
@@ -105,7 +105,9 @@ def encode_rows(
     ]
     tensors = []
     for column in columns:
-        if column.kind == "tensor":
+        if is_wide(column):
+            tensors.append(table.column(column.name).to_numpy().reshape(-1, 1))
+        elif column.kind == "tensor":
             flat = [chunk.flatten().to_numpy() for chunk in table.column(column.name).chunks]
             tensors.append(np.concatenate(flat).reshape(len(target), *column.shape))
     return Block(

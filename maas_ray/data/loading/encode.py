@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.arrays import Array
-from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.sources.wide import narrowing_of
+from maas_ray.data.spec.features import CategoricalColumn, Column, Features
 from maas_ray.errors import DataError
 
 
@@ -21,7 +22,8 @@ def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
 
     Returns:
         Categorical columns as int64 codes [N, 1]: a missing value (an empty string) becomes the code of the fill, and
-        a category that the training split does not contain becomes `unknown_code`. All other columns unchanged.
+        a category that the training split does not contain becomes `unknown_code`. Columns of float64 as float32 [N, k],
+        see `sources/wide.py`. All other columns unchanged.
 
     Raises:
         DataError: the number of columns differs, or a column without a fill has a missing value.
@@ -29,9 +31,18 @@ def encode_columns(features: Features, columns: Sequence[Array]) -> list[Array]:
     if len(columns) != len(features.columns):
         raise DataError(f"got {len(columns)} columns; expected {len(features.columns)}, one per feature")
     return [
-        encode_column(column, values) if column.kind == "categorical" else values
+        encode_column(column, values) if column.kind == "categorical" else narrow(column, values)
         for column, values in zip(features.columns, columns, strict=True)
     ]
+
+
+def narrow(column: Column, values: Array) -> Array:
+    """The float32 numbers of a float64 column; other columns unchanged."""
+    narrowing = narrowing_of(column)
+    if narrowing is None:
+        return values
+    narrowed: Array = narrowing.apply(np, values)
+    return narrowed
 
 
 def encode_column(column: CategoricalColumn, values: Array) -> Array:

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from maas_ray.data.loading import mmap_cache
-from maas_ray.data.loading.encode import encode_column
+from maas_ray.data.loading.encode import encode_column, narrow
 from maas_ray.data.loading.rows import Batch
 from maas_ray.data.loading.target_units import scaled_target
-from maas_ray.data.spec.features import CategoricalColumn, Features
+from maas_ray.data.spec.features import CategoricalColumn, Features, is_wide
 from maas_ray.data.stored.shard import Block, row_bytes, unpack
 from maas_ray.data.stored.shard_layout import Shard, ShardLayout
 from maas_ray.errors import DataError, ObjectCorrupt
@@ -52,7 +52,9 @@ class ShardRows:
         self.resident_bytes = 0
         """Estimated bytes of the maps that were read since their pages were last given back."""
         self._codes, self._offsets = _model_codes(features, layout)
-        num_arrays = 3 + (features.weight is not None) + sum(one.kind == "tensor" for one in features.columns)
+        num_arrays = (
+            3 + (features.weight is not None) + sum(one.kind == "tensor" or is_wide(one) for one in features.columns)
+        )
         self._row_bytes = num_arrays * _FAULT_BYTES + row_bytes(features)
         self._refuse_missing()
 
@@ -67,10 +69,10 @@ class ShardRows:
         tensors = iter(rows.tensors)
         columns = [
             next(numbers)
-            if column.kind == "numeric"
+            if column.kind == "numeric" and not is_wide(column)
             else next(categories)
             if column.kind == "categorical"
-            else torch.from_numpy(next(tensors))
+            else torch.from_numpy(narrow(column, next(tensors)))
             for column in self._features.columns
         ]
         weight = None if rows.weight is None else torch.from_numpy(rows.weight)

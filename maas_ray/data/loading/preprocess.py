@@ -6,7 +6,15 @@ The formulas are documented in `spec/features.py`; every fitted value comes from
 import torch
 from torch import Tensor, nn
 
-from maas_ray.data.spec.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn, column_width
+from maas_ray.data.spec.features import (
+    CategoricalColumn,
+    Column,
+    DateColumn,
+    Features,
+    NumericColumn,
+    TensorColumn,
+    column_width,
+)
 from maas_ray.errors import DataError
 
 
@@ -38,8 +46,8 @@ class Preprocess(nn.Module):
         """Computes the model's input.
 
         Args:
-            *columns: encoded columns in the order of the features: numeric float32 [N, 1] (NaN is missing),
-                categorical int64 [N, 1], tensors float32 or uint8 [N, *shape]; or tokens of any integer type [N, T].
+            *columns: encoded columns in the order of the features: numeric float32 [N, 1] (NaN is missing), dates
+                float32 [N, k], categorical int64 [N, 1], tensors float32 or uint8 [N, *shape]; or tokens of any integer type [N, T].
 
         Returns:
             float32 [N, *features.row.shape], or the tokens as int64 [N, T].
@@ -120,6 +128,25 @@ class _Image(nn.Module):
         return (x - self.shift) / self.scale
 
 
+class _Date(nn.Module):
+    fill: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, column: DateColumn) -> None:
+        super().__init__()
+        self._has_fill = column.fill is not None
+        _buffer(self, "fill", torch.tensor(column.fill or (), dtype=torch.float32))
+        _buffer(self, "shift", torch.tensor(column.shift, dtype=torch.float32))
+        _buffer(self, "scale", torch.tensor(column.scale, dtype=torch.float32))
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        x = columns[0]
+        if self._has_fill:
+            x = torch.where(torch.isnan(x), self.fill, x)
+        return (x - self.shift) / self.scale
+
+
 class _Tokens(nn.Module):
     def forward(self, *columns: Tensor) -> Tensor:
         return columns[0].to(torch.int64)
@@ -128,7 +155,7 @@ class _Tokens(nn.Module):
 def _group(column: Column) -> str:
     if column.kind == "categorical":
         return column.encoding
-    # Tensors differ in shape, so each one is a separate group.
+    # Tensors and dates differ in shape, so each one is a separate group.
     return column.kind if column.kind == "numeric" else f"{column.kind} {column.name}"
 
 
@@ -138,6 +165,8 @@ def _build(columns: list[Column]) -> nn.Module:
         return _Image(columns[0])
     if columns[0].kind == "tokens":
         return _Tokens()
+    if columns[0].kind == "date":
+        return _Date(columns[0])
     if columns[0].kind == "numeric":
         return _Numeric([column for column in columns if column.kind == "numeric"])
     if columns[0].encoding == "ordinal":

@@ -1,11 +1,13 @@
-"""Casts raw columns to the three column kinds: numeric, categorical and tensor.
+"""Casts raw columns to the column kinds: numeric, date, categorical and tensor.
 
-A cast table has numeric columns as float32 (NaN is missing), categories as text ("" is missing) or, where every value
-is an integer and none is missing, int64, and tensors as fixed-size lists of float32 or uint8. It has no nulls.
+A cast table has numeric columns as float32 (NaN is missing), or as float64 where float32 would lose their differences,
+dates as float64 seconds since 1970, categories as text ("" is missing) or, where every value is an integer and none is
+missing, int64, and tensors as fixed-size lists of float32 or uint8. It has no nulls.
 The kind depends on the whole column, which need not be in memory: each chunk is surveyed, and the surveys are merged.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +16,30 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.data.sources.arrays import tensor_field, tensor_shape, tensor_values
+from maas_ray.data.sources.dates import is_date, read_dates
+from maas_ray.data.sources.number_text import Doubles, named, propose, read_numbers
+from maas_ray.data.sources.survey import Survey, needs_survey, survey_column
+from maas_ray.data.sources.text import decode_column, to_text
+from maas_ray.data.sources.wide import date_field, offset_field
+from maas_ray.data.spec.cleaning import ColumnPolicy
+from maas_ray.data.spec.features import DATE_PARTS, DateEncoding
+from maas_ray.data.spec.reader import ReaderOptions
 from maas_ray.errors import DataError
 
-Kind = Literal["numeric", "categorical", "tensor"]
-_TRUTH = {"true": 1.0, "false": 0.0}
+Kind = Literal["numeric", "categorical", "tensor", "date"]
+_FAR = 64.0
+"""Numbers whose magnitude is more than this multiple of their range keep fewer than 18 bits of it as float32."""
+
+
+_DEFAULT_READER = ReaderOptions()
+
+
+@dataclass(frozen=True)
+class CastLimits:
+    """Shares of the values of a column above which a cast is refused; see `DataSpec`."""
+
+    max_unconvertible: float = 0.05
+    max_numbers_in_text: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,98 +58,129 @@ class CastColumn:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The properties of a chunk of a column that decide the kind of the whole column."""
-
-    has_values: bool = False
-    is_numbers: bool = True
-    """Every text that is present reads as a number."""
-    is_whole: bool = True
-    """Every number that is present is whole and below 2**53."""
-    is_integers: bool = True
-    """No value is missing, and each is an integer written in the usual way (`007` is text)."""
-
-    def merged(self, other: "Survey") -> "Survey":
-        """The survey of both chunks together."""
-        return Survey(
-            self.has_values or other.has_values,
-            self.is_numbers and other.is_numbers,
-            self.is_whole and other.is_whole,
-            self.is_integers and other.is_integers,
-        )
-
-
-@dataclass(frozen=True)
 class Cast:
     """The target type of a column."""
 
     kind: Kind
+    reason: str = ""
+    """How the kind was decided, for the report."""
+    unconvertible: tuple[str, ...] = ()
+    """The first texts that cannot be converted."""
+    is_counting: bool = False
+    """Each value is the one before it plus 1."""
     is_whole: bool = True
     """A category made of floating-point numbers is written without a fraction."""
     is_integer: bool = False
     """A category is int64."""
+    offset: float | None = None
+    """Numbers are float64 and near this one: float32 would lose their differences."""
+    encoding: DateEncoding = "parts"
+    """Of a date."""
+    origin: float = 0.0
+    """The first date, in seconds since 1970."""
+    date_format: str | None = None
+    """Of dates in text."""
+    reader: ReaderOptions = _DEFAULT_READER
+    """How text is read."""
 
 
-def cast_column(field: pa.Field, column: pa.ChunkedArray, to: str | None, is_typed: bool) -> CastColumn:
-    """Casts one complete feature column.
+def cast_column(
+    field: pa.Field,
+    column: pa.ChunkedArray,
+    policy: ColumnPolicy,
+    is_typed: bool,
+    reader: ReaderOptions | None = None,
+    limits: CastLimits | None = None,
+) -> tuple[CastColumn, Cast]:
+    """Casts one complete feature column; also returns how.
 
     Args:
         field: name, type and, for a tensor, shape.
         column: raw values.
-        to: `number`, `category` or None: numbers and booleans are numbers, text is a category.
+        policy: the user's policy of the column.
         is_typed: False: the file format has no types (csv), so that text is a number if every present value reads
             as one.
+        reader: how text is read.
+        limits: shares of values above which a cast is refused.
 
     Raises:
-        DataError: no kind fits the type, or the cast is impossible.
+        DataError: no kind fits the type or the values, or the cast is impossible.
     """
-    survey = survey_column(field, column, to) if needs_survey(field, to) else Survey()
-    return apply_cast(field, column, choose_cast(field, survey, to, is_typed))
+    reader = reader or ReaderOptions()
+    survey = Survey()
+    if needs_survey(field, policy.cast):
+        survey = survey_column(field, column, policy.cast, reader, policy.date_format)
+    cast = choose_cast(field, survey, policy, is_typed, reader, limits)
+    return apply_cast(field, column, cast), cast
 
 
-def needs_survey(field: pa.Field, to: str | None) -> bool:
-    """Whether the kind depends on the values and not on the type alone."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    is_settled = is_number or pa.types.is_boolean(kind) or tensor_shape(field) is not None
-    return to == "category" or not (is_settled or to == "number")
-
-
-def survey_column(field: pa.Field, column: pa.ChunkedArray, to: str | None) -> Survey:
-    """Surveys a chunk of a column.
+def choose_cast(
+    field: pa.Field,
+    survey: Survey,
+    policy: ColumnPolicy,
+    is_typed: bool,
+    reader: ReaderOptions | None = None,
+    limits: CastLimits | None = None,
+) -> Cast:
+    """The kind of a column, from the survey of all of it. See `cast_column`.
 
     Raises:
-        DataError: no kind fits the type.
+        DataError: no kind fits the values, or the cast is impossible.
     """
-    if tensor_shape(field) is not None:
-        return Survey()  # `choose_cast` reports a wrong cast
-    column = decode_column(field.name, column)
-    is_text = pa.types.is_string(column.type)
-    is_numbers = not (is_text and to is None) or to_numbers(column)[1] == 0
-    is_whole = not pa.types.is_floating(column.type) or are_whole(column)
-    text = to_text(field.name, column, is_whole)
-    is_integers = not pc.any(pc.equal(text, "")).as_py() and _integers(text) is not None
-    return Survey(len(column) > column.null_count, is_numbers, is_whole, is_integers)
-
-
-def choose_cast(field: pa.Field, survey: Survey, to: str | None, is_typed: bool) -> Cast:
-    """The kind of a column, from the survey of all of it.
-
-    Raises:
-        DataError: the cast is impossible.
-    """
+    name, to = field.name, policy.cast
+    where, reader, limits = f"cleaning.columns.{name}", reader or ReaderOptions(), limits or CastLimits()
     if tensor_shape(field) is not None:
         if to is not None:
-            raise DataError(
-                f"column {field.name!r} is a tensor and cannot be cast to {to}; remove "
-                f"cleaning.columns.{field.name}.cast"
-            )
-        return Cast("tensor")
-    is_text = needs_survey(field, None)
-    looks_like_numbers = not is_typed and survey.is_numbers and survey.has_values
-    if to == "category" or (is_text and to is None and not looks_like_numbers):
-        return Cast("categorical", survey.is_whole, survey.is_integers and survey.is_whole)
-    return Cast("numeric")
+            raise DataError(f"column {name!r} is a tensor and cannot be cast to {to}; remove {where}.cast")
+        return Cast("tensor", f"{'x'.join(map(str, tensor_shape(field) or ()))} values per row")
+    if to == "date":
+        _refuse_unconvertible(name, survey, limits, "date", named(survey.undated), f"set {where}.date_format")
+        encoding = policy.encoding if policy.encoding in DATE_PARTS else "parts"
+        origin = math.floor(survey.low or 0.0)
+        return Cast(
+            "date", "cast: date", survey.undated, encoding=encoding, origin=origin, date_format=policy.date_format
+        )
+    if is_date(field.type) or (to is None and survey.num_values and survey.num_dates == survey.num_values):
+        raise DataError(
+            f"column {name!r} contains dates; as categories, every later date would be unknown; set {where}.cast: date "
+            "(with encoding: parts, epoch or cyclic) or category, or leave it out with cleaning.drop"
+        )
+    is_text = _is_text(field)
+    category = Cast(
+        "categorical",
+        "cast: category",
+        is_counting=_is_counting(survey),
+        is_whole=survey.is_whole,
+        is_integer=survey.is_integers and survey.is_whole,
+    )
+    if to == "category":
+        return category
+    if survey.is_huge:
+        raise DataError(
+            f"column {name!r} contains integers beyond 2**53, up to {_whole(survey)}, which a number cannot represent "
+            f"exactly; set {where}.cast: category, or leave it out with cleaning.drop"
+        )
+    if to == "number":
+        ways = f"{propose(survey.failed, reader)}, remove {where}.cast"
+        _refuse_unconvertible(name, survey, limits, "number", named(survey.failed), ways)
+        return _number(survey, "cast: number", reader)
+    if not is_text:
+        return _number(survey, f"type {field.type}", reader)
+    if is_typed:
+        return replace(category, reason="the values are text")
+    if survey.num_padded:
+        example = named(survey.padded[:1])
+        reason = f"{survey.num_padded} of {survey.num_values} values have leading zeros, such as {example}"
+        return replace(category, reason=reason)
+    if not survey.num_failed:
+        return _number(survey, f"all {survey.num_values} values are numbers", reader) if survey.num_values else category
+    reason = f"{survey.num_failed} of {survey.num_values} values are not numbers, such as {named(survey.failed[:3])}"
+    if survey.num_near > limits.max_numbers_in_text * survey.num_values:
+        raise DataError(
+            f"column {name!r}: {reason}; as a text, each number of the column would be a category of its own: "
+            f"{propose(survey.failed, reader, where)}"
+        )
+    return replace(category, reason=f"text because {reason}")
 
 
 def apply_cast(field: pa.Field, column: pa.ChunkedArray, cast: Cast) -> CastColumn:
@@ -138,94 +191,97 @@ def apply_cast(field: pa.Field, column: pa.ChunkedArray, cast: Cast) -> CastColu
     """
     if cast.kind == "tensor":
         return _tensor(field, column)
+    if cast.kind == "date":
+        column = column if is_date(column.type) else decode_column(field.name, column)
+        return _wide(date_field(field.name, cast.encoding, cast.origin), read_dates(column, cast.date_format), "date")
     column = decode_column(field.name, column)
     if cast.kind == "categorical":
         return _category(field.name, column, cast)
-    values, num_unconvertible = to_numbers(column)
+    if cast.offset is not None:
+        return _wide(offset_field(field.name, cast.offset), numbers_of(field.name, column, cast.reader), "numeric")
+    values, num_unconvertible = to_numbers(column, cast.reader, field.name)
     missing = np.isnan(values)
     num_missing = int(missing.sum()) - num_unconvertible
     field = pa.field(field.name, pa.float32())
     return CastColumn("numeric", field, pa.array(values), missing, num_missing, num_unconvertible)
 
 
-def to_numbers(column: pa.ChunkedArray) -> tuple[NDArray[np.float32], int]:
+def to_numbers(
+    column: pa.ChunkedArray, reader: ReaderOptions | None = None, name: str = ""
+) -> tuple[NDArray[np.float32], int]:
     """Converts numbers, booleans or text to float32 [N]; returns it and the number of values that are not convertible.
 
     Missing and not convertible values become NaN. A number beyond float32 and an infinity are not convertible.
-    """
-    if pa.types.is_string(column.type):
-        doubles, num_failed = _parse(column)
-    else:
-        doubles = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-        num_failed = 0
-    values = _to_float32(doubles)
-    infinite = np.isinf(values)
-    values[infinite] = np.nan
-    return values, num_failed + int(infinite.sum())
-
-
-def to_text(name: str, column: pa.ChunkedArray, is_whole: bool | None = None) -> pa.Array:
-    """Converts any scalar column to text, "" where missing; whole numbers are written without a fraction.
 
     Args:
-        name: name of the column.
         column: values of the column.
-        is_whole: whether all numbers of the whole column are whole; None: `column` is the whole column.
+        reader: how text is read.
+        name: name of the column, for errors.
+
+    Raises:
+        DataError: an integer is beyond 2**53.
     """
-    column = decode_column(name, column)
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-        column = column.cast(pa.int64()) if (are_whole(column) if is_whole is None else is_whole) else column
-    text = pc.fill_null(column.cast(pa.string()), "")
-    return text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text
+    found = numbers_of(name, column, reader or ReaderOptions())
+    values = _to_float32(found.values)
+    infinite = np.isinf(values)
+    values[infinite] = np.nan
+    return values, int((found.failed | infinite).sum())
 
 
-def are_whole(column: pa.ChunkedArray) -> bool:
-    """Whether all floating-point numbers that are present are whole and exact as int64."""
-    column = pc.if_else(pc.is_nan(column), None, column)
-    is_exact = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
-    return bool(pc.all(is_exact, min_count=0).as_py())
+def numbers_of(name: str, column: pa.ChunkedArray, reader: ReaderOptions) -> Doubles:
+    """Converts numbers, booleans or text to float64 [N].
 
-
-def decode_column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts dictionaries, decimals and the variants of text to plain types; rejects other types."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
-    if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column.cast(pa.string())
-    if pa.types.is_decimal(kind):
-        return column.cast(pa.float64())
-    if pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return column
-    raise DataError(
-        f"column {name!r} has type {kind}, which is neither a number, text nor a tensor; "
-        f"convert it to one of them, or leave it out with cleaning.drop"
-    )
-
-
-def _parse(column: pa.ChunkedArray) -> tuple[NDArray[np.float64], int]:
-    trimmed = pc.utf8_trim_whitespace(column)
-    trimmed = pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+    Raises:
+        DataError: an integer is beyond 2**53.
+    """
+    if pa.types.is_string(column.type):
+        return read_numbers(column, reader)
     try:
-        return trimmed.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64), 0
-    except pa.ArrowInvalid:
-        encoded = pc.dictionary_encode(trimmed.combine_chunks())
-    parsed = [_parse_one(text) for text in encoded.dictionary.to_pylist()]
-    table = np.array([np.nan if value is None else value for value in parsed] + [np.nan])
-    failed = np.array([value is None for value in parsed] + [False])
-    indices = pc.fill_null(encoded.indices, len(parsed)).to_numpy(zero_copy_only=False)
-    return table[indices], int(failed[indices].sum())
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {name!r} contains integers beyond 2**53, which a number cannot represent exactly; set "
+            f"cleaning.columns.{name}.cast: category, or leave it out with cleaning.drop"
+        ) from error
+    return Doubles(values, np.isinf(values))
 
 
-def _parse_one(text: str) -> float | None:
-    if text.lower() in _TRUTH:
-        return _TRUTH[text.lower()]
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
+def _number(survey: Survey, reason: str, reader: ReaderOptions) -> Cast:
+    low, high, offset = survey.low, survey.high, None
+    if low is not None and high is not None and low < high and not survey.is_exact:
+        is_far = max(abs(low), abs(high)) > _FAR * (high - low)
+        offset = float(math.floor(low)) if is_far else None
+    return Cast("numeric", reason, survey.failed, _is_counting(survey), offset=offset, reader=reader)
+
+
+def _is_counting(survey: Survey) -> bool:
+    return survey.is_counting and survey.first != survey.last
+
+
+def _refuse_unconvertible(name: str, survey: Survey, limits: CastLimits, what: str, such: str, ways: str) -> None:
+    if survey.num_failed > limits.max_unconvertible * survey.num_values:
+        raise DataError(
+            f"column {name!r}: {survey.num_failed} of {survey.num_values} values are not convertible to a {what}, such as "
+            f"{such}; the limit is a share of {limits.max_unconvertible:g}: {ways}, or raise data.max_unconvertible"
+        )
+
+
+def _is_text(field: pa.Field) -> bool:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return not (is_number or pa.types.is_boolean(kind))
+
+
+def _whole(survey: Survey) -> str:
+    return f"{max(survey.high or 0.0, -(survey.low or 0.0)):.0f}"
+
+
+def _wide(field: pa.Field, found: Doubles, kind: Kind) -> CastColumn:
+    values = np.where(found.failed, np.nan, found.values)
+    missing = np.isnan(values)
+    num_unconvertible = int(found.failed.sum())
+    num_missing = int(missing.sum()) - num_unconvertible
+    return CastColumn(kind, field, pa.array(values, pa.float64()), missing, num_missing, num_unconvertible)
 
 
 def _category(name: str, column: pa.ChunkedArray, cast: Cast) -> CastColumn:
@@ -233,15 +289,6 @@ def _category(name: str, column: pa.ChunkedArray, cast: Cast) -> CastColumn:
     missing = np.asarray(pc.equal(text, "").to_numpy(zero_copy_only=False))
     values = text.cast(pa.int64()) if cast.is_integer else text
     return CastColumn("categorical", pa.field(name, values.type), values, missing, int(missing.sum()), 0)
-
-
-def _integers(text: pa.Array) -> pa.Array | None:
-    """The integers in `text` if each is written in the usual way, else None (`007` is text)."""
-    try:
-        integers = text.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return None
-    return integers if integers.cast(pa.string()).equals(text) else None
 
 
 def _tensor(field: pa.Field, column: pa.ChunkedArray) -> CastColumn:

@@ -1,5 +1,7 @@
 """Finds and opens the files that a data URI names, locally or on S3, with pyarrow. Independent of file contents."""
 
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,13 +10,18 @@ from typing import Any
 from pyarrow import fs
 
 from maas_ray.data.sources.bounds import BoundedStream
+from maas_ray.data.sources.partitions import SIGNS, is_partition
 from maas_ray.data.spec.data import DataSpec, Format
 from maas_ray.errors import DataError
 
 EXTENSIONS: dict[str, Format] = {
     ".csv": "csv",
     ".csv.gz": "csv",
+    ".csv.bz2": "csv",
+    ".csv.zst": "csv",
     ".tsv": "csv",
+    ".tsv.gz": "csv",
+    ".zip": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".arrow": "arrow",
@@ -37,8 +44,9 @@ EXTENSIONS: dict[str, Format] = {
     "-ubyte": "idx",
     "-ubyte.gz": "idx",
 }
-_CODECS = (".gz", ".bz2", ".lz4", ".zst")
-"""Extensions of files that pyarrow decompresses."""
+ZIP = ".zip"
+_CODECS = (".gz", ".bz2", ".lz4", ".zst", ZIP)
+"""Extensions of compressed files: archives of one file, and those that pyarrow decompresses."""
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = {"connect_timeout": 5, "request_timeout": 60}
 
@@ -83,15 +91,14 @@ def list_files(spec: DataSpec) -> list[File]:
     """
     files, path = filesystem(spec, spec.uri)
     try:
-        if any(sign in path for sign in "*?["):
+        if any(sign in path for sign in SIGNS):
             found = _match(files, path)
         else:
             info = files.get_file_info(path)
             if info.type == fs.FileType.File:
                 found = [info]
             elif info.type == fs.FileType.Directory:
-                found = [entry for entry in files.get_file_info(fs.FileSelector(path)) if _is_data(entry)]
-                found = found or _match(files, f"{path.rstrip('/')}/*/*")  # a folder per class
+                found = _in_folder(files, path)
             else:
                 raise DataError(f"{spec.uri} does not exist; check data.uri (relative paths start at {Path.cwd()})")
     except OSError as error:
@@ -106,16 +113,30 @@ def list_files(spec: DataSpec) -> list[File]:
 
 
 def open_stream(spec: DataSpec, files: Any, path: str) -> Any:
-    """A stream of one file, decompressed if its name ends in .gz or another codec's extension.
+    """A stream of one file, decompressed if its name ends in .gz, .zip or another codec's extension.
 
     Raises:
-        DataError: while it is read: it expands to more than `data.max_expansion` allows.
+        DataError: an archive does not contain exactly one file; or, while it is read: it expands to more than
+            `data.max_expansion` allows.
         OSError: it cannot be opened.
     """
-    stream = files.open_input_stream(path)
-    if not path.endswith(_CODECS):
+    stream = _open_zip(files, path) if path.lower().endswith(ZIP) else files.open_input_stream(path)
+    if not path.lower().endswith(_CODECS):
         return stream
     return BoundedStream(stream, spec, path, files.get_file_info(path).size or 0)
+
+
+def _open_zip(files: Any, path: str) -> Any:
+    """A stream of the only file in an archive; folders and the files that macOS adds do not count."""
+    try:
+        archive = zipfile.ZipFile(files.open_input_file(path))
+        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+        names = [name for name in names if not name.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise DataError(f"{path} contains {len(names)} files; expected one; unpack it")
+        return archive.open(names[0])
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # damaged, or encrypted
+        raise DataError(f"cannot read {path} as a zip archive: {error}") from error
 
 
 def check_expansion(spec: DataSpec, files: Any, path: str) -> None:
@@ -127,7 +148,7 @@ def check_expansion(spec: DataSpec, files: Any, path: str) -> None:
         DataError: it expands to more than `data.max_expansion` allows.
         OSError: it cannot be read.
     """
-    if path.endswith(_CODECS):
+    if path.lower().endswith(_CODECS):
         with open_stream(spec, files, path) as stream:
             while stream.read(_CHUNK_BYTES):
                 continue
@@ -180,15 +201,55 @@ def extension_of(path: str) -> str | None:
 
 
 def _match(files: Any, pattern: str) -> list[Any]:
+    """The data files that a glob matches; a star stays within one folder, two stars match any number of folders."""
     parts = pattern.split("/")
-    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
-    selector = fs.FileSelector("/".join(parts[:first]) or "/", recursive=first < len(parts) - 1)
-    # fnmatch's star also matches a slash; requiring equal depth keeps each star within one directory.
-    return [
-        entry
-        for entry in files.get_file_info(selector)
-        if _is_data(entry) and entry.path.count("/") == pattern.count("/") and fnmatchcase(entry.path, pattern)
-    ]
+    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in SIGNS))
+    selector = fs.FileSelector("/".join(parts[:first]) or "/", recursive=first < len(parts) - 1 or "**" in parts)
+    found = files.get_file_info(selector)
+    return [entry for entry in found if _is_data(entry) and _matches(entry.path.split("/"), parts)]
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(path[skipped:], pattern[1:] or ("*",)) for skipped in range(len(path)))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+
+
+def _in_folder(files: Any, path: str) -> list[Any]:
+    """The data files in a folder; without any, those in folders that name a value of a column, or a class."""
+    entries = files.get_file_info(fs.FileSelector(path))
+    if found := [entry for entry in entries if _is_data(entry)]:
+        return found
+    if any(entry.type == fs.FileType.Directory and is_partition(entry.base_name) for entry in entries):
+        below = files.get_file_info(fs.FileSelector(path, recursive=True))
+        depth = path.rstrip("/").count("/") + 1
+        return [entry for entry in below if _is_data(entry) and all(map(is_partition, entry.path.split("/")[depth:-1]))]
+    return _match(files, f"{path.rstrip('/')}/*/*")
+
+
+def count_unread(spec: DataSpec, read: Sequence[File]) -> dict[str, str]:
+    """The files below a folder that are not read because they are in folders of it, with the reason; for the profile."""
+    files, path = filesystem(spec, spec.uri)
+    if any(sign in path for sign in SIGNS):
+        return {}
+    try:
+        if files.get_file_info(path).type != fs.FileType.Directory:
+            return {}
+        below = [one for one in files.get_file_info(fs.FileSelector(path, recursive=True)) if _is_data(one)]
+    except OSError as error:
+        raise DataError(f"cannot list {spec.uri}: {_first_line(error)}") from error
+    known = {file.path for file in read}
+    unread = sorted(
+        {one.path.rpartition("/")[0] for one in below if one.path not in known and not _is_hidden(one, path)}
+    )
+    number = sum(one.path not in known and not _is_hidden(one, path) for one in below)
+    return {unread[0]: f"{number} files in {len(unread)} inner folders"} if unread else {}
+
+
+def _is_hidden(entry: Any, path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in entry.path.removeprefix(path).split("/"))
 
 
 def _is_data(entry: Any) -> bool:

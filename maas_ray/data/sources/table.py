@@ -4,25 +4,30 @@ csv columns are read as text (types are decided over the whole column, not over 
 fixed-size list whose field contains the shape, see `arrays.tensor_field`.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv
 
 from maas_ray.data.sources.arrays import read_idx, read_numpy, read_sklearn
-from maas_ray.data.sources.bounds import MAX_COLUMNS, refuse_many_columns, too_many_columns
-from maas_ray.data.sources.files import check_expansion, filesystem, format_of, list_files, open_stream
+from maas_ray.data.sources.bounds import refuse_many_columns
+from maas_ray.data.sources.csv_file import read_csv
+from maas_ray.data.sources.files import filesystem, format_of, list_files, open_stream
 from maas_ray.data.sources.images import image_shape, read_images
 from maas_ray.data.sources.native import read_native
+from maas_ray.data.sources.partitions import add_partitions, partition_fields, root_of
+from maas_ray.data.sources.vectors import vectors_in
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.errors import DataError
 from maas_ray.suggestions import did_you_mean
 
 SKLEARN = "sklearn:"
-MAX_CSV_ROW_BYTES = 1 << 24
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")
+"""Names of a column without a name; pandas reads it back as the latter."""
+_INDEX = re.compile(r"__index_level_\d+__")
 MAX_LISTED = 50
 """Maximum number of names that a message lists."""
 
@@ -34,6 +39,8 @@ class RawTable:
     table: pa.Table
     is_typed: bool
     """Whether the format has types; csv has none, and all its columns are text."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Columns and files that are not read although the spec does not exclude them, and why."""
 
 
 def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
@@ -64,7 +71,14 @@ def read_table(spec: DataSpec, paths: list[str] | None = None) -> RawTable:
     if kind == "images":
         table = read_images(spec, files, paths, image_shape(spec, files, paths))
         return RawTable(_select(spec, table, spec.uri), True)
-    return RawTable(read_files(spec, paths, lambda table, path: _select(spec, table, path)), is_typed=kind != "csv")
+    names: list[str] = []
+
+    def select(table: pa.Table, path: str) -> pa.Table:
+        names.extend([] if names else table.column_names)
+        return _select(spec, table, path)
+
+    table = read_files(spec, paths, select)
+    return RawTable(table, is_typed=kind != "csv", left_out=find_index_columns(spec, names))
 
 
 def read_files(spec: DataSpec, paths: list[str], select: Callable[[pa.Table, str], pa.Table]) -> pa.Table:
@@ -81,13 +95,16 @@ def read_files(spec: DataSpec, paths: list[str], select: Callable[[pa.Table, str
     kind = format_of(spec, paths)
     if kind == "numpy":
         return select(read_numpy(spec), spec.uri)
-    readers = {"csv": _read_csv, "parquet": _read_native("parquet"), "arrow": read_arrow, "jsonl": read_jsonl}
+    readers = {"csv": read_csv, "parquet": _read_native("parquet"), "arrow": read_arrow, "jsonl": read_jsonl}
     if kind not in readers:
         raise DataError(f"{spec.uri} is {kind}, which has no columns; use one of {', '.join(readers)}, numpy")
     files, _ = filesystem(spec, spec.uri)
     tables: list[pa.Table] = []
+    root = root_of(filesystem(spec, spec.uri)[1])
+    partitions = partition_fields(root, paths, kind != "csv")
     for path in paths:
-        tables.append(select(readers[kind](spec, files, path), path))
+        whole = add_partitions(readers[kind](spec, files, path), root, path, partitions)
+        tables.append(vectors_in(select(whole, path), path))
         refuse_other_columns(tables[-1].column_names, path, tables[0].column_names, paths[0])
     try:
         joined = pa.concat_tables(tables, promote_options="permissive")
@@ -114,7 +131,13 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
     unused = {spec.target, spec.split.column, spec.weight, *spec.split.other_columns, *spec.cleaning.drop}
     for name in (unused | {spec.split.key(spec.target)}) - {None}:
         require_column(name, names, where)
+    unused |= set(find_index_columns(spec, names))
     chosen = spec.features if spec.features is not None else [name for name in names if name not in unused]
+    if "" in chosen:
+        place = names.index("") + 1
+        raise DataError(
+            f"{where}: column {place} of {len(names)} has no name; name it, or select others with data.features"
+        )
     features = [name for name in chosen if name not in spec.cleaning.drop]
     if not features:
         raise DataError(f"{where} has no column left to predict {spec.target!r} from; its columns: {_listed(names)}")
@@ -125,6 +148,25 @@ def choose_columns(spec: DataSpec, names: list[str], where: str) -> list[str]:
     extra = (spec.split.column, spec.split.key(spec.target), spec.weight)
     chosen = [*features, spec.target]
     return chosen + [name for name in dict.fromkeys(extra) if name is not None and name not in chosen]
+
+
+def find_index_columns(spec: DataSpec, names: Iterable[str]) -> dict[str, str]:
+    """The columns that number or name the rows, by the names that pandas and R give them, and why they are not read.
+
+    Columns that the spec names are read.
+    """
+    named = {spec.target, spec.split.column, spec.weight, spec.split.key(spec.target), *(spec.features or ())}
+    found: dict[str, str] = {}
+    is_leading = True
+    for name in names:
+        is_leading = is_leading and _UNNAMED.fullmatch(name) is not None
+        if name in named:
+            continue
+        if is_leading:
+            found[name] = "the first column has no name: row names of pandas or R"
+        elif _INDEX.fullmatch(name):
+            found[name] = "an index of pandas"
+    return found
 
 
 def refuse_other_columns(names: Iterable[str], path: str, first_names: Iterable[str], first: str) -> None:
@@ -150,72 +192,24 @@ def require_column(name: Any, names: Iterable[str], where: str) -> None:
     if name in known:
         return
     hint = did_you_mean(str(name), known, f"the columns: {_listed(known)}")
-    raise DataError(f"{where} has no column {name!r}; {hint}")
+    raise DataError(f"{where} has no column {name!r}; {hint}{_reading_hint(str(name), known)}")
+
+
+def _reading_hint(name: str, known: list[str]) -> str:
+    """How the file should be read instead, if its header shows that."""
+    if len(known) == 1:
+        for delimiter in (";", "\t", "|", ","):
+            if name in (part.strip().strip('"') for part in known[0].split(delimiter)[: 1 + known[0].count(delimiter)]):
+                return f"; set data.delimiter: {delimiter!r}" if delimiter in known[0] else ""
+    if name in (one.strip() for one in known):
+        return "; set data.skip_initial_space: true if the values of the file are separated by a comma and a space"
+    return ""
 
 
 def _listed(names: Iterable[str]) -> str:
     found = list(names)
     more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
     return ", ".join(name[:100] for name in found[:MAX_LISTED]) + more
-
-
-def _read_csv(spec: DataSpec, files: Any, path: str) -> pa.Table:
-    try:
-        check_expansion(spec, files, path)
-        _, options = csv_options(spec, files, path)
-        with files.open_input_stream(path) as stream:
-            return csv.read_csv(stream, *options)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise csv_error(path, str(error)) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def csv_options(
-    spec: DataSpec, files: Any, path: str
-) -> tuple[list[str], tuple[csv.ReadOptions, csv.ParseOptions, csv.ConvertOptions]]:
-    """The columns of a csv file, and the options that read every column as text.
-
-    Raises:
-        DataError: the file is not in UTF-8.
-        pa.ArrowInvalid, UnicodeDecodeError, OSError: the header cannot be read; see `csv_error`.
-    """
-    parse = csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else spec.delimiter, newlines_in_values=True)
-    options = csv.ReadOptions(block_size=MAX_CSV_ROW_BYTES)
-    with open_stream(spec, files, path) as stream:
-        _refuse_wide_header(stream, parse.delimiter.encode(), path)
-    with files.open_input_stream(path) as stream, csv.open_csv(stream, options, parse) as head:
-        names = head.schema.names
-    if any("\0" in name for name in names):  # UTF-16 read as UTF-8
-        raise csv_error(path, "UTF8: the header contains zero bytes")
-    convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()),
-        null_values=list(spec.missing_values),
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-    )
-    return names, (options, parse, convert)
-
-
-def _refuse_wide_header(stream: Any, delimiter: bytes, path: str) -> None:
-    """Raises `DataError` before the parser creates a column for each of a million names."""
-    num_read = num_found = 0
-    while num_read < MAX_CSV_ROW_BYTES and (block := stream.read(1 << 16)):
-        line, end, _ = block.partition(b"\n")
-        num_read, num_found = num_read + len(block), num_found + line.count(delimiter)
-        if num_found > MAX_COLUMNS:
-            raise too_many_columns(path, f"more than {MAX_COLUMNS}")
-        if end:
-            return
-
-
-def csv_error(path: str, text: str) -> DataError:
-    """Translates pyarrow's message about a csv file."""
-    if "Empty CSV" in text:
-        return DataError(f"{path} is empty")
-    if "UTF8" in text or "utf-8" in text or "\0" in text:
-        return DataError(f"{path} is not text in UTF-8 ({text}); convert it, for instance with iconv -t UTF-8")
-    return DataError(f"cannot read {path} as a csv file: {text}")
 
 
 def _read_native(kind: str) -> Callable[[DataSpec, Any, str], pa.Table]:

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from maas_ray.data.spec.features import DATE_PARTS, DateEncoding
 from maas_ray.spec import Spec
 
 Missing = Literal["error", "mean", "median", "most_frequent", "constant", "drop_row"]
@@ -67,18 +68,31 @@ class TensorPolicy(_MissingPolicy):
 class ColumnPolicy(_MissingPolicy):
     """Exceptions for one column; a field that is not set keeps the default for the column's kind."""
 
-    cast: Literal["number", "category"] | None = None
-    """Converts the column; a value that cannot be converted is counted in the report and treated as missing."""
+    cast: Literal["number", "category", "date"] | None = None
+    """Converts the column; a value that cannot be converted is counted in the report and treated as missing. `date`
+    reads dates and times, in text as ISO 8601 (`2026-12-01`, `2026-12-01T09:30`); without a zone they are UTC. A missing
+    date is filled with the mean of each of its numbers, unless the policy is `error` or `drop_row`."""
+    date_format: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For `cast: date`: the format of the text, as of Python's strptime: `%d.%m.%Y`."""
     missing: Missing | None = None
     """See the default for the column's kind."""
     constant: float | str | None = None
     """The value for `missing: constant`."""
     scaling: Scaling | None = None
     """For numbers and tensors."""
-    encoding: Encoding | None = None
-    """For categories."""
+    encoding: Encoding | DateEncoding | None = None
+    """For categories: see the default. For dates: `parts` (the default): year, month, day, weekday and hour as five
+    numbers; `epoch`: days as one number; `cyclic`: sine and cosine of the time of the year, the week and the day."""
     unknown: Unknown | None = Field(default=None, exclude_if=lambda value: value is None)
     """For categories."""
+
+    @model_validator(mode="after")
+    def _fits_the_cast(self) -> Self:
+        if self.date_format is not None and self.cast != "date":
+            raise ValueError("date_format needs `cast: date`")
+        if self.encoding in DATE_PARTS and self.cast != "date":
+            raise ValueError(f"encoding: {self.encoding} needs `cast: date`")
+        return self
 
 
 class CleaningSpec(Spec):
@@ -96,3 +110,6 @@ class CleaningSpec(Spec):
     """Columns to leave out."""
     max_categories: int = Field(default=1000, ge=2, le=1_000_000)
     """A column with more categories is rejected: it is an identifier or free text rather than a category."""
+    max_distinct: float = Field(default=0.5, gt=0, le=1, exclude_if=lambda value: value == 0.5)
+    """A column of more than 20 categories is rejected as well if it has more categories than this share of the rows of
+    the training split: most of its values would be unknown on the endpoint."""

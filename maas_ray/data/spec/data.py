@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from maas_ray.data.spec.cleaning import CleaningSpec
 from maas_ray.data.spec.features import TOKEN_TASKS, Task
+from maas_ray.data.spec.reader import ReaderOptions
 from maas_ray.data.spec.split import SPLITS, RareClassesSpec, SplitSpec
 from maas_ray.data.spec.text import TextSpec
 from maas_ray.spec import Spec
@@ -34,7 +35,7 @@ class ImageSpec(Spec):
     """Gray level that is visible behind transparent pixels; 255: white."""
 
 
-class DataSpec(Spec):
+class DataSpec(ReaderOptions):
     """A data set: its location, features, target and task, and how it is split and cleaned.
 
     Credentials for `s3://` are never part of the spec: they come from the environment (`AWS_ACCESS_KEY_ID`, …).
@@ -82,15 +83,19 @@ class DataSpec(Spec):
     weighted mean over the rows of its global batch. Metrics do not use it."""
     cleaning: CleaningSpec = CleaningSpec()
     """How the feature columns are cleaned."""
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-    """The character that separates the values of a csv file."""
-    missing_values: tuple[str, ...] = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null")
-    """The strings that represent a missing value in a csv file. On the endpoint a missing value is a null."""
     max_expansion: float = Field(
         default=DEFAULT_EXPANSION, ge=1, le=1e9, exclude_if=lambda value: value == DEFAULT_EXPANSION
     )
     """The largest ratio of a file's size after decompression or decoding to its size on disk, for results of more than
     64 MiB. A larger ratio is rejected, because archives that are crafted to exhaust memory have one."""
+    max_dropped: float = Field(default=0.5, ge=0, le=1, exclude_if=lambda value: value == 0.5)
+    """The largest share of rows that may be dropped, because of a missing target or by `missing: drop_row`."""
+    max_unconvertible: float = Field(default=0.05, ge=0, le=1, exclude_if=lambda value: value == 0.05)
+    """The largest share of the values of a column or the target that may be present but not convertible to a number or a
+    date. They are treated as missing."""
+    max_numbers_in_text: float = Field(default=0.5, ge=0, le=1, exclude_if=lambda value: value == 0.5)
+    """The largest share of numbers in a text column of a csv file without a `cast`: a few values that are not numbers
+    would otherwise make a category of every number."""
     endpoint: str | None = None
     """URL of an S3-compatible service other than AWS."""
     region: str | None = None
@@ -117,6 +122,11 @@ class DataSpec(Spec):
         elif self.format == "text":
             raise ValueError(f"format text has no target; use it with the tasks {' and '.join(TOKEN_TASKS)}")
         return self
+
+    @property
+    def reader(self) -> ReaderOptions:
+        """The options for reading text."""
+        return ReaderOptions.model_validate({name: getattr(self, name) for name in ReaderOptions.model_fields})
 
     def _check_classes(self) -> None:
         """Rejects fields that would have no effect on the task, and columns with two uses."""

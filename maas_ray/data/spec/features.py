@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from maas_ray.data.spec.reader import ReaderOptions
 from maas_ray.decoding.spec import ImageEncoding
 from maas_ray.row import InputColumn, Row
 from maas_ray.spec import Spec
@@ -24,6 +25,15 @@ UNKNOWN = -1
 all zeros."""
 
 
+DateEncoding = Literal["parts", "epoch", "cyclic"]
+DATE_PARTS: dict[DateEncoding, tuple[str, ...]] = {
+    "parts": ("year", "month", "day", "weekday", "hour"),
+    "epoch": ("days",),
+    "cyclic": ("year sine", "year cosine", "week sine", "week cosine", "day sine", "day cosine"),
+}
+"""The numbers that each encoding computes from a date; see `sources/dates.py`."""
+
+
 class NumericColumn(Spec):
     """A number per row: missing (NaN) becomes `fill`, then `(x - shift) / scale`."""
 
@@ -35,6 +45,27 @@ class NumericColumn(Spec):
     scale: float = 1.0
     boolean: bool = Field(default=False, exclude_if=lambda value: not value)
     """Whether all values are booleans (1 is true), which the endpoint takes as such."""
+    offset: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Subtracted in float64 before everything else, for numbers whose differences float32 would round away, such as
+    identifiers of 12 digits; the raw value is then FP64. None: the raw value is FP32."""
+
+
+class DateColumn(Spec):
+    """A time per row as FP64 seconds since 1970 (UTC), encoded as several numbers; missing (NaN) becomes `fill`, then
+    `(x - shift) / scale`.
+    """
+
+    kind: Literal["date"] = "date"
+    name: str
+    encoding: DateEncoding
+    origin: float
+    """Seconds from which `epoch` counts days."""
+    fill: tuple[float, ...] | None = None
+    """Replaces the numbers of a missing date; None: the column has no missing values and a null is rejected."""
+    shift: tuple[float, ...]
+    """One per number of `DATE_PARTS[encoding]`."""
+    scale: tuple[float, ...]
+    """As `shift`."""
 
 
 class CategoricalColumn(Spec):
@@ -105,7 +136,9 @@ class TargetScaling(Spec):
     """Standard deviation of each target over the training split; 1 for a constant target."""
 
 
-Column = Annotated[NumericColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")]
+Column = Annotated[
+    NumericColumn | DateColumn | CategoricalColumn | TensorColumn | TokensColumn, Field(discriminator="kind")
+]
 
 
 class Features(Spec):
@@ -121,6 +154,8 @@ class Features(Spec):
     """Class names in the order of their codes; None for regression and the token tasks."""
     target_scaling: TargetScaling | None = Field(default=None, exclude_if=lambda value: value is None)
     """Regression: the scale in which the network learns; data sets contain the target unscaled. None: not scaled."""
+    reader: ReaderOptions = Field(default=ReaderOptions(), exclude_if=lambda value: value == ReaderOptions())
+    """How the text of raw rows is read; see `sources/csv_file.py` and `sources/number_text.py`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -163,7 +198,7 @@ class Features(Spec):
             elif column.kind == "tensor":
                 yield InputColumn(column.name, "tensor", start, width, column.shape)
             elif column.kind == "numeric":
-                yield InputColumn(column.name, "numeric", start, width)
+                yield InputColumn(column.name, "numeric", start, width, (width,))
             start += width
 
     @property
@@ -183,6 +218,13 @@ def column_width(column: Column) -> int:
         return prod(column.shape)
     if column.kind == "tokens":
         return column.length
+    if column.kind == "date":
+        return len(DATE_PARTS[column.encoding])
     if column.kind == "categorical" and column.encoding == "one_hot":
         return column.cardinality
     return 1
+
+
+def is_wide(column: Column) -> bool:
+    """Whether the raw value is FP64, which is encoded as float32 before preprocessing."""
+    return column.kind == "date" or (column.kind == "numeric" and column.offset is not None)

@@ -84,6 +84,9 @@ class Dataset:
     """Layout of the shards of a large table; None: a table that is read into memory."""
     class_rows: Mapping[str, int] | None = None
     """Training rows of each class; None: prepared by a version that did not count them."""
+    profile: Mapping[str, Any] | None = None
+    """How the rows were read and the columns cast, see table/data_profile.py; None: prepared without one. Not part of the
+    digest."""
 
     def tokenizer(self) -> bytes:
         """The tokenizer.json that produced the tokens.
@@ -179,6 +182,7 @@ def save_dataset(
     report: Mapping[str, Any],
     source: Mapping[str, Any],
     tokenizer: bytes | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Commits a data set, or opens it if the same content is already committed.
 
@@ -189,6 +193,7 @@ def save_dataset(
         report: JSON-able.
         source: JSON-able; not part of the digest.
         tokenizer: its JSON file, if a column contains tokens.
+        profile: JSON-able; not part of the digest.
     """
     content = {split: _fingerprint(tables[split]) for split in SPLITS}
     num_rows = {split: tables[split].num_rows for split in SPLITS}
@@ -199,7 +204,11 @@ def save_dataset(
         for split in SPLITS:
             yield from ((f"{split}/{i:05d}.arrow", part) for i, part in enumerate(_parts(tables[split])))
 
-    about = {"source": dict(source), "class_rows": count_classes(features, tables["train"].column(TARGET).to_numpy())}
+    about = {
+        "source": dict(source),
+        "class_rows": count_classes(features, tables["train"].column(TARGET).to_numpy()),
+        **({"profile": dict(profile)} if profile is not None else {}),
+    }
     return commit_dataset(store, {"num_rows": num_rows, "report": dict(report)}, features, content, about, parts())
 
 
@@ -288,7 +297,16 @@ def open_dataset(store: ObjectStore, digest: str) -> Dataset:
         tokens = TokenLayout.model_validate(meta["tokens"]) if "tokens" in meta else None
         shards = ShardLayout.model_validate(meta["shards"]) if "shards" in meta else None
         return Dataset(
-            digest, features, meta["report"], num_rows, meta["source"], committed, tokens, shards, _class_rows(meta)
+            digest,
+            features,
+            meta["report"],
+            num_rows,
+            meta["source"],
+            committed,
+            tokens,
+            shards,
+            _class_rows(meta),
+            meta.get("profile"),
         )
     except ValidationError as error:
         raise malformed(f"the manifest of data set {digest}", error) from None

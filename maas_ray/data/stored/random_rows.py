@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maas_ray.arrays import Array
-from maas_ray.data.spec.features import CategoricalColumn, Column, Features, NumericColumn, TensorColumn
+from maas_ray.data.spec.features import CategoricalColumn, Column, DateColumn, Features, NumericColumn, TensorColumn
 
 MAX_COVERED = 4096
 """Maximum number of categories of one column that are each drawn at least once."""
@@ -14,6 +14,7 @@ MAX_COVERED = 4096
 _EXTREME = 10.0  # in units of the column's scale: far outside the data, but still safe to compute with
 _SHARE = 0.15  # fraction of each kind of special value in the second half
 _INT64 = np.iinfo(np.int64)
+_LEAP_DAY_S, _NEW_CENTURY_S = 1709164800.0, 4102444800.0  # 2024-02-29 and 2100-01-01
 
 
 def spread_rows(columns: Sequence[Array], num_rows: int) -> list[Array]:
@@ -54,6 +55,8 @@ def _draw(column: Column, num_ordinary: int, num_special: int, generator: np.ran
         return _draw_categories(column, num_ordinary, num_special, generator)
     if column.kind == "tokens":
         return generator.integers(0, column.vocab_size, size=(num_ordinary + num_special, column.length))
+    if column.kind == "date":
+        return _draw_dates(column, num_ordinary, num_special, generator)
     shape = column.shape if column.kind == "tensor" else (1,)
     if column.kind == "tensor" and column.datatype == "UINT8":
         values = generator.integers(0, 256, size=(num_ordinary + num_special, *shape), dtype=np.uint8)
@@ -78,10 +81,23 @@ def _draw_numbers(
     special[generator.random(special.shape) < _SHARE] = -_EXTREME
     limit = float(np.finfo(np.float32).max)
     values = np.clip(shift + scale * units, -limit, limit)
-    values[num_ordinary:][generator.random(special.shape) < _SHARE] = 0.0
+    offset = column.offset if column.kind == "numeric" else None
+    if offset is None:  # else far outside the data
+        values[num_ordinary:][generator.random(special.shape) < _SHARE] = 0.0
     if column.fill is not None:
         values[num_ordinary:][generator.random(special.shape) < _SHARE] = np.nan
-    return values.astype(np.float32)
+    return values.astype(np.float32) if offset is None else values + offset
+
+
+def _draw_dates(column: DateColumn, num_ordinary: int, num_special: int, generator: np.random.Generator) -> Array:
+    """Whole minutes in the ten years from the first date, then also leap days and turns of centuries."""
+    values = column.origin + 60.0 * generator.integers(0, 10 * 365 * 1440, size=(num_ordinary + num_special, 1))
+    special = values[num_ordinary:]
+    special[generator.random(special.shape) < _SHARE] = _LEAP_DAY_S
+    special[generator.random(special.shape) < _SHARE] = _NEW_CENTURY_S
+    if column.fill is not None:
+        special[generator.random(special.shape) < _SHARE] = np.nan
+    return values
 
 
 def _per_element(value: float | tuple[float, ...], shape: tuple[int, ...]) -> Array:

@@ -1,8 +1,8 @@
 """The format of one shard: a few arrays with one entry per row, for random access. Independent of stores and splits.
 
-    numbers     float32 [K] per row: the numeric columns, raw; NaN is missing
+    numbers     float32 [K] per row: the other numeric columns, raw; NaN is missing
     codes       int32 [C] per row: the categorical columns as indices into their dictionaries (`shard_layout.py`)
-    tensor <i>  float32 or uint8 per row: the tensor at column i, flat
+    tensor <i>  float32 or uint8 per row: the i-th tensor, flat; or float64: a number or a date that float32 would round
     target      int64 class code, or float32
     weight      float32: the weight of the row, if the data set has weights
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from maas_ray.arrays import Array
-from maas_ray.data.spec.features import Features, TensorColumn
+from maas_ray.data.spec.features import Column, Features, TensorColumn, is_wide
 from maas_ray.errors import ObjectCorrupt
 
 Dictionaries = Mapping[str, Sequence[str] | Sequence[int]]
@@ -116,7 +116,7 @@ def unpack(features: Features, content: Any) -> Block:
             flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
             values = flat.to_numpy(zero_copy_only=True)
             found[name] = values if name in ("target", "weight") else values.reshape(num_rows, -1)
-        shapes = [column.shape for column in features.columns if isinstance(column, TensorColumn)]
+        shapes = [shape for column in features.columns if (shape := _alone(column)) is not None]
         return Block(
             found.get("numbers", np.empty((num_rows, 0), dtype=np.float32)),
             found.get("codes", np.empty((num_rows, 0), dtype=np.int32)),
@@ -136,7 +136,7 @@ def raw_columns(
     numbers, codes, tensors = iter(rows.numbers.T), iter(rows.codes.T), iter(rows.tensors)
     columns: list[Array] = []
     for column in features.columns:
-        if column.kind == "numeric":
+        if column.kind == "numeric" and not is_wide(column):
             columns.append(np.array(next(numbers)).reshape(-1, 1))
         elif column.kind == "categorical":
             dictionary = np.array(dictionaries[column.name], object if column.datatype == "BYTES" else np.int64)
@@ -147,12 +147,21 @@ def raw_columns(
     return columns, np.require(rows.target, requirements=["C", "W"]), weight
 
 
+def _alone(column: Column) -> tuple[int, ...] | None:
+    """The shape of a row of a column with an array of its own, or None."""
+    if isinstance(column, TensorColumn):
+        return column.shape
+    return (1,) if is_wide(column) else None
+
+
 def row_bytes(features: Features) -> int:
     """Bytes of one row of a shard."""
     sizes = {"numeric": 4, "categorical": 4}
     total = 8 + (4 if features.weight is not None else 0)
     for column in features.columns:
-        if isinstance(column, TensorColumn):
+        if is_wide(column):
+            total += 8
+        elif isinstance(column, TensorColumn):
             total += prod(column.shape) * (1 if column.datatype == "UINT8" else 4)
         else:
             total += sizes.get(column.kind, 0)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from maas_ray.data.sources.wide import narrowing_in
 from maas_ray.data.table import exact_stats
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.errors import ClusterError
@@ -196,7 +197,7 @@ def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, An
     if plan.scaling == "standard" or plan.missing == "mean":
         sums = [exact_stats.power_sums(one) for one in series]
         result.update(sums=[total for total, _ in sums], squares=[square for _, square in sums])
-    if plan.scaling == "min_max":
+    if plan.scaling == "min_max" or plan.kind != "tensor":
         result["minima"] = [float(one.min()) if len(one) else None for one in series]
         result["maxima"] = [float(one.max()) if len(one) else None for one in series]
     if plan.missing == "most_frequent":
@@ -206,7 +207,11 @@ def _summarize_column(plan: ColumnPlan, column: pa.ChunkedArray) -> dict[str, An
 
 
 def _floats(plan: ColumnPlan, column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """The values [N], or [N, elements] for a tensor."""
+    """The values [N], or [N, elements] for a tensor or a date."""
+    if plan.narrowing is not None:
+        wide = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]).reshape(-1, 1)
+        narrow: NDArray[np.float32] = plan.narrowing.apply(np, wide)
+        return narrow if plan.kind == "date" else narrow.reshape(-1)
     chunks = [chunk.flatten() if plan.kind == "tensor" else chunk for chunk in column.chunks]
     flat = np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in chunks]).astype(np.float32)
     return flat.reshape(len(column), -1) if plan.kind == "tensor" else flat
@@ -271,8 +276,12 @@ def set_medians(places: Places, low: Mapping[tuple[str, int], Counter[int]], mer
 
 
 def _present(block: pa.Table, name: str) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = block.column(name).to_numpy()
-    return values[~np.isnan(values)]
+    narrowing = narrowing_in(block.schema.field(name))
+    values: NDArray[Any] = block.column(name).to_numpy()
+    narrow: NDArray[np.float32] = (
+        values if narrowing is None else narrowing.apply(np, values.reshape(-1, 1)).reshape(-1)
+    )
+    return narrow[~np.isnan(narrow)]
 
 
 def _count_high(block: pa.Table, names: list[str]) -> pa.Table:

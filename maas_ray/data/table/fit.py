@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from maas_ray.data.spec.features import CategoricalColumn, Column, NumericColumn, TensorColumn
+from maas_ray.data.sources.wide import Narrowing
+from maas_ray.data.spec.cleaning import CleaningSpec
+from maas_ray.data.spec.features import CategoricalColumn, Column, DateColumn, NumericColumn, TensorColumn
 from maas_ray.data.table import exact_stats
 from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, Statistics, gather_statistics
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.errors import DataError
 
+_FEW_CATEGORIES = 20
+"""Columns with at most as many categories are never identifiers."""
+
 
 def fit_columns(
     train: pa.Table,
     plans: Sequence[ColumnPlan],
-    max_categories: int,
+    cleaning: CleaningSpec,
     block_rows: int | None = None,
     cpu_timeout_s: float = CPU_TIMEOUT_S,
 ) -> tuple[Column, ...]:
@@ -25,7 +30,7 @@ def fit_columns(
     Args:
         train: the cast columns of the training split.
         plans: one per column, in order.
-        max_categories: a column with more categories is rejected.
+        cleaning: limits on the categories of a column.
         block_rows: see `gather_statistics`; the result does not depend on it.
         cpu_timeout_s: see `gather_statistics`.
 
@@ -33,34 +38,37 @@ def fit_columns(
         DataError: a column has no value in the training split, or too many categories.
         ClusterError: a task could not run, see `gather_statistics`.
     """
-    return fit_statistics(gather_statistics(train, plans, block_rows, cpu_timeout_s), plans, max_categories)
+    return fit_statistics(gather_statistics(train, plans, block_rows, cpu_timeout_s), plans, cleaning)
 
 
 def fit_statistics(
-    gathered: Mapping[str, Statistics], plans: Sequence[ColumnPlan], max_categories: int
+    gathered: Mapping[str, Statistics], plans: Sequence[ColumnPlan], cleaning: CleaningSpec
 ) -> tuple[Column, ...]:
     """As `fit_columns`, from the statistics of the training split.
 
     Raises:
         DataError: a column has no value in the training split, or too many categories.
     """
-    return tuple(_fit(plan, gathered[plan.name], max_categories) for plan in plans)
+    return tuple(_fit(plan, gathered[plan.name], cleaning) for plan in plans)
 
 
-def _fit(plan: ColumnPlan, found: Statistics, max_categories: int) -> Column:
+def _fit(plan: ColumnPlan, found: Statistics, cleaning: CleaningSpec) -> Column:
     if not found.num_present:
         raise DataError(
             f"column {plan.name!r} has no value in the training split ({found.num_missing} missing); "
             f"leave it out with cleaning.drop, or change data.split"
         )
     if plan.kind == "categorical":
-        return _fit_categorical(plan, found, max_categories)
+        return _fit_categorical(plan, found, cleaning)
+    if plan.kind == "date" and plan.narrowing is not None:
+        return _fit_date(plan, found, plan.narrowing)
     fill = _fill(plan, found)
     pairs = [_scaling(plan, found, i, fill) for i in range(len(found.present))]
     shift = tuple(pair[0] for pair in pairs)
     scale = tuple(pair[1] for pair in pairs)
     if plan.kind == "numeric":
-        return NumericColumn(name=plan.name, fill=fill, shift=shift[0], scale=scale[0])
+        offset = plan.narrowing.offset if plan.narrowing is not None else None
+        return NumericColumn(name=plan.name, fill=fill, shift=shift[0], scale=scale[0], offset=offset)
     return TensorColumn(
         name=plan.name,
         datatype="UINT8" if plan.is_bytes else "FP32",
@@ -68,6 +76,22 @@ def _fit(plan: ColumnPlan, found: Statistics, max_categories: int) -> Column:
         fill=None if plan.is_bytes else fill,
         shift=shift,
         scale=scale,
+    )
+
+
+def _fit_date(plan: ColumnPlan, found: Statistics, narrowing: Narrowing) -> DateColumn:
+    pairs = [_scaling(plan, found, i, None) for i in range(len(found.present))]
+    fill = None
+    if plan.missing == "mean":
+        sums = zip(found.present, found.sums, found.squares, strict=True)
+        fill = tuple(float(np.float32(exact_stats.mean_and_variance(*one, 0, 0.0)[0])) for one in sums)
+    return DateColumn(
+        name=plan.name,
+        encoding=narrowing.encoding or "parts",
+        origin=narrowing.offset,
+        fill=fill,
+        shift=tuple(pair[0] for pair in pairs),
+        scale=tuple(pair[1] for pair in pairs),
     )
 
 
@@ -108,7 +132,7 @@ def _scaling(plan: ColumnPlan, found: Statistics, i: int, fill: float | None) ->
     return low, exact_stats.divisor(high - low)
 
 
-def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -> CategoricalColumn:
+def _fit_categorical(plan: ColumnPlan, found: Statistics, cleaning: CleaningSpec) -> CategoricalColumn:
     categories = set(found.counts)
     fill_value = None
     if plan.missing == "most_frequent":
@@ -116,7 +140,8 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
     elif plan.missing == "constant":
         fill_value = plan.constant
         categories |= set() if plan.is_integer else {fill_value}
-    refuse_categories(plan.name, len(categories), max_categories)
+    refuse_categories(plan.name, len(categories), cleaning.max_categories)
+    _refuse_distinct(plan.name, len(found.counts), found.num_present, cleaning.max_distinct)
     ordered = tuple(sorted(categories))
     # An integer on the wire has no value that represents missing, so such a column needs no fill.
     fill = None if plan.is_integer or fill_value is None else ordered.index(fill_value)
@@ -128,6 +153,15 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, max_categories: int) -
         encoding=plan.encoding,
         unknown=plan.unknown,
     )
+
+
+def _refuse_distinct(name: str, num_categories: int, num_rows: int, limit: float) -> None:
+    if num_categories > max(_FEW_CATEGORIES, limit * num_rows):
+        raise DataError(
+            f"column {name!r} has {num_categories} categories in {num_rows} rows of the training split: an identifier, a "
+            f"date or free text, of which most new values are unknown; leave it out with cleaning.drop, set "
+            f"cleaning.columns.{name}.cast to number or date, or raise cleaning.max_distinct ({limit:g})"
+        )
 
 
 def refuse_categories(name: str, num_categories: int, max_categories: int) -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from maas_ray.data.sources.arrays import tensor_shape
 from maas_ray.data.sources.cast import Kind
+from maas_ray.data.sources.wide import Narrowing, narrowing_in
 from maas_ray.data.spec.cleaning import (
     CategoricalPolicy,
     CleaningSpec,
@@ -18,12 +19,14 @@ from maas_ray.data.spec.cleaning import (
     TensorPolicy,
     Unknown,
 )
+from maas_ray.data.spec.features import DATE_PARTS
 from maas_ray.errors import DataError
 
 _ALLOWED: dict[Kind, tuple[str, ...]] = {
     "numeric": ("error", "mean", "median", "most_frequent", "constant", "drop_row"),
     "categorical": ("error", "most_frequent", "constant", "drop_row"),
     "tensor": ("error", "mean", "constant", "drop_row"),
+    "date": ("error", "mean", "drop_row"),
 }
 
 
@@ -44,11 +47,13 @@ class ColumnPlan:
     """Whether the tensor is uint8."""
     shape: tuple[int, ...] = ()
     """Shape of a tensor."""
+    narrowing: Narrowing | None = None
+    """How float64 values become float32; None: the column is not float64."""
 
     @property
     def is_per_element(self) -> bool:
-        """Whether each element of a tensor has its own shift and scale."""
-        return len(self.shape) == 1
+        """Whether each element of a tensor, or each number of a date, has its own shift and scale."""
+        return self.kind == "date" or len(self.shape) == 1
 
 
 def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
@@ -64,26 +69,36 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
     """
     name = field.name
     defaults: dict[Kind, NumericPolicy | CategoricalPolicy | TensorPolicy]
-    defaults = {"numeric": spec.numeric, "categorical": spec.categorical, "tensor": spec.tensor}
+    defaults = {
+        "numeric": spec.numeric,
+        "date": spec.numeric,
+        "categorical": spec.categorical,
+        "tensor": spec.tensor,
+    }
     default = defaults[kind]
     own = spec.columns.get(name, ColumnPolicy())
     missing = own.missing or default.missing
     constant = own.constant if own.missing else default.constant
+    if kind == "date" and not own.missing and missing not in _ALLOWED["date"]:
+        missing = "mean"  # of each number of the date; the default of numbers need not fit
     where = f"cleaning.columns.{name}"
     if missing not in _ALLOWED[kind]:
         raise DataError(f"{where}.missing: {missing!r} does not fit a {kind} column; use {', '.join(_ALLOWED[kind])}")
-    if own.scaling if kind == "categorical" else own.encoding or own.unknown:
-        unused = "scaling" if kind == "categorical" else "encoding" if own.encoding else "unknown"
+    if own.scaling if kind == "categorical" else (own.encoding and kind != "date") or own.unknown:
+        unused = "scaling" if kind == "categorical" else "encoding" if own.encoding and kind != "date" else "unknown"
         raise DataError(f"{where}.{unused} does not fit a {kind} column; remove it")
     if missing == "constant":
         constant = _constant(where, kind, constant)
     shape = tensor_shape(field) or ()
     is_bytes = kind == "tensor" and pa.types.is_uint8(field.type.value_type)
     scaling: Scaling = "none" if isinstance(default, CategoricalPolicy) else own.scaling or default.scaling
-    encoding = own.encoding or spec.categorical.encoding
+    if kind in ("date", "categorical") and own.encoding and (own.encoding in DATE_PARTS) != (kind == "date"):
+        raise DataError(f"{where}.encoding: {own.encoding!r} does not fit a {kind} column; remove it")
+    encoding: Any = own.encoding or spec.categorical.encoding
     is_integer = kind == "categorical" and pa.types.is_integer(field.type)
     unknown = own.unknown or spec.categorical.unknown
-    return ColumnPlan(name, kind, missing, constant, scaling, encoding, unknown, is_integer, is_bytes, shape)
+    narrowing = narrowing_in(field)
+    return ColumnPlan(name, kind, missing, constant, scaling, encoding, unknown, is_integer, is_bytes, shape, narrowing)
 
 
 def _constant(where: str, kind: Kind, value: Any) -> float | str:

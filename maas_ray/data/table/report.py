@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maas_ray.data.sources.cast import CastColumn
+from maas_ray.data.sources.number_text import named, propose
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.table.plan import ColumnPlan
 from maas_ray.data.table.target import Target
@@ -71,6 +72,34 @@ def refuse_missing(plan: ColumnPlan, num_missing: int, num_kept: int) -> None:
             f"column {plan.name!r} has {num_missing} missing values in {num_kept} rows; set "
             f"cleaning.{plan.kind}.missing or cleaning.columns.{plan.name}.missing, or leave it out "
             f"with cleaning.drop"
+        )
+
+
+def refuse_dropped(spec: DataSpec, report: Mapping[str, Any], examples: Sequence[str]) -> None:
+    """Rejects data of which too many rows are dropped, or whose target is too often not convertible.
+
+    Args:
+        spec: contains the limits.
+        report: the report of all rows.
+        examples: some values of the target that are not numbers.
+
+    Raises:
+        DataError: a share is above its limit; the message contains the counts and the ways out.
+    """
+    num_rows, dropped, target = report["rows_read"], report["rows_dropped"], report["target"]
+    num_values = num_rows - target["missing"]
+    if target["unconvertible"] > spec.max_unconvertible * num_values:
+        raise DataError(
+            f"the target {spec.target!r}: {target['unconvertible']} of {num_values} values are not numbers, such as "
+            f"{named(examples)}, and their rows would be dropped; the limit is a share of {spec.max_unconvertible:g}: "
+            f"{propose(examples, spec.reader)}, or raise data.max_unconvertible"
+        )
+    if (num_dropped := sum(dropped.values())) > spec.max_dropped * num_rows:
+        raise DataError(
+            f"{num_dropped} of {num_rows} rows of {spec.uri} would be dropped: {dropped['target_missing']} without a value "
+            f"in the target {spec.target!r}, {dropped['value_missing']} with a missing value in a column of missing: "
+            f"drop_row; the limit is a share of {spec.max_dropped:g}: check data.target and data.missing_values, choose "
+            "another policy for missing values, or raise data.max_dropped"
         )
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from maas_ray.data.loading.order import find_positions
-from maas_ray.data.sources.cast import to_text
+from maas_ray.data.sources.text import to_text
 from maas_ray.data.spec.data import SPLITS, DataSpec, SplitSpec
 from maas_ray.data.table.split_rules import (
     count_keys,

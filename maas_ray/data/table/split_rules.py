@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.data.loading.order import find_positions
-from maas_ray.data.sources.cast import to_text
+from maas_ray.data.sources.text import to_text
 from maas_ray.data.spec.split import SPLITS, SplitSpec
 from maas_ray.data.table.order_rule import OrderRule
 from maas_ray.errors import DataError

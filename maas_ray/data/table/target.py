@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maas_ray.data.sources.cast import decode_column, to_numbers, to_text
+from maas_ray.data.sources.cast import to_numbers
+from maas_ray.data.sources.number_text import read_numbers
+from maas_ray.data.sources.text import decode_column, to_text
 from maas_ray.data.spec.features import TargetScaling
+from maas_ray.data.spec.reader import ReaderOptions
 from maas_ray.data.table.exact_stats import divisor, mean_and_variance, power_sums
 from maas_ray.errors import DataError
 
@@ -25,20 +28,28 @@ class Target:
     missing: NDArray[np.bool_]
     """[N]; rows with a missing target are dropped."""
     num_unconvertible: int
+    examples: tuple[str, ...] = ()
+    """The first of the unconvertible values."""
 
 
-def cast_target(name: str, column: pa.ChunkedArray, task: str) -> Target:
+def cast_target(name: str, column: pa.ChunkedArray, task: str, reader: ReaderOptions | None = None) -> Target:
     """Casts a complete target column: to text for classes, to a number for regression.
 
     Raises:
         DataError: no row has a target, or classes are fractions.
     """
-    target = cast_part_of_target(name, column, task)
+    target = cast_part_of_target(name, column, task, reader=reader)
     require_target(name, len(target.missing), int(target.missing.sum()), target.num_unconvertible, task)
     return target
 
 
-def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole: bool | None = None) -> Target:
+def cast_part_of_target(
+    name: str,
+    column: pa.ChunkedArray,
+    task: str,
+    is_whole: bool | None = None,
+    reader: ReaderOptions | None = None,
+) -> Target:
     """Casts a chunk of the target column.
 
     Args:
@@ -46,6 +57,7 @@ def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole:
         column: values of the column.
         task: task of the data spec.
         is_whole: see `to_text`.
+        reader: how text is read.
 
     Raises:
         DataError: classes are fractions, or each row contains a list.
@@ -58,8 +70,9 @@ def cast_part_of_target(name: str, column: pa.ChunkedArray, task: str, is_whole:
         if pc.any(pc.not_equal(present, pc.floor(present))).as_py():
             raise DataError(f"the target {name!r} contains fractions, which cannot be classes; set task: regression")
     if task == "regression":
-        numbers, num_unconvertible = to_numbers(column)
-        return Target(pa.array(numbers), np.isnan(numbers), num_unconvertible)
+        numbers, num_unconvertible = to_numbers(column, reader, name)
+        found = read_numbers(column, reader or ReaderOptions()).examples if pa.types.is_string(column.type) else ()
+        return Target(pa.array(numbers), np.isnan(numbers), num_unconvertible, found)
     values = to_text(name, column, is_whole)
     return Target(values, np.asarray(pc.equal(values, "").to_numpy(zero_copy_only=False)), 0)
 

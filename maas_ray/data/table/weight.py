@@ -4,22 +4,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from maas_ray.data.sources.cast import decode_column, to_numbers
+from maas_ray.data.sources.cast import to_numbers
+from maas_ray.data.sources.text import decode_column
 from maas_ray.data.spec.data import DataSpec
+from maas_ray.data.spec.reader import ReaderOptions
 from maas_ray.errors import DataError
 
 
-def cast_weight(name: str, column: pa.ChunkedArray) -> pa.Array:
+def cast_weight(name: str, column: pa.ChunkedArray, reader: ReaderOptions | None = None) -> pa.Array:
     """The weights as float32 [N].
 
     Args:
         name: name of the column.
         column: values of the column.
+        reader: how text is read.
 
     Raises:
         DataError: a weight is missing, not a number, infinite or negative.
     """
-    values, _ = to_numbers(decode_column(name, column))
+    values, _ = to_numbers(decode_column(name, column), reader, name)
     for is_wrong, what in ((np.isnan(values), "no finite number as their weight"), (values < 0, "a negative weight")):
         if is_wrong.any():
             raise DataError(
@@ -42,7 +45,7 @@ def read_weight(spec: DataSpec, table: pa.Table, train: NDArray[np.int64]) -> pa
     """
     if spec.weight is None:
         return None
-    weights = cast_weight(spec.weight, table.column(spec.weight))
+    weights = cast_weight(spec.weight, table.column(spec.weight), spec.reader)
     refuse_no_weight(spec.weight, num_weighted(weights.take(pa.array(train))))
     return weights
 

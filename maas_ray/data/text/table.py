@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maas_ray.data.sources.arrays import tensor_field
-from maas_ray.data.sources.cast import to_text
 from maas_ray.data.sources.table import read_table
+from maas_ray.data.sources.text import to_text
 from maas_ray.data.spec.data import SPLITS, DataSpec
 from maas_ray.data.spec.features import Features, TokensColumn
 from maas_ray.data.spec.text import TextSpec

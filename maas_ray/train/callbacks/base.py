@@ -28,6 +28,8 @@ class RunContext:
     """What was logged before `first_step`: `{step, loss, lr}` and `{step, validation}`, oldest first."""
     parameters: "Callable[[], Iterator[tuple[str, Tensor, Tensor | None]]]" = field(default=lambda: iter(()))
     """Rank 0's pieces of the trained tensors: name, value and gradient of the step just done. To be read, not changed."""
+    data: Sequence[str] = ()
+    """The report of the data as lines: rows read and dropped, how columns were cast, classes."""
 
     @property
     def run(self) -> str:

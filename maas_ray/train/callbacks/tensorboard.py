@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ class TensorBoard(Callback):
             # What a lost attempt wrote after the first step is hidden.
             purged = self._context.first_step + 1
             self._writer = SummaryWriter(str(self._directory), purge_step=purged, flush_secs=5)
+            if self._context.data and not self._context.first_step:
+                self._writer.add_text("data", "\n".join(f"- {escape(line)}" for line in self._context.data), 0)
         now = time.time()
         for name, value in scalars.items():
             if value is not None:

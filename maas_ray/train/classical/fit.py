@@ -10,6 +10,7 @@ from maas_ray.data.loading.encode import encode_columns
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.loading.target_units import scaled_target
 from maas_ray.data.stored.dataset import Dataset, Split, open_dataset
+from maas_ray.data.table.data_profile import data_lines
 from maas_ray.store.lease import Claim
 from maas_ray.store.objects import open_store
 from maas_ray.train.callbacks.base import EndReason, RunContext
@@ -81,7 +82,7 @@ def train_classical(spec: TrainSpec, data_digest: str, claim: Claim | None = Non
     logged, callbacks = TrainingLog(), build_callbacks(spec.callbacks)
     reason: EndReason = "failed"
     try:
-        callbacks.on_begin(RunContext(spec, store, 0))
+        callbacks.on_begin(RunContext(spec, store, 0, data=data_lines(dataset.profile, dataset.report)))
         logged.add(progress)
         callbacks.on_step(progress)
         if progress.metrics:

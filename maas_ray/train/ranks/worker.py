@@ -19,6 +19,7 @@ from maas_ray.checkpoint.catalog import list_checkpoints
 from maas_ray.checkpoint.collectives import saving_group
 from maas_ray.checkpoint.save import Snapshot
 from maas_ray.data.stored.dataset import open_dataset
+from maas_ray.data.table.data_profile import data_lines
 from maas_ray.errors import MaasError, TrainingFailed
 from maas_ray.store.lease import Claim
 from maas_ray.store.manifest import Committed
@@ -203,7 +204,14 @@ class RankTraining(LoopHooks):
             if self._callbacks is not None:
                 history = tuple(self._log.entries)
                 self._callbacks.on_begin(
-                    RunContext(spec, self._store, self._first_step, history, partial(_parameters, self._state))
+                    RunContext(
+                        spec,
+                        self._store,
+                        self._first_step,
+                        history,
+                        partial(_parameters, self._state),
+                        data_lines(self._dataset.profile, self._dataset.report),
+                    )
                 )
             self._watch.enter("training")
             with build_batches(spec, self._plan, self._loader, self._first_step, self._device) as batches:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from maas_ray.checkpoint.catalog import describe
+from maas_ray.data.stored.dataset import open_dataset
 from maas_ray.errors import Conflict, NotFound
 from maas_ray.spec import canonical_json
 from maas_ray.store.manifest import Committed, CommitWriter, open_committed
@@ -83,6 +84,7 @@ def build_report(
         "spec": run.spec.model_dump(mode="json"),
         "spec_digest": run.spec.digest(),
         "data_digest": run.data_digest,
+        "data": _data(store, run.data_digest),
         "git_commit": run.git_commit,
         "versions": {
             "maas-ray": __version__,
@@ -107,6 +109,14 @@ def build_report(
             for about in describe(store, checkpoints_prefix(run.id))
         ],
     }
+
+
+def _data(store: ObjectStore, digest: str) -> dict[str, Any] | None:
+    """The profile of the data; None: it was prepared without one, or is no longer stored."""
+    with suppress(NotFound):
+        profile = open_dataset(store, digest).profile
+        return dict(profile) if profile is not None else None
+    return None
 
 
 def read_curves(store: ObjectStore, run: RunRecord, history: list[dict[str, Any]]) -> dict[str, list[list[float]]]:

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.spec.cleaning import CleaningSpec
 from maas_ray.data.table.column_statistics import require_cpu
 from maas_ray.data.table.fit import fit_columns
 from maas_ray.data.table.plan import ColumnPlan
@@ -23,6 +24,7 @@ pytestmark = [
 ]
 
 N = 500
+FEW = CleaningSpec(max_categories=100)
 
 
 def _column(seed: int, holes: bool) -> np.ndarray:
@@ -68,17 +70,17 @@ def _table() -> tuple[pa.Table, list[ColumnPlan]]:
 
 def test_the_number_of_blocks_and_the_order_of_rows_change_no_bit() -> None:
     table, plans = _table()
-    whole = fit_columns(table, plans, 100, block_rows=N)
-    assert fit_columns(table, plans, 100, block_rows=73) == whole
+    whole = fit_columns(table, plans, FEW, block_rows=N)
+    assert fit_columns(table, plans, FEW, block_rows=73) == whole
     shuffled = table.take(pa.array(np.random.default_rng(0).permutation(N)))
-    assert fit_columns(shuffled, plans, 100, block_rows=101) == whole
-    changed = fit_columns(table.slice(1), plans, 100)
+    assert fit_columns(shuffled, plans, FEW, block_rows=101) == whole
+    changed = fit_columns(table.slice(1), plans, FEW)
     assert changed != whole
 
 
 def test_fills_and_scales_equal_an_independent_computation() -> None:
     table, plans = _table()
-    fitted = {column.name: column for column in fit_columns(table, plans, 100, block_rows=200)}
+    fitted = {column.name: column for column in fit_columns(table, plans, FEW, block_rows=200)}
     for plan in plans[:15]:
         values = table.column(plan.name).to_numpy()
         present = [float(value) for value in values if not math.isnan(value)]
@@ -118,7 +120,7 @@ def test_fills_and_scales_equal_an_independent_computation() -> None:
 @pytest.mark.parametrize("scaling", ["standard", "min_max"])
 def test_a_constant_column_is_only_shifted(scaling: str) -> None:
     table = pa.table({"a": pa.array(np.full(9, 0.1, np.float32))})
-    (column,) = fit_columns(table, [ColumnPlan("a", "numeric", "error", scaling=scaling)], 10)
+    (column,) = fit_columns(table, [ColumnPlan("a", "numeric", "error", scaling=scaling)], FEW)
     assert column.scale == 1.0
     assert column.shift == float(np.float32(0.1))
 
@@ -126,9 +128,9 @@ def test_a_constant_column_is_only_shifted(scaling: str) -> None:
 def test_a_column_without_a_value_or_with_too_many_categories_is_refused() -> None:
     table = pa.table({"a": pa.array([np.nan] * 4, pa.float32()), "b": ["w", "x", "y", "z"]})
     with pytest.raises(DataError, match=r"column 'a' has no value in the training split \(4 missing\)"):
-        fit_columns(table.select(["a"]), [ColumnPlan("a", "numeric", "mean")], 10)
+        fit_columns(table.select(["a"]), [ColumnPlan("a", "numeric", "mean")], FEW)
     with pytest.raises(DataError, match="column 'b' has 4 categories; the limit is 3"):
-        fit_columns(table.select(["b"]), [ColumnPlan("b", "categorical", "error")], 3)
+        fit_columns(table.select(["b"]), [ColumnPlan("b", "categorical", "error")], CleaningSpec(max_categories=3))
 
 
 @ray.remote
