@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.spec.features import Features
+from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import ModelError
+from maas_ray.models.spec import ModelSpec
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.spec.parallelism import MeshLayout
 from maas_ray.train.verify import Compared, failures, layouts_for, verify_layouts
@@ -40,6 +46,33 @@ def test_weights_of_rows_and_classes_train_the_same_on_every_layout(file_store: 
     layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_shard=2), MeshLayout(pp=2), MeshLayout(tp=2)]
     compared = verify_layouts(spec, dataset.digest, layouts, steps=6)
     assert all(one.is_equal for one in compared), compared
+
+
+AUGMENTATION = {"flip": 0.5, "crop": 1, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "mixup": 0.4}
+
+
+@pytest.mark.fault
+def test_augmented_images_train_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path) -> None:
+    spec, _ = make_run(
+        file_store, tmp_path, "mlp", augmentation=AUGMENTATION, batch={"global_size": 12, "accumulation_steps": 2}
+    )
+    spec = spec.model_copy(update={"model": ModelSpec(name="convnet", params={"size": 1})})
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(dp_replicate=3), MeshLayout(dp_shard=2), MeshLayout(pp=2)]
+    compared = verify_layouts(spec, _images(file_store).digest, layouts, steps=5)  # the sixth step begins an epoch
+    assert all(one.is_equal for one in compared), compared
+
+
+def _images(store: ObstoreStore) -> Dataset:
+    rng = np.random.default_rng(0)
+    tables = {}
+    for split, num_rows in (("train", 50), ("validation", 0), ("test", 0)):
+        pixels = rng.integers(0, 256, (num_rows, 3, 8, 8)).astype(np.uint8)
+        field, array = tensor_field("image", pixels)
+        table = pa.table([array], schema=pa.schema([field]))
+        tables[split] = table.append_column(TARGET, pa.array(rng.integers(0, 4, num_rows)))
+    column = {"kind": "tensor", "name": "image", "datatype": "UINT8", "shape": [3, 8, 8], "shift": [128], "scale": [64]}
+    fields = {"columns": [column], "task": "classification", "target": "t", "labels": ["a", "b", "c", "d"]}
+    return save_dataset(store, tables, Features.model_validate(fields), {}, {})
 
 
 @pytest.mark.fault
