@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.data.sources.arrays import tensor_field, tensor_shape, tensor_values
+from maas_ray.data.sources.booleans import boolean_field
 from maas_ray.data.sources.dates import is_date, read_dates
 from maas_ray.data.sources.number_text import Doubles, named, propose, read_numbers
 from maas_ray.data.sources.survey import Survey, needs_survey, survey_column
@@ -72,6 +73,8 @@ class Cast:
     """A category made of floating-point numbers is written without a fraction."""
     is_integer: bool = False
     """A category is int64."""
+    is_boolean: bool = False
+    """All numbers are booleans."""
     offset: float | None = None
     """Numbers are float64 and near this one: float32 would lose their differences."""
     encoding: DateEncoding = "parts"
@@ -165,7 +168,8 @@ def choose_cast(
         _refuse_unconvertible(name, survey, limits, "number", named(survey.failed), ways)
         return _number(survey, "cast: number", reader)
     if not is_text:
-        return _number(survey, f"type {field.type}", reader)
+        number = _number(survey, f"type {field.type}", reader)
+        return replace(number, is_boolean=pa.types.is_boolean(_value_type(field)))
     if is_typed:
         return replace(category, reason="the values are text")
     if survey.num_padded:
@@ -202,7 +206,7 @@ def apply_cast(field: pa.Field, column: pa.ChunkedArray, cast: Cast) -> CastColu
     values, num_unconvertible = to_numbers(column, cast.reader, field.name)
     missing = np.isnan(values)
     num_missing = int(missing.sum()) - num_unconvertible
-    field = pa.field(field.name, pa.float32())
+    field = boolean_field(field.name) if cast.is_boolean else pa.field(field.name, pa.float32())
     return CastColumn("numeric", field, pa.array(values), missing, num_missing, num_unconvertible)
 
 
@@ -251,7 +255,9 @@ def _number(survey: Survey, reason: str, reader: ReaderOptions) -> Cast:
     if low is not None and high is not None and low < high and not survey.is_exact:
         is_far = max(abs(low), abs(high)) > _FAR * (high - low)
         offset = float(math.floor(low)) if is_far else None
-    return Cast("numeric", reason, survey.failed, _is_counting(survey), offset=offset, reader=reader)
+    is_boolean = 0 < survey.num_truth == survey.num_values
+    counting = _is_counting(survey)
+    return Cast("numeric", reason, survey.failed, counting, is_boolean=is_boolean, offset=offset, reader=reader)
 
 
 def _is_counting(survey: Survey) -> bool:
@@ -267,9 +273,13 @@ def _refuse_unconvertible(name: str, survey: Survey, limits: CastLimits, what: s
 
 
 def _is_text(field: pa.Field) -> bool:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = _value_type(field)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     return not (is_number or pa.types.is_boolean(kind))
+
+
+def _value_type(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
 
 
 def _whole(survey: Survey) -> str:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maas_ray.data.sources.arrays import tensor_shape
+from maas_ray.data.sources.booleans import count_truth
 from maas_ray.data.sources.dates import is_date, read_dates
 from maas_ray.data.sources.number_text import MAX_EXAMPLES, are_near, read_numbers, short
 from maas_ray.data.sources.text import are_whole, decode_column, integers, to_text
@@ -33,6 +34,8 @@ class Survey:
     """The first of them, distinct."""
     num_near: int = 0
     """Texts that are numbers, or would be with other separators or without a sign such as `$`."""
+    num_truth: int = 0
+    """Texts that are true or false."""
     num_padded: int = 0
     """Whole numbers written with leading zeros, such as `007`: codes, not numbers."""
     padded: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ class Survey:
             num_failed=self.num_failed + later.num_failed,
             failed=_first(self.failed + later.failed),
             num_near=self.num_near + later.num_near,
+            num_truth=self.num_truth + later.num_truth,
             num_padded=self.num_padded + later.num_padded,
             padded=_first(self.padded + later.padded),
             num_dates=self.num_dates + later.num_dates,
@@ -149,6 +153,7 @@ def survey_column(
         num_failed=num_failed,
         failed=found.examples,
         num_near=num_near,
+        num_truth=count_truth(column),
         num_padded=len(padded),
         padded=_first(tuple(short(one) for one in pc.unique(padded).slice(0, MAX_EXAMPLES).to_pylist())),
         num_dates=num_dates,

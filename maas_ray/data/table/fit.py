@@ -68,7 +68,8 @@ def _fit(plan: ColumnPlan, found: Statistics, cleaning: CleaningSpec) -> Column:
     scale = tuple(pair[1] for pair in pairs)
     if plan.kind == "numeric":
         offset = plan.narrowing.offset if plan.narrowing is not None else None
-        return NumericColumn(name=plan.name, fill=fill, shift=shift[0], scale=scale[0], offset=offset)
+        values = {"fill": fill, "shift": shift[0], "scale": scale[0], "offset": offset, "boolean": plan.is_boolean}
+        return NumericColumn(name=plan.name, **values)
     return TensorColumn(
         name=plan.name,
         datatype="UINT8" if plan.is_bytes else "FP32",
@@ -93,6 +94,14 @@ def _fit_date(plan: ColumnPlan, found: Statistics, narrowing: Narrowing) -> Date
         shift=tuple(pair[0] for pair in pairs),
         scale=tuple(pair[1] for pair in pairs),
     )
+
+
+def _whole(constant: str) -> int | None:
+    """The constant as an integer; None: it is a text, which a column of integers cannot contain."""
+    try:
+        return int(constant)
+    except ValueError:
+        return None
 
 
 def _fill(plan: ColumnPlan, found: Statistics) -> float | None:
@@ -138,13 +147,13 @@ def _fit_categorical(plan: ColumnPlan, found: Statistics, cleaning: CleaningSpec
     if plan.missing == "most_frequent":
         fill_value = min(found.counts, key=lambda one: (-found.counts[one], one))
     elif plan.missing == "constant":
-        fill_value = plan.constant
-        categories |= set() if plan.is_integer else {fill_value}
+        fill_value = _whole(plan.constant) if plan.is_integer else plan.constant
+        categories |= set() if fill_value is None else {fill_value}
     refuse_categories(plan.name, len(categories), cleaning.max_categories)
     _refuse_distinct(plan.name, len(found.counts), found.num_present, cleaning.max_distinct)
     ordered = tuple(sorted(categories))
-    # An integer on the wire has no value that represents missing, so such a column needs no fill.
-    fill = None if plan.is_integer or fill_value is None else ordered.index(fill_value)
+    # The training data has no missing integer, but the endpoint takes a null.
+    fill = None if fill_value is None else ordered.index(fill_value)
     return CategoricalColumn(
         name=plan.name,
         datatype="INT64" if plan.is_integer else "BYTES",

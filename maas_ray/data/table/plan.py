@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from maas_ray.data.sources.arrays import tensor_shape
+from maas_ray.data.sources.booleans import is_boolean
 from maas_ray.data.sources.cast import Kind
 from maas_ray.data.sources.wide import Narrowing, narrowing_in
 from maas_ray.data.spec.cleaning import (
@@ -49,6 +50,8 @@ class ColumnPlan:
     """Shape of a tensor."""
     narrowing: Narrowing | None = None
     """How float64 values become float32; None: the column is not float64."""
+    is_boolean: bool = False
+    """Whether the numbers are booleans."""
 
     @property
     def is_per_element(self) -> bool:
@@ -98,7 +101,20 @@ def plan_column(spec: CleaningSpec, kind: Kind, field: pa.Field) -> ColumnPlan:
     is_integer = kind == "categorical" and pa.types.is_integer(field.type)
     unknown = own.unknown or spec.categorical.unknown
     narrowing = narrowing_in(field)
-    return ColumnPlan(name, kind, missing, constant, scaling, encoding, unknown, is_integer, is_bytes, shape, narrowing)
+    return ColumnPlan(
+        name,
+        kind,
+        missing,
+        constant,
+        scaling,
+        encoding,
+        unknown,
+        is_integer,
+        is_bytes,
+        shape,
+        narrowing,
+        is_boolean(field),
+    )
 
 
 def _constant(where: str, kind: Kind, value: Any) -> float | str:

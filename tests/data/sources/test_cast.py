@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from maas_ray.data.sources.arrays import tensor_field
+from maas_ray.data.sources.booleans import is_boolean
 from maas_ray.data.sources.cast import Cast, CastColumn, CastLimits, cast_column
 from maas_ray.data.sources.survey import Survey, survey_column
 from maas_ray.data.spec.cleaning import ColumnPolicy
@@ -216,3 +217,20 @@ def test_surveys_of_chunks_merge_to_the_survey_of_the_whole() -> None:
             found = survey_column(pa.field("c", pa.string()), part, None, ReaderOptions())
             merged = merged.merged(Survey.parsed(json.loads(json.dumps(asdict(found)))))
         assert merged == whole
+
+
+@pytest.mark.parametrize(
+    ("values", "is_typed", "expected"),
+    [
+        (["true", None, "FALSE "], False, True),
+        (["true", "1"], False, False),
+        (["1", "0"], False, False),
+        ([True, None, False], True, True),
+        (pa.array([True, False]).dictionary_encode(), True, True),
+        ([1, 0], True, False),
+    ],
+)
+def test_columns_of_booleans_are_noted(values: Any, is_typed: bool, expected: bool) -> None:
+    column = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
+    found, cast = cast_column(pa.field("x", column.type), column, ColumnPolicy(), is_typed)
+    assert (found.kind, cast.is_boolean, is_boolean(found.field)) == ("numeric", expected, expected)
