@@ -250,8 +250,8 @@ def collectives(setting: Setting) -> Iterator[Line]:
 
 def export(setting: Setting) -> Iterator[Line]:
     """A network trained on the device, exported to ONNX on the CPU, computes what it computed on the device."""
-    from maas_ray.optimize.export import export as to_onnx
-    from maas_ray.optimize.parity import check_parity
+    from maas_ray.export.onnx_export import export as to_onnx
+    from maas_ray.export.parity import check_parity
 
     names = [f"x{number}" for number in range(16)]
     columns = [{"kind": "numeric", "name": name} for name in names]

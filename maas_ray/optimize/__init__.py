@@ -1,1 +1,1 @@
-"""Exports checkpoints to bundles, and verifies the exports."""
+"""Exports checkpoints to bundles."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from maas_ray.bundle.format import Signature
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.spec.features import Features
-from maas_ray.optimize.export import build_signature, seal_graph, trace
-from maas_ray.optimize.parity import ParitySpec, ReferenceOutputs, check_reference
+from maas_ray.export.onnx_export import build_signature, seal_graph, trace
+from maas_ray.export.parity import ParitySpec, ReferenceOutputs, check_reference
 from maas_ray.train.classical.state import FittedState
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from maas_ray.bundle.format import BundleInfo, DecisionThreshold, Lineage, OutputUnits, save_bundle
 from maas_ray.checkpoint.catalog import pin
 from maas_ray.data.prepare import Dataset
-from maas_ray.optimize.export import export
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import ParitySpec, check_parity
 from maas_ray.optimize.fitted import export_fitted
-from maas_ray.optimize.parity import ParitySpec, check_parity
 from maas_ray.optimize.representative import representative_sample
 from maas_ray.store.objects import ObjectStore
 from maas_ray.train.classical.state import load_fitted

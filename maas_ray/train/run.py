@@ -40,6 +40,7 @@ from maas_ray.train.spec.schedule import refuse_plateau, refuse_steps
 from maas_ray.train.spec.threshold import refuse_threshold
 from maas_ray.train.spec.train import TrainSpec
 from maas_ray.train.validation.async_validation import check_validation_resources
+from maas_ray.train.validation.export_check import check_names
 
 _TAKEN = "wait for it, or choose another run name; if that process is dead, --resume takes over the run"
 _TAKEN_RESUMED = "that process is alive: wait for it, or end it first"
@@ -131,6 +132,8 @@ def _run_training(
         return _result(store, spec.run)
     if not resume:
         _refuse_existing(store, spec)
+        if spec.export_check != "off" and not spec.model.is_classical:
+            actor.prepare_export_check.remote()  # imports the exporter while the data is prepared
     what, hint = f"run {spec.run!r} of {store.uri}", _TAKEN_RESUMED if resume else _TAKEN
     with take(store, run_prefix(spec.run), what, waits=resume, hint=hint, on_wait=log.warning) as lease:
         if extend is not None:
@@ -179,6 +182,7 @@ def _begin(
 
     if spec.model.is_classical:
         check_classical(spec, dataset)
+        check_names(spec, dataset.features)
         fit_classical(store, spec, create(), on_progress, lease.claim)
     else:
         _check(spec, dataset)

@@ -9,7 +9,7 @@ import pytest
 from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import PREFIX, load_bundle
 from maas_ray.errors import GateError, NotFound, ObjectCorrupt
-from maas_ray.optimize.export import build_signature
+from maas_ray.export.onnx_export import build_signature
 from maas_ray.optimize.fitted import export_fitted
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.fsck import fsck

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from maas_ray.data.spec.features import Features, TensorColumn
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import check_parity
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize.export import export
-from maas_ray.optimize.parity import check_parity
 from maas_ray.row import Row
 from tests.support.root import ROOT
 

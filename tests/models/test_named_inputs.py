@@ -12,8 +12,8 @@ from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize.export import export
-from maas_ray.optimize.parity import check_parity
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import check_parity
 from maas_ray.row import InputColumn, Row
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore

@@ -11,11 +11,11 @@ from maas_ray.bundle.engine.engine import Engine
 from maas_ray.bundle.format import Bundle, load_bundle
 from maas_ray.bundle.sample import read_sample
 from maas_ray.data.spec.features import Features, NumericColumn, TensorColumn, TokensColumn
-from maas_ray.optimize.export import build_signature
+from maas_ray.export.onnx_export import build_signature
 from maas_ray.optimize.publish import export_run
 from maas_ray.optimize.representative import MAX_ELEMENTS, representative_sample
 from maas_ray.store.objects import ObstoreStore
-from tests.optimize.conftest import Case
+from tests.export.conftest import Case
 from tests.optimize.test_publish import run
 from tests.support.onnx_models import make_bundle
 

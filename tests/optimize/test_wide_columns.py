@@ -11,8 +11,8 @@ from maas_ray.data.sources import wide
 from maas_ray.data.spec.features import DATE_PARTS, Column, DateColumn, DateEncoding, Features, NumericColumn
 from maas_ray.data.stored.random_rows import draw_rows
 from maas_ray.errors import GateError
-from maas_ray.optimize.export import export
-from maas_ray.optimize.parity import check_parity
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import check_parity
 from maas_ray.optimize.representative import representative_sample
 
 

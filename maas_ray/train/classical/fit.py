@@ -24,7 +24,7 @@ from maas_ray.train.evaluation.class_metrics import ClassCounts
 from maas_ray.train.evaluation.evaluate import count_classes, evaluate, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
-from maas_ray.train.modules.raw_model import RawModel
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.optim import ObjectiveSpec
 from maas_ray.train.spec.train import TrainSpec

@@ -21,6 +21,7 @@ from maas_ray.train.ranks.run_actor import POLL_S, TIMEOUT_S, Launch, ProgressRe
 from maas_ray.train.records.runs import Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import newest_metrics
 from maas_ray.train.spec.train import TrainSpec
+from maas_ray.train.validation.export_check import PendingCheck
 
 _QUICK_S = 0.05
 """Polling interval while a run starts."""
@@ -51,6 +52,9 @@ def fit_ranks(
     """
     workers, sizes = spec.workers, tuple(layout.world for layout in spec.layouts())
     record = _RunLog(Runs(store), spec.run, sizes[-1], lease, create)
+    check = None
+    if create is not None and spec.export_check != "off":
+        check = PendingCheck(spec, actor.check_export.remote(spec.model_dump_json(), data_digest))
     job = Launch(
         run=spec.run,
         name=f"{spec.run}-{uuid.uuid4().hex[:8]}",
@@ -71,7 +75,7 @@ def fit_ranks(
         told_to_end() as signals,
         ProgressReader(actor, on_progress, lambda attempt: record.note({"type": "attempt", **asdict(attempt)})) as seen,
     ):
-        failure = _await(job, actor, record, seen, signals)
+        failure = _await(job, actor, record, seen, signals, check)
     if failure is not None:
         kind = "stopped" if isinstance(failure, Preempted) else "failed"
         record.note({"type": kind, "error": f"{failure.code}: {failure}"})
@@ -117,7 +121,9 @@ class _RunLog:
         return self._lease.lost
 
 
-def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signals: Held) -> MaasError | None:
+def _await(
+    job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signals: Held, check: PendingCheck | None
+) -> MaasError | None:
     """Waits for the end of a launch; returns the error that ended it, or None after the last step.
 
     A run has no time limit; only the time without an answer of its actor is limited.
@@ -134,7 +140,10 @@ def _await(job: Launch, actor: Any, record: _RunLog, seen: ProgressReader, signa
                 raise seen.lost
             if record.lost is not None:
                 return record.lost
-            if not record.has_begun and ray.get(actor.is_checked.remote(), timeout=TIMEOUT_S):
+            is_checked = record.has_begun or ray.get(actor.is_checked.remote(), timeout=TIMEOUT_S)
+            if not record.has_begun and is_checked and (check is None or check.is_done()):
+                if check is not None and (refused := check.failure()) is not None:
+                    return refused
                 record.begin()
                 ray.get(actor.allow.remote(), timeout=TIMEOUT_S)
             if signals.number is not None and not has_asked:

@@ -20,6 +20,7 @@ from maas_ray.store.lease import Claim
 from maas_ray.store.objects import StorageSpec
 from maas_ray.train.loop.progress import Progress
 from maas_ray.train.ranks.rank_registry import Directive, GroupAttempt, Heartbeat, RankRegistry
+from maas_ray.train.validation.export_check import ExportVerdict, prepare_check, run_check
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0
@@ -59,7 +60,7 @@ class Launch:
 
 @ray.remote(
     num_cpus=0, max_concurrency=16
-)  # `train` uses one thread until the run ends; all other methods return immediately
+)  # `train` uses one thread until the run ends, the check of the export two for some seconds; others return immediately
 class RunActor:
     """Keeps the latest report of rank 0, the registry of the ranks, and a fatal error."""
 
@@ -90,6 +91,14 @@ class RunActor:
     def ask(self, reason: str) -> None:
         """Asks the ranks to commit a checkpoint, after which the run ends."""
         self._ranks.ask(reason, is_final=True)
+
+    def prepare_export_check(self) -> None:
+        """Starts the process of `check_export`, whose imports take seconds."""
+        prepare_check()
+
+    def check_export(self, spec: str, data_digest: str) -> ExportVerdict:
+        """Whether the model of a spec can be published; takes seconds, in a child process."""
+        return run_check(spec, data_digest)
 
     def found_fit(self) -> None:
         """Records that the checks of rank 0 have passed."""

@@ -187,6 +187,9 @@ class TrainSpec(Spec):
     tensorboard: TensorboardSpec = TensorboardSpec()
     callbacks: tuple[CallbackSpec, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Code that follows the run: logged steps, validations, checkpoints and the end."""
+    export_check: Literal["refuse", "warn", "off"] = Field(default="refuse", exclude_if=lambda value: value == "refuse")
+    """Before the first step, the untrained model is exported as `publish` does it. `refuse`: a run whose model cannot be
+    published is not started; `warn`: it is started with a warning; `off`: nothing is checked."""
     workers: WorkersSpec = WorkersSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
     performance: PerformanceSpec = PerformanceSpec()
@@ -312,7 +315,7 @@ class TrainSpec(Spec):
         the expansion limit of files can change.
         """
         free = {"storage", "workers", "parallelism", "performance", "checkpoint", "log_every", "validate_every"}
-        free |= {"early_stopping", "validation", "tensorboard", "callbacks", "metrics", "extensions"}
+        free |= {"early_stopping", "validation", "tensorboard", "callbacks", "metrics", "extensions", "export_check"}
         mine, theirs = (masked(one.model_dump(mode="json")) for one in (self, other))  # as in stored runs
         for fields in (mine, theirs):
             del fields["batch"]["accumulation_steps"]  # the split of a share does not change the gradient

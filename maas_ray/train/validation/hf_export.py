@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from maas_ray.errors import Conflict, ModelError
-from maas_ray.models.families.decoder import Decoder
+from maas_ray.models.hugging_face.formats import has_hf_format
 from maas_ray.models.hugging_face.llama_format import SHARD_BYTES, to_hf
 from maas_ray.models.hugging_face.local import CONFIG, INDEX
 from maas_ray.models.hugging_face.transformers_model import HuggingFaceModel
@@ -70,7 +70,7 @@ def export_hf(trained: Trained, to: ObstoreStore, shard_bytes: int = SHARD_BYTES
 
 def refuse_other(net: nn.Module) -> None:
     """Raises `ModelError` for a model without a Hugging Face format."""
-    if not isinstance(net, Decoder | HuggingFaceModel):
+    if not has_hf_format(net):
         raise ModelError(
             f"{type(net).__name__} has no Hugging Face format, only models of the family 'decoder' and of Transformers "
             "('hf:…') have; `maas-ray checkpoints reshard` writes any model as plain safetensors"

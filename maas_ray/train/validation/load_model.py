@@ -21,7 +21,7 @@ from maas_ray.train.custom.metrics import build_metrics
 from maas_ray.train.evaluation.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
 from maas_ray.train.evaluation.predictions import show_samples
 from maas_ray.train.loop.loss import Loss, build_loss
-from maas_ray.train.modules.raw_model import RawModel
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import MetricSpec

@@ -7,7 +7,7 @@ import torch
 
 from maas_ray.data.loading.open import open_rows
 from maas_ray.train.evaluation.evaluate import BATCH_ROWS
-from maas_ray.train.modules.raw_model import RawModel
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.train.spec.threshold import choose_value
 from maas_ray.train.validation.load_model import Trained
 

@@ -16,8 +16,8 @@ from maas_ray.data.prepare import prepare
 from maas_ray.data.spec.data import DataSpec
 from maas_ray.decoding.tokenizer import Tokenizer
 from maas_ray.errors import BundleError, DataError, SpecError
-from maas_ray.optimize.export import export
-from maas_ray.optimize.parity import check_parity
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import check_parity
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore, open_store
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from maas_ray.data.spec.features import Features, TokensColumn
 from maas_ray.errors import ModelError
+from maas_ray.export.onnx_export import export
 from maas_ray.models.build import build_model
 from maas_ray.models.params import EncoderSpec
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize.export import export
 from maas_ray.row import Row
 
 VOCABULARY, LENGTH, PAD = 12, 16, 0

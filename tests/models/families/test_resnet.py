@@ -6,10 +6,10 @@ from torch import nn
 
 from maas_ray.data.spec.features import Features, TensorColumn
 from maas_ray.errors import ModelError, SpecError
+from maas_ray.export.onnx_export import export
 from maas_ray.models.build import build_model
 from maas_ray.models.params import ResnetSpec
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize.export import export
 from maas_ray.row import Row
 from maas_ray.spec import parse_spec
 

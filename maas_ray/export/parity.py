@@ -17,14 +17,16 @@ from maas_ray.arrays import Array
 from maas_ray.bundle.format import Signature
 from maas_ray.bundle.sessions import cpu_session
 from maas_ray.data.loading.encode import encode_columns
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.random_rows import draw_rows, spread_rows
 from maas_ray.errors import GateError
-from maas_ray.optimize.comparison import Comparison
-from maas_ray.optimize.export import TRACED_ROWS, build_served, build_signature
+from maas_ray.export.comparison import Comparison
+from maas_ray.export.obstacles import describe_failure
+from maas_ray.export.onnx_export import TRACED_ROWS, build_served, build_signature
+from maas_ray.export.row_mixing import explain_differences
 from maas_ray.spec import Spec
-from maas_ray.train.modules.raw_model import RawModel
 
 _ORT_TYPES = {
     "FP32": "tensor(float)",
@@ -107,14 +109,22 @@ def check_parity(
     Raises:
         GateError: the graph cannot be loaded or run, its inputs or outputs differ from the signature, it has a fixed
             number of rows, or it exceeds the tolerance; the message names output, batch size, row, value and limit.
+            If the module mixes the rows of a batch or is not deterministic, the message says where.
     """
     spec = spec or ParitySpec()
     real = spread_rows(rows, spec.num_real)
     random = draw_rows(features, spec.num_random, spec.seed)
     raw = [np.concatenate(pair) for pair in zip(real, random, strict=True)]
-    outputs = _run_module(_reference_of(net, features, threshold), features, raw, max(spec.batch_sizes))
+    served, name = _reference_of(net, features, threshold), type(net).__name__
+    columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in encode_columns(features, raw)]
+    outputs = _run_module(served, features, columns, max(spec.batch_sizes), name)
     reference = ReferenceOutputs("torch", raw, len(real[0]), outputs)
-    report = check_reference(reference, features, graph, spec, threshold)
+    try:
+        report = check_reference(reference, features, graph, spec, threshold)
+    except GateError as error:
+        if (reason := explain_differences(served, columns, name)) is not None:
+            raise GateError(f"{reason} ({str(error).partition('. ')[0]})") from error
+        raise
     return report | {"versions": {"torch": torch.__version__, **report["versions"]}}
 
 
@@ -206,18 +216,19 @@ class _Predictions(nn.Module):
         return (self._units(self._model(*columns)),)
 
 
-def _run_module(served: nn.Module, features: Features, raw: Sequence[Array], batch_size: int) -> dict[str, Array]:
-    columns = [torch.from_numpy(np.ascontiguousarray(column)) for column in encode_columns(features, raw)]
+def _run_module(
+    served: nn.Module, features: Features, columns: Sequence[Tensor], batch_size: int, name: str
+) -> dict[str, Array]:
     parts = []
     with torch.no_grad():
-        for start in range(0, len(raw[0]), batch_size):
+        for start in range(0, len(columns[0]), batch_size):
             try:
                 parts.append(served(*(column[start : start + batch_size] for column in columns)))
             except Exception as error:  # a user's code may raise anything
                 raise GateError(
-                    f"the trained model fails on some of the rows of the parity gate, which contain missing values, "
-                    f"unknown categories and extreme numbers: {type(error).__name__}: {error}; callers of an endpoint send "
-                    "such rows too (an embedding needs data.cleaning.categorical.unknown: code)"
+                    f"the model {name} fails on some of the rows of the parity gate, which contain missing values, unknown "
+                    f"categories and extreme numbers: {describe_failure(error)}; callers of an endpoint send such rows too "
+                    "(an embedding needs data.cleaning.categorical.unknown: code)"
                 ) from error
     names = [output.name for output in build_signature(features).outputs]
     return {name: torch.cat(values).numpy() for name, values in zip(names, zip(*parts, strict=True), strict=True)}

@@ -13,12 +13,12 @@ from torch import nn
 
 from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.errors import BundleError
+from maas_ray.export.onnx_export import ServedModel, build_signature, export
+from maas_ray.export.parity import check_parity
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
 from maas_ray.optimize import export as export_module
-from maas_ray.optimize.export import ServedModel, build_signature, export
-from maas_ray.optimize.parity import check_parity
-from tests.optimize.conftest import CASES, Case
+from tests.export.conftest import CASES, Case
 
 Cases = Callable[[str], Case]
 
@@ -87,7 +87,7 @@ import torch
 from maas_ray.data.spec.features import Features
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize.export import export
+from maas_ray.export.onnx_export import export
 
 features = Features.model_validate_json(sys.argv[1])
 torch.manual_seed(3)

@@ -4,7 +4,8 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from maas_ray.bundle.format import MAX_GRAPH_BYTES, BatchAxis, Datatype, Signatu
 from maas_ray.data.loading.preprocess import Preprocess
 from maas_ray.data.loading.target_units import TargetUnits
 from maas_ray.data.sources.wide import narrowing_of
-from maas_ray.data.spec.features import Column, Features, is_wide
+from maas_ray.data.spec.features import Column, Features, Task, is_wide
 from maas_ray.decoding.spec import TextEncoding
 from maas_ray.errors import BundleError
-from maas_ray.optimize.graph import BATCH, encode_inputs, finish, name_batch, rename_values
+from maas_ray.export.column_names import refuse_names
+from maas_ray.export.graph import BATCH, encode_inputs, finish, name_batch, rename_values
+from maas_ray.export.obstacles import explain, watch_guards
+from maas_ray.models.hugging_face.formats import has_hf_format
 
 OPSET = 18
 """The opset of torch's translations: no version conversion is involved."""
@@ -105,12 +109,10 @@ def build_signature(features: Features) -> Signature:
     """
     if features.is_per_token:
         raise BundleError(
-            f"a model of the task {features.task} cannot be exported to a bundle, because there is no signature for "
-            "logits per token; export it in the Hugging Face format instead"
+            f"a bundle has no signature for logits per token, which a model of the task {features.task} has"
         )
     names = [column.name for column in features.columns]
-    if "" in names or len(set(names)) < len(names):
-        raise BundleError(f"the columns, as inputs of a graph, need distinct names that are not empty; got {names}")
+    refuse_names(features)
     inputs = tuple(map(_input, features.columns))
     outputs = []
     for name, datatype in _OUTPUTS[features.task]:
@@ -137,14 +139,34 @@ def export(net: nn.Module, features: Features, threshold: float = 0.5) -> tuple[
     Raises:
         BundleError: the net cannot be exported, has a fixed number of rows, or is larger than a graph may be.
     """
+    if features.is_per_token:
+        raise BundleError(explain_per_token(net, features.task))
     signature = build_signature(features)
+    refuse_size(net)
+    model = trace(build_served(net, features, threshold), type(net).__name__, features)
+    return seal_graph(model, signature, features), signature
+
+
+def refuse_size(net: nn.Module) -> None:
+    """Raises BundleError if the weights, which need not have data, are larger than a graph may be."""
     size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
     if size > MAX_GRAPH_BYTES:
         raise BundleError(
             f"the model has {size} bytes of weights; the limit for an ONNX graph is {MAX_GRAPH_BYTES} bytes"
         )
-    model = trace(build_served(net, features, threshold), type(net).__name__, features)
-    return seal_graph(model, signature, features), signature
+
+
+def explain_per_token(net: nn.Module, task: Task) -> str:
+    """Why a model with logits per token has no bundle, and which commands do accept it."""
+    reason = f"a bundle has no signature for logits per token, which a model of the task {task} has"
+    if has_hf_format(net):
+        return f"{reason}; `maas-ray checkpoints export` writes it in Hugging Face's format"
+    return (
+        f"{reason}, and {type(net).__name__} has no Hugging Face format either; `maas-ray evaluate` measures it, "
+        "`maas-ray checkpoints reshard` writes its weights as safetensors, and `init: {run: …}` starts another run from "
+        f"them; to serve such a model, train the model {'decoder' if task == 'language_modeling' else 'hf:BertForMaskedLM'}, "
+        "which `maas-ray checkpoints export` accepts"
+    )
 
 
 def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
@@ -161,19 +183,16 @@ def trace(module: nn.Module, name: str, features: Features) -> ModelProto:
     """
     example = tuple(_example(column) for column in features.columns)
     rows = torch.export.Dim("batch")
-    try:
-        with _quiet(), torch.no_grad():
+    with _quiet(), watch_guards() as guards, torch.no_grad():
+        try:
             program = torch.export.export(
                 _Narrowed(module, features), example, dynamic_shapes=(tuple({0: rows} for _ in example),), strict=False
             )
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, external_data=False, optimize=True, verbose=False
             )
-    except Exception as error:  # torch.export raises exceptions of many components
-        raise BundleError(
-            f"{name} cannot be exported to ONNX: {type(error).__name__}: {_first_paragraph(error)}; torch.export must "
-            "be able to trace every operation of its forward for any number of rows"
-        ) from error
+        except Exception as error:  # torch.export raises exceptions of many components
+            raise BundleError(explain(error, name, guards)) from error
     if exported is None:
         raise BundleError(f"torch.onnx.export returned no graph for {name}")
     return exported.model_proto
@@ -241,11 +260,6 @@ def _example(column: Column) -> Tensor:
     return torch.zeros(TRACED_ROWS, *_shape(column), dtype=torch.uint8 if column.datatype == "UINT8" else torch.float32)
 
 
-def _first_paragraph(error: Exception) -> str:
-    """Torch's message before its advice on debugging, on one line."""
-    return " ".join(str(error).strip().partition("\n\n")[0].split())
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppresses messages of the exporter that users cannot act on (optional packages, its own deprecations)."""
@@ -254,7 +268,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # After an error torch prints the whole graph so far.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,10 +9,10 @@ from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
 from maas_ray.errors import GateError, SpecError
-from maas_ray.optimize.export import export
-from maas_ray.optimize.parity import ParitySpec, check_parity
+from maas_ray.export.onnx_export import export
+from maas_ray.export.parity import ParitySpec, check_parity
 from maas_ray.spec import parse_spec
-from tests.optimize.conftest import CASES, Case
+from tests.export.conftest import CASES, Case
 
 Cases = Callable[[str], Case]
 

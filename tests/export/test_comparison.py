@@ -3,7 +3,7 @@ import pytest
 
 from maas_ray.bundle.format import Signature, TensorSpec
 from maas_ray.errors import GateError
-from maas_ray.optimize.comparison import Comparison
+from maas_ray.export.comparison import Comparison
 
 SCORES = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 2))
 CLASSES = TensorSpec(name="class", datatype="INT64", shape=(-1,))
