@@ -22,7 +22,7 @@ def verify_parallel(
     steps: Annotated[int, typer.Option(min=1, help="Number of optimizer steps to compare.")] = 4,
     state_dir: StateDir = None,
 ) -> CommandResult:
-    """Trains a few steps in float64, in one process and on every layout, and compares; exit code 1 if they differ.
+    """Trains a few steps in float64, in one process and on every layout, and compares; exit code 1 if they differ or fail.
 
     It compares losses, gradient norms and all weights; a difference above 1e-8 is an error, not rounding.
     """
@@ -47,7 +47,7 @@ def verify_parallel(
 
     def show(one: Compared) -> None:
         outcome = f"not supported: {one.refused}" if one.refused else "equal" if one.is_equal else "DIFFERS"
-        say.print(f"{one.layout}: {outcome}")
+        say.print(f"{one.layout}: {f'FAILED: {one.error}' if one.error else outcome}")
 
     with say.status(f"comparing {len(layouts)} layouts"):
         compared = verify_layouts(loaded, dataset.digest, layouts, steps=steps, on_compared=show)
@@ -56,7 +56,7 @@ def verify_parallel(
         (
             one.layout,
             *map(_figure, (one.loss, one.gradient_norm, one.parameters)),
-            one.refused or _verdict(one.is_equal),
+            one.refused or one.error or _verdict(one.is_equal),
         )
         for one in compared
     ]
@@ -64,7 +64,8 @@ def verify_parallel(
         "tolerance": TOLERANCE,
         "steps": steps,
         "layouts": [{**asdict(one), "is_equal": one.is_equal} for one in compared],
-        "num_different": len(wrong),
+        "num_different": sum(one.error is None for one in wrong),
+        "num_failed": sum(one.error is not None for one in wrong),
     }
     title = f"{loaded.model.name}, {steps} steps in float64: largest differences from the training in one process"
     return CommandResult(

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from maas_ray.data.stored.dataset import Dataset, open_dataset
-from maas_ray.errors import ModelError, TrainingFailed
+from maas_ray.errors import ModelError
 from maas_ray.spec import canonical_json
 from maas_ray.store.objects import open_store
 from maas_ray.train.loop.assemble import build_loader, build_net, build_plan, build_train_state, count_class_rows
@@ -51,11 +51,20 @@ class Compared:
     parameters: float = math.nan
     refused: str | None = None
     """Reason why the model does not support the layout, which then counts neither as equal nor as different."""
+    error: str | None = None
+    """Error of a rank that ended the training on the layout, which then counts as different."""
 
     @property
     def is_equal(self) -> bool:
         """Whether no difference exceeds the tolerance or is NaN."""
         return all(value <= TOLERANCE for value in (self.loss, self.gradient_norm, self.parameters))
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """The error that ended the training on a layout."""
+
+    error: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,6 @@ def verify_layouts(
 
     Raises:
         MaasError: the model cannot be trained in one process.
-        TrainingFailed: a rank failed with an unexpected error.
     """
     spec = spec.model_copy(update={"precision": "fp32", "max_grad_norm": spec.max_grad_norm or _NO_LIMIT})
     # The reference keeps all activations and compiles nothing; the layouts use the performance settings of the spec.
@@ -114,9 +122,11 @@ def verify_layouts(
     return compared
 
 
-def _compare(layout: MeshLayout, reference: _Trace, trace: "_Trace | str") -> Compared:
+def _compare(layout: MeshLayout, reference: _Trace, trace: "_Trace | _Failed | str") -> Compared:
     if isinstance(trace, str):
         return Compared(str(layout), refused=trace)
+    if isinstance(trace, _Failed):
+        return Compared(str(layout), error=trace.error)
     return Compared(
         str(layout),
         loss=_largest(reference.losses, trace.losses),
@@ -136,33 +146,46 @@ def _largest(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _run(
     spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[MeshLayout]
-) -> Iterator[tuple[MeshLayout, "_Trace | str"]]:
-    """Runs all layouts with the same number of ranks, in one group of processes."""
-    with tempfile.TemporaryDirectory(prefix="maas-verify-") as directory:
-        # Forked from one process that has imported everything, including what optimizers import at their first use.
-        multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
-        try:
-            start_processes(  # type: ignore[no-untyped-call]
-                _rank,
-                (
-                    layouts[0].world,
-                    TIMEOUT_S,
-                    directory,
-                    canonical_json(spec.model_dump(mode="json")),
-                    data_digest,
-                    steps,
-                    list(layouts),
-                ),
-                nprocs=layouts[0].world,
-                start_method="forkserver",
-            )
-        except ProcessRaisedException as error:
-            last = str(error).strip().splitlines()[-1]
-            raise TrainingFailed(
-                f"a rank failed on one of the layouts {', '.join(map(str, layouts))}: {last}"
-            ) from error
-        for number, layout in enumerate(layouts):
-            yield layout, _read(Path(directory), number)
+) -> Iterator[tuple[MeshLayout, "_Trace | _Failed | str"]]:
+    """Runs all layouts with the same number of ranks, in one group of processes; a new group after a failure."""
+    left = list(layouts)
+    while left:
+        with tempfile.TemporaryDirectory(prefix="maas-verify-") as scratch:
+            directory = Path(scratch)
+            error = _run_group(spec, data_digest, steps, left, directory)
+            done = next((i for i, layout in enumerate(left) if not _is_complete(directory, i, layout)), len(left))
+            if error is not None:
+                done = min(done, len(left) - 1)  # a failure after the last result belongs to the last layout
+            for number in range(done):
+                yield left[number], _read(directory, number)
+        if error is not None:
+            yield left[done], _Failed(error)
+        left = left[done + 1 :]
+
+
+def _run_group(
+    spec: TrainSpec, data_digest: str, steps: int, layouts: Sequence[MeshLayout], directory: Path
+) -> str | None:
+    """Runs layouts one after another in one group of processes; returns the error that ended it, or None."""
+    # Forked from one process that has imported everything, including what optimizers import at their first use.
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    document = canonical_json(spec.model_dump(mode="json"))
+    world = layouts[0].world
+    try:
+        start_processes(  # type: ignore[no-untyped-call]
+            _rank,
+            (world, TIMEOUT_S, str(directory), document, data_digest, steps, list(layouts)),
+            nprocs=world,
+            start_method="forkserver",
+        )
+    except ProcessException as error:
+        return str(error).strip().splitlines()[-1]
+    return None
+
+
+def _is_complete(directory: Path, number: int, layout: MeshLayout) -> bool:
+    """Whether all ranks have written their outcome of a layout."""
+    return len(list(directory.glob(f"{number}-*"))) == layout.world
 
 
 def _rank(
@@ -253,5 +276,5 @@ def _read(directory: Path, number: int) -> "_Trace | str":
 
 
 def failures(compared: Sequence[Compared]) -> list[Compared]:
-    """The layouts with differences."""
+    """The layouts with differences or errors."""
     return [one for one in compared if one.refused is None and not one.is_equal]

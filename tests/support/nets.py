@@ -102,3 +102,49 @@ class SleepsInEachStep(Flat):
         if self.training and len(x) > 2:
             time.sleep(300)
         return super().forward(x)
+
+
+class _FailsWhereSplit(nn.Linear):
+    """A layer that notices gradients of inputs: a stage receives them, the whole model does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and x.grad_fn is not None and "ContiguousGradient" in type(x.grad_fn).__name__:
+            raise ValueError("no stages, please")
+        return super().forward(x)
+
+
+class FailsInStages(nn.Sequential):
+    """Trains as it should in one process; a stage of a pipeline fails."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__(nn.Linear(input_shape[0], 8), _FailsWhereSplit(8, num_outputs))
+
+
+class Recurrent(nn.Module):
+    """An LSTM of two layers in both directions, whose results and gradients are transposed views."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(1, 8)
+        self.lstm = nn.LSTM(8, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.leave = nn.Linear(16, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.leave(self.lstm(self.enter(x[:, :, None]))[0].mean(1))
+        return logits
+
+
+class _Turned(nn.Linear):
+    """Returns a transposed view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(1, -1)
+
+
+class Turned(nn.Sequential):
+    """A sequence whose layers end in transposed views, and whose gradients are such views."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int) -> None:
+        (width,) = input_shape
+        layers = [nn.Unflatten(1, (width, 1)), _Turned(1, 5), _Turned(width, 4), _Turned(5, 3), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(12, num_outputs))

@@ -37,6 +37,32 @@ def test_a_decoder_trains_the_same_in_shards_in_tensor_parallel_layers_and_in_st
     assert all(one.is_equal for one in compared), compared
 
 
+@pytest.mark.parametrize(
+    ("model", "schedule"),
+    [
+        ("Recurrent", "1f1b"),
+        pytest.param("Recurrent", "gpipe", marks=pytest.mark.fault),
+        pytest.param("Turned", "1f1b", marks=pytest.mark.fault),
+        pytest.param("Turned", "interleaved", marks=pytest.mark.fault),
+    ],
+)
+def test_stages_that_end_in_transposed_views_train_the_same(
+    file_store: ObstoreStore, tmp_path: Path, model: str, schedule: str
+) -> None:
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(pp=2, schedule=schedule)]
+    compared = _verify(file_store, tmp_path, f"tests.support.nets:{model}", layouts)
+    assert all(one.is_equal for one in compared), compared
+
+
+def test_a_layout_that_fails_leaves_the_others_their_results(file_store: ObstoreStore, tmp_path: Path) -> None:
+    layouts = [MeshLayout(dp_replicate=2), MeshLayout(pp=2), MeshLayout(dp_shard=2)]
+    compared = _verify(file_store, tmp_path, "tests.support.nets:FailsInStages", layouts)
+    assert [one.layout for one in compared] == ["DDP 2", "PP 2 1f1b", "FSDP 2"]
+    assert [one.is_equal for one in compared] == [True, False, True]
+    assert compared[1].error == "ValueError: no stages, please"
+    assert failures(compared) == [compared[1]]
+
+
 @pytest.mark.fault
 def test_weights_of_rows_and_classes_train_the_same_on_every_layout(file_store: ObstoreStore, tmp_path: Path) -> None:
     data = {"uri": "rows.csv", "task": "classification", "weight": "w"}

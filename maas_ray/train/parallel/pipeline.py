@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.utils._pytree import tree_map_only
 
 from maas_ray.errors import ModelError, SpecError
 from maas_ray.suggestions import did_you_mean
@@ -178,6 +179,39 @@ def _refuse_shared(stages: Sequence[nn.Module]) -> None:
                 )
 
 
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity, whose gradient is contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous()
+
+
+def _send_contiguous(part: nn.Module) -> None:
+    """Makes what a stage sends contiguous, as gloo and NCCL need it: its results, and the gradients of its inputs.
+
+    Torch allocates the buffers of a stage's receivers with the strides of the sender, so both sides depend on this. A
+    stage that ends in a transposed view, or begins with a layer whose gradient is one (a recurrent layer with
+    `batch_first`), would otherwise fail at its first step.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            _ContiguousGradient.apply(value) if isinstance(value, Tensor) and value.requires_grad else value
+            for value in args
+        )
+
+    def after(module: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+        return tree_map_only(Tensor, Tensor.contiguous, result)
+
+    part.register_forward_pre_hook(before)
+    part.register_forward_hook(after)
+
+
 class _Stage(PipelineStage):
     """A stage that sets the samples of each micro-batch, for dropout."""
 
@@ -211,6 +245,8 @@ class Pipeline:
         num_microbatches: int, loss: Callable[[Tensor, Tensor], Tensor], seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         refuse_microbatches(layout, num_microbatches)
+        for part in parts:
+            _send_contiguous(part)
         self._stages = [
             _Stage(part, rank + number * layout.pp, layout.num_stages, device, group=group)
             for number, part in enumerate(parts)

@@ -176,7 +176,10 @@ def _outcome(trial: Trial, ended: TrialEnded | None, running: list[MetricValue])
 def _job(trial: Trial, metric: str, store: ObstoreStore) -> TrialJob:
     # Trials run in other processes, possibly on other machines: they need the absolute location.
     storage = trial.spec.storage.model_copy(update={"uri": store.uri})
-    return TrialJob(trial.spec.model_copy(update={"storage": storage}).model_dump_json(), metric)
+    changes: dict[str, Any] = {"storage": storage}
+    if trial.number:
+        changes["export_check"] = "off"  # the first trial is checked, and the others have the same modules
+    return TrialJob(trial.spec.model_copy(update=changes).model_dump_json(), metric)
 
 
 def _room(trials: list[Trial]) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from maas_ray.data.spec.features import Features
 from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import BundleError, GateError, MaasError, ModelError
-from maas_ray.export.check import NUM_REAL, check_export
+from maas_ray.export.check import check_export, quick_parity
 from maas_ray.export.onnx_export import explain_per_token, refuse_size
 from maas_ray.models.hugging_face.formats import has_hf_format
 from maas_ray.store.objects import open_store
@@ -63,7 +63,7 @@ def judge(net: nn.Module, dataset: Dataset) -> dict[str, Any]:
             return {}
         return {"note": f"the model can be trained, but not published: {explain_per_token(net, features.task)}"}
     try:
-        check_export(net, features, dataset.spread("train", NUM_REAL))
+        check_export(net, features, dataset.spread("train", quick_parity(features).num_real))
     except (BundleError, GateError, ModelError) as error:
         return {"obstacle": str(error), "code": error.code}
     return {}
