@@ -202,7 +202,8 @@ def measure_checkpoints(bench: Bench) -> None:
         run = pool.submit(ours.train, job, bench.home, "saving")
         ranks = find_ranks(RANK, job.spec.workers.count, time.time(), [run])
         while not run.done():
-            samples.append((time.time(), cpu_s(ranks) / len(ranks)))
+            if (used_s := cpu_s(ranks)) is not None:  # none once a rank has ended
+                samples.append((time.time(), used_s / len(ranks)))
             time.sleep(SAMPLE_S)
     done = run.result().done
     used = dict(zip(done, np.interp(list(done.values()), *zip(*samples, strict=True)), strict=True))

@@ -17,6 +17,11 @@ def _start(side: str) -> Callable[[Results], Spread | None]:
     return lambda results: spread(one[f"{side}_s"] for one in results.get("start", []) if not one["is_first"])
 
 
+def _has_cpu(pair: dict[str, float], *names: str) -> bool:
+    """Whether a pair has these CPU times; a turn in which a rank ended has none, or a negative one."""
+    return all(pair.get(name, 0.0) > 0 for name in names)
+
+
 def _text(find: Callable[[dict[str, float]], float]) -> Callable[[Results], Spread | None]:
     return lambda results: spread(find(pair) for pair in results.get("text", []))
 
@@ -85,15 +90,21 @@ def _notes(results: Results) -> str:
         both = [spread(pair[side] for pair in pairs) for side in ("ours_s", "plain_s")]
         shown = " / ".join(one.text(lambda value: f"{1000 * value:.1f}") if one else "-" for one in both)
         notes.append(f"- {point['body']}, {point['layout']}, {len(pairs)} pairs: ms a step, ours / plain: {shown}")
-        used = [spread(1000 * pair[side] for pair in pairs if side in pair) for side in ("ours_cpu_s", "plain_cpu_s")]
-        ratio = spread(pair["ours_cpu_s"] / pair["plain_cpu_s"] for pair in pairs if pair.get("plain_cpu_s"))
+        counted = [pair for pair in pairs if _has_cpu(pair, "ours_cpu_s", "plain_cpu_s")]
+        used = [spread(1000 * pair[side] for pair in counted) for side in ("ours_cpu_s", "plain_cpu_s")]
+        ratio = spread(pair["ours_cpu_s"] / pair["plain_cpu_s"] for pair in counted)
+        if lost := sum("ours_cpu_s" in pair for pair in pairs) - len(counted):
+            notes.append(f"- {point['body']}, {point['layout']}: {lost} pairs without a CPU time are left out of it")
         if ratio and used[0] and used[1]:
             notes.append(
                 f"- {point['body']}, {point['layout']}: ms of CPU a step and rank, ours / plain: "
                 f"{used[0].median:.1f} / {used[1].median:.1f}, ratio {ratio.text(lambda value: f'{value:.3g}')}"
             )
     saves = results.get("checkpoints", {}).get("pairs", [])
-    if cost := spread(100 * (one["with_cpu_s"] / one["without_cpu_s"] - 1) for one in saves if "with_cpu_s" in one):
+    counted = [one for one in saves if _has_cpu(one, "with_cpu_s", "without_cpu_s")]
+    if lost := sum("with_cpu_s" in one for one in saves) - len(counted):
+        notes.append(f"- a checkpoint every 50 steps: {lost} pairs without a CPU time are left out of it")
+    if cost := spread(100 * (one["with_cpu_s"] / one["without_cpu_s"] - 1) for one in counted):
         notes.append(
             f"- a checkpoint every 50 steps, CPU time of the ranks: {cost.text(lambda value: f'{value:.1f} %')} more"
         )

@@ -11,6 +11,7 @@ times do not.
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ TURN_S = 4.0
 EDGE_S = 0.2
 """At the beginning of a turn: what was on its way when the other side was stopped."""
 START_S = 120.0
+MAX_LOST = 3
+"""Turns in which a rank may end before the measurement is given up."""
 _POLL_S = 0.5
 
 
@@ -38,7 +41,7 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
         pairs: turns of each side.
         log_every: steps between two times that a side notes down; both do so from a multiple of it on.
     """
-    began, turns = time.time(), []
+    began, turns, num_lost = time.time(), [], 0
     with ThreadPoolExecutor(2) as pool:
         sides = [pool.submit(ours), pool.submit(theirs)]
         groups = [find_ranks(mark, ranks, began, sides) for mark in marks]
@@ -50,7 +53,14 @@ def in_turns(ours: Callable[[], Timed], theirs: Callable[[], Timed], marks: tupl
                 _send(signal.SIGCONT, groups[turn])
                 start, used = time.time(), cpu_s(groups[turn])
                 time.sleep(TURN_S)
-                turns.append((turn, start, time.time(), (cpu_s(groups[turn]) - used) / ranks))
+                spent = used_since(used, cpu_s(groups[turn]))
+                if spent is not None:
+                    turns.append((turn, start, time.time(), spent / ranks))
+                    continue
+                num_lost += 1
+                print(f"a rank of {marks[turn]} ended in a turn, which is left out", file=sys.stderr)
+                if num_lost > MAX_LOST:
+                    raise RuntimeError(f"ranks ended in {num_lost} turns")
         finally:
             for group in groups:
                 _send(signal.SIGCONT, group)
@@ -101,10 +111,23 @@ def _starting(groups: list[list[psutil.Process]]) -> float:
     return 10.0 * max(1, len(groups) * len(groups[0]) / (os.cpu_count() or 1))
 
 
-def cpu_s(group: list[psutil.Process]) -> float:
-    """CPU time of all threads of these processes since their beginning, without what the host took away."""
-    found = [process.cpu_times() for process in group if process.is_running()]
+def cpu_s(group: list[psutil.Process]) -> float | None:
+    """CPU time of all threads of these processes since their beginning, without what the host took away.
+
+    None if one of them has ended: its counter is lost, and the sum of the others is less than it was.
+    """
+    try:
+        if any(process.status() == psutil.STATUS_ZOMBIE for process in group):
+            return None
+        found = [process.cpu_times() for process in group]
+    except psutil.NoSuchProcess:
+        return None
     return sum(one.user + one.system for one in found)
+
+
+def used_since(before: float | None, now: float | None) -> float | None:
+    """CPU time between two readings; None if one is missing or the counter went back."""
+    return now - before if before is not None and now is not None and now >= before else None
 
 
 def _send(number: int, group: list[psutil.Process]) -> None:

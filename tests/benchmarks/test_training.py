@@ -1,10 +1,14 @@
 """The training benchmark's own arithmetic, from fixed figures."""
 
+import subprocess
+import sys
+
 import pytest
+from ray._common.utils import psutil
 
 from benchmarks.training import table
 from benchmarks.training.ours import Timed
-from benchmarks.training.turns import step_times
+from benchmarks.training.turns import cpu_s, step_times, used_since
 
 RESULTS = {
     "date": "2030-01-01", "machine": {"cpus": 2, "cpu": "x"}, "versions": {"torch": "2.13.0"}, "settings": {"pairs": 3},
@@ -58,6 +62,29 @@ def test_the_table_has_the_measured_cpu_time_of_a_step_with_its_time() -> None:
         "- mlp, fsdp2: ms of CPU a step and rank, ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)",
     ]
     assert "- a checkpoint every 50 steps, CPU time of the ranks: 2.0 % (2.0 %–2.0 %) more" in lines
+
+
+def test_a_lost_cpu_counter_is_left_out_and_reported() -> None:
+    pairs = [{"ours_s": 0.1, "plain_s": 0.1, "ours_cpu_s": ours, "plain_cpu_s": 0.04} for ours in (0.05, -0.3, 0.05)]
+    saves = [{"with_s": 0.1, "without_s": 0.1, "with_cpu_s": -0.2, "without_cpu_s": 0.05}]
+    steps = [{"body": "mlp", "layout": "fsdp2", "pairs": pairs}]
+    text = table.markdown({**RESULTS, "steps": steps, "checkpoints": {"pairs": saves}})
+    assert "ours / plain: 50.0 / 40.0, ratio 1.25 (1.25–1.25)" in text
+    assert "- mlp, fsdp2: 1 pairs without a CPU time are left out of it" in text
+    assert "- a checkpoint every 50 steps: 1 pairs without a CPU time are left out of it" in text
+    assert "(-" not in text
+    assert " -" not in text.replace("\n- ", "\n").replace("| -", "|")
+
+
+def test_the_counter_of_a_process_that_ended_is_lost() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        group = [psutil.Process(), psutil.Process(child.pid)]
+        before = cpu_s(group)
+        assert used_since(before, cpu_s(group)) is not None
+        child.communicate(b"\n")
+        assert cpu_s(group) is None
+        assert used_since(before, cpu_s(group)) is None
+    assert used_since(2.0, 1.5) is None, "a sum that lacks a process goes back"
 
 
 def test_the_table_omits_missing_measurements_and_shows_foreign_load() -> None:

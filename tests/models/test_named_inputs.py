@@ -10,10 +10,10 @@ from maas_ray.data.sources.arrays import tensor_field
 from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.errors import ModelError, SpecError
-from maas_ray.models.build import build_model
-from maas_ray.models.spec import ModelSpec
 from maas_ray.export.onnx_export import export
 from maas_ray.export.parity import check_parity
+from maas_ray.models.build import build_model
+from maas_ray.models.spec import ModelSpec
 from maas_ray.row import InputColumn, Row
 from maas_ray.spec import parse_spec
 from maas_ray.store.objects import ObstoreStore

@@ -103,6 +103,7 @@ def test_a_run_is_resumed_only_as_the_same_training_and_shown_in_the_dashboard(
         # An error of ours is not worth a restart: it ends the run though three are left.
         pytest.param("TurnsToNan", "the loss of step 1 is nan", 3, marks=pytest.mark.fault),
         pytest.param("Raises", "the module's own mistake", 0, marks=pytest.mark.fault),
+        pytest.param("Raises", "failed twice before its first step with the same error", 3, marks=pytest.mark.fault),
     ],
 )
 def test_an_error_in_training_ends_the_run_with_its_reason(
@@ -124,7 +125,8 @@ def test_an_error_in_training_ends_the_run_with_its_reason(
     assert run.status == "failed"
     assert message in (run.error or "")
     assert list_checkpoints(file_store, checkpoints_prefix("r")) == []
-    assert [(one["event"], one.get("reason")) for one in events(tmp_path / "notes")] == [
+    attempts = 2 if "twice" in message else 1
+    assert [(one["event"], one.get("reason")) for one in events(tmp_path / "notes")] == attempts * [
         ("begin", None),
         ("end", "failed"),
     ]

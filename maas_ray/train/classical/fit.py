@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from maas_ray.data.loading.encode import encode_columns
 from maas_ray.data.loading.preprocess import Preprocess
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.data.loading.target_units import scaled_target
 from maas_ray.data.stored.dataset import Dataset, Split, open_dataset
 from maas_ray.data.table.data_profile import data_lines
@@ -24,7 +25,6 @@ from maas_ray.train.evaluation.class_metrics import ClassCounts
 from maas_ray.train.evaluation.evaluate import count_classes, evaluate, report_classes
 from maas_ray.train.loop.loss import build_loss
 from maas_ray.train.loop.progress import Progress
-from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.train.records.training_log import TrainingLog
 from maas_ray.train.spec.optim import ObjectiveSpec
 from maas_ray.train.spec.train import TrainSpec

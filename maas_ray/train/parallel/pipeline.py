@@ -191,6 +191,11 @@ class _ContiguousGradient(torch.autograd.Function):
         return grads[0].contiguous()
 
 
+def _contiguous_gradient(value: Tensor) -> Tensor:
+    same: Tensor = _ContiguousGradient.apply(value)  # type: ignore[no-untyped-call]
+    return same
+
+
 def _send_contiguous(part: nn.Module) -> None:
     """Makes what a stage sends contiguous, as gloo and NCCL need it: its results, and the gradients of its inputs.
 
@@ -201,7 +206,7 @@ def _send_contiguous(part: nn.Module) -> None:
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
-            _ContiguousGradient.apply(value) if isinstance(value, Tensor) and value.requires_grad else value
+            _contiguous_gradient(value) if isinstance(value, Tensor) and value.requires_grad else value
             for value in args
         )
 

@@ -11,6 +11,7 @@ from maas_ray.checkpoint.catalog import open_checkpoint
 from maas_ray.checkpoint.index import read_index
 from maas_ray.checkpoint.load import read_tensors
 from maas_ray.data.loading.open import open_rows
+from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.data.stored.dataset import Dataset, open_dataset
 from maas_ray.errors import DataError, ModelError, SpecError
 from maas_ray.models.build import build_model
@@ -21,7 +22,6 @@ from maas_ray.train.custom.metrics import build_metrics
 from maas_ray.train.evaluation.evaluate import DEFAULT_THRESHOLD, count_classes, evaluate_rows, report_classes
 from maas_ray.train.evaluation.predictions import show_samples
 from maas_ray.train.loop.loss import Loss, build_loss
-from maas_ray.data.loading.raw_model import RawModel
 from maas_ray.train.records.checkpoint_selector import Which, choose_step
 from maas_ray.train.records.runs import RunRecord, Runs, checkpoints_prefix
 from maas_ray.train.spec.metrics import MetricSpec

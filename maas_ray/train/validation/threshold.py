@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from maas_ray.data.loading.open import open_rows
-from maas_ray.train.evaluation.evaluate import BATCH_ROWS
 from maas_ray.data.loading.raw_model import RawModel
+from maas_ray.train.evaluation.evaluate import BATCH_ROWS
 from maas_ray.train.spec.threshold import choose_value
 from maas_ray.train.validation.load_model import Trained
 

@@ -11,13 +11,16 @@ from maas_ray.ray_internals.train import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
 )
-from maas_ray.train.ranks.failure_causes import find_cause
+from maas_ray.train.ranks.failure_causes import find_cause, recurs
 from maas_ray.train.ranks.rank_registry import RankRegistry
 from maas_ray.train.ranks.run_actor import Launch
 
 
 class RestartPolicy(FailurePolicy):  # type: ignore[misc]
-    """Restarts after a loss, up to a number of consecutive times; a new committed checkpoint resets the count."""
+    """Restarts after a loss, up to a number of consecutive times; a new committed checkpoint resets the count.
+
+    An error that is not transient and ends two attempts in a row after the same step ends the run.
+    """
 
     def __init__(self, job: Launch, ranks: RankRegistry) -> None:
         super().__init__(FailureConfig(max_failures=job.max_restarts))
@@ -38,6 +41,8 @@ class RestartPolicy(FailurePolicy):  # type: ignore[misc]
             return FailureDecision.RAISE
         if isinstance(found, MaasError) and not found.retryable:
             return FailureDecision.RAISE  # it would recur
+        if recurs(found, self._ranks.past):
+            return FailureDecision.RAISE
         if self._ranks.committed > self._committed:
             self._losses, self._committed = 0, self._ranks.committed
         self._losses += 1

@@ -76,7 +76,7 @@ def launch(job: Launch, actor: Any, ranks: RankRegistry) -> MaasError | None:
         trainer.fit()
         return None
     except TrainingFailedError as error:
-        return explain(job, error)
+        return explain(job, error, ranks.past)
     finally:
         ranks.end("the run is over")
         forget(filesystem, f"{path}/{job.name}")
