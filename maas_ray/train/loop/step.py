@@ -62,7 +62,7 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
         total = torch.zeros((), dtype=torch.float64, device=state.device)
         scale: float | None = None
         for batch, is_last in _with_last(batches):
-            with _sync(state.model, is_last):
+            with _sync(state.model, is_last, len(batches)):
                 loss, auxiliary = _losses(plan, state, batch)
                 scale = scale or coordinates.layout.dp / count()  # the first forward pass overlaps the wait
                 loss = loss * scale
@@ -72,7 +72,8 @@ def train_step(plan: LoopPlan, state: TrainState, loader: Batches, step: int) ->
             total += loss.detach()
     # From the optimizer's lists: a traversal of all modules takes as long as a small layer.
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    align_gradients(parameters)
+    if coordinates.layout.tp > 1:
+        align_gradients(parameters)
     if state.l1 or state.l2:
         add_penalty_gradient(state.weights, state.l1, state.l2)
     norm = None
@@ -153,8 +154,9 @@ def warm_up_buckets(plan: LoopPlan, state: TrainState, loader: Batches) -> None:
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     net.train()
     for _ in range(2):  # the second forward pass rebuilds the buckets
-        for batch, is_last in _with_last(loader.load(0, plan.stop)):
-            with _sync(state.model, is_last):
+        batches = loader.load(0, plan.stop)
+        for batch, is_last in _with_last(batches):
+            with _sync(state.model, is_last, len(batches)):
                 loss, auxiliary = _losses(plan, state, batch)
                 (loss if auxiliary is None else loss + auxiliary).backward()  # type: ignore[no-untyped-call]
     state.optimizer.zero_grad(set_to_none=True)
@@ -211,8 +213,10 @@ def _filled_up(rows: Tensor, missing: int) -> Tensor:
     return functional.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing))
 
 
-def _sync(model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+def _sync(model: nn.Module, is_last: bool, num_batches: int) -> AbstractContextManager[None]:
     """Exchanges gradients once per step, with the last micro-batch."""
+    if num_batches == 1:
+        return nullcontext()  # the default; to set it again, FSDP2 would traverse all modules
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     if isinstance(model, FSDPModule):
