@@ -13,11 +13,11 @@ from torch import nn
 
 from maas_ray.data.spec.features import CategoricalColumn, Features, NumericColumn, TensorColumn
 from maas_ray.errors import BundleError
+from maas_ray.export import onnx_export as export_module
 from maas_ray.export.onnx_export import ServedModel, build_signature, export
 from maas_ray.export.parity import check_parity
 from maas_ray.models.build import build_model
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize import export as export_module
 from tests.export.conftest import CASES, Case
 
 Cases = Callable[[str], Case]
@@ -191,7 +191,7 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("net", [Specialised(), Folding(), Untraceable()], ids=lambda net: type(net).__name__)
 def test_a_net_that_cannot_be_traced_for_any_number_of_rows_is_refused(net: nn.Module) -> None:
-    with pytest.raises(BundleError, match=f"{type(net).__name__} cannot be exported to ONNX.*any number of rows"):
+    with pytest.raises(BundleError, match=rf"{type(net).__name__} cannot be exported to ONNX at test_onnx_export.py:\d+ .*a graph "):
         export(net, ONE_NUMBER)
 
 
