@@ -191,7 +191,9 @@ class Untraceable(nn.Module):
 
 @pytest.mark.parametrize("net", [Specialised(), Folding(), Untraceable()], ids=lambda net: type(net).__name__)
 def test_a_net_that_cannot_be_traced_for_any_number_of_rows_is_refused(net: nn.Module) -> None:
-    with pytest.raises(BundleError, match=rf"{type(net).__name__} cannot be exported to ONNX at test_onnx_export.py:\d+ .*a graph "):
+    with pytest.raises(
+        BundleError, match=rf"{type(net).__name__} cannot be exported to ONNX at test_onnx_export.py:\d+ .*a graph "
+    ):
         export(net, ONE_NUMBER)
 
 
