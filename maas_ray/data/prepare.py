@@ -25,6 +25,7 @@ from maas_ray.data.table.data_profile import build_profile
 from maas_ray.data.table.fit import fit_statistics
 from maas_ray.data.table.plan import ColumnPlan, plan_column
 from maas_ray.data.table.rare_classes import count_merged, find_rare, merge_rare
+from maas_ray.data.table.refusals import Refusals
 from maas_ray.data.table.report import drop_rows, refuse_dropped, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.table.split import assign_table
 from maas_ray.data.table.split_rules import count_keys
@@ -75,14 +76,18 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     target = cast_target(spec.target, raw.column(spec.target), spec.task, spec.reader)
     rare = find_rare(spec, count_keys(target.values)) if spec.rare_classes is not None else frozenset()
     assigned = assign_table(spec, raw)
-    columns, plans, casts = _cast(spec, raw, raw_table.is_typed)
+    refusals = Refusals()
+    columns, plans, casts = _cast(spec, raw, raw_table.is_typed, refusals)
+    if not columns:
+        refusals.refuse()
     kept, report = drop_rows(columns, plans, target, raw.num_rows)
     refuse_dropped(spec, report, target.examples)
     if spec.rare_classes is not None:
         report["rare_classes"] = count_merged(target, rare)
         target = merge_rare(spec, target, rare)
     for column, plan in zip(columns, plans, strict=True):
-        refuse_missing(plan, int((column.missing & kept).sum()), int(kept.sum()))
+        with refusals.collect():
+            refuse_missing(plan, int((column.missing & kept).sum()), int(kept.sum()))
     cast = pa.table([column.values for column in columns], schema=pa.schema([column.field for column in columns]))
     rows = {split: np.flatnonzero(kept & (assigned == code)) for code, split in enumerate(SPLITS)}
     before = {split: int((assigned == code).sum()) for code, split in enumerate(SPLITS)}
@@ -96,7 +101,7 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
         else class_names(spec.target, targets["train"], spec.task, spec.positive_class)
     )
     statistics = gather_statistics(tables["train"], plans, cpu_timeout_s=cpu_timeout_s)
-    fitted = fit_statistics(statistics, plans, spec.cleaning)
+    fitted = fit_statistics(statistics, plans, spec.cleaning, refusals)
     if about_images is not None:
         report |= about_images
         fitted = mark_images(spec, fitted)
@@ -126,15 +131,19 @@ def prepare(spec: DataSpec, store: ObjectStore, *, cpu_timeout_s: float = 300.0)
     return save(store, tables, features, report, source, profile=profile)
 
 
-def _cast(spec: DataSpec, raw: pa.Table, is_typed: bool) -> tuple[list[CastColumn], list[ColumnPlan], dict[str, Cast]]:
+def _cast(
+    spec: DataSpec, raw: pa.Table, is_typed: bool, refusals: Refusals
+) -> tuple[list[CastColumn], list[ColumnPlan], dict[str, Cast]]:
+    """Casts the features; those that cannot be cast are left out and in `refusals`."""
     columns, plans, casts = [], [], {}
     limits = CastLimits(spec.max_unconvertible, spec.max_numbers_in_text)
     for name in raw.column_names[: raw.column_names.index(spec.target)]:
         own = spec.cleaning.columns.get(name, ColumnPolicy())
         field = raw.schema.field(name)
-        column, casts[name] = cast_column(field, raw.column(name), own, is_typed, spec.reader, limits)
-        if column.missing.all():
-            refuse_without_value(name, raw.num_rows, column.num_unconvertible)
-        columns.append(column)
-        plans.append(plan_column(spec.cleaning, column.kind, column.field))
+        with refusals.collect():
+            column, casts[name] = cast_column(field, raw.column(name), own, is_typed, spec.reader, limits)
+            if column.missing.all():
+                refuse_without_value(name, raw.num_rows, column.num_unconvertible)
+            plans.append(plan_column(spec.cleaning, column.kind, column.field))
+            columns.append(column)
     return columns, plans, casts

@@ -31,6 +31,7 @@ from maas_ray.data.table.column_statistics import (
 )
 from maas_ray.data.table.exact_stats import power_sums
 from maas_ray.data.table.fit import refuse_categories
+from maas_ray.data.table.refusals import Refusals
 from maas_ray.data.table.report import add_counts, refuse_dropped, refuse_empty, refuse_missing, refuse_without_value
 from maas_ray.data.table.split_rules import count_keys
 from maas_ray.data.table.target import refuse_classes, require_target
@@ -204,8 +205,11 @@ def _check(job: CleaningJob, counts: Mapping[str, Any]) -> None:
         if counts["absent"][plan.name] == num_rows:
             refuse_without_value(plan.name, num_rows, report["columns"][plan.name]["unconvertible"])
     refuse_dropped(spec, report, job.kinds.target_examples)
+    refusals = Refusals()
     for plan in job.plans:
-        refuse_missing(plan, counts["missing"][plan.name], num_kept)
+        with refusals.collect():
+            refuse_missing(plan, counts["missing"][plan.name], num_kept)
+    refusals.refuse()
     refuse_empty(spec, counts["before"], counts["kept"])
     refuse_no_weight(spec.weight, counts["weighted"])
 

@@ -14,6 +14,7 @@ from maas_ray.data.sources.survey import Survey, needs_survey, survey_column
 from maas_ray.data.sources.text import are_whole, decode_column
 from maas_ray.data.spec.cleaning import ColumnPolicy
 from maas_ray.data.spec.data import DataSpec
+from maas_ray.data.table.refusals import Refusals
 from maas_ray.errors import DataError
 
 
@@ -64,12 +65,18 @@ def survey_source(source: UnitSource, cpu_timeout_s: float) -> tuple[UnitSource,
                 merged[name] = merged[name].merged(found)
         source = _counted(source, rows)
     limits = CastLimits(source.spec.max_unconvertible, source.spec.max_numbers_in_text)
-    columns = {
-        name: choose_cast(
-            source.field(name), merged[name], _policy(source.spec, name), source.is_typed, source.spec.reader, limits
-        )
-        for name in feature_names(source)
-    }
+    columns, refusals = {}, Refusals()
+    for name in feature_names(source):
+        with refusals.collect():
+            columns[name] = choose_cast(
+                source.field(name),
+                merged[name],
+                _policy(source.spec, name),
+                source.is_typed,
+                source.spec.reader,
+                limits,
+            )
+    refusals.refuse()
     target = merged[source.spec.target]
     return source, Kinds(columns, target.is_whole, target.failed)
 

@@ -199,8 +199,9 @@ def _reading_hint(name: str, known: list[str]) -> str:
     """How the file should be read instead, if its header shows that."""
     if len(known) == 1:
         for delimiter in (";", "\t", "|", ","):
-            if name in (part.strip().strip('"') for part in known[0].split(delimiter)[: 1 + known[0].count(delimiter)]):
-                return f"; set data.delimiter: {delimiter!r}" if delimiter in known[0] else ""
+            parts = {part.strip().strip("\"'") for part in known[0].split(delimiter)}
+            if len(parts) > 1 and name.strip("\"'") in parts:
+                return f"; set data.delimiter: {delimiter!r}"
     if name in (one.strip() for one in known):
         return "; set data.skip_initial_space: true if the values of the file are separated by a comma and a space"
     return ""

@@ -12,6 +12,7 @@ from maas_ray.data.spec.features import CategoricalColumn, Column, DateColumn, N
 from maas_ray.data.table import exact_stats
 from maas_ray.data.table.column_statistics import CPU_TIMEOUT_S, Statistics, gather_statistics
 from maas_ray.data.table.plan import ColumnPlan
+from maas_ray.data.table.refusals import Refusals
 from maas_ray.errors import DataError
 
 _FEW_CATEGORIES = 20
@@ -42,14 +43,28 @@ def fit_columns(
 
 
 def fit_statistics(
-    gathered: Mapping[str, Statistics], plans: Sequence[ColumnPlan], cleaning: CleaningSpec
+    gathered: Mapping[str, Statistics],
+    plans: Sequence[ColumnPlan],
+    cleaning: CleaningSpec,
+    refusals: Refusals | None = None,
 ) -> tuple[Column, ...]:
     """As `fit_columns`, from the statistics of the training split.
+
+    Args:
+        gathered: statistics by column.
+        plans: the columns.
+        cleaning: limits of categories.
+        refusals: what was refused before, to be raised with the refusals of this step.
 
     Raises:
         DataError: a column has no value in the training split, or too many categories.
     """
-    return tuple(_fit(plan, gathered[plan.name], cleaning) for plan in plans)
+    refusals, fitted = refusals or Refusals(), []
+    for plan in plans:
+        with refusals.collect():
+            fitted.append(_fit(plan, gathered[plan.name], cleaning))
+    refusals.refuse()
+    return tuple(fitted)
 
 
 def _fit(plan: ColumnPlan, found: Statistics, cleaning: CleaningSpec) -> Column:

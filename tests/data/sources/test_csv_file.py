@@ -68,6 +68,7 @@ def test_a_zip_archive_of_one_file_is_read(tmp_path: Path) -> None:
     [
         (PLAIN.replace(",", ";"), "set data.delimiter: ';'"),
         (PLAIN.replace(",", "\t"), r"set data.delimiter: '\\t'"),
+        ("'a'\t'y'\n1\t2\n", r"set data.delimiter: '\\t'"),
         (PLAIN.replace(",", ", "), "data.skip_initial_space"),
         (PLAIN.encode("latin-1"), "set data.encoding"),
         ("a,,y\n1,2,u\n", "column 2 of 3 has no name"),
