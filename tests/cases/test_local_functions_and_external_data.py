@@ -244,6 +244,7 @@ def test_a_model_file_is_regular_and_bounded(tmp_path: Path, make: Callable[[Pat
         read_onnx(place)
 
 
+@pytest.mark.fault  # a minute
 def test_a_file_that_is_too_large_when_decoded_is_refused_in_a_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,13 +227,11 @@ def nothing_left(ray_cluster: RayCluster) -> Iterator[None]:
     pool.undeploy([status.name for status in pool.status([POOL])])
 
 
+@pytest.mark.fault
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     "plan",
-    [
-        pytest.param(SHORT, id="short"),
-        pytest.param(LONG, id="long", marks=[pytest.mark.fault, pytest.mark.timeout(1800)]),
-    ],
+    [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.timeout(1800))],
 )
 def test_no_caller_notices_what_a_pool_suffers(ray_cluster: RayCluster, tmp_path: Path, plan: Plan) -> None:
     seed = random.randrange(1 << 30)
