@@ -115,7 +115,7 @@ def test_a_table_in_a_pipe_has_one_line_for_each_row(file_store: ObstoreStore, t
     run = "b-" + "long-" * 17 + "name"
     spec, dataset = make_run(file_store, tmp_path, "mlp", run=run)
     Runs(file_store).create(spec, dataset.digest, None)
-    listed = runner.invoke(app, ["runs", "--store", file_store.uri])
+    listed = runner.invoke(app, ["runs", "--store", file_store.uri], env={"COLUMNS": None})
     assert listed.exit_code == 0
     assert sum(run in line for line in listed.stdout.splitlines()) == 1
     narrow = runner.invoke(app, ["runs", "--store", file_store.uri], env={"COLUMNS": "60"})

@@ -16,8 +16,8 @@ from maas_ray.data.spec.features import Features, NumericColumn, TargetScaling
 from maas_ray.data.stored.dataset import TARGET, Dataset, save_dataset
 from maas_ray.data.table.target import scale_target
 from maas_ray.errors import GateError, ModelError
+from maas_ray.export import onnx_export as exporting
 from maas_ray.models.spec import ModelSpec
-from maas_ray.optimize import export as exporting
 from maas_ray.optimize.publish import export_run
 from maas_ray.store.objects import ObstoreStore
 from maas_ray.train.classical import fit as classical_fit

@@ -236,7 +236,7 @@ def test_a_model_that_mixes_its_rows_is_run_singly_from_then_on() -> None:
     class Summing(HeldEngine):
         def start(self, inputs: Tensors, num_rows: int, finished: Finished) -> None:
             self.runs.append(inputs["x"].ravel().tolist())
-            self._finished.append(lambda: finished({"y": inputs["x"].sum(keepdims=True)}, None))
+            self.current.append(lambda: finished({"y": inputs["x"].sum(keepdims=True)}, None))
 
     rig = Rig(engine=Summing())
     for number in (1, 2, 3):

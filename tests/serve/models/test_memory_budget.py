@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from maas_ray.bundle.engine.memory import large_blocks_apart, return_to_system
-
 SCRIPT = """
 import asyncio, contextlib, dataclasses, json, tempfile
 import numpy as np
@@ -78,45 +76,35 @@ def test_memory_returns_after_every_unload() -> None:
     assert used["kept"][-1] - used["before"] > 48, "the C library keeps it if it is not asked"
 
 
-class MallocInfo(ctypes.Structure):
-    """`struct mallinfo2` of glibc."""
+MAPPED = """
+import ctypes
+from maas_ray.bundle.engine.memory import large_blocks_apart, return_to_system
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 
+class MallocInfo(ctypes.Structure):  # glibc's struct mallinfo2
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
-def mallinfo() -> MallocInfo:
-    function = ctypes.CDLL(None).mallinfo2
-    function.restype = MallocInfo
-    found: MallocInfo = function()
-    return found
+function = ctypes.CDLL(None).mallinfo2
+function.restype = MallocInfo
+kept = []
+
+def num_mapped():
+    kept.append(bytearray(8 << 20))
+    return int(function().hblks)
+
+with large_blocks_apart():
+    with large_blocks_apart():
+        first = num_mapped()
+    second = num_mapped()
+third = num_mapped()
+return_to_system()
+print(second - first, third - second)
+"""
+"""Blocks with a mapping of their own after one more of 8 MiB, in a new process, whose heap has no room for one."""
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc since 2.33")
 def test_large_blocks_may_be_set_apart_by_several_threads_at_once() -> None:
-    kept = []
-
-    def num_mapped() -> int:
-        """Blocks with a mapping of their own after one more of 8 MiB."""
-        kept.append(bytearray(8 << 20))
-        return int(mallinfo().hblks)
-
-    with large_blocks_apart():
-        with large_blocks_apart():
-            before = num_mapped()
-        assert num_mapped() == before + 1, "the first thread is still inside"
-    assert num_mapped() == before + 1, "nobody is: it comes from the heap"
-    return_to_system()
+    done = subprocess.run([sys.executable, "-c", MAPPED], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["1", "0"], "set apart while one thread is inside, from the heap once nobody is"

@@ -116,7 +116,7 @@ def test_the_policy_reaches_the_columns_and_the_digest_of_specs_without_it_is_un
     )
     table = pa.table({"a": ["x", "y"], "b": ["x", "y"]})
     plans = [plan_column(spec, "categorical", field) for field in table.schema]
-    columns = fit_columns(table, plans, 10)
+    columns = fit_columns(table, plans, CleaningSpec())
     assert [column.unknown_code for column in columns] == [2, -1]
     assert "unknown" in columns[0].model_dump()
     assert "unknown" not in columns[1].model_dump()
