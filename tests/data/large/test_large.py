@@ -464,7 +464,12 @@ def test_tasks_raise_the_same_errors_as_in_memory_preparation(
     _without_cluster(monkeypatch)
     with pytest.raises(DataError, match=message) as sharded:
         prepare(spec, file_store)
-    assert str(sharded.value) == str(small.value)
+    if "max_categories" in change.get(
+        "cleaning", {}
+    ):  # tasks end at the first such column, which could fill the memory
+        assert str(sharded.value) in str(small.value)
+    else:
+        assert str(sharded.value) == str(small.value)
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 1 << 27])
