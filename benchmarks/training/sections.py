@@ -104,7 +104,7 @@ def measure_steps(bench: Bench) -> None:
         name = f"{body}-{layout}"
         job = ours.write_job(bench.directory, name, fields)
         pairs = _in_turns(bench, job, "plain", functools.partial(peer.plain, is_sharded=layout == "fsdp2"))
-        points.append({"body": body, "parallelism": layout, "pairs": pairs})
+        points.append({"body": body, "layout": layout, "pairs": pairs})
         say(f"{body} {layout}", pairs)
 
 
